@@ -1,0 +1,19 @@
+"""The one exception type for faults of the user's input.
+
+The command line turns a `UserError` into one line on stderr and exit status 1; everything else keeps its traceback.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["UserError", "nearest"]
+
+
+class UserError(ValueError):
+    """The input is at fault: the message names the value, where it came from and what to do."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the known word closest to `word`, or an empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
