@@ -1,0 +1,92 @@
+"""What every benchmark shares: a timer, a record of the machine, a JSON beside the scripts.
+
+`write_result("container_softmax", config, results)` writes benchmarks/results/container_softmax.json: the machine, the
+processor, versions and commit, the configuration and the figures. A figure on a busy or unknown machine means little
+alone: time the alternatives in turns (`median_seconds_each`) and report their ratio.
+"""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["environment", "median_seconds", "median_seconds_each", "write_result"]
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def median_seconds(fn: Callable[[], object], repeats: int = 5, warmup: int = 1) -> float:
+    """Median wall time of `fn()` in seconds over `repeats` calls, after `warmup` calls that do not count."""
+    return median_seconds_each({"fn": fn}, repeats, warmup)["fn"]
+
+
+def median_seconds_each(fns: dict[str, Callable[[], object]], repeats: int = 5, warmup: int = 1) -> dict[str, float]:
+    """Median wall time of each function, called in turns so that a busy moment hits all of them alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in fns}
+    for turn in range(warmup + repeats):
+        for name, fn in fns.items():
+            _synchronize()
+            start = time.perf_counter()
+            fn()
+            _synchronize()
+            if turn >= warmup:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def environment() -> dict[str, Any]:
+    """Where a figure was measured: host system, processor, cores, accelerator, versions, commit, load."""
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _git("rev-parse", "HEAD"),
+        "commit_dirty": bool(_git("status", "--porcelain", "--", "src", "benchmarks/*.py")),
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def write_result(name: str, config: dict[str, Any], results: Any) -> Path:
+    """Write `results` (anything JSON can hold) with configuration and environment to benchmarks/results/<name>.json."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    record = {"name": name, "environment": environment(), "config": config, "results": results}
+    path.write_text(json.dumps(record, indent=2) + "\n")
+    return path
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=RESULTS.parent.parent, capture_output=True, text=True, check=True, timeout=30
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
