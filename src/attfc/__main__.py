@@ -1,0 +1,5 @@
+"""``python -m attfc``: the same as the console script."""
+
+from attfc.cli import main
+
+main()

@@ -1,0 +1,384 @@
+"""Configuration -> objects: the only place where both meet.
+
+Each `build_*` takes the resolved `RunConfig` and hands plain arguments to a component; `open_run` puts a whole run together, new or resumed,
+and `finish_run` writes what a reader wants to see at its end.
+"""
+
+import json
+import math
+import os
+import platform
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from attfc.backbones import create_backbone
+from attfc.config import RunConfig, apply_overrides, config_to_yaml
+from attfc.data import AttentionLoader, Augment, DecodedCache, Store, open_store
+from attfc.errors import UserError
+from attfc.evaluation import Pairs, evaluate_store, read_pairs, write_report
+from attfc.heads import AttFC, FullFC, Head
+from attfc.losses import AdaFace, ArcFace, CombinedMargin, CosFace, Margin
+from attfc.training.checkpoint import latest_checkpoint, load_checkpoint
+from attfc.training.momentum import MomentumPair
+from attfc.training.optimizers import build_optimizer, parameter_groups
+from attfc.training.schedule import build_schedule
+from attfc.training.trainer import Trainer
+
+__all__ = [
+    "Run",
+    "build_backbone",
+    "build_head",
+    "build_margin",
+    "choose_device",
+    "finish_run",
+    "new_run",
+    "resume_run",
+]
+
+AMP_DTYPES = {"none": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DISTRIBUTIONS = ("attfc", "torch", "numpy", "pillow", "pydantic", "safetensors", "matplotlib")
+
+
+@dataclass
+class Run:
+    """A run put together: `trainer.train()` starts or continues it."""
+
+    config: RunConfig
+    folder: Path
+    trainer: Trainer
+    store: Store
+    held_out: Store | None
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is the accelerator if the machine has one, else the processor.
+
+    Raises:
+        UserError: a device that torch does not know or this machine lacks.
+    """
+    if name == "auto":
+        return (
+            torch.accelerator.current_accelerator() or torch.device("cpu")
+            if torch.accelerator.is_available()
+            else torch.device("cpu")
+        )
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"device={name!r} cannot be used here ({reason}): try device=auto") from None
+    return device
+
+
+def build_margin(config: RunConfig) -> Margin:
+    """Build the margin on the positive cosine."""
+    margin = config.margin
+    if margin.name == "arcface":
+        return ArcFace(margin.scale, margin.margin, gradient=margin.gradient)
+    if margin.name == "cosface":
+        return CosFace(margin.scale, margin.margin, gradient=margin.gradient)
+    if margin.name == "adaface":
+        return AdaFace(margin.scale, margin.margin, margin.h, gradient=margin.gradient)
+    return CombinedMargin(margin.scale, margin.m1, margin.m2, margin.m3, gradient=margin.gradient)
+
+
+def build_head(config: RunConfig, identities: int) -> Head:
+    """Build the head for a training set of that many identities.
+
+    Raises:
+        UserError: fewer than two identities, or a container smaller than the batch.
+    """
+    if identities < 2:
+        raise UserError(
+            f"data.root={config.data.root} holds {identities} identity: training tells identities apart, so it needs at least 2"
+        )
+    margin = build_margin(config)
+    if config.head.name == "full_fc":
+        return FullFC(
+            config.backbone.embedding_size,
+            identities,
+            margin,
+            interclass_filtering_threshold=config.head.interclass_filtering_threshold,
+            filtering=config.head.filtering,
+            block_mib=config.head.block_mib,
+        )
+    slots = container_slots(config, identities)
+    if slots < config.batch_size:
+        raise UserError(
+            f"the container has {slots} slots, which is smaller than the batch ({config.batch_size}): raise container.ratio to at least "
+            f"{math.ceil(100 * config.batch_size / identities) / 100:g}, set container.slots, or lower batch_size"
+        )
+    return AttFC(
+        config.backbone.embedding_size,
+        slots,
+        margin,
+        keys_per_query=config.keys.per_query,
+        center_source=config.center.source,
+        temperature=config.attention.temperature,
+        include_stored_center=config.attention.include_stored_center,
+        center_blend=config.center.blend,
+        policy=config.container.policy,
+        dtype=config.container.dtype,
+        initial=config.container.initial,
+        in_batch_negatives=config.negatives.in_batch,
+        interclass_filtering_threshold=config.head.interclass_filtering_threshold,
+        filtering=config.head.filtering,
+        block_mib=config.head.block_mib,
+    )
+
+
+def container_slots(config: RunConfig, identities: int) -> int:
+    """Slots of the container: `container.slots`, else ratio x identities."""
+    if config.container.slots is not None:
+        return config.container.slots
+    assert config.container.ratio is not None
+    return max(1, round(config.container.ratio * identities))
+
+
+def build_backbone(config: RunConfig) -> nn.Module:
+    """Build the network with fresh weights."""
+    backbone = config.backbone
+    return create_backbone(
+        backbone.name, embedding_size=backbone.embedding_size, image_size=backbone.image_size, **backbone.options
+    )
+
+
+def new_run(config: RunConfig, progress: Callable[[int, int], None] | None = None) -> Run:
+    """Make the run's folder ``output/name-NUMBER`` with its configuration and environment, and put the run together."""
+    run = _assemble(config, None, progress)
+    folder = _fresh_folder(Path(config.output), config.name)
+    run.folder = run.trainer.run_folder = folder
+    (folder / "config.yaml").write_text(config_to_yaml(config), encoding="utf-8")
+    _write_json(folder / "environment.json", environment(run.trainer.device))
+    return run
+
+
+def resume_run(folder: Path, overrides: list[str], progress: Callable[[int, int], None] | None = None) -> Run:
+    """Put a run together again from its folder and take up its newest whole checkpoint.
+
+    Raises:
+        UserError: no run there, or overrides that change what the saved state describes (network, head, container).
+    """
+    import yaml
+
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{folder} is not a run: it has no config.yaml")
+    saved = yaml.safe_load(path.read_text(encoding="utf-8"))
+    before = apply_overrides(saved, [], str(path))
+    config = apply_overrides(saved, overrides, str(path))
+    _refuse_other_network(before, config)
+    run = _assemble(config, folder, progress)
+    checkpoint = latest_checkpoint(folder / "checkpoints")
+    if checkpoint is None:
+        raise UserError(
+            f"{folder} has no whole checkpoint to resume from (looked in {folder / 'checkpoints'}): start the run anew"
+        )
+    run.trainer.load_state_dict(load_checkpoint(checkpoint))
+    return run
+
+
+def finish_run(run: Run) -> Path | None:
+    """Write the report of a finished or interrupted run, if the configuration wants one."""
+    if not run.config.report.write:
+        return None
+    return write_report(run.folder, store=run.held_out, pictures=run.config.report.pictures)
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions and machine, as `environment.json` keeps them."""
+    versions = {name: metadata.version(name) for name in DISTRIBUTIONS}
+    return {
+        "versions": {"python": platform.python_version(), **versions},
+        "machine": {
+            "platform": platform.platform(),
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "device": str(device)
+            if device.type == "cpu"
+            else torch.cuda.get_device_name(device)
+            if device.type == "cuda"
+            else device.type,
+            "threads": torch.get_num_threads(),
+        },
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _assemble(config: RunConfig, folder: Path | None, progress: Callable[[int, int], None] | None) -> Run:
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    device = choose_device(config.device)
+    store = open_store(config.data.root, cache=config.data.index_cache, progress=progress)
+    held_out = (
+        open_store(config.eval.root, cache=config.eval.index_cache, progress=progress) if config.eval.root else None
+    )
+    head = build_head(config, len(store.identities)).to(device)
+    backbone = build_backbone(config)
+    image_size = int(getattr(backbone, "image_size", 112))
+    if config.precision.channels_last:
+        backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    loader = _build_loader(config, store, head.keys_per_query, image_size, pin_memory=device.type == "cuda")
+    total_steps = _total_steps(config, len(store))
+    pair = MomentumPair(
+        backbone.to(device),
+        config.key_encoder.momentum,
+        schedule=config.key_encoder.momentum_schedule,
+        batch_norm=config.key_encoder.batch_norm,
+    )
+    if config.precision.compile:
+        pair.query.compile()
+        pair.key.compile()
+    optimizer = build_optimizer(
+        config.optimizer.name,
+        parameter_groups(
+            [pair.query, head],
+            weight_decay=config.optimizer.weight_decay,
+            decay_norms_and_biases=config.optimizer.decay_norms_and_biases,
+        ),
+        learning_rate=config.optimizer.learning_rate,
+        momentum=config.optimizer.momentum,
+    )
+    warmup = round(config.schedule.warmup_epochs * len(store) / (config.batch_size * config.optimizer.accumulation))
+    trainer = Trainer(
+        pair=pair,
+        head=head,
+        loader=loader,
+        augment=Augment(**config.augment.model_dump()),
+        optimizer=optimizer,
+        schedule=build_schedule(
+            optimizer,
+            config.schedule.name,
+            total=total_steps,
+            warmup=warmup,
+            power=config.schedule.power,
+            final=config.schedule.final,
+        ),
+        device=device,
+        total_steps=total_steps,
+        run_folder=folder or Path(),
+        model_config={
+            "network": config.backbone.name,
+            "options": config.backbone.options,
+            "training_data": {"root": config.data.root, "licence": config.data.licence},
+        },
+        autocast_dtype=AMP_DTYPES[config.precision.amp],
+        channels_last=config.precision.channels_last,
+        accumulation=config.optimizer.accumulation,
+        clip=config.optimizer.clip,
+        evaluate_every=config.eval.every,
+        best_by=config.eval.best_by,
+        checkpoint_every=config.checkpoint.every,
+        keep_checkpoints=config.checkpoint.keep,
+        log_every=config.log.every,
+        tensorboard=config.log.tensorboard,
+    )
+    run = Run(config, folder or Path(), trainer, store, held_out)
+    if held_out is not None:
+        trainer.evaluate = _evaluator(run, read_pairs(Path(config.eval.pairs), held_out) if config.eval.pairs else None)
+    return run
+
+
+def _build_loader(
+    config: RunConfig, store: Store, keys_per_query: int, image_size: int, pin_memory: bool
+) -> AttentionLoader:
+    cache = DecodedCache(store, image_size, config.data.decoded_cache_mib) if config.data.decoded_cache_mib else None
+    return AttentionLoader(
+        store,
+        config.batch_size,
+        keys_per_query,
+        config.seed,
+        image_size=image_size,
+        workers=config.data.workers,
+        distinct_keys=config.keys.distinct,
+        sampling=config.keys.sampling,
+        broken_limit=config.data.broken_limit,
+        decoded_cache=cache,
+        pin_memory=pin_memory,
+    )
+
+
+def _total_steps(config: RunConfig, images: int) -> int:
+    steps = math.ceil(config.schedule.epochs * images / (config.batch_size * config.optimizer.accumulation))
+    return min(steps, config.schedule.max_steps) if config.schedule.max_steps else steps
+
+
+def _evaluator(run: Run, pairs: Pairs | None) -> Callable[[nn.Module, int], dict[str, Any]]:
+    """Evaluate on the held-out store; leaves evaluation.json and evaluation.npz in the run's folder."""
+    config = run.config
+    held_out = run.held_out
+    assert held_out is not None
+
+    def evaluate(model: nn.Module, step: int) -> dict[str, Any]:
+        result = evaluate_store(
+            model,
+            held_out,
+            pairs=pairs,
+            generated_pairs=config.eval.generated_pairs,
+            seed=config.seed,
+            flip=config.eval.flip,
+            batch_size=config.eval.batch_size,
+            all_pairs=config.eval.all_pairs,
+            autocast_dtype=AMP_DTYPES[config.precision.amp],
+        )
+        figures = result.figures()
+        _write_json(run.folder / "evaluation.json", {"step": step, **figures})
+        np.savez_compressed(run.folder / "evaluation.npz", **result.arrays())
+        return figures
+
+    return evaluate
+
+
+def _refuse_other_network(before: RunConfig, after: RunConfig) -> None:
+    fixed = ("backbone", "head", "container")
+    for section in fixed:
+        old, new = getattr(before, section).model_dump(), getattr(after, section).model_dump()
+        for key in old:
+            if old[key] != new[key] and key != "block_mib":
+                raise UserError(
+                    f"{section}.{key} is {old[key]!r} in the saved run and {new[key]!r} now: a resumed run keeps its network, head and container; "
+                    "start a new run to change them"
+                )
+
+
+def _fresh_folder(output: Path, name: str) -> Path:
+    safe = re.sub(r"[^\w.-]+", "-", name)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for number in range(1, 100_000):
+            folder = output / f"{safe}-{number:03d}"
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                continue
+            return folder
+    except OSError as error:
+        raise UserError(f"cannot make the run's folder in output={output}: {error.strerror or error}") from None
+    raise UserError(f"output={output} holds 100,000 runs named {safe}: choose another name=")
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,411 @@
+"""Typed configuration: YAML presets, `key=value` overrides, profiles; read by build.py and cli.py alone.
+
+A run's configuration is one flat set of sections. It is made in this order, later wins: the defaults below, the values of the
+`profile` (published | tuned), the preset (a name in attfc/presets or a path to a YAML file), the overrides of the command line. Presets
+leave the options that a profile governs alone, so `profile=published` on the command line means what it says. Unknown keys are
+refused with the nearest known one. Components never see these objects: build.py hands them plain arguments.
+"""
+
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from attfc.errors import UserError, nearest
+
+__all__ = ["PROFILES", "RunConfig", "apply_overrides", "config_to_yaml", "load_config", "preset_names"]
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are an error, assignments are checked."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """Where the training images come from."""
+
+    root: str = Field(
+        "synthetic:identities=600,images=20,seed=0",
+        description="image folder, or synthetic:identities=N,images=M,seed=S",
+    )
+    index_cache: str | None = Field(None, description="folder for the identity index; default beside the data")
+    workers: NotNegative = Field(2, description="decoding processes; 0 decodes in the training process")
+    decoded_cache_mib: NotNegative = Field(
+        0, description="MiB of memory to keep decoded images in; 0 decodes every time"
+    )
+    broken_limit: Share = Field(0.01, description="share of broken images above which the run stops")
+    licence: str = Field("unknown", description="licence of the training data, written into the exported model")
+
+
+class AugmentConfig(Section):
+    """Random changes of each image, batched on the training device."""
+
+    flip: Share = 0.5
+    crop_scale: tuple[float, float] | None = Field(
+        None, description="area share range of the random resized crop, e.g. [0.8, 1.0]"
+    )
+    brightness: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    contrast: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    saturation: Annotated[float, Field(ge=0, le=1)] = 0.0
+    blur: Share = Field(0.0, description="share of images blurred")
+
+
+class BackboneConfig(Section):
+    """The network."""
+
+    name: str = "r50"
+    embedding_size: Positive = 512
+    image_size: Positive | None = Field(None, description="input side in pixels; default: the network's own")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="further options of the network, e.g. {dropout: 0.1}"
+    )
+
+
+class KeysConfig(Section):
+    """What the attention loader yields beside the query."""
+
+    per_query: int = Field(2, description="K, keys of the query's identity")
+    distinct: bool = Field(True, description="keys differ from the query and from each other where the identity allows")
+    sampling: Literal["each_once", "with_replacement"] = Field(
+        "each_once", description="how an epoch visits the images"
+    )
+
+
+class KeyEncoderConfig(Section):
+    """The slow copy of the backbone."""
+
+    momentum: Share = Field(0.999, description="share of the old weights kept at a step")
+    momentum_schedule: Literal["constant", "ramp"] = "constant"
+    batch_norm: Literal["batch", "averaged"] = "batch"
+
+
+class AttentionConfig(Section):
+    """How keys become a generative class center."""
+
+    temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="in units of cosine")
+    include_stored_center: bool = Field(False, description="the identity's stored row joins the keys as a candidate")
+
+
+class CenterConfig(Section):
+    """What a class center is made from."""
+
+    blend: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="share of the stored row in the new center")
+    source: Literal["keys", "query"] = Field(
+        "keys", description="query: no key passes; the query's own embedding refreshes the stored row"
+    )
+
+
+class ContainerConfig(Section):
+    """The dynamic class container."""
+
+    ratio: Annotated[float, Field(gt=0)] | None = Field(0.3, description="slots / identities; slots overrides it")
+    slots: Positive | None = None
+    policy: Literal["fifo", "unique"] = "fifo"
+    dtype: Literal["float32", "bfloat16", "int8"] = "float32"
+    initial: Literal["empty", "random"] = "empty"
+
+
+class NegativesConfig(Section):
+    """Which centers push away."""
+
+    in_batch: bool = Field(False, description="the batch's own centers are negatives too")
+
+
+class MarginConfig(Section):
+    """The margin on the positive cosine."""
+
+    name: Literal["arcface", "cosface", "combined", "adaface"] = "cosface"
+    scale: Annotated[float, Field(gt=0)] = 64.0
+    margin: float = Field(0.4, description="radians for arcface, cosine for cosface and adaface; unused by combined")
+    m1: Annotated[float, Field(gt=0)] = Field(1.0, description="combined: factor of the angle")
+    m2: float = Field(0.0, description="combined: added angle, radians")
+    m3: float = Field(0.4, description="combined: subtracted cosine")
+    h: Annotated[float, Field(gt=0)] = Field(0.333, description="adaface: concentration of the norm")
+    gradient: Literal["exact", "straight_through"] = "exact"
+
+
+class HeadConfig(Section):
+    """What turns embeddings and labels into a loss."""
+
+    name: Literal["attfc", "full_fc"] = "attfc"
+    interclass_filtering_threshold: Annotated[float, Field(gt=-1, le=1)] | None = Field(
+        None, description="negatives with a larger cosine are dropped"
+    )
+    filtering: Literal["drop", "zero"] = "drop"
+    block_mib: Annotated[float, Field(gt=0)] = Field(32.0, description="working memory of the streaming pass, MiB")
+
+
+class OptimizerConfig(Section):
+    """Descent."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    decay_norms_and_biases: bool = True
+    clip: Annotated[float, Field(ge=0)] = Field(5.0, description="largest gradient norm of the backbone; 0 is off")
+    accumulation: Positive = Field(1, description="batches an optimizer step")
+
+
+class ScheduleConfig(Section):
+    """How long, and how fast."""
+
+    name: Literal["cosine", "polynomial", "constant"] = "cosine"
+    epochs: Annotated[float, Field(gt=0)] = 20
+    max_steps: Positive | None = Field(
+        None, description="stop here even if epochs are left; the schedule ends here too"
+    )
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    power: Annotated[float, Field(gt=0)] = Field(2.0, description="of the polynomial schedule")
+    final: Share = Field(0.0, description="last learning rate, as a share of the first")
+
+
+class PrecisionConfig(Section):
+    """Numbers and memory layout."""
+
+    amp: Literal["none", "bfloat16", "float16"] = "none"
+    channels_last: bool = True
+    compile: bool = False
+
+
+class EvalConfig(Section):
+    """Evaluation on identities that were never trained on."""
+
+    root: str | None = Field(None, description="image folder or synthetic: spec; default: no evaluation")
+    index_cache: str | None = None
+    pairs: str | None = Field(None, description="pairs file in the LFW form; default: generated pairs")
+    generated_pairs: Positive = 6000
+    every: NotNegative = Field(0, description="steps between evaluations during training; 0 only at the end")
+    best_by: Literal["accuracy", "auc", "tar_at_far_0.01", "tar_at_far_0.001", "rank_one"] = "accuracy"
+    all_pairs: bool = Field(True, description="also score every pair of images of the store, for low FARs")
+    flip: bool = True
+    batch_size: Positive = 256
+
+
+class CheckpointConfig(Section):
+    """When the whole state is saved."""
+
+    every: NotNegative = Field(500, description="steps; 0 saves only at the end and when interrupted")
+    keep: Positive = 2
+
+
+class ReportConfig(Section):
+    """The HTML report."""
+
+    write: bool = True
+    pictures: bool = Field(False, description="embed faces of the hardest pairs; only for stores you may show")
+
+
+class LogConfig(Section):
+    """metrics.jsonl, TensorBoard and the progress line."""
+
+    every: Positive = Field(10, description="steps")
+    tensorboard: bool = True
+
+
+class RunConfig(Section):
+    """One training run."""
+
+    name: str = Field("run", min_length=1, max_length=100)
+    profile: Literal["published", "tuned"] = "tuned"
+    output: str = Field("runs", description="the run's folder is made in here")
+    seed: NotNegative = 0
+    device: str = Field("auto", description="auto: the accelerator if there is one, else the processor")
+    threads: Positive | None = Field(
+        None, description="processor threads of the training process; default: torch's own"
+    )
+    batch_size: Positive = 128
+    data: DataConfig = Field(default_factory=DataConfig)
+    augment: AugmentConfig = Field(default_factory=AugmentConfig)
+    backbone: BackboneConfig = Field(default_factory=BackboneConfig)
+    head: HeadConfig = Field(default_factory=HeadConfig)
+    margin: MarginConfig = Field(default_factory=MarginConfig)
+    keys: KeysConfig = Field(default_factory=KeysConfig)
+    key_encoder: KeyEncoderConfig = Field(default_factory=KeyEncoderConfig)
+    attention: AttentionConfig = Field(default_factory=AttentionConfig)
+    center: CenterConfig = Field(default_factory=CenterConfig)
+    container: ContainerConfig = Field(default_factory=ContainerConfig)
+    negatives: NegativesConfig = Field(default_factory=NegativesConfig)
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
+    precision: PrecisionConfig = Field(default_factory=PrecisionConfig)
+    eval: EvalConfig = Field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    report: ReportConfig = Field(default_factory=ReportConfig)
+    log: LogConfig = Field(default_factory=LogConfig)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "RunConfig":
+        if self.head.name == "attfc" and self.center.source == "keys" and self.keys.per_query < 1:
+            raise ValueError(
+                f"keys.per_query is {self.keys.per_query}, but head.name=attfc with center.source=keys builds class centers from keys: "
+                "set keys.per_query to at least 1"
+            )
+        if self.container.slots is None and self.container.ratio is None:
+            raise ValueError("container.slots and container.ratio are both null: set one of them")
+        return self
+
+
+# The options that DESIGN section 3 lists, once as the AttFC paper and its code have them, once as docs/study.md found best.
+PROFILES: dict[str, dict[str, Any]] = {
+    "published": {
+        "keys": {"distinct": False},
+        "key_encoder": {"momentum": 0.999, "momentum_schedule": "constant", "batch_norm": "batch"},
+        "attention": {"temperature": 1.0, "include_stored_center": False},
+        "center": {"blend": 0.0, "source": "keys"},
+        "container": {"policy": "fifo", "dtype": "float32"},
+        "negatives": {"in_batch": False},
+        "margin": {"gradient": "straight_through"},
+    },
+    "tuned": {
+        "keys": {"distinct": True},
+        "key_encoder": {"momentum": 0.0, "momentum_schedule": "constant", "batch_norm": "batch"},
+        "attention": {"temperature": 1.0, "include_stored_center": False},
+        "center": {"blend": 0.8, "source": "keys"},
+        "container": {"policy": "unique", "dtype": "float32"},
+        "negatives": {"in_batch": True},
+        "margin": {"gradient": "exact"},
+    },
+}
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that come with the package."""
+    folder = resources.files("attfc") / "presets"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_config(preset: str, overrides: list[str] | None = None) -> RunConfig:
+    """Resolve a preset name or YAML path with overrides like ``optimizer.learning_rate=0.05``.
+
+    Raises:
+        UserError: unknown preset, unreadable YAML, unknown key, or a value of the wrong kind; one line a fault, with the nearest known name.
+    """
+    values, origin = _read_preset(preset)
+    return apply_overrides(values, overrides or [], origin)
+
+
+def apply_overrides(values: dict[str, Any], overrides: list[str], origin: str) -> RunConfig:
+    """Merge profile defaults under `values` and overrides over them, then validate; `origin` names the values in errors."""
+    changed = _parse_overrides(overrides)
+    profile = changed.get("profile", values.get("profile", "tuned"))
+    if profile not in PROFILES:
+        raise UserError(f"profile={profile!r} is unknown: choose one of {', '.join(PROFILES)}")
+    merged = _merge(_merge(PROFILES[profile], values), changed)
+    try:
+        return RunConfig.model_validate(merged)
+    except ValidationError as error:
+        raise UserError(_explain(error, origin)) from None
+
+
+def config_to_yaml(config: RunConfig) -> str:
+    """Render the resolved configuration as YAML; `load_config` reads it back to an equal object."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _read_preset(preset: str) -> tuple[dict[str, Any], str]:
+    path = Path(preset)
+    if path.suffix in (".yaml", ".yml"):
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read configuration {preset}: {error}") from None
+    elif preset in preset_names():
+        text = (resources.files("attfc") / "presets" / f"{preset}.yaml").read_text(encoding="utf-8")
+    else:
+        raise UserError(
+            f"unknown preset {preset!r}{nearest(preset, preset_names())} (presets: {', '.join(preset_names())}; or give the path of a .yaml file)"
+        )
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{preset} is not valid YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        values = {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise UserError(
+            f"{preset} holds {type(values).__name__}, expected a mapping of sections such as data, backbone, head"
+        )
+    return values, preset
+
+
+def _parse_overrides(overrides: list[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key.strip():
+            raise UserError(
+                f"override {override!r} is not of the form key=value, for example optimizer.learning_rate=0.05"
+            )
+        try:
+            value = yaml.safe_load(text) if text else ""
+        except yaml.YAMLError:
+            value = text
+        target = values
+        *sections, last = key.strip().split(".")
+        for section in sections:
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise UserError(
+                    f"override {override!r} goes into {section!r}, which an earlier override set to a plain value"
+                )
+        target[last] = value
+    return values
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _explain(error: ValidationError, origin: str) -> str:
+    lines = []
+    for fault in error.errors():
+        place = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            lines.append(f"unknown key {place!r}{_nearest_key(fault['loc'])}")
+        elif fault["type"] == "value_error":
+            lines.append(str(fault["ctx"]["error"]))
+        else:
+            lines.append(f"{place}={fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}")
+    return f"configuration {origin}: " + "; ".join(lines)
+
+
+def _nearest_key(location: tuple[int | str, ...]) -> str:
+    """Suggest the known key nearest to an unknown one: beside it first, then anywhere (``momentum_scedule`` at top level)."""
+    model: type[BaseModel] | None = RunConfig
+    for part in location[:-1]:
+        field = model.model_fields.get(str(part)) if model else None
+        annotation = field.annotation if field else None
+        model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    word = str(location[-1])
+    beside = nearest(word, model.model_fields) if model else ""
+    if beside and model is not RunConfig:
+        return beside
+    return _same_leaf(word) or beside or nearest(".".join(map(str, location)), _all_keys(RunConfig))
+
+
+def _same_leaf(word: str) -> str:
+    """Suggest the dotted key whose last part equals `word`, for someone who forgot the section."""
+    matches = [key for key in _all_keys(RunConfig) if key.split(".")[-1] == word]
+    return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def _all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in model.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            keys += _all_keys(annotation, f"{prefix}{name}.")
+        keys.append(prefix + name)
+    return keys

@@ -1,0 +1,155 @@
+"""What a run tells while it trains: one progress line, `metrics.jsonl`, TensorBoard.
+
+`metrics.jsonl` is the record everything else is drawn from: one JSON object a line, flushed as it is written, with `kind` train,
+evaluation or broken. On resume, lines of steps after the checkpoint are dropped, so the file reads as if the run had never stopped.
+Costs a few microseconds a step. On a terminal the line is rich's; otherwise a plain line every few seconds (a log file wants no bars).
+"""
+
+import json
+import math
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+__all__ = ["MetricsLog", "ProgressLine", "memory_mib"]
+
+SECONDS_BETWEEN_PLAIN_LINES = 15.0
+
+
+class _Writer(Protocol):
+    """The part of TensorBoard's SummaryWriter that is used."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def memory_mib(device: torch.device) -> float:
+    """Peak memory of this process in MiB: of the accelerator if `device` is one, else resident."""
+    if device.type == "cpu":
+        kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return kibibytes / 1024 if sys.platform != "darwin" else kibibytes / 1024**2
+    return float(torch.accelerator.max_memory_allocated(device)) / 1024**2
+
+
+class MetricsLog:
+    """Appends records to ``metrics.jsonl`` and, if asked, to TensorBoard.
+
+    Args:
+        run_folder: the run's folder; must exist.
+        first_step: records of steps >= this one are dropped from an existing file (resume).
+        tensorboard: also write event files under ``tensorboard/``.
+    """
+
+    def __init__(self, run_folder: Path, first_step: int = 0, tensorboard: bool = True) -> None:
+        self.path = run_folder / "metrics.jsonl"
+        if self.path.exists():
+            _drop_from(self.path, first_step)
+        self._file = self.path.open("a", encoding="utf-8")
+        self._writer: _Writer | None = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import: only for runs that log
+
+            self._writer = SummaryWriter(str(run_folder / "tensorboard"), purge_step=first_step or None)  # type: ignore[no-untyped-call]
+
+    def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Append one record; numbers go to TensorBoard under ``kind/name``. NaN and infinity are written as null: JSON has neither."""
+        record = {"kind": kind, "step": step, **values}
+        self._file.write(json.dumps(_finite(record), ensure_ascii=False) + "\n")
+        self._file.flush()
+        if self._writer is not None:
+            for name, value in values.items():
+                if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+                    self._writer.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        """Flush both files to disk."""
+        os.fsync(self._file.fileno())
+        self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+
+class ProgressLine:
+    """Loss, images/s, learning rate, time left and memory, on one line that stays in place.
+
+    >>> with ProgressLine(total_steps=2, first_step=0, console=Console(quiet=True)) as line:
+    ...     line.update(1, {"loss": 3.2, "learning_rate": 0.1, "images_per_second": 900.0, "memory_mib": 512.0})
+    """
+
+    def __init__(self, total_steps: int, first_step: int = 0, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self._total = total_steps
+        self._first = first_step
+        self._started = time.monotonic()
+        self._last_plain = -math.inf
+        self._bar = Progress(
+            TextColumn("[bold]train"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(compact=True),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._bar.add_task("train", total=total_steps, completed=first_step, figures="")
+
+    def __enter__(self) -> "ProgressLine":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def update(self, step: int, figures: dict[str, float]) -> None:
+        """Show the figures of a step (the same keys as a `train` record)."""
+        text = (
+            f"loss {figures['loss']:.3f}  {figures['images_per_second']:,.0f} images/s  "
+            f"lr {figures['learning_rate']:.2g}  {figures['memory_mib']:,.0f} MiB"
+        )
+        self._bar.update(self._task, completed=step, figures=text)
+        now = time.monotonic()
+        if self._bar.disable and (now - self._last_plain > SECONDS_BETWEEN_PLAIN_LINES or step == self._total):
+            self._last_plain = now
+            left = (now - self._started) / max(step - self._first, 1) * (self._total - step)
+            self.say(f"step {step}/{self._total}  {text}  {left / 60:.1f} min left")
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _drop_from(path: Path, step: int) -> None:
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # torn by a kill: its step is past the last checkpoint
+        if isinstance(record, dict) and int(record.get("step", 0)) < step:
+            kept.append(line)
+    beside = path.with_suffix(".jsonl.part")
+    beside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    beside.replace(path)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return value

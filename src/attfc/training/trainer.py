@@ -1,0 +1,326 @@
+"""The training loop: one process, any head, any device; stops and resumes at any step.
+
+One step: (1) the key encoder follows the query encoder, (2) the keys of the batch are embedded without gradient in one pass, (3) the queries
+are embedded, (4) the head turns both into a loss, (5) backward, clip, optimizer, schedule. With gradient accumulation a step takes several
+batches. The trainer knows no head by name: a head with ``keys_per_query == 0`` simply gets no keys (and costs no key passes).
+
+A loss that is not finite ends the run before it can reach a checkpoint. The loss of a step is looked at when the next one has been
+launched, so an accelerator never waits for the host. Everything that shapes later losses is in the checkpoint (DESIGN section 6): resume
+gives the same losses, bit for bit on the CPU.
+"""
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from attfc.data.attention_loader import AttentionLoader, Batch
+from attfc.data.transforms import Augment
+from attfc.errors import UserError
+from attfc.heads.head import Head
+from attfc.training.checkpoint import prune_checkpoints, save_checkpoint
+from attfc.training.model_files import save_model
+from attfc.training.momentum import MomentumPair
+from attfc.training.progress import MetricsLog, ProgressLine, memory_mib
+from attfc.training.random_state import rng_state, set_rng_state
+
+__all__ = ["Interrupted", "Trainer"]
+
+LOSS_SMOOTHING = 0.98
+
+
+class Interrupted(Exception):
+    """SIGTERM or Ctrl-C arrived; the run was saved at `step` and can be resumed."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"interrupted: saved at step {step}")
+        self.step = step
+
+
+@dataclass
+class Trainer:
+    """Trains a query encoder under a head.
+
+    Args:
+        pair: query encoder and key encoder, on `device`.
+        head: any head of attfc.heads, on `device`.
+        loader: yields uint8 batches; its batch size is the size of one pass.
+        augment: uint8 images + seeds -> float images in [-1, 1], on the device.
+        optimizer, schedule: over the parameters of the query encoder and the head.
+        total_steps: optimizer steps of the whole run.
+        run_folder: where metrics, checkpoints and models go.
+        model_config: what `config.json` of the exported backbone says.
+        autocast_dtype: bfloat16 or float16 for mixed precision (float16 brings a gradient scaler), None for float32.
+        accumulation: batches an optimizer step; their mean loss is descended.
+        clip: largest gradient norm of the query encoder; 0 is off.
+        evaluate: called as evaluate(query_encoder, step) every `evaluate_every` steps; returns figures for the log.
+        best_by: the figure of `evaluate` by which `best/` is chosen (larger is better).
+    """
+
+    pair: MomentumPair
+    head: Head
+    loader: AttentionLoader
+    augment: Augment
+    optimizer: Optimizer
+    schedule: LRScheduler
+    device: torch.device
+    total_steps: int
+    run_folder: Path
+    model_config: dict[str, Any]
+    autocast_dtype: torch.dtype | None = None
+    channels_last: bool = False
+    accumulation: int = 1
+    clip: float = 5.0
+    evaluate: Callable[[nn.Module, int], dict[str, Any]] | None = None
+    evaluate_every: int = 0
+    best_by: str = "accuracy"
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+    log_every: int = 10
+    tensorboard: bool = True
+    step: int = field(default=0, init=False)
+    best: float = field(default=-math.inf, init=False)
+    last_evaluation: dict[str, Any] | None = field(default=None, init=False)
+    _average: float | None = field(default=None, init=False)
+    _seconds: float = field(default=0.0, init=False)
+    _stop: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.autocast_dtype is torch.float16)
+
+    def train(self) -> None:
+        """Run to `total_steps` from wherever the state stands; saves on the way, at the end, and when told to stop.
+
+        Raises:
+            Interrupted: SIGTERM or Ctrl-C; the state is saved.
+            UserError: a loss that is not finite, or too many broken images; the last checkpoint stands.
+        """
+        log = MetricsLog(self.run_folder, first_step=self.step + 1, tensorboard=self.tensorboard)
+        with contextlib.closing(log), ProgressLine(self.total_steps, self.step) as line, self._stop_on_signals():
+            self._run(log, line)
+
+    def _run(self, log: MetricsLog, line: ProgressLine) -> None:
+        batches = self.loader.batches(self.total_steps * self.accumulation)
+        window_start, window_steps = time.perf_counter(), 0
+        pending: tuple[Tensor, list[Batch]] | None = None
+        self.pair.query.train()
+        self.head.train()
+        while self.step < self.total_steps:
+            group = [next(batches) for _ in range(self.accumulation)]
+            loss = self.train_step(group)
+            self.step += 1
+            window_steps += 1
+            self._report_broken(group, log)
+            if pending is not None and self.device.type != "cpu":
+                self._check_finite(*pending, step=self.step - 1)
+            pending = (loss, group)
+            logs = self.step % self.log_every == 0 or self.step == self.total_steps
+            evaluates = self._due(self.evaluate_every) and self.step < self.total_steps
+            saves = self._due(self.checkpoint_every) or self._stop or self.step == self.total_steps
+            if self.device.type == "cpu" or logs or evaluates or saves:
+                self._check_finite(*pending, step=self.step)
+            if logs:
+                elapsed = time.perf_counter() - window_start
+                self._seconds += elapsed
+                images = window_steps * self.accumulation * self.loader.batch_size
+                self._log_step(float(loss), images / elapsed, log, line)
+                window_start, window_steps = time.perf_counter(), 0
+            if evaluates:
+                paused = time.perf_counter()
+                self.run_evaluation(log, line)
+                window_start += time.perf_counter() - paused
+            if saves:
+                paused = time.perf_counter()
+                self.save()
+                window_start += time.perf_counter() - paused
+            if self._stop and self.step < self.total_steps:
+                raise Interrupted(self.step)
+        if self.evaluate is not None:
+            self.run_evaluation(log, line)
+        save_model(self.run_folder / "model", self.pair.query, self.model_config)
+
+    def train_step(self, batches: list[Batch]) -> Tensor:
+        """One optimizer step over the mean loss of `batches`; returns that loss, detached, without waiting for the device."""
+        self.pair.update(self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.device)
+        for batch in batches:
+            loss = self.forward(batch) / len(batches)
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        if self.clip > 0:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.pair.query.parameters(), self.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.schedule.step()
+        return total
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Loss of one batch, with gradient: keys embedded in one no-gradient pass, then the queries, then the head."""
+        seeds = batch.seeds.to(self.device, non_blocking=True)
+        labels = batch.labels.to(self.device, non_blocking=True)
+        keys = None
+        with torch.autocast(
+            self.device.type, self.autocast_dtype or torch.bfloat16, enabled=self.autocast_dtype is not None
+        ):
+            if self.head.keys_per_query:
+                images = self._images(batch.keys.flatten(0, 1), seeds[:, 1:].reshape(-1))
+                keys = self.pair.embed_keys(images.unflatten(0, batch.keys.shape[:2]))
+            queries = self._images(batch.queries, seeds[:, 0])
+            embeddings = self.pair.query(queries)
+        loss: Tensor = self.head(embeddings, labels, keys)
+        return loss
+
+    def run_evaluation(self, log: MetricsLog, line: ProgressLine | None = None) -> None:
+        """Evaluate the query encoder, record the figures, and keep it in ``best/`` if it is the best so far."""
+        assert self.evaluate is not None
+        figures = self.evaluate(self.pair.query, self.step)
+        self.pair.query.train()
+        self.last_evaluation = figures
+        log.write("evaluation", self.step, figures)
+        score = _figure(figures, self.best_by)
+        if score is not None and score > self.best:
+            self.best = score
+            save_model(self.run_folder / "best", self.pair.query, self.model_config)
+        if line is not None:
+            shown = "  ".join(
+                f"{name} {value:.4f}"
+                for name, value in _flat(figures)
+                if name in ("accuracy", "auc", "eer", "rank_one")
+            )
+            line.say(f"step {self.step}: on unseen identities  {shown}")
+
+    def save(self) -> Path:
+        """Write a checkpoint of everything and prune old ones."""
+        folder = self.run_folder / "checkpoints"
+        path = save_checkpoint(folder, self.step, self.state_dict())
+        prune_checkpoints(folder, self.keep_checkpoints)
+        return path
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that shapes later steps: DESIGN section 6."""
+        return {
+            "pair": self.pair.state_dict(),
+            "head": self.head.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "rng": rng_state(),
+            "loader": self.loader.state_dict(),
+            "trainer": {
+                "step": self.step,
+                "best": None if math.isinf(self.best) else self.best,
+                "average": self._average,
+                "seconds": self._seconds,
+            },
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a saved state.
+
+        Raises:
+            UserError: the state is of another network, head or optimizer; nothing on disk is touched.
+        """
+        try:
+            self.pair.load_state_dict(state["pair"])
+            self.head.load_state_dict(state["head"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"the checkpoint does not fit this network, head or optimizer: {reason}; resume with the run's own configuration"
+            ) from None
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.loader.load_state_dict(state["loader"])
+        own = state["trainer"]
+        self.step, self._average, self._seconds = own["step"], own["average"], own["seconds"]
+        self.best = -math.inf if own["best"] is None else own["best"]
+        set_rng_state(state["rng"])
+
+    def _images(self, images: Tensor, seeds: Tensor) -> Tensor:
+        images = self.augment(images.to(self.device, non_blocking=True), seeds)
+        return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and self.step % every == 0
+
+    def _log_step(self, loss: float, images_per_second: float, log: MetricsLog, line: ProgressLine) -> None:
+        self._average = loss if self._average is None else LOSS_SMOOTHING * self._average + (1 - LOSS_SMOOTHING) * loss
+        figures = {
+            "epoch": self.step
+            * self.accumulation
+            * self.loader.batch_size
+            * self.loader.ranks
+            / len(self.loader.store),
+            "loss": loss,
+            "loss_average": self._average,
+            "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
+            "images_per_second": images_per_second,
+            "memory_mib": memory_mib(self.device),
+            "seconds": self._seconds,
+            **self.head.statistics(),
+        }
+        log.write("train", self.step, figures)
+        line.update(self.step, figures)
+
+    def _report_broken(self, batches: list[Batch], log: MetricsLog) -> None:
+        for batch in batches:
+            for position, where, reason in batch.broken:
+                log.write("broken", self.step, {"position": position, "where": where, "reason": reason})
+
+    def _check_finite(self, loss: Tensor, batches: list[Batch], step: int) -> None:
+        if math.isfinite(float(loss)):
+            return
+        positions = [int(position) for batch in batches for position in batch.positions]
+        shown = ", ".join(map(str, positions[:16])) + (
+            f", ... ({len(positions)} in all)" if len(positions) > 16 else ""
+        )
+        where = self.loader.store.where(positions[0])
+        raise UserError(
+            f"the loss is {float(loss)} at step {step}, in the batch of sample positions {shown} (the first is {where}); the last checkpoint is kept. "
+            "Try a smaller optimizer.learning_rate, a longer schedule.warmup_epochs, optimizer.clip=1, or precision.amp=none"
+        )
+
+    @contextlib.contextmanager
+    def _stop_on_signals(self) -> Iterator[None]:
+        """SIGTERM and the first Ctrl-C ask the loop to save and leave; a second Ctrl-C ends at once."""
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            if self._stop and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self._stop = True
+
+        try:
+            before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        except ValueError:  # not the main thread: whoever runs us there handles signals
+            before = {}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _flat(figures: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}_")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield prefix + name, float(value)
+
+
+def _figure(figures: dict[str, Any], name: str) -> float | None:
+    value = dict(_flat(figures)).get(name)
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,112 @@
+"""Configuration: order of precedence, refusals with the nearest name, and the round trip through a run's config.yaml."""
+
+import pytest
+import yaml
+
+from attfc.config import PROFILES, RunConfig, apply_overrides, config_to_yaml, load_config, preset_names
+from attfc.errors import UserError
+
+
+def test_every_preset_resolves_and_is_listed() -> None:
+    names = preset_names()
+    assert {"demo", "faces112"} <= set(names)
+    for name in names:
+        assert load_config(name).name == name
+
+
+def test_overrides_win_over_preset_which_wins_over_profile(tmp_path) -> None:
+    preset = tmp_path / "mine.yaml"
+    preset.write_text("profile: published\ncenter: {blend: 0.25}\nbatch_size: 7\n")
+    config = load_config(str(preset), ["batch_size=9", "margin.scale=16"])
+    assert config.batch_size == 9
+    assert config.margin.scale == 16.0
+    assert config.center.blend == 0.25  # the preset's, over the profile's 0
+    assert config.key_encoder.momentum == 0.999  # the profile's
+    assert config.margin.gradient == "straight_through"
+
+
+@pytest.mark.parametrize("profile", sorted(PROFILES))
+def test_a_profile_on_the_command_line_means_all_of_it(profile) -> None:
+    for preset in preset_names():
+        config = load_config(preset, [f"profile={profile}"]).model_dump()
+        for section, values in PROFILES[profile].items():
+            assert {key: config[section][key] for key in values} == values
+
+
+def test_resolved_configuration_reads_back_equal() -> None:
+    config = load_config("demo", ["augment.crop_scale=[0.8, 1.0]", "name=Zoë runs"])
+    again = apply_overrides(yaml.safe_load(config_to_yaml(config)), [], "config.yaml")
+    assert again == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.learning_rat=0.1", "unknown key 'optimizer.learning_rat'; did you mean 'learning_rate'?"),
+        ("momentum_schedule=ramp", "did you mean 'key_encoder.momentum_schedule'?"),
+        ("contaner.ratio=0.1", "unknown key 'contaner'; did you mean 'container'?"),
+        ("batch_size=many", "batch_size='many'"),
+        ("batch_size=0", "batch_size=0"),
+        ("optimizer.learning_rate=.nan", "optimizer.learning_rate=nan"),
+        ("keys.per_query=0", "keys.per_query is 0"),
+        ("keys.per_query=-1", "keys.per_query is -1"),
+        ("profile=publishd", "profile='publishd' is unknown: choose one of published, tuned"),
+        ("batch_size", "not of the form key=value"),
+        ("=3", "not of the form key=value"),
+        ("head=attfc", "head='attfc'"),
+    ],
+)
+def test_wrong_override_is_one_clear_error(override, message) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config("demo", [override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_override_inside_a_plain_value_is_refused() -> None:
+    with pytest.raises(UserError, match="which an earlier override set to a plain value"):
+        load_config("demo", ["head=attfc", "head.name=attfc"])
+
+
+def test_fc_head_needs_no_keys() -> None:
+    assert load_config("demo", ["head.name=full_fc", "keys.per_query=0"]).keys.per_query == 0
+
+
+def test_unknown_preset_names_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"unknown preset 'dmo'; did you mean 'demo'\?"):
+        load_config("dmo")
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [", "3", "1: 2"])
+def test_preset_that_is_no_mapping_is_refused(tmp_path, text) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"bad\.yaml"):
+        load_config(str(path))
+
+
+def test_missing_preset_file_is_named(tmp_path) -> None:
+    with pytest.raises(UserError, match=r"cannot read configuration .*nowhere\.yaml"):
+        load_config(str(tmp_path / "nowhere.yaml"))
+
+
+def test_every_field_is_reachable_by_its_dotted_name() -> None:
+    flat = {
+        f"{section}.{key}"
+        for section, values in RunConfig().model_dump().items()
+        if isinstance(values, dict)
+        for key in values
+    }
+    for name in (
+        "attention.temperature",
+        "attention.include_stored_center",
+        "center.blend",
+        "key_encoder.momentum_schedule",
+        "container.policy",
+        "container.dtype",
+        "negatives.in_batch",
+        "keys.distinct",
+        "key_encoder.batch_norm",
+        "margin.gradient",
+    ):
+        assert name in flat  # the names of DESIGN section 3
