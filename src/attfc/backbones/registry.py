@@ -1,0 +1,112 @@
+"""Every backbone by name: a plain dict of builders, and the table that `attfc backbones` prints.
+
+A builder takes ``name, embedding_size, image_size`` and its own keyword options and returns the network. The counts of the table
+are not written down but counted on the meta device (about 2 s for all, once a process).
+Names: those of arcface_torch, ours (`*_tiny`), and ``timm:NAME`` for any network of timm.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+
+import torch
+from torch import nn
+
+from attfc.backbones.counting import count_macs, count_parameters
+from attfc.backbones.iresnet import IRESNET_BLOCKS, IResNet
+from attfc.backbones.tiny import TINY_BLOCKS, TinyIResNet
+from attfc.errors import UserError, nearest
+
+__all__ = ["BackboneInfo", "backbone_table", "create_backbone", "list_backbones"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A builder, where its architecture comes from, and the image size it is made for."""
+
+    build: Callable[..., nn.Module]
+    source: str
+    image_size: int
+
+
+@dataclass(frozen=True)
+class BackboneInfo:
+    """A row of the table: counts of one image, sizes in pixels."""
+
+    name: str
+    params: int
+    gmacs: float
+    attention_gmacs: float
+    image_size: int
+    embedding_size: int
+    source: str
+
+
+_ENTRIES: dict[str, Entry] = {
+    **{name: Entry(partial(IResNet, blocks), "arcface_torch", 112) for name, blocks in IRESNET_BLOCKS.items()},
+    **{name: Entry(partial(TinyIResNet, *shape), "attfc", 56) for name, shape in TINY_BLOCKS.items()},
+}
+
+
+def create_backbone(
+    name: str, embedding_size: int = 512, image_size: int | None = None, **options: object
+) -> nn.Module:
+    """Build a backbone: (B, 3, S, S) float RGB in [-1, 1] -> (B, embedding_size) float32.
+
+    Args:
+        name: see `list_backbones`, or ``timm:NAME``.
+        embedding_size: length of the output.
+        image_size: S in pixels; None: what the network is made for (112; 56 for ours; timm's own).
+        options: of the network, such as ``dropout=0.1`` or ``checkpointing=True``; see the classes.
+
+    Returns:
+        A module with attributes `name`, `embedding_size` and `image_size`. New weights, drawn from torch's generator.
+
+    Raises:
+        UserError: unknown name or option, or a size that does not fit.
+
+    >>> create_backbone("r6_tiny", embedding_size=64)(torch.zeros(2, 3, 56, 56)).shape
+    torch.Size([2, 64])
+    """
+    if name not in _ENTRIES:
+        raise UserError(f"no backbone is called {name!r}{nearest(name, _ENTRIES)}: known are {', '.join(_ENTRIES)}")
+    entry = _ENTRIES[name]
+    if embedding_size < 1:
+        raise UserError(f"embedding_size {embedding_size} of backbone {name}: use a positive number, such as 512")
+    known = [p.name for p in inspect.signature(entry.build).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    known = [option for option in known if option not in ("embedding_size", "image_size", "name")]
+    for option in options:
+        if option not in known:
+            raise UserError(
+                f"backbone {name} has no option {option!r}{nearest(option, known)}: it takes {', '.join(known)}"
+            )
+    size = entry.image_size if image_size is None else image_size
+    return entry.build(name=name, embedding_size=embedding_size, image_size=size, **options)
+
+
+@cache
+def backbone_table() -> tuple[BackboneInfo, ...]:
+    """Return a row for every network of our registry (not timm's), counted at its own image size."""
+    rows = []
+    for name, entry in _ENTRIES.items():
+        with torch.device("meta"):
+            network = create_backbone(name)
+        macs = count_macs(network, entry.image_size)
+        rows.append(
+            BackboneInfo(
+                name=name,
+                params=count_parameters(network),
+                gmacs=macs.dense / 1e9,
+                attention_gmacs=macs.attention / 1e9,
+                image_size=entry.image_size,
+                embedding_size=512,
+                source=entry.source,
+            )
+        )
+    return tuple(rows)
+
+
+def list_backbones() -> tuple[BackboneInfo, ...]:
+    """Return the rows of `backbone_table`: every name `create_backbone` takes, but for ``timm:NAME``."""
+    return backbone_table()
