@@ -1,0 +1,195 @@
+"""The commands as a user types them: on a folder of faces, and with everything that can be wrong."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from attfc import cli
+
+from .conftest import TINY
+
+
+def attfc(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run `python -m attfc` and return what it printed."""
+    return subprocess.run([sys.executable, "-m", "attfc", *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False)
+
+
+def run_main(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
+    """The same in this process (no import cost): exit status, stdout, stderr."""
+    monkeypatch.setattr(sys, "argv", ["attfc", *map(str, arguments)])
+    try:
+        cli.main()
+        status = 0
+    except SystemExit as leave:
+        status = int(leave.code or 0)
+    shown = capsys.readouterr()
+    return status, shown.out, shown.err
+
+
+@pytest.fixture(autouse=True)
+def fresh_consoles(monkeypatch):
+    """Consoles of the module write to whatever stands for stdout and stderr now."""
+    from rich.console import Console
+
+    monkeypatch.setattr(cli, "_out", Console(highlight=False, soft_wrap=True))
+    monkeypatch.setattr(cli, "_err", Console(stderr=True, highlight=False, soft_wrap=True))
+
+
+def test_train_evaluate_and_report_on_a_folder(tmp_path, face_folder) -> None:
+    cache = tmp_path / "cache"
+    done = attfc(
+        *("train", "demo", *TINY, f"data.root={face_folder}", f"eval.root={face_folder}", f"data.index_cache={cache}"),
+        *(f"eval.index_cache={cache}", f"output={tmp_path}", "data.workers=1", "log.tensorboard=true", "report.pictures=true"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    run = tmp_path / "demo-001"
+    for name in ("config.yaml", "environment.json", "metrics.jsonl", "evaluation.json", "evaluation.npz", "report.html"):
+        assert (run / name).stat().st_size > 0
+    assert list((run / "tensorboard").iterdir())
+    assert (run / "model" / "model.safetensors").exists()
+    assert (run / "best" / "config.json").exists()
+    assert "data:image/jpeg;base64," in (run / "report.html").read_text()
+    figures = json.loads((run / "evaluation.json").read_text())
+    assert 0.0 <= figures["accuracy"] <= 1.0
+    again = attfc("evaluate", run, "held-out", face_folder, "--cache", cache, "--json", tmp_path / "e.json", "--generated-pairs", 40)
+    assert again.returncode == 0, again.stderr
+    repeated = json.loads((tmp_path / "e.json").read_text())
+    assert repeated["rank_one"] == pytest.approx(figures["rank_one"], abs=0.05)  # the run evaluated in bfloat16
+    assert attfc("report", run).returncode == 0
+
+
+def test_inspect_counts_and_names_what_is_broken(tmp_path, face_folder, monkeypatch, capsys) -> None:
+    folder = tmp_path / "set"
+    for source in sorted(face_folder.rglob("*.jpg"))[:20]:
+        target = folder / source.parent.name / source.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(source.read_bytes())
+    some = sorted(folder.iterdir())[0]
+    (some / "text.jpg").write_text("not an image")
+    (some / "empty.png").write_bytes(b"")
+    (some / "twice.jpg").write_bytes(sorted(some.glob("*_*.jpg"))[0].read_bytes())
+    status, out, err = run_main(
+        monkeypatch, capsys, "data", "inspect", folder, "--workers", 0, "--cache", tmp_path / "c", "--json", tmp_path / "i.json"
+    )
+    assert status == 0, err
+    found = json.loads((tmp_path / "i.json").read_text())
+    assert (found["identities"], found["images"]) == (len(list(folder.iterdir())), 23)
+    assert len(found["broken"]) == 2
+    assert "text.jpg" in out
+    assert "empty.png" in out
+    assert "twice.jpg" in out
+
+
+def test_preview_writes_a_sheet(tmp_path, monkeypatch, capsys) -> None:
+    output = tmp_path / "sheet.png"
+    status, _, err = run_main(monkeypatch, capsys, "data", "preview", "synthetic:identities=4,images=3,seed=1", "-o", output)
+    assert status == 0, err
+    assert Image.open(output).size[0] > 200
+
+
+def test_backbones_table_and_json(tmp_path, monkeypatch, capsys) -> None:
+    status, out, err = run_main(monkeypatch, capsys, "backbones", "--json", tmp_path / "b.json")
+    assert status == 0, err
+    rows = {row["name"]: row for row in json.loads((tmp_path / "b.json").read_text())["backbones"]}
+    assert round(rows["r50"]["parameters"] / 1e6, 2) == 43.59
+    assert "vit_l" in out
+
+
+def test_print_config_is_yaml_that_trains(tmp_path, monkeypatch, capsys) -> None:
+    status, out, _ = run_main(monkeypatch, capsys, "train", "faces112", "data.root=/faces with space/Zoë", "--print-config")
+    assert status == 0
+    path = tmp_path / "printed.yaml"
+    path.write_text(out, encoding="utf-8")
+    status, again, _ = run_main(monkeypatch, capsys, "train", path, "--print-config")
+    assert (status, again) == (0, out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "dmo"], "unknown preset 'dmo'; did you mean 'demo'?"),
+        (["train"], "which preset?"),
+        (["train", "demo", "data.rot=x"], "unknown key 'data.rot'; did you mean 'root'?"),
+        (["train", "demo", "data.root=/nowhere/at all"], "/nowhere/at all"),
+        (["train", "demo", "keys.per_query=0"], "keys.per_query is 0"),
+        (["train", "demo", "backbone.name=r51"], "r51"),
+        (["train", "demo", "device=nonsense"], "device='nonsense' cannot be used here"),
+        (["train", "demo", "eval.pairs=/no/pairs.txt"], "/no/pairs.txt"),
+        (["train", "--resume", "/nowhere"], "is not a run"),
+        (["data", "inspect", "/nowhere"], "/nowhere"),
+        (["evaluate", "/nowhere", "held-out", "synthetic:identities=4,images=2"], "/nowhere"),
+        (["evaluate", "/nowhere", "ijbz", "synthetic:identities=4,images=2"], "unknown protocol 'ijbz'"),
+        (["data", "preview", "synthetic:identites=4"], "identites"),
+    ],
+)
+def test_a_fault_of_the_input_is_one_line_and_status_1(tmp_path, monkeypatch, capsys, arguments, message) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, _, err = run_main(monkeypatch, capsys, *arguments)
+    assert status == 1
+    assert message in err
+    assert err.startswith("error: ")
+    assert len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "runs").exists()  # nothing half-made is left
+
+
+def train_on(folder: Path, tmp_path: Path, *more: str) -> list[object]:
+    return ["train", "demo", *TINY, f"data.root={folder}", f"data.index_cache={tmp_path / 'c'}", f"output={tmp_path / 'runs'}", *more]
+
+
+def test_folders_that_cannot_be_trained_on(tmp_path, face_folder, monkeypatch, capsys) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    status, _, err = run_main(monkeypatch, capsys, *train_on(empty, tmp_path))
+    assert (status, len(err.strip().splitlines())) == (1, 1)
+    assert str(empty) in err
+    one = tmp_path / "one" / "somebody"
+    one.mkdir(parents=True)
+    for source in sorted(face_folder.rglob("*.jpg"))[:3]:
+        (one / source.name).write_bytes(source.read_bytes())
+    status, _, err = run_main(monkeypatch, capsys, *train_on(one.parent, tmp_path))
+    assert status == 1
+    assert "holds 1 identity: training tells identities apart, so it needs at least 2" in err
+
+
+def test_container_smaller_than_the_batch_names_both_and_the_fix(tmp_path, face_folder, monkeypatch, capsys) -> None:
+    status, _, err = run_main(monkeypatch, capsys, *train_on(face_folder, tmp_path, "container.ratio=0.5"))
+    assert status == 1
+    assert "the container has 6 slots, which is smaller than the batch (16): raise container.ratio to at least 1.34" in err
+
+
+def test_too_many_broken_images_stop_the_run_and_few_are_listed(tmp_path, face_folder, monkeypatch, capsys) -> None:
+    folder = tmp_path / "set"
+    for source in face_folder.rglob("*.jpg"):
+        target = folder / source.parent.name / source.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(source.read_bytes())
+    victim = sorted(folder.rglob("*.jpg"))[4]
+    victim.write_bytes(victim.read_bytes()[:200])
+    options = ["container.slots=16", "eval.root=null", "data.broken_limit=0.2", "schedule.epochs=1"]
+    status, _, err = run_main(monkeypatch, capsys, *train_on(folder, tmp_path, *options))
+    assert status == 0, err
+    records = [json.loads(line) for line in (tmp_path / "runs" / "demo-001" / "metrics.jsonl").read_text().splitlines()]
+    assert {record["where"] for record in records if record["kind"] == "broken"} == {f"{victim.parent.name}/{victim.name}"}
+    status, _, err = run_main(monkeypatch, capsys, *train_on(folder, tmp_path, *options, "data.broken_limit=0.001"))
+    assert status == 1
+    assert victim.name in err
+
+
+def test_usage_error_is_status_2_and_version_and_help_work() -> None:
+    assert attfc("train", "demo", "--nonsense").returncode == 2
+    assert attfc("--version").stdout.strip()
+    shown = attfc("--help")
+    assert shown.returncode == 0
+    for command in ("train", "evaluate", "data", "backbones", "report"):
+        assert command in shown.stdout
+
+
+def test_debug_shows_the_traceback() -> None:
+    done = attfc("train", "dmo", "--debug")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr

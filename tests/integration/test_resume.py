@@ -1,0 +1,171 @@
+"""A resumed run is the uninterrupted run: the same losses bit for bit, wherever it was cut and however it ended."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from attfc.build import new_run, resume_run
+from attfc.config import load_config
+from attfc.errors import UserError
+from attfc.training.trainer import Interrupted, Trainer
+
+from .conftest import TINY
+
+HEADS = {
+    "tuned": ["profile=tuned"],
+    "published": ["profile=published", "container.ratio=1.0", "keys.sampling=with_replacement"],
+    "int8": ["profile=tuned", "container.dtype=int8", "attention.include_stored_center=true", "key_encoder.momentum=0.9"],
+    "full_fc": ["head.name=full_fc"],
+    "adaface_adamw": ["margin.name=adaface", "optimizer.name=adamw", "optimizer.learning_rate=0.001", "precision.amp=none"],
+    "accumulated": ["optimizer.accumulation=2", "key_encoder.momentum_schedule=ramp", "key_encoder.momentum=0.99"],
+}
+
+
+def losses(folder: Path) -> dict[int, float]:
+    """Loss by step; a step logged twice fails."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    found = {}
+    for record in records:
+        if record["kind"] == "train":
+            assert record["step"] not in found, "a step stands twice in metrics.jsonl"
+            found[record["step"]] = record["loss"]
+    return found
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Make the trainer behave as if SIGTERM had arrived during `step`."""
+    original = Trainer.train_step
+
+    def train_step(self, batches):
+        if self.step + 1 == step:
+            self._stop = True
+        return original(self, batches)
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+
+
+@pytest.mark.parametrize(
+    ("head", "cut", "workers"),
+    [
+        ("tuned", 1, 0),
+        ("tuned", 9, 1),
+        ("tuned", 13, 0),
+        ("published", 7, 0),
+        ("int8", 10, 0),
+        ("full_fc", 5, 0),
+        ("adaface_adamw", 6, 0),
+        ("accumulated", 3, 0),
+    ],
+)
+def test_losses_equal_bit_for_bit_after_a_cut(tmp_path, monkeypatch, head, cut, workers) -> None:
+    overrides = [*TINY, *HEADS[head]]
+    whole = new_run(load_config("demo", [*overrides, f"output={tmp_path / 'whole'}"]))
+    whole.trainer.train()
+    broken = new_run(load_config("demo", [*overrides, f"output={tmp_path / 'cut'}", f"data.workers={workers}"]))
+    with monkeypatch.context() as patch:
+        stop_after(patch, cut)
+        with pytest.raises(Interrupted, match=f"saved at step {cut}"):
+            broken.trainer.train()
+    resumed = resume_run(broken.folder, [])
+    assert resumed.trainer.step == cut
+    resumed.trainer.train()
+    expected = losses(whole.folder)
+    assert len(expected) == whole.trainer.total_steps
+    assert losses(broken.folder) == expected
+    first, second = (load_file(run.folder / "model" / "model.safetensors") for run in (whole, resumed))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    figures = [json.loads((run.folder / "evaluation.json").read_text()) for run in (whole, resumed)]
+    assert figures[0] == figures[1]
+
+
+def start(tmp_path: Path, *more: str) -> subprocess.Popen[str]:
+    """`attfc train` in its own process group, as from a shell."""
+    command = [sys.executable, "-m", "attfc", "train", "demo", *TINY, f"output={tmp_path}", "schedule.epochs=12", *more]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> None:
+    """Until metrics.jsonl has that step."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if (folder / "metrics.jsonl").exists() and f'"step": {step},' in (folder / "metrics.jsonl").read_text():
+            return
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    raise AssertionError(f"step {step} was not reached")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_leaves_and_resume_goes_on(tmp_path, number) -> None:
+    process = start(tmp_path, "data.workers=1", "checkpoint.every=0")
+    folder = tmp_path / "demo-001"
+    wait_for_step(folder, 3, process)
+    os.killpg(process.pid, number)  # the whole group, as Ctrl-C in a terminal does: workers get it too
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "go on with: attfc train --resume" in errors
+    assert "Traceback" not in errors
+    stopped = max(losses(folder))
+    resumed = resume_run(folder, [f"schedule.max_steps={stopped + 2}"])
+    assert resumed.trainer.step == stopped
+    resumed.trainer.train()
+    assert sorted(losses(folder)) == list(range(1, stopped + 3))
+
+
+def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(tmp_path) -> None:
+    process = start(tmp_path / "killed")
+    folder = tmp_path / "killed" / "demo-001"
+    wait_for_step(folder, 11, process)
+    process.kill()
+    process.communicate(timeout=60)
+    reached = max(losses(folder))
+    resumed = resume_run(folder, ["schedule.max_steps=20"])
+    assert reached - 4 <= resumed.trainer.step <= reached
+    assert resumed.trainer.step % 4 == 0
+
+
+def test_resume_of_another_network_is_refused_and_nothing_is_lost(tmp_path) -> None:
+    run = new_run(load_config("demo", [*TINY, f"output={tmp_path}", "schedule.max_steps=2"]))
+    run.trainer.train()
+    before = sorted(path.name for path in (run.folder / "checkpoints").rglob("*"))
+    with pytest.raises(UserError, match="backbone.name is 'r6_tiny' in the saved run and 'r10_tiny' now"):
+        resume_run(run.folder, ["backbone.name=r10_tiny"])
+    config = run.folder / "config.yaml"  # someone edits the file instead of overriding
+    config.write_text(config.read_text().replace("r6_tiny", "r10_tiny"))
+    with pytest.raises(UserError, match="does not fit"):
+        resume_run(run.folder, [])
+    assert sorted(path.name for path in (run.folder / "checkpoints").rglob("*")) == before
+
+
+def test_resume_without_a_checkpoint_says_so(tmp_path) -> None:
+    run = new_run(load_config("demo", [*TINY, f"output={tmp_path}"]))
+    with pytest.raises(UserError, match="no whole checkpoint to resume from"):
+        resume_run(run.folder, [])
+    with pytest.raises(UserError, match=r"is not a run: it has no config\.yaml"):
+        resume_run(tmp_path, [])
+
+
+def test_nan_loss_stops_with_step_positions_and_advice(tmp_path, monkeypatch) -> None:
+    run = new_run(load_config("demo", [*TINY, f"output={tmp_path}", "head.name=full_fc"]))
+    original = Trainer.forward
+
+    def poisoned(self, batch):
+        loss = original(self, batch)
+        return loss * float("nan") if self.step == 5 else loss
+
+    monkeypatch.setattr(Trainer, "forward", poisoned)
+    with pytest.raises(UserError, match="the loss is nan at step 6, in the batch of sample positions") as caught:
+        run.trainer.train()
+    assert "optimizer.learning_rate" in str(caught.value)
+    resumed = resume_run(run.folder, [])
+    assert resumed.trainer.step == 4  # the checkpoint before it stands
+    assert all(parameter.isfinite().all() for parameter in resumed.trainer.pair.query.parameters())
