@@ -1,0 +1,445 @@
+"""Image folder store: `root/<identity>/<image>.{jpg,jpeg,png,webp,bmp}`.
+
+Identities are the folders directly under the root, images the files directly in them, both in the order of their bytes (the
+same on every machine and locale); a folder without images is no identity. Ignored and counted in `ignored`: names that begin
+with a dot, other extensions, deeper folders, files beside the identity folders. Names need not be UTF-8.
+
+The names and the identity index are scanned once and kept as memory-mapped arrays, one packed byte row for all names: some 20
+bytes an image instead of a Python string of 60. They are cached under a digest of every identity folder's name, modification
+time and size, so opening costs one `stat` a folder and a changed folder finds no cache and is scanned again. Overwriting a
+file in place changes nothing that is indexed. Folders modified within 2 s of the scan may change once more in the same tick of
+their clock: their entries are counted again at the next opening.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import stat
+import time
+from array import array
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from attfc.data.images import BrokenImageError
+from attfc.data.index import IdentityIndex, open_array
+from attfc.data.store import EncodedStore
+from attfc.errors import UserError
+
+__all__ = ["EXTENSIONS", "FolderStore", "printable"]
+
+EXTENSIONS = (b".jpg", b".jpeg", b".png", b".webp", b".bmp")
+MAX_FILE_BYTES = 256 * 1024 * 1024
+"""Larger files are reported as broken and not read: no face is that large, and one such file could exhaust a worker."""
+
+Progress = Callable[[int, int], None]
+
+_FORMAT = b"attfc folder index 1"
+_RACY_NS = 2_000_000_000
+_IGNORED = ("hidden", "other_files", "deeper_folders", "empty_folders", "files_beside_folders")
+
+
+class FolderStore(EncodedStore):
+    """A Store over a folder of identity folders.
+
+    Args:
+        root: the folder.
+        cache: folder for the index, e.g. a run's; None: `root/.attfc-index` if the root may be written to, else
+            `attfc` in the user's cache folder ($XDG_CACHE_HOME or ~/.cache); where nothing can be written, memory.
+        progress: called as (folders done, folders) while scanning; not called when the cached index is used.
+
+    Raises:
+        UserError: no such folder, not a folder, a folder that cannot be listed, or no image at root/<identity>/.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        cache: str | os.PathLike[str] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.root = Path(os.path.abspath(root))
+        folders = _list_folders(self.root)
+        places = _cache_places(self.root, cache)
+        tables = _open_cached(self.root, folders, places)
+        if tables is None:
+            scanned = _scan(self.root, folders, progress)
+            tables = _write_cache(scanned, folders, places) or scanned
+        beside = {"hidden": folders.hidden, "files_beside_folders": folders.files}
+        self._ignored = {kind: count + beside.get(kind, 0) for kind, count in tables.ignored.items()}
+        self._hold(tables)
+
+    def _hold(self, tables: "_Tables") -> None:
+        self._tables = tables
+        self._prefix = os.path.join(os.fsencode(self.root), b"")
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return printable(os.fsencode(self.root.name or str(self.root)))
+
+    @property
+    def identities(self) -> IdentityIndex:
+        """The identity index; position = slot, since images are numbered identity by identity."""
+        return self._tables.index
+
+    @property
+    def ignored(self) -> dict[str, int]:
+        """What the scan left out: hidden, other_files, deeper_folders, empty_folders, files_beside_folders."""
+        return dict(self._ignored)
+
+    @property
+    def cache(self) -> Path | None:
+        """Folder of the cached index; None if it is held in memory."""
+        return self._tables.folder
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return self._tables.index.images
+
+    def labels(self, positions: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """Return the labels of positions: int64."""
+        return self._tables.index.labels_of_slots(positions)
+
+    def path(self, position: int) -> bytes:
+        """Return an image's path, as bytes: the only form that every name has."""
+        return self._path_and_label(position)[0]
+
+    def read(self, position: int) -> tuple[bytes, int]:
+        """Return the file's bytes and the label.
+
+        Raises:
+            OSError: the file is gone or may not be read.
+            BrokenImageError: more than 256 MiB.
+        """
+        path, label = self._path_and_label(position)
+        with open(path, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_FILE_BYTES:
+                raise BrokenImageError(f"file of {size:,} bytes, more than the limit of {MAX_FILE_BYTES:,}")
+            return file.read(), label
+
+    def _path_and_label(self, position: int) -> tuple[bytes, int]:
+        tables = self._tables
+        if not 0 <= position < len(tables.file_names):
+            raise IndexError(f"position {position} of {len(tables.file_names)} images")
+        label = int(tables.index.offsets.searchsorted(position, side="right")) - 1
+        return self._prefix + tables.identity_names[label] + b"/" + tables.file_names[position], label
+
+    def where(self, position: int) -> str:
+        """Return "identity/file" in printable form."""
+        return printable(self._path_and_label(position)[0][len(self._prefix) :])
+
+    def identity_name(self, label: int) -> str:
+        """Return the identity folder's name in printable form."""
+        return printable(self._tables.identity_names[label])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle the paths alone where the index is on disk: a worker maps the same pages."""
+        tables = self._tables
+        kept = tables if tables.folder is None else (tables.folder, len(self))
+        return {"root": self.root, "ignored": self._ignored, "tables": kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Reopen what `__getstate__` left."""
+        self.root = state["root"]
+        self._ignored = state["ignored"]
+        tables = state["tables"]
+        if not isinstance(tables, _Tables):
+            folder, images = tables
+            tables = _open_tables(folder)
+            if tables.index.images != images:
+                raise UserError(f"{folder}: the index changed while a worker started; start again")
+        self._hold(tables)
+
+    def __repr__(self) -> str:
+        """Return the root and the counts."""
+        return f"FolderStore({str(self.root)!r}, {len(self.identities):,} identities, {len(self):,} images)"
+
+
+def printable(name: bytes) -> str:
+    """Return a file name for messages: bytes that are not UTF-8 and control characters are written as escapes."""
+    text = name.decode("utf-8", "backslashreplace")
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+class _Names:
+    """Byte strings in one packed row: names[i] = data[ends[i - 1] : ends[i]]."""
+
+    __slots__ = ("data", "offsets")
+
+    def __init__(self, data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64]) -> None:
+        self.data = data
+        self.offsets = offsets
+
+    @classmethod
+    def pack(cls, names: Iterable[bytes]) -> "_Names":
+        rows = list(names)
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum([len(row) for row in rows], out=offsets[1:])
+        return cls(np.frombuffer(b"".join(rows), np.uint8), offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, number: int) -> bytes:
+        return self.data[self.offsets[number] : self.offsets[number + 1]].tobytes()
+
+    def sound(self) -> bool:
+        """Whether offsets and data fit, and no name can lead out of its folder."""
+        offsets = self.offsets
+        return (
+            len(offsets) > 0
+            and int(offsets[0]) == 0
+            and int(offsets[-1]) == len(self.data)
+            and bool((offsets[1:] > offsets[:-1]).all())
+            and not bool(((self.data == ord("/")) | (self.data == 0)).any())
+        )
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """Everything known about the folder's images; arrays mapped from `folder`, or in memory if that is None."""
+
+    index: IdentityIndex
+    identity_names: _Names
+    file_names: _Names
+    entries: npt.NDArray[np.int64]  # of every listed folder, those without images included
+    scanned_ns: int
+    ignored: dict[str, int]
+    folder: Path | None
+
+
+@dataclass(frozen=True)
+class _Folders:
+    """The folders under the root, in the order of their bytes, and the digest under which an index is cached."""
+
+    names: list[bytes]
+    changed_ns: npt.NDArray[np.int64]
+    hidden: int
+    files: int
+    digest: str
+
+
+def _list_folders(root: Path) -> _Folders:
+    found: list[tuple[bytes, int, int]] = []
+    hidden = files = 0
+    try:
+        with os.scandir(os.fsencode(root)) as entries:
+            for entry in entries:
+                if entry.name.startswith(b"."):
+                    hidden += entry.name != b".attfc-index"
+                elif entry.is_dir():
+                    status = entry.stat()
+                    found.append((entry.name, status.st_mtime_ns, status.st_size))
+                else:
+                    files += 1
+    except FileNotFoundError:
+        raise UserError(f"{root}: no such folder") from None
+    except NotADirectoryError:
+        raise UserError(f"{root}: is a file; expected a folder that holds one folder of images per identity") from None
+    except OSError as error:
+        raise UserError(f"{root}: cannot be listed ({error.strerror})") from None
+    found.sort()
+    hasher = hashlib.blake2b(_FORMAT, digest_size=16)
+    for name, changed_ns, size in found:
+        hasher.update(b"%d %d %d %b" % (len(name), changed_ns, size, name))
+    return _Folders(
+        [name for name, _, _ in found],
+        np.array([changed_ns for _, changed_ns, _ in found], np.int64),
+        hidden,
+        files,
+        hasher.hexdigest(),
+    )
+
+
+def _scan(root: Path, folders: _Folders, progress: Progress | None) -> _Tables:
+    started_ns = time.time_ns()
+    root_bytes = os.fsencode(root)
+    identity_names: list[bytes] = []
+    offsets = array("q", [0])
+    names = bytearray()
+    name_ends = array("q", [0])
+    entries_of = np.zeros(len(folders.names), np.int64)
+    ignored = dict.fromkeys(_IGNORED, 0)
+    total = len(folders.names)
+    for number, folder in enumerate(folders.names):
+        images: list[bytes] = []
+        count = 0
+        try:
+            with os.scandir(root_bytes + b"/" + folder) as entries:
+                for entry in entries:
+                    count += 1
+                    if entry.name.startswith(b"."):
+                        ignored["hidden"] += 1
+                    elif entry.name.lower().endswith(EXTENSIONS) and entry.is_file():
+                        images.append(entry.name)
+                    else:
+                        ignored["deeper_folders" if entry.is_dir() else "other_files"] += 1
+        except OSError as error:
+            # Skipping it would lose an identity and shift every label after it.
+            where = f"{printable(root_bytes)}/{printable(folder)}"
+            raise UserError(f"{where}: cannot be listed ({error.strerror}); fix its permissions or remove it") from None
+        entries_of[number] = count
+        if images:
+            images.sort()
+            identity_names.append(folder)
+            for name in images:
+                names += name
+                name_ends.append(len(names))
+            offsets.append(len(name_ends) - 1)
+        else:
+            ignored["empty_folders"] += 1
+        if progress is not None and (number % 256 == 255 or number == total - 1):
+            progress(number + 1, total)
+    file_names = _Names(np.frombuffer(bytes(names), np.uint8), np.array(name_ends, np.int64))
+    if not identity_names:
+        raise UserError(_nothing_found(root, ignored, folders))
+    index = IdentityIndex(np.array(offsets, np.int64), np.arange(len(file_names), dtype=np.int64))
+    return _Tables(index, _Names.pack(identity_names), file_names, entries_of, started_ns, ignored, None)
+
+
+def _nothing_found(root: Path, in_folders: dict[str, int], folders: _Folders) -> str:
+    ignored = in_folders | {"files_beside_folders": folders.files}
+    expected = "expected root/<identity>/<image> with " + ", ".join(sorted(e.decode() for e in EXTENSIONS))
+    seen = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in ignored.items() if count)
+    hint = "; are the identities one folder further down?" if ignored["deeper_folders"] else ""
+    return f"{printable(os.fsencode(root))}: no images: {expected}; found {seen or 'an empty folder'}{hint}"
+
+
+def _cache_places(root: Path, cache: str | os.PathLike[str] | None) -> list[Path]:
+    """Return the folders that may hold this root's index, the preferred first."""
+    key = "folder-" + hashlib.blake2b(os.fsencode(os.path.realpath(root)), digest_size=8).hexdigest()
+    if cache is not None:
+        return [Path(os.path.abspath(cache)) / key]
+    places = []
+    # The mode bits count even for a superuser, who could write: a folder without them is meant to stay as it is.
+    if os.access(root, os.W_OK) and stat.S_IMODE(root.stat().st_mode) & 0o222:
+        places.append(root / ".attfc-index")
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    if os.path.isabs(home):
+        places.append(Path(home) / "attfc" / key)
+    return places
+
+
+def _open_cached(root: Path, folders: _Folders, places: list[Path]) -> _Tables | None:
+    for place in places:
+        folder = place / folders.digest
+        if not folder.is_dir():
+            continue
+        try:
+            tables = _open_tables(folder)
+        except (UserError, OSError):  # damaged, or removed by another process in this instant: scan again
+            continue
+        if len(tables.entries) == len(folders.names) and _unchanged(root, folders, tables):
+            return tables
+    return None
+
+
+def _unchanged(root: Path, folders: _Folders, tables: _Tables) -> bool:
+    for number in np.flatnonzero(folders.changed_ns >= tables.scanned_ns - _RACY_NS).tolist():
+        try:
+            if len(os.listdir(os.fsencode(root) + b"/" + folders.names[number])) != tables.entries[number]:
+                return False
+        except OSError:
+            return False
+    return True
+
+
+def _open_tables(folder: Path) -> _Tables:
+    """Map a cached index. Raises UserError if it is damaged: it may have come with somebody's data set."""
+    try:
+        about = json.loads((folder / "about.json").read_text("utf-8"))
+        scanned_ns = int(about["scanned_ns"])
+        ignored = {kind: int(about["ignored"][kind]) for kind in _IGNORED}
+        index = IdentityIndex.open(folder)
+        identity_names = _Names(
+            open_array(folder / "identity_names.npy", np.uint8),
+            open_array(folder / "identity_name_offsets.npy", np.int64),
+        )
+        file_names = _Names(
+            open_array(folder / "file_names.npy", np.uint8), open_array(folder / "file_name_offsets.npy", np.int64)
+        )
+        entries = open_array(folder / "entries.npy", np.int64)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"{folder}: damaged folder index ({error}); delete it to have it rebuilt") from None
+    sound = (
+        identity_names.sound()
+        and file_names.sound()
+        and len(identity_names) == len(index)
+        and len(file_names) == index.images
+        and bool((index.items[1:] > index.items[:-1]).all())
+        and bool((index.counts() > 0).all())
+    )
+    if not sound:
+        raise UserError(f"{folder}: damaged folder index (its arrays contradict each other); delete it")
+    return _Tables(index, identity_names, file_names, entries, scanned_ns, ignored, folder)
+
+
+def _write_cache(tables: _Tables, folders: _Folders, places: list[Path]) -> _Tables | None:
+    """Write the index to the first place that can be written to and open it from there; None if there is none.
+
+    A folder under a temporary name is filled, flushed and renamed: whoever sees the final name sees the whole index.
+    """
+    for place in places:
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            draft = place / f"building-{os.getpid()}-{secrets.token_hex(4)}"
+            draft.mkdir()
+        except OSError:
+            continue
+        try:
+            tables.index.save(draft)
+            _save(draft / "identity_names.npy", tables.identity_names.data)
+            _save(draft / "identity_name_offsets.npy", tables.identity_names.offsets)
+            _save(draft / "file_names.npy", tables.file_names.data)
+            _save(draft / "file_name_offsets.npy", tables.file_names.offsets)
+            _save(draft / "entries.npy", tables.entries)
+            about = {"format": _FORMAT.decode(), "scanned_ns": tables.scanned_ns, "ignored": tables.ignored}
+            (draft / "about.json").write_text(json.dumps(about), "utf-8")
+            for file in draft.iterdir():
+                with open(file, "rb") as handle:
+                    os.fsync(handle.fileno())
+            target = place / folders.digest
+            if target.exists():  # stale or damaged: otherwise it would have been opened
+                target.rename(draft.with_name(draft.name + "-old"))
+            with contextlib.suppress(OSError):  # another process may have put the same index there first
+                draft.rename(target)
+            return _open_tables(target)
+        except (
+            OSError,
+            UserError,
+        ):  # full disk, a read-only mount behind writable mode bits, another process's clean-up
+            continue
+        finally:
+            _clean(place, folders.digest, draft)
+    return None
+
+
+def _save(path: Path, values: npt.NDArray[Any]) -> None:
+    np.save(path, values, allow_pickle=False)
+
+
+def _clean(place: Path, digest: str, draft: Path) -> None:
+    """Remove indexes of former states of the folder and our own leftovers; other processes' drafts of today stay."""
+    try:
+        others = list(place.iterdir())
+    except OSError:
+        return
+    for old in others:
+        is_index = len(old.name) == 32 and all(c in "0123456789abcdef" for c in old.name) and old.name != digest
+        is_ours = old.name.startswith(draft.name)
+        with contextlib.suppress(OSError):
+            forgotten = old.name.startswith("building-") and time.time() - old.stat().st_mtime > 86400
+            if is_index or is_ours or forgotten:
+                shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,202 @@
+"""Encoded image -> uint8 RGB, the loader's hot path; one exception type for every way in which a file can be bad.
+
+JPEG, PNG, WebP and BMP by their first bytes, never by name. The declared size is read from the header and bounded
+before any pixel is decoded. Pillow's decoders are called directly: `Image.open` would probe formats by trial and warn
+about large images through process-wide settings. Conventions:
+
+- grey, palette, CMYK (Adobe's inverted JPEG too), YCbCr -> RGB; 16-bit grey is scaled by 1/257, not clipped;
+- transparency is laid over black, the value that alignment leaves outside the photo;
+- EXIF orientation is applied; of an animation the first frame is taken;
+- an image that is not square is cropped to its central square (aligned faces are square; cropping keeps the
+  proportions of a face, stretching would not), then resized with an antialiasing bilinear filter.
+"""
+
+import io
+import threading
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+__all__ = ["MAX_PIXELS", "BrokenImageError", "ImageFacts", "decode_image", "image_facts"]
+
+MAX_PIXELS = 64 * 1024 * 1024
+"""Largest width x height that is decoded: 192 MiB of RGB. A 20 KB PNG may declare far more."""
+
+_EXIF_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_warnings_lock = threading.Lock()
+
+
+class BrokenImageError(ValueError):
+    """The bytes are not an image that can be used; the message is a short reason without a path."""
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What an encoded image declares: pixels, Pillow's mode name ("RGB", "L", "CMYK" ...) and the format."""
+
+    width: int
+    height: int
+    mode: str
+    format: str
+
+
+def decode_image(encoded: bytes, size: int | None = None, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
+    """Decode an image to RGB.
+
+    Args:
+        encoded: the file's bytes: JPEG, PNG, WebP or BMP.
+        size: side in pixels of the square result; None keeps the image's own width and height, uncropped.
+        max_pixels: refuse images that declare more than this.
+
+    Returns:
+        uint8 (size, size, 3) RGB, 0 ... 255; (height, width, 3) if size is None.
+
+    Raises:
+        BrokenImageError: empty, cut short, damaged, of another format, or too large; the message is the reason.
+    """
+    with _Decoding(encoded):
+        image: Image.Image = _open(encoded, max_pixels)
+        if size is not None and isinstance(image, JpegImageFile) and min(image.size) >= 2 * size:
+            image.draft(None, (size, size))
+        image.load()
+        image = _to_rgb(_upright(image))
+        if size is not None and image.size != (size, size):
+            image = _square(image, size)
+        return np.asarray(image)
+
+
+def image_facts(encoded: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageFacts:
+    """Decode an image in full and tell its size, mode and format.
+
+    Raises:
+        BrokenImageError: as `decode_image`.
+    """
+    with _Decoding(encoded):
+        image = _open(encoded, max_pixels)
+        width, height = image.size
+        facts = ImageFacts(width, height, image.mode, image.format or "?")
+        image.load()
+        _to_rgb(image)
+        return facts
+
+
+def _open(encoded: bytes, max_pixels: int) -> ImageFile.ImageFile:
+    if not encoded:
+        raise BrokenImageError("empty file")
+    stream = io.BytesIO(encoded)
+    image: ImageFile.ImageFile
+    if encoded.startswith(b"\xff\xd8\xff"):
+        image = JpegImageFile(stream)
+    elif encoded.startswith(b"\x89PNG\r\n\x1a\n"):
+        image = PngImageFile(stream)
+    elif encoded.startswith(b"RIFF") and encoded[8:12] == b"WEBP":
+        _check_size(_webp_size(encoded), max_pixels)  # Pillow's WebP reader allocates the canvas when it opens
+        image = WebPImageFile(stream)
+    elif encoded.startswith(b"BM"):
+        image = BmpImageFile(stream)
+    else:
+        raise BrokenImageError(f"not a JPEG, PNG, WebP or BMP image (starts with {encoded[:8]!r})")
+    _check_size(image.size, max_pixels)
+    return image
+
+
+def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+    if size[0] * size[1] > max_pixels:
+        raise BrokenImageError(f"declares {size[0]} x {size[1]} pixels, more than the limit of {max_pixels:,}")
+
+
+def _webp_size(encoded: bytes) -> tuple[int, int]:
+    """Return the declared canvas of a WebP file (RIFF container, RFC 9649), or (0, 0) where the decoder shall judge."""
+    kind, body = encoded[12:16], encoded[20:30]
+    if len(body) < 10:
+        return 0, 0
+    if kind == b"VP8X":
+        return int.from_bytes(body[4:7], "little") + 1, int.from_bytes(body[7:10], "little") + 1
+    if kind == b"VP8L":
+        bits = int.from_bytes(body[1:5], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if kind == b"VP8 ":
+        return int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF
+    return 0, 0
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    if "exif" not in image.info and "Raw profile type exif" not in image.info:
+        return image
+    try:
+        turn = _TURNS.get(image.getexif().get(_EXIF_ORIENTATION, 1))
+    except MemoryError:
+        raise
+    except Exception:  # damaged metadata of any kind: the pixels are still good
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    mode = image.mode
+    if mode == "RGB" and "transparency" not in image.info:
+        return image
+    if mode.startswith("I") or mode == "F":  # 16-bit grey: "I;16", "I;16B", "I" by Pillow's version
+        levels = np.asarray(image).astype(np.float32)
+        return Image.fromarray(np.clip(levels / 257.0 + 0.5, 0, 255).astype(np.uint8)).convert("RGB")
+    if mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        overlay = image.convert("RGBA")
+        black = Image.new("RGB", overlay.size)
+        black.paste(overlay, mask=overlay.getchannel("A"))
+        return black
+    return image.convert("RGB")
+
+
+def _square(image: Image.Image, size: int) -> Image.Image:
+    width, height = image.size
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    box = (left, top, left + side, top + side)
+    return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+
+
+class _Decoding:
+    """Turns what a decoder may raise into BrokenImageError, and keeps its warnings from the caller.
+
+    Pillow's readers raise OSError, SyntaxError, ValueError, struct.error, zlib.error, EOFError, IndexError and more on
+    damaged files, so every Exception counts, save MemoryError: that is the machine's fault, not the image's. Only
+    EXIF, palettes and animations make Pillow warn; catching warnings costs time and touches interpreter-wide state, so
+    a plain JPEG, nearly every training image, goes without.
+    """
+
+    __slots__ = ("_catcher", "_quiet")
+
+    def __init__(self, encoded: bytes) -> None:
+        self._quiet = encoded.startswith(b"\xff\xd8\xff") and encoded.find(b"Exif\0", 0, 65536) < 0
+        self._catcher: warnings.catch_warnings[None] | None = None
+
+    def __enter__(self) -> None:
+        if not self._quiet:
+            _warnings_lock.acquire()  # catch_warnings is not thread-safe: two at once could leave "ignore" behind
+            self._catcher = warnings.catch_warnings()
+            self._catcher.__enter__()
+            warnings.simplefilter("ignore")
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if self._catcher is not None:
+            self._catcher.__exit__(None, None, None)
+            _warnings_lock.release()
+        if isinstance(error, Exception) and not isinstance(error, BrokenImageError | MemoryError):
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise BrokenImageError(f"cannot be decoded ({reason[:200]})") from error

@@ -1,0 +1,217 @@
+"""Which images belong to which identity: compressed sparse rows over int64 arrays.
+
+`items[offsets[y] : offsets[y + 1]]` are the positions of identity y's images. Cost: 8 bytes an image and 8 bytes an
+identity, in memory or memory-mapped from two `.npy` files, whose pages all worker processes share; opening checks the
+offsets (8 bytes an identity) and the range of the items. The alternative, a list of lists, costs some 60 bytes an image
+in every worker and seconds to pickle. Labels are int64 everywhere: float32 ones collide above 2^24 identities.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from attfc.errors import UserError
+
+__all__ = ["IdentityIndex", "open_array"]
+
+Int64 = npt.NDArray[np.int64]
+
+_OFFSETS = "offsets.npy"
+_ITEMS = "items.npy"
+
+
+def open_array(path: Path, dtype: npt.DTypeLike, *, mmap: bool = True) -> npt.NDArray[Any]:
+    """Open a one-dimensional `.npy` file of exactly this dtype, memory-mapped and read-only; nothing in it is executed.
+
+    Raises:
+        UserError: not a `.npy` file, cut short, object dtype (a pickle), another dtype or another number of dimensions.
+        FileNotFoundError: no such file.
+    """
+    try:
+        # numpy cannot map a file whose array is empty, so the few empty arrays are read.
+        array: npt.NDArray[Any] = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+    except FileNotFoundError:
+        raise
+    except (ValueError, OSError, EOFError, SyntaxError) as error:
+        try:
+            if path.stat().st_size > 4096:
+                raise
+            array = np.load(path, allow_pickle=False)
+        except (ValueError, OSError, EOFError, SyntaxError, MemoryError):
+            raise UserError(f"{path}: not a readable .npy array ({error}); delete it to have it rebuilt") from None
+    if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype != np.dtype(dtype):
+        found = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+        raise UserError(f"{path}: holds {found} instead of a row of {np.dtype(dtype)}; delete it to have it rebuilt")
+    array = array.view(np.ndarray)  # the same mapped pages; np.memmap's own indexing is several times slower
+    array.flags.writeable = False
+    return array
+
+
+class IdentityIndex:
+    """Positions of every identity's images; immutable.
+
+    Args:
+        offsets: int64 [identities + 1], from 0, never falling, its last element the number of images.
+        items: int64 [images], each position 0 ... images - 1 once.
+
+    Raises:
+        UserError: the two arrays contradict each other.
+
+    >>> index = IdentityIndex.from_labels(np.array([1, 0, 1]))
+    >>> len(index), index.images, index.of(1).tolist()
+    (2, 3, [0, 2])
+    """
+
+    offsets: Int64
+    items: Int64
+
+    def __init__(self, offsets: Int64, items: Int64, *, source: str | os.PathLike[str] = "identity index") -> None:
+        self.offsets = offsets
+        self.items = items
+        self._folder: Path | None = None
+        problem = _contradiction(offsets, items)
+        if problem:
+            raise UserError(f"{os.fspath(source)}: {problem}; delete it to have it rebuilt")
+
+    @classmethod
+    def from_labels(cls, labels: npt.ArrayLike, identities: int | None = None) -> "IdentityIndex":
+        """Group the positions 0 ... N - 1 by label; within an identity positions rise. O(N log N), O(N) if sorted.
+
+        Args:
+            labels: (N,) integers, dense from 0.
+            identities: number of identities; more than the labels show leaves identities without images.
+
+        Raises:
+            UserError: labels that are not integers, negative, beyond `identities`, or (without `identities`) with gaps.
+        """
+        raw = np.asarray(labels)
+        if raw.ndim != 1 or (raw.size and raw.dtype.kind not in "iu"):
+            raise UserError(
+                f"labels are {raw.dtype} of shape {raw.shape}: a row of integers is needed "
+                "(float32 labels collide above 16,777,216)"
+            )
+        if raw.size and raw.dtype.kind == "u" and int(raw.max()) > np.iinfo(np.int64).max:
+            raise UserError(f"label {int(raw.max())} does not fit into int64")
+        label_of = raw.astype(np.int64, copy=False)
+        low, high = (int(label_of.min()), int(label_of.max())) if label_of.size else (0, -1)
+        if low < 0:
+            raise UserError(f"label {low} at position {int(label_of.argmin())} is negative: labels count from 0")
+        if identities is not None and high >= identities:
+            raise UserError(
+                f"label {high} at position {int(label_of.argmax())} is beyond the last of {identities} identities"
+            )
+        # Without this check a single label of 10^12 would ask bincount for 8 TB.
+        if identities is None and high >= label_of.size:
+            raise UserError(
+                _gap_message(f"label {high} among {label_of.size} images leaves identities without an image")
+            )
+        counts = np.bincount(label_of, minlength=high + 1 if identities is None else identities)
+        if identities is None and counts.size and int(counts.min()) == 0:
+            raise UserError(_gap_message(f"label {int(counts.argmin())} has no image"))
+        offsets = np.zeros(counts.size + 1, np.int64)
+        np.cumsum(counts, out=offsets[1:])
+        if label_of.size < 2 or bool((label_of[1:] >= label_of[:-1]).all()):
+            items = np.arange(label_of.size, dtype=np.int64)
+        else:
+            items = np.argsort(label_of, kind="stable").astype(np.int64, copy=False)
+        return cls(offsets, items)
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> "IdentityIndex":
+        """Map the arrays that `save` wrote.
+
+        Raises:
+            UserError: a file is missing, damaged, of another type, or the two contradict each other.
+        """
+        where = Path(folder)
+        try:
+            offsets, items = open_array(where / _OFFSETS, np.int64), open_array(where / _ITEMS, np.int64)
+        except FileNotFoundError as error:
+            raise UserError(f"{where}: no identity index here ({Path(error.filename).name} is missing)") from None
+        index = cls(offsets, items, source=where)
+        index._folder = where.absolute()
+        return index
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write `offsets.npy` and `items.npy` into an existing folder (whoever caches the folder makes it atomic)."""
+        np.save(Path(folder) / _OFFSETS, self.offsets, allow_pickle=False)
+        np.save(Path(folder) / _ITEMS, self.items, allow_pickle=False)
+
+    def __len__(self) -> int:
+        """Return the number of identities."""
+        return len(self.offsets) - 1
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return len(self.items)
+
+    def of(self, label: int) -> Int64:
+        """Return the positions of identity `label`: int64 (n,), a read-only view."""
+        if not 0 <= label < len(self.offsets) - 1:
+            raise IndexError(f"label {label} is not one of {len(self)} identities")
+        return self.items[self.offsets[label] : self.offsets[label + 1]]
+
+    def counts(self) -> Int64:
+        """Return the number of images of every identity: int64 (identities,)."""
+        return np.diff(self.offsets)
+
+    def labels_of_slots(self, slots: npt.ArrayLike) -> Int64:
+        """Return the label that owns each slot, i.e. each place in `items`: int64, shaped as `slots`.
+
+        Raises:
+            IndexError: a slot outside 0 ... images - 1.
+        """
+        asked = np.asarray(slots, dtype=np.int64)
+        if asked.size and not (int(asked.min()) >= 0 and int(asked.max()) < len(self.items)):
+            raise IndexError(f"slots {int(asked.min())} ... {int(asked.max())} of an index of {len(self.items)} images")
+        return np.searchsorted(self.offsets, asked, side="right") - 1
+
+    def labels(self) -> Int64:
+        """Return the label of every position: int64 (images,), a new array."""
+        labels = np.empty(len(self.items), np.int64)
+        labels[self.items] = np.repeat(np.arange(len(self), dtype=np.int64), self.counts())
+        return labels
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle an opened index as its folder, so that a worker maps the same pages; one in memory as its arrays."""
+        if self._folder is not None:
+            return _reopen, (self._folder, len(self), self.images)
+        return _rebuild, (np.asarray(self.offsets), np.asarray(self.items))
+
+    def __repr__(self) -> str:
+        """Return the two counts."""
+        return f"IdentityIndex({len(self):,} identities, {self.images:,} images)"
+
+
+def _gap_message(what: str) -> str:
+    return f"{what}: labels must be dense from 0 (np.unique(labels, return_inverse=True)[1] makes them so)"
+
+
+def _contradiction(offsets: Int64, items: Int64) -> str | None:
+    if offsets.dtype != np.int64 or items.dtype != np.int64 or offsets.ndim != 1 or items.ndim != 1:
+        return f"offsets ({offsets.dtype}) and items ({items.dtype}) must be rows of int64"
+    if len(offsets) == 0 or int(offsets[0]) != 0 or int(offsets[-1]) != len(items):
+        ends = f"{int(offsets[0])} ... {int(offsets[-1])}" if len(offsets) else "nothing"
+        return f"offsets run over {ends} but there are {len(items)} images"
+    if bool((offsets[1:] < offsets[:-1]).any()):
+        return f"offsets fall at identity {int((offsets[1:] < offsets[:-1]).argmax())}"
+    if len(items) and (int(items.min()) < 0 or int(items.max()) >= len(items)):
+        return f"items hold positions {int(items.min())} ... {int(items.max())} but there are {len(items)} images"
+    return None
+
+
+def _rebuild(offsets: Int64, items: Int64) -> IdentityIndex:
+    return IdentityIndex(offsets, items)
+
+
+def _reopen(folder: Path, identities: int, images: int) -> IdentityIndex:
+    index = IdentityIndex.open(folder)
+    if (len(index), index.images) != (identities, images):
+        raise UserError(
+            f"{folder}: the index changed while a worker started: {identities} identities became {len(index)}"
+        )
+    return index
