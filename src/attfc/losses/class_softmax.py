@@ -1,0 +1,145 @@
+"""Cross entropy over all class centers of a fully connected head, with a gradient for the centers, never B x N.
+
+Forward streams blocks of rows as `container_softmax` does (logits, running maximum, denominator and weighted sum: two matrix
+products) and is done with the query's gradient. Backward streams them once more for the rows' gradient (logits again, then
+their transposed product with the queries: two more). The dense way needs three products and several B x N temporaries. Memory
+beside the weight and its gradient: `block_mib` and a few (B, D).
+
+The rows are normalized inside, so a row's gradient is tangent to it: d_w = (d_row - row (row . d_row)) / |w|. The target is not
+one of the streamed rows: it gets the margin, and lse of the others must not come from a subtraction (DESIGN section 3).
+
+Source: ArcFace (1801.07698), eq. 3. Shapes: B queries, D dimensions, N classes, R rows of one block.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from attfc.losses.container_softmax import Filtering, row_blocks, stream_negatives
+from attfc.losses.margins import Margin
+
+__all__ = ["class_softmax"]
+
+SHORTEST = 1e-12  # a row of zeros has no direction: as in torch.nn.functional.normalize
+
+
+def class_softmax(
+    query_BD: Tensor,
+    weight_ND: Tensor,
+    labels_B: Tensor,
+    margin: Margin,
+    *,
+    norms_B: Tensor | None = None,
+    block_mib: float = 32.0,
+    filtering_threshold: float | None = None,
+    filtering: Filtering = "drop",
+) -> Tensor:
+    """Cross entropy of each query's class against all others, the margin on its own class.
+
+    Args:
+        query_BD: (B, D) float, unit length. float64 is computed in float64, everything else in float32.
+        weight_ND: (N, D) float, one row a class, any length above 0: normalized here.
+        labels_B: (B,) int64 in [0, N).
+        margin: adjusts the cosine of the target, elementwise; its `scale` multiplies all logits. Parameters of a margin get no
+            gradient from here.
+        norms_B: (B,) lengths of the embeddings before normalization, for margins that use them (AdaFace).
+        block_mib: memory for a block of rows and its logits, MiB.
+        filtering_threshold: other classes with a cosine above it are presumed wrong labels: left out of the softmax
+            ("drop"), or taken with cosine 0 ("zero", as arcface_torch).
+        filtering: "drop" | "zero".
+
+    Returns:
+        (B,) float32 (float64 for float64), loss per sample, with gradient to query_BD and weight_ND.
+    """
+    with torch.autocast(query_BD.device.type, enabled=False):
+        loss_B: Tensor = _ClassSoftmax.apply(
+            query_BD, weight_ND, labels_B, margin, norms_B, block_mib, filtering_threshold, filtering
+        )
+    return loss_B
+
+
+class _ClassSoftmax(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query_BD: Tensor,
+        weight_ND: Tensor,
+        labels_B: Tensor,
+        margin: Margin,
+        norms_B: Tensor | None,
+        block_mib: float,
+        filtering_threshold: float | None,
+        filtering: Filtering,
+    ) -> Tensor:
+        wide = torch.promote_types(query_BD.dtype, torch.float32)
+        query = query_BD.to(wide)
+        target_weight_BD = weight_ND[labels_B].to(wide)
+        target_length_B = torch.linalg.vector_norm(target_weight_BD, dim=1).clamp_min(SHORTEST)
+        target_BD = target_weight_BD / target_length_B[:, None]
+        cosine_B = (query * target_BD).sum(1)
+        with torch.enable_grad():
+            leaf_B = cosine_B.detach().requires_grad_()
+            adjusted_B = margin(leaf_B, norms_B)
+            (slope_B,) = torch.autograd.grad(adjusted_B.sum(), leaf_B)
+        adjusted_B = adjusted_B.detach().to(wide)
+
+        inverse_N = torch.linalg.vector_norm(weight_ND, dim=1, dtype=wide).clamp_min_(SHORTEST).reciprocal_()
+        classes_N = torch.arange(weight_ND.shape[0], device=weight_ND.device)
+        negatives = stream_negatives(
+            query,
+            weight_ND,
+            classes_N,
+            labels_B,
+            margin.scale,
+            row_scales_C=inverse_N,
+            weighted_sum=ctx.needs_input_grad[0],
+            block_mib=block_mib,
+            filtering_threshold=filtering_threshold,
+            filtering=filtering,
+        )
+        lse = negatives.log_sum_exp()
+        distance_B = lse - margin.scale * adjusted_B
+        ctx.options = margin.scale, block_mib, filtering_threshold, filtering
+        mean = None
+        if ctx.needs_input_grad[0]:
+            mean = negatives.mean_row() - slope_B[:, None] * target_BD
+        ctx.save_for_backward(query_BD, weight_ND, labels_B, inverse_N, lse, distance_B, slope_B, cosine_B, mean)
+        return F.softplus(distance_B)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_B: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        query_BD, weight_ND, labels_B, inverse_N, lse_B, distance_B, slope_B, cosine_B, mean_BD = ctx.saved_tensors
+        scale, block_mib, filtering_threshold, filtering = ctx.options
+        pull_B = gradient_B * scale * distance_B.sigmoid()
+        query_gradient = None if mean_BD is None else (pull_B[:, None] * mean_BD).to(query_BD.dtype)
+        if not ctx.needs_input_grad[1]:
+            return query_gradient, *[None] * 7
+        with torch.autocast(query_BD.device.type, enabled=False):
+            query = query_BD.to(lse_B.dtype)
+            weight_gradient = torch.empty_like(weight_ND)
+            for block in row_blocks(
+                weight_ND.shape[0], query.shape[0], query.shape[1], query.element_size(), block_mib
+            ):
+                inverse = inverse_N[block]
+                rows = weight_ND[block].to(query.dtype) * inverse[:, None]
+                cosine = query @ rows.T
+                p = (cosine * scale - lse_B[:, None].clamp_min(-1e30)).exp_()
+                if filtering_threshold is not None:
+                    p.masked_fill_(cosine > filtering_threshold, 0.0)
+                classes = torch.arange(block.start, block.stop, device=labels_B.device)
+                p.masked_fill_(classes == labels_B[:, None], 0.0)
+                p.mul_(pull_B[:, None])
+                radial = (p * cosine).sum(0)
+                gradient = p.T @ query
+                gradient.addcmul_(rows, radial[:, None], value=-1).mul_(inverse[:, None])
+                weight_gradient[block] = gradient.to(weight_gradient.dtype)
+            inverse_B = inverse_N[labels_B]
+            rows_B = weight_ND[labels_B].to(query.dtype) * inverse_B[:, None]
+            push_B = -pull_B * slope_B
+            target = (push_B * inverse_B)[:, None] * (query - cosine_B[:, None] * rows_B)
+            weight_gradient.index_add_(0, labels_B, target.to(weight_gradient.dtype))
+        return query_gradient, weight_gradient, *[None] * 6
