@@ -1,0 +1,308 @@
+"""AttFC: class centers generated from a few images of each identity, and a container of recent ones as negatives.
+
+A step costs one streaming pass over the filled slots (two matrix products forward, a multiply of B x D backward) and
+O(B K D) for the centers; memory is the container, whatever the number of identities. There are no parameters: the
+gradient flows into the embeddings alone. Not taken: a B x C matrix of logits, as in the published code.
+
+The eight steps (the backbones' are the trainer's): 1 queries of unit length; 2 the key encoder follows the query
+encoder; 3 keys embedded; 4 attention of the query over its keys; 5 the generative class center (GCC); 6 logits against
+the container as the steps before left it; 7 mean cross entropy; 8 enqueue. Here are 1 and 4 to 8.
+Source: AttFC (arXiv 2503.06839). Differences and the options that restore each: docs/heads.md.
+"""
+
+import math
+from types import MappingProxyType
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from attfc.errors import UserError, nearest
+from attfc.heads.container import EMPTY, Container, ContainerPolicy, Initial, RowDtype, last_occurrence, merge_centers
+from attfc.heads.head import Head, unit_length
+from attfc.losses.container_softmax import Filtering, container_softmax
+from attfc.losses.margins import Margin
+
+__all__ = ["PUBLISHED_OPTIONS", "AttFC", "CenterSource", "generative_class_center"]
+
+CenterSource = Literal["keys", "query"]
+
+PUBLISHED_OPTIONS = MappingProxyType(
+    {
+        "temperature": 1.0,
+        "include_stored_center": False,
+        "center_blend": 0.0,
+        "center_source": "keys",
+        "policy": "fifo",
+        "dtype": "float32",
+        "in_batch_negatives": False,
+        "initial": "random",
+        "interclass_filtering_threshold": None,
+    }
+)
+"""The head's part of `profile: published`. The margin's, the loader's and the key encoder's parts live with them."""
+
+
+def generative_class_center(
+    query_BD: Tensor,
+    keys_BKD: Tensor,
+    temperature: float = 1.0,
+    *,
+    stored_BD: Tensor | None = None,
+    stored_B: Tensor | None = None,
+) -> Tensor:
+    """Blend K key embeddings of one identity into its unit-length class center.
+
+    a = softmax_k(cos(query, key_k) / temperature);  center = normalize(sum_k a_k key_k)
+
+    Args:
+        query_BD: (B, D) float; any length; detached here, the weights carry no gradient.
+        keys_BKD: (B, K, D) float on the same device; not normalized: longer keys weigh more.
+        temperature: > 0, in units of cosine.
+        stored_BD: (B, D) the identities' stored centers, one more candidate each, given the mean length of the
+            sample's keys: at unit length it would vanish beside keys that are ten times as long.
+        stored_B: (B,) bool, who has a stored center; the others attend over their keys alone.
+
+    Returns:
+        (B, D) float32 (float64 for float64 keys), unit length, no gradient.
+
+    Raises:
+        UserError: no keys, shapes that do not fit, temperature <= 0.
+
+    Source: AttFC (arXiv 2503.06839), attention loader. Differs: softmax in float32.
+
+    >>> keys = torch.tensor([[[2.0, 0.0], [2.0, 0.0]]])
+    >>> generative_class_center(torch.tensor([[1.0, 0.0]]), keys)
+    tensor([[1., 0.]])
+    """
+    return _attend(query_BD, keys_BKD, temperature, stored_BD, stored_B)[0]
+
+
+@torch.no_grad()
+def _attend(
+    query_BD: Tensor, keys_BKD: Tensor, temperature: float, stored_BD: Tensor | None, stored_B: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return the centers and the attention weights, (B, K) or (B, K + 1) with stored centers."""
+    if keys_BKD.dim() != 3 or (keys_BKD.shape[0], keys_BKD.shape[2]) != tuple(query_BD.shape):
+        batch, size = query_BD.shape
+        raise UserError(
+            f"keys have shape {tuple(keys_BKD.shape)}, the queries {tuple(query_BD.shape)}: "
+            f"embed K images a query with the key encoder, shape ({batch}, K, {size})"
+        )
+    if keys_BKD.shape[1] == 0:
+        raise UserError("keys_BKD holds no keys (K = 0): the attention loader needs keys_per_query >= 1")
+    if not temperature > 0:
+        raise UserError(f"temperature is {temperature}: it divides cosines and must be above 0 (published: 1)")
+    query_BD, _ = unit_length(query_BD)
+    candidates_BKD = keys_BKD if keys_BKD.dtype == torch.float64 else keys_BKD.float()
+    lengths_BK = candidates_BKD.norm(dim=2)
+    if stored_BD is not None:
+        stored_BD = normalize(stored_BD.to(candidates_BKD.dtype), dim=1) * lengths_BK.mean(dim=1, keepdim=True)
+        candidates_BKD = torch.cat([candidates_BKD, stored_BD.unsqueeze(1)], dim=1)
+        lengths_BK = candidates_BKD.norm(dim=2)
+    # A product and a sum, not a matmul: neither autocast nor TF32 may round the cosines.
+    cosines_BK = (query_BD.unsqueeze(1) * candidates_BKD).sum(dim=2) / lengths_BK.clamp_min(1e-12)
+    logits_BK = cosines_BK / temperature
+    if stored_BD is not None and stored_B is not None:
+        absent_BK = torch.zeros_like(logits_BK, dtype=torch.bool)
+        absent_BK[:, -1] = ~stored_B
+        logits_BK = logits_BK.masked_fill(absent_BK, -math.inf)
+    weights_BK = logits_BK.softmax(dim=1)
+    return normalize((weights_BK.unsqueeze(2) * candidates_BKD).sum(dim=1), dim=1), weights_BK
+
+
+class AttFC(Head):
+    """The AttFC head: attention-generated positives, a dynamic class container of negatives.
+
+    Args:
+        embedding_size: D.
+        slots: C, the container's size (container ratio x identities); at least the batch size.
+        margin: margin on the positive; owns the scale s.
+        keys_per_query: K that the loader should deliver; any K >= 1 works in `forward`. Ignored with
+            `center_source="query"`, which takes no keys.
+        temperature: tau of step 4, > 0, in units of cosine.
+        include_stored_center: step 4; the identity's stored row joins its keys as one more candidate.
+        center_blend: step 5; share of the stored row in the new center, 0 <= share < 1; 0: no blending. An identity
+            that is not stored takes its new center alone.
+        policy: step 8; `fifo` (published) or `unique`, one slot an identity.
+        dtype: storage of the container's rows; all arithmetic is float32.
+        in_batch_negatives: step 6; the batch's new centers of other identities join the negatives. With `unique` they
+            stand in for those identities' stored rows, each identity once; with `fifo` they come on top.
+        initial: `empty`, or `random` unit rows as negatives until they are overwritten (published code).
+        center_source: `keys`, or `query`: no key encoder; the positive is the stored center, and the query's own
+            embedding, blended with it, is enqueued. A sample whose identity is not stored has no positive but itself,
+            which teaches nothing: it counts 0 in the mean (the divisor stays B).
+        interclass_filtering_threshold: negatives with a cosine above it are taken for mislabelled images of the
+            same identity; None: no filtering.
+        filtering: what becomes of those, `drop` (out of the softmax) or `zero` (cosine 0, as in arcface_torch).
+        block_mib: temporary memory of the streaming pass, MiB.
+
+    In `eval()` the loss is computed and nothing is enqueued.
+
+    >>> head = AttFC(embedding_size=4, slots=8, margin=Margin(scale=16.0), keys_per_query=1)
+    >>> embeddings = torch.eye(4)[:2].requires_grad_()
+    >>> head(embeddings, torch.tensor([0, 1]), torch.eye(4)[:2].unsqueeze(1)).item()  # no negatives yet
+    0.0
+    >>> head.container.fill
+    tensor(2)
+    """
+
+    def __init__(
+        self,
+        embedding_size: int,
+        slots: int,
+        margin: Margin,
+        *,
+        keys_per_query: int = 2,
+        temperature: float = 1.0,
+        include_stored_center: bool = False,
+        center_blend: float = 0.0,
+        policy: ContainerPolicy = "fifo",
+        dtype: RowDtype = "float32",
+        in_batch_negatives: bool = False,
+        initial: Initial = "empty",
+        center_source: CenterSource = "keys",
+        interclass_filtering_threshold: float | None = None,
+        filtering: Filtering = "drop",
+        block_mib: float = 32.0,
+    ) -> None:
+        if center_source not in get_args(CenterSource):
+            hint = nearest(str(center_source), get_args(CenterSource))
+            raise UserError(f"center_source is {center_source!r}: choose keys or query{hint}")
+        if center_source == "keys" and keys_per_query < 1:
+            raise UserError(
+                f"keys_per_query is {keys_per_query}: AttFC generates centers from keys and needs keys_per_query >= 1, "
+                f'or center_source="query"'
+            )
+        if center_source == "query" and include_stored_center:
+            raise UserError(
+                'include_stored_center is set with center_source="query", which has no attention: '
+                "leave it off and set center_blend"
+            )
+        super().__init__(embedding_size, keys_per_query if center_source == "keys" else 0)
+        if not temperature > 0:
+            raise UserError(f"temperature is {temperature}: it divides cosines and must be above 0 (published: 1)")
+        if not 0 <= center_blend < 1:
+            raise UserError(
+                f"center_blend is {center_blend}: the stored row's share must lie in 0 <= share < 1 "
+                f"(at 1 no center would ever change)"
+            )
+        self.margin = margin
+        self.temperature = temperature
+        self.include_stored_center = include_stored_center
+        self.center_blend = center_blend
+        self.in_batch_negatives = in_batch_negatives
+        self.center_source = center_source
+        self.interclass_filtering_threshold = interclass_filtering_threshold
+        self.filtering: Filtering = filtering
+        self.block_mib = block_mib
+        self.container = Container(slots, embedding_size, policy=policy, dtype=dtype, initial=initial)
+
+    def forward(self, embeddings_BD: Tensor, labels_B: Tensor, keys_BKD: Tensor | None = None) -> Tensor:
+        """Return the mean loss of the batch and enqueue its centers.
+
+        Args:
+            embeddings_BD: (B, D) float of any dtype and length, with gradient; computed in float32 (float64 stays).
+            labels_B: (B,) int64 >= 0; not modified.
+            keys_BKD: (B, K, D) float from the key encoder, not normalized; no gradient flows into it.
+
+        Raises:
+            UserError: wrong shapes or types, no keys, a batch larger than the container.
+        """
+        self._check_batch(embeddings_BD, labels_B)
+        self.container.check_room(labels_B.shape[0])
+        query_BD, norms_B = unit_length(embeddings_BD)
+        stored_B, stored_BD = self._stored(labels_B)
+        if self.center_source == "query":
+            center_BD = stored_BD.to(query_BD.dtype)
+            new_BD = self._blend(query_BD.detach(), stored_BD, stored_B)
+        else:
+            center_BD = new_BD = self._generate(query_BD, keys_BKD, stored_BD, stored_B)
+
+        cosine_B = (query_BD * center_BD).sum(dim=1)
+        loss_B = self._loss(query_BD, self.margin(cosine_B, norms_B), labels_B, new_BD)
+        if self.center_source == "query":
+            loss_B = torch.where(stored_B, loss_B, 0.0)
+        self._note(cosine_B, stored_B)
+        if self.training:
+            self.container.enqueue(new_BD, labels_B)
+        return loss_B.mean()
+
+    def _stored(self, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Return who is stored and their rows at unit length; nobody where no option asks for it."""
+        if self.include_stored_center or self.center_blend > 0 or self.center_source == "query":
+            stored_B, stored_BD = self.container.lookup(labels_B)
+            return stored_B, normalize(stored_BD, dim=1)
+        nobody_B = torch.zeros_like(labels_B, dtype=torch.bool)
+        return nobody_B, torch.zeros((), device=labels_B.device).expand(labels_B.shape[0], self.embedding_size)
+
+    @torch.no_grad()
+    def _generate(self, query_BD: Tensor, keys_BKD: Tensor | None, stored_BD: Tensor, stored_B: Tensor) -> Tensor:
+        """Steps 4 and 5, with the stored center where the options want it."""
+        if keys_BKD is None:
+            raise UserError(
+                "AttFC got no keys: pass head(embeddings, labels, keys) with the key encoder's (B, K, D), "
+                'or build it with center_source="query"'
+            )
+        candidates = (stored_BD, stored_B) if self.include_stored_center else (None, None)
+        center_BD, weights_BK = _attend(query_BD, keys_BKD, self.temperature, *candidates)
+        self._last_step = {"attention_entropy": -torch.xlogy(weights_BK, weights_BK).sum(dim=1).mean()}
+        return self._blend(center_BD, stored_BD, stored_B)
+
+    def _blend(self, center_BD: Tensor, stored_BD: Tensor, stored_B: Tensor) -> Tensor:
+        if self.center_blend == 0:
+            return center_BD
+        share = self.center_blend
+        blended_BD = normalize(share * stored_BD.to(center_BD.dtype) + (1 - share) * center_BD, dim=1)
+        return torch.where(stored_B.unsqueeze(1), blended_BD, center_BD)
+
+    def _loss(self, query_BD: Tensor, positive_B: Tensor, labels_B: Tensor, new_BD: Tensor) -> Tensor:
+        """Steps 6 and 7 for each sample: the container before this batch is enqueued."""
+        rows_CD, labels_C, scales_C = self.container.negatives()
+        extra_BD = extra_labels_B = None
+        if self.in_batch_negatives:
+            extra_BD, extra_labels_B = new_BD, labels_B
+            if self.container.policy == "unique":
+                last_B = last_occurrence(labels_B)
+                places_B = torch.arange(labels_B.shape[0], device=labels_B.device)
+                extra_BD = merge_centers(new_BD, last_B)
+                extra_labels_B = torch.where(last_B == places_B, labels_B, EMPTY)
+                labels_C = self.container.labels_without(labels_B)
+        return container_softmax(
+            query_BD,
+            positive_B,
+            rows_CD,
+            labels_C,
+            labels_B,
+            self.margin.scale,
+            row_scales_C=scales_C,
+            extra_rows_ED=extra_BD,
+            extra_labels_E=extra_labels_B,
+            block_mib=self.block_mib,
+            filtering_threshold=self.interclass_filtering_threshold,
+            filtering=self.filtering,
+        )
+
+    @torch.no_grad()
+    def _note(self, cosine_B: Tensor, stored_B: Tensor) -> None:
+        """Keep a few scalars of the step on the device; `statistics` turns them into numbers."""
+        cosine_B = cosine_B.detach()
+        if self.center_source == "query":
+            self._last_step = {
+                "positive_cosine": torch.where(stored_B, cosine_B, 0.0).sum() / stored_B.sum().clamp_min(1)
+            }
+        else:
+            self._last_step["positive_cosine"] = cosine_B.mean()
+        if self.include_stored_center or self.center_blend > 0 or self.center_source == "query":
+            self._last_step["stored_share"] = stored_B.float().mean()
+
+    def statistics(self) -> dict[str, float]:
+        """Return, of the last step: `positive_cosine`, mean before the margin; `attention_entropy`, nats (log K:
+        all keys weigh the same); `stored_share` of the samples; and of the container: `fill` share, `center_age`, steps.
+        """
+        figures = super().statistics()
+        if self.container.fill.device.type != "meta":
+            figures["fill"] = float(self.container.fill) / self.container.slots
+            figures["center_age"] = float(self.container.mean_age())
+        return figures

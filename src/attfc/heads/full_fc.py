@@ -1,0 +1,100 @@
+"""The full FC: one trained class center for every identity, the reference that every other head is measured against.
+
+A step is a softmax over all N identities with a margin on the right one. The rows are streamed forward and backward a
+block at a time (`class_softmax`), so no B x N matrix is ever held; time is six matrix products of B x N x D. Memory:
+N x D x 4 B three times (weight, gradient, momentum): 61 GB at 10 million identities and D = 512. One device; the weight
+sharded over ranks is the model-parallel form.
+Source: ArcFace (arXiv 1801.07698); arcface_torch at sample rate 1.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from attfc.errors import UserError
+from attfc.heads.head import Head, unit_length
+from attfc.losses.class_softmax import class_softmax
+from attfc.losses.container_softmax import Filtering
+from attfc.losses.margins import Margin
+
+__all__ = ["FullFC"]
+
+
+class FullFC(Head):
+    """Fully connected classifier on unit embeddings and unit class centers, with a margin.
+
+    Args:
+        embedding_size: D.
+        identities: N; labels are 0 to N - 1.
+        margin: margin on the right identity's cosine; owns the scale s.
+        interclass_filtering_threshold: other identities with a cosine above it are taken for label noise; None: off.
+        filtering: what becomes of those, `drop` (out of the softmax) or `zero` (cosine 0, as in arcface_torch).
+        block_mib: temporary memory of the streaming passes, MiB.
+
+    `weight` (N, D) float32 is a parameter, normal with standard deviation 0.01 as in arcface_torch; not normalized in
+    storage, so weight decay shortens its rows and that raises their effective learning rate.
+
+    >>> head = FullFC(embedding_size=8, identities=100, margin=Margin(scale=16.0))
+    >>> head(torch.randn(4, 8), torch.tensor([3, 1, 4, 1])).shape
+    torch.Size([])
+    """
+
+    def __init__(
+        self,
+        embedding_size: int,
+        identities: int,
+        margin: Margin,
+        *,
+        interclass_filtering_threshold: float | None = None,
+        filtering: Filtering = "drop",
+        block_mib: float = 32.0,
+    ) -> None:
+        super().__init__(embedding_size, keys_per_query=0)
+        if identities < 1:
+            raise UserError(f"identities is {identities}: a classifier needs at least 1 identity")
+        self.identities = identities
+        self.margin = margin
+        self.interclass_filtering_threshold = interclass_filtering_threshold
+        self.filtering: Filtering = filtering
+        self.block_mib = block_mib
+        self.weight = nn.Parameter(torch.empty(identities, embedding_size))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weight anew from torch's global generator."""
+        nn.init.normal_(self.weight, std=0.01)
+
+    def forward(self, embeddings_BD: Tensor, labels_B: Tensor, keys_BKD: Tensor | None = None) -> Tensor:
+        """Return the mean loss of the batch; gradient to the embeddings and to `weight`.
+
+        Args:
+            embeddings_BD: (B, D) float of any dtype and length; computed in float32 (float64 stays).
+            labels_B: (B,) int64, 0 <= label < identities; not modified.
+            keys_BKD: ignored; the trainer passes (B, 0, D) or nothing.
+
+        Raises:
+            UserError: wrong shapes or types; a label out of range (seen on the CPU, where looking is free).
+        """
+        self._check_batch(embeddings_BD, labels_B)
+        if labels_B.device.type == "cpu" and bool((labels_B >= self.identities).any()):
+            raise UserError(
+                f"label {int(labels_B.max())} is outside 0 to {self.identities - 1}: "
+                f"build the head with identities = the data set's number of identities"
+            )
+        query_BD, norms_B = unit_length(embeddings_BD)
+        loss_B = class_softmax(
+            query_BD,
+            self.weight,
+            labels_B,
+            self.margin,
+            norms_B=norms_B,
+            block_mib=self.block_mib,
+            filtering_threshold=self.interclass_filtering_threshold,
+            filtering=self.filtering,
+        )
+        with torch.no_grad():
+            center_BD = unit_length(self.weight[labels_B])[0]
+            self._last_step = {"positive_cosine": (query_BD * center_BD).sum(dim=1).mean()}
+        return loss_B.mean()
+
+    def extra_repr(self) -> str:
+        return f"embedding_size={self.embedding_size}, identities={self.identities}"

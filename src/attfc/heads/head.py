@@ -1,0 +1,77 @@
+"""The one contract of all heads: embeddings, labels and keys go in, a scalar loss comes out.
+
+A head declares how many keys a sample it wants (`keys_per_query`, 0 for heads with an FC), keeps everything that a
+resumed run needs in its `state_dict`, and offers figures of its last step through `statistics`. The trainer knows no
+head by name. Shared here: the checks of a batch's shapes (on the host, so they cost no device synchronization) and
+the change to unit length in float32 or better, whatever autocast made of the embeddings.
+
+Shape legend of this folder: B batch, K keys a query, D embedding size, C container slots, N identities.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from attfc.errors import UserError
+
+__all__ = ["Head", "unit_length"]
+
+
+def unit_length(embeddings_BD: Tensor) -> tuple[Tensor, Tensor]:
+    """Return rows of unit length and their former norms, in float32 (float64 stays float64), with gradient."""
+    wide_BD = embeddings_BD if embeddings_BD.dtype == torch.float64 else embeddings_BD.float()
+    norms_B = wide_BD.norm(dim=-1)
+    return wide_BD / norms_B.clamp_min(1e-12).unsqueeze(-1), norms_B
+
+
+class Head(nn.Module):
+    """Base of all heads: `loss = head(embeddings_BD, labels_B, keys_BKD)`.
+
+    Attributes:
+        embedding_size: D, the length of an embedding.
+        keys_per_query: keys that the attention loader should deliver for each query; 0: the head takes none.
+    """
+
+    embedding_size: int
+    keys_per_query: int
+
+    def __init__(self, embedding_size: int, keys_per_query: int) -> None:
+        super().__init__()
+        if embedding_size < 1:
+            raise UserError(f"embedding_size is {embedding_size}: an embedding needs at least 1 number")
+        self.embedding_size = embedding_size
+        self.keys_per_query = keys_per_query
+        self._last_step: dict[str, Tensor] = {}
+
+    def forward(self, embeddings_BD: Tensor, labels_B: Tensor, keys_BKD: Tensor | None = None) -> Tensor:
+        """Return the mean loss of the batch, a scalar with gradient to `embeddings_BD` and the head's parameters."""
+        raise NotImplementedError
+
+    def statistics(self) -> dict[str, float]:
+        """Return figures of the last step for the log; the only place that waits for the device."""
+        return {
+            name: float(value) if value.device.type != "meta" else float("nan")
+            for name, value in self._last_step.items()
+        }
+
+    def _check_batch(self, embeddings_BD: Tensor, labels_B: Tensor) -> None:
+        """Refuse wrong shapes and types in one line; negative labels are only seen where looking is free (CPU)."""
+        if embeddings_BD.dim() != 2 or embeddings_BD.shape[1] != self.embedding_size:
+            raise UserError(
+                f"embeddings have shape {tuple(embeddings_BD.shape)}, the head expects (B, {self.embedding_size}): "
+                f"build backbone and head with the same embedding_size"
+            )
+        batch = embeddings_BD.shape[0]
+        if batch == 0:
+            raise UserError("the batch is empty (B = 0): the mean loss of no sample is not defined")
+        if labels_B.shape != (batch,):
+            raise UserError(
+                f"labels have shape {tuple(labels_B.shape)}, the embeddings {tuple(embeddings_BD.shape)}: "
+                f"pass one label a sample, shape ({batch},)"
+            )
+        if labels_B.dtype != torch.int64:
+            raise UserError(
+                f"labels are {labels_B.dtype}, not torch.int64: convert them with labels.long() "
+                f"(float32 would merge identities above 2**24)"
+            )
+        if labels_B.device.type == "cpu" and bool((labels_B < 0).any()):
+            raise UserError(f"a label is {int(labels_B.min())}: labels count from 0, negative ones are reserved")
