@@ -9,13 +9,17 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import cast
 
 import torch
 from torch import nn
 
 from attfc.backbones.counting import count_macs, count_parameters
 from attfc.backbones.iresnet import IRESNET_BLOCKS, IResNet
+from attfc.backbones.mobilefacenet import MOBILEFACENET_SHAPES, MobileFaceNet
+from attfc.backbones.timm_models import TimmBackbone
 from attfc.backbones.tiny import TINY_BLOCKS, TinyIResNet
+from attfc.backbones.vit import VIT_SHAPES, VisionTransformer
 from attfc.errors import UserError, nearest
 
 __all__ = ["BackboneInfo", "backbone_table", "create_backbone", "list_backbones"]
@@ -27,7 +31,7 @@ class Entry:
 
     build: Callable[..., nn.Module]
     source: str
-    image_size: int
+    image_size: int | None
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,10 @@ class BackboneInfo:
 
 
 _ENTRIES: dict[str, Entry] = {
-    **{name: Entry(partial(IResNet, blocks), "arcface_torch", 112) for name, blocks in IRESNET_BLOCKS.items()},
-    **{name: Entry(partial(TinyIResNet, *shape), "attfc", 56) for name, shape in TINY_BLOCKS.items()},
+    **{n: Entry(partial(MobileFaceNet, *shape), "arcface_torch", 112) for n, shape in MOBILEFACENET_SHAPES.items()},
+    **{n: Entry(partial(IResNet, blocks), "arcface_torch", 112) for n, blocks in IRESNET_BLOCKS.items()},
+    **{n: Entry(partial(VisionTransformer, *shape), "arcface_torch", 112) for n, shape in VIT_SHAPES.items()},
+    **{n: Entry(partial(TinyIResNet, *shape), "attfc", 56) for n, shape in TINY_BLOCKS.items()},
 }
 
 
@@ -69,17 +75,21 @@ def create_backbone(
     >>> create_backbone("r6_tiny", embedding_size=64)(torch.zeros(2, 3, 56, 56)).shape
     torch.Size([2, 64])
     """
-    if name not in _ENTRIES:
-        raise UserError(f"no backbone is called {name!r}{nearest(name, _ENTRIES)}: known are {', '.join(_ENTRIES)}")
-    entry = _ENTRIES[name]
+    if name.startswith("timm:"):
+        entry = Entry(TimmBackbone, "timm", None)
+    elif name in _ENTRIES:
+        entry = _ENTRIES[name]
+    else:
+        known = ", ".join([*_ENTRIES, "timm:NAME"])
+        raise UserError(f"no backbone is called {name!r}{nearest(name, _ENTRIES)}: known are {known}")
     if embedding_size < 1:
         raise UserError(f"embedding_size {embedding_size} of backbone {name}: use a positive number, such as 512")
-    known = [p.name for p in inspect.signature(entry.build).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    known = [option for option in known if option not in ("embedding_size", "image_size", "name")]
+    keywords = [p.name for p in inspect.signature(entry.build).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    takes = [keyword for keyword in keywords if keyword not in ("embedding_size", "image_size", "name")]
     for option in options:
-        if option not in known:
+        if option not in takes:
             raise UserError(
-                f"backbone {name} has no option {option!r}{nearest(option, known)}: it takes {', '.join(known)}"
+                f"backbone {name} has no option {option!r}{nearest(option, takes)}: it takes {', '.join(takes)}"
             )
     size = entry.image_size if image_size is None else image_size
     return entry.build(name=name, embedding_size=embedding_size, image_size=size, **options)
@@ -92,14 +102,15 @@ def backbone_table() -> tuple[BackboneInfo, ...]:
     for name, entry in _ENTRIES.items():
         with torch.device("meta"):
             network = create_backbone(name)
-        macs = count_macs(network, entry.image_size)
+        size = int(cast(int, network.image_size))
+        macs = count_macs(network, size)
         rows.append(
             BackboneInfo(
                 name=name,
                 params=count_parameters(network),
                 gmacs=macs.dense / 1e9,
                 attention_gmacs=macs.attention / 1e9,
-                image_size=entry.image_size,
+                image_size=size,
                 embedding_size=512,
                 source=entry.source,
             )
