@@ -1,0 +1,153 @@
+"""Query encoder and key encoder: the trained backbone beside its exponential moving average.
+
+theta_k <- m theta_k + (1 - m) theta_q, m = 0.999 (AttFC, arXiv 2503.06839; MoCo, arXiv 1911.05722). Cost: one more copy of the backbone
+in memory (no gradient, no optimizer state) and one foreach pass over it a step. Not taken: `torch.optim.swa_utils.AveragedModel`, which knows
+no schedule and averages either every buffer or none.
+
+`schedule="ramp"`: m = min(momentum, (1 + t) / (10 + t)) at step t: the average remembers a ninth of the steps taken, up to 1 / (1 - momentum)
+of them (0.999 is reached at step 8,990). A constant 0.999 still holds 37 % of the untrained network after 1,000 steps.
+
+Buffers (`batch_norm`):
+- "batch" (published): the key encoder normalizes by the statistics of the key batch; its buffers are its own, never averaged.
+- "averaged": the key encoder is in eval mode (dropout and the like are off), floating buffers are averaged, the others copied. Running
+  statistics start at mean 0, variance 1, which say nothing about the network: under a constant 0.999 they would spoil the first thousands of
+  steps. So buffers always follow the ramp: their start fades as t^-9, within about 20 steps, whatever the parameters do.
+"""
+
+import copy
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from attfc.errors import UserError
+
+__all__ = ["MomentumPair", "momentum_at"]
+
+# Shapes: B batch, K keys of a query, D embedding size, S image side.
+
+
+def momentum_at(step: int, momentum: float, schedule: Literal["constant", "ramp"] = "constant") -> float:
+    """Return the momentum of update number `step` (the first is 0).
+
+    constant: momentum;  ramp: min(momentum, (1 + step) / (10 + step))
+
+    >>> momentum_at(0, 0.999, "ramp"), momentum_at(90, 0.999, "ramp"), momentum_at(10**6, 0.999, "ramp")
+    (0.1, 0.91, 0.999)
+    """
+    return momentum if schedule == "constant" else min(momentum, (1 + step) / (10 + step))
+
+
+class MomentumPair(nn.Module):
+    """The query encoder, which is `backbone` itself, and its slowly moving copy, the key encoder.
+
+    Args:
+        backbone: (N, 3, S, S) float -> (N, D) float. Keep its parameters in float32 (mixed precision by autocast): in bfloat16 a step of
+            0.001 of the way rounds to nothing.
+        momentum: in [0, 1], a step; 0: the key encoder's parameters are those of the current backbone.
+        schedule: "constant" | "ramp", see the file's head.
+        batch_norm: "batch" | "averaged", see the file's head.
+
+    Attributes:
+        query: `backbone`, not a copy. Compile in place (``pair.query.compile()``).
+        key: the copy; its parameters take no gradient.
+        step: updates done; part of the state_dict.
+
+    Raises:
+        UserError: an option out of its range.
+
+    >>> pair = MomentumPair(nn.Linear(1, 1, bias=False), momentum=0.75)
+    >>> with torch.no_grad():
+    ...     _ = pair.key.weight.fill_(4.0), pair.query.weight.fill_(8.0)
+    >>> pair.update()
+    >>> pair.key.weight
+    Parameter containing:
+    tensor([[5.]])
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        momentum: float = 0.999,
+        *,
+        schedule: Literal["constant", "ramp"] = "constant",
+        batch_norm: Literal["batch", "averaged"] = "batch",
+    ) -> None:
+        super().__init__()
+        if not 0.0 <= momentum <= 1.0:
+            raise UserError(f"key encoder momentum {momentum} is outside [0, 1]: use 0.999, or 0 for no average")
+        if schedule not in ("constant", "ramp"):
+            raise UserError(f"key encoder momentum schedule {schedule!r} is unknown: use 'constant' or 'ramp'")
+        if batch_norm not in ("batch", "averaged"):
+            raise UserError(f"key encoder batch_norm {batch_norm!r} is unknown: use 'batch' or 'averaged'")
+        self.momentum, self.schedule, self.batch_norm = momentum, schedule, batch_norm
+        self.step = 0
+        self.query = backbone
+        self.key = copy.deepcopy(backbone).requires_grad_(False)
+        self.train(backbone.training)
+
+    def train(self, mode: bool = True) -> "MomentumPair":
+        """Set both encoders' mode; the key encoder of an averaged pair stays in eval mode."""
+        super().train(mode)
+        if self.batch_norm == "averaged":
+            self.key.eval()
+        return self
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a compiled loop would compile anew at each step number
+    @torch.no_grad()
+    def update(self, step: int | None = None) -> None:
+        """Move the key encoder towards the query encoder; call once a step, before the keys are embedded.
+
+        Args:
+            step: number of this update (for the ramp); default: the pair's own count, which a state_dict keeps.
+        """
+        step = self.step if step is None else step
+        _average(
+            list(self.key.parameters()),
+            list(self.query.parameters()),
+            momentum_at(step, self.momentum, self.schedule),
+        )
+        if self.batch_norm == "averaged":
+            keys, queries = list(self.key.buffers()), list(self.query.buffers())
+            floating = [i for i, buffer in enumerate(keys) if buffer.is_floating_point()]
+            _average(
+                [keys[i] for i in floating],
+                [queries[i] for i in floating],
+                momentum_at(step, self.momentum, "ramp"),
+            )
+            for i in set(range(len(keys))) - set(floating):
+                keys[i].copy_(queries[i])
+        self.step = step + 1
+
+    @torch.no_grad()
+    def embed_keys(self, keys_BKCSS: Tensor) -> Tensor:
+        """Embed all keys in one pass of the key encoder.
+
+        Args:
+            keys_BKCSS: (B, K, 3, S, S) float on the encoder's device; a channels-last layout of the images is kept.
+
+        Returns:
+            (B, K, D), the encoder's output type, not normalized, no gradient; K = 0 gives (B, 0, D).
+        """
+        B, K = keys_BKCSS.shape[:2]
+        if B * K == 0:
+            return keys_BKCSS.new_empty(B, K, int(getattr(self.query, "embedding_size", 0)))
+        embeddings_ND: Tensor = self.key(keys_BKCSS.flatten(0, 1))
+        return embeddings_ND.view(B, K, *embeddings_ND.shape[1:])
+
+    def get_extra_state(self) -> Tensor:
+        """Return the count of updates, so that a resumed ramp goes on where it stood."""
+        return torch.tensor(self.step, dtype=torch.int64, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take up a saved count of updates."""
+        self.step = int(state)
+
+
+def _average(averages: list[Tensor], values: list[Tensor], momentum: float) -> None:
+    if not averages:
+        return
+    if momentum == 0.0:  # an exact copy, even of or over infinities
+        torch._foreach_copy_(averages, values)
+    else:
+        torch._foreach_lerp_(averages, values, 1.0 - momentum)

@@ -1,0 +1,100 @@
+"""Optimizers and their parameter groups.
+
+Every parameter that takes a gradient is in exactly one group, shared ones once. Norm and bias parameters are told by shape: fewer than two
+dimensions (weights of BatchNorm, LayerNorm and PReLU, and every bias). Weight decay 5e-4 on everything is what arcface_torch does; sparing
+norms and biases is the option (arXiv 1812.01187, section 3.1). A head without parameters (AttFC) adds nothing.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from attfc.errors import UserError
+
+__all__ = ["build_optimizer", "parameter_groups"]
+
+
+def parameter_groups(
+    modules: Sequence[nn.Module],
+    weight_decay: float = 5e-4,
+    decay_norms_and_biases: bool = True,
+    *,
+    head_learning_rate_scale: float = 1.0,
+) -> list[dict[str, Any]]:
+    """Sort the parameters of `modules` into optimizer groups.
+
+    Args:
+        modules: the query encoder first; the others are heads.
+        weight_decay: of the decayed parameters, >= 0.
+        decay_norms_and_biases: False: parameters of fewer than two dimensions get no decay.
+        head_learning_rate_scale: learning rate of the heads as a multiple of the encoder's, > 0.
+
+    Returns:
+        Groups with "params", "weight_decay" and "learning_rate_scale"; no group is empty; order follows `modules`.
+
+    Raises:
+        UserError: a negative decay or scale, or nothing to train.
+
+    >>> groups = parameter_groups([nn.Linear(2, 3), nn.Linear(3, 4)], 0.1, False, head_learning_rate_scale=10.0)
+    >>> [(len(group["params"]), group["weight_decay"], group["learning_rate_scale"]) for group in groups]
+    [(1, 0.1, 1.0), (1, 0.0, 1.0), (1, 0.1, 10.0), (1, 0.0, 10.0)]
+    """
+    if weight_decay < 0:
+        raise UserError(f"weight decay {weight_decay} is negative: use 0 or more, such as 0.0005")
+    if head_learning_rate_scale <= 0:
+        raise UserError(f"head learning rate scale {head_learning_rate_scale} must be above 0: 1 is no change")
+    seen: set[int] = set()
+    groups: list[dict[str, Any]] = []
+    for number, module in enumerate(modules):
+        scale = 1.0 if number == 0 else head_learning_rate_scale
+        decayed: list[nn.Parameter] = []
+        spared: list[nn.Parameter] = []
+        for parameter in module.parameters():
+            if parameter.requires_grad and id(parameter) not in seen:
+                seen.add(id(parameter))
+                (spared if parameter.ndim < 2 and not decay_norms_and_biases else decayed).append(parameter)
+        groups += [
+            {"params": parameters, "weight_decay": decay, "learning_rate_scale": scale}
+            for parameters, decay in ((decayed, weight_decay), (spared, 0.0))
+            if parameters
+        ]
+    if not groups:
+        raise UserError(
+            "nothing to train: no parameter takes a gradient (a frozen backbone needs a head with parameters)"
+        )
+    return groups
+
+
+def build_optimizer(
+    name: Literal["sgd", "adamw"],
+    groups: Iterable[dict[str, Any]],
+    *,
+    learning_rate: float = 0.1,
+    momentum: float = 0.9,
+    betas: tuple[float, float] = (0.9, 0.999),
+    epsilon: float = 1e-8,
+) -> Optimizer:
+    """Build SGD (with momentum) or AdamW over `groups` of `parameter_groups`.
+
+    Args:
+        name: "sgd" | "adamw".
+        groups: a group's "learning_rate_scale" multiplies `learning_rate`.
+        learning_rate: > 0; 0.1 suits SGD at batch 512, 0.001 AdamW.
+        momentum: of SGD, in [0, 1).
+        betas, epsilon: of AdamW.
+
+    Raises:
+        UserError: unknown name, or a number out of its range.
+    """
+    if learning_rate <= 0:
+        raise UserError(f"learning rate {learning_rate} must be above 0: 0.1 suits SGD, 0.001 AdamW")
+    if not 0.0 <= momentum < 1.0:
+        raise UserError(f"SGD momentum {momentum} is outside [0, 1): 0.9 is the usual one")
+    scaled = [{**group, "lr": learning_rate * group.get("learning_rate_scale", 1.0)} for group in groups]
+    if name == "sgd":
+        return SGD(scaled, lr=learning_rate, momentum=momentum)
+    if name == "adamw":
+        return AdamW(scaled, lr=learning_rate, betas=betas, eps=epsilon)
+    raise UserError(f"optimizer {name!r} is unknown: use 'sgd' or 'adamw'")
