@@ -1,1 +1,41 @@
-"""evaluation of attfc."""
+"""How good a model is on people it never saw: verification pairs, all pairs, rank-one, and the report of a run."""
+
+from attfc.evaluation.all_pairs import AllPairs, HardPairs, score_all_pairs
+from attfc.evaluation.embedding import Embeddings, embed_store
+from attfc.evaluation.held_out import HardestPair, HeldOutEvaluation, evaluate_store
+from attfc.evaluation.identification import RankOne, rank_one
+from attfc.evaluation.metrics import (
+    PairScores,
+    Roc,
+    area_under_roc,
+    equal_error_rate,
+    evaluate_pairs,
+    evaluate_scores,
+    roc,
+    tar_at_far,
+)
+from attfc.evaluation.pairs import Pairs, generate_pairs, read_pairs
+
+__all__ = [
+    "AllPairs",
+    "Embeddings",
+    "HardPairs",
+    "HardestPair",
+    "HeldOutEvaluation",
+    "PairScores",
+    "Pairs",
+    "RankOne",
+    "Roc",
+    "area_under_roc",
+    "embed_store",
+    "equal_error_rate",
+    "evaluate_pairs",
+    "evaluate_scores",
+    "evaluate_store",
+    "generate_pairs",
+    "rank_one",
+    "read_pairs",
+    "roc",
+    "score_all_pairs",
+    "tar_at_far",
+]
