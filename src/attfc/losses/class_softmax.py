@@ -14,11 +14,11 @@ Source: ArcFace (1801.07698), eq. 3. Shapes: B queries, D dimensions, N classes,
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import softplus
 
-from attfc.losses.container_softmax import Filtering, row_blocks, stream_negatives
+from attfc.losses.container_softmax import Filtering, row_blocks, stream_negatives, without_autocast
 from attfc.losses.margins import Margin
 
 __all__ = ["class_softmax"]
@@ -54,7 +54,7 @@ def class_softmax(
     Returns:
         (B,) float32 (float64 for float64), loss per sample, with gradient to query_BD and weight_ND.
     """
-    with torch.autocast(query_BD.device.type, enabled=False):
+    with without_autocast(query_BD):
         loss_B: Tensor = _ClassSoftmax.apply(
             query_BD, weight_ND, labels_B, margin, norms_B, block_mib, filtering_threshold, filtering
         )
@@ -99,31 +99,30 @@ class _ClassSoftmax(torch.autograd.Function):
             block_mib=block_mib,
             filtering_threshold=filtering_threshold,
             filtering=filtering,
+            products=wide,
         )
         lse = negatives.log_sum_exp()
         distance_B = lse - margin.scale * adjusted_B
-        ctx.options = margin.scale, block_mib, filtering_threshold, filtering
+        ctx.options = margin.scale, block_mib, filtering_threshold
         mean = None
         if ctx.needs_input_grad[0]:
             mean = negatives.mean_row() - slope_B[:, None] * target_BD
         ctx.save_for_backward(query_BD, weight_ND, labels_B, inverse_N, lse, distance_B, slope_B, cosine_B, mean)
-        return F.softplus(distance_B)
+        return softplus(distance_B)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient_B: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient_B: Tensor) -> tuple[Tensor | None, ...]:
         query_BD, weight_ND, labels_B, inverse_N, lse_B, distance_B, slope_B, cosine_B, mean_BD = ctx.saved_tensors
-        scale, block_mib, filtering_threshold, filtering = ctx.options
+        scale, block_mib, filtering_threshold = ctx.options
         pull_B = gradient_B * scale * distance_B.sigmoid()
         query_gradient = None if mean_BD is None else (pull_B[:, None] * mean_BD).to(query_BD.dtype)
         if not ctx.needs_input_grad[1]:
             return query_gradient, *[None] * 7
-        with torch.autocast(query_BD.device.type, enabled=False):
+        with without_autocast(query_BD):
             query = query_BD.to(lse_B.dtype)
             weight_gradient = torch.empty_like(weight_ND)
-            for block in row_blocks(
-                weight_ND.shape[0], query.shape[0], query.shape[1], query.element_size(), block_mib
-            ):
+            for block in row_blocks(weight_ND.shape[0], query.shape[0], query.shape[1], block_mib):
                 inverse = inverse_N[block]
                 rows = weight_ND[block].to(query.dtype) * inverse[:, None]
                 cosine = query @ rows.T

@@ -231,6 +231,6 @@ class _AngleMargin(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient_B: Tensor) -> tuple[Tensor, None, None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient_B: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         (slope_B,) = ctx.saved_tensors
         return gradient_B * slope_B, None, None, None, None, None
