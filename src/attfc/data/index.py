@@ -23,27 +23,26 @@ _OFFSETS = "offsets.npy"
 _ITEMS = "items.npy"
 
 
-def open_array(path: Path, dtype: npt.DTypeLike, *, mmap: bool = True) -> npt.NDArray[Any]:
+def open_array(path: Path, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     """Open a one-dimensional `.npy` file of exactly this dtype, memory-mapped and read-only; nothing in it is executed.
 
     Raises:
         UserError: not a `.npy` file, cut short, object dtype (a pickle), another dtype or another number of dimensions.
         FileNotFoundError: no such file.
     """
+    array: npt.NDArray[Any]
     try:
-        # numpy cannot map a file whose array is empty, so the few empty arrays are read.
-        array: npt.NDArray[Any] = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+        if path.stat().st_size > 4096:
+            array = np.lib.format.open_memmap(path, mode="r")
+        else:  # cheaper read than mapped, and an array without elements cannot be mapped
+            with open(path, "rb") as file:
+                array = np.lib.format.read_array(file, allow_pickle=False)
     except FileNotFoundError:
         raise
-    except (ValueError, OSError, EOFError, SyntaxError) as error:
-        try:
-            if path.stat().st_size > 4096:
-                raise
-            array = np.load(path, allow_pickle=False)
-        except (ValueError, OSError, EOFError, SyntaxError, MemoryError):
-            raise UserError(f"{path}: not a readable .npy array ({error}); delete it to have it rebuilt") from None
-    if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype != np.dtype(dtype):
-        found = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+    except (ValueError, OSError, EOFError, SyntaxError, MemoryError) as error:
+        raise UserError(f"{path}: not a readable .npy array ({error}); delete it to have it rebuilt") from None
+    if array.ndim != 1 or array.dtype != np.dtype(dtype):
+        found = f"{array.dtype} of shape {array.shape}"
         raise UserError(f"{path}: holds {found} instead of a row of {np.dtype(dtype)}; delete it to have it rebuilt")
     array = array.view(np.ndarray)  # the same mapped pages; np.memmap's own indexing is several times slower
     array.flags.writeable = False

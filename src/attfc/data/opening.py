@@ -10,7 +10,7 @@ from attfc.errors import UserError, nearest
 __all__ = ["open_store"]
 
 _SYNTHETIC = "synthetic"
-_SYNTHETIC_DEFAULTS = {"identities": 1000, "images": 20, "seed": 0, "first_identity": 0}
+_SYNTHETIC_KEYS = {"identities": 1000, "images": 20, "seed": 0, "first": 0}
 
 
 def open_store(
@@ -23,7 +23,8 @@ def open_store(
 
     Args:
         path_or_spec: a folder `root/<identity>/<image>`, or "synthetic:identities=1000,images=20,seed=0" with any of
-            the keys identities, images (per identity), seed, first_identity; what is not given has these values.
+            the keys identities, images (of each: 20, or 5-40 for a long tail), seed, first (number of the first
+            identity: held-out people of the same seed); what is not given has these values, and first=0.
         cache: folder for the index of an image folder (see `FolderStore`).
         progress: called as (done, total) while a folder is scanned for the first time.
 
@@ -54,17 +55,19 @@ def open_store(
 def _open_synthetic(spec: str) -> Store:
     from attfc.data.synthetic import SyntheticFaces  # the renderer is loaded only by those who use it
 
-    values = dict(_SYNTHETIC_DEFAULTS)
+    values = dict(_SYNTHETIC_KEYS)
+    most_images = 0
     for part in filter(None, (part.strip() for part in spec.partition(":")[2].split(","))):
-        key, _equals, value = (word.strip() for word in part.partition("="))
+        key, _, value = (word.strip() for word in part.partition("="))
+        key = "first" if key == "first_identity" else key
         if key not in values:
             raise UserError(f"{spec}: unknown key {key!r}{nearest(key, values)}; known: {', '.join(values)}")
+        low, dash, high = value.partition("-") if key == "images" else (value, "", "")
         try:
-            values[key] = int(value.replace("_", ""))
+            values[key] = int(low)
+            most_images = int(high) if dash else most_images
         except ValueError:
-            raise UserError(f"{spec}: {key} needs a whole number, as in {key}={_SYNTHETIC_DEFAULTS[key]}") from None
-        if values[key] < (1 if key in ("identities", "images") else 0):
-            raise UserError(f"{spec}: {key} is {values[key]}: too small")
-    return SyntheticFaces(
-        values["identities"], values["images"], seed=values["seed"], first_identity=values["first_identity"]
-    )
+            example = "images=20 or images=5-40" if key == "images" else f"{key}={_SYNTHETIC_KEYS[key]}"
+            raise UserError(f"{spec}: {key} needs a whole number, as in {example}") from None
+    images = (values["images"], most_images) if most_images else values["images"]
+    return SyntheticFaces(values["identities"], images, seed=values["seed"], first_identity=values["first"])
