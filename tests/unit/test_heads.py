@@ -335,7 +335,7 @@ def test_attfc_in_a_bare_loop() -> None:
     generator = torch.Generator().manual_seed(0)
     people = torch.randn(16, 12, generator=generator)
     losses = []
-    for _ in range(60):
+    for _ in range(40):
         labels = torch.randint(0, 16, (16,), generator=generator)
         images = people[labels] + 0.1 * torch.randn(16, 12, generator=generator)
         with torch.no_grad():
