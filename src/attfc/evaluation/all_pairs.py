@@ -73,7 +73,7 @@ class AllPairs:
         accepts = np.unique(np.geomspace(1, most, points).astype(np.int64))
         genuine = np.sort(self.genuine_scores)
         barred = np.append(self.top_impostors, np.float32(-2.0))[accepts]  # the first impostor that stays out
-        tar = 1.0 - np.searchsorted(genuine, barred, side="right") / len(genuine)
+        tar = (len(genuine) - np.searchsorted(genuine, barred, side="right")) / len(genuine)
         return accepts / self.impostor_pairs, tar
 
 
