@@ -108,22 +108,22 @@ def test_averaged_policy_is_eval_mode_and_averages_buffers():
     keys = torch.randn(2, 2, 3, 8, 8)
     assert torch.equal(pair.embed_keys(keys), pair.embed_keys(keys))
     mean, variance = torch.zeros(6).double(), torch.ones(6).double()
-    for step in range(120):
-        pair.query(torch.randn(16, 3, 8, 8) + 2)
+    for step in range(40):
+        pair.query(torch.randn(8, 3, 6, 6) + 2)
         pair.update()
         m = min(0.9, (1 + step) / (10 + step))
         mean = m * mean + (1 - m) * pair.query.norm.running_mean.double()
         variance = m * variance + (1 - m) * pair.query.norm.running_var.double()
     torch.testing.assert_close(pair.key.norm.running_mean.double(), mean, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(pair.key.norm.running_var.double(), variance, rtol=1e-4, atol=1e-5)
-    assert int(pair.key.norm.num_batches_tracked) == 120
+    assert int(pair.key.norm.num_batches_tracked) == 40
 
 
 def test_start_of_running_statistics_is_soon_forgotten():
     pair = MomentumPair(Small(), 0.999, batch_norm="averaged")
     torch.manual_seed(0)
     for _ in range(60):
-        pair.query(torch.randn(16, 3, 8, 8) + 5)
+        pair.query(torch.randn(8, 3, 6, 6) + 5)
         pair.update()
     error = (pair.key.norm.running_mean - pair.query.norm.running_mean).abs().max()
     assert error < 0.05 * pair.query.norm.running_mean.abs().max()  # a plain 0.999 would be off by 94 %

@@ -1,0 +1,188 @@
+"""A trained backbone for the world: `model.safetensors` beside `config.json`.
+
+The weights are plain safetensors under the backbone's own state_dict names (arcface_torch's, where the network is one of theirs); the
+configuration says what goes in (size, colour order, mean and deviation), what comes out, and under which licence the training data was.
+Both files may come from a stranger: nothing in them is executed, sizes are bounded, and the shapes are compared on the meta device before
+any memory is taken. Each file is replaced by one rename, the weights first: a crash leaves the old or the new weights, never half of them.
+"""
+
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from attfc.backbones import create_backbone
+from attfc.errors import UserError
+
+__all__ = ["load_model", "save_model"]
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+MAX_CONFIG_BYTES = 2**20
+COLOURS: dict[str, Any] = {"colour_order": "RGB", "mean": 127.5, "std": 127.5}
+NETWORK = re.compile(r"(timm:)?[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+LARGEST_EMBEDDING, LARGEST_IMAGE = 65_536, 4_096
+
+
+def save_model(folder: Path, backbone: nn.Module, config: Mapping[str, Any] | None = None) -> Path:
+    """Write `backbone` to ``folder/model.safetensors`` and ``folder/config.json``.
+
+    Args:
+        folder: made if missing; a model that is there is replaced.
+        backbone: of `create_backbone`; needs its attributes `name`, `embedding_size` and `image_size`.
+        config: more for config.json, JSON-able: "network" and "options" for `create_backbone` (default: the backbone's name, none),
+            "training_data" (what it was trained on, and its licence), anything else.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: it could not be written; a model that was there stands.
+    """
+    folder = Path(folder)
+    backbone = getattr(backbone, "_orig_mod", backbone)  # what torch.compile(module) wraps
+    written = {
+        "network": str(getattr(backbone, "name", "")),
+        "options": {},
+        "training_data": "unknown",
+        **(config or {}),
+        "embedding_size": int(getattr(backbone, "embedding_size", 0)),
+        "image_size": int(getattr(backbone, "image_size", 0)),
+        **COLOURS,
+        "attfc": metadata.version("attfc"),
+    }
+    _check_config(written, "the configuration to save")
+    text = json.dumps(written, indent=2, ensure_ascii=False) + "\n"
+    # Copies: tensors that share memory (tied weights) stand for themselves in the file.
+    tensors = {
+        name: value.detach().to("cpu", copy=True).contiguous()
+        for name, value in backbone.state_dict().items()
+        if isinstance(value, Tensor)
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".saving_", dir=folder) as name:
+            partial = Path(name)
+            (partial / CONFIG).write_text(text, encoding="utf-8")
+            save_file(tensors, partial / WEIGHTS, {"format": "pt"})
+            for file in (WEIGHTS, CONFIG):
+                with (partial / file).open("rb") as stream:
+                    os.fsync(stream.fileno())
+            for file in (WEIGHTS, CONFIG):
+                (partial / file).replace(folder / file)
+    except (OSError, SafetensorError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise UserError(f"cannot save the model to {folder}: {reason}; make room or permission there") from error
+    return folder
+
+
+def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Build the backbone of ``folder/config.json`` and fill it from ``folder/model.safetensors``.
+
+    Returns:
+        The backbone on the CPU, in eval mode, float32: (B, 3, image_size, image_size) RGB, ``(x - 127.5) / 127.5`` -> (B, embedding_size);
+        and the configuration. No random generator is moved.
+
+    Raises:
+        UserError: a file is missing, damaged or too large, the configuration asks for what this attfc does not have, or the weights are of
+            another network: the file, both values and the tensor are named.
+    """
+    folder = Path(folder)
+    config = _read_config(folder)
+    network, weights = str(config["network"]), folder / WEIGHTS
+    # Weights come from the file: a network that started from timm's must not be downloaded again.
+    options = {name: value for name, value in config["options"].items() if name != "pretrained"}
+    sizes = {"embedding_size": config["embedding_size"], "image_size": config["image_size"]}
+    if not weights.is_file():
+        raise UserError(f"{weights} is missing: a model is a folder with {WEIGHTS} and {CONFIG}")
+    try:
+        with torch.device("meta"):
+            expected = create_backbone(network, **sizes, **options).state_dict()
+    except UserError as error:
+        raise UserError(f"{folder / CONFIG}: {error}") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{folder / CONFIG}: network {network!r} cannot be built with {options}: {error}") from None
+    try:
+        with safe_open(str(weights), framework="pt") as file:
+            _check_shapes(weights, network, expected, {name: file.get_slice(name) for name in file.keys()})  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in expected}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{weights} is damaged or no safetensors file: {str(error)[:200]}") from None
+    with torch.random.fork_rng(devices=[]):
+        backbone = create_backbone(network, **sizes, **options)
+    backbone.load_state_dict(tensors, strict=True)
+    return backbone.eval(), config
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_CONFIG_BYTES + 1)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: a model is a folder with {WEIGHTS} and {CONFIG}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if len(data) > MAX_CONFIG_BYTES:
+        raise UserError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes: no model of attfc has that")
+    try:
+        config = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no JSON: {str(error)[:100]}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is no JSON object")
+    _check_config(config, str(path))
+    return config
+
+
+def _check_config(config: dict[str, Any], where: str) -> None:
+    for name in ("network", "embedding_size", "image_size", *COLOURS):
+        if name not in config:
+            raise UserError(f"{where} has no {name!r}")
+    network = config["network"]
+    if not isinstance(network, str) or not NETWORK.fullmatch(network):
+        raise UserError(f"{where}: network {_short(network)} is no name of a network")
+    for name, largest in (("embedding_size", LARGEST_EMBEDDING), ("image_size", LARGEST_IMAGE)):
+        value = config[name]
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= largest:
+            raise UserError(f"{where}: {name} {_short(value)} is no whole number from 1 to {largest}")
+    for name, only in COLOURS.items():
+        if config[name] != only or isinstance(config[name], bool):
+            raise UserError(
+                f"{where}: {name} is {_short(config[name])}, this attfc feeds every network RGB as (x - 127.5) / 127.5: use {only!r}"
+            )
+    options = config.setdefault("options", {})
+    if not isinstance(options, dict) or len(options) > 64:
+        raise UserError(f"{where}: options is no JSON object of at most 64 entries")
+    for name, value in options.items():
+        plain = isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value))
+        if not plain or not name.isidentifier() or name in ("name", "embedding_size", "image_size"):
+            raise UserError(f"{where}: option {name[:80]!r} = {_short(value)} is not one a network takes")
+
+
+def _check_shapes(path: Path, network: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    fits = f"{path} does not fit network {network!r} of {CONFIG}"
+    for name, tensor in expected.items():
+        if name not in found:
+            raise UserError(f"{fits}: it has no {name!r}; is it of another network?")
+        shape = tuple(found[name].get_shape())
+        if shape != tuple(tensor.shape):
+            raise UserError(f"{fits}: {name!r} is {shape}, the network needs {tuple(tensor.shape)}")
+        if found[name].get_dtype().startswith(("F", "BF")) != tensor.dtype.is_floating_point:
+            raise UserError(f"{fits}: {name!r} is {found[name].get_dtype()}, the network needs {tensor.dtype}")
+    for name in found:
+        if name not in expected:
+            raise UserError(f"{fits}: it has {name[:80]!r}, which the network lacks; is it of another network?")
+
+
+def _short(value: object) -> str:
+    return repr(value)[:80]
