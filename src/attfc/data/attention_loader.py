@@ -11,7 +11,10 @@ Source: AttFC (arXiv 2503.06839). Differences and the options that undo them: `q
 """
 
 import itertools
+import multiprocessing.util
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -443,6 +446,15 @@ def _prepare_worker(_: int) -> None:
     torch.set_num_threads(1)
     # Ctrl-C reaches the whole process group: the main process alone decides, and stops the workers quietly.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A spawned worker that shuts its interpreter down while the queue's thread copies a batch is aborted by the C++ runtime
+    # (seen with torch 2.15); leave as forked workers do, after multiprocessing's own clean-up.
+    multiprocessing.util.Finalize(None, _leave, exitpriority=-1000)
+
+
+def _leave() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _is_worker_death(error: BaseException) -> bool:
