@@ -6,7 +6,8 @@ normalization are left out, as is the custom. Watching functions rather than mod
 stands for, such as those of attention (of timm's networks too). Cost: about 0.1 s for r100, no memory.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Macs", "count_macs", "count_parameters"]
+__all__ = ["Macs", "count_macs", "count_parameters", "shapes_only"]
 
 
 @dataclass(frozen=True)
@@ -66,15 +67,44 @@ def _operand(args: Sequence[Any], kwargs: Mapping[str, Any], position: int, name
     return operand
 
 
+class _Unfilled(TorchFunctionMode):
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _FILLS or getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+_FILLS = {Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_}
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Build networks on the meta device and skip their initialization, which takes seconds there.
+
+    >>> with shapes_only():
+    ...     nn.Linear(2, 3).weight.device
+    device(type='meta')
+    """
+    with torch.device("meta"), _Unfilled():
+        yield
+
+
 def count_macs(network: nn.Module, image_size: int) -> Macs:
     """Count the multiply-accumulates of one (3, image_size, image_size) image in evaluation.
 
     Args:
-        network: on the meta device, such as ``with torch.device("meta"): network = create_backbone("r50")``, or on any other
+        network: on the meta device, such as ``with shapes_only(): network = create_backbone("r50")``, or on any other
             (then it is really run).
         image_size: height and width in pixels.
 
-    >>> with torch.device("meta"):
+    >>> with shapes_only():
     ...     count_macs(nn.Conv2d(3, 8, 3), image_size=4)
     Macs(dense=864, attention=0)
     """

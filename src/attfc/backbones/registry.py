@@ -1,7 +1,7 @@
 """Every backbone by name: a plain dict of builders, and the table that `attfc backbones` prints.
 
 A builder takes ``name, embedding_size, image_size`` and its own keyword options and returns the network. The counts of the table
-are not written down but counted on the meta device (about 2 s for all, once a process).
+are not written down but counted on the meta device (a few seconds, once a process: most of it is torch importing its shape rules).
 Names: those of arcface_torch, ours (`*_tiny`), and ``timm:NAME`` for any network of timm.
 """
 
@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import cast
 
-import torch
 from torch import nn
 
-from attfc.backbones.counting import count_macs, count_parameters
+from attfc.backbones.counting import count_macs, count_parameters, shapes_only
 from attfc.backbones.iresnet import IRESNET_BLOCKS, IResNet
 from attfc.backbones.mobilefacenet import MOBILEFACENET_SHAPES, MobileFaceNet
 from attfc.backbones.timm_models import TimmBackbone
@@ -84,6 +83,8 @@ def create_backbone(
         raise UserError(f"no backbone is called {name!r}{nearest(name, _ENTRIES)}: known are {known}")
     if embedding_size < 1:
         raise UserError(f"embedding_size {embedding_size} of backbone {name}: use a positive number, such as 512")
+    if image_size is not None and image_size < 1:
+        raise UserError(f"image_size {image_size} of backbone {name}: use a positive number of pixels, such as 112")
     keywords = [p.name for p in inspect.signature(entry.build).parameters.values() if p.kind is p.KEYWORD_ONLY]
     takes = [keyword for keyword in keywords if keyword not in ("embedding_size", "image_size", "name")]
     for option in options:
@@ -100,7 +101,7 @@ def backbone_table() -> tuple[BackboneInfo, ...]:
     """Return a row for every network of our registry (not timm's), counted at its own image size."""
     rows = []
     for name, entry in _ENTRIES.items():
-        with torch.device("meta"):
+        with shapes_only():
             network = create_backbone(name)
         size = int(cast(int, network.image_size))
         macs = count_macs(network, size)
