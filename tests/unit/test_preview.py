@@ -61,7 +61,9 @@ def test_every_image_is_a_whole_tile_and_the_broken_one_is_marked():
 
 def test_rows_hold_one_identity():
     sheet = np.asarray(contact_sheet(Flat(), identities=3, images=3, size=48))
-    rows = {c: {int(y) // 76 for y in np.argwhere((sheet == c).all(axis=2))[:, 0]} for i, c in enumerate(COLOURS) if i != 4}
+    rows = {
+        c: {int(y) // 76 for y in np.argwhere((sheet == c).all(axis=2))[:, 0]} for i, c in enumerate(COLOURS) if i != 4
+    }
     assert all(len(r) == 1 for r in rows.values())
     assert rows[COLOURS[0]] == rows[COLOURS[1]] == rows[COLOURS[2]]
     assert len({next(iter(r)) for r in rows.values()}) == 3

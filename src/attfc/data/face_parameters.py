@@ -53,7 +53,8 @@ def _normals(keys_N: U64, purpose: int, count: int) -> F64:
     bits = hash_words(keys_N[:, None], purpose, np.arange(count))
     low = np.uint64(0xFFFF)
     total = (bits & low) + ((bits >> np.uint64(16)) & low) + ((bits >> np.uint64(32)) & low) + (bits >> np.uint64(48))
-    return (total.astype(np.float64) / 65535.0 - 2.0) * np.sqrt(3.0)
+    normal: F64 = (total.astype(np.float64) / 65535.0 - 2.0) * 3.0**0.5
+    return normal
 
 
 def identity_keys(seed: int, identities_N: I64) -> U64:
@@ -180,7 +181,7 @@ def identity_traits(keys_N: U64) -> Traits:
     lip = skin * np.array([0.90, 0.66, 0.66]) * (1 - 0.05 * z[3][:, None])
     lip = lip * (1 - 0.12 * np.maximum(man, 0)[:, None])
 
-    long_hair = _ramp(0.42 - 0.42 * man + 0.28 * z[39])
+    long_hair = _ramp(0.37 - 0.42 * man + 0.28 * z[39])
     bald = _ramp((0.9 * man + 1.1 * old + 0.55 * z[41] - 1.35) * 1.4)
     beard_draw = z[45] + 1.5 * man - 1.0
     beard_kind = extra[:, 0]
@@ -199,11 +200,11 @@ def identity_traits(keys_N: U64) -> Traits:
     )
 
     values: dict[str, F64] = {
-        "face_half_width": 37.2 + 1.9 * z[4] + 0.9 * man,
-        "chin_drop": 47.0 + 2.3 * z[8] + 1.3 * man + 0.8 * z[5],
+        "face_half_width": 37.0 + 2.3 * z[4] + 0.9 * man,
+        "chin_drop": 47.0 + 2.8 * z[8] + 1.3 * man + 0.8 * z[5],
         "skull_rise": 62.0 + 2.5 * z[11] + 1.2 * z[5],
-        "squareness": np.clip(2.12 + 0.20 * z[7] + 0.16 * man, 1.72, 3.0),
-        "jaw": 0.012 + 0.035 * z[6] + 0.03 * man,
+        "squareness": np.clip(2.12 + 0.24 * z[7] + 0.16 * man, 1.72, 3.0),
+        "jaw": 0.012 + 0.042 * z[6] + 0.03 * man,
         "cheek": 0.01 + 0.025 * z[10],
         "chin_width": 0.03 * z[9] + 0.022 * man,
         "temple": -0.02 + 0.02 * z[36],
@@ -243,7 +244,7 @@ def identity_traits(keys_N: U64) -> Traits:
         "blush": np.clip(0.5 + 0.28 * z[3] - 0.4 * (melanin - 0.2), 0.05, 1.2),
         "hair": hair,
         "hair_length": long_hair,
-        "hair_volume": np.clip(0.11 + 0.06 * z[40] + 0.06 * _ramp(z[44]), 0.03, 0.34),
+        "hair_volume": np.clip(0.10 + 0.055 * z[40] + 0.13 * _ramp(0.5 * z[44]), 0.02, 0.36),
         "hairline": np.clip(0.735 + 0.035 * z[41] + 0.02 * man + 0.06 * old, 0.62, 0.97),
         "recession": np.clip(0.03 + 0.045 * z[42] + 0.05 * man * (0.5 + old), -0.08, 0.26),
         "fringe": _ramp((z[43] - 0.25 * man - 0.55) * 1.3) * (1 - bald),
@@ -262,7 +263,7 @@ def identity_traits(keys_N: U64) -> Traits:
         "glasses_size": 11.3 + 0.9 * np.abs(z[47]) * (extra[:, 2] * 2 - 1),
         "glasses_thickness": 0.8 + 1.1 * extra[:, 3] ** 2,
         "glasses_colour": frames[(extra[:, 3] * 977).astype(np.int64) % len(frames)],
-        "lipstick_habit": _ramp(0.32 - 0.5 * man + 0.15 * z[31]),
+        "lipstick_habit": _ramp(0.32 - 0.5 * man + 0.15 * z[31]) * (man < 0.2),
     }
     return Traits(**{name: value.astype(np.float32) for name, value in values.items()})
 
@@ -318,10 +319,10 @@ def sample_conditions(keys_N: U64, traits: Traits) -> Conditions:
     side = np.where(u[0] < 0.5, -1.0, 1.0)
     light_angle = 0.45 + 0.42 * np.abs(z[5])  # away from the camera's axis
     light_turn = side * (0.4 + 1.35 * u[1])  # from overhead towards the sides
-    warmth = 0.10 * z[6]
+    warmth = 0.075 * z[6]
     tint = 0.03 * z[7]
     hard = u[2] ** 1.3
-    exposure = np.exp(0.17 * z[8])
+    exposure = np.exp(0.14 * z[8])
     colours = u[8:14].T.reshape(-1, 2, 3)
     level = 0.10 + 0.85 * u[14:16].T
     backgrounds = level[:, :, None] * (0.62 + 0.5 * (colours - 0.5) + 0.25)
@@ -366,7 +367,7 @@ def sample_conditions(keys_N: U64, traits: Traits) -> Conditions:
         "blur": np.where(u[50] < 0.45, 0.0, 2.0 * np.maximum(u[50] - 0.45, 0.0) ** 1.4),
         "noise": 0.004 + 0.032 * u[51] ** 2.5,
         "noise_offset": u[52],
-        "brightness": 0.22 * (u[53] * 2 - 1),
+        "brightness": 0.16 * (u[53] * 2 - 1),
         "contrast": 0.55 * (u[54] * 2 - 1),
         "saturation": np.where(u[55] < 0.06, 0.0, 0.72 + 0.5 * u[56]),
         "quality": np.floor(38 + 58 * u[57]),

@@ -20,9 +20,7 @@ _LABEL = 13  # height of a line of text in pixels
 _BACKGROUND, _TEXT, _BROKEN = (24, 24, 28), (225, 225, 230), (214, 60, 52)
 
 
-def contact_sheet(
-    store: Store, identities: int = 8, images: int = 8, seed: int = 0, size: int = 112
-) -> Image.Image:
+def contact_sheet(store: Store, identities: int = 8, images: int = 8, seed: int = 0, size: int = 112) -> Image.Image:
     """Draw a few identities of a store, one a row.
 
     Args:
@@ -92,7 +90,12 @@ def _choose(store: Store, identities: int, images: int, seed: int) -> list[tuple
 
 
 def _draw_broken(
-    draw: ImageDraw.ImageDraw, left: int, top: int, size: int, reason: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont
+    draw: ImageDraw.ImageDraw,
+    left: int,
+    top: int,
+    size: int,
+    reason: str,
+    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
 ) -> None:
     right, bottom = left + size - 1, top + size - 1
     draw.rectangle((left, top, right, bottom), (52, 22, 22), _BROKEN)
@@ -100,7 +103,10 @@ def _draw_broken(
     draw.line((left, bottom, right, top), _BROKEN)
     for row, text in enumerate(("broken", reason)):
         fitted = _fit(draw, text, size - 8, font)
-        draw.rectangle((left + 2, top + 3 + row * _LABEL, left + 5 + draw.textlength(fitted, font), top + 15 + row * _LABEL), (52, 22, 22))
+        draw.rectangle(
+            (left + 2, top + 3 + row * _LABEL, left + 5 + draw.textlength(fitted, font), top + 15 + row * _LABEL),
+            (52, 22, 22),
+        )
         draw.text((left + 4, top + 3 + row * _LABEL), fitted, (255, 220, 215), font)
 
 
