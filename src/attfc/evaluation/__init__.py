@@ -15,6 +15,7 @@ from attfc.evaluation.metrics import (
     tar_at_far,
 )
 from attfc.evaluation.pairs import Pairs, generate_pairs, read_pairs
+from attfc.evaluation.report import write_report
 
 __all__ = [
     "AllPairs",
@@ -38,4 +39,5 @@ __all__ = [
     "roc",
     "score_all_pairs",
     "tar_at_far",
+    "write_report",
 ]

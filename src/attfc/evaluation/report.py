@@ -1,0 +1,499 @@
+"""One HTML file that tells a run: figures, curves, ROC, hardest pairs, timing, configuration, versions.
+
+Self-contained: style and pictures are inside, there is no script, nothing is loaded from anywhere. Every text that
+comes from the run or its data is escaped. Faces appear only when asked for (`pictures=True` and a store), at most 24
+of them: people in a data set did not agree to be in a report. What a run has not got (no evaluation yet, interrupted)
+is left out and said so.
+"""
+
+import base64
+import html
+import io
+import math
+import os
+import statistics
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from attfc.data.store import Store
+from attfc.errors import UserError
+from attfc.evaluation.report_figures import line_figure, roc_figure, score_figure
+from attfc.evaluation.run_record import RunRecord, read_run
+
+__all__ = ["write_report"]
+
+SHOWN_PAIRS = 6  # of each kind: 24 pictures
+LISTED_BROKEN = 50
+PICTURE_SIZE = 112
+_DRAWN = {
+    "epoch",
+    "loss",
+    "loss_average",
+    "learning_rate",
+    "images_per_second",
+    "memory_mib",
+    "seconds",
+    "step",
+    "kind",
+}
+
+
+def write_report(run_folder: str | os.PathLike[str], store: Store | None = None, pictures: bool = False) -> Path:
+    """Write `report.html` into a run folder, in one piece, over an older one.
+
+    Args:
+        run_folder: with any of config.yaml, environment.json, metrics.jsonl, evaluation.json, evaluation.npz.
+        store: the store that was evaluated; needed for pictures.
+        pictures: embed the faces of the hardest pairs (112 x 112 JPEG); only for stores that may be shown.
+
+    Returns:
+        Path of the report.
+
+    Raises:
+        UserError: not a run folder, a damaged file in it, or a store that is not the one evaluated.
+        OSError: the report cannot be written.
+    """
+    folder = Path(run_folder)
+    run = read_run(folder)
+    sections = (
+        _heading(run),
+        _cards(run),
+        _verification(run),
+        _training(run),
+        _hardest(run, store if pictures else None),
+        _timing(run),
+        _broken(run),
+        _configuration(run),
+    )
+    template = Template((resources.files(__package__) / "report_template.html").read_text(encoding="utf-8"))
+    page = template.substitute(title=_escaped(f"{run.name} · attfc"), body="\n".join(filter(None, sections)))
+    path, beside = folder / "report.html", folder / ".report.html.part"
+    beside.write_text(page, encoding="utf-8")
+    beside.replace(path)
+    return path
+
+
+def _escaped(value: object) -> str:
+    return html.escape(str(value), quote=True)
+
+
+def _number(value: object) -> float | None:
+    """A finite number, or None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def _column(records: Sequence[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:
+    """Steps and values of one field, leaving out records without it."""
+    found = [
+        (step, value)
+        for record in records
+        if (value := _number(record.get(name))) is not None and (step := _number(record.get("step"))) is not None
+    ]
+    return [step for step, _ in found], [value for _, value in found]
+
+
+def _percent(value: object, digits: int = 2) -> str:
+    number = _number(value)
+    return "–" if number is None else f"{100 * number:.{digits}f} %"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def _section(title: str, *parts: str) -> str:
+    inner = "\n".join(part for part in parts if part)
+    return f"<section>\n<h2>{_escaped(title)}</h2>\n{inner}\n</section>" if inner else ""
+
+
+def _figure(caption: str, svg: str, hint: str = "") -> str:
+    more = f'<p class="hint">{_escaped(hint)}</p>' if hint else ""
+    return f"<figure>\n<figcaption>{_escaped(caption)}</figcaption>\n{svg}\n{more}</figure>"
+
+
+def _table(rows: Iterable[Sequence[str]], header: Sequence[str] = (), numbers_from: int = 1) -> str:
+    """Rows of cells that are escaped here; columns from `numbers_from` on are set as numbers."""
+
+    number = ' class="number"'
+
+    def cells(values: Sequence[str], tag: str) -> str:
+        return "".join(
+            f"<{tag}{number if place >= numbers_from else ''}>{_escaped(value)}</{tag}>"
+            for place, value in enumerate(values)
+        )
+
+    top = f"<tr>{cells(header, 'th')}</tr>" if header else ""
+    body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
+    return f"<table>{top}{body}</table>" if body else ""
+
+
+def _notes(notes: Iterable[object]) -> str:
+    items = "".join(f"<li>{_escaped(note)}</li>" for note in notes)
+    return f'<div class="notes"><ul>{items}</ul></div>' if items else ""
+
+
+def _value(config: dict[str, Any], *path: str) -> object:
+    value: object = config
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def _heading(run: RunRecord) -> str:
+    parts = [
+        _value(run.config, "head", "name") or _value(run.config, "head"),
+        _value(run.config, "backbone", "name") or _value(run.config, "backbone"),
+        _value(run.config, "data", "root"),
+        run.environment.get("started"),
+    ]
+    line = " · ".join(str(part) for part in parts if isinstance(part, str) and part)
+    steps = _column(run.train, "step")[1]
+    at = f" at step {steps[-1]:,.0f}" if steps else ""
+    state = "finished" if run.finished else f"not finished{at}: interrupted or still running"
+    return (
+        f'<header>\n<h1>{_escaped(run.name)}</h1>\n<div class="sub">{_escaped(line)}'
+        f'<span class="state">{_escaped(state)}</span></div>\n</header>'
+    )
+
+
+def _cards(run: RunRecord) -> str:
+    figures = run.evaluation
+    cards: list[tuple[str, str, str]] = []
+    if figures:
+        std = _number(figures.get("accuracy_std"))
+        cards.append(
+            (
+                "Accuracy on pairs",
+                _percent(figures.get("accuracy")),
+                "" if std is None else f"± {100 * std:.2f} over folds",
+            )
+        )
+        cards.append(("Area under the ROC", _short(figures.get("auc")), "1 is perfect, 0.5 chance"))
+        cards.append(("Equal error rate", _percent(figures.get("eer")), "lower is better"))
+        cards.append(_tar_card(figures))
+        probes = _number(figures.get("rank_one_probes"))
+        more = f"{probes:,.0f} probes, leave one out" if probes else "leave one out"
+        cards.append(("Rank-one identification", _percent(figures.get("rank_one")), more))
+    losses = _column(run.train, "loss_average")[1] or _column(run.train, "loss")[1]
+    if losses:
+        cards.append(("Training loss", _short(losses[-1]), f"from {_short(losses[0])}"))
+    speeds = _column(run.train, "images_per_second")[1]
+    if speeds:
+        cards.append(("Images a second", f"{statistics.median(speeds):,.0f}", "median, queries trained"))
+    memory = _column(run.train, "memory_mib")[1]
+    if memory:
+        cards.append(("Peak memory", _mib(max(memory)), "of the training process"))
+    shown = "".join(
+        f'<div class="card"><div class="name">{_escaped(name)}</div><div class="value">{_escaped(value)}</div>'
+        f'<div class="more">{_escaped(more)}</div></div>'
+        for name, value, more in cards
+    )
+    missing = "" if figures else _notes(["This run has not been evaluated: there are no verification figures."])
+    return f'<div class="cards">{shown}</div>{missing}'
+
+
+def _tar_card(figures: dict[str, Any]) -> tuple[str, str, str]:
+    """The lowest FAR that rests on at least 30 false accepts, all pairs before the list; else the lowest stated."""
+    stated: list[tuple[bool, float, float, str]] = []
+    for source, holder in (("all pairs", figures.get("all_pairs")), ("list of pairs", figures)):
+        if not isinstance(holder, dict) or not isinstance(holder.get("tar_at_far"), dict):
+            continue
+        impostors = _number(holder.get("impostor_pairs")) or 0.0
+        for far, tar in holder["tar_at_far"].items():
+            value = _number(tar)
+            if value is not None:
+                stated.append(
+                    (float(far) * impostors >= 30 - 1e-9, float(far), value, f"{source}, {impostors:,.0f} impostor")
+                )
+    if not stated:
+        return ("TAR at FAR", "–", "too few impostor pairs")
+    certain = [entry for entry in stated if entry[0]]
+    _, far, value, more = (
+        min(certain, key=lambda entry: entry[1]) if certain else max(stated, key=lambda entry: entry[1])
+    )
+    return (f"TAR at FAR {far:g}", _percent(value), more)
+
+
+def _short(value: object) -> str:
+    number = _number(value)
+    return "–" if number is None else f"{number:.4f}" if abs(number) < 10 else f"{number:,.2f}"
+
+
+def _mib(value: float) -> str:
+    return f"{value / 1024:,.1f} GiB" if value >= 10240 else f"{value:,.0f} MiB"
+
+
+def _list_of_pairs(run: RunRecord) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]] | None:
+    """Scores and kinds of the list, if there are any of both kinds."""
+    scores, same = run.arrays.get("scores"), run.arrays.get("same")
+    if scores is None or same is None or scores.shape != same.shape or len(np.unique(same)) < 2:
+        return None
+    return scores.astype(np.float64), same.astype(np.bool_)
+
+
+def _verification(run: RunRecord) -> str:
+    figures = run.evaluation
+    if not figures:
+        return ""
+    drawn: list[str] = []
+    listed = _list_of_pairs(run)
+    everything = figures.get("all_pairs") if isinstance(figures.get("all_pairs"), dict) else None
+    if listed is not None:
+        scores, same = listed
+        curve = None
+        if everything is not None and len(run.arrays.get("all_pairs_far", ())):
+            count = int(_number(everything.get("impostor_pairs")) or 0)
+            curve = (run.arrays["all_pairs_far"], run.arrays["all_pairs_tar"], count) if count else None
+        drawn.append(_figure("True accepts over false accepts", roc_figure(scores, same, curve)))
+        drawn.append(_figure("Scores of the pairs", score_figure(scores, same, _number(figures.get("threshold")))))
+    steps = [
+        ("accuracy", *_column(run.evaluations, "accuracy")),
+        ("rank-one", *_column(run.evaluations, "rank_one")),
+        *(_tar_over_steps(run.evaluations)),
+    ]
+    steps = [line for line in steps if len(line[1]) > 1]
+    if steps:
+        drawn.append(
+            _figure("Evaluation over steps", line_figure(steps, "figures over steps", key="evaluation", markers=True))
+        )
+    table = _table(_verification_rows(figures, everything), ("", "pairs", "all pairs") if everything else ("", "pairs"))
+    drawn.append(f'<div class="panel"><h3>Figures</h3>{table}</div>')
+    notes = figures.get("notes")
+    return _section(
+        "Verification on people never trained on",
+        f'<div class="figures">{"".join(drawn)}</div>',
+        _notes(notes if isinstance(notes, list) else ()),
+    )
+
+
+def _tar_over_steps(evaluations: Sequence[dict[str, Any]]) -> list[tuple[str, list[float], list[float]]]:
+    found: list[tuple[float, float]] = []
+    for record in evaluations:
+        everything = record.get("all_pairs")
+        tars = everything.get("tar_at_far") if isinstance(everything, dict) else record.get("tar_at_far")
+        step, tar = _number(record.get("step")), _number(tars.get("0.01")) if isinstance(tars, dict) else None
+        if step is not None and tar is not None:
+            found.append((step, tar))
+    return [("TAR at FAR 0.01", [step for step, _ in found], [tar for _, tar in found])]
+
+
+def _verification_rows(figures: dict[str, Any], everything: dict[str, Any] | None) -> list[list[str]]:
+    def row(name: str, left: str, right: str = "") -> list[str]:
+        return [name, left, right] if everything is not None else [name, left]
+
+    def count(holder: dict[str, Any] | None, name: str) -> str:
+        number = _number(holder.get(name)) if holder is not None else None
+        return "–" if number is None else f"{number:,.0f}"
+
+    rows = [row("images", count(figures, "images"), count(everything, "images"))]
+    rows += [
+        row(n, count(figures, k), count(everything, k))
+        for n, k in (("genuine pairs", "genuine_pairs"), ("impostor pairs", "impostor_pairs"))
+    ]
+    here = figures.get("tar_at_far") if isinstance(figures.get("tar_at_far"), dict) else {}
+    there = (everything or {}).get("tar_at_far") or {}
+    assert isinstance(here, dict)
+    for far in sorted({*here, *there}, key=float, reverse=True):
+        cells = [
+            ("not stated" if tars[far] is None else _percent(tars[far])) if far in tars else "–"
+            for tars in (here, there)
+        ]
+        rows.append(row(f"TAR at FAR {far}", *cells))
+    std = _number(figures.get("accuracy_std"))
+    spread = "" if std is None else f" ± {100 * std:.2f}"
+    rows.append(row("accuracy", _percent(figures.get("accuracy")) + spread))
+    rows.append(row("threshold (cosine)", _short(figures.get("threshold"))))
+    rows.append(row("equal error rate", _percent(figures.get("eer"))))
+    if isinstance(figures.get("pair_source"), str):
+        rows.append(row("pairs from", str(figures["pair_source"])))
+    return rows
+
+
+def _training(run: RunRecord) -> str:
+    drawn: list[str] = []
+    losses, averages = _column(run.train, "loss"), _column(run.train, "loss_average")
+    if averages[0] and losses[0]:
+        lines = [("_loss", *losses), ("average", *averages)]
+        drawn.append(
+            _figure(
+                "Loss",
+                line_figure(lines, "loss over steps", key="loss"),
+                "faint: the step's loss; strong: its running average",
+            )
+        )
+    elif losses[0]:
+        drawn.append(_figure("Loss", line_figure([("loss", *losses)], "loss over steps", key="loss")))
+    plain = (
+        ("learning_rate", "Learning rate"),
+        ("images_per_second", "Images a second"),
+        ("memory_mib", "Memory, MiB"),
+    )
+    of_the_head = sorted(
+        {name for record in run.train for name in record if _number(record[name]) is not None} - _DRAWN
+    )
+    for place, (name, caption) in enumerate(
+        (*plain, *((name, name.replace("_", " ").capitalize()) for name in of_the_head))
+    ):
+        steps, values = _column(run.train, name)
+        if not steps or (name == "memory_mib" and len(set(values)) == 1):
+            continue
+        svg = line_figure([(caption, steps, values)], f"{caption} over steps", key=f"train{place}", from_zero=True)
+        drawn.append(_figure(caption, svg))
+    inner = (
+        f'<div class="figures">{"".join(drawn)}</div>' if drawn else '<p class="hint">No training step was logged.</p>'
+    )
+    torn = (
+        _notes(["The last line of metrics.jsonl was cut short (a killed process) and is left out."]) if run.torn else ""
+    )
+    return _section("Training", inner, torn)
+
+
+def _hardest_rows(run: RunRecord, store: Store | None) -> list[tuple[bool, float, int, int, str, str]]:
+    """(same, score, first, second, where, where), worst genuine pairs first, then worst impostor pairs."""
+    arrays = run.arrays
+    columns = (
+        "hardest_same",
+        "hardest_scores",
+        "hardest_first",
+        "hardest_second",
+        "hardest_first_where",
+        "hardest_second_where",
+    )
+    if all(name in arrays for name in columns):
+        return list(zip(*(arrays[name].tolist() for name in columns), strict=True))
+    listed = _list_of_pairs(run)
+    if listed is None or "first" not in arrays or "second" not in arrays:
+        return []
+    scores, same = listed
+    rows = []
+    for kind in (True, False):
+        places = np.flatnonzero(same == kind)
+        for place in places[np.argsort(scores[places] if kind else -scores[places], kind="stable")][: 2 * SHOWN_PAIRS]:
+            first, second = int(arrays["first"][place]), int(arrays["second"][place])
+            names = [
+                store.where(p) if store is not None and p < len(store) else f"position {p}" for p in (first, second)
+            ]
+            rows.append((kind, float(scores[place]), first, second, names[0], names[1]))
+    return rows
+
+
+def _hardest(run: RunRecord, store: Store | None) -> str:
+    rows = _hardest_rows(run, store)
+    parts: list[str] = []
+    for kind, title in (
+        (True, "Genuine pairs with the lowest scores"),
+        (False, "Impostor pairs with the highest scores"),
+    ):
+        of_kind = [row for row in rows if row[0] == kind]
+        if not of_kind:
+            continue
+        shown = of_kind[:SHOWN_PAIRS] if store is not None else []
+        rest = [(f"{score:.4f}", one, other) for _, score, _, _, one, other in of_kind[len(shown) :]]
+        table = _table(rest, ("cosine", "first image", "second image"), numbers_from=9)
+        parts.append(
+            f"<h3>{title}</h3>"
+            + (f'<div class="pairs">{"".join(_pair(row, store) for row in shown)}</div>' if store is not None else "")
+            + (f'<div class="panel" style="margin-bottom:18px">{table}</div>' if table else "")
+        )
+    hint = (
+        '<p class="hint">Often wrong labels, or very different poses and ages: look at them before trusting the last tenth of a '
+        "percent.</p>"
+    )
+    return _section("Hardest pairs", *([hint, *parts] if parts else []))
+
+
+def _pair(row: tuple[bool, float, int, int, str, str], store: Store) -> str:
+    _, score, first, second, first_where, second_where = row
+    for position, where in ((first, first_where), (second, second_where)):
+        if position >= len(store) or store.where(position) != where:
+            found = store.where(position) if position < len(store) else f"only {len(store)} images"
+            raise UserError(
+                f"image {position} of the evaluation is {where}, but {store.name} has {found}: "
+                "pass the store that was evaluated, unchanged"
+            )
+    images = store.images([first, second], PICTURE_SIZE)
+    faces = "".join(
+        f'<img src="data:image/jpeg;base64,{_jpeg(pixels)}" width="{PICTURE_SIZE}" height="{PICTURE_SIZE}" alt="{_escaped(where)}">'
+        for pixels, where in zip(images.pixels, (first_where, second_where), strict=True)
+    )
+    return (
+        f'<div class="pair"><div class="faces">{faces}</div><div class="score">{score:.3f}</div>'
+        f'<div class="who">{_escaped(first_where)}<br>{_escaped(second_where)}</div></div>'
+    )
+
+
+def _jpeg(pixels: npt.NDArray[np.uint8]) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=88)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _timing(run: RunRecord) -> str:
+    rows: list[tuple[str, str]] = []
+    steps, epochs = _column(run.train, "step")[1], _column(run.train, "epoch")[1]
+    if steps:
+        rows.append(("steps", f"{steps[-1]:,.0f}" + (f" ({epochs[-1]:.2f} epochs)" if epochs else "")))
+    seconds = _column(run.train, "seconds")[1]
+    if seconds:
+        rows.append(("training time", _duration(seconds[-1])))
+    speeds = _column(run.train, "images_per_second")[1]
+    if speeds:
+        rows.append(("images a second, median", f"{statistics.median(speeds):,.1f}"))
+        rows.append(("images a second, lowest and highest", f"{min(speeds):,.1f} – {max(speeds):,.1f}"))
+    memory = _column(run.train, "memory_mib")[1]
+    if memory:
+        rows.append(("peak memory", _mib(max(memory))))
+    taken, rate = (_number(run.evaluation.get(name)) for name in ("embedding_seconds", "embedded_images_per_second"))
+    if taken is not None:
+        rows.append(("embedding for the evaluation", _duration(taken) + (f", {rate:,.1f} images/s" if rate else "")))
+    tables = [("Timing and memory", _table(rows))]
+    for name in ("machine", "versions"):
+        entries = run.environment.get(name)
+        if isinstance(entries, dict):
+            tables.append((name.capitalize(), _table([(str(key), str(value)) for key, value in entries.items()])))
+    others = [(str(k), str(v)) for k, v in run.environment.items() if not isinstance(v, dict | list)]
+    tables.append(("Environment", _table(others)))
+    panels = "".join(f'<div class="panel"><h3>{title}</h3>{table}</div>' for title, table in tables if table)
+    return _section("Timing, memory and versions", f'<div class="figures">{panels}</div>' if panels else "")
+
+
+def _broken(run: RunRecord) -> str:
+    rows = {
+        (str(record.get("where", record.get("position"))), str(record.get("reason", "")), "training")
+        for record in run.broken
+    }
+    arrays = run.arrays
+    if "broken_where" in arrays and "broken_reasons" in arrays:
+        found = zip(arrays["broken_where"].tolist(), arrays["broken_reasons"].tolist(), strict=True)
+        rows |= {(str(where), str(reason), "evaluation") for where, reason in found}
+    if not rows:
+        return ""
+    listed = sorted(rows)[:LISTED_BROKEN]
+    more = f", the first {LISTED_BROKEN} of them listed" if len(rows) > LISTED_BROKEN else ""
+    table = _table(listed, ("image", "reason", "found in"), numbers_from=9)
+    plural = "s" if len(rows) > 1 else ""
+    return _section(
+        "Broken images",
+        f'<p class="hint">{len(rows):,} broken image{plural}{more}. They were replaced or skipped.</p><div class="panel">{table}</div>',
+    )
+
+
+def _configuration(run: RunRecord) -> str:
+    if not run.config_text:
+        return ""
+    return _section(
+        "Configuration", f"<details><summary>config.yaml</summary><pre>{_escaped(run.config_text)}</pre></details>"
+    )
