@@ -1,7 +1,7 @@
 """The full FC: one trained class center for every identity, the reference that every other head is measured against.
 
 A step is a softmax over all N identities with a margin on the right one. The rows are streamed forward and backward a
-block at a time (`class_softmax`), so no B x N matrix is ever held; time is six matrix products of B x N x D. Memory:
+block at a time (`class_softmax`), so no B x N matrix is ever held; time is four matrix products of B x N x D. Memory:
 N x D x 4 B three times (weight, gradient, momentum): 61 GB at 10 million identities and D = 512. One device; the weight
 sharded over ranks is the model-parallel form.
 Source: ArcFace (arXiv 1801.07698); arcface_torch at sample rate 1.
