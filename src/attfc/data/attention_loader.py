@@ -36,7 +36,7 @@ __all__ = ["AttentionLoader", "Batch"]
 Int64 = NDArray[np.int64]
 Broken = tuple[int, str, str]
 
-_SUBSTITUTES = 8  # tries before a query, or a key, is given up
+_SUBSTITUTES = 32  # tries before a query, or a key, is given up
 _JUDGED_AFTER = 20  # broken images that the limit must allow before the share means something: 2,000 images at 1 %
 
 
@@ -215,7 +215,11 @@ class AttentionLoader:
 
     def close(self) -> None:
         """Stop the workers; iterating again starts new ones at the same place."""
-        self._iterator = None  # the last reference: DataLoader's iterator joins its workers when it goes
+        iterator, self._iterator = self._iterator, None
+        # Dropping the iterator would do the same, but the traceback of an error may hold it for long.
+        shutdown = getattr(iterator, "_shutdown_workers", None)
+        if shutdown is not None:
+            shutdown()
 
     def __enter__(self) -> "AttentionLoader":
         """Return the loader; leaving the block stops its workers."""

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from attfc.data.random_streams import hash_tensor, uniform_tensor
 from attfc.errors import UserError
+from attfc.precision import without_autocast
 
 __all__ = ["FLIP_LANE", "OPPOSITE_FLIP", "Augment", "normalize"]
 
@@ -127,11 +128,11 @@ class Augment:
             raise ValueError(
                 f"seeds must be int64 {tuple(images.shape[:-3])}, one an image, got {seeds.dtype} {tuple(seeds.shape)}"
             )
-        if images.shape[0] == 0 or images.numel() == 0:
+        if images.numel() == 0:
             return normalize(images)
         images_NCHW = images.flatten(0, -4)
         seeds_N = seeds.to(images.device, non_blocking=True).flatten()
-        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):  # bfloat16 would round the weights
+        with torch.no_grad(), without_autocast(images):  # bfloat16 would round the weights
             flipped_N = self._flipped(seeds_N)
             draws = self._draws(seeds_N)
             if self.crop_scale is None and self.blur == 0.0:
