@@ -31,6 +31,7 @@ __all__ = ["write_report"]
 
 SHOWN_PAIRS = 6  # of each kind: 24 pictures
 LISTED_BROKEN = 50
+ROC_HINT = "dotted: fewer than 30 false accepts, uncertain; shaded: so for every curve"
 PICTURE_SIZE = 112
 _DRAWN = {
     "epoch",
@@ -62,12 +63,13 @@ def write_report(run_folder: str | os.PathLike[str], store: Store | None = None,
     """
     folder = Path(run_folder)
     run = read_run(folder)
+    hardest = _hardest(run, store if pictures else None)  # first: it may refuse the store
     sections = (
         _heading(run),
         _cards(run),
         _verification(run),
         _training(run),
-        _hardest(run, store if pictures else None),
+        hardest,
         _timing(run),
         _broken(run),
         _configuration(run),
@@ -164,7 +166,7 @@ def _heading(run: RunRecord) -> str:
     at = f" at step {steps[-1]:,.0f}" if steps else ""
     state = "finished" if run.finished else f"not finished{at}: interrupted or still running"
     return (
-        f'<header>\n<h1>{_escaped(run.name)}</h1>\n<div class="sub">{_escaped(line)}'
+        f'<header>\n<h1>{_escaped(run.name)}</h1>\n<div class="sub"><span>{_escaped(line)}</span>'
         f'<span class="state">{_escaped(state)}</span></div>\n</header>'
     )
 
@@ -257,20 +259,14 @@ def _verification(run: RunRecord) -> str:
         if everything is not None and len(run.arrays.get("all_pairs_far", ())):
             count = int(_number(everything.get("impostor_pairs")) or 0)
             curve = (run.arrays["all_pairs_far"], run.arrays["all_pairs_tar"], count) if count else None
-        drawn.append(_figure("True accepts over false accepts", roc_figure(scores, same, curve)))
+        drawn.append(_figure("True accepts over false accepts", roc_figure(scores, same, curve), ROC_HINT))
         drawn.append(_figure("Scores of the pairs", score_figure(scores, same, _number(figures.get("threshold")))))
-    steps = [
-        ("accuracy", *_column(run.evaluations, "accuracy")),
-        ("rank-one", *_column(run.evaluations, "rank_one")),
-        *(_tar_over_steps(run.evaluations)),
-    ]
-    steps = [line for line in steps if len(line[1]) > 1]
-    if steps:
-        drawn.append(
-            _figure("Evaluation over steps", line_figure(steps, "figures over steps", key="evaluation", markers=True))
-        )
-    table = _table(_verification_rows(figures, everything), ("", "pairs", "all pairs") if everything else ("", "pairs"))
-    drawn.append(f'<div class="panel"><h3>Figures</h3>{table}</div>')
+    columns = ("", "pairs", "all pairs") if everything else ("", "pairs")
+    for title, table in (
+        ("TAR at FAR", _table(_far_rows(figures, everything), columns)),
+        ("Figures of the pairs", _table(_pair_rows(figures))),
+    ):
+        drawn.append(f'<div class="panel"><h3>{title}</h3>{table}</div>' if table else "")
     notes = figures.get("notes")
     return _section(
         "Verification on people never trained on",
@@ -290,36 +286,32 @@ def _tar_over_steps(evaluations: Sequence[dict[str, Any]]) -> list[tuple[str, li
     return [("TAR at FAR 0.01", [step for step, _ in found], [tar for _, tar in found])]
 
 
-def _verification_rows(figures: dict[str, Any], everything: dict[str, Any] | None) -> list[list[str]]:
-    def row(name: str, left: str, right: str = "") -> list[str]:
-        return [name, left, right] if everything is not None else [name, left]
-
-    def count(holder: dict[str, Any] | None, name: str) -> str:
-        number = _number(holder.get(name)) if holder is not None else None
-        return "–" if number is None else f"{number:,.0f}"
-
-    rows = [row("images", count(figures, "images"), count(everything, "images"))]
-    rows += [
-        row(n, count(figures, k), count(everything, k))
-        for n, k in (("genuine pairs", "genuine_pairs"), ("impostor pairs", "impostor_pairs"))
-    ]
-    here = figures.get("tar_at_far") if isinstance(figures.get("tar_at_far"), dict) else {}
-    there = (everything or {}).get("tar_at_far") or {}
-    assert isinstance(here, dict)
-    for far in sorted({*here, *there}, key=float, reverse=True):
-        cells = [
-            ("not stated" if tars[far] is None else _percent(tars[far])) if far in tars else "–"
-            for tars in (here, there)
-        ]
-        rows.append(row(f"TAR at FAR {far}", *cells))
-    std = _number(figures.get("accuracy_std"))
-    spread = "" if std is None else f" ± {100 * std:.2f}"
-    rows.append(row("accuracy", _percent(figures.get("accuracy")) + spread))
-    rows.append(row("threshold (cosine)", _short(figures.get("threshold"))))
-    rows.append(row("equal error rate", _percent(figures.get("eer"))))
-    if isinstance(figures.get("pair_source"), str):
-        rows.append(row("pairs from", str(figures["pair_source"])))
+def _far_rows(figures: dict[str, Any], everything: dict[str, Any] | None) -> list[list[str]]:
+    holders = [figures] if everything is None else [figures, everything]
+    tars = [tar if isinstance(tar := holder.get("tar_at_far"), dict) else {} for holder in holders]
+    rows = []
+    for far in sorted({far for tar in tars for far in tar}, key=float, reverse=True):
+        cells = [("not stated" if tar[far] is None else _percent(tar[far])) if far in tar else "–" for tar in tars]
+        rows.append([f"FAR {far}", *cells])
+    for name, key in (("genuine pairs", "genuine_pairs"), ("impostor pairs", "impostor_pairs")):
+        counts = [_number(holder.get(key)) for holder in holders]
+        rows.append([name, *("–" if count is None else f"{count:,.0f}" for count in counts)])
     return rows
+
+
+def _pair_rows(figures: dict[str, Any]) -> list[list[str]]:
+    std, skipped, images = (_number(figures.get(name)) for name in ("accuracy_std", "skipped_pairs", "images"))
+    rows = [
+        ["accuracy", _percent(figures.get("accuracy")) + ("" if std is None else f" ± {100 * std:.2f}")],
+        ["threshold (cosine)", _short(figures.get("threshold"))],
+        ["equal error rate", _percent(figures.get("eer"))],
+        ["area under the ROC", _short(figures.get("auc"))],
+    ]
+    if isinstance(figures.get("pair_source"), str):
+        rows.append(["pairs from", str(figures["pair_source"])])
+    if skipped is not None:
+        rows.append(["pairs skipped", f"{skipped:,.0f}"])
+    return rows if images is None else [*rows, ["images embedded", f"{images:,.0f}"]]
 
 
 def _training(run: RunRecord) -> str:
@@ -336,6 +328,18 @@ def _training(run: RunRecord) -> str:
         )
     elif losses[0]:
         drawn.append(_figure("Loss", line_figure([("loss", *losses)], "loss over steps", key="loss")))
+    over_steps = [
+        ("accuracy", *_column(run.evaluations, "accuracy")),
+        ("rank-one", *_column(run.evaluations, "rank_one")),
+        *(_tar_over_steps(run.evaluations)),
+    ]
+    over_steps = [line for line in over_steps if len(line[1]) > 1]
+    if over_steps:
+        drawn.append(
+            _figure(
+                "Evaluation over steps", line_figure(over_steps, "figures over steps", key="evaluation", markers=True)
+            )
+        )
     plain = (
         ("learning_rate", "Learning rate"),
         ("images_per_second", "Images a second"),
@@ -348,7 +352,7 @@ def _training(run: RunRecord) -> str:
         (*plain, *((name, name.replace("_", " ").capitalize()) for name in of_the_head))
     ):
         steps, values = _column(run.train, name)
-        if not steps or (name == "memory_mib" and len(set(values)) == 1):
+        if not steps or (name == "memory_mib" and max(values) < 1.05 * min(values)):
             continue
         svg = line_figure([(caption, steps, values)], f"{caption} over steps", key=f"train{place}", from_zero=True)
         drawn.append(_figure(caption, svg))

@@ -59,7 +59,7 @@ def line_figure(
             marker = "o" if markers else None
             axes.plot(x, y, color=next(strong), label=name, linewidth=1.8, marker=marker, markersize=4)
     if from_zero and lowest >= 0:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.08 * axes.dataLim.y1 if axes.dataLim.y1 > 0 else 1)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.yaxis.set_major_locator(MaxNLocator(5))
@@ -77,7 +77,9 @@ def roc_figure(
     *,
     key: str = "roc",
 ) -> str:
-    """Draw TAR over the logarithm of FAR; dotted, over a shaded ground, where fewer than 30 false accepts carry it.
+    """Draw TAR over the logarithm of FAR; a curve is dotted where fewer than 30 false accepts carry it.
+
+    The ground is shaded where that holds for every curve.
 
     Args:
         scores, same: the list of pairs.
@@ -98,19 +100,8 @@ def roc_figure(
         axes.plot(far[certain], tar[certain], color=colour, linewidth=1.8, label=name, drawstyle="steps-post")
         axes.plot(far[~certain], tar[~certain], color=colour, linewidth=1.5, linestyle=":", drawstyle="steps-post")
     most = max(count for _, _, _, count, _ in drawn)
-    left, limit = 0.6 / most, min(1.0, CERTAIN_FALSE_ACCEPTS / impostors)
-    axes.axvspan(left, limit, color=MUTED, alpha=0.10, linewidth=0)
-    axes.text(
-        limit,
-        0.02,
-        f"list of pairs: under {CERTAIN_FALSE_ACCEPTS} false accepts, uncertain ",
-        ha="right",
-        va="bottom",
-        fontsize=8.5,
-        color=MUTED,
-        transform=axes.get_xaxis_transform(),
-        clip_on=True,
-    )
+    left = 0.6 / most
+    axes.axvspan(left, min(1.0, CERTAIN_FALSE_ACCEPTS / most), color=MUTED, alpha=0.10, linewidth=0)
     axes.set_xscale("log")
     axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value >= 1e-3 else _power(value)))

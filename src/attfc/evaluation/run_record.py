@@ -121,7 +121,7 @@ def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     if not path.is_file():
         return {}
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             return dict(file)
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: not a readable .npz file ({error}): remove it, or evaluate again") from None

@@ -1,0 +1,313 @@
+"""The report of a run: complete, self-contained, escaped, sparing with faces, and patient with what is missing."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import matplotlib
+import numpy as np
+import pytest
+
+from attfc.data.index import IdentityIndex
+from attfc.data.store import Images
+from attfc.errors import UserError
+from attfc.evaluation.report import write_report
+from attfc.evaluation.report_figures import line_figure, roc_figure
+from attfc.evaluation.run_record import read_run
+
+EVIL = "<script>alert('x')</script>&\"</pre>"
+
+
+class Page(HTMLParser):
+    """Checks that tags close in order, and gathers ids, text and everything that could be loaded."""
+
+    VOID = ("meta", "img", "br", "link", "input")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.addresses: list[str] = []
+        self.text = ""
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs) -> None:
+        self.tags.append(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value)
+            if name in ("src", "href", "xlink:href"):
+                self.addresses.append(value)
+
+    def handle_startendtag(self, tag, attrs) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data) -> None:
+        self.text += data
+
+
+class FacelessStore:
+    """A store of plain grey squares, two an identity."""
+
+    name = "grey"
+
+    def __init__(self, images: int = 40) -> None:
+        self.n = images
+        self.identities = IdentityIndex.from_labels(np.arange(images) // 2)
+
+    def __len__(self) -> int:
+        return self.n
+
+    def where(self, position: int) -> str:
+        return f"person {position // 2}/{position} {EVIL}.jpg"
+
+    def images(self, positions, size: int) -> Images:
+        return Images(np.full((len(positions), size, size, 3), 90, np.uint8))
+
+
+def evaluation_files(folder, store) -> None:
+    rng = np.random.default_rng(0)
+    same = np.arange(200) % 2 == 0
+    scores = np.where(same, 0.6, 0.1) + rng.normal(0, 0.15, 200)
+    hardest = np.arange(24)
+    np.savez(
+        folder / "evaluation.npz",
+        scores=scores,
+        same=same,
+        first=np.arange(200) % 40,
+        second=(np.arange(200) + 1) % 40,
+        all_pairs_far=np.array([1e-3, 1e-2, 0.1]),
+        all_pairs_tar=np.array([0.2, 0.5, 0.9]),
+        hardest_same=hardest < 12,
+        hardest_scores=hardest / 24,
+        hardest_first=hardest,
+        hardest_second=hardest + 1,
+        hardest_first_where=np.array([store.where(p) for p in hardest]),
+        hardest_second_where=np.array([store.where(p + 1) for p in hardest]),
+        broken_positions=np.array([3]),
+        broken_where=np.array([f"sick/{EVIL}.jpg"]),
+        broken_reasons=np.array(["cut short"]),
+    )
+    figures = {
+        "accuracy": 0.9575,
+        "accuracy_std": 0.01,
+        "threshold": 0.35,
+        "auc": 0.98,
+        "eer": 0.04,
+        "impostor_pairs": 100,
+        "genuine_pairs": 100,
+        "pair_source": EVIL,
+        "tar_at_far": {"0.1": 0.9, "0.01": 0.625, "0.001": None},
+        "rank_one": 0.875,
+        "rank_one_probes": 40,
+        "all_pairs": {"impostor_pairs": 5000, "genuine_pairs": 20, "tar_at_far": {"0.01": 0.55, "0.001": 0.25}},
+        "notes": [f"note {EVIL}"],
+    }
+    (folder / "evaluation.json").write_text(json.dumps({"step": 200, **figures}))
+
+
+def metrics_lines(steps: int = 200) -> list[str]:
+    lines = []
+    for step in range(10, steps + 1, 10):
+        train = {"loss": 30 / step, "loss_average": 35 / step, "learning_rate": 0.1, "images_per_second": 1234.0}
+        more = {"epoch": step / 100, "memory_mib": 512.0, "seconds": step * 0.5, "filled_slots": step, "odd": None}
+        lines.append(json.dumps({"kind": "train", "step": step, **train, **more}))
+        if step % 100 == 0:
+            lines.append(json.dumps({"kind": "evaluation", "step": step, "accuracy": 0.9, "rank_one": None}))
+    lines.append(
+        json.dumps({"kind": "broken", "step": 20, "position": 7, "where": f"Ann/{EVIL}", "reason": "empty file"})
+    )
+    return lines
+
+
+@pytest.fixture
+def store() -> FacelessStore:
+    return FacelessStore()
+
+
+@pytest.fixture
+def run(tmp_path, store):
+    folder = tmp_path / "run-001 <b>"
+    (folder / "model").mkdir(parents=True)
+    (folder / "model" / "model.safetensors").write_bytes(b"")
+    (folder / "config.yaml").write_text(f"head:\n  name: attfc\nbackbone:\n  name: r50\nnote: |\n  {EVIL}\n")
+    environment = {"versions": {"torch": "2.15.0"}, "machine": {"device": EVIL, "cores": 2}, "started": "2026-11-23"}
+    (folder / "environment.json").write_text(json.dumps(environment))
+    (folder / "metrics.jsonl").write_text("\n".join(metrics_lines()) + "\n")
+    evaluation_files(folder, store)
+    return folder
+
+
+@pytest.fixture
+def undrawn(run):
+    """The same without curves: quicker."""
+    (run / "metrics.jsonl").unlink()
+    return run
+
+
+def test_everything_is_there_and_nothing_is_loaded_or_run(run) -> None:
+    path = write_report(run)
+    assert path == run / "report.html"
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+    for shown in (
+        *("run-001 <b>", "attfc · r50", "finished", "95.75 %", "± 1.00", "0.9800", "87.50 %", "not stated"),
+        *(
+            "25.00 %",
+            "TAR at FAR 0.01",
+            "512 MiB",
+            "1,234",
+            "1 min 40 s",
+            "200 (2.00 epochs)",
+            "2.15.0",
+            "empty file",
+            "cut short",
+        ),
+        *(
+            "Loss",
+            "Learning rate",
+            "Images a second",
+            "Evaluation over steps",
+            "Filled slots",
+            "Hardest pairs",
+            "config.yaml",
+        ),
+    ):
+        assert shown in page.text, shown
+    assert page.tags.count("svg") == 7  # ROC, scores, loss, evaluation, learning rate, images/s, filled slots
+    assert "script" not in page.tags
+    assert "img" not in page.tags
+    assert page.text.count("<script>") >= 6  # shown as text, everywhere it was planted
+    assert all(address.startswith("#") for address in page.addresses)
+    assert "@import" not in text
+    assert not re.search(r"url\((?!#)", text)
+    assert len(page.ids) == len(set(page.ids))
+    assert {a[1:] for a in page.addresses} <= set(page.ids)
+    assert set(re.findall(r"url\(#([^)]*)\)", text)) <= set(page.ids)
+    assert not list(run.glob(".report*"))
+
+
+def test_figures_use_the_colours_of_the_page(run) -> None:
+    text = write_report(run).read_text(encoding="utf-8")
+    drawn = "".join(re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL))
+    assert not set(re.findall(r"#[0-9a-f]{6}\b", drawn)) - {"#000000", "#ffffff"}
+    for variable in set(re.findall(r"var\(--(\w+)\)", text)):
+        assert text.count(f"--{variable}:") == 3, variable  # light, dark, print
+
+
+def test_pictures_only_when_asked_for_with_a_store(undrawn, store) -> None:
+    assert "data:image" not in write_report(undrawn, store).read_text()
+    assert "data:image" not in write_report(undrawn, None, pictures=True).read_text()
+    page = Page(write_report(undrawn, store, pictures=True).read_text())
+    pictures = [address for address in page.addresses if address.startswith("data:image/jpeg;base64,")]
+    assert len(pictures) == page.tags.count("img") == 24
+    assert "script" not in page.tags
+
+
+def test_another_store_is_refused(run) -> None:
+    class Other(FacelessStore):
+        def where(self, position: int) -> str:
+            return f"other/{position}"
+
+    with pytest.raises(UserError, match="but grey has other/0: pass the store that was evaluated"):
+        write_report(run, Other(), pictures=True)
+    with pytest.raises(UserError, match="but grey has only 1 images"):
+        write_report(run, FacelessStore(images=1), pictures=True)
+
+
+def test_run_without_evaluation(run) -> None:
+    for name in ("evaluation.json", "evaluation.npz"):
+        (run / name).unlink()
+    (run / "metrics.jsonl").write_text("\n".join(line for line in metrics_lines() if '"evaluation"' not in line) + "\n")
+    page = Page(write_report(run).read_text())
+    assert "has not been evaluated" in page.text
+    assert "Loss" in page.text
+    assert "Hardest pairs" not in page.text
+
+
+def test_interrupted_run_with_a_torn_line(run) -> None:
+    (run / "model" / "model.safetensors").unlink()
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "step": 210, "lo')
+    text = Page(write_report(run).read_text()).text
+    assert "not finished at step 200" in text
+    assert "last line of metrics.jsonl was cut short" in text
+
+
+def test_a_bare_folder_and_a_run_that_only_began(tmp_path) -> None:
+    (tmp_path / "config.yaml").write_text("head: [unclosed\n")
+    assert "No training step was logged" in Page(write_report(tmp_path).read_text()).text
+    one = {"kind": "train", "step": 1, "loss": None, "learning_rate": 0.0, "images_per_second": 5.0, "seconds": 0.2}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(one) + "\n")
+    assert "Learning rate" in Page(write_report(tmp_path).read_text()).text
+
+
+def test_evaluation_without_names_lists_positions(undrawn, store) -> None:
+    run = undrawn
+    with np.load(run / "evaluation.npz") as file:
+        arrays = {name: file[name] for name in ("scores", "same", "first", "second")}
+    np.savez(run / "evaluation.npz", **arrays)
+    worst = int(np.flatnonzero(arrays["same"])[np.argmin(arrays["scores"][arrays["same"]])])
+    assert f"position {arrays['first'][worst]}" in Page(write_report(run).read_text()).text
+    assert Page(write_report(run, store, pictures=True).read_text()).tags.count("img") == 24
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        (
+            "metrics.jsonl",
+            b'{"kind": "train", "step": 1}\n{"kind": \n{"kind": "train", "step": 2}\n',
+            "metrics.jsonl line 2: not a JSON",
+        ),
+        ("metrics.jsonl", b"[1]\n{}\n", "metrics.jsonl line 1: .*not an object"),
+        ("evaluation.json", b"{", "evaluation.json: not JSON"),
+        ("evaluation.json", b"[]", "evaluation.json: holds a list"),
+        ("evaluation.npz", b"PK\x03\x04 no", "evaluation.npz: not a readable .npz"),
+        ("environment.json", b"no", "environment.json: not JSON"),
+    ],
+)
+def test_damaged_files_are_named(run, name, content, text) -> None:
+    (run / name).write_bytes(content)
+    with pytest.raises(UserError, match=text):
+        write_report(run)
+
+
+def test_pickles_are_not_opened(run) -> None:
+    np.savez(run / "evaluation.npz", scores=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(UserError, match=r"evaluation\.npz: not a readable"):
+        read_run(run)
+
+
+def test_a_folder_that_is_no_run(tmp_path) -> None:
+    with pytest.raises(UserError, match="is not a run"):
+        write_report(tmp_path)
+    with pytest.raises(UserError, match="is not a run"):
+        write_report(tmp_path / "none")
+
+
+def test_figures_leave_no_state_and_are_repeatable() -> None:
+    before = dict(matplotlib.rcParams)
+    lines = [("loss", np.arange(5000), np.r_[np.nan, np.ones(4999)])]
+    one, two = line_figure(lines, "loss", key="a"), line_figure(lines, "loss", key="a")
+    assert one == two
+    assert len(one) < 60_000
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_roc_is_dotted_where_few_false_accepts_carry_it() -> None:
+    rng = np.random.default_rng(0)
+    same = np.arange(4000) % 2 == 0
+    scores = same * 0.5 + rng.normal(0, 0.3, 4000)
+    assert "stroke-dasharray" in roc_figure(scores, same, None)
+    few = np.arange(20) % 2 == 0
+    assert "stroke-dasharray" in roc_figure(few * 1.0, few, None)  # nothing certain: still drawn
