@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import softplus
 
 from attfc.losses.container_softmax import Filtering, row_blocks, stream_negatives, without_autocast
 from attfc.losses.margins import Margin
@@ -108,7 +107,7 @@ class _ClassSoftmax(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             mean = negatives.mean_row() - slope_B[:, None] * target_BD
         ctx.save_for_backward(query_BD, weight_ND, labels_B, inverse_N, lse, distance_B, slope_B, cosine_B, mean)
-        return softplus(distance_B)
+        return torch.logaddexp(distance_B, torch.zeros_like(distance_B))  # softplus, but exact above 20 too
 
     @staticmethod
     @once_differentiable

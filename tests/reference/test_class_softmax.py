@@ -1,0 +1,149 @@
+"""class_softmax against dense autograd: all B x N logits in float64, cross entropy, gradients to queries and weight."""
+
+import math
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy, normalize
+
+from attfc.losses import AdaFace, ArcFace, CombinedMargin, CosFace, Margin, class_softmax
+
+
+def dense(query_BD, weight_ND, labels_B, margin, norms_B=None, threshold=None, filtering="drop"):
+    query_BD, weight_ND = query_BD.detach().double().requires_grad_(), weight_ND.detach().double().requires_grad_()
+    cosine_BN = query_BD @ normalize(weight_ND).T
+    own_BN = torch.nn.functional.one_hot(labels_B, len(weight_ND)).bool()
+    logits_BN = cosine_BN
+    if threshold is not None:
+        noisy_BN = (cosine_BN > threshold) & ~own_BN
+        logits_BN = logits_BN.masked_fill(noisy_BN, 0.0 if filtering == "zero" else -math.inf)
+    adjusted_B = margin(cosine_BN[own_BN], norms_B)
+    logits_BN = torch.where(own_BN, adjusted_B[:, None], logits_BN)
+    loss_B = cross_entropy(margin.scale * logits_BN, labels_B, reduction="none")
+    return loss_B.detach(), *torch.autograd.grad(loss_B.mean(), (query_BD, weight_ND))
+
+
+def streamed(query_BD, weight_ND, labels_B, margin, **options):
+    query_BD, weight_ND = query_BD.detach().clone().requires_grad_(), weight_ND.detach().clone().requires_grad_()
+    loss_B = class_softmax(query_BD, weight_ND, labels_B, margin, **options)
+    return loss_B.detach(), *torch.autograd.grad(loss_B.mean(), (query_BD, weight_ND))
+
+
+def relative_error(mine: torch.Tensor, reference: torch.Tensor) -> float:
+    return ((mine.double() - reference).norm() / reference.norm()).item()
+
+
+def case(B=24, D=64, N=900):
+    draw = torch.Generator().manual_seed(0)
+    weight_ND = torch.randn(N, D, generator=draw) * torch.empty(N, 1).uniform_(0.01, 3.0, generator=draw)
+    labels_B = torch.randint(0, N, (B,), generator=draw)
+    labels_B[1] = labels_B[0]  # two samples of one class
+    query_BD = normalize(0.5 * normalize(weight_ND[labels_B]) + torch.randn(B, D, generator=draw) / math.sqrt(D))
+    return query_BD, weight_ND, labels_B
+
+
+MARGINS = [
+    Margin(),
+    ArcFace(),
+    ArcFace(gradient="straight_through"),
+    CosFace(),
+    CombinedMargin(m1=1.1, m2=0.3, m3=0.1),
+    AdaFace().eval(),
+]
+
+
+@pytest.mark.parametrize("margin", MARGINS, ids=str)
+@pytest.mark.parametrize("block_mib", [0.05, 32.0])
+def test_loss_and_gradients_against_dense(margin, block_mib):
+    query_BD, weight_ND, labels_B = case()
+    norms_B = torch.linspace(1, 80, 24)
+    expected = dense(query_BD, weight_ND, labels_B, margin, norms_B)
+    mine = streamed(query_BD, weight_ND, labels_B, margin, norms_B=norms_B, block_mib=block_mib)
+    assert [relative_error(m, e) <= 1e-5 for m, e in zip(mine, expected, strict=True)] == [True] * 3
+
+
+@pytest.mark.parametrize("filtering", ["drop", "zero"])
+def test_interclass_filtering(filtering):
+    query_BD, weight_ND, labels_B = case()
+    expected = dense(query_BD, weight_ND, labels_B, ArcFace(), None, 0.25, filtering)
+    mine = streamed(
+        query_BD.double(),
+        weight_ND.double(),
+        labels_B,
+        ArcFace(),
+        filtering_threshold=0.25,
+        filtering=filtering,
+        block_mib=0.1,
+    )
+    assert [relative_error(m, e) <= 1e-12 for m, e in zip(mine, expected, strict=True)] == [True] * 3
+    assert relative_error(mine[0], dense(query_BD, weight_ND, labels_B, ArcFace())[0]) > 1e-3
+
+
+@pytest.mark.parametrize("margin", [ArcFace(scale=8.0), AdaFace(scale=8.0).eval()], ids=str)
+def test_gradient_check_in_float64(margin):
+    query_BD, weight_ND, labels_B = case(B=4, D=5, N=40)
+    norms_B = torch.linspace(1, 80, 4)
+    weight_ND = weight_ND.double().requires_grad_()
+
+    def loss(raw_BD, weight):
+        return class_softmax(normalize(raw_BD), weight, labels_B % 40, margin, norms_B=norms_B, block_mib=0.001)
+
+    assert torch.autograd.gradcheck(loss, (query_BD.double().requires_grad_(), weight_ND))
+
+
+def test_gradient_to_a_row_is_tangent_to_it():
+    query_BD, weight_ND, labels_B = case()
+    _, _, gradient_ND = streamed(query_BD.double(), weight_ND.double(), labels_B, ArcFace())
+    radial_N = (gradient_ND * normalize(weight_ND.double())).sum(1).abs()
+    assert (radial_N <= 1e-12 * gradient_ND.norm(dim=1) + 1e-15).all()
+
+
+def test_one_class_and_a_row_of_zeros_stay_finite():
+    query_BD, weight_ND, labels_B = case()
+    loss_B, *gradients = streamed(query_BD, weight_ND[:1], torch.zeros_like(labels_B), ArcFace())
+    assert torch.equal(loss_B, torch.zeros(24))
+    assert all(gradient.abs().max() == 0 for gradient in gradients)
+    weight_ND[5] = 0.0
+    for result in streamed(query_BD, weight_ND, labels_B, ArcFace()):
+        assert result.isfinite().all()
+
+
+def test_adaface_moves_its_figures_once_a_step():
+    margin, once = AdaFace(averaging=0.5), AdaFace(averaging=0.5)
+    query_BD, weight_ND, labels_B = case()
+    norms_B = torch.linspace(1, 80, 24)
+    streamed(query_BD, weight_ND, labels_B, margin, norms_B=norms_B)
+    once(torch.zeros(24), norms_B)
+    assert margin.norm_mean == once.norm_mean
+
+
+def test_only_the_gradients_asked_for():
+    query_BD, weight_ND, labels_B = case()
+    both = streamed(query_BD, weight_ND, labels_B, ArcFace())
+    leaf = weight_ND.clone().requires_grad_()
+    class_softmax(query_BD, leaf, labels_B, ArcFace()).mean().backward()
+    assert torch.equal(leaf.grad, both[2])
+    leaf = query_BD.clone().requires_grad_()
+    class_softmax(leaf, weight_ND, labels_B, ArcFace()).mean().backward()
+    assert torch.equal(leaf.grad, both[1])
+
+
+def test_autocast_bfloat16_weight_and_meta():
+    query_BD, weight_ND, labels_B = case(D=128)
+    plain = streamed(query_BD, weight_ND, labels_B, ArcFace())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = streamed(query_BD, weight_ND, labels_B, ArcFace())
+    assert all(torch.equal(one, other) for one, other in zip(plain, inside, strict=True))
+
+    narrow_ND = weight_ND.bfloat16()
+    expected = dense(query_BD, narrow_ND, labels_B, ArcFace())
+    mine = streamed(query_BD, narrow_ND, labels_B, ArcFace())
+    assert relative_error(mine[0], expected[0]) < 1e-5  # computed in float32 whatever the storage
+    assert mine[2].dtype == torch.bfloat16
+
+    weight_ND = torch.empty(90_000, 128, device="meta", requires_grad=True)
+    loss_B = class_softmax(
+        torch.empty(4, 128, device="meta"), weight_ND, torch.empty(4, device="meta", dtype=torch.int64), ArcFace()
+    )
+    loss_B.sum().backward()
+    assert weight_ND.grad.shape == weight_ND.shape
