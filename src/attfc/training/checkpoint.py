@@ -100,7 +100,8 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
         _save_tensors(partial, tensors, begin, finish, strides)
     except BaseException as error:
         if _is_coordinator():
-            shutil.rmtree(partial, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                remove_leftovers(folder)
         if isinstance(error, OSError):
             needed = len(text) + sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
             raise UserError(_failure(error, final, needed)) from error
