@@ -234,3 +234,9 @@ def test_bad_tensors_are_named() -> None:
         Augment()(pictures(2).float(), seeds_for(2))
     with pytest.raises(ValueError, match=r"seeds must be int64 \(2,\), one an image, got torch.int64 \(3,\)"):
         Augment()(pictures(2), seeds_for(3))
+
+
+def test_a_flipped_crop_is_the_mirrored_crop() -> None:
+    images, seeds = pictures(6), seeds_for(6)
+    plain, flipped = (Augment(flip=flip, crop_scale=(0.3, 0.9), blur=0.5)(images, seeds) for flip in (0.0, 1.0))
+    assert torch.allclose(flipped, plain.flip(-1), atol=1e-6)
