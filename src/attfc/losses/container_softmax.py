@@ -6,7 +6,7 @@ maximum, denominator and weighted sum (online softmax, 1805.02867). Time: two ma
 the container: at most `block_mib` and a few (B, D); nothing of size B x C.
 
 Not taken: one softmax over positive and negatives, then a subtraction (cancels at s = 64); a fixed maximum s in place of the
-running one (no faster: two passes over a block that lies in cache; and then a row longer than 1 overflows in silence);
+running one (saves two passes over a block in cache, 3 % of the time; then a row longer than 1 overflows in silence);
 torch's own CPU attention (2.5 times slower on a 512-d head; no mask by label without a B x C bias).
 
 Source: DESIGN section 3. Shapes: B queries, D dimensions, C rows (slots), E extra rows, R rows of one block.
@@ -29,10 +29,8 @@ Filtering = Literal["drop", "zero"]
 
 EMPTY = -1  # the label of an empty slot
 NOTHING = -1e30  # the maximum over no rows; finite, because (-inf) - (-inf) is not a number
-FIRST_ROWS = 256
-LEAD = 2.0
-FARTHEST = 4.0
-LARGEST_BLOCK = 4096
+FIRST_ROWS, LEAD, FARTHEST = 256, 2.0, 4.0  # rows, logits, logits: see _Pass
+LARGEST_BLOCK = 4096  # rows; larger ones were not faster for 2,048 to 65,536 at B = 128, and take more memory
 
 
 @dataclass(frozen=True)
@@ -299,7 +297,8 @@ class _Pass:
     uncertain by 0.125, its weight by 13 %. So the CPU asks for logit - reference, with the reference a little (LEAD) above the
     running maximum: then the logits that matter are small numbers, with small errors. Where a block surpasses its reference by
     more than FARTHEST it is multiplied again with a better one (about one block a pass on random rows). The first few rows
-    are done in float32, to begin with a good reference. Measured at s = 64: worst error of the loss 60 times smaller.
+    are done in float32, to begin with a good reference. Measured (s = 64, D = 512, rivals at cosine 0.8): worst loss off by 0.02
+    in place of 0.13, worst gradient of a query by 1.7 % in place of 10 %; what is left is the rounding of the query itself.
     """
 
     def __init__(self, query_BD: Tensor, products: torch.dtype) -> None:
