@@ -103,7 +103,7 @@ class FolderWriter(StorageWriter):
                 tensor = planner.resolve_data(item)
                 assert isinstance(tensor, Tensor)
                 flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-                data = memoryview(flat.numpy())
+                data = flat.numpy().data
                 file.write(data)
                 crc = zlib.crc32(data, crc)
             file.flush()
