@@ -228,7 +228,7 @@ def _assemble(config: RunConfig, folder: Path | None, progress: Callable[[int, i
     backbone = build_backbone(config)
     image_size = int(getattr(backbone, "image_size", 112))
     if config.precision.channels_last:
-        backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        backbone = backbone.to(memory_format=torch.channels_last)
     loader = _build_loader(config, store, head.keys_per_query, image_size, pin_memory=device.type == "cuda")
     total_steps = _total_steps(config, len(store))
     pair = MomentumPair(
@@ -334,7 +334,7 @@ def _evaluator(run: Run, pairs: Pairs | None) -> Callable[[nn.Module, int], dict
         )
         figures = result.figures()
         _write_json(run.folder / "evaluation.json", {"step": step, **figures})
-        np.savez_compressed(run.folder / "evaluation.npz", **result.arrays())
+        np.savez_compressed(run.folder / "evaluation.npz", allow_pickle=False, **result.arrays())
         return figures
 
     return evaluate

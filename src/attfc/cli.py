@@ -4,6 +4,7 @@ Exit status: 0 done; 1 the input is at fault (one line on stderr, a traceback on
 compute a figure take ``--json FILE``. Heavy imports wait until a command needs them, so ``attfc --help`` answers at once.
 """
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -195,7 +196,7 @@ def backbones(json_file: JsonOption = None) -> None:
     for row in rows:
         table.add_row(
             row.name,
-            f"{row.parameters / 1e6:.2f} M",
+            f"{row.params / 1e6:.2f} M",
             f"{row.gmacs:.3f}",
             f"{row.attention_gmacs:.3f}",
             f"{row.image_size} px",
@@ -203,7 +204,7 @@ def backbones(json_file: JsonOption = None) -> None:
         )
     _out.print(table)
     _out.print("timm:NAME takes any timm model (extra attfc[timm])")
-    _write_json(json_file, {"backbones": [row.__dict__ if hasattr(row, "__dict__") else row._asdict() for row in rows]})
+    _write_json(json_file, {"backbones": [dataclasses.asdict(row) for row in rows]})
 
 
 @app.command()

@@ -14,7 +14,7 @@ TINY = [
     "backbone.name=r6_tiny",
     "schedule.epochs=2",
     "schedule.warmup_epochs=0",
-    "eval.root=synthetic:identities=8,images=4,seed=0,first_identity=1000",
+    "eval.root=synthetic:identities=8,images=4,seed=0,first=1000",
     "eval.generated_pairs=40",
     "eval.every=0",
     "checkpoint.every=4",

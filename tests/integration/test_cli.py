@@ -96,7 +96,7 @@ def test_backbones_table_and_json(tmp_path, monkeypatch, capsys) -> None:
     status, out, err = run_main(monkeypatch, capsys, "backbones", "--json", tmp_path / "b.json")
     assert status == 0, err
     rows = {row["name"]: row for row in json.loads((tmp_path / "b.json").read_text())["backbones"]}
-    assert round(rows["r50"]["parameters"] / 1e6, 2) == 43.59
+    assert round(rows["r50"]["params"] / 1e6, 2) == 43.59
     assert "vit_l" in out
 
 

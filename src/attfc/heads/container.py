@@ -58,7 +58,9 @@ class Container(nn.Module):
         UserError: unknown option, `slots` < 1; in `load_state_dict`: another number of slots, size, dtype or policy.
 
     Buffers: `rows` (C, D), `row_scales` float32 (C,) for int8 only, `labels` int64 (C,) (-1 empty, -2 random row),
-    `stamps` int64 (C,) last refresh, `pointer`, `fill`, `step`, `policy_code` int64 scalars, and the index.
+    `stamps` int64 (C,) last refresh, `pointer`, `fill`, `step`, `reach`, `policy_code` int64 scalars, and the index.
+    `reach` bounds the slots that may be filled; it is saved, because it decides how a pass is cut into blocks and so how its
+    sums round: without it a resumed run would not be the uninterrupted one bit for bit.
     """
 
     rows: Tensor
@@ -68,6 +70,7 @@ class Container(nn.Module):
     pointer: Tensor
     fill: Tensor
     step: Tensor
+    reach: Tensor
     policy_code: Tensor
 
     def __init__(
@@ -101,10 +104,9 @@ class Container(nn.Module):
         self.register_buffer("row_scales", torch.zeros(slots) if dtype == "int8" else None)
         self.register_buffer("labels", torch.empty(slots, dtype=torch.int64))
         self.register_buffer("stamps", torch.empty(slots, dtype=torch.int64))
-        for name in ("pointer", "fill", "step", "policy_code"):
+        for name in ("pointer", "fill", "step", "reach", "policy_code"):
             self.register_buffer(name, torch.zeros((), dtype=torch.int64))
         self.index = LabelIndex(slots)
-        self._high_water = 0
         self.reset()
 
     @torch.no_grad()
@@ -120,7 +122,7 @@ class Container(nn.Module):
         self.rows.zero_()
         if self.row_scales is not None:
             self.row_scales.zero_()
-        self._high_water = 0
+        self._set_reach(0)
         if self.initial == "random":
             block = 1 << 16  # bounds the float32 draft of a container stored in fewer bits
             for start in range(0, self.slots, block):
@@ -129,7 +131,7 @@ class Container(nn.Module):
                 self._store(part, normalize(draft, dim=1))
             self.labels.fill_(NOBODY)
             self.fill.fill_(self.slots)
-            self._high_water = self.slots
+            self._set_reach(self.slots)
 
     def extra_repr(self) -> str:
         return f"slots={self.slots}, embedding_size={self.embedding_size}, policy={self.policy}, dtype={self.dtype}"
@@ -209,7 +211,12 @@ class Container(nn.Module):
         self.labels[slots_B] = torch.where(kept_B, labels_B, EMPTY)
         self.stamps[slots_B] = torch.where(kept_B, stamps_B, slots_B - self.slots)
         self.fill += gained
-        self._high_water = min(self.slots, self._high_water + batch)
+        self._set_reach(min(self.slots, self._high_water + batch))
+
+    def _set_reach(self, reach: int) -> None:
+        """Keep the bound on the host, where it shapes views without waiting for the device, and in the state."""
+        self._high_water = reach
+        self.reach.fill_(reach)
 
     def _take_ring_slots(
         self, labels_B: Tensor, last_B: Tensor, is_last_B: Tensor, place_B: Tensor
@@ -283,5 +290,4 @@ class Container(nn.Module):
                 )
         super()._load_from_state_dict(state_dict, prefix, *args)
         if self.labels.device.type != "meta":
-            filled = (self.labels != EMPTY).nonzero()
-            self._high_water = int(filled.max()) + 1 if len(filled) else 0
+            self._high_water = min(max(int(self.reach), 0), self.slots)  # a stranger wrote it

@@ -121,7 +121,9 @@ class _ClassSoftmax(torch.autograd.Function):
         with without_autocast(query_BD):
             query = query_BD.to(lse_B.dtype)
             weight_gradient = torch.empty_like(weight_ND)
-            for block in row_blocks(weight_ND.shape[0], query.shape[0], query.shape[1], block_mib):
+            bytes_a_row = query.element_size() * 3 * (query.shape[0] + query.shape[1])
+            cached = query.device.type == "cpu"
+            for block in row_blocks(weight_ND.shape[0], bytes_a_row, block_mib, cached=cached):
                 inverse = inverse_N[block]
                 rows = weight_ND[block].to(query.dtype) * inverse[:, None]
                 cosine = query @ rows.T

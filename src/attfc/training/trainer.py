@@ -28,6 +28,7 @@ from attfc.data.attention_loader import AttentionLoader, Batch
 from attfc.data.transforms import Augment
 from attfc.errors import UserError
 from attfc.heads.head import Head
+from attfc.precision import autocast
 from attfc.training.checkpoint import prune_checkpoints, save_checkpoint
 from attfc.training.model_files import save_model
 from attfc.training.momentum import MomentumPair
@@ -151,7 +152,8 @@ class Trainer:
 
     def train_step(self, batches: list[Batch]) -> Tensor:
         """One optimizer step over the mean loss of `batches`; returns that loss, detached, without waiting for the device."""
-        self.pair.update(self.step)
+        if self.head.keys_per_query:
+            self.pair.update(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
         for batch in batches:
@@ -171,12 +173,10 @@ class Trainer:
         seeds = batch.seeds.to(self.device, non_blocking=True)
         labels = batch.labels.to(self.device, non_blocking=True)
         keys = None
-        with torch.autocast(
-            self.device.type, self.autocast_dtype or torch.bfloat16, enabled=self.autocast_dtype is not None
-        ):
+        with autocast(self.device, self.autocast_dtype):
             if self.head.keys_per_query:
                 images = self._images(batch.keys.flatten(0, 1), seeds[:, 1:].reshape(-1))
-                keys = self.pair.embed_keys(images.unflatten(0, batch.keys.shape[:2]))
+                keys = self.pair.embed_keys(images.view(*batch.keys.shape[:2], *images.shape[1:]))
             queries = self._images(batch.queries, seeds[:, 0])
             embeddings = self.pair.query(queries)
         loss: Tensor = self.head(embeddings, labels, keys)
@@ -259,11 +259,7 @@ class Trainer:
     def _log_step(self, loss: float, images_per_second: float, log: MetricsLog, line: ProgressLine) -> None:
         self._average = loss if self._average is None else LOSS_SMOOTHING * self._average + (1 - LOSS_SMOOTHING) * loss
         figures = {
-            "epoch": self.step
-            * self.accumulation
-            * self.loader.batch_size
-            * self.loader.ranks
-            / len(self.loader.store),
+            "epoch": self.loader.state_dict()["samples_seen"] / len(self.loader.store),
             "loss": loss,
             "loss_average": self._average,
             "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
@@ -289,7 +285,8 @@ class Trainer:
         )
         where = self.loader.store.where(positions[0])
         raise UserError(
-            f"the loss is {float(loss)} at step {step}, in the batch of sample positions {shown} (the first is {where}); the last checkpoint is kept. "
+            f"the loss is {float(loss)} at step {step}, in the batch of sample positions {shown} (the first is {where}); "
+            "the last checkpoint stands. "
             "Try a smaller optimizer.learning_rate, a longer schedule.warmup_epochs, optimizer.clip=1, or precision.amp=none"
         )
 

@@ -1,0 +1,133 @@
+"""The training step: accumulation, what goes where, and no device named in the code."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from attfc.backbones import create_backbone
+from attfc.data import AttentionLoader, Augment, SyntheticFaces
+from attfc.heads import AttFC, FullFC
+from attfc.losses import CosFace
+from attfc.training.momentum import MomentumPair
+from attfc.training.optimizers import build_optimizer, parameter_groups
+from attfc.training.schedule import build_schedule
+from attfc.training.trainer import Trainer
+
+
+def make_trainer(
+    folder: Path,
+    head_name: str = "attfc",
+    batch_size: int = 8,
+    accumulation: int = 1,
+    device: str = "cpu",
+    total_steps: int = 4,
+) -> Trainer:
+    """A trainer over 6 synthetic identities."""
+    torch.manual_seed(0)
+    store = SyntheticFaces(6, 8, seed=0)
+    backbone = create_backbone("r6_tiny", embedding_size=32)
+    margin = CosFace(16.0, 0.1)
+    head = FullFC(32, 6, margin) if head_name == "full_fc" else AttFC(32, 24, margin, keys_per_query=2)
+    pair = MomentumPair(backbone, 0.9).to(device)
+    head = head.to(device)
+    optimizer = build_optimizer(
+        "sgd",
+        parameter_groups([pair.query, head], weight_decay=5e-4, decay_norms_and_biases=True),
+        learning_rate=0.1,
+        momentum=0.9,
+    )
+    return Trainer(
+        pair=pair,
+        head=head,
+        loader=AttentionLoader(store, batch_size, head.keys_per_query, 0, image_size=56, workers=0),
+        augment=Augment(flip=0.5),
+        optimizer=optimizer,
+        schedule=build_schedule(optimizer, "cosine", total=total_steps, warmup=0),
+        device=torch.device(device),
+        total_steps=total_steps,
+        run_folder=folder,
+        model_config={"network": "r6_tiny", "options": {}, "training_data": {"root": "synthetic", "licence": "none"}},
+        accumulation=accumulation,
+        log_every=1,
+        tensorboard=False,
+    )
+
+
+def trained(trainer: Trainer) -> list[torch.nn.Parameter]:
+    """Parameters of the query encoder that are trained (IResNets freeze the scale of their last BatchNorm)."""
+    return [parameter for parameter in trainer.pair.query.parameters() if parameter.requires_grad]
+
+
+@pytest.mark.parametrize("head_name", ["attfc", "full_fc"])
+def test_model_head_and_loss_run_on_the_meta_device(tmp_path, head_name) -> None:
+    trainer = make_trainer(tmp_path, head_name, device="meta")
+    batch = next(iter(trainer.loader))
+    loss = trainer.forward(batch)
+    assert loss.device.type == "meta"
+    assert loss.shape == ()
+    loss.backward()
+    assert all(
+        parameter.grad is not None and parameter.grad.device.type == "meta"
+        for parameter in trained(trainer)
+    )
+
+
+def test_gradient_accumulation_descends_the_mean_loss_of_its_batches(tmp_path) -> None:
+    trainer = make_trainer(tmp_path, "full_fc", batch_size=8)
+    trainer.pair.query.eval()  # fixed BatchNorm: the gradient of the mean is then the mean of the gradients
+    batches = [batch for batch, _ in zip(trainer.loader.batches(2), range(2), strict=True)]
+    losses, gradients = [], []
+    for batch in batches:
+        trainer.optimizer.zero_grad()
+        loss = trainer.forward(batch)
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append([parameter.grad.clone() for parameter in trained(trainer)])
+    seen = []
+    trainer.clip = 0.0
+    trainer.optimizer.register_step_pre_hook(
+        lambda *_: seen.extend(parameter.grad.clone() for parameter in trained(trainer))
+    )
+    total = trainer.train_step(batches)
+    torch.testing.assert_close(total, torch.stack(losses).mean())
+    for got, first, second in zip(seen, *gradients, strict=True):
+        torch.testing.assert_close(got, (first + second) / 2, rtol=1e-4, atol=1e-6)
+
+
+def test_accumulation_consumes_exactly_its_batches(tmp_path) -> None:
+    trainer = make_trainer(tmp_path, batch_size=4, accumulation=3, total_steps=4)
+    trainer.checkpoint_every = 0
+    trainer.train()
+    assert trainer.loader.state_dict() == make_state_after(tmp_path, 12)
+
+
+def make_state_after(folder: Path, batches: int) -> dict[str, object]:
+    """State of the same loader after that many batches."""
+    loader = make_trainer(folder, batch_size=4).loader
+    for _ in loader.batches(batches):
+        pass
+    return loader.state_dict()
+
+
+def test_the_gradient_is_clipped_to_the_norm_that_was_asked(tmp_path) -> None:
+    trainer = make_trainer(tmp_path, "full_fc")
+    trainer.clip = 1e-3
+    trainer.train_step([next(iter(trainer.loader))])
+    norm = math.sqrt(
+        sum(float(parameter.grad.double().square().sum()) for parameter in trained(trainer))
+    )
+    assert norm == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_training_lowers_the_loss_and_touches_no_key_encoder_gradient(tmp_path) -> None:
+    trainer = make_trainer(tmp_path, "full_fc", total_steps=30)
+    trainer.checkpoint_every = 0
+    losses = []
+    original = trainer.train_step
+    trainer.train_step = lambda batches: losses.append(float(loss := original(batches))) or loss
+    trainer.train()
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    assert all(not parameter.requires_grad and parameter.grad is None for parameter in trainer.pair.key.parameters())
+    assert (tmp_path / "model" / "model.safetensors").exists()
