@@ -81,12 +81,12 @@ def test_interclass_filtering(filtering):
 
 @pytest.mark.parametrize("margin", [ArcFace(scale=8.0), AdaFace(scale=8.0).eval()], ids=str)
 def test_gradient_check_in_float64(margin):
-    query_BD, weight_ND, labels_B = case(B=4, D=5, N=40)
-    norms_B = torch.linspace(1, 80, 4)
+    query_BD, weight_ND, labels_B = case(B=3, D=3, N=18)
+    norms_B = torch.linspace(1, 80, 3)
     weight_ND = weight_ND.double().requires_grad_()
 
     def loss(raw_BD, weight):
-        return class_softmax(normalize(raw_BD), weight, labels_B % 40, margin, norms_B=norms_B, block_mib=0.001)
+        return class_softmax(normalize(raw_BD), weight, labels_B % 18, margin, norms_B=norms_B, block_mib=0.001)
 
     assert torch.autograd.gradcheck(loss, (query_BD.double().requires_grad_(), weight_ND))
 

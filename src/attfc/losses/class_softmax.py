@@ -52,6 +52,12 @@ def class_softmax(
 
     Returns:
         (B,) float32 (float64 for float64), loss per sample, with gradient to query_BD and weight_ND.
+
+    Source: ArcFace (1801.07698), eq. 3, and arcface_torch's interclass filtering. Differentiable once.
+
+    >>> query, weight = torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0, 0.0], [0.0, 2.0]])
+    >>> class_softmax(query, weight, torch.tensor([1]), Margin(scale=4.0))  # cosines 1 and 0: log(1 + exp(4))
+    tensor([4.0181])
     """
     with without_autocast(query_BD):
         loss_B: Tensor = _ClassSoftmax.apply(
