@@ -28,7 +28,13 @@ def measure(overrides: list[str], repeats: int) -> dict[str, Any]:
                 "faces112",
                 [
                     f"data.root=synthetic:identities={IDENTITIES},images=3,seed=0",
-                    *("data.workers=0", "data.decoded_cache_mib=0", f"batch_size={BATCH}", f"output={folder}", "log.tensorboard=false"),
+                    *(
+                        "data.workers=0",
+                        "data.decoded_cache_mib=0",
+                        f"batch_size={BATCH}",
+                        f"output={folder}",
+                        "log.tensorboard=false",
+                    ),
                     *overrides,
                 ],
             )
@@ -39,7 +45,9 @@ def measure(overrides: list[str], repeats: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     size = batch.queries.shape[-1]
     queries = torch.randn(BATCH, 3, size, size, generator=generator).contiguous(memory_format=torch.channels_last)
-    key_images = torch.randn(BATCH * keys, 3, size, size, generator=generator).contiguous(memory_format=torch.channels_last)
+    key_images = torch.randn(BATCH * keys, 3, size, size, generator=generator).contiguous(
+        memory_format=torch.channels_last
+    )
     gradient = torch.randn(BATCH, 512, generator=generator) / 512
 
     def autocast() -> torch.autocast:
@@ -57,7 +65,9 @@ def measure(overrides: list[str], repeats: int) -> dict[str, Any]:
         embed().float().backward(gradient)
         pair.query.zero_grad(set_to_none=True)
 
-    seconds = median_seconds_each({"step": lambda: trainer.train_step([batch]), "passes": passes}, repeats=repeats, warmup=3)
+    seconds = median_seconds_each(
+        {"step": lambda: trainer.train_step([batch]), "passes": passes}, repeats=repeats, warmup=3
+    )
     return {
         "overrides": overrides,
         "keys_per_query": keys,
@@ -77,13 +87,23 @@ def main() -> None:
     for name, overrides in {
         "attfc bfloat16": ["precision.amp=bfloat16"],
         "attfc float32": ["precision.amp=none"],
-        "attfc bfloat16, 100,000 slots": ["precision.amp=bfloat16", "container.slots=100000", "container.initial=random"],
+        "attfc bfloat16, 100,000 slots": [
+            "precision.amp=bfloat16",
+            "container.slots=100000",
+            "container.initial=random",
+        ],
         "full_fc bfloat16": ["precision.amp=bfloat16", "head.name=full_fc"],
         "full_fc float32": ["precision.amp=none", "head.name=full_fc"],
     }.items():
         results[name] = measure(overrides, repeats)
-        print(f"{name}: passes are {results[name]['passes_share_of_step']:.1%} of the step, {results[name]['images_per_second']:.0f} images/s")
-    print(write_result("training_step", {"batch": BATCH, "identities": IDENTITIES, "repeats": repeats}, results).relative_to(Path.cwd()))
+        print(
+            f"{name}: passes are {results[name]['passes_share_of_step']:.1%} of the step, {results[name]['images_per_second']:.0f} images/s"
+        )
+    print(
+        write_result(
+            "training_step", {"batch": BATCH, "identities": IDENTITIES, "repeats": repeats}, results
+        ).relative_to(Path.cwd())
+    )
 
 
 if __name__ == "__main__":

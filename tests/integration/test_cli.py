@@ -15,7 +15,9 @@ from .conftest import TINY
 
 def attfc(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run `python -m attfc` and return what it printed."""
-    return subprocess.run([sys.executable, "-m", "attfc", *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "attfc", *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 def run_main(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
@@ -43,12 +45,25 @@ def test_train_evaluate_and_report_on_a_folder(tmp_path, face_folder) -> None:
     cache = tmp_path / "cache"
     done = attfc(
         *("train", "demo", *TINY, f"data.root={face_folder}", f"eval.root={face_folder}", f"data.index_cache={cache}"),
-        *(f"eval.index_cache={cache}", f"output={tmp_path}", "data.workers=1", "log.tensorboard=true", "report.pictures=true"),
+        *(
+            f"eval.index_cache={cache}",
+            f"output={tmp_path}",
+            "data.workers=1",
+            "log.tensorboard=true",
+            "report.pictures=true",
+        ),
     )
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
     run = tmp_path / "demo-001"
-    for name in ("config.yaml", "environment.json", "metrics.jsonl", "evaluation.json", "evaluation.npz", "report.html"):
+    for name in (
+        "config.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "evaluation.json",
+        "evaluation.npz",
+        "report.html",
+    ):
         assert (run / name).stat().st_size > 0
     assert list((run / "tensorboard").iterdir())
     assert (run / "model" / "model.safetensors").exists()
@@ -56,7 +71,18 @@ def test_train_evaluate_and_report_on_a_folder(tmp_path, face_folder) -> None:
     assert "data:image/jpeg;base64," in (run / "report.html").read_text()
     figures = json.loads((run / "evaluation.json").read_text())
     assert 0.0 <= figures["accuracy"] <= 1.0
-    again = attfc("evaluate", run, "held-out", face_folder, "--cache", cache, "--json", tmp_path / "e.json", "--generated-pairs", 40)
+    again = attfc(
+        "evaluate",
+        run,
+        "held-out",
+        face_folder,
+        "--cache",
+        cache,
+        "--json",
+        tmp_path / "e.json",
+        "--generated-pairs",
+        40,
+    )
     assert again.returncode == 0, again.stderr
     repeated = json.loads((tmp_path / "e.json").read_text())
     assert repeated["rank_one"] == pytest.approx(figures["rank_one"], abs=0.05)  # the run evaluated in bfloat16
@@ -74,7 +100,17 @@ def test_inspect_counts_and_names_what_is_broken(tmp_path, face_folder, monkeypa
     (some / "empty.png").write_bytes(b"")
     (some / "twice.jpg").write_bytes(sorted(some.glob("*_*.jpg"))[0].read_bytes())
     status, out, err = run_main(
-        monkeypatch, capsys, "data", "inspect", folder, "--workers", 0, "--cache", tmp_path / "c", "--json", tmp_path / "i.json"
+        monkeypatch,
+        capsys,
+        "data",
+        "inspect",
+        folder,
+        "--workers",
+        0,
+        "--cache",
+        tmp_path / "c",
+        "--json",
+        tmp_path / "i.json",
     )
     assert status == 0, err
     found = json.loads((tmp_path / "i.json").read_text())
@@ -87,7 +123,9 @@ def test_inspect_counts_and_names_what_is_broken(tmp_path, face_folder, monkeypa
 
 def test_preview_writes_a_sheet(tmp_path, monkeypatch, capsys) -> None:
     output = tmp_path / "sheet.png"
-    status, _, err = run_main(monkeypatch, capsys, "data", "preview", "synthetic:identities=4,images=3,seed=1", "-o", output)
+    status, _, err = run_main(
+        monkeypatch, capsys, "data", "preview", "synthetic:identities=4,images=3,seed=1", "-o", output
+    )
     assert status == 0, err
     assert Image.open(output).size[0] > 200
 
@@ -101,7 +139,9 @@ def test_backbones_table_and_json(tmp_path, monkeypatch, capsys) -> None:
 
 
 def test_print_config_is_yaml_that_trains(tmp_path, monkeypatch, capsys) -> None:
-    status, out, _ = run_main(monkeypatch, capsys, "train", "faces112", "data.root=/faces with space/Zoë", "--print-config")
+    status, out, _ = run_main(
+        monkeypatch, capsys, "train", "faces112", "data.root=/faces with space/Zoë", "--print-config"
+    )
     assert status == 0
     path = tmp_path / "printed.yaml"
     path.write_text(out, encoding="utf-8")
@@ -138,7 +178,15 @@ def test_a_fault_of_the_input_is_one_line_and_status_1(tmp_path, monkeypatch, ca
 
 
 def train_on(folder: Path, tmp_path: Path, *more: str) -> list[object]:
-    return ["train", "demo", *TINY, f"data.root={folder}", f"data.index_cache={tmp_path / 'c'}", f"output={tmp_path / 'runs'}", *more]
+    return [
+        "train",
+        "demo",
+        *TINY,
+        f"data.root={folder}",
+        f"data.index_cache={tmp_path / 'c'}",
+        f"output={tmp_path / 'runs'}",
+        *more,
+    ]
 
 
 def test_folders_that_cannot_be_trained_on(tmp_path, face_folder, monkeypatch, capsys) -> None:
@@ -159,7 +207,9 @@ def test_folders_that_cannot_be_trained_on(tmp_path, face_folder, monkeypatch, c
 def test_container_smaller_than_the_batch_names_both_and_the_fix(tmp_path, face_folder, monkeypatch, capsys) -> None:
     status, _, err = run_main(monkeypatch, capsys, *train_on(face_folder, tmp_path, "container.ratio=0.5"))
     assert status == 1
-    assert "the container has 6 slots, which is smaller than the batch (16): raise container.ratio to at least 1.34" in err
+    assert (
+        "the container has 6 slots, which is smaller than the batch (16): raise container.ratio to at least 1.34" in err
+    )
 
 
 def test_too_many_broken_images_stop_the_run_and_few_are_listed(tmp_path, face_folder, monkeypatch, capsys) -> None:
@@ -174,7 +224,9 @@ def test_too_many_broken_images_stop_the_run_and_few_are_listed(tmp_path, face_f
     status, _, err = run_main(monkeypatch, capsys, *train_on(folder, tmp_path, *options))
     assert status == 0, err
     records = [json.loads(line) for line in (tmp_path / "runs" / "demo-001" / "metrics.jsonl").read_text().splitlines()]
-    assert {record["where"] for record in records if record["kind"] == "broken"} == {f"{victim.parent.name}/{victim.name}"}
+    assert {record["where"] for record in records if record["kind"] == "broken"} == {
+        f"{victim.parent.name}/{victim.name}"
+    }
     status, _, err = run_main(monkeypatch, capsys, *train_on(folder, tmp_path, *options, "data.broken_limit=0.001"))
     assert status == 1
     assert victim.name in err

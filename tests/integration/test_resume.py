@@ -22,9 +22,19 @@ from .conftest import TINY
 HEADS = {
     "tuned": ["profile=tuned"],
     "published": ["profile=published", "container.ratio=1.0", "keys.sampling=with_replacement"],
-    "int8": ["profile=tuned", "container.dtype=int8", "attention.include_stored_center=true", "key_encoder.momentum=0.9"],
+    "int8": [
+        "profile=tuned",
+        "container.dtype=int8",
+        "attention.include_stored_center=true",
+        "key_encoder.momentum=0.9",
+    ],
     "full_fc": ["head.name=full_fc"],
-    "adaface_adamw": ["margin.name=adaface", "optimizer.name=adamw", "optimizer.learning_rate=0.001", "precision.amp=none"],
+    "adaface_adamw": [
+        "margin.name=adaface",
+        "optimizer.name=adamw",
+        "optimizer.learning_rate=0.001",
+        "precision.amp=none",
+    ],
     "accumulated": ["optimizer.accumulation=2", "key_encoder.momentum_schedule=ramp", "key_encoder.momentum=0.99"],
 }
 
@@ -142,7 +152,7 @@ def test_resume_of_another_network_is_refused_and_nothing_is_lost(tmp_path) -> N
     run = new_run(load_config("demo", [*TINY, f"output={tmp_path}", "schedule.max_steps=2"]))
     run.trainer.train()
     before = sorted(path.name for path in (run.folder / "checkpoints").rglob("*"))
-    with pytest.raises(UserError, match="backbone.name is 'r6_tiny' in the saved run and 'r10_tiny' now"):
+    with pytest.raises(UserError, match=r"backbone\.name is 'r6_tiny' in the saved run and 'r10_tiny' now"):
         resume_run(run.folder, ["backbone.name=r10_tiny"])
     config = run.folder / "config.yaml"  # someone edits the file instead of overriding
     config.write_text(config.read_text().replace("r6_tiny", "r10_tiny"))

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import normalize
 
 from attfc.errors import UserError
-from attfc.heads import PUBLISHED_OPTIONS, AttFC, FullFC, Head, generative_class_center
+from attfc.heads import AttFC, FullFC, Head, generative_class_center
 from attfc.losses import AdaFace, ArcFace, CosFace, Margin
 
 SIZE = 8
@@ -161,13 +161,6 @@ def test_full_fc_refuses_labels_out_of_range_and_no_identities() -> None:
 
 
 # the step
-
-
-def test_the_published_profile_is_what_the_options_say() -> None:
-    head = attfc(**PUBLISHED_OPTIONS)
-    assert (head.temperature, head.center_blend, head.include_stored_center) == (1.0, 0.0, False)
-    assert (head.container.policy, head.container.dtype, head.container.initial) == ("fifo", "float32", "random")
-    assert not head.in_batch_negatives
 
 
 def test_the_batch_meets_the_container_as_it_was_before() -> None:

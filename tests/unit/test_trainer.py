@@ -68,10 +68,7 @@ def test_model_head_and_loss_run_on_the_meta_device(tmp_path, head_name) -> None
     assert loss.device.type == "meta"
     assert loss.shape == ()
     loss.backward()
-    assert all(
-        parameter.grad is not None and parameter.grad.device.type == "meta"
-        for parameter in trained(trainer)
-    )
+    assert all(parameter.grad is not None and parameter.grad.device.type == "meta" for parameter in trained(trainer))
 
 
 def test_gradient_accumulation_descends_the_mean_loss_of_its_batches(tmp_path) -> None:
@@ -115,9 +112,7 @@ def test_the_gradient_is_clipped_to_the_norm_that_was_asked(tmp_path) -> None:
     trainer = make_trainer(tmp_path, "full_fc")
     trainer.clip = 1e-3
     trainer.train_step([next(iter(trainer.loader))])
-    norm = math.sqrt(
-        sum(float(parameter.grad.double().square().sum()) for parameter in trained(trainer))
-    )
+    norm = math.sqrt(sum(float(parameter.grad.double().square().sum()) for parameter in trained(trainer)))
     assert norm == pytest.approx(1e-3, rel=1e-3)
 
 

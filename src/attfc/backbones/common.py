@@ -20,13 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from attfc.errors import UserError
 
-__all__ = ["check_fraction", "check_image_size", "checkpointed", "float32_region"]
-
-
-def float32_region(tensor: Tensor) -> AbstractContextManager[object]:
-    """Return a context in which autocast is off for the device of `tensor` (nothing on devices without autocast)."""
-    kind = tensor.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+__all__ = ["check_fraction", "check_image_size", "checkpointed"]
 
 
 @contextmanager

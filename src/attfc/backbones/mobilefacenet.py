@@ -13,7 +13,8 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from attfc.backbones.common import check_fraction, check_image_size, checkpointed, float32_region
+from attfc.backbones.common import check_fraction, check_image_size, checkpointed
+from attfc.precision import without_autocast
 
 __all__ = ["MOBILEFACENET_SHAPES", "MobileFaceNet"]
 
@@ -132,5 +133,5 @@ class MobileFaceNet(nn.Module):
             x = checkpointed(layer, x) if self.checkpointing and self.training else layer(x)
         x = self.conv_sep(x)
         pool, flatten, linear, norm = self.features.layers
-        with float32_region(x):
+        with without_autocast(x):
             return cast(Tensor, norm(linear(self.dropout(flatten(pool(x.float()))))))

@@ -11,8 +11,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from attfc.backbones.common import check_fraction, float32_region
+from attfc.backbones.common import check_fraction
 from attfc.errors import UserError, nearest
+from attfc.precision import without_autocast
 
 __all__ = ["TimmBackbone"]
 
@@ -85,5 +86,5 @@ class TimmBackbone(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         scale, shift = cast(Tensor, self.scale), cast(Tensor, self.shift)
         x = self.network(x * scale.to(x.dtype) + shift.to(x.dtype))
-        with float32_region(x):
+        with without_autocast(x):
             return cast(Tensor, self.features(self.fc(self.dropout(x.float()))))

@@ -14,7 +14,8 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from attfc.backbones.common import check_fraction, check_image_size, checkpointed, float32_region
+from attfc.backbones.common import check_fraction, check_image_size, checkpointed
+from attfc.precision import without_autocast
 
 __all__ = ["TINY_BLOCKS", "TinyIResNet"]
 
@@ -102,5 +103,5 @@ class TinyIResNet(nn.Module):
         for block in self.blocks:
             x = checkpointed(block, x) if self.checkpointing and self.training else block(x)
         x = self.dropout(self.norm(x)).flatten(1)
-        with float32_region(x):
+        with without_autocast(x):
             return cast(Tensor, self.features(self.fc(x.float())))

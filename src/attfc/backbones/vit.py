@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from attfc.backbones.common import check_fraction, checkpointed, float32_region
+from attfc.backbones.common import check_fraction, checkpointed
 from attfc.errors import UserError
+from attfc.precision import without_autocast
 
 __all__ = ["VIT_SHAPES", "VisionTransformer"]
 
@@ -178,7 +179,7 @@ class VisionTransformer(nn.Module):
         x_BNE = self.norm(x_BNE)
         if masking:
             x_BNE = self._fill_tokens(x_BNE, order_BN)
-        with float32_region(x):
+        with without_autocast(x):
             return cast(Tensor, self.feature(x_BNE.flatten(1).float()))
 
     def _drop_tokens(self, x_BNE: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
 """Heads: everything that turns embeddings, labels and keys into a loss (see docs/heads.md)."""
 
-from attfc.heads.attfc import PUBLISHED_OPTIONS, AttFC, generative_class_center
+from attfc.heads.attfc import AttFC, generative_class_center
 from attfc.heads.container import Container
 from attfc.heads.full_fc import FullFC
 from attfc.heads.head import Head
 
-__all__ = ["PUBLISHED_OPTIONS", "AttFC", "Container", "FullFC", "Head", "generative_class_center"]
+__all__ = ["AttFC", "Container", "FullFC", "Head", "generative_class_center"]

@@ -11,7 +11,6 @@ Source: AttFC (arXiv 2503.06839). Differences and the options that restore each:
 """
 
 import math
-from types import MappingProxyType
 from typing import Literal, get_args
 
 import torch
@@ -24,24 +23,9 @@ from attfc.heads.head import Head, unit_length
 from attfc.losses.container_softmax import Filtering, container_softmax
 from attfc.losses.margins import Margin
 
-__all__ = ["PUBLISHED_OPTIONS", "AttFC", "CenterSource", "generative_class_center"]
+__all__ = ["AttFC", "CenterSource", "generative_class_center"]
 
 CenterSource = Literal["keys", "query"]
-
-PUBLISHED_OPTIONS = MappingProxyType(
-    {
-        "temperature": 1.0,
-        "include_stored_center": False,
-        "center_blend": 0.0,
-        "center_source": "keys",
-        "policy": "fifo",
-        "dtype": "float32",
-        "in_batch_negatives": False,
-        "initial": "random",
-        "interclass_filtering_threshold": None,
-    }
-)
-"""The head's part of `profile: published`. The margin's, the loader's and the key encoder's parts live with them."""
 
 
 def generative_class_center(

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from attfc.losses.container_softmax import Filtering, row_blocks, stream_negatives, without_autocast
+from attfc.losses.container_softmax import Filtering, row_blocks, stream_negatives
 from attfc.losses.margins import Margin
+from attfc.precision import without_autocast
 
 __all__ = ["class_softmax"]
 

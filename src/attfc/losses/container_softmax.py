@@ -13,7 +13,6 @@ Source: DESIGN section 3. Shapes: B queries, D dimensions, C rows (slots), E ext
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,8 +21,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from attfc.errors import UserError
+from attfc.precision import without_autocast
 
-__all__ = ["NegativeSum", "container_softmax", "row_blocks", "stream_negatives", "without_autocast"]
+__all__ = ["NegativeSum", "container_softmax", "row_blocks", "stream_negatives"]
 
 Filtering = Literal["drop", "zero"]
 
@@ -289,13 +289,6 @@ def row_blocks(
         stop = min(start + (min(first, size) if start == 0 and first else size), rows)
         yield slice(start, stop)
         start = stop
-
-
-def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Leave autocast: these losses choose their own precision."""
-    if tensor.device.type == "meta":
-        return nullcontext()
-    return torch.autocast(tensor.device.type, enabled=False)
 
 
 class _Pass:

@@ -60,7 +60,7 @@ class MetricsLog:
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # slow to import: only for runs that log
 
-            self._writer = SummaryWriter(str(run_folder / "tensorboard"), purge_step=first_step or None)  # type: ignore[no-untyped-call]
+            self._writer = SummaryWriter(str(run_folder / "tensorboard"), purge_step=first_step or None)
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Append one record; numbers go to TensorBoard under ``kind/name``. NaN and infinity are written as null: JSON has neither."""
