@@ -2,7 +2,8 @@
 
 Each variant is the command a user would type (`attfc train faces112 KEY=VALUE ...`), run in its own process with
 `--threads` processor threads and `--parallel` of them at a time. Results are appended to a JSON-lines file as they come,
-so an interrupted study goes on where it stopped: a variant x seed that is already there is not run again. `--summary` folds the lines into one JSON with means and spreads.
+so an interrupted study goes on where it stopped: a variant x seed that is already there is not run again. `--summary` folds the lines into
+one JSON with means and spreads.
 
     python benchmarks/study.py tune --faces ../shared/faces112
     python benchmarks/study.py final --faces ../shared/faces112 --seeds 0 1 2
@@ -48,7 +49,7 @@ def run_variant(study: str, name: str, overrides: list[str], seed: int, faces: P
                 f"seed={seed}",
                 f"threads={threads}",
             ),
-            *("report.write=false", "checkpoint.every=0", "log.tensorboard=false", "log.every=20"),
+            *("data.workers=0", "report.write=false", "checkpoint.every=0", "log.tensorboard=false", "log.every=20"),
             *overrides,
         ]
         started = time.time()

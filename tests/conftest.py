@@ -1,5 +1,5 @@
-"""Shared test settings: two threads at most, no tensors on an accelerator unless a test asks for one."""
+"""Shared test settings: one thread, so that small tensors do not wait for each other on a busy machine."""
 
 import torch
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)

@@ -51,17 +51,22 @@ def main() -> None:
         sys.exit(1)
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        _out.print(version("attfc"))
+        raise typer.Exit
+
+
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", help="print the version and leave")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version and leave", callback=_print_version, is_eager=True)
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False,
 ) -> None:
-    del debug  # taken from the arguments in main(), before parsing
-    if version:
-        from importlib.metadata import version as installed
-
-        _out.print(installed("attfc"))
-        raise typer.Exit
+    del version, debug  # the first left already; the second is taken from the arguments in main()
 
 
 @app.command()

@@ -49,6 +49,7 @@ def test_train_evaluate_and_report_on_a_folder(tmp_path, face_folder) -> None:
             f"eval.index_cache={cache}",
             f"output={tmp_path}",
             "data.workers=1",
+            "container.slots=16",
             "log.tensorboard=true",
             "report.pictures=true",
         ),
@@ -127,7 +128,8 @@ def test_preview_writes_a_sheet(tmp_path, monkeypatch, capsys) -> None:
         monkeypatch, capsys, "data", "preview", "synthetic:identities=4,images=3,seed=1", "-o", output
     )
     assert status == 0, err
-    assert Image.open(output).size[0] > 200
+    with Image.open(output) as sheet:
+        assert sheet.size[0] > 200
 
 
 def test_backbones_table_and_json(tmp_path, monkeypatch, capsys) -> None:

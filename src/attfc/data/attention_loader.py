@@ -10,11 +10,13 @@ calls and copies per image cost as much as decoding small images.
 Source: AttFC (arXiv 2503.06839). Differences and the options that undo them: `query_stream`.
 """
 
+import atexit
 import itertools
 import multiprocessing.util
 import os
 import signal
 import sys
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -38,6 +40,7 @@ Broken = tuple[int, str, str]
 
 _SUBSTITUTES = 32  # tries before a query, or a key, is given up
 _JUDGED_AFTER = 20  # broken images that the limit must allow before the share means something: 2,000 images at 1 %
+GRACE_SECONDS = 20  # how long a worker outlives a SIGTERM
 
 
 @dataclass
@@ -153,6 +156,7 @@ class AttentionLoader:
         self._pin_memory, self._start_method, self._prefetch = pin_memory, start_method, prefetch
         self._batches = _Batches(store, stream, batch_size, image_size, decoded_cache)
         self._iterator: Iterator[_Decoded | _Failure] | None = None
+        self._closes_at_exit = False
         self._samples_seen = self._steps = self._images_seen = self._broken_seen = 0
         self._examples: list[Broken] = []
 
@@ -248,6 +252,9 @@ class AttentionLoader:
     def _next(self) -> Batch:
         if self._iterator is None:
             self._iterator = self._start()
+            if self.workers and not self._closes_at_exit:
+                atexit.register(_close_at_exit, weakref.ref(self))
+                self._closes_at_exit = True
         try:
             decoded = next(self._iterator)
         except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
@@ -449,10 +456,24 @@ def _replace_broken(samples: Samples, images: Images, numbers: Int64, stream: Qu
 def _prepare_worker(_: int) -> None:
     torch.set_num_threads(1)
     # Ctrl-C reaches the whole process group: the main process alone decides, and stops the workers quietly.
+    # SIGTERM often does too (a scheduler that ends a job): the worker goes on for a while, so that the main process can save.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _leave_later)
     # A spawned worker that shuts its interpreter down while the queue's thread copies a batch is aborted by the C++ runtime
     # (seen with torch 2.15); leave as forked workers do, after multiprocessing's own clean-up.
     multiprocessing.util.Finalize(None, _leave, exitpriority=-1000)
+
+
+def _leave_later(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.alarm(GRACE_SECONDS)  # its default action ends the process
+
+
+def _close_at_exit(loader: "weakref.ref[AttentionLoader]") -> None:
+    """Stop the workers before multiprocessing's own exit, which would send SIGTERM and wait."""
+    living = loader()
+    if living is not None:
+        living.close()
 
 
 def _leave() -> None:

@@ -107,7 +107,12 @@ class Trainer:
             UserError: a loss that is not finite, or too many broken images; the last checkpoint stands.
         """
         log = MetricsLog(self.run_folder, first_step=self.step + 1, tensorboard=self.tensorboard)
-        with contextlib.closing(log), ProgressLine(self.total_steps, self.step) as line, self._stop_on_signals():
+        with (
+            contextlib.closing(log),
+            contextlib.closing(self.loader),
+            ProgressLine(self.total_steps, self.step) as line,
+            self._stop_on_signals(),
+        ):
             self._run(log, line)
 
     def _run(self, log: MetricsLog, line: ProgressLine) -> None:

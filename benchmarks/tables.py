@@ -1,0 +1,162 @@
+"""Writes the measured tables of docs/ and README.md anew from benchmarks/results/*.json (`make docs`).
+
+A table stands between `<!-- table NAME -->` and `<!-- end -->`; NAME picks a function below. A missing JSON leaves its table as it is
+and says so, so nobody has to run every benchmark to refresh one.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def study(name: str) -> Callable[[], str]:
+    """Table of a study: mean (and standard deviation over seeds) of each figure."""
+
+    def table() -> str:
+        record = load(f"study_{name}")
+        columns = {
+            "accuracy": "pairs, accuracy",
+            "auc": "AUC",
+            "tar_at_far/0.01": "TAR at FAR 1e-2",
+            "all_pairs/tar_at_far/0.01": "all pairs: 1e-2",
+            "all_pairs/tar_at_far/0.001": "all pairs: 1e-3",
+            "rank_one": "rank-1",
+        }
+        lines = [
+            "| variant | " + " | ".join(columns.values()) + " | steps | s | images/s |",
+            "| --- |" + " --- |" * (len(columns) + 3),
+        ]
+        for row in record["results"]:
+            cells = [spread(row.get(path)) for path in columns]
+            lines.append(
+                f"| {row['name']} | {' | '.join(cells)} | {row['steps']} | {row['train_seconds']:.0f} | {row['images_per_second']:.0f} |"
+            )
+        return "\n".join([*lines, "", provenance(record)])
+
+    return table
+
+
+def container_softmax() -> str:
+    """Table of the container softmax benchmark."""
+    record = load("container_softmax")
+    lines = [
+        "| slots | rows | seconds | times faster than dense | times the floor | MiB beside the container (dense) |",
+        "|" + " --- |" * 6,
+    ]
+    lines += [
+        f"| {row['slots']:,} | {row['rows']} | {row['seconds']:.3f} | {row['times_faster_than_dense']:.2f} | "
+        f"{row['times_the_floor']:.2f} | {row['extra_mib']:.0f} ({row['dense_extra_mib']:.0f}) |"
+        for row in record["results"]
+    ]
+    config = record["config"]
+    return "\n".join([*lines, "", f"{config['threads']} threads, {config['clock']} time. {provenance(record)}"])
+
+
+def attention_loader() -> str:
+    """Table of the loader benchmark."""
+    record = load("attention_loader")
+    lines = ["| pixels | workers | raw decode, images/s | loader, images/s | loader / raw |", "|" + " --- |" * 5]
+    lines += [
+        f"| {row['size']} | {row['workers']} | {row['raw_images_per_second']:.0f} | {row['loader_images_per_second']:.0f} | "
+        f"{row['loader_share_of_raw']:.2f} |"
+        for row in record["results"]
+    ]
+    return "\n".join([*lines, "", provenance(record)])
+
+
+def training_step() -> str:
+    """Table of the training step benchmark."""
+    record = load("training_step")
+    lines = ["| configuration | images/s | passes / step |", "| --- | --- | --- |"]
+    lines += [
+        f"| {name} | {row['images_per_second']:.0f} | {row['passes_share_of_step']:.2f} |"
+        for name, row in record["results"].items()
+    ]
+    return "\n".join([*lines, "", provenance(record)])
+
+
+def backbones() -> str:
+    """Table of the small networks' speed."""
+    record = load("backbones")
+    lines = ["| network | type | pass | images/s, median (best) |", "|" + " --- |" * 4]
+    lines += [
+        f"| {row['backbone']} | {row['dtype']} | {row['pass']} | {row['images_per_second_median']} ({row['images_per_second_best']}) |"
+        for row in record["results"]
+    ]
+    return "\n".join([*lines, "", provenance(record)])
+
+
+def synthetic() -> str:
+    """Table of the synthetic faces' speed."""
+    record = load("synthetic")
+    lines = ["| what | images/s, wall | images per processor second |", "|" + " --- |" * 3]
+    lines += [
+        f"| {name.removesuffix('_per_second').replace('_', ' ')} | {row['wall_median']:.0f} | "
+        f"{row['processor_median']:.0f} |"
+        for name, row in record["results"].items()
+        if isinstance(row, dict) and "processor_median" in row
+    ]
+    return "\n".join([*lines, "", provenance(record)])
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "study final": study("final"),
+    "study tune": study("tune"),
+    "study options": study("options"),
+    "container_softmax": container_softmax,
+    "attention_loader": attention_loader,
+    "backbones": backbones,
+    "synthetic": synthetic,
+    "training_step": training_step,
+}
+
+
+def load(name: str) -> dict[str, Any]:
+    """One result file."""
+    record: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return record
+
+
+def spread(figure: dict[str, Any] | None) -> str:
+    """Mean, with the standard deviation where there are several seeds."""
+    if figure is None:
+        return "-"
+    return f"{figure['mean']:.3f}" + (f" ± {figure['std']:.3f}" if figure["std"] is not None else "")
+
+
+def provenance(record: dict[str, Any]) -> str:
+    """Where the figures come from, in a line."""
+    where = record["environment"]
+    return (
+        f"`benchmarks/results/{record['name']}.json`: {where['processor']}, {where['cores']} cores, torch {where['torch']}, "
+        f"commit {str(where['commit'])[:10]}, {where['time'][:10]}."
+    )
+
+
+def main() -> None:
+    """Refresh every table that has figures."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+
+        def renew(match: re.Match[str], page: Path = page) -> str:
+            name = match[1]
+            try:
+                return f"<!-- table {name} -->\n{TABLES[name]()}\n<!-- end -->"
+            except FileNotFoundError as missing:
+                print(f"{page.name}: {name} stays as it is, there is no {missing.filename}")
+                return match[0]
+
+        renewed = re.sub(r"<!-- table (.+?) -->\n.*?<!-- end -->", renew, text, flags=re.DOTALL)
+        if renewed != text:
+            page.write_text(renewed, encoding="utf-8")
+            print(f"{page.relative_to(ROOT)}: renewed")
+
+
+if __name__ == "__main__":
+    main()
