@@ -69,8 +69,15 @@ def test_the_center_has_no_gradient_and_is_float32() -> None:
 # errors
 
 
+PLAIN = {
+    "policy": "fifo",
+    "in_batch_negatives": False,
+    "center_blend": 0.0,
+}  # the published steps; defaults are the tuned ones
+
+
 def attfc(**options: object) -> AttFC:
-    return AttFC(**({"embedding_size": SIZE, "slots": 32, "margin": CosFace(scale=16.0)} | options))  # type: ignore[arg-type]
+    return AttFC(**({"embedding_size": SIZE, "slots": 32, "margin": CosFace(scale=16.0)} | PLAIN | options))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -164,7 +171,7 @@ def test_full_fc_refuses_labels_out_of_range_and_no_identities() -> None:
 
 
 def test_the_batch_meets_the_container_as_it_was_before() -> None:
-    head = AttFC(2, 4, Margin(scale=4.0), keys_per_query=1)
+    head = AttFC(2, 4, Margin(scale=4.0), keys_per_query=1, **PLAIN)
     query, keys = directions(0), directions(0).unsqueeze(1)
     assert head(query, torch.tensor([0]), keys).item() == 0  # no negatives: not even itself
     assert head(query, torch.tensor([0]), keys).item() == 0  # its own row is masked
@@ -234,7 +241,7 @@ def test_adaface_receives_the_norms_of_the_embeddings() -> None:
 
 
 def test_centers_from_queries_need_no_keys_and_train_on_stored_identities_only() -> None:
-    head = AttFC(2, 4, Margin(scale=4.0), center_source="query", center_blend=0.75)
+    head = AttFC(2, 4, Margin(scale=4.0), center_source="query", **PLAIN | {"center_blend": 0.75})
     assert head.keys_per_query == 0
     embeddings = directions(0, 90).requires_grad_()
     loss = head(embeddings, torch.tensor([0, 1]))
@@ -259,7 +266,7 @@ def test_centers_from_queries_need_no_keys_and_train_on_stored_identities_only()
 
 
 def test_statistics_of_a_step() -> None:
-    head = AttFC(2, 4, Margin(scale=4.0))
+    head = AttFC(2, 4, Margin(scale=4.0), **PLAIN)
     assert head.statistics() == {"fill": 0.0, "center_age": 0.0}
     keys = torch.stack([directions(0), directions(60)], dim=1)
     head(directions(0), torch.tensor([3]), keys)

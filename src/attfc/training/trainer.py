@@ -37,7 +37,7 @@ from attfc.training.random_state import rng_state, set_rng_state
 
 __all__ = ["Interrupted", "Trainer"]
 
-LOSS_SMOOTHING = 0.98
+LOSS_SMOOTHING = 0.9  # of the loss as logged
 
 
 class Interrupted(Exception):
