@@ -11,7 +11,7 @@ import platform
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,10 @@ import torch
 from torch import nn
 
 from attfc.backbones import create_backbone
-from attfc.config import RunConfig, apply_overrides, config_to_yaml
+from attfc.config import RunConfig, config_to_yaml, load_config
 from attfc.data import AttentionLoader, Augment, DecodedCache, Store, open_store
 from attfc.errors import UserError
-from attfc.evaluation import Pairs, evaluate_store, read_pairs, write_report
+from attfc.evaluation import Pairs, evaluate_store, generate_pairs, read_pairs, write_report
 from attfc.heads import AttFC, FullFC, Head
 from attfc.losses import AdaFace, ArcFace, CombinedMargin, CosFace, Margin
 from attfc.training.checkpoint import latest_checkpoint, load_checkpoint
@@ -57,6 +57,7 @@ class Run:
     trainer: Trainer
     store: Store
     held_out: Store | None
+    notes: list[str] = field(default_factory=list)
 
 
 def choose_device(name: str) -> torch.device:
@@ -169,14 +170,10 @@ def resume_run(folder: Path, overrides: list[str], progress: Callable[[int, int]
     Raises:
         UserError: no run there, or overrides that change what the saved state describes (network, head, container).
     """
-    import yaml
-
     path = folder / "config.yaml"
     if not path.is_file():
         raise UserError(f"{folder} is not a run: it has no config.yaml")
-    saved = yaml.safe_load(path.read_text(encoding="utf-8"))
-    before = apply_overrides(saved, [], str(path))
-    config = apply_overrides(saved, overrides, str(path))
+    before, config = load_config(str(path)), load_config(str(path), overrides)
     _refuse_other_network(before, config)
     run = _assemble(config, folder, progress)
     checkpoint = latest_checkpoint(folder / "checkpoints")
@@ -185,6 +182,8 @@ def resume_run(folder: Path, overrides: list[str], progress: Callable[[int, int]
             f"{folder} has no whole checkpoint to resume from (looked in {folder / 'checkpoints'}): start the run anew"
         )
     run.trainer.load_state_dict(load_checkpoint(checkpoint))
+    if config != before:  # the next resume goes on with these values
+        _write_text(path, config_to_yaml(config))
     return run
 
 
@@ -229,7 +228,10 @@ def _assemble(config: RunConfig, folder: Path | None, progress: Callable[[int, i
     image_size = int(getattr(backbone, "image_size", 112))
     if config.precision.channels_last:
         backbone = backbone.to(memory_format=torch.channels_last)
-    loader = _build_loader(config, store, head.keys_per_query, image_size, pin_memory=device.type == "cuda")
+    notes: list[str] = []
+    loader = _build_loader(
+        config, store, head.keys_per_query, image_size, pin_memory=device.type == "cuda", notes=notes
+    )
     total_steps = _total_steps(config, len(store))
     pair = MomentumPair(
         backbone.to(device),
@@ -284,16 +286,30 @@ def _assemble(config: RunConfig, folder: Path | None, progress: Callable[[int, i
         log_every=config.log.every,
         tensorboard=config.log.tensorboard,
     )
-    run = Run(config, folder or Path(), trainer, store, held_out)
+    run = Run(config, folder or Path(), trainer, store, held_out, notes)
     if held_out is not None:
-        trainer.evaluate = _evaluator(run, read_pairs(Path(config.eval.pairs), held_out) if config.eval.pairs else None)
+        # Read or drawn now: a store that allows no pairs is an error before the training, not after it.
+        if config.eval.pairs:
+            pairs = read_pairs(Path(config.eval.pairs), held_out)
+        else:
+            pairs = generate_pairs(held_out.identities, config.eval.generated_pairs, config.seed)
+        trainer.evaluate = _evaluator(run, pairs)
     return run
 
 
 def _build_loader(
-    config: RunConfig, store: Store, keys_per_query: int, image_size: int, pin_memory: bool
+    config: RunConfig, store: Store, keys_per_query: int, image_size: int, pin_memory: bool, notes: list[str]
 ) -> AttentionLoader:
-    cache = DecodedCache(store, image_size, config.data.decoded_cache_mib) if config.data.decoded_cache_mib else None
+    cache = None
+    if config.data.decoded_cache_mib:
+        needed = math.ceil(len(store) * (3 * image_size**2 + 1) / 2**20)
+        if needed <= config.data.decoded_cache_mib:
+            cache = DecodedCache(store, image_size, config.data.decoded_cache_mib)
+        else:
+            notes.append(
+                f"decoded images take {needed:,} MiB, more than data.decoded_cache_mib={config.data.decoded_cache_mib}: "
+                "each is decoded every time it is used (raise it if you have the memory)"
+            )
     return AttentionLoader(
         store,
         config.batch_size,
@@ -314,7 +330,7 @@ def _total_steps(config: RunConfig, images: int) -> int:
     return min(steps, config.schedule.max_steps) if config.schedule.max_steps else steps
 
 
-def _evaluator(run: Run, pairs: Pairs | None) -> Callable[[nn.Module, int], dict[str, Any]]:
+def _evaluator(run: Run, pairs: Pairs) -> Callable[[nn.Module, int], dict[str, Any]]:
     """Evaluate on the held-out store; leaves evaluation.json and evaluation.npz in the run's folder."""
     config = run.config
     held_out = run.held_out
@@ -325,7 +341,6 @@ def _evaluator(run: Run, pairs: Pairs | None) -> Callable[[nn.Module, int], dict
             model,
             held_out,
             pairs=pairs,
-            generated_pairs=config.eval.generated_pairs,
             seed=config.seed,
             flip=config.eval.flip,
             batch_size=config.eval.batch_size,
@@ -334,7 +349,10 @@ def _evaluator(run: Run, pairs: Pairs | None) -> Callable[[nn.Module, int], dict
         )
         figures = result.figures()
         _write_json(run.folder / "evaluation.json", {"step": step, **figures})
-        np.savez_compressed(run.folder / "evaluation.npz", allow_pickle=False, **result.arrays())
+        arrays: dict[str, Any] = result.arrays()
+        beside = run.folder / "evaluation.part.npz"
+        np.savez_compressed(beside, **arrays)
+        beside.replace(run.folder / "evaluation.npz")
         return figures
 
     return evaluate
@@ -342,6 +360,11 @@ def _evaluator(run: Run, pairs: Pairs | None) -> Callable[[nn.Module, int], dict
 
 def _refuse_other_network(before: RunConfig, after: RunConfig) -> None:
     fixed = ("backbone", "head", "container")
+    if before.optimizer.name != after.optimizer.name or before.batch_size != after.batch_size:
+        raise UserError(
+            f"optimizer.name={before.optimizer.name}, batch_size={before.batch_size} in the saved run, {after.optimizer.name}, "
+            f"{after.batch_size} now: a resumed run keeps both (its steps and optimizer state count in them); start a new run"
+        )
     for section in fixed:
         old, new = getattr(before, section).model_dump(), getattr(after, section).model_dump()
         for key in old:
@@ -369,8 +392,12 @@ def _fresh_folder(output: Path, name: str) -> Path:
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
+    _write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
     beside = path.with_name(path.name + ".part")
-    beside.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    beside.write_text(text, encoding="utf-8")
     beside.replace(path)
 
 

@@ -49,6 +49,15 @@ def main() -> None:
             raise
         _err.print(f"error: {error}", markup=False)
         sys.exit(1)
+    except RuntimeError as error:
+        if debug or type(error).__name__ != "OutOfMemoryError":  # torch's, without importing torch to name it
+            raise
+        _err.print(
+            f"error: {str(error).splitlines()[0]} Try a smaller batch_size with optimizer.accumulation, a smaller container, "
+            "precision.amp=bfloat16, or backbone.options={checkpointing: true}",
+            markup=False,
+        )
+        sys.exit(1)
 
 
 def _print_version(asked: bool) -> None:
@@ -110,6 +119,8 @@ def train(
         run = (
             resume_run(resume, changes, bar) if resume is not None else new_run(load_config(str(preset), changes), bar)
         )
+    for note in run.notes:
+        _err.print(f"note: {note}", markup=False)
     trainer = run.trainer
     identities, images = len(run.store.identities), len(run.store)
     _err.print(
@@ -121,8 +132,8 @@ def train(
     try:
         trainer.train()
     except Interrupted as stop:
-        finish_run(run)
         _err.print(f"saved at step {stop.step:,}; go on with: attfc train --resume {run.folder}", markup=False)
+        finish_run(run)
         raise typer.Exit(130) from None
     report = finish_run(run)
     if trainer.last_evaluation is not None:
@@ -136,7 +147,7 @@ def evaluate(
     protocol: Annotated[str, typer.Argument(help="held-out: pairs, all pairs and rank-1 of a store")],
     path: Annotated[str, typer.Argument(help="image folder or synthetic: spec of people never trained on")],
     pairs: Annotated[Path | None, typer.Option(help="pairs file in the LFW form; default: generated pairs")] = None,
-    generated_pairs: Annotated[int, typer.Option(min=2)] = 6000,
+    generated_pairs: Annotated[int, typer.Option(min=4)] = 6000,
     seed: Annotated[int, typer.Option(help="of the generated pairs")] = 0,
     device: Annotated[str, typer.Option()] = "auto",
     cache: CacheOption = None,
@@ -262,7 +273,7 @@ def preview_data(
 
     with _progress_bar("index") as bar:
         store = open_store(path, cache=cache, progress=bar)
-    contact_sheet(store, identities=identities, images=images, seed=seed).save(output)
+    contact_sheet(store, identities=identities, images=images, seed=seed).save(output, "PNG")
     _out.print(str(output), markup=False)
 
 

@@ -25,7 +25,7 @@ NotNegative = Annotated[int, Field(ge=0)]
 class Section(BaseModel):
     """Base of all sections: unknown keys are an error, assignments are checked."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False, coerce_numbers_to_str=True)
 
 
 class DataConfig(Section):
@@ -181,7 +181,7 @@ class EvalConfig(Section):
     root: str | None = Field(None, description="image folder or synthetic: spec; default: no evaluation")
     index_cache: str | None = None
     pairs: str | None = Field(None, description="pairs file in the LFW form; default: generated pairs")
-    generated_pairs: Positive = 6000
+    generated_pairs: Annotated[int, Field(ge=4)] = 6000
     every: NotNegative = Field(0, description="steps between evaluations during training; 0 only at the end")
     best_by: Literal["accuracy", "auc", "tar_at_far_0.01", "tar_at_far_0.001", "rank_one"] = "accuracy"
     all_pairs: bool = Field(True, description="also score every pair of images of the store, for low FARs")
@@ -296,9 +296,12 @@ def apply_overrides(values: dict[str, Any], overrides: list[str], origin: str) -
     """Merge profile defaults under `values` and overrides over them, then validate; `origin` names the values in errors."""
     changed = _parse_overrides(overrides)
     profile = changed.get("profile", values.get("profile", "tuned"))
-    if profile not in PROFILES:
+    if not isinstance(profile, str) or profile not in PROFILES:
         raise UserError(f"profile={profile!r} is unknown: choose one of {', '.join(PROFILES)}")
-    merged = _merge(_merge(PROFILES[profile], values), changed)
+    merged = _merge(PROFILES[profile], values)
+    if "profile" in changed:  # asked for by name: all of it, also over a resolved configuration
+        merged = _merge(merged, PROFILES[profile])
+    merged = _merge(merged, changed)
     try:
         return RunConfig.model_validate(merged)
     except ValidationError as error:
@@ -348,6 +351,8 @@ def _parse_overrides(overrides: list[str]) -> dict[str, Any]:
             value = yaml.safe_load(text) if text else ""
         except yaml.YAMLError:
             value = text
+        if isinstance(value, str) and text[:1] not in ("'", '"'):
+            value = text  # as typed: YAML would take " #2" for a comment
         target = values
         *sections, last = key.strip().split(".")
         for section in sections:

@@ -178,9 +178,75 @@ def test_nan_loss_stops_with_step_positions_and_advice(tmp_path, monkeypatch) ->
         return loss * float("nan") if self.step == 5 else loss
 
     monkeypatch.setattr(Trainer, "forward", poisoned)
-    with pytest.raises(UserError, match="the loss is nan at step 6, in the batch of sample positions") as caught:
+    with pytest.raises(
+        UserError, match="the loss or its gradient is nan at step 6, in the batch of sample positions"
+    ) as caught:
         run.trainer.train()
     assert "optimizer.learning_rate" in str(caught.value)
     resumed = resume_run(run.folder, [])
     assert resumed.trainer.step == 4  # the checkpoint before it stands
     assert all(parameter.isfinite().all() for parameter in resumed.trainer.pair.query.parameters())
+
+
+def test_a_signal_during_an_evaluation_saves_that_step(tmp_path) -> None:
+    run = new_run(load_config("demo", [*TINY, f"output={tmp_path}", "eval.every=3", "checkpoint.every=0"]))
+    trainer = run.trainer
+    evaluate = trainer.evaluate
+
+    def interrupted(model, step):
+        trainer._stop = True
+        return evaluate(model, step)
+
+    trainer.evaluate = interrupted
+    with pytest.raises(Interrupted, match="saved at step 3"):
+        trainer.train()
+    assert resume_run(run.folder, []).trainer.step == 3
+
+
+def test_rates_changed_on_resume_are_used_and_kept(tmp_path) -> None:
+    run = new_run(load_config("demo", [*TINY, f"output={tmp_path}", "schedule.max_steps=4", "schedule.name=constant"]))
+    run.trainer.train()
+    changes = ["schedule.max_steps=6", "optimizer.learning_rate=0.003", "optimizer.weight_decay=0.25"]
+    resumed = resume_run(run.folder, changes)
+    group = resumed.trainer.optimizer.param_groups[0]
+    assert (group["lr"], group["weight_decay"]) == (0.003, 0.25)
+    resumed.trainer.train()
+    assert resumed.trainer.optimizer.param_groups[0]["lr"] == 0.003
+    assert load_config(str(run.folder / "config.yaml")).optimizer.learning_rate == 0.003
+
+
+def test_accumulation_can_change_on_resume_but_not_the_batch(tmp_path) -> None:
+    run = new_run(load_config("demo", [*TINY, f"output={tmp_path}", "schedule.max_steps=4", "optimizer.accumulation=2"]))
+    run.trainer.train()
+    resumed = resume_run(run.folder, ["schedule.max_steps=7", "optimizer.accumulation=1"])
+    resumed.trainer.train()
+    assert resumed.trainer.loader.step == 4 * 2 + 3
+    with pytest.raises(UserError, match="a resumed run keeps both"):
+        resume_run(run.folder, ["batch_size=20"])
+
+
+def test_a_gradient_that_is_not_finite_stops_before_it_is_saved(tmp_path) -> None:
+    run = new_run(load_config("demo", [*TINY, f"output={tmp_path}", "head.name=full_fc", "checkpoint.every=1"]))
+    trainer = run.trainer
+    weight = next(trainer.pair.query.parameters())
+    weight.register_hook(lambda gradient: gradient * float("inf") if trainer.step == 2 else gradient)
+    with pytest.raises(UserError, match="the loss or its gradient is nan at step 3"):
+        trainer.train()
+    assert resume_run(run.folder, []).trainer.step == 2
+    assert not (run.folder / "model").exists()
+
+
+def test_an_evaluation_that_cannot_be_is_an_error_before_the_training(tmp_path) -> None:
+    one = "eval.root=synthetic:identities=1,images=4,first=1000"
+    with pytest.raises(UserError, match="identit"):
+        new_run(load_config("demo", [*TINY, f"output={tmp_path}", one]))
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_cache_that_cannot_hold_the_store_is_left_out_with_a_note(tmp_path) -> None:
+    options = ["data.root=synthetic:identities=500,images=4", "data.decoded_cache_mib=1"]
+    run = new_run(load_config("demo", [*TINY, *options, f"output={tmp_path}"]))
+    assert run.notes == [
+        "decoded images take 18 MiB, more than data.decoded_cache_mib=1: each is decoded every time it is used "
+        "(raise it if you have the memory)"
+    ]

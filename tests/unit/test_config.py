@@ -110,3 +110,18 @@ def test_every_field_is_reachable_by_its_dotted_name() -> None:
         "margin.gradient",
     ):
         assert name in flat  # the names of DESIGN section 3
+
+
+def test_a_profile_asked_for_by_name_replaces_a_resolved_one(tmp_path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(config_to_yaml(load_config("demo")))
+    config = load_config(str(path), ["profile=published", "container.policy=unique"])
+    assert config.key_encoder.momentum == 0.999
+    assert config.center.blend == 0.0
+    assert config.container.policy == "unique"
+
+
+def test_overrides_of_text_are_taken_as_typed() -> None:
+    assert load_config("demo", ["data.root=/faces #2"]).data.root == "/faces #2"
+    assert load_config("demo", ["data.root=2024"]).data.root == "2024"
+    assert load_config("demo", ["data.root='quoted'"]).data.root == "quoted"

@@ -113,10 +113,16 @@ class Trainer:
             ProgressLine(self.total_steps, self.step) as line,
             self._stop_on_signals(),
         ):
-            self._run(log, line)
+            try:
+                self._run(log, line)
+            except OSError as error:
+                raise UserError(
+                    f"cannot write into {self.run_folder}: {error.strerror or error}; the checkpoints saved so far stand: "
+                    f"make room or permission there, then attfc train --resume {self.run_folder}"
+                ) from error
 
     def _run(self, log: MetricsLog, line: ProgressLine) -> None:
-        batches = self.loader.batches(self.total_steps * self.accumulation)
+        batches = self.loader.batches(self.loader.step + (self.total_steps - self.step) * self.accumulation)
         window_start, window_steps = time.perf_counter(), 0
         pending: tuple[Tensor, list[Batch]] | None = None
         self.pair.query.train()
@@ -131,9 +137,8 @@ class Trainer:
                 self._check_finite(*pending, step=self.step - 1)
             pending = (loss, group)
             logs = self.step % self.log_every == 0 or self.step == self.total_steps
-            evaluates = self._due(self.evaluate_every) and self.step < self.total_steps
-            saves = self._due(self.checkpoint_every) or self._stop or self.step == self.total_steps
-            if self.device.type == "cpu" or logs or evaluates or saves:
+            evaluates = self._due(self.evaluate_every) and self.step < self.total_steps and not self._stop
+            if self.device.type == "cpu" or logs or evaluates:
                 self._check_finite(*pending, step=self.step)
             if logs:
                 elapsed = time.perf_counter() - window_start
@@ -145,18 +150,23 @@ class Trainer:
                 paused = time.perf_counter()
                 self.run_evaluation(log, line)
                 window_start += time.perf_counter() - paused
-            if saves:
+            stop = self._stop  # read once: a signal after this line is for the next step
+            if stop or self._due(self.checkpoint_every) or self.step == self.total_steps:
                 paused = time.perf_counter()
+                self._check_finite(*pending, step=self.step)
                 self.save()
                 window_start += time.perf_counter() - paused
-            if self._stop and self.step < self.total_steps:
+            if stop and self.step < self.total_steps:
                 raise Interrupted(self.step)
+        save_model(self.run_folder / "model", self.pair.query, self.model_config)
         if self.evaluate is not None:
             self.run_evaluation(log, line)
-        save_model(self.run_folder / "model", self.pair.query, self.model_config)
 
     def train_step(self, batches: list[Batch]) -> Tensor:
-        """One optimizer step over the mean loss of `batches`; returns that loss, detached, without waiting for the device."""
+        """One optimizer step over the mean loss of `batches`; returns that loss, detached, without waiting for the device.
+
+        It is NaN if the gradient was not finite.
+        """
         if self.head.keys_per_query:
             self.pair.update(self.step)
         self.optimizer.zero_grad(set_to_none=True)
@@ -165,13 +175,14 @@ class Trainer:
             loss = self.forward(batch) / len(batches)
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
-        if self.clip > 0:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.pair.query.parameters(), self.clip)
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.pair.query.parameters(), self.clip or math.inf)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.schedule.step()
-        return total
+        # A gradient that is not finite makes the loss so too, and the run stops before the weights are saved. With a scaler
+        # it is no fault: that step was skipped and the next is scaled down.
+        return total if self.scaler.is_enabled() else total + 0.0 * norm
 
     def forward(self, batch: Batch) -> Tensor:
         """Loss of one batch, with gradient: keys embedded in one no-gradient pass, then the queries, then the head."""
@@ -237,22 +248,40 @@ class Trainer:
         Raises:
             UserError: the state is of another network, head or optimizer; nothing on disk is touched.
         """
+        configured = [
+            {name: value for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups
+        ]
         try:
             self.pair.load_state_dict(state["pair"])
             self.head.load_state_dict(state["head"])
             self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+            if self.scaler.is_enabled() and state["scaler"]:
+                self.scaler.load_state_dict(state["scaler"])
+            self.loader.load_state_dict(state["loader"])
+            own = state["trainer"]
         except (RuntimeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(
                 f"the checkpoint does not fit this network, head or optimizer: {reason}; resume with the run's own configuration"
             ) from None
-        self.schedule.load_state_dict(state["schedule"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.loader.load_state_dict(state["loader"])
-        own = state["trainer"]
+        self._apply(configured)
         self.step, self._average, self._seconds = own["step"], own["average"], own["seconds"]
         self.best = -math.inf if own["best"] is None else own["best"]
         set_rng_state(state["rng"])
+
+    def _apply(self, configured: list[dict[str, Any]]) -> None:
+        """Give the optimizer the rates of this run's configuration again: on resume they may have been changed on purpose."""
+        factors = [
+            group["lr"] / rate for group, rate in zip(self.optimizer.param_groups, self.schedule.base_lrs, strict=True)
+        ]
+        for group, values, factor in zip(self.optimizer.param_groups, configured, factors, strict=True):
+            if group["initial_lr"] == values["initial_lr"]:
+                del values["lr"]  # unchanged: the saved value, bit for bit
+            else:
+                values["lr"] = values["initial_lr"] * factor
+            group.update(values)
+        self.schedule.base_lrs = [values["initial_lr"] for values in configured]
 
     def _images(self, images: Tensor, seeds: Tensor) -> Tensor:
         images = self.augment(images.to(self.device, non_blocking=True), seeds)
@@ -290,7 +319,7 @@ class Trainer:
         )
         where = self.loader.store.where(positions[0])
         raise UserError(
-            f"the loss is {float(loss)} at step {step}, in the batch of sample positions {shown} (the first is {where}); "
+            f"the loss or its gradient is {float(loss)} at step {step}, in the batch of sample positions {shown} (the first is {where}); "
             "the last checkpoint stands. "
             "Try a smaller optimizer.learning_rate, a longer schedule.warmup_epochs, optimizer.clip=1, or precision.amp=none"
         )
