@@ -216,7 +216,9 @@ def test_rates_changed_on_resume_are_used_and_kept(tmp_path) -> None:
 
 
 def test_accumulation_can_change_on_resume_but_not_the_batch(tmp_path) -> None:
-    run = new_run(load_config("demo", [*TINY, f"output={tmp_path}", "schedule.max_steps=4", "optimizer.accumulation=2"]))
+    run = new_run(
+        load_config("demo", [*TINY, f"output={tmp_path}", "schedule.max_steps=4", "optimizer.accumulation=2"])
+    )
     run.trainer.train()
     resumed = resume_run(run.folder, ["schedule.max_steps=7", "optimizer.accumulation=1"])
     resumed.trainer.train()

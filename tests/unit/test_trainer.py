@@ -116,6 +116,22 @@ def test_the_gradient_is_clipped_to_the_norm_that_was_asked(tmp_path) -> None:
     assert norm == pytest.approx(1e-3, rel=1e-3)
 
 
+def test_float16_steps_under_the_gradient_scaler(tmp_path) -> None:
+    trainer = make_trainer(tmp_path, "full_fc", total_steps=6)
+    trainer.autocast_dtype = torch.float16
+    trainer.__post_init__()
+    assert trainer.scaler.is_enabled()
+    before = [parameter.detach().clone() for parameter in trained(trainer)]
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
+    for batch in trainer.loader.batches(2):
+        assert torch.isfinite(trainer.train_step([batch]))
+    assert any(not torch.equal(old, new) for old, new in zip(before, trained(trainer), strict=True))
+    scale = trainer.state_dict()["scaler"]["scale"]
+    resumed = make_trainer(tmp_path, "full_fc", total_steps=6)  # in float32: the saved scale is left alone
+    resumed.load_state_dict(trainer.state_dict())
+    assert scale == 2.0**8
+
+
 def test_training_lowers_the_loss_and_touches_no_key_encoder_gradient(tmp_path) -> None:
     trainer = make_trainer(tmp_path, "full_fc", total_steps=30)
     trainer.checkpoint_every = 0

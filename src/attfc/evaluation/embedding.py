@@ -8,7 +8,7 @@ is zero, flagged and named.
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from attfc.data.store import Images, Store
 from attfc.errors import UserError
+from attfc.precision import autocast
 
 __all__ = ["Embeddings", "embed_store"]
 
@@ -131,10 +132,9 @@ def embed_store(
         # A loader draws a seed; from torch's global generator that would change the training after it.
         generator=torch.Generator(),
     )
-    autocast = nullcontext() if autocast_dtype is None else torch.autocast(on.type, autocast_dtype)
     rows: list[Tensor] = []
     broken: dict[int, str] = {}
-    with torch.no_grad(), _evaluation_mode(model), autocast:
+    with torch.no_grad(), _evaluation_mode(model), autocast(on, autocast_dtype):
         for pixels_BSSC, broken_rows in loader:
             # A view of (B, S, S, 3) memory: channels-last already, no copy.
             images_BCSS = (pixels_BSSC.to(on, non_blocking=True).permute(0, 3, 1, 2).float() - 127.5) / 127.5
