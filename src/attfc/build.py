@@ -305,6 +305,9 @@ def _build_loader(
         needed = math.ceil(len(store) * (3 * image_size**2 + 1) / 2**20)
         if needed <= config.data.decoded_cache_mib:
             cache = DecodedCache(store, image_size, config.data.decoded_cache_mib)
+            notes.append(
+                f"the first epoch decodes {len(store):,} images into memory ({needed:,} MiB); later ones are faster"
+            )
         else:
             notes.append(
                 f"decoded images take {needed:,} MiB, more than data.decoded_cache_mib={config.data.decoded_cache_mib}: "

@@ -71,6 +71,7 @@ def create_backbone(
     Raises:
         UserError: unknown name or option, or a size that does not fit.
 
+    >>> import torch
     >>> create_backbone("r6_tiny", embedding_size=64)(torch.zeros(2, 3, 56, 56)).shape
     torch.Size([2, 64])
     """

@@ -124,7 +124,7 @@ class AttFC(Head):
 
     In `eval()` the loss is computed and nothing is enqueued.
 
-    >>> head = AttFC(embedding_size=4, slots=8, margin=Margin(scale=16.0), keys_per_query=1)
+    >>> head = AttFC(embedding_size=4, slots=8, margin=Margin(scale=16.0), keys_per_query=1, in_batch_negatives=False)
     >>> embeddings = torch.eye(4)[:2].requires_grad_()
     >>> head(embeddings, torch.tensor([0, 1]), torch.eye(4)[:2].unsqueeze(1)).item()  # no negatives yet
     0.0
