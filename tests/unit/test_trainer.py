@@ -142,3 +142,12 @@ def test_training_lowers_the_loss_and_touches_no_key_encoder_gradient(tmp_path) 
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
     assert all(not parameter.requires_grad and parameter.grad is None for parameter in trainer.pair.key.parameters())
     assert (tmp_path / "model" / "model.safetensors").exists()
+
+
+def test_the_key_encoder_moves_once_a_step_and_counts_them(tmp_path) -> None:
+    trainer = make_trainer(tmp_path, accumulation=2)
+    batches = list(trainer.loader.batches(6))
+    for start in (0, 2, 4):
+        trainer.train_step(batches[start : start + 2])
+        trainer.step += 1
+    assert trainer.pair.step == 3  # the ramp of its momentum goes by this count
