@@ -54,19 +54,23 @@ def run_variant(study: str, name: str, overrides: list[str], seed: int, faces: P
         ]
         started = time.time()
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        with tempfile.TemporaryFile("w+") as errors:
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, env=environment)
+            # wait4 tells the processor time of this run alone: wall clock counts what other jobs took from it.
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            errors.seek(0)
+            complaint = errors.read().strip()
         result: dict[str, Any] = {
             "study": study,
             "name": name,
             "seed": seed,
             "overrides": overrides,
             "wall_seconds": round(time.time() - started, 1),
+            "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
         }
-        if done.returncode:
-            return {
-                **result,
-                "error": done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"status {done.returncode}",
-            }
+        if process.returncode:
+            return {**result, "error": complaint.splitlines()[-1] if complaint else f"status {process.returncode}"}
         run = next(Path(scratch).iterdir())
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         last = [line for line in lines if line["kind"] == "train"][-1]
@@ -170,6 +174,8 @@ def summarize(study: str, variants: dict[str, list[str]], lines_path: Path) -> N
                 }
         row["train_seconds"] = statistics.median(result["train_seconds"] for result in results)
         row["images_per_second"] = statistics.median(result["images_per_second"] for result in results)
+        if all("cpu_seconds" in result for result in results):
+            row["cpu_seconds"] = statistics.median(result["cpu_seconds"] for result in results)
         row["steps"] = results[0]["steps"]
         rows.append(row)
         print(
