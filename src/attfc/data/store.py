@@ -5,6 +5,7 @@ workers get a copy, by fork or spawn. A broken image is never an exception of `i
 because one bad file among millions must not end a run.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -70,6 +71,19 @@ class EncodedStore:
         """Return the encoded image and its label; the store's own."""
         raise NotImplementedError
 
+    def read_many(self, positions: Sequence[int]) -> list[bytes | Exception]:
+        """Return each encoded image, or the OSError or BrokenImageError that reading it met.
+
+        One `read` after the other; a store that can do better with a batch (neighbours in one read) overrides it.
+        """
+        found: list[bytes | Exception] = []
+        for position in positions:
+            try:
+                found.append(self.read(position)[0])
+            except (OSError, BrokenImageError) as error:
+                found.append(error)
+        return found
+
     def images(self, positions: npt.ArrayLike, size: int) -> Images:
         """Read and decode images.
 
@@ -82,9 +96,11 @@ class EncodedStore:
         """
         asked = np.asarray(positions, dtype=np.int64).tolist()
         result = Images(np.zeros((len(asked), size, size, 3), np.uint8))
-        for row, position in enumerate(asked):
+        for row, encoded in enumerate(self.read_many(asked)):
             try:
-                result.pixels[row] = decode_image(self.read(position)[0], size)
+                if isinstance(encoded, Exception):
+                    raise encoded
+                result.pixels[row] = decode_image(encoded, size)
             except BrokenImageError as error:
                 result.broken[row] = str(error)
             except OSError as error:
