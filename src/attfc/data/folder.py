@@ -11,16 +11,12 @@ file in place changes nothing that is indexed. Folders modified within 2 s of th
 their clock: their entries are counted again at the next opening.
 """
 
-import contextlib
 import hashlib
 import json
 import os
-import secrets
-import shutil
-import stat
 import time
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,10 +26,12 @@ import numpy.typing as npt
 
 from attfc.data.images import BrokenImageError
 from attfc.data.index import IdentityIndex, open_array
+from attfc.data.index_cache import IndexCache
+from attfc.data.name_table import NameTable, printable
 from attfc.data.store import EncodedStore
 from attfc.errors import UserError
 
-__all__ = ["EXTENSIONS", "FolderStore", "printable"]
+__all__ = ["EXTENSIONS", "FolderStore"]
 
 EXTENSIONS = (b".jpg", b".jpeg", b".png", b".webp", b".bmp")
 MAX_FILE_BYTES = 256 * 1024 * 1024
@@ -68,11 +66,11 @@ class FolderStore(EncodedStore):
     ) -> None:
         self.root = Path(os.path.abspath(root))
         folders = _list_folders(self.root)
-        places = _cache_places(self.root, cache)
-        tables = _open_cached(self.root, folders, places)
+        places = IndexCache(self.root, "folder", folders.digest, cache=cache, beside=self.root / ".attfc-index")
+        tables = places.open(lambda folder: _current(_open_tables(folder), self.root, folders))
         if tables is None:
             scanned = _scan(self.root, folders, progress)
-            tables = _write_cache(scanned, folders, places) or scanned
+            tables = places.write(lambda draft: _save(scanned, draft), _open_tables) or scanned
         beside = {"hidden": folders.hidden, "files_beside_folders": folders.files}
         self._ignored = {kind: count + beside.get(kind, 0) for kind, count in tables.ignored.items()}
         self._hold(tables)
@@ -165,55 +163,13 @@ class FolderStore(EncodedStore):
         return f"FolderStore({str(self.root)!r}, {len(self.identities):,} identities, {len(self):,} images)"
 
 
-def printable(name: bytes) -> str:
-    """Return a file name for messages: bytes that are not UTF-8 and control characters are written as escapes."""
-    text = name.decode("utf-8", "backslashreplace")
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
-class _Names:
-    """Byte strings in one packed row: names[i] = data[ends[i - 1] : ends[i]]."""
-
-    __slots__ = ("data", "offsets")
-
-    def __init__(self, data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64]) -> None:
-        self.data = data
-        self.offsets = offsets
-
-    @classmethod
-    def pack(cls, names: Iterable[bytes]) -> "_Names":
-        rows = list(names)
-        offsets = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum([len(row) for row in rows], out=offsets[1:])
-        return cls(np.frombuffer(b"".join(rows), np.uint8), offsets)
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, number: int) -> bytes:
-        return self.data[self.offsets[number] : self.offsets[number + 1]].tobytes()
-
-    def sound(self) -> bool:
-        """Whether offsets and data fit, and no name can lead out of its folder."""
-        offsets = self.offsets
-        return (
-            len(offsets) > 0
-            and int(offsets[0]) == 0
-            and int(offsets[-1]) == len(self.data)
-            and bool((offsets[1:] > offsets[:-1]).all())
-            and not bool(((self.data == ord("/")) | (self.data == 0)).any())
-        )
-
-
 @dataclass(frozen=True)
 class _Tables:
     """Everything known about the folder's images; arrays mapped from `folder`, or in memory if that is None."""
 
     index: IdentityIndex
-    identity_names: _Names
-    file_names: _Names
+    identity_names: NameTable
+    file_names: NameTable
     entries: npt.NDArray[np.int64]  # of every listed folder, those without images included
     scanned_ns: int
     ignored: dict[str, int]
@@ -302,11 +258,11 @@ def _scan(root: Path, folders: _Folders, progress: Progress | None) -> _Tables:
             ignored["empty_folders"] += 1
         if progress is not None and (number % 256 == 255 or number == total - 1):
             progress(number + 1, total)
-    file_names = _Names(np.frombuffer(bytes(names), np.uint8), np.array(name_ends, np.int64))
+    file_names = NameTable(np.frombuffer(bytes(names), np.uint8), np.array(name_ends, np.int64))
     if not identity_names:
         raise UserError(_nothing_found(root, ignored, folders))
     index = IdentityIndex(np.array(offsets, np.int64), np.arange(len(file_names), dtype=np.int64))
-    return _Tables(index, _Names.pack(identity_names), file_names, entries_of, started_ns, ignored, None)
+    return _Tables(index, NameTable.pack(identity_names), file_names, entries_of, started_ns, ignored, None)
 
 
 def _nothing_found(root: Path, in_folders: dict[str, int], folders: _Folders) -> str:
@@ -317,33 +273,11 @@ def _nothing_found(root: Path, in_folders: dict[str, int], folders: _Folders) ->
     return f"{printable(os.fsencode(root))}: no images: {expected}; found {seen or 'an empty folder'}{hint}"
 
 
-def _cache_places(root: Path, cache: str | os.PathLike[str] | None) -> list[Path]:
-    """Return the folders that may hold this root's index, the preferred first."""
-    key = "folder-" + hashlib.blake2b(os.fsencode(os.path.realpath(root)), digest_size=8).hexdigest()
-    if cache is not None:
-        return [Path(os.path.abspath(cache)) / key]
-    places = []
-    # The mode bits count even for a superuser, who could write: a folder without them is meant to stay as it is.
-    if os.access(root, os.W_OK) and stat.S_IMODE(root.stat().st_mode) & 0o222:
-        places.append(root / ".attfc-index")
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    if os.path.isabs(home):
-        places.append(Path(home) / "attfc" / key)
-    return places
-
-
-def _open_cached(root: Path, folders: _Folders, places: list[Path]) -> _Tables | None:
-    for place in places:
-        folder = place / folders.digest
-        if not folder.is_dir():
-            continue
-        try:
-            tables = _open_tables(folder)
-        except (UserError, OSError):  # damaged, or removed by another process in this instant: scan again
-            continue
-        if len(tables.entries) == len(folders.names) and _unchanged(root, folders, tables):
-            return tables
-    return None
+def _current(tables: _Tables, root: Path, folders: _Folders) -> _Tables:
+    """Return the cached tables if they still describe the folders, else raise UserError."""
+    if len(tables.entries) != len(folders.names) or not _unchanged(root, folders, tables):
+        raise UserError(f"{tables.folder}: the index is of an earlier state")
+    return tables
 
 
 def _unchanged(root: Path, folders: _Folders, tables: _Tables) -> bool:
@@ -363,13 +297,7 @@ def _open_tables(folder: Path) -> _Tables:
         scanned_ns = int(about["scanned_ns"])
         ignored = {kind: int(about["ignored"][kind]) for kind in _IGNORED}
         index = IdentityIndex.open(folder)
-        identity_names = _Names(
-            open_array(folder / "identity_names.npy", np.uint8),
-            open_array(folder / "identity_name_offsets.npy", np.int64),
-        )
-        file_names = _Names(
-            open_array(folder / "file_names.npy", np.uint8), open_array(folder / "file_name_offsets.npy", np.int64)
-        )
+        identity_names, file_names = NameTable.open(folder, "identity"), NameTable.open(folder, "file")
         entries = open_array(folder / "entries.npy", np.int64)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{folder}: damaged folder index ({error}); delete it to have it rebuilt") from None
@@ -386,60 +314,10 @@ def _open_tables(folder: Path) -> _Tables:
     return _Tables(index, identity_names, file_names, entries, scanned_ns, ignored, folder)
 
 
-def _write_cache(tables: _Tables, folders: _Folders, places: list[Path]) -> _Tables | None:
-    """Write the index to the first place that can be written to and open it from there; None if there is none.
-
-    A folder under a temporary name is filled, flushed and renamed: whoever sees the final name sees the whole index.
-    """
-    for place in places:
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-            draft = place / f"building-{os.getpid()}-{secrets.token_hex(4)}"
-            draft.mkdir()
-        except OSError:
-            continue
-        try:
-            tables.index.save(draft)
-            _save(draft / "identity_names.npy", tables.identity_names.data)
-            _save(draft / "identity_name_offsets.npy", tables.identity_names.offsets)
-            _save(draft / "file_names.npy", tables.file_names.data)
-            _save(draft / "file_name_offsets.npy", tables.file_names.offsets)
-            _save(draft / "entries.npy", tables.entries)
-            about = {"format": _FORMAT.decode(), "scanned_ns": tables.scanned_ns, "ignored": tables.ignored}
-            (draft / "about.json").write_text(json.dumps(about), "utf-8")
-            for file in draft.iterdir():
-                with open(file, "rb") as handle:
-                    os.fsync(handle.fileno())
-            target = place / folders.digest
-            if target.exists():  # stale or damaged: otherwise it would have been opened
-                target.rename(draft.with_name(draft.name + "-old"))
-            with contextlib.suppress(OSError):  # another process may have put the same index there first
-                draft.rename(target)
-            return _open_tables(target)
-        except (
-            OSError,
-            UserError,
-        ):  # full disk, a read-only mount behind writable mode bits, another process's clean-up
-            continue
-        finally:
-            _clean(place, folders.digest, draft)
-    return None
-
-
-def _save(path: Path, values: npt.NDArray[Any]) -> None:
-    np.save(path, values, allow_pickle=False)
-
-
-def _clean(place: Path, digest: str, draft: Path) -> None:
-    """Remove indexes of former states of the folder and our own leftovers; other processes' drafts of today stay."""
-    try:
-        others = list(place.iterdir())
-    except OSError:
-        return
-    for old in others:
-        is_index = len(old.name) == 32 and all(c in "0123456789abcdef" for c in old.name) and old.name != digest
-        is_ours = old.name.startswith(draft.name)
-        with contextlib.suppress(OSError):
-            forgotten = old.name.startswith("building-") and time.time() - old.stat().st_mtime > 86400
-            if is_index or is_ours or forgotten:
-                shutil.rmtree(old, ignore_errors=True)
+def _save(tables: _Tables, draft: Path) -> None:
+    tables.index.save(draft)
+    tables.identity_names.save(draft, "identity")
+    tables.file_names.save(draft, "file")
+    np.save(draft / "entries.npy", tables.entries, allow_pickle=False)
+    about = {"format": _FORMAT.decode(), "scanned_ns": tables.scanned_ns, "ignored": tables.ignored}
+    (draft / "about.json").write_text(json.dumps(about), "utf-8")

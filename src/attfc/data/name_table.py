@@ -1,0 +1,81 @@
+"""Millions of names in two arrays: one packed byte row and the offsets, memory-mapped from `.npy` files.
+
+Some 20 bytes a name instead of a Python string of 60 in every process. Names are bytes: file names need not be UTF-8.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from attfc.data.index import open_array
+
+__all__ = ["NameTable", "printable"]
+
+
+class NameTable:
+    """Byte strings by number: names[i] = data[offsets[i] : offsets[i + 1]].
+
+    Args:
+        data: uint8, all names one after the other.
+        offsets: int64 [names + 1].
+
+    >>> names = NameTable.pack([b"Ann", b"Bo"])
+    >>> len(names), names[1]
+    (2, b'Bo')
+    """
+
+    __slots__ = ("data", "offsets")
+
+    def __init__(self, data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64]) -> None:
+        self.data = data
+        self.offsets = offsets
+
+    @classmethod
+    def pack(cls, names: Iterable[bytes]) -> "NameTable":
+        """Make the table of some names."""
+        rows = list(names)
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum([len(row) for row in rows], out=offsets[1:])
+        return cls(np.frombuffer(b"".join(rows), np.uint8), offsets)
+
+    @classmethod
+    def open(cls, folder: Path, name: str) -> "NameTable":
+        """Map what `save` wrote. Raises UserError (damaged) or FileNotFoundError."""
+        return cls(
+            open_array(folder / f"{name}_names.npy", np.uint8),
+            open_array(folder / f"{name}_name_offsets.npy", np.int64),
+        )
+
+    def save(self, folder: Path, name: str) -> None:
+        """Write `<name>_names.npy` and `<name>_name_offsets.npy` into an existing folder."""
+        np.save(folder / f"{name}_names.npy", self.data, allow_pickle=False)
+        np.save(folder / f"{name}_name_offsets.npy", self.offsets, allow_pickle=False)
+
+    def __len__(self) -> int:
+        """Return the number of names."""
+        return len(self.offsets) - 1
+
+    def __getitem__(self, number: int) -> bytes:
+        """Return one name, 0 <= number < len."""
+        return self.data[self.offsets[number] : self.offsets[number + 1]].tobytes()
+
+    def sound(self, *, forbidden: bytes = b"/\0") -> bool:
+        """Whether offsets and data fit, no name is empty, and none holds a forbidden byte (by default: leads out of its folder)."""
+        offsets = self.offsets
+        fit = (
+            len(offsets) > 0
+            and int(offsets[0]) == 0
+            and int(offsets[-1]) == len(self.data)
+            and bool((offsets[1:] > offsets[:-1]).all())
+        )
+        return fit and not any(bool((self.data == byte).any()) for byte in forbidden)
+
+
+def printable(name: bytes) -> str:
+    """Return a file name for messages: bytes that are not UTF-8 and control characters are written as escapes."""
+    text = name.decode("utf-8", "backslashreplace")
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
