@@ -1,21 +1,19 @@
 """What is in a store: counts, images per identity, sizes and modes, broken files, files that are there twice.
 
 Every image is read, decoded in full and hashed once, by several processes. Memory: 9 bytes an image while reading (a
-64-bit BLAKE2b hash of the encoded bytes, a flag), some 40 for the moment of sorting; lists in the report are capped,
-counts are not. Two different files share a 64-bit hash with a chance of 5e-5 in a whole set of 42 million. The same face
-in another encoding is not found: that takes embeddings.
+64-bit hash of the encoded bytes, see `content_hash`; a flag), some 40 for the moment of sorting; lists in the report are
+capped, counts are not.
 """
 
-import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from attfc.data.content_hash import content_hash, equal_groups, examine_chunks
 from attfc.data.images import BrokenImageError, image_facts
 from attfc.data.store import Store
 
@@ -129,7 +127,7 @@ def inspect_store(
     formats: Counter[str] = Counter()
     broken: list[BrokenFile] = []
     done = 0
-    for found in _examined(store, range(0, total, _CHUNK), workers):
+    for found in examine_chunks(store, _examine, chunk=_CHUNK, workers=workers):
         span = slice(found.start, found.start + len(found.hashes))
         hashes[span], sound[span] = found.hashes, found.sound
         for size, count in found.sizes.items():
@@ -178,10 +176,9 @@ class _Examined:
     broken: list[tuple[int, str]]
 
 
-def _examine(store: Store, start: int) -> _Examined:
-    positions = range(start, min(start + _CHUNK, len(store)))
+def _examine(store: Store, positions: range) -> _Examined:
     found = _Examined(
-        start,
+        positions.start,
         np.zeros(len(positions), np.uint64),
         np.zeros(len(positions), np.bool_),
         Counter(),
@@ -199,44 +196,12 @@ def _examine(store: Store, start: int) -> _Examined:
         except OSError as error:
             found.broken.append((position, f"cannot be read ({error.strerror or error})"))
             continue
-        found.hashes[row] = int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "little")
+        found.hashes[row] = content_hash(encoded)
         found.sound[row] = True
         found.sizes[f"{facts.width} x {facts.height}"] += 1
         found.modes[facts.mode] += 1
         found.formats[facts.format] += 1
     return found
-
-
-_worker_store: Store | None = None
-
-
-def _start_worker(store: Store) -> None:
-    global _worker_store
-    _worker_store = store
-
-
-def _examine_in_worker(start: int) -> _Examined:
-    assert _worker_store is not None
-    return _examine(_worker_store, start)
-
-
-def _examined(store: Store, starts: Iterable[int], workers: int) -> Iterator[_Examined]:
-    """Examine chunks in order, a few ahead of the reader: a slow reader holds back the workers, not the memory."""
-    if workers < 1:
-        for start in starts:
-            yield _examine(store, start)
-        return
-    with ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(store,)) as pool:
-        waiting: list[Future[_Examined]] = []
-        try:
-            for start in starts:
-                waiting.append(pool.submit(_examine_in_worker, start))
-                if len(waiting) > 4 * workers:
-                    yield waiting.pop(0).result()
-            for future in waiting:
-                yield future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _histogram(counts: npt.NDArray[np.int64]) -> tuple[tuple[int, int | None, int], ...]:
@@ -255,16 +220,11 @@ def _duplicates(
     store: Store, hashes: npt.NDArray[np.uint64], sound: npt.NDArray[np.bool_], limit: int
 ) -> tuple[_Groups, _Groups]:
     """Return (images beyond the first of their group, first groups) within an identity and across identities."""
-    usable = np.flatnonzero(sound)
-    usable = usable[np.argsort(hashes[usable], kind="stable")]
-    ordered = hashes[usable]
-    starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1]))) if len(ordered) else usable
-    lengths = np.diff(starts, append=len(ordered))
+    order, starts, lengths = equal_groups(hashes, sound)
     surplus = {False: 0, True: 0}
     groups: dict[bool, list[tuple[int, tuple[str, ...]]]] = {False: [], True: []}
-    repeated = lengths > 1
-    for start, length in zip(starts[repeated].tolist(), lengths[repeated].tolist(), strict=True):
-        positions = usable[start : start + length]
+    for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
+        positions = order[start : start + length]
         labels = store.labels(positions)
         across = bool((labels != labels[0]).any())
         surplus[across] += length - 1

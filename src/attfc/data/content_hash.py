@@ -1,0 +1,101 @@
+"""Which images are the same file: a 64-bit hash of each image's encoded bytes, read once, by several processes.
+
+BLAKE2b, 8 bytes an image, some 24 more for the moment of sorting. Two different files of a whole set of 42 million share a
+hash with a chance of 5e-5 (of a billion: 3 %), and then one image is taken for another's copy. The same photograph in another
+encoding is not found: that takes embeddings.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from attfc.data.store import Store
+
+__all__ = ["content_hash", "equal_groups", "examine_chunks"]
+
+Int64 = npt.NDArray[np.int64]
+Found = TypeVar("Found")
+
+
+def content_hash(encoded: bytes) -> int:
+    """Return the hash of an image's bytes, 0 ... 2^64 - 1, the same on every machine."""
+    return int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "little")
+
+
+def equal_groups(
+    hashes: npt.NDArray[np.uint64], usable: npt.NDArray[np.bool_] | None = None
+) -> tuple[Int64, Int64, Int64]:
+    """Find the hashes that occur more than once.
+
+    Args:
+        hashes: (N,).
+        usable: (N,) false for images without a hash.
+
+    Returns:
+        (order, starts, lengths): group g is the positions `order[starts[g] : starts[g] + lengths[g]]`, rising.
+
+    >>> order, starts, lengths = equal_groups(np.array([5, 7, 5, 9], np.uint64))
+    >>> order[starts[0] : starts[0] + lengths[0]].tolist()
+    [0, 2]
+    """
+    order = np.arange(len(hashes)) if usable is None else np.flatnonzero(usable)
+    order = order[np.argsort(hashes[order], kind="stable")]
+    ordered = hashes[order]
+    starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1]))) if len(ordered) else order
+    lengths = np.diff(starts, append=len(ordered))
+    repeated = lengths > 1
+    return order, starts[repeated], lengths[repeated]
+
+
+_worker_store: Store | None = None
+_worker_examine: Callable[[Store, range], Any] | None = None
+
+
+def _start_worker(store: Store, examine: Callable[[Store, range], Any]) -> None:
+    global _worker_store, _worker_examine
+    _worker_store, _worker_examine = store, examine
+
+
+def _examine_in_worker(positions: range) -> Any:
+    assert _worker_store is not None
+    assert _worker_examine is not None
+    return _worker_examine(_worker_store, positions)
+
+
+def examine_chunks(
+    store: Store, examine: Callable[[Store, range], Found], *, chunk: int = 256, workers: int = 0
+) -> Iterator[Found]:
+    """Yield `examine(store, positions)` for chunks of all positions, in order, a few ahead of the reader.
+
+    A slow reader holds back the workers, not the memory.
+
+    Args:
+        store: any store.
+        examine: a module-level function (it goes to the worker processes).
+        chunk: positions a call.
+        workers: processes; 0: this one.
+
+    Raises:
+        BrokenProcessPool: a worker was killed, e.g. for its memory.
+    """
+    total = len(store)
+    chunks = (range(start, min(start + chunk, total)) for start in range(0, total, chunk))
+    if workers < 1:
+        for positions in chunks:
+            yield examine(store, positions)
+        return
+    with ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(store, examine)) as pool:
+        waiting: list[Future[Found]] = []
+        try:
+            for positions in chunks:
+                waiting.append(pool.submit(_examine_in_worker, positions))
+                if len(waiting) > 4 * workers:
+                    yield waiting.pop(0).result()
+            for future in waiting:
+                yield future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
