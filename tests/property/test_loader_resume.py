@@ -30,7 +30,7 @@ class PositionStore:
     def where(self, position: int) -> str:
         return str(position)
 
-    def images(self, positions: npt.ArrayLike, size: int) -> Images:
+    def images(self, positions: npt.ArrayLike, size: int, out=None) -> Images:
         asked = np.asarray(positions)
         pixels = np.repeat(asked.astype(np.uint8), size * size * 3).reshape(-1, size, size, 3)
         return Images(pixels, {row: "bad" for row in np.flatnonzero(asked % 5 == 4).tolist() if self.broken})

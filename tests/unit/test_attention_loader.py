@@ -56,7 +56,7 @@ class TinyStore:
     def identity_name(self, label: int) -> str:
         return str(label)
 
-    def images(self, positions: npt.ArrayLike, size: int) -> Images:
+    def images(self, positions: npt.ArrayLike, size: int, out=None) -> Images:
         asked = np.asarray(positions)
         pixels = np.zeros((len(asked), size, size, 3), np.uint8)
         pixels[:, 0, 0, 0], pixels[:, 0, 0, 1] = asked % 256, asked // 256
@@ -70,7 +70,7 @@ class TinyStore:
 class ThreadStore(TinyStore):
     """Its pixels say how many threads decode them."""
 
-    def images(self, positions: npt.ArrayLike, size: int) -> Images:
+    def images(self, positions: npt.ArrayLike, size: int, out=None) -> Images:
         return Images(np.full((np.size(positions), size, size, 3), torch.get_num_threads(), np.uint8))
 
 

@@ -21,7 +21,7 @@ class CountingStore(TinyStore):
         super().__init__(counts, broken)
         self.asked: list[int] = []
 
-    def images(self, positions: npt.ArrayLike, size: int) -> Images:
+    def images(self, positions: npt.ArrayLike, size: int, out=None) -> Images:
         self.asked.extend(np.asarray(positions).tolist())
         return super().images(positions, size)
 

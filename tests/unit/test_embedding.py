@@ -43,7 +43,7 @@ class PaintedStore:
     def identity_name(self, label: int) -> str:
         return f"person {label}"
 
-    def images(self, positions, size: int) -> Images:
+    def images(self, positions, size: int, out=None) -> Images:
         assert size == 8
         asked = np.asarray(positions).tolist()
         self.read_positions += asked

@@ -70,7 +70,7 @@ class FacelessStore:
     def where(self, position: int) -> str:
         return f"person {position // 2}/{position} {EVIL}.jpg"
 
-    def images(self, positions, size: int) -> Images:
+    def images(self, positions, size: int, out=None) -> Images:
         return Images(np.full((len(positions), size, size, 3), 90, np.uint8))
 
 

@@ -3,7 +3,7 @@
 One endless stream of samples (`query_stream`): batch t on rank r holds stream numbers [(t * ranks + r) * B, + B), so batches
 are always full, every image is query once an epoch whatever the number of ranks, and the position in the data is one
 integer. A batch is a function of its first stream number: equal with 0 or 8 workers and after a resume in mid-epoch.
-Workers decode JPEG to uint8 and hand over one tensor a batch through shared memory; everything else happens on the device
+Workers decode JPEG to uint8 into shared memory that is used again and again (`batch_ring`); everything else happens on the device
 (`transforms`). Cost: decoding, 1 + K images a sample; the choices take about 3 us a sample, a batch in flight
 B (1 + K) S^2 3 bytes, and 2 are in flight per worker. Not taken: a per-sample dataset with a collate function, whose Python
 calls and copies per image cost as much as decoding small images.
@@ -19,15 +19,16 @@ import sys
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
 import torch.multiprocessing
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from attfc.data.batch_ring import BatchRing
 from attfc.data.decoded_cache import DecodedCache
 from attfc.data.query_stream import QueryStream, Samples, mirror_seeds
 from attfc.data.store import Images, Store
@@ -220,6 +221,7 @@ class AttentionLoader:
     def close(self) -> None:
         """Stop the workers; iterating again starts new ones at the same place."""
         iterator, self._iterator = self._iterator, None
+        self._batches.ring = None
         # Dropping the iterator would do the same, but the traceback of an error may hold it for long.
         shutdown = getattr(iterator, "_shutdown_workers", None)
         if shutdown is not None:
@@ -236,6 +238,10 @@ class AttentionLoader:
     def _start(self) -> "Iterator[_Decoded | _Failure]":
         stride = self.batch_size * self._ranks
         starts = _Starts(self._samples_seen + self._rank * self.batch_size, stride)
+        if self.workers:
+            # Prefetched, one in the hands of the training step and one that it has not let go of yet.
+            batch_bytes = self._batches.images * self.image_size**2 * 3
+            self._batches.ring = BatchRing(self.workers, self._prefetch + 2, batch_bytes)
         loader = DataLoader(
             self._batches,
             batch_size=None,
@@ -297,22 +303,24 @@ class AttentionLoader:
 
 @dataclass
 class _Decoded:
-    """What a worker sends: two tensors, through shared memory, and the rare broken images."""
+    """What a worker sends: pixels by their slot in the ring (or a tensor, through shared memory) and the small rest."""
 
-    pixels: Tensor  # uint8 (B + B K, S, S, 3): the queries, then the keys of each
+    pixels: "Tensor | _Slot"  # uint8 (B + B K, S, S, 3): the queries, then the keys of each
     integers: Tensor  # int64 (B (3 + 2 K),): labels, positions, key positions, seeds
     broken: tuple[Broken, ...]
     images: int  # images decoded or tried
 
     def pin_memory(self) -> "_Decoded":
         """Called by DataLoader's pinning thread."""
-        return replace(self, pixels=self.pixels.pin_memory(), integers=self.integers.pin_memory())
+        pixels = self.pixels if isinstance(self.pixels, Tensor) else self.pixels.pixels()
+        return replace(self, pixels=pixels.pin_memory(), integers=self.integers.pin_memory())
 
     def batch(self, batch_size: int, keys_per_query: int) -> Batch:
         """Return views of the two tensors, no copy."""
-        size = self.pixels.shape[1]
-        queries = self.pixels[:batch_size].permute(0, 3, 1, 2)
-        keys = self.pixels[batch_size:].view(batch_size, keys_per_query, size, size, 3).permute(0, 1, 4, 2, 3)
+        pixels = self.pixels if isinstance(self.pixels, Tensor) else self.pixels.pixels()
+        size = pixels.shape[1]
+        queries = pixels[:batch_size].permute(0, 3, 1, 2)
+        keys = pixels[batch_size:].view(batch_size, keys_per_query, size, size, 3).permute(0, 1, 4, 2, 3)
         integers = self.integers.view(3 + 2 * keys_per_query, batch_size)
         return Batch(
             queries,
@@ -350,6 +358,8 @@ class _Batches(Dataset["_Decoded | _Failure"]):
     ) -> None:
         self.store, self.stream, self.cache = store, stream, cache
         self.batch_size, self.image_size = batch_size, image_size
+        self.images = batch_size * (1 + stream.keys_per_query)
+        self.ring: BatchRing | None = None
 
     def __getitem__(self, start: int) -> "_Decoded | _Failure":
         try:
@@ -359,31 +369,48 @@ class _Batches(Dataset["_Decoded | _Failure"]):
 
     def _decoded(self, numbers: Int64) -> _Decoded:
         samples = self.stream.samples(numbers)
-        repair = _Repair(self.store, self._images)
-        images = repair.images(np.concatenate([samples.positions, samples.key_positions.ravel()]))
+        repair = _Repair(self.store, self.cache or self.store, self.image_size)
+        positions = np.concatenate([samples.positions, samples.key_positions.ravel()])
+        pixels, slot = self._room()
+        images = repair.images(positions, pixels.numpy())
         if images.broken:
             _replace_broken(samples, images, numbers, self.stream, repair)
         integers = np.concatenate(
             [samples.labels, samples.positions, samples.key_positions.ravel(), samples.seeds.ravel()]
         )
-        return _Decoded(torch.from_numpy(images.pixels), torch.from_numpy(integers), repair.broken(), repair.tried)
+        return _Decoded(pixels if slot is None else slot, torch.from_numpy(integers), repair.broken(), repair.tried)
 
-    def _images(self, positions: Int64) -> Images:
-        """Decode each image once, however often it stands in the batch."""
-        source = self.store if self.cache is None else self.cache
-        unique, places = np.unique(positions, return_inverse=True)
-        if len(unique) == len(positions):
-            return source.images(positions, self.image_size)
-        images = source.images(unique, self.image_size)
-        broken = {row: images.broken[place] for row, place in enumerate(places.tolist()) if place in images.broken}
-        return Images(images.pixels[places], broken)
+    def _room(self) -> tuple[Tensor, "_Slot | None"]:
+        """Room for the decoded images of a batch, uint8 (images, S, S, 3), and its slot in the ring if it lies there."""
+        shape = (self.images, self.image_size, self.image_size, 3)
+        worker = get_worker_info()
+        claimed = self.ring.claim(worker.id) if worker is not None and self.ring is not None else None
+        if self.ring is None or worker is None or claimed is None:
+            return torch.empty(shape, dtype=torch.uint8), None
+        slot, memory = claimed
+        return torch.from_numpy(memory).view(shape), _Slot(self.ring.number, worker.id, slot, shape)
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Where in the ring a batch's pixels are."""
+
+    ring: int
+    worker: int
+    slot: int
+    shape: tuple[int, int, int, int]
+
+    def pixels(self) -> Tensor:
+        ring = BatchRing.of_number(self.ring)
+        assert ring is not None, "the ring lives as long as its iterator"
+        return ring.hand_out(self.worker, self.slot).view(self.shape)
 
 
 class _Repair:
     """Decodes images of one batch and remembers which were broken."""
 
-    def __init__(self, store: Store, decode: Any) -> None:
-        self._store, self._decode = store, decode
+    def __init__(self, store: Store, source: Store | DecodedCache, size: int) -> None:
+        self._store, self._source, self._size = store, source, size
         self._broken: dict[int, str] = {}
         self._tried: set[int] = set()
 
@@ -392,9 +419,12 @@ class _Repair:
         """Different images asked for."""
         return len(self._tried)
 
-    def images(self, positions: Int64) -> Images:
+    def images(self, positions: Int64, out: NDArray[np.uint8] | None = None) -> Images:
         """Decode; uint8 (N, S, S, 3), broken rows black and named."""
-        images = cast(Images, self._decode(positions))
+        images = self._source.images(positions, self._size, out)
+        if out is not None and images.pixels is not out:  # somebody's store that takes no hint
+            out[...] = images.pixels
+            images.pixels = out
         self._tried.update(positions.tolist())
         self._broken.update((int(positions[row]), reason) for row, reason in sorted(images.broken.items()))
         return images

@@ -1,20 +1,17 @@
 """Decoded pixels of a whole store in memory that all worker processes share: each image is decoded once, not once an epoch.
 
-For stores that fit: S^2 x 3 bytes an image (0.59 GB for 15,664 faces of 112 x 112). The memory is anonymous (memfd where the
-system has it, else an anonymous map), so it is not bounded by /dev/shm, takes room only as images arrive, and vanishes with
-the last process. Workers fill it lazily without locks: two that decode the same image write the same bytes, and the flag
+For stores that fit: S^2 x 3 bytes an image (0.59 GB for 15,664 faces of 112 x 112), taken only as images arrive
+(`SharedBytes`). Workers fill it lazily without locks: two that decode the same image write the same bytes, and the flag
 is set after the pixels. Not taken: a cache per worker (each would hold everything) and a file (a stale one lies).
 """
 
-import mmap
-import os
-from multiprocessing import reduction
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from attfc.data.store import Images, Store
+from attfc.data.shared_bytes import SharedBytes
+from attfc.data.store import Images, Store, images_array
 from attfc.errors import UserError
 
 __all__ = ["DecodedCache"]
@@ -44,19 +41,15 @@ class DecodedCache:
                 f"decoded cache: {images} images of {size} x {size} need {-(-needed // _MIB)} MiB and the budget is "
                 f"{budget_mib:g} MiB: raise it to at least {-(-needed // _MIB)} or switch the cache off"
             )
-        self._fd = -1
-        if hasattr(os, "memfd_create"):
-            self._fd = os.memfd_create("attfc-decoded-cache", os.MFD_CLOEXEC)
-            os.ftruncate(self._fd, max(needed, 1))
+        self._memory = SharedBytes(needed, "decoded cache")
         self._attach(store, size)
 
     def _attach(self, store: Store, size: int) -> None:
         images = len(store)
         pixels = images * size * size * 3
         self.store, self.size = store, size
-        memory = np.frombuffer(mmap.mmap(self._fd, max(pixels + images, 1)), np.uint8)
-        self._pixels = memory[:pixels].reshape(images, size, size, 3)
-        self._filled = memory[pixels : pixels + images]
+        self._pixels = self._memory.array[:pixels].reshape(images, size, size, 3)
+        self._filled = self._memory.array[pixels : pixels + images]
 
     @property
     def filled(self) -> int:
@@ -70,15 +63,16 @@ class DecodedCache:
                 f"decoded cache holds {self.store.name} at {self.size} pixels, not {store.name} at {size}: make one for it"
             )
 
-    def images(self, positions: npt.ArrayLike, size: int) -> Images:
+    def images(self, positions: npt.ArrayLike, size: int, out: npt.NDArray[np.uint8] | None = None) -> Images:
         """Return decoded images, as `Store.images` does.
 
         Args:
             positions: (N,) integers.
             size: the cache's own size.
+            out: uint8 (N, size, size, 3) to write into; None: a new array.
 
         Returns:
-            Images: a new uint8 array (N, size, size, 3); broken images are tried again each time and named.
+            Images: uint8 (N, size, size, 3); broken images are tried again each time and named.
 
         Raises:
             UserError: another size than the cache's.
@@ -86,32 +80,25 @@ class DecodedCache:
         if size != self.size:
             raise UserError(f"decoded cache holds images of {self.size} pixels, not {size}: make one for that size")
         asked = np.asarray(positions, dtype=np.int64)
+        pixels = images_array(len(asked), size, out)
         missing = np.flatnonzero(self._filled[asked] == 0)
-        result = np.empty((len(asked), size, size, 3), np.uint8)
         if not missing.size:
-            np.take(self._pixels, asked, axis=0, out=result, mode="clip")
-            return Images(result)
+            np.take(self._pixels, asked, axis=0, out=pixels, mode="clip")
+            return Images(pixels)
         held = np.flatnonzero(self._filled[asked])
-        result[held] = self._pixels[asked[held]]
+        pixels[held] = self._pixels[asked[held]]
         decoded = self.store.images(asked[missing], size)
-        result[missing] = decoded.pixels
+        pixels[missing] = decoded.pixels
         whole = [row for row in range(len(missing)) if row not in decoded.broken]
         self._pixels[asked[missing[whole]]] = decoded.pixels[whole]
         self._filled[asked[missing[whole]]] = 1
-        return Images(result, {int(missing[row]): reason for row, reason in decoded.broken.items()})
+        return Images(pixels, {int(missing[row]): reason for row, reason in decoded.broken.items()})
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickle for a new worker process: the memory travels as a file descriptor."""
-        if self._fd < 0:
-            raise UserError("decoded cache: this system shares it by fork only: use start_method 'fork' or no workers")
-        return {"store": self.store, "size": self.size, "descriptor": reduction.DupFd(self._fd)}
+        """Pickle for a new worker process, which shares the memory."""
+        return {"store": self.store, "size": self.size, "memory": self._memory}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Map the same memory in the new process."""
-        self._fd = state["descriptor"].detach()
+        self._memory = state["memory"]
         self._attach(state["store"], state["size"])
-
-    def __del__(self) -> None:
-        """Close the descriptor; the memory goes with its last map."""
-        if getattr(self, "_fd", -1) >= 0:
-            os.close(self._fd)

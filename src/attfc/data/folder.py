@@ -119,11 +119,17 @@ class FolderStore(EncodedStore):
             BrokenImageError: more than 256 MiB.
         """
         path, label = self._path_and_label(position)
-        with open(path, "rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))  # a file object costs as much again
+        try:
+            size = os.fstat(descriptor).st_size
             if size > MAX_FILE_BYTES:
                 raise BrokenImageError(f"file of {size:,} bytes, more than the limit of {MAX_FILE_BYTES:,}")
-            return file.read(), label
+            encoded = os.read(descriptor, size)
+            while len(encoded) < size and (more := os.read(descriptor, size - len(encoded))):
+                encoded += more
+            return encoded, label
+        finally:
+            os.close(descriptor)
 
     def _path_and_label(self, position: int) -> tuple[bytes, int]:
         tables = self._tables

@@ -15,9 +15,10 @@ import numpy.typing as npt
 from attfc.data.images import BrokenImageError, decode_image
 from attfc.data.index import IdentityIndex
 
-__all__ = ["EncodedStore", "Images", "Store"]
+__all__ = ["EncodedStore", "Images", "Store", "images_array"]
 
 Int64 = npt.NDArray[np.int64]
+UInt8 = npt.NDArray[np.uint8]
 
 
 @dataclass
@@ -60,8 +61,8 @@ class Store(Protocol):
     def identity_name(self, label: int) -> str:
         """Return the identity's name, for messages and pair lists."""
 
-    def images(self, positions: npt.ArrayLike, size: int) -> Images:
-        """Return decoded RGB images, size x size pixels; broken ones black and named, never raised."""
+    def images(self, positions: npt.ArrayLike, size: int, out: UInt8 | None = None) -> Images:
+        """Return decoded RGB images, size x size pixels, in `out` if given; broken ones black and named, never raised."""
 
 
 class EncodedStore:
@@ -84,25 +85,44 @@ class EncodedStore:
                 found.append(error)
         return found
 
-    def images(self, positions: npt.ArrayLike, size: int) -> Images:
-        """Read and decode images.
+    def images(self, positions: npt.ArrayLike, size: int, out: UInt8 | None = None) -> Images:
+        """Read and decode images; one that is asked for several times is decoded once.
 
         Args:
             positions: (N,) integers.
             size: side in pixels of the square results.
+            out: uint8 (N, size, size, 3) to decode into, e.g. shared memory; None: a new array.
 
         Returns:
             Images: uint8 (N, size, size, 3) RGB; what cannot be read or decoded is black and named in `broken`.
         """
-        asked = np.asarray(positions, dtype=np.int64).tolist()
-        result = Images(np.zeros((len(asked), size, size, 3), np.uint8))
-        for row, encoded in enumerate(self.read_many(asked)):
+        asked = np.asarray(positions, dtype=np.int64)
+        pixels = images_array(len(asked), size, out)
+        unique, rows, places = np.unique(asked, return_index=True, return_inverse=True)
+        reasons: dict[int, str] = {}
+        for row, encoded in zip(rows.tolist(), self.read_many(unique.tolist()), strict=True):
             try:
                 if isinstance(encoded, Exception):
                     raise encoded
-                result.pixels[row] = decode_image(encoded, size)
+                pixels[row] = decode_image(encoded, size)
             except BrokenImageError as error:
-                result.broken[row] = str(error)
+                reasons[row] = str(error)
             except OSError as error:
-                result.broken[row] = f"cannot be read ({error.strerror or error})"
-        return result
+                reasons[row] = f"cannot be read ({error.strerror or error})"
+        for row in reasons:
+            pixels[row] = 0
+        first = rows[places]
+        again = np.flatnonzero(first != np.arange(len(asked)))
+        pixels[again] = pixels[first[again]]
+        if not reasons:
+            return Images(pixels)
+        return Images(pixels, {row: reasons[origin] for row, origin in enumerate(first.tolist()) if origin in reasons})
+
+
+def images_array(count: int, size: int, out: UInt8 | None) -> UInt8:
+    """Return `out` after checking it, or a new uint8 array (count, size, size, 3)."""
+    if out is None:
+        return np.empty((count, size, size, 3), np.uint8)
+    if out.shape != (count, size, size, 3) or out.dtype != np.uint8:
+        raise ValueError(f"out is {out.dtype} {out.shape}: uint8 {(count, size, size, 3)} is needed")
+    return out

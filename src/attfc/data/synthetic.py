@@ -11,6 +11,7 @@ index, 8 bytes an image and 8 bytes an identity, built when first asked for.
 """
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +19,9 @@ from PIL import Image
 
 from attfc.data.face_parameters import identity_keys, identity_traits, sample_conditions, sample_keys
 from attfc.data.face_renderer import render_faces
-from attfc.data.images import decode_image
 from attfc.data.index import IdentityIndex
 from attfc.data.random_streams import below, hash_words
-from attfc.data.store import Images
+from attfc.data.store import EncodedStore
 from attfc.errors import UserError
 
 __all__ = ["SyntheticFaces"]
@@ -33,7 +33,7 @@ I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
 
 
-class SyntheticFaces:
+class SyntheticFaces(EncodedStore):
     """Parametric faces as a store: the same pixels for the same (seed, identity, sample), whatever the batch.
 
     Positions run identity by identity. Identity numbers are `first_identity` ... `first_identity + identities - 1`, labels
@@ -128,26 +128,18 @@ class SyntheticFaces:
         labels, samples = self._split([position])
         return self._encoded(labels, samples)[0], int(labels[0])
 
-    def images(self, positions: npt.ArrayLike, size: int) -> Images:
-        """Render images; equal to decoding what `read` gives at this size.
-
-        Args:
-            positions: (N,) integers.
-            size: side in pixels; rendering is always at 112.
-
-        Returns:
-            Images with uint8 pixels (N, size, size, 3) RGB; none is ever broken.
+    def read_many(self, positions: Sequence[int]) -> list[bytes | Exception]:
+        """Return the JPEGs of several images, rendered a block at a time.
 
         Raises:
             IndexError: a position outside 0 ... len - 1.
         """
         labels, samples = self._split(positions)
-        pixels = np.empty((len(labels), size, size, 3), dtype=np.uint8)
+        encoded: list[bytes | Exception] = []
         for start in range(0, len(labels), _BLOCK):
             block = slice(start, start + _BLOCK)
-            for row, encoded in enumerate(self._encoded(labels[block], samples[block]), start):
-                pixels[row] = decode_image(encoded, size)
-        return Images(pixels)
+            encoded.extend(self._encoded(labels[block], samples[block]))
+        return encoded
 
     def _encoded(self, labels_N: I64, samples_N: I64) -> list[bytes]:
         keys = identity_keys(self.seed, labels_N + self.first_identity)
