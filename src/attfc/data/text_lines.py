@@ -1,0 +1,189 @@
+"""Text files of millions of lines as numpy arrays: blocks of whole lines, their numbers parsed without a Python object a line.
+
+One pass, a few MiB at a time; about 25 M lines/s to find them and as many numbers/s to parse, on one core. The files come from
+outside: only regular files are opened (a FIFO would wait for ever), and a line that is longer than any path is refused before
+it is collected. Not taken: `numpy.loadtxt` (a Python object a field) and a mapping of the file (cut short while it is
+read, it would kill the process).
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from attfc.errors import UserError
+
+__all__ = ["MAX_LINE_BYTES", "LineBlock", "line_blocks", "open_regular", "read_head", "whole_numbers"]
+
+Int64 = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+Bytes = npt.NDArray[np.uint8]
+
+MAX_LINE_BYTES = 16 * 1024
+"""Longest line: four times the longest path that Linux opens."""
+
+_BLOCK_BYTES = 4 * 1024 * 1024
+_MAX_DIGITS = 18
+_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class LineBlock:
+    """The lines of one stretch of a file that hold something: blank lines and lines that begin with `#` are left out.
+
+    Attributes:
+        data: uint8, the stretch.
+        starts: int64 (n,) where each line's first character that is no blank lies in `data`.
+        ends: int64 (n,) behind each line's last character that is no blank or line end.
+        numbers: int64 (n,) line numbers in the file, from 1.
+        offset: where `data` begins in the file, in bytes.
+    """
+
+    data: Bytes
+    starts: Int64
+    ends: Int64
+    numbers: Int64
+    offset: int
+
+    def text(self, row: int) -> bytes:
+        """Return one line without the blanks around it."""
+        return self.data[self.starts[row] : self.ends[row]].tobytes()
+
+
+def open_regular(path: str | bytes | os.PathLike[str]) -> int:
+    """Open a file for reading and return the descriptor.
+
+    Raises:
+        OSError: not there, may not be read, or (errno EINVAL) a folder, device, FIFO or socket, which is not opened at all.
+    """
+    for _ in range(2):  # before opening, which rewinds some devices, and on what was opened in fact
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            break
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return descriptor
+        os.close(descriptor)
+    raise OSError(22, "not a regular file")
+
+
+def line_blocks(path: str | os.PathLike[str], descriptor: int) -> Iterator[LineBlock]:
+    """Read a text file block by block, from its beginning.
+
+    Line ends are LF or CR LF; blanks are spaces, tabs, vertical tabs and form feeds. A UTF-8 byte order mark is skipped.
+
+    Args:
+        path: for messages.
+        descriptor: an open regular file; its position is neither used nor moved.
+
+    Raises:
+        UserError: a line longer than 16 KiB, or a NUL byte; the message names the line.
+        OSError: the file cannot be read.
+    """
+    done, line, rest = 0, 1, b""
+    while True:
+        fresh = os.pread(descriptor, _BLOCK_BYTES, done + len(rest))
+        block = rest + fresh if rest else fresh
+        cut = len(block) if not fresh else block.rfind(b"\n") + 1
+        rest = block[cut:]
+        if cut:
+            lines = _split(block[:cut], done, line)
+            _refuse_nul(path, lines, line)
+            newlines = lines.data == 0x0A
+            _refuse_long(path, np.flatnonzero(newlines), cut, line)
+            yield lines
+            done += cut
+            line += int(np.count_nonzero(newlines))
+        if len(rest) > MAX_LINE_BYTES:
+            raise UserError(_too_long(path, line))
+        if not fresh:
+            return
+
+
+def _split(block: bytes, offset: int, first_line: int) -> LineBlock:
+    data = np.frombuffer(block, np.uint8)
+    line_ends = np.flatnonzero(data == 0x0A)
+    if not block.endswith(b"\n"):
+        line_ends = np.append(line_ends, len(data))
+    line_starts = np.append(0, line_ends[:-1] + 1)
+    if offset == 0 and block.startswith(_BOM):
+        line_starts[0] = min(len(_BOM), int(line_ends[0]))
+    solid = np.flatnonzero((data != 0x20) & ((data < 0x09) | (data > 0x0D)))
+    if not solid.size:
+        none = np.zeros(0, np.int64)
+        return LineBlock(data, none, none, none, offset)
+    first = np.searchsorted(solid, line_starts)
+    starts = solid[np.minimum(first, len(solid) - 1)]
+    ends = solid[np.maximum(np.searchsorted(solid, line_ends) - 1, 0)] + 1
+    kept = np.flatnonzero((first < len(solid)) & (starts < line_ends) & (ends > line_starts) & (data[starts] != 0x23))
+    return LineBlock(data, starts[kept], ends[kept], first_line + kept, offset)
+
+
+def _refuse_nul(path: str | os.PathLike[str], lines: LineBlock, first_line: int) -> None:
+    zeros = np.flatnonzero(lines.data == 0)
+    if zeros.size:
+        number = first_line + int(np.count_nonzero(lines.data[: zeros[0]] == 0x0A))
+        where = lines.offset + int(zeros[0])
+        raise UserError(
+            f"{os.fspath(path)}: line {number} (byte {where}) holds a NUL byte: "
+            "no text file, or UTF-16; save it as UTF-8"
+        )
+
+
+def _refuse_long(path: str | os.PathLike[str], newlines: Int64, cut: int, first_line: int) -> None:
+    lengths = np.diff(np.concatenate([[-1], newlines, [cut]]))
+    if int(lengths.max()) > MAX_LINE_BYTES:
+        raise UserError(_too_long(path, first_line + int((lengths > MAX_LINE_BYTES).argmax())))
+
+
+def _too_long(path: str | os.PathLike[str], line: int) -> str:
+    return (
+        f"{os.fspath(path)}: line {line} is longer than {MAX_LINE_BYTES:,} bytes: "
+        "no list, or its lines do not end in LF or CR LF"
+    )
+
+
+def read_head(path: str | os.PathLike[str], descriptor: int) -> str:
+    """Return the first line, without its line end.
+
+    Raises:
+        UserError: it is longer than 16 KiB or not UTF-8.
+    """
+    head, newline, _ = os.pread(descriptor, MAX_LINE_BYTES, 0).removeprefix(_BOM).partition(b"\n")
+    if not newline and len(head) > MAX_LINE_BYTES - len(_BOM) - 1:
+        raise UserError(_too_long(path, 1))
+    try:
+        return head.decode("utf-8").rstrip("\r")
+    except UnicodeDecodeError:
+        raise UserError(f"{Path(path)}: line 1 is not UTF-8 text") from None
+
+
+def whole_numbers(data: Bytes, starts: Int64, ends: Int64) -> tuple[Int64, Bools]:
+    """Parse decimal numbers that lie in a row of bytes.
+
+    Args:
+        data: uint8.
+        starts, ends: int64 (n,) the stretches; each within `data`.
+
+    Returns:
+        int64 (n,) values and bool (n,): whether the stretch is 1 to 18 digits and nothing else (no sign); elsewhere 0.
+
+    >>> data = np.frombuffer(b"12 x7 ", np.uint8)
+    >>> whole_numbers(data, np.array([0, 3]), np.array([2, 5]))
+    (array([12,  0]), array([ True, False]))
+    """
+    lengths = ends - starts
+    sound: Bools = (lengths >= 1) & (lengths <= _MAX_DIGITS)
+    values = np.zeros(len(starts), np.int64)
+    longest = int(lengths[sound].max(initial=0))
+    last = ends - 1
+    for place in range(longest):
+        inside = sound & (lengths > place)
+        digits = data[np.where(inside, last - place, 0)].astype(np.int64) - 0x30
+        sound &= ~inside | ((digits >= 0) & (digits <= 9))
+        values += np.where(inside, digits, 0) * 10**place
+    values[~sound] = 0
+    return values, sound
