@@ -108,10 +108,7 @@ class AppendFile:
 
     def flush(self) -> None:
         """Hand the buffer to the system."""
-        with memoryview(self._buffer) as view:
-            done = 0
-            while done < len(view):
-                done += os.pwrite(self._descriptor, view[done:], self._written + done)
+        self._write(self._buffer, self._written)
         self._written = self.size
         self._buffer = bytearray()
 
@@ -122,7 +119,13 @@ class AppendFile:
 
     def rewrite_start(self, data: bytes) -> None:
         """Replace the first bytes."""
-        os.pwrite(self._descriptor, data, 0)
+        self._write(data, 0)
+
+    def _write(self, data: bytes | bytearray, at: int) -> None:
+        with memoryview(data) as view:
+            done = 0
+            while done < len(view):
+                done += os.pwrite(self._descriptor, view[done:], at + done)
 
     def close(self) -> None:
         """Close; what was not flushed is dropped."""
@@ -357,10 +360,12 @@ class PackedWriter:
             if name not in sizes:
                 self._files[name].append(npy_header(_DTYPES[name], 0) + bytes(8 * (name in _BEGIN_WITH_ZERO)))
         self._files[LEFT_OUT] = AppendFile(self.folder / LEFT_OUT, int(sizes.get(LEFT_OUT, 0)))
-        kept = {shard_name(number) for number in range(len(self._shards))}
+        kept = [shard_name(number) for number in range(len(self._shards))]
         for name in os.listdir(self.folder):
             if _SHARD.fullmatch(name) and name not in kept:
                 os.unlink(self.folder / name)
+        for name, size in zip(kept[:-1], self._shards, strict=False):
+            AppendFile(self.folder / name, size).close()
         if self._shards:
             self._open_shard()
         self._committed()
