@@ -560,9 +560,7 @@ def test_an_identity_folder_half_written_is_written_anew(tmp_path: Path) -> None
     assert tree(folder) == tree(tmp_path / "whole")
 
 
-def test_left_overs_of_a_finished_folder_are_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed while the notes of the conversion were being removed: the folder is whole."""
-
+def test_a_folder_killed_while_its_notes_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def cut(path: Path) -> None:
         raise CutError
 
@@ -570,6 +568,10 @@ def test_left_overs_of_a_finished_folder_are_hidden(tmp_path: Path, monkeypatch:
         patch.setattr(shutil, "rmtree", cut)
         with pytest.raises(CutError):
             convert_store(ListedStore(many()), tmp_path / "f", kind="folder")
-    assert len(FolderStore(tmp_path / "f")) == 169
+    assert len(FolderStore(tmp_path / "f")) == 169, "whole, and what is left is hidden"
+    shutil.rmtree(tmp_path / "f/.attfc-index")
+    done = convert_store(ListedStore(many()), tmp_path / "f", kind="folder")
+    assert (done.images, done.left_out, done.continued_at) == (169, 11, 60)
+    assert not [name for name in os.listdir(tmp_path / "f") if name.startswith(".")]
     with pytest.raises(UserError, match="holds files already"):
         convert_store(ListedStore(many()), tmp_path / "f", kind="folder")

@@ -111,6 +111,8 @@ class FolderWriter:
 
     def _check_folder(self) -> None:
         try:
+            if (self.folder / _DONE / _STATE).exists():  # killed on its very last step: that step is done again
+                os.replace(self.folder / _DONE, self.folder / _WORK)
             entries = set(os.listdir(self.folder))
         except FileNotFoundError:
             return
@@ -125,19 +127,19 @@ class FolderWriter:
             )
 
     def _begin(self, names: list[bytes]) -> None:
-        state = self._journal.state
-        self.continued = state is not None
-        numbers = state or {}
-        self.done = int(numbers.get("done", 0))
-        self.images = int(numbers.get("images", 0))
-        self.identities = int(numbers.get("identities", 0))
-        self.left_out_images = int(numbers.get("left_out_images", 0))
-        self.left_out_identities = int(numbers.get("left_out_identities", 0))
-        self.unknown_formats = int(numbers.get("unknown_formats", 0))
-        self.encoded_bytes = int(numbers.get("bytes", 0))
-        if state is None:
-            self._journal.save({})
-        self._left_out = AppendFile(self.folder / _WORK / LEFT_OUT, int(numbers.get("left_out_size", 0)))
+        journal = self._journal
+        self.continued = journal.state is not None
+        self.done = journal.number("done")
+        self.images = journal.number("images")
+        self.identities = journal.number("identities")
+        self.left_out_images = journal.number("left_out_images")
+        self.left_out_identities = journal.number("left_out_identities")
+        self.unknown_formats = journal.number("unknown_formats")
+        self.encoded_bytes = journal.number("encoded_bytes")
+        left_out_size = journal.number("left_out_size")
+        if not self.continued:
+            journal.save({})
+        self._left_out = AppendFile(self.folder / _WORK / LEFT_OUT, left_out_size)
         # A file system that ignores case shows the journal under another name too.
         self._ignores_case = (self.folder / _WORK.upper()).exists()
         self._folder_names = _distinct(names, self._ignores_case)
@@ -222,7 +224,7 @@ class FolderWriter:
                 "left_out_images": self.left_out_images,
                 "left_out_identities": self.left_out_identities,
                 "unknown_formats": self.unknown_formats,
-                "bytes": self.encoded_bytes,
+                "encoded_bytes": self.encoded_bytes,
                 "left_out_size": self._left_out.size,
             }
         )
@@ -245,7 +247,7 @@ class FolderWriter:
             if self._left_out.size:
                 shutil.copyfile(self.folder / _WORK / LEFT_OUT, self.folder / LEFT_OUT)
             self.close()
-            # In one step from unfinished to finished; what a kill leaves of the rest is hidden.
+            # In one step from unfinished to finished.
             os.replace(self.folder / _WORK, self.folder / _DONE)
             shutil.rmtree(self.folder / _DONE)
         except OSError as error:

@@ -89,7 +89,8 @@ class AppendFile:
         self.size = size
         self._written = size
         self._buffer = bytearray()
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+        self._descriptor = os.open(path, flags, 0o666)
         found = os.fstat(self._descriptor).st_size
         if found < size:
             self.close()
@@ -168,12 +169,10 @@ class Journal:
             raise
         try:
             saved = json.loads(content)
-            found, state = dict(saved["begun_with"]), saved["state"]
+            found, state = dict(saved["begun_with"]), dict(saved["state"])
         except (KeyError, TypeError, ValueError, RecursionError):
             self.close()
-            raise UserError(
-                f"{folder / name}: damaged: delete {folder} (an unfinished conversion) and convert again"
-            ) from None
+            raise self.damaged() from None
         for key, value in begun_with.items():
             if found.get(key) != value:
                 self.close()
@@ -182,6 +181,19 @@ class Journal:
                     f"{folder}: holds an unfinished conversion that began with another {key.replace('_', ' ')}{was}: {hint}"
                 )
         self.state = state
+
+    def number(self, key: str) -> int:
+        """Return a count of the state; 0 at the beginning."""
+        value = (self.state or {}).get(key, 0)
+        if not isinstance(value, int) or not 0 <= value <= 2**62:
+            raise self.damaged()
+        return value
+
+    def damaged(self) -> UserError:
+        """Return the error for a file that cannot be used."""
+        return UserError(
+            f"{self.folder / self._name}: damaged: delete {self.folder} (an unfinished conversion) and convert again"
+        )
 
     def save(self, state: dict[str, Any]) -> None:
         """Make a state durable. Everything it speaks of must be on the disk already. Raises OSError."""
@@ -305,13 +317,6 @@ class PackedWriter:
         except OSError as error:
             self.close()
             raise write_failure(self.folder, error) from None
-        except (KeyError, TypeError, ValueError) as error:
-            self.close()
-            if isinstance(error, UserError):
-                raise
-            raise UserError(
-                f"{self.folder / UNFINISHED}: damaged: delete {self.folder} (an unfinished conversion) and convert again"
-            ) from None
         except BaseException:
             self.close()
             raise
@@ -339,27 +344,31 @@ class PackedWriter:
 
     def _begin(self) -> None:
         """Cut the files back to the last durable point, or begin with none."""
-        state = self._journal.state or {}
-        self.done = int(state.get("done", 0))
-        self.images = int(state.get("images", 0))
-        self.identities = int(state.get("identities", 0))
-        self.left_out_images = int(state.get("left_out_images", 0))
-        self.left_out_identities = int(state.get("left_out_identities", 0))
-        self._shards: list[int] = [int(size) for size in state.get("shards", [])]
+        journal = self._journal
+        self.done = journal.number("done")
+        self.images = journal.number("images")
+        self.identities = journal.number("identities")
+        self.left_out_images = journal.number("left_out_images")
+        self.left_out_identities = journal.number("left_out_identities")
+        state = journal.state or {}
+        try:
+            self._shards = [int(size) for size in state.get("shards", [])]
+            sizes = {str(name): int(size) for name, size in state.get("sizes", {}).items()}
+        except (AttributeError, TypeError, ValueError):
+            raise journal.damaged() from None
         self._closed_bytes = sum(self._shards[:-1])
         self._started = 0  # images of the identity at hand
         self._name = b""
         if self.finished:
             return
-        if self._journal.state is None:
-            self._journal.save({})  # the folder is ours from here on
+        if not self.continued:
+            journal.save({})  # the folder is ours from here on
         names = PER_IDENTITY + PER_IMAGE + (IMAGE_NAMES if self.image_names else ())
-        sizes = state.get("sizes", {})
         for name in names:
-            self._files[name] = AppendFile(self.folder / name, int(sizes.get(name, 0)))
+            self._files[name] = AppendFile(self.folder / name, sizes.get(name, 0))
             if name not in sizes:
                 self._files[name].append(npy_header(_DTYPES[name], 0) + bytes(8 * (name in _BEGIN_WITH_ZERO)))
-        self._files[LEFT_OUT] = AppendFile(self.folder / LEFT_OUT, int(sizes.get(LEFT_OUT, 0)))
+        self._files[LEFT_OUT] = AppendFile(self.folder / LEFT_OUT, sizes.get(LEFT_OUT, 0))
         kept = [shard_name(number) for number in range(len(self._shards))]
         for name in os.listdir(self.folder):
             if _SHARD.fullmatch(name) and name not in kept:
