@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from attfc.errors import UserError
 from attfc.evaluation import Pairs, evaluate_store, generate_pairs, read_pairs, write_report
 from attfc.heads import AttFC, FullFC, Head
 from attfc.losses import AdaFace, ArcFace, CombinedMargin, CosFace, Margin
+from attfc.precision import best_autocast_dtype
 from attfc.training.checkpoint import latest_checkpoint, load_checkpoint
 from attfc.training.momentum import MomentumPair
 from attfc.training.optimizers import build_optimizer, parameter_groups
@@ -45,6 +46,11 @@ __all__ = [
 ]
 
 AMP_DTYPES = {"none": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+AMP_NAMES: dict[torch.dtype | None, Literal["none", "bfloat16", "float16"]] = {
+    None: "none",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+}
 DISTRIBUTIONS = ("attfc", "torch", "numpy", "pillow", "pydantic", "safetensors", "matplotlib")
 
 
@@ -85,12 +91,14 @@ def build_margin(config: RunConfig) -> Margin:
     """Build the margin on the positive cosine."""
     margin = config.margin
     if margin.name == "arcface":
-        return ArcFace(margin.scale, margin.margin, gradient=margin.gradient)
+        return ArcFace(margin.scale, margin.margin, gradient=margin.gradient, beyond_pi=margin.beyond_pi)
     if margin.name == "cosface":
         return CosFace(margin.scale, margin.margin, gradient=margin.gradient)
     if margin.name == "adaface":
         return AdaFace(margin.scale, margin.margin, margin.h, gradient=margin.gradient)
-    return CombinedMargin(margin.scale, margin.m1, margin.m2, margin.m3, gradient=margin.gradient)
+    return CombinedMargin(
+        margin.scale, margin.m1, margin.m2, margin.m3, gradient=margin.gradient, beyond_pi=margin.beyond_pi
+    )
 
 
 def build_head(config: RunConfig, identities: int) -> Head:
@@ -157,9 +165,9 @@ def build_backbone(config: RunConfig) -> nn.Module:
 def new_run(config: RunConfig, progress: Callable[[int, int], None] | None = None) -> Run:
     """Make the run's folder ``output/name-NUMBER`` with its configuration and environment, and put the run together."""
     run = _assemble(config, None, progress)
-    folder = _fresh_folder(Path(config.output), config.name)
+    folder = _fresh_folder(Path(config.output).expanduser(), config.name)
     run.folder = run.trainer.run_folder = folder
-    (folder / "config.yaml").write_text(config_to_yaml(config), encoding="utf-8")
+    (folder / "config.yaml").write_text(config_to_yaml(run.config), encoding="utf-8")
     _write_json(folder / "environment.json", environment(run.trainer.device))
     return run
 
@@ -182,8 +190,8 @@ def resume_run(folder: Path, overrides: list[str], progress: Callable[[int, int]
             f"{folder} has no whole checkpoint to resume from (looked in {folder / 'checkpoints'}): start the run anew"
         )
     run.trainer.load_state_dict(load_checkpoint(checkpoint))
-    if config != before:  # the next resume goes on with these values
-        _write_text(path, config_to_yaml(config))
+    if run.config != before:  # the next resume goes on with these values
+        _write_text(path, config_to_yaml(run.config))
     return run
 
 
@@ -219,6 +227,9 @@ def _assemble(config: RunConfig, folder: Path | None, progress: Callable[[int, i
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     device = choose_device(config.device)
+    if config.precision.amp == "auto":  # decided once, for a run that is resumed on another machine too
+        config = config.model_copy(deep=True)
+        config.precision.amp = AMP_NAMES[best_autocast_dtype(device)]
     store = open_store(config.data.root, cache=config.data.index_cache, progress=progress)
     held_out = (
         open_store(config.eval.root, cache=config.eval.index_cache, progress=progress) if config.eval.root else None
@@ -248,6 +259,7 @@ def _assemble(config: RunConfig, folder: Path | None, progress: Callable[[int, i
             [pair.query, head],
             weight_decay=config.optimizer.weight_decay,
             decay_norms_and_biases=config.optimizer.decay_norms_and_biases,
+            head_learning_rate_scale=config.optimizer.head_learning_rate_scale,
         ),
         learning_rate=config.optimizer.learning_rate,
         momentum=config.optimizer.momentum,
@@ -290,7 +302,7 @@ def _assemble(config: RunConfig, folder: Path | None, progress: Callable[[int, i
     if held_out is not None:
         # Read or drawn now: a store that allows no pairs is an error before the training, not after it.
         if config.eval.pairs:
-            pairs = read_pairs(Path(config.eval.pairs), held_out)
+            pairs = read_pairs(Path(config.eval.pairs).expanduser(), held_out)
         else:
             pairs = generate_pairs(held_out.identities, config.eval.generated_pairs, config.seed)
         trainer.evaluate = _evaluator(run, pairs)
@@ -348,6 +360,7 @@ def _evaluator(run: Run, pairs: Pairs) -> Callable[[nn.Module, int], dict[str, A
             flip=config.eval.flip,
             batch_size=config.eval.batch_size,
             all_pairs=config.eval.all_pairs,
+            workers=config.data.workers,
             autocast_dtype=AMP_DTYPES[config.precision.amp],
         )
         figures = result.figures()

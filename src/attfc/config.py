@@ -129,6 +129,9 @@ class MarginConfig(Section):
     m3: float = Field(0.4, description="combined: subtracted cosine")
     h: Annotated[float, Field(gt=0)] = Field(0.333, description="adaface: concentration of the norm")
     gradient: Literal["exact", "straight_through"] = "exact"
+    beyond_pi: Literal["linear", "wrap"] = Field(
+        "linear", description="arcface, combined: where angle + margin exceeds pi, go on in a straight line or wrap"
+    )
 
 
 class HeadConfig(Section):
@@ -150,6 +153,9 @@ class OptimizerConfig(Section):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     decay_norms_and_biases: bool = True
+    head_learning_rate_scale: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="learning rate of the head's rows as a multiple of the network's; for heads with rows to learn"
+    )
     clip: Annotated[float, Field(ge=0)] = Field(5.0, description="largest gradient norm of the backbone; 0 is off")
     accumulation: Positive = Field(1, description="batches an optimizer step")
 
@@ -170,7 +176,9 @@ class ScheduleConfig(Section):
 class PrecisionConfig(Section):
     """Numbers and memory layout."""
 
-    amp: Literal["none", "bfloat16", "float16"] = "none"
+    amp: Literal["auto", "none", "bfloat16", "float16"] = Field(
+        "auto", description="auto: bfloat16 where the device multiplies it fast, else float16 on CUDA, else none"
+    )
     channels_last: bool = True
     compile: bool = False
 
@@ -262,7 +270,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "center": {"blend": 0.0, "source": "keys"},
         "container": {"policy": "fifo", "dtype": "float32"},
         "negatives": {"in_batch": False},
-        "margin": {"gradient": "straight_through"},
+        "margin": {"gradient": "straight_through", "beyond_pi": "wrap"},
     },
     "tuned": {
         "keys": {"distinct": True},
@@ -271,7 +279,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "center": {"blend": 0.8, "source": "keys"},
         "container": {"policy": "unique", "dtype": "float32"},
         "negatives": {"in_batch": True},
-        "margin": {"gradient": "exact"},
+        "margin": {"gradient": "exact", "beyond_pi": "linear"},
     },
 }
 

@@ -21,6 +21,7 @@ TINY = [
     "log.every=1",
     "log.tensorboard=false",
     "threads=1",
+    "precision.amp=bfloat16",
     "report.pictures=false",
 ]
 

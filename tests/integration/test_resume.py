@@ -136,16 +136,23 @@ def test_a_signal_saves_and_leaves_and_resume_goes_on(tmp_path, number) -> None:
     assert sorted(losses(folder)) == list(range(1, stopped + 3))
 
 
-def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(tmp_path) -> None:
+def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(tmp_path, monkeypatch) -> None:
     process = start(tmp_path / "killed")
     folder = tmp_path / "killed" / "demo-001"
     wait_for_step(folder, 11, process)
     process.kill()
     process.communicate(timeout=60)
     reached = max(losses(folder))
-    resumed = resume_run(folder, ["schedule.max_steps=20"])
+    before = losses(folder)
+    resumed = resume_run(folder, [])
     assert reached - 4 <= resumed.trainer.step <= reached
     assert resumed.trainer.step % 4 == 0
+    stop_after(monkeypatch, 16)
+    with pytest.raises(Interrupted):
+        resumed.trainer.train()
+    again = losses(folder)
+    assert max(again) == 16
+    assert {step: again[step] for step in before} == before, "what was trained twice came out otherwise"
 
 
 def test_resume_of_another_network_is_refused_and_nothing_is_lost(tmp_path) -> None:
@@ -252,3 +259,50 @@ def test_a_cache_that_cannot_hold_the_store_is_left_out_with_a_note(tmp_path) ->
         "decoded images take 18 MiB, more than data.decoded_cache_mib=1: each is decoded every time it is used "
         "(raise it if you have the memory)"
     ]
+
+
+def test_a_finished_run_that_is_resumed_evaluates_again_but_logs_it_once(tmp_path) -> None:
+    run = new_run(load_config("demo", [*TINY, f"output={tmp_path}", "schedule.max_steps=2"]))
+    run.trainer.train()
+    before = (run.folder / "metrics.jsonl").read_text()
+    resume_run(run.folder, []).trainer.train()
+    records = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [(record["kind"], record["step"]) for record in records] == [
+        (record["kind"], record["step"]) for record in map(json.loads, before.splitlines())
+    ]
+    assert [record["kind"] for record in records].count("evaluation") == 1
+
+
+def test_the_automatic_precision_is_decided_once_and_saved(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("attfc.build.best_autocast_dtype", lambda device: torch.bfloat16)
+    options = [*TINY, f"output={tmp_path}", "schedule.max_steps=1", "eval.root=null", "precision.amp=auto"]
+    run = new_run(load_config("demo", options))
+    assert run.trainer.autocast_dtype is torch.bfloat16
+    run.trainer.train()
+    monkeypatch.setattr("attfc.build.best_autocast_dtype", lambda device: None)  # resumed on another machine
+    assert resume_run(run.folder, []).trainer.autocast_dtype is torch.bfloat16
+
+
+def test_seconds_count_every_step_of_an_interrupted_run(tmp_path, monkeypatch) -> None:
+    run = new_run(load_config("demo", [*TINY, f"output={tmp_path}", "log.every=100", "eval.root=null"]))
+    stop_after(monkeypatch, 3)
+    with pytest.raises(Interrupted):
+        run.trainer.train()
+    assert run.trainer.state_dict()["trainer"]["seconds"] > 0.0
+    assert resume_run(run.folder, []).trainer.state_dict()["trainer"]["seconds"] > 0.0
+
+
+@pytest.mark.slow  # the compiler takes about a minute
+@pytest.mark.filterwarnings("ignore")  # of the compiler
+def test_a_compiled_run_has_the_same_losses_and_resumes_uncompiled(tmp_path) -> None:
+    def train(name: str, *more: str) -> Path:
+        options = [*TINY, f"output={tmp_path / name}", "schedule.max_steps=3", "eval.root=null", "precision.amp=none"]
+        run = new_run(load_config("demo", [*options, *more]))
+        run.trainer.train()
+        return run.folder
+
+    compiled, plain = train("compiled", "precision.compile=true"), train("plain")
+    assert list(losses(compiled).values()) == pytest.approx(list(losses(plain).values()), rel=1e-3)
+    first, second = (load_file(folder / "model" / "model.safetensors") for folder in (compiled, plain))
+    assert first.keys() == second.keys()
+    assert resume_run(compiled, ["precision.compile=false"]).trainer.step == 3

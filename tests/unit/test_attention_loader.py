@@ -270,7 +270,12 @@ def test_a_resume_in_mid_epoch_counts_yielded_batches_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("counts", "seed", "message"), [([50], 0, "images = 49 but tiny has 50"), (COUNTS, 1, "seed = 0")]
+    ("counts", "seed", "message"),
+    [
+        ([50], 0, "images = 49 but tiny has 50"),
+        (COUNTS[::-1], 0, "images_per_identity_crc32 = .* resume with the data the run began with"),
+        (COUNTS, 1, "seed = 0"),
+    ],
 )
 def test_a_state_of_other_data_or_seed_is_refused(counts: list[int], seed: int, message: str) -> None:
     state = AttentionLoader(TinyStore(COUNTS), 6, 2).state_dict()

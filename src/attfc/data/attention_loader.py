@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import weakref
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import cast
@@ -158,6 +159,7 @@ class AttentionLoader:
         self._batches = _Batches(store, stream, batch_size, image_size, decoded_cache)
         self._iterator: Iterator[_Decoded | _Failure] | None = None
         self._closes_at_exit = False
+        self._counts_crc32: int | None = None
         self._samples_seen = self._steps = self._images_seen = self._broken_seen = 0
         self._examples: list[Broken] = []
 
@@ -193,12 +195,15 @@ class AttentionLoader:
         `samples_seen` counts over all ranks, so the state of any rank resumes any number of ranks. The counts of images are
         this rank's; they serve `broken_limit` only.
         """
+        if self._counts_crc32 is None:
+            self._counts_crc32 = zlib.crc32(np.ascontiguousarray(self.store.identities.offsets).data)
         return {
             "samples_seen": self._samples_seen,
             "steps": self._steps,
             "images_seen": self._images_seen,
             "broken_seen": self._broken_seen,
             "images": self.store.identities.images,
+            "images_per_identity_crc32": self._counts_crc32,
             "seed": self.seed,
         }
 
@@ -209,8 +214,13 @@ class AttentionLoader:
             UserError: the state belongs to other data or another seed: its numbers would name other images.
         """
         own = self.state_dict()
-        for name, fix in (("images", "the data the run began with"), ("seed", "the seed the run began with")):
-            if state[name] != own[name]:
+        data = "the data the run began with"
+        for name, fix in (
+            ("images", data),
+            ("images_per_identity_crc32", data),
+            ("seed", "the seed the run began with"),
+        ):
+            if state.get(name, own[name]) != own[name]:
                 raise UserError(
                     f"loader state has {name} = {state[name]} but {self.store.name} has {own[name]}: resume with {fix}"
                 )

@@ -34,7 +34,7 @@ def open_store(
     >>> len(open_store("synthetic:identities=3,images=2"))
     6
     """
-    spec = os.fspath(path_or_spec)
+    spec = os.path.expanduser(os.fspath(path_or_spec))  # the shell leaves the ~ of data.root=~/faces
     if spec == _SYNTHETIC or spec.startswith(_SYNTHETIC + ":"):
         return _open_synthetic(spec)
     if not spec:

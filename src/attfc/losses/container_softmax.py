@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from attfc.errors import UserError
-from attfc.precision import without_autocast
+from attfc.precision import fast_bfloat16, without_autocast
 
 __all__ = ["NegativeSum", "container_softmax", "row_blocks", "stream_negatives"]
 
@@ -385,8 +385,4 @@ class _Pass:
 def _fast_products(rows_CD: Tensor) -> torch.dtype:
     """bfloat16 for narrow rows where the device multiplies it fast; the rounding of a query averages out over D only if D is large."""
     narrow = rows_CD.dtype in (torch.bfloat16, torch.int8) and rows_CD.shape[1] >= 128
-    if rows_CD.device.type == "cpu":
-        narrow = narrow and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    elif rows_CD.device.type not in ("cuda", "meta"):
-        narrow = False
-    return torch.bfloat16 if narrow else torch.float32
+    return torch.bfloat16 if narrow and fast_bfloat16(rows_CD.device) else torch.float32

@@ -49,12 +49,16 @@ class MetricsLog:
         run_folder: the run's folder; must exist.
         first_step: records of steps >= this one are dropped from an existing file (resume).
         tensorboard: also write event files under ``tensorboard/``.
+        evaluates_again: the evaluation of the step before `first_step` is dropped too: a finished run that is resumed
+            evaluates its last step once more.
     """
 
-    def __init__(self, run_folder: Path, first_step: int = 0, tensorboard: bool = True) -> None:
+    def __init__(
+        self, run_folder: Path, first_step: int = 0, tensorboard: bool = True, *, evaluates_again: bool = False
+    ) -> None:
         self.path = run_folder / "metrics.jsonl"
         if self.path.exists():
-            _drop_from(self.path, first_step)
+            _drop_from(self.path, first_step, evaluates_again)
         self._file = self.path.open("a", encoding="utf-8")
         self._writer: _Writer | None = None
         if tensorboard:
@@ -131,14 +135,17 @@ class ProgressLine:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def _drop_from(path: Path, step: int) -> None:
+def _drop_from(path: Path, step: int, evaluates_again: bool) -> None:
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
             continue  # torn by a kill: its step is past the last checkpoint
-        if isinstance(record, dict) and int(record.get("step", 0)) < step:
+        if not isinstance(record, dict):
+            continue
+        is_evaluation = evaluates_again and record.get("kind") == "evaluation"
+        if int(record.get("step", 0)) < step - is_evaluation:
             kept.append(line)
     beside = path.with_suffix(".jsonl.part")
     beside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")

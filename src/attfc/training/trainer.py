@@ -13,6 +13,7 @@ import contextlib
 import math
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,7 +107,12 @@ class Trainer:
             Interrupted: SIGTERM or Ctrl-C; the state is saved.
             UserError: a loss that is not finite, or too many broken images; the last checkpoint stands.
         """
-        log = MetricsLog(self.run_folder, first_step=self.step + 1, tensorboard=self.tensorboard)
+        log = MetricsLog(
+            self.run_folder,
+            first_step=self.step + 1,
+            tensorboard=self.tensorboard,
+            evaluates_again=self.step >= self.total_steps,
+        )
         with (
             contextlib.closing(log),
             contextlib.closing(self.loader),
@@ -124,6 +130,7 @@ class Trainer:
     def _run(self, log: MetricsLog, line: ProgressLine) -> None:
         batches = self.loader.batches(self.loader.step + (self.total_steps - self.step) * self.accumulation)
         window_start, window_steps = time.perf_counter(), 0
+        counted = window_start  # until when `seconds` has been counted
         pending: tuple[Tensor, list[Batch]] | None = None
         self.pair.query.train()
         self.head.train()
@@ -141,21 +148,24 @@ class Trainer:
             if self.device.type == "cpu" or logs or evaluates:
                 self._check_finite(*pending, step=self.step)
             if logs:
-                elapsed = time.perf_counter() - window_start
-                self._seconds += elapsed
+                now = time.perf_counter()
+                elapsed, self._seconds, counted = now - window_start, self._seconds + now - counted, now
                 images = window_steps * self.accumulation * self.loader.batch_size
                 self._log_step(float(loss), images / elapsed, log, line)
-                window_start, window_steps = time.perf_counter(), 0
+                window_start, window_steps = now, 0
             if evaluates:
                 paused = time.perf_counter()
                 self.run_evaluation(log, line)
-                window_start += time.perf_counter() - paused
+                pause = time.perf_counter() - paused
+                window_start, counted = window_start + pause, counted + pause
             stop = self._stop  # read once: a signal after this line is for the next step
             if stop or self._due(self.checkpoint_every) or self.step == self.total_steps:
                 paused = time.perf_counter()
+                self._seconds, counted = self._seconds + paused - counted, paused
                 self._check_finite(*pending, step=self.step)
                 self.save()
-                window_start += time.perf_counter() - paused
+                pause = time.perf_counter() - paused
+                window_start, counted = window_start + pause, counted + pause
             if stop and self.step < self.total_steps:
                 raise Interrupted(self.step)
         save_model(self.run_folder / "model", self.pair.query, self.model_config)
@@ -179,7 +189,11 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.pair.query.parameters(), self.clip or math.inf)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.schedule.step()
+        with warnings.catch_warnings() if self.scaler.is_enabled() and self.step == 0 else contextlib.nullcontext():
+            if self.scaler.is_enabled() and self.step == 0:
+                # The scaler begins too high and skips the first steps; the schedule takes that for a wrong order of calls.
+                warnings.simplefilter("ignore", UserWarning)
+            self.schedule.step()
         # A gradient that is not finite makes the loss so too, and the run stops before the weights are saved. With a scaler
         # it is no fault: that step was skipped and the next is scaled down.
         return total if self.scaler.is_enabled() else total + 0.0 * norm
