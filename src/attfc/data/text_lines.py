@@ -17,7 +17,17 @@ import numpy.typing as npt
 
 from attfc.errors import UserError
 
-__all__ = ["MAX_LINE_BYTES", "LineBlock", "line_blocks", "open_regular", "read_head", "whole_numbers"]
+__all__ = [
+    "BLANK",
+    "MAX_LINE_BYTES",
+    "LineBlock",
+    "last_before",
+    "line_blocks",
+    "open_regular",
+    "read_head",
+    "trimmed",
+    "whole_numbers",
+]
 
 Int64 = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -26,9 +36,11 @@ Bytes = npt.NDArray[np.uint8]
 MAX_LINE_BYTES = 16 * 1024
 """Longest line: four times the longest path that Linux opens."""
 
+BLANK = np.isin(np.arange(256), list(b" \t\r\v\f"))
+"""Which bytes are blanks: bool (256,)."""
+
 _BLOCK_BYTES = 4 * 1024 * 1024
 _MAX_DIGITS = 18
-_BLANK = np.isin(np.arange(256), list(b" \t\r\v\f"))
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -84,9 +96,11 @@ def line_blocks(path: str | os.PathLike[str], descriptor: int) -> Iterator[LineB
         UserError: a line longer than 16 KiB, or a NUL byte; the message names the line.
         OSError: the file cannot be read.
     """
+    size = os.fstat(descriptor).st_size  # what is appended meanwhile is not followed
     done, line, rest = 0, 1, b""
     while True:
-        fresh = os.pread(descriptor, _BLOCK_BYTES, done + len(rest))
+        at = done + len(rest)
+        fresh = os.pread(descriptor, min(_BLOCK_BYTES, size - at), at) if at < size else b""
         block = rest + fresh if rest else fresh
         cut = len(block) if not fresh else block.rfind(b"\n") + 1
         rest = block[cut:]
@@ -112,20 +126,39 @@ def _split(block: bytes, offset: int, first_line: int) -> LineBlock:
     line_starts = np.append(0, line_ends[:-1] + 1)
     if offset == 0 and block.startswith(_BOM):
         line_starts[0] = min(len(_BOM), int(line_ends[0]))
-    starts, ends = line_starts, line_ends.copy()
-    # Few lines have blanks at their ends: only those are looked at again, one blank off at a time.
-    rows = np.flatnonzero(starts < ends)
-    while (rows := rows[_BLANK[data[starts[rows]]]]).size:
-        starts[rows] += 1
-        rows = rows[starts[rows] < ends[rows]]
-    rows = np.flatnonzero(starts < ends)
-    while (
-        rows := rows[_BLANK[data[ends[rows] - 1]]]
-    ).size:  # ends at its first character at the latest: that is no blank
-        ends[rows] -= 1
+    starts, ends = trimmed(data, line_starts, line_ends)
     kept = np.flatnonzero(starts < ends)
     kept = kept[data[starts[kept]] != 0x23]
     return LineBlock(data, starts[kept], ends[kept], first_line + kept, offset)
+
+
+def trimmed(data: Bytes, starts: Int64, ends: Int64) -> tuple[Int64, Int64]:
+    """Return stretches of `data` without the blanks around them; few have any, and only those are looked at again.
+
+    A stretch of blanks alone ends up empty (start == end).
+    """
+    starts, ends = starts.copy(), ends.copy()
+    rows = np.flatnonzero(starts < ends)
+    while (rows := rows[BLANK[data[starts[rows]]]]).size:
+        starts[rows] += 1
+        rows = rows[starts[rows] < ends[rows]]
+    rows = np.flatnonzero(starts < ends)
+    while (rows := rows[BLANK[data[ends[rows] - 1]]]).size:  # the first character is no blank: it stops here
+        ends[rows] -= 1
+    return starts, ends
+
+
+def last_before(data: Bytes, wanted: npt.NDArray[np.bool_], starts: Int64, ends: Int64) -> Int64:
+    """Return where the last byte of a wanted kind lies in each stretch: int64 (n,); -1: nowhere.
+
+    Args:
+        data: uint8.
+        wanted: bool (256,): which bytes.
+        starts, ends: int64 (n,) the stretches.
+    """
+    places = np.append(-1, np.flatnonzero(wanted[data]))
+    last = places[np.searchsorted(places, ends) - 1]
+    return np.where(last >= starts, last, -1)
 
 
 def _refuse_nul(path: str | os.PathLike[str], lines: LineBlock, first_line: int) -> None:
