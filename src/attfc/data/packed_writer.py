@@ -371,7 +371,7 @@ class PackedWriter:
         self._files[LEFT_OUT] = AppendFile(self.folder / LEFT_OUT, sizes.get(LEFT_OUT, 0))
         kept = [shard_name(number) for number in range(len(self._shards))]
         for name in os.listdir(self.folder):
-            if _SHARD.fullmatch(name) and name not in kept:
+            if _SHARD.fullmatch(name) and int(name[6:-4]) >= len(kept):
                 os.unlink(self.folder / name)
         for name, size in zip(kept[:-1], self._shards, strict=False):
             AppendFile(self.folder / name, size).close()
