@@ -6,6 +6,7 @@ compute a figure take ``--json FILE``. Heavy imports wait until a command needs 
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,6 +43,10 @@ def main() -> None:
     """Run the command line; ``--debug`` anywhere shows tracebacks."""
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # Read when torch is loaded, so it is set before. Threads that spin for long take the processor from the one they wait
+        # for: beside another busy process training is 1.6 times faster so, alone it is as fast (benchmarks/waiting_threads.py).
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         app([argument for argument in arguments if argument != "--debug"], prog_name="attfc")
     except (UserError, OSError) as error:
