@@ -692,6 +692,10 @@ BOMBS: dict[str, tuple[bytes, str]] = {
         b"\x80\x02" + RECONSTRUCT + b"(K\x01K\x01\x85" + dtype(b"O8", b"") + b"\x89U\x08aaaaaaaatb.",
         "numpy.ndarray of objects with arguments",
     ),
+    "object array of fewer elements than its shape": (
+        b"\x80\x02" + RECONSTRUCT + b"(K\x01K\x03\x85" + dtype(b"O8", b"") + b"\x89]U\x01aatb.",
+        "numpy.ndarray of objects with arguments",
+    ),
     "uint8 array from a list": (
         b"\x80\x02" + RECONSTRUCT + b"(K\x01K\x01\x85" + dtype(b"u1") + b"\x89]K\x01atb.",
         "numpy.ndarray with arguments",
@@ -801,12 +805,14 @@ def test_memory_is_the_files_own(tmp_path: Path) -> None:
 
 
 def test_the_reader_alone_gives_plain_values(tmp_path: Path) -> None:
-    content = ["ä", b"b", 7, -1, 2**63, True, None, (), ([],), np.array([[1, 2]], np.int16), np.float64]
-    path = save(tmp_path, pickle.dumps(content[:-1], 4))
-    *plain, array = read_plain_pickle(path)  # type: ignore[misc]
-    assert plain == content[:-2]
+    content = ["ä", b"b", 7, -1, 2**63, True, None, (), ([],), np.int8(-1), np.uint8(255), np.int64(-(2**40))]
+    for protocol in range(6):
+        assert read_plain_pickle(save(tmp_path, pickle.dumps(content, protocol))) == content
+    array = read_plain_pickle(save(tmp_path, pickle.dumps(np.array([[1, 2]], np.int16), 4)))
     assert isinstance(array, PlainArray)
     assert (array.dtype, array.shape, array.values) == ("<i2", (1, 2), b"\1\0\2\0")
+    scalar = b"\x80\x02cnumpy.core.multiarray\nscalar\n" + dtype(b"i4").replace(b"|", b">") + b"U\x04\0\0\1\2\x86R."
+    assert read_plain_pickle(save(tmp_path, scalar)) == 258
 
 
 # Decoding
@@ -864,6 +870,25 @@ def test_round_trip_and_python_reads_ours(tmp_path: Path) -> None:
     assert found.encoded == encoded
     assert found.same.tolist() == [True, False]
     assert os.listdir(tmp_path) == ["lfw.bin"]
+
+
+def test_our_files_are_as_documented(tmp_path: Path) -> None:
+    """docs/parts/verification_sets.md, byte by byte."""
+    write_verification_set(tmp_path / "lfw.bin", [b"ab", b"cde"], [True])
+    rows = [
+        "80 04",
+        "95 16 00 00 00 00 00 00 00",
+        "5D 94",
+        "28",
+        "43 02 61 62 94",
+        "43 03 63 64 65 94",
+        "65",
+        "5D 94",
+        "88 61",
+        "86 94",
+        "2E",
+    ]
+    assert (tmp_path / "lfw.bin").read_bytes() == bytes.fromhex(" ".join(rows))
 
 
 @pytest.mark.parametrize(
