@@ -314,3 +314,24 @@ def test_workers_see_the_same_store_even_when_the_list_is_gone(faces: Path, meth
     assert len(pickle.dumps(store)) < 1000
     with multiprocessing.get_context(method).Pool(1) as pool:
         assert pool.apply(read_in_worker, (store,)) == read_in_worker(store)
+
+
+@pytest.mark.usefixtures("old")
+def test_an_index_that_lies_is_refused_when_it_is_read(faces: Path) -> None:
+    cache = ListStore(faces).cache
+    assert cache is not None
+    for file, wrong in (
+        ("labels.npy", 3),
+        ("labels.npy", -1),
+        ("path_name_offsets.npy", 1 << 40),
+        ("path_name_offsets.npy", -5),
+    ):
+        right = np.load(cache / file)
+        damaged = right.copy()
+        damaged[1] = wrong
+        np.save(cache / file, damaged)
+        store = ListStore(faces)
+        with pytest.raises(UserError, match="damaged list index"):
+            store.labels([0, 1]) if file == "labels.npy" else store.where(1)
+        np.save(cache / file, right)
+    assert ListStore(faces).where(1) == "b.jpg"

@@ -10,7 +10,7 @@ gaps closed; if any is a name, all are names, in the order of their bytes (then 
 listed any number of times. Position = rank of the line among those that hold an image. Missing files are broken images when
 they are read, not errors at the start: 42 M `stat` calls would take an hour on a network drive.
 
-The list is parsed once (about 4 M lines/s with numbers; names cost a dictionary look-up for each that is new to 4 MiB of list)
+The list is parsed once (about 1 M lines/s; names cost a dictionary look-up more for each that is new to 4 MiB of list)
 and kept as memory-mapped arrays, 24 bytes and the path an image, under a digest of the list's inode, size and times.
 """
 
@@ -34,7 +34,16 @@ from attfc.data.index import IdentityIndex, open_array
 from attfc.data.index_cache import IndexCache
 from attfc.data.name_table import NameTable, printable
 from attfc.data.store import EncodedStore
-from attfc.data.text_lines import BLANK, LineBlock, last_before, line_blocks, open_regular, trimmed, whole_numbers
+from attfc.data.text_lines import (
+    BLANK,
+    MAX_LINE_BYTES,
+    LineBlock,
+    last_before,
+    line_blocks,
+    open_regular,
+    trimmed,
+    whole_numbers,
+)
 from attfc.errors import UserError
 
 __all__ = ["ListStore"]
@@ -131,13 +140,24 @@ class ListStore(EncodedStore):
         asked = np.asarray(positions, dtype=np.int64)
         if asked.size and not (int(asked.min()) >= 0 and int(asked.max()) < len(self)):
             raise IndexError(f"positions {int(asked.min())} ... {int(asked.max())} of a list of {len(self)} images")
-        return np.asarray(self._tables.labels[asked])
+        labels = np.asarray(self._tables.labels[asked])
+        # Here and not at the start: to look through a cached index of 42 M images takes a second.
+        if labels.size and not (int(labels.min()) >= 0 and int(labels.max()) < len(self.identities)):
+            raise UserError(f"{self.cache}: damaged list index (a label out of range); delete it to have it rebuilt")
+        return labels
 
     def image_path(self, position: int) -> bytes:
         """Return an image's path, as bytes: the only form that every name has."""
+        return os.path.join(self._prefix, self._listed(position))
+
+    def _listed(self, position: int) -> bytes:
         if not 0 <= position < len(self):
             raise IndexError(f"position {position} of {len(self)} images")
-        return os.path.join(self._prefix, self._tables.paths[position])
+        paths = self._tables.paths
+        start, end = int(paths.offsets[position]), int(paths.offsets[position + 1])
+        if not 0 <= start < end <= min(len(paths.data), start + MAX_LINE_BYTES):
+            raise UserError(f"{self.cache}: damaged list index (path {position}); delete it to have it rebuilt")
+        return paths[position]
 
     def read(self, position: int) -> tuple[bytes, int]:
         """Return the file's bytes and the label.
@@ -146,14 +166,11 @@ class ListStore(EncodedStore):
             OSError: the file is missing, may not be read, or is not a regular file.
             BrokenImageError: more than 256 MiB.
         """
-        path = self.image_path(position)
-        return _read_regular(path), int(self._tables.labels[position])
+        return _read_regular(self.image_path(position)), int(self._tables.labels[position])
 
     def where(self, position: int) -> str:
         """Return the path as the list has it, in printable form."""
-        if not 0 <= position < len(self):
-            raise IndexError(f"position {position} of {len(self)} images")
-        return printable(self._tables.paths[position])
+        return printable(self._listed(position))
 
     def identity_name(self, label: int) -> str:
         """Return the list's own label, number or name, in printable form."""
@@ -372,11 +389,9 @@ def _open_tables(folder: Path) -> _Tables:
     sound = (
         len(labels) == index.images == len(paths)
         and len(known) == len(index)
-        and paths.sound(forbidden=b"")
+        and int(paths.offsets[-1]) == len(paths.data)
         and (not isinstance(known, NameTable) or known.sound(forbidden=b"\0"))
         and len(labels) > 0
-        and int(labels.min()) >= 0
-        and int(labels.max()) < len(index)
     )
     if not sound:
         raise UserError(f"{folder}: damaged list index (its arrays contradict each other); delete it")
