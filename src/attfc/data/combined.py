@@ -180,7 +180,7 @@ class CombinedStore:
     def images(self, positions: npt.ArrayLike, size: int, out: npt.NDArray[np.uint8] | None = None) -> Images:
         """Return decoded images in the order asked for, one call a source."""
         source, places = self.source_of(positions)
-        numbers = np.unique(source).tolist()
+        numbers: list[int] = np.unique(source).tolist()
         if len(numbers) == 1:
             return self.stores[numbers[0]].images(places, size, out)
         found = Images(images_array(len(source), size, out))
