@@ -19,7 +19,9 @@ from attfc.data.folder import FolderStore
 from attfc.data.folder_writer import extension_of, safe_name
 from attfc.data.images import BrokenImageError
 from attfc.data.index import IdentityIndex
+from attfc.data.list_file import ListStore
 from attfc.data.packed import PackedStore
+from attfc.data.records import RecordStore
 from attfc.data.store import EncodedStore
 from attfc.data.synthetic import SyntheticFaces
 from attfc.errors import UserError
@@ -122,6 +124,37 @@ def test_names_that_are_not_utf8_survive(tmp_path: Path) -> None:
     assert os.listdir(os.fsencode(tmp_path) + b"/back/caf\xe9\n") == [b"\xff.jpg"]
 
 
+def test_list_files_keep_the_names_of_their_images(root: Path, tmp_path: Path) -> None:
+    lines = ["Zoe/b.jpg 7", "Ann Lee/0001.jpg\t3", "Zoe/a.JPG 7", "absent.jpg 9"]
+    (tmp_path / "list.txt").write_text("\n".join(lines) + "\n")
+    source = ListStore(tmp_path / "list.txt", root=root, cache=tmp_path / "cache")
+    done = convert_store(source, tmp_path / "p")
+    assert (done.images, done.identities, done.left_out) == (3, 2, 1)
+    packed = PackedStore(tmp_path / "p")
+    assert [packed.where(i) for i in range(3)] == ["3/0001.jpg", "7/b.jpg", "7/a.JPG"]
+    assert packed.read(2) == ((root / "Zoe/a.JPG").read_bytes(), 1)
+
+
+def test_records_to_packed_and_back(tmp_path: Path) -> None:
+    rows = [(n // 4, f"{n}.jpg", picture(n, "PNG" if n % 3 else "JPEG")) for n in range(12)]
+    convert_store(ListedStore(rows), tmp_path / "p")
+    calls: list[tuple[int, int]] = []
+    done = convert_store(
+        PackedStore(tmp_path / "p"), tmp_path / "rec", kind="rec", progress=lambda *call: calls.append(call)
+    )
+    assert (done.kind, done.images, done.identities, done.left_out) == ("rec", 12, 3, 0)
+    assert calls[-1] == (12, 12)
+    records = RecordStore(tmp_path / "rec", cache=tmp_path / "cache")
+    convert_store(records, tmp_path / "again")
+    again = PackedStore(tmp_path / "again")
+    assert [again.read(i) for i in range(12)] == [(encoded, label) for label, _, encoded in rows]
+    assert again.image_name(0) == b"", "a record has no file name"
+    for name in ("checksums.npy", "image_ends.npy", "offsets.npy"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "p" / name).read_bytes()
+    convert_store(again, tmp_path / "f", kind="folder")
+    assert sorted(tree(tmp_path / "f"))[:2] == ["0/000001.jpg", "0/000002.png"]
+
+
 def test_rendered_faces_have_no_file_names(tmp_path: Path) -> None:
     faces = SyntheticFaces(3, (2, 4))
     convert_store(faces, tmp_path / "p")
@@ -165,7 +198,7 @@ def test_what_cannot_be_read_is_left_out_and_listed(tmp_path: Path) -> None:
         (3, "new\nline.jpg", BrokenImageError("two\nlines")),
     ]
     store = ListedStore(rows, ["Ann", "Bo", "Cy", "Di"])
-    for kind in ("packed", "folder"):
+    for kind in ("packed", "folder", "rec"):
         done = convert_store(store, tmp_path / kind, kind=kind)
         assert (done.images, done.identities, done.left_out) == (2, 2, 3)
         assert done.left_out_file == tmp_path / kind / "left_out.tsv"

@@ -18,6 +18,7 @@ import numpy as np
 from attfc.data.folder import EXTENSIONS, MAX_FILE_BYTES, FolderStore
 from attfc.data.folder_writer import FolderWriter
 from attfc.data.images import BrokenImageError, decode_image
+from attfc.data.list_file import ListStore
 from attfc.data.packed import LEFT_OUT, PackedStore
 from attfc.data.packed_writer import PackedWriter
 from attfc.data.store import Store
@@ -74,7 +75,7 @@ def convert_store(
     give_up_after: int = 1000,
     sync_bytes: int | None = None,
 ) -> Conversion:
-    """Convert a store; called again after a kill or a full disk, it continues.
+    """Convert a store; called again after a kill or a full disk, it continues (kind="rec" begins anew).
 
     Args:
         store: the source, of any kind.
@@ -102,7 +103,7 @@ def convert_store(
         raise UserError(f"{store.name}: holds no image: nothing to convert")
     _check_apart(store, target)
     if kind == "rec":
-        return _convert_to_records(store, target, progress)
+        return _convert_to_records(store, target, progress, check, give_up_after)
     options = {"check": check}
     sink: PackedWriter | FolderWriter
     if kind == "packed":
@@ -134,11 +135,7 @@ def convert_store(
     result.left_out = sink.left_out_images
     if sink.left_out_images:
         result.left_out_file = target / LEFT_OUT
-        result.notes.append(f"{sink.left_out_images:,} images could not be taken and are left out: {target / LEFT_OUT}")
-    if sink.left_out_identities:
-        result.notes.append(
-            f"{sink.left_out_identities:,} identities without an image are left out: later labels are smaller than in the source"
-        )
+    result.notes = _left_out_notes(sink.left_out_images, sink.left_out_identities, result.left_out_file)
     if isinstance(sink, FolderWriter):
         if sink.renamed_identities:
             result.notes.append(
@@ -257,6 +254,8 @@ def image_name(store: Store, position: int) -> bytes:
         return os.path.basename(store.path(position))
     if isinstance(store, PackedStore):
         return store.image_name(position)
+    if isinstance(store, ListStore):
+        return os.path.basename(store.image_path(position))
     last = store.where(position).replace("\\", "/").rpartition("/")[2].encode("utf-8", "backslashreplace")
     return last if last.lower().endswith(EXTENSIONS) else b""
 
@@ -296,7 +295,31 @@ def _check_apart(store: Store, target: Path) -> None:
                 raise UserError(f"{target}: lies in the source {place}: give a destination outside of it")
 
 
-def _convert_to_records(store: Store, target: Path, progress: Progress | None) -> Conversion:
-    from attfc.data.records import write_insightface_rec
+def _convert_to_records(
+    store: Store, target: Path, progress: Progress | None, check: bool, give_up_after: int
+) -> Conversion:
+    from attfc.data.records import write_insightface_rec  # its reader is not needed by those who pack
 
-    raise NotImplementedError(write_insightface_rec, store, target, progress)
+    written = write_insightface_rec(store, target, progress, check=check, give_up_after=give_up_after)
+    return Conversion(
+        "rec",
+        target,
+        images=written.images,
+        identities=written.identities,
+        encoded_bytes=written.encoded_bytes,
+        left_out=written.left_out,
+        examples=written.examples,
+        left_out_file=written.left_out_file,
+        notes=_left_out_notes(written.left_out, written.left_out_identities, written.left_out_file),
+    )
+
+
+def _left_out_notes(images: int, identities: int, file: Path | None) -> list[str]:
+    notes = []
+    if images:
+        notes.append(f"{images:,} images could not be taken and are left out: {file}")
+    if identities:
+        notes.append(
+            f"{identities:,} identities without an image are left out: later labels are smaller than in the source"
+        )
+    return notes
