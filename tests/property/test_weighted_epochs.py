@@ -84,6 +84,9 @@ def test_draws_with_replacement_follow_the_weights() -> None:
     assert counts[20:].tolist() == [0] * 5
     assert np.abs(counts[:10] - 1000).max() < 6 * np.sqrt(1000)
     assert np.abs(counts[10:20] - 3000).max() < 6 * np.sqrt(3000)
+    # Source and image from the same bits would never draw half of the first source here: both are taken modulo 20.
+    halves = np.bincount(WeightedEpochs([20, 10], [0.5, 1], seed=0).drawn_slots(hash_words(4, np.arange(40_000))))
+    assert np.abs(halves - np.repeat([1000, 2000], [20, 10])).max() < 6 * np.sqrt(2000)
 
 
 def test_a_billion_images_cost_what_the_batch_costs() -> None:
