@@ -714,6 +714,10 @@ BOMBS: dict[str, tuple[bytes, str]] = {
         b"\x80\x02" + dtype(b"u1", b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x3ftb") + b".",
         "numpy.dtype's state with arguments",
     ),
+    "dtype's state set twice": (
+        b"\x80\x02" + dtype(b"i8") + dtype(b"i8").split(b"R", 1)[1] + b".",
+        "numpy.dtype's state with arguments",
+    ),
     "dtype with a size of its own": (
         b"\x80\x02" + dtype(b"u1", b"(K\x03U\x01|NNNJ\xff\xff\xff\x7fJ\xff\xff\xff\xffK\x00tb") + b".",
         "numpy.dtype's state with arguments",
@@ -758,7 +762,7 @@ BOMBS: dict[str, tuple[bytes, str]] = {
     "a list that holds itself": (b"\x80\x02]q\x00h\x00a]\x88a\x86.", "1 images for 1 pairs|image 0 is a list of 1"),
     "a list of itself twice": (b"\x80\x02]q\x00(h\x00h\x00e]\x88a\x86.", "image 0 is a list of 2"),
     "a set that holds itself": (b"\x80\x02]q\x00(h\x00h\x00e.", "image 0 is a list of 2"),
-    "appending across a mark": (b"\x80\x02](a.", "finds no value on the stack"),
+    "appending across a mark": (b"\x80\x02]N(a.", "finds no value on the stack"),
     "appending to a tuple": (b"\x80\x02)Na.", "appends to a tuple of 0, not to a list"),
     "octal number": (b"(I010\n.", r"b'010' is no whole number"),
     "number with blanks": (b"(I 1\n.", "is no whole number"),
