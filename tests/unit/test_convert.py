@@ -394,7 +394,9 @@ def many(count: int = 60, each: int = 3) -> list[tuple[int, str, bytes | Excepti
 
 @pytest.mark.parametrize("kind", ["packed", "folder"])
 def test_cut_again_and_again(tmp_path: Path, kind: str) -> None:
-    options = {"kind": kind, "sync_bytes": 700, "shard_bytes": 3000, "progress": None}
+    calls: list[tuple[int, int]] = []
+    progress = lambda *call: calls.append(call)  # noqa: E731
+    options = {"kind": kind, "sync_bytes": 700, "shard_bytes": 3000, "progress": progress}
     whole = convert_store(ListedStore(many()), tmp_path / "whole", **options)
     assert (whole.images, whole.left_out, whole.continued_at) == (169, 11, 0)
 
@@ -408,6 +410,7 @@ def test_cut_again_and_again(tmp_path: Path, kind: str) -> None:
         store = ListedStore(many())
         store.after_reads = cut
         runs += 1
+        calls.clear()
         try:
             done = convert_store(store, tmp_path / "cut", **options)
             break
@@ -423,6 +426,7 @@ def test_cut_again_and_again(tmp_path: Path, kind: str) -> None:
     assert runs >= 4
     assert continued == sorted(set(continued)), "every run came further"
     assert done.continued_at == continued[-1]
+    assert (calls[0], calls[-1]) == ((3 * continued[-1], 180), (180, 180))
     assert (done.images, done.identities, done.left_out) == (whole.images, whole.identities, whole.left_out)
     assert tree(tmp_path / "cut") == tree(tmp_path / "whole")
 

@@ -309,6 +309,25 @@ def test_a_name_that_lies_outside_its_table(folder: Path) -> None:
     assert store.read(3) == (IMAGES[3], 1)
 
 
+def test_a_name_of_a_gigabyte_is_not_read(tmp_path: Path) -> None:
+    folder = write(tmp_path / "p", {b"a" * 2000: {b"": b""}, b"b" * 2000: {b"": b""}, b"c" * 2000: {b"": b""}})
+    assert PackedStore(folder).identity_name(2) == "c" * 2000
+    damage(folder, "identity_name_offsets.npy", put(128 + 8, bytes(8) + (6000).to_bytes(8, "little")))
+    resign(folder, "identity_name_offsets.npy")
+    with pytest.raises(UserError, match=r"name 1 lies at bytes 0 \.\.\. 6000"):
+        PackedStore(folder).identity_name(1)
+
+
+def test_a_pipe_in_the_place_of_an_empty_shard(tmp_path: Path) -> None:
+    """Its size is that of the shard; reading it would wait for ever."""
+    folder = write(tmp_path / "p", {b"a": {b"": b""}})
+    assert PackedStore(folder).read(0) == (b"", 0)
+    (folder / "shard-00000.bin").unlink()
+    os.mkfifo(folder / "shard-00000.bin")
+    with pytest.raises(UserError, match=r"shard-00000\.bin: not a file"):
+        PackedStore(folder)
+
+
 @pytest.mark.parametrize(
     "name", ["offsets.npy", "image_ends.npy", "checksums.npy", "image_names.npy", "shard-00001.bin"]
 )
