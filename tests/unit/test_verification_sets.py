@@ -657,6 +657,14 @@ BOMBS: dict[str, tuple[bytes, str]] = {
         b"\x80\x04\x95" + struct.pack("<Q", 2**40) + b"N.",
         "cut short: a frame of 1,099,511,627,776 bytes, 2 are left",
     ),
+    "instruction across the end of its frame": (
+        b"\x80\x04\x95\x03" + bytes(7) + b"(C\x01ab.",
+        "byte 12: damaged pickle: an instruction reaches beyond the end of its frame",
+    ),
+    "frame within a frame": (
+        b"\x80\x04\x95\x0a" + bytes(7) + b"\x95\x01" + bytes(7) + b"N.",
+        "a frame within a frame",
+    ),
     "memo index": (b"\x80\x02]r\xff\xff\xff\x7f.", "remembers a value as number 2,147,483,647"),
     "memo index as text": (b"(p99999999999\n.", "an instruction finds no value|remembers a value"),
     "memo index of many digits": (

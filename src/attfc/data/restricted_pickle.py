@@ -167,6 +167,7 @@ class _Machine:
         self.stack: list[object] = []
         self.marks: list[int] = []
         self.memo: dict[int, object] = {}
+        self.frame_end = 0  # protocols 4 and 5 cut the file into frames, between instructions
         self.limit = _FREE_INSTRUCTIONS + min(size // _BYTES_AN_INSTRUCTION, _MAX_INSTRUCTIONS)
         self.encoded = 0
 
@@ -226,8 +227,13 @@ class _Machine:
         data = self.file.read(count)
         if len(data) != count:
             raise UserError(f"{self.shown} byte {self.start}: the file shrank while it was read; read it again")
-        self.at += count
+        self.advance(count)
         return data
+
+    def advance(self, count: int) -> None:
+        if self.at < self.frame_end < self.at + count:
+            raise self.damaged("an instruction reaches beyond the end of its frame")
+        self.at += count
 
     def number(self, count: int) -> int:
         return int.from_bytes(self.take(count), "little")
@@ -236,7 +242,7 @@ class _Machine:
         """Return the bytes before the next line feed."""
         left = self.size - self.at
         data = self.file.readline(left if most is None else min(left, most + 1))
-        self.at += len(data)
+        self.advance(len(data))
         if not data.endswith(b"\n"):
             if most is not None and len(data) > most:
                 raise self.damaged(f"more than {most} characters where a name or number stands")
@@ -419,6 +425,9 @@ def _frame(machine: _Machine) -> None:
         raise UserError(
             f"{machine.shown} byte {machine.start}: cut short: a frame of {length:,} bytes, {left:,} are left; get the file again"
         )
+    if machine.at < machine.frame_end:
+        raise machine.damaged("a frame within a frame")
+    machine.frame_end = machine.at + length
 
 
 def _mark(machine: _Machine) -> None:
