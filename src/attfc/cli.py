@@ -45,7 +45,7 @@ def main() -> None:
     debug = "--debug" in arguments
     if "OMP_WAIT_POLICY" not in os.environ:
         # Read when torch is loaded, so it is set before. Threads that spin for long take the processor from the one they wait
-        # for: beside another busy process training is 1.6 times faster so, alone it is as fast (benchmarks/waiting_threads.py).
+        # for: beside another busy process training is 1.3 to 1.6 times faster so, alone as fast (benchmarks/waiting_threads.py).
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         app([argument for argument in arguments if argument != "--debug"], prog_name="attfc")

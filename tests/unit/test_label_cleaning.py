@@ -347,6 +347,7 @@ def test_clean_all(sets: tuple[FolderStore, FolderStore]) -> None:
     assert comments[23] == "hal/0.jpg: 'hal' has 1 images left, fewer than 2"
     assert "1 identities are left as they are" in report.notes[0]
     assert "cat" in report.notes[0]
+    assert report.notes[1].startswith("1 of 8 identities look like one of evaluation at a cosine of 0.95")
     view = EditedStore(train, report.edits)
     assert (len(view), len(view.identities)) == (report.images[1], report.identities[1])
     assert [view.identity_name(i) for i in range(len(view.identities))] == ["ann", "bob", "cat", "dan", "gus"]

@@ -231,7 +231,7 @@ class _Machine:
         return data
 
     def advance(self, count: int) -> None:
-        if self.at < self.frame_end < self.at + count:
+        if self.start < self.frame_end < self.at + count:
             raise self.damaged("an instruction reaches beyond the end of its frame")
         self.at += count
 

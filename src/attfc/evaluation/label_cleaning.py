@@ -401,6 +401,11 @@ def _leave_out_faces(
     ours = identity_centers(embeddings, findings.labels, len(findings.store.identities), keeps, dtype=np.float16)
     theirs = identity_centers(against_embeddings, against.identities.labels(), len(against.identities), keeps)
     overlap = overlap_by_embedding(ours, theirs, overlap_threshold, device=device)
+    if len(overlap.train) > 0.1 * len(ours):
+        findings.note(
+            f"{len(overlap.train):,} of {len(ours):,} identities look like one of {against.name} at a cosine of {overlap_threshold:g}: is the "
+            "model good enough, the threshold too low?"
+        )
     findings.leave_out_identities(
         "evaluation_face",
         overlap.train,
