@@ -1,0 +1,75 @@
+"""What the commands share: consoles, options, a progress bar, tables of figures, `--json`."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+__all__ = ["CacheOption", "JsonOption", "err", "out", "print_figures", "progress_bar", "write_json"]
+
+JsonOption = Annotated[Path | None, typer.Option("--json", help="also write the figures to this file", dir_okay=False)]
+CacheOption = Annotated[
+    Path | None, typer.Option("--cache", help="folder for the identity index; default beside the data", file_okay=False)
+]
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class progress_bar:  # noqa: N801  reads as a function at its call sites
+    """A bar on stderr that appears with the first call and counts (done, total)."""
+
+    def __init__(self, title: str) -> None:
+        self._bar = Progress(
+            TextColumn(title),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            console=err,
+            transient=True,
+        )
+        self._task: Any = None
+
+    def __enter__(self) -> "progress_bar":
+        return self
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._task is None:
+            self._bar.start()
+            self._task = self._bar.add_task("", total=total)
+        self._bar.update(self._task, completed=done, total=total)
+
+    def __exit__(self, *error: object) -> None:
+        if self._task is not None:
+            self._bar.stop()
+
+
+def print_figures(figures: dict[str, Any]) -> None:
+    """Print an evaluation's figures as a table; nested ones with their path as name."""
+    table = Table("on unseen identities", "", box=None)
+    table.columns[1].justify = "right"
+
+    def rows(values: dict[str, Any], prefix: str) -> None:
+        for name, value in values.items():
+            label = f"{prefix}{name}".replace("_", " ")
+            if isinstance(value, dict):
+                rows(value, f"{label} ")
+            elif isinstance(value, bool) or value is None:
+                table.add_row(label, "-" if value is None else str(value))
+            elif isinstance(value, float):
+                table.add_row(label, f"{value:.4f}")
+            elif isinstance(value, int):
+                table.add_row(label, f"{value:,}")
+
+    rows(figures, "")
+    out.print(table)
+
+
+def write_json(path: Path | None, values: dict[str, Any]) -> None:
+    """Write what `--json FILE` asks for; nothing without it."""
+    if path is not None:
+        path.write_text(json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
