@@ -22,7 +22,7 @@ from torch import nn
 
 from attfc.backbones import create_backbone
 from attfc.config import RunConfig, config_to_yaml, load_config
-from attfc.data import AttentionLoader, Augment, DecodedCache, Store, open_store
+from attfc.data import AttentionLoader, Augment, CombinedStore, DecodedCache, Store, open_store
 from attfc.errors import UserError
 from attfc.evaluation import Pairs, evaluate_store, generate_pairs, read_pairs, write_report
 from attfc.heads import AttFC, FullFC, Head
@@ -42,6 +42,8 @@ __all__ = [
     "choose_device",
     "finish_run",
     "new_run",
+    "open_held_out",
+    "open_training_data",
     "resume_run",
 ]
 
@@ -109,7 +111,7 @@ def build_head(config: RunConfig, identities: int) -> Head:
     """
     if identities < 2:
         raise UserError(
-            f"data.root={config.data.root} holds {identities} identity: training tells identities apart, so it needs at least 2"
+            f"{_data_name(config)} holds {identities} identity: training tells identities apart, so it needs at least 2"
         )
     margin = build_margin(config)
     if config.head.name == "full_fc":
@@ -144,6 +146,40 @@ def build_head(config: RunConfig, identities: int) -> Head:
         filtering=config.head.filtering,
         block_mib=config.head.block_mib,
     )
+
+
+def open_training_data(config: RunConfig, progress: Callable[[int, int], None] | None = None) -> Store:
+    """Open data.root with its edits, or data.sources as one store."""
+    data = config.data
+    if not data.sources:
+        return open_store(
+            data.root, edits=data.edits, label_source=data.label_source, cache=data.index_cache, progress=progress
+        )
+    stores = [
+        open_store(
+            source.root, edits=source.edits, label_source=data.label_source, cache=data.index_cache, progress=progress
+        )
+        for source in data.sources
+    ]
+    return CombinedStore(stores, merge_names=data.merge_names, weights=[source.weight for source in data.sources])
+
+
+def open_held_out(config: RunConfig, progress: Callable[[int, int], None] | None = None) -> Store | None:
+    """Open the people of eval.root, if there are any."""
+    if config.eval.root is None:
+        return None
+    return open_store(
+        config.eval.root,
+        edits=config.eval.edits,
+        label_source=config.data.label_source,
+        cache=config.eval.index_cache,
+        progress=progress,
+    )
+
+
+def _data_name(config: RunConfig) -> str:
+    roots = [source.root for source in config.data.sources]
+    return f"data.sources ({', '.join(roots)})" if roots else f"data.root={config.data.root}"
 
 
 def container_slots(config: RunConfig, identities: int) -> int:
@@ -230,10 +266,8 @@ def _assemble(config: RunConfig, folder: Path | None, progress: Callable[[int, i
     if config.precision.amp == "auto":  # decided once, for a run that is resumed on another machine too
         config = config.model_copy(deep=True)
         config.precision.amp = AMP_NAMES[best_autocast_dtype(device)]
-    store = open_store(config.data.root, cache=config.data.index_cache, progress=progress)
-    held_out = (
-        open_store(config.eval.root, cache=config.eval.index_cache, progress=progress) if config.eval.root else None
-    )
+    store = open_training_data(config, progress)
+    held_out = open_held_out(config, progress)
     head = build_head(config, len(store.identities)).to(device)
     backbone = build_backbone(config)
     image_size = int(getattr(backbone, "image_size", 112))
@@ -243,7 +277,7 @@ def _assemble(config: RunConfig, folder: Path | None, progress: Callable[[int, i
     loader = _build_loader(
         config, store, head.keys_per_query, image_size, pin_memory=device.type == "cuda", notes=notes
     )
-    total_steps = _total_steps(config, len(store))
+    total_steps = _total_steps(config, loader.epoch_length)
     pair = MomentumPair(
         backbone.to(device),
         config.key_encoder.momentum,
@@ -264,7 +298,9 @@ def _assemble(config: RunConfig, folder: Path | None, progress: Callable[[int, i
         learning_rate=config.optimizer.learning_rate,
         momentum=config.optimizer.momentum,
     )
-    warmup = round(config.schedule.warmup_epochs * len(store) / (config.batch_size * config.optimizer.accumulation))
+    warmup = round(
+        config.schedule.warmup_epochs * loader.epoch_length / (config.batch_size * config.optimizer.accumulation)
+    )
     trainer = Trainer(
         pair=pair,
         head=head,
@@ -285,7 +321,10 @@ def _assemble(config: RunConfig, folder: Path | None, progress: Callable[[int, i
         model_config={
             "network": config.backbone.name,
             "options": config.backbone.options,
-            "training_data": {"root": config.data.root, "licence": config.data.licence},
+            "training_data": {
+                "root": ", ".join(source.root for source in config.data.sources) or config.data.root,
+                "licence": config.data.licence,
+            },
         },
         autocast_dtype=AMP_DTYPES[config.precision.amp],
         channels_last=config.precision.channels_last,
@@ -340,8 +379,8 @@ def _build_loader(
     )
 
 
-def _total_steps(config: RunConfig, images: int) -> int:
-    steps = math.ceil(config.schedule.epochs * images / (config.batch_size * config.optimizer.accumulation))
+def _total_steps(config: RunConfig, epoch_length: int) -> int:
+    steps = math.ceil(config.schedule.epochs * epoch_length / (config.batch_size * config.optimizer.accumulation))
     return min(steps, config.schedule.max_steps) if config.schedule.max_steps else steps
 
 

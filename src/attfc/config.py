@@ -28,12 +28,30 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False, coerce_numbers_to_str=True)
 
 
+class SourceConfig(Section):
+    """One of several training sets."""
+
+    root: str = Field(description="as data.root")
+    edits: list[str] = Field(default_factory=list, description="as data.edits, for this source")
+    weight: Annotated[float, Field(ge=0)] = Field(1.0, description="visits of each of its images an epoch, on average")
+
+
 class DataConfig(Section):
     """Where the training images come from."""
 
     root: str = Field(
         "synthetic:identities=600,images=20,seed=0",
-        description="image folder, or synthetic:identities=N,images=M,seed=S",
+        description="image folder, train.rec, packed folder, list file, or synthetic:identities=N,images=M,seed=S",
+    )
+    edits: list[str] = Field(
+        default_factory=list, description="edit lists of `attfc data clean` and `noise`, applied in this order"
+    )
+    sources: list[SourceConfig] = Field(
+        default_factory=list, description="several sets as one, instead of root: [{root: A, weight: 2}, {root: B}]"
+    )
+    merge_names: bool = Field(False, description="sources: identities of equal name are one person")
+    label_source: Literal["identities", "images"] = Field(
+        "identities", description="RecordIO of InsightFace: labels of the identity records, or each image's own"
     )
     index_cache: str | None = Field(None, description="folder for the identity index; default beside the data")
     workers: NotNegative = Field(2, description="decoding processes; 0 decodes in the training process")
@@ -186,7 +204,8 @@ class PrecisionConfig(Section):
 class EvalConfig(Section):
     """Evaluation on identities that were never trained on."""
 
-    root: str | None = Field(None, description="image folder or synthetic: spec; default: no evaluation")
+    root: str | None = Field(None, description="people never trained on, as data.root; default: no evaluation")
+    edits: list[str] = Field(default_factory=list, description="edit lists, applied in this order")
     index_cache: str | None = None
     pairs: str | None = Field(None, description="pairs file in the LFW form; default: generated pairs")
     generated_pairs: Annotated[int, Field(ge=4)] = 6000
@@ -255,6 +274,12 @@ class RunConfig(Section):
             raise ValueError(
                 f"keys.per_query is {self.keys.per_query}, but head.name=attfc with center.source=keys builds class centers from keys: "
                 "set keys.per_query to at least 1"
+            )
+        if self.data.sources and self.data.edits:
+            raise ValueError("data.edits is about one set and data.sources are several: give each source its own edits")
+        if self.data.merge_names and not self.data.sources:
+            raise ValueError(
+                "data.merge_names joins data.sources, and there are none: set data.sources=[{root: A}, {root: B}]"
             )
         if self.container.slots is None and self.container.ratio is None:
             raise ValueError("container.slots and container.ratio are both null: set one of them")

@@ -1,29 +1,49 @@
-"""`attfc data ...`: look into stores of faces, convert, clean."""
+"""`attfc data ...`: look into stores of faces, convert, check and clean them, make verification sets and label noise."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from attfc.commands.common import CacheOption, JsonOption, out, progress_bar, write_json
+from attfc.commands.common import CacheOption, JsonOption, err, out, progress_bar, write_json
+from attfc.errors import UserError
+
+if TYPE_CHECKING:
+    from attfc.data import PackedCheck, Store
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Look into a store of faces.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Look into sets of faces, convert and clean them.", no_args_is_help=True, rich_markup_mode=None)
+
+SourceArgument = Annotated[
+    str,
+    typer.Argument(
+        help="image folder, train.rec or its folder, packed folder, list file, or synthetic: spec", metavar="PATH"
+    ),
+]
+EditsOption = Annotated[
+    list[Path] | None, typer.Option("--edits", help="edit list to apply; may be given several times", dir_okay=False)
+]
+LabelSourceOption = Annotated[
+    Literal["identities", "images"],
+    typer.Option(help="RecordIO of InsightFace: labels of the identity records, or each image's own"),
+]
+WorkersOption = Annotated[int, typer.Option(min=0, help="processes that read and decode")]
 
 
 @app.command("inspect")
 def inspect_data(
-    path: Annotated[str, typer.Argument(help="image folder or synthetic: spec")],
-    workers: Annotated[int, typer.Option(min=0, help="decoding processes")] = 2,
+    path: SourceArgument,
+    edits: EditsOption = None,
+    label_source: LabelSourceOption = "identities",
+    workers: WorkersOption = 2,
     cache: CacheOption = None,
     json_file: JsonOption = None,
 ) -> None:
     """Identities, images, images per identity, broken files, duplicates."""
-    from attfc.data import inspect_store, open_store
+    from attfc.data import inspect_store
 
-    with progress_bar("index") as bar:
-        store = open_store(path, cache=cache, progress=bar)
+    store = _open(path, edits, label_source, cache)
     with progress_bar("inspect") as bar:
         result = inspect_store(store, workers=workers, progress=bar)
     out.print(result.to_text(), markup=False)
@@ -32,17 +52,251 @@ def inspect_data(
 
 @app.command("preview")
 def preview_data(
-    path: Annotated[str, typer.Argument(help="image folder or synthetic: spec")],
+    path: SourceArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write", dir_okay=False)] = Path("preview.png"),
     identities: Annotated[int, typer.Option(min=1, max=100)] = 8,
     images: Annotated[int, typer.Option(min=1, max=100, help="per identity")] = 8,
     seed: Annotated[int, typer.Option()] = 0,
+    edits: EditsOption = None,
+    label_source: LabelSourceOption = "identities",
     cache: CacheOption = None,
 ) -> None:
     """Write a contact sheet: one identity a row. A sheet of a real store shows people: handle it as you handle the store."""
-    from attfc.data import contact_sheet, open_store
+    from attfc.data import contact_sheet
 
-    with progress_bar("index") as bar:
-        store = open_store(path, cache=cache, progress=bar)
+    store = _open(path, edits, label_source, cache)
     contact_sheet(store, identities=identities, images=images, seed=seed).save(output, "PNG")
     out.print(str(output), markup=False)
+
+
+@app.command("convert")
+def convert_data(
+    source: Annotated[str, typer.Argument(help="any set of faces", metavar="SRC")],
+    destination: Annotated[Path, typer.Argument(help="folder to make", metavar="DST", file_okay=False)],
+    to: Annotated[
+        Literal["packed", "rec", "folder"], typer.Option(help="packed: this project's format; rec: MXNet RecordIO")
+    ] = "packed",
+    check: Annotated[bool, typer.Option("--check", help="decode every image and leave out the broken ones")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="packed: read everything back and compare")] = False,
+    shard_mib: Annotated[int, typer.Option(min=1, help="packed: a shard is closed at this size")] = 1024,
+    names: Annotated[bool, typer.Option(help="packed: keep the images' file names")] = True,
+    edits: EditsOption = None,
+    label_source: LabelSourceOption = "identities",
+    cache: CacheOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Convert a set; the images' bytes stay as they are. Interrupted: the same command goes on where it stopped."""
+    from attfc.data import convert_store, verify_packed
+
+    if verify and to != "packed":
+        raise UserError(f"--verify compares checksums, which only packed folders have: leave it out with --to {to}")
+    store = _open(source, edits, label_source, cache)
+    with progress_bar("convert") as bar:
+        done = convert_store(
+            store,
+            destination,
+            kind=to,
+            check=check,
+            progress=bar,
+            shard_bytes=shard_mib << 20,
+            keep_names=names,
+        )
+    out.print(
+        f"{done.destination}: {done.images:,} images of {done.identities:,} identities, {done.encoded_bytes / 2**20:,.1f} MiB",
+        markup=False,
+    )
+    if done.continued_at:
+        out.print(f"continued an earlier run at identity {done.continued_at:,}")
+    for line in (*done.examples, *done.notes):
+        err.print(f"note: {line}", markup=False)
+    figures = {
+        "destination": str(done.destination),
+        "kind": done.kind,
+        "images": done.images,
+        "identities": done.identities,
+        "encoded_bytes": done.encoded_bytes,
+        "left_out": done.left_out,
+        "left_out_file": str(done.left_out_file) if done.left_out_file else None,
+        "continued_at": done.continued_at,
+        "notes": done.notes,
+    }
+    write_json(json_file, figures)
+    if verify:
+        with progress_bar("verify") as bar:
+            _report_check(destination, verify_packed(destination, bar))
+
+
+@app.command("verify")
+def verify_data(
+    path: Annotated[Path, typer.Argument(help="packed folder", file_okay=False)],
+    json_file: JsonOption = None,
+) -> None:
+    """Read every image of a packed folder and compare its checksum."""
+    import dataclasses
+
+    from attfc.data import verify_packed
+
+    with progress_bar("verify") as bar:
+        check = verify_packed(path, bar)
+    write_json(json_file, {**dataclasses.asdict(check), "sound": check.sound})
+    _report_check(path, check)
+
+
+@app.command("clean")
+def clean_data(
+    path: SourceArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", help="edit list to write", dir_okay=False)] = Path(
+        "edits.tsv"
+    ),
+    against: Annotated[
+        str | None, typer.Option(help="evaluation set whose people must not be trained on", metavar="PATH")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="run or model folder: also look for wrong labels and for faces of --against")
+    ] = None,
+    fewest: Annotated[int, typer.Option(min=1, help="leave out identities with fewer images")] = 1,
+    broken: Annotated[bool, typer.Option(help="decode every image, leave out broken ones")] = True,
+    duplicates: Annotated[
+        Literal["drop_all", "keep_first", "report", "ignore"],
+        typer.Option(
+            help="equal images under several identities: leave all out, all but the first, or only report; ignore: no search"
+        ),
+    ] = "drop_all",
+    names: Annotated[bool, typer.Option(help="compare identity names with those of --against")] = True,
+    threshold: Annotated[
+        float, typer.Option(help="model: cosine to the identity's center below which a label is wrong")
+    ] = 0.3,
+    margin: Annotated[
+        float | None, typer.Option(help="model: and another center must be closer by this much; default: not asked")
+    ] = None,
+    move: Annotated[
+        bool, typer.Option("--move", help="model: move wrong images to the identity that is clearly closer")
+    ] = False,
+    move_threshold: Annotated[float, typer.Option(help="model: cosine to the other center from which to move")] = 0.7,
+    overlap_threshold: Annotated[
+        float, typer.Option(help="model: cosine of two centers from which they are one person")
+    ] = 0.7,
+    edits: EditsOption = None,
+    label_source: LabelSourceOption = "identities",
+    workers: WorkersOption = 2,
+    device: Annotated[str, typer.Option()] = "auto",
+    cache: CacheOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Look for broken images, copies, leakage, wrong labels, tiny identities; write an edit list. Deletes nothing."""
+    from attfc.data import open_store, write_edits
+    from attfc.evaluation.label_cleaning import clean
+
+    if edits:
+        raise UserError("clean writes a list about the data as they are: clean without --edits, then apply both lists")
+    store = _open(path, edits, label_source, cache)
+    evaluation: Store | None = None
+    if against is not None:
+        with progress_bar("index") as bar:
+            evaluation = open_store(against, cache=cache, progress=bar)
+    ours, theirs = None, None
+    if model is not None:
+        from attfc.build import choose_device
+        from attfc.evaluation import embed_store
+        from attfc.training.model_files import load_model
+
+        where = choose_device(device)
+        backbone = load_model(model / "model" if (model / "model").is_dir() else model)[0].to(where)
+        with progress_bar("embed") as bar:
+            ours = embed_store(backbone, store, workers=workers, progress=bar).vectors
+        if evaluation is not None:
+            with progress_bar("embed") as bar:
+                theirs = embed_store(backbone, evaluation, workers=workers, progress=bar).vectors
+        device = str(where)
+    with progress_bar("clean") as bar:
+        report = clean(
+            store,
+            broken=broken,
+            duplicates=None if duplicates == "ignore" else duplicates,
+            fewest=fewest,
+            against=evaluation,
+            names=names,
+            embeddings=ours,
+            against_embeddings=theirs,
+            threshold=threshold if model is not None else None,
+            margin=margin,
+            policy="move" if move else "drop",
+            move_threshold=move_threshold,
+            overlap_threshold=overlap_threshold,
+            workers=workers,
+            device="cpu" if model is None else device,
+            progress=bar,
+        )
+    write_edits(output, report.edits, store.name)
+    out.print(report.to_text(), markup=False)
+    out.print(f"edit list: {output}   use it with data.edits=[{output}] or --edits {output}", markup=False)
+    write_json(json_file, {**report.to_dict(), "edits": str(output)})
+
+
+@app.command("noise")
+def noise_data(
+    path: SourceArgument,
+    kind: Annotated[
+        Literal["flip", "conflict"],
+        typer.Argument(
+            help="flip: images get another identity; conflict: identities are split", metavar="flip|conflict"
+        ),
+    ],
+    share: Annotated[float, typer.Option(help="of the images (flip) or of the identities (conflict), 0 to 1")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="edit list to write", dir_okay=False)],
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    parts: Annotated[int, typer.Option(min=2, help="conflict: labels that a split identity ends up with")] = 2,
+    edits: EditsOption = None,
+    label_source: LabelSourceOption = "identities",
+    cache: CacheOption = None,
+) -> None:
+    """Write an edit list of label noise of a known amount, to see how a head bears it."""
+    from attfc.data import conflict_noise, flip_noise, write_edits
+
+    store = _open(path, edits, label_source, cache)
+    noise = flip_noise(store, share, seed) if kind == "flip" else conflict_noise(store, share, seed, parts=parts)
+    write_edits(output, noise, store.name)
+    out.print(f"{output}: {len(noise):,} of {len(store):,} images get another label", markup=False)
+
+
+@app.command("make-bin")
+def make_bin(
+    path: SourceArgument,
+    pairs: Annotated[Path, typer.Argument(help="pairs file in the LFW form", dir_okay=False)],
+    output: Annotated[Path, typer.Argument(help=".bin file to write", metavar="OUT", dir_okay=False)],
+    edits: EditsOption = None,
+    cache: CacheOption = None,
+) -> None:
+    """Write pairs of a set as a verification set (.bin), as InsightFace's and other tools read it."""
+    import numpy as np
+
+    from attfc.data import make_verification_set
+    from attfc.evaluation import read_pairs
+
+    store = _open(path, edits, "identities", cache)
+    found = read_pairs(pairs, store)
+    with progress_bar("pairs") as bar:
+        made = make_verification_set(store, np.stack([found.first, found.second], axis=1), found.same, output, bar)
+    out.print(f"{output}: {len(made.same):,} pairs, {int(made.same.sum()):,} of one person", markup=False)
+
+
+def _open(
+    path: str,
+    edits: list[Path] | None,
+    label_source: Literal["identities", "images"],
+    cache: Path | None,
+) -> "Store":
+    from attfc.data import open_store
+
+    with progress_bar("index") as bar:
+        store = open_store(path, edits=edits or (), label_source=label_source, cache=cache, progress=bar)
+    for note in getattr(store, "notes", ()):
+        err.print(f"note: {note}", markup=False)
+    return store
+
+
+def _report_check(path: Path, check: "PackedCheck") -> None:
+    if not check.sound:
+        details = "; ".join([*(f"{name} has another checksum" for name in check.files), *check.examples[:3]])
+        raise UserError(f"{path}: {check.damaged:,} of {check.images:,} images are damaged ({details})")
+    out.print(f"{path}: {check.images:,} images and every index file have their checksums", markup=False)

@@ -1,12 +1,12 @@
 """The attention loader: per sample one query, K other images of its identity as keys, and the label.
 
 One endless stream of samples (`query_stream`): batch t on rank r holds stream numbers [(t * ranks + r) * B, + B), so batches
-are always full, every image is query once an epoch whatever the number of ranks, and the position in the data is one
-integer. A batch is a function of its first stream number: equal with 0 or 8 workers and after a resume in mid-epoch.
-Workers decode JPEG to uint8 into shared memory that is used again and again (`batch_ring`); everything else happens on the device
-(`transforms`). Cost: decoding, 1 + K images a sample; the choices take about 3 us a sample, a batch in flight
-B (1 + K) S^2 3 bytes, and 2 are in flight per worker. Not taken: a per-sample dataset with a collate function, whose Python
-calls and copies per image cost as much as decoding small images.
+are always full, every image is query once an epoch whatever the number of ranks (sources with sampling weights:
+`weighted_epochs`), and the position in the data is one integer. A batch is a function of its first stream number: equal
+with 0 or 8 workers and after a resume in mid-epoch. Workers decode JPEG to uint8 into shared memory that is used again and
+again (`batch_ring`); everything else happens on the device (`transforms`). Cost: decoding, 1 + K images a sample; the choices
+take about 3 us a sample, a batch in flight B (1 + K) S^2 3 bytes, and 2 are in flight per worker. Not taken: a per-sample
+dataset with a collate function, whose Python calls and copies per image cost as much as decoding small images.
 Source: AttFC (arXiv 2503.06839). Differences and the options that undo them: `query_stream`.
 """
 
@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from attfc.data.batch_ring import BatchRing
+from attfc.data.combined import CombinedStore
 from attfc.data.decoded_cache import DecodedCache
 from attfc.data.query_stream import QueryStream, Samples, mirror_seeds
 from attfc.data.store import Images, Store
@@ -146,7 +147,15 @@ class AttentionLoader:
             raise UserError(f"loader start_method = {start_method!r}: this system knows {', '.join(methods)}")
         if decoded_cache is not None:
             decoded_cache.check(store, image_size)
-        stream = QueryStream(store.identities, keys_per_query, seed, distinct_keys=distinct_keys, sampling=sampling)
+        weighted = store.weighted_epochs(seed) if isinstance(store, CombinedStore) and store.has_weights else None
+        stream = QueryStream(
+            store.identities,
+            keys_per_query,
+            seed,
+            distinct_keys=distinct_keys,
+            sampling=sampling,
+            weighted=weighted,
+        )
         self.store = store
         self.batch_size = batch_size
         self.keys_per_query = keys_per_query
@@ -165,12 +174,17 @@ class AttentionLoader:
 
     def __len__(self) -> int:
         """Return the batches an epoch needs on this rank, rounded up; one `for` may take one less."""
-        return -(-self.store.identities.images // (self.batch_size * self._ranks))
+        return -(-self.epoch_length // (self.batch_size * self._ranks))
+
+    @property
+    def epoch_length(self) -> int:
+        """Queries in an epoch, over all ranks: the store's images; with weighted sources the visits that the weights call for."""
+        return self._batches.stream.epoch_length
 
     @property
     def epoch(self) -> int:
         """Whole epochs handed out so far: the number of the current one."""
-        return self._samples_seen // self.store.identities.images
+        return self._samples_seen // self.epoch_length
 
     @property
     def step(self) -> int:
@@ -179,8 +193,7 @@ class AttentionLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the rest of the current epoch."""
-        images = self.store.identities.images
-        end = (self._samples_seen // images + 1) * images
+        end = (self.epoch + 1) * self.epoch_length
         while self._samples_seen < end:
             yield self._next()
 
@@ -204,6 +217,7 @@ class AttentionLoader:
             "broken_seen": self._broken_seen,
             "images": self.store.identities.images,
             "images_per_identity_crc32": self._counts_crc32,
+            "epoch_length": self.epoch_length,
             "seed": self.seed,
         }
 
@@ -218,6 +232,7 @@ class AttentionLoader:
         for name, fix in (
             ("images", data),
             ("images_per_identity_crc32", data),
+            ("epoch_length", "the sampling weights the run began with"),
             ("seed", "the seed the run began with"),
         ):
             if state.get(name, own[name]) != own[name]:

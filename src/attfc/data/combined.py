@@ -116,6 +116,11 @@ class CombinedStore:
             free[labels] += counts
         return found
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether an epoch is anything but every image once."""
+        return any(weight != 1 for weight in self.weights)
+
     def weighted_epochs(self, seed: int) -> WeightedEpochs:
         """Return the sequence of queries in which the sources have their weights; its slots are places in `identities.items`.
 

@@ -287,6 +287,9 @@ def source_digest(store: Store) -> str:
 def _check_apart(store: Store, target: Path) -> None:
     """Refuse the source as destination, and one in an image folder: it would become one of the source's identities."""
     real = Path(os.path.realpath(target))
+    for below in (getattr(store, "store", None), *getattr(store, "stores", ())):  # of an edited or a combined store
+        if below is not None:
+            _check_apart(below, target)
     for attribute in ("root", "path", "folder"):
         place = getattr(store, attribute, None)
         if isinstance(place, Path):

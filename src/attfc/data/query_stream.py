@@ -17,6 +17,7 @@ from attfc.data.index import IdentityIndex
 from attfc.data.permutation import permute
 from attfc.data.random_streams import below, hash_words
 from attfc.data.transforms import FLIP_LANE, OPPOSITE_FLIP
+from attfc.data.weighted_epochs import WeightedEpochs
 from attfc.errors import UserError, nearest
 
 __all__ = ["SAMPLINGS", "QueryStream", "Samples", "mirror_seeds"]
@@ -57,6 +58,10 @@ class QueryStream:
             is used once before any comes again; an identity with one image shows it again, mirrored. False: each key is any
             image of the identity, drawn with replacement, the query included (the published code).
         sampling: "each_once" | "with_replacement" (the published code): how queries are drawn.
+        weighted: which images are queries, for sources with sampling weights; None: every image once an epoch.
+
+    Attributes:
+        epoch_length: queries in an epoch: the images, unless `weighted` says otherwise.
 
     Raises:
         UserError: an option out of range, or no image.
@@ -70,6 +75,7 @@ class QueryStream:
         *,
         distinct_keys: bool = True,
         sampling: str = "each_once",
+        weighted: WeightedEpochs | None = None,
     ) -> None:
         if keys_per_query < 0:
             raise UserError(f"keys_per_query = {keys_per_query}: set it to 0 (FC heads) or more")
@@ -81,6 +87,8 @@ class QueryStream:
         self.seed = int(seed)
         self.distinct_keys = distinct_keys
         self.sampling = sampling
+        self.weighted = weighted
+        self.epoch_length = identities.images if weighted is None else weighted.length
 
     def samples(self, numbers: Int64, attempt: int = 0) -> Samples:
         """Return the samples of stream numbers.
@@ -121,7 +129,10 @@ class QueryStream:
         """Places in `index.items`: int64 (B,)."""
         images = self.identities.images
         if attempt or self.sampling == "with_replacement":
-            return below(hash_words(self.seed, _QUERY, numbers, attempt), images)
+            hashes = hash_words(self.seed, _QUERY, numbers, attempt)
+            return below(hashes, images) if self.weighted is None else self.weighted.drawn_slots(hashes)
+        if self.weighted is not None:
+            return self.weighted.query_slots(numbers)
         places: Int64 = numbers % images
         return permute(places, images, hash_words(self.seed, _ORDER, numbers // images))
 

@@ -7,7 +7,7 @@ is zero, flagged and named.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -95,6 +95,7 @@ def embed_store(
     workers: int = 0,
     autocast_dtype: torch.dtype | None = None,
     image_size: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Embeddings:
     """Embed images of a store with a backbone.
 
@@ -108,6 +109,7 @@ def embed_store(
         workers: processes that read and decode; 0 = this one.
         autocast_dtype: torch.bfloat16 or torch.float16 for mixed precision, None = the model's own precision.
         image_size: side in pixels; None = the model's `image_size` attribute.
+        progress: called as (images done, images).
 
     Returns:
         Embeddings; broken images have zero rows and are named in `broken`.
@@ -143,6 +145,8 @@ def embed_store(
                 sum_BD = (sum_BD + model(images_BCSS.flip(3)).float()) / 2
             rows.append(sum_BD)
             broken.update(broken_rows)
+            if progress is not None:
+                progress(min(len(rows) * batch_size, len(positions_N)), len(positions_N))
     raw_ND = torch.cat(rows).cpu()
     raw_ND[list(broken)] = 0.0
     norms_N = torch.linalg.vector_norm(raw_ND, dim=1)

@@ -307,7 +307,7 @@ class Trainer:
     def _log_step(self, loss: float, images_per_second: float, log: MetricsLog, line: ProgressLine) -> None:
         self._average = loss if self._average is None else LOSS_SMOOTHING * self._average + (1 - LOSS_SMOOTHING) * loss
         figures = {
-            "epoch": self.loader.state_dict()["samples_seen"] / len(self.loader.store),
+            "epoch": self.loader.state_dict()["samples_seen"] / self.loader.epoch_length,
             "loss": loss,
             "loss_average": self._average,
             "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
