@@ -242,7 +242,7 @@ def main() -> None:
     counts = np.bincount(labels)
     results = {
         "pair_accuracy_of_the_model_on_other_people": round(
-            evaluate_pairs(theirs[rows], pairs.same, pairs.fold).accuracy, 3
+            evaluate_pairs(theirs[rows], pairs.same, pairs.fold, thresholds="exact").accuracy, 3
         ),
         "wrong_labels": wrong_labels(embeddings, labels),
         "moves": moves(embeddings, labels),

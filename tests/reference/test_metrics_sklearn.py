@@ -10,9 +10,19 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from sklearn.metrics import roc_auc_score, roc_curve
     from sklearn.model_selection import KFold
+    from sklearn.preprocessing import normalize
 
 from attfc.evaluation.identification import rank_one
-from attfc.evaluation.metrics import area_under_roc, equal_error_rate, evaluate_scores, fold_numbers, roc, tar_at_far
+from attfc.evaluation.metrics import (
+    area_under_roc,
+    equal_error_rate,
+    evaluate_pairs,
+    evaluate_scores,
+    fold_numbers,
+    roc,
+    tar_at_far,
+    tar_at_nearest_far,
+)
 
 
 def some_pairs(seed: int, pairs: int, decimals: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -93,6 +103,40 @@ def test_k_fold_accuracy(case, folds, thresholds) -> None:
     assert list(ours.fold_accuracies) == pytest.approx(expected)
     assert ours.accuracy == pytest.approx(np.mean(expected))
     assert ours.std == pytest.approx(np.std(expected))
+
+
+@pytest.mark.parametrize(("seed", "pairs", "lattice"), [(0, 600, False), (1, 203, False), (2, 400, True)])
+def test_accuracy_of_embeddings_is_that_of_the_verification_protocol(seed, pairs, lattice) -> None:
+    """Unit vectors in float64, squared distances from differences, 400 thresholds, same when below; on a lattice many lie on one."""
+    rng = np.random.default_rng(seed)
+    same = rng.random(pairs) < 0.5
+    first = rng.normal(size=(pairs, 16))
+    second = np.where(same[:, None], first + rng.normal(size=(pairs, 16)) * 0.9, rng.normal(size=(pairs, 16)))
+    if lattice:  # cosines are eighths, squared distances quarters: exactly on the grid, as near as it has them
+        first, second = np.where(first > 0, 1.0, -1.0), np.where(second > 0, 1.0, -1.0)
+    rows = np.stack([first, second], axis=1).reshape(-1, 16) * (
+        1.0 if lattice else rng.uniform(0.1, 30, (2 * pairs, 1))
+    )
+    unit = normalize(rows)
+    distances = ((unit[0::2] - unit[1::2]) ** 2).sum(axis=1)
+    expected = []
+    for train, test in KFold(10, shuffle=False).split(distances):
+        right = [np.mean((distances[train] < d) == same[train]) for d in np.arange(0, 4, 0.01)]
+        expected.append(np.mean((distances[test] < np.arange(0, 4, 0.01)[np.argmax(right)]) == same[test]))
+    found = evaluate_pairs(rows, same)
+    assert list(found.fold_accuracies) == expected
+    assert 0.6 < found.accuracy < 0.99
+    assert (found.accuracy, found.std) == (np.mean(expected), np.std(expected))
+
+
+@pytest.mark.parametrize("case", CASES[:4])
+def test_nearest_far_is_that_of_the_published_ijb_scripts(case) -> None:
+    scores, same = some_pairs(*case)
+    far, tar, _ = roc_curve(same, scores)  # corners only
+    far, tar = far[::-1], tar[::-1]
+    rates = (1e-4, 1e-3, 0.01, 0.03, 0.1, 0.37)
+    expected = {rate: tar[min(range(len(far)), key=lambda k, rate=rate: (abs(far[k] - rate), k))] for rate in rates}
+    assert tar_at_nearest_far(scores, same, rates) == expected
 
 
 def test_folds_are_those_of_kfold() -> None:

@@ -30,11 +30,12 @@ def at_degrees(*degrees: float) -> np.ndarray:
 
 def test_cosines_of_pairs_are_those_of_the_angles() -> None:
     rows = at_degrees(0, 10, 0, 80, 20, 50, 0, 100) * [[2.0], [1.0], [5.0], [0.1], [1.0], [1.0], [3.0], [1.0]]
-    found = evaluate_pairs(rows, [True, False, True, False], folds=2)
+    found = evaluate_pairs(rows, [True, False, True, False], folds=2, thresholds="exact")
     np.testing.assert_allclose(found.scores, np.cos(np.radians([10, 80, 30, 100])), atol=1e-12)
     assert (found.accuracy, found.std, found.auc, found.eer) == (1.0, 0.0, 1.0, 0.0)
     assert found.threshold == pytest.approx((math.cos(math.radians(30)) + math.cos(math.radians(80))) / 2)
-    assert evaluate_pairs(torch.tensor(rows, dtype=torch.bfloat16), [True, False, True, False], folds=2).accuracy == 1.0
+    halved = torch.tensor(rows, dtype=torch.bfloat16)
+    assert evaluate_pairs(halved, [True, False, True, False], folds=2, thresholds="exact").accuracy == 1.0
 
 
 def test_threshold_of_a_fold_comes_from_the_other_folds() -> None:
@@ -71,6 +72,29 @@ def test_grid_is_that_of_the_published_scripts() -> None:
     threshold = best_threshold(scores, same, "grid")
     assert threshold == pytest.approx(1 - kept / 2)
     assert np.mean((scores >= threshold) == same) == best
+
+
+def test_a_pair_whose_squared_distance_lies_on_the_grid_is_not_below_it() -> None:
+    # Right angles: squared distance 2, exactly a threshold. Every fold's best is the first that accepts 60 degrees (1.0 + 0.01).
+    rows = at_degrees(0, 60, 0, 90, 0, 60, 0, 90)
+    rows[[3, 7]] = [0.0, 1.0]
+    found = evaluate_pairs(rows, [True, False] * 2, folds=2)
+    assert found.accuracy == 1.0
+    assert 1 - found.threshold in (pytest.approx(0.5), pytest.approx(0.505))
+    turned = evaluate_pairs(rows, [False, True] * 2, folds=2)
+    assert (
+        turned.accuracy == 0.5
+    )  # the best is to accept nobody (distance 0), or both from 2.01 on: the strictest is taken
+    assert turned.threshold > 1.0 - 1e-12
+
+
+def test_other_squared_distances_decide_the_grid_alone() -> None:
+    scores, same = [0.9, 0.1, 0.9, 0.1], [True, False, True, False]
+    assert evaluate_scores(scores, same, 2, thresholds="grid").accuracy == 1.0
+    swapped = evaluate_scores(scores, same, 2, thresholds="grid", squared_distances=[1.8, 0.2, 1.8, 0.2])
+    assert (swapped.accuracy, swapped.auc) == (0.5, 1.0)
+    with pytest.raises(UserError, match=r"\(3,\) squared distances do not match \(4,\) scores"):
+        evaluate_scores(scores, same, 2, squared_distances=[0.1, 0.2, 0.3])
 
 
 def test_roc_puts_equal_scores_into_one_point() -> None:

@@ -6,9 +6,11 @@ person) in float64. The cost is a few sorts: O(folds P log P) time, O(P) memory.
 A figure that the pairs cannot state is None, with a note that says how many pairs it would take; it is never made up.
 
 Sources: LFW protocol (Huang et al. 2007), the 10-fold accuracy with the threshold taken from the other nine folds.
-Differs from the published scripts: thresholds are the gaps between all scores that occur, not the grid of 400 squared
-distances (`thresholds="grid"` restores it), and TAR at FAR is taken on all pairs at once, without interpolation
-between thresholds.
+`evaluate_pairs` tries the thresholds of the published scripts, 400 squared distances, as they do: contiguous folds, same
+when the squared distance of the unit vectors is below the threshold, the strictest of equally good thresholds. Scores
+of any other kind (`evaluate_scores`) are cut in the gaps between all scores that occur. Differs from the
+scripts: TAR at FAR is taken on all pairs at once, at a FAR that does not exceed the one asked for; they take each fold's
+from the others by interpolation (pairs), or the nearest point of the curve, on either side (`tar_at_nearest_far`).
 """
 
 import math
@@ -37,7 +39,9 @@ __all__ = [
     "fold_numbers",
     "pairs_needed",
     "roc",
+    "squared_distances_of_pairs",
     "tar_at_far",
+    "tar_at_nearest_far",
     "unit_rows",
 ]
 
@@ -47,6 +51,7 @@ Bools = npt.NDArray[np.bool_]
 Thresholds = Literal["exact", "grid"]
 
 FARS: tuple[float, ...] = (1e-1, 1e-2, 1e-3, 1e-4)
+_GRID: Floats = np.arange(0, 4, 0.01)  # squared distances of unit vectors, as in the published scripts
 _SLACK = 1e-9  # FAR x impostors in floating point: 0.29 x 100 is 28.999999999999996
 
 
@@ -146,6 +151,16 @@ def cosine_of_pairs(unit_ND: npt.NDArray[Any], first_P: Ints, second_P: Ints) ->
     return scores
 
 
+def squared_distances_of_pairs(unit_ND: npt.NDArray[Any], first_P: Ints, second_P: Ints) -> Floats:
+    """Return |a - b|^2 of pairs of rows, (P,) float64, from the differences as the published scripts do, not as 2 - 2 cos."""
+    distances = np.empty(len(first_P), dtype=np.float64)
+    for start in range(0, len(first_P), 65536):
+        part = slice(start, start + 65536)
+        difference = unit_ND[first_P[part]].astype(np.float64) - unit_ND[second_P[part]].astype(np.float64)
+        distances[part] = np.sum(np.square(difference), axis=1)
+    return distances
+
+
 def fold_numbers(pairs: int, folds: int) -> Ints:
     """Number P pairs by contiguous folds, as the LFW protocol does; the first P % folds of them hold one more pair.
 
@@ -181,6 +196,16 @@ def _checked(scores: npt.ArrayLike, same: npt.ArrayLike) -> tuple[Floats, Bools]
     return scores_P, same_P
 
 
+def _counts(scores_P: Floats, same_P: Bools) -> tuple[Ints, Ints, Floats]:
+    """Return false accepts, true accepts and threshold at every distinct score, falling; int64, int64, float64."""
+    rising = np.sort(scores_P)
+    values = rising[np.append(0, np.flatnonzero(np.diff(rising)) + 1)]  # distinct, rising
+    at_least = rising.size - np.searchsorted(rising, values)
+    genuine = np.sort(scores_P[same_P])
+    true_accepts = genuine.size - np.searchsorted(genuine, values)
+    return (at_least - true_accepts)[::-1], true_accepts[::-1], values[::-1]
+
+
 def roc(scores: npt.ArrayLike, same: npt.ArrayLike) -> Roc:
     """Return the ROC curve of scored pairs: every distinct score is a point, equal scores share one.
 
@@ -191,16 +216,11 @@ def roc(scores: npt.ArrayLike, same: npt.ArrayLike) -> Roc:
     Raises:
         UserError: scores that are not finite, or pairs of one kind only.
     """
-    scores_P, same_P = _checked(scores, same)
-    order = np.argsort(-scores_P, kind="stable")
-    sorted_scores, sorted_same = scores_P[order], same_P[order]
-    last = np.append(np.flatnonzero(np.diff(sorted_scores)), scores_P.size - 1)
-    genuine = np.cumsum(sorted_same)[last]
-    impostor = last + 1 - genuine
+    false_accepts, true_accepts, thresholds = _counts(*_checked(scores, same))
     return Roc(
-        far=np.concatenate([[0.0], impostor / impostor[-1]]),
-        tar=np.concatenate([[0.0], genuine / genuine[-1]]),
-        thresholds=np.concatenate([[np.inf], sorted_scores[last]]),
+        far=np.concatenate([[0.0], false_accepts / false_accepts[-1]]),
+        tar=np.concatenate([[0.0], true_accepts / true_accepts[-1]]),
+        thresholds=np.concatenate([[np.inf], thresholds]),
     )
 
 
@@ -223,11 +243,21 @@ def equal_error_rate(scores: npt.ArrayLike, same: npt.ArrayLike) -> float:
     >>> equal_error_rate([0.9, 0.5, 0.6, 0.1], [True, True, False, False])
     0.5
     """
-    curve = roc(scores, same)
-    gap = curve.far - (1.0 - curve.tar)  # rises from -1 to 1
-    k = int(np.argmax(gap >= 0))
-    share = -gap[k - 1] / (gap[k] - gap[k - 1])
-    return float(curve.far[k - 1] + share * (curve.far[k] - curve.far[k - 1]))
+    scores_P, same_P = _checked(scores, same)
+    values, counts = np.unique(scores_P[same_P], return_counts=True)
+    impostor = np.sort(scores_P[~same_P])
+    accepted = np.cumsum(counts[::-1])
+    # Down the genuine scores: first the impostors between two of them come in, then those equal to the next with it.
+    before = 1.0 - (accepted - counts[::-1]) / accepted[-1]  # false rejects before that genuine score comes in
+    after = 1.0 - accepted / accepted[-1]
+    above = 1.0 - np.searchsorted(impostor, values[::-1], side="right") / impostor.size
+    with_equal = 1.0 - np.searchsorted(impostor, values[::-1], side="left") / impostor.size
+    k = int(np.argmax(with_equal >= after))
+    if above[k] >= before[k]:
+        return float(before[k])
+    gap = above[k] - before[k]
+    share = gap / (gap - (with_equal[k] - after[k]))
+    return float(above[k] + share * (with_equal[k] - above[k]))
 
 
 def tar_at_far(
@@ -266,32 +296,64 @@ def tar_at_far(
     return found
 
 
-def _candidates(scores_P: Floats, thresholds: Thresholds) -> Floats:
+def tar_at_nearest_far(scores: npt.ArrayLike, same: npt.ArrayLike, fars: Sequence[float] = FARS) -> dict[float, float]:
+    """Return TAR at the point of the ROC whose FAR is nearest, as the published IJB scripts print it.
+
+    The curve is reduced to its corners first, as scikit-learn's `roc_curve` does; of equally near points the one
+    with the higher TAR is taken. The FAR of that point may be above the one asked for: at 15.6 million impostor
+    pairs, FAR 1e-6 is 16 false accepts here and 15 in `tar_at_far`. For comparing with published tables, not for use.
+
+    >>> scores, same = [0.9, 0.8, 0.7, 0.6], [True, False, True, False]
+    >>> tar_at_nearest_far(scores, same, [0.3])
+    {0.3: 1.0}
+    """
+    false_accepts, true_accepts, _ = _counts(*_checked(scores, same))
+    turns = (np.diff(false_accepts, 2) != 0) | (np.diff(true_accepts, 2) != 0)
+    corner = np.ones(len(false_accepts), dtype=np.bool_)
+    corner[1:-1] = turns
+    far = np.append(0.0, false_accepts[corner] / false_accepts[-1])[::-1]
+    tar = np.append(0.0, true_accepts[corner] / true_accepts[-1])[::-1]
+    return {rate: float(tar[np.argmin(np.abs(far - rate))]) for rate in fars}
+
+
+def _candidates(scores_P: Floats) -> Floats:
     """Thresholds from strict to lax; a pair is accepted when its score >= threshold."""
-    if thresholds == "grid":
-        # The published scripts accept when the squared distance 2 - 2 cos is *below* d = 0, 0.01 ... 3.99.
-        return np.nextafter(1.0 - np.arange(0, 4, 0.01) / 2.0, np.inf)
     values = np.unique(scores_P)[::-1]
     middle = (values[:-1] + values[1:]) / 2
     middle = np.where(middle > values[1:], middle, values[:-1])  # neighbours in floating point have no middle
     return np.concatenate([[np.nextafter(values[0], np.inf)], middle, [values[-1]]])
 
 
+def _best_distance(distances_P: Floats, same_P: Bools) -> float:
+    """Return the squared distance of the grid with the most right answers, the smallest of the best."""
+    genuine, impostor = np.sort(distances_P[same_P]), np.sort(distances_P[~same_P])
+    right = np.searchsorted(genuine, _GRID) + impostor.size - np.searchsorted(impostor, _GRID)  # same: distance < grid
+    return float(_GRID[np.argmax(right)])
+
+
 def best_threshold(scores: npt.ArrayLike, same: npt.ArrayLike, thresholds: Thresholds = "exact") -> float:
     """Return the threshold with the most right answers ("same" when score >= threshold).
 
     `exact` tries every gap between two scores and one beyond either end; of several best ones it takes the middle one.
-    `grid` tries squared distances 0, 0.01 ... 3.99 and takes the strictest of the best, as the published scripts do.
+    `grid` takes the scores for cosines, tries squared distances (2 - 2 cos) 0, 0.01 ... 3.99 and takes the strictest of
+    the best, as the published scripts do.
 
     >>> best_threshold([0.9, 0.7, 0.3, 0.1], [True, True, False, False])
     0.5
     """
     scores_P, same_P = np.asarray(scores, dtype=np.float64), np.asarray(same, dtype=np.bool_)
+    if thresholds == "grid":
+        return _as_cosine(_best_distance(2.0 - 2.0 * scores_P, same_P))
     genuine, impostor = np.sort(scores_P[same_P]), np.sort(scores_P[~same_P])
-    candidates = _candidates(scores_P, thresholds)
+    candidates = _candidates(scores_P)
     right = genuine.size - np.searchsorted(genuine, candidates) + np.searchsorted(impostor, candidates)
     best = np.flatnonzero(right == right.max())
-    return float(candidates[best[0] if thresholds == "grid" else best[best.size // 2]])
+    return float(candidates[best[best.size // 2]])
+
+
+def _as_cosine(distance: float) -> float:
+    """The least cosine whose squared distance is below `distance`."""
+    return float(np.nextafter(1.0 - distance / 2.0, np.inf))
 
 
 def evaluate_scores(
@@ -301,6 +363,7 @@ def evaluate_scores(
     *,
     thresholds: Thresholds = "exact",
     fars: Sequence[float] = FARS,
+    squared_distances: npt.ArrayLike | None = None,
 ) -> PairScores:
     """Return all figures of scored pairs.
 
@@ -310,6 +373,7 @@ def evaluate_scores(
         folds: number of contiguous folds in the order given (LFW), or (P,) the fold number of every pair.
         thresholds: candidates for the accuracy, see `best_threshold`; each fold's comes from the other folds alone.
         fars: false accept rates for TAR at FAR.
+        squared_distances: (P,) of the unit vectors, which the grid is of; None: 2 - 2 score.
 
     Raises:
         UserError: scores not finite, pairs of one kind only, fewer pairs than folds, one fold only.
@@ -323,11 +387,17 @@ def evaluate_scores(
     numbers = np.unique(fold_P)
     if numbers.size < 2:
         raise UserError("all pairs are in one fold: the threshold of a fold comes from the others, so use at least 2")
+    distances_P = 2.0 - 2.0 * scores_P if squared_distances is None else np.asarray(squared_distances, np.float64)
+    if distances_P.shape != scores_P.shape:
+        raise UserError(f"{distances_P.shape} squared distances do not match {scores_P.shape} scores: pass one a pair")
     accuracies = []
     for number in numbers:
         test = fold_P == number
-        threshold = best_threshold(scores_P[~test], same_P[~test], thresholds)
-        accuracies.append(float(np.mean((scores_P[test] >= threshold) == same_P[test])))
+        if thresholds == "grid":
+            accepted = distances_P[test] < _best_distance(distances_P[~test], same_P[~test])
+        else:
+            accepted = scores_P[test] >= best_threshold(scores_P[~test], same_P[~test])
+        accuracies.append(float(np.mean(accepted == same_P[test])))
     genuine, impostor = scores_P[same_P], scores_P[~same_P]
     tars = tar_at_far(genuine, impostor, fars)
     notes = tuple(
@@ -339,7 +409,9 @@ def evaluate_scores(
     return PairScores(
         accuracy=float(np.mean(accuracies)),
         std=float(np.std(accuracies)),
-        threshold=best_threshold(scores_P, same_P, thresholds),
+        threshold=_as_cosine(_best_distance(distances_P, same_P))
+        if thresholds == "grid"
+        else best_threshold(scores_P, same_P),
         auc=area_under_roc(scores_P, same_P),
         eer=equal_error_rate(scores_P, same_P),
         tar_at_far=tars,
@@ -357,10 +429,10 @@ def evaluate_pairs(
     same: npt.ArrayLike,
     folds: int | npt.ArrayLike = 10,
     *,
-    thresholds: Thresholds = "exact",
+    thresholds: Thresholds = "grid",
     fars: Sequence[float] = FARS,
 ) -> PairScores:
-    """Score pairs of neighbouring rows by cosine and return all figures.
+    """Score pairs of neighbouring rows by cosine and return all figures, the accuracy as the published scripts compute it.
 
     Args:
         embeddings: (2P, D) rows 2i and 2i + 1 are pair i; any length but 0.
@@ -375,4 +447,11 @@ def evaluate_pairs(
     if len(rows) != 2 * pairs:
         raise UserError(f"{len(rows)} embeddings for {pairs} pairs: rows 2i and 2i + 1 are pair i, so pass {2 * pairs}")
     first = np.arange(0, len(rows), 2)
-    return evaluate_scores(cosine_of_pairs(rows, first, first + 1), same, folds, thresholds=thresholds, fars=fars)
+    return evaluate_scores(
+        cosine_of_pairs(rows, first, first + 1),
+        same,
+        folds,
+        thresholds=thresholds,
+        fars=fars,
+        squared_distances=squared_distances_of_pairs(rows, first, first + 1) if thresholds == "grid" else None,
+    )
