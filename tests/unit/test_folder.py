@@ -285,7 +285,6 @@ def test_two_roots_share_a_cache_folder(root: Path, tmp_path: Path) -> None:
     [
         "about.json",
         "offsets.npy",
-        "items.npy",
         "file_names.npy",
         "file_name_offsets.npy",
         "identity_names.npy",

@@ -76,6 +76,46 @@ def test_is_mapped_from_disk_and_pickles_as_its_path(tmp_path) -> None:
     assert pickle.loads(pickle.dumps(built)).items.tolist() == built.items.tolist()
 
 
+def test_images_numbered_identity_by_identity_need_no_items(tmp_path) -> None:
+    plain = IdentityIndex(np.array([0, 2, 2, 5]), np.arange(5))
+    IdentityIndex(np.array([0, 2, 2, 5])).save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["offsets.npy"]
+    opened = IdentityIndex.open(tmp_path, consecutive=True)
+    in_memory = IdentityIndex(np.array([0, 2, 2, 5]))
+    for index in (opened, in_memory, pickle.loads(pickle.dumps(opened)), pickle.loads(pickle.dumps(in_memory))):
+        assert index.consecutive
+        assert (len(index), index.images) == (3, 5)
+        assert [index.of(label).tolist() for label in range(3)] == [plain.of(label).tolist() for label in range(3)]
+        assert index.positions_of_slots(np.array([[4], [0]])).tolist() == [[4], [0]]
+        assert index.labels().tolist() == plain.labels().tolist() == [0, 0, 2, 2, 2]
+        assert index.labels_of_slots([1, 4]).tolist() == [0, 2]
+        assert index._items is None, "nothing of this needs them"
+        assert index.items.tolist() == plain.items.tolist()
+        assert index.of(2).tolist() == [2, 3, 4]
+    assert len(pickle.dumps(opened)) < 500
+    IdentityIndex(np.array([0, 2, 2, 6])).save(tmp_path)
+    with pytest.raises(UserError, match="changed while a worker started"):
+        pickle.loads(pickle.dumps(opened))
+
+
+@pytest.mark.parametrize("wrong", [-1, 6])
+def test_items_too_many_to_look_through_are_checked_in_use(tmp_path, monkeypatch, wrong: int) -> None:
+    monkeypatch.setattr("attfc.data.index._CHECKED_WHEN_OPENED", 5)
+    np.save(tmp_path / "offsets.npy", np.array([0, 3, 6], np.int64))
+    np.save(tmp_path / "items.npy", np.array([0, 2, 4, 1, wrong, 5], np.int64))
+    index = IdentityIndex.open(tmp_path)
+    assert index.of(0).tolist() == [0, 2, 4]
+    assert index.positions_of_slots(np.array([0, 5])).tolist() == [0, 5]
+    for use in (
+        lambda: index.of(1),
+        lambda: index.positions_of_slots(np.array([4])),
+        lambda: index.items,
+        index.labels,
+    ):
+        with pytest.raises(UserError, match=f"items hold positions .*{wrong}.* but there are 6 images; delete"):
+            use()
+
+
 def test_a_worker_notices_that_the_index_was_replaced(tmp_path) -> None:
     IdentityIndex.from_labels([0, 0, 1]).save(tmp_path)
     pickled = pickle.dumps(IdentityIndex.open(tmp_path))

@@ -2,9 +2,10 @@
 
     CombinedStore([ms1m, ours], weights=[1, 4])
 
-Memory: an offset a source; the identity index, 8 bytes an image and an identity, is built when first asked for and is not
-pickled. With merging also the label of each source's identities (8 bytes each), made in one pass over their names, a
-Python string each while it lasts: some 2 s for 2 M identities. No sorting: each identity's images of the first source come first.
+Memory: an offset a source; the identity index, 8 bytes an identity and (unless all sources number their images identity by
+identity) 8 an image, is built when first asked for and is not pickled. With merging also the label of each source's identities
+(8 bytes each), made in one pass over their names, a Python string each while it lasts: some 2 s for 2 M identities. No
+sorting: each identity's images of the first source come first.
 """
 
 from collections.abc import Sequence
@@ -81,13 +82,15 @@ class CombinedStore:
         return self._index
 
     def _joined_index(self) -> IdentityIndex:
-        items = np.empty(len(self), np.int64)
+        consecutive = all(store.identities.consecutive for store in self.stores)
+        items = None if consecutive else np.empty(len(self), np.int64)
         offsets = np.empty(self._identities + 1, np.int64)
         offsets[-1] = len(self)
         for number, store in enumerate(self.stores):
             start, label = int(self._starts[number]), int(self._label_starts[number])
             index = store.identities
-            np.add(index.items, start, out=items[start : start + len(store)])
+            if items is not None:
+                np.add(index.items, start, out=items[start : start + len(store)])
             np.add(index.offsets[:-1], start, out=offsets[label : label + len(index)])
         return IdentityIndex(offsets, items, source=self.name)
 

@@ -267,7 +267,7 @@ def _scan(root: Path, folders: _Folders, progress: Progress | None) -> _Tables:
     file_names = NameTable(np.frombuffer(bytes(names), np.uint8), np.array(name_ends, np.int64))
     if not identity_names:
         raise UserError(_nothing_found(root, ignored, folders))
-    index = IdentityIndex(np.array(offsets, np.int64), np.arange(len(file_names), dtype=np.int64))
+    index = IdentityIndex(np.array(offsets, np.int64))
     return _Tables(index, NameTable.pack(identity_names), file_names, entries_of, started_ns, ignored, None)
 
 
@@ -302,7 +302,7 @@ def _open_tables(folder: Path) -> _Tables:
         about = json.loads((folder / "about.json").read_text("utf-8"))
         scanned_ns = int(about["scanned_ns"])
         ignored = {kind: int(about["ignored"][kind]) for kind in _IGNORED}
-        index = IdentityIndex.open(folder)
+        index = IdentityIndex.open(folder, consecutive=True)
         identity_names, file_names = NameTable.open(folder, "identity"), NameTable.open(folder, "file")
         entries = open_array(folder / "entries.npy", np.int64)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
@@ -312,7 +312,6 @@ def _open_tables(folder: Path) -> _Tables:
         and file_names.sound()
         and len(identity_names) == len(index)
         and len(file_names) == index.images
-        and bool((index.items[1:] > index.items[:-1]).all())
         and bool((index.counts() > 0).all())
     )
     if not sound:

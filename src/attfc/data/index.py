@@ -1,9 +1,11 @@
 """Which images belong to which identity: compressed sparse rows over int64 arrays.
 
-`items[offsets[y] : offsets[y + 1]]` are the positions of identity y's images. Cost: 8 bytes an image and 8 bytes an
-identity, in memory or memory-mapped from two `.npy` files, whose pages all worker processes share; opening checks the
-offsets (8 bytes an identity) and the range of the items. The alternative, a list of lists, costs some 60 bytes an image
-in every worker and seconds to pickle. Labels are int64 everywhere: float32 ones collide above 2^24 identities.
+`items[offsets[y] : offsets[y + 1]]` are the positions of identity y's images. Where a store numbers its images identity by
+identity, as all but lists and views do, items are 0, 1, 2 ... and are not held at all. Cost: 8 bytes an identity, and 8
+an image unless it is so, in memory or memory-mapped from `.npy` files, whose pages all worker processes share. Opening reads
+the offsets and not the items: to look through 42 M of them would take 0.1 s and make 336 MB resident in every process, so their range
+is checked where they are used. The alternative, a list of lists, costs some 60 bytes an image in every worker and seconds to
+pickle. Labels are int64 everywhere: float32 ones collide above 2^24 identities.
 """
 
 import os
@@ -21,6 +23,8 @@ Int64 = npt.NDArray[np.int64]
 
 _OFFSETS = "offsets.npy"
 _ITEMS = "items.npy"
+_CHECKED_WHEN_OPENED = 1 << 20  # items; more are checked where they are used
+_BLOCK = 1 << 20
 
 
 def open_array(path: Path, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
@@ -54,7 +58,9 @@ class IdentityIndex:
 
     Args:
         offsets: int64 [identities + 1], from 0, never falling, its last element the number of images.
-        items: int64 [images], each position 0 ... images - 1 once.
+        items: int64 [images], each position 0 ... images - 1 once; None: images are numbered identity by identity, item = slot.
+        source: for messages.
+        folder: where `offsets` is mapped from as `offsets.npy`, for pickling; only without items.
 
     Raises:
         UserError: the two arrays contradict each other.
@@ -65,15 +71,27 @@ class IdentityIndex:
     """
 
     offsets: Int64
-    items: Int64
 
-    def __init__(self, offsets: Int64, items: Int64, *, source: str | os.PathLike[str] = "identity index") -> None:
+    def __init__(
+        self,
+        offsets: Int64,
+        items: Int64 | None = None,
+        *,
+        source: str | os.PathLike[str] = "identity index",
+        folder: Path | None = None,
+    ) -> None:
         self.offsets = offsets
-        self.items = items
-        self._folder: Path | None = None
+        self._items = items
+        self._consecutive = items is None
+        self._folder = folder if items is None else None
+        self._source = os.fspath(source)
         problem = _contradiction(offsets, items)
         if problem:
-            raise UserError(f"{os.fspath(source)}: {problem}; delete it to have it rebuilt")
+            raise UserError(f"{self._source}: {problem}; delete it to have it rebuilt")
+        self._images = int(offsets[-1])
+        self._checked = items is None or len(items) <= _CHECKED_WHEN_OPENED
+        if items is not None and self._checked:
+            self._check_range(items)
 
     @classmethod
     def from_labels(cls, labels: npt.ArrayLike, identities: int | None = None) -> "IdentityIndex":
@@ -119,15 +137,20 @@ class IdentityIndex:
         return cls(offsets, items)
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str]) -> "IdentityIndex":
+    def open(cls, folder: str | os.PathLike[str], *, consecutive: bool = False) -> "IdentityIndex":
         """Map the arrays that `save` wrote.
+
+        Args:
+            folder: where they are.
+            consecutive: images are numbered identity by identity; there need be no `items.npy`.
 
         Raises:
             UserError: a file is missing, damaged, of another type, or the two contradict each other.
         """
         where = Path(folder)
         try:
-            offsets, items = open_array(where / _OFFSETS, np.int64), open_array(where / _ITEMS, np.int64)
+            offsets = open_array(where / _OFFSETS, np.int64)
+            items = None if consecutive else open_array(where / _ITEMS, np.int64)
         except FileNotFoundError as error:
             raise UserError(f"{where}: no identity index here ({Path(error.filename).name} is missing)") from None
         index = cls(offsets, items, source=where)
@@ -135,9 +158,10 @@ class IdentityIndex:
         return index
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write `offsets.npy` and `items.npy` into an existing folder (whoever caches the folder makes it atomic)."""
+        """Write `offsets.npy` and, if there are items, `items.npy` into an existing folder (whoever caches it makes it atomic)."""
         np.save(Path(folder) / _OFFSETS, self.offsets, allow_pickle=False)
-        np.save(Path(folder) / _ITEMS, self.items, allow_pickle=False)
+        if not self._consecutive:
+            np.save(Path(folder) / _ITEMS, self.items, allow_pickle=False)
 
     def __len__(self) -> int:
         """Return the number of identities."""
@@ -146,13 +170,58 @@ class IdentityIndex:
     @property
     def images(self) -> int:
         """Number of images."""
-        return len(self.items)
+        return self._images
+
+    @property
+    def consecutive(self) -> bool:
+        """Whether images are numbered identity by identity: position = slot."""
+        return self._consecutive
+
+    @property
+    def items(self) -> Int64:
+        """All positions by slot: int64 (images,). Whoever needs a few asks `positions_of_slots`: this may cost 8 bytes an image."""
+        if self._items is None:
+            self._items = np.arange(self._images, dtype=np.int64)
+        if not self._checked:
+            for start in range(0, self._images, _BLOCK):
+                self._check_range(self._items[start : start + _BLOCK])
+            self._checked = True
+        return self._items
+
+    def positions_of_slots(self, slots: Int64) -> Int64:
+        """Return `items[slots]`: int64, shaped as `slots`, each of 0 ... images - 1.
+
+        Raises:
+            UserError: what was opened is damaged there.
+        """
+        if self._consecutive:
+            return slots
+        assert self._items is not None
+        positions: Int64 = self._items[slots]
+        if not self._checked:
+            self._check_range(positions)
+        return positions
+
+    def _check_range(self, positions: Int64) -> None:
+        if positions.size and (int(positions.min()) < 0 or int(positions.max()) >= self._images):
+            raise UserError(
+                f"{self._source}: items hold positions {int(positions.min())} ... {int(positions.max())} but there are "
+                f"{self._images} images; delete it to have it rebuilt"
+            )
 
     def of(self, label: int) -> Int64:
-        """Return the positions of identity `label`: int64 (n,), a read-only view."""
+        """Return the positions of identity `label`: int64 (n,), read-only."""
         if not 0 <= label < len(self.offsets) - 1:
             raise IndexError(f"label {label} is not one of {len(self)} identities")
-        return self.items[self.offsets[label] : self.offsets[label + 1]]
+        first, last = int(self.offsets[label]), int(self.offsets[label + 1])
+        if self._items is None:
+            positions = np.arange(first, last, dtype=np.int64)
+            positions.flags.writeable = False
+            return positions
+        positions = self._items[first:last]
+        if not self._checked:
+            self._check_range(positions)
+        return positions
 
     def counts(self) -> Int64:
         """Return the number of images of every identity: int64 (identities,)."""
@@ -165,21 +234,24 @@ class IdentityIndex:
             IndexError: a slot outside 0 ... images - 1.
         """
         asked = np.asarray(slots, dtype=np.int64)
-        if asked.size and not (int(asked.min()) >= 0 and int(asked.max()) < len(self.items)):
-            raise IndexError(f"slots {int(asked.min())} ... {int(asked.max())} of an index of {len(self.items)} images")
+        if asked.size and not (int(asked.min()) >= 0 and int(asked.max()) < self._images):
+            raise IndexError(f"slots {int(asked.min())} ... {int(asked.max())} of an index of {self._images} images")
         return np.searchsorted(self.offsets, asked, side="right") - 1
 
     def labels(self) -> Int64:
         """Return the label of every position: int64 (images,), a new array."""
-        labels = np.empty(len(self.items), np.int64)
-        labels[self.items] = np.repeat(np.arange(len(self), dtype=np.int64), self.counts())
+        by_slot = np.repeat(np.arange(len(self), dtype=np.int64), self.counts())
+        if self._consecutive:
+            return by_slot
+        labels = np.empty(self._images, np.int64)
+        labels[self.items] = by_slot
         return labels
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle an opened index as its folder, so that a worker maps the same pages; one in memory as its arrays."""
         if self._folder is not None:
-            return _reopen, (self._folder, len(self), self.images)
-        return _rebuild, (np.asarray(self.offsets), np.asarray(self.items))
+            return _reopen, (self._folder, len(self), self.images, self._consecutive)
+        return _rebuild, (np.asarray(self.offsets), None if self._consecutive else np.asarray(self._items))
 
     def __repr__(self) -> str:
         """Return the two counts."""
@@ -190,25 +262,27 @@ def _gap_message(what: str) -> str:
     return f"{what}: labels must be dense from 0 (np.unique(labels, return_inverse=True)[1] makes them so)"
 
 
-def _contradiction(offsets: Int64, items: Int64) -> str | None:
-    if offsets.dtype != np.int64 or items.dtype != np.int64 or offsets.ndim != 1 or items.ndim != 1:
-        return f"offsets ({offsets.dtype}) and items ({items.dtype}) must be rows of int64"
-    if len(offsets) == 0 or int(offsets[0]) != 0 or int(offsets[-1]) != len(items):
+def _contradiction(offsets: Int64, items: Int64 | None) -> str | None:
+    for name, array in (("offsets", offsets), ("items", items)):
+        if array is not None and (array.dtype != np.int64 or array.ndim != 1):
+            return f"{name} are {array.dtype} of shape {array.shape} instead of a row of int64"
+    images = len(items) if items is not None else int(offsets[-1]) if len(offsets) else 0
+    if len(offsets) == 0 or int(offsets[0]) != 0 or int(offsets[-1]) != images:
         ends = f"{int(offsets[0])} ... {int(offsets[-1])}" if len(offsets) else "nothing"
-        return f"offsets run over {ends} but there are {len(items)} images"
-    if bool((offsets[1:] < offsets[:-1]).any()):
-        return f"offsets fall at identity {int((offsets[1:] < offsets[:-1]).argmax())}"
-    if len(items) and (int(items.min()) < 0 or int(items.max()) >= len(items)):
-        return f"items hold positions {int(items.min())} ... {int(items.max())} but there are {len(items)} images"
+        return f"offsets run over {ends} but there are {images} images"
+    for start in range(0, len(offsets), _BLOCK):  # no array of their size beside them
+        block = offsets[start : start + _BLOCK + 1]
+        if bool((block[1:] < block[:-1]).any()):
+            return f"offsets fall at identity {start + int((block[1:] < block[:-1]).argmax())}"
     return None
 
 
-def _rebuild(offsets: Int64, items: Int64) -> IdentityIndex:
+def _rebuild(offsets: Int64, items: Int64 | None) -> IdentityIndex:
     return IdentityIndex(offsets, items)
 
 
-def _reopen(folder: Path, identities: int, images: int) -> IdentityIndex:
-    index = IdentityIndex.open(folder)
+def _reopen(folder: Path, identities: int, images: int, consecutive: bool) -> IdentityIndex:
+    index = IdentityIndex.open(folder, consecutive=consecutive)
     if (len(index), index.images) != (identities, images):
         raise UserError(
             f"{folder}: the index changed while a worker started: {identities} identities became {len(index)}"

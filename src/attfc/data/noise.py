@@ -104,7 +104,7 @@ def conflict_noise(source: Store | IdentityIndex | npt.ArrayLike, share: float, 
         dealt = permute(within[rows], size, hash_words(seed, _PART, split[rank[rows]]))
         part[rows] = dealt * parts // size
     moved = np.flatnonzero(part > 0)
-    positions = index.items[index.offsets[split[rank[moved]]] + within[moved]]
+    positions = index.positions_of_slots(index.offsets[split[rank[moved]]] + within[moved])
     labels = len(index) + rank[moved] * (parts - 1) + part[moved] - 1
     order = np.argsort(positions)
     return Edits(index.images, len(index), positions[order], labels[order])

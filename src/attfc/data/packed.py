@@ -114,7 +114,11 @@ class PackedStore(EncodedStore):
         if not trusted and not bool((offsets[1:] > offsets[:-1]).all()):
             at = int((offsets[1:] <= offsets[:-1]).argmax())
             raise UserError(f"{folder / OFFSETS}: identity {at} has no image: {_RESTORE}")
-        self._index = IdentityIndex(offsets, np.arange(about.images, dtype=np.int64), source=folder / OFFSETS)
+        if int(offsets[-1]) != about.images:
+            raise UserError(
+                f"{folder / OFFSETS}: offsets run over 0 ... {int(offsets[-1])} but {ABOUT} says {about.images} images: {_RESTORE}"
+            )
+        self._index = IdentityIndex(offsets, source=folder / OFFSETS, folder=folder)
         starts = np.zeros(len(about.shards) + 1, np.int64)
         np.cumsum(about.shards, out=starts[1:])
         self._starts: list[int] = starts.tolist()

@@ -109,7 +109,7 @@ class QueryStream:
         if self.distinct_keys:
             alone = index.offsets[labels + 1] - index.offsets[labels] == 1
             seeds[alone, 1:] = mirror_seeds(seeds[alone, 1:], seeds[alone, :1])
-        return Samples(labels, index.items[slots], key_positions, seeds)
+        return Samples(labels, index.positions_of_slots(slots), key_positions, seeds)
 
     def spare_keys(self, number: int, attempt: int, limit: int) -> Int64:
         """Return up to `limit` further keys of one sample, for keys that cannot be decoded.
@@ -149,8 +149,7 @@ class QueryStream:
             ranks = np.where(count == 1, 0, ranks)
         else:
             ranks = below(hash_words(self.seed, _KEYS, numbers[:, None], attempt, columns), count)
-        positions: Int64 = index.items[first + ranks]
-        return positions
+        return index.positions_of_slots(first + ranks)
 
 
 def mirror_seeds(key_seeds: Int64, query_seeds: Int64) -> Int64:

@@ -289,7 +289,7 @@ def _insightface(
     keys = np.repeat(firsts[kept] - offsets[:-1], counts[kept]) + np.arange(total)
     rows = listing.rows(keys)
     return RecordIndex(
-        IdentityIndex(offsets, np.arange(total, dtype=np.int64)),
+        IdentityIndex(offsets),
         listing.offsets[rows],
         np.minimum(listing.spans[rows], _LONGEST_SPAN).astype(np.uint32),
         None,
@@ -445,7 +445,7 @@ def _by_own_labels(listing: _Listing, rows: Int64, progress: Progress | None) ->
     np.cumsum(counts[numbers], out=offsets[1:])
     rows = rows[np.argsort(labels, kind="stable")]
     return RecordIndex(
-        IdentityIndex(offsets, np.arange(len(rows), dtype=np.int64)),
+        IdentityIndex(offsets),
         listing.offsets[rows],
         np.minimum(listing.spans[rows], _LONGEST_SPAN).astype(np.uint32),
         listing.keys[rows],
@@ -503,7 +503,7 @@ def open_record_index(folder: Path) -> RecordIndex:
         with open(folder / "about.json", "rb") as file:
             about = json.loads(file.read(1 << 20))
         found = RecordIndex(
-            IdentityIndex.open(folder),
+            IdentityIndex.open(folder, consecutive=True),
             open_array(folder / "record_offsets.npy", np.int64),
             open_array(folder / "record_spans.npy", np.uint32),
             open_array(folder / "record_keys.npy", np.int64) if about["keys"] else None,

@@ -97,7 +97,7 @@ class SyntheticFaces(EncodedStore):
     def identities(self) -> IdentityIndex:
         """The identity index, built on first use: 8 bytes an image."""
         if self._index is None:
-            self._index = IdentityIndex(self._starts(), np.arange(self._length, dtype=np.int64), source=self.name)
+            self._index = IdentityIndex(self._starts(), source=self.name)
         return self._index
 
     def __len__(self) -> int:
