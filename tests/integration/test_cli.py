@@ -1,44 +1,13 @@
 """The commands as a user types them: on a folder of faces, and with everything that can be wrong."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from attfc import cli
-
+from .commands import attfc, run_main
 from .conftest import TINY
-
-
-def attfc(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run `python -m attfc` and return what it printed."""
-    return subprocess.run(
-        [sys.executable, "-m", "attfc", *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False
-    )
-
-
-def run_main(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
-    """The same in this process (no import cost): exit status, stdout, stderr."""
-    monkeypatch.setattr(sys, "argv", ["attfc", *map(str, arguments)])
-    try:
-        cli.main()
-        status = 0
-    except SystemExit as leave:
-        status = int(leave.code or 0)
-    shown = capsys.readouterr()
-    return status, shown.out, shown.err
-
-
-@pytest.fixture(autouse=True)
-def fresh_consoles(monkeypatch):
-    """Consoles of the module write to whatever stands for stdout and stderr now."""
-    from rich.console import Console
-
-    monkeypatch.setattr(cli, "_out", Console(highlight=False, soft_wrap=True))
-    monkeypatch.setattr(cli, "_err", Console(stderr=True, highlight=False, soft_wrap=True))
 
 
 def test_train_evaluate_and_report_on_a_folder(tmp_path, face_folder) -> None:
