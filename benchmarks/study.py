@@ -3,7 +3,7 @@
 Each variant is the command a user would type (`attfc train faces112 KEY=VALUE ...`), run in its own process with
 `--threads` processor threads and `--parallel` of them at a time. Results are appended to a JSON-lines file as they come,
 so an interrupted study goes on where it stopped: a variant x seed that is already there is not run again. `--summary` folds the lines into
-one JSON with means and spreads.
+one JSON with means and spreads. `{without_singles}` in a variant stands for an edit list that leaves out people of one image.
 
     python benchmarks/study.py tune --faces ../shared/faces112
     python benchmarks/study.py final --faces ../shared/faces112 --seeds 0 1 2
@@ -25,13 +25,31 @@ from typing import Any
 import yaml
 from common import write_result
 
+from attfc.data import open_store, write_edits
+from attfc.evaluation.label_cleaning import clean
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 
 
+def without_singles(faces: Path, place: Path) -> Path:
+    """Write the edit list that leaves out the people of a single image."""
+    path = place / "without_singles.tsv"
+    cache = Path.home() / ".cache/attfc"
+    store = open_store(faces / "train", cache=cache)
+    report = clean(store, broken=False, duplicates=None, fewest=2, names=False)
+    write_edits(path, report.edits, store.name)
+    return path
+
+
 def run_variant(study: str, name: str, overrides: list[str], seed: int, faces: Path, threads: int) -> dict[str, Any]:
     """Train one variant and return its figures, or the error it ended with."""
+    asked = overrides
     with tempfile.TemporaryDirectory(prefix="attfc-study-") as scratch:
+        if any("{without_singles}" in override for override in overrides):
+            edits = without_singles(faces, Path(scratch))
+            overrides = [override.replace("{without_singles}", str(edits)) for override in overrides]
+            scratch = str(Path(scratch) / "runs")
         command = [
             *(
                 sys.executable,
@@ -65,7 +83,7 @@ def run_variant(study: str, name: str, overrides: list[str], seed: int, faces: P
             "study": study,
             "name": name,
             "seed": seed,
-            "overrides": overrides,
+            "overrides": asked,
             "wall_seconds": round(time.time() - started, 1),
             "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
         }
