@@ -1,6 +1,7 @@
 # make demo and make test are all a newcomer needs; both set up first. Needs: make and a Python >= 3.11 with venv.
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,$(shell $(name) -c 'import sys; sys.version_info >= (3, 11) and print("$(name)")' 2>/dev/null)))
 BIN := .venv/bin
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 export UV_PROJECT_ENVIRONMENT := $(CURDIR)/.venv
 
 .PHONY: setup demo test check test-slow bench docs format clean
@@ -26,10 +27,10 @@ demo: setup
 	$(BIN)/attfc train demo
 
 test: setup
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(JOBS) --dist worksteal
 
 test-slow: setup
-	$(BIN)/pytest -m "slow or not slow"
+	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "slow or not slow"
 
 check: setup
 	$(BIN)/ruff format --check .
