@@ -1,0 +1,114 @@
+"""Warp a loose crop of a face to the ArcFace template by its five landmarks.
+
+A similarity (turn, scale, shift) maps the landmarks to the template with the least sum of squared errors. In the plane this needs no singular
+value decomposition: with points as complex numbers it is w = a z + b, and a = sum conj(z) w / sum |z|^2 about the means (what Umeyama 1991 gives
+for two dimensions). The face is then sampled bilinearly, black outside the crop, as OpenCV's warpAffine does with a border of 0; OpenCV
+rounds positions to 1/32 pixel, here they are exact. About 1.5 ms a face. Coordinates: x to the right, y down, (0, 0) is the *center* of
+the first pixel.
+
+Not taken: an antialiasing filter for crops larger than the template. The published protocols have none, so their figures include its absence.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+__all__ = ["ARCFACE_TEMPLATE", "TEMPLATE_SIZE", "similarity_to_template", "warp_face"]
+
+Floats = npt.NDArray[np.float64]
+
+TEMPLATE_SIZE = 112
+"""Side of the square that the template is for, in pixels."""
+
+ARCFACE_TEMPLATE: Floats = np.array(
+    [(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)]
+)
+"""(5, 2) x, y in pixels of 112 x 112: left eye, right eye, nose, left mouth corner, right mouth corner, as seen in the image."""
+
+_LEAST_SPREAD = 1e-3  # pixels: landmarks that all lie on one point have no size
+
+
+def similarity_to_template(landmarks: npt.ArrayLike, template: npt.ArrayLike = ARCFACE_TEMPLATE) -> Floats:
+    """Return the similarities that take landmarks to the template with the least squared error.
+
+    Args:
+        landmarks: (N, 5, 2) or (5, 2): x, y in pixels.
+        template: (5, 2).
+
+    Returns:
+        (N, 2, 3) or (2, 3) float64: the matrix M of `template = M @ (x, y, 1)`. NaN where the landmarks are not finite or lie
+        on one point: no similarity fits.
+
+    >>> M = similarity_to_template(2 * ARCFACE_TEMPLATE + [10, -4])
+    >>> np.allclose(M, [[0.5, 0, -5], [0, 0.5, 2]])
+    True
+    """
+    points = np.asarray(landmarks, dtype=np.float64)
+    goal = np.asarray(template, dtype=np.float64)
+    w = goal[..., 0] + 1j * goal[..., 1]
+    with np.errstate(all="ignore"):  # landmarks that are not finite: NaN comes out, and is meant to
+        z = points[..., 0] + 1j * points[..., 1]
+        z_mean, w_mean = z.mean(axis=-1, keepdims=True), w.mean()
+        z_0, w_0 = z - z_mean, w - w_mean
+        spread = (np.abs(z_0) ** 2).sum(axis=-1)
+        a = (z_0.conj() * w_0).sum(axis=-1) / spread
+        a = np.where(np.isfinite(a) & (spread > _LEAST_SPREAD**2), a, complex(np.nan, np.nan))
+        b = w_mean - a * z_mean[..., 0]
+    return np.stack([np.stack([a.real, -a.imag, b.real], -1), np.stack([a.imag, a.real, b.imag], -1)], -2)
+
+
+def warp_face(
+    pixels: npt.NDArray[np.uint8], landmarks: npt.ArrayLike, size: int = TEMPLATE_SIZE
+) -> npt.NDArray[np.uint8]:
+    """Return the aligned face.
+
+    Args:
+        pixels: uint8 (height, width, 3).
+        landmarks: (5, 2) x, y in pixels of `pixels`, finite and not all on one point.
+        size: side in pixels. Other sides than 112 are resized from the aligned 112 x 112 face with an antialiasing bilinear filter,
+            as training images of that size are.
+
+    Returns:
+        uint8 (size, size, 3); black where the crop has nothing.
+
+    Raises:
+        ValueError: landmarks that no similarity fits.
+    """
+    forward = similarity_to_template(landmarks)
+    if not np.isfinite(forward).all():
+        raise ValueError("the landmarks are not finite or lie on one point")
+    # The inverse of z -> a z + b, applied to every pixel of the result.
+    a, b = complex(forward[0, 0], forward[1, 0]), complex(forward[0, 2], forward[1, 2])
+    at = np.arange(TEMPLATE_SIZE, dtype=np.float64)
+    z = ((at[None, :] + 1j * at[:, None]) - b) / a
+    face = sample_bilinear(pixels, z.real, z.imag)
+    if size == TEMPLATE_SIZE:
+        return face
+    return np.asarray(Image.fromarray(face).resize((size, size), Image.Resampling.BILINEAR))
+
+
+def sample_bilinear(pixels: npt.NDArray[np.uint8], x: Floats, y: Floats) -> npt.NDArray[np.uint8]:
+    """Sample an image between its pixels; what lies outside counts as black, also in the blend at the border.
+
+    Args:
+        pixels: uint8 (height, width, C).
+        x, y: float, of one shape S; (0, 0) is the center of the first pixel.
+
+    Returns:
+        uint8 S + (C,), rounded to the nearest.
+    """
+    height, width = pixels.shape[:2]
+    # Positions far outside are pulled to just outside: black either way, and their indices stay small.
+    x, y = np.clip(x, -2.0, width + 1.0), np.clip(y, -2.0, height + 1.0)
+    left, top = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
+    share_x, share_y = (x - left).astype(np.float32)[..., None], (y - top).astype(np.float32)[..., None]
+    framed: npt.NDArray[Any] = np.zeros((height + 5, width + 5, pixels.shape[2]), dtype=np.float32)
+    framed[2 : height + 2, 2 : width + 2] = pixels
+    flat = framed.reshape(-1, pixels.shape[2])
+    first = (top + 2) * (width + 5) + left + 2
+    upper = flat[first] * (1 - share_x) + flat[first + 1] * share_x
+    lower = flat[first + width + 5] * (1 - share_x) + flat[first + width + 6] * share_x
+    blend = upper * (1 - share_y) + lower * share_y
+    return (blend + np.float32(0.5)).astype(np.uint8)
