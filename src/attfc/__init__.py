@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from attfc.backbones import create_backbone, list_backbones
     from attfc.data import AttentionLoader, Augment, SyntheticFaces, open_store
+    from attfc.deploy import from_pretrained, open_model
     from attfc.errors import UserError
     from attfc.evaluation import embed_store, evaluate_pairs, evaluate_store
-    from attfc.heads import AttFC, FullFC, generative_class_center
+    from attfc.heads import AttFC, FullFC, PartialFC, generative_class_center
     from attfc.losses import AdaFace, ArcFace, CombinedMargin, CosFace, class_softmax, container_softmax
     from attfc.training.model_files import load_model, save_model
     from attfc.training.momentum import MomentumPair
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
 _HOMES = {
     "attfc.backbones": ("create_backbone", "list_backbones"),
     "attfc.data": ("AttentionLoader", "Augment", "SyntheticFaces", "open_store"),
+    "attfc.deploy": ("from_pretrained", "open_model"),
     "attfc.errors": ("UserError",),
     "attfc.evaluation": ("embed_store", "evaluate_pairs", "evaluate_store"),
-    "attfc.heads": ("AttFC", "FullFC", "generative_class_center"),
+    "attfc.heads": ("AttFC", "FullFC", "PartialFC", "generative_class_center"),
     "attfc.losses": ("AdaFace", "ArcFace", "CombinedMargin", "CosFace", "class_softmax", "container_softmax"),
     "attfc.training.model_files": ("load_model", "save_model"),
     "attfc.training.momentum": ("MomentumPair",),
@@ -39,6 +41,7 @@ __all__ = [
     "CosFace",
     "FullFC",
     "MomentumPair",
+    "PartialFC",
     "SyntheticFaces",
     "UserError",
     "class_softmax",
@@ -47,9 +50,11 @@ __all__ = [
     "embed_store",
     "evaluate_pairs",
     "evaluate_store",
+    "from_pretrained",
     "generative_class_center",
     "list_backbones",
     "load_model",
+    "open_model",
     "open_store",
     "save_model",
 ]

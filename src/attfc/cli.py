@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from attfc.commands import data, evaluation, models, training
+from attfc.commands import data, evaluation, export, models, training
 from attfc.commands.common import err, out
 from attfc.errors import UserError
 
@@ -27,6 +27,7 @@ for command in (
     training.train,
     evaluation.evaluate,
     evaluation.report,
+    export.export,
     models.backbones,
     training.presets,
 ):

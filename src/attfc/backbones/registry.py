@@ -21,7 +21,7 @@ from attfc.backbones.tiny import TINY_BLOCKS, TinyIResNet
 from attfc.backbones.vit import VIT_SHAPES, VisionTransformer
 from attfc.errors import UserError, nearest
 
-__all__ = ["BackboneInfo", "backbone_table", "create_backbone", "list_backbones"]
+__all__ = ["BackboneInfo", "backbone_names", "backbone_table", "create_backbone", "list_backbones"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,11 @@ def create_backbone(
             )
     size = entry.image_size if image_size is None else image_size
     return entry.build(name=name, embedding_size=embedding_size, image_size=size, **options)
+
+
+def backbone_names() -> tuple[str, ...]:
+    """Return the names of our registry (not timm's); counts nothing, so it costs nothing."""
+    return tuple(_ENTRIES)
 
 
 @cache

@@ -9,11 +9,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-__all__ = ["CacheOption", "JsonOption", "err", "out", "print_figures", "progress_bar", "write_json"]
+__all__ = ["CacheOption", "JsonOption", "ModelIsOption", "err", "out", "print_figures", "progress_bar", "write_json"]
 
 JsonOption = Annotated[Path | None, typer.Option("--json", help="also write the figures to this file", dir_okay=False)]
 CacheOption = Annotated[
     Path | None, typer.Option("--cache", help="folder for the identity index; default beside the data", file_okay=False)
+]
+ModelIsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model-is",
+        metavar="KEY=VALUE",
+        help="what the model's file does not say: network, image_size, embedding_size, colour_order, mean, std, training_data, licence; repeatable",
+    ),
 ]
 
 out = Console(highlight=False, soft_wrap=True)

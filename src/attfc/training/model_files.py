@@ -24,13 +24,13 @@ from torch import Tensor, nn
 from attfc.backbones import create_backbone
 from attfc.errors import UserError
 
-__all__ = ["load_model", "save_model"]
+__all__ = ["check_colours", "load_model", "save_model"]
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 MAX_CONFIG_BYTES = 2**20
 COLOURS: dict[str, Any] = {"colour_order": "RGB", "mean": 127.5, "std": 127.5}
 NETWORK = re.compile(r"(timm:)?[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
-LARGEST_EMBEDDING, LARGEST_IMAGE = 65_536, 4_096
+LARGEST_EMBEDDING, LARGEST_IMAGE, LARGEST_COLOUR = 65_536, 4_096, 1e6
 
 
 def save_model(folder: Path, backbone: nn.Module, config: Mapping[str, Any] | None = None) -> Path:
@@ -40,7 +40,8 @@ def save_model(folder: Path, backbone: nn.Module, config: Mapping[str, Any] | No
         folder: made if missing; a model that is there is replaced.
         backbone: of `create_backbone`; needs its attributes `name`, `embedding_size` and `image_size`.
         config: more for config.json, JSON-able: "network" and "options" for `create_backbone` (default: the backbone's name, none),
-            "training_data" (what it was trained on, and its licence), anything else.
+            "training_data" (what it was trained on, and its licence), "colour_order", "mean" and "std" where they are not ours
+            (`check_colours`), anything else.
 
     Returns:
         The folder.
@@ -54,13 +55,13 @@ def save_model(folder: Path, backbone: nn.Module, config: Mapping[str, Any] | No
         "network": str(getattr(backbone, "name", "")),
         "options": {},
         "training_data": "unknown",
+        **COLOURS,
         **(config or {}),
         "embedding_size": int(getattr(backbone, "embedding_size", 0)),
         "image_size": int(getattr(backbone, "image_size", 0)),
-        **COLOURS,
         "attfc": metadata.version("attfc"),
     }
-    _check_config(written, "the configuration to save")
+    _check_config(written, "the configuration to save", any_colours=True)
     text = json.dumps(written, indent=2, ensure_ascii=False) + "\n"
     # Copies: tensors that share memory (tied weights) stand for themselves in the file.
     tensors = {
@@ -85,8 +86,12 @@ def save_model(folder: Path, backbone: nn.Module, config: Mapping[str, Any] | No
     return folder
 
 
-def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+def load_model(folder: Path, *, any_colours: bool = False) -> tuple[nn.Module, dict[str, Any]]:
     """Build the backbone of ``folder/config.json`` and fill it from ``folder/model.safetensors``.
+
+    Args:
+        folder: with both files.
+        any_colours: take a model that wants other colours than RGB, ``(x - 127.5) / 127.5``; the caller feeds it as its configuration says.
 
     Returns:
         The backbone on the CPU, in eval mode, float32: (B, 3, image_size, image_size) RGB, ``(x - 127.5) / 127.5`` -> (B, embedding_size);
@@ -97,7 +102,7 @@ def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
             another network: the file, both values and the tensor are named.
     """
     folder = Path(folder)
-    config = _read_config(folder)
+    config = _read_config(folder, any_colours)
     network, weights = str(config["network"]), folder / WEIGHTS
     # Weights come from the file: a network that started from timm's must not be downloaded again.
     options = {name: value for name, value in config["options"].items() if name != "pretrained"}
@@ -123,7 +128,23 @@ def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     return backbone.eval(), config
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def check_colours(values: Mapping[str, Any], where: str) -> None:
+    """Raise UserError unless `values` hold a "colour_order" (RGB or BGR), a "mean" and a "std": a number or one for each channel, std > 0."""
+    if values["colour_order"] not in ("RGB", "BGR"):
+        raise UserError(f"{where}: colour_order is {_short(values['colour_order'])}: use 'RGB' or 'BGR'")
+    for name in ("mean", "std"):
+        value = values[name]
+        numbers = value if isinstance(value, list | tuple) and len(value) == 3 else [value]
+        for number in numbers:
+            sound = isinstance(number, int | float) and not isinstance(number, bool) and abs(number) <= LARGEST_COLOUR
+            if not sound or (name == "std" and number <= 0):
+                kind = "numbers above 0" if name == "std" else "numbers"
+                raise UserError(
+                    f"{where}: {name} is {_short(value)}: use one or three {kind}, in units of pixel values 0 to 255"
+                )
+
+
+def _read_config(folder: Path, any_colours: bool) -> dict[str, Any]:
     path = folder / CONFIG
     try:
         with path.open("rb") as file:
@@ -140,11 +161,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path} is no JSON: {str(error)[:100]}") from None
     if not isinstance(config, dict):
         raise UserError(f"{path} is no JSON object")
-    _check_config(config, str(path))
+    _check_config(config, str(path), any_colours)
     return config
 
 
-def _check_config(config: dict[str, Any], where: str) -> None:
+def _check_config(config: dict[str, Any], where: str, any_colours: bool) -> None:
     for name in ("network", "embedding_size", "image_size", *COLOURS):
         if name not in config:
             raise UserError(f"{where} has no {name!r}")
@@ -155,7 +176,9 @@ def _check_config(config: dict[str, Any], where: str) -> None:
         value = config[name]
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= largest:
             raise UserError(f"{where}: {name} {_short(value)} is no whole number from 1 to {largest}")
-    for name, only in COLOURS.items():
+    if any_colours:
+        check_colours(config, where)
+    for name, only in ({} if any_colours else COLOURS).items():
         if config[name] != only or isinstance(config[name], bool):
             raise UserError(
                 f"{where}: {name} is {_short(config[name])}, this attfc feeds every network RGB as (x - 127.5) / 127.5: use {only!r}"

@@ -1,0 +1,16 @@
+"""Models in and out: open any model for evaluation, export a trained one as ONNX or as a folder for the Hugging Face hub."""
+
+from attfc.deploy.colours import Colours
+from attfc.deploy.export import Exported, export_hub_folder, export_onnx
+from attfc.deploy.hub_folder import from_pretrained
+from attfc.deploy.model_inputs import ModelFacts, open_model
+
+__all__ = [
+    "Colours",
+    "Exported",
+    "ModelFacts",
+    "export_hub_folder",
+    "export_onnx",
+    "from_pretrained",
+    "open_model",
+]
