@@ -3,6 +3,8 @@
 A step costs one streaming pass over the filled slots (two matrix products forward, a multiply of B x D backward) and
 O(B K D) for the centers; memory is the container, whatever the number of identities. There are no parameters: the
 gradient flows into the embeddings alone. Not taken: a B x C matrix of logits, as in the published code.
+Several ranks share the rows of the container. A step gathers labels, queries and new centers, fetches the stored rows of the own samples (where
+an option uses them) and reduces three sums a query; backward needs nobody, because the rows carry no gradient.
 
 The eight steps (the backbones' are the trainer's): 1 queries of unit length; 2 the key encoder follows the query
 encoder; 3 keys embedded; 4 attention of the query over its keys; 5 the generative class center (GCC); 6 logits against
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from attfc.distributed import ALONE, Ranks
 from attfc.errors import UserError, nearest
 from attfc.heads.container import EMPTY, Container, ContainerPolicy, Initial, RowDtype, last_occurrence, merge_centers
 from attfc.heads.head import Head, unit_length
@@ -121,6 +124,8 @@ class AttFC(Head):
             same identity; None: no filtering.
         filtering: what becomes of those, `drop` (out of the softmax) or `zero` (cosine 0, as in arcface_torch).
         block_mib: temporary memory of the streaming pass, MiB.
+        ranks: the processes that share the container; each calls `forward` with its share of the batch, all of equal size, and gets the
+            mean loss of that share. The mean of these over ranks is the loss that one process has for the whole batch.
 
     In `eval()` the loss is computed and nothing is enqueued.
 
@@ -150,6 +155,7 @@ class AttFC(Head):
         interclass_filtering_threshold: float | None = None,
         filtering: Filtering = "drop",
         block_mib: float = 32.0,
+        ranks: Ranks = ALONE,
     ) -> None:
         if center_source not in get_args(CenterSource):
             hint = nearest(str(center_source), get_args(CenterSource))
@@ -181,7 +187,8 @@ class AttFC(Head):
         self.interclass_filtering_threshold = interclass_filtering_threshold
         self.filtering: Filtering = filtering
         self.block_mib = block_mib
-        self.container = Container(slots, embedding_size, policy=policy, dtype=dtype, initial=initial)
+        self.ranks = ranks
+        self.container = Container(slots, embedding_size, policy=policy, dtype=dtype, initial=initial, ranks=ranks)
 
     def forward(self, embeddings_BD: Tensor, labels_B: Tensor, keys_BKD: Tensor | None = None) -> Tensor:
         """Return the mean loss of the batch and enqueue its centers.
@@ -195,9 +202,10 @@ class AttFC(Head):
             UserError: wrong shapes or types, no keys, a batch larger than the container.
         """
         self._check_batch(embeddings_BD, labels_B)
-        self.container.check_room(labels_B.shape[0])
+        self.container.check_room(labels_B.shape[0] * self.ranks.size)
         query_BD, norms_B = unit_length(embeddings_BD)
-        stored_B, stored_BD = self._stored(labels_B)
+        every_label_B = self.ranks.gather(labels_B)
+        stored_B, stored_BD = self._stored(every_label_B)
         if self.center_source == "query":
             center_BD = stored_BD.to(query_BD.dtype)
             new_BD = self._blend(query_BD.detach(), stored_BD, stored_B)
@@ -205,21 +213,34 @@ class AttFC(Head):
             center_BD = new_BD = self._generate(query_BD, keys_BKD, stored_BD, stored_B)
 
         cosine_B = (query_BD * center_BD).sum(dim=1)
-        loss_B = self._loss(query_BD, self.margin(cosine_B, norms_B), labels_B, new_BD)
+        positive_B = self.margin(cosine_B, norms_B) if self.ranks.size == 1 else self._margin(cosine_B, norms_B)
+        every_new_BD = self.ranks.gather(new_BD)
+        loss_B = self._loss(query_BD, positive_B, labels_B, every_new_BD, every_label_B)
         if self.center_source == "query":
             loss_B = torch.where(stored_B, loss_B, 0.0)
         self._note(cosine_B, stored_B)
         if self.training:
-            self.container.enqueue(new_BD, labels_B)
+            self.container.enqueue(every_new_BD, every_label_B)
         return loss_B.mean()
 
-    def _stored(self, labels_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Return who is stored and their rows at unit length; nobody where no option asks for it."""
+    def _margin(self, cosine_B: Tensor, norms_B: Tensor) -> Tensor:
+        """Adjust all ranks' cosines and keep our own: a margin may keep figures of the batch (AdaFace), which is the whole one."""
+        every_cosine_B, every_norm_B = self.ranks.gather(
+            torch.stack([cosine_B.detach(), norms_B.detach()], dim=1)
+        ).T.contiguous()
+        before_B, own_B, after_B = every_cosine_B.tensor_split(
+            (self.ranks.rank * cosine_B.shape[0], (self.ranks.rank + 1) * cosine_B.shape[0])
+        )
+        del own_B
+        return self.ranks.own(self.margin(torch.cat([before_B, cosine_B, after_B]), every_norm_B))
+
+    def _stored(self, every_label_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Return who of our samples is stored and their rows at unit length; nobody where no option asks for it."""
         if self.include_stored_center or self.center_blend > 0 or self.center_source == "query":
-            stored_B, stored_BD = self.container.lookup(labels_B)
-            return stored_B, normalize(stored_BD, dim=1)
-        nobody_B = torch.zeros_like(labels_B, dtype=torch.bool)
-        return nobody_B, torch.zeros((), device=labels_B.device).expand(labels_B.shape[0], self.embedding_size)
+            stored_B, stored_BD = self.container.lookup(every_label_B)
+            return self.ranks.own(stored_B), normalize(self.ranks.sum_own(stored_BD), dim=1)
+        nobody_B = torch.zeros_like(self.ranks.own(every_label_B), dtype=torch.bool)
+        return nobody_B, torch.zeros((), device=nobody_B.device).expand(nobody_B.shape[0], self.embedding_size)
 
     @torch.no_grad()
     def _generate(self, query_BD: Tensor, keys_BKD: Tensor | None, stored_BD: Tensor, stored_B: Tensor) -> Tensor:
@@ -241,18 +262,21 @@ class AttFC(Head):
         blended_BD = normalize(share * stored_BD.to(center_BD.dtype) + (1 - share) * center_BD, dim=1)
         return torch.where(stored_B.unsqueeze(1), blended_BD, center_BD)
 
-    def _loss(self, query_BD: Tensor, positive_B: Tensor, labels_B: Tensor, new_BD: Tensor) -> Tensor:
+    def _loss(
+        self, query_BD: Tensor, positive_B: Tensor, labels_B: Tensor, every_new_BD: Tensor, every_label_B: Tensor
+    ) -> Tensor:
         """Steps 6 and 7 for each sample: the container before this batch is enqueued."""
         rows_CD, labels_C, scales_C = self.container.negatives()
         extra_BD = extra_labels_B = None
         if self.in_batch_negatives:
-            extra_BD, extra_labels_B = new_BD, labels_B
+            extra_BD, extra_labels_B = every_new_BD, every_label_B
             if self.container.policy == "unique":
-                last_B = last_occurrence(labels_B)
-                places_B = torch.arange(labels_B.shape[0], device=labels_B.device)
-                extra_BD = merge_centers(new_BD, last_B)
-                extra_labels_B = torch.where(last_B == places_B, labels_B, EMPTY)
-                labels_C = self.container.labels_without(labels_B)
+                last_B = last_occurrence(every_label_B)
+                places_B = torch.arange(every_label_B.shape[0], device=every_label_B.device)
+                extra_BD = merge_centers(every_new_BD, last_B)
+                extra_labels_B = torch.where(last_B == places_B, every_label_B, EMPTY)
+                labels_C = self.container.labels_without(every_label_B)
+            extra_BD, extra_labels_B = self.ranks.own(extra_BD), self.ranks.own(extra_labels_B)
         return container_softmax(
             query_BD,
             positive_B,
@@ -266,6 +290,7 @@ class AttFC(Head):
             block_mib=self.block_mib,
             filtering_threshold=self.interclass_filtering_threshold,
             filtering=self.filtering,
+            ranks=self.ranks,
         )
 
     @torch.no_grad()

@@ -6,6 +6,8 @@ Both find an identity's slot in O(1) (`LabelIndex`), handle a batch without a lo
 synchronization, and run on the meta device. Memory for C slots of D numbers: C x (4D | 2D | D + 4) bytes of rows
 (float32 | bfloat16 | int8 with one float32 scale a row) and 36 to 52 bytes a slot for label, stamp and index; nothing
 depends on the number of identities. Time a step: O(B) for `fifo`; `unique` adds one top-k over C stamps.
+Several ranks: each holds a block of the rows; labels, stamps and index are kept by all (at D = 512 a fiftieth of the rows' memory),
+so every rank decides alone, and alike, who goes where: the evictions are those of one process, and no step waits for a vote.
 Source: AttFC (arXiv 2503.06839), DCC; `unique` is our own, near the class pool of F2C (arXiv 2105.10375).
 """
 
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from attfc.distributed import ALONE, Ranks, RowShard
 from attfc.errors import UserError, nearest
 from attfc.heads.label_index import LabelIndex
 
@@ -53,9 +56,11 @@ class Container(nn.Module):
         dtype: storage of the rows; int8 keeps a float32 scale a row (row = int8 * scale).
         initial: `empty`: slots without a row are no negatives; `random` (published code): random unit rows that match
             nobody stand in until they are overwritten, drawn from torch's global generator.
+        ranks: the processes that share the rows: `rows` and `row_scales` then hold the block `shard` alone, and all calls
+            take the whole batch, the same on every rank.
 
     Raises:
-        UserError: unknown option, `slots` < 1; in `load_state_dict`: another number of slots, size, dtype or policy.
+        UserError: unknown option, `slots` < 1 or fewer than ranks; in `load_state_dict`: another number of slots, size, dtype or policy.
 
     Buffers: `rows` (C, D), `row_scales` float32 (C,) for int8 only, `labels` int64 (C,) (-1 empty, -2 random row),
     `stamps` int64 (C,) last refresh, `pointer`, `fill`, `step`, `reach`, `policy_code` int64 scalars, and the index.
@@ -81,12 +86,17 @@ class Container(nn.Module):
         policy: ContainerPolicy = "fifo",
         dtype: RowDtype = "float32",
         initial: Initial = "empty",
+        ranks: Ranks = ALONE,
     ) -> None:
         super().__init__()
         if slots < 1:
             raise UserError(f"container has {slots} slots: slots must be at least the batch size")
         if slots >= 1 << 29:
             raise UserError(f"container has {slots} slots: the label index ends at {(1 << 29) - 1}, lower slots")
+        if slots < ranks.size:
+            raise UserError(
+                f"container has {slots} slots, fewer than the {ranks.size} ranks that share them: raise slots or start fewer processes"
+            )
         for name, value, choices in (
             ("policy", policy, get_args(ContainerPolicy)),
             ("dtype", dtype, get_args(RowDtype)),
@@ -100,8 +110,11 @@ class Container(nn.Module):
         self.policy = policy
         self.dtype = dtype
         self.initial = initial
-        self.register_buffer("rows", torch.zeros(slots, embedding_size, dtype=_STORAGE[dtype]))
-        self.register_buffer("row_scales", torch.zeros(slots) if dtype == "int8" else None)
+        self.ranks = ranks
+        self.shard = ranks.shard(slots)
+        held = len(self.shard)
+        self.register_buffer("rows", torch.zeros(held, embedding_size, dtype=_STORAGE[dtype]))
+        self.register_buffer("row_scales", torch.zeros(held) if dtype == "int8" else None)
         self.register_buffer("labels", torch.empty(slots, dtype=torch.int64))
         self.register_buffer("stamps", torch.empty(slots, dtype=torch.int64))
         for name in ("pointer", "fill", "step", "reach", "policy_code"):
@@ -126,9 +139,9 @@ class Container(nn.Module):
         if self.initial == "random":
             block = 1 << 16  # bounds the float32 draft of a container stored in fewer bits
             for start in range(0, self.slots, block):
-                part = slice(start, min(start + block, self.slots))
-                draft = torch.randn(part.stop - start, self.embedding_size, device=self.rows.device)
-                self._store(part, normalize(draft, dim=1))
+                part = torch.arange(start, min(start + block, self.slots), device=self.rows.device)
+                draft = torch.randn(len(part), self.embedding_size, device=self.rows.device)
+                self._store(part, normalize(draft, dim=1))  # all ranks draw all rows: one process has the same
             self.labels.fill_(NOBODY)
             self.fill.fill_(self.slots)
             self._set_reach(self.slots)
@@ -143,22 +156,35 @@ class Container(nn.Module):
     def negatives(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return rows, labels and row scales (int8 only) of all slots that may be filled: views, not copies.
 
-        Slots fill up from number 0, so the tail that no step has reached yet is left out (known on the host).
+        Slots fill up from number 0, so the tail that no step has reached yet is left out (known on the host). Several
+        ranks: of this rank's block.
         """
-        high = self._high_water
-        scales = None if self.row_scales is None else self.row_scales[:high]
-        return self.rows[:high], self.labels[:high], scales
+        filled = self._filled()
+        scales = None if self.row_scales is None else self.row_scales[: len(filled)]
+        return self.rows[: len(filled)], self.labels[filled.block], scales
+
+    def _filled(self) -> RowShard:
+        """Return the part of this rank's block that may be filled."""
+        stop = min(max(self._high_water, self.shard.start), self.shard.stop)
+        return RowShard(self.slots, self.shard.start, stop)
 
     @torch.no_grad()
     def lookup(self, labels_B: Tensor) -> tuple[Tensor, Tensor]:
         """Return who is stored, bool (B,), and their rows, float32 (B, D), zero where not stored.
 
-        With `fifo`, the most recent row of the label. Rows are as stored: bfloat16 and int8 ones are nearly unit length.
+        Several ranks: zero too for rows of another rank; the sum over ranks has them all. With `fifo`, the most recent row of
+        the label. Rows are as stored: bfloat16 and int8 ones are nearly unit length.
         """
         slots_B = self.index.lookup(labels_B, self.labels)
         found_B = slots_B >= 0
-        rows_BD = self._decode(slots_B.clamp_min(0))
-        return found_B, torch.where(found_B.unsqueeze(1), rows_BD, 0.0)
+        if len(self.shard) == 0:
+            return found_B, self.rows.new_zeros(labels_B.shape[0], self.embedding_size, dtype=torch.float32)
+        held_B = found_B if self.ranks.size == 1 else found_B & self._holds(slots_B)
+        rows_BD = self._decode(torch.where(held_B, slots_B - self.shard.start, 0))
+        return found_B, torch.where(held_B.unsqueeze(1), rows_BD, 0.0)
+
+    def _holds(self, slots_B: Tensor) -> Tensor:
+        return (slots_B >= self.shard.start) & (slots_B < self.shard.stop)
 
     @torch.no_grad()
     def labels_without(self, labels_B: Tensor) -> Tensor:
@@ -166,7 +192,7 @@ class Container(nn.Module):
         slots_B = self.index.lookup(labels_B, self.labels)
         labels_C = torch.cat([self.labels, self.labels.new_empty(1)])  # one more, for the writes of absent identities
         labels_C[torch.where(slots_B >= 0, slots_B, self.slots)] = EMPTY
-        return labels_C[: self._high_water]
+        return labels_C[self._filled().block]
 
     def check_room(self, batch: int) -> None:
         """Raise the error of a batch that is larger than the container."""
@@ -250,13 +276,30 @@ class Container(nn.Module):
         placed_B = self.index.insert(labels_B, slots_B, new_B)
         return slots_B, (found_B | placed_B)[last_B], before_B
 
-    def _store(self, slots: Tensor | slice, rows_BD: Tensor) -> None:
-        if self.row_scales is None:
-            self.rows[slots] = rows_BD.to(self.rows.dtype)
+    def _store(self, slots_B: Tensor, rows_BD: Tensor) -> None:
+        if len(self.shard) == 0:
             return
-        scales_B = (rows_BD.abs().amax(dim=1) / 127).clamp_min(1e-12).float()
-        self.rows[slots] = (rows_BD / scales_B.unsqueeze(1)).round().to(torch.int8)
-        self.row_scales[slots] = scales_B
+        scales_B = None
+        if self.row_scales is not None:
+            scales_B = (rows_BD.abs().amax(dim=1) / 127).clamp_min(1e-12).float()
+            rows_BD = (rows_BD / scales_B.unsqueeze(1)).round()
+        rows_BD = rows_BD.to(self.rows.dtype)
+        if self.ranks.size > 1:
+            # To leave out the slots of other ranks would wait for the device to count them. So their writes repeat one that is ours,
+            # and if none is, they write back what is there.
+            ours_B = self._holds(slots_B)
+            first, any_ours = ours_B.int().argmax(), ours_B.any()
+            slots_B = slots_B - self.shard.start
+            slot = torch.where(any_ours, slots_B[first], 0)
+            row_D = torch.where(any_ours, rows_BD[first], self.rows[slot])
+            if self.row_scales is not None and scales_B is not None:
+                scale = torch.where(any_ours, scales_B[first], self.row_scales[slot])
+                scales_B = torch.where(ours_B, scales_B, scale)
+            slots_B = torch.where(ours_B, slots_B, slot)
+            rows_BD = torch.where(ours_B.unsqueeze(1), rows_BD, row_D)
+        self.rows[slots_B] = rows_BD
+        if self.row_scales is not None and scales_B is not None:
+            self.row_scales[slots_B] = scales_B
 
     def _decode(self, slots_B: Tensor) -> Tensor:
         rows_BD = self.rows[slots_B].float()
@@ -269,6 +312,10 @@ class Container(nn.Module):
         return torch.where(real_C, ages_C, 0).sum() / real_C.sum().clamp_min(1)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in ("rows", "row_scales"):  # a state of the whole container: take our block
+            whole = state_dict.get(prefix + name)
+            if self.ranks.size > 1 and whole is not None and whole.shape[0] == self.slots:
+                state_dict[prefix + name] = whole[self.shard.block]
         rows, code = state_dict.get(prefix + "rows"), state_dict.get(prefix + "policy_code")
         if rows is not None and rows.shape != self.rows.shape:
             raise UserError(

@@ -2,14 +2,16 @@
 
 A step is a softmax over all N identities with a margin on the right one. The rows are streamed forward and backward a
 block at a time (`class_softmax`), so no B x N matrix is ever held; time is four matrix products of B x N x D. Memory:
-N x D x 4 B three times (weight, gradient, momentum): 61 GB at 10 million identities and D = 512. One device; the weight
-sharded over ranks is the model-parallel form.
+N x D x 4 B three times (weight, gradient, momentum): 61 GB at 10 million identities and D = 512.
+Several ranks: data parallel, every rank has all rows and the gradients are averaged (the trainer's DistributedDataParallel; moves N x D numbers a
+step); or model parallel, each rank has a block of the rows and their momentum, and B x 2D numbers move (`ranks`).
 Source: ArcFace (arXiv 1801.07698); arcface_torch at sample rate 1.
 """
 
 import torch
 from torch import Tensor, nn
 
+from attfc.distributed import ALONE, Ranks
 from attfc.errors import UserError
 from attfc.heads.head import Head, unit_length
 from attfc.losses.class_softmax import class_softmax
@@ -17,6 +19,8 @@ from attfc.losses.container_softmax import Filtering
 from attfc.losses.margins import Margin
 
 __all__ = ["FullFC"]
+
+DRAWN_ROWS = 1 << 16  # at once, where a rank keeps its own of all rows; times D, a multiple of 16
 
 
 class FullFC(Head):
@@ -29,6 +33,8 @@ class FullFC(Head):
         interclass_filtering_threshold: other identities with a cosine above it are taken for label noise; None: off.
         filtering: what becomes of those, `drop` (out of the softmax) or `zero` (cosine 0, as in arcface_torch).
         block_mib: temporary memory of the streaming passes, MiB.
+        ranks: the processes that share the rows; `weight` is then the block `shard` of them. Each rank calls `forward` with its share of the
+            batch, all of equal size, and gets the mean loss of that share; the rows' gradient is that of the mean over all ranks.
 
     `weight` (N, D) float32 is a parameter, normal with standard deviation 0.01 as in arcface_torch; not normalized in
     storage, so weight decay shortens its rows and that raises their effective learning rate.
@@ -47,21 +53,42 @@ class FullFC(Head):
         interclass_filtering_threshold: float | None = None,
         filtering: Filtering = "drop",
         block_mib: float = 32.0,
+        ranks: Ranks = ALONE,
     ) -> None:
         super().__init__(embedding_size, keys_per_query=0)
         if identities < 1:
             raise UserError(f"identities is {identities}: a classifier needs at least 1 identity")
+        if identities < ranks.size:
+            raise UserError(
+                f"{identities} identities are fewer than the {ranks.size} ranks that share their rows: start fewer processes, or replicate the "
+                f"rows (head.parallel=data)"
+            )
         self.identities = identities
+        self.ranks = ranks
+        self.shard = ranks.shard(identities)
         self.margin = margin
         self.interclass_filtering_threshold = interclass_filtering_threshold
         self.filtering: Filtering = filtering
         self.block_mib = block_mib
-        self.weight = nn.Parameter(torch.empty(identities, embedding_size))
+        self.weight = nn.Parameter(torch.empty(len(self.shard), embedding_size))
         self.reset_parameters()
 
+    @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw the weight anew from torch's global generator."""
-        nn.init.normal_(self.weight, std=0.01)
+        """Draw the weight anew from torch's global generator; every rank draws all rows and keeps its own, those of one process."""
+        if self.ranks.size == 1:
+            nn.init.normal_(self.weight, std=0.01)
+            return
+        start = 0
+        while (
+            start < self.identities
+        ):  # numbers are drawn 16 at a time, an odd rest otherwise: only the last call may have one
+            stop = start + DRAWN_ROWS if self.identities - start >= 2 * DRAWN_ROWS else self.identities
+            draft = nn.init.normal_(self.weight.new_empty(stop - start, self.embedding_size), std=0.01)
+            first, last = max(start, self.shard.start), min(stop, self.shard.stop)
+            if first < last:
+                self.weight[first - self.shard.start : last - self.shard.start] = draft[first - start : last - start]
+            start = stop
 
     def forward(self, embeddings_BD: Tensor, labels_B: Tensor, keys_BKD: Tensor | None = None) -> Tensor:
         """Return the mean loss of the batch; gradient to the embeddings and to `weight`.
@@ -90,11 +117,17 @@ class FullFC(Head):
             block_mib=self.block_mib,
             filtering_threshold=self.interclass_filtering_threshold,
             filtering=self.filtering,
+            ranks=self.ranks,
+            first_class=self.shard.start,
         )
-        with torch.no_grad():
+        self._note(query_BD.detach(), labels_B)
+        return loss_B.mean()
+
+    @torch.no_grad()
+    def _note(self, query_BD: Tensor, labels_B: Tensor) -> None:
+        if self.ranks.size == 1:
             center_BD = unit_length(self.weight[labels_B])[0]
             self._last_step = {"positive_cosine": (query_BD * center_BD).sum(dim=1).mean()}
-        return loss_B.mean()
 
     def extra_repr(self) -> str:
         return f"embedding_size={self.embedding_size}, identities={self.identities}"

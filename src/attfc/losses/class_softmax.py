@@ -8,6 +8,9 @@ beside the weight and its gradient: `block_mib` and a few (B, D).
 The rows are normalized inside, so a row's gradient is tangent to it: d_w = (d_row - row (row . d_row)) / |w|. The target is not
 one of the streamed rows: it gets the margin, and lse of the others must not come from a subtraction (DESIGN section 3).
 
+Rows in shards over ranks: every rank streams its rows for the queries of all (gathered), and the three sums are reduced; the rank that has the
+target row says its cosine. Forward moves B x 2D numbers, backward B (the gradients of all losses).
+
 Source: ArcFace (1801.07698), eq. 3. Shapes: B queries, D dimensions, N classes, R rows of one block.
 """
 
@@ -17,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from attfc.distributed import ALONE, Ranks
 from attfc.losses.container_softmax import Filtering, row_blocks, stream_negatives
 from attfc.losses.margins import Margin
 from attfc.precision import without_autocast
@@ -36,6 +40,8 @@ def class_softmax(
     block_mib: float = 32.0,
     filtering_threshold: float | None = None,
     filtering: Filtering = "drop",
+    ranks: Ranks = ALONE,
+    first_class: int = 0,
 ) -> Tensor:
     """Cross entropy of each query's class against all others, the margin on its own class.
 
@@ -50,6 +56,10 @@ def class_softmax(
         filtering_threshold: other classes with a cosine above it are presumed wrong labels: left out of the softmax
             ("drop"), or taken with cosine 0 ("zero", as arcface_torch).
         filtering: "drop" | "zero".
+        ranks: where there are several, `weight_ND` is this rank's shard of the rows, in which row j is of class `first_class` + j;
+            queries, labels and norms are its own share of the batch (all of equal size), and the loss is that over the rows of all ranks.
+            The gradient of the shard is then divided by their number: that of the mean over ranks of their mean losses.
+        first_class: see `ranks`.
 
     Returns:
         (B,) float32 (float64 for float64), loss per sample, with gradient to query_BD and weight_ND.
@@ -62,7 +72,16 @@ def class_softmax(
     """
     with without_autocast(query_BD):
         loss_B: Tensor = _ClassSoftmax.apply(
-            query_BD, weight_ND, labels_B, margin, norms_B, block_mib, filtering_threshold, filtering
+            query_BD,
+            weight_ND,
+            labels_B,
+            margin,
+            norms_B,
+            block_mib,
+            filtering_threshold,
+            filtering,
+            ranks,
+            first_class,
         )
     return loss_B
 
@@ -79,26 +98,31 @@ class _ClassSoftmax(torch.autograd.Function):
         block_mib: float,
         filtering_threshold: float | None,
         filtering: Filtering,
+        ranks: Ranks,
+        first_class: int,
     ) -> Tensor:
         wide = torch.promote_types(query_BD.dtype, torch.float32)
-        query = query_BD.to(wide)
-        target_weight_BD = weight_ND[labels_B].to(wide)
-        target_length_B = torch.linalg.vector_norm(target_weight_BD, dim=1).clamp_min(SHORTEST)
-        target_BD = target_weight_BD / target_length_B[:, None]
-        cosine_B = (query * target_BD).sum(1)
+        query = ranks.gather(query_BD.detach().to(wide))
+        labels = ranks.gather(labels_B) - first_class
+        norms = None if norms_B is None else ranks.gather(norms_B.detach())
+        here = _here(labels, weight_ND, ranks)
+        target_BD = _target_rows(weight_ND, labels, here, wide)
+        cosine_B = ranks.sum((query * target_BD).sum(1))
         with torch.enable_grad():
             leaf_B = cosine_B.detach().requires_grad_()
-            adjusted_B = margin(leaf_B, norms_B)
+            adjusted_B = margin(leaf_B, norms)
             (slope_B,) = torch.autograd.grad(adjusted_B.sum(), leaf_B)
         adjusted_B = adjusted_B.detach().to(wide)
 
         inverse_N = torch.linalg.vector_norm(weight_ND, dim=1, dtype=wide).clamp_min_(SHORTEST).reciprocal_()
         classes_N = torch.arange(weight_ND.shape[0], device=weight_ND.device)
-        negatives = stream_negatives(
+        # A label of another rank is no row of ours; below 0 it could be taken for an empty one.
+        own_labels = labels if here is None else torch.where(here, labels, weight_ND.shape[0])
+        part = stream_negatives(
             query,
             weight_ND,
             classes_N,
-            labels_B,
+            own_labels,
             margin.scale,
             row_scales_C=inverse_N,
             weighted_sum=ctx.needs_input_grad[0],
@@ -107,26 +131,30 @@ class _ClassSoftmax(torch.autograd.Function):
             filtering=filtering,
             products=wide,
         )
+        negatives = part.reduce_for_all(ranks)
         lse = negatives.log_sum_exp()
         distance_B = lse - margin.scale * adjusted_B
-        ctx.options = margin.scale, block_mib, filtering_threshold
+        ctx.options = margin.scale, block_mib, filtering_threshold, ranks
         mean = None
         if ctx.needs_input_grad[0]:
-            mean = negatives.mean_row() - slope_B[:, None] * target_BD
-        ctx.save_for_backward(query_BD, weight_ND, labels_B, inverse_N, lse, distance_B, slope_B, cosine_B, mean)
-        return torch.logaddexp(distance_B, torch.zeros_like(distance_B))  # softplus, but exact above 20 too
+            mean = ranks.sum_own(negatives.mean_row() - slope_B[:, None] * target_BD)
+        ctx.save_for_backward(query, weight_ND, labels, here, inverse_N, lse, distance_B, slope_B, cosine_B, mean)
+        ctx.query_dtype = query_BD.dtype
+        own_distance_B = ranks.own(distance_B)
+        return torch.logaddexp(own_distance_B, torch.zeros_like(own_distance_B))  # softplus, but exact above 20 too
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_B: Tensor) -> tuple[Tensor | None, ...]:
-        query_BD, weight_ND, labels_B, inverse_N, lse_B, distance_B, slope_B, cosine_B, mean_BD = ctx.saved_tensors
-        scale, block_mib, filtering_threshold = ctx.options
-        pull_B = gradient_B * scale * distance_B.sigmoid()
-        query_gradient = None if mean_BD is None else (pull_B[:, None] * mean_BD).to(query_BD.dtype)
+        query, weight_ND, labels_B, here_B, inverse_N, lse_B, distance_B, slope_B, cosine_B, mean_BD = ctx.saved_tensors
+        scale, block_mib, filtering_threshold, ranks = ctx.options
+        pull_B = ranks.gather(gradient_B) * scale * distance_B.sigmoid()
+        query_gradient = None if mean_BD is None else (ranks.own(pull_B)[:, None] * mean_BD).to(ctx.query_dtype)
         if not ctx.needs_input_grad[1]:
-            return query_gradient, *[None] * 7
-        with without_autocast(query_BD):
-            query = query_BD.to(lse_B.dtype)
+            return query_gradient, *[None] * 9
+        if ranks.size > 1:
+            pull_B = pull_B / ranks.size
+        with without_autocast(query):
             weight_gradient = torch.empty_like(weight_ND)
             bytes_a_row = query.element_size() * 3 * (query.shape[0] + query.shape[1])
             cached = query.device.type == "cpu"
@@ -144,9 +172,27 @@ class _ClassSoftmax(torch.autograd.Function):
                 gradient = p.T @ query
                 gradient.addcmul_(rows, radial[:, None], value=-1).mul_(inverse[:, None])
                 weight_gradient[block] = gradient.to(weight_gradient.dtype)
-            inverse_B = inverse_N[labels_B]
-            rows_B = weight_ND[labels_B].to(query.dtype) * inverse_B[:, None]
-            push_B = -pull_B * slope_B
-            target = (push_B * inverse_B)[:, None] * (query - cosine_B[:, None] * rows_B)
-            weight_gradient.index_add_(0, labels_B, target.to(weight_gradient.dtype))
-        return query_gradient, weight_gradient, *[None] * 6
+            if weight_ND.shape[0]:
+                place_B = labels_B if here_B is None else torch.where(here_B, labels_B, 0)
+                inverse_B = inverse_N[place_B]
+                rows_B = weight_ND[place_B].to(query.dtype) * inverse_B[:, None]
+                push_B = -pull_B * slope_B
+                if here_B is not None:
+                    push_B = torch.where(here_B, push_B, 0.0)
+                target = (push_B * inverse_B)[:, None] * (query - cosine_B[:, None] * rows_B)
+                weight_gradient.index_add_(0, place_B, target.to(weight_gradient.dtype))
+        return query_gradient, weight_gradient, *[None] * 8
+
+
+def _here(labels_B: Tensor, weight_ND: Tensor, ranks: Ranks) -> Tensor | None:
+    """Return whose target row this rank has; None: all have theirs here (one rank)."""
+    return None if ranks.size == 1 else (labels_B >= 0) & (labels_B < weight_ND.shape[0])
+
+
+def _target_rows(weight_ND: Tensor, labels_B: Tensor, here_B: Tensor | None, wide: torch.dtype) -> Tensor:
+    """Return the targets' unit rows, (B, D); zeros where another rank has them."""
+    if weight_ND.shape[0] == 0:
+        return weight_ND.new_zeros(labels_B.shape[0], weight_ND.shape[1], dtype=wide)
+    rows_BD = weight_ND[labels_B if here_B is None else torch.where(here_B, labels_B, 0)].to(wide)
+    rows_BD = rows_BD / torch.linalg.vector_norm(rows_BD, dim=1).clamp_min(SHORTEST)[:, None]
+    return rows_BD if here_B is None else torch.where(here_B[:, None], rows_BD, 0.0)

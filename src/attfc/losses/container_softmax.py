@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from attfc.distributed import ALONE, Ranks
 from attfc.errors import UserError
 from attfc.precision import fast_bfloat16, without_autocast
 
@@ -58,6 +59,32 @@ class NegativeSum:
             weighted_sum_BD = self.weighted_sum_BD * mine_B[:, None] + other.weighted_sum_BD * theirs_B[:, None]
         return NegativeSum(maximum_B, self.denominator_B * mine_B + other.denominator_B * theirs_B, weighted_sum_BD)
 
+    def reduce(self, ranks: Ranks) -> "NegativeSum":
+        """Return the sum over the shards of all ranks, for this rank's own queries: (ranks x B, ...) -> (B, ...).
+
+        Two collectives: the maxima, then denominators and weighted sums, of which each rank gets the block of its own queries.
+        """
+        if ranks.size == 1:
+            return self
+        maximum_B = ranks.maximum(self.maximum_B)
+        shrink_B1 = (self.maximum_B - maximum_B).exp()[:, None]
+        parts = [self.denominator_B[:, None]] + ([] if self.weighted_sum_BD is None else [self.weighted_sum_BD])
+        sums_BX = ranks.sum_own(torch.cat(parts, dim=1).mul_(shrink_B1))
+        weighted_sum_BD = None if self.weighted_sum_BD is None else sums_BX[:, 1:]
+        return NegativeSum(ranks.own(maximum_B), sums_BX[:, 0], weighted_sum_BD)
+
+    def reduce_for_all(self, ranks: Ranks) -> "NegativeSum":
+        """Return maximum and denominator over the shards of all ranks, for all queries, and this rank's part of the weighted sum.
+
+        The parts add up to the whole: what is linear in them can be formed first and summed last.
+        """
+        if ranks.size == 1:
+            return self
+        maximum_B = ranks.maximum(self.maximum_B)
+        shrink_B = (self.maximum_B - maximum_B).exp()
+        weighted_sum_BD = None if self.weighted_sum_BD is None else self.weighted_sum_BD * shrink_B[:, None]
+        return NegativeSum(maximum_B, ranks.sum(self.denominator_B * shrink_B), weighted_sum_BD)
+
     def log_sum_exp(self) -> Tensor:
         """Return log sum_j exp(logit_ij), (B,); -inf over no rows."""
         return self.maximum_B + self.denominator_B.log()
@@ -82,6 +109,7 @@ def container_softmax(
     block_mib: float = 32.0,
     filtering_threshold: float | None = None,
     filtering: Filtering = "drop",
+    ranks: Ranks = ALONE,
 ) -> Tensor:
     """Cross entropy of each query's positive against the container's rows of other identities.
 
@@ -101,6 +129,9 @@ def container_softmax(
         filtering_threshold: negatives with a cosine above it are presumed wrong labels: left out of the softmax ("drop"),
             or taken with cosine 0 and no gradient ("zero", as arcface_torch).
         filtering: "drop" | "zero".
+        ranks: where there are several, the rows and the extra rows are this rank's shard of them, queries, positives and labels its own
+            share of the batch (all of equal size). The loss is that over the rows of all ranks. Forward gathers the queries and labels and
+            reduces (maximum, denominator, weighted sum); backward needs nobody.
 
     Returns:
         (B,) float32 (float64 for float64), loss per sample, gradient to query_BD and positive_B, differentiable
@@ -125,6 +156,7 @@ def container_softmax(
             labels_B,
             scale,
             {"block_mib": block_mib, "filtering_threshold": filtering_threshold, "filtering": filtering},
+            ranks,
         )
     return loss_B
 
@@ -140,14 +172,17 @@ class _ContainerSoftmax(torch.autograd.Function):
         labels_B: Tensor,
         scale: float,
         options: dict[str, Any],
+        ranks: Ranks,
     ) -> Tensor:
         rows_CD, row_labels_C, row_scales_C = container
         options = options | {"weighted_sum": ctx.needs_input_grad[0]}
+        every_query_BD, every_label_B = ranks.gather(query_BD.detach()), ranks.gather(labels_B)
         negatives = stream_negatives(
-            query_BD, rows_CD, row_labels_C, labels_B, scale, row_scales_C=row_scales_C, **options
+            every_query_BD, rows_CD, row_labels_C, every_label_B, scale, row_scales_C=row_scales_C, **options
         )
         if extra[0] is not None:
-            negatives = negatives.merge(stream_negatives(query_BD, *extra, labels_B, scale, **options))
+            negatives = negatives.merge(stream_negatives(every_query_BD, *extra, every_label_B, scale, **options))
+        negatives = negatives.reduce(ranks)
 
         distance_B = negatives.log_sum_exp() - scale * positive_B.to(negatives.maximum_B.dtype)
         ctx.dtypes = query_BD.dtype, positive_B.dtype
@@ -163,7 +198,7 @@ class _ContainerSoftmax(torch.autograd.Function):
         pull_B = pull_B * gradient_B
         query_gradient_BD = (pull_B[:, None] * mean_row_BD).to(query_dtype) if ctx.needs_input_grad[0] else None
         positive_gradient_B = (-pull_B).to(positive_dtype) if ctx.needs_input_grad[1] else None
-        return query_gradient_BD, positive_gradient_B, None, None, None, None, None
+        return query_gradient_BD, positive_gradient_B, *[None] * 6
 
 
 def stream_negatives(

@@ -1,0 +1,272 @@
+"""Ranks: what a component needs to know of the processes it trains with, and the few collectives of this package.
+
+`Ranks()` is one process, the normal case: every operation then returns its argument. With a process group (`Ranks.world()`) the operations are
+torch.distributed's own: gloo on the CPU, NCCL on GPUs. A component takes `ranks` as a plain argument and is written once for both.
+
+Each rank holds an equal share of the global batch: rank r has samples [r b, (r + 1) b), so that a gather puts them in the order of one process.
+**The gradient convention** is DistributedDataParallel's: a rank returns the mean loss of its own samples, gradients add up over ranks, and
+who owns a parameter divides by their number; the result is the gradient of the global mean. `gather` and `sum` are differentiable in this sense.
+Not taken: torch.distributed.nn.functional (deprecated) and _functional_collectives' autograd forms (private, and renamed between torch 2.9 and 2.15).
+
+Rows (class centers) are sharded in the way of torch's `Shard(0)`: rank r has rows [r n, (r + 1) n) with n = ceil(rows / ranks), the last
+ranks fewer or none. So a shard is a DTensor for a checkpoint, which any other number of ranks can read.
+"""
+
+import datetime
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from attfc.errors import UserError
+
+__all__ = ["ALONE", "Ranks", "RowShard", "join_ranks", "launched_ranks", "leave_ranks"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RowShard:
+    """The rows [start, stop) of `rows` that this rank holds."""
+
+    rows: int
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        """Return how many rows this rank holds."""
+        return self.stop - self.start
+
+    @property
+    def block(self) -> slice:
+        """The own rows, to index all of them."""
+        return slice(self.start, self.stop)
+
+
+@dataclass(frozen=True, eq=False)
+class Ranks:
+    """This process among those that train together; all of them call every operation, in the same order.
+
+    Attributes:
+        rank: 0 ... size - 1.
+        size: processes; 1 is the normal case.
+        group: torch's process group, None alone.
+
+    >>> alone = Ranks()
+    >>> alone.gather(torch.ones(2, 3)).shape, alone.shard(10)
+    (torch.Size([2, 3]), RowShard(rows=10, start=0, stop=10))
+    """
+
+    rank: int = 0
+    size: int = 1
+    group: dist.ProcessGroup | None = None
+
+    @classmethod
+    def world(cls) -> "Ranks":
+        """Return all processes of torch's default group, or this one alone where there is none."""
+        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+            return cls()
+        return cls(dist.get_rank(), dist.get_world_size(), dist.group.WORLD)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Ranks":
+        """Copies of a component belong to the same ranks: a process group cannot be copied."""
+        return self
+
+    def shard(self, rows: int) -> RowShard:
+        """Return this rank's share of `rows` rows."""
+        each = -(-rows // self.size)
+        return RowShard(rows, min(self.rank * each, rows), min((self.rank + 1) * each, rows))
+
+    def own(self, gathered: Tensor) -> Tensor:
+        """Return this rank's block of a gathered tensor, a view."""
+        each = gathered.shape[0] // self.size
+        return gathered[self.rank * each : (self.rank + 1) * each]
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Return the blocks of all ranks one below the other, (size x B, ...); differentiable once, every rank's use of a block counts."""
+        if self.size == 1:
+            return tensor
+        gathered: Tensor = _Gather.apply(tensor, self)
+        return gathered
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Return the sum over ranks, on every rank; differentiable once."""
+        if self.size == 1:
+            return tensor
+        total: Tensor = _Sum.apply(tensor, self)
+        return total
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """Return the mean over ranks, on every rank; differentiable once."""
+        return tensor if self.size == 1 else self.sum(tensor) / self.size
+
+    @torch.no_grad()
+    def maximum(self, tensor: Tensor) -> Tensor:
+        """Return the largest of each element over ranks, without gradient."""
+        if self.size == 1:
+            return tensor
+        largest = tensor.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.group)
+        return largest
+
+    @torch.no_grad()
+    def sum_own(self, tensor: Tensor) -> Tensor:
+        """Return this rank's block of the sum over ranks: (size x B, ...) -> (B, ...), without gradient."""
+        if self.size == 1:
+            return tensor
+        block = tensor.new_empty(tensor.shape[0] // self.size, *tensor.shape[1:])
+        dist.reduce_scatter_tensor(block, tensor.contiguous(), group=self.group)
+        return block
+
+    def objects(self, value: T) -> list[T]:
+        """Return the values of all ranks; they are pickled, so this is for what our own processes say, never for files. Waits."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.group)
+        return values
+
+    def once(self, make: Callable[[], T]) -> T:
+        """Call `make` on rank 0 and return its value on every rank; a UserError is raised on every rank."""
+        if self.size == 1:
+            return make()
+        said: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                said[0] = make()
+            except UserError as error:
+                said[1] = str(error)
+        dist.broadcast_object_list(said, src=0, group=self.group)
+        if said[1] is not None:
+            raise UserError(said[1])
+        value: T = said[0]
+        return value
+
+    def together(self, make: Callable[[], T]) -> T:
+        """Call `make` on every rank; a UserError of any is raised on all, so that nobody waits for one who has left."""
+        if self.size == 1:
+            return make()
+        value: T | None = None
+        fault: str | None = None
+        try:
+            value = make()
+        except UserError as error:
+            fault = str(error)
+        faults = self.objects(fault)
+        first = next((number for number, text in enumerate(faults) if text is not None), None)
+        if first is not None:
+            alike = len(set(faults)) == 1
+            raise UserError(str(faults[first]) if alike else f"rank {first}: {faults[first]}")
+        return value  # type: ignore[return-value]
+
+    def barrier(self) -> None:
+        """Wait until all ranks are here."""
+        if self.size > 1:
+            dist.barrier(group=self.group)
+
+
+ALONE = Ranks()
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, ranks: Ranks) -> Tensor:
+        ctx.ranks = ranks
+        gathered = tensor.new_empty(tensor.shape[0] * ranks.size, *tensor.shape[1:])
+        dist.all_gather_into_tensor(gathered, tensor.contiguous(), group=ranks.group)
+        return gathered
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.ranks.sum_own(gradient), None
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, ranks: Ranks) -> Tensor:
+        ctx.ranks = ranks
+        total = tensor.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=ranks.group)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=ctx.ranks.group)
+        return total, None
+
+
+def launched_ranks() -> int:
+    """Return how many processes the launcher (torchrun, or whoever sets its variables) started; 1 without one."""
+    if "RANK" not in os.environ:
+        return 1
+    try:
+        return int(os.environ["WORLD_SIZE"])
+    except (KeyError, ValueError):
+        found = os.environ.get("WORLD_SIZE")
+        raise UserError(
+            f"RANK={os.environ['RANK']} is set but WORLD_SIZE is {found!r}: start with torchrun, which sets both"
+        ) from None
+
+
+def join_ranks(device: torch.device, timeout_seconds: float = 600.0) -> tuple[Ranks, torch.device]:
+    """Join the processes that the launcher started; without a launcher, do nothing.
+
+    Args:
+        device: of the training. cuda without a number becomes this rank's own, by LOCAL_RANK.
+        timeout_seconds: longest wait for another rank, in any collective; then the process ends with an error.
+
+    Returns:
+        The ranks, and this rank's device.
+
+    Raises:
+        UserError: the port is in use, ranks did not come, or there are more processes than GPUs on this host.
+
+    NCCL on GPUs is written after torch's documentation and has not been run by us: docs/distributed.md.
+    """
+    if launched_ranks() == 1 or dist.is_initialized():
+        return Ranks.world(), device
+    if device.type == "cuda":
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        if local >= torch.cuda.device_count():
+            raise UserError(
+                f"local rank {local} on {socket.gethostname()} has no GPU of its own, the host has {torch.cuda.device_count()}: "
+                f"start torchrun with --nproc-per-node={max(torch.cuda.device_count(), 1)}"
+            )
+        if device.index is None:
+            device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    place = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
+    try:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            timeout=datetime.timedelta(seconds=timeout_seconds),
+            device_id=device if device.type == "cuda" else None,
+        )
+    except dist.DistNetworkError as error:
+        reason = " ".join(str(error).split())
+        if "EADDRINUSE" in reason:
+            raise UserError(
+                f"the port of MASTER_ADDR:MASTER_PORT = {place} is in use: choose another "
+                "(one host: torchrun --standalone finds a free one; several: --rdzv-endpoint HOST:PORT)"
+            ) from None
+        raise UserError(f"cannot reach the other ranks at {place}: {reason[:300]}") from None
+    except (dist.DistError, ValueError) as error:
+        raise UserError(
+            f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} could not join at {place}: {' '.join(str(error).split())[:300]}"
+        ) from None
+    return Ranks.world(), device
+
+
+def leave_ranks() -> None:
+    """Leave the process group, where there is one."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
