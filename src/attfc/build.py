@@ -25,7 +25,7 @@ from attfc.config import RunConfig, config_to_yaml, load_config
 from attfc.data import AttentionLoader, Augment, CombinedStore, DecodedCache, Store, open_store
 from attfc.errors import UserError
 from attfc.evaluation import Pairs, evaluate_store, generate_pairs, read_pairs, write_report
-from attfc.heads import AttFC, FullFC, Head
+from attfc.heads import AttFC, FullFC, Head, PartialFC, RowStore
 from attfc.losses import AdaFace, ArcFace, CombinedMargin, CosFace, Margin
 from attfc.precision import best_autocast_dtype
 from attfc.training.checkpoint import latest_checkpoint, load_checkpoint
@@ -114,6 +114,20 @@ def build_head(config: RunConfig, identities: int) -> Head:
             f"{_data_name(config)} holds {identities} identity: training tells identities apart, so it needs at least 2"
         )
     margin = build_margin(config)
+    if config.head.name == "partial_fc" or config.head.rows != "device":
+        folder = config.head.rows_folder
+        return PartialFC(
+            config.backbone.embedding_size,
+            identities,
+            margin,
+            # A full FC whose rows are elsewhere is a Partial FC that brings all of them.
+            config.head.sample_rate if config.head.name == "partial_fc" else 1.0,
+            seed=config.seed,
+            interclass_filtering_threshold=config.head.interclass_filtering_threshold,
+            filtering=config.head.filtering,
+            rows=RowStore(config.head.rows, Path(folder).expanduser() if folder else None),
+            block_mib=config.head.block_mib,
+        )
     if config.head.name == "full_fc":
         return FullFC(
             config.backbone.embedding_size,
@@ -297,6 +311,7 @@ def _assemble(config: RunConfig, folder: Path | None, progress: Callable[[int, i
         ),
         learning_rate=config.optimizer.learning_rate,
         momentum=config.optimizer.momentum,
+        stores={head.weight: head.rows} if isinstance(head, PartialFC) and head.rows.place != "device" else None,
     )
     warmup = round(
         config.schedule.warmup_epochs * loader.epoch_length / (config.batch_size * config.optimizer.accumulation)

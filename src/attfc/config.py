@@ -155,12 +155,22 @@ class MarginConfig(Section):
 class HeadConfig(Section):
     """What turns embeddings and labels into a loss."""
 
-    name: Literal["attfc", "full_fc"] = "attfc"
+    name: Literal["attfc", "full_fc", "partial_fc"] = "attfc"
     interclass_filtering_threshold: Annotated[float, Field(gt=-1, le=1)] | None = Field(
         None, description="negatives with a larger cosine are dropped"
     )
     filtering: Literal["drop", "zero"] = "drop"
     block_mib: Annotated[float, Field(gt=0)] = Field(32.0, description="working memory of the streaming pass, MiB")
+    sample_rate: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.1, description="partial_fc: share of the identities in a step"
+    )
+    rows: Literal["device", "host", "file"] = Field(
+        "device",
+        description="full_fc, partial_fc: where rows and momentum live; host and file bring a step's rows to the device",
+    )
+    rows_folder: str | None = Field(
+        None, description="rows=file: a folder on a fast disk, for the rows and their momentum"
+    )
 
 
 class OptimizerConfig(Section):
@@ -280,6 +290,16 @@ class RunConfig(Section):
         if self.data.merge_names and not self.data.sources:
             raise ValueError(
                 "data.merge_names joins data.sources, and there are none: set data.sources=[{root: A}, {root: B}]"
+            )
+        if self.head.rows != "device" and self.head.name not in ("full_fc", "partial_fc"):
+            raise ValueError(
+                f"head.rows={self.head.rows}, but head.name={self.head.name} has no rows to train: "
+                "take head.name=partial_fc or full_fc, or leave head.rows out (a container's memory: container.dtype)"
+            )
+        if (self.head.rows == "file") != (self.head.rows_folder is not None):
+            raise ValueError(
+                f"head.rows={self.head.rows} with head.rows_folder={self.head.rows_folder}: "
+                "head.rows=file needs head.rows_folder, a folder on a fast disk, and nothing else uses it"
             )
         if self.container.slots is None and self.container.ratio is None:
             raise ValueError("container.slots and container.ratio are both null: set one of them")

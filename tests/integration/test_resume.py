@@ -29,6 +29,14 @@ HEADS = {
         "key_encoder.momentum=0.9",
     ],
     "full_fc": ["head.name=full_fc"],
+    "partial_fc": ["head.name=partial_fc", "head.sample_rate=0.3"],
+    "partial_fc_adamw": [
+        "head.name=partial_fc",
+        "head.rows=host",
+        "optimizer.name=adamw",
+        "optimizer.learning_rate=0.001",
+        "optimizer.accumulation=2",
+    ],
     "adaface_adamw": [
         "margin.name=adaface",
         "optimizer.name=adamw",
@@ -77,6 +85,8 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
         ("published", 7, 0),
         ("int8", 10, 0),
         ("full_fc", 5, 0),
+        ("partial_fc", 6, 0),
+        ("partial_fc_adamw", 4, 0),
         ("adaface_adamw", 6, 0),
         ("accumulated", 3, 0),
     ],

@@ -2,16 +2,18 @@
 
 Every parameter that takes a gradient is in exactly one group, shared ones once. Norm and bias parameters are told by shape: fewer than two
 dimensions (weights of BatchNorm, LayerNorm and PReLU, and every bias). Weight decay 5e-4 on everything is what arcface_torch does; sparing
-norms and biases is the option (arXiv 1812.01187, section 3.1). A head without parameters (AttFC) adds nothing.
+norms and biases is the option (arXiv 1812.01187, section 3.1). A head without parameters (AttFC) adds nothing. Parameters with sparse
+gradients (the rows of Partial FC) are trained row by row: `row_optimizers`.
 """
 
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from torch import nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import Optimizer
 
 from attfc.errors import UserError
+from attfc.training.row_optimizers import RowAdamW, RowSGD, Stores
 
 __all__ = ["build_optimizer", "parameter_groups"]
 
@@ -75,6 +77,7 @@ def build_optimizer(
     momentum: float = 0.9,
     betas: tuple[float, float] = (0.9, 0.999),
     epsilon: float = 1e-8,
+    stores: Stores | None = None,
 ) -> Optimizer:
     """Build SGD (with momentum) or AdamW over `groups` of `parameter_groups`.
 
@@ -84,6 +87,7 @@ def build_optimizer(
         learning_rate: > 0; 0.1 suits SGD at batch 512, 0.001 AdamW.
         momentum: of SGD, in [0, 1).
         betas, epsilon: of AdamW.
+        stores: where the optimizer state of a parameter lives, if not beside it (`RowStore`).
 
     Raises:
         UserError: unknown name, or a number out of its range.
@@ -94,7 +98,7 @@ def build_optimizer(
         raise UserError(f"SGD momentum {momentum} is outside [0, 1): 0.9 is the usual one")
     scaled = [{**group, "lr": learning_rate * group.get("learning_rate_scale", 1.0)} for group in groups]
     if name == "sgd":
-        return SGD(scaled, lr=learning_rate, momentum=momentum)
+        return RowSGD(scaled, lr=learning_rate, momentum=momentum, stores=stores)
     if name == "adamw":
-        return AdamW(scaled, lr=learning_rate, betas=betas, eps=epsilon)
+        return RowAdamW(scaled, lr=learning_rate, betas=betas, eps=epsilon, stores=stores)
     raise UserError(f"optimizer {name!r} is unknown: use 'sgd' or 'adamw'")

@@ -1,0 +1,176 @@
+"""Partial FC: a trained class center for every identity, of which a step sees the batch's and a random share of the others.
+
+A step draws S = round(r N) classes (at least B), those of the batch always among them (`class_draw`), gathers their rows and
+computes the margin softmax over these alone (`class_softmax`, streamed). The gradient of `weight` is a sparse tensor of the S
+rows, so there is no N x D gradient, and an optimizer for rows (`attfc.training.row_optimizers`) changes those rows and their
+momentum only: a row that is not sampled keeps both bit for bit, and no weight decay reaches it. Memory: N D 4 B twice (rows,
+momentum), and for the step S D 4 B two to three times (the rows, their gradient, once more with gradient accumulation a batch).
+Time: four products of B x S x D, the gather, and the draw. At r = 1 it is the full FC at the price of a copy of the rows.
+
+The rows may live in host memory or in a file (`row_store`); the softmax runs where the embeddings are.
+Source: Partial FC (arXiv 2203.15565); arcface_torch. Differs: the draw is a function of (seed, step) and not of a generator;
+arcface_torch moves the sampled rows and their momentum through a parameter of the sampled size and exchanges the optimizer's state
+under it, here the gradient says which rows it is about; its loss is in half precision under AMP, ours in float32.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from attfc.errors import UserError
+from attfc.heads.class_draw import draw_classes, drawn_classes
+from attfc.heads.head import Head, unit_length
+from attfc.heads.row_store import RowStore, sampled_rows
+from attfc.losses.class_softmax import class_softmax
+from attfc.losses.container_softmax import Filtering
+from attfc.losses.margins import Margin
+
+__all__ = ["PartialFC"]
+
+
+class PartialFC(Head):
+    """Classifier on unit embeddings and unit class centers, over a sample of the classes, with a margin.
+
+    Args:
+        embedding_size: D.
+        identities: N; labels are 0 to N - 1.
+        margin: margin on the right identity's cosine; owns the scale s.
+        sample_rate: r, 0 < r <= 1: share of the identities in a step. Fewer than the batch are never taken.
+        seed: names the draws; draw number t is a function of (seed, t).
+        interclass_filtering_threshold: other identities with a cosine above it are taken for label noise; None: off.
+        filtering: what becomes of those, `drop` (out of the softmax) or `zero` (cosine 0, as in arcface_torch).
+        rows: where the rows live; default: on the device of the head.
+        block_mib: temporary memory of the streaming passes, MiB.
+
+    Raises:
+        UserError: `sample_rate` outside (0, 1], no identity.
+
+    `weight` (N, D) float32 is a parameter, drawn as `FullFC` draws it. Its gradient is sparse: train it with
+    `attfc.training.optimizers.build_optimizer`, or any optimizer that takes sparse gradients. In `eval()` the loss is that of the next
+    draw, which stays the next.
+
+    >>> head = PartialFC(embedding_size=8, identities=100, margin=Margin(scale=16.0), sample_rate=0.1)
+    >>> head(torch.randn(4, 8), torch.tensor([3, 1, 4, 1])).backward()
+    >>> head.weight.grad.values().shape  # of 100 rows
+    torch.Size([10, 8])
+    """
+
+    def __init__(
+        self,
+        embedding_size: int,
+        identities: int,
+        margin: Margin,
+        sample_rate: float = 0.1,
+        *,
+        seed: int = 0,
+        interclass_filtering_threshold: float | None = None,
+        filtering: Filtering = "drop",
+        rows: RowStore | None = None,
+        block_mib: float = 32.0,
+    ) -> None:
+        super().__init__(embedding_size, keys_per_query=0)
+        if not 1 <= identities < 1 << 31:
+            raise UserError(f"identities is {identities}: a classifier needs at least 1 identity and fewer than 2**31")
+        if not 0 < sample_rate <= 1:
+            raise UserError(f"sample_rate is {sample_rate}: it is a share of the identities, 0 < r <= 1, usually 0.1")
+        self.identities = identities
+        self.margin = margin
+        self.sample_rate = sample_rate
+        self.seed = seed
+        self.interclass_filtering_threshold = interclass_filtering_threshold
+        self.filtering: Filtering = filtering
+        self.block_mib = block_mib
+        self.rows = RowStore() if rows is None else rows
+        self.draws = 0
+        """Draws so far: the number of the next one."""
+        self.weight = nn.Parameter(self.rows.zeros(identities, embedding_size))
+        self.weight.register_post_accumulate_grad_hook(self._keep_coalesced)  # type: ignore[no-untyped-call]
+        self._sampled = 0
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weight anew from torch's global generator."""
+        nn.init.normal_(self.weight, std=0.01)
+
+    def classes_in_a_step(self, batch: int) -> int:
+        """Return S, the classes of a step with that many samples: round(r N), but never fewer than the batch or more than N."""
+        return min(self.identities, max(round(self.sample_rate * self.identities), batch))
+
+    def forward(self, embeddings_BD: Tensor, labels_B: Tensor, keys_BKD: Tensor | None = None) -> Tensor:
+        """Return the mean loss of the batch over the sampled classes; gradient to the embeddings, and to their rows of `weight`.
+
+        Args:
+            embeddings_BD: (B, D) float of any dtype and length; computed in float32 (float64 stays).
+            labels_B: (B,) int64, 0 <= label < identities; not modified.
+            keys_BKD: ignored; the trainer passes (B, 0, D) or nothing.
+
+        Raises:
+            UserError: wrong shapes or types; a label out of range (seen on the CPU, where looking is free).
+        """
+        self._check_batch(embeddings_BD, labels_B)
+        if labels_B.device.type == "cpu" and bool((labels_B >= self.identities).any()):
+            raise UserError(
+                f"label {int(labels_B.max())} is outside 0 to {self.identities - 1}: "
+                f"build the head with identities = the data set's number of identities"
+            )
+        query_BD, norms_B = unit_length(embeddings_BD)
+        count = self.classes_in_a_step(len(labels_B))
+        sampled_S = draw_classes(labels_B, self.identities, count, self.seed, self.draws)
+        rows_SD = sampled_rows(self.weight, sampled_S)
+        place_B = torch.searchsorted(sampled_S, labels_B)
+        loss_B = class_softmax(
+            query_BD,
+            rows_SD,
+            place_B,
+            self.margin,
+            norms_B=norms_B,
+            block_mib=self.block_mib,
+            filtering_threshold=self.interclass_filtering_threshold,
+            filtering=self.filtering,
+        )
+        with torch.no_grad():
+            center_BD = unit_length(rows_SD[place_B])[0]
+            self._last_step = {"positive_cosine": (query_BD * center_BD).sum(dim=1).mean()}
+        if self.training:
+            self.draws += 1
+            self._sampled = count
+            if self.rows.place == "file" and count < self.identities:
+                self.rows.prefetch(self.next_draw(count))
+        return loss_B.mean()
+
+    def next_draw(self, count: int) -> Tensor:
+        """Return the classes that the next step draws beside its batch's own, int64 on the CPU: what can be known ahead."""
+        drawn = drawn_classes(self.identities, count, self.seed, self.draws, torch.device("cpu"))
+        return drawn[drawn < self.identities][:count]
+
+    def _keep_coalesced(self, weight: nn.Parameter) -> None:
+        """Say that the rows of the gradient are ascending and different: autograd forgets it, and finding out takes a sort.
+
+        After one backward they are; several (gradient accumulation) append their rows, and the optimizer adds them up.
+        """
+        gradient = weight.grad
+        if gradient is not None and gradient.is_sparse and gradient._nnz() == self._sampled:
+            gradient._coalesced_(True)
+
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+        """Rows in host memory or in a file stay there, as float32, when the head is moved or cast."""
+        if self.rows.place == "device":
+            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        weight = self._parameters.pop("weight")
+        try:
+            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        finally:
+            self._parameters["weight"] = weight
+
+    def get_extra_state(self) -> Tensor:
+        """Return the number of the next draw, so that a resumed run goes on with it."""
+        return torch.tensor(self.draws, dtype=torch.int64, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take up a saved number."""
+        self.draws = int(state)
+
+    def extra_repr(self) -> str:
+        return (
+            f"embedding_size={self.embedding_size}, identities={self.identities}, sample_rate={self.sample_rate:g}, "
+            f"rows={self.rows.place}"
+        )

@@ -1,0 +1,164 @@
+"""Where the rows of a classifier and their optimizer state live: on the device, in host memory, or in a file.
+
+`device`: ordinary tensors. `host`: ordinary tensors on the CPU that stay there when the head moves; a step gathers the sampled
+rows into one block (page-locked where an accelerator is used), copies it over, and takes their gradient back. `file`: the
+same, with memory mapped from a file, so that the rows may be larger than the memory: the operating system keeps the pages in use.
+The file is working memory, not a save: it changes with every step, so after a crash it would be of no step at all. It has
+no name (it is removed from the folder as soon as it is open, and its room is given back when the process ends, however it
+ends), two runs never share it, and a checkpoint holds the rows as it holds everything.
+
+Prefetching. The next step's draw is known one step ahead (`class_draw`), the next batch's own classes are not. `file`: a
+thread touches the pages of the next draw, of the rows and of their state, while the device is busy; this changes no value. `host`:
+nothing is copied ahead: the draw overlaps with the rows that this step is about to change, and the gathered block would be stale.
+Cost of a step with S sampled rows of D numbers: S D 4 B to the device, S D 4 B of gradient back, and the update on the host.
+"""
+
+import mmap
+import os
+import tempfile
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from attfc.errors import UserError, nearest
+
+__all__ = ["RowPlace", "RowStore", "sampled_rows"]
+
+RowPlace = Literal["device", "host", "file"]
+
+_PAGE = 4096  # bytes; larger pages hold more rows, which does no harm
+
+
+class RowStore:
+    """Makes the tensors of rows, and looks after those that do not live on the device.
+
+    Args:
+        place: `device` | `host` | `file`.
+        folder: for `file`: a folder on a fast disk with room for the rows and their state; made if missing.
+
+    Raises:
+        UserError: unknown place; `file` without a folder, or a folder with another place.
+    """
+
+    def __init__(self, place: RowPlace = "device", folder: Path | None = None) -> None:
+        if place not in get_args(RowPlace):
+            raise UserError(
+                f"rows is {place!r}: choose one of {', '.join(get_args(RowPlace))}{nearest(str(place), get_args(RowPlace))}"
+            )
+        if place == "file" and folder is None:
+            raise UserError(
+                "rows=file needs rows_folder: a folder on a fast disk with room for the rows and their state"
+            )
+        if place != "file" and folder is not None:
+            raise UserError(f"rows_folder is {folder}, but rows={place} uses no file: set rows=file or leave it out")
+        self.place = place
+        self.folder = folder
+        self._mapped: list[Tensor] = []
+        self._thread: ThreadPoolExecutor | None = None
+        self._prefetch: Future[int] | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "RowStore":
+        """Copy the kind; the tensors of the copy are its owner's business, and are ordinary memory."""
+        return RowStore(self.place, self.folder)
+
+    def zeros(self, *shape: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> Tensor:
+        """Return zeros in this place; `device` counts for `device` only.
+
+        Raises:
+            UserError: the file cannot be made or the disk has no room for it.
+        """
+        if self.place == "device":
+            return torch.zeros(shape, dtype=dtype, device=device)
+        if self.place == "host" or 0 in shape:
+            return torch.zeros(shape, dtype=dtype, device="cpu")
+        tensor = self._map(torch.Size(shape), dtype)
+        self._mapped.append(tensor)
+        return tensor
+
+    def prefetch(self, rows: Tensor) -> None:
+        """Bring the pages of these rows into memory, in a thread; a call while the last is under way is left out.
+
+        Args:
+            rows: int64, any order, on the CPU.
+        """
+        if self.place != "file" or (self._prefetch is not None and not self._prefetch.done()):
+            return
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="rows")
+        self._prefetch = self._thread.submit(self._touch, rows)
+
+    def _touch(self, rows: Tensor) -> int:
+        """Read one number a page of each row of every tensor; return how many were read."""
+        read = 0
+        for tensor in self._mapped:
+            if tensor.dim() != 2:
+                continue
+            step = max(1, _PAGE // tensor.element_size())
+            columns = {*range(0, tensor.shape[1], step), tensor.shape[1] - 1}
+            for column in sorted(columns):
+                read += len(tensor[:, column].index_select(0, rows))
+        return read
+
+    def _map(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        assert self.folder is not None
+        size = shape.numel() * dtype.itemsize
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder, prefix="attfc-rows-") as file:
+                # Room now, not a bus error in mid-run; holes would be found when the disk is full.
+                _reserve(file.fileno(), size)
+                memory = mmap.mmap(file.fileno(), size)  # the mapping outlives the file object
+        except OSError as error:
+            raise UserError(
+                f"cannot make a file of {size / 2**30:.2f} GiB for rows in rows_folder={self.folder}: "
+                f"{error.strerror or error}; choose a folder with more room"
+            ) from None
+        return torch.frombuffer(memory, dtype=dtype).view(shape)
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Take `size` bytes of the disk, or only set the length where the system cannot reserve."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+    else:  # macOS
+        os.truncate(descriptor, size)
+
+
+def sampled_rows(weight_ND: Tensor, sampled_S: Tensor) -> Tensor:
+    """Return rows of `weight_ND` on the device of `sampled_S`; their gradient reaches the weight as a sparse one.
+
+    Args:
+        weight_ND: (N, D), on any device.
+        sampled_S: (S,) int64, ascending and all different.
+
+    Returns:
+        (S, D), a copy. Its gradient makes `weight_ND.grad` a sparse COO tensor of S rows, on the weight's own device.
+    """
+    rows_SD: Tensor = _SampledRows.apply(weight_ND, sampled_S)
+    return rows_SD
+
+
+class _SampledRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight_ND: Tensor, sampled_S: Tensor) -> Tensor:
+        home_S = sampled_S.to(weight_ND.device)
+        ctx.save_for_backward(home_S)
+        ctx.shape = weight_ND.shape
+        if weight_ND.device == sampled_S.device:
+            return weight_ND.index_select(0, home_S)
+        lock = sampled_S.device.type == "cuda"
+        block_SD = torch.empty(len(home_S), weight_ND.shape[1], dtype=weight_ND.dtype, pin_memory=lock)
+        torch.index_select(weight_ND, 0, home_S, out=block_SD)
+        return block_SD.to(sampled_S.device, non_blocking=lock)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_SD: Tensor) -> tuple[Tensor, None]:
+        (home_S,) = ctx.saved_tensors
+        values_SD = gradient_SD.to(home_S.device)
+        gradient = torch.sparse_coo_tensor(
+            home_S.unsqueeze(0), values_SD, ctx.shape, is_coalesced=True, check_invariants=False
+        )
+        return gradient, None

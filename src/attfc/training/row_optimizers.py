@@ -1,0 +1,185 @@
+"""SGD and AdamW in which a parameter with a sparse gradient is trained row by row: what the gradient does not name is not touched.
+
+`torch.optim.SGD` turns the momentum of a sparse gradient into a sparse tensor and refuses weight decay, `SparseAdam` knows neither weight
+decay nor other parameters. Here parameters with dense gradients go the way of the parent class, unchanged; for one with a
+sparse COO gradient (the rows of Partial FC) each row has an optimizer of its own, whose clock ticks only in the steps that name the row:
+momentum, weight decay and the step count of AdamW's bias correction rest while the row is absent, and go on from where they
+were when it comes again. With every row named in every step this is the dense optimizer. The state is dense and named as the
+parent names it (`momentum_buffer`; `exp_avg`, `exp_avg_sq`, `step`), and `row_steps` (N,) for AdamW.
+Cost: reads and writes of the named rows and their state; temporaries of one block of rows.
+
+Not taken: a hook of the head that the trainer calls with the learning rate. The gradient is the contract: accumulation adds sparse
+gradients, the scaler unscales and skips them, the schedule, groups, decay and state_dict are those of any parameter, and a trainer that
+has never heard of rows is right.
+Source: the update of Partial FC (arXiv 2203.15565) with SGD, as arcface_torch; lazily resting momentum as in its PartialFC.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, AdamW
+
+from attfc.heads.row_store import RowStore
+
+__all__ = ["RowAdamW", "RowSGD"]
+
+Stores = Mapping[Tensor, RowStore]
+_BLOCK_BYTES = {"cpu": 4 << 20}  # of a block of rows: a few such fit a cache; elsewhere fewer, larger launches
+_BLOCK_BYTES_ELSEWHERE = 64 << 20
+
+
+class RowSGD(SGD):
+    """SGD with momentum and weight decay, row by row for sparse gradients.
+
+    g = gradient + decay w;  m = momentum m + g;  w = w - lr m, for the rows named by the gradient.
+
+    Args:
+        params, lr, momentum: as `torch.optim.SGD`; weight decay comes with the groups.
+        stores: where the state of a parameter is to live, for those whose rows are not ordinary memory.
+    """
+
+    def __init__(
+        self, params: Iterable[dict[str, Any]], lr: float, momentum: float = 0.0, *, stores: Stores | None = None
+    ) -> None:
+        super().__init__(params, lr=lr, momentum=momentum)
+        self._stores: Stores = stores or {}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step; a closure is evaluated first."""
+        return _step(self, SGD.step, _sgd_rows, closure)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up a saved state; state that lives in a store is copied into it."""
+        super().load_state_dict(state_dict)
+        _move_in(self)
+
+
+class RowAdamW(AdamW):
+    """AdamW, row by row for sparse gradients; arguments as `RowSGD`."""
+
+    def __init__(
+        self,
+        params: Iterable[dict[str, Any]],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        *,
+        stores: Stores | None = None,
+    ) -> None:
+        super().__init__(params, lr=lr, betas=betas, eps=eps)
+        self._stores: Stores = stores or {}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step; a closure is evaluated first."""
+        return _step(self, AdamW.step, _adamw_rows, closure)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up a saved state; state that lives in a store is copied into it."""
+        super().load_state_dict(state_dict)
+        _move_in(self)
+
+
+RowUpdate = Callable[[Tensor, Tensor, Tensor, dict[str, Any], dict[str, Any]], None]
+
+
+def _step(
+    optimizer: RowSGD | RowAdamW, dense_step: Callable[..., Any], update: RowUpdate, closure: Callable[[], float] | None
+) -> float | None:
+    """Update the rows of sparse gradients, and leave the others to the parent, which does not see the sparse ones."""
+    loss = None
+    if closure is not None:
+        with torch.enable_grad():
+            loss = closure()
+    sparse: list[tuple[Tensor, Tensor]] = []
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            gradient = parameter.grad
+            if gradient is None or not gradient.is_sparse:
+                continue
+            gradient = gradient.coalesce()  # at once if the head vouched for it
+            _update(optimizer, parameter, gradient, group, update)
+            sparse.append((parameter, gradient))
+            parameter.grad = None
+    try:
+        dense_step(optimizer)
+    finally:
+        for parameter, gradient in sparse:
+            parameter.grad = gradient
+    return loss
+
+
+def _update(
+    optimizer: RowSGD | RowAdamW, parameter: Tensor, gradient: Tensor, group: dict[str, Any], update: RowUpdate
+) -> None:
+    """Walk over the named rows a block at a time, so that temporaries stay small and in cache."""
+    state = optimizer.state[parameter]
+    _prepare_state(optimizer, parameter, state, group)
+    rows, values = gradient.indices()[0], gradient.values()
+    bytes_a_row = max(1, values[:1].numel() * values.element_size())
+    block = max(1, _BLOCK_BYTES.get(parameter.device.type, _BLOCK_BYTES_ELSEWHERE) // bytes_a_row)
+    for start in range(0, len(rows), block):
+        update(parameter, rows[start : start + block], values[start : start + block], state, group)
+
+
+def _prepare_state(
+    optimizer: RowSGD | RowAdamW, parameter: Tensor, state: dict[str, Any], group: dict[str, Any]
+) -> None:
+    if isinstance(optimizer, RowSGD):
+        if group["momentum"] and state.get("momentum_buffer") is None:
+            state["momentum_buffer"] = _zeros_like(optimizer, parameter)
+        return
+    for name in ("exp_avg", "exp_avg_sq"):
+        if name not in state:
+            state[name] = _zeros_like(optimizer, parameter)
+    taken = state.setdefault("step", torch.zeros(()))  # the parameter's; a loaded one may be of a dense run
+    if "row_steps" not in state:
+        state["row_steps"] = torch.full((len(parameter),), float(taken), device=parameter.device)
+    taken += 1
+
+
+def _zeros_like(optimizer: RowSGD | RowAdamW, parameter: Tensor) -> Tensor:
+    store = optimizer._stores.get(parameter)
+    if store is None:
+        return torch.zeros_like(parameter)
+    return store.zeros(*parameter.shape, dtype=parameter.dtype, device=parameter.device)
+
+
+def _move_in(optimizer: RowSGD | RowAdamW) -> None:
+    """Copy loaded state of stored parameters to where their state lives."""
+    for parameter, state in optimizer.state.items():
+        if parameter in optimizer._stores:
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    state[name] = _zeros_like(optimizer, parameter).copy_(value)
+
+
+def _sgd_rows(parameter: Tensor, rows: Tensor, values: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    old = parameter.index_select(0, rows)
+    step = values
+    if group["weight_decay"]:
+        step = step.add(old, alpha=group["weight_decay"])
+    if group["momentum"]:
+        buffer = state["momentum_buffer"]
+        step = buffer.index_select(0, rows).mul_(group["momentum"]).add_(step)
+        buffer.index_copy_(0, rows, step)
+    parameter.index_copy_(0, rows, old.add_(step, alpha=-group["lr"]))
+
+
+def _adamw_rows(parameter: Tensor, rows: Tensor, values: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    beta1, beta2 = group["betas"]
+    steps = state["row_steps"].index_select(0, rows).add_(1)
+    state["row_steps"].index_copy_(0, rows, steps)
+    steps = steps.double().unsqueeze(1)  # 1 - 0.999^t cancels in float32
+    old = parameter.index_select(0, rows).mul_(1 - group["lr"] * group["weight_decay"])
+    mean = state["exp_avg"].index_select(0, rows).lerp_(values, 1 - beta1)
+    square = state["exp_avg_sq"].index_select(0, rows).mul_(beta2).addcmul_(values, values, value=1 - beta2)
+    state["exp_avg"].index_copy_(0, rows, mean)
+    state["exp_avg_sq"].index_copy_(0, rows, square)
+    rate = (group["lr"] / (1 - beta1**steps)).to(old.dtype)
+    root = (1 - beta2**steps).sqrt().to(old.dtype)
+    old.sub_(mean.mul_(rate).div_(square.sqrt_().div_(root).add_(group["eps"])))
+    parameter.index_copy_(0, rows, old)

@@ -1,0 +1,325 @@
+"""Partial FC: the draw of classes, what a step touches, the row optimizers, rows in host memory and in a file."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attfc.errors import UserError
+from attfc.heads import FullFC, PartialFC, RowStore
+from attfc.heads.class_draw import draw_classes, drawn_classes
+from attfc.losses import CosFace, Margin
+from attfc.training.optimizers import build_optimizer, parameter_groups
+from attfc.training.schedule import build_schedule
+
+SIZE, IDENTITIES = 8, 60
+CPU = torch.device("cpu")
+
+
+def head(**options: object) -> PartialFC:
+    torch.manual_seed(0)
+    return PartialFC(SIZE, IDENTITIES, CosFace(scale=16.0, margin=0.2), **({"sample_rate": 0.3} | options))
+
+
+def optimizer_of(*modules: torch.nn.Module, name: str = "sgd", **options: object) -> torch.optim.Optimizer:
+    groups = parameter_groups(modules, weight_decay=0.01)
+    return build_optimizer(name, groups, learning_rate=0.05, **options)
+
+
+def batch(seed: int, samples: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randn(samples, SIZE, generator=draw), torch.randint(0, IDENTITIES, (samples,), generator=draw)
+
+
+def train_step(trained: PartialFC, optimizer: torch.optim.Optimizer, *seeds: int) -> float:
+    optimizer.zero_grad()
+    total = 0.0
+    for seed in seeds:
+        loss = trained(*batch(seed)) / len(seeds)
+        loss.backward()
+        total += float(loss.detach())
+    optimizer.step()
+    return total
+
+
+# the draw
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 3000), st.floats(0, 1), st.lists(st.integers(0, 1 << 30), min_size=1, max_size=40),
+    st.integers(0, 1 << 62), st.integers(0, 1 << 40),
+)  # fmt: skip
+def test_a_draw_holds_the_batch_is_ascending_and_of_the_right_size(classes, rate, labels, seed, number) -> None:
+    labels_B = torch.tensor(labels) % classes
+    count = min(classes, max(round(rate * classes), len(labels)))
+    drawn = draw_classes(labels_B, classes, count, seed, number)
+    assert drawn.shape == (count,)
+    assert (drawn[1:] > drawn[:-1]).all()
+    assert 0 <= int(drawn[0]) <= int(drawn[-1]) < classes
+    assert torch.isin(labels_B, drawn).all()
+    assert torch.equal(drawn, draw_classes(labels_B, classes, count, seed, number))
+
+
+def test_the_others_are_a_uniform_draw_without_replacement() -> None:
+    classes, count, draws = 40, 8, 1500
+    seen = torch.zeros(classes, classes)
+    for number in range(draws):
+        drawn = drawn_classes(classes, count, 1, number, CPU)
+        drawn = drawn[drawn < classes][:count]
+        assert len(drawn) == len(drawn.unique()) == count
+        seen[drawn[:, None], drawn] += 1
+    single, pairs = seen.diagonal(), seen[~torch.eye(classes, dtype=torch.bool)]
+    expected, together = draws * count / classes, draws * count * (count - 1) / classes / (classes - 1)
+    chi_square = float(((single - expected) ** 2 / expected).sum() * classes / (classes - count))
+    assert chi_square < 70  # 39 degrees of freedom: 0.2 %
+    assert float(pairs.std()) == pytest.approx(together**0.5, rel=0.1)
+    assert float(pairs.mean()) == pytest.approx(together)
+
+
+def test_draws_of_other_numbers_and_seeds_are_others() -> None:
+    draws = {tuple(drawn_classes(1000, 20, *words, CPU).tolist()) for words in [(0, 0), (0, 1), (1, 0), (1, 1), (2, 7)]}
+    assert len(draws) == 5
+
+
+def test_nothing_of_the_size_of_all_classes_is_made() -> None:
+    """Two billion classes: an array of them would not fit."""
+    drawn = draw_classes(torch.tensor([5, 2_000_000_000]), 2_000_000_001, 1000, 0, 0)
+    assert drawn.shape == (1000,)
+    assert (drawn[1:] > drawn[:-1]).all()
+
+
+# a step
+
+
+def test_only_sampled_rows_and_their_momentum_change_and_the_others_stay_bit_for_bit() -> None:
+    for name in ("sgd", "adamw"):
+        trained = head()
+        optimizer = optimizer_of(trained, name=name)
+        for step in range(6):
+            before = trained.weight.detach().clone()
+            state = {key: value.clone() for key, value in optimizer.state.get(trained.weight, {}).items()}
+            labels = batch(step)[1]
+            sampled = draw_classes(labels, IDENTITIES, 18, 0, step)
+            train_step(trained, optimizer, step)
+            rest = ~torch.isin(torch.arange(IDENTITIES), sampled)
+            assert torch.equal(trained.weight[rest], before[rest])
+            assert (trained.weight[~rest] != before[~rest]).any(dim=1).all()  # weight decay reaches every sampled row
+            for key, value in state.items():
+                if value.dim():
+                    assert torch.equal(optimizer.state[trained.weight][key][rest], value[rest])
+            gradient = trained.weight.grad
+            assert gradient is not None
+            assert gradient.is_sparse
+            assert gradient.is_coalesced()
+            assert torch.equal(gradient.indices()[0], sampled)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_row_that_comes_again_goes_on_where_it_was(name: str) -> None:
+    """Each row equals an own dense optimizer that saw only the gradients of the steps in which the row was sampled."""
+    trained = head(sample_rate=0.2)
+    optimizer = optimizer_of(trained, name=name)
+    rows = [trained.weight.detach()[n].double().requires_grad_() for n in range(IDENTITIES)]
+    kind = torch.optim.SGD if name == "sgd" else torch.optim.AdamW
+    own = [kind([row], lr=0.05, weight_decay=0.01, **({"momentum": 0.9} if name == "sgd" else {})) for row in rows]
+    times = torch.zeros(IDENTITIES, dtype=torch.int64)
+    for step in range(12):
+        train_step(trained, optimizer, step)
+        gradient = trained.weight.grad
+        assert gradient is not None
+        for row, value in zip(gradient.indices()[0].tolist(), gradient.values(), strict=True):
+            rows[row].grad = value.double()
+            own[row].step()
+            times[row] += 1
+    assert int(times.min()) < int(times.max())
+    assert int(times.max()) > 2
+    torch.testing.assert_close(trained.weight.detach().double(), torch.stack(rows).detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_accumulation_adds_the_gradients_of_two_draws() -> None:
+    trained = head()
+    optimizer = optimizer_of(trained)
+    dense = torch.zeros(IDENTITIES, SIZE)
+    apart = copy.deepcopy(trained)
+    for seed in (1, 2):
+        apart.zero_grad()
+        (apart(*batch(seed)) / 2).backward()
+        dense += apart.weight.grad.to_dense()
+    before = trained.weight.detach().clone()
+    train_step(trained, optimizer, 1, 2)
+    touched = (dense != 0).any(dim=1)
+    expected = torch.where(touched[:, None], before - 0.05 * (dense + 0.01 * before), before)
+    torch.testing.assert_close(trained.weight.detach(), expected)
+    assert int(touched.sum()) > 18  # of two draws
+
+
+def test_the_scaler_unscales_skips_and_lowers_its_scale() -> None:
+    trained, plain = head(), head()
+    optimizer, unscaled = optimizer_of(trained), optimizer_of(plain)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for step in range(3):
+        train_step(plain, unscaled, step)
+        optimizer.zero_grad()
+        scaler.scale(trained(*batch(step))).backward()
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+    torch.testing.assert_close(trained.weight, plain.weight)
+    before = trained.weight.detach().clone()
+    optimizer.zero_grad()
+    (scaler.scale(trained(*batch(9))) * float("inf")).backward()
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    scaler.update()
+    assert torch.equal(trained.weight, before)
+    assert scaler.get_scale() == 512.0
+
+
+def test_the_schedule_and_a_dense_parameter_beside_the_rows() -> None:
+    network, twin = torch.nn.Linear(SIZE, SIZE), torch.nn.Linear(SIZE, SIZE)
+    twin.load_state_dict(network.state_dict())
+    trained = head(sample_rate=1.0)
+    full = FullFC(SIZE, IDENTITIES, CosFace(scale=16.0, margin=0.2))
+    full.weight.data.copy_(trained.weight.data)
+    pairs = [(network, trained, optimizer_of(network, trained)), (twin, full, optimizer_of(twin, full))]
+    schedules = [build_schedule(optimizer, "cosine", total=5, warmup=2) for *_, optimizer in pairs]
+    for step in range(5):
+        for (net, fc, optimizer), schedule in zip(pairs, schedules, strict=True):
+            optimizer.zero_grad()
+            embeddings, labels = batch(step)
+            fc(net(embeddings), labels).backward()
+            optimizer.step()
+            schedule.step()
+    assert torch.equal(network.weight, twin.weight)
+    assert torch.equal(trained.weight, full.weight)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("place", ["device", "host", "file"])
+def test_a_resumed_run_is_the_uninterrupted_one(name: str, place: str, tmp_path) -> None:
+    def built() -> tuple[PartialFC, torch.optim.Optimizer]:
+        store = RowStore(place, tmp_path if place == "file" else None)
+        made = head(rows=store)
+        stores = {made.weight: store} if place != "device" else None
+        return made, optimizer_of(made, name=name, stores=stores)
+
+    whole, optimizer = built()
+    losses = [train_step(whole, optimizer, step) for step in range(8)]
+    cut, first = built()
+    assert [train_step(cut, first, step) for step in range(4)] == losses[:4]
+    saved = copy.deepcopy((cut.state_dict(), first.state_dict()))
+    train_step(cut, first, 99)  # what happens after the save is not in it
+    resumed, second = built()
+    resumed.load_state_dict(saved[0])
+    second.load_state_dict(saved[1])
+    assert [train_step(resumed, second, step) for step in range(4, 8)] == losses[4:]
+    assert torch.equal(resumed.weight, whole.weight)
+    for key, value in optimizer.state[whole.weight].items():
+        assert torch.equal(second.state[resumed.weight][key], value)
+
+
+def test_eval_takes_the_next_draw_and_leaves_it_the_next() -> None:
+    trained = head().eval()
+    with torch.no_grad():
+        first, second = trained(*batch(0)), trained(*batch(0))
+    assert torch.equal(first, second)
+    assert torch.equal(first, trained.train()(*batch(0)).detach())
+    assert not torch.equal(first, trained(*batch(0)).detach())
+
+
+def test_a_batch_larger_than_the_sample_keeps_all_its_classes() -> None:
+    trained = head(sample_rate=0.01)
+    embeddings, labels = torch.randn(30, SIZE), torch.arange(30)
+    trained(embeddings, labels).backward()
+    assert torch.equal(trained.weight.grad.coalesce().indices()[0], labels)
+
+
+def test_a_step_runs_on_the_meta_device() -> None:
+    with torch.device("meta"):
+        trained = PartialFC(SIZE, IDENTITIES, Margin(), 0.5, rows=RowStore())
+    trained = trained.to("meta")
+    embeddings = torch.randn(5, SIZE, device="meta", requires_grad=True)
+    loss = trained(embeddings, torch.zeros(5, dtype=torch.int64, device="meta"))
+    assert loss.device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: head(sample_rate=0.0), "sample_rate is 0.0: it is a share of the identities, 0 < r <= 1, usually 0.1"),
+        (lambda: head(sample_rate=1.5), "sample_rate is 1.5: it is a share of the identities, 0 < r <= 1, usually 0.1"),
+        (lambda: PartialFC(SIZE, 0, Margin()), "identities is 0: a classifier needs at least 1 identity"),
+        (
+            lambda: head()(torch.zeros(1, SIZE), torch.tensor([60])),
+            "label 60 is outside 0 to 59: build the head with identities = the data set's number of identities",
+        ),
+        (lambda: RowStore("disc"), "rows is 'disc': choose one of device, host, file"),
+        (lambda: RowStore("file"), "rows=file needs rows_folder: a folder on a fast disk"),
+    ],
+)
+def test_wrong_options_are_refused_in_one_line(make, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        make()
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+# rows elsewhere
+
+
+def test_rows_in_a_file_are_the_rows_in_memory_and_leave_nothing_behind(tmp_path) -> None:
+    store = RowStore("file", tmp_path / "new" / "folder")
+    filed, memory = head(rows=store), head()
+    pairs = [(filed, optimizer_of(filed, stores={filed.weight: store})), (memory, optimizer_of(memory))]
+    for step in range(5):
+        first, second = (train_step(trained, optimizer, step) for trained, optimizer in pairs)
+        assert first == second
+    assert torch.equal(filed.weight, memory.weight)
+    assert [tensor.shape for tensor in store._mapped] == [(IDENTITIES, SIZE)] * 2  # rows and momentum
+    momentum = pairs[0][1].state[filed.weight]["momentum_buffer"]
+    assert momentum.data_ptr() == store._mapped[1].data_ptr()
+    assert filed.weight.data_ptr() == store._mapped[0].data_ptr()
+    assert list((tmp_path / "new" / "folder").iterdir()) == []
+
+
+def test_what_is_prefetched_is_the_next_draw_and_the_batch_is_the_rest(tmp_path) -> None:
+    store = RowStore("file", tmp_path)
+    trained = head(rows=store)
+    asked = []
+    store.prefetch = asked.append  # type: ignore[method-assign]
+    for step in range(5):
+        trained(*batch(step)).backward()
+        sampled = draw_classes(batch(step + 1)[1], IDENTITIES, 18, 0, step + 1)
+        assert torch.isin(sampled, torch.cat([asked[step], batch(step + 1)[1]])).all()
+    plain = RowStore("file", tmp_path)
+    plain.zeros(IDENTITIES, 2000)  # two pages a row: 8,000 bytes
+    assert plain._touch(torch.arange(7)) == 7 * 3
+    plain.prefetch(torch.arange(5))
+    assert plain._prefetch is not None
+    assert plain._prefetch.result(timeout=30) == 5 * 3
+
+
+def test_rows_on_the_host_stay_there_as_they_are(tmp_path) -> None:
+    for store in (RowStore("host"), RowStore("file", tmp_path)):
+        trained = head(rows=store)
+        address = trained.weight.data_ptr()
+        trained.double().to("meta")
+        assert trained.weight.data_ptr() == address
+        assert trained.weight.dtype == torch.float32
+        assert dict(trained.named_parameters()).keys() == {"weight"}
+    assert head().to("meta").weight.device.type == "meta"
+
+
+def test_a_disk_without_room_is_a_user_error(tmp_path, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("attfc.heads.row_store._reserve", full)
+    with pytest.raises(
+        UserError, match=r"cannot make a file of 0\.00 GiB for rows in rows_folder=.*: No space left on device"
+    ):
+        head(rows=RowStore("file", tmp_path))
+    assert list(tmp_path.iterdir()) == []
