@@ -226,16 +226,3 @@ def test_all_pairs_equal_a_double_loop(block) -> None:
     for x, y in zip(far, tar, strict=True):
         assert y == tar_at_far([s for s, _, _ in genuine], [s for s, _, _ in impostor], (x,))[x]
     assert far[0] == pytest.approx(1 / len(impostor))
-
-
-def test_all_pairs_within_bounded_memory_say_what_they_leave_out() -> None:
-    rng = np.random.default_rng(2)
-    rows, labels = rng.normal(size=(80, 4)), np.repeat(np.arange(40), 2)
-    whole = score_all_pairs(rows, labels, fars=(0.1, 0.001), block=10)
-    small = score_all_pairs(rows, labels, fars=(0.1, 0.001), block=10, keep_mib=40 * 8 / 2**20)
-    assert small.tar_at_far == {0.1: None, 0.001: whole.tar_at_far[0.001]}
-    assert len(small.top_impostors) == 40
-    assert "it takes 0 MiB of scores" in small.notes[0]
-    assert len(score_all_pairs(rows, labels, fars=(1.0,)).curve()[0]) > 10
-    with pytest.raises(UserError, match="0 genuine and"):
-        score_all_pairs(rows, np.arange(80))

@@ -28,7 +28,8 @@ __all__ = ["STEP", "block_scores", "pair_scores", "product_error", "unit_tensor"
 
 STEP = 2.0**-24  # distance of neighbouring scores, in units of cosine
 _ROUNDOFF = {torch.float64: 2.0**-53, torch.float32: 2.0**-24}
-_CHUNK = 16_384  # rows, or pairs, at a time
+_CHUNK = 16_384  # rows at a time
+_PAIRS = 4096  # pairs at a time: 3 x 16 MiB at 512 dimensions
 
 
 def product_error(dimension: int, dtype: torch.dtype) -> float:
@@ -53,29 +54,42 @@ def unusable_rows(embeddings: npt.NDArray[Any] | Tensor) -> npt.NDArray[np.int64
     return np.concatenate(found)
 
 
-def unit_tensor(embeddings: npt.NDArray[Any] | Tensor, device: torch.device | str | None = None) -> Tensor:
+def unit_tensor(
+    embeddings: npt.NDArray[Any] | Tensor,
+    device: torch.device | str | None = None,
+    order: npt.NDArray[np.int64] | None = None,
+) -> Tensor:
     """Return (N, D) float32 unit rows on a device; None = where the tensor is, the CPU for an array.
 
     Normalized in float64, 16,384 rows at a time: memory-mapped arrays of any size are read once.
+
+    Args:
+        embeddings: (N, D) any length but 0.
+        device: where to put the rows.
+        order: (M,) which rows, in which order; None = all, as they stand.
 
     Raises:
         UserError: rows of no direction, or not (N, D); the message names the first and counts them.
     """
     where = device if device is not None else embeddings.device if isinstance(embeddings, Tensor) else "cpu"
-    if embeddings.ndim != 2 or len(embeddings) <= _CHUNK:
+    if order is None and (embeddings.ndim != 2 or len(embeddings) <= _CHUNK):
         return torch.from_numpy(unit_rows(embeddings)).float().to(where)
-    rows_ND = torch.empty(tuple(embeddings.shape), dtype=torch.float32, device=where)
-    for start in range(0, len(embeddings), _CHUNK):
+    if embeddings.ndim != 2:
+        raise UserError(f"embeddings have shape {tuple(embeddings.shape)}: pass one row an image, (N, D)")
+    count = len(embeddings) if order is None else len(order)
+    rows_MD = torch.empty((count, embeddings.shape[1]), dtype=torch.float32, device=where)
+    for start in range(0, count, _CHUNK):
+        part = embeddings[start : start + _CHUNK] if order is None else embeddings[order[start : start + _CHUNK]]
         try:
-            part = unit_rows(embeddings[start : start + _CHUNK])
+            unit = unit_rows(part)
         except UserError:
             bad = unusable_rows(embeddings)
             raise UserError(
                 f"embedding {bad[0]} has length 0, NaN or infinity ({bad.size} of {len(embeddings)} embeddings are unusable): "
                 "check the model for divergence, or leave these rows out"
             ) from None
-        rows_ND[start : start + len(part)] = torch.from_numpy(part).float()
-    return rows_ND
+        rows_MD[start : start + len(unit)] = torch.from_numpy(unit).float()
+    return rows_MD
 
 
 def pair_scores(rows_ND: Tensor, first_P: Tensor, second_P: Tensor) -> Tensor:
@@ -86,8 +100,8 @@ def pair_scores(rows_ND: Tensor, first_P: Tensor, second_P: Tensor) -> Tensor:
         first_P, second_P: (P,) int64 row numbers on the same device.
     """
     scores_P = torch.empty(len(first_P), dtype=torch.float32, device=rows_ND.device)
-    for start in range(0, len(first_P), _CHUNK):
-        first, second = first_P[start : start + _CHUNK], second_P[start : start + _CHUNK]
+    for start in range(0, len(first_P), _PAIRS):
+        first, second = first_P[start : start + _PAIRS], second_P[start : start + _PAIRS]
         products = (rows_ND[first].double() * rows_ND[second].double()).sum(dim=1)
         rounded, doubtful = _to_grid(products, product_error(rows_ND.shape[1], torch.float64))
         for place in torch.nonzero(doubtful).ravel().tolist():

@@ -1,0 +1,253 @@
+"""All pairs against a double loop over the exact definition, and against scikit-learn's ROC."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from sklearn.metrics import roc_curve
+
+from attfc.errors import UserError
+from attfc.evaluation import all_pairs as module
+from attfc.evaluation.all_pairs import bytes_needed, score_all_pairs, score_groups
+from attfc.evaluation.exact_scores import STEP
+from attfc.evaluation.metrics import unit_rows
+
+PRECISIONS = ("float32", "bfloat16", "float64")
+FARS = (0.2, 0.03, 0.004, 1e-9)
+
+
+def every_pair(rows: np.ndarray, labels) -> tuple[list, list]:
+    """(score, i, j) of genuine and impostor pairs, by the definition."""
+    rows = unit_rows(rows).astype(np.float32)
+    genuine, impostor = [], []
+    for i in range(len(rows)):
+        for j in range(i + 1, len(rows)):
+            score = round(math.fsum((rows[i].astype(np.float64) * rows[j]).tolist()) / STEP) * STEP
+            (genuine if labels[i] == labels[j] else impostor).append((score, i, j))
+    return genuine, impostor
+
+
+def tar_by_loop(genuine: list, impostor: list, far: float) -> float:
+    """Try every threshold; accept what scores above."""
+    genuine, impostor = np.array([pair[0] for pair in genuine]), np.array([pair[0] for pair in impostor])
+    tars = [
+        float(np.mean(genuine > threshold))
+        for threshold in [-2.0, *impostor]
+        if np.sum(impostor > threshold) <= math.floor(far * len(impostor) + 1e-9)
+    ]
+    return max(tars)
+
+
+def people(seed: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """A hundred images, identities of one image among them, in no order."""
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.concatenate([rng.integers(0, 20, 85), np.arange(100, 115)]))
+    if kind == "ties":  # rows of 16 signs and doubled rows: a handful of distinct cosines
+        centers = np.sign(rng.normal(size=(120, 16)))
+        rows = centers[labels] * np.where(rng.random((100, 16)) < 0.15, -1, 1)
+        rows[1::2] = rows[::2]
+    elif kind == "near":  # all cosines within 1e-3: the errors of bfloat16 and of float32 are far from small here
+        rows = 1 + 0.02 * rng.normal(size=(100, 24))
+    else:
+        rows = rng.normal(size=(120, 24))[labels] + rng.normal(size=(100, 24))
+    return rows * rng.uniform(0.1, 9, (100, 1)), labels * 7
+
+
+@pytest.mark.parametrize("kind", ["plain", "ties", "near"])
+def test_all_pairs_equal_a_double_loop_in_every_precision(kind) -> None:
+    rows, labels = people(1, kind)
+    genuine, impostor = every_pair(rows, labels)
+    tars = {far: tar_by_loop(genuine, impostor, far) for far in FARS[:3]}
+    for precision in PRECISIONS:
+        for block in (7, 1000):
+            found = score_all_pairs(rows, labels, fars=FARS, precision=precision, block=block, hardest=5)
+            assert sorted(found.genuine_scores.tolist()) == sorted(score for score, _, _ in genuine)
+            falling = sorted((score for score, _, _ in impostor), reverse=True)
+            assert found.top_impostors.tolist() == falling[: len(found.top_impostors)]
+            assert (found.impostor_pairs, found.precision) == (len(impostor), precision)
+            for far in FARS[:3]:
+                assert found.tar_at_far[far] == pytest.approx(tars[far]), (far, precision)
+            assert found.tar_at_far[1e-9] is None
+            assert "at least 1,000,000,000 needed" in found.notes[0]
+            of = {(i, j): score for score, i, j in genuine + impostor}
+            for hard, scores in (
+                (found.hardest_genuine, sorted(score for score, _, _ in genuine)),
+                (found.hardest_impostor, falling),
+            ):
+                assert hard.scores.tolist() == scores[:5]
+                named = zip(hard.first.tolist(), hard.second.tolist(), strict=True)
+                assert [of[pair] for pair in named] == scores[:5]
+
+
+def test_tar_is_that_of_scikit_learns_roc() -> None:
+    rows, labels = people(2, "ties")
+    genuine, impostor = every_pair(rows, labels)
+    scores = np.array([pair[0] for pair in genuine + impostor])
+    fpr, tpr, _ = roc_curve(np.arange(len(scores)) < len(genuine), scores, drop_intermediate=False)
+    found = score_all_pairs(rows, labels, fars=FARS)
+    for far in FARS[:3]:
+        assert found.tar_at_far[far] == pytest.approx(tpr[fpr <= far + 1e-12].max())
+        accepted = [score for score, _, _ in impostor if score > found.threshold_at_far[far]]
+        assert len(accepted) <= far * len(impostor)
+    far, tar = score_all_pairs(rows, labels, fars=(1.0,)).curve()
+    for x, y in zip(far, tar, strict=True):
+        assert y == pytest.approx(tpr[fpr <= x + 1e-12].max())
+
+
+def test_scores_know_their_identities() -> None:
+    rows, labels = people(3, "plain")
+    found = score_all_pairs(rows, labels, fars=(0.1,))
+    names = np.unique(labels)
+    genuine, impostor = every_pair(rows, labels)
+    assert sorted(zip(found.genuine_scores.tolist(), names[found.genuine_labels].tolist(), strict=True)) == sorted(
+        (score, labels[i]) for score, i, _ in genuine
+    )
+    named = {(score, *sorted((int(labels[i]), int(labels[j])))) for score, i, j in impostor}
+    for score, pair in zip(found.top_impostors.tolist(), names[found.top_labels].tolist(), strict=True):
+        assert (score, *sorted(pair)) in named
+    assert found.identities == len(names)
+
+
+def test_few_pairs_are_scored_again_unless_all_are_near(monkeypatch) -> None:
+    rng = np.random.default_rng(4)
+    labels = rng.integers(0, 150, 600)
+    rows = rng.normal(size=(150, 32))[labels] + rng.normal(size=(600, 32))
+    monkeypatch.setattr(module, "_COLUMNS", {"cpu": 64})
+    results = {
+        precision: score_all_pairs(rows, labels, fars=(1e-3,), precision=precision, block=50)
+        for precision in PRECISIONS
+    }
+    wanted = 1e-3 * results["float64"].impostor_pairs
+    assert results["float64"].verified == 0
+    assert 0 < results["float32"].verified < 10 * wanted
+    assert 0 < results["bfloat16"].verified < 20 * wanted
+    for precision in PRECISIONS:
+        np.testing.assert_array_equal(results[precision].top_impostors, results["float64"].top_impostors)
+        assert results[precision].tar_at_far == results["float64"].tar_at_far
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_collapsed_model_accepts_nobody_within_the_budget(precision) -> None:
+    rows, labels = np.ones((300, 8)), np.repeat(np.arange(100), 3)
+    found = score_all_pairs(rows, labels, fars=(0.1, 0.001), precision=precision, block=32)
+    assert found.tar_at_far == {0.1: 0.0, 0.001: 0.0}
+    assert len(found.top_impostors) == math.floor(0.1 * found.impostor_pairs) + 2
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_bound_holds_and_a_product_beyond_it_is_noticed(precision, monkeypatch) -> None:
+    rows, labels = people(5, "plain")
+    seen = []
+    honest = module._Highest.add_products
+
+    def watched(self, products, codes):
+        seen.append(len(products))
+        honest(self, products + wrong, codes)
+
+    monkeypatch.setattr(module._Highest, "add_products", watched)
+    monkeypatch.setattr(module, "_COLUMNS", {"cpu": 16})
+    wrong = 0.0
+    score_all_pairs(rows, labels, fars=(0.01,), precision=precision, block=8)
+    assert sum(seen) > 10
+    wrong = 0.02
+    with pytest.raises(RuntimeError, match="more than the proven"):
+        score_all_pairs(rows, labels, fars=(0.01,), precision=precision, block=8)
+
+
+def test_float32_products_are_not_left_to_the_processes_settings() -> None:
+    rows, labels = people(6, "near")
+    before = torch.get_float32_matmul_precision()
+    plain = score_all_pairs(rows, labels, fars=(0.01,), precision="float32", block=8)
+    try:
+        torch.set_float32_matmul_precision("medium")
+        found = score_all_pairs(rows, labels, fars=(0.01,), precision="float32", block=8)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    np.testing.assert_array_equal(found.top_impostors, plain.top_impostors)
+
+
+def test_precision_is_chosen_by_the_processor_and_by_how_many_are_kept(monkeypatch) -> None:
+    rows, labels = people(7, "plain")
+    assert score_all_pairs(rows, labels, fars=(0.1,)).precision == "float64"
+    for fast, chosen in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(module, "fast_bfloat16", lambda device, fast=fast: fast)
+        assert score_all_pairs(rows, labels, fars=(1e-3,), hardest=0).precision == chosen
+
+
+def test_a_budget_too_small_for_a_rate_says_what_it_would_take() -> None:
+    rows, labels = np.random.default_rng(2).normal(size=(80, 4)), np.repeat(np.arange(40), 2)
+    whole = score_all_pairs(rows, labels, fars=(0.1, 0.001), block=10)
+    small = score_all_pairs(rows, labels, fars=(0.1, 0.001), block=10, budget=bytes_needed(80, 4, 40, 40))
+    assert small.tar_at_far == {0.1: None, 0.001: whole.tar_at_far[0.001]}
+    assert f"it takes a budget of {bytes_needed(80, 4, 40, 314):,} bytes" in small.notes[0]
+    assert (
+        whole.tar_at_far
+        == score_all_pairs(rows, labels, fars=(0.1, 0.001), budget=bytes_needed(80, 4, 40, 314)).tar_at_far
+    )
+    with pytest.raises(
+        UserError,
+        match=r"budget=1,000 bytes is too small for 80 embeddings of 4 numbers and 40 genuine pairs: at least",
+    ):
+        score_all_pairs(rows, labels, budget=1000)
+
+
+def test_spare_impostors_are_kept_below_the_threshold() -> None:
+    rows, labels = people(8, "plain")
+    one, two = (score_all_pairs(rows, labels, fars=(0.01,), spare=spare) for spare in (1.0, 2.0))
+    assert len(two.top_impostors) == 2 * len(one.top_impostors)
+    assert two.tar_at_far == one.tar_at_far
+    np.testing.assert_array_equal(two.top_impostors[: len(one.top_impostors)], one.top_impostors)
+
+
+def test_groups_are_scored_within_themselves() -> None:
+    rows, labels = people(9, "plain")
+    groups = np.array(["child", "adult", "", "lone"], dtype=np.str_)[np.r_[np.arange(97) % 2, 2, 2, 3]]
+    found, notes = score_groups(rows, labels, groups, fars=(0.05, 1e-6))
+    assert sorted(found) == ["adult", "child"]
+    for name in found:
+        chosen = groups == name
+        genuine, impostor = every_pair(rows[chosen], labels[chosen])
+        assert found[name].tar_at_far[0.05] == pytest.approx(tar_by_loop(genuine, impostor, 0.05))
+        assert found[name].impostor_pairs == len(impostor)
+    text = "\n".join(notes)
+    assert "group lone is left out: 1 images of 1 identities make 0 genuine and 0 impostor pairs" in text
+    assert "2 of 100 images are in no group" in text
+    assert "identities have images in several groups" in text
+    assert "group adult: all pairs: TAR at FAR 1e-06 is not stated" in text
+    with pytest.raises(UserError, match="99 groups for 100 embeddings"):
+        score_groups(rows, labels, groups[:99])
+
+
+def test_figures_state_both_ways_of_counting() -> None:
+    figures = score_all_pairs(*people(10, "plain"), fars=(0.1,)).to_dict()
+    assert figures["ordered_impostor_pairs"] == 2 * figures["impostor_pairs"]
+    assert figures["genuine_pairs"] + figures["impostor_pairs"] == 100 * 99 / 2
+    assert set(figures["tar_at_far"]) == {"0.1"}
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"fars": (0.0,)}, "FAR 0.0 is not a rate"),
+        ({"spare": 0.5}, "spare=0.5"),
+        ({"precision": "float16"}, "precision='float16' is unknown"),
+        ({"labels": np.zeros(100)}, "1 identities make 4950 genuine and 0 impostor pairs"),
+        ({"labels": np.arange(100)}, "0 genuine and 4950 impostor pairs"),
+        ({"labels": np.arange(99)}, "99 labels for 100 embeddings"),
+        ({"row": np.nan}, r"embedding 41 has length 0, NaN or infinity \(1 of 100"),
+        ({"row": 0.0}, r"embedding 41 has length 0"),
+    ],
+)
+def test_unusable_input_is_named(change, text) -> None:
+    rows, labels = people(11, "plain")
+    if "row" in change:
+        rows[41] = change.pop("row")
+    labels = change.pop("labels", labels)
+    with pytest.raises(UserError, match=text):
+        score_all_pairs(rows, labels, **change)
