@@ -155,7 +155,7 @@ class MarginConfig(Section):
 class HeadConfig(Section):
     """What turns embeddings and labels into a loss."""
 
-    name: Literal["attfc", "full_fc", "partial_fc"] = "attfc"
+    name: Literal["attfc", "full_fc", "partial_fc", "dcq"] = "attfc"
     interclass_filtering_threshold: Annotated[float, Field(gt=-1, le=1)] | None = Field(
         None, description="negatives with a larger cosine are dropped"
     )

@@ -29,6 +29,7 @@ HEADS = {
         "key_encoder.momentum=0.9",
     ],
     "full_fc": ["head.name=full_fc"],
+    "dcq": ["head.name=dcq"],
     "partial_fc": ["head.name=partial_fc", "head.sample_rate=0.3"],
     "partial_fc_adamw": [
         "head.name=partial_fc",
@@ -86,6 +87,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
         ("int8", 10, 0),
         ("full_fc", 5, 0),
         ("partial_fc", 6, 0),
+        ("dcq", 7, 0),
         ("partial_fc_adamw", 4, 0),
         ("adaface_adamw", 6, 0),
         ("accumulated", 3, 0),
