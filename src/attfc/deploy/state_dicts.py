@@ -10,8 +10,10 @@ The network follows from the names and shapes: no two networks of the registry s
 
 import io
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from attfc.backbones import backbone_names, create_backbone
+from attfc.backbones.counting import shapes_only
 from attfc.errors import UserError, nearest
 
 __all__ = ["read_state_dict", "recognise_network"]
@@ -113,20 +116,23 @@ def recognise_network(
     )
 
 
-def _shapes_of(name: str, tensors: Mapping[str, Tensor], image_size: int | None) -> tuple[int, dict[str, torch.Size]]:
+def _shapes_of(
+    name: str, tensors: Mapping[str, Tensor], image_size: int | None
+) -> tuple[int, Mapping[str, torch.Size]]:
     """Return the embedding size of `tensors` as network `name` would have it, and the shapes it needs then."""
-
-    def shapes(embedding_size: int) -> dict[str, torch.Size]:
-        with torch.device("meta"):
-            network = create_backbone(name, embedding_size=embedding_size, image_size=image_size)
-        return {key: value.shape for key, value in network.state_dict().items()}
-
-    expected = shapes(512)
+    expected = _shapes(name, 512, image_size)
     # Every network ends in a BatchNorm over the embedding.
     last = [key for key in expected if key.endswith("running_mean")]
     found = tensors.get(last[-1]) if last else None
     size = int(found.shape[0]) if found is not None and found.dim() == 1 and 1 <= found.shape[0] <= 65_536 else 512
-    return size, expected if size == 512 else shapes(size)
+    return size, expected if size == 512 else _shapes(name, size, image_size)
+
+
+@lru_cache(maxsize=64)
+def _shapes(name: str, embedding_size: int, image_size: int | None) -> Mapping[str, torch.Size]:
+    with shapes_only():
+        network = create_backbone(name, embedding_size=embedding_size, image_size=image_size)
+    return {key: value.shape for key, value in network.state_dict().items()}
 
 
 def _misfit(expected: Mapping[str, torch.Size], found: Mapping[str, Tensor]) -> str | None:
@@ -154,7 +160,9 @@ def _read_safetensors(path: Path) -> Any:
 def _read_torch(path: Path, size: int) -> Any:
     _check_archive(path, size)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what a strange file is made of; it is refused below
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError:
         # A list of the names, read without building anything.
         try:
