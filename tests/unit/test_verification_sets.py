@@ -885,7 +885,7 @@ def test_round_trip_and_python_reads_ours(tmp_path: Path) -> None:
 
 
 def test_our_files_are_as_documented(tmp_path: Path) -> None:
-    """docs/parts/verification_sets.md, byte by byte."""
+    """docs/formats.md, byte by byte."""
     write_verification_set(tmp_path / "lfw.bin", [b"ab", b"cde"], [True])
     rows = [
         "80 04",

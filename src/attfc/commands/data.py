@@ -187,8 +187,6 @@ def clean_data(
     from attfc.data import open_store, write_edits
     from attfc.evaluation.label_cleaning import clean
 
-    if edits:
-        raise UserError("clean writes a list about the data as they are: clean without --edits, then apply both lists")
     store = _open(path, edits, label_source, cache)
     evaluation: Store | None = None
     if against is not None:
@@ -229,7 +227,12 @@ def clean_data(
         )
     write_edits(output, report.edits, store.name)
     out.print(report.to_text(), markup=False)
-    out.print(f"edit list: {output}   use it with data.edits=[{output}] or --edits {output}", markup=False)
+    lists = [*(edits or ()), output]
+    out.print(
+        f"edit list: {output}   use it with data.edits=[{', '.join(map(str, lists))}] or "
+        + " ".join(f"--edits {one}" for one in lists),
+        markup=False,
+    )
     write_json(json_file, {**report.to_dict(), "edits": str(output)})
 
 
