@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from attfc.commands import data, evaluation, export, models, training
+from attfc.commands import data, evaluation, export, models, planning, training
 from attfc.commands.common import err, out
 from attfc.errors import UserError
 
@@ -29,7 +29,7 @@ for command in (
     evaluation.report,
     export.export,
     models.backbones,
-    training.presets,
+    planning.presets,
 ):
     app.command()(command)
 app.add_typer(data.app, name="data")

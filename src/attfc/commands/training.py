@@ -1,15 +1,14 @@
-"""`attfc train`, `presets`: from a preset and overrides to a trained run."""
+"""`attfc train`: from a preset and overrides to a trained run."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from attfc.commands.common import err, out, print_figures, progress_bar
 from attfc.errors import UserError
 
-__all__ = ["presets", "train"]
+__all__ = ["train"]
 
 
 def train(
@@ -72,20 +71,3 @@ def train(
     if trainer.last_evaluation is not None:
         print_figures(trainer.last_evaluation)
     err.print(f"model: {run.folder / 'model'}" + (f"   report: {report}" if report else ""), markup=False)
-
-
-def presets() -> None:
-    """List the presets."""
-    from attfc.config import load_config, preset_names
-
-    table = Table("preset", "data", "network", "head", "epochs", box=None)
-    for name in preset_names():
-        config = load_config(name)
-        table.add_row(
-            name,
-            config.data.root,
-            config.backbone.name,
-            f"{config.head.name} ({config.profile})",
-            f"{config.schedule.epochs:g}",
-        )
-    out.print(table)
