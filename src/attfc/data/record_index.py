@@ -259,7 +259,7 @@ def _insightface(
     identity_rows = listing.between(first, end)
     image_rows = listing.between(1, first)
     others = len(listing.keys) - 1 - len(identity_rows) - len(image_rows)
-    if label_source == "images" or not len(identity_rows):
+    if label_source == "images" or first == end:
         if label_source != "images":
             notes.append("there are no identity records: each image's own label is taken")
         if not len(image_rows):
@@ -416,6 +416,13 @@ def _own_labels_agree(listing: _Listing, kept: Int64, rows: Int64, offsets: Int6
         one, other = int(order[again[0]]), int(order[again[0] + 1])
         a, b, label_a, label_b = first_rows[one], first_rows[other], first[one], first[other]
         what = "images of two identities"
+    elif 2 * int(np.count_nonzero(first == kept[sampled])) >= len(sampled):
+        place = int((first != kept[sampled]).argmax())
+        raise UserError(
+            f"{listing.where(int(first_rows[place]))}: its own label is {first[place]:g}, but the identity records count it to "
+            f"identity {int(kept[sampled[place]])}, and most others agree with theirs: damaged, or is the .idx of another file? "
+            'label_source="images" takes each image\'s own label instead'
+        )
     else:
         notes.append("the images' own labels number the identities in another way than the identity records do")
         return False
@@ -432,6 +439,14 @@ def _by_own_labels(listing: _Listing, rows: Int64, progress: Progress | None) ->
     )  # a pass through the file, and images in the order of the file
     rows = rows[order]
     heads = _heads(listing, rows, progress)
+    ranges = heads.imageless & (heads.first >= 1) & (heads.second > heads.first)
+    if ranges.any():
+        row = int(rows[ranges.argmax()])
+        raise UserError(
+            f"{listing.where(row)}: holds a range [{heads.first[ranges.argmax()]:g}, {heads.second[ranges.argmax()]:g}) and no image, as "
+            "identity records do, but is counted as an image: "
+            "is the .idx of another file, or record 0 damaged?"
+        )
     labels, sound = _whole(heads.first, 1 << 24)
     if not sound.all():
         row = int((~sound).argmax())
@@ -439,10 +454,14 @@ def _by_own_labels(listing: _Listing, rows: Int64, progress: Progress | None) ->
             f"{listing.where(int(rows[row]))}: label {heads.first[row]:.10g} is not a whole number of 0 ... 16,777,215 "
             "(above that, float32 labels of different people are equal)"
         )
-    counts = np.bincount(labels)
-    numbers = np.flatnonzero(counts)
+    if int(labels.max()) > 8 * len(labels) + 1_000_000:  # one label of 16 million would ask for 128 MiB
+        numbers, counts = np.unique(labels, return_counts=True)
+    else:
+        counts = np.bincount(labels)
+        numbers = np.flatnonzero(counts)
+        counts = counts[numbers]
     offsets = np.zeros(len(numbers) + 1, np.int64)
-    np.cumsum(counts[numbers], out=offsets[1:])
+    np.cumsum(counts, out=offsets[1:])
     rows = rows[np.argsort(labels, kind="stable")]
     return RecordIndex(
         IdentityIndex(offsets),
