@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from attfc.commands.common import (
     CacheOption,
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from attfc.deploy import ModelFacts
+    from attfc.evaluation import AllPairsEvaluation
+    from attfc.evaluation.templates import TemplateEvaluation
     from attfc.evaluation.verification import PairEvaluation
 
 __all__ = ["evaluate", "report"]
@@ -52,6 +55,10 @@ class Request:
     batch_size: int
     workers: int
     cache: Path | None
+    mode: str
+    embeddings: Path | None
+    groups: Path | None
+    budget_gib: float
 
     def one_path(self, what: str) -> str:
         """Return the only path, of a protocol that takes one."""
@@ -71,7 +78,9 @@ def evaluate(
         str,
         typer.Argument(
             help="held-out: pairs, all pairs and rank-1 of a store; pairs: .bin files, a folder of them, or a store with --pairs; "
-            "lfw, cfp_fp, agedb_30, calfw, cplfw: NAME.bin of a folder, several joined by commas"
+            "lfw, cfp_fp, agedb_30, calfw, cplfw: NAME.bin of a folder, several joined by commas; "
+            "all-pairs: every image of a store against every other, as MFR-ALL; "
+            "ijbb, ijbc: the released folder with loose_crop and meta"
         ),
     ],
     paths: Annotated[
@@ -90,6 +99,30 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="images in a forward pass")] = 256,
     workers: Annotated[int, typer.Option(min=0, help="processes that read, decode and align; 0: this one")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
+    mode: Annotated[
+        str,
+        typer.Option(
+            help="of ijbb and ijbc: N1 keeps the embeddings' length, N0 not; D1 weighs by detector score; F1 adds the mirror image; "
+            "several joined by commas, or all"
+        ),
+    ] = "N1D1F1",
+    embeddings: Annotated[
+        Path | None,
+        typer.Option(
+            help="folder where ijbb and ijbc keep embeddings for the next time; default attfc/embeddings in the user's cache",
+            file_okay=False,
+        ),
+    ] = None,
+    groups: Annotated[
+        Path | None,
+        typer.Option(
+            help="of all-pairs: file with a line an identity, name<TAB>group; figures within each group too",
+            dir_okay=False,
+        ),
+    ] = None,
+    budget_gib: Annotated[
+        float, typer.Option(min=0, help="of all-pairs: memory for a copy of the embeddings and the scores kept, GiB")
+    ] = 4.0,
     model_is: ModelIsOption = None,
     cache: CacheOption = None,
     json_file: JsonOption = None,
@@ -98,6 +131,8 @@ def evaluate(
     run = _protocol(protocol)
     if thresholds not in (None, "grid", "exact"):
         raise UserError(f"--thresholds {thresholds} is unknown: use grid or exact")
+    if groups is not None and run is not _all_pairs:
+        raise UserError(f"--groups is of the protocol all-pairs: leave it out of {protocol}")
 
     from attfc.build import choose_device
     from attfc.deploy import open_model
@@ -122,6 +157,10 @@ def evaluate(
             batch_size=batch_size,
             workers=workers,
             cache=cache,
+            mode=mode,
+            embeddings=embeddings,
+            groups=groups,
+            budget_gib=budget_gib,
         )
     )
     write_json(json_file, {"model": str(facts.path), "protocol": protocol, "paths": list(paths), **figures})
@@ -272,6 +311,157 @@ def _print_pairs(asked: Request, results: "list[PairEvaluation]") -> dict[str, A
     }
 
 
+def _all_pairs(asked: Request) -> dict[str, Any]:
+    from attfc.data import open_store
+    from attfc.evaluation import evaluate_all_pairs, read_groups
+
+    if asked.pairs is not None:
+        raise UserError("all-pairs scores every pair of images: leave out --pairs")
+    path = asked.one_path("an image folder, any other store, or a synthetic: spec")
+    with progress_bar("index") as bar:
+        store = open_store(path, cache=asked.cache, progress=bar)
+    groups = read_groups(asked.groups, store) if asked.groups is not None else None
+    with progress_bar("faces, then pairs") as bar:
+        result = evaluate_all_pairs(
+            asked.model,
+            store,
+            groups=groups,
+            budget=int(asked.budget_gib * 2**30),
+            broken_limit=asked.broken_limit,
+            batch_size=asked.batch_size,
+            workers=asked.workers,
+            device=asked.device,
+            progress=bar,
+        )
+    _print_all_pairs(result)
+    return {"store": path, "groups_file": str(asked.groups) if asked.groups else None, **result.figures()}
+
+
+def _print_all_pairs(result: "AllPairsEvaluation") -> None:
+    """One line for everyone and one a group; rates of few pairs say so by their counts."""
+    fars = sorted(result.everyone.tar_at_far)
+    table = Table(
+        "TAR at FAR", *(f"{far:g}" for far in fars), "images", "identities", "genuine pairs", "impostor pairs", box=None
+    )
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, found in {
+        result.name: result.everyone,
+        **{f"  {name}": found for name, found in result.groups.items()},
+    }.items():
+        counts = (found.images, found.identities, len(found.genuine_scores), found.impostor_pairs)
+        table.add_row(
+            Text(name), *(_percent(found.tar_at_far[far]) for far in fars), *(f"{count:,}" for count in counts)
+        )
+    out.print(table)
+    for note in result.notes:
+        out.print(f"note: {note}", markup=False)
+
+
+def _templates(asked: Request) -> dict[str, Any]:
+    from attfc.evaluation.embedding_cache import CacheKey, default_cache, model_digest
+    from attfc.evaluation.template_lists import read_template_lists
+    from attfc.evaluation.templates import TemplateMode, evaluate_templates
+
+    if asked.pairs is not None:
+        raise UserError(f"{asked.protocol} brings its own pairs: leave out --pairs")
+    modes = (
+        TemplateMode.all()
+        if asked.mode.lower() == "all"
+        else tuple(dict.fromkeys(TemplateMode.parse(text) for text in asked.mode.split(",")))
+    )
+    with progress_bar("pairs") as bar:
+        lists = read_template_lists(asked.one_path("the folder with loose_crop and meta"), asked.protocol, bar)
+    key = CacheKey(asked.facts.network, asked.facts.colours, sorted(asked.facts.options.items()))
+    if asked.facts.kind == "ONNX":
+        key.add("file", _digest_of(asked.facts.path))
+    else:
+        key.add("weights", model_digest(asked.model).encode())
+    cache = asked.embeddings or default_cache()
+    with progress_bar("faces") as bar:
+        results = evaluate_templates(
+            asked.model,
+            lists,
+            cache,
+            modes,
+            broken_limit=asked.broken_limit,
+            model_key=key.digest,
+            batch_size=asked.batch_size,
+            workers=asked.workers,
+            device=asked.device,
+            progress=bar,
+        )
+    _print_templates(results)
+    return {"modes": {str(result.mode): result.figures() for result in results}, "embeddings": str(results[0].cache)}
+
+
+def _digest_of(path: Path) -> bytes:
+    import hashlib
+
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").digest()
+
+
+def _print_templates(results: "tuple[TemplateEvaluation, ...]") -> None:
+    """1:1 and 1:N, a line a mode; then what a reader should know."""
+    first = results[0]
+    out.print(
+        f"{first.name}: {first.faces:,} faces, {first.templates:,} templates; {first.reused:,} embeddings were there, "
+        f"all are in {first.cache}",
+        markup=False,
+    )
+    if first.verification is not None:
+        one = first.verification
+        table = Table(
+            "1:1 TAR at FAR", *(f"{far:g}" for far in one.tar_at_far), "AUC", "EER", box=None, title_justify="left"
+        )
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for result in results:
+            found = result.verification
+            assert found is not None
+            table.add_row(
+                str(result.mode),
+                *map(_percent, found.tar_at_far.values()),
+                f"{found.auc:.5f}",
+                _percent(found.eer),
+            )
+            table.add_row("  at the nearest FAR, as published", *map(_percent, found.tar_at_nearest_far.values()))
+        out.print(table)
+        out.print(f"over {one.genuine:,} genuine and {one.impostors:,} impostor pairs", markup=False)
+    if first.search is not None:
+        ranks, fpirs = first.search.mean["rank"], first.search.mean["tpir_at_fpir"]
+        table = Table(
+            "1:N",
+            *(f"rank {rank}" for rank in ranks),
+            *(f"TPIR@{fpir}" for fpir in fpirs),
+            box=None,
+            title_justify="left",
+        )
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for result in results:
+            search = result.search
+            assert search is not None
+            table.add_row(
+                f"{result.mode} mean",
+                *map(_percent, (*search.mean["rank"].values(), *search.mean["tpir_at_fpir"].values())),
+            )
+            for name, gallery in search.galleries.items():
+                table.add_row(
+                    f"  {name}", *map(_percent, (*gallery.rank_rates.values(), *gallery.tpir_at_fpir.values()))
+                )
+            if search.published is not None:
+                joined = search.published
+                table.add_row(
+                    "  joined, as published",
+                    *map(_percent, (*joined.rank_rates.values(), *joined.tpir_at_fpir.values())),
+                )
+        out.print(table)
+    for note in dict.fromkeys(note for result in results for note in result.notes):
+        out.print(f"note: {note}", markup=False)
+
+
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.2f} %"
 
@@ -280,6 +470,9 @@ _PROTOCOLS: dict[str, Callable[[Request], dict[str, Any]]] = {
     "held-out": _held_out,
     "pairs": _pairs,
     **dict.fromkeys(PAIR_SETS, _named_sets),
+    "all-pairs": _all_pairs,
+    "ijbb": _templates,
+    "ijbc": _templates,
 }
 
 
