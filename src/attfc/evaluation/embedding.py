@@ -21,7 +21,7 @@ from attfc.data.store import Images, Store
 from attfc.errors import UserError
 from attfc.precision import autocast
 
-__all__ = ["Embeddings", "embed_store"]
+__all__ = ["Embeddings", "device_of", "embed_store", "evaluation_mode"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +67,7 @@ class _Batches(Dataset[tuple[Tensor, dict[int, str]]]):
 
 
 @contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put every module into evaluation mode and give each its own mode back, also after an exception."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -78,7 +78,8 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _device_of(model: nn.Module) -> torch.device:
+def device_of(model: nn.Module) -> torch.device:
+    """Return where the module's first parameter or buffer is; the CPU if it has none."""
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")
@@ -126,7 +127,7 @@ def embed_store(
     size = getattr(model, "image_size", None) if image_size is None else image_size
     if not isinstance(size, int):
         raise UserError(f"{type(model).__name__} has no image_size attribute: pass image_size=112")
-    on = _device_of(model) if device is None else torch.device(device)
+    on = device_of(model) if device is None else torch.device(device)
     loader = DataLoader(
         _Batches(store, positions_N, batch_size, size),
         batch_size=None,
@@ -136,7 +137,7 @@ def embed_store(
     )
     rows: list[Tensor] = []
     broken: dict[int, str] = {}
-    with torch.no_grad(), _evaluation_mode(model), autocast(on, autocast_dtype):
+    with torch.no_grad(), evaluation_mode(model), autocast(on, autocast_dtype):
         for pixels_BSSC, broken_rows in loader:
             # A view of (B, S, S, 3) memory: channels-last already, no copy.
             images_BCSS = (pixels_BSSC.to(on, non_blocking=True).permute(0, 3, 1, 2).float() - 127.5) / 127.5

@@ -1,0 +1,250 @@
+"""Embeddings of long lists of images on disk, so that a second protocol, option or interrupted evaluation costs nothing.
+
+`PLACE/KEY/image.npy` and `mirror.npy`: (N, D) float32, as the model gave them, neither added nor normalized: every option of every protocol
+follows from these two. The key is a digest of the model's contents and of the list (`CacheKey`); files are memory-mapped, so opening is
+immediate. Rows are written as they come, in `KEY.partial`, and the folder is renamed when all are there: an evaluation that was stopped
+goes on where it was. One process writes an entry, a second one is told so. Cost: 8 N D bytes, 1.9 GB for IJB-C at 512 numbers.
+
+Trusted like the user's own files; a damaged entry is an error that names the folder to delete.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from attfc.errors import UserError
+
+__all__ = ["CacheKey", "FaceEmbeddings", "cached_embeddings", "default_cache", "model_digest"]
+
+Floats32 = npt.NDArray[np.float32]
+Progress = Callable[[int, int], None]
+Batch = tuple[Tensor, Tensor, dict[int, str], tuple[int, ...]]
+
+_FORMAT = "attfc embeddings 1"
+_SAVE_SECONDS = 10.0
+
+
+@dataclass(frozen=True, eq=False)
+class FaceEmbeddings:
+    """Embeddings of N images, as the model gave them.
+
+    Attributes:
+        image: (N, D) float32, memory-mapped, read-only. mirror: the same of the mirrored images.
+        broken: row -> why the image could not be used; its rows are zeros.
+        remarked: rows of images that were used, with something to be said (`FaceImages` says what).
+        seconds: wall time of embedding, summed over all attempts.
+        folder: where they lie.
+        reused: how many rows were there already.
+    """
+
+    image: Floats32
+    mirror: Floats32
+    broken: dict[int, str] = field(default_factory=dict)
+    remarked: tuple[int, ...] = ()
+    seconds: float = 0.0
+    folder: Path | None = None
+    reused: int = 0
+
+
+class CacheKey:
+    """A digest of everything that embeddings depend on, fed piece by piece with a name for each.
+
+    >>> CacheKey("r50", size=112).add("names", b"1.jpg").digest == CacheKey("r50", size=112).add("names", b"2.jpg").digest
+    False
+    """
+
+    def __init__(self, *facts: object, **named: object) -> None:
+        self._hash = hashlib.blake2b(digest_size=16)
+        self.add("format", _FORMAT.encode())
+        self.add("facts", json.dumps([list(map(str, facts)), sorted((k, str(v)) for k, v in named.items())]).encode())
+
+    def add(self, name: str, content: bytes | npt.NDArray[np.generic]) -> "CacheKey":
+        """Add one piece; names and lengths go in as well, so that pieces cannot run into each other."""
+        array = np.frombuffer(content, np.uint8) if isinstance(content, bytes) else np.ascontiguousarray(content)
+        self._hash.update(f"{name} {array.dtype} {array.shape} ".encode())
+        self._hash.update(array.data if array.size else b"")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """32 hexadecimal digits."""
+        return self._hash.hexdigest()
+
+
+def model_digest(model: nn.Module) -> str:
+    """Return a digest of a module's structure, parameters and buffers: 32 hexadecimal digits.
+
+    About 1 s for 250 MB of weights. What a module holds elsewhere is not seen: for one that wraps an ONNX session add its file to the key.
+
+    Raises:
+        UserError: a module without parameters and buffers.
+    """
+    state = model.state_dict()
+    if not state:
+        raise UserError(
+            f"{type(model).__name__} has no parameters: its embeddings cannot be told from another model's; pass model_key="
+        )
+    key = CacheKey(type(model).__qualname__, repr(model))
+    for name, tensor in state.items():
+        if isinstance(tensor, Tensor):
+            key.add(name, tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return key.digest
+
+
+def default_cache() -> Path:
+    """Return `attfc/embeddings` in the user's cache folder ($XDG_CACHE_HOME or ~/.cache)."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(home) / "attfc" / "embeddings"
+
+
+def cached_embeddings(
+    place: Path,
+    key: CacheKey,
+    rows: int,
+    size: int,
+    embed: Callable[[int], Iterable[Batch]],
+    progress: Progress | None = None,
+) -> FaceEmbeddings:
+    """Return the embeddings of a key, from disk as far as they are there.
+
+    Args:
+        place: the folder of all entries.
+        key: of these.
+        rows: N. size: D.
+        embed: `embed(start)` yields (image (B, D) float32, mirror (B, D), {row in the list: reason}, rows with a remark) for the
+            images from `start` on, in order.
+        progress: called as (rows done, rows).
+
+    Raises:
+        UserError: another process is writing this entry; the entry is damaged; `embed` gave other numbers of rows or columns.
+        OSError: the folder cannot be written to.
+    """
+    whole, partial = place / key.digest, place / f"{key.digest}.partial"
+    if whole.is_dir():
+        return _open(whole, rows, size, rows)
+    partial.mkdir(parents=True, exist_ok=True)
+    with _only_writer(place / f"{key.digest}.lock", whole):
+        if whole.is_dir():  # the other one has just finished it
+            return _open(whole, rows, size, rows)
+        reused = _fill(partial, rows, size, embed, progress)
+        partial.rename(whole)
+        return _open(whole, rows, size, reused)
+
+
+def _fill(
+    partial: Path, rows: int, size: int, embed: Callable[[int], Iterable[Batch]], progress: Progress | None
+) -> int:
+    state_file = partial / "state.json"
+    state: dict[str, Any] = {"rows": 0, "broken": {}, "remarked": [], "seconds": 0.0}
+    if state_file.exists():
+        state = _read_state(state_file)
+        arrays = [_array(partial / name, rows, size, "r+") for name in ("image.npy", "mirror.npy")]
+    else:
+        arrays = [
+            np.lib.format.open_memmap(partial / name, mode="w+", dtype=np.float32, shape=(rows, size))
+            for name in ("image.npy", "mirror.npy")
+        ]
+    start: int = state["rows"]
+    done = start
+    began = saved = time.monotonic()
+    before = float(state["seconds"])
+    if progress is not None:
+        progress(done, rows)
+
+    def save() -> None:
+        for array in arrays:
+            array.flush()
+        state.update(rows=done, seconds=before + time.monotonic() - began)
+        draft = state_file.with_suffix(".part")
+        draft.write_text(json.dumps(state), encoding="utf-8")
+        draft.replace(state_file)
+
+    try:
+        for image_BD, mirror_BD, broken, remarked in embed(start) if start < rows else ():
+            stop = done + len(image_BD)
+            if stop > rows or image_BD.shape[1] != size or image_BD.shape != mirror_BD.shape:
+                raise UserError(
+                    f"the model gave embeddings of {tuple(image_BD.shape)} and {tuple(mirror_BD.shape)}, {size} numbers for each of "
+                    f"{rows - done} images are expected: is its embedding_size right?"
+                )
+            arrays[0][done:stop], arrays[1][done:stop] = image_BD.numpy(), mirror_BD.numpy()
+            state["broken"].update({str(row): reason for row, reason in broken.items()})
+            state["remarked"].extend(remarked)
+            done = stop
+            if progress is not None:
+                progress(done, rows)
+            if time.monotonic() - saved > _SAVE_SECONDS:
+                save()
+                saved = time.monotonic()
+    finally:
+        save()
+    if done != rows:
+        raise UserError(f"{done:,} of {rows:,} images were embedded: the list ended early")
+    return start
+
+
+def _open(folder: Path, rows: int, size: int, reused: int) -> FaceEmbeddings:
+    state = _read_state(folder / "state.json")
+    if state["rows"] != rows:
+        raise _damaged(folder, f"{state['rows']} rows, {rows} expected")
+    return FaceEmbeddings(
+        image=_array(folder / "image.npy", rows, size, "r"),
+        mirror=_array(folder / "mirror.npy", rows, size, "r"),
+        broken={int(row): str(reason) for row, reason in state["broken"].items()},
+        remarked=tuple(int(row) for row in state["remarked"]),
+        seconds=float(state["seconds"]),
+        folder=folder,
+        reused=reused,
+    )
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(state["rows"], int) or not isinstance(state["broken"], dict) or state["rows"] < 0:
+            raise ValueError("rows")
+        float(state["seconds"])
+        list(state["remarked"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(path.parent, f"state.json: {error}") from None
+    return dict(state)
+
+
+def _array(path: Path, rows: int, size: int, mode: Any) -> "np.memmap[Any, np.dtype[np.float32]]":
+    try:
+        array: np.memmap[Any, np.dtype[np.float32]] = np.load(path, mmap_mode=mode, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise _damaged(path.parent, f"{path.name}: {error}") from None
+    if array.shape != (rows, size) or array.dtype != np.float32:
+        raise _damaged(path.parent, f"{path.name} is {array.dtype} {array.shape}, float32 {(rows, size)} expected")
+    return array
+
+
+def _damaged(folder: Path, what: str) -> UserError:
+    return UserError(f"{folder}: damaged embeddings ({what}): delete that folder to have them made anew")
+
+
+@contextlib.contextmanager
+def _only_writer(path: Path, entry: Path) -> Iterator[None]:
+    """Hold a lock that ends with the process, however that ends."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{entry}: another process is embedding this list with this model: wait for it") from None
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
