@@ -441,11 +441,10 @@ def _by_own_labels(listing: _Listing, rows: Int64, progress: Progress | None) ->
     heads = _heads(listing, rows, progress)
     ranges = heads.imageless & (heads.first >= 1) & (heads.second > heads.first)
     if ranges.any():
-        row = int(rows[ranges.argmax()])
+        row = int(ranges.argmax())
         raise UserError(
-            f"{listing.where(row)}: holds a range [{heads.first[ranges.argmax()]:g}, {heads.second[ranges.argmax()]:g}) and no image, as "
-            "identity records do, but is counted as an image: "
-            "is the .idx of another file, or record 0 damaged?"
+            f"{listing.where(int(rows[row]))}: holds a range [{heads.first[row]:.10g}, {heads.second[row]:.10g}) as identity records "
+            "do, where an image must be: is record 0 damaged, or the .idx of another file?"
         )
     labels, sound = _whole(heads.first, 1 << 24)
     if not sound.all():
