@@ -118,6 +118,82 @@ def synthetic() -> str:
     return "\n".join([*lines, "", provenance(record)])
 
 
+def index_scale() -> str:
+    """Table of the index at 42 million images and at a billion."""
+    record = load("index_scale")
+    columns = [
+        "images",
+        "identities",
+        "set",
+        "opens, s (cold)",
+        "MiB opened: own + mapped",
+        "K = 2 keys for 1,024, ms: wall, processor",
+        "shuffle 1,024, ms",
+        "MiB after sampling",
+        "MiB after locating 100 batches",
+        "bytes pickled",
+    ]
+    lines = [f"| {' | '.join(columns)} |", "|" + " --- |" * len(columns)]
+    for part in record["results"].values():
+        for kind, row in part.items():
+            opened, located = row["mib_added_when_opened"], row.get("mib_added_when_located")
+            located_mib = f"{located['mib']:.0f}" if located else "-"
+            lines.append(
+                f"| {row['images']:,} | {row['identities']:,} | {kind} | {row['seconds_to_open']:.2f} ({row['seconds_to_open_cold']:.2f}) | "
+                f"{opened['anonymous']:.1f} + {opened['file']:.1f} | {row['sample_milliseconds']:.1f}, "
+                f"{row['sample_processor_milliseconds']:.1f} | {row['shuffle_milliseconds']:.1f} | "
+                f"{row['mib_added_when_sampled']['mib']:.0f} | {located_mib} | {row['pickled_bytes']} |"
+            )
+    first = record["results"]["large"]["records"]["first_opening"]
+    load_average = record["environment"]["load_average"]
+    lines += [
+        "",
+        f"First opening of the RecordIO set of {record['results']['large']['records']['images']:,} images, which reads its `.idx` and makes "
+        f"the index: {first['seconds']:.0f} s, at most {first['peak_resident_mib']:,.0f} MiB resident.",
+        "",
+        f"Load average at the end {load_average:.1f}. {provenance(record)}",
+    ]
+    return "\n".join(lines)
+
+
+def stores(part: str) -> Callable[[], str]:
+    """Table of the stores' throughput, or of their opening times."""
+
+    def throughput(record: dict[str, Any]) -> list[str]:
+        columns = ["contestant", "workers", "images/s", "images per processor second"]
+        columns += ["of raw: wall", "of raw: processor", "times published: wall", "times published: processor"]
+        lines = [f"| {' | '.join(columns)} |", "|" + " --- |" * len(columns)]
+        for row in record["results"]["throughput"]:
+            ratios = (
+                "share_of_raw_wall",
+                "share_of_raw_processor",
+                "times_published_wall",
+                "times_published_processor",
+            )
+            cells = [f"{row[name]:.2f}" if name in row else "-" for name in ratios]
+            lines.append(
+                f"| {row['contestant']} | {row['workers']} | {row['images_per_second']:.0f} | "
+                f"{row['images_per_processor_second']:.0f} | {' | '.join(cells)} |"
+            )
+        return lines
+
+    def opening(record: dict[str, Any]) -> list[str]:
+        lines = ["| store | first opening, ms | with its index, ms |", "|" + " --- |" * 3]
+        lines += [
+            f"| {kind} | {1000 * row['first_seconds']:.1f} | {1000 * row['second_seconds']:.1f} |"
+            for kind, row in record["results"]["opening"].items()
+        ]
+        return lines
+
+    def table() -> str:
+        record = load("stores")
+        lines = throughput(record) if part == "throughput" else opening(record)
+        load_average = record["environment"]["load_average"]
+        return "\n".join([*lines, "", f"Load average at the end {load_average:.1f}. {provenance(record)}"])
+
+    return table
+
+
 def recipes(part: str) -> Callable[[], str]:
     """Table of presets beside the figures published for their settings, quoted as printed, and ours where there are any."""
 
@@ -165,6 +241,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "backbones": backbones,
     "synthetic": synthetic,
     "training_step": training_step,
+    "index_scale": index_scale,
+    "stores throughput": stores("throughput"),
+    "stores opening": stores("opening"),
     **{
         f"recipes {part}": recipes(part)
         for part in ("single host", "several hosts", "vision transformers", "noisy data")
