@@ -1,0 +1,281 @@
+"""`attfc export`: what is written opens again, embeds alike and gives the same figures; what does not agree is not written.
+
+Real exports through torch's exporter are all in this file, of the tiny network: the first in a process takes about 15 s, others 3 s.
+"""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+
+import attfc
+from attfc.backbones import create_backbone
+from attfc.data import SyntheticFaces
+from attfc.deploy import export, export_onnx, open_model
+from attfc.errors import UserError
+from attfc.training.model_files import save_model
+
+from .commands import run_main
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+UNSEEN = "synthetic:identities=8,images=4,seed=0,first=1000"
+BGR = {"colour_order": "BGR", "mean": [103.5, 116.3, 123.7], "std": [57.4, 57.1, 58.4]}
+
+
+def faces(size: int = 56) -> torch.Tensor:
+    """(10, 3, size, size) RGB in [-1, 1]."""
+    pixels = SyntheticFaces(5, 2, seed=9).images(torch.arange(10).numpy(), size).pixels
+    return (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() - 127.5) / 127.5
+
+
+def saved(folder: Path, **config: object) -> Path:
+    """A run's folder with the tiny network, its BatchNorm statistics those of faces, so that embeddings differ as trained ones do."""
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        network = create_backbone("r6_tiny", embedding_size=32)
+    with torch.no_grad():
+        for _ in range(20):
+            network.train()(faces())
+    training_data = {"root": "rendered faces", "licence": "drawn | by numbers"}
+    save_model(folder / "model", network.eval(), {"training_data": training_data, **config})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    return saved(tmp_path_factory.mktemp("runs") / "demo-001")
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory) -> tuple[Path, dict[str, object]]:
+    """The ONNX file of `run`, and what the export says of it."""
+    path = tmp_path_factory.mktemp("onnx") / "new folder" / "model.onnx"
+    model, facts = open_model(run)
+    return path, export_onnx(model, facts, path).to_dict()
+
+
+def numbers(values: object, at: str = "") -> dict[str, float]:
+    """Return every number of nested figures by its path."""
+    if isinstance(values, dict):
+        return {name: number for key, value in values.items() for name, number in numbers(value, f"{at}/{key}").items()}
+    return {at: float(values)} if isinstance(values, int | float) and not isinstance(values, bool) else {}
+
+
+def evaluated(monkeypatch, capsys, target: Path, model: Path, *more: object) -> dict[str, float]:
+    options = ("--device", "cpu", "--json", target)
+    status, _, err = run_main(monkeypatch, capsys, "evaluate", model, *more, *options)
+    assert status == 0, err
+    found = numbers(json.loads(target.read_text(encoding="utf-8")))
+    return {name: number for name, number in found.items() if "second" not in name}
+
+
+def test_an_exported_file_gives_the_same_figures_as_the_run(tmp_path, run, exported, monkeypatch, capsys) -> None:
+    protocol = ("held-out", UNSEEN, "--generated-pairs", "60")
+    of_run = evaluated(monkeypatch, capsys, tmp_path / "run.json", run, *protocol)
+    of_file = evaluated(monkeypatch, capsys, tmp_path / "file.json", exported[0], *protocol)
+    assert 0.5 < of_run["/accuracy"] < 1  # figures that another model would not give
+    assert len(of_run) > 10
+    assert of_file == pytest.approx(of_run, abs=1e-5)
+
+
+def test_the_file_says_what_it_is(exported) -> None:
+    path, done = exported
+    proto = onnx.load(path)
+    said = {pair.key: pair.value for pair in proto.metadata_props}
+    assert said == {
+        "attfc": version("attfc"),
+        "network": "r6_tiny",
+        "embedding_size": "32",
+        "image_size": "56",
+        "colour_order": "RGB",
+        "mean": "127.5",
+        "std": "127.5",
+        "precision": "float32",
+        "training_data": "rendered faces",
+        "training_data_licence": "drawn | by numbers",
+    }
+    (given,), (gives,) = proto.graph.input, proto.graph.output
+    assert (given.name, gives.name) == ("input", "embedding")
+    shape = given.type.tensor_type.shape.dim
+    assert shape[0].dim_param
+    assert [size.dim_value for size in shape[1:]] == [3, 56, 56]
+    # Nothing of the machine that wrote it, or of its source files.
+    content = path.read_bytes()
+    assert str(Path(attfc.__file__).parent).encode() not in content
+    assert b"site-packages" not in content
+    assert (done["format"], done["opset"], done["images"], done["bytes"]) == ("onnx", 18, 32, len(content))
+    assert done["least_cosine"] >= 0.99999
+    assert done["norm_error"] < 1e-4
+    assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.parametrize("count", [1, 3, 10])
+def test_any_batch_embeds_alike(run, exported, count) -> None:
+    images = faces()[:count]
+    model, _ = open_model(run)
+    reopened, facts = open_model(exported[0])
+    assert (facts.kind, facts.network, facts.embedding_size, facts.image_size) == ("ONNX", "r6_tiny", 32, 56)
+    assert facts.notes == ()
+    with torch.no_grad():
+        assert torch.allclose(reopened(images), model(images), rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_with_other_colours_is_exported_to_take_ours(tmp_path) -> None:
+    model, facts = open_model(saved(tmp_path / "run", **BGR))
+    assert facts.colours.to_dict() == BGR
+    plain, _ = open_model(saved(tmp_path / "plain"))
+    export_onnx(model, facts, tmp_path / "model.onnx")
+    reopened, found = open_model(tmp_path / "model.onnx")
+    assert found.colours.to_dict() == {"colour_order": "RGB", "mean": 127.5, "std": 127.5}
+    images = faces()
+    by_hand = (127.5 * images + 127.5).flip(1) - torch.tensor(BGR["mean"]).view(3, 1, 1)
+    by_hand = by_hand / torch.tensor(BGR["std"]).view(3, 1, 1)
+    with torch.no_grad():
+        # `plain` has the same weights and takes what it is given.
+        assert torch.allclose(reopened(images), plain(by_hand), rtol=1e-3, atol=1e-3)
+        assert not torch.allclose(reopened(images), plain(images), rtol=1e-1, atol=1e-1)
+
+
+def test_export_command_with_half_on_images_of_a_folder(
+    tmp_path, run, exported, face_folder, monkeypatch, capsys
+) -> None:
+    path = tmp_path / "half.onnx"
+    monkeypatch.setattr(
+        export, "_to_onnx", lambda _model, _facts: onnx.load(exported[0])
+    )  # as torch's exporter made it
+    arguments = ("export", run, path, "--half", "--check-images", face_folder, "--json", tmp_path / "e.json")
+    status, out, err = run_main(monkeypatch, capsys, *arguments)
+    assert status == 0, err
+    done = json.loads((tmp_path / "e.json").read_text(encoding="utf-8"))
+    assert done["images"] == 32
+    assert "Bilder und Gesichter" in done["images_from"]
+    assert 0.9995 <= done["least_cosine"] < 1
+    assert done["precision"] == "float16"
+    assert f"{path}: r6_tiny, float16, opset 18" in out
+    assert f"on 32 images of {done['images_from']}" in out
+    assert {tensor.data_type for tensor in onnx.load(path).graph.initializer} <= {7, 10}  # int64, float16
+    model, _ = open_model(path)
+    rows = model(faces())
+    assert rows.dtype == torch.float32
+
+
+def test_hub_folder_loads_without_loss(tmp_path, run, monkeypatch, capsys) -> None:
+    folder = tmp_path / "hub"
+    folder.mkdir()  # an empty one is taken
+    status, out, err = run_main(monkeypatch, capsys, "export", run, folder, "--format", "hf")
+    assert status == 0, err
+    assert f"{folder}: r6_tiny, float32, " in out
+    assert sorted(file.name for file in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert [file.name for file in tmp_path.iterdir()] == ["hub"]
+    images, (model, _) = faces(), open_model(run)
+    loaded = attfc.from_pretrained(folder)
+    with torch.no_grad():
+        assert torch.equal(loaded(images), model(images))
+    assert not loaded.training
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\nlibrary_name: attfc\n")
+    assert "| trained on | rendered faces |" in card
+    assert "| licence of the training data | drawn \\| by numbers |" in card
+    assert "`attfc evaluate` measures them" in card
+
+
+def test_hub_folder_in_half_keeps_colours_and_figures(tmp_path) -> None:
+    run = saved(tmp_path / "run", **BGR)
+    (run / "evaluation.json").write_text(
+        json.dumps({"accuracy": 0.8125, "images": 32, "pair_source": "40 generated\n# pairs", "auc": "high"}), "utf-8"
+    )
+    model, facts = open_model(run)
+    done = attfc.deploy.export_hub_folder(model, facts, tmp_path / "hub", half=True)
+    assert (done.opset, done.precision) == (None, "float16")
+    assert done.bytes < 0.6 * sum(file.stat().st_size for file in (run / "model").iterdir())
+    loaded, found = open_model(tmp_path / "hub")
+    assert found.colours == facts.colours
+    with torch.no_grad():
+        rows, expected = loaded(faces()), model(faces())
+    assert rows.dtype == torch.float32
+    assert float(torch.nn.functional.cosine_similarity(rows, expected).min()) > 0.9995
+    card = (tmp_path / "hub" / "README.md").read_text(encoding="utf-8")
+    assert "(32 images; pairs: 40 generated # pairs):" in card
+    assert "| accuracy, 10 folds | 0.8125 |" in card
+    assert "area under" not in card
+
+
+# What is not written.
+
+
+@pytest.mark.parametrize(("name", "format_name"), [("model.onnx", "onnx"), ("hub", "hf")])
+def test_nothing_is_left_where_embeddings_differ(
+    tmp_path, run, exported, monkeypatch, capsys, name, format_name
+) -> None:
+    """The export is made to disagree by what reads it back: a model that turns every embedding a little."""
+
+    def turned(path: Path) -> tuple[torch.nn.Module, object]:
+        model, facts = open_model(path)
+        model.register_forward_hook(lambda _module, _input, rows: rows + 0.02 * rows.norm(dim=1, keepdim=True))
+        return model, facts
+
+    monkeypatch.setattr(export, "open_model", turned)
+    if format_name == "onnx":  # the graph of `exported`, not a second run of the exporter
+        monkeypatch.setattr(export, "_to_onnx", lambda _model, _facts: onnx.load(exported[0]))
+    status, out, err = run_main(monkeypatch, capsys, "export", run, tmp_path / name, "--format", format_name)
+    assert (status, out) == (1, "")
+    assert "(float32) differs from the torch module: cosine 0." in err
+    assert "needed are 0.99999: nothing was written" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_metadata_that_misstates_the_colours_are_not_written(tmp_path, run, exported, monkeypatch) -> None:
+    """The file is read back by what it says of itself, so words that do not fit the weights show in the embeddings."""
+    describe = export._describe
+
+    def misstated(proto, facts, precision) -> None:
+        describe(proto, facts, precision)
+        next(pair for pair in proto.metadata_props if pair.key == "colour_order").value = "BGR"
+
+    monkeypatch.setattr(export, "_to_onnx", lambda _model, _facts: onnx.load(exported[0]))
+    monkeypatch.setattr(export, "_describe", misstated)
+    model, facts = open_model(run)
+    with pytest.raises(UserError, match="differs from the torch module: cosine"):
+        export_onnx(model, facts, tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_exports_that_are_refused(tmp_path, run, exported, monkeypatch, capsys) -> None:
+    taken, full = tmp_path / "taken.onnx", tmp_path / "full"
+    taken.write_bytes(b"mine")
+    full.mkdir()
+    (full / "a").touch()
+    empty = tmp_path / "no images"
+    empty.mkdir()
+    for arguments, text in [
+        ((run, taken), f"{taken} exists: name another, or remove it first"),
+        ((run, full, "--format", "hf"), f"{full} exists: name another, or remove it first"),
+        ((run, tmp_path / "hub"), f"{tmp_path / 'hub'} does not end in .onnx: name the file, such as"),
+        ((run, tmp_path / "a.onnx", "--format", "tflite"), "unknown format 'tflite': use one of onnx, hf"),
+        ((exported[0], tmp_path / "a.onnx"), f"{exported[0]} is an ONNX file already: export the run"),
+        ((exported[0], tmp_path / "hub", "--format", "hf"), "is an ONNX file, which has no state dict"),
+        (
+            (tmp_path / "nothing", tmp_path / "a.onnx"),
+            f"{tmp_path / 'nothing'} does not exist: a model is a run's folder",
+        ),
+        ((run, tmp_path / "a.onnx", "--check-images", empty), f"{empty}"),
+    ]:
+        status, out, err = run_main(monkeypatch, capsys, "export", *arguments)
+        assert (status, out, len(err.strip().splitlines())) == (1, "", 1), err
+        assert text in err
+    assert taken.read_bytes() == b"mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "no images", "taken.onnx"]
+
+
+def test_a_model_that_diverged_is_not_exported(tmp_path, run) -> None:
+    model, facts = open_model(run)
+    with torch.no_grad():
+        next(model.parameters()).fill_(torch.nan)
+    with pytest.raises(UserError, match="gives NaN, infinity or zeros on the images to check with: it has diverged"):
+        export_onnx(model, facts, tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
