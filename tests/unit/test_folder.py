@@ -361,9 +361,14 @@ def test_open_store_refuses(spec: str, message: str) -> None:
         open_store(spec)
 
 
-def test_open_store_knows_what_it_does_not_read(tmp_path: Path) -> None:
+def test_open_store_knows_what_is_no_folder_of_faces(tmp_path: Path) -> None:
     (tmp_path / "train.rec").write_bytes(b"")
-    with pytest.raises(UserError, match="MXNet RecordIO"):
-        open_store(tmp_path)
-    with pytest.raises(UserError, match="is a file"):
-        open_store(tmp_path / "train.rec")
+    for path in (tmp_path, tmp_path / "train.rec"):
+        with pytest.raises(UserError, match=r"train\.rec: holds no record"):
+            open_store(path)
+    (tmp_path / "lfw.bin").write_bytes(b"")
+    with pytest.raises(UserError, match=r"lfw\.bin: is a verification set"):
+        open_store(tmp_path / "lfw.bin")
+    (tmp_path / "faces.zip").write_bytes(b"")
+    with pytest.raises(UserError, match=r"faces\.zip: is a file of no known kind; supported are folders"):
+        open_store(tmp_path / "faces.zip")
