@@ -187,16 +187,11 @@ def _open_onnx(path: Path, said: Mapping[str, Any], device: str) -> tuple[nn.Mod
     _check_number("image_size", size)
     if facts.image_size is not None:
         _agree(str(path), "image_size", facts.image_size, said)
-    if facts.colours is not None:
-        colours = facts.colours
-        for key, value in colours.to_dict().items():
-            _agree(f"{path}, {facts.colours_from}", key, value, said)
-        notes = _colour_notes(colours, facts.colours_from)
-        if "colour_order" not in facts.metadata:
-            order = str(said.get("colour_order", "RGB"))
-            colours = Colours.read({**colours.to_dict(), "colour_order": order}, "the statements")
-    else:
-        colours, notes = _said_colours(path, "the file", said, "what the insightface package feeds")
+    for key, value in facts.stated.items():
+        _agree(f"{path}, {facts.stated_by}", key, value, said)
+    colours, notes = _said_colours(
+        path, "the file", said, "what the insightface package feeds", facts.stated, facts.stated_by
+    )
     model = OnnxModel(path, facts, size, device)
     _agree(str(path), "embedding_size", model.embedding_size, said)
     network = facts.metadata.get("network", model.name)
@@ -220,13 +215,16 @@ def _open_onnx(path: Path, said: Mapping[str, Any], device: str) -> tuple[nn.Mod
     )
 
 
-def _said_colours(path: Path, what: str, said: Mapping[str, Any], habit: str) -> tuple[Colours, tuple[str, ...]]:
-    """Return the colours that the caller states, ours where nobody does, and a note of what was assumed."""
-    colours = Colours.read(
-        {**OURS.to_dict(), **{key: said[key] for key in COLOUR_KEYS if key in said}}, "the statements"
-    )
-    missing = [key for key in COLOUR_KEYS if key not in said]
-    notes = _colour_notes(colours, "you") if len(missing) < 3 else ()
+def _said_colours(
+    path: Path, what: str, said: Mapping[str, Any], habit: str, stated: Mapping[str, Any] | None = None, by: str = ""
+) -> tuple[Colours, tuple[str, ...]]:
+    """Return the colours that the model states, else the caller, else ours; and a note of what was assumed."""
+    words = {key: said[key] for key in COLOUR_KEYS if key in said}
+    Colours.read({**OURS.to_dict(), **words}, "the statements")
+    known = {**words, **(stated or {})}
+    colours = Colours.read({**OURS.to_dict(), **known}, str(path))
+    missing = [key for key in COLOUR_KEYS if key not in known]
+    notes = _colour_notes(colours, " and ".join([by] * bool(stated) + ["you"] * bool(words))) if known else ()
     if missing:
         notes = (
             *notes,
@@ -237,7 +235,7 @@ def _said_colours(path: Path, what: str, said: Mapping[str, Any], habit: str) ->
 
 
 def _colour_notes(colours: Colours, where: str) -> tuple[str, ...]:
-    return () if colours == OURS else (f"fed with {colours}, as {where} says; attfc's own models take {OURS}",)
+    return () if colours == OURS else (f"fed with {colours}, as stated by {where}; attfc's own models take {OURS}",)
 
 
 def _agree(where: str, key: str, stated: Any, said: Mapping[str, Any]) -> None:

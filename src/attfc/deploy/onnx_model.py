@@ -4,13 +4,15 @@ The file may come from a stranger. Its protobuf is parsed with sizes bounded; we
 folder; it needs one image input and one embedding output. A graph runs no code of its own, but it may take any amount of time and memory
 once it runs, as a program may. Cost of loading: the file is parsed twice (once here, once by onnxruntime).
 
-What the pixels should be is read from the file's metadata (`colour_order`, `mean`, `std`, as `attfc export` writes them), else from the
-graph: networks converted from MXNet begin with Sub and Mul of constants, that is, they want values 0 to 255. Where neither says it, it is
-unknown, and said so.
+What the pixels should be is read from the file's metadata (`colour_order`, `mean`, `std`, as `attfc export` writes them). Where that has no
+mean and deviation the graph may tell: networks converted from MXNet begin with Sub and Mul of constants, which centre values 0 to 255, others
+with constants that centre 0 to 1. What neither says is unknown, and said so.
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +22,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from attfc.deploy.colours import Colours
+from attfc.deploy.colours import OURS, Colours
 from attfc.errors import UserError
 
 __all__ = ["OnnxFacts", "OnnxModel", "read_onnx_facts"]
 
 LARGEST_FILE, LARGEST_WEIGHTS = 2**31 - 1, 16 * 2**30  # protobuf's own limit; of weights in other files
 LARGEST_IMAGE, LARGEST_EMBEDDING, LARGEST_TEXT = 4_096, 65_536, 2**16
-RAW = Colours("RGB", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-FLOATS: dict[int, np.dtype[Any]] = {1: np.dtype(np.float32), 10: np.dtype(np.float16)}  # TensorProto's numbers
+LARGEST_RUN = 2**28  # numbers in the images of one run, where the file fixes the batch
+EXTERNAL = 1  # TensorProto's number, as those below
+FLOATS: dict[int, np.dtype[Any]] = {1: np.dtype(np.float32), 10: np.dtype(np.float16)}
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,8 @@ class OnnxFacts:
         image_size: S in pixels, None = any, or not stated.
         embedding_size: None = not stated; the first run tells.
         opset: of the operators of ONNX itself.
-        colours: None = not stated.
-        colours_from: where they are stated, for messages.
+        stated: those of "colour_order", "mean" and "std" that the file states, as a configuration holds them.
+        stated_by: what in the file states them, for messages.
         metadata: the file's own key-value pairs, texts.
     """
 
@@ -56,8 +59,8 @@ class OnnxFacts:
     image_size: int | None
     embedding_size: int | None
     opset: int
-    colours: Colours | None
-    colours_from: str
+    stated: Mapping[str, Any]
+    stated_by: str
     metadata: Mapping[str, str]
 
 
@@ -70,17 +73,22 @@ class OnnxModel(nn.Module):
         image_size: S in pixels, where the file leaves it open.
         device: "cpu", or "cuda" with a build of onnxruntime that has it.
 
-    Input (B, 3, S, S) float, in the colours of `facts`, which `FedAs` converts to; output (B, embedding_size) float32 on the input's device.
-    Evaluation only: no parameter, no gradient.
+    Input (B, 3, S, S) float, in the colours that the file wants, which `FedAs` converts to; output (B, embedding_size) float32 on the input's
+    device. Evaluation only: no parameter, no gradient.
 
     Raises:
-        UserError: onnxruntime cannot load or run it, or what comes out is not (B, D) finite numbers.
+        UserError: onnxruntime cannot load or run it, what comes out is not one row an image, or a fixed batch is more than memory is for.
     """
 
     def __init__(self, path: Path, facts: OnnxFacts, image_size: int, device: str = "cpu") -> None:
         super().__init__()
         self.path, self.facts, self.image_size = Path(path), facts, image_size
         self.name = f"onnx:{self.path.name}"
+        if (facts.batch or 1) * 3 * image_size**2 > LARGEST_RUN:
+            raise UserError(
+                f"{self.path} runs batches of {facts.batch:,} images of {image_size} pixels only, more than {LARGEST_RUN:,} numbers: export it "
+                "with a dynamic batch"
+            )
         ort = _onnxruntime()
         options = ort.SessionOptions()
         options.log_severity_level = 4  # what goes wrong is raised
@@ -100,11 +108,13 @@ class OnnxModel(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
+        if not len(x):
+            return x.new_zeros((0, self.embedding_size), dtype=torch.float32)
         images = x.detach().to("cpu", torch.float32).numpy()
         if self.facts.channels_last:
             images = images.transpose(0, 2, 3, 1)
         images = np.ascontiguousarray(images, dtype=self.facts.dtype)
-        step = self.facts.batch or max(len(images), 1)
+        step = self.facts.batch or len(images)
         rows = [self._run(images[start : start + step], step) for start in range(0, len(images), step)]
         return torch.from_numpy(np.concatenate(rows)).to(x.device)
 
@@ -158,10 +168,8 @@ def read_onnx_facts(path: Path) -> OnnxFacts:
     if None not in sides and sides[0] != sides[1]:
         raise UserError(f"{path} takes images of {sides[0]} x {sides[1]} pixels: attfc aligns faces to squares")
     metadata = {pair.key[:80]: pair.value[:LARGEST_TEXT] for pair in list(model.metadata_props)[:256]}
-    colours, colours_from = _colours(path, metadata, graph)
-    size = next((side for side in sides if side is not None), None) or _number(
-        path, metadata, "image_size", LARGEST_IMAGE
-    )
+    stated, stated_by = _stated_colours(path, metadata, graph)
+    size = _number(path, metadata, "image_size", LARGEST_IMAGE, next((side for side in sides if side), None))
     if size is not None and size > LARGEST_IMAGE:
         raise UserError(f"{path} takes images of {size} pixels: the largest attfc feeds are {LARGEST_IMAGE}")
     out = _shape(outputs[0])
@@ -172,12 +180,10 @@ def read_onnx_facts(path: Path) -> OnnxFacts:
         channels_last=channels_last,
         batch=shape[0],
         image_size=size,
-        embedding_size=out[1]
-        if out and out[1] is not None
-        else _number(path, metadata, "embedding_size", LARGEST_EMBEDDING),
+        embedding_size=_number(path, metadata, "embedding_size", LARGEST_EMBEDDING, out[1] if out else None),
         opset=next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0),
-        colours=colours,
-        colours_from=colours_from,
+        stated=stated,
+        stated_by=stated_by,
         metadata=metadata,
     )
 
@@ -206,7 +212,7 @@ def _check_external(path: Path, model: Any) -> None:
     """Refuse weights that are kept anywhere but in plain files of the model's own folder."""
     folder, total = path.parent.resolve(), 0
     for tensor in _tensors(model):
-        if tensor.data_location != 1:  # TensorProto.EXTERNAL
+        if tensor.data_location != EXTERNAL:
             continue
         entries = {pair.key: pair.value for pair in tensor.external_data}
         location = entries.get("location", "")
@@ -250,36 +256,77 @@ def _tensors(model: Any) -> Iterator[Any]:
                 graphs.extend(graph for graph in (attribute.g, *attribute.graphs) if graph.node or graph.initializer)
 
 
-def _colours(path: Path, metadata: Mapping[str, str], graph: Any) -> tuple[Colours | None, str]:
-    if "colour_order" in metadata and "mean" in metadata and "std" in metadata:
-        values: dict[str, Any] = {"colour_order": metadata["colour_order"]}
-        for name in ("mean", "std"):
-            try:
-                values[name] = json.loads(metadata[name])
-            except (ValueError, RecursionError):
-                values[name] = metadata[name]
-        return Colours.read(values, f"{path}, metadata"), "its metadata"
-    if _normalizes_itself(graph):
-        return RAW, "its first nodes, which subtract and scale"
-    return None, ""
+def _stated_colours(path: Path, metadata: Mapping[str, str], graph: Any) -> tuple[dict[str, Any], str]:
+    values: dict[str, Any] = {name: metadata[name] for name in ("colour_order", "mean", "std") if name in metadata}
+    for name in values.keys() & {"mean", "std"}:
+        with suppress(ValueError, RecursionError):  # what is no JSON is refused in a moment, as the text that it is
+            values[name] = json.loads(metadata[name])
+    stated = Colours.read({**OURS.to_dict(), **values}, f"{path}, metadata").to_dict()
+    values = {name: stated[name] for name in values}
+    if "mean" in values or "std" in values:
+        return values, "its metadata"
+    with np.errstate(all="ignore"):  # strange constants centre nothing
+        largest = _largest_pixel(graph)
+    if largest is None:
+        return values, "its metadata"
+    by = "its first nodes, which subtract and scale" + (", and its metadata" if values else "")
+    return {**values, "mean": 0.0, "std": 255.0 / largest}, by
 
 
-def _normalizes_itself(graph: Any) -> bool:
-    """Whether the image goes through Sub and Mul (or Div) of single numbers first, as in networks converted from MXNet."""
-    single = {tensor.name for tensor in graph.initializer if not [size for size in tensor.dims if size != 1]}
-    single |= {name for node in graph.node[:16] if node.op_type == "Constant" for name in node.output}
-    value, found = (
-        next((item.name for item in graph.input if item.name not in {t.name for t in graph.initializer}), ""),
-        [],
-    )
+def _largest_pixel(graph: Any) -> int | None:
+    """Return 255 or 1, where the graph begins with an affine map of constants that centres values 0 to 255 or 0 to 1; None = it does not say."""
+    constants, scaled, shifted = _small_constants(graph), False, False
+    value = next(item.name for item in graph.input if item.name not in {tensor.name for tensor in graph.initializer})
+    factor, offset = np.ones(1), np.zeros(1)  # of each channel: what the nodes so far make of x is factor x + offset
     for node in graph.node[:16]:
-        if value in node.input and node.op_type in ("Sub", "Mul", "Div", "Cast", "Identity"):
-            others = [name for name in node.input if name != value]
-            if any(name not in single for name in others):
-                break
-            found.append(node.op_type)
-            value = node.output[0]
-    return "Sub" in found and ("Mul" in found or "Div" in found)
+        if value not in node.input:
+            continue
+        first, other = node.input[0], [name for name in node.input if name != value]
+        if node.op_type in ("Cast", "Identity", "Transpose"):
+            pass
+        elif node.op_type not in ("Sub", "Add", "Mul", "Div") or len(other) != 1 or other[0] not in constants:
+            break
+        elif node.op_type in ("Sub", "Add"):
+            constant, shifted = constants[other[0]], True
+            if node.op_type == "Sub" and first != value:
+                factor, offset = -factor, -offset
+            offset = offset - constant if node.op_type == "Sub" and first == value else offset + constant
+        elif node.op_type == "Div" and first != value:
+            break
+        else:
+            constant, scaled = constants[other[0]], True
+            if node.op_type == "Div" and not constant.all():
+                return None
+            by = 1 / constant if node.op_type == "Div" else constant
+            factor, offset = factor * by, offset * by
+        value = node.output[0]
+    if not (scaled and shifted and factor.all()):
+        return None
+    centre = -offset / factor
+    if bool(((centre >= 32) & (centre <= 224)).all()):
+        return 255
+    return 1 if bool(((centre >= 0.25) & (centre <= 0.75)).all()) else None
+
+
+def _small_constants(graph: Any) -> dict[str, npt.NDArray[np.float64]]:
+    """Return the constants of one number or three, finite, by name; those kept in other files are not read."""
+    from onnx import numpy_helper
+
+    tensors = [(tensor.name, tensor) for tensor in graph.initializer]
+    for node in graph.node[:16]:
+        if node.op_type == "Constant" and len(node.output) == 1:
+            tensors += [(node.output[0], attribute.t) for attribute in node.attribute if attribute.name == "value"]
+    found = {}
+    for name, tensor in tensors:
+        if math.prod(tensor.dims) not in (1, 3) or tensor.data_location == EXTERNAL:
+            continue
+        try:
+            values = np.asarray(numpy_helper.to_array(tensor), dtype=np.float64).ravel()
+        except Exception:  # damaged, or not of numbers: onnxruntime says so, if the graph uses it
+            continue
+        if bool(np.isfinite(values).all()):
+            found[name] = values
+    return found
 
 
 def _shape(value: Any) -> tuple[int | None, ...]:
@@ -287,17 +334,22 @@ def _shape(value: Any) -> tuple[int | None, ...]:
     return tuple(size.dim_value if size.dim_value > 0 else None for size in value.type.tensor_type.shape.dim)
 
 
-def _number(path: Path, metadata: Mapping[str, str], name: str, largest: int) -> int | None:
+def _number(path: Path, metadata: Mapping[str, str], name: str, largest: int, of_graph: int | None) -> int | None:
+    """Return what the graph and the metadata say, who must agree; None = neither says it."""
     if name not in metadata:
-        return None
+        return of_graph
     text = metadata[name]
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:10]) <= largest:
+    if not text.isascii() or not text.isdigit() or len(text) > 10 or not 1 <= int(text) <= largest:
         raise UserError(f"{path}, metadata: {name} {text[:80]!r} is no whole number from 1 to {largest}")
+    if of_graph not in (None, int(text)):
+        raise UserError(
+            f"{path}, metadata: {name} is {text}, but its graph has {of_graph}: it was changed after export"
+        )
     return int(text)
 
 
 def _listed(values: list[Any]) -> str:
-    shown = [f"{value.name[:40]} ({', '.join(str(size or '?') for size in _shape(value))})" for value in values[:4]]
+    shown = [f"{value.name[:40]!r} ({', '.join(str(size or '?') for size in _shape(value))})" for value in values[:4]]
     return ", ".join(shown) + (f" and {len(values) - 4} more" if len(values) > 4 else "") or "nothing"
 
 
