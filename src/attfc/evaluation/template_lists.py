@@ -314,6 +314,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 def _number_table(path: Path, block: LineBlock, columns: int, what: str) -> npt.NDArray[np.int64]:
     """Return the whole numbers of a block's lines, (lines, columns)."""
     filled = _NOT_BLANK[block.data]
+    filled[: int(block.starts[0]) if len(block.starts) else None] = False  # a byte order mark is no field
     starts = np.flatnonzero(filled & ~np.append(False, filled[:-1]))
     ends = np.flatnonzero(filled & ~np.append(filled[1:], False)) + 1
     line = np.searchsorted(block.starts, starts, side="right") - 1

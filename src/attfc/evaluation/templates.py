@@ -60,9 +60,8 @@ TEMPLATE_FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 RANKS, FPIRS = (1, 5, 10), (0.01, 0.1)
 
 _POOL_ROWS = 8192  # rows of a block: 32 MiB at 512 numbers in float64
-_MATRIX_SCORES = 2**27  # largest matrix of all scores that is held, 512 MiB in float32
 _BLOCK_SCORES = 2**22  # scores computed at a time
-_SPARSE = 16  # a matrix that holds so many times the pairs asked for is not computed
+_SPARSE = 200  # cells a pair: beyond, rows are gathered for each first template instead, which costs so many times as much a score
 
 
 @dataclass(frozen=True)
@@ -215,35 +214,42 @@ def _blocks_of_segments(starts: Ints, total: int, rows: int) -> list[tuple[int, 
 def score_template_pairs(vectors_TD: Tensor, first_P: Ints, second_P: Ints) -> npt.NDArray[np.float32]:
     """Return the exact cosine of each pair of rows, (P,) float32, multiples of 2^-24 (see `exact_scores`).
 
-    IJB compares few templates with many, so the matrix of all scores between them holds only a few times the pairs asked for, and one
-    blocked product is cheaper than gathering two rows a pair. Lists that are sparser are taken by first template.
+    IJB compares few templates with many, so the matrix of all scores between them holds only a few times the pairs asked for: it is
+    computed a block of rows at a time, and the block's pairs are picked from it. Sparser lists are taken by first template.
 
     Args:
         vectors_TD: float32 unit rows.
         first_P, second_P: row numbers.
     """
     scores = np.empty(len(first_P), dtype=np.float32)
-    left, left_P = np.unique(first_P, return_inverse=True)
-    right, right_P = np.unique(second_P, return_inverse=True)
-    cells = len(left) * len(right)
-    if cells <= min(_SPARSE * max(len(first_P), 1), _MATRIX_SCORES):
-        right_MD = vectors_TD[torch.from_numpy(right)].double()
-        matrix = np.empty((len(left), len(right)), dtype=np.float32)
-        step = max(1, _BLOCK_SCORES // len(right))
-        for start in range(0, len(left), step):
-            left_BD = vectors_TD[torch.from_numpy(left[start : start + step])].double()
-            matrix[start : start + step] = block_scores(left_BD, right_MD).float().numpy()
-        for start in range(0, len(first_P), _BLOCK_SCORES):
-            part = slice(start, start + _BLOCK_SCORES)
-            scores[part] = matrix[left_P[part], right_P[part]]
-        return scores
-    order = np.argsort(left_P, kind="stable")
-    bounds = np.searchsorted(left_P[order], np.arange(len(left) + 1))
-    for row, begin, end in zip(left.tolist(), bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+    left, left_P = _dense(first_P, len(vectors_TD))
+    right, right_P = _dense(second_P, len(vectors_TD))
+    sparse = len(left) * len(right) > _SPARSE * len(first_P)
+    order = np.argsort(left_P, kind="stable")  # a radix sort where the numbers have 16 bits, as in IJB
+    step = 1 if sparse else max(1, _BLOCK_SCORES // max(len(right), 1))
+    starts = np.arange(0, len(left), step)
+    bounds = np.searchsorted(left_P[order], np.append(starts, len(left)))
+    right_MD = vectors_TD[torch.from_numpy(right)].double()
+    for start, begin, end in zip(starts.tolist(), bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
         pairs = order[begin:end]
-        right_MD = vectors_TD[torch.from_numpy(second_P[pairs])].double()
-        scores[pairs] = block_scores(vectors_TD[row : row + 1].double(), right_MD)[0].float().numpy()
+        columns = right_P[pairs].astype(np.int64)
+        left_BD = vectors_TD[torch.from_numpy(left[start : start + step])].double()
+        if sparse:
+            scores[pairs] = block_scores(left_BD, right_MD[torch.from_numpy(columns)])[0].float().numpy()
+        else:
+            block_BM = block_scores(left_BD, right_MD).float().numpy()
+            scores[pairs] = block_BM[left_P[pairs].astype(np.int64) - start, columns]
     return scores
+
+
+def _dense(rows_P: Ints, total: int) -> tuple[Ints, npt.NDArray[np.integer[Any]]]:
+    """Return the rows that occur, rising, and for each of `rows_P` its place among them, in as few bits as it takes."""
+    present = np.zeros(total, dtype=np.bool_)
+    present[rows_P] = True
+    found = np.flatnonzero(present)
+    place = np.zeros(total, dtype=np.uint16 if len(found) < 2**16 else np.int64)
+    place[found] = np.arange(len(found))
+    return found, place[rows_P]
 
 
 @dataclass(frozen=True, eq=False)
