@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from attfc.deploy import from_pretrained, open_model
     from attfc.errors import UserError
     from attfc.evaluation import embed_store, evaluate_pairs, evaluate_store
-    from attfc.heads import DCQ, AttFC, FullFC, PartialFC, generative_class_center
+    from attfc.heads import DCP, DCQ, AttFC, FullFC, PartialFC, generative_class_center
     from attfc.losses import AdaFace, ArcFace, CombinedMargin, CosFace, class_softmax, container_softmax
     from attfc.training.model_files import load_model, save_model
     from attfc.training.momentum import MomentumPair
@@ -24,7 +24,7 @@ _HOMES = {
     "attfc.deploy": ("from_pretrained", "open_model"),
     "attfc.errors": ("UserError",),
     "attfc.evaluation": ("embed_store", "evaluate_pairs", "evaluate_store"),
-    "attfc.heads": ("DCQ", "AttFC", "FullFC", "PartialFC", "generative_class_center"),
+    "attfc.heads": ("DCP", "DCQ", "AttFC", "FullFC", "PartialFC", "generative_class_center"),
     "attfc.losses": ("AdaFace", "ArcFace", "CombinedMargin", "CosFace", "class_softmax", "container_softmax"),
     "attfc.training.model_files": ("load_model", "save_model"),
     "attfc.training.momentum": ("MomentumPair",),
@@ -32,6 +32,7 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "DCP",
     "DCQ",
     "AdaFace",
     "ArcFace",

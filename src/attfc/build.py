@@ -25,7 +25,7 @@ from attfc.config import RunConfig, config_to_yaml, load_config
 from attfc.data import AttentionLoader, Augment, CombinedStore, DecodedCache, Store, open_store
 from attfc.errors import UserError
 from attfc.evaluation import Pairs, evaluate_store, generate_pairs, read_pairs, write_report
-from attfc.heads import DCQ, AttFC, FullFC, Head, PartialFC, RowStore
+from attfc.heads import DCP, DCQ, AttFC, FullFC, Head, PartialFC, RowStore
 from attfc.losses import AdaFace, ArcFace, CombinedMargin, CosFace, Margin
 from attfc.precision import best_autocast_dtype
 from attfc.training.checkpoint import latest_checkpoint, load_checkpoint
@@ -142,6 +142,19 @@ def build_head(config: RunConfig, identities: int) -> Head:
         raise UserError(
             f"the container has {slots} slots, which is smaller than the batch ({config.batch_size}): raise container.ratio to at least "
             f"{math.ceil(100 * config.batch_size / identities) / 100:g}, set container.slots, or lower batch_size"
+        )
+    if config.head.name == "dcp":
+        return DCP(
+            config.backbone.embedding_size,
+            slots,
+            margin,
+            enter_first=config.head.enter_first,
+            hardest_weight=config.head.hardest_weight,
+            dtype=config.container.dtype,
+            initial=config.container.initial,
+            interclass_filtering_threshold=config.head.interclass_filtering_threshold,
+            filtering=config.head.filtering,
+            block_mib=config.head.block_mib,
         )
     if config.head.name == "dcq":
         return DCQ(

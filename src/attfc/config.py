@@ -155,7 +155,7 @@ class MarginConfig(Section):
 class HeadConfig(Section):
     """What turns embeddings and labels into a loss."""
 
-    name: Literal["attfc", "full_fc", "partial_fc", "dcq"] = "attfc"
+    name: Literal["attfc", "full_fc", "partial_fc", "dcq", "dcp"] = "attfc"
     interclass_filtering_threshold: Annotated[float, Field(gt=-1, le=1)] | None = Field(
         None, description="negatives with a larger cosine are dropped"
     )
@@ -170,6 +170,12 @@ class HeadConfig(Section):
     )
     rows_folder: str | None = Field(
         None, description="rows=file: a folder on a fast disk, for the rows and their momentum"
+    )
+    enter_first: Share = Field(
+        2 / 3, description="dcp: share of the batch, from its start, whose keys enter the pool before the loss"
+    )
+    hardest_weight: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="dcp: factor of the loss of samples whose identity is not in the pool"
     )
 
 

@@ -30,6 +30,7 @@ HEADS = {
     ],
     "full_fc": ["head.name=full_fc"],
     "dcq": ["head.name=dcq"],
+    "dcp": ["head.name=dcp", "container.dtype=bfloat16"],
     "partial_fc": ["head.name=partial_fc", "head.sample_rate=0.3"],
     "partial_fc_adamw": [
         "head.name=partial_fc",
@@ -88,6 +89,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
         ("full_fc", 5, 0),
         ("partial_fc", 6, 0),
         ("dcq", 7, 0),
+        ("dcp", 6, 0),
         ("partial_fc_adamw", 4, 0),
         ("adaface_adamw", 6, 0),
         ("accumulated", 3, 0),

@@ -2,10 +2,11 @@
 
 from attfc.heads.attfc import AttFC, generative_class_center
 from attfc.heads.container import Container
+from attfc.heads.dcp import DCP
 from attfc.heads.dcq import DCQ
 from attfc.heads.full_fc import FullFC
 from attfc.heads.head import Head
 from attfc.heads.partial_fc import PartialFC
 from attfc.heads.row_store import RowStore
 
-__all__ = ["DCQ", "AttFC", "Container", "FullFC", "Head", "PartialFC", "RowStore", "generative_class_center"]
+__all__ = ["DCP", "DCQ", "AttFC", "Container", "FullFC", "Head", "PartialFC", "RowStore", "generative_class_center"]

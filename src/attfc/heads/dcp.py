@@ -1,0 +1,219 @@
+"""Dynamic Class Pool: the C identities seen most recently, each with its two latest key embeddings as its classifiers.
+
+A sample whose identity is in the pool is classified against the pool, once with the newest embeddings as class centers and once with the
+previous ones. A sample whose identity is absent has no center to go to: it only pushes away its hardest slots. With keys k_i, for both slots
+w in (newest, previous) of the pool, P the samples present and A those absent:
+
+    softmax_i = log(exp(s phi_i) + sum_j exp(s q_i.w_j)) - s phi_i,   phi_i = margin(q_i.w_own),  j over the other identities
+    push_i    = sum of the h largest max(q_i.w_j, 0) / h,             h = min(max(floor(0.0002 C), 3), 10)
+    loss      = mean over both slots of (mean over P of softmax_i + hardest_weight * mean over A of push_i)
+
+A mean over nobody is 0. The step: 1 the keys of the first `enter_first` of the batch enter the pool, so that those samples are all present;
+2 the loss; 3 the other keys enter, too late to help their own samples. An identity that enters has its one embedding in both slots;
+one that comes back moves newest to previous. Eviction: the identity that came the longest ago.
+
+Cost a step: two passes of the container softmax and two of the hardest rows, 6 products of B x C x D; one key pass of the backbone.
+Memory: two containers, 2 C x (4D | 2D | D + 4) B for float32 | bfloat16 | int8 rows, and 72 to 104 B a slot for labels, stamps and indices, which
+both keep. Nothing of size B x C. Every sample runs through both losses and a mask chooses: to split the batch would wait for the device.
+
+Source: F2C (arXiv 2105.10375) and its code (tiandunx/FFC). There two thirds of a batch are identity-based (an identity drawn, then two
+images of it) and the rest instance-based (an image drawn, without a second one of its identity): all gallery images enter the pool before the loss,
+but those of the instance-based part are other samples' images. Here every sample has a key of its own identity, so the keys of that part
+wait until the loss is done. Differs, besides:
+- both slot losses are averaged, there summed; there the images also change roles in a second pass whose pool is rolled back, and
+  both are summed. So the loss here is a quarter of theirs, one backbone pass and one key pass in place of two each.
+- previous embeddings count wherever there are any; there only for identities that came in this step, the others have one slot twice.
+- several keys of one identity in a batch: their renormalized mean enters; there they fill both slots in turn, the last ones stay.
+- slots are empty at first; there random (`initial="random"`), with all numbers positive. Empty slots count as cosine 0 in push_i.
+- the state (order of use, slots) is saved whole and bit for bit; labels are int64.
+Left open by the paper, and chosen here after the code: h, its clip at 0, the weight 1, two separate means, the order of a step.
+Chosen by us: 2 / 3 as the default of `enter_first`, whatever the loader draws; the margin, as everywhere, is whatever is passed (theirs:
+ArcFace 0.5 at scale 32).
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from attfc.errors import UserError
+from attfc.heads.container import Container, Initial, RowDtype
+from attfc.heads.head import Head, unit_length
+from attfc.losses.container_softmax import Filtering, container_softmax
+from attfc.losses.hardest import hardest_rows
+from attfc.losses.margins import Margin
+
+__all__ = ["DCP"]
+
+
+class DCP(Head):
+    """The DCP head; `loss = head(embeddings, labels, keys)` with one key a sample.
+
+    Args:
+        embedding_size: D.
+        slots: C, identities in the pool; at least the batch size.
+        margin: margin on the positive; owns the scale s.
+        enter_first: share of the batch, from its start, whose keys enter the pool before the loss: samples i < share * B. At 1 nobody is ever
+            absent, at 0 whoever the steps before have not stored.
+        hardest_weight: factor of the absent samples' term, >= 0.
+        dtype: storage of the rows; all arithmetic is float32.
+        initial: `empty`, or `random` unit rows as negatives until they are overwritten (published code).
+        interclass_filtering_threshold: negatives with a cosine above it are taken for label noise; None: no filtering.
+        filtering: what becomes of those in the softmax, `drop` or `zero`; they are never among the hardest.
+        block_mib: temporary memory of the streaming passes, MiB.
+
+    Raises:
+        UserError: a share outside 0 ... 1, a negative weight; as `Container`.
+
+    In `eval()` nothing enters: the loss is that against the pool as it stands.
+
+    >>> head = DCP(embedding_size=4, slots=8, margin=Margin(scale=16.0), enter_first=0.5)
+    >>> loss = head(torch.eye(4)[:2].requires_grad_(), torch.tensor([0, 1]), torch.eye(4)[:2].unsqueeze(1))
+    >>> head.statistics()["present_share"], head.newest.fill
+    (0.5, tensor(2))
+    """
+
+    def __init__(
+        self,
+        embedding_size: int,
+        slots: int,
+        margin: Margin,
+        *,
+        enter_first: float = 2 / 3,
+        hardest_weight: float = 1.0,
+        dtype: RowDtype = "float32",
+        initial: Initial = "empty",
+        interclass_filtering_threshold: float | None = None,
+        filtering: Filtering = "drop",
+        block_mib: float = 32.0,
+    ) -> None:
+        super().__init__(embedding_size, keys_per_query=1)
+        if not 0 <= enter_first <= 1:
+            raise UserError(
+                f"enter_first is {enter_first}: it is a share of the batch, from 0 to 1 (published: two thirds)"
+            )
+        if not 0 <= hardest_weight < math.inf:
+            raise UserError(f"hardest_weight is {hardest_weight}: it must be finite and at least 0 (published: 1)")
+        self.margin = margin
+        self.enter_first = enter_first
+        self.hardest_weight = hardest_weight
+        self.interclass_filtering_threshold = interclass_filtering_threshold
+        self.filtering: Filtering = filtering
+        self.block_mib = block_mib
+        self.hardest = min(max(int(0.0002 * slots), 3), 10)
+        # Both take the same labels in the same order: the same identities stand in the same slots.
+        self.newest = Container(slots, embedding_size, policy="unique", dtype=dtype, initial=initial)
+        self.previous = Container(slots, embedding_size, policy="unique", dtype=dtype, initial=initial)
+
+    def forward(self, embeddings_BD: Tensor, labels_B: Tensor, keys_BKD: Tensor | None = None) -> Tensor:
+        """Return the loss of the batch; its keys enter the pool.
+
+        Args:
+            embeddings_BD: (B, D) float of any dtype and length, with gradient; computed in float32 (float64 stays).
+            labels_B: (B,) int64 >= 0; not modified.
+            keys_BKD: (B, 1, D) float from the key encoder, not normalized; no gradient flows into it.
+
+        Raises:
+            UserError: another number of keys than one, wrong shapes or types, a batch larger than the pool.
+        """
+        self._check_batch(embeddings_BD, labels_B)
+        batch = labels_B.shape[0]
+        if keys_BKD is None or keys_BKD.shape != (batch, 1, self.embedding_size):
+            shape = None if keys_BKD is None else tuple(keys_BKD.shape)
+            raise UserError(
+                f"DCP got keys of shape {shape}: it takes one key a query, shape ({batch}, 1, {self.embedding_size})"
+            )
+        self.newest.check_room(batch)
+        query_BD, norms_B = unit_length(embeddings_BD)
+        key_BD, _ = unit_length(keys_BKD[:, 0].detach())
+        first = math.ceil(self.enter_first * batch)
+        if self.training:
+            self._enter(key_BD[:first], labels_B[:first])
+        loss = self._loss(query_BD, norms_B, labels_B)
+        if self.training:
+            self._enter(key_BD[first:], labels_B[first:])
+        return loss
+
+    @torch.no_grad()
+    def _enter(self, key_BD: Tensor, labels_B: Tensor) -> None:
+        """Make these keys their identities' newest embeddings, and those that were, the previous ones."""
+        if labels_B.shape[0] == 0:
+            return
+        stored_B, stored_BD = self.newest.lookup(labels_B)
+        self.previous.enqueue(torch.where(stored_B.unsqueeze(1), stored_BD.to(key_BD.dtype), key_BD), labels_B)
+        self.newest.enqueue(key_BD, labels_B)
+
+    def _loss(self, query_BD: Tensor, norms_B: Tensor, labels_B: Tensor) -> Tensor:
+        pool = (self.newest, self.previous)
+        present_B, newest_BD = self.newest.lookup(labels_B)
+        _, previous_BD = self.previous.lookup(labels_B)
+        own_2BD = normalize(torch.stack([newest_BD, previous_BD]).to(query_BD.dtype), dim=2)
+        cosine_2B = (query_BD * own_2BD).sum(dim=2)
+        positive_2B = self.margin(cosine_2B, norms_B)  # at once: a margin may keep figures of the batch (AdaFace)
+        softmax_B = torch.stack([
+            self._softmax(slot, query_BD, positive_B, labels_B)
+            for slot, positive_B in zip(pool, positive_2B.unbind(), strict=True)
+        ]).mean(dim=0)  # fmt: skip
+        push_B = torch.stack([self._push(slot, query_BD, labels_B) for slot in pool]).mean(dim=0)
+
+        present, absent = present_B.sum(), (~present_B).sum()
+        softmax = torch.where(present_B, softmax_B, 0.0).sum() / present.clamp_min(1)
+        push = torch.where(present_B, 0.0, push_B).sum() / absent.clamp_min(1)
+        with torch.no_grad():
+            self._last_step = {
+                "positive_cosine": torch.where(present_B, cosine_2B[0], 0.0).sum() / present.clamp_min(1),
+                "present_share": present_B.float().mean(),
+                "hardest_cosine": push.detach(),
+            }
+        return softmax + self.hardest_weight * push
+
+    def _softmax(self, slot: Container, query_BD: Tensor, positive_B: Tensor, labels_B: Tensor) -> Tensor:
+        rows_CD, row_labels_C, row_scales_C = slot.negatives()
+        return container_softmax(
+            query_BD,
+            positive_B,
+            rows_CD,
+            row_labels_C,
+            labels_B,
+            self.margin.scale,
+            row_scales_C=row_scales_C,
+            block_mib=self.block_mib,
+            filtering_threshold=self.interclass_filtering_threshold,
+            filtering=self.filtering,
+        )
+
+    def _push(self, slot: Container, query_BD: Tensor, labels_B: Tensor) -> Tensor:
+        """Return the mean of each sample's hardest cosines, clipped at 0, (B,)."""
+        rows_CD, row_labels_C, row_scales_C = slot.negatives()
+        if rows_CD.shape[0] == 0:
+            return query_BD.new_zeros(query_BD.shape[0])  # nobody to push away yet
+        cosine_BH, number_BH = hardest_rows(
+            query_BD,
+            rows_CD,
+            row_labels_C,
+            labels_B,
+            self.hardest,
+            row_scales_C=row_scales_C,
+            filtering_threshold=self.interclass_filtering_threshold,
+            block_mib=self.block_mib,
+        )
+        # max(q.w, 0) has the gradient w where q.w > 0: the cosines are taken again, of the chosen rows alone and with gradient.
+        hardest_BHD = rows_CD[number_BH].to(query_BD.dtype)
+        if row_scales_C is not None:
+            hardest_BHD = hardest_BHD * row_scales_C[number_BH].unsqueeze(2)
+        again_BH = (query_BD.unsqueeze(1) * hardest_BHD).sum(dim=2)
+        return torch.where(cosine_BH > 0, again_BH, 0.0).mean(dim=1)
+
+    def statistics(self) -> dict[str, float]:
+        """Return, of the last step: `positive_cosine`, of the samples present with their newest slot, before the margin; `present_share`
+        of the samples; `hardest_cosine`, the absent samples' mean push; and of the pool: `fill` share, `center_age`, steps.
+        """
+        figures = super().statistics()
+        if self.newest.fill.device.type != "meta":
+            figures["fill"] = float(self.newest.fill) / self.newest.slots
+            parts = (
+                1 if self.enter_first in (0, 1) else 2
+            )  # a step enters in as many parts, and the container counts parts
+            figures["center_age"] = float(self.newest.mean_age()) / parts
+        return figures
