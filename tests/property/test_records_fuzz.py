@@ -324,12 +324,67 @@ def test_many_damaged_sets(fast: Path) -> None:
     assert min(ends.values()) > 10, ends  # every kind of end is met
 
 
-# Slow: 80,000 damaged sets take minutes; in slices.
+def fuzz_index(folder: Path, seed: int, rounds: int) -> dict[str, int]:
+    """Damage the cached index of whole files, which may have come with them: it is rebuilt, or every read is compared all the same."""
+    chance = random.Random(seed)
+    ends = dict.fromkeys(("as before", "broken"), 0)
+    for which in (0, 5, 6):
+        root = folder / f"set-{which}"
+        root.mkdir(exist_ok=True)
+        rec, idx = SETS[which]
+        (root / "train.rec").write_bytes(rec)
+        (root / "train.idx").write_bytes(idx)
+        whole = RecordStore(root)
+        expected = whole.read_many(range(len(whole)))
+        cache = whole.cache
+        assert cache is not None
+        files = {path: path.read_bytes() for path in sorted(cache.iterdir())}
+        for _ in range(rounds // 3):
+            path = chance.choice([*files])
+            content = files[path]
+            if path.suffix == ".json" and chance.random() < 0.7:
+                begin, end = chance.choice([word.span() for word in re.finditer(rb"[\w.]+", content)])
+                value = chance.choice(
+                    (b"null", b"Infinity", b"-1", b"1e999", b"NaN", b"[]", b"{}", b"true", b"0", b"9" * 5000)
+                )
+                content = content[:begin] + value + content[end:]
+            else:
+                step = (chance.choice((0, 1, 1, 2, 4, 6)), *(chance.randrange(2**16) for _ in range(3)))
+                content = change_rec(content, step, rec)  # type: ignore[arg-type]
+            path.write_bytes(content)
+            try:
+                store = RecordStore(root)
+                found = store.read_many(range(len(store)))
+                for position, image in enumerate(found):
+                    number = store.identity_name(int(store.labels(position)))
+                    if (
+                        isinstance(image, bytes) and path.suffix == ".npy"
+                    ):  # about.json says whether labels are compared
+                        assert image.startswith(number.encode() + b":"), "an image of another identity"
+                ends["as before" if found == expected else "broken"] += 1
+            except Exception:
+                print(f"seed {seed}, set {which}, {path.name} = {content!r}")
+                raise
+            if set(cache.iterdir()) != set(files) or path.read_bytes() != content:  # rebuilt
+                assert found == expected
+            for path, content in files.items():
+                path.write_bytes(content)
+    return ends
+
+
+def test_damaged_indexes(fast: Path) -> None:
+    ends = fuzz_index(fast, seed=0, rounds=150)
+    assert min(ends.values()) > 1, ends
+
+
+# Slow: 80,000 damaged sets and 4,800 damaged indexes take minutes; in slices.
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(1, 9))
 def test_eighty_thousand_damaged_sets(fast: Path, part: int) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     ends = fuzz(fast, seed=part, rounds=10_000)
-    assert min(ends.values()) > 200, ends
+    assert min(ends.values()) > 100, ends
+    ends = fuzz_index(fast, seed=part, rounds=600)
+    assert min(ends.values()) > 5, ends
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * (1 if sys.platform == "darwin" else 1024)
     assert grown < 64 * 1024 * 1024, "no declared size was believed"

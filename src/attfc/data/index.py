@@ -43,7 +43,9 @@ def open_array(path: Path, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
                 array = np.lib.format.read_array(file, allow_pickle=False)
     except FileNotFoundError:
         raise
-    except (ValueError, OSError, EOFError, SyntaxError, MemoryError) as error:
+    except (
+        Exception
+    ) as error:  # a damaged header also ends in tokenize.TokenError, TypeError or a warning made an error
         raise UserError(f"{path}: not a readable .npy array ({error}); delete it to have it rebuilt") from None
     if array.ndim != 1 or array.dtype != np.dtype(dtype):
         found = f"{array.dtype} of shape {array.shape}"

@@ -384,7 +384,7 @@ def _open_tables(folder: Path) -> _Tables:
         known: NameTable | Int64 = (
             open_array(folder / "numbers.npy", np.int64) if numbers else NameTable.open(folder, "identity")
         )
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(f"{folder}: damaged list index ({error}); delete it to have it rebuilt") from None
     sound = (
         len(labels) == index.images == len(paths)

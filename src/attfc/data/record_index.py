@@ -535,7 +535,7 @@ def open_record_index(folder: Path) -> RecordIndex:
             int(about["mtime_ns"]),
             folder,
         )
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(f"{folder}: damaged record index ({error}); delete it to have it rebuilt") from None
     images, identities = found.index.images, len(found.index)
     per_image = len(found.offsets), len(found.spans), images if found.keys is None else len(found.keys)
