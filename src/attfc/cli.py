@@ -29,6 +29,7 @@ for command in (
     evaluation.report,
     export.export,
     models.backbones,
+    planning.plan,
     planning.presets,
 ):
     app.command()(command)
@@ -48,7 +49,9 @@ def main() -> None:
     except (UserError, OSError) as error:
         if debug:
             raise
-        err.print(f"error: {error}", markup=False)
+        rank = os.environ.get("RANK", "0")
+        if rank == "0" or type(error).__name__ != "AgreedError":  # attfc.distributed's: rank 0 says it for all
+            err.print(f"error: {error}" if rank == "0" else f"error on rank {rank}: {error}", markup=False)
         sys.exit(1)
     except RuntimeError as error:
         if debug or type(error).__name__ != "OutOfMemoryError":  # torch's, without importing torch to name it

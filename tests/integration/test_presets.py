@@ -75,9 +75,9 @@ def test_preset_says_where_it_comes_from_and_builds(name: str) -> None:
 def test_preset_is_that_of_its_row(row: dict[str, Any]) -> None:
     config = preset(row["preset"])
     gpus = int(re.search(r"(\d+) GPUs? x ", text_of(row["preset"]))[1])  # type: ignore[index]
-    assert (gpus, config.batch_size) == (row["gpus"], row["batch_size"])
+    assert (gpus, config.batch_size) == (row["gpus"], row["gpus"] * row["batch_size"])  # batch_size is over all ranks
     if stated := re.search(r"\((\d+)\*(\d+)\)", row["network"]):  # r100(128*16): images a GPU, GPUs
-        assert (config.batch_size, gpus) == tuple(map(int, stated.groups()))
+        assert (config.batch_size // gpus, gpus) == tuple(map(int, stated.groups()))
     rate = re.search(r"PFC-([\d.]+)", row["data"])
     assert config.head.name == ("partial_fc" if rate else "full_fc")
     if rate:

@@ -2,14 +2,19 @@
 
 import re
 from importlib import resources
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-from attfc.commands.common import out
+import typer
+
+from attfc.commands.common import JsonOption, out, progress_bar, write_json
+from attfc.errors import UserError
 
 if TYPE_CHECKING:
     from attfc.config import RunConfig
+    from attfc.planning import HeadMemory, Plan
 
-__all__ = ["presets"]
+__all__ = ["plan", "presets"]
 
 # Presets by data: the folder's name in data.root -> the set's. A preset of no set below is for a processor.
 _SETS = {
@@ -38,7 +43,7 @@ def presets() -> None:
     for title, members in groups.items():
         out.print(f"\n{title}{_where(members)}", markup=False)
         for name, config in sorted(members, key=lambda member: (_gpus(member[0]), member[0])):
-            batch = f"{_gpus(name)} x {config.batch_size}"
+            batch = f"{_gpus(name)} x {config.batch_size // _gpus(name)}"
             if config.optimizer.accumulation > 1:
                 batch += f" x {config.optimizer.accumulation}"
             line = f"  {name:<31}{config.backbone.name:<10}{_head(config):<28}{batch:>13}{config.schedule.epochs:>8g}"
@@ -69,3 +74,162 @@ def _head(config: "RunConfig") -> str:
             f"{config.container.slots:,} slots" if config.container.slots else f"ratio {config.container.ratio:g}"
         )
     return config.head.name
+
+
+def plan(
+    preset: Annotated[str, typer.Argument(help="a preset's name or a .yaml file", metavar="PRESET")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="for example batch_size=64 container.slots=100000", metavar="[KEY=VALUE]..."),
+    ] = None,
+    identities: Annotated[int | None, typer.Option(min=2, help="default: of the data, or as the preset says")] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="of the data set, for the time of an epoch")] = None,
+    memory: Annotated[
+        float | None, typer.Option(min=0.01, help="budget of the device, GiB; default: what is there")
+    ] = None,
+    ranks: Annotated[int, typer.Option(min=1, help="processes that share batch, rows and container")] = 1,
+    calibrate: Annotated[bool, typer.Option(help="time a few small steps on this machine's device")] = True,
+    json_file: JsonOption = None,
+) -> None:
+    """Predict memory and time of a step with every head, and say which fits and which to take."""
+    from attfc.build import AMP_DTYPES, build_backbone, choose_device
+    from attfc.config import load_config
+    from attfc.planning import advice, measure_encoder, plan_step, product_rate
+    from attfc.precision import best_autocast_dtype
+
+    config = load_config(preset, list(overrides or []))
+    known = _known_size(preset, config)
+    if identities is None or (images is None and known is None):
+        found = known or _size_of_data(config)
+        identities, images = identities or found[0], images or found[1]
+    elif images is None and known is not None and known[0] == identities:
+        images = known[1]
+    if config.batch_size % ranks:
+        raise UserError(
+            f"batch_size={config.batch_size} is not divisible by {ranks} ranks: choose a multiple of {ranks}"
+        )
+    batch = config.batch_size // ranks
+    device = choose_device(config.device)
+    dtype = best_autocast_dtype(device) if config.precision.amp == "auto" else AMP_DTYPES[config.precision.amp]
+    network = build_backbone(config).to(device)
+    encoder = measure_encoder(
+        network,
+        int(getattr(network, "image_size", 112)),
+        device=device,
+        autocast_dtype=dtype,
+        channels_last=config.precision.channels_last,
+    )
+    budget = memory * 2**30 if memory is not None else _memory_of(device)
+    rate = product_rate(device, batch, config.backbone.embedding_size) if calibrate else None
+    plans = [
+        plan_step(
+            title,
+            encoder,
+            head,
+            batch,
+            images=images,
+            ranks=ranks,
+            memory_bytes=budget,
+            optimizer=config.optimizer.name,
+            weight_decay=config.optimizer.weight_decay > 0,
+            accumulation=config.optimizer.accumulation,
+            foreach=device.type == "cuda",
+            macs_a_second=rate,
+        )
+        for title, head in _heads(config, identities, batch, ranks).items()
+    ]
+    where = f"{ranks} x " if ranks > 1 else ""
+    kind = str(dtype or "float32").removeprefix("torch.")
+    out.print(
+        f"{config.backbone.name}, {identities:,} identities, {where}{batch} images a pass, {kind} on {device}; "
+        f"budget {budget / 2**30:.1f} GiB; MiB of one process",
+        markup=False,
+    )
+    _print_plans(plans)
+    sentence = advice(plans, identities)
+    out.print(sentence, markup=False)
+    write_json(
+        json_file,
+        {
+            "preset": preset,
+            "identities": identities,
+            "images": images,
+            "batch": batch,
+            "ranks": ranks,
+            "budget_bytes": budget,
+            "device": str(device),
+            "plans": [each.to_dict() for each in plans],
+            "advice": sentence,
+        },
+    )
+
+
+def _heads(config: "RunConfig", identities: int, batch: int, ranks: int) -> "dict[str, HeadMemory]":
+    """Every head with the configuration's options, by the title of its line."""
+    from attfc.build import container_slots
+    from attfc.planning import head_memory
+
+    slots = max(container_slots(config, identities), config.batch_size)
+    shared: dict[str, Any] = {
+        "embedding_size": config.backbone.embedding_size,
+        "optimizer": config.optimizer.name,
+        "weight_decay": config.optimizer.weight_decay > 0,
+        "block_mib": config.head.block_mib,
+        "ranks": ranks,
+    }
+    rows: dict[str, Any] = {**shared, "slots": slots, "dtype": config.container.dtype}
+    keys = max(config.keys.per_query, 1)
+    rate = config.head.sample_rate
+    return {
+        "full_fc": head_memory("full_fc", identities, batch, **shared),
+        f"partial_fc {rate:g}": head_memory("partial_fc", identities, batch, sample_rate=rate, **shared),
+        f"attfc, {slots:,} slots": head_memory("attfc", identities, batch, keys_per_query=keys, **rows),
+        "attfc, no key passes": head_memory("attfc, no key passes", identities, batch, **rows),
+        f"dcq, {slots:,} slots": head_memory("dcq", identities, batch, **rows),
+    }
+
+
+def _print_plans(plans: "list[Plan]") -> None:
+    columns = ("parameters", "gradients", "optimizer", "activations", "rows", "peak")
+    out.print(
+        f"{'head':<24}" + "".join(f"{name:>12}" for name in columns) + f"{'fits':>6}{'s / step':>10}{'h / epoch':>11}"
+    )
+    for each in plans:
+        cells = "".join(f"{getattr(each, name) / 2**20:>12,.0f}" for name in columns)
+        step = "-" if each.step_seconds is None else f"{each.step_seconds:.3g}"
+        epoch = "-" if each.epoch_hours is None else f"{each.epoch_hours:,.3g}"
+        out.print(f"{each.head:<24}{cells}{'yes' if each.fits else 'no':>6}{step:>10}{epoch:>11}", markup=False)
+
+
+def _known_size(preset: str, config: "RunConfig") -> tuple[int, int] | None:
+    """Return identities and images that a preset of ours states beside its placeholder of a root."""
+    from attfc.config import load_config, preset_names
+
+    if preset not in preset_names() or Path(config.data.root).exists():
+        return None
+    text = (resources.files("attfc") / "presets" / f"{preset}.yaml").read_text(encoding="utf-8")
+    match = re.search(r"# ([\d,]+) identities, ([\d,]+) images", text)
+    if match is None or config.data.root != load_config(preset).data.root:
+        return None
+    return int(match[1].replace(",", "")), int(match[2].replace(",", ""))
+
+
+def _size_of_data(config: "RunConfig") -> tuple[int, int]:
+    from attfc.build import open_training_data
+
+    with progress_bar("index") as bar:
+        store = open_training_data(config, bar)
+    return len(store.identities), len(store)
+
+
+def _memory_of(device: Any) -> float:
+    """Bytes of the accelerator, or what the machine has free."""
+    if device.type == "cuda":
+        import torch
+
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        return float(next(line.split()[1] for line in lines if line.startswith("MemAvailable"))) * 1024
+    except (OSError, StopIteration):
+        raise UserError("how much memory the device has is unknown on this system: say --memory GIB") from None

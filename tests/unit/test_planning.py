@@ -1,0 +1,119 @@
+"""Planning: bytes against closed forms and against the head's own tensors; the watched bytes against a network that can be added up by hand."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from attfc.cli import app
+from attfc.errors import UserError
+from attfc.heads import AttFC
+from attfc.losses import CosFace
+from attfc.planning import Encoder, Line, Plan, advice, head_memory, measure_encoder, plan_step
+
+CPU = torch.device("cpu")
+NOTHING = Encoder(0, 0, 0, 0, 0, Line(0, 0), Line(0, 0), Line(0, 0), Line(0, 0), 0.0, 0.0)
+
+
+class Squares(nn.Module):
+    """sin(sin(a x)) of each number, flattened, through a linear layer: two inputs of sin and one of the layer are kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.linear = nn.Linear(3 * 8 * 8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear((x * self.scale).sin().sin().flatten(1))
+
+
+@pytest.fixture(scope="module")
+def squares() -> Encoder:
+    return measure_encoder(Squares(), 8, device=CPU, channels_last=False)
+
+
+def test_saved_bytes_are_those_of_the_tensors_that_backward_needs(squares: Encoder) -> None:
+    image = 3 * 8 * 8 * 4
+    assert squares.saved.per_image == 3 * image + 4 * 4  # a x, sin(a x), sin(sin(a x)), and the output
+    assert squares.saved.fixed == 0
+    assert squares.parameters == squares.trained == (3 * 8 * 8 * 4 + 4 + 1) * 4
+    assert squares.keys.per_image < squares.forward.per_image  # without gradient what is used is freed
+    assert squares.backward.at(4) > squares.saved.at(4)
+    assert squares.train_seconds > 0
+    assert squares.key_seconds > 0
+
+
+def test_a_view_is_not_counted_twice() -> None:
+    class Views(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x * self.scale).flatten(1).view(len(x), -1)[:, :3]
+
+    assert measure_encoder(Views(), 8, device=CPU, channels_last=False).saved.per_image == 3 * 8 * 8 * 4
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_container_bytes_are_the_containers_own(dtype: str) -> None:
+    with torch.device("meta"):
+        own = AttFC(64, 5000, CosFace(), dtype=dtype).container.memory_bytes()  # type: ignore[arg-type]
+    planned = head_memory("attfc", 10**6, 128, embedding_size=64, slots=5000, dtype=dtype).rows
+    assert planned == pytest.approx(own, rel=1e-3)
+
+
+def test_full_fc_takes_four_times_its_rows_while_sgd_steps() -> None:
+    size = 10**6 * 512 * 4
+    head = head_memory("full_fc", 10**6, 128)
+    peak = plan_step("full_fc", NOTHING, head, 128).peak
+    assert peak == pytest.approx(4 * size, rel=0.01)  # rows, gradient, momentum, gradient + decay x rows
+    without = plan_step("full_fc", NOTHING, head_memory("full_fc", 10**6, 128, weight_decay=False), 128).peak
+    assert without == pytest.approx(3 * size, rel=0.02)
+    eighth = head_memory("full_fc", 10**6, 128, ranks=8)
+    assert eighth.rows == size / 8
+
+
+def test_a_fixed_container_takes_the_same_whatever_the_identities() -> None:
+    small, large = (head_memory("attfc", n, 128, slots=100_000) for n in (125_000, 100_000_000))
+    assert small == large
+    partial = plan_step("partial_fc", NOTHING, head_memory("partial_fc", 2_000_000, 128), 128).peak
+    assert plan_step("attfc", NOTHING, small, 128).peak < partial / 10
+
+
+def test_refusals() -> None:
+    with pytest.raises(UserError, match=r"the container has 100 slots, which is smaller than the batch \(128\)"):
+        head_memory("attfc", 1000, 128, slots=100)
+    with pytest.raises(UserError, match="there is no plan for a head 'dcp'"):
+        head_memory("dcp", 1000, 128)  # type: ignore[arg-type]
+
+
+def line(head: str, peak: float, fits: bool) -> Plan:
+    return Plan(head, 0, 0, 0, 0, 0, peak, fits, None, None)
+
+
+def test_advice_follows_what_fits() -> None:
+    full, partial, ours = line("full_fc", 4, True), line("partial_fc 0.1", 3, True), line("attfc, 10 slots", 2, True)
+    assert advice([full, partial, ours], 100_000).startswith("full_fc: it fits")
+    assert advice([full, partial, ours], 600_000).startswith("partial_fc: it fits")
+    assert advice([full, partial, ours], 5_000_000).startswith("both fit")
+    no_rows = [line("full_fc", 4, False), line("partial_fc 0.1", 3, False), ours]
+    assert advice(no_rows, 50_000_000).startswith("attfc: partial_fc does not fit")
+    assert advice([line("full_fc", 4, False)], 10**6).startswith("None fits")
+
+
+def test_plan_as_a_user_types_it(tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    options = ["backbone.name=r6_tiny", "batch_size=16", "--memory", "2", "--ranks", "2", "--json", str(file)]
+    done = CliRunner().invoke(app, ["plan", "wf42m_attfc_r100", *options])
+    assert done.exit_code == 0, done.output
+    assert "r6_tiny, 2,059,906 identities, 2 x 8 images a pass" in done.stdout
+    figures = json.loads(file.read_text(encoding="utf-8"))
+    assert (figures["identities"], figures["images"]) == (2_059_906, 42_474_557)
+    fits = {plan["head"].split(",")[0]: plan["fits"] for plan in figures["plans"]}
+    assert fits["full_fc"] is False
+    assert fits["attfc"] is True
+    assert all(plan["epoch_hours"] > 0 for plan in figures["plans"])
