@@ -288,10 +288,11 @@ def test_many_damaged_lists(fast: Path) -> None:
 
 # Slow: 20,000 damaged lists of each kind take about a minute.
 @pytest.mark.slow
+@pytest.mark.parametrize("part", range(1, 5))
 @pytest.mark.parametrize("kind", [0, 1])
-def test_forty_thousand_damaged_lists(fast: Path, kind: int) -> None:
+def test_forty_thousand_damaged_lists(fast: Path, kind: int, part: int) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    ends = fuzz(fast, kind, seed=1, rounds=20_000)
-    assert min(ends["refused"], ends["read"]) > 500, ends
+    ends = fuzz(fast, kind, seed=part, rounds=5_000)
+    assert min(ends["refused"], ends["read"]) > 200, ends
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * (1 if sys.platform == "darwin" else 1024)
     assert grown < 64 * 1024 * 1024, "no declared size was believed"

@@ -43,9 +43,8 @@ def open_array(path: Path, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
                 array = np.lib.format.read_array(file, allow_pickle=False)
     except FileNotFoundError:
         raise
-    except (
-        Exception
-    ) as error:  # a damaged header also ends in tokenize.TokenError, TypeError or a warning made an error
+    except Exception as error:
+        # Of a damaged header numpy also makes tokenize.TokenError, TypeError, or a warning that may be an error here.
         raise UserError(f"{path}: not a readable .npy array ({error}); delete it to have it rebuilt") from None
     if array.ndim != 1 or array.dtype != np.dtype(dtype):
         found = f"{array.dtype} of shape {array.shape}"
