@@ -412,23 +412,24 @@ def _print_templates(results: "tuple[TemplateEvaluation, ...]") -> None:
     )
     if first.verification is not None:
         one = first.verification
-        table = Table(
-            "1:1 TAR at FAR", *(f"{far:g}" for far in one.tar_at_far), "AUC", "EER", box=None, title_justify="left"
-        )
-        for column in table.columns[1:]:
-            column.justify = "right"
+        fars = [f"{far:.0e}".replace("e-0", "e-") for far in one.tar_at_far]
+        table = Table("1:1 TAR % at FAR", *fars, "AUC", "EER %", box=None)
+        for column in table.columns:
+            column.no_wrap = True
+            column.justify = "right" if column is not table.columns[0] else "left"
         for result in results:
             found = result.verification
             assert found is not None
             table.add_row(
-                str(result.mode),
-                *map(_percent, found.tar_at_far.values()),
-                f"{found.auc:.5f}",
-                _percent(found.eer),
+                str(result.mode), *map(_bare, found.tar_at_far.values()), f"{found.auc:.4f}", _bare(found.eer)
             )
-            table.add_row("  at the nearest FAR, as published", *map(_percent, found.tar_at_nearest_far.values()))
+            table.add_row("  nearest FAR *", *map(_bare, found.tar_at_nearest_far.values()))
         out.print(table)
-        out.print(f"over {one.genuine:,} genuine and {one.impostors:,} impostor pairs", markup=False)
+        out.print(
+            f"over {one.genuine:,} genuine and {one.impostors:,} impostor pairs; * at the point of the curve whose FAR is nearest, "
+            "as the published scripts print it",
+            markup=False,
+        )
     if first.search is not None:
         ranks, fpirs = first.search.mean["rank"], first.search.mean["tpir_at_fpir"]
         table = Table(
@@ -460,6 +461,10 @@ def _print_templates(results: "tuple[TemplateEvaluation, ...]") -> None:
         out.print(table)
     for note in dict.fromkeys(note for result in results for note in result.notes):
         out.print(f"note: {note}", markup=False)
+
+
+def _bare(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2f}"
 
 
 def _percent(share: float | None) -> str:
