@@ -4,16 +4,24 @@ Real exports through torch's exporter are all in this file, of the tiny network:
 """
 
 import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import attfc
-from attfc.backbones import create_backbone
+from attfc.backbones import backbone_names, create_backbone
 from attfc.data import SyntheticFaces
-from attfc.deploy import export, export_onnx, open_model
+from attfc.deploy import Colours, export, export_onnx, open_model
+from attfc.deploy.colours import fed_as
 from attfc.errors import UserError
 from attfc.training.model_files import save_model
 
@@ -29,18 +37,18 @@ BGR = {"colour_order": "BGR", "mean": [103.5, 116.3, 123.7], "std": [57.4, 57.1,
 
 def faces(size: int = 56) -> torch.Tensor:
     """(10, 3, size, size) RGB in [-1, 1]."""
-    pixels = SyntheticFaces(5, 2, seed=9).images(torch.arange(10).numpy(), size).pixels
+    pixels = SyntheticFaces(5, 2, seed=9).images(np.arange(10), size).pixels
     return (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() - 127.5) / 127.5
 
 
-def saved(folder: Path, **config: object) -> Path:
+def saved(folder: Path, image_size: int = 56, **config: object) -> Path:
     """A run's folder with the tiny network, its BatchNorm statistics those of faces, so that embeddings differ as trained ones do."""
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        network = create_backbone("r6_tiny", embedding_size=32)
+        network = create_backbone("r6_tiny", embedding_size=32, image_size=image_size)
     with torch.no_grad():
         for _ in range(20):
-            network.train()(faces())
+            network.train()(faces(image_size))
     training_data = {"root": "rendered faces", "licence": "drawn | by numbers"}
     save_model(folder / "model", network.eval(), {"training_data": training_data, **config})
     return folder
@@ -125,20 +133,34 @@ def test_any_batch_embeds_alike(run, exported, count) -> None:
         assert torch.allclose(reopened(images), model(images), rtol=1e-4, atol=1e-4)
 
 
-def test_a_model_with_other_colours_is_exported_to_take_ours(tmp_path) -> None:
-    model, facts = open_model(saved(tmp_path / "run", **BGR))
-    assert facts.colours.to_dict() == BGR
-    plain, _ = open_model(saved(tmp_path / "plain"))
+class Projected(nn.Module):
+    """The smallest network there is, since torch's exporter takes its time for each layer."""
+
+    name, image_size, embedding_size = "projected", 8, 16
+
+    def __init__(self) -> None:
+        super().__init__()
+        weight = torch.randn(16, 192, generator=torch.Generator().manual_seed(0))
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1) @ self.weight.T
+
+
+def test_a_model_with_other_colours_is_exported_to_take_ours(tmp_path, run) -> None:
+    colours = Colours.read(BGR, "BGR")
+    model = fed_as(Projected(), colours)
+    facts = replace(
+        open_model(run)[1], network="projected", image_size=8, embedding_size=16, colours=colours, options={}
+    )
     export_onnx(model, facts, tmp_path / "model.onnx")
     reopened, found = open_model(tmp_path / "model.onnx")
     assert found.colours.to_dict() == {"colour_order": "RGB", "mean": 127.5, "std": 127.5}
-    images = faces()
-    by_hand = (127.5 * images + 127.5).flip(1) - torch.tensor(BGR["mean"]).view(3, 1, 1)
-    by_hand = by_hand / torch.tensor(BGR["std"]).view(3, 1, 1)
+    images = faces(8)
+    pixels = (127.5 * images + 127.5).flip(1)
+    pixels = (pixels - torch.tensor(BGR["mean"]).view(3, 1, 1)) / torch.tensor(BGR["std"]).view(3, 1, 1)
     with torch.no_grad():
-        # `plain` has the same weights and takes what it is given.
-        assert torch.allclose(reopened(images), plain(by_hand), rtol=1e-3, atol=1e-3)
-        assert not torch.allclose(reopened(images), plain(images), rtol=1e-1, atol=1e-1)
+        assert torch.allclose(reopened(images), Projected()(pixels), rtol=1e-3, atol=1e-3)
 
 
 def test_export_command_with_half_on_images_of_a_folder(
@@ -279,3 +301,67 @@ def test_a_model_that_diverged_is_not_exported(tmp_path, run) -> None:
     with pytest.raises(UserError, match="gives NaN, infinity or zeros on the images to check with: it has diverged"):
         export_onnx(model, facts, tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+# docs/export.md
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
+
+
+def test_python_of_the_page_runs(tmp_path, run, exported, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(exported[0], "model.onnx")
+    shutil.copytree(run / "model", "hub")
+    here = [snippet for snippet in SNIPPETS if "insightface" not in snippet]
+    assert (len(here), len(SNIPPETS)) == (2, 3)
+    names: dict[str, object] = {}
+    for snippet in here:
+        exec(compile(snippet, "export.md", "exec"), names)
+    assert -1 <= names["cosine"] <= 1
+
+
+@pytest.mark.slow  # an environment of its own with packages from the registry: a minute, and a network
+def test_insightface_gives_the_same_embeddings(tmp_path) -> None:
+    """The page's snippet, in the released package: its public get_model, its own preparation of the pixels."""
+    uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([uv, "venv", "-q", "--python", sys.executable, tmp_path / "venv"], check=True, timeout=120)
+    packages = ["insightface", "onnxruntime"]
+    subprocess.run([uv, "pip", "install", "-q", "--python", python, *packages], check=True, timeout=900)
+
+    model, facts = open_model(saved(tmp_path / "run", image_size=112))
+    export_onnx(model, facts, tmp_path / "model.onnx")
+    crops = SyntheticFaces(3, 2, seed=9).images(np.arange(6), 112).pixels  # RGB
+    np.save(tmp_path / "bgr.npy", crops[..., ::-1])
+    (snippet,) = [snippet for snippet in SNIPPETS if "insightface" in snippet]
+    *head, last = snippet.strip().splitlines()
+    script = "\n".join(
+        [
+            *("import numpy", *head, "rows = []", "for aligned_bgr_112 in numpy.load('bgr.npy'):"),
+            *(f"    {last}", "    rows.append(embedding.ravel())", "print(type(recognizer).__name__)"),
+            "numpy.save('rows.npy', numpy.stack(rows))",
+        ]
+    )
+    done = subprocess.run(
+        [python, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "ArcFaceONNX" in done.stdout
+    images = (torch.from_numpy(crops).permute(0, 3, 1, 2).float() - 127.5) / 127.5
+    with torch.no_grad():
+        expected = model(images)
+    rows = torch.from_numpy(np.load(tmp_path / "rows.npy"))
+    assert rows.shape == (6, 32)
+    assert float(torch.nn.functional.cosine_similarity(rows, expected).min()) > 0.9999
+
+
+@pytest.mark.slow  # thirteen networks through torch's exporter, up to r200 and vit_l: many minutes
+@pytest.mark.parametrize("name", backbone_names())
+def test_every_network_can_be_exported(tmp_path, name) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_model(tmp_path / "run" / "model", create_backbone(name))
+    model, facts = open_model(tmp_path / "run")
+    done = export_onnx(model, facts, tmp_path / "model.onnx")
+    assert done.least_cosine >= 0.99999
