@@ -14,7 +14,7 @@ with warnings.catch_warnings():
 from attfc.errors import UserError
 from attfc.evaluation import all_pairs as module
 from attfc.evaluation.all_pairs import bytes_needed, score_all_pairs, score_groups
-from attfc.evaluation.exact_scores import STEP
+from attfc.evaluation.exact_scores import STEP, pair_scores, unit_tensor
 from attfc.evaluation.metrics import unit_rows
 
 PRECISIONS = ("float32", "bfloat16", "float64")
@@ -251,3 +251,67 @@ def test_unusable_input_is_named(change, text) -> None:
     labels = change.pop("labels", labels)
     with pytest.raises(UserError, match=text):
         score_all_pairs(rows, labels, **change)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_highest_are_found_however_the_products_are_off_within_the_error(seed) -> None:
+    rng = np.random.default_rng(seed)
+    directions = rng.normal(size=(60, 4))
+    directions[1::3] = directions[::3]  # ties
+    rows = unit_tensor(directions)
+    first, second = (torch.from_numpy(side) for side in np.triu_indices(60, 1))
+    codes, scores = first * 60 + second, pair_scores(rows, first, second)
+    error, k = 0.05, 120
+    sign = torch.from_numpy(rng.choice([-1.0, 1.0], len(codes)))
+    products = (scores.double() + 0.999 * error * sign).float()
+    falling = torch.sort(scores, descending=True).values[:k]
+    highest = module._Highest(k, rows, error)
+    for part in torch.split(torch.from_numpy(rng.permutation(len(codes))), 40):
+        if rng.random() < 0.3:
+            part = part[scores[part] > highest.lowest]
+            highest.add_scores(scores[part], codes[part])
+        else:
+            part = part[products[part] > highest.floor()]
+            highest.add_products(products[part], codes[part])
+        assert highest.lowest <= falling[-1]
+        assert highest.held <= 2 * k
+    top, numbers = highest.falling()
+    assert top.tolist() == falling.tolist()
+    assert len(torch.unique(numbers)) == k
+    assert pair_scores(rows, numbers // 60, numbers % 60).tolist() == top.tolist()
+
+
+def test_the_floor_is_rounded_down() -> None:
+    highest = module._Highest(3, torch.zeros(2, 2), 0.0)
+    rng = np.random.default_rng(0)
+    for lowest, error in rng.uniform(0, 1, (200, 2)) * (1, 1e-3):
+        highest.lowest, highest.error = lowest, error
+        assert lowest - error - 1e-6 < highest.floor() < lowest - error
+        assert highest.floor() == np.float32(highest.floor())
+
+
+def test_the_bound_is_the_one_stated() -> None:
+    rows = unit_tensor(people(3, "plain")[0])
+    u = 24 * 2.0**-24
+    accumulated = 1.00001 * u / (1 - u)
+    found = module._Product(rows, "float32", 8, 8).error
+    assert found == pytest.approx(accumulated + 2.0**-25, rel=1e-9)
+    d = np.linalg.norm((rows.double() - rows.bfloat16().double()).numpy(), axis=1).max()
+    wide = (1 + d) ** 2
+    found = module._Product(rows, "bfloat16", 8, 8).error
+    assert found == pytest.approx(d * (2 + d) + wide * (4 * accumulated + 2.0**-8) + 2.0**-25, rel=1e-9)
+
+
+def test_a_bfloat16_product_is_compared_with_the_floor_as_it_is() -> None:
+    rows = unit_tensor(np.array([[1.0, 0.0], [1.0, 3**0.5]] + [[-1.0, 0.0]] * 62))
+    barred = torch.arange(64)[None] == 0
+    given = []
+
+    class Kept:
+        floor = staticmethod(lambda: 0.4999)  # 0.5 in bfloat16
+        add_products = staticmethod(
+            lambda products, codes: given.extend(zip(products.tolist(), codes.tolist(), strict=True))
+        )
+
+    module._Product(rows, "bfloat16", 1, 64).tile(0, 1, 0, 64, barred, Kept())
+    assert given == [(0.5, 1)]
