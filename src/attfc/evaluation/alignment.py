@@ -109,7 +109,8 @@ def sample_bilinear(pixels: npt.NDArray[np.uint8], x: Floats, y: Floats) -> npt.
     first = ((top + 2) * (width + 5) + (left + 2)).astype(np.int64)
 
     def shifted(by: int) -> npt.NDArray[np.float32]:
-        return flat.take(first + by).view(np.float32).reshape(*first.shape, 4)
+        gathered: npt.NDArray[np.float32] = flat.take(first + by).view(np.float32)
+        return gathered.reshape(*first.shape, 4)
 
     upper, lower = shifted(0), shifted(width + 5)
     upper += (shifted(1) - upper) * share_x

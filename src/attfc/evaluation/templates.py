@@ -242,12 +242,12 @@ def score_template_pairs(vectors_TD: Tensor, first_P: Ints, second_P: Ints) -> n
     return scores
 
 
-def _dense(rows_P: Ints, total: int) -> tuple[Ints, npt.NDArray[np.integer[Any]]]:
+def _dense(rows_P: Ints, total: int) -> tuple[Ints, npt.NDArray[Any]]:
     """Return the rows that occur, rising, and for each of `rows_P` its place among them, in as few bits as it takes."""
     present = np.zeros(total, dtype=np.bool_)
     present[rows_P] = True
-    found = np.flatnonzero(present)
-    place = np.zeros(total, dtype=np.uint16 if len(found) < 2**16 else np.int64)
+    found: Ints = np.flatnonzero(present).astype(np.int64)
+    place: npt.NDArray[Any] = np.zeros(total, dtype=np.uint16 if len(found) < 2**16 else np.int64)
     place[found] = np.arange(len(found))
     return found, place[rows_P]
 
