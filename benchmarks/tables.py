@@ -211,7 +211,7 @@ def all_pairs(name: str) -> Callable[[], str]:
             "memory above the input": f"{found['peak_bytes_above_the_input'] / 2**30:.2f} GiB; budget {found['budget_bytes'] / 2**30:.0f} GiB",
             "scored again exactly": f"{found['scored_again']:,} pairs",
             "products in": config["precision"],
-            "MFR-ALL, by arithmetic": f"{whole['pairs']:,} pairs would take {whole['hours']:.1f} h here; not run",
+            "MFR-ALL, by arithmetic": f"{whole['pairs']:,} pairs at this wall time: {whole['hours']:.1f} h; not run",
         }
         lines = ["| | |", "| --- | --- |", *(f"| {what} | {text} |" for what, text in rows.items())]
         return "\n".join([*lines, "", provenance(record)])
