@@ -193,7 +193,7 @@ def change_idx(idx: bytes, step: Step, other: bytes) -> bytes:
 
 
 def oracle_record(data: bytes, at: int) -> tuple[int, list[float], bytes]:
-    """Number of labels, the labels and the image of the record at a byte, read a word at a time."""
+    """Where the record at a byte ends, its labels and its image, read a word at a time."""
     payload, parts = b"", 0
     while True:
         magic, word = struct.unpack_from("<II", data, at)
@@ -208,8 +208,8 @@ def oracle_record(data: bytes, at: int) -> tuple[int, list[float], bytes]:
             break
     flag, label = struct.unpack_from("<If", payload)
     if flag == 0:
-        return 0, [label], payload[24:]
-    return flag, list(struct.unpack_from(f"<{flag}f", payload, 24)), payload[24 + 4 * flag :]
+        return at, [label], payload[24:]
+    return at, list(struct.unpack_from(f"<{flag}f", payload, 24)), payload[24 + 4 * flag :]
 
 
 def read_everything(folder: Path, rec: bytes, idx: bytes | None, label_source: str) -> str:
@@ -250,7 +250,8 @@ def read_everything(folder: Path, rec: bytes, idx: bytes | None, label_source: s
             ended = "broken"
             continue
         assert store.read(position) == (found, label)
-        _, own, image = oracle_record(rec, int(at))
+        end, own, image = oracle_record(rec, int(at))
+        assert end >= len(rec) or rec[end : end + 4] == WORD or end in (places or {}).values(), "a piece of a record"
         assert found == image != b""
         if compared:
             assert own[0] == number, f"an image of {own[0]} as one of {number}"
