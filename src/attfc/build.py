@@ -23,11 +23,13 @@ from torch import nn
 from attfc.backbones import create_backbone
 from attfc.config import RunConfig, config_to_yaml, load_config
 from attfc.data import AttentionLoader, Augment, CombinedStore, DecodedCache, Store, open_store
+from attfc.distributed import ALONE, AgreedError, Ranks, claim_gpu, join_ranks, launched_ranks
 from attfc.errors import UserError
 from attfc.evaluation import Pairs, evaluate_store, generate_pairs, read_pairs, write_report
 from attfc.heads import DCP, DCQ, AttFC, FullFC, Head, PartialFC, RowStore
 from attfc.losses import AdaFace, ArcFace, CombinedMargin, CosFace, Margin
 from attfc.precision import best_autocast_dtype
+from attfc.training.batch_norm import synchronize_batch_norm
 from attfc.training.checkpoint import latest_checkpoint, load_checkpoint
 from attfc.training.momentum import MomentumPair
 from attfc.training.optimizers import build_optimizer, parameter_groups
@@ -66,6 +68,7 @@ class Run:
     store: Store
     held_out: Store | None
     notes: list[str] = field(default_factory=list)
+    ranks: Ranks = ALONE
 
 
 def choose_device(name: str) -> torch.device:
@@ -103,7 +106,7 @@ def build_margin(config: RunConfig) -> Margin:
     )
 
 
-def build_head(config: RunConfig, identities: int) -> Head:
+def build_head(config: RunConfig, identities: int, ranks: Ranks = ALONE) -> Head:
     """Build the head for a training set of that many identities.
 
     Raises:
@@ -114,6 +117,11 @@ def build_head(config: RunConfig, identities: int) -> Head:
             f"{_data_name(config)} holds {identities} identity: training tells identities apart, so it needs at least 2"
         )
     margin = build_margin(config)
+    if ranks.size > 1 and (config.head.name not in ("attfc", "full_fc") or config.head.rows != "device"):
+        raise UserError(
+            f"head.name={config.head.name} with head.rows={config.head.rows} trains in one process only, and this is one of {ranks.size}: "
+            "start it without torchrun, or take head.name=attfc or full_fc with head.rows=device"
+        )
     if config.head.name == "partial_fc" or config.head.rows != "device":
         folder = config.head.rows_folder
         return PartialFC(
@@ -136,6 +144,7 @@ def build_head(config: RunConfig, identities: int) -> Head:
             interclass_filtering_threshold=config.head.interclass_filtering_threshold,
             filtering=config.head.filtering,
             block_mib=config.head.block_mib,
+            ranks=ranks if config.distributed.rows == "sharded" else ALONE,
         )
     slots = container_slots(config, identities)
     if slots < config.batch_size:
@@ -183,6 +192,7 @@ def build_head(config: RunConfig, identities: int) -> Head:
         interclass_filtering_threshold=config.head.interclass_filtering_threshold,
         filtering=config.head.filtering,
         block_mib=config.head.block_mib,
+        ranks=ranks,
     )
 
 
@@ -239,11 +249,53 @@ def build_backbone(config: RunConfig) -> nn.Module:
 def new_run(config: RunConfig, progress: Callable[[int, int], None] | None = None) -> Run:
     """Make the run's folder ``output/name-NUMBER`` with its configuration and environment, and put the run together."""
     run = _assemble(config, None, progress)
-    folder = _fresh_folder(Path(config.output).expanduser(), config.name)
-    run.folder = run.trainer.run_folder = folder
-    (folder / "config.yaml").write_text(config_to_yaml(run.config), encoding="utf-8")
-    _write_json(folder / "environment.json", environment(run.trainer.device))
+    if config.start_from is not None:
+        run.notes.append(_start_from(run, Path(config.start_from).expanduser()))
+
+    def make() -> str:
+        folder = _fresh_folder(Path(config.output).expanduser(), config.name)
+        (folder / "config.yaml").write_text(config_to_yaml(run.config), encoding="utf-8")
+        _write_json(folder / "environment.json", environment(run.trainer.device))
+        return str(folder.resolve()) if run.ranks.size > 1 else str(folder)
+
+    run.folder = run.trainer.run_folder = Path(run.ranks.once(make))
+    run.ranks.together(lambda: _see(run.folder))
     return run
+
+
+def _see(folder: Path) -> None:
+    """All ranks write their shards of a checkpoint into the run's folder."""
+    if not (folder / "config.yaml").is_file():
+        raise UserError(
+            f"host {platform.node()} does not see {folder}, which rank 0 has made: set output= to a folder that all hosts share"
+        )
+
+
+def _start_from(run: Run, folder: Path) -> str:
+    """Take the encoders of another run; say what was taken and what was left."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"start_from={folder} is not a run: it has no config.yaml")
+    theirs, checkpoint = load_config(str(path)), latest_checkpoint(folder / "checkpoints")
+    if checkpoint is None:
+        raise UserError(f"start_from={folder} has no whole checkpoint (looked in {folder / 'checkpoints'})")
+    if theirs.backbone != run.config.backbone:
+        raise UserError(
+            f"start_from={folder} trained backbone {theirs.backbone.name} with {theirs.backbone.embedding_size} numbers, this run has "
+            f"{run.config.backbone.name} with {run.config.backbone.embedding_size}: take the same backbone section"
+        )
+    state, pair = load_checkpoint(checkpoint, only=["pair"])["pair"], run.trainer.pair
+    pair.load_state_dict(state)
+    pair.step = 0
+    # A head without keys never moves its key encoder: that one is still the untrained network.
+    moved = int(state["_extra_state"]) > 0
+    if not moved:
+        pair.key.load_state_dict(pair.query.state_dict())
+    return (
+        f"started from {checkpoint}: query encoder, and "
+        + ("key encoder" if moved else "its copy as key encoder (that run had no key passes)")
+        + f"; dropped: head {theirs.head.name} with its rows, optimizer, schedule, position in the data"
+    )
 
 
 def resume_run(folder: Path, overrides: list[str], progress: Callable[[int, int], None] | None = None) -> Run:
@@ -258,20 +310,21 @@ def resume_run(folder: Path, overrides: list[str], progress: Callable[[int, int]
     before, config = load_config(str(path)), load_config(str(path), overrides)
     _refuse_other_network(before, config)
     run = _assemble(config, folder, progress)
-    checkpoint = latest_checkpoint(folder / "checkpoints")
-    if checkpoint is None:
+    found = run.ranks.once(lambda: str(latest_checkpoint(folder / "checkpoints") or ""))
+    checkpoint = Path(found)
+    if not found:
         raise UserError(
             f"{folder} has no whole checkpoint to resume from (looked in {folder / 'checkpoints'}): start the run anew"
         )
-    run.trainer.load_state_dict(load_checkpoint(checkpoint))
-    if run.config != before:  # the next resume goes on with these values
+    run.trainer.load(checkpoint)
+    if run.config != before and run.ranks.rank == 0:  # the next resume goes on with these values
         _write_text(path, config_to_yaml(run.config))
     return run
 
 
 def finish_run(run: Run) -> Path | None:
     """Write the report of a finished or interrupted run, if the configuration wants one."""
-    if not run.config.report.write:
+    if not run.config.report.write or run.ranks.rank:
         return None
     return write_report(run.folder, store=run.held_out, pictures=run.config.report.pictures)
 
@@ -300,22 +353,29 @@ def _assemble(config: RunConfig, folder: Path | None, progress: Callable[[int, i
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    device = choose_device(config.device)
+    device, ranks = _join(config)
     if config.precision.amp == "auto":  # decided once, for a run that is resumed on another machine too
         config = config.model_copy(deep=True)
         config.precision.amp = AMP_NAMES[best_autocast_dtype(device)]
-    store = open_training_data(config, progress)
-    held_out = open_held_out(config, progress)
-    head = build_head(config, len(store.identities)).to(device)
+    # One process a host opens first, and writes the index that the others then find.
+    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    stores = ranks.together(lambda: _open(config, progress) if first else None)
+    stores = ranks.together(lambda: stores or _open(config, None))
+    assert stores is not None
+    store, held_out = stores
+    head = ranks.together(lambda: build_head(config, len(store.identities), ranks)).to(device)
     backbone = build_backbone(config)
     image_size = int(getattr(backbone, "image_size", 112))
     if config.precision.channels_last:
         backbone = backbone.to(memory_format=torch.channels_last)
     notes: list[str] = []
     loader = _build_loader(
-        config, store, head.keys_per_query, image_size, pin_memory=device.type == "cuda", notes=notes
+        config, store, head.keys_per_query, image_size, pin_memory=device.type == "cuda", notes=notes, ranks=ranks
     )
+    _compare("data", ranks.objects({**loader.state_dict(), "name": store.name}))
     total_steps = _total_steps(config, loader.epoch_length)
+    if config.distributed.sync_batch_norm:
+        backbone = synchronize_batch_norm(backbone, ranks, device)
     pair = MomentumPair(
         backbone.to(device),
         config.key_encoder.momentum,
@@ -375,8 +435,10 @@ def _assemble(config: RunConfig, folder: Path | None, progress: Callable[[int, i
         keep_checkpoints=config.checkpoint.keep,
         log_every=config.log.every,
         tensorboard=config.log.tensorboard,
+        ranks=ranks,
     )
-    run = Run(config, folder or Path(), trainer, store, held_out, notes)
+    ranks.draw_apart(0)
+    run = Run(config, folder or Path(), trainer, store, held_out, notes, ranks)
     if held_out is not None:
         # Read or drawn now: a store that allows no pairs is an error before the training, not after it.
         if config.eval.pairs:
@@ -387,8 +449,63 @@ def _assemble(config: RunConfig, folder: Path | None, progress: Callable[[int, i
     return run
 
 
+def _join(config: RunConfig) -> tuple[torch.device, Ranks]:
+    """Join the other ranks, where a launcher started several, and make sure that all have the same in mind."""
+    size = launched_ranks()
+    if size > 1:
+        if config.device not in ("auto", "cpu", "cuda"):
+            raise UserError(
+                f"device={config.device} names one device for {size} ranks: leave it to device=auto, or cpu"
+            )
+        if config.batch_size % size:
+            below = config.batch_size - config.batch_size % size
+            raise UserError(
+                f"batch_size={config.batch_size} is that of all ranks and does not divide by {size} of them: "
+                f"take {below + size}" + (f" or {below}" if below else "")
+            )
+        if config.device != "cpu" and torch.cuda.is_available():
+            claim_gpu()
+    device = choose_device(config.device)
+    if size > 1 and device.type == "cuda":
+        device = torch.device("cuda", torch.cuda.current_device())
+    ranks = join_ranks(device, config.distributed.timeout_seconds)
+    _compare("configuration", ranks.objects(_flat(config.model_dump(mode="json"))))
+    versions = {name: metadata.version(name) for name in ("attfc", "torch")}
+    _compare("versions", ranks.objects(versions | {"device": device.type}))
+    return device, ranks
+
+
+def _compare(what: str, said: list[dict[str, Any]]) -> None:
+    """Refuse ranks that differ from rank 0, naming the first difference."""
+    counts = ("samples_seen", "steps", "images_seen", "broken_seen")
+    for number, values in enumerate(said):
+        for key in sorted(said[0].keys() | values.keys()):
+            if key not in counts and values.get(key) != said[0].get(key):
+                raise AgreedError(
+                    f"ranks differ in their {what}: {key} is {said[0].get(key)!r} on rank 0 and {values.get(key)!r} on rank {number}: "
+                    "start the same command, with the same data and packages, on every host"
+                )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _open(config: RunConfig, progress: Callable[[int, int], None] | None) -> tuple[Store, Store | None]:
+    return open_training_data(config, progress), open_held_out(config, progress)
+
+
 def _build_loader(
-    config: RunConfig, store: Store, keys_per_query: int, image_size: int, pin_memory: bool, notes: list[str]
+    config: RunConfig,
+    store: Store,
+    keys_per_query: int,
+    image_size: int,
+    pin_memory: bool,
+    notes: list[str],
+    ranks: Ranks,
 ) -> AttentionLoader:
     cache = None
     if config.data.decoded_cache_mib:
@@ -405,11 +522,13 @@ def _build_loader(
             )
     return AttentionLoader(
         store,
-        config.batch_size,
+        config.batch_size // ranks.size,
         keys_per_query,
         config.seed,
         image_size=image_size,
         workers=config.data.workers,
+        rank=ranks.rank,
+        ranks=ranks.size,
         distinct_keys=config.keys.distinct,
         sampling=config.keys.sampling,
         broken_limit=config.data.broken_limit,

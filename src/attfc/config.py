@@ -179,6 +179,21 @@ class HeadConfig(Section):
     )
 
 
+class DistributedConfig(Section):
+    """Several processes (torchrun); alone, nothing of it is used."""
+
+    rows: Literal["sharded", "replicated"] = Field(
+        "sharded",
+        description="full_fc: each rank has a block of the rows (model parallel), or all of them (data parallel)",
+    )
+    sync_batch_norm: bool = Field(
+        False, description="BatchNorm over the batch of all ranks, not over each rank's share"
+    )
+    timeout_seconds: Annotated[float, Field(gt=0)] = Field(
+        600.0, description="longest wait for another rank, the evaluation on rank 0 included"
+    )
+
+
 class OptimizerConfig(Section):
     """Descent."""
 
@@ -264,7 +279,11 @@ class RunConfig(Section):
     threads: Positive | None = Field(
         None, description="processor threads of the training process; default: torch's own"
     )
-    batch_size: Positive = 128
+    batch_size: Positive = Field(128, description="samples of a batch, over all ranks")
+    start_from: str | None = Field(
+        None,
+        description="a run's folder: its encoders begin this run; head, optimizer and position in the data are new",
+    )
     data: DataConfig = Field(default_factory=DataConfig)
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
     backbone: BackboneConfig = Field(default_factory=BackboneConfig)
@@ -279,6 +298,7 @@ class RunConfig(Section):
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
     precision: PrecisionConfig = Field(default_factory=PrecisionConfig)
+    distributed: DistributedConfig = Field(default_factory=DistributedConfig)
     eval: EvalConfig = Field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     report: ReportConfig = Field(default_factory=ReportConfig)

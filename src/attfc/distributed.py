@@ -13,22 +13,40 @@ ranks fewer or none. So a shard is a DTensor for a checkpoint, which any other n
 """
 
 import datetime
+import inspect
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.parallel import DistributedDataParallel
 
 from attfc.errors import UserError
 
-__all__ = ["ALONE", "Ranks", "RowShard", "join_ranks", "launched_ranks", "leave_ranks"]
+__all__ = [
+    "ALONE",
+    "AgreedError",
+    "Ranks",
+    "RowShard",
+    "claim_gpu",
+    "data_parallel",
+    "grad_scaler",
+    "join_ranks",
+    "launched_ranks",
+    "leave_ranks",
+    "lost_rank",
+]
 
 T = TypeVar("T")
+
+
+class AgreedError(UserError):
+    """The same error on every rank: rank 0 says it for all."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +162,7 @@ class Ranks:
                 said[1] = str(error)
         dist.broadcast_object_list(said, src=0, group=self.group)
         if said[1] is not None:
-            raise UserError(said[1])
+            raise AgreedError(said[1])
         value: T = said[0]
         return value
 
@@ -162,8 +180,13 @@ class Ranks:
         first = next((number for number, text in enumerate(faults) if text is not None), None)
         if first is not None:
             alike = len(set(faults)) == 1
-            raise UserError(str(faults[first]) if alike else f"rank {first}: {faults[first]}")
+            raise AgreedError(str(faults[first]) if alike else f"rank {first}: {faults[first]}")
         return value  # type: ignore[return-value]
+
+    def draw_apart(self, step: int) -> None:
+        """Give every rank but 0 random numbers of its own from here on, a function of (step, rank): dropout masks should differ."""
+        if self.rank:
+            torch.manual_seed((step * self.size + self.rank) * 1_000_003 + 17)
 
     def barrier(self) -> None:
         """Wait until all ranks are here."""
@@ -217,33 +240,35 @@ def launched_ranks() -> int:
         ) from None
 
 
-def join_ranks(device: torch.device, timeout_seconds: float = 600.0) -> tuple[Ranks, torch.device]:
+def claim_gpu() -> None:
+    """Make this process's own GPU the current one, by LOCAL_RANK; before anything is put on a GPU.
+
+    Raises:
+        UserError: there are more processes on this host than GPUs.
+    """
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if local >= torch.cuda.device_count():
+        raise UserError(
+            f"local rank {local} on {socket.gethostname()} has no GPU of its own, the host has {torch.cuda.device_count()}: "
+            f"start torchrun with --nproc-per-node={max(torch.cuda.device_count(), 1)}, or train with device=cpu"
+        )
+    torch.cuda.set_device(local)
+
+
+def join_ranks(device: torch.device, timeout_seconds: float = 600.0) -> Ranks:
     """Join the processes that the launcher started; without a launcher, do nothing.
 
     Args:
-        device: of the training. cuda without a number becomes this rank's own, by LOCAL_RANK.
+        device: of the training on this rank: gloo for cpu, NCCL for cuda.
         timeout_seconds: longest wait for another rank, in any collective; then the process ends with an error.
 
-    Returns:
-        The ranks, and this rank's device.
-
     Raises:
-        UserError: the port is in use, ranks did not come, or there are more processes than GPUs on this host.
+        UserError: the port is in use, or ranks did not come.
 
     NCCL on GPUs is written after torch's documentation and has not been run by us: docs/distributed.md.
     """
     if launched_ranks() == 1 or dist.is_initialized():
-        return Ranks.world(), device
-    if device.type == "cuda":
-        local = int(os.environ.get("LOCAL_RANK", "0"))
-        if local >= torch.cuda.device_count():
-            raise UserError(
-                f"local rank {local} on {socket.gethostname()} has no GPU of its own, the host has {torch.cuda.device_count()}: "
-                f"start torchrun with --nproc-per-node={max(torch.cuda.device_count(), 1)}"
-            )
-        if device.index is None:
-            device = torch.device("cuda", local)
-        torch.cuda.set_device(device)
+        return Ranks.world()
     place = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
     try:
         dist.init_process_group(
@@ -263,10 +288,57 @@ def join_ranks(device: torch.device, timeout_seconds: float = 600.0) -> tuple[Ra
         raise UserError(
             f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} could not join at {place}: {' '.join(str(error).split())[:300]}"
         ) from None
-    return Ranks.world(), device
+    return Ranks.world()
 
 
 def leave_ranks() -> None:
     """Leave the process group, where there is one."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def data_parallel(module: nn.Module, ranks: Ranks, device: torch.device, apart: Iterable[str] = ()) -> nn.Module:
+    """Wrap a module so that backward averages its gradients over ranks; `module` itself where there is nothing to average.
+
+    Args:
+        apart: names of parameters and buffers that each rank has for itself.
+    """
+    names = set(apart)
+    shared = any(value.requires_grad for name, value in module.named_parameters() if name not in names)
+    if ranks.size == 1 or not shared:
+        return module
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, list(names))  # type: ignore[no-untyped-call]
+    # Buffers are the trainer's: it averages them. The option got another name in torch 2.15.
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    return DistributedDataParallel(
+        module,
+        device_ids=[device] if device.type == "cuda" else None,
+        process_group=ranks.group,
+        gradient_as_bucket_view=True,
+        **{buffers: False},  # type: ignore[arg-type]
+    )
+
+
+def grad_scaler(device: torch.device, enabled: bool, ranks: Ranks) -> torch.amp.GradScaler:
+    """Return a gradient scaler; with several ranks one that skips a step on all of them, though only one shard overflowed."""
+    if ranks.size == 1 or not enabled:
+        return torch.amp.GradScaler(device.type, enabled=enabled)
+    from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
+
+    return ShardedGradScaler(device.type, process_group=ranks.group)
+
+
+def lost_rank(error: RuntimeError) -> bool:
+    """Whether a collective failed because another rank has gone or did not come in time."""
+    text = f"{error} {error.__cause__ or ''}"
+    signs = (
+        "Connection closed by peer",
+        "Connection reset by peer",
+        "Timed out",
+        "timed out",
+        "Broken pipe",
+        "gloo",
+        "NCCL",
+    )
+    return isinstance(error, dist.DistError) or any(sign in text for sign in signs)

@@ -45,12 +45,14 @@ def train(
         return
 
     from attfc.build import finish_run, new_run, resume_run
+    from attfc.distributed import leave_ranks
     from attfc.training.trainer import Interrupted
 
     with progress_bar("index") as bar:
         run = (
             resume_run(resume, changes, bar) if resume is not None else new_run(load_config(str(preset), changes), bar)
         )
+    err.quiet = out.quiet = run.ranks.rank > 0  # rank 0 speaks for all
     for note in run.notes:
         err.print(f"note: {note}", markup=False)
     trainer = run.trainer
@@ -58,6 +60,7 @@ def train(
     err.print(
         f"{run.folder}: {run.config.head.name} on {run.config.backbone.name}, {identities:,} identities, {images:,} images, "
         f"{trainer.total_steps:,} steps of {run.config.batch_size * trainer.accumulation} on {trainer.device}"
+        + (f" x {run.ranks.size} ranks" if run.ranks.size > 1 else "")
         + (f", resumed at step {trainer.step:,}" if resume is not None else ""),
         markup=False,
     )
@@ -66,8 +69,14 @@ def train(
     except Interrupted as stop:
         err.print(f"saved at step {stop.step:,}; go on with: attfc train --resume {run.folder}", markup=False)
         finish_run(run)
+        leave_ranks()
         raise typer.Exit(130) from None
+    finally:
+        err.quiet = out.quiet = False  # an error of any rank is said
     report = finish_run(run)
+    leave_ranks()
+    if run.ranks.rank:
+        return
     if trainer.last_evaluation is not None:
         print_figures(trainer.last_evaluation)
     err.print(f"model: {run.folder / 'model'}" + (f"   report: {report}" if report else ""), markup=False)

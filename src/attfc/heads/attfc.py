@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from attfc.distributed import ALONE, Ranks
+from attfc.distributed import ALONE, Ranks, RowShard
 from attfc.errors import UserError, nearest
 from attfc.heads.container import EMPTY, Container, ContainerPolicy, Initial, RowDtype, last_occurrence, merge_centers
 from attfc.heads.head import Head, unit_length
@@ -305,6 +305,11 @@ class AttFC(Head):
             self._last_step["positive_cosine"] = cosine_B.mean()
         if self.include_stored_center or self.center_blend > 0 or self.center_source == "query":
             self._last_step["stored_share"] = stored_B.float().mean()
+
+    def row_shards(self) -> dict[str, RowShard]:
+        """The container's rows and their scales, if ranks share them."""
+        names = [f"container.{name}" for name in ("rows", "row_scales") if getattr(self.container, name) is not None]
+        return dict.fromkeys(names, self.container.shard) if self.ranks.size > 1 else {}
 
     def statistics(self) -> dict[str, float]:
         """Return, of the last step: `positive_cosine`, mean before the margin; `attention_entropy`, nats (log K:

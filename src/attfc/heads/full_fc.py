@@ -11,7 +11,7 @@ Source: ArcFace (arXiv 1801.07698); arcface_torch at sample rate 1.
 import torch
 from torch import Tensor, nn
 
-from attfc.distributed import ALONE, Ranks
+from attfc.distributed import ALONE, Ranks, RowShard
 from attfc.errors import UserError
 from attfc.heads.head import Head, unit_length
 from attfc.losses.class_softmax import class_softmax
@@ -61,7 +61,7 @@ class FullFC(Head):
         if identities < ranks.size:
             raise UserError(
                 f"{identities} identities are fewer than the {ranks.size} ranks that share their rows: start fewer processes, or replicate the "
-                f"rows (head.parallel=data)"
+                f"rows (distributed.rows=replicated)"
             )
         self.identities = identities
         self.ranks = ranks
@@ -128,6 +128,10 @@ class FullFC(Head):
         if self.ranks.size == 1:
             center_BD = unit_length(self.weight[labels_B])[0]
             self._last_step = {"positive_cosine": (query_BD * center_BD).sum(dim=1).mean()}
+
+    def row_shards(self) -> dict[str, RowShard]:
+        """The weight, if ranks share it."""
+        return {"weight": self.shard} if self.ranks.size > 1 else {}
 
     def extra_repr(self) -> str:
         return f"embedding_size={self.embedding_size}, identities={self.identities}"

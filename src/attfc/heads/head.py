@@ -11,6 +11,7 @@ Shape legend of this folder: B batch, K keys a query, D embedding size, C contai
 import torch
 from torch import Tensor, nn
 
+from attfc.distributed import RowShard
 from attfc.errors import UserError
 
 __all__ = ["Head", "unit_length"]
@@ -45,6 +46,10 @@ class Head(nn.Module):
     def forward(self, embeddings_BD: Tensor, labels_B: Tensor, keys_BKD: Tensor | None = None) -> Tensor:
         """Return the mean loss of the batch, a scalar with gradient to `embeddings_BD` and the head's parameters."""
         raise NotImplementedError
+
+    def row_shards(self) -> dict[str, RowShard]:
+        """Return which entries of `state_dict` are this rank's block of rows, by name; nothing where the head is whole on every rank."""
+        return {}
 
     def statistics(self) -> dict[str, float]:
         """Return figures of the last step for the log; the only place that waits for the device."""

@@ -19,13 +19,15 @@ import re
 import shutil
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from attfc.distributed import Ranks
 from attfc.errors import UserError
 from attfc.training.checkpoint_manifest import (
     DTYPES,
@@ -109,14 +111,23 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
     return final
 
 
-def load_checkpoint(path: Path, into: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Read a checkpoint back: the state as it was saved.
+def load_checkpoint(
+    path: Path,
+    into: Mapping[str, Any] | None = None,
+    *,
+    place: Callable[[str, tuple[int, ...], torch.dtype], Tensor | None] | None = None,
+    only: Collection[str] | None = None,
+) -> dict[str, Any]:
+    """Read a checkpoint back: the state as it was saved; all ranks call it where there are several.
 
     Args:
         path: a folder that `save_checkpoint` returned.
         into: None: every tensor is new, on the CPU; whoever owns the state copies it (``module.load_state_dict``). This serves optimizers too,
             whose momentum does not exist before their first step. Otherwise a state of the same nesting: tensors that it has are filled in
             place (a DTensor reads its own shard only), tensors that only the checkpoint has are new.
+        place: asked as place(name, size, dtype) for each tensor that `into` does not have: the tensor to fill, or None for a new one. So a rank
+            reads its own shard of a tensor that does not exist yet.
+        only: the first keys of the state that are wanted; default all. The others are neither read nor returned.
 
     Returns:
         The state; with `into`, its tensors where it had them.
@@ -126,16 +137,13 @@ def load_checkpoint(path: Path, into: Mapping[str, Any] | None = None) -> dict[s
             size or type, as on resume with another network. Nothing of `into` has changed then.
     """
     path = Path(path)
-    if not path.is_dir():
-        raise UserError(f"there is no checkpoint at {path}")
-    manifest = read_manifest(path)
-    for name, file in manifest.files.items():
-        if crc32_of(path / name) != file.crc32:
-            raise UserError(
-                f"checkpoint {path} is damaged: the checksum of {name} differs from the one written; remove it to resume from an earlier one"
-            )
-    tree = read_json(path / STATE)
-    tensors = _targets(path, manifest, into)
+    ranks = Ranks.world()
+    manifest, tree = ranks.together(lambda: _read_and_check(path, ranks))
+    if only is not None:
+        tree = {key: tree[key] for key in only if key in tree} if isinstance(tree, dict) else tree
+        wanted = {name: tensor for name, tensor in manifest.tensors.items() if name.split("/")[0].split("~")[0] in only}
+        manifest = replace(manifest, tensors=wanted)
+    tensors = _targets(path, manifest, into, place)
     try:
         state = join_state(tree, tensors)
     except (UserError, RecursionError) as error:
@@ -144,6 +152,19 @@ def load_checkpoint(path: Path, into: Mapping[str, Any] | None = None) -> dict[s
         raise UserError(f"{path / STATE} is damaged or forged: it holds no state")
     _load_tensors(path, manifest, tensors)
     return state
+
+
+def _read_and_check(path: Path, ranks: Ranks) -> tuple[Manifest, Any]:
+    """Return table of contents and tree; the ranks share the work of the checksums."""
+    if not path.is_dir():
+        raise UserError(f"there is no checkpoint at {path}")
+    manifest = read_manifest(path)
+    for number, (name, file) in enumerate(manifest.files.items()):
+        if number % ranks.size == ranks.rank and crc32_of(path / name) != file.crc32:
+            raise UserError(
+                f"checkpoint {path} is damaged: the checksum of {name} differs from the one written; remove it to resume from an earlier one"
+            )
+    return manifest, read_json(path / STATE)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -220,7 +241,12 @@ def _check_savable(name: str, tensor: Tensor) -> None:
         )
 
 
-def _targets(path: Path, manifest: Manifest, into: Mapping[str, Any] | None) -> dict[str, Tensor]:
+def _targets(
+    path: Path,
+    manifest: Manifest,
+    into: Mapping[str, Any] | None,
+    place: Callable[[str, tuple[int, ...], torch.dtype], Tensor | None] | None,
+) -> dict[str, Tensor]:
     """Return a tensor to fill for every tensor of the checkpoint."""
     given = {} if into is None else split_state(into)[1]
     for name, tensor in given.items():
@@ -234,10 +260,15 @@ def _targets(path: Path, manifest: Manifest, into: Mapping[str, Any] | None) -> 
                 f"checkpoint {path} has {name!r} as {DTYPES[saved.dtype]} {saved.size}, this run needs {tensor.dtype} {tuple(tensor.shape)}: "
                 "it is of another network, head or optimizer; resume with the run's own configuration"
             )
-    return {
-        name: given[name].detach() if name in given and given[name].device.type != "meta" else _new(saved)
-        for name, saved in manifest.tensors.items()
-    }
+    targets = {}
+    for name, saved in manifest.tensors.items():
+        target = None
+        if name in given and given[name].device.type != "meta":
+            target = given[name].detach()
+        elif place is not None:
+            target = place(name, saved.size, DTYPES[saved.dtype])
+        targets[name] = _new(saved) if target is None else target
+    return targets
 
 
 def _new(saved: SavedTensor) -> Tensor:
@@ -262,7 +293,9 @@ def _save_tensors(
 
     writer = FolderWriter(folder, begin, finish, strides)
     with _quiet_and_unwrapped():
-        save(dict(tensors), storage_writer=writer, planner=DefaultSavePlanner(flatten_state_dict=False))
+        # What is not in shards comes from rank 0, whole: left to itself, DCP takes each tensor from the rank that has written least.
+        planner = DefaultSavePlanner(flatten_state_dict=False, dedup_save_to_lowest_rank=True)
+        save(dict(tensors), storage_writer=writer, planner=planner)
 
 
 def _load_tensors(path: Path, manifest: Manifest, tensors: dict[str, Tensor]) -> None:

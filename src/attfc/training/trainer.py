@@ -1,4 +1,4 @@
-"""The training loop: one process, any head, any device; stops and resumes at any step.
+"""The training loop: one process or several, any head, any device; stops and resumes at any step.
 
 One step: (1) the key encoder follows the query encoder, (2) the keys of the batch are embedded without gradient in one pass, (3) the queries
 are embedded, (4) the head turns both into a loss, (5) backward, clip, optimizer, schedule. With gradient accumulation a step takes several
@@ -7,6 +7,11 @@ batches. The trainer knows no head by name: a head with ``keys_per_query == 0`` 
 A loss that is not finite ends the run before it can reach a checkpoint. The loss of a step is looked at when the next one has been
 launched, so an accelerator never waits for the host. Everything that shapes later losses is in the checkpoint (DESIGN section 6): resume
 gives the same losses, bit for bit on the CPU.
+
+Several ranks: each trains on its share of the batch, DistributedDataParallel averages the gradients of the query encoder (once a step, also under
+accumulation). After a step all ranks are equal: the running statistics of BatchNorm are averaged over them, and one small reduction a step
+tells everybody the loss, whether somebody was asked to stop, and whether a broken image was met; so all stop at the same step, on
+accelerators one step after the signal. Rank 0 logs, evaluates and writes models; a checkpoint is written by all, each its shard.
 """
 
 import contextlib
@@ -27,14 +32,17 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from attfc.data.attention_loader import AttentionLoader, Batch
 from attfc.data.transforms import Augment
+from attfc.distributed import ALONE, AgreedError, Ranks, data_parallel, grad_scaler, lost_rank
 from attfc.errors import UserError
 from attfc.heads.head import Head
 from attfc.precision import autocast
-from attfc.training.checkpoint import prune_checkpoints, save_checkpoint
+from attfc.training.batch_norm import average_running_statistics
+from attfc.training.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
 from attfc.training.model_files import save_model
 from attfc.training.momentum import MomentumPair
 from attfc.training.progress import MetricsLog, ProgressLine, memory_mib
 from attfc.training.random_state import rng_state, set_rng_state
+from attfc.training.sharded_state import ShardedState
 
 __all__ = ["Interrupted", "Trainer"]
 
@@ -50,13 +58,46 @@ class Interrupted(Exception):
 
 
 @dataclass
+class _Word:
+    """What all ranks say about a step; read on the host when the copy has arrived."""
+
+    step: int
+    batches: list[Batch]
+    own: Tensor  # loss of this rank
+    figures: Tensor  # on the host: mean loss, ranks asked to stop, broken images
+    arrived: Any  # an event of the accelerator, or None
+    heard: bool = False
+
+
+class _Silent:
+    """Takes the place of the log and the progress line on all ranks but 0."""
+
+    def write(self, *_: object) -> None: ...
+
+    def update(self, *_: object) -> None: ...
+
+    def say(self, *_: object) -> None: ...
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> "_Silent":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+Log = MetricsLog | _Silent
+Line = ProgressLine | _Silent
+
+
+@dataclass
 class Trainer:
     """Trains a query encoder under a head.
 
     Args:
         pair: query encoder and key encoder, on `device`.
         head: any head of attfc.heads, on `device`.
-        loader: yields uint8 batches; its batch size is the size of one pass.
+        loader: yields uint8 batches, this rank's share; its batch size is the size of one pass.
         augment: uint8 images + seeds -> float images in [-1, 1], on the device.
         optimizer, schedule: over the parameters of the query encoder and the head.
         total_steps: optimizer steps of the whole run.
@@ -67,6 +108,7 @@ class Trainer:
         clip: largest gradient norm of the query encoder; 0 is off.
         evaluate: called as evaluate(query_encoder, step) every `evaluate_every` steps; returns figures for the log.
         best_by: the figure of `evaluate` by which `best/` is chosen (larger is better).
+        ranks: the processes that train together; built with the same arguments on each, but for the loader's rank.
     """
 
     pair: MomentumPair
@@ -90,15 +132,20 @@ class Trainer:
     keep_checkpoints: int = 2
     log_every: int = 10
     tensorboard: bool = True
+    ranks: Ranks = ALONE
     step: int = field(default=0, init=False)
     best: float = field(default=-math.inf, init=False)
     last_evaluation: dict[str, Any] | None = field(default=None, init=False)
     _average: float | None = field(default=None, init=False)
     _seconds: float = field(default=0.0, init=False)
     _stop: bool = field(default=False, init=False)
+    _asked: bool = field(default=False, init=False)  # somebody's _stop, as all ranks know it
 
     def __post_init__(self) -> None:
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.autocast_dtype is torch.float16)
+        self.scaler = grad_scaler(self.device, self.autocast_dtype is torch.float16, self.ranks)
+        self._sharded = ShardedState(self.head.row_shards(), self.head, self.optimizer, self.ranks)
+        self._encoder = data_parallel(self.pair.query, self.ranks, self.device)
+        self._scoring = data_parallel(self.head, self.ranks, self.device, apart=self.head.row_shards())
 
     def train(self) -> None:
         """Run to `total_steps` from wherever the state stands; saves on the way, at the end, and when told to stop.
@@ -107,16 +154,18 @@ class Trainer:
             Interrupted: SIGTERM or Ctrl-C; the state is saved.
             UserError: a loss that is not finite, or too many broken images; the last checkpoint stands.
         """
-        log = MetricsLog(
-            self.run_folder,
-            first_step=self.step + 1,
-            tensorboard=self.tensorboard,
-            evaluates_again=self.step >= self.total_steps,
-        )
+        log: Log = _Silent()
+        if self.ranks.rank == 0:
+            log = MetricsLog(
+                self.run_folder,
+                first_step=self.step + 1,
+                tensorboard=self.tensorboard,
+                evaluates_again=self.step >= self.total_steps,
+            )
         with (
             contextlib.closing(log),
             contextlib.closing(self.loader),
-            ProgressLine(self.total_steps, self.step) as line,
+            ProgressLine(self.total_steps, self.step) if self.ranks.rank == 0 else _Silent() as line,
             self._stop_on_signals(),
         ):
             try:
@@ -126,12 +175,19 @@ class Trainer:
                     f"cannot write into {self.run_folder}: {error.strerror or error}; the checkpoints saved so far stand: "
                     f"make room or permission there, then attfc train --resume {self.run_folder}"
                 ) from error
+            except RuntimeError as error:
+                if self.ranks.size == 1 or not lost_rank(error):
+                    raise
+                raise UserError(
+                    f"rank {self.ranks.rank} lost another rank at step {self.step + 1} ({' '.join(str(error).split())[:200]}): that one's own "
+                    f"message says why; the checkpoints saved so far stand: attfc train --resume {self.run_folder}"
+                ) from error
 
-    def _run(self, log: MetricsLog, line: ProgressLine) -> None:
+    def _run(self, log: Log, line: Line) -> None:
         batches = self.loader.batches(self.loader.step + (self.total_steps - self.step) * self.accumulation)
         window_start, window_steps = time.perf_counter(), 0
         counted = window_start  # until when `seconds` has been counted
-        pending: tuple[Tensor, list[Batch]] | None = None
+        pending: _Word | None = None
         self.pair.query.train()
         self.head.train()
         while self.step < self.total_steps:
@@ -139,56 +195,63 @@ class Trainer:
             loss = self.train_step(group)
             self.step += 1
             window_steps += 1
-            self._report_broken(group, log)
-            if pending is not None and self.device.type != "cpu":
-                self._check_finite(*pending, step=self.step - 1)
-            pending = (loss, group)
-            logs = self.step % self.log_every == 0 or self.step == self.total_steps
-            evaluates = self._due(self.evaluate_every) and self.step < self.total_steps and not self._stop
-            if self.device.type == "cpu" or logs or evaluates:
-                self._check_finite(*pending, step=self.step)
+            word = self._tell(loss, group)
+            if pending is not None:  # heard now, when the next step has been launched
+                self._hear(pending, log)
+            pending = word
+            last = self.step == self.total_steps
+            logs = self.step % self.log_every == 0 or last
+            saves = self._due(self.checkpoint_every) or last
+            evaluates = self._due(self.evaluate_every) and not last
+            if self.device.type == "cpu" or logs or saves or evaluates:
+                self._hear(pending, log)
+            evaluates = evaluates and not self._asked
             if logs:
                 now = time.perf_counter()
                 elapsed, self._seconds, counted = now - window_start, self._seconds + now - counted, now
-                images = window_steps * self.accumulation * self.loader.batch_size
-                self._log_step(float(loss), images / elapsed, log, line)
+                images = window_steps * self.accumulation * self.loader.batch_size * self.ranks.size
+                self._log_step(float(pending.figures[0]), images / elapsed, log, line)
                 window_start, window_steps = now, 0
             if evaluates:
                 paused = time.perf_counter()
                 self.run_evaluation(log, line)
                 pause = time.perf_counter() - paused
                 window_start, counted = window_start + pause, counted + pause
-            stop = self._stop  # read once: a signal after this line is for the next step
-            if stop or self._due(self.checkpoint_every) or self.step == self.total_steps:
+            # Read once: a signal after this line is for the next step. Several ranks know only of what was told.
+            stop = self._asked or (self.ranks.size == 1 and self._stop)
+            if stop or saves:
                 paused = time.perf_counter()
                 self._seconds, counted = self._seconds + paused - counted, paused
-                self._check_finite(*pending, step=self.step)
+                self._hear(pending, log)
                 self.save()
                 pause = time.perf_counter() - paused
                 window_start, counted = window_start + pause, counted + pause
-            if stop and self.step < self.total_steps:
+            if stop and not last:
                 raise Interrupted(self.step)
-        save_model(self.run_folder / "model", self.pair.query, self.model_config)
+        self.ranks.once(lambda: str(save_model(self.run_folder / "model", self.pair.query, self.model_config)))
         if self.evaluate is not None:
             self.run_evaluation(log, line)
 
     def train_step(self, batches: list[Batch]) -> Tensor:
         """One optimizer step over the mean loss of `batches`; returns that loss, detached, without waiting for the device.
 
-        It is NaN if the gradient was not finite.
+        It is NaN if the gradient was not finite. Several ranks: the loss of this rank's batches; the step is that of all ranks' mean.
         """
         if self.head.keys_per_query:
             self.pair.update(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
-        for batch in batches:
-            loss = self.forward(batch) / len(batches)
-            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        for number, batch in enumerate(batches):
+            with self._without_reduction() if number < len(batches) - 1 else contextlib.nullcontext():
+                loss = self.forward(batch) / len(batches)
+                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.pair.query.parameters(), self.clip or math.inf)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        # A replicated head has figures of its rank's share too (AdaFace's norms); one in shards saw the whole batch.
+        average_running_statistics([self.pair] if self._scoring is self.head else [self.pair, self.head], self.ranks)
         with warnings.catch_warnings() if self.scaler.is_enabled() and self.step == 0 else contextlib.nullcontext():
             if self.scaler.is_enabled() and self.step == 0:
                 # The scaler begins too high and skips the first steps; the schedule takes that for a wrong order of calls.
@@ -208,21 +271,31 @@ class Trainer:
                 images = self._images(batch.keys.flatten(0, 1), seeds[:, 1:].reshape(-1))
                 keys = self.pair.embed_keys(images.view(*batch.keys.shape[:2], *images.shape[1:]))
             queries = self._images(batch.queries, seeds[:, 0])
-            embeddings = self.pair.query(queries)
-        loss: Tensor = self.head(embeddings, labels, keys)
+            embeddings = self._encoder(queries)
+        loss: Tensor = self._scoring(embeddings, labels, keys)
         return loss
 
-    def run_evaluation(self, log: MetricsLog, line: ProgressLine | None = None) -> None:
-        """Evaluate the query encoder, record the figures, and keep it in ``best/`` if it is the best so far."""
-        assert self.evaluate is not None
-        figures = self.evaluate(self.pair.query, self.step)
+    @contextlib.contextmanager
+    def _without_reduction(self) -> Iterator[None]:
+        """Gradients add up on this rank; the last batch of a step reduces them all."""
+        with contextlib.ExitStack() as stack:
+            for module in (self._encoder, self._scoring):
+                if isinstance(module, nn.parallel.DistributedDataParallel):
+                    stack.enter_context(module.no_sync())
+            yield
+
+    def run_evaluation(self, log: Log, line: Line | None = None) -> None:
+        """Evaluate the query encoder (on rank 0), record the figures, and keep it in ``best/`` if it is the best so far."""
+        evaluate = self.evaluate
+        assert evaluate is not None
+        figures = self.ranks.once(lambda: evaluate(self.pair.query, self.step))
         self.pair.query.train()
         self.last_evaluation = figures
         log.write("evaluation", self.step, figures)
         score = _figure(figures, self.best_by)
         if score is not None and score > self.best:
             self.best = score
-            save_model(self.run_folder / "best", self.pair.query, self.model_config)
+            self.ranks.once(lambda: str(save_model(self.run_folder / "best", self.pair.query, self.model_config)))
         if line is not None:
             shown = "  ".join(
                 f"{name} {value:.4f}"
@@ -234,12 +307,21 @@ class Trainer:
     def save(self) -> Path:
         """Write a checkpoint of everything and prune old ones."""
         folder = self.run_folder / "checkpoints"
-        path = save_checkpoint(folder, self.step, self.state_dict())
+        path = save_checkpoint(folder, self.step, self._sharded.spread(self.state_dict()))
         prune_checkpoints(folder, self.keep_checkpoints)
         return path
 
+    def load(self, checkpoint: Path) -> None:
+        """Take up a checkpoint, written by any number of ranks; of what is in shards, read this rank's own.
+
+        Raises:
+            UserError: it is damaged, or of another network, head or optimizer.
+        """
+        state = load_checkpoint(checkpoint, place=self._sharded.place)
+        self.load_state_dict(self._sharded.collect(state))
+
     def state_dict(self) -> dict[str, Any]:
-        """Everything that shapes later steps: DESIGN section 6."""
+        """Everything that shapes later steps: DESIGN section 6. Several ranks: of sharded rows, this rank's own."""
         return {
             "pair": self.pair.state_dict(),
             "head": self.head.state_dict(),
@@ -283,6 +365,7 @@ class Trainer:
         self.step, self._average, self._seconds = own["step"], own["average"], own["seconds"]
         self.best = -math.inf if own["best"] is None else own["best"]
         set_rng_state(state["rng"])
+        self.ranks.draw_apart(self.step)
 
     def _apply(self, configured: list[dict[str, Any]]) -> None:
         """Give the optimizer the rates of this run's configuration again: on resume they may have been changed on purpose."""
@@ -304,39 +387,69 @@ class Trainer:
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
 
-    def _log_step(self, loss: float, images_per_second: float, log: MetricsLog, line: ProgressLine) -> None:
+    def _log_step(self, loss: float, images_per_second: float, log: Log, line: Line) -> None:
         self._average = loss if self._average is None else LOSS_SMOOTHING * self._average + (1 - LOSS_SMOOTHING) * loss
+        said = self.ranks.objects((self.head.statistics(), memory_mib(self.device)))
         figures = {
             "epoch": self.loader.state_dict()["samples_seen"] / self.loader.epoch_length,
             "loss": loss,
             "loss_average": self._average,
             "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
             "images_per_second": images_per_second,
-            "memory_mib": memory_mib(self.device),
+            "memory_mib": max(memory for _, memory in said),
             "seconds": self._seconds,
-            **self.head.statistics(),
+            **{name: sum(statistics[name] for statistics, _ in said) / len(said) for name in said[0][0]},
         }
         log.write("train", self.step, figures)
         line.update(self.step, figures)
 
-    def _report_broken(self, batches: list[Batch], log: MetricsLog) -> None:
-        for batch in batches:
-            for position, where, reason in batch.broken:
-                log.write("broken", self.step, {"position": position, "where": where, "reason": reason})
+    def _tell(self, loss: Tensor, batches: list[Batch]) -> _Word:
+        """Reduce what every rank must know of this step, and send it to the host without waiting for it."""
+        facts = [float(self._stop), float(sum(len(batch.broken) for batch in batches))]
+        if self.ranks.size > 1:
+            words = torch.tensor([1.0, *facts]).to(self.device, non_blocking=True)
+            words[0] = loss / self.ranks.size
+            figures = self.ranks.sum(words)
+        else:
+            figures = torch.cat([loss.reshape(1), torch.tensor(facts).to(loss, non_blocking=True)])
+        if figures.device.type != "cuda":
+            return _Word(self.step, batches, loss, figures.to("cpu"), None)
+        host = torch.empty(len(figures), pin_memory=True).copy_(figures, non_blocking=True)
+        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        arrived.record()
+        return _Word(self.step, batches, loss, host, arrived)
 
-    def _check_finite(self, loss: Tensor, batches: list[Batch], step: int) -> None:
-        if math.isfinite(float(loss)):
+    def _hear(self, word: _Word, log: Log) -> None:
+        """Act on what all ranks said about a step: stop where the loss is not finite, remember who was asked to stop, log broken images."""
+        if word.heard:
             return
-        positions = [int(position) for batch in batches for position in batch.positions]
+        word.heard = True
+        if word.arrived is not None:
+            word.arrived.synchronize()
+        loss, asked, broken = word.figures.tolist()
+        if not math.isfinite(loss):
+            self._stop_for(loss, word)
+        self._asked = self._asked or asked > 0
+        if broken > 0:
+            mine = [entry for batch in word.batches for entry in batch.broken]
+            for position, where, reason in (entry for entries in self.ranks.objects(mine) for entry in entries):
+                log.write("broken", word.step, {"position": position, "where": where, "reason": reason})
+
+    def _stop_for(self, loss: float, word: _Word) -> None:
+        positions = [int(position) for batch in word.batches for position in batch.positions]
         shown = ", ".join(map(str, positions[:16])) + (
             f", ... ({len(positions)} in all)" if len(positions) > 16 else ""
         )
         where = self.loader.store.where(positions[0])
-        raise UserError(
-            f"the loss or its gradient is {float(loss)} at step {step}, in the batch of sample positions {shown} (the first is {where}); "
+        fault = (
+            f"the loss or its gradient is {loss} at step {word.step}, in the batch of sample positions {shown} (the first is {where}); "
             "the last checkpoint stands. "
             "Try a smaller optimizer.learning_rate, a longer schedule.warmup_epochs, optimizer.clip=1, or precision.amp=none"
         )
+        if self.ranks.size == 1:
+            raise UserError(fault)
+        said = self.ranks.objects((math.isfinite(float(word.own)), fault))
+        raise AgreedError(next((text for finite, text in said if not finite), fault))
 
     @contextlib.contextmanager
     def _stop_on_signals(self) -> Iterator[None]:
