@@ -1,13 +1,21 @@
 """What the ranks of these tests do: without pytest, which takes each new process seconds to import."""
 
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from attfc.build import new_run, resume_run
+from attfc.config import load_config
 from attfc.distributed import Ranks
+from attfc.errors import UserError
 from attfc.heads import AttFC, FullFC
 from attfc.losses import AdaFace, CombinedMargin, CosFace
+from attfc.training.trainer import Interrupted
 
 D, K, STEPS = 12, 2, 9
 MARGINS = {
@@ -62,3 +70,68 @@ def run_head(kind: str, options: dict[str, Any], dtype: torch.dtype) -> dict[str
 def run_heads(cases: list[tuple[str, dict[str, Any], torch.dtype]]) -> list[dict[str, list[Tensor]]]:
     """`run_head` for each case, all in the same processes."""
     return [run_head(*case) for case in cases]
+
+
+TINY = [
+    *("data.root=synthetic:identities=30,images=4-7,seed=0", "data.workers=0", "data.decoded_cache_mib=0", "threads=1"),
+    *("batch_size=16", "backbone.name=r6_tiny", "precision.amp=none", "eval.root=null", "schedule.max_steps=6"),
+    *(
+        "schedule.warmup_epochs=0",
+        "optimizer.learning_rate=0.02",
+        "checkpoint.every=3",
+        "report.write=false",
+        "log.every=1",
+    ),
+    *("log.tensorboard=false", "distributed.sync_batch_norm=true", "checkpoint.keep=9"),
+]
+
+
+@contextlib.contextmanager
+def _as_launched(ranks: Ranks) -> Iterator[None]:
+    """What torchrun tells each process; the process group is there already."""
+    os.environ.update(RANK=str(ranks.rank), WORLD_SIZE=str(ranks.size), LOCAL_RANK=str(ranks.rank))
+    try:
+        yield
+    finally:
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+            del os.environ[name]
+
+
+def train(overrides: list[str], output: str, stop_at: int = 0, stopped_rank: int = 0) -> str:
+    """Train a new run (or go on with one, where `output` is its folder); `stop_at`: as if SIGTERM reached one rank in that step."""
+    ranks = Ranks.world()
+    with _as_launched(ranks):
+        if (Path(output) / "config.yaml").exists():
+            run = resume_run(Path(output), overrides)
+        else:
+            run = new_run(load_config("demo", [*TINY, f"output={output}", *overrides]))
+        step = run.trainer.train_step
+
+        def train_step(batches: list[Any]) -> Tensor:
+            if run.trainer.step + 1 == stop_at and ranks.rank == stopped_rank:
+                run.trainer._stop = True
+            return step(batches)
+
+        run.trainer.train_step = train_step  # type: ignore[method-assign]
+        with contextlib.suppress(Interrupted):
+            run.trainer.train()
+    return str(run.folder)
+
+
+def train_several(cases: list[tuple[Any, ...]]) -> list[str]:
+    """`train` for each case, all in the same processes."""
+    return [train(*case) for case in cases]
+
+
+def errors(cases: list[tuple[list[str], str]]) -> list[str]:
+    """What a run says that cannot begin; rank 1 gets `RANK1` overrides too."""
+    found = []
+    for overrides, output in cases:
+        mine = [
+            text.removeprefix("RANK1:") for text in overrides if not text.startswith("RANK1:") or Ranks.world().rank
+        ]
+        try:
+            found.append(train(mine, output))
+        except UserError as error:
+            found.append(str(error))
+    return found

@@ -1,0 +1,124 @@
+"""Training on two ranks is training in one process: losses, stops, checkpoints that any number of ranks resumes, errors at the start."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from .launch import on_ranks
+from .workers import errors, train, train_several
+
+HEADS = {
+    "attfc": ["head.name=attfc"],
+    "published": ["profile=published", "container.ratio=0.8", "container.dtype=int8", "key_encoder.momentum=0.9"],
+    "sharded": ["head.name=full_fc", "optimizer.accumulation=2"],
+    "replicated": ["head.name=full_fc", "distributed.rows=replicated"],
+}
+
+
+def losses(folder: str | Path) -> list[float]:
+    """Of all steps, in order; a step logged twice fails."""
+    records = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    steps = [record["step"] for record in records if record["kind"] == "train"]
+    assert steps == list(range(1, len(steps) + 1))
+    return [record["loss"] for record in records if record["kind"] == "train"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, dict[str, Path]]:
+    """Of each head, the uninterrupted run of one process, and one of two ranks that was stopped at step 3 by a signal to one rank."""
+    root = tmp_path_factory.mktemp("runs")
+    cases = [(options, str(root / f"two {name}"), 3, 1) for name, options in HEADS.items()]
+    folders, others = on_ranks(2, train_several, cases)
+    assert folders == others
+    return {
+        name: {"one": Path(train(options, str(root / f"one {name}"))), "two": Path(folder)}
+        for (name, options), folder in zip(HEADS.items(), folders, strict=True)
+    }
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_two_ranks_have_the_losses_of_one_and_stop_together(name, runs) -> None:
+    stopped = losses(runs[name]["two"])
+    assert len(stopped) == 3
+    assert stopped == pytest.approx(losses(runs[name]["one"])[:3], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_what_two_ranks_saved_one_process_goes_on_with(name, runs, tmp_path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(runs[name]["two"], copy)
+    files = sorted(path.name for path in (copy / "checkpoints" / "step_000000003").iterdir())
+    assert ("tensors_00001.safetensors" in files) == (name != "replicated")
+    train([], str(copy))
+    assert losses(copy) == pytest.approx(losses(runs[name]["one"]), rel=1e-2)
+
+
+def test_what_one_process_saved_two_ranks_go_on_with(runs, tmp_path) -> None:
+    cases = []
+    for name in HEADS:
+        copy = tmp_path / name
+        shutil.copytree(runs[name]["one"], copy)
+        shutil.rmtree(copy / "checkpoints" / "step_000000006")
+        cases.append(([], str(copy)))
+    on_ranks(2, train_several, cases)
+    for name in HEADS:
+        assert losses(tmp_path / name) == pytest.approx(losses(runs[name]["one"]), rel=1e-2)
+
+
+@pytest.mark.slow  # four processes on two cores
+@pytest.mark.parametrize("name", HEADS)
+def test_four_ranks_go_on_and_are_gone_on_with(name, runs, tmp_path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(runs[name]["two"], copy)
+    on_ranks(4, train, [], str(copy), 5, 2)
+    on_ranks(2, train, [], str(copy))
+    assert losses(copy) == pytest.approx(losses(runs[name]["one"]), rel=1e-2)
+
+
+def test_a_shard_that_is_missing_or_of_another_save_is_named(runs, tmp_path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(runs["attfc"]["two"], copy)
+    shard = copy / "checkpoints" / "step_000000003" / "tensors_00001.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    found = on_ranks(2, errors, [([], str(copy))])
+    assert "the checksum of tensors_00001.safetensors differs" in found[0][0]
+    assert found[0] == found[1]
+    shard.unlink()
+    assert "has no whole checkpoint to resume from" in on_ranks(2, errors, [([], str(copy))])[1][0]
+
+
+def test_what_cannot_begin_says_so_on_every_rank(tmp_path) -> None:
+    cases = {
+        "ranks differ in their configuration: optimizer.learning_rate is 0.02 on rank 0 and 0.3 on rank 1": [
+            "RANK1:optimizer.learning_rate=0.3"
+        ],
+        "batch_size=15 is that of all ranks and does not divide by 2 of them: take 16 or 14": ["batch_size=15"],
+        "the container has 8 slots, which is smaller than the batch (16)": ["container.slots=8"],
+        "head.name=partial_fc with head.rows=device trains in one process only": ["head.name=partial_fc"],
+        "device=cuda:0 names one device for 2 ranks": ["device=cuda:0"],
+    }
+    said = on_ranks(2, errors, [(options, str(tmp_path)) for options in cases.values()])
+    for number, expected in enumerate(cases):
+        assert expected in said[0][number]
+        assert said[0][number] == said[1][number]
+
+
+def test_an_attfc_run_starts_from_a_full_fc_run(runs, tmp_path) -> None:
+    from attfc.build import new_run
+    from attfc.config import load_config
+
+    from .workers import TINY
+
+    source = runs["sharded"]["two"]
+    run = new_run(load_config("demo", [*TINY, f"output={tmp_path}", f"start_from={source}"]))
+    (note,) = [note for note in run.notes if "started from" in note]
+    assert "its copy as key encoder (that run had no key passes)" in note
+    assert "dropped: head full_fc with its rows, optimizer, schedule, position in the data" in note
+    query, key = run.trainer.pair.query.state_dict(), run.trainer.pair.key.state_dict()
+    fresh = new_run(load_config("demo", [*TINY, f"output={tmp_path}"])).trainer.pair.query.state_dict()
+    assert all(bool((query[name] == key[name]).all()) for name in query)
+    assert any(bool((query[name] != fresh[name]).any()) for name in query)
