@@ -69,11 +69,13 @@ def train(
     except Interrupted as stop:
         err.print(f"saved at step {stop.step:,}; go on with: attfc train --resume {run.folder}", markup=False)
         finish_run(run)
+        run.ranks.barrier()  # torchrun ends all ranks as soon as one has left
         leave_ranks()
         raise typer.Exit(130) from None
     finally:
         err.quiet = out.quiet = False  # an error of any rank is said
     report = finish_run(run)
+    run.ranks.barrier()
     leave_ranks()
     if run.ranks.rank:
         return
