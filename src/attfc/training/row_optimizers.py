@@ -104,6 +104,10 @@ def _step(
             _update(optimizer, parameter, gradient, group, update)
             sparse.append((parameter, gradient))
             parameter.grad = None
+    if getattr(
+        dense_step, "hooked", False
+    ):  # torch wraps the parent's step too once a plain parent exists: hooks would run twice
+        dense_step = dense_step.__wrapped__  # type: ignore[attr-defined]
     try:
         dense_step(optimizer)
     finally:
