@@ -1,9 +1,10 @@
 """The loss curves of 20 steps are what they were: a refactor that changes them has changed the training (STYLE 13).
 
 `golden_losses.json` was written by this file: `python tests/reference/test_golden_losses.py` after a change that is meant to.
-Float32, one thread. Processors round differently, and training amplifies it from step to step: AVX2 in place of AVX-512 moved a loss of
-the first twelve steps by 0.07 % and one of the last eight by 3 % (two EPYCs, the same code), so 1 % and 5 % are allowed; deliberate changes (momentum 0 -> 0.5, blend 0.8 -> 0.7, temperature 1 -> 0.5, the margin's gradient, the key
-encoder's BatchNorm) moved one by 7 to 36 %.
+Float32, one thread. Processors round differently, and training amplifies it from step to step: AVX2 in place of AVX-512 moved a
+loss of the first twelve steps by 0.07 % and one of the last eight by 3 % (two EPYCs, the same code), so 1 % and 5 % are
+allowed; deliberate changes (momentum 0 -> 0.5, blend 0.8 -> 0.7, temperature 1 -> 0.5, the margin's gradient, the key encoder's
+BatchNorm) moved one by 7 to 36 %.
 """
 
 import json
