@@ -83,11 +83,11 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     [
         ("tuned", 1, 0),
         ("tuned", 9, 1),
-        ("tuned", 13, 0),
+        pytest.param("tuned", 13, 0, marks=pytest.mark.slow),  # a third cut of the same head: two runs more
         ("published", 7, 0),
         ("int8", 10, 0),
         ("full_fc", 5, 0),
-        ("partial_fc", 6, 0),
+        pytest.param("partial_fc", 6, 0, marks=pytest.mark.slow),  # partial_fc_adamw does all of it and more
         ("dcq", 7, 0),
         ("dcp", 6, 0),
         ("partial_fc_adamw", 4, 0),
