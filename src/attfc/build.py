@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from attfc.backbones import create_backbone
-from attfc.config import RunConfig, config_to_yaml, load_config
+from attfc.config import RunConfig, SourceConfig, config_to_yaml, load_config
 from attfc.data import AttentionLoader, Augment, CombinedStore, DecodedCache, Store, open_store
 from attfc.distributed import ALONE, AgreedError, Ranks, claim_gpu, join_ranks, launched_ranks
 from attfc.errors import UserError
@@ -199,16 +199,14 @@ def build_head(config: RunConfig, identities: int, ranks: Ranks = ALONE) -> Head
 def open_training_data(config: RunConfig, progress: Callable[[int, int], None] | None = None) -> Store:
     """Open data.root with its edits, or data.sources as one store."""
     data = config.data
-    if not data.sources:
-        return open_store(
-            data.root, edits=data.edits, label_source=data.label_source, cache=data.index_cache, progress=progress
-        )
     stores = [
         open_store(
             source.root, edits=source.edits, label_source=data.label_source, cache=data.index_cache, progress=progress
         )
-        for source in data.sources
+        for source in data.sources or [SourceConfig(root=data.root, edits=data.edits)]
     ]
+    if not data.sources:
+        return stores[0]
     return CombinedStore(stores, merge_names=data.merge_names, weights=[source.weight for source in data.sources])
 
 

@@ -2,14 +2,27 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-__all__ = ["CacheOption", "JsonOption", "ModelIsOption", "err", "out", "print_figures", "progress_bar", "write_json"]
+if TYPE_CHECKING:
+    from attfc.data import Store
+
+__all__ = [
+    "CacheOption",
+    "JsonOption",
+    "ModelIsOption",
+    "err",
+    "open_with_bar",
+    "out",
+    "print_figures",
+    "progress_bar",
+    "write_json",
+]
 
 JsonOption = Annotated[Path | None, typer.Option("--json", help="also write the figures to this file", dir_okay=False)]
 CacheOption = Annotated[
@@ -54,6 +67,14 @@ class progress_bar:  # noqa: N801  reads as a function at its call sites
     def __exit__(self, *error: object) -> None:
         if self._task is not None:
             self._bar.stop()
+
+
+def open_with_bar(path: str, **options: Any) -> "Store":
+    """Open a set of faces with a bar while it is indexed for the first time; options as `attfc.open_store`."""
+    from attfc.data import open_store
+
+    with progress_bar("index") as bar:
+        return open_store(path, **options, progress=bar)
 
 
 def print_figures(figures: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from attfc.commands.common import CacheOption, JsonOption, err, out, progress_bar, write_json
+from attfc.commands.common import CacheOption, JsonOption, err, open_with_bar, out, progress_bar, write_json
 from attfc.errors import UserError
 
 if TYPE_CHECKING:
@@ -184,14 +184,13 @@ def clean_data(
     json_file: JsonOption = None,
 ) -> None:
     """Look for broken images, copies, leakage, wrong labels, tiny identities; write an edit list. Deletes nothing."""
-    from attfc.data import open_store, write_edits
+    from attfc.data import write_edits
     from attfc.evaluation.label_cleaning import clean
 
     store = _open(path, edits, label_source, cache)
     evaluation: Store | None = None
     if against is not None:
-        with progress_bar("index") as bar:
-            evaluation = open_store(against, cache=cache, progress=bar)
+        evaluation = open_with_bar(against, cache=cache)
     ours, theirs = None, None
     if model is not None:
         from attfc.build import choose_device
@@ -289,10 +288,7 @@ def _open(
     label_source: Literal["identities", "images"],
     cache: Path | None,
 ) -> "Store":
-    from attfc.data import open_store
-
-    with progress_bar("index") as bar:
-        store = open_store(path, edits=edits or (), label_source=label_source, cache=cache, progress=bar)
+    store = open_with_bar(path, edits=edits or (), label_source=label_source, cache=cache)
     for note in getattr(store, "notes", ()):
         err.print(f"note: {note}", markup=False)
     return store

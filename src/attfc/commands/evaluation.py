@@ -17,6 +17,7 @@ from attfc.commands.common import (
     JsonOption,
     ModelIsOption,
     err,
+    open_with_bar,
     out,
     print_figures,
     progress_bar,
@@ -181,12 +182,10 @@ def _protocol(name: str) -> Callable[[Request], dict[str, Any]]:
 
 
 def _held_out(asked: Request) -> dict[str, Any]:
-    from attfc.data import open_store
     from attfc.evaluation import evaluate_store, read_pairs
 
     path = asked.one_path("an image folder, any other store, or a synthetic: spec")
-    with progress_bar("index") as bar:
-        store = open_store(path, cache=asked.cache, progress=bar)
+    store = open_with_bar(path, cache=asked.cache)
     result = evaluate_store(
         asked.model,
         store,
@@ -255,13 +254,11 @@ def _sets(asked: Request, files: list[Path]) -> dict[str, Any]:
 
 
 def _pairs_of_store(asked: Request) -> dict[str, Any]:
-    from attfc.data import open_store
     from attfc.evaluation import read_pairs
     from attfc.evaluation.verification import evaluate_pair_list
 
     path = asked.one_path("the folder of images that --pairs names")
-    with progress_bar("index") as bar:
-        store = open_store(path, cache=asked.cache, progress=bar)
+    store = open_with_bar(path, cache=asked.cache)
     assert asked.pairs is not None
     pairs = read_pairs(asked.pairs, store)
     with progress_bar(store.name) as bar:
@@ -312,14 +309,12 @@ def _print_pairs(asked: Request, results: "list[PairEvaluation]") -> dict[str, A
 
 
 def _all_pairs(asked: Request) -> dict[str, Any]:
-    from attfc.data import open_store
     from attfc.evaluation import evaluate_all_pairs, read_groups
 
     if asked.pairs is not None:
         raise UserError("all-pairs scores every pair of images: leave out --pairs")
     path = asked.one_path("an image folder, any other store, or a synthetic: spec")
-    with progress_bar("index") as bar:
-        store = open_store(path, cache=asked.cache, progress=bar)
+    store = open_with_bar(path, cache=asked.cache)
     groups = read_groups(asked.groups, store) if asked.groups is not None else None
     with progress_bar("faces, then pairs") as bar:
         result = evaluate_all_pairs(

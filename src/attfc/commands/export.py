@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from attfc.commands.common import JsonOption, ModelIsOption, err, out, progress_bar, write_json
+from attfc.commands.common import JsonOption, ModelIsOption, err, open_with_bar, out, write_json
 from attfc.errors import UserError
 
 __all__ = ["export"]
@@ -35,7 +35,6 @@ def export(
     if format_name not in formats:
         raise UserError(f"unknown format {format_name!r}: use one of {', '.join(formats)}")
 
-    from attfc.data import open_store
     from attfc.deploy import export_hub_folder, export_onnx, open_model
     from attfc.deploy.model_inputs import read_statements
 
@@ -44,8 +43,7 @@ def export(
         err.print(f"note: {note}", markup=False)
     store = None
     if check_images is not None:
-        with progress_bar("index") as bar:
-            store = open_store(check_images, progress=bar)
+        store = open_with_bar(check_images)
     write: Any = export_onnx if format_name == "onnx" else export_hub_folder
     done = write(module, facts, output, half=half, check_images=store)
     opset = f", opset {done.opset}" if done.opset is not None else ""

@@ -20,7 +20,7 @@ from attfc.data.store import Store
 from attfc.data.text_lines import line_blocks, open_regular
 from attfc.errors import UserError
 from attfc.evaluation.all_pairs import ALL_PAIRS_FARS, AllPairs, score_all_pairs, score_groups
-from attfc.evaluation.embedding import embed_store
+from attfc.evaluation.embedding import broken_images, check_broken_limit, embed_store
 
 __all__ = ["AllPairsEvaluation", "Groups", "evaluate_all_pairs", "read_groups"]
 
@@ -170,8 +170,7 @@ def evaluate_all_pairs(
         UserError: too many broken images; no genuine or no impostor pair; a model that gives NaN or zeros; a budget too small for the
             embeddings.
     """
-    if not 0 <= broken_limit <= 1:
-        raise UserError(f"broken_limit={broken_limit} is no share: use a number from 0 to 1")
+    check_broken_limit(broken_limit)
     embeddings = embed_store(
         model,
         store,
@@ -183,19 +182,11 @@ def evaluate_all_pairs(
         progress=progress,
     )
     positions_N = embeddings.positions
-    broken = tuple(
-        (int(positions_N[row]), store.where(int(positions_N[row])), reason)
-        for row, reason in sorted(embeddings.broken.items())
-    )
+    broken = broken_images(embeddings, store.name, store.where, broken_limit)
     notes: tuple[str, ...] = ()
     vectors, valid = embeddings.vectors, embeddings.valid
     if broken:
         _, where, reason = broken[0]
-        if len(broken) > broken_limit * len(positions_N):
-            raise UserError(
-                f"{store.name}: {len(broken):,} of {len(positions_N):,} images are broken, more than the limit of {broken_limit:g}; "
-                f"the first is {where}: {reason}: repair the set, or raise --broken-limit"
-            )
         notes = (
             f"{len(broken):,} of {len(positions_N):,} images are broken and left out; the first is {where}: {reason}",
         )

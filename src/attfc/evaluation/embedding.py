@@ -21,7 +21,7 @@ from attfc.data.store import Images, Store
 from attfc.errors import UserError
 from attfc.precision import autocast
 
-__all__ = ["Embeddings", "device_of", "embed_store", "evaluation_mode"]
+__all__ = ["Embeddings", "broken_images", "check_broken_limit", "device_of", "embed_store", "evaluation_mode"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,3 +163,36 @@ def embed_store(
         )
     vectors_ND = raw_ND / norms_N.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
     return Embeddings(positions_N, vectors_ND.numpy(), norms_N.numpy(), broken, time.perf_counter() - start)
+
+
+def check_broken_limit(broken_limit: float) -> None:
+    """Refuse a limit that is no share, before anything is embedded."""
+    if not 0 <= broken_limit <= 1:
+        raise UserError(f"broken_limit={broken_limit} is no share: use a number from 0 to 1")
+
+
+def broken_images(
+    embeddings: Embeddings, name: str, where: Callable[[int], str], broken_limit: float
+) -> tuple[tuple[int, str, str], ...]:
+    """Return (position, where, reason) of every broken image, in the order of the rows.
+
+    Args:
+        embeddings: of `embed_store`.
+        name, where: of the source, for messages.
+        broken_limit: the largest share of the rows that may be broken.
+
+    Raises:
+        UserError: more are; a figure without them would be that of another set.
+    """
+    positions_N = embeddings.positions
+    broken = tuple(
+        (int(positions_N[row]), where(int(positions_N[row])), reason)
+        for row, reason in sorted(embeddings.broken.items())
+    )
+    if len(broken) > broken_limit * len(positions_N):
+        _, first, reason = broken[0]
+        raise UserError(
+            f"{name}: {len(broken):,} of {len(positions_N):,} images are broken, more than the limit of {broken_limit:g}; "
+            f"the first is {first}: {reason}: repair the set, or raise --broken-limit"
+        )
+    return broken

@@ -20,7 +20,7 @@ from torch import nn
 from attfc.data.store import Images
 from attfc.data.verification_sets import VerificationSet
 from attfc.errors import UserError, nearest
-from attfc.evaluation.embedding import embed_store
+from attfc.evaluation.embedding import broken_images, check_broken_limit, embed_store
 from attfc.evaluation.metrics import (
     FARS,
     PairScores,
@@ -171,8 +171,7 @@ def evaluate_pair_list(
     Raises:
         UserError: too many broken images, pairs of one kind only, or a model that gives NaN or zeros.
     """
-    if not 0 <= broken_limit <= 1:
-        raise UserError(f"broken_limit={broken_limit} is no share: use a number from 0 to 1")
+    check_broken_limit(broken_limit)
     embeddings = embed_store(
         model,
         source,  # type: ignore[arg-type]  # of a Store it uses what ImageSource has
@@ -185,16 +184,7 @@ def evaluate_pair_list(
         progress=progress,
     )
     positions_N = embeddings.positions
-    broken = tuple(
-        (int(positions_N[row]), source.where(int(positions_N[row])), reason)
-        for row, reason in sorted(embeddings.broken.items())
-    )
-    if len(broken) > broken_limit * len(positions_N):
-        _, where, reason = broken[0]
-        raise UserError(
-            f"{source.name}: {len(broken):,} of {len(positions_N):,} images are broken, more than the limit of {broken_limit:g}; "
-            f"the first is {where}: {reason}: repair the set, or raise --broken-limit"
-        )
+    broken = broken_images(embeddings, source.name, source.where, broken_limit)
     first_P, second_P = np.searchsorted(positions_N, pairs.first), np.searchsorted(positions_N, pairs.second)
     usable_P = embeddings.valid[first_P] & embeddings.valid[second_P]
     kept, first_P, second_P = pairs.keep(usable_P), first_P[usable_P], second_P[usable_P]

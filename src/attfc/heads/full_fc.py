@@ -102,11 +102,7 @@ class FullFC(Head):
             UserError: wrong shapes or types; a label out of range (seen on the CPU, where looking is free).
         """
         self._check_batch(embeddings_BD, labels_B)
-        if labels_B.device.type == "cpu" and bool((labels_B >= self.identities).any()):
-            raise UserError(
-                f"label {int(labels_B.max())} is outside 0 to {self.identities - 1}: "
-                f"build the head with identities = the data set's number of identities"
-            )
+        self._check_labels_below(labels_B, self.identities)
         query_BD, norms_B = unit_length(embeddings_BD)
         loss_B = class_softmax(
             query_BD,

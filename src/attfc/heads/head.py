@@ -80,3 +80,11 @@ class Head(nn.Module):
             )
         if labels_B.device.type == "cpu" and bool((labels_B < 0).any()):
             raise UserError(f"a label is {int(labels_B.min())}: labels count from 0, negative ones are reserved")
+
+    def _check_labels_below(self, labels_B: Tensor, identities: int) -> None:
+        """Refuse labels that have no row, for heads with a row an identity; seen where looking is free (CPU)."""
+        if labels_B.device.type == "cpu" and bool((labels_B >= identities).any()):
+            raise UserError(
+                f"label {int(labels_B.max())} is outside 0 to {identities - 1}: "
+                f"build the head with identities = the data set's number of identities"
+            )
