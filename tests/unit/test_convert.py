@@ -174,21 +174,6 @@ def test_shuffled_sources_are_grouped(tmp_path: Path) -> None:
     assert [(packed.read(i)[1], packed.image_name(i).decode(), packed.read(i)[0]) for i in range(20)] == expected
 
 
-def test_a_store_without_read_many(tmp_path: Path) -> None:
-    class Plain:
-        def __init__(self, store: ListedStore) -> None:
-            for name in ("name", "identities", "read", "labels", "where", "identity_name", "__len__"):
-                if name != "__len__":
-                    setattr(self, name, getattr(store, name))
-            self.images = None
-
-        def __len__(self) -> int:
-            return 2
-
-    store = Plain(ListedStore([(0, "a", picture(1)), (0, "b", OSError(errno.EIO, "Input/output error"))]))
-    assert convert_store(store, tmp_path / "p").left_out == 1
-
-
 def test_what_cannot_be_read_is_left_out_and_listed(tmp_path: Path) -> None:
     rows: list[tuple[int, str, bytes | Exception]] = [
         (0, "a.jpg", picture(1)),

@@ -2,6 +2,7 @@
 
 # ruff: noqa: S301  (pickles made here, a line above)
 import io
+import json
 import multiprocessing
 import os
 import pickle
@@ -278,6 +279,18 @@ def test_two_roots_share_a_cache_folder(root: Path, tmp_path: Path) -> None:
         assert len(FolderStore(root, cache=cache)) == 4
         assert FolderStore(other, cache=cache).where(0) == "Ann Lee/9.jpg"
     assert not (root / ".attfc-index").exists()
+
+
+@pytest.mark.parametrize("time", ["1e999", "NaN", '"now"', "null", "9" * 5000])
+def test_an_index_with_an_odd_time_is_rebuilt(root: Path, time: str) -> None:
+    cache = FolderStore(root).cache
+    assert cache is not None
+    about = json.loads((cache / "about.json").read_text("utf-8"))
+    text = json.dumps({**about, "scanned_ns": "TIME"}).replace('"TIME"', time)
+    (cache / "about.json").write_text(text, "utf-8")
+    scans = Scans()
+    assert len(FolderStore(root, progress=scans)) == 4
+    assert scans.took() == 1
 
 
 @pytest.mark.parametrize(

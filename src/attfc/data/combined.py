@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from attfc.data.images import BrokenImageError
 from attfc.data.index import IdentityIndex
 from attfc.data.store import Images, Store, images_array
 from attfc.data.weighted_epochs import WeightedEpochs, checked_weights
@@ -181,7 +180,7 @@ class CombinedStore:
         found: list[bytes | Exception] = [b""] * len(source)
         for number in np.unique(source).tolist():
             rows = np.flatnonzero(source == number)
-            for row, item in zip(rows.tolist(), _read(self.stores[number], places[rows].tolist()), strict=True):
+            for row, item in zip(rows.tolist(), self.stores[number].read_many(places[rows].tolist()), strict=True):
                 found[row] = item
         return found
 
@@ -220,20 +219,6 @@ class CombinedStore:
     def __repr__(self) -> str:
         """Return the sources and the counts."""
         return f"CombinedStore({self.name!r}, {self._identities:,} identities, {len(self):,} images)"
-
-
-def _read(store: Store, positions: list[int]) -> list[bytes | Exception]:
-    together = getattr(store, "read_many", None)
-    if together is not None:
-        items: list[bytes | Exception] = together(positions)
-        return items
-    found: list[bytes | Exception] = []
-    for position in positions:
-        try:
-            found.append(store.read(position)[0])
-        except (OSError, BrokenImageError) as error:
-            found.append(error)
-    return found
 
 
 def _distinct(names: list[str]) -> list[str]:

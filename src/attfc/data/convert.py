@@ -8,7 +8,7 @@ everything; with `check` also a decode.
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, cast
@@ -228,24 +228,11 @@ def _blocks(store: Store, first: int) -> Iterator[list[tuple[int, int, Encoded]]
         for label in range(int(labels[0]), int(labels[-1]) + 1):
             start = int(index.offsets[label])
             positions += index.of(label)[max(slot - start, 0) : stop - start].tolist()
-        encoded = _read_many(store, positions)
+        encoded = store.read_many(positions)
         size = sum(len(image) for image in encoded if not isinstance(image, Exception))
         yield list(zip(labels.tolist(), positions, encoded, strict=True))
         slot = stop
         count = min(max(_CHUNK_BYTES * len(encoded) // max(size, 1), 1), 2 * count, _CHUNK_IMAGES)
-
-
-def _read_many(store: Store, positions: Sequence[int]) -> list[Encoded]:
-    read_many = getattr(store, "read_many", None)
-    if read_many is not None:
-        return cast(list[Encoded], read_many(positions))
-    found: list[Encoded] = []
-    for position in positions:
-        try:
-            found.append(store.read(position)[0])
-        except (OSError, BrokenImageError) as error:
-            found.append(error)
-    return found
 
 
 def image_name(store: Store, position: int) -> bytes:

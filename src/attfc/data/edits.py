@@ -21,10 +21,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from attfc.data.images import BrokenImageError
 from attfc.data.index import IdentityIndex
 from attfc.data.name_table import printable
-from attfc.data.store import EncodedStore, Images, Store
+from attfc.data.store import Images, Store
 from attfc.data.text_lines import MAX_LINE_BYTES, LineBlock, line_blocks, open_regular, read_head, whole_numbers
 from attfc.errors import UserError
 
@@ -380,16 +379,7 @@ class EditedStore:
 
     def read_many(self, positions: Sequence[int]) -> list[bytes | Exception]:
         """Return each encoded image, or the OSError or BrokenImageError that reading it met."""
-        below = self.positions_in_store(positions).tolist()
-        if isinstance(self.store, EncodedStore | EditedStore):
-            return self.store.read_many(below)
-        found: list[bytes | Exception] = []
-        for position in below:
-            try:
-                found.append(self.store.read(position)[0])
-            except (OSError, BrokenImageError) as error:
-                found.append(error)
-        return found
+        return self.store.read_many(self.positions_in_store(positions).tolist())
 
     def images(self, positions: npt.ArrayLike, size: int, out: npt.NDArray[np.uint8] | None = None) -> Images:
         """Return decoded images, as the store does."""

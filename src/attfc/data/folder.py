@@ -305,7 +305,7 @@ def _open_tables(folder: Path) -> _Tables:
         index = IdentityIndex.open(folder, consecutive=True)
         identity_names, file_names = NameTable.open(folder, "identity"), NameTable.open(folder, "file")
         entries = open_array(folder / "entries.npy", np.int64)
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(f"{folder}: damaged folder index ({error}); delete it to have it rebuilt") from None
     sound = (
         identity_names.sound()

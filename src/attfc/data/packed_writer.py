@@ -354,7 +354,7 @@ class PackedWriter:
         try:
             self._shards = [int(size) for size in state.get("shards", [])]
             sizes = {str(name): int(size) for name, size in state.get("sizes", {}).items()}
-        except (AttributeError, TypeError, ValueError):
+        except (AttributeError, TypeError, ValueError, OverflowError):
             raise journal.damaged() from None
         self._closed_bytes = sum(self._shards[:-1])
         self._started = 0  # images of the identity at hand

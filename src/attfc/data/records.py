@@ -366,7 +366,7 @@ def _write_records(
         positions = index.of(label)
         for start in range(0, len(positions), _READ_TOGETHER):
             chunk = positions[start : start + _READ_TOGETHER].tolist()
-            for position, encoded in zip(chunk, _read_many(store, chunk), strict=True):
+            for position, encoded in zip(chunk, store.read_many(chunk), strict=True):
                 reason = _refusal(encoded, check)
                 if reason is None and isinstance(encoded, bytes):
                     failures = 0
@@ -400,18 +400,6 @@ def _write_records(
         writer.append(pack_payload([float(first), float(last)], key=key), key)
     writer.rewrite(pack_payload([float(after), float(after + done.identities)]), 0)
     return shape or (112, 112)
-
-
-def _read_many(store: Store, positions: Sequence[int]) -> list[bytes | Exception]:
-    if isinstance(store, EncodedStore):
-        return store.read_many(positions)
-    found: list[bytes | Exception] = []
-    for position in positions:
-        try:
-            found.append(store.read(position)[0])
-        except (OSError, BrokenImageError) as error:
-            found.append(error)
-    return found
 
 
 def _refusal(encoded: bytes | Exception, check: bool) -> str | None:

@@ -52,6 +52,9 @@ class Store(Protocol):
     def read(self, position: int) -> tuple[bytes, int]:
         """Return the encoded image and its label. Raises OSError or BrokenImageError if it cannot be read."""
 
+    def read_many(self, positions: Sequence[int]) -> list[bytes | Exception]:
+        """Return each encoded image, or the OSError or BrokenImageError that reading it met."""
+
     def labels(self, positions: npt.ArrayLike) -> Int64:
         """Return the labels of positions: int64."""
 
@@ -66,7 +69,7 @@ class Store(Protocol):
 
 
 class EncodedStore:
-    """Gives `images` to a store that has `read`."""
+    """Gives `read_many` and `images` to a store that has `read`."""
 
     def read(self, position: int) -> tuple[bytes, int]:
         """Return the encoded image and its label; the store's own."""
