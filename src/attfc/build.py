@@ -117,12 +117,12 @@ def build_head(config: RunConfig, identities: int, ranks: Ranks = ALONE) -> Head
             f"{_data_name(config)} holds {identities} identity: training tells identities apart, so it needs at least 2"
         )
     margin = build_margin(config)
-    if ranks.size > 1 and (config.head.name not in ("attfc", "full_fc") or config.head.rows != "device"):
-        raise UserError(
-            f"head.name={config.head.name} with head.rows={config.head.rows} trains in one process only, and this is one of {ranks.size}: "
-            "start it without torchrun, or take head.name=attfc or full_fc with head.rows=device"
-        )
     if config.head.name == "partial_fc" or config.head.rows != "device":
+        if ranks.size > 1 and config.distributed.rows == "replicated":
+            raise UserError(
+                f"distributed.rows=replicated is for head.name=full_fc with head.rows=device, and this is {config.head.name} with "
+                f"head.rows={config.head.rows}, whose gradients name single rows: take distributed.rows=sharded"
+            )
         folder = config.head.rows_folder
         return PartialFC(
             config.backbone.embedding_size,
@@ -135,6 +135,7 @@ def build_head(config: RunConfig, identities: int, ranks: Ranks = ALONE) -> Head
             filtering=config.head.filtering,
             rows=RowStore(config.head.rows, Path(folder).expanduser() if folder else None),
             block_mib=config.head.block_mib,
+            ranks=ranks,
         )
     if config.head.name == "full_fc":
         return FullFC(
@@ -164,6 +165,7 @@ def build_head(config: RunConfig, identities: int, ranks: Ranks = ALONE) -> Head
             interclass_filtering_threshold=config.head.interclass_filtering_threshold,
             filtering=config.head.filtering,
             block_mib=config.head.block_mib,
+            ranks=ranks,
         )
     if config.head.name == "dcq":
         return DCQ(
@@ -175,6 +177,7 @@ def build_head(config: RunConfig, identities: int, ranks: Ranks = ALONE) -> Head
             interclass_filtering_threshold=config.head.interclass_filtering_threshold,
             filtering=config.head.filtering,
             block_mib=config.head.block_mib,
+            ranks=ranks,
         )
     return AttFC(
         config.backbone.embedding_size,
@@ -529,10 +532,18 @@ def _build_loader(
         ranks=ranks.size,
         distinct_keys=config.keys.distinct,
         sampling=config.keys.sampling,
+        identity_share=_identity_share(config),
         broken_limit=config.data.broken_limit,
         decoded_cache=cache,
         pin_memory=pin_memory,
     )
+
+
+def _identity_share(config: RunConfig) -> float:
+    """`data.sampling_mix`; F2C's loader belongs to its head, and those drawn by identity are those that enter its pool first."""
+    if config.data.sampling_mix is not None:
+        return config.data.sampling_mix
+    return config.head.enter_first if config.head.name == "dcp" else 0.0
 
 
 def _total_steps(config: RunConfig, epoch_length: int) -> int:

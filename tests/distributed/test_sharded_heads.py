@@ -21,13 +21,42 @@ FULL = {
     "filtered": {"interclass_filtering_threshold": 0.1},
     "arcface zero": {"margin": "combined", "interclass_filtering_threshold": 0.3, "filtering": "zero"},
 }
-
+# At 0.4 a step sees 15 of 37 classes, at 0.01 as many as the batch.
+PARTIAL = {
+    "cosface": {"sample_rate": 0.4},
+    "adaface": {"sample_rate": 0.4, "margin": "adaface"},
+    "of the batch": {"sample_rate": 0.01, "seed": 5},
+    "of all": {"sample_rate": 1.0},
+    "filtered": {"sample_rate": 0.5, "interclass_filtering_threshold": 0.1},
+    "combined zero": {
+        "sample_rate": 0.4,
+        "margin": "combined",
+        "interclass_filtering_threshold": 0.3,
+        "filtering": "zero",
+    },
+}
+DCQS = {"cosface": {"slots": 41}, "int8 random": {"dtype": "int8", "slots": 30, "initial": "random"}}
+DCPS = {
+    "cosface": {"slots": 41},
+    "all enter first": {"slots": 25, "enter_first": 1.0, "margin": "adaface"},
+    "nobody enters first": {"slots": 30, "enter_first": 0.0, "hardest_weight": 0.7, "margin": "combined"},
+    "int8 random": {"dtype": "int8", "slots": 33, "initial": "random"},
+    "bfloat16": {"dtype": "bfloat16", "slots": 19},
+    "filtered": {"slots": 29, "interclass_filtering_threshold": 0.2, "filtering": "zero"},
+}
 
 CASES = {
     **{f"attfc {name}": ("attfc", options, torch.float64) for name, options in ATTFC.items()},
     **{f"full_fc {name}": ("full_fc", options, torch.float64) for name, options in FULL.items()},
+    **{f"partial_fc {name}": ("partial_fc", options, torch.float64) for name, options in PARTIAL.items()},
+    **{f"dcq {name}": ("dcq", options, torch.float64) for name, options in DCQS.items()},
+    **{f"dcp {name}": ("dcp", options, torch.float64) for name, options in DCPS.items()},
     "attfc in float32": ("attfc", ATTFC["tuned"], torch.float32),
     "full_fc in float32": ("full_fc", {}, torch.float32),
+    "partial_fc in float32": ("partial_fc", PARTIAL["cosface"], torch.float32),
+    "partial_fc on the host": ("partial_fc", {"sample_rate": 0.4, "rows": "host"}, torch.float32),
+    "dcq in float32": ("dcq", DCQS["cosface"], torch.float32),
+    "dcp in float32": ("dcp", DCPS["cosface"], torch.float32),
 }
 
 
@@ -55,17 +84,17 @@ def assert_equal_to_one_process(
     whole = run_head(kind, options, dtype)
     tolerance = {"rtol": 1e-10, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 1e-5, "atol": 1e-6}
     for part in parts:
-        for name in ("losses", "gradients", "margin"):
+        for name in ("losses", "gradients", "figures", "margin"):
             assert len(part[name]) == len(whole[name])
             for mine, expected in zip(part[name], whole[name], strict=True):
                 torch.testing.assert_close(mine, expected, **tolerance)
         assert all(torch.equal(a, b) for a, b in zip(part["labels"], whole["labels"], strict=True))
     for number, expected in enumerate(whole["shards"]):
         rows = torch.cat([part["shards"][number] for part in parts])
-        loose = tolerance if dtype == torch.float64 and kind != "attfc" else {"rtol": 1e-5, "atol": 1e-6}
+        loose = tolerance if dtype == torch.float64 and kind.endswith("_fc") else {"rtol": 1e-5, "atol": 1e-6}
         if options.get("dtype") == "int8" and rows.abs().max() > 1:  # a rounded number may fall on the other side
             loose = {"rtol": 0.0, "atol": 1.0}
-        if dtype == torch.float32 and kind == "full_fc":
+        if dtype == torch.float32 and kind.endswith("_fc"):
             # Single numbers near 0 carry the rounding of nine steps; the tensor as a whole is held to 1e-5.
             assert torch.linalg.vector_norm(rows - expected) <= 1e-5 * torch.linalg.vector_norm(expected)
         else:

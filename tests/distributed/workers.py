@@ -13,7 +13,7 @@ from attfc.build import new_run, resume_run
 from attfc.config import load_config
 from attfc.distributed import Ranks
 from attfc.errors import UserError
-from attfc.heads import AttFC, FullFC
+from attfc.heads import DCP, DCQ, AttFC, Container, FullFC, Head, PartialFC, RowStore
 from attfc.losses import AdaFace, CombinedMargin, CosFace
 from attfc.training.trainer import Interrupted
 
@@ -38,33 +38,55 @@ def batches(dtype: torch.dtype, identities: int, batch: int = 16) -> list[tuple[
     ]
 
 
+IDENTITIES = {"full_fc": 37, "partial_fc": 37}  # the others: 60
+
+
+def build(kind: str, options: dict[str, Any], dtype: torch.dtype) -> Head:
+    """A head over these ranks; `rows` is a kind of RowStore, `rows_folder` its folder."""
+    options = {
+        "block_mib": 0.001,
+        **options,
+        "margin": MARGINS[options.get("margin", "cosface")](),
+        "ranks": Ranks.world(),
+    }
+    if kind == "attfc":
+        return AttFC(D, keys_per_query=K, **options)
+    if kind == "full_fc":
+        return FullFC(D, IDENTITIES[kind], **options).to(dtype)
+    if kind == "partial_fc":
+        folder = options.pop("rows_folder", None)
+        rows = RowStore(options.pop("rows", "device"), Path(folder) if folder else None)
+        return PartialFC(D, IDENTITIES[kind], rows=rows, **options).to(dtype)
+    return {"dcq": DCQ, "dcp": DCP}[kind](D, **options)
+
+
 def run_head(kind: str, options: dict[str, Any], dtype: torch.dtype) -> dict[str, list[Tensor]]:
     """Several steps of a head on this rank's share; gradients as DistributedDataParallel leaves them."""
     ranks = Ranks.world()
     torch.manual_seed(1)
-    options = {"block_mib": 0.001, **options, "margin": MARGINS[options.get("margin", "cosface")]()}
-    build = {"attfc": lambda: AttFC(D, keys_per_query=K, ranks=ranks, **options)}
-    build["full_fc"] = lambda: FullFC(D, 37, ranks=ranks, **options).to(dtype)
-    head = build[kind]()
-    losses, gradients, weights, labels = [], [], [], []
-    for embeddings_BD, labels_B, keys_BKD in batches(dtype, 60 if kind == "attfc" else 37):
+    head = build(kind, options, dtype)
+    containers = [module for module in head.modules() if isinstance(module, Container)]
+    losses, gradients, weights, labels, figures = [], [], [], [], []
+    for embeddings_BD, labels_B, keys_BKD in batches(dtype, IDENTITIES.get(kind, 60)):
         own_BD = ranks.own(embeddings_BD).clone().requires_grad_()
         head.zero_grad()
-        loss = head(own_BD, ranks.own(labels_B), ranks.own(keys_BKD))
+        loss = head(own_BD, ranks.own(labels_B), ranks.own(keys_BKD[:, : K if kind == "attfc" else 1]))
         loss.backward()
         losses.append(ranks.mean(loss.detach()))
         gradients.append(ranks.gather(own_BD.grad) / ranks.size)
-        if kind == "attfc":
-            labels.append(head.container.labels.clone())
-        else:
-            weights.append(head.weight.grad.clone())
+        figures.append(ranks.mean(torch.tensor(list(head.statistics().values()), dtype=torch.float64)))
+        labels += [container.labels.clone() for container in containers]
+        if not containers:
+            weights.append(head.weight.grad.to_dense())
             with torch.no_grad():
-                head.weight -= head.weight.grad
-    last = [head.container.rows.double()] if kind == "attfc" else [head.weight.detach()]
-    scales = [head.container.row_scales] if kind == "attfc" and head.container.row_scales is not None else []
-    margin = [buffer.clone() for buffer in head.margin.buffers()]
+                head.weight -= weights[-1]
+    last = [container.rows.double() for container in containers] or [head.weight.detach()]
+    scales = [container.row_scales for container in containers if container.row_scales is not None]
+    margin = [buffer.clone() for buffer in head.margin.buffers()] if kind != "dcq" else []
     shards = [*weights, *last, *scales]
-    return {"losses": losses, "gradients": gradients, "labels": labels, "margin": margin, "shards": shards}
+    return {
+        "losses": losses, "gradients": gradients, "figures": figures, "labels": labels, "margin": margin, "shards": shards
+    }  # fmt: skip
 
 
 def run_heads(cases: list[tuple[str, dict[str, Any], torch.dtype]]) -> list[dict[str, list[Tensor]]]:

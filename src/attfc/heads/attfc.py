@@ -22,7 +22,7 @@ from torch.nn.functional import normalize
 from attfc.distributed import ALONE, Ranks, RowShard
 from attfc.errors import UserError, nearest
 from attfc.heads.container import EMPTY, Container, ContainerPolicy, Initial, RowDtype, last_occurrence, merge_centers
-from attfc.heads.head import Head, unit_length
+from attfc.heads.head import Head, margin_of_all, unit_length
 from attfc.losses.container_softmax import Filtering, container_softmax
 from attfc.losses.margins import Margin
 
@@ -205,7 +205,8 @@ class AttFC(Head):
         self.container.check_room(labels_B.shape[0] * self.ranks.size)
         query_BD, norms_B = unit_length(embeddings_BD)
         every_label_B = self.ranks.gather(labels_B)
-        stored_B, stored_BD = self._stored(every_label_B)
+        every_stored_B, stored_BD = self._stored(every_label_B)
+        stored_B = self.ranks.own(every_stored_B)
         if self.center_source == "query":
             center_BD = stored_BD.to(query_BD.dtype)
             new_BD = self._blend(query_BD.detach(), stored_BD, stored_B)
@@ -213,34 +214,24 @@ class AttFC(Head):
             center_BD = new_BD = self._generate(query_BD, keys_BKD, stored_BD, stored_B)
 
         cosine_B = (query_BD * center_BD).sum(dim=1)
-        positive_B = self.margin(cosine_B, norms_B) if self.ranks.size == 1 else self._margin(cosine_B, norms_B)
+        positive_B = margin_of_all(self.margin, cosine_B, norms_B, self.ranks)
         every_new_BD = self.ranks.gather(new_BD)
         loss_B = self._loss(query_BD, positive_B, labels_B, every_new_BD, every_label_B)
         if self.center_source == "query":
             loss_B = torch.where(stored_B, loss_B, 0.0)
-        self._note(cosine_B, stored_B)
+        self._note(cosine_B, stored_B, every_stored_B)
         if self.training:
             self.container.enqueue(every_new_BD, every_label_B)
         return loss_B.mean()
 
-    def _margin(self, cosine_B: Tensor, norms_B: Tensor) -> Tensor:
-        """Adjust all ranks' cosines and keep our own: a margin may keep figures of the batch (AdaFace), which is the whole one."""
-        every_cosine_B, every_norm_B = self.ranks.gather(
-            torch.stack([cosine_B.detach(), norms_B.detach()], dim=1)
-        ).T.contiguous()
-        before_B, own_B, after_B = every_cosine_B.tensor_split(
-            (self.ranks.rank * cosine_B.shape[0], (self.ranks.rank + 1) * cosine_B.shape[0])
-        )
-        del own_B
-        return self.ranks.own(self.margin(torch.cat([before_B, cosine_B, after_B]), every_norm_B))
-
     def _stored(self, every_label_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Return who of our samples is stored and their rows at unit length; nobody where no option asks for it."""
+        """Return who of all samples is stored and our samples' rows at unit length; nobody where no option asks for it."""
         if self.include_stored_center or self.center_blend > 0 or self.center_source == "query":
             stored_B, stored_BD = self.container.lookup(every_label_B)
-            return self.ranks.own(stored_B), normalize(self.ranks.sum_own(stored_BD), dim=1)
-        nobody_B = torch.zeros_like(self.ranks.own(every_label_B), dtype=torch.bool)
-        return nobody_B, torch.zeros((), device=nobody_B.device).expand(nobody_B.shape[0], self.embedding_size)
+            return stored_B, normalize(self.ranks.sum_own(stored_BD), dim=1)
+        nobody_B = torch.zeros_like(every_label_B, dtype=torch.bool)
+        own = nobody_B.shape[0] // self.ranks.size
+        return nobody_B, torch.zeros((), device=nobody_B.device).expand(own, self.embedding_size)
 
     @torch.no_grad()
     def _generate(self, query_BD: Tensor, keys_BKD: Tensor | None, stored_BD: Tensor, stored_B: Tensor) -> Tensor:
@@ -294,13 +285,13 @@ class AttFC(Head):
         )
 
     @torch.no_grad()
-    def _note(self, cosine_B: Tensor, stored_B: Tensor) -> None:
+    def _note(self, cosine_B: Tensor, stored_B: Tensor, every_stored_B: Tensor) -> None:
         """Keep a few scalars of the step on the device; `statistics` turns them into numbers."""
         cosine_B = cosine_B.detach()
         if self.center_source == "query":
-            self._last_step = {
-                "positive_cosine": torch.where(stored_B, cosine_B, 0.0).sum() / stored_B.sum().clamp_min(1)
-            }
+            # Of all ranks' stored samples, as the mean over ranks of what each notes.
+            stored = every_stored_B.sum().clamp_min(1) / self.ranks.size
+            self._last_step = {"positive_cosine": torch.where(stored_B, cosine_B, 0.0).sum() / stored}
         else:
             self._last_step["positive_cosine"] = cosine_B.mean()
         if self.include_stored_center or self.center_blend > 0 or self.center_source == "query":

@@ -16,6 +16,11 @@ Cost a step: two passes of the container softmax and two of the hardest rows, 6 
 Memory: two containers, 2 C x (4D | 2D | D + 4) B for float32 | bfloat16 | int8 rows, and 72 to 104 B a slot for labels, stamps and indices, which
 both keep. Nothing of size B x C. Every sample runs through both losses and a mask chooses: to split the batch would wait for the device.
 
+Several ranks share the rows of the pool, in the same blocks for both slots: so a rank that holds an identity's newest row holds its previous
+one, and moves it without asking anybody. "The first of the batch" are the first of all ranks' samples together, in the order of one
+process. A step gathers labels, keys and queries, fetches the own samples' two rows, and reduces as AttFC does, twice; h cosines a query and a rank
+say which rows are the hardest of all. Not taken: the whole pool on every rank, with nothing to fetch: it would not grow with the ranks.
+
 Source: F2C (arXiv 2105.10375) and its code (tiandunx/FFC). There two thirds of a batch are identity-based (an identity drawn, then two
 images of it) and the rest instance-based (an image drawn, without a second one of its identity): all gallery images enter the pool before the loss,
 but those of the instance-based part are other samples' images. Here every sample has a key of its own identity, so the keys of that part
@@ -37,11 +42,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from attfc.distributed import ALONE, Ranks, RowShard
 from attfc.errors import UserError
 from attfc.heads.container import Container, Initial, RowDtype
-from attfc.heads.head import Head, unit_length
+from attfc.heads.head import Head, margin_of_all, unit_length
 from attfc.losses.container_softmax import Filtering, container_softmax
-from attfc.losses.hardest import hardest_rows
+from attfc.losses.hardest import mean_hardest_cosine
 from attfc.losses.margins import Margin
 
 __all__ = ["DCP"]
@@ -62,6 +68,8 @@ class DCP(Head):
         interclass_filtering_threshold: negatives with a cosine above it are taken for label noise; None: no filtering.
         filtering: what becomes of those in the softmax, `drop` or `zero`; they are never among the hardest.
         block_mib: temporary memory of the streaming passes, MiB.
+        ranks: the processes that share the pool; each calls `forward` with its share of the batch, all of equal size. The mean over ranks of what
+            they return is the loss that one process has for the whole batch.
 
     Raises:
         UserError: a share outside 0 ... 1, a negative weight; as `Container`.
@@ -87,6 +95,7 @@ class DCP(Head):
         interclass_filtering_threshold: float | None = None,
         filtering: Filtering = "drop",
         block_mib: float = 32.0,
+        ranks: Ranks = ALONE,
     ) -> None:
         super().__init__(embedding_size, keys_per_query=1)
         if not 0 <= enter_first <= 1:
@@ -101,10 +110,11 @@ class DCP(Head):
         self.interclass_filtering_threshold = interclass_filtering_threshold
         self.filtering: Filtering = filtering
         self.block_mib = block_mib
+        self.ranks = ranks
         self.hardest = min(max(int(0.0002 * slots), 3), 10)
         # Both take the same labels in the same order: the same identities stand in the same slots.
-        self.newest = Container(slots, embedding_size, policy="unique", dtype=dtype, initial=initial)
-        self.previous = Container(slots, embedding_size, policy="unique", dtype=dtype, initial=initial)
+        self.newest = Container(slots, embedding_size, policy="unique", dtype=dtype, initial=initial, ranks=ranks)
+        self.previous = Container(slots, embedding_size, policy="unique", dtype=dtype, initial=initial, ranks=ranks)
 
     def forward(self, embeddings_BD: Tensor, labels_B: Tensor, keys_BKD: Tensor | None = None) -> Tensor:
         """Return the loss of the batch; its keys enter the pool.
@@ -124,15 +134,16 @@ class DCP(Head):
             raise UserError(
                 f"DCP got keys of shape {shape}: it takes one key a query, shape ({batch}, 1, {self.embedding_size})"
             )
-        self.newest.check_room(batch)
+        self.newest.check_room(batch * self.ranks.size)
         query_BD, norms_B = unit_length(embeddings_BD)
-        key_BD, _ = unit_length(keys_BKD[:, 0].detach())
-        first = math.ceil(self.enter_first * batch)
+        every_key_BD = self.ranks.gather(unit_length(keys_BKD[:, 0].detach())[0])
+        every_label_B = self.ranks.gather(labels_B)
+        first = math.ceil(self.enter_first * batch * self.ranks.size)
         if self.training:
-            self._enter(key_BD[:first], labels_B[:first])
-        loss = self._loss(query_BD, norms_B, labels_B)
+            self._enter(every_key_BD[:first], every_label_B[:first])
+        loss = self._loss(query_BD, norms_B, labels_B, every_label_B)
         if self.training:
-            self._enter(key_BD[first:], labels_B[first:])
+            self._enter(every_key_BD[first:], every_label_B[first:])
         return loss
 
     @torch.no_grad()
@@ -140,29 +151,35 @@ class DCP(Head):
         """Make these keys their identities' newest embeddings, and those that were, the previous ones."""
         if labels_B.shape[0] == 0:
             return
+        # Zeros stand for rows of other ranks. They are not stored here: a stored identity keeps its slot, in both containers.
         stored_B, stored_BD = self.newest.lookup(labels_B)
         self.previous.enqueue(torch.where(stored_B.unsqueeze(1), stored_BD.to(key_BD.dtype), key_BD), labels_B)
         self.newest.enqueue(key_BD, labels_B)
 
-    def _loss(self, query_BD: Tensor, norms_B: Tensor, labels_B: Tensor) -> Tensor:
+    def _loss(self, query_BD: Tensor, norms_B: Tensor, labels_B: Tensor, every_label_B: Tensor) -> Tensor:
         pool = (self.newest, self.previous)
-        present_B, newest_BD = self.newest.lookup(labels_B)
-        _, previous_BD = self.previous.lookup(labels_B)
-        own_2BD = normalize(torch.stack([newest_BD, previous_BD]).to(query_BD.dtype), dim=2)
+        every_present_B, newest_BD = self.newest.lookup(every_label_B)
+        _, previous_BD = self.previous.lookup(every_label_B)
+        present_B = self.ranks.own(every_present_B)
+        own_B2D = self.ranks.sum_own(torch.stack([newest_BD, previous_BD], dim=1))
+        own_2BD = normalize(own_B2D.transpose(0, 1).to(query_BD.dtype), dim=2)
         cosine_2B = (query_BD * own_2BD).sum(dim=2)
-        positive_2B = self.margin(cosine_2B, norms_B)  # at once: a margin may keep figures of the batch (AdaFace)
+        # Both slots at once: a margin may keep figures of the batch (AdaFace).
+        positive_2B = margin_of_all(self.margin, cosine_2B, norms_B, self.ranks)
         softmax_B = torch.stack([
             self._softmax(slot, query_BD, positive_B, labels_B)
             for slot, positive_B in zip(pool, positive_2B.unbind(), strict=True)
         ]).mean(dim=0)  # fmt: skip
         push_B = torch.stack([self._push(slot, query_BD, labels_B) for slot in pool]).mean(dim=0)
 
-        present, absent = present_B.sum(), (~present_B).sum()
-        softmax = torch.where(present_B, softmax_B, 0.0).sum() / present.clamp_min(1)
-        push = torch.where(present_B, 0.0, push_B).sum() / absent.clamp_min(1)
+        # Two means over the samples of all ranks, as the sums of this rank's: the mean over ranks of what each returns is theirs.
+        present, absent = every_present_B.sum() / self.ranks.size, (~every_present_B).sum() / self.ranks.size
+        present, absent = present.clamp_min(1 / self.ranks.size), absent.clamp_min(1 / self.ranks.size)
+        softmax = torch.where(present_B, softmax_B, 0.0).sum() / present
+        push = torch.where(present_B, 0.0, push_B).sum() / absent
         with torch.no_grad():
             self._last_step = {
-                "positive_cosine": torch.where(present_B, cosine_2B[0], 0.0).sum() / present.clamp_min(1),
+                "positive_cosine": torch.where(present_B, cosine_2B[0], 0.0).sum() / present,
                 "present_share": present_B.float().mean(),
                 "hardest_cosine": push.detach(),
             }
@@ -181,14 +198,13 @@ class DCP(Head):
             block_mib=self.block_mib,
             filtering_threshold=self.interclass_filtering_threshold,
             filtering=self.filtering,
+            ranks=self.ranks,
         )
 
     def _push(self, slot: Container, query_BD: Tensor, labels_B: Tensor) -> Tensor:
         """Return the mean of each sample's hardest cosines, clipped at 0, (B,)."""
         rows_CD, row_labels_C, row_scales_C = slot.negatives()
-        if rows_CD.shape[0] == 0:
-            return query_BD.new_zeros(query_BD.shape[0])  # nobody to push away yet
-        cosine_BH, number_BH = hardest_rows(
+        return mean_hardest_cosine(
             query_BD,
             rows_CD,
             row_labels_C,
@@ -197,13 +213,15 @@ class DCP(Head):
             row_scales_C=row_scales_C,
             filtering_threshold=self.interclass_filtering_threshold,
             block_mib=self.block_mib,
+            ranks=self.ranks,
         )
-        # max(q.w, 0) has the gradient w where q.w > 0: the cosines are taken again, of the chosen rows alone and with gradient.
-        hardest_BHD = rows_CD[number_BH].to(query_BD.dtype)
-        if row_scales_C is not None:
-            hardest_BHD = hardest_BHD * row_scales_C[number_BH].unsqueeze(2)
-        again_BH = (query_BD.unsqueeze(1) * hardest_BHD).sum(dim=2)
-        return torch.where(cosine_BH > 0, again_BH, 0.0).mean(dim=1)
+
+    def row_shards(self) -> dict[str, RowShard]:
+        """The rows of both slots and their scales, if ranks share them."""
+        if self.ranks.size == 1:
+            return {}
+        names = ["rows", "row_scales"] if self.newest.row_scales is not None else ["rows"]
+        return dict.fromkeys([f"{slot}.{name}" for slot in ("newest", "previous") for name in names], self.newest.shard)
 
     def statistics(self) -> dict[str, float]:
         """Return, of the last step: `positive_cosine`, of the samples present with their newest slot, before the margin; `present_share`

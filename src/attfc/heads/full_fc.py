@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from attfc.distributed import ALONE, Ranks, RowShard
 from attfc.errors import UserError
 from attfc.heads.head import Head, unit_length
-from attfc.losses.class_softmax import class_softmax
+from attfc.heads.row_store import draw_rows
+from attfc.losses.class_softmax import class_softmax_and_cosine
 from attfc.losses.container_softmax import Filtering
 from attfc.losses.margins import Margin
 
 __all__ = ["FullFC"]
-
-DRAWN_ROWS = 1 << 16  # at once, where a rank keeps its own of all rows; times D, a multiple of 16
 
 
 class FullFC(Head):
@@ -73,22 +72,9 @@ class FullFC(Head):
         self.weight = nn.Parameter(torch.empty(len(self.shard), embedding_size))
         self.reset_parameters()
 
-    @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw the weight anew from torch's global generator; every rank draws all rows and keeps its own, those of one process."""
-        if self.ranks.size == 1:
-            nn.init.normal_(self.weight, std=0.01)
-            return
-        start = 0
-        while (
-            start < self.identities
-        ):  # numbers are drawn 16 at a time, an odd rest otherwise: only the last call may have one
-            stop = start + DRAWN_ROWS if self.identities - start >= 2 * DRAWN_ROWS else self.identities
-            draft = nn.init.normal_(self.weight.new_empty(stop - start, self.embedding_size), std=0.01)
-            first, last = max(start, self.shard.start), min(stop, self.shard.stop)
-            if first < last:
-                self.weight[first - self.shard.start : last - self.shard.start] = draft[first - start : last - start]
-            start = stop
+        """Draw the weight anew from torch's global generator: the same for any number of ranks."""
+        draw_rows(self.weight, self.shard)
 
     def forward(self, embeddings_BD: Tensor, labels_B: Tensor, keys_BKD: Tensor | None = None) -> Tensor:
         """Return the mean loss of the batch; gradient to the embeddings and to `weight`.
@@ -102,9 +88,10 @@ class FullFC(Head):
             UserError: wrong shapes or types; a label out of range (seen on the CPU, where looking is free).
         """
         self._check_batch(embeddings_BD, labels_B)
-        self._check_labels_below(labels_B, self.identities)
+        if labels_B.device.type == "cpu":
+            self._check_labels_below(self.ranks.gather(labels_B), self.identities, self.ranks)
         query_BD, norms_B = unit_length(embeddings_BD)
-        loss_B = class_softmax(
+        loss_B, cosine_B = class_softmax_and_cosine(
             query_BD,
             self.weight,
             labels_B,
@@ -116,14 +103,8 @@ class FullFC(Head):
             ranks=self.ranks,
             first_class=self.shard.start,
         )
-        self._note(query_BD.detach(), labels_B)
+        self._last_step = {"positive_cosine": cosine_B.mean()}
         return loss_B.mean()
-
-    @torch.no_grad()
-    def _note(self, query_BD: Tensor, labels_B: Tensor) -> None:
-        if self.ranks.size == 1:
-            center_BD = unit_length(self.weight[labels_B])[0]
-            self._last_step = {"positive_cosine": (query_BD * center_BD).sum(dim=1).mean()}
 
     def row_shards(self) -> dict[str, RowShard]:
         """The weight, if ranks share it."""

@@ -11,10 +11,11 @@ Shape legend of this folder: B batch, K keys a query, D embedding size, C contai
 import torch
 from torch import Tensor, nn
 
-from attfc.distributed import RowShard
+from attfc.distributed import AgreedError, Ranks, RowShard
 from attfc.errors import UserError
+from attfc.losses.margins import Margin
 
-__all__ = ["Head", "unit_length"]
+__all__ = ["Head", "margin_of_all", "unit_length"]
 
 
 def unit_length(embeddings_BD: Tensor) -> tuple[Tensor, Tensor]:
@@ -22,6 +23,23 @@ def unit_length(embeddings_BD: Tensor) -> tuple[Tensor, Tensor]:
     wide_BD = embeddings_BD if embeddings_BD.dtype == torch.float64 else embeddings_BD.float()
     norms_B = wide_BD.norm(dim=-1)
     return wide_BD / norms_B.clamp_min(1e-12).unsqueeze(-1), norms_B
+
+
+def margin_of_all(margin: Margin, cosine_XB: Tensor, norms_B: Tensor, ranks: Ranks) -> Tensor:
+    """Return the own cosines (..., B) adjusted by a margin that sees those of all ranks: it may keep figures of the batch (AdaFace).
+
+    Args:
+        cosine_XB: (B,) or (X, B), with gradient; `norms_B` (B,). All ranks have the same shapes.
+    """
+    if ranks.size == 1:
+        return margin(cosine_XB, norms_B)
+    batch = norms_B.shape[0]
+    rows = [*cosine_XB.detach().reshape(-1, batch), norms_B.detach()]
+    every_XB = ranks.gather(torch.stack(rows, dim=1)).T.contiguous()
+    every_cosine_XB = every_XB[:-1].reshape(*cosine_XB.shape[:-1], -1)
+    before_XB, _, after_XB = every_cosine_XB.tensor_split((ranks.rank * batch, (ranks.rank + 1) * batch), dim=-1)
+    adjusted_XB = margin(torch.cat([before_XB, cosine_XB, after_XB], dim=-1), every_XB[-1])
+    return adjusted_XB.narrow(-1, ranks.rank * batch, batch)
 
 
 class Head(nn.Module):
@@ -81,10 +99,13 @@ class Head(nn.Module):
         if labels_B.device.type == "cpu" and bool((labels_B < 0).any()):
             raise UserError(f"a label is {int(labels_B.min())}: labels count from 0, negative ones are reserved")
 
-    def _check_labels_below(self, labels_B: Tensor, identities: int) -> None:
-        """Refuse labels that have no row, for heads with a row an identity; seen where looking is free (CPU)."""
-        if labels_B.device.type == "cpu" and bool((labels_B >= identities).any()):
-            raise UserError(
-                f"label {int(labels_B.max())} is outside 0 to {identities - 1}: "
+    def _check_labels_below(self, every_label_B: Tensor, identities: int, ranks: Ranks) -> None:
+        """Refuse labels that have no row, for heads with a row an identity; seen where looking is free (CPU).
+
+        Takes the labels of all ranks: then all of them refuse, and none waits for one that has left.
+        """
+        if every_label_B.device.type == "cpu" and bool((every_label_B >= identities).any()):
+            raise (UserError if ranks.size == 1 else AgreedError)(
+                f"label {int(every_label_B.max())} is outside 0 to {identities - 1}: "
                 f"build the head with identities = the data set's number of identities"
             )

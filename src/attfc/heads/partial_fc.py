@@ -8,6 +8,12 @@ momentum), and for the step S D 4 B two to three times (the rows, their gradient
 Time: four products of B x S x D, the gather, and the draw. At r = 1 it is the full FC at the price of a copy of the rows.
 
 The rows may live in host memory or in a file (`row_store`); the softmax runs where the embeddings are.
+
+Several ranks: each holds a block of the rows and their momentum (in its own memory, its host's memory or a file of its own). The draw is that
+of one process, over all classes: every rank computes it whole (O(S) integers) and takes the part that is its own, so loss, gradients and rows
+do not depend on the number of ranks, and a run goes on with another number of them. A step moves the B labels, B x 2D numbers and what
+the full FC moves; on a GPU the step waits once, for the number of rows drawn here. Not taken: a draw of r N / R classes on each rank
+(arcface_torch), which needs no such number, but is another draw for every number of ranks.
 Source: Partial FC (arXiv 2203.15565); arcface_torch. Differs: the draw is a function of (seed, step) and not of a generator;
 arcface_torch moves the sampled rows and their momentum through a parameter of the sampled size and exchanges the optimizer's state
 under it, here the gradient says which rows it is about; its loss is in half precision under AMP, ours in float32.
@@ -16,11 +22,12 @@ under it, here the gradient says which rows it is about; its loss is in half pre
 import torch
 from torch import Tensor, nn
 
+from attfc.distributed import ALONE, Ranks, RowShard
 from attfc.errors import UserError
 from attfc.heads.class_draw import draw_classes, drawn_classes
 from attfc.heads.head import Head, unit_length
-from attfc.heads.row_store import RowStore, sampled_rows
-from attfc.losses.class_softmax import class_softmax
+from attfc.heads.row_store import RowStore, draw_rows, sampled_rows
+from attfc.losses.class_softmax import class_softmax_and_cosine
 from attfc.losses.container_softmax import Filtering
 from attfc.losses.margins import Margin
 
@@ -40,9 +47,11 @@ class PartialFC(Head):
         filtering: what becomes of those, `drop` (out of the softmax) or `zero` (cosine 0, as in arcface_torch).
         rows: where the rows live; default: on the device of the head.
         block_mib: temporary memory of the streaming passes, MiB.
+        ranks: the processes that share the rows; `weight` is then the block `shard` of them. Each rank calls `forward` with its share of the
+            batch, all of equal size, and gets the mean loss of that share; the rows' gradient is that of the mean over all ranks.
 
     Raises:
-        UserError: `sample_rate` outside (0, 1], no identity.
+        UserError: `sample_rate` outside (0, 1], no identity, fewer identities than ranks.
 
     `weight` (N, D) float32 is a parameter, drawn as `FullFC` draws it. Its gradient is sparse: train it with
     `attfc.training.optimizers.build_optimizer`, or any optimizer that takes sparse gradients. In `eval()` the loss is that of the next
@@ -66,13 +75,20 @@ class PartialFC(Head):
         filtering: Filtering = "drop",
         rows: RowStore | None = None,
         block_mib: float = 32.0,
+        ranks: Ranks = ALONE,
     ) -> None:
         super().__init__(embedding_size, keys_per_query=0)
         if not 1 <= identities < 1 << 31:
             raise UserError(f"identities is {identities}: a classifier needs at least 1 identity and fewer than 2**31")
         if not 0 < sample_rate <= 1:
             raise UserError(f"sample_rate is {sample_rate}: it is a share of the identities, 0 < r <= 1, usually 0.1")
+        if identities < ranks.size:
+            raise UserError(
+                f"{identities} identities are fewer than the {ranks.size} ranks that share their rows: start fewer processes"
+            )
         self.identities = identities
+        self.ranks = ranks
+        self.shard = ranks.shard(identities)
         self.margin = margin
         self.sample_rate = sample_rate
         self.seed = seed
@@ -82,17 +98,17 @@ class PartialFC(Head):
         self.rows = RowStore() if rows is None else rows
         self.draws = 0
         """Draws so far: the number of the next one."""
-        self.weight = nn.Parameter(self.rows.zeros(identities, embedding_size))
+        self.weight = nn.Parameter(self.rows.zeros(len(self.shard), embedding_size))
         self.weight.register_post_accumulate_grad_hook(self._keep_coalesced)  # type: ignore[no-untyped-call]
         self._sampled = 0
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the weight anew from torch's global generator."""
-        nn.init.normal_(self.weight, std=0.01)
+        """Draw the weight anew from torch's global generator: the same for any number of ranks."""
+        draw_rows(self.weight, self.shard)
 
     def classes_in_a_step(self, batch: int) -> int:
-        """Return S, the classes of a step with that many samples: round(r N), but never fewer than the batch or more than N."""
+        """Return S, the classes of a step with that many samples (of all ranks): round(r N), but never fewer than those or more than N."""
         return min(self.identities, max(round(self.sample_rate * self.identities), batch))
 
     def forward(self, embeddings_BD: Tensor, labels_B: Tensor, keys_BKD: Tensor | None = None) -> Tensor:
@@ -107,36 +123,48 @@ class PartialFC(Head):
             UserError: wrong shapes or types; a label out of range (seen on the CPU, where looking is free).
         """
         self._check_batch(embeddings_BD, labels_B)
-        self._check_labels_below(labels_B, self.identities)
+        every_label_B = self.ranks.gather(labels_B)
+        self._check_labels_below(every_label_B, self.identities, self.ranks)
         query_BD, norms_B = unit_length(embeddings_BD)
-        count = self.classes_in_a_step(len(labels_B))
-        sampled_S = draw_classes(labels_B, self.identities, count, self.seed, self.draws)
-        rows_SD = sampled_rows(self.weight, sampled_S)
-        place_B = torch.searchsorted(sampled_S, labels_B)
-        loss_B = class_softmax(
+        count = self.classes_in_a_step(len(every_label_B))
+        sampled_S = draw_classes(every_label_B, self.identities, count, self.seed, self.draws)
+        first, own_S = self._own(sampled_S)
+        loss_B, cosine_B = class_softmax_and_cosine(
             query_BD,
-            rows_SD,
-            place_B,
+            sampled_rows(self.weight, own_S),
+            torch.searchsorted(sampled_S, labels_B),
             self.margin,
             norms_B=norms_B,
             block_mib=self.block_mib,
             filtering_threshold=self.interclass_filtering_threshold,
             filtering=self.filtering,
+            ranks=self.ranks,
+            first_class=first,
         )
-        with torch.no_grad():
-            center_BD = unit_length(rows_SD[place_B])[0]
-            self._last_step = {"positive_cosine": (query_BD * center_BD).sum(dim=1).mean()}
+        self._last_step = {"positive_cosine": cosine_B.mean()}
         if self.training:
             self.draws += 1
-            self._sampled = count
+            self._sampled = len(own_S)
             if self.rows.place == "file" and count < self.identities:
                 self.rows.prefetch(self.next_draw(count))
         return loss_B.mean()
 
+    def _own(self, sampled_S: Tensor) -> tuple[int, Tensor]:
+        """Return how many sampled classes stand on the ranks before this one, and the rows of `weight` that are sampled here."""
+        if self.ranks.size == 1:
+            return 0, sampled_S
+        if len(sampled_S) == self.identities:
+            return self.shard.start, sampled_S[self.shard.block] - self.shard.start
+        # How many are ours is not known beforehand: here the host waits for the device.
+        ends = torch.tensor([self.shard.start, self.shard.stop], device=sampled_S.device)
+        first, stop = torch.searchsorted(sampled_S, ends).tolist()
+        return first, sampled_S[first:stop] - self.shard.start
+
     def next_draw(self, count: int) -> Tensor:
-        """Return the classes that the next step draws beside its batch's own, int64 on the CPU: what can be known ahead."""
+        """Return the rows of `weight` that the next step draws beside its batch's own, int64 on the CPU: what can be known ahead."""
         drawn = drawn_classes(self.identities, count, self.seed, self.draws, torch.device("cpu"))
-        return drawn[drawn < self.identities][:count]
+        drawn = drawn[drawn < self.identities][:count]
+        return drawn[(drawn >= self.shard.start) & (drawn < self.shard.stop)] - self.shard.start
 
     def _keep_coalesced(self, weight: nn.Parameter) -> None:
         """Say that the rows of the gradient are ascending and different: autograd forgets it, and finding out takes a sort.
@@ -156,6 +184,10 @@ class PartialFC(Head):
             return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         finally:
             self._parameters["weight"] = weight
+
+    def row_shards(self) -> dict[str, RowShard]:
+        """The weight, if ranks share it."""
+        return {"weight": self.shard} if self.ranks.size > 1 else {}
 
     def get_extra_state(self) -> Tensor:
         """Return the number of the next draw, so that a resumed run goes on with it."""

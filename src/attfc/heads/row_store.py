@@ -21,15 +21,17 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from attfc.distributed import RowShard
 from attfc.errors import UserError, nearest
 
-__all__ = ["RowPlace", "RowStore", "sampled_rows"]
+__all__ = ["RowPlace", "RowStore", "draw_rows", "sampled_rows"]
 
 RowPlace = Literal["device", "host", "file"]
 
 _PAGE = 4096  # bytes; larger pages hold more rows, which does no harm
+DRAWN_ROWS = 1 << 16  # at once, where a rank keeps its own of all rows; times D, a multiple of 16
 
 
 class RowStore:
@@ -125,6 +127,26 @@ def _reserve(descriptor: int, size: int) -> None:
         os.posix_fallocate(descriptor, 0, size)
     else:  # macOS
         os.truncate(descriptor, size)
+
+
+@torch.no_grad()
+def draw_rows(weight: Tensor, shard: RowShard, std: float = 0.01) -> None:
+    """Fill the rows `shard` of a classifier from torch's global generator: normal, around 0.
+
+    Every rank draws the rows of all and keeps its own, so they are those of one process, and the generators stay alike. Time O(N D),
+    memory of a block of rows.
+    """
+    if len(shard) == shard.rows:
+        nn.init.normal_(weight, std=std)
+        return
+    start = 0
+    while start < shard.rows:  # numbers are drawn 16 at a time, an odd rest otherwise: only the last call may have one
+        stop = start + DRAWN_ROWS if shard.rows - start >= 2 * DRAWN_ROWS else shard.rows
+        draft = nn.init.normal_(weight.new_empty(stop - start, weight.shape[1]), std=std)
+        first, last = max(start, shard.start), min(stop, shard.stop)
+        if first < last:
+            weight[first - shard.start : last - shard.start] = draft[first - start : last - start]
+        start = stop
 
 
 def sampled_rows(weight_ND: Tensor, sampled_S: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from attfc.losses.container_softmax import Filtering, row_blocks, stream_negativ
 from attfc.losses.margins import Margin
 from attfc.precision import without_autocast
 
-__all__ = ["class_softmax"]
+__all__ = ["class_softmax", "class_softmax_and_cosine"]
 
 SHORTEST = 1e-12  # a row of zeros has no direction: as in torch.nn.functional.normalize
 
@@ -70,8 +70,36 @@ def class_softmax(
     >>> class_softmax(query, weight, torch.tensor([1]), Margin(scale=4.0))  # cosines 1 and 0: log(1 + exp(4))
     tensor([4.0181])
     """
+    return class_softmax_and_cosine(
+        query_BD,
+        weight_ND,
+        labels_B,
+        margin,
+        norms_B=norms_B,
+        block_mib=block_mib,
+        filtering_threshold=filtering_threshold,
+        filtering=filtering,
+        ranks=ranks,
+        first_class=first_class,
+    )[0]
+
+
+def class_softmax_and_cosine(
+    query_BD: Tensor,
+    weight_ND: Tensor,
+    labels_B: Tensor,
+    margin: Margin,
+    *,
+    norms_B: Tensor | None = None,
+    block_mib: float = 32.0,
+    filtering_threshold: float | None = None,
+    filtering: Filtering = "drop",
+    ranks: Ranks = ALONE,
+    first_class: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Return the loss of `class_softmax` and, without gradient, each query's cosine with its own class, before the margin; both (B,)."""
     with without_autocast(query_BD):
-        loss_B: Tensor = _ClassSoftmax.apply(
+        loss_B, cosine_B = _ClassSoftmax.apply(
             query_BD,
             weight_ND,
             labels_B,
@@ -83,7 +111,7 @@ def class_softmax(
             ranks,
             first_class,
         )
-    return loss_B
+    return loss_B, cosine_B
 
 
 class _ClassSoftmax(torch.autograd.Function):
@@ -100,7 +128,7 @@ class _ClassSoftmax(torch.autograd.Function):
         filtering: Filtering,
         ranks: Ranks,
         first_class: int,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(query_BD.dtype, torch.float32)
         query = ranks.gather(query_BD.detach().to(wide))
         labels = ranks.gather(labels_B) - first_class
@@ -140,12 +168,14 @@ class _ClassSoftmax(torch.autograd.Function):
             mean = ranks.sum_own(negatives.mean_row() - slope_B[:, None] * target_BD)
         ctx.save_for_backward(query, weight_ND, labels, here, inverse_N, lse, distance_B, slope_B, cosine_B, mean)
         ctx.query_dtype = query_BD.dtype
-        own_distance_B = ranks.own(distance_B)
-        return torch.logaddexp(own_distance_B, torch.zeros_like(own_distance_B))  # softplus, but exact above 20 too
+        own_distance_B, own_cosine_B = ranks.own(distance_B), ranks.own(cosine_B).clone()
+        ctx.mark_non_differentiable(own_cosine_B)
+        loss_B = torch.logaddexp(own_distance_B, torch.zeros_like(own_distance_B))  # softplus, but exact above 20 too
+        return loss_B, own_cosine_B
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient_B: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient_B: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
         query, weight_ND, labels_B, here_B, inverse_N, lse_B, distance_B, slope_B, cosine_B, mean_BD = ctx.saved_tensors
         scale, block_mib, filtering_threshold, ranks = ctx.options
         pull_B = ranks.gather(gradient_B) * scale * distance_B.sigmoid()

@@ -6,6 +6,9 @@ Everything is selected in float32 (float64 for float64 queries) from the rows as
 Not taken: one top-k over all cosines (B x C); the fast bfloat16 product of `stream_negatives`, which rounds cosines by 0.004 and so picks
 other rows wherever the hardest are close together.
 
+Rows in shards over ranks: every rank finds the hardest of its own rows for the queries of all, their cosines are gathered (ranks x B x H
+numbers), and every rank sees which of its own are among the hardest of all. What the loss needs of them is their sum, B x D numbers.
+
 Source: F2C (arXiv 2105.10375). Shapes: B queries, D dimensions, C rows (slots), R rows of one block, H hardest.
 """
 
@@ -14,11 +17,12 @@ import math
 import torch
 from torch import Tensor
 
+from attfc.distributed import ALONE, Ranks
 from attfc.errors import UserError
 from attfc.losses.container_softmax import EMPTY, row_blocks
 from attfc.precision import without_autocast
 
-__all__ = ["hardest_rows"]
+__all__ = ["hardest_rows", "mean_hardest_cosine"]
 
 
 @torch.no_grad()
@@ -81,3 +85,67 @@ def hardest_rows(
             best_BH, chosen_BH = torch.cat([best_BH, block_BH], dim=1).topk(count, dim=1)
             number_BH = torch.cat([number_BH, place_BH + block.start], dim=1).gather(1, chosen_BH)
         return best_BH, torch.where(best_BH > -math.inf, number_BH, 0)
+
+
+def mean_hardest_cosine(
+    query_BD: Tensor,
+    rows_CD: Tensor,
+    row_labels_C: Tensor,
+    labels_B: Tensor,
+    count: int,
+    *,
+    row_scales_C: Tensor | None = None,
+    filtering_threshold: float | None = None,
+    block_mib: float = 32.0,
+    ranks: Ranks = ALONE,
+) -> Tensor:
+    """Return for each query sum_j max(q.w_j, 0) / count over its `count` hardest rows of other identities; the push of DCP.
+
+    Arguments as `hardest_rows`, and:
+
+    Args:
+        ranks: where there are several, the rows are this rank's shard (C may be 0), queries and labels its own share of the batch.
+
+    Returns:
+        (B,) float32 (float64 for float64), with gradient to query_BD: (1 / count) sum_j w_j over those with a cosine above 0.
+
+    >>> rows, labels = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, -1.0]]), torch.tensor([3, 5, 7])
+    >>> mean_hardest_cosine(torch.tensor([[1.0, 0.0]]), rows, labels, torch.tensor([9]), 3)
+    tensor([0.6000])
+    """
+    with without_autocast(query_BD), torch.no_grad():
+        every_query_BD = ranks.gather(query_BD.detach())
+        cosine_BH, number_BH = hardest_rows(
+            every_query_BD,
+            rows_CD,
+            row_labels_C,
+            ranks.gather(labels_B),
+            count,
+            row_scales_C=row_scales_C,
+            filtering_threshold=filtering_threshold,
+            block_mib=block_mib,
+        )
+        chosen_BH = (cosine_BH > 0) & _among_all(cosine_BH, ranks)
+        total_BD = torch.zeros_like(every_query_BD, dtype=cosine_BH.dtype)
+        if rows_CD.shape[0]:
+            for number_B, chosen_B in zip(
+                number_BH.unbind(1), chosen_BH.unbind(1), strict=True
+            ):  # (B, H, D) is never held
+                row_BD = rows_CD[number_B].to(total_BD.dtype)
+                if row_scales_C is not None:
+                    row_BD = row_BD * row_scales_C[number_B].unsqueeze(1)
+                total_BD += torch.where(chosen_B.unsqueeze(1), row_BD, 0.0)
+        total_BD = ranks.sum_own(total_BD)
+    # q . sum_j w_j is the sum of the cosines, and its gradient theirs.
+    return (query_BD * total_BD).sum(dim=1) / count
+
+
+def _among_all(cosine_BH: Tensor, ranks: Ranks) -> Tensor:
+    """Return which of this rank's hardest rows are among the hardest of all ranks, bool (B, H); equal cosines: the same choice everywhere."""
+    batch, count = cosine_BH.shape
+    if ranks.size == 1:
+        return torch.ones_like(cosine_BH, dtype=torch.bool)
+    # Rank by rank below one another -> side by side: place r H + h is row h of rank r.
+    every_BX = ranks.gather(cosine_BH).view(ranks.size, batch, count).transpose(0, 1).reshape(batch, -1)
+    chosen_BX = torch.zeros_like(every_BX, dtype=torch.bool).scatter_(1, every_BX.topk(count, dim=1).indices, True)
+    return chosen_BX[:, ranks.rank * count : (ranks.rank + 1) * count]
