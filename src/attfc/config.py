@@ -59,6 +59,10 @@ class DataConfig(Section):
         0, description="MiB of memory to keep decoded images in; 0 decodes every time"
     )
     broken_limit: Share = Field(0.01, description="share of broken images above which the run stops")
+    sampling_mix: Share | None = Field(
+        None,
+        description="share of each batch drawn by identity, evenly, and the rest by image; default: head.enter_first with dcp, else 0",
+    )
     licence: str = Field("unknown", description="licence of the training data, written into the exported model")
 
 

@@ -79,13 +79,14 @@ def test_epochs_are_mixed_and_unlike_each_other() -> None:
 
 def test_draws_with_replacement_follow_the_weights() -> None:
     stream = WeightedEpochs([10, 10, 5], [1, 3, 0], seed=0)
-    slots = stream.drawn_slots(hash_words(4, np.arange(40_000)))
+    slots = stream.drawn_slots(hash_words(4, np.arange(40_000)), np.arange(40_000))
     counts = np.bincount(slots, minlength=25)
     assert counts[20:].tolist() == [0] * 5
     assert np.abs(counts[:10] - 1000).max() < 6 * np.sqrt(1000)
     assert np.abs(counts[10:20] - 3000).max() < 6 * np.sqrt(3000)
     # Source and image from the same bits would never draw half of the first source here: both are taken modulo 20.
-    halves = np.bincount(WeightedEpochs([20, 10], [0.5, 1], seed=0).drawn_slots(hash_words(4, np.arange(40_000))))
+    numbers = np.arange(40_000)
+    halves = np.bincount(WeightedEpochs([20, 10], [0.5, 1], seed=0).drawn_slots(hash_words(4, numbers), numbers))
     assert np.abs(halves - np.repeat([1000, 2000], [20, 10])).max() < 6 * np.sqrt(2000)
 
 

@@ -2,11 +2,12 @@
 
 One endless stream of samples (`query_stream`): batch t on rank r holds stream numbers [(t * ranks + r) * B, + B), so batches
 are always full, every image is query once an epoch whatever the number of ranks (sources with sampling weights:
-`weighted_epochs`), and the position in the data is one integer. A batch is a function of its first stream number: equal
-with 0 or 8 workers and after a resume in mid-epoch. Workers decode JPEG to uint8 into shared memory that is used again and
-again (`batch_ring`); everything else happens on the device (`transforms`). Cost: decoding, 1 + K images a sample; the choices
-take about 3 us a sample, a batch in flight B (1 + K) S^2 3 bytes, and 2 are in flight per worker. Not taken: a per-sample
-dataset with a collate function, whose Python calls and copies per image cost as much as decoding small images.
+`weighted_epochs`; batches with a part drawn by identity: `identity_mix`), and the position in the data is one integer. A batch
+is a function of its first stream number: equal with 0 or 8 workers and after a resume in mid-epoch. Workers decode JPEG to uint8
+into shared memory that is used again and again (`batch_ring`); everything else happens on the device (`transforms`). Cost:
+decoding, 1 + K images a sample; the choices take about 3 us a sample, a batch in flight B (1 + K) S^2 3 bytes, and 2 are in
+flight per worker. Not taken: a per-sample dataset with a collate function, whose Python calls and copies per image cost as much
+as decoding small images.
 Source: AttFC (arXiv 2503.06839). Differences and the options that undo them: `query_stream`.
 """
 
@@ -32,6 +33,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from attfc.data.batch_ring import BatchRing
 from attfc.data.combined import CombinedStore
 from attfc.data.decoded_cache import DecodedCache
+from attfc.data.identity_mix import IdentityMix
 from attfc.data.query_stream import QueryStream, Samples, mirror_seeds
 from attfc.data.store import Images, Store
 from attfc.errors import UserError
@@ -95,6 +97,8 @@ class AttentionLoader:
         distinct_keys: see `QueryStream`. With True an identity with one image gets it as every key, mirrored against the
             query and otherwise augmented on its own; with two images all keys are the other one.
         sampling: "each_once" | "with_replacement".
+        identity_share: share of each batch, from the start of that of all ranks, whose queries are drawn by identity (`IdentityMix`, F2C's
+            loader); 0: all by image. The parts are counted in batches: a resumed loader keeps the batch of all ranks then.
         broken_limit: largest share (0 ... 1) of broken images; judged once 20 / broken_limit images, or as many as the store
             holds, were seen on this rank.
         decoded_cache: a `DecodedCache` of the same store and size, asked instead of the store.
@@ -121,6 +125,7 @@ class AttentionLoader:
         ranks: int = 1,
         distinct_keys: bool = True,
         sampling: str = "each_once",
+        identity_share: float = 0.0,
         broken_limit: float = 0.01,
         decoded_cache: DecodedCache | None = None,
         pin_memory: bool = False,
@@ -148,13 +153,21 @@ class AttentionLoader:
         if decoded_cache is not None:
             decoded_cache.check(store, image_size)
         weighted = store.weighted_epochs(seed) if isinstance(store, CombinedStore) and store.has_weights else None
+        mix = None
+        if identity_share != 0:
+            if isinstance(store, CombinedStore) and 0 in store.weights:
+                raise UserError(
+                    f"{store.name}: a source has weight 0 and identity_share = {identity_share:g} draws identities of all sources: "
+                    "leave the source out"
+                )
+            mix = IdentityMix(store.identities, identity_share, batch_size * ranks, seed, images=weighted)
         stream = QueryStream(
             store.identities,
             keys_per_query,
             seed,
             distinct_keys=distinct_keys,
             sampling=sampling,
-            weighted=weighted,
+            queries=weighted if mix is None else mix,
         )
         self.store = store
         self.batch_size = batch_size
@@ -164,6 +177,9 @@ class AttentionLoader:
         self.workers = workers
         self.broken_limit = broken_limit
         self._rank, self._ranks = rank, ranks
+        self._mixed = {"mixed_batch": 0, "by_identity": 0}
+        if mix is not None:
+            self._mixed = {"mixed_batch": mix.batch, "by_identity": mix.by_identity}
         self._pin_memory, self._start_method, self._prefetch = pin_memory, start_method, prefetch
         self._batches = _Batches(store, stream, batch_size, image_size, decoded_cache)
         self._iterator: Iterator[_Decoded | _Failure] | None = None
@@ -178,7 +194,9 @@ class AttentionLoader:
 
     @property
     def epoch_length(self) -> int:
-        """Queries in an epoch, over all ranks: the store's images; with weighted sources the visits that the weights call for."""
+        """Queries in an epoch, over all ranks: the store's images; with weighted sources the visits that the weights call
+        for, with an `identity_share` those in which the part drawn by image passes over them once.
+        """
         return self._batches.stream.epoch_length
 
     @property
@@ -219,10 +237,12 @@ class AttentionLoader:
             "images_per_identity_crc32": self._counts_crc32,
             "epoch_length": self.epoch_length,
             "seed": self.seed,
+            **self._mixed,
         }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue where `state_dict` was taken; batch size, ranks, workers and keys may differ.
+        """Continue where `state_dict` was taken; batch size, ranks, workers and keys may differ; with an `identity_share` not the batch of
+        all ranks.
 
         Raises:
             UserError: the state belongs to other data or another seed: its numbers would name other images.
@@ -232,6 +252,8 @@ class AttentionLoader:
         for name, fix in (
             ("images", data),
             ("images_per_identity_crc32", data),
+            ("mixed_batch", "the batch size and the share of it by identity that the run began with"),
+            ("by_identity", "the share of a batch by identity that the run began with"),
             ("epoch_length", "the sampling weights the run began with"),
             ("seed", "the seed the run began with"),
         ):

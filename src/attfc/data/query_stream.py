@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from attfc.data.identity_mix import IdentityMix
 from attfc.data.index import IdentityIndex
 from attfc.data.permutation import permute
 from attfc.data.random_streams import below, hash_words
@@ -58,10 +59,11 @@ class QueryStream:
             is used once before any comes again; an identity with one image shows it again, mirrored. False: each key is any
             image of the identity, drawn with replacement, the query included (the published code).
         sampling: "each_once" | "with_replacement" (the published code): how queries are drawn.
-        weighted: which images are queries, for sources with sampling weights; None: every image once an epoch.
+        queries: which images are queries, for sources with sampling weights or a part of a batch by identity; None: every image
+            once an epoch.
 
     Attributes:
-        epoch_length: queries in an epoch: the images, unless `weighted` says otherwise.
+        epoch_length: queries in an epoch: the images, unless `queries` says otherwise.
 
     Raises:
         UserError: an option out of range, or no image.
@@ -75,7 +77,7 @@ class QueryStream:
         *,
         distinct_keys: bool = True,
         sampling: str = "each_once",
-        weighted: WeightedEpochs | None = None,
+        queries: WeightedEpochs | IdentityMix | None = None,
     ) -> None:
         if keys_per_query < 0:
             raise UserError(f"keys_per_query = {keys_per_query}: set it to 0 (FC heads) or more")
@@ -87,8 +89,8 @@ class QueryStream:
         self.seed = int(seed)
         self.distinct_keys = distinct_keys
         self.sampling = sampling
-        self.weighted = weighted
-        self.epoch_length = identities.images if weighted is None else weighted.length
+        self.queries = queries
+        self.epoch_length = identities.images if queries is None else queries.length
 
     def samples(self, numbers: Int64, attempt: int = 0) -> Samples:
         """Return the samples of stream numbers.
@@ -130,9 +132,9 @@ class QueryStream:
         images = self.identities.images
         if attempt or self.sampling == "with_replacement":
             hashes = hash_words(self.seed, _QUERY, numbers, attempt)
-            return below(hashes, images) if self.weighted is None else self.weighted.drawn_slots(hashes)
-        if self.weighted is not None:
-            return self.weighted.query_slots(numbers)
+            return below(hashes, images) if self.queries is None else self.queries.drawn_slots(hashes, numbers)
+        if self.queries is not None:
+            return self.queries.query_slots(numbers)
         places: Int64 = numbers % images
         return permute(places, images, hash_words(self.seed, _ORDER, numbers // images))
 

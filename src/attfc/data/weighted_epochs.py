@@ -101,8 +101,9 @@ class WeightedEpochs:
         image = permute(place, self._counts[source], hash_words(self.seed, _CYCLE, source, cycle))
         return self._answer(self._first_image[source] + image)
 
-    def drawn_slots(self, hashes: npt.NDArray[np.uint64]) -> Int64:
-        """Return slots drawn with replacement, by weight and within a source evenly, from one hash each."""
+    def drawn_slots(self, hashes: npt.NDArray[np.uint64], numbers: Int64) -> Int64:
+        """Return slots drawn with replacement, by weight and within a source evenly, from one hash each; wherever in the sequence."""
+        del numbers
         source, _ = self._visited(below(hashes, self.length))
         return self._answer(self._first_image[source] + below(mix64(hashes), self._counts[source]))
 
