@@ -30,7 +30,8 @@ HEADS = {
     ],
     "full_fc": ["head.name=full_fc"],
     "dcq": ["head.name=dcq"],
-    "dcp": ["head.name=dcp", "container.dtype=bfloat16", "schedule.max_steps=18"],  # an epoch of its loader is three times as long
+    # An epoch of its loader is three times as long.
+    "dcp": ["head.name=dcp", "container.dtype=bfloat16", "schedule.max_steps=18"],
     "partial_fc": ["head.name=partial_fc", "head.sample_rate=0.3"],
     "partial_fc_adamw": [
         "head.name=partial_fc",
