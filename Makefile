@@ -1,6 +1,8 @@
 # make demo and make test are all a newcomer needs; both set up first. Needs: make and a Python >= 3.11 with venv.
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,$(shell $(name) -c 'import sys; sys.version_info >= (3, 11) and print("$(name)")' 2>/dev/null)))
 BIN := .venv/bin
+BENCHMARKS := container_softmax attention_loader training_step backbones synthetic index_scale templates all_pairs
+FACES ?= ../shared/faces112/train
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 export UV_PROJECT_ENVIRONMENT := $(CURDIR)/.venv
 
@@ -39,8 +41,9 @@ check: setup
 	$(BIN)/pytest --doctest-modules src
 
 bench: setup
-	@for script in container_softmax attention_loader training_step backbones synthetic; do \
-		echo "benchmarks/$$script.py"; $(BIN)/python benchmarks/$$script.py || exit 1; done
+	@for script in $(BENCHMARKS); do echo "benchmarks/$$script.py"; $(BIN)/python benchmarks/$$script.py || exit 1; done
+	@if test -d $(FACES); then echo "benchmarks/stores.py"; $(BIN)/python benchmarks/stores.py --root $(FACES); \
+	else echo "benchmarks/stores.py left out, it needs real faces: make bench FACES=FOLDER (identity/*.jpg)"; fi
 
 docs: setup
 	$(BIN)/python benchmarks/tables.py

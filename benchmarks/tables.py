@@ -255,6 +255,19 @@ def recipes(part: str) -> Callable[[], str]:
     return table
 
 
+def templates() -> str:
+    """Table of the template protocols at IJB-C's size."""
+    record = load("templates")
+    lines = ["| step | wall, s | processor, s | resident so far at most, MiB |", "|" + " --- |" * 4]
+    lines += [
+        f"| {name} | {step['wall_s']:.1f} | {step['processor_s']:.1f} | {step['peak_resident_mib']:,} |"
+        for name, step in record["results"]["steps"].items()
+    ]
+    size = record["config"]
+    what = f"{size['faces']:,} faces, {size['templates']:,} templates, {size['pairs']:,} pairs, {size['probes']:,} probes."
+    return "\n".join([*lines, "", f"{what} {provenance(record)}"])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "study final": study("final"),
     "study tune": study("tune"),
@@ -263,7 +276,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "container_softmax": container_softmax("container_softmax"),
     "container_softmax_without_bfloat16": container_softmax("container_softmax_without_bfloat16"),
     "all_pairs": all_pairs("all_pairs"),
-    "all_pairs_40k": all_pairs("all_pairs_40k"),
+    "templates": templates,
     "attention_loader": attention_loader,
     "backbones": backbones,
     "synthetic": synthetic,
