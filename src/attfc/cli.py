@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from attfc.commands import data, evaluation, export, models, planning, training
+from attfc.commands import benchmarks, data, evaluation, export, models, planning, training
 from attfc.commands.common import err, out
 from attfc.errors import UserError
 
@@ -34,6 +34,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(data.app, name="data")
+app.add_typer(benchmarks.app, name="bench")
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from attfc.errors import UserError
 from attfc.precision import autocast
 
 __all__ = [
+    "NOTHING",
     "Encoder",
     "HeadMemory",
     "Line",
@@ -73,6 +74,10 @@ class Encoder:
     keys: Line
     train_seconds: float
     key_seconds: float
+
+
+NOTHING = Encoder(0, 0, 0, 0, 0, Line(0, 0), Line(0, 0), Line(0, 0), Line(0, 0), 0.0, 0.0)
+"""No network: what `plan_step` takes for a head alone."""
 
 
 class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -1,0 +1,348 @@
+"""One cell of the speed tables: a head at one number of identities, measured in a process of its own under a limit of memory.
+
+`in_child` runs a function of this module in a new process, so that no allocator, cache or peak of one cell reaches the next; a server that
+has imported torch and done nothing with it forks them, for an import takes longer than most cells. On the processor the limit is
+RLIMIT_DATA, so an allocation beyond it fails at once and nothing is swapped; the peak is that of the resident memory without mapped files (the
+libraries), over what the process held before (imports, thread pools). On CUDA the limit is torch's own share of the device and the peak that of its
+allocator (never run on one).
+
+A size that cannot fit is tried too, but not run into the ground: `rehearse` takes the tensors that a step holds at its largest moment,
+side by side and without writing to them; only where all of them could be had is the head built and trained.
+
+What is timed: forward, backward and optimizer step of the head on given embeddings (and keys); with a network the key encoder's update, the
+key passes, the query's forward and backward, clipping and the optimizer too. No loader, no augmentation. Containers are filled
+beforehand, and momentum is written once (untouched zeros cost no memory), so the state is that of a long training.
+"""
+
+import math
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from torch.optim import Optimizer
+
+from attfc.backbones import create_backbone
+from attfc.heads import AttFC, Container, FullFC, Head, PartialFC
+from attfc.losses import CosFace
+from attfc.precision import autocast, best_autocast_dtype
+from attfc.training.momentum import MomentumPair
+from attfc.training.optimizers import build_optimizer, parameter_groups
+
+__all__ = ["Case", "HeadKind", "ResidentPeak", "in_child", "measure", "measure_in_turns", "rehearse"]
+
+HeadKind = Literal["full_fc", "partial_fc", "attfc"]
+SECONDS_A_CELL = 8.0  # of timed steps, but never fewer than two of them
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured: a head at a number of identities, alone or (network) at the end of one.
+
+    `slots` for attfc only; `budget_bytes`: what the training may take beside the bare process; None: no limit.
+    """
+
+    head: HeadKind
+    identities: int
+    slots: int | None = None
+    sample_rate: float = 0.1
+    network: str | None = None
+    batch: int = 128
+    embedding_size: int = 512
+    keys: int = 2
+    steps: int = 9
+    device: str = "cpu"
+    budget_bytes: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        return asdict(self)
+
+    @property
+    def keys_per_query(self) -> int:
+        """Key images of a query: none for heads with a row an identity."""
+        return self.keys if self.head == "attfc" else 0
+
+
+def build_head(case: Case) -> Head:
+    """Build the head with the library's defaults; its container is still empty."""
+    margin = CosFace(64.0, 0.4)
+    if case.head == "full_fc":
+        return FullFC(case.embedding_size, case.identities, margin)
+    if case.head == "partial_fc":
+        return PartialFC(case.embedding_size, case.identities, margin, case.sample_rate)
+    assert case.slots is not None
+    return AttFC(case.embedding_size, case.slots, margin, keys_per_query=case.keys)
+
+
+def fill(container: Container, identities: int) -> None:
+    """Give every slot an identity of its own, so that a pass meets all of them; in small batches, for little memory."""
+    slots, size = container.slots, container.embedding_size
+    device = container.labels.device
+    spread = max(1, identities // slots)
+    chunk = max(1, min(4096, slots // 64))
+    for start in range(0, slots, chunk):
+        labels = torch.arange(start, min(start + chunk, slots), device=device)
+        rows = normalize(torch.randn(len(labels), size, device=device), dim=1)
+        container.enqueue(rows, labels * spread % max(identities, slots))
+
+
+def rehearse(case: Case) -> None:
+    """Take what a step of the head holds at its largest moment, side by side, untouched, and give it back.
+
+    The shapes are the head's own (built on the meta device), what lies beside them follows the optimizer: momentum of all rows; for a dense
+    gradient the gradient and its sum with the decay; for a sampled one the rows and their gradient.
+
+    Raises:
+        RuntimeError: of torch, if one of them cannot be had.
+    """
+    with torch.device("meta"):
+        head = build_head(case)
+    held = [torch.empty_like(tensor, device=case.device) for tensor in (*head.parameters(), *head.buffers())]
+    for weight in head.parameters():
+        rows = len(weight)
+        beside = (rows, rows, rows)  # momentum, gradient, gradient + decay x rows
+        if isinstance(head, PartialFC):
+            sampled = head.classes_in_a_step(case.batch)
+            beside = (rows, sampled, sampled)
+        held += [torch.empty(count, case.embedding_size, device=case.device) for count in beside]
+
+
+class Training:
+    """A head, or a network with one, and its optimizer; `step` trains on given random inputs."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.device = torch.device(case.device)
+        torch.manual_seed(0)
+        self.head = build_head(case).to(self.device)
+        if isinstance(self.head, AttFC):
+            fill(self.head.container, case.identities)
+        self.pair: MomentumPair | None = None
+        self.dtype: torch.dtype | None = None
+        modules: list[nn.Module] = [self.head]
+        if case.network is not None:
+            network = create_backbone(case.network, embedding_size=case.embedding_size)
+            self.size = int(getattr(network, "image_size", 112))
+            self.pair = MomentumPair(network.to(self.device, memory_format=torch.channels_last))
+            self.pair.train()
+            self.dtype = best_autocast_dtype(self.device)
+            modules.insert(0, self.pair.query)
+        self.optimizer: Optimizer | None = None
+        if any(parameter.requires_grad for module in modules for parameter in module.parameters()):
+            self.optimizer = build_optimizer("sgd", parameter_groups(modules), learning_rate=0.01)
+        self.generator = torch.Generator(self.device).manual_seed(1)
+        self.key_seconds = 0.0
+
+    def settle(self) -> None:
+        """Write to the optimizer's state once: pages of zeros that nobody has touched are not resident, those of a long training are."""
+        if self.optimizer is not None:
+            for state in self.optimizer.state.values():
+                for tensor in state.values():
+                    if isinstance(tensor, Tensor):
+                        tensor.mul_(1)
+
+    def step(self) -> float:
+        """One step on a new batch; return its seconds, without those of making the batch."""
+        case, device = self.case, self.device
+        labels = torch.randint(case.identities, (case.batch,), device=device, generator=self.generator)
+        if self.pair is None:
+            embeddings = self._random(case.batch, case.embedding_size).requires_grad_()
+            keys = self._random(case.batch, case.keys, case.embedding_size) if case.keys_per_query else None
+        else:
+            images = self._images(case.batch)
+            key_images = self._images(case.batch * case.keys) if case.keys_per_query else None
+        start = self._now()
+        if self.optimizer is not None:
+            self.optimizer.zero_grad(set_to_none=True)
+        if self.pair is not None:
+            keys = None
+            if key_images is not None:
+                self.pair.update()
+                with autocast(device, self.dtype):
+                    keys = self.pair.embed_keys(key_images.unflatten(0, (case.batch, case.keys)))
+                self.key_seconds = self._now() - start
+            with autocast(device, self.dtype):
+                embeddings = self.pair.query(images)
+        loss: Tensor = self.head(embeddings, labels, keys)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self.pair is not None:
+            nn.utils.clip_grad_norm_(self.pair.query.parameters(), 5.0)
+        if self.optimizer is not None:
+            self.optimizer.step()
+        seconds = self._now() - start
+        if not math.isfinite(float(loss.detach())):
+            raise ArithmeticError(f"the loss of {case} is {float(loss.detach())}")
+        return seconds
+
+    def _random(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, device=self.device, generator=self.generator)
+
+    def _images(self, count: int) -> Tensor:
+        images = self._random(count, 3, self.size, self.size)
+        return images.contiguous(memory_format=torch.channels_last)
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def measure(case: Case, rehearsal: bool = False) -> dict[str, Any]:
+    """Measure one case in this process, which should have done nothing before: the limit stays, and the peak counts from here.
+
+    Args:
+        rehearsal: first make sure that the memory can be had; for sizes that hardly can.
+
+    Returns:
+        `fits`; if so `seconds` (median of a step), `seconds_each`, `key_seconds`, `samples_per_second`, `peak_bytes` over the bare
+        process; if not `why`.
+    """
+    meter = _Meter(torch.device(case.device))
+    try:
+        meter.limit(case.budget_bytes)
+        if rehearsal:
+            rehearse(case)
+        training = Training(case)
+        training.step()
+        training.settle()
+        meter.reset()
+        seconds: list[float] = []
+        keys: list[float] = []
+        while len(seconds) < case.steps and (len(seconds) < 2 or sum(seconds) < SECONDS_A_CELL):
+            seconds.append(training.step())
+            keys.append(training.key_seconds)
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        return {"fits": False, "why": str(error).splitlines()[0]}
+    median = statistics.median(seconds)
+    return {
+        "fits": True,
+        "seconds": median,
+        "seconds_each": seconds,
+        "key_seconds": statistics.median(keys),
+        "samples_per_second": case.batch / median,
+        "peak_bytes": meter.peak(),
+        "head_bytes": sum(t.nbytes for t in (*training.head.parameters(), *training.head.buffers())),
+        "autocast": None if training.dtype is None else str(training.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def measure_in_turns(cases: dict[str, Case], rounds: int) -> dict[str, Any]:
+    """Time several cases in this process in turns, so that a busy moment meets all alike.
+
+    Returns:
+        `seconds` of each (median) and `seconds_each`.
+    """
+    trainings = {name: Training(case) for name, case in cases.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for turn in range(rounds + 1):
+        for name in list(trainings)[:: -1 if turn % 2 else 1]:
+            taken = trainings[name].step()
+            if turn:
+                seconds[name].append(taken)
+            else:
+                trainings[name].settle()
+    return {"seconds": {name: statistics.median(each) for name, each in seconds.items()}, "seconds_each": seconds}
+
+
+class _Meter:
+    """Peak memory since `reset` over what was held at the start, and a limit above that."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        # Thread pools and libraries load with their first use; their memory is the process's, not the training's.
+        images = torch.zeros(2, 3, 8, 8, device=device, requires_grad=True)
+        torch.nn.functional.conv2d(images, torch.zeros(4, 3, 3, 3, device=device)).sum().backward()  # type: ignore[no-untyped-call]
+        torch.zeros(256, 256, device=device) @ torch.zeros(256, 256, device=device)
+        self.resident = None if device.type == "cuda" else ResidentPeak()
+
+    def limit(self, budget: int | None) -> None:
+        if budget is None:
+            return
+        if self.resident is None:
+            whole = torch.cuda.get_device_properties(self.device).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, budget / whole), self.device)
+            return
+        # Should the machine itself run out of memory, then this process goes and not a neighbour.
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+        limit = int(_process_bytes("VmData")) + budget
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+    def reset(self) -> None:
+        if self.resident is None:
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            self.resident.reset()
+
+    def peak(self) -> float:
+        return float(torch.cuda.max_memory_allocated(self.device)) if self.resident is None else self.resident.peak()
+
+
+class ResidentPeak:
+    """Peak of this process's resident memory over what it holds now, bytes, without the pages of mapped files.
+
+    Files are the libraries, whose code comes in as it is first used. Linux only (/proc).
+    """
+
+    def __init__(self) -> None:
+        self.base = _process_bytes("RssAnon")
+        self.reset()
+
+    def reset(self) -> None:
+        """Count from now on; the base stays."""
+        Path("/proc/self/clear_refs").write_text(
+            "5", encoding="ascii"
+        )  # proc(5): the peak becomes what is resident now
+
+    def peak(self) -> float:
+        """Return the peak since `reset`."""
+        return _process_bytes("VmHWM") - _process_bytes("RssFile") - _process_bytes("RssShmem") - self.base
+
+
+def _process_bytes(name: str) -> float:
+    """Return a line of /proc/self/status in bytes, such as VmHWM (peak of what is resident)."""
+    with open("/proc/self/status", encoding="utf-8") as lines:
+        return next(float(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def in_child(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """Call a function of a module in a process of its own and return what it returns.
+
+    Raises:
+        ChildProcessError: the process ended without an answer; an exception of it is on stderr.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_answer, args=(sender, function, arguments))
+    child.start()
+    sender.close()
+    try:
+        found: dict[str, Any] = receiver.recv()
+    except EOFError:
+        child.join()
+        status = child.exitcode or 0
+        how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+        raise ChildProcessError(how) from None
+    child.join()
+    return found
+
+
+def _answer(sender: Connection, function: Callable[..., dict[str, Any]], arguments: tuple[Any, ...]) -> None:
+    sender.send(function(*arguments))
+    sender.close()

@@ -1,0 +1,96 @@
+"""`attfc bench heads`: the speed tables, measured on the machine at hand."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from attfc.commands.common import JsonOption, err, out, write_json
+from attfc.errors import UserError
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Measure speed and memory on this machine.", no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """Keep `heads` a word of its own, also while it is the only one."""
+
+
+@app.command()
+def heads(
+    identities: Annotated[
+        str | None,
+        typer.Option(help="numbers of identities, such as 125000,2000000; default: twelve up to 100 million"),
+    ] = None,
+    budget_gib: Annotated[
+        float, typer.Option(min=0.05, help="memory a training may take beside the bare process")
+    ] = 16.0,
+    batch: Annotated[int, typer.Option(min=2, help="samples a step")] = 128,
+    sample_rate: Annotated[float, typer.Option(min=1e-6, max=1, help="of Partial FC")] = 0.1,
+    ratio: Annotated[
+        float, typer.Option(min=1e-6, max=1, help="of AttFC's container that grows with the identities")
+    ] = 0.1,
+    slots: Annotated[int, typer.Option(min=2, help="of AttFC's container that does not")] = 100_000,
+    keys: Annotated[int, typer.Option(min=1, help="key images a query, for AttFC")] = 2,
+    network: Annotated[str, typer.Option(help="the second half of the tables; none: heads alone")] = "r10_tiny",
+    steps: Annotated[int, typer.Option(min=2, help="timed steps of a cell, fewer where they are long")] = 9,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
+    json_file: JsonOption = None,
+    markdown: Annotated[Path | None, typer.Option(help="also write the tables to this file", dir_okay=False)] = None,
+    figure: Annotated[Path | None, typer.Option(help="also write the figure, an SVG", dir_okay=False)] = None,
+) -> None:
+    """Samples a second and memory of the heads against the number of identities; `-` where it was tried and does not fit.
+
+    Each cell is measured in a process of its own. With --json, an interrupted call goes on where it was: the cells done so far stand in
+    FILE.cells.jsonl until all are.
+    """
+    from attfc.bench.head_speed import IDENTITIES, Sweep, run_sweep, settings
+    from attfc.bench.speed_page import speed_figure, speed_tables
+    from attfc.build import choose_device, environment
+
+    sizes = IDENTITIES if identities is None else tuple(sorted({_count(text) for text in identities.split(",")}))
+    chosen = choose_device(device)
+    sweep = Sweep(
+        identities=sizes,
+        budget_gib=budget_gib,
+        batch=batch,
+        keys=keys,
+        sample_rate=sample_rate,
+        ratio=ratio,
+        slots=slots,
+        network=None if network == "none" else network,
+        steps=steps,
+        device=str(chosen),
+    )
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        lines = (
+            Path(folder) / "cells.jsonl" if json_file is None else json_file.with_name(json_file.name + ".cells.jsonl")
+        )
+        results = run_sweep(sweep, lines, lambda text: err.print(text, markup=False))
+        found: dict[str, Any] = {
+            "settings": settings(sweep),
+            "columns": sweep.columns(),
+            "environment": environment(chosen),
+            **results,
+        }
+        write_json(json_file, found)
+        lines.unlink()
+    tables = speed_tables(found["settings"], found["columns"], found)
+    out.print(tables, markup=False)
+    if markdown is not None:
+        markdown.write_text(tables + "\n", encoding="utf-8")
+    if figure is not None:
+        figure.write_text(speed_figure(found["settings"], found["columns"], found), encoding="utf-8")
+
+
+def _count(text: str) -> int:
+    try:
+        return int(text.strip().replace("_", ""))
+    except ValueError:
+        raise UserError(
+            f"--identities has {text.strip()!r}: give whole numbers with commas between, such as 125000,2000000"
+        ) from None
