@@ -3,17 +3,22 @@
 import json
 import shutil
 from pathlib import Path
+from tempfile import gettempdir
 
 import pytest
 
 from .launch import on_ranks
 from .workers import errors, train, train_several
 
+# The others, and tighter: test_elastic_heads.py and test_torchrun_heads.py.
 HEADS = {
     "attfc": ["head.name=attfc"],
     "published": ["profile=published", "container.ratio=0.8", "container.dtype=int8", "key_encoder.momentum=0.9"],
     "sharded": ["head.name=full_fc", "optimizer.accumulation=2"],
     "replicated": ["head.name=full_fc", "distributed.rows=replicated"],
+    "partial_fc": ["head.name=partial_fc", "head.sample_rate=0.4", "optimizer.accumulation=2"],
+    "file": ["head.name=partial_fc", "head.sample_rate=0.7", "head.rows=file", f"head.rows_folder={gettempdir()}"],
+    "dcp": ["head.name=dcp", "container.slots=21", "container.dtype=bfloat16"],
 }
 
 
@@ -98,7 +103,9 @@ def test_what_cannot_begin_says_so_on_every_rank(tmp_path) -> None:
         ],
         "batch_size=15 is that of all ranks and does not divide by 2 of them: take 16 or 14": ["batch_size=15"],
         "the container has 8 slots, which is smaller than the batch (16)": ["container.slots=8"],
-        "head.name=partial_fc with head.rows=device trains in one process only": ["head.name=partial_fc"],
+        "distributed.rows=replicated is for head.name=full_fc with head.rows=device, and this is partial_fc with head.rows=host": [
+            *("head.name=partial_fc", "head.rows=host", "distributed.rows=replicated")
+        ],
         "device=cuda:0 names one device for 2 ranks": ["device=cuda:0"],
     }
     said = on_ranks(2, errors, [(options, str(tmp_path)) for options in cases.values()])

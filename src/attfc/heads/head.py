@@ -32,13 +32,14 @@ def margin_of_all(margin: Margin, cosine_XB: Tensor, norms_B: Tensor, ranks: Ran
         cosine_XB: (B,) or (X, B), with gradient; `norms_B` (B,). All ranks have the same shapes.
     """
     if ranks.size == 1:
-        return margin(cosine_XB, norms_B)
+        alone_XB: Tensor = margin(cosine_XB, norms_B)
+        return alone_XB
     batch = norms_B.shape[0]
     rows = [*cosine_XB.detach().reshape(-1, batch), norms_B.detach()]
     every_XB = ranks.gather(torch.stack(rows, dim=1)).T.contiguous()
     every_cosine_XB = every_XB[:-1].reshape(*cosine_XB.shape[:-1], -1)
     before_XB, _, after_XB = every_cosine_XB.tensor_split((ranks.rank * batch, (ranks.rank + 1) * batch), dim=-1)
-    adjusted_XB = margin(torch.cat([before_XB, cosine_XB, after_XB], dim=-1), every_XB[-1])
+    adjusted_XB: Tensor = margin(torch.cat([before_XB, cosine_XB, after_XB], dim=-1), every_XB[-1])
     return adjusted_XB.narrow(-1, ranks.rank * batch, batch)
 
 
