@@ -27,6 +27,8 @@ PARTIAL = {
     "adaface": {"sample_rate": 0.4, "margin": "adaface"},
     "of the batch": {"sample_rate": 0.01, "seed": 5},
     "of all": {"sample_rate": 1.0},
+    "of the first rank": {"identities": 600, "labels": 90, "sample_rate": 0.01},
+    "of two ranks": {"identities": 3},
     "filtered": {"sample_rate": 0.5, "interclass_filtering_threshold": 0.1},
     "combined zero": {
         "sample_rate": 0.4,

@@ -15,6 +15,9 @@ from attfc.distributed import Ranks
 from attfc.errors import UserError
 from attfc.heads import DCP, DCQ, AttFC, Container, FullFC, Head, PartialFC, RowStore
 from attfc.losses import AdaFace, CombinedMargin, CosFace
+from attfc.training.checkpoint import load_checkpoint, save_checkpoint
+from attfc.training.optimizers import build_optimizer, parameter_groups
+from attfc.training.sharded_state import ShardedState
 from attfc.training.trainer import Interrupted
 
 D, K, STEPS = 12, 2, 9
@@ -38,26 +41,34 @@ def batches(dtype: torch.dtype, identities: int, batch: int = 16) -> list[tuple[
     ]
 
 
-IDENTITIES = {"full_fc": 37, "partial_fc": 37}  # the others: 60
+IDENTITIES = 37  # of heads with a row an identity
 
 
 def build(kind: str, options: dict[str, Any], dtype: torch.dtype) -> Head:
-    """A head over these ranks; `rows` is a kind of RowStore, `rows_folder` its folder."""
+    """A head over these ranks; `rows` is a kind of RowStore, `rows_folder` its folder, `labels` of the batches."""
     options = {
         "block_mib": 0.001,
         **options,
         "margin": MARGINS[options.get("margin", "cosface")](),
         "ranks": Ranks.world(),
     }
+    options.pop("labels", None)
+    identities = options.pop("identities", IDENTITIES)
     if kind == "attfc":
         return AttFC(D, keys_per_query=K, **options)
     if kind == "full_fc":
-        return FullFC(D, IDENTITIES[kind], **options).to(dtype)
+        return FullFC(D, identities, **options).to(dtype)
     if kind == "partial_fc":
         folder = options.pop("rows_folder", None)
         rows = RowStore(options.pop("rows", "device"), Path(folder) if folder else None)
-        return PartialFC(D, IDENTITIES[kind], rows=rows, **options).to(dtype)
+        return PartialFC(D, identities, rows=rows, **options).to(dtype)
     return {"dcq": DCQ, "dcp": DCP}[kind](D, **options)
+
+
+def labels_of(kind: str, options: dict[str, Any]) -> int:
+    """How many identities the batches are about."""
+    known: int = options.get("labels", options.get("identities", IDENTITIES if kind.endswith("_fc") else 60))
+    return known
 
 
 def run_head(kind: str, options: dict[str, Any], dtype: torch.dtype) -> dict[str, list[Tensor]]:
@@ -67,7 +78,7 @@ def run_head(kind: str, options: dict[str, Any], dtype: torch.dtype) -> dict[str
     head = build(kind, options, dtype)
     containers = [module for module in head.modules() if isinstance(module, Container)]
     losses, gradients, weights, labels, figures = [], [], [], [], []
-    for embeddings_BD, labels_B, keys_BKD in batches(dtype, IDENTITIES.get(kind, 60)):
+    for embeddings_BD, labels_B, keys_BKD in batches(dtype, labels_of(kind, options)):
         own_BD = ranks.own(embeddings_BD).clone().requires_grad_()
         head.zero_grad()
         loss = head(own_BD, ranks.own(labels_B), ranks.own(keys_BKD[:, : K if kind == "attfc" else 1]))
@@ -92,6 +103,42 @@ def run_head(kind: str, options: dict[str, Any], dtype: torch.dtype) -> dict[str
 def run_heads(cases: list[tuple[str, dict[str, Any], torch.dtype]]) -> list[dict[str, list[Tensor]]]:
     """`run_head` for each case, all in the same processes."""
     return [run_head(*case) for case in cases]
+
+
+def go_on(
+    kind: str, options: dict[str, Any], dtype: torch.dtype, name: str, folder: str, first: int, last: int
+) -> dict[str, list[Tensor]]:
+    """Steps first ... last - 1 of a head, its optimizer and a small encoder, from the checkpoint of step `first` in `folder`; saves step `last`."""
+    ranks = Ranks.world()
+    torch.manual_seed(1)
+    encoder, head = torch.nn.Linear(D, D, dtype=dtype), build(kind, options, dtype)
+    stores = {head.weight: head.rows} if isinstance(head, PartialFC) and head.rows.place != "device" else None
+    groups = parameter_groups([encoder, head], weight_decay=0.01)
+    optimizer = build_optimizer(name, groups, learning_rate=0.2 if name == "sgd" else 0.02, stores=stores)
+    sharded = ShardedState(head.row_shards(), head, optimizer, ranks)
+    if first:
+        state = sharded.collect(load_checkpoint(Path(folder) / f"step_{first:09d}", place=sharded.place))
+        encoder.load_state_dict(state["encoder"])
+        head.load_state_dict(state["head"])
+        optimizer.load_state_dict(state["optimizer"])
+    losses = []
+    for embeddings_BD, labels_B, keys_BKD in batches(dtype, labels_of(kind, options))[first:last]:
+        optimizer.zero_grad()
+        keys_BKD = keys_BKD[:, : K if kind == "attfc" else 1]
+        loss = head(encoder(ranks.own(embeddings_BD)), ranks.own(labels_B), ranks.own(encoder(keys_BKD).detach()))
+        loss.backward()
+        for parameter in encoder.parameters():
+            parameter.grad = ranks.mean(parameter.grad)
+        optimizer.step()
+        losses.append(ranks.mean(loss.detach()))
+    everything = {"encoder": encoder.state_dict(), "head": head.state_dict(), "optimizer": optimizer.state_dict()}
+    save_checkpoint(Path(folder), last, sharded.spread(everything))
+    return {"losses": losses, "encoder": [encoder.weight.detach(), encoder.bias.detach()]}
+
+
+def go_on_several(cases: list[tuple[Any, ...]]) -> list[dict[str, list[Tensor]]]:
+    """`go_on` for each case, all in the same processes."""
+    return [go_on(*case) for case in cases]
 
 
 TINY = [
