@@ -82,8 +82,8 @@ def test_figures_are_those_of_a_loop_for_everyone_and_for_each_group(
         assert part["tar_at_far"]["0.0001"] is tar_by_loop(vectors[rows], labels[rows], 1e-4) is None
     text = out.replace("\n", " ")
     for wanted in (
-        f"{100 * everyone['tar_at_far']['0.0001']:.2f} %",
-        "TAR at FAR",
+        f"{100 * everyone['tar_at_far']['0.0001']:.2f} [",
+        "TAR % at FAR",
         "note: 1 of 154 images are broken and left out; the first is",
         "broken.jpg",
         "not stated: 11,475 impostor pairs, at least 1,000,000 needed",
@@ -103,7 +103,7 @@ def test_figures_are_those_of_a_loop_for_everyone_and_for_each_group(
             ("all-pairs", "FACES", "--broken-limit", 0),
             "1 of 154 images are broken, more than the limit of 0; the first is",
         ),
-        (("all-pairs", "FACES", "--budget-gib", 0.0001), "bytes is too small for 153 embeddings of 32 numbers"),
+        (("all-pairs", "FACES", "--budget-gib", 0.0001), "bytes is too small for 154 embeddings of 32 numbers"),
         (("all-pairs", "FACES", "--groups", "NONE"), "groups cannot be read (No such file or directory)"),
         (("all-pairs", "FACES", "--pairs", "NONE"), "all-pairs scores every pair of images: leave out --pairs"),
         (("held-out", "FACES", "--groups", "NONE"), "--groups is of the protocol all-pairs: leave it out of held-out"),

@@ -10,7 +10,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from attfc.data import Store
+    from attfc.evaluation.resampling import Interval
+    from attfc.evaluation.resampling import Path as FigurePath
 
 __all__ = [
     "CacheOption",
@@ -20,6 +24,7 @@ __all__ = [
     "open_with_bar",
     "out",
     "print_figures",
+    "print_wide",
     "progress_bar",
     "write_json",
 ]
@@ -38,6 +43,7 @@ ModelIsOption = Annotated[
 ]
 
 out = Console(highlight=False, soft_wrap=True)
+wide = Console(highlight=False, soft_wrap=True, width=1000)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -77,25 +83,33 @@ def open_with_bar(path: str, **options: Any) -> "Store":
         return open_store(path, **options, progress=bar)
 
 
-def print_figures(figures: dict[str, Any]) -> None:
-    """Print an evaluation's figures as a table; nested ones with their path as name."""
-    table = Table("on unseen identities", "", box=None)
+def print_wide(table: Table) -> None:
+    """Print a table in its own width: a narrow terminal wraps lines, which loses less than cutting figures off."""
+    wide.print(table)
+
+
+def print_figures(figures: dict[str, Any], intervals: "Mapping[FigurePath, Interval] | None" = None) -> None:
+    """Print an evaluation's figures as a table; nested ones with their path as name, intervals beside them."""
+    known = intervals or {}
+    table = Table("on unseen identities", "", *([""] if known else []), box=None)
     table.columns[1].justify = "right"
 
-    def rows(values: dict[str, Any], prefix: str) -> None:
+    def rows(values: dict[str, Any], path: "FigurePath") -> None:
         for name, value in values.items():
-            label = f"{prefix}{name}".replace("_", " ")
+            label = " ".join((*path, name)).replace("_", " ")
             if isinstance(value, dict):
-                rows(value, f"{label} ")
+                if name not in ("intervals", "uncertainty"):
+                    rows(value, (*path, name))
             elif isinstance(value, bool) or value is None:
                 table.add_row(label, "-" if value is None else str(value))
             elif isinstance(value, float):
-                table.add_row(label, f"{value:.4f}")
+                interval = known.get((*path, name))
+                table.add_row(label, *([f"{value:.4f}"] if interval is None else interval.text(4).split(" ", 1)))
             elif isinstance(value, int):
                 table.add_row(label, f"{value:,}")
 
-    rows(figures, "")
-    out.print(table)
+    rows(figures, ())
+    print_wide(table)
 
 
 def write_json(path: Path | None, values: dict[str, Any]) -> None:

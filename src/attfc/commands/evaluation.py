@@ -1,9 +1,11 @@
 """`attfc evaluate`, `report`: figures of a trained model on people it never saw.
 
-Each protocol is a function of `PROTOCOLS`: it takes the opened model, the paths and the options, prints its figures and returns them for `--json`.
+Each protocol is a function of `_PROTOCOLS`: it takes the options and the opened model, and returns an `Outcome`: figures, the scores behind them, and
+how to print them. Intervals, `--json`, `--save` and `attfc compare` work on outcomes, whatever the protocol.
 """
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,6 +22,7 @@ from attfc.commands.common import (
     open_with_bar,
     out,
     print_figures,
+    print_wide,
     progress_bar,
     write_json,
 )
@@ -30,22 +33,74 @@ if TYPE_CHECKING:
     from torch import nn
 
     from attfc.deploy import ModelFacts
-    from attfc.evaluation import AllPairsEvaluation
+    from attfc.evaluation import AllPairs, AllPairsEvaluation
+    from attfc.evaluation.identification_of_store import StoreIdentification
+    from attfc.evaluation.resampling import Interval, Sample
+    from attfc.evaluation.resampling import Path as FigurePath
+    from attfc.evaluation.result import EvaluationResult
     from attfc.evaluation.templates import TemplateEvaluation
     from attfc.evaluation.verification import PairEvaluation
 
-__all__ = ["evaluate", "report"]
+__all__ = ["Outcome", "Request", "evaluate", "evaluate_model", "find_protocol", "report"]
 
 PAIR_SETS = ("lfw", "cfp_fp", "agedb_30", "calfw", "cplfw")
 
 
+_SPARE = 2.0  # all-pairs scores kept, times those that the largest FAR needs: a resample's threshold may lie lower
+
+PairsOption = Annotated[Path | None, typer.Option(help="pairs file in the LFW form; default: generated pairs")]
+GeneratedPairsOption = Annotated[int, typer.Option(min=4, help="how many, where no pairs are given")]
+SeedOption = Annotated[int, typer.Option(min=0, help="of generated pairs, of who is enrolled, and of the resamples")]
+ThresholdsOption = Annotated[
+    str | None,
+    typer.Option(help="of the accuracy: grid (as published; default for pairs) or exact (default for held-out)"),
+]
+BrokenLimitOption = Annotated[
+    float, typer.Option(min=0, max=1, help="largest share of unusable images that is counted, not refused")
+]
+BatchSizeOption = Annotated[int, typer.Option(min=1, help="images in a forward pass")]
+WorkersOption = Annotated[int, typer.Option(min=0, help="processes that read, decode and align; 0: this one")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda ...")]
+ModeOption = Annotated[
+    str,
+    typer.Option(
+        help="of ijbb and ijbc: N1 keeps the embeddings' length, N0 not; D1 weighs by detector score; F1 adds the mirror image; "
+        "several joined by commas, or all"
+    ),
+]
+EmbeddingsOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="folder where ijbb and ijbc keep embeddings for the next time; default attfc/embeddings in the user's cache",
+        file_okay=False,
+    ),
+]
+GroupsOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="of all-pairs: file with a line an identity, name<TAB>group; figures within each group too", dir_okay=False
+    ),
+]
+BudgetOption = Annotated[
+    float, typer.Option(min=0, help="of all-pairs: memory for a copy of the embeddings and the scores kept, GiB")
+]
+EnrolledOption = Annotated[
+    float,
+    typer.Option(min=0, max=1, help="of identify: share of the identities that are enrolled; the others are strangers"),
+]
+EnrolledImagesOption = Annotated[
+    int, typer.Option(min=1, help="of identify: images of each enrolled identity in the gallery")
+]
+ConfidenceOption = Annotated[float, typer.Option(help="of the intervals, 0.5 to below 1")]
+ResamplesOption = Annotated[
+    int, typer.Option(min=0, help="how often the identities are drawn again for the intervals; 0: no intervals")
+]
+
+
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for, beside the protocol: the opened model and the options, for the protocol to take what it needs."""
+    """What the user asked for, beside the model: the options, for the protocol to take what it needs."""
 
-    model: "nn.Module"
-    facts: "ModelFacts"
-    device: "torch.device"
     protocol: str
     paths: tuple[str, ...]
     pairs: Path | None
@@ -60,12 +115,44 @@ class Request:
     embeddings: Path | None
     groups: Path | None
     budget_gib: float
+    enrolled: float
+    enrolled_images: int
+    intervals: bool
+    keep_scores: bool
+
+    @property
+    def wants_samples(self) -> bool:
+        """Whether the scores behind the figures are needed."""
+        return self.intervals or self.keep_scores
 
     def one_path(self, what: str) -> str:
         """Return the only path, of a protocol that takes one."""
         if len(self.paths) != 1:
             raise UserError(f"{self.protocol} takes one path, {what}; {len(self.paths)} were given")
         return self.paths[0]
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model on its device."""
+
+    module: "nn.Module"
+    facts: "ModelFacts"
+    device: "torch.device"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a protocol found.
+
+    Attributes:
+        figures: plain JSON types. samples: the scores behind them, by where they stand in `figures`.
+        show: prints the figures, with intervals where there are any.
+    """
+
+    figures: dict[str, Any]
+    samples: "Mapping[FigurePath, Sequence[Sample]]"
+    show: Callable[["Mapping[FigurePath, Interval]"], None]
 
 
 def evaluate(
@@ -81,93 +168,121 @@ def evaluate(
             help="held-out: pairs, all pairs and rank-1 of a store; pairs: .bin files, a folder of them, or a store with --pairs; "
             "lfw, cfp_fp, agedb_30, calfw, cplfw: NAME.bin of a folder, several joined by commas; "
             "all-pairs: every image of a store against every other, as MFR-ALL; "
+            "identify: a store's images searched in a gallery of some of its identities; "
             "ijbb, ijbc: the released folder with loose_crop and meta"
         ),
     ],
     paths: Annotated[
         list[str], typer.Argument(help="the data of the protocol: store, .bin files, folder", metavar="PATH...")
     ],
-    pairs: Annotated[Path | None, typer.Option(help="pairs file in the LFW form; default: generated pairs")] = None,
-    generated_pairs: Annotated[int, typer.Option(min=4, help="how many, where no pairs are given")] = 6000,
-    seed: Annotated[int, typer.Option(help="of the generated pairs")] = 0,
-    thresholds: Annotated[
-        str | None,
-        typer.Option(help="of the accuracy: grid (as published; default for pairs) or exact (default for held-out)"),
-    ] = None,
-    broken_limit: Annotated[
-        float, typer.Option(min=0, max=1, help="largest share of unusable images that is counted, not refused")
-    ] = 0.01,
-    batch_size: Annotated[int, typer.Option(min=1, help="images in a forward pass")] = 256,
-    workers: Annotated[int, typer.Option(min=0, help="processes that read, decode and align; 0: this one")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
-    mode: Annotated[
-        str,
-        typer.Option(
-            help="of ijbb and ijbc: N1 keeps the embeddings' length, N0 not; D1 weighs by detector score; F1 adds the mirror image; "
-            "several joined by commas, or all"
-        ),
-    ] = "N1D1F1",
-    embeddings: Annotated[
-        Path | None,
-        typer.Option(
-            help="folder where ijbb and ijbc keep embeddings for the next time; default attfc/embeddings in the user's cache",
-            file_okay=False,
-        ),
-    ] = None,
-    groups: Annotated[
-        Path | None,
-        typer.Option(
-            help="of all-pairs: file with a line an identity, name<TAB>group; figures within each group too",
-            dir_okay=False,
-        ),
-    ] = None,
-    budget_gib: Annotated[
-        float, typer.Option(min=0, help="of all-pairs: memory for a copy of the embeddings and the scores kept, GiB")
-    ] = 4.0,
+    pairs: PairsOption = None,
+    generated_pairs: GeneratedPairsOption = 6000,
+    seed: SeedOption = 0,
+    thresholds: ThresholdsOption = None,
+    broken_limit: BrokenLimitOption = 0.01,
+    batch_size: BatchSizeOption = 256,
+    workers: WorkersOption = 0,
+    device: DeviceOption = "auto",
+    mode: ModeOption = "N1D1F1",
+    embeddings: EmbeddingsOption = None,
+    groups: GroupsOption = None,
+    budget_gib: BudgetOption = 4.0,
+    enrolled: EnrolledOption = 0.5,
+    enrolled_images: EnrolledImagesOption = 1,
+    confidence: ConfidenceOption = 0.95,
+    resamples: ResamplesOption = 1000,
     model_is: ModelIsOption = None,
     cache: CacheOption = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(help="keep figures and scores in this .npz file, for `compare` and `report`", dir_okay=False),
+    ] = None,
     json_file: JsonOption = None,
 ) -> None:
     """Evaluate a trained model on identities it never saw."""
-    run = _protocol(protocol)
-    if thresholds not in (None, "grid", "exact"):
-        raise UserError(f"--thresholds {thresholds} is unknown: use grid or exact")
-    if groups is not None and run is not _all_pairs:
-        raise UserError(f"--groups is of the protocol all-pairs: leave it out of {protocol}")
+    asked = make_request(
+        protocol=protocol,
+        paths=tuple(paths),
+        pairs=pairs,
+        generated_pairs=generated_pairs,
+        seed=seed,
+        thresholds=thresholds,
+        broken_limit=broken_limit,
+        batch_size=batch_size,
+        workers=workers,
+        cache=cache,
+        mode=mode,
+        embeddings=embeddings,
+        groups=groups,
+        budget_gib=budget_gib,
+        enrolled=enrolled,
+        enrolled_images=enrolled_images,
+        intervals=resamples > 0,
+        keep_scores=save is not None,
+    )
+    if resamples > 0:
+        from attfc.evaluation.resampling import check_resampling
 
+        check_resampling(resamples, confidence)
+    if save is not None and save.suffix != ".npz":
+        raise UserError(f"--save {save}: the file is an archive of arrays, so name it {save.stem}.npz")
+    result, outcome = evaluate_model(model, asked, model_is or [], device)
+    intervals: Mapping[FigurePath, Interval] = {}
+    if resamples > 0:
+        from attfc.evaluation.result import add_intervals, resample_result
+
+        with progress_bar("intervals") as bar:
+            intervals = add_intervals(
+                outcome.figures, resample_result(result, resamples, confidence, seed, progress=bar)
+            )
+        outcome.figures["uncertainty"] = {
+            "method": "bootstrap by identity (docs/evaluation.md)",
+            "confidence": confidence,
+            "resamples": resamples,
+            "seed": seed,
+        }
+    outcome.show(intervals)
+    if intervals:
+        out.print(
+            f"[a, b]: {100 * confidence:g} % interval, {resamples:,} bootstrap resamples of identities", markup=False
+        )
+    if save is not None:
+        from attfc.evaluation.result import save_result
+
+        save_result(save, result)
+    write_json(json_file, {"model": result.model, "protocol": protocol, "paths": list(paths), **outcome.figures})
+
+
+def make_request(**options: Any) -> Request:
+    """Check what can be checked before a model is opened."""
+    asked = Request(**options)
+    run = find_protocol(asked.protocol)
+    if asked.thresholds not in (None, "grid", "exact"):
+        raise UserError(f"--thresholds {asked.thresholds} is unknown: use grid or exact")
+    if asked.groups is not None and run is not _all_pairs:
+        raise UserError(f"--groups is of the protocol all-pairs: leave it out of {asked.protocol}")
+    return asked
+
+
+def evaluate_model(
+    path: Path, asked: Request, model_is: Sequence[str], device: str
+) -> "tuple[EvaluationResult, Outcome]":
+    """Open a model and run a protocol on it; nothing is printed but notes about the model."""
     from attfc.build import choose_device
     from attfc.deploy import open_model
     from attfc.deploy.model_inputs import read_statements
+    from attfc.evaluation.result import EvaluationResult
 
     on = choose_device(device)
-    module, facts = open_model(model, read_statements(model_is or []), device=on.type)
+    module, facts = open_model(path, read_statements(list(model_is)), device=on.type)
     for note in facts.notes:
         err.print(f"note: {note}", markup=False)
-    figures = run(
-        Request(
-            model=module.to(on),
-            facts=facts,
-            device=on,
-            protocol=protocol,
-            paths=tuple(paths),
-            pairs=pairs,
-            generated_pairs=generated_pairs,
-            seed=seed,
-            thresholds=thresholds,  # type: ignore[arg-type]
-            broken_limit=broken_limit,
-            batch_size=batch_size,
-            workers=workers,
-            cache=cache,
-            mode=mode,
-            embeddings=embeddings,
-            groups=groups,
-            budget_gib=budget_gib,
-        )
-    )
-    write_json(json_file, {"model": str(facts.path), "protocol": protocol, "paths": list(paths), **figures})
+    outcome = find_protocol(asked.protocol)(asked, OpenedModel(module.to(on), facts, on))
+    return EvaluationResult(str(facts.path), asked.protocol, asked.paths, outcome.figures, outcome.samples), outcome
 
 
-def _protocol(name: str) -> Callable[[Request], dict[str, Any]]:
+def find_protocol(name: str) -> Callable[[Request, OpenedModel], Outcome]:
+    """Return the function of a protocol, or refuse a name."""
     found = {_PROTOCOLS.get(part) for part in name.split(",")}
     if None in found or len(found) != 1 or ("," in name and found != {_named_sets}):
         unknown = next((part for part in name.split(",") if part not in _PROTOCOLS), name)
@@ -181,30 +296,34 @@ def _protocol(name: str) -> Callable[[Request], dict[str, Any]]:
     return run
 
 
-def _held_out(asked: Request) -> dict[str, Any]:
+def _held_out(asked: Request, model: OpenedModel) -> Outcome:
     from attfc.evaluation import evaluate_store, read_pairs
 
     path = asked.one_path("an image folder, any other store, or a synthetic: spec")
     store = open_with_bar(path, cache=asked.cache)
     result = evaluate_store(
-        asked.model,
+        model.module,
         store,
         pairs=read_pairs(asked.pairs, store) if asked.pairs is not None else None,
         generated_pairs=asked.generated_pairs,
         seed=asked.seed,
         thresholds=asked.thresholds or "exact",
+        spare=_SPARE if asked.wants_samples else 1.0,
         batch_size=asked.batch_size,
         workers=asked.workers,
-        device=asked.device,
+        device=model.device,
     )
     figures = result.figures()
-    print_figures(figures)
-    return {"store": path, "pairs_file": str(asked.pairs) if asked.pairs else None, **figures}
+    return Outcome(
+        {"store": path, "pairs_file": str(asked.pairs) if asked.pairs else None, **figures},
+        result.samples(),
+        lambda intervals: print_figures(figures, intervals),
+    )
 
 
-def _pairs(asked: Request) -> dict[str, Any]:
+def _pairs(asked: Request, model: OpenedModel) -> Outcome:
     if asked.pairs is not None:
-        return _pairs_of_store(asked)
+        return _pairs_of_store(asked, model)
     from attfc.evaluation.verification import find_sets
 
     files: list[Path] = []
@@ -215,21 +334,21 @@ def _pairs(asked: Request) -> dict[str, Any]:
             files.append(path)
         else:
             raise UserError(f"{path} is no .bin file and no folder of them: for a store of images add --pairs FILE")
-    return _sets(asked, files)
+    return _sets(asked, model, files)
 
 
-def _named_sets(asked: Request) -> dict[str, Any]:
+def _named_sets(asked: Request, model: OpenedModel) -> Outcome:
     from attfc.evaluation.verification import find_sets
 
     if asked.pairs is not None:
         raise UserError(f"{asked.protocol} brings its own pairs: leave out --pairs, or use the protocol pairs")
     folder = Path(asked.one_path("the folder that holds NAME.bin"))
-    return _sets(asked, find_sets(folder, asked.protocol.split(",")))
+    return _sets(asked, model, find_sets(folder, asked.protocol.split(",")))
 
 
-def _sets(asked: Request, files: list[Path]) -> dict[str, Any]:
+def _sets(asked: Request, model: OpenedModel, files: list[Path]) -> Outcome:
     from attfc.data.verification_sets import read_verification_set
-    from attfc.evaluation.verification import evaluate_pair_list, pairs_of_set
+    from attfc.evaluation.verification import evaluate_pair_list, identities_of_set, pairs_of_set
 
     results: list[PairEvaluation] = []
     for file in files:
@@ -239,21 +358,22 @@ def _sets(asked: Request, files: list[Path]) -> dict[str, Any]:
         with progress_bar(verification_set.name) as bar:
             results.append(
                 evaluate_pair_list(
-                    asked.model,
+                    model.module,
                     verification_set,
                     pairs_of_set(verification_set),
+                    identities=identities_of_set(verification_set).take,
                     thresholds=asked.thresholds or "grid",
                     broken_limit=asked.broken_limit,
                     batch_size=asked.batch_size,
                     workers=asked.workers,
-                    device=asked.device,
+                    device=model.device,
                     progress=bar,
                 )
             )
-    return _print_pairs(asked, results)
+    return _outcome_of_pairs(asked, results)
 
 
-def _pairs_of_store(asked: Request) -> dict[str, Any]:
+def _pairs_of_store(asked: Request, model: OpenedModel) -> Outcome:
     from attfc.evaluation import read_pairs
     from attfc.evaluation.verification import evaluate_pair_list
 
@@ -263,52 +383,79 @@ def _pairs_of_store(asked: Request) -> dict[str, Any]:
     pairs = read_pairs(asked.pairs, store)
     with progress_bar(store.name) as bar:
         result = evaluate_pair_list(
-            asked.model,
+            model.module,
             store,
             pairs,
+            identities=store.labels,
             thresholds=asked.thresholds or "grid",
             broken_limit=asked.broken_limit,
             batch_size=asked.batch_size,
             workers=asked.workers,
-            device=asked.device,
+            device=model.device,
             progress=bar,
         )
-    return _print_pairs(asked, [result])
+    return _outcome_of_pairs(asked, [result])
 
 
-def _print_pairs(asked: Request, results: "list[PairEvaluation]") -> dict[str, Any]:
+def _outcome_of_pairs(asked: Request, results: "list[PairEvaluation]") -> Outcome:
+    return Outcome(
+        {
+            "thresholds": asked.thresholds or "grid",
+            "pairs_file": str(asked.pairs) if asked.pairs else None,
+            "sets": {result.name: result.figures() for result in results},
+        },
+        {("sets", result.name): [result.sample] for result in results if result.sample is not None},
+        lambda intervals: _print_pairs(results, intervals),
+    )
+
+
+def _print_pairs(results: "list[PairEvaluation]", intervals: "Mapping[FigurePath, Interval]") -> None:
     """One line a set; notes below, since a figure with skipped pairs is not that of the whole set."""
-    table = Table("set", "pairs", "accuracy", "± std", "AUC", "EER", "TAR@1e-3", "TAR@1e-2", "skipped", box=None)
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = Table(
+        "set", "pairs", "accuracy %", "± std", "AUC", "EER %", "TAR@1e-3 %", "TAR@1e-2 %", "skipped", box=None
+    )
+    _numbers(table)
     for result in results:
-        scores = result.scores
+        scores, place = result.scores, ("sets", result.name)
         table.add_row(
             result.name,
             f"{len(result.pairs):,}",
-            f"{100 * scores.accuracy:.2f} %",
+            _figure(scores.accuracy, intervals.get((*place, "accuracy"))),
             f"{100 * scores.std:.2f}",
-            f"{scores.auc:.4f}",
-            f"{100 * scores.eer:.2f} %",
-            _percent(scores.tar_at_far.get(1e-3)),
-            _percent(scores.tar_at_far.get(1e-2)),
+            _figure(scores.auc, intervals.get((*place, "auc")), places=4, percent=False),
+            _figure(scores.eer, intervals.get((*place, "eer"))),
+            *(
+                _figure(scores.tar_at_far.get(far), intervals.get((*place, "tar_at_far", f"{far:g}")))
+                for far in (1e-3, 1e-2)
+            ),
             str(result.skipped_pairs),
         )
-    out.print(table)
+    print_wide(table)
     concerned: dict[str, list[str]] = {}
     for result in results:
         for note in result.notes:
             concerned.setdefault(note, []).append(result.name)
     for note, names in concerned.items():
         out.print(f"{', '.join(names)}: {note}", markup=False)
-    return {
-        "thresholds": asked.thresholds or "grid",
-        "pairs_file": str(asked.pairs) if asked.pairs else None,
-        "sets": {result.name: result.figures() for result in results},
-    }
 
 
-def _all_pairs(asked: Request) -> dict[str, Any]:
+def _numbers(table: Table) -> None:
+    """Set all columns but the first to the right, and none over two lines."""
+    for column in table.columns:
+        column.no_wrap = True
+        column.justify = "right" if column is not table.columns[0] else "left"
+
+
+def _figure(share: float | None, interval: "Interval | None", places: int = 2, percent: bool = True) -> str:
+    """A figure with its interval, `-` for one that cannot be stated."""
+    if share is None:
+        return "-"
+    if interval is None:
+        return f"{(100 if percent else 1) * share:.{places}f}"
+    return dataclasses.replace(interval, value=share).text(places, percent)
+
+
+def _all_pairs(asked: Request, model: OpenedModel) -> Outcome:
     from attfc.evaluation import evaluate_all_pairs, read_groups
 
     if asked.pairs is not None:
@@ -318,45 +465,107 @@ def _all_pairs(asked: Request) -> dict[str, Any]:
     groups = read_groups(asked.groups, store) if asked.groups is not None else None
     with progress_bar("faces, then pairs") as bar:
         result = evaluate_all_pairs(
-            asked.model,
+            model.module,
             store,
             groups=groups,
             budget=int(asked.budget_gib * 2**30),
+            spare=_SPARE if asked.wants_samples else 1.0,
             broken_limit=asked.broken_limit,
             batch_size=asked.batch_size,
             workers=asked.workers,
-            device=asked.device,
+            device=model.device,
             progress=bar,
         )
-    _print_all_pairs(result)
-    return {"store": path, "groups_file": str(asked.groups) if asked.groups else None, **result.figures()}
+    return Outcome(
+        {"store": path, "groups_file": str(asked.groups) if asked.groups else None, **result.figures()},
+        result.samples(),
+        lambda intervals: _print_all_pairs(result, intervals),
+    )
 
 
-def _print_all_pairs(result: "AllPairsEvaluation") -> None:
+def _print_all_pairs(result: "AllPairsEvaluation", intervals: "Mapping[FigurePath, Interval]") -> None:
     """One line for everyone and one a group; rates of few pairs say so by their counts."""
     fars = sorted(result.everyone.tar_at_far)
-    table = Table(
-        "TAR at FAR", *(f"{far:g}" for far in fars), "images", "identities", "genuine pairs", "impostor pairs", box=None
-    )
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for name, found in {
-        result.name: result.everyone,
-        **{f"  {name}": found for name, found in result.groups.items()},
-    }.items():
+    columns = (*(f"{far:g}" for far in fars), "images", "identities", "genuine pairs", "impostor pairs")
+    table = Table("TAR % at FAR", *columns, box=None)
+    _numbers(table)
+    lines: dict[FigurePath, tuple[str, AllPairs]] = {("all_pairs",): (result.name, result.everyone)}
+    lines.update({("groups", name): (f"  {name}", found) for name, found in result.groups.items()})
+    for place, (name, found) in lines.items():
         counts = (found.images, found.identities, len(found.genuine_scores), found.impostor_pairs)
         table.add_row(
-            Text(name), *(_percent(found.tar_at_far[far]) for far in fars), *(f"{count:,}" for count in counts)
+            Text(name),
+            *(_figure(found.tar_at_far[far], intervals.get((*place, "tar_at_far", f"{far:g}"))) for far in fars),
+            *(f"{count:,}" for count in counts),
         )
-    out.print(table)
+    print_wide(table)
+    stated = [far for far in fars if result.everyone.threshold_at_far[far] is not None]
+    if result.groups and stated:
+        table = Table("at everyone's threshold", *(f"TAR %, FAR at {far:g}" for far in stated), box=None)
+        _numbers(table)
+        for name, rates in result.at_common_threshold.items():
+            table.add_row(Text(f"  {name}"), *(f"{100 * rates[far][0]:.2f}, {rates[far][1]:.2g}" for far in stated))
+        print_wide(table)
     for note in result.notes:
         out.print(f"note: {note}", markup=False)
 
 
-def _templates(asked: Request) -> dict[str, Any]:
+def _identify(asked: Request, model: OpenedModel) -> Outcome:
+    from attfc.evaluation.identification_of_store import identify_in_store
+
+    if asked.pairs is not None:
+        raise UserError("identify searches images, not pairs: leave out --pairs")
+    path = asked.one_path("an image folder, any other store, or a synthetic: spec")
+    store = open_with_bar(path, cache=asked.cache)
+    with progress_bar("faces") as bar:
+        result = identify_in_store(
+            model.module,
+            store,
+            enrolled=asked.enrolled,
+            enrolled_images=asked.enrolled_images,
+            seed=asked.seed,
+            broken_limit=asked.broken_limit,
+            batch_size=asked.batch_size,
+            workers=asked.workers,
+            device=model.device,
+            progress=bar,
+        )
+    return Outcome(
+        {"store": path, **result.figures()},
+        result.samples(),
+        lambda intervals: _print_identification(result, intervals),
+    )
+
+
+def _print_identification(result: "StoreIdentification", intervals: "Mapping[FigurePath, Interval]") -> None:
+    found = result.found
+    table = Table(
+        "1:N, %",
+        *(f"rank {rank}" for rank in found.rank_rates),
+        *(f"TPIR@{fpir:g}" for fpir in found.tpir_at_fpir),
+        "enrolled",
+        "mated probes",
+        "strangers",
+        box=None,
+    )
+    _numbers(table)
+    table.add_row(
+        Text(result.name),
+        *(_figure(rate, intervals.get(("rank", str(rank)))) for rank, rate in found.rank_rates.items()),
+        *(_figure(tpir, intervals.get(("tpir_at_fpir", f"{fpir:g}"))) for fpir, tpir in found.tpir_at_fpir.items()),
+        f"{found.gallery:,}",
+        f"{len(found.probe_ranks):,}",
+        f"{len(found.stranger_scores):,}",
+    )
+    print_wide(table)
+    for note in result.notes:
+        out.print(f"note: {note}", markup=False)
+
+
+def _templates(asked: Request, model: OpenedModel) -> Outcome:
     from attfc.evaluation.embedding_cache import CacheKey, default_cache, model_digest
     from attfc.evaluation.template_lists import read_template_lists
-    from attfc.evaluation.templates import TemplateMode, evaluate_templates
+    from attfc.evaluation.templates import TemplateMode, evaluate_templates, template_samples
 
     if asked.pairs is not None:
         raise UserError(f"{asked.protocol} brings its own pairs: leave out --pairs")
@@ -367,15 +576,15 @@ def _templates(asked: Request) -> dict[str, Any]:
     )
     with progress_bar("pairs") as bar:
         lists = read_template_lists(asked.one_path("the folder with loose_crop and meta"), asked.protocol, bar)
-    key = CacheKey(asked.facts.network, asked.facts.colours, sorted(asked.facts.options.items()))
-    if asked.facts.kind == "ONNX":
-        key.add("file", _digest_of(asked.facts.path))
+    key = CacheKey(model.facts.network, model.facts.colours, sorted(model.facts.options.items()))
+    if model.facts.kind == "ONNX":
+        key.add("file", _digest_of(model.facts.path))
     else:
-        key.add("weights", model_digest(asked.model).encode())
+        key.add("weights", model_digest(model.module).encode())
     cache = asked.embeddings or default_cache()
     with progress_bar("faces") as bar:
         results = evaluate_templates(
-            asked.model,
+            model.module,
             lists,
             cache,
             modes,
@@ -383,11 +592,19 @@ def _templates(asked: Request) -> dict[str, Any]:
             model_key=key.digest,
             batch_size=asked.batch_size,
             workers=asked.workers,
-            device=asked.device,
+            device=model.device,
             progress=bar,
         )
-    _print_templates(results)
-    return {"modes": {str(result.mode): result.figures() for result in results}, "embeddings": str(results[0].cache)}
+    samples = {
+        ("modes", str(result.mode), *place): several
+        for result in results
+        for place, several in (template_samples(result, lists) if asked.wants_samples else {}).items()
+    }
+    return Outcome(
+        {"modes": {str(result.mode): result.figures() for result in results}, "embeddings": str(results[0].cache)},
+        samples,
+        lambda intervals: _print_templates(results, intervals),
+    )
 
 
 def _digest_of(path: Path) -> bytes:
@@ -397,7 +614,7 @@ def _digest_of(path: Path) -> bytes:
         return hashlib.file_digest(file, "blake2b").digest()
 
 
-def _print_templates(results: "tuple[TemplateEvaluation, ...]") -> None:
+def _print_templates(results: "tuple[TemplateEvaluation, ...]", intervals: "Mapping[FigurePath, Interval]") -> None:
     """1:1 and 1:N, a line a mode; then what a reader should know."""
     first = results[0]
     out.print(
@@ -409,17 +626,18 @@ def _print_templates(results: "tuple[TemplateEvaluation, ...]") -> None:
         one = first.verification
         fars = [f"{far:.0e}".replace("e-0", "e-") for far in one.tar_at_far]
         table = Table("1:1 TAR % at FAR", *fars, "AUC", "EER %", box=None)
-        for column in table.columns:
-            column.no_wrap = True
-            column.justify = "right" if column is not table.columns[0] else "left"
+        _numbers(table)
         for result in results:
-            found = result.verification
+            found, place = result.verification, ("modes", str(result.mode), "verification", "tar_at_far")
             assert found is not None
             table.add_row(
-                str(result.mode), *map(_bare, found.tar_at_far.values()), f"{found.auc:.4f}", _bare(found.eer)
+                str(result.mode),
+                *(_figure(tar, intervals.get((*place, f"{far:g}"))) for far, tar in found.tar_at_far.items()),
+                f"{found.auc:.4f}",
+                _figure(found.eer, None),
             )
-            table.add_row("  nearest FAR *", *map(_bare, found.tar_at_nearest_far.values()))
-        out.print(table)
+            table.add_row("  nearest FAR *", *(_figure(tar, None) for tar in found.tar_at_nearest_far.values()))
+        print_wide(table)
         out.print(
             f"over {one.genuine:,} genuine and {one.impostors:,} impostor pairs; * at the point of the curve whose FAR is nearest, "
             "as the published scripts print it",
@@ -428,49 +646,41 @@ def _print_templates(results: "tuple[TemplateEvaluation, ...]") -> None:
     if first.search is not None:
         ranks, fpirs = first.search.mean["rank"], first.search.mean["tpir_at_fpir"]
         table = Table(
-            "1:N",
+            "1:N, %",
             *(f"rank {rank}" for rank in ranks),
             *(f"TPIR@{fpir}" for fpir in fpirs),
             box=None,
             title_justify="left",
         )
-        for column in table.columns[1:]:
-            column.justify = "right"
+        _numbers(table)
         for result in results:
-            search = result.search
+            search, at = result.search, ("modes", str(result.mode), "search")
             assert search is not None
             table.add_row(
                 f"{result.mode} mean",
-                *map(_percent, (*search.mean["rank"].values(), *search.mean["tpir_at_fpir"].values())),
+                *(_figure(rate, intervals.get((*at, "rank", name))) for name, rate in search.mean["rank"].items()),
+                *(
+                    _figure(rate, intervals.get((*at, "tpir_at_fpir", name)))
+                    for name, rate in search.mean["tpir_at_fpir"].items()
+                ),
             )
             for name, gallery in search.galleries.items():
-                table.add_row(
-                    f"  {name}", *map(_percent, (*gallery.rank_rates.values(), *gallery.tpir_at_fpir.values()))
-                )
+                rates = (*gallery.rank_rates.values(), *gallery.tpir_at_fpir.values())
+                table.add_row(f"  {name}", *(_figure(rate, None) for rate in rates))
             if search.published is not None:
-                joined = search.published
-                table.add_row(
-                    "  joined, as published",
-                    *map(_percent, (*joined.rank_rates.values(), *joined.tpir_at_fpir.values())),
-                )
-        out.print(table)
+                rates = (*search.published.rank_rates.values(), *search.published.tpir_at_fpir.values())
+                table.add_row("  joined, as published", *(_figure(rate, None) for rate in rates))
+        print_wide(table)
     for note in dict.fromkeys(note for result in results for note in result.notes):
         out.print(f"note: {note}", markup=False)
 
 
-def _bare(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.2f}"
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.2f} %"
-
-
-_PROTOCOLS: dict[str, Callable[[Request], dict[str, Any]]] = {
+_PROTOCOLS: dict[str, Callable[[Request, OpenedModel], Outcome]] = {
     "held-out": _held_out,
     "pairs": _pairs,
     **dict.fromkeys(PAIR_SETS, _named_sets),
     "all-pairs": _all_pairs,
+    "identify": _identify,
     "ijbb": _templates,
     "ijbc": _templates,
 }

@@ -38,7 +38,7 @@ from attfc.evaluation.exact_scores import STEP, block_scores, pair_scores, produ
 from attfc.evaluation.metrics import FARS, far_name, pairs_needed, tar_at_far
 from attfc.precision import fast_bfloat16, without_autocast
 
-__all__ = ["ALL_PAIRS_FARS", "AllPairs", "HardPairs", "bytes_needed", "score_all_pairs", "score_groups"]
+__all__ = ["ALL_PAIRS_FARS", "AllPairs", "HardPairs", "bytes_needed", "check_budget", "score_all_pairs", "score_groups"]
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -73,8 +73,8 @@ class AllPairs:
         genuine_scores: (G,) float32, all of them, by identity.
         genuine_labels: (G,) the identity of each, numbered from 0 in the order of the sorted labels.
         top_impostors: (K,) float32, the highest impostor scores, falling; as many as the largest stated FAR needs.
-        top_labels: (K, 2) the two identities of each.
-        identities: how many there are, those with one image included.
+        top_labels: (K, 2) the two identities of each. top_codes: (K,) int64 which pair it is, by the place of its rows in `embeddings`.
+        identities: how many there are, those with one image included. identity_images: (identities,) images of each.
         impostor_pairs: how many impostor pairs were scored.
         tar_at_far: None for a FAR that cannot be stated; `notes` says why.
         threshold_at_far: a pair is accepted when its score is *above* this; None as above.
@@ -87,7 +87,9 @@ class AllPairs:
     genuine_labels: Ints
     top_impostors: npt.NDArray[np.float32]
     top_labels: Ints
+    top_codes: Ints
     identities: int
+    identity_images: Ints
     impostor_pairs: int
     tar_at_far: dict[float, float | None]
     threshold_at_far: dict[float, float | None]
@@ -129,6 +131,36 @@ def bytes_needed(images: int, dimension: int, genuine_pairs: int, kept: int, dev
     rows = 4 * images * dimension + 48 * images
     tile = 4 * min(_ROWS[device], images) * min(_COLUMNS[device], images)
     return rows + 24 * genuine_pairs + 3 * tile + _BYTES_SCRATCH + _BYTES_KEPT * kept
+
+
+def check_budget(
+    budget: int, dimension: int, counts: npt.ArrayLike, device: torch.device | str | None = None, hardest: int = 12
+) -> int:
+    """Return how many impostor scores a budget has room for; refuse one that has none, before anything is embedded.
+
+    Args:
+        budget: bytes. dimension: of the embeddings.
+        counts: images of each identity.
+        device, hardest: see `score_all_pairs`.
+
+    Raises:
+        UserError: too small.
+    """
+    images_I = np.asarray(counts, dtype=np.int64)
+    images, genuine_pairs = int(images_I.sum()), int((images_I * (images_I - 1) // 2).sum())
+    fixed = bytes_needed(images, dimension, genuine_pairs, 0, _kind(device))
+    room = (budget - fixed) // _BYTES_KEPT
+    if room < max(2, hardest):
+        raise UserError(
+            f"budget={budget:,} bytes is too small for {images:,} embeddings of {dimension} numbers and "
+            f"{genuine_pairs:,} genuine pairs: at least {fixed + _BYTES_KEPT * max(2, hardest):,} are needed"
+        )
+    return room
+
+
+def _kind(device: torch.device | str | None) -> str:
+    kind = torch.device("cpu" if device is None else device).type
+    return kind if kind in _ROWS else "cpu"
 
 
 def score_all_pairs(
@@ -185,15 +217,8 @@ def score_all_pairs(
         raise UserError(f"spare={spare}: 1 keeps the impostor scores that the largest FAR needs; use at least 1")
     order = np.argsort(dense, kind="stable")
     where = device if device is not None else embeddings.device if isinstance(embeddings, Tensor) else "cpu"
-    kind = torch.device(where).type
-    kind = kind if kind in _ROWS else "cpu"
-    fixed = bytes_needed(images, embeddings.shape[1], genuine_pairs, 0, kind)
-    room = (budget - fixed) // _BYTES_KEPT
-    if room < max(2, hardest):
-        raise UserError(
-            f"budget={budget:,} bytes is too small for {images:,} embeddings of {embeddings.shape[1]} numbers and "
-            f"{genuine_pairs:,} genuine pairs: at least {fixed + _BYTES_KEPT * max(2, hardest):,} are needed"
-        )
+    kind = _kind(where)
+    room = check_budget(budget, embeddings.shape[1], counts, where, hardest)
     wants = {
         far: min(impostor_pairs, math.floor(far * impostor_pairs) + 2) for far in fars
     }  # the threshold, and rounding
@@ -227,7 +252,9 @@ def score_all_pairs(
         genuine_labels=np.repeat(np.arange(len(counts)), counts * (counts - 1) // 2),
         top_impostors=top,
         top_labels=np.stack([dense[first_K], dense[second_K]], axis=1),
+        top_codes=np.minimum(first_K, second_K) * images + np.maximum(first_K, second_K),
         identities=len(counts),
+        identity_images=counts.astype(np.int64),
         impostor_pairs=impostor_pairs,
         tar_at_far=tars,
         threshold_at_far={

@@ -19,10 +19,14 @@ from torch import nn
 from attfc.data.store import Store
 from attfc.data.text_lines import line_blocks, open_regular
 from attfc.errors import UserError
-from attfc.evaluation.all_pairs import ALL_PAIRS_FARS, AllPairs, score_all_pairs, score_groups
+from attfc.evaluation.all_pairs import ALL_PAIRS_FARS, AllPairs, check_budget, score_all_pairs, score_groups
 from attfc.evaluation.embedding import broken_images, check_broken_limit, embed_store
+from attfc.evaluation.metrics import far_name
+from attfc.evaluation.resampling import Path as FigurePath
+from attfc.evaluation.resampling import Sample
+from attfc.evaluation.samples import TailSample
 
-__all__ = ["AllPairsEvaluation", "Groups", "evaluate_all_pairs", "read_groups"]
+__all__ = ["AllPairsEvaluation", "Groups", "evaluate_all_pairs", "rates_at_common_threshold", "read_groups"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +52,7 @@ class AllPairsEvaluation:
         name: of the store.
         everyone: over all pairs of usable images.
         groups: over the pairs within each group, by name; empty without groups.
+        at_common_threshold: group -> FAR -> (TAR, FAR within the group) at the threshold that gives *everyone* this FAR.
         images: how many were embedded, the broken ones included.
         broken: (position, where, reason) of the images that could not be used.
         embedding_seconds, scoring_seconds: wall time.
@@ -57,6 +62,7 @@ class AllPairsEvaluation:
     name: str
     everyone: AllPairs
     groups: Mapping[str, AllPairs]
+    at_common_threshold: Mapping[str, Mapping[float, tuple[float, float]]]
     images: int
     broken: tuple[tuple[int, str, str], ...]
     embedding_seconds: float
@@ -67,13 +73,56 @@ class AllPairsEvaluation:
         """Return the figures as plain JSON types, FARs as text, unknown figures as None."""
         return {
             "all_pairs": self.everyone.to_dict(),
-            "groups": {name: found.to_dict() for name, found in self.groups.items()},
+            "groups": {
+                name: {**found.to_dict(), "at_common_threshold": _plain(self.at_common_threshold[name])}
+                for name, found in self.groups.items()
+            },
             "images": self.images,
             "broken": len(self.broken),
             "embedding_seconds": self.embedding_seconds,
             "scoring_seconds": self.scoring_seconds,
             "notes": list(self.notes),
         }
+
+    def samples(self) -> dict[FigurePath, list[Sample]]:
+        """Return the scores behind the figures, by where these stand in `figures()`, for intervals by identity."""
+        holders: dict[FigurePath, AllPairs] = {("all_pairs",): self.everyone}
+        holders.update({("groups", name): found for name, found in self.groups.items()})
+        return {
+            path: [TailSample.of_all_pairs(found)]
+            for path, found in holders.items()
+            if any(tar is not None for tar in found.tar_at_far.values())
+        }
+
+
+def _plain(rates: Mapping[float, tuple[float, float]]) -> dict[str, dict[str, float]]:
+    return {far_name(far): {"tar": tar, "far": within} for far, (tar, within) in rates.items()}
+
+
+def rates_at_common_threshold(
+    everyone: AllPairs, group_of_identity: npt.NDArray[np.str_], groups: Mapping[str, AllPairs]
+) -> dict[str, dict[float, tuple[float, float]]]:
+    """Return, for each group and FAR, TAR and FAR within the group at the threshold that gives everyone this FAR.
+
+    A system has one threshold: this says whom it serves worse. A group's own threshold (`score_groups`) hides it.
+
+    Args:
+        everyone: all pairs.
+        group_of_identity: (identities,) text, in the order of `everyone`'s labels; "" = in no group.
+        groups: the groups to give, with their numbers of pairs.
+    """
+    genuine_group = group_of_identity[everyone.genuine_labels]
+    top_group = group_of_identity[everyone.top_labels]
+    found: dict[str, dict[float, tuple[float, float]]] = {}
+    for name, within in groups.items():
+        genuine = everyone.genuine_scores[genuine_group == name]
+        impostors = everyone.top_impostors[(top_group == name).all(axis=1)]
+        found[name] = {
+            far: (float(np.mean(genuine > threshold)), int(np.sum(impostors > threshold)) / within.impostor_pairs)
+            for far, threshold in everyone.threshold_at_far.items()
+            if threshold is not None
+        }
+    return found
 
 
 def read_groups(path: str | Path, store: Store) -> Groups:
@@ -147,6 +196,7 @@ def evaluate_all_pairs(
     groups: Groups | None = None,
     fars: Sequence[float] = ALL_PAIRS_FARS,
     budget: int = 4 * 2**30,
+    spare: float = 1.0,
     broken_limit: float = 0.01,
     flip: bool = True,
     batch_size: int = 256,
@@ -161,16 +211,19 @@ def evaluate_all_pairs(
         model: (B, 3, S, S) float32 RGB in [-1, 1] -> (B, D), with an `image_size`; its mode is left as it was.
         store: the images.
         groups: from `read_groups`: also score the pairs within each group.
-        fars, budget: see `score_all_pairs`; a FAR that cannot be stated is None, and a note says why.
+        fars, budget, spare: see `score_all_pairs`; a FAR that cannot be stated is None, and a note says why.
         broken_limit: the largest share of broken images that is left out and counted; a larger one is an error.
         flip, batch_size, device, workers, autocast_dtype: see `embed_store`.
         progress: called as (images done, images), then as (pairs done, pairs) of everyone's pairs.
 
     Raises:
         UserError: too many broken images; no genuine or no impostor pair; a model that gives NaN or zeros; a budget too small for the
-            embeddings.
+            embeddings, before anything is embedded where the model has an `embedding_size`.
     """
     check_broken_limit(broken_limit)
+    size = getattr(model, "embedding_size", None)
+    if isinstance(size, int):
+        check_budget(budget, size, store.identities.counts(), device)
     embeddings = embed_store(
         model,
         store,
@@ -193,17 +246,20 @@ def evaluate_all_pairs(
         vectors = vectors[valid]
     start = time.perf_counter()
     labels = store.labels(positions_N[valid])
-    options: dict[str, Any] = {"fars": fars, "budget": budget, "device": device}
+    options: dict[str, Any] = {"fars": fars, "budget": budget, "spare": spare, "device": device}
     everyone = score_all_pairs(vectors, labels, progress=progress, **options)
     notes = (*notes, *everyone.notes)
-    within: Mapping[str, AllPairs] = {}
+    within: dict[str, AllPairs] = {}
+    common: dict[str, dict[float, tuple[float, float]]] = {}
     if groups is not None:
         within, more = score_groups(vectors, labels, groups.of_label[labels], **options)
         notes = (*notes, *groups.notes, *more)
+        common = rates_at_common_threshold(everyone, groups.of_label[np.unique(labels)], within)
     return AllPairsEvaluation(
         name=store.name,
         everyone=everyone,
         groups=within,
+        at_common_threshold=common,
         images=len(positions_N),
         broken=broken,
         embedding_seconds=embeddings.seconds,

@@ -22,6 +22,8 @@ from attfc.evaluation.identification import RankOne
 from attfc.evaluation.identification import rank_one as identify
 from attfc.evaluation.metrics import FARS, PairScores, Thresholds, cosine_of_pairs, evaluate_scores
 from attfc.evaluation.pairs import Pairs, generate_pairs
+from attfc.evaluation.resampling import Path, Sample
+from attfc.evaluation.samples import PairListSample, ShareSample, TailSample
 
 __all__ = ["HardestPair", "HeldOutEvaluation", "evaluate_store"]
 
@@ -53,6 +55,7 @@ class HeldOutEvaluation:
         hardest: worst genuine, then worst impostor pairs; of all pairs if those were scored, else of the list.
         broken: (position, where, reason) of the images that could not be used.
         notes: what a reader of the figures should know.
+        pair_sample: the list of pairs with the identities behind it, for intervals.
     """
 
     pair_scores: PairScores
@@ -64,6 +67,16 @@ class HeldOutEvaluation:
     hardest: tuple[HardestPair, ...]
     broken: tuple[tuple[int, str, str], ...]
     notes: tuple[str, ...]
+    pair_sample: PairListSample
+
+    def samples(self) -> dict[Path, list[Sample]]:
+        """Return the scores behind the figures, by where these stand in `figures()`, for intervals by identity."""
+        found: dict[Path, list[Sample]] = {(): [self.pair_sample]}
+        if self.rank_one is not None:
+            found[()].append(ShareSample.of_rank_one(self.rank_one))
+        if self.all_pairs is not None and any(tar is not None for tar in self.all_pairs.tar_at_far.values()):
+            found["all_pairs",] = [TailSample.of_all_pairs(self.all_pairs)]
+        return found
 
     def figures(self) -> dict[str, Any]:
         """Return the figures in the form of a run folder's `evaluation.json`: plain JSON types, unknown ones as None."""
@@ -123,6 +136,7 @@ def evaluate_store(
     all_pairs: bool = True,
     gallery_images: int = 10_000,
     hardest: int = 12,
+    spare: float = 1.0,
     flip: bool = True,
     batch_size: int = 256,
     device: torch.device | str | None = None,
@@ -140,6 +154,7 @@ def evaluate_store(
         rank_one, all_pairs: also identify, and score every image against every other.
         gallery_images: these two use the whole store, or whole identities drawn by `seed` up to so many images.
         hardest: how many of the worst genuine and of the worst impostor pairs to name.
+        spare: see `score_all_pairs`; intervals of the all-pairs figures want 2.
         flip, batch_size, device, workers, autocast_dtype: see `embed_store`.
 
     Raises:
@@ -197,7 +212,7 @@ def evaluate_store(
         if rank_one:
             ranked = identify(vectors, labels, device=on)
         if all_pairs:
-            everything = score_all_pairs(vectors, labels, fars=fars, hardest=hardest, device=on)
+            everything = score_all_pairs(vectors, labels, fars=fars, hardest=hardest, spare=spare, device=on)
             notes = (*notes, *everything.notes)
     return HeldOutEvaluation(
         pair_scores=figures,
@@ -209,6 +224,15 @@ def evaluate_store(
         hardest=_hardest(store, hardest, kept, scores, everything, positions_N[rows]),
         broken=broken,
         notes=(*wanted.notes, *figures.notes, *notes),
+        pair_sample=PairListSample.of(
+            scores,
+            kept.same,
+            kept.fold,
+            store.labels(kept.first),
+            store.labels(kept.second),
+            thresholds=thresholds,
+            fars=fars,
+        ),
     )
 
 

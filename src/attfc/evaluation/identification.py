@@ -9,7 +9,7 @@ Phillips et al. 2011 (detection and identification rate).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -92,11 +92,13 @@ class Identification:
 
 @dataclass(frozen=True)
 class RankOne:
-    """Share of probes whose nearest other image shows the same person, with the counts behind it."""
+    """Share of probes whose nearest other image shows the same person, with the counts behind it; hits, labels: (probes,)."""
 
     rate: float
     probes: int
     gallery: int
+    hits: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_), repr=False, compare=False)
+    labels: Ints = field(default_factory=lambda: np.zeros(0, np.int64), repr=False, compare=False)
 
 
 def identify(
@@ -304,7 +306,7 @@ def rank_one(
             "an identity with two images and a second identity"
         )
     labels_N = torch.from_numpy(dense).to(rows_ND.device)
-    found = 0
+    found: list[npt.NDArray[np.bool_]] = []
     for start in range(0, len(probes), block):
         probe_B = torch.from_numpy(probes[start : start + block]).to(rows_ND.device)
         scores_BN = rows_ND[probe_B] @ rows_ND.T
@@ -312,5 +314,6 @@ def rank_one(
         impostor_B = scores_BN.masked_fill(same_BN, -2.0).amax(dim=1)
         same_BN[torch.arange(len(probe_B), device=probe_B.device), probe_B] = False  # not the probe itself
         genuine_B = scores_BN.masked_fill(~same_BN, -2.0).amax(dim=1)
-        found += int((genuine_B > impostor_B + _TIE).sum())
-    return RankOne(found / len(probes), len(probes), len(rows_ND) - 1)
+        found.append((genuine_B > impostor_B + _TIE).cpu().numpy())
+    hits = np.concatenate(found)
+    return RankOne(int(hits.sum()) / len(probes), len(probes), len(rows_ND) - 1, hits, dense[probes].astype(np.int64))

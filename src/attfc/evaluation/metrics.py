@@ -26,6 +26,7 @@ from torch import Tensor
 from attfc.errors import UserError
 
 __all__ = [
+    "DISTANCE_GRID",
     "FARS",
     "PairScores",
     "Roc",
@@ -51,7 +52,8 @@ Bools = npt.NDArray[np.bool_]
 Thresholds = Literal["exact", "grid"]
 
 FARS: tuple[float, ...] = (1e-1, 1e-2, 1e-3, 1e-4)
-_GRID: Floats = np.arange(0, 4, 0.01)  # squared distances of unit vectors, as in the published scripts
+DISTANCE_GRID: Floats = np.arange(0, 4, 0.01)
+"""Squared distances of unit vectors that are tried as thresholds, as in the published scripts."""
 _SLACK = 1e-9  # FAR x impostors in floating point: 0.29 x 100 is 28.999999999999996
 
 
@@ -327,8 +329,10 @@ def _candidates(scores_P: Floats) -> Floats:
 def _best_distance(distances_P: Floats, same_P: Bools) -> float:
     """Return the squared distance of the grid with the most right answers, the smallest of the best."""
     genuine, impostor = np.sort(distances_P[same_P]), np.sort(distances_P[~same_P])
-    right = np.searchsorted(genuine, _GRID) + impostor.size - np.searchsorted(impostor, _GRID)  # same: distance < grid
-    return float(_GRID[np.argmax(right)])
+    right = (
+        np.searchsorted(genuine, DISTANCE_GRID) + impostor.size - np.searchsorted(impostor, DISTANCE_GRID)
+    )  # same: distance < grid
+    return float(DISTANCE_GRID[np.argmax(right)])
 
 
 def best_threshold(scores: npt.ArrayLike, same: npt.ArrayLike, thresholds: Thresholds = "exact") -> float:

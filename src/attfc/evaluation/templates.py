@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from attfc.errors import UserError
+from attfc.evaluation.embedding import check_broken_limit
 from attfc.evaluation.embedding_cache import FaceEmbeddings
 from attfc.evaluation.exact_scores import block_scores, unit_tensor
 from attfc.evaluation.identification import Identification, identify
@@ -35,6 +36,9 @@ from attfc.evaluation.metrics import (
     tar_at_far,
     tar_at_nearest_far,
 )
+from attfc.evaluation.resampling import Path as FigurePath
+from attfc.evaluation.resampling import Sample, linked_identities
+from attfc.evaluation.samples import SearchSample, TailSample
 from attfc.evaluation.template_faces import embed_faces
 from attfc.evaluation.template_lists import SubjectList, TemplateLists, TemplatePairs
 
@@ -49,6 +53,8 @@ __all__ = [
     "pool_templates",
     "score_template_pairs",
     "search_templates",
+    "subjects_of_templates",
+    "template_samples",
     "verify_templates",
 ]
 
@@ -539,6 +545,7 @@ def evaluate_templates(
     Raises:
         UserError: too many unusable faces, nothing to score, or what `embed_faces` raises.
     """
+    check_broken_limit(broken_limit)
     faces = lists.faces
     if len(faces.unusable) > broken_limit * len(faces):  # before the hours of embedding
         raise _too_many(lists, faces.unusable, broken_limit)
@@ -611,6 +618,54 @@ def _evaluate_mode(
             *(search.notes if search is not None else ()),
         ),
     )
+
+
+def subjects_of_templates(lists: TemplateLists) -> tuple[Ints, Ints]:
+    """Return all template numbers, rising, and who each shows, numbered from 0, as far as the lists say.
+
+    Galleries and probes name subjects; templates of a genuine pair show one.
+    """
+    pairs = lists.pairs
+    named = [*lists.galleries, *(() if lists.probes is None else (lists.probes,))]
+    ids = np.unique(
+        np.concatenate(
+            [
+                lists.faces.templates,
+                *(one.templates for one in named),
+                *(() if pairs is None else (pairs.first, pairs.second)),
+            ]
+        )
+    )
+    subjects = np.unique(np.concatenate([np.zeros(0, np.int64), *(one.subjects for one in named)]))
+    first = [np.searchsorted(ids, one.templates) for one in named]
+    second = [len(ids) + np.searchsorted(subjects, one.subjects) for one in named]
+    if pairs is not None:
+        first.append(np.searchsorted(ids, pairs.first[pairs.same]))
+        second.append(np.searchsorted(ids, pairs.second[pairs.same]))
+    linked = linked_identities(len(ids) + len(subjects), np.concatenate(first), np.concatenate(second))
+    return ids, np.unique(linked[: len(ids)], return_inverse=True)[1].astype(np.int64)
+
+
+def template_samples(result: TemplateEvaluation, lists: TemplateLists) -> dict[FigurePath, list[Sample]]:
+    """Return the samples of a result's 1:1 and 1:N figures, by where these stand in `figures()`, for intervals by subject."""
+    found: dict[FigurePath, list[Sample]] = {}
+    if result.verification is not None:
+        one, pairs = result.verification, lists.pairs
+        assert pairs is not None
+        ids, subjects = subjects_of_templates(lists)
+        found["verification",] = [
+            TailSample.of_list(
+                one.scores,
+                one.same,
+                subjects[np.searchsorted(ids, pairs.first[one.scored])],
+                subjects[np.searchsorted(ids, pairs.second[one.scored])],
+                codes=np.flatnonzero(one.scored),
+                fars=tuple(one.tar_at_far),
+            )
+        ]
+    if result.search is not None:
+        found["search",] = [SearchSample.of(list(result.search.galleries.values()))]
+    return found
 
 
 def _too_many(lists: TemplateLists, broken: dict[int, str], limit: float) -> UserError:

@@ -7,6 +7,7 @@ another set.
 Sources: LFW protocol (Huang et al. 2007); the `.bin` sets of InsightFace.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +33,12 @@ from attfc.evaluation.metrics import (
     unit_rows,
 )
 from attfc.evaluation.pairs import Pairs
+from attfc.evaluation.resampling import linked_identities
+from attfc.evaluation.samples import PairListSample
 
-__all__ = ["KNOWN_SETS", "PairEvaluation", "evaluate_pair_list", "find_sets", "pairs_of_set"]
+__all__ = ["KNOWN_SETS", "PairEvaluation", "evaluate_pair_list", "find_sets", "identities_of_set", "pairs_of_set"]
+
+Ints = npt.NDArray[np.int64]
 
 KNOWN_SETS = ("lfw", "cfp_fp", "agedb_30", "calfw", "cplfw")
 """The sets of the field's tables, in their order; `NAME.bin` in a folder."""
@@ -69,6 +74,7 @@ class PairEvaluation:
         broken: (position, where, reason) of the images that could not be used.
         seconds: wall time of embedding.
         notes: what a reader of the figures should know.
+        sample: the pairs scored with the identities behind them, for intervals; None if these are unknown.
     """
 
     name: str
@@ -79,6 +85,7 @@ class PairEvaluation:
     broken: tuple[tuple[int, str, str], ...]
     seconds: float
     notes: tuple[str, ...]
+    sample: PairListSample | None = None
 
     def figures(self) -> dict[str, Any]:
         """Return the figures as plain JSON types, FARs as text, unknown figures as None."""
@@ -142,11 +149,26 @@ def pairs_of_set(verification_set: VerificationSet, folds: int = 10) -> Pairs:
     return Pairs(first, first + 1, verification_set.same, fold_numbers(pairs, folds), f"{verification_set.name}.bin")
 
 
+def identities_of_set(verification_set: VerificationSet) -> Ints:
+    """Return who each image of a `.bin` set shows, as far as the set says: (2 P,) int64.
+
+    The files name nobody. Images of a genuine pair show one person, and so do images of equal bytes; one person may remain several
+    identities where no pair joins them. Intervals by these identities are then too narrow, less so than intervals by pairs.
+    """
+    digests = [hashlib.blake2b(encoded, digest_size=16).digest() for encoded in verification_set.encoded]
+    number_of = {digest: number for number, digest in enumerate(dict.fromkeys(digests))}
+    picture = np.array([number_of[digest] for digest in digests], dtype=np.int64)
+    genuine = np.flatnonzero(verification_set.same)
+    linked = linked_identities(len(number_of), picture[2 * genuine], picture[2 * genuine + 1])
+    return linked[picture]
+
+
 def evaluate_pair_list(
     model: nn.Module,
     source: ImageSource,
     pairs: Pairs,
     *,
+    identities: Callable[[Ints], Ints] | None = None,
     thresholds: Thresholds = "grid",
     fars: Sequence[float] = FARS,
     broken_limit: float = 0.01,
@@ -163,6 +185,7 @@ def evaluate_pair_list(
         model: (B, 3, S, S) float32 RGB in [-1, 1] -> (B, D), with an `image_size`; its mode is left as it was.
         source: the images: a store, or a verification set.
         pairs: positions in `source`, from `pairs_of_set`, `read_pairs` or `generate_pairs`.
+        identities: gives the identity of each position: `store.labels`, or `identities_of_set(...).take`; None: the result has no sample.
         thresholds: "grid", the published scripts' 400 squared distances, or "exact"; see `evaluate_scores`.
         fars: false accept rates for TAR at FAR.
         broken_limit: the largest share of broken images that is counted; a larger one is an error.
@@ -199,14 +222,27 @@ def evaluate_pair_list(
     vectors = embeddings.vectors
     unit_ND = np.zeros(vectors.shape, dtype=np.float64)
     unit_ND[embeddings.valid] = unit_rows(vectors[embeddings.valid])
+    distances_P = squared_distances_of_pairs(unit_ND, first_P, second_P) if thresholds == "grid" else None
     scores = evaluate_scores(
         cosine_of_pairs(unit_ND, first_P, second_P),
         kept.same,
         kept.fold,
         thresholds=thresholds,
         fars=fars,
-        squared_distances=squared_distances_of_pairs(unit_ND, first_P, second_P) if thresholds == "grid" else None,
+        squared_distances=distances_P,
     )
+    sample = None
+    if identities is not None:
+        sample = PairListSample.of(
+            scores.scores,
+            kept.same,
+            kept.fold,
+            identities(kept.first),
+            identities(kept.second),
+            thresholds=thresholds,
+            distances=distances_P,
+            fars=fars,
+        )
     return PairEvaluation(
         name=source.name,
         scores=scores,
@@ -216,4 +252,5 @@ def evaluate_pair_list(
         broken=broken,
         seconds=embeddings.seconds,
         notes=(*notes, *scores.notes),
+        sample=sample,
     )

@@ -1,0 +1,306 @@
+"""A model's result on a protocol with the scores behind its figures, for intervals, comparisons and curves; and the file that keeps it.
+
+`attfc evaluate ... --save FILE` writes a `.npz` (uncompressed, no pickle): the figures as JSON text, and the arrays of every sample. An all-pairs or
+template result keeps all genuine scores and the highest impostor scores, not all. Names of people and files are not in it; scores and numbers of
+identities are.
+
+A file from elsewhere is hostile until read: no pickle, no member larger than the file, headers checked before anything is allocated.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from attfc.errors import UserError
+from attfc.evaluation.resampling import (
+    IdentityDraw,
+    Interval,
+    Resampled,
+    Sample,
+    check_resampling,
+    interval_of_difference,
+    nested,
+    resample,
+)
+from attfc.evaluation.resampling import Path as FigurePath
+from attfc.evaluation.samples import PairListSample, SearchSample, ShareSample, TailSample
+
+__all__ = [
+    "Difference",
+    "EvaluationResult",
+    "add_intervals",
+    "compare_results",
+    "read_result",
+    "resample_result",
+    "save_result",
+]
+
+Progress = Callable[[int, int], None]
+
+_FORMAT = "attfc result 1"
+_KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (PairListSample, TailSample, SearchSample, ShareSample)}
+_MOST_TEXT = 64 * 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationResult:
+    """What one model did on one protocol.
+
+    Attributes:
+        model: where it was, as the user wrote it. protocol, paths: likewise.
+        figures: as in `--json`.
+        samples: where figures stand in `figures` -> the scores behind them.
+    """
+
+    model: str
+    protocol: str
+    paths: tuple[str, ...]
+    figures: dict[str, Any] = field(repr=False)
+    samples: Mapping[FigurePath, Sequence[Sample]] = field(repr=False)
+
+
+def resample_result(
+    result: EvaluationResult, resamples: int, confidence: float, seed: int, progress: Progress | None = None
+) -> dict[FigurePath, list[Resampled]]:
+    """Resample every sample of a result: one `Resampled` for each, at the same places.
+
+    Raises:
+        UserError: see `resample`.
+    """
+    check_resampling(resamples, confidence)
+    found: dict[FigurePath, list[Resampled]] = {}
+    total = sum(map(len, result.samples.values()))
+    for place, samples in result.samples.items():
+        for sample in samples:
+            found.setdefault(place, []).append(resample(sample, resamples, confidence, seed))
+            if progress is not None:
+                progress(sum(map(len, found.values())), total)
+    return found
+
+
+def add_intervals(
+    figures: dict[str, Any], resampled: Mapping[FigurePath, Sequence[Resampled]]
+) -> dict[FigurePath, Interval]:
+    """Write `intervals` beside the figures they belong to, and notes; return them by the figure's whole path."""
+    found: dict[FigurePath, Interval] = {}
+    for place, several in resampled.items():
+        holder = figures
+        for name in place:
+            holder = holder[name]
+        intervals = {path: interval for one in several for path, interval in one.intervals().items()}
+        holder["intervals"] = nested(intervals)
+        holder["interval_identities"] = max(one.carriers for one in several)
+        found.update({(*place, *path): interval for path, interval in intervals.items()})
+    return found
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A figure of two models, and that of the first minus that of the second."""
+
+    path: FigurePath
+    one: Interval
+    other: Interval
+    difference: Interval
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval of the difference leaves out 0."""
+        low, high = self.difference.low, self.difference.high
+        return low is not None and high is not None and (low > 0 or high < 0)
+
+
+def compare_results(
+    one: EvaluationResult,
+    other: EvaluationResult,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[Difference]:
+    """Compare two models on the same protocol, the same people drawn for both.
+
+    Raises:
+        UserError: other protocols, other pairs or people, other settings; nothing in common.
+    """
+    if _family(one.protocol) != _family(other.protocol):
+        raise UserError(
+            f"{one.model} was evaluated on {one.protocol}, {other.model} on {other.protocol}: compare needs one protocol"
+        )
+    common = [place for place in one.samples if place in other.samples]
+    if not common:
+        raise UserError(
+            f"{one.model} and {other.model} have no figures in common ({_places(one)}; {_places(other)}): evaluate both on the same data"
+        )
+    for place in common:
+        for first, second in zip(one.samples[place], other.samples[place], strict=False):
+            _check_comparable(one, other, place, first, second)
+    found: list[Difference] = []
+    for done, place in enumerate(common, start=1):
+        for first, second in zip(one.samples[place], other.samples[place], strict=False):
+            both = [resample(sample, resamples, confidence, seed) for sample in (first, second)]
+            for path in both[0].values:
+                if path in both[1].values:
+                    intervals = [resampled.interval(path) for resampled in both]
+                    difference = interval_of_difference(both[0], both[1], path)
+                    found.append(Difference((*place, *path), intervals[0], intervals[1], difference))
+        if progress is not None:
+            progress(done, len(common))
+    return found
+
+
+def _family(protocol: str) -> str:
+    """A set by name is evaluated as any list of pairs."""
+    return protocol if protocol in ("held-out", "all-pairs", "identify", "ijbb", "ijbc") else "pairs"
+
+
+def _places(result: EvaluationResult) -> str:
+    return ", ".join(".".join(place) or "figures" for place in result.samples) or "none with scores"
+
+
+def _check_comparable(
+    one: EvaluationResult, other: EvaluationResult, place: FigurePath, first: Sample, second: Sample
+) -> None:
+    facts, others = first.facts(), second.facts()
+    where = f"{'.'.join(place)}: " if place else ""
+    if type(first) is not type(second) or facts.keys() != others.keys():
+        raise UserError(f"{where}{one.model} and {other.model} keep other kinds of scores: evaluate both anew")
+    for name, values in facts.items():
+        if values.shape != others[name].shape or not np.array_equal(values, others[name]):
+            counts = (
+                f" ({values.shape[-1]:,} and {others[name].shape[-1]:,})" if values.shape != others[name].shape else ""
+            )
+            raise UserError(
+                f"{where}the {name} of {one.model} and of {other.model} differ{counts}: both must be evaluated on the same data "
+                "with the same options and --seed, and leave out the same broken images"
+            )
+
+
+def save_result(path: str | os.PathLike[str], result: EvaluationResult) -> None:
+    """Write a result in one piece, over an older one.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    listed: list[dict[str, Any]] = []
+    for place, samples in result.samples.items():
+        for sample in samples:
+            settings: dict[str, Any] = {}
+            for entry in dataclasses.fields(sample):  # type: ignore[arg-type]  # all of `samples` are dataclasses
+                value = getattr(sample, entry.name)
+                if isinstance(value, np.ndarray):
+                    arrays[f"{len(listed)}.{entry.name}"] = value
+                else:
+                    settings[entry.name] = value
+            listed.append({"place": place, "kind": type(sample).__name__, "settings": settings})
+    facts = {
+        "format": _FORMAT,
+        "model": result.model,
+        "protocol": result.protocol,
+        "paths": result.paths,
+        "figures": result.figures,
+        "samples": listed,
+    }
+    text = json.dumps(facts, ensure_ascii=False, default=str).encode("utf-8")
+    target = Path(path)
+    draft = target.with_name(f".{target.name}.part")
+    with draft.open("wb") as file:
+        np.savez(file, facts=np.frombuffer(text, dtype=np.uint8), **arrays)  # type: ignore[arg-type]
+    draft.replace(target)
+
+
+def read_result(path: str | os.PathLike[str]) -> EvaluationResult:
+    """Read a result.
+
+    Raises:
+        UserError: no such file, not a result, or damaged.
+    """
+    file = Path(path)
+    try:
+        arrays = _read_arrays(file)
+        facts = json.loads(arrays.pop("facts").tobytes().decode("utf-8"))
+        if facts["format"] != _FORMAT:
+            raise UserError(f"{file} is {str(facts['format'])[:40]!r}, not {_FORMAT!r}: evaluate again with --save")
+        samples: dict[FigurePath, list[Sample]] = {}
+        for number, entry in enumerate(facts["samples"]):
+            sample = _sample(number, entry, arrays)
+            figures = sample.figures(IdentityDraw(np.ones(sample.identities)))
+            if not all(math.isfinite(value) for value in figures.values()):
+                raise ValueError(f"sample {number} gives no figures")
+            samples.setdefault(tuple(map(str, entry["place"])), []).append(sample)
+        return EvaluationResult(
+            str(facts["model"]),
+            str(facts["protocol"]),
+            tuple(map(str, facts["paths"])),
+            dict(facts["figures"]),
+            samples,
+        )
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such file: `attfc evaluate ... --save FILE` writes results") from None
+    except (
+        OSError,
+        EOFError,
+        zipfile.BadZipFile,
+        ValueError,
+        KeyError,
+        TypeError,
+        IndexError,
+        AttributeError,
+    ) as error:
+        raise UserError(
+            f"{file} is no result of `attfc evaluate --save`, or damaged ({error}): evaluate again"
+        ) from None
+
+
+def _sample(number: int, entry: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> Sample:
+    kind = _KINDS[entry["kind"]]
+    values: dict[str, Any] = {}
+    for one in dataclasses.fields(kind):
+        if f"{number}.{one.name}" in arrays:
+            values[one.name] = arrays[f"{number}.{one.name}"]
+        else:
+            setting = entry["settings"][one.name]
+            values[one.name] = tuple(setting) if isinstance(setting, list) else setting
+    sample: Sample = kind(**values)
+    if not 1 <= sample.identities <= 2**32 or any(
+        values[name].size and (int(values[name].min()) < 0 or int(values[name].max()) >= sample.identities)
+        for name in values
+        if name in ("first", "second")
+        or (name.endswith(("_identities", "_first", "_second")) and values[name].dtype.kind in "iu")
+    ):
+        raise ValueError(f"sample {number} names identities that it has not")
+    return sample
+
+
+def _read_arrays(file: Path) -> dict[str, npt.NDArray[Any]]:
+    """All members, none larger than the file says it is: what a header announces is compared before it is allocated."""
+    size = file.stat().st_size
+    found: dict[str, npt.NDArray[Any]] = {}
+    with zipfile.ZipFile(file) as archive:
+        for member in archive.infolist():
+            if member.compress_type != zipfile.ZIP_STORED or member.file_size > size:
+                raise ValueError(f"{member.filename[:60]!r} is compressed or larger than the file")
+            with archive.open(member) as stream:
+                version = np.lib.format.read_magic(stream)
+                read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+                shape, _, kind = read_header[version](stream)
+                if kind.hasobject or math.prod(shape) * kind.itemsize > member.file_size:
+                    raise ValueError(f"{member.filename[:60]!r} announces more than it holds")
+            with archive.open(member) as stream:
+                name = member.filename.removesuffix(".npy")
+                found[name] = np.lib.format.read_array(stream, allow_pickle=False)
+    if "facts" not in found or found["facts"].dtype != np.uint8 or found["facts"].size > _MOST_TEXT:
+        raise ValueError("it has no facts")
+    return found
