@@ -31,6 +31,7 @@ from attfc.losses import AdaFace, ArcFace, CombinedMargin, CosFace, Margin
 from attfc.precision import best_autocast_dtype
 from attfc.training.batch_norm import synchronize_batch_norm
 from attfc.training.checkpoint import latest_checkpoint, load_checkpoint
+from attfc.training.checkpoint_manifest import read_manifest
 from attfc.training.momentum import MomentumPair
 from attfc.training.optimizers import build_optimizer, parameter_groups
 from attfc.training.schedule import build_schedule
@@ -311,16 +312,31 @@ def resume_run(folder: Path, overrides: list[str], progress: Callable[[int, int]
     before, config = load_config(str(path)), load_config(str(path), overrides)
     _refuse_other_network(before, config)
     run = _assemble(config, folder, progress)
-    found = run.ranks.once(lambda: str(latest_checkpoint(folder / "checkpoints") or ""))
-    checkpoint = Path(found)
+    found, faults = run.ranks.once(lambda: _newest(folder / "checkpoints"))
     if not found:
         raise UserError(
-            f"{folder} has no whole checkpoint to resume from (looked in {folder / 'checkpoints'}): start the run anew"
+            f"{folder} has no whole checkpoint to resume from (looked in {folder / 'checkpoints'}"
+            + (f"; {faults[0]}" if faults else "")
+            + "): start the run anew"
         )
-    run.trainer.load(checkpoint)
+    run.notes += [f"{fault}; resumed from {found}" for fault in faults]
+    run.trainer.load(Path(found))
     if run.config != before and run.ranks.rank == 0:  # the next resume goes on with these values
         _write_text(path, config_to_yaml(run.config))
     return run
+
+
+def _newest(checkpoints: Path) -> tuple[str, list[str]]:
+    """Return the newest whole checkpoint, and what is wrong with those that are newer."""
+    found = latest_checkpoint(checkpoints)
+    newer = [path for path in checkpoints.glob("step_*") if found is None or path.name > found.name.removeprefix(".")]
+    faults = []
+    for path in sorted(newer, reverse=True):
+        try:
+            read_manifest(path)
+        except UserError as error:
+            faults.append(str(error))
+    return str(found or ""), faults
 
 
 def finish_run(run: Run) -> Path | None:

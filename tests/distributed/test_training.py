@@ -7,6 +7,9 @@ from tempfile import gettempdir
 
 import pytest
 
+from attfc.build import resume_run
+from attfc.errors import UserError
+
 from .launch import on_ranks
 from .workers import errors, train, train_several
 
@@ -93,7 +96,25 @@ def test_a_shard_that_is_missing_or_of_another_save_is_named(runs, tmp_path) -> 
     assert "the checksum of tensors_00001.safetensors differs" in found[0][0]
     assert found[0] == found[1]
     shard.unlink()
-    assert "has no whole checkpoint to resume from" in on_ranks(2, errors, [([], str(copy))])[1][0]
+    missing = on_ranks(2, errors, [([], str(copy))])[1][0]
+    assert "has no whole checkpoint to resume from" in missing
+    assert "tensors_00001.safetensors is missing): start the run anew" in missing
+
+
+def test_a_newer_checkpoint_that_is_not_whole_is_passed_over_and_said(runs, tmp_path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(runs["attfc"]["one"], copy)
+    shard, earlier = (copy / "checkpoints" / f"step_00000000{step}" / "tensors_00000.safetensors" for step in (6, 3))
+    shutil.copyfile(earlier, shard)  # shards of two saves: the sizes are right
+    with pytest.raises(
+        UserError, match=r"step_000000006 is damaged: the checksum of tensors_00000\.safetensors differs"
+    ):
+        resume_run(copy, [])
+    shard.unlink()
+    run = resume_run(copy, [])
+    assert run.trainer.step == 3
+    (note,) = [note for note in run.notes if "resumed from" in note]
+    assert "step_000000006 is damaged: tensors_00000.safetensors is missing; resumed from" in note
 
 
 def test_what_cannot_begin_says_so_on_every_rank(tmp_path) -> None:
