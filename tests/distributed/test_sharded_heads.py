@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from .launch import on_ranks
-from .workers import run_head, run_heads
+from .workers import refusals, run_head, run_heads
 
 ATTFC = {
     "published": {"policy": "fifo", "center_blend": 0.0, "in_batch_negatives": False, "slots": 41},
@@ -17,7 +17,7 @@ ATTFC = {
 }
 FULL = {
     "cosface": {},
-    "adaface": {"margin": "adaface"},
+    "adaface": {"margin": "adaface", "identities": 5},
     "filtered": {"interclass_filtering_threshold": 0.1},
     "arcface zero": {"margin": "combined", "interclass_filtering_threshold": 0.3, "filtering": "zero"},
 }
@@ -28,7 +28,7 @@ PARTIAL = {
     "of the batch": {"sample_rate": 0.01, "seed": 5},
     "of all": {"sample_rate": 1.0},
     "of the first rank": {"identities": 600, "labels": 90, "sample_rate": 0.01},
-    "of two ranks": {"identities": 3},
+    "few identities": {"identities": 5},  # of four ranks, the last has none
     "filtered": {"sample_rate": 0.5, "interclass_filtering_threshold": 0.1},
     "combined zero": {
         "sample_rate": 0.4,
@@ -78,6 +78,47 @@ def test_two_ranks_are_one(name, on_two) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_four_ranks_are_one(name) -> None:
     assert_equal_to_one_process(on_ranks(4, run_head, *CASES[name]), *CASES[name])
+
+
+def test_a_rank_without_any_of_the_drawn_rows_takes_part(on_two) -> None:
+    rows = [part["shards"][:-1] for part in on_two["partial_fc of the first rank"]]
+    touched = [[int((gradient != 0).any(dim=1).sum()) for gradient in gradients] for gradients in rows]
+    assert min(touched[1]) == 0
+    assert max(touched[1]) > 0
+    assert min(touched[0]) > 10
+
+
+def test_what_cannot_be_shared_is_refused_on_every_rank() -> None:
+    cases = {
+        "1 identities are fewer than the 2 ranks that share their rows: start fewer processes": (
+            "partial_fc",
+            {"identities": 1},
+        ),
+        "1 identities are fewer than the 2 ranks that share their rows: start fewer processes, or replicate the rows": (
+            "full_fc",
+            {"identities": 1},
+        ),
+        "container has 1 slots, fewer than the 2 ranks that share them": ("dcp", {"slots": 1}),
+        "container has 15 slots, which is smaller than the batch (16): raise slots to at least 16": (
+            "dcp",
+            {"slots": 15},
+        ),
+        "container has 14 slots, which is smaller than the batch (16): raise slots to at least 16": (
+            "dcq",
+            {"slots": 14},
+        ),
+        "label 36 is outside 0 to 35: build the head with identities = the data set's": (
+            "partial_fc",
+            {"identities": 36, "labels": 37},
+        ),
+        "label 29 is outside 0 to 28: build the head with identities = the data set's": (
+            "full_fc",
+            {"identities": 29, "labels": 30},
+        ),
+    }
+    for said in on_ranks(2, refusals, list(cases.values())):
+        assert len(said) == len(cases)
+        assert all(text.startswith(expected) for text, expected in zip(said, cases, strict=True)), said
 
 
 def assert_equal_to_one_process(

@@ -105,6 +105,17 @@ def run_heads(cases: list[tuple[str, dict[str, Any], torch.dtype]]) -> list[dict
     return [run_head(*case) for case in cases]
 
 
+def refusals(cases: list[tuple[str, dict[str, Any]]]) -> list[str]:
+    """What each head says where it cannot be built or meets a batch that it cannot take; a wrong label is on one rank only."""
+    said = []
+    for kind, options in cases:
+        try:
+            run_head(kind, options, torch.float32)
+        except UserError as error:
+            said.append(str(error))
+    return said
+
+
 def go_on(
     kind: str, options: dict[str, Any], dtype: torch.dtype, name: str, folder: str, first: int, last: int
 ) -> dict[str, list[Tensor]]:

@@ -7,12 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from attfc.distributed import ALONE
 from attfc.errors import UserError
 from attfc.heads import FullFC, PartialFC, RowStore
 from attfc.heads.class_draw import draw_classes, drawn_classes
 from attfc.losses import CosFace, Margin
+from attfc.training.checkpoint import load_checkpoint, save_checkpoint
 from attfc.training.optimizers import build_optimizer, parameter_groups
 from attfc.training.schedule import build_schedule
+from attfc.training.sharded_state import ShardedState
 
 SIZE, IDENTITIES = 8, 60
 CPU = torch.device("cpu")
@@ -283,6 +286,32 @@ def test_rows_in_a_file_are_the_rows_in_memory_and_leave_nothing_behind(tmp_path
     assert momentum.data_ptr() == store._mapped[1].data_ptr()
     assert filed.weight.data_ptr() == store._mapped[0].data_ptr()
     assert list((tmp_path / "new" / "folder").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_checkpoint_is_read_into_the_file_and_not_into_memory(name: str, tmp_path) -> None:
+    def built() -> tuple[PartialFC, torch.optim.Optimizer, ShardedState]:
+        store = RowStore("file", tmp_path)
+        made = head(rows=store)
+        optimizer = optimizer_of(made, name=name, stores={made.weight: store})
+        return made, optimizer, ShardedState(made.row_shards(), made, optimizer, ALONE)
+
+    whole, first, _ = built()
+    for step in range(4):
+        train_step(whole, first, step)
+    path = save_checkpoint(tmp_path / "checkpoints", 4, {"head": whole.state_dict(), "optimizer": first.state_dict()})
+    losses = [train_step(whole, first, step) for step in range(4, 7)]
+    resumed, second, sharded = built()
+    state = load_checkpoint(path, place=sharded.place)
+    assert state["head"]["weight"].data_ptr() == resumed.weight.data_ptr()
+    resumed.load_state_dict(state["head"])
+    second.load_state_dict(state["optimizer"])
+    kept = [value for value in second.state[resumed.weight].values() if value.shape == resumed.weight.shape]
+    mapped = resumed.rows._mapped
+    assert [tensor.data_ptr() for tensor in [resumed.weight, *kept]] == [tensor.data_ptr() for tensor in mapped]
+    assert len(kept) == (1 if name == "sgd" else 2)
+    assert [train_step(resumed, second, step) for step in range(4, 7)] == losses
+    assert [resumed.weight.data_ptr(), *(tensor.data_ptr() for tensor in kept)] == [t.data_ptr() for t in mapped]
 
 
 def test_what_is_prefetched_is_the_next_draw_and_the_batch_is_the_rest(tmp_path) -> None:

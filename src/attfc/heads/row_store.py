@@ -80,6 +80,10 @@ class RowStore:
         self._mapped.append(tensor)
         return tensor
 
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether a tensor's memory is a file of this store."""
+        return any(mapped.data_ptr() == tensor.data_ptr() for mapped in self._mapped)
+
     def prefetch(self, rows: Tensor) -> None:
         """Bring the pages of these rows into memory, in a thread; a call while the last is under way is left out.
 

@@ -44,7 +44,7 @@ class RowSGD(SGD):
         self, params: Iterable[dict[str, Any]], lr: float, momentum: float = 0.0, *, stores: Stores | None = None
     ) -> None:
         super().__init__(params, lr=lr, momentum=momentum)
-        self._stores: Stores = stores or {}
+        self.stores: Stores = stores or {}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -70,7 +70,7 @@ class RowAdamW(AdamW):
         stores: Stores | None = None,
     ) -> None:
         super().__init__(params, lr=lr, betas=betas, eps=eps)
-        self._stores: Stores = stores or {}
+        self.stores: Stores = stores or {}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -146,18 +146,19 @@ def _prepare_state(
 
 
 def _zeros_like(optimizer: RowSGD | RowAdamW, parameter: Tensor) -> Tensor:
-    store = optimizer._stores.get(parameter)
+    store = optimizer.stores.get(parameter)
     if store is None:
         return torch.zeros_like(parameter)
     return store.zeros(*parameter.shape, dtype=parameter.dtype, device=parameter.device)
 
 
 def _move_in(optimizer: RowSGD | RowAdamW) -> None:
-    """Copy loaded state of stored parameters to where their state lives."""
+    """Copy loaded state of stored parameters to where their state lives, if it is not there already."""
     for parameter, state in optimizer.state.items():
-        if parameter in optimizer._stores:
+        if parameter in optimizer.stores:
             for name, value in state.items():
-                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                there = isinstance(value, Tensor) and optimizer.stores[parameter].holds(value)
+                if isinstance(value, Tensor) and value.shape == parameter.shape and not there:
                     state[name] = _zeros_like(optimizer, parameter).copy_(value)
 
 
