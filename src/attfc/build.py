@@ -598,6 +598,8 @@ def _evaluator(run: Run, pairs: Pairs) -> Callable[[nn.Module, int], dict[str, A
 
 def _refuse_other_network(before: RunConfig, after: RunConfig) -> None:
     fixed = ("backbone", "head", "container")
+    # Where the rows of Partial FC live is no part of what is saved: another host may have another disk, or more memory.
+    free = {"block_mib", "rows_folder"} | ({"rows"} if after.head.name == before.head.name == "partial_fc" else set())
     if before.optimizer.name != after.optimizer.name or before.batch_size != after.batch_size:
         raise UserError(
             f"optimizer.name={before.optimizer.name}, batch_size={before.batch_size} in the saved run, {after.optimizer.name}, "
@@ -606,7 +608,7 @@ def _refuse_other_network(before: RunConfig, after: RunConfig) -> None:
     for section in fixed:
         old, new = getattr(before, section).model_dump(), getattr(after, section).model_dump()
         for key in old:
-            if old[key] != new[key] and key != "block_mib":
+            if old[key] != new[key] and key not in free:
                 raise UserError(
                     f"{section}.{key} is {old[key]!r} in the saved run and {new[key]!r} now: a resumed run keeps its network, head and container; "
                     "start a new run to change them"
