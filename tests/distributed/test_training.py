@@ -65,11 +65,12 @@ def test_what_two_ranks_saved_one_process_goes_on_with(name, runs, tmp_path) -> 
 
 def test_what_one_process_saved_two_ranks_go_on_with(runs, tmp_path) -> None:
     cases = []
+    elsewhere = {"file": [f"head.rows_folder={tmp_path}"], "partial_fc": ["head.rows=host"]}
     for name in HEADS:
         copy = tmp_path / name
         shutil.copytree(runs[name]["one"], copy)
         shutil.rmtree(copy / "checkpoints" / "step_000000006")
-        cases.append(([], str(copy)))
+        cases.append((elsewhere.get(name, []), str(copy)))
     on_ranks(2, train_several, cases)
     for name in HEADS:
         assert losses(tmp_path / name) == pytest.approx(losses(runs[name]["one"]), rel=1e-2)
