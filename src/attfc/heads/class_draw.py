@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor
 
-from attfc.heads.label_index import _mix
+from attfc.heads.label_index import _as_signed, _mix
 
 __all__ = ["draw_classes", "drawn_classes"]
 
@@ -25,18 +25,11 @@ _ROUNDS = 12
 _MASK64 = (1 << 64) - 1
 
 
-def _round_keys(seed: int, number: int) -> list[int]:
-    """Keys of the rounds as signed int64: splitmix64 from a state that both words shape."""
-    keys = []
+def _round_keys(seed: int, number: int, device: torch.device) -> Tensor:
+    """Keys of the rounds, int64 (rounds,): splitmix64 from a state that both words shape; made on the device, which a copy would wait for."""
     state = (seed * 0xD1342543DE82EF95 + number * 0x2545F4914F6CDD1D + 1) & _MASK64
-    for _ in range(_ROUNDS):
-        state = (state + 0x9E3779B97F4A7C15) & _MASK64
-        mixed = state
-        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
-        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK64
-        mixed ^= mixed >> 31
-        keys.append(mixed - (1 << 64) if mixed >> 63 else mixed)
-    return keys
+    steps = torch.arange(1, _ROUNDS + 1, device=device) * _as_signed(0x9E3779B97F4A7C15)
+    return _mix(steps + _as_signed(state))
 
 
 def drawn_classes(classes: int, count: int, seed: int, number: int, device: torch.device) -> Tensor:
@@ -54,7 +47,7 @@ def drawn_classes(classes: int, count: int, seed: int, number: int, device: torc
     columns = -(-classes // rows)
     first = torch.arange(count + rows * columns - classes, device=device)
     left, right = (first // columns).int(), (first % columns).int()
-    keys = torch.tensor(_round_keys(seed, number), device=device).unsqueeze(1)
+    keys = _round_keys(seed, number, device).unsqueeze(1)
     # What a round adds to one half is a random number for each value of the other: tables of sqrt(N), one gather an element.
     for_left = _below(_mix(torch.arange(columns, device=device) ^ keys[0::2]), rows)
     for_right = _below(_mix(torch.arange(rows, device=device) ^ keys[1::2]), columns)

@@ -288,15 +288,16 @@ class Container(nn.Module):
             # To leave out the slots of other ranks would wait for the device to count them. So their writes repeat one that is ours,
             # and if none is, they write back what is there.
             ours_B = self._holds(slots_B)
-            first, any_ours = ours_B.int().argmax(), ours_B.any()
+            # An index of one element: one without dimensions is read by the host.
+            first, any_ours = ours_B.int().argmax().view(1), ours_B.any()
             slots_B = slots_B - self.shard.start
             slot = torch.where(any_ours, slots_B[first], 0)
-            row_D = torch.where(any_ours, rows_BD[first], self.rows[slot])
+            row_1D = torch.where(any_ours, rows_BD[first], self.rows[slot])
             if self.row_scales is not None and scales_B is not None:
                 scale = torch.where(any_ours, scales_B[first], self.row_scales[slot])
                 scales_B = torch.where(ours_B, scales_B, scale)
             slots_B = torch.where(ours_B, slots_B, slot)
-            rows_BD = torch.where(ours_B.unsqueeze(1), rows_BD, row_D)
+            rows_BD = torch.where(ours_B.unsqueeze(1), rows_BD, row_1D)
         self.rows[slots_B] = rows_BD
         if self.row_scales is not None and scales_B is not None:
             self.row_scales[slots_B] = scales_B

@@ -1,0 +1,165 @@
+"""No step of a head or of the trainer looks at the device from the host: run where looking is impossible.
+
+On the meta device tensors have no values: reading one (`.item()`, a Python branch, `nonzero`, a boolean index) fails, so a step that comes
+through has read none. What meta would let pass is refused by the modes below: copies that would make an accelerator wait (`torch.tensor(...,
+device=)`, `.to(device)` from the host without `non_blocking`), and operations whose result's size depends on values. Branches on
+`device.type == "cpu"` are not taken here, as they are not on a GPU. What a GPU itself says of it: tests/gpu.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from attfc.build import Run, build_head, new_run
+from attfc.config import load_config
+from attfc.distributed import Ranks
+
+LOOKS = {"_local_scalar_dense", "nonzero", "nonzero_numpy", "is_nonzero", "masked_select", "_unique2", "unique_dim",
+         "unique_consecutive", "equal", "repeat_interleave", "bincount", "_assert_async"}  # fmt: skip
+
+
+class NoLooks(TorchDispatchMode):
+    """Refuses operations that an accelerator's host has to wait for."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        name = function.overloadpacket.__name__
+        tensors = [
+            value for value in torch.utils._pytree.tree_leaves((arguments, options)) if isinstance(value, Tensor)
+        ]
+        if any(tensor.device.type == "meta" for tensor in tensors):
+            assert name not in LOOKS, f"aten::{name} waits for the device"
+            if name in ("index", "index_put", "index_put_"):
+                masks = [
+                    index for index in arguments[1] if index is not None and index.dtype in (torch.bool, torch.uint8)
+                ]
+                assert not masks, f"aten::{name} with a boolean index counts its rows: it waits for the device"
+        return function(*arguments, **(options or {}))
+
+
+class NoWaitingCopies(TorchFunctionMode):
+    """Refuses copies between host and device that wait."""
+
+    def __torch_function__(self, function, types, arguments=(), options=None):
+        options = options or {}
+        if function in (torch.tensor, torch.as_tensor, torch.asarray):
+            device = torch.device(options.get("device") or "cpu")
+            assert device.type == "cpu", (
+                f"torch.{function.__name__}(..., device={device}) copies from pageable memory and waits"
+            )
+        given = arguments[0] if arguments and isinstance(arguments[0], Tensor) else None
+        result = function(*arguments, **options)
+        name = getattr(function, "__name__", "")
+        if given is not None and name in ("to", "cpu", "cuda", "copy_"):
+            other = result if name != "copy_" else arguments[1]
+            if isinstance(other, Tensor) and other.device != given.device:
+                waits = not options.get("non_blocking", False)
+                assert not waits, f"Tensor.{name} from {given.device} to {other.device} waits for the device"
+        return result
+
+
+def blind_step(run: Run, steps: int = 2) -> None:
+    """Some optimizer steps, the first of which makes the optimizer's state."""
+    trainer = run.trainer
+    for _ in range(steps):
+        batches = [next(trainer.loader.batches(trainer.loader.step + 1)) for _ in range(trainer.accumulation)]
+        with NoWaitingCopies(), NoLooks():
+            loss = trainer.train_step(batches)
+        trainer.step += 1
+    assert (loss.device.type, loss.shape) == ("meta", ())
+
+
+COMMON = [
+    *("data.root=synthetic:identities=30,images=4-7,seed=0", "data.workers=0", "data.decoded_cache_mib=0", "threads=1"),
+    *("batch_size=8", "backbone.name=r6_tiny", "precision.amp=none", "eval.root=null", "schedule.max_steps=6"),
+    *("schedule.warmup_epochs=0", "container.ratio=0.9", "log.tensorboard=false", "device=meta"),
+]
+HEADS = {
+    "attfc": ["head.name=attfc"],
+    "attfc published": ["profile=published"],
+    "attfc stored": ["attention.include_stored_center=true", "container.dtype=int8", "margin.name=adaface"],
+    "attfc query": ["center.source=query", "container.dtype=bfloat16"],
+    "attfc filtered": ["head.interclass_filtering_threshold=0.3", "head.filtering=zero", "margin.name=arcface"],
+    "averaged keys": [
+        "key_encoder.batch_norm=averaged",
+        "key_encoder.momentum=0.99",
+        "key_encoder.momentum_schedule=ramp",
+    ],
+    "full_fc": ["head.name=full_fc", "optimizer.accumulation=2"],
+    "dcq": ["head.name=dcq"],
+    "dcp": ["head.name=dcp", "container.dtype=int8", "head.interclass_filtering_threshold=0.3"],
+    "partial_fc": ["head.name=partial_fc", "head.sample_rate=0.5"],
+    "partial_fc adamw": ["head.name=partial_fc", "head.sample_rate=0.5", "optimizer.name=adamw"],
+    "augmented": ["head.name=full_fc", "augment.crop_scale=[0.8,1.0]", "augment.brightness=0.2", "augment.blur=0.1"],
+}
+
+
+def blind_run(folder: Path, options: list[str]) -> Run:
+    return new_run(load_config("demo", [*COMMON, *options, f"output={folder}"]))
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_step_reads_nothing_from_the_device(tmp_path, name) -> None:
+    blind_step(blind_run(tmp_path, HEADS[name]))
+
+
+@pytest.fixture
+def one_of_two() -> Iterator[Ranks]:
+    """This process as the second of two ranks whose collectives go nowhere."""
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=1, world_size=2)
+    try:
+        yield Ranks.world()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", [name for name in HEADS if name not in ("averaged keys", "augmented")])
+def test_a_step_of_several_ranks_reads_nothing_from_the_device(one_of_two, name) -> None:
+    config = load_config("demo", [*COMMON, *HEADS[name]])
+    with torch.device("meta"):
+        head = build_head(config, 30, one_of_two)
+        embeddings = torch.randn(4, config.backbone.embedding_size).requires_grad_()
+        keys = torch.randn(4, head.keys_per_query, config.backbone.embedding_size)
+        labels = torch.zeros(4, dtype=torch.int64)
+    for _ in range(2):
+        with NoWaitingCopies(), NoLooks():
+            if name.startswith("partial_fc"):
+                # By design (docs/distributed.md): how many of the sampled rows are this rank's is known to the device alone.
+                with pytest.raises(AssertionError, match="copies from pageable memory"):
+                    head(embeddings, labels, keys)
+            else:
+                head(embeddings, labels, keys).backward()
+    assert embeddings.grad is not None or name.startswith("partial_fc")
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool(x.any()),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: x.unique(),
+        lambda x: torch.tensor([1, 2], device=x.device),
+        lambda x: torch.ones(2).to(x.device),
+        lambda x: x.copy_(torch.ones(3)),
+        lambda x: x[torch.zeros((), dtype=torch.int64, device=x.device)],
+    ],
+)
+def test_the_modes_refuse_what_waits(look: Callable[[Tensor], Any]) -> None:
+    with NoWaitingCopies(), NoLooks(), pytest.raises((AssertionError, RuntimeError, NotImplementedError)):
+        look(torch.ones(3, device="meta"))
+
+
+def test_the_modes_allow_what_does_not_wait() -> None:
+    with NoWaitingCopies(), NoLooks():
+        x = torch.ones(3, device="meta")
+        x[torch.tensor([0, 1]).to("meta", non_blocking=True)] = 1.0
+        assert torch.where(x > 0, x, 0.0).shape == (3,)
+        assert torch.tensor([1.0]).item() == 1.0
