@@ -5,9 +5,9 @@ the activations), the optimizer with its temporaries, and what lies there all th
 network's part is counted, not guessed: every storage that comes and goes is watched while two small batches really run
 (`measure_encoder`; under autocast where the training is), and memory is a line in the batch size. Cost: a few seconds.
 Not seen: workspace inside a kernel, fragmentation, the interpreter and torch themselves (250 to 400 MiB on a processor).
-Time is the network's, measured at the larger of the two batches, and the head's from the rate of one matrix product here: a
-plan made on one device says nothing of the time on another. Not taken: counting on the meta device (no autocast there), and
-torch's fake tensors (ten times the start-up for the same figures).
+Time is the network's, measured at the larger of the two batches (or four times that, where it is quick), and the head's, measured on
+some thousand rows with its optimizer (`attfc.bench.calibration`): a plan made on one device says nothing of the time on another. Not
+taken: counting on the meta device (no autocast there), and torch's fake tensors (ten times the start-up for the same figures).
 """
 
 import time
@@ -22,24 +22,26 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from attfc.errors import UserError
+from attfc.losses.container_softmax import LARGEST_BLOCK
 from attfc.precision import autocast
 
 __all__ = [
     "NOTHING",
     "Encoder",
     "HeadMemory",
+    "HeadRates",
     "Line",
     "Plan",
     "advice",
     "head_memory",
     "measure_encoder",
     "plan_step",
-    "product_rate",
 ]
 
-HeadName = Literal["full_fc", "partial_fc", "attfc", "attfc, no key passes", "dcq"]
+HeadName = Literal["full_fc", "partial_fc", "attfc", "attfc, no key passes", "dcq", "dcp"]
 
 _ROW_BYTES = {"float32": lambda D: 4 * D, "bfloat16": lambda D: 2 * D, "int8": lambda D: D + 4}
+QUICK_SECONDS = 0.5  # of a timed pass: a longer one is timed well enough
 _ALWAYS_MIB = 8  # row optimizer's blocks and other small change
 
 
@@ -146,10 +148,13 @@ def measure_encoder(
             live.peak = before = live.now
             _key_pass(network, images, autocast_dtype)
             points.append((saved, forward, backward, live.peak - before))
-    # Watching costs a little of every operation: the time is taken without it.
-    images = torch.zeros(batches[1], 3, image_size, image_size, device=device).contiguous(memory_format=layout)
-    seconds = _seconds(device, lambda: _train_pass(network, images, autocast_dtype, _Live()))
-    key_seconds = _seconds(device, lambda: _key_pass(network, images, autocast_dtype))
+    # Watching costs a little of every operation: the time is taken without it, of a larger batch where that is quick.
+    for timed in (batches[1], 4 * batches[1]):
+        images = torch.zeros(timed, 3, image_size, image_size, device=device).contiguous(memory_format=layout)
+        seconds = _seconds(device, lambda: _train_pass(network, images, autocast_dtype, _Live())) / timed  # noqa: B023
+        key_seconds = _seconds(device, lambda: _key_pass(network, images, autocast_dtype)) / timed  # noqa: B023
+        if seconds * timed > QUICK_SECONDS:
+            break
     network.zero_grad(set_to_none=True)
     network.train(training)
     small, large = points[1], points[2]
@@ -168,8 +173,8 @@ def measure_encoder(
         forward=lines[1],
         backward=lines[2],
         keys=lines[3],
-        train_seconds=seconds / batches[1],
-        key_seconds=key_seconds / batches[1],
+        train_seconds=seconds,
+        key_seconds=key_seconds,
     )
 
 
@@ -196,16 +201,26 @@ def _seconds(device: torch.device, work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def product_rate(device: torch.device, batch: int, embedding_size: int = 512) -> float:
-    """Return multiply-accumulates a second of a float32 product of (batch, D) and 16,384 rows here: median of five."""
-    queries, rows = (torch.zeros(n, embedding_size, device=device) for n in (batch, 1 << 14))
-    times = sorted(_seconds(device, lambda: queries @ rows.T) for _ in range(6))
-    return batch * embedding_size * (1 << 14) / times[2]
+@dataclass(frozen=True)
+class HeadRates:
+    """Seconds a row of the heads' parts of a step, on some device at some batch; `attfc.bench.calibration` measures them.
+
+    Attributes:
+        container: forward and backward of AttFC, for each slot.
+        pool: of DCP.
+        dense: forward, backward and optimizer of the full FC, for each identity.
+        sampled: of Partial FC, for each sampled identity.
+    """
+
+    container: float
+    pool: float
+    dense: float
+    sampled: float
 
 
 @dataclass(frozen=True)
 class HeadMemory:
-    """Bytes of a head on one rank, and the multiply-accumulates of a step."""
+    """Bytes of a head on one rank, and how many rows a step works on in which way (a field of `HeadRates`)."""
 
     rows: float
     gradient: float
@@ -213,7 +228,8 @@ class HeadMemory:
     working: float
     optimizer_working: float
     keys_per_query: int
-    macs: float
+    streamed: int
+    kind: Literal["container", "pool", "dense", "sampled"]
 
 
 def head_memory(
@@ -230,8 +246,12 @@ def head_memory(
     weight_decay: bool = True,
     block_mib: float = 32.0,
     ranks: int = 1,
+    cached: bool = True,
 ) -> HeadMemory:
     """Bytes of one head on one rank; rows and slots are divided by `ranks`, the batch is that of one rank.
+
+    Args:
+        cached: a processor, where blocks are kept small enough for its cache.
 
     Raises:
         UserError: a head without a plan, a container without slots or smaller than the batch.
@@ -241,6 +261,12 @@ def head_memory(
     """
     D, everyone = embedding_size, batch * ranks
     block = block_mib * 2**20
+
+    def of_blocks(rows: int, bytes_a_row: float) -> float:
+        """Bytes of the largest block of a pass over `rows`: see `row_blocks`."""
+        return min(block, (min(rows, LARGEST_BLOCK) if cached else rows) * bytes_a_row)
+
+    backward_row = 12.0 * (everyone + D)  # logits, weights and their copies; a row, its gradient and their product
     states = 1 if optimizer == "sgd" else 2
     if name in ("full_fc", "partial_fc"):
         rows = -(-identities // ranks)
@@ -248,16 +274,30 @@ def head_memory(
         if name == "full_fc":
             temporaries = (1.0 if weight_decay else 0.0) if optimizer == "sgd" else 2.0
             return HeadMemory(
-                size, size, states * size, block + rows * 12, temporaries * size, 0, 4.0 * everyone * rows * D
+                size,
+                size,
+                states * size,
+                of_blocks(rows, backward_row) + rows * 12,
+                temporaries * size,
+                0,
+                rows,
+                "dense",
             )
         sampled = min(rows, max(round(sample_rate * rows), everyone))
         small = sampled * D * 4.0
         # The rows and their gradient; five int64 a class for the draw, its sort and their norms.
         return HeadMemory(
-            size, small, states * size, block + small + sampled * 40, 0.0, 0, 4.0 * everyone * sampled * D
+            size,
+            small,
+            states * size,
+            of_blocks(sampled, backward_row) + small + sampled * 40,
+            0.0,
+            0,
+            sampled,
+            "sampled",
         )
-    if name not in ("attfc", "attfc, no key passes", "dcq"):
-        raise UserError(f"there is no plan for a head {name!r}: full_fc, partial_fc, attfc or dcq")
+    if name not in ("attfc", "attfc, no key passes", "dcq", "dcp"):
+        raise UserError(f"there is no plan for a head {name!r}: full_fc, partial_fc, attfc, dcq or dcp")
     if slots is None or slots < everyone:
         raise UserError(
             f"the container has {slots} slots, which is smaller than the batch ({everyone}): give it more slots"
@@ -265,9 +305,15 @@ def head_memory(
     held = -(-slots // ranks)
     positions = max(64, 1 << (4 * slots - 1).bit_length())
     index = slots * (8 + 8 + 4) + positions * 4
-    keys = {"attfc": keys_per_query, "dcq": 1}.get(name, 0)
-    working = block + slots * 16 + everyone * D * 4 * (keys + 6)
-    return HeadMemory(held * _ROW_BYTES[dtype](D) + index, 0.0, 0.0, working, 0.0, keys, 2.0 * everyone * held * D)
+    keys = {"attfc": keys_per_query, "dcq": 1, "dcp": 1}.get(name, 0)
+    # A block's logits, and its rows where they are not multiplied as they are stored.
+    blocks = of_blocks(held, everyone * 8.0 + (0 if dtype == "float32" else 4 * D))
+    containers = 2 if name == "dcp" else 1
+    stored = containers * (held * _ROW_BYTES[dtype](D) + index)
+    working = blocks + slots * 16 + everyone * D * 4 * (keys + 6)
+    if name == "dcp":  # both slots' hardest rows, kept for backward
+        working += 2 * everyone * D * 4 * (min(max(int(0.0002 * slots), 3), 10) + 6)
+    return HeadMemory(stored, 0.0, 0.0, working, 0.0, keys, held, "pool" if name == "dcp" else "container")
 
 
 @dataclass(frozen=True)
@@ -303,7 +349,7 @@ def plan_step(
     weight_decay: bool = True,
     accumulation: int = 1,
     foreach: bool = False,
-    macs_a_second: float | None = None,
+    rates: HeadRates | None = None,
 ) -> Plan:
     """Put a network and a head together: the moments of a step, the largest of them, and the time.
 
@@ -312,7 +358,7 @@ def plan_step(
         images: of the data set, for the time of an epoch.
         memory_bytes: the budget; None: `fits` is None.
         foreach: the optimizer updates all parameters at once (torch on CUDA), with temporaries of all.
-        macs_a_second: of `product_rate`; None: no times.
+        rates: of the heads on the device, at the batch of all ranks; None: no times.
     """
     keys = head.keys_per_query
     states = 1 if optimizer == "sgd" else 2
@@ -335,9 +381,10 @@ def plan_step(
     }
     peak = max(moments.values())
     seconds = None
-    if macs_a_second is not None:
+    if rates is not None:
+        # The optimizer's part of the head comes with each batch here, though accumulation has it once a step.
         passes = batch * (encoder.train_seconds + keys * encoder.key_seconds)
-        seconds = accumulation * (passes + head.macs / macs_a_second)
+        seconds = accumulation * (passes + head.streamed * getattr(rates, head.kind))
     steps = None if images is None else images / (batch * ranks * accumulation)
     return Plan(
         head=title,

@@ -1,6 +1,8 @@
 """Planning: bytes against closed forms and against the head's own tensors; the watched bytes against a network that can be added up by hand."""
 
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,14 +10,14 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
+from attfc.bench import calibration
 from attfc.cli import app
 from attfc.errors import UserError
-from attfc.heads import AttFC
+from attfc.heads import DCP, AttFC
 from attfc.losses import CosFace
-from attfc.planning import Encoder, Line, Plan, advice, head_memory, measure_encoder, plan_step
+from attfc.planning import NOTHING, Encoder, HeadRates, Plan, advice, head_memory, measure_encoder, plan_step
 
 CPU = torch.device("cpu")
-NOTHING = Encoder(0, 0, 0, 0, 0, Line(0, 0), Line(0, 0), Line(0, 0), Line(0, 0), 0.0, 0.0)
 
 
 class Squares(nn.Module):
@@ -66,6 +68,30 @@ def test_container_bytes_are_the_containers_own(dtype: str) -> None:
     assert planned == pytest.approx(own, rel=1e-3)
 
 
+def test_pool_bytes_are_the_pools_own() -> None:
+    with torch.device("meta"):
+        head = DCP(64, 5000, CosFace())
+    own = sum(buffer.nbytes for buffer in head.buffers())
+    planned = head_memory("dcp", 10**6, 128, embedding_size=64, slots=5000)
+    assert planned.rows == pytest.approx(own, rel=1e-3)
+    assert planned.keys_per_query == 1
+
+
+def test_time_is_the_networks_and_the_rows_that_a_step_works_on() -> None:
+    encoder = replace(NOTHING, train_seconds=0.01, key_seconds=0.002)
+    rates = HeadRates(container=1e-6, pool=3e-6, dense=5e-6, sampled=7e-6)
+    for name, seconds in (
+        ("attfc", 128 * (0.01 + 2 * 0.002) + 0.05),
+        ("attfc, no key passes", 128 * 0.01 + 0.05),
+        ("dcp", 128 * (0.01 + 0.002) + 0.15),
+        ("full_fc", 128 * 0.01 + 5.0),
+        ("partial_fc", 128 * 0.01 + 0.7),
+    ):
+        head = head_memory(name, 10**6, 128, slots=50_000)  # type: ignore[arg-type]
+        assert plan_step(name, encoder, head, 128, rates=rates).step_seconds == pytest.approx(seconds), name
+    assert plan_step("attfc", encoder, head, 128).step_seconds is None
+
+
 def test_full_fc_takes_four_times_its_rows_while_sgd_steps() -> None:
     size = 10**6 * 512 * 4
     head = head_memory("full_fc", 10**6, 128)
@@ -87,8 +113,10 @@ def test_a_fixed_container_takes_the_same_whatever_the_identities() -> None:
 def test_refusals() -> None:
     with pytest.raises(UserError, match=r"the container has 100 slots, which is smaller than the batch \(128\)"):
         head_memory("attfc", 1000, 128, slots=100)
-    with pytest.raises(UserError, match="there is no plan for a head 'dcp'"):
-        head_memory("dcp", 1000, 128)  # type: ignore[arg-type]
+    with pytest.raises(
+        UserError, match="there is no plan for a head 'softmax': full_fc, partial_fc, attfc, dcq or dcp"
+    ):
+        head_memory("softmax", 1000, 128)  # type: ignore[arg-type]
 
 
 def line(head: str, peak: float, fits: bool) -> Plan:
@@ -105,7 +133,8 @@ def test_advice_follows_what_fits() -> None:
     assert advice([line("full_fc", 4, False)], 10**6).startswith("None fits")
 
 
-def test_plan_as_a_user_types_it(tmp_path: Path) -> None:
+def test_plan_as_a_user_types_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "measure_heads", partial(calibration.measure_heads, rows=512, repeats=1))
     file = tmp_path / "plan.json"
     options = ["backbone.name=r6_tiny", "batch_size=16", "--memory", "2", "--ranks", "2", "--json", str(file)]
     done = CliRunner().invoke(app, ["plan", "wf42m_attfc_r100", *options])
@@ -116,4 +145,5 @@ def test_plan_as_a_user_types_it(tmp_path: Path) -> None:
     fits = {plan["head"].split(",")[0]: plan["fits"] for plan in figures["plans"]}
     assert fits["full_fc"] is False
     assert fits["attfc"] is True
+    assert fits["dcp"] is True
     assert all(plan["epoch_hours"] > 0 for plan in figures["plans"])

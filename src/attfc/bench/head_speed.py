@@ -30,6 +30,8 @@ IDENTITIES = (
     *(4_000_000, 5_500_000, 8_000_000, 16_000_000, 29_000_000, 100_000_000),
 )
 FIXED = "attfc fixed"
+TURNS = {"fixed container": 21, "against partial_fc": 5}
+"""Rounds of what is timed in turns."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,11 @@ class Sweep:
             budget_bytes=int(self.budget_gib * 2**30) if limited else None,
         )
 
-    def cells(self) -> Iterator[tuple[str, str, Case]]:
-        """Yield (mode, column, case) of every cell."""
-        for mode in self.modes:
-            for identities in self.identities:
-                for column in self.columns():
-                    yield mode, column, self.case(column, identities, mode)
+    def cells(self, mode: str) -> Iterator[tuple[str, Case]]:
+        """Yield (column, case) of every cell of a mode."""
+        for identities in self.identities:
+            for column in self.columns():
+                yield column, self.case(column, identities, mode)
 
 
 def run_sweep(sweep: Sweep, lines: Path, say: Callable[[str], None]) -> dict[str, Any]:
@@ -121,20 +122,22 @@ def run_sweep(sweep: Sweep, lines: Path, say: Callable[[str], None]) -> dict[str
                 file.write(json.dumps({"key": key, "found": done[name]}) + "\n")
         return done[name]
 
-    cells = []
-    for mode, column, case in sweep.cells():
-        planned = _planned(case, encoder)
-        found = once({"case": case.to_dict()}, lambda case=case, fits=planned["fits"]: _try(case, not fits))  # type: ignore[misc]
-        cells.append({"mode": mode, "column": column, "case": case.to_dict(), "planned": planned, **found})
-        say(_line(cells[-1]))
-    turns = {}
-    for name, (cases, rounds) in _promises(sweep, cells).items():
-        asked = {column: case.to_dict() for column, case in cases.items()}
-        turns[name] = {
-            "cases": asked,
-            **once({"turns": asked}, lambda cases=cases, rounds=rounds: in_child(measure_in_turns, cases, rounds)),  # type: ignore[misc]
-        }
-        say(f"{name}: " + ", ".join(f"{column} {s:.3f} s" for column, s in turns[name]["seconds"].items()))
+    cells: list[dict[str, Any]] = []
+    turns: dict[str, Any] = {}
+    for mode in sweep.modes:
+        for column, case in sweep.cells(mode):
+            planned = _planned(case, encoder)
+            found = once({"case": case.to_dict()}, lambda case=case, fits=planned["fits"]: _try(case, not fits))  # type: ignore[misc]
+            cells.append({"mode": mode, "column": column, "case": case.to_dict(), "planned": planned, **found})
+            say(_line(cells[-1]))
+        if mode == "head":
+            for name, (cases, rounds) in _promises(sweep, cells).items():
+                asked = {column: case.to_dict() for column, case in cases.items()}
+                found = once(
+                    {"turns": asked}, lambda cases=cases, rounds=rounds: in_child(measure_in_turns, cases, rounds)
+                )  # type: ignore[misc]
+                turns[name] = {"cases": asked, **found}
+                say(f"{name}: " + ", ".join(f"{column} {taken:.3f} s" for column, taken in found["seconds"].items()))
     return {"cells": cells, "in_turns": turns, "targets": targets(sweep, cells, turns)}
 
 
@@ -209,10 +212,12 @@ def _line(cell: dict[str, Any]) -> str:
 def _promises(sweep: Sweep, cells: list[dict[str, Any]]) -> dict[str, tuple[dict[str, Case], int]]:
     """Return the pairs to be timed in turns: AttFC at the ends of the sizes, and against Partial FC where that still fits."""
     ends = {f"{n:,}": sweep.case(FIXED, n, limited=False) for n in (min(sweep.identities), max(sweep.identities))}
-    promises: dict[str, tuple[dict[str, Case], int]] = {"fixed container": (ends, 31)} if len(ends) == 2 else {}
+    promises: dict[str, tuple[dict[str, Case], int]] = (
+        {"fixed container": (ends, TURNS["fixed container"])} if len(ends) == 2 else {}
+    )
     if largest := _largest_partial(cells):
         pair = {column: sweep.case(column, largest, limited=False) for column in ("partial_fc", FIXED)}
-        promises["against partial_fc"] = (pair, 9)
+        promises["against partial_fc"] = (pair, TURNS["against partial_fc"])
     return promises
 
 

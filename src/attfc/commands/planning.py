@@ -92,9 +92,10 @@ def plan(
     json_file: JsonOption = None,
 ) -> None:
     """Predict memory and time of a step with every head, and say which fits and which to take."""
+    from attfc.bench.calibration import measure_heads
     from attfc.build import AMP_DTYPES, build_backbone, choose_device
     from attfc.config import load_config
-    from attfc.planning import advice, measure_encoder, plan_step, product_rate
+    from attfc.planning import advice, measure_encoder, plan_step
     from attfc.precision import best_autocast_dtype
 
     config = load_config(preset, list(overrides or []))
@@ -120,7 +121,16 @@ def plan(
         channels_last=config.precision.channels_last,
     )
     budget = memory * 2**30 if memory is not None else _memory_of(device)
-    rate = product_rate(device, batch, config.backbone.embedding_size) if calibrate else None
+    rates = None
+    if calibrate:
+        rates = measure_heads(
+            device,
+            config.batch_size,  # each rank's rows meet the queries of all
+            embedding_size=config.backbone.embedding_size,
+            keys=max(config.keys.per_query, 1),
+            dtype=config.container.dtype,
+            optimizer=config.optimizer.name,
+        )
     plans = [
         plan_step(
             title,
@@ -134,9 +144,9 @@ def plan(
             weight_decay=config.optimizer.weight_decay > 0,
             accumulation=config.optimizer.accumulation,
             foreach=device.type == "cuda",
-            macs_a_second=rate,
+            rates=rates,
         )
-        for title, head in _heads(config, identities, batch, ranks).items()
+        for title, head in _heads(config, identities, batch, ranks, cached=device.type == "cpu").items()
     ]
     where = f"{ranks} x " if ranks > 1 else ""
     kind = str(dtype or "float32").removeprefix("torch.")
@@ -164,7 +174,7 @@ def plan(
     )
 
 
-def _heads(config: "RunConfig", identities: int, batch: int, ranks: int) -> "dict[str, HeadMemory]":
+def _heads(config: "RunConfig", identities: int, batch: int, ranks: int, cached: bool) -> "dict[str, HeadMemory]":
     """Every head with the configuration's options, by the title of its line."""
     from attfc.build import container_slots
     from attfc.planning import head_memory
@@ -176,6 +186,7 @@ def _heads(config: "RunConfig", identities: int, batch: int, ranks: int) -> "dic
         "weight_decay": config.optimizer.weight_decay > 0,
         "block_mib": config.head.block_mib,
         "ranks": ranks,
+        "cached": cached,
     }
     rows: dict[str, Any] = {**shared, "slots": slots, "dtype": config.container.dtype}
     keys = max(config.keys.per_query, 1)
@@ -186,6 +197,7 @@ def _heads(config: "RunConfig", identities: int, batch: int, ranks: int) -> "dic
         f"attfc, {slots:,} slots": head_memory("attfc", identities, batch, keys_per_query=keys, **rows),
         "attfc, no key passes": head_memory("attfc, no key passes", identities, batch, **rows),
         f"dcq, {slots:,} slots": head_memory("dcq", identities, batch, **rows),
+        f"dcp, {slots:,} slots": head_memory("dcp", identities, batch, **rows),
     }
 
 
