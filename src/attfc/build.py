@@ -584,8 +584,11 @@ def _evaluator(run: Run, pairs: Pairs) -> Callable[[nn.Module, int], dict[str, A
             all_pairs=config.eval.all_pairs,
             workers=config.data.workers,
             autocast_dtype=AMP_DTYPES[config.precision.amp],
+            ranks=run.ranks,
         )
         figures = result.figures()
+        if run.ranks.rank:
+            return figures
         _write_json(run.folder / "evaluation.json", {"step": step, **figures})
         arrays: dict[str, Any] = result.arrays()
         beside = run.folder / "evaluation.part.npz"

@@ -194,7 +194,7 @@ class DistributedConfig(Section):
         False, description="BatchNorm over the batch of all ranks, not over each rank's share"
     )
     timeout_seconds: Annotated[float, Field(gt=0)] = Field(
-        600.0, description="longest wait for another rank, the evaluation on rank 0 included"
+        600.0, description="longest wait for another rank, the scoring of an evaluation included"
     )
 
 

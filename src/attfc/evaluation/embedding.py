@@ -3,7 +3,8 @@
 The order (sum, then normalize) is that of the published `.bin` protocol. One or two forward passes an image, batched,
 without gradient, in evaluation mode; the mode of every module and the state of torch's random generator are left as
 they were. Images are RGB, the model's own size, (x - 127.5) / 127.5. A broken image never ends an evaluation: its row
-is zero, flagged and named.
+is zero, flagged and named. Several ranks take turns at the batches of one process, so the embeddings are the same, and each ends with all
+of them (N x D x 4 B).
 """
 
 import time
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from attfc.data.store import Images, Store
+from attfc.distributed import ALONE, Ranks
 from attfc.errors import UserError
 from attfc.precision import autocast
 
@@ -52,16 +54,19 @@ class Embeddings:
 
 
 class _Batches(Dataset[tuple[Tensor, dict[int, str]]]):
-    """Decoded batches by number; what a loader worker runs."""
+    """Decoded batches by number, a rank's own: of R ranks every R-th; what a loader worker runs."""
 
-    def __init__(self, store: Store, positions_N: npt.NDArray[np.int64], batch_size: int, size: int) -> None:
+    def __init__(
+        self, store: Store, positions_N: npt.NDArray[np.int64], batch_size: int, size: int, rank: int, ranks: int
+    ) -> None:
         self.store, self.positions_N, self.batch_size, self.size = store, positions_N, batch_size, size
+        self.starts = range(rank * batch_size, len(positions_N), ranks * batch_size)
 
     def __len__(self) -> int:
-        return -(-len(self.positions_N) // self.batch_size)
+        return len(self.starts)
 
     def __getitem__(self, number: int) -> tuple[Tensor, dict[int, str]]:
-        start = number * self.batch_size
+        start = self.starts[number]
         images: Images = self.store.images(self.positions_N[start : start + self.batch_size], self.size)
         return torch.from_numpy(images.pixels), {start + row: reason for row, reason in images.broken.items()}
 
@@ -97,6 +102,7 @@ def embed_store(
     autocast_dtype: torch.dtype | None = None,
     image_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Embeddings:
     """Embed images of a store with a backbone.
 
@@ -111,6 +117,7 @@ def embed_store(
         autocast_dtype: torch.bfloat16 or torch.float16 for mixed precision, None = the model's own precision.
         image_size: side in pixels; None = the model's `image_size` attribute.
         progress: called as (images done, images).
+        ranks: the processes that embed together; all call this alike, with equal models, and get all embeddings.
 
     Returns:
         Embeddings; broken images have zero rows and are named in `broken`.
@@ -129,26 +136,34 @@ def embed_store(
         raise UserError(f"{type(model).__name__} has no image_size attribute: pass image_size=112")
     on = device_of(model) if device is None else torch.device(device)
     loader = DataLoader(
-        _Batches(store, positions_N, batch_size, size),
+        _Batches(store, positions_N, batch_size, size, ranks.rank, ranks.size),
         batch_size=None,
         num_workers=workers,
         # A loader draws a seed; from torch's global generator that would change the training after it.
         generator=torch.Generator(),
     )
-    rows: list[Tensor] = []
-    broken: dict[int, str] = {}
-    with torch.no_grad(), evaluation_mode(model), autocast(on, autocast_dtype):
-        for pixels_BSSC, broken_rows in loader:
-            # A view of (B, S, S, 3) memory: channels-last already, no copy.
-            images_BCSS = (pixels_BSSC.to(on, non_blocking=True).permute(0, 3, 1, 2).float() - 127.5) / 127.5
-            sum_BD = model(images_BCSS).float()
-            if flip:
-                sum_BD = (sum_BD + model(images_BCSS.flip(3)).float()) / 2
-            rows.append(sum_BD)
-            broken.update(broken_rows)
-            if progress is not None:
-                progress(min(len(rows) * batch_size, len(positions_N)), len(positions_N))
-    raw_ND = torch.cat(rows).cpu()
+
+    def embed() -> tuple[list[npt.NDArray[np.float32]], dict[int, str]]:
+        rows: list[Tensor] = []
+        broken: dict[int, str] = {}
+        with torch.no_grad(), evaluation_mode(model), autocast(on, autocast_dtype):
+            for pixels_BSSC, broken_rows in loader:
+                # A view of (B, S, S, 3) memory: channels-last already, no copy.
+                images_BCSS = (pixels_BSSC.to(on, non_blocking=True).permute(0, 3, 1, 2).float() - 127.5) / 127.5
+                sum_BD = model(images_BCSS).float()
+                if flip:
+                    sum_BD = (sum_BD + model(images_BCSS.flip(3)).float()) / 2
+                rows.append(sum_BD)
+                broken.update(broken_rows)
+                if progress is not None:
+                    progress(min(len(rows) * ranks.size * batch_size, len(positions_N)), len(positions_N))
+        return [row.cpu().numpy() for row in rows], broken
+
+    parts = ranks.objects(ranks.together(embed))
+    broken = {row: reason for _, reasons in parts for row, reason in sorted(reasons.items())}
+    raw_ND = torch.from_numpy(
+        np.concatenate([part[turn] for turn in range(len(parts[0][0])) for part, _ in parts if turn < len(part)])
+    )
     raw_ND[list(broken)] = 0.0
     norms_N = torch.linalg.vector_norm(raw_ND, dim=1)
     bad = torch.nonzero(~(torch.isfinite(norms_N) & (norms_N > 0))).ravel()

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from attfc.data.store import Store
+from attfc.distributed import ALONE, Ranks
 from attfc.errors import UserError
 from attfc.evaluation.all_pairs import AllPairs, score_all_pairs
 from attfc.evaluation.embedding import Embeddings, embed_store
@@ -142,6 +143,7 @@ def evaluate_store(
     device: torch.device | str | None = None,
     workers: int = 0,
     autocast_dtype: torch.dtype | None = None,
+    ranks: Ranks = ALONE,
 ) -> HeldOutEvaluation:
     """Evaluate a backbone on a store of identities that it was not trained on.
 
@@ -155,7 +157,7 @@ def evaluate_store(
         gallery_images: these two use the whole store, or whole identities drawn by `seed` up to so many images.
         hardest: how many of the worst genuine and of the worst impostor pairs to name.
         spare: see `score_all_pairs`; intervals of the all-pairs figures want 2.
-        flip, batch_size, device, workers, autocast_dtype: see `embed_store`.
+        flip, batch_size, device, workers, autocast_dtype, ranks: see `embed_store`. Ranks share the embedding; each then has all figures.
 
     Raises:
         UserError: the store allows no pairs, all images of the pairs are broken, or the model gives NaN or zeros.
@@ -173,6 +175,7 @@ def evaluate_store(
         device=device,
         workers=workers,
         autocast_dtype=autocast_dtype,
+        ranks=ranks,
     )
     valid_N, positions_N = embeddings.valid, embeddings.positions
     broken = tuple(

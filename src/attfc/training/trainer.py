@@ -11,7 +11,7 @@ gives the same losses, bit for bit on the CPU.
 Several ranks: each trains on its share of the batch, DistributedDataParallel averages the gradients of the query encoder (once a step, also under
 accumulation). After a step all ranks are equal: the running statistics of BatchNorm are averaged over them, and one small reduction a step
 tells everybody the loss, whether somebody was asked to stop, and whether a broken image was met; so all stop at the same step, on
-accelerators one step after the signal. Rank 0 logs, evaluates and writes models; a checkpoint is written by all, each its shard.
+accelerators one step after the signal. Rank 0 logs and writes models; a checkpoint is written by all, each its shard, and all evaluate.
 """
 
 import contextlib
@@ -106,7 +106,8 @@ class Trainer:
         autocast_dtype: bfloat16 or float16 for mixed precision (float16 brings a gradient scaler), None for float32.
         accumulation: batches an optimizer step; their mean loss is descended.
         clip: largest gradient norm of the query encoder; 0 is off.
-        evaluate: called as evaluate(query_encoder, step) every `evaluate_every` steps; returns figures for the log.
+        evaluate: called as evaluate(query_encoder, step) every `evaluate_every` steps, on all ranks; returns figures for the log, of which
+            rank 0's count.
         best_by: the figure of `evaluate` by which `best/` is chosen (larger is better).
         ranks: the processes that train together; built with the same arguments on each, but for the loader's rank.
     """
@@ -285,10 +286,13 @@ class Trainer:
             yield
 
     def run_evaluation(self, log: Log, line: Line | None = None) -> None:
-        """Evaluate the query encoder (on rank 0), record the figures, and keep it in ``best/`` if it is the best so far."""
+        """Evaluate the query encoder, record the figures, and keep it in ``best/`` if it is the best so far."""
         evaluate = self.evaluate
         assert evaluate is not None
-        figures = self.ranks.once(lambda: evaluate(self.pair.query, self.step))
+        own = self.ranks.together(lambda: evaluate(self.pair.query, self.step))
+        figures = self.ranks.once(
+            lambda: own
+        )  # another host may differ in the last digit, and all must agree on the best
         self.pair.query.train()
         self.last_evaluation = figures
         log.write("evaluation", self.step, figures)
