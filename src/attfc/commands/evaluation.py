@@ -687,17 +687,42 @@ _PROTOCOLS: dict[str, Callable[[Request, OpenedModel], Outcome]] = {
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="a run's folder")],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            help="a run's folder; or files of evaluate --save, to set models side by side", metavar="RUN|RESULT..."
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="of results: the page to write, .html or .md; default report.html", dir_okay=False),
+    ] = None,
     pictures: Annotated[
-        bool, typer.Option("--pictures", help="embed faces of the hardest pairs; only for stores you may show")
+        bool,
+        typer.Option("--pictures", help="of a run: embed faces of the hardest pairs; only for stores you may show"),
     ] = False,
 ) -> None:
-    """Write a run's report.html anew."""
+    """Write a run's report.html anew, or a page that sets several models side by side."""
+    if all(path.suffix == ".npz" for path in paths):
+        from attfc.evaluation.comparison_report import write_comparison_report
+        from attfc.evaluation.result import read_result
+
+        if pictures:
+            raise UserError("--pictures is of a run's report: results hold no pictures")
+        target = write_comparison_report(output or Path("report.html"), [read_result(path) for path in paths])
+        out.print(str(target), markup=False)
+        return
+    if len(paths) > 1 or output is not None:
+        strange = next(path for path in paths if path.suffix != ".npz")
+        raise UserError(
+            f"{strange} is no result: models are set side by side from files of `attfc evaluate ... --save FILE.npz`; "
+            "a run's own report goes into its folder: attfc report RUN"
+        )
     from attfc.config import load_config
     from attfc.data import open_store
     from attfc.evaluation import write_report
 
-    store = None
+    run, store = paths[0], None
     if pictures:
         config = load_config(str(run / "config.yaml"))
         if config.eval.root is None:

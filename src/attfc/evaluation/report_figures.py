@@ -8,7 +8,9 @@ of neighbours.
 import io
 import re
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -20,13 +22,29 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
 from attfc.evaluation.metrics import roc
 
-__all__ = ["line_figure", "roc_figure", "score_figure"]
+__all__ = ["Curve", "curve_figure", "line_figure", "roc_figure", "score_figure", "with_colours"]
 
 Floats = npt.NDArray[np.float64]
 
 # Drawn in these colours and then replaced by the page's variables; they occur nowhere else.
 INK, MUTED, GRID, FIRST, SECOND, THIRD = "#010203", "#020304", "#030405", "#040506", "#050607", "#060708"
+MODELS = ("#0a0b0c", "#0b0c0d", "#0c0d0e", "#0d0e0f", "#0e0f10", "#0f1011", "#101112")
+STYLES = ("-", "--", "-.", (0, (5, 1.5, 1, 1.5, 1, 1.5)), (0, (9, 2)), ":", (0, (3, 1)))
+"""Models differ by colour *and* by line, so that a page in grey, or an eye that does not tell the colours, still can."""
 _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", FIRST: "first", SECOND: "second", THIRD: "third"}
+_VARIABLES.update({colour: f"m{number}" for number, colour in enumerate(MODELS, start=1)})
+_ON_PAPER = {
+    "ink": "#16202c",
+    "muted": "#5c6978",
+    "grid": "#e5e9ee",
+    **dict(
+        zip(
+            (f"m{number}" for number in range(1, 8)),
+            ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#16202c", "#b37a00", "#3a8fb7"),
+            strict=True,
+        )
+    ),
+}
 CERTAIN_FALSE_ACCEPTS = 30  # with 30 errors a rate is known to about +-30 % (90 % confidence)
 
 
@@ -111,6 +129,103 @@ def roc_figure(
     axes.set_xlabel("false accept rate")
     _legend(axes, above=True)
     return _svg(figure, label, key)
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """A model's curve: name, (K,) x rising, (K,) y, and from which x on it rests on enough errors to be trusted."""
+
+    name: str
+    x: Floats
+    y: Floats
+    certain_from: float = 0.0
+
+
+def curve_figure(
+    curves: Sequence[Curve],
+    label: str,
+    *,
+    key: str,
+    kind: Literal["roc", "det", "cmc", "dir"],
+    x_label: str,
+    y_label: str,
+) -> str:
+    """Draw a curve a model, told apart by colour and by line; pale where fewer than 30 errors carry it.
+
+    Args:
+        curves: at most 7 have styles of their own, further ones begin anew.
+        label: what the picture shows, for readers of screens.
+        key: unique name of the figure in the page.
+        kind: "roc", "dir": x logarithmic; "det": both axes in normal deviates, on which normal scores give a straight line; "cmc": ranks.
+        x_label, y_label: of the axes; y's stands above it.
+    """
+    figure, axes = _axes(label)
+    lowest = 1.0
+    for number, curve in enumerate(curves):
+        x, y = np.asarray(curve.x, dtype=np.float64), np.asarray(curve.y, dtype=np.float64)
+        if kind == "det":
+            inside = (x > 0) & (x < 1) & (y > 0) & (y < 1)
+            x, y = x[inside], y[inside]
+        elif kind != "cmc":
+            x, y = x[x > 0], y[x > 0]
+        certain = x >= curve.certain_from
+        lowest = min(lowest, float(x.min(initial=1.0)))
+        style: dict[str, Any] = {"color": MODELS[number % len(MODELS)], "linestyle": STYLES[number % len(STYLES)]}
+        if kind != "det":
+            style["drawstyle"] = "steps-post"
+        shown_x, shown_y = (_deviates(x), _deviates(y)) if kind == "det" else (x, y)
+        axes.plot(shown_x[certain], shown_y[certain], label=curve.name, linewidth=1.9, **style)
+        axes.plot(shown_x[~certain], shown_y[~certain], linewidth=1.2, alpha=0.45, **style)
+    if kind == "det":
+        _deviate_axis(axes.xaxis, axes.get_xlim())
+        _deviate_axis(axes.yaxis, axes.get_ylim())
+    else:
+        axes.set_ylim(0, 1.02)
+        axes.yaxis.set_major_formatter(FuncFormatter(_short))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    if kind in ("roc", "dir"):
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value >= 1e-3 else _power(value)))
+        axes.set_xlim(lowest * 0.8, 1)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label, color=MUTED)
+    axes.legend(
+        frameon=False,
+        labelcolor=INK,
+        handlelength=3.2,
+        columnspacing=1.4,
+        fontsize=9.5,
+        loc="lower left",
+        bbox_to_anchor=(-0.02, 1.0),
+        ncols=2,
+    )
+    return _svg(figure, label, key)
+
+
+def _deviates(rates: Floats) -> Floats:
+    return np.array([NormalDist().inv_cdf(rate) for rate in rates.tolist()], dtype=np.float64)
+
+
+def _deviate_axis(axis: Any, limits: tuple[float, float]) -> None:
+    ticks = [1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.05, 0.2, 0.5, 0.8, 0.95, 0.99, 0.999]
+    shown = [tick for tick in ticks if limits[0] <= NormalDist().inv_cdf(tick) <= limits[1]]
+    axis.set_ticks(
+        [NormalDist().inv_cdf(tick) for tick in shown],
+        [f"{tick:g}" if tick >= 1e-3 else _power(tick) for tick in shown],
+    )
+
+
+def with_colours(svg: str) -> str:
+    """Return a figure with plain colours, dark on white, as a file of its own for documents without the page's style."""
+    for name, colour in _ON_PAPER.items():
+        svg = svg.replace(f"var(--{name})", colour)
+    ground = '<rect width="100%" height="100%" fill="#ffffff"/>'
+    head, end, rest = svg.partition(">")
+    attributes = (
+        'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" font-family="sans-serif"'
+    )
+    return f"{head.replace('<svg ', f'<svg {attributes} ', 1)}{end}{ground}{rest}"
 
 
 def score_figure(scores: Floats, same: npt.NDArray[np.bool_], threshold: float | None, *, key: str = "scores") -> str:
