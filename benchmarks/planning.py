@@ -6,10 +6,10 @@ process, so that neither warms the other. Target: memory within 10 %.
 """
 
 import argparse
+import contextlib
 import json
+import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -88,11 +88,13 @@ def common(overrides: list[str]) -> list[str]:
 
 
 def predicted(case: str, overrides: list[str]) -> dict[str, Any]:
-    """The line of `attfc plan` for the head of the case."""
+    """The line of `attfc plan` for the head of the case; runs in a child too."""
+    from attfc.cli import app
+
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         size = ["--identities", str(IDENTITIES), "--images", str(2 * IDENTITIES), "--json", file.name]
-        command = [sys.executable, "-m", "attfc", "plan", "faces112", *common(overrides), *size]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            app(["plan", "faces112", *common(overrides), *size], standalone_mode=False)
         plans = json.loads(Path(file.name).read_text(encoding="utf-8"))["plans"]
     head = next((value.split("=")[1] for value in overrides if value.startswith("head.name=")), "attfc,")
     if "no key passes" in case:
@@ -109,7 +111,7 @@ def main() -> None:
     arguments = parser.parse_args()
     results = []
     for case in arguments.cases:
-        line, found = predicted(case, CASES[case]), in_child(measured, CASES[case])
+        line, found = in_child(predicted, case, CASES[case]), in_child(measured, CASES[case])
         row = {"case": case, "overrides": CASES[case], "measured": found["peak"], "predicted": line["peak"]}
         row |= {"ratio": line["peak"] / found["peak"], "measured_seconds": found["step_seconds"], "plan": line}
         results.append(row)

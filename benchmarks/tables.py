@@ -264,11 +264,50 @@ def templates() -> str:
         for name, step in record["results"]["steps"].items()
     ]
     size = record["config"]
-    what = f"{size['faces']:,} faces, {size['templates']:,} templates, {size['pairs']:,} pairs, {size['probes']:,} probes."
+    what = (
+        f"{size['faces']:,} faces, {size['templates']:,} templates, {size['pairs']:,} pairs, {size['probes']:,} probes."
+    )
     return "\n".join([*lines, "", f"{what} {provenance(record)}"])
 
 
+def head_speed() -> str:
+    """The speed tables, as `attfc bench heads` prints them."""
+    from attfc.bench.speed_page import speed_tables
+
+    record = load("head_speed")
+    tables = speed_tables(record["config"]["settings"], record["config"]["columns"], record["results"])
+    load_average = record["environment"]["load_average"]
+    return f"{tables}\n\nLoad average at the end {load_average:.1f}. {provenance(record)}"
+
+
+def planning() -> str:
+    """Predicted beside measured memory and time of real training steps."""
+    record = load("planning")
+    lines = [
+        "| network x batch, head | measured, MiB | planned, MiB | planned / measured | step, s | planned, s |",
+        "|" + " --- |" * 6,
+    ]
+    for row in record["results"]:
+        ratio = f"{row['ratio']:.2f}" if abs(row["ratio"] - 1) <= 0.1 else f"**{row['ratio']:.2f}**"
+        lines.append(
+            f"| {row['case']} | {row['measured'] / 2**20:,.0f} | {row['predicted'] / 2**20:,.0f} | {ratio} | "
+            f"{row['measured_seconds']:.2f} | {row['plan']['step_seconds']:.2f} |"
+        )
+    within = sum(abs(row["ratio"] - 1) <= 0.1 for row in record["results"])
+    load_average = record["environment"]["load_average"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{within} of {len(record['results'])} within 10 %; the others in bold. {record['config']['identities']:,} identities. "
+            f"Load average at the end {load_average:.1f}. {provenance(record)}",
+        ]
+    )
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "head_speed": head_speed,
+    "planning": planning,
     "study final": study("final"),
     "study tune": study("tune"),
     "study options": study("options"),

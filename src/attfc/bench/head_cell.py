@@ -40,7 +40,7 @@ from attfc.training.optimizers import build_optimizer, parameter_groups
 __all__ = ["Case", "HeadKind", "ResidentPeak", "in_child", "measure", "measure_in_turns", "rehearse"]
 
 HeadKind = Literal["full_fc", "partial_fc", "attfc"]
-SECONDS_A_CELL = 8.0  # of timed steps: as many as fit, and one where one takes longer
+SECONDS_A_CELL = 8.0  # of timed steps: as many as fit; where the first of all takes longer, it is the one
 
 
 @dataclass(frozen=True)
@@ -205,8 +205,9 @@ def measure(case: Case, rehearsal: bool = False) -> dict[str, Any]:
         rehearsal: first make sure that the memory can be had; for sizes that hardly can.
 
     Returns:
-        `fits`; if so `seconds` (median of a step), `seconds_each`, `processor_seconds` (of all threads: what a busy machine does not
-        stretch), `key_seconds`, `samples_per_second`, `peak_bytes` over the bare process; if not `why`.
+        `fits`; if so `seconds` (median of a step), `seconds_each`, `warm` (whether a step went before those), `processor_seconds`
+        (of all threads: what a busy machine stretches less), `key_seconds`, `samples_per_second`, `peak_bytes` over the bare process;
+        if not `why`.
     """
     meter = _Meter(torch.device(case.device))
     try:
@@ -214,12 +215,12 @@ def measure(case: Case, rehearsal: bool = False) -> dict[str, Any]:
         if rehearsal:
             rehearse(case)
         training = Training(case)
-        training.step()
-        training.settle()
         meter.reset()
-        seconds: list[float] = []
-        keys: list[float] = []
-        processor: list[float] = []
+        seconds, keys, processor = [training.step()], [training.key_seconds], [training.processor_seconds]
+        warm = seconds[0] < SECONDS_A_CELL
+        if warm:  # then the first does not count
+            seconds, keys, processor = [], [], []
+        training.settle()
         while len(seconds) < case.steps and sum(seconds) < SECONDS_A_CELL:
             seconds.append(training.step())
             keys.append(training.key_seconds)
@@ -233,6 +234,7 @@ def measure(case: Case, rehearsal: bool = False) -> dict[str, Any]:
         "fits": True,
         "seconds": median,
         "seconds_each": seconds,
+        "warm": warm,
         "processor_seconds": statistics.median(processor),
         "key_seconds": statistics.median(keys),
         "samples_per_second": case.batch / median,
