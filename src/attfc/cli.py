@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from attfc.commands import benchmarks, data, evaluation, export, models, planning, training
+from attfc.commands import benchmarks, comparing, data, evaluation, export, models, planning, study, training
 from attfc.commands.common import err, out
 from attfc.errors import UserError
 
@@ -26,6 +26,7 @@ app = typer.Typer(
 for command in (
     training.train,
     evaluation.evaluate,
+    comparing.compare,
     evaluation.report,
     export.export,
     models.backbones,
@@ -35,6 +36,7 @@ for command in (
     app.command()(command)
 app.add_typer(data.app, name="data")
 app.add_typer(benchmarks.app, name="bench")
+app.add_typer(study.app, name="study")
 
 
 def main() -> None:

@@ -1,0 +1,69 @@
+"""`attfc study run|table`: grids of heads x options x seeds, and their tables."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from attfc.commands.common import err, out
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Compare heads and options over seeds.", no_args_is_help=True)
+
+StudyArgument = Annotated[Path, typer.Argument(metavar="STUDY.yaml", show_default=False)]
+FolderOption = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="folder of the cells' JSON files  [default: studies/NAME]", file_okay=False),
+]
+
+
+@app.command()
+def run(
+    study: StudyArgument,
+    output: FolderOption = None,
+    faces: Annotated[Path | None, typer.Option(help="what {faces} in the study's overrides stands for")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="a variant to run; may be given several times")] = None,
+    parallel: Annotated[int, typer.Option(min=1, help="cells at a time")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="processor threads of a cell")] = 1,
+) -> None:
+    """Run what is missing of a study; an interrupted one goes on where it stopped. Ends with the table."""
+    from attfc.study.grid import read_study, run_study
+
+    read = read_study(study)
+    folder = output or Path("studies") / read.name
+    run_study(
+        read,
+        folder,
+        faces=faces,
+        only=only or (),
+        parallel=parallel,
+        threads=threads,
+        said=lambda line: err.print(line, markup=False),
+    )
+    table(study, output)
+
+
+@app.command()
+def table(
+    study: StudyArgument,
+    output: FolderOption = None,
+    figure: Annotated[Path | None, typer.Option(help="also write this SVG", dir_okay=False)] = None,
+) -> None:
+    """Print the table of a study's cells as Markdown."""
+    from attfc.errors import UserError
+    from attfc.study.grid import read_study, study_records
+    from attfc.study.pages import FIGURES, study_figure, study_table
+
+    read = read_study(study)
+    folder = output or Path("studies") / read.name
+    records = study_records(read, folder)
+    if not records:
+        raise UserError(f"{folder} holds no cell of {read.name}: attfc study run {study}")
+    figures = FIGURES[read.world.kind]
+    out.print(study_table(records, figures, read.reference), markup=False)
+    if figure is not None:
+        if read.world.kind != "vectors":
+            raise UserError("--figure draws curves of the vector world only: leave it out for this study")
+        name = next(iter(figures))
+        figure.write_text(study_figure(records, name, figures[name]), encoding="utf-8")

@@ -1,0 +1,261 @@
+"""One cell of a study: a head with its options, trained once in one world; figures on people it never saw.
+
+A variant is a list of overrides of `attfc train` in every world, so what wins can be typed. `run_vectors` trains an encoder of vectors in this
+process with the product's own heads, key encoder, stream, optimizer and schedule; only the store and the trainer's housekeeping are left out.
+`run_faces` calls `attfc train` itself. Both return the same record: configuration, curve, figures, seconds of training (evaluation left
+out), peak memory. Call each cell in a process of its own, or peaks of one are those of another.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from attfc.bench.head_cell import ResidentPeak
+from attfc.build import build_head, environment
+from attfc.config import RunConfig, load_config
+from attfc.data.query_stream import QueryStream
+from attfc.errors import UserError
+from attfc.evaluation.all_pairs import score_all_pairs
+from attfc.evaluation.identification import rank_one
+from attfc.heads import Head
+from attfc.study.vectors import VectorEncoder, VectorWorld
+from attfc.training.momentum import MomentumPair
+from attfc.training.optimizers import build_optimizer, parameter_groups
+from attfc.training.schedule import build_schedule
+
+__all__ = ["evaluate_vectors", "run_faces", "run_vectors"]
+
+FARS = (1e-3, 1e-4, 1e-5)
+
+
+def run_vectors(
+    world: VectorWorld, preset: str, overrides: list[str], seed: int, width: int = 256, points: int = 8
+) -> dict[str, Any]:
+    """Train once in the vector world.
+
+    Args:
+        world: the training set and the people kept aside.
+        preset, overrides: as for `attfc train`; sections about images, devices and files are not looked at.
+        seed: of the encoder's weights, the stream and the head.
+        width: of the encoder's hidden layers.
+        points: evaluations on the validation people, spread evenly over the steps.
+
+    Returns:
+        "config", "steps", "seconds" of training, "samples_per_second", "curve" [{step, seconds, loss, tar_at_far/..}], "figures"
+        {"validation": ..., "test": ...}, "head_bytes", "peak_bytes", or "failed": why, with what came before.
+    """
+    config = load_config(preset, [*overrides, f"seed={seed}"])
+    index = world.labelled()
+    torch.manual_seed(seed)
+    meter = ResidentPeak()
+    meter.reset()
+    head = build_head(config, len(index))
+    pair = MomentumPair(
+        VectorEncoder(world.size, config.backbone.embedding_size, width),
+        config.key_encoder.momentum,
+        schedule=config.key_encoder.momentum_schedule,
+        batch_norm=config.key_encoder.batch_norm,
+    )
+    stream = QueryStream(
+        index, head.keys_per_query, seed, distinct_keys=config.keys.distinct, sampling=config.keys.sampling
+    )
+    steps = max(1, math.ceil(config.schedule.epochs * stream.epoch_length / config.batch_size))
+    optimizer = build_optimizer(
+        config.optimizer.name,
+        parameter_groups(
+            [pair.query, head],
+            weight_decay=config.optimizer.weight_decay,
+            decay_norms_and_biases=config.optimizer.decay_norms_and_biases,
+            head_learning_rate_scale=config.optimizer.head_learning_rate_scale,
+        ),
+        learning_rate=config.optimizer.learning_rate,
+        momentum=config.optimizer.momentum,
+    )
+    warmup = min(round(config.schedule.warmup_epochs * stream.epoch_length / config.batch_size), steps - 1)
+    schedule = build_schedule(
+        optimizer,
+        config.schedule.name,
+        total=steps,
+        warmup=warmup,
+        power=config.schedule.power,
+        final=config.schedule.final,
+    )
+    record: dict[str, Any] = {
+        "config": config.model_dump(mode="json"),
+        "identities": len(index),
+        "images": index.images,
+    }
+    curve: list[dict[str, float]] = []
+    seconds, losses = 0.0, 0.0
+    stops = {round(steps * (number + 1) / points) for number in range(points)}
+    since = 0
+    pair.train()
+    for step in range(1, steps + 1):
+        start = time.perf_counter()
+        numbers = np.arange((step - 1) * config.batch_size, step * config.batch_size)
+        loss = _step(world, stream, numbers, pair, head, optimizer, config.optimizer.clip)
+        schedule.step()
+        losses, since = losses + loss, since + 1
+        seconds += time.perf_counter() - start
+        if not math.isfinite(loss):
+            record["failed"] = f"the loss of step {step} is {loss}"
+            break
+        if step in stops:
+            found = evaluate_vectors(world, pair.query, "validation")
+            curve.append({"step": step, "seconds": round(seconds, 3), "loss": losses / since, **found})
+            losses, since = 0.0, 0
+    record |= {
+        "steps": step,
+        "seconds": round(seconds, 3),
+        "samples_per_second": round(step * config.batch_size / seconds, 1),
+        "curve": curve,
+        "head_bytes": _head_bytes(head, optimizer),
+        "peak_bytes": meter.peak(),
+        "statistics": head.statistics(),
+        "environment": environment(torch.device("cpu")),
+    }
+    if "failed" not in record:
+        record["figures"] = {split: evaluate_vectors(world, pair.query, split) for split in ("validation", "test")}
+    return record
+
+
+def _step(
+    world: VectorWorld,
+    stream: QueryStream,
+    numbers: np.ndarray[Any, np.dtype[np.int64]],
+    pair: MomentumPair,
+    head: Head,
+    optimizer: torch.optim.Optimizer,
+    clip: float,
+) -> float:
+    samples = stream.samples(numbers)
+    positions = np.concatenate([samples.positions, samples.key_positions.ravel()])
+    views = np.concatenate([samples.seeds[:, 0], samples.seeds[:, 1:].ravel()])
+    seen = torch.from_numpy(world.observe(*world.samples_at(positions), views))
+    batch, keys = samples.key_positions.shape
+    keys_BKD: Tensor | None = None
+    if keys:
+        pair.update()
+        keys_BKD = pair.embed_keys(seen[batch:].view(batch, keys, -1))
+    loss = head(pair.query(seen[:batch]), torch.from_numpy(samples.labels), keys_BKD)
+    optimizer.zero_grad(set_to_none=True)
+    if loss.requires_grad:
+        loss.backward()
+        if clip > 0:
+            nn.utils.clip_grad_norm_(pair.query.parameters(), clip)
+        optimizer.step()
+    return float(loss.detach())
+
+
+@torch.no_grad()
+def evaluate_vectors(world: VectorWorld, encoder: nn.Module, split: str) -> dict[str, float]:
+    """Return TAR at FAR over all pairs and rank-1 on people kept aside; the encoder's mode is as before.
+
+    Args:
+        split: "validation" | "test".
+    """
+    persons, samples = world.kept_aside(split)
+    training = encoder.training
+    encoder.eval()
+    embeddings = torch.cat(
+        [
+            encoder(torch.from_numpy(world.observe(persons[start : start + 4096], samples[start : start + 4096])))
+            for start in range(0, len(persons), 4096)
+        ]
+    )
+    encoder.train(training)
+    pairs = score_all_pairs(embeddings, persons, fars=FARS, hardest=0)
+    figures = {f"tar_at_far/{far:g}": tar for far, tar in pairs.tar_at_far.items() if tar is not None}
+    return {**figures, "rank_one": rank_one(embeddings, persons).rate}
+
+
+def _head_bytes(head: Head, optimizer: torch.optim.Optimizer) -> int:
+    """Bytes that the head keeps from step to step: its state, and gradient and optimizer state of its parameters."""
+    parameters = list(head.parameters())
+    kept = [*head.state_dict().values()]
+    for parameter in parameters:
+        kept += [value for value in optimizer.state.get(parameter, {}).values() if isinstance(value, Tensor)]
+        if parameter.grad is not None:
+            gradient = parameter.grad
+            kept += [gradient._indices(), gradient._values()] if gradient.is_sparse else [gradient]
+    return sum(tensor.nbytes for tensor in kept if isinstance(tensor, Tensor))
+
+
+def run_faces(preset: str, overrides: list[str], seed: int, threads: int) -> dict[str, Any]:
+    """Train once with `attfc train PRESET` and return its record; `overrides` say where the faces are.
+
+    Returns:
+        As `run_vectors`; figures are those of `evaluation.json` ("test"; a run has no validation people of its own), or "failed".
+    """
+    with tempfile.TemporaryDirectory(prefix="attfc-study-") as scratch:
+        fixed = [
+            f"output={scratch}",
+            f"seed={seed}",
+            f"threads={threads}",
+            "report.write=false",
+            "log.tensorboard=false",
+        ]
+        command = [sys.executable, "-m", "attfc", "train", preset, "checkpoint.every=0", *overrides, *fixed]
+        started = time.perf_counter()
+        done = subprocess.run(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        )
+        wall = round(time.perf_counter() - started, 1)
+        folders = list(Path(scratch).iterdir())
+        if done.returncode or not folders:
+            lines = done.stderr.strip().splitlines()
+            if done.returncode < 0 or done.returncode == 130:
+                raise UserError(f"attfc train was stopped (status {done.returncode}): run the study again to go on")
+            return {"failed": lines[-1] if lines else f"status {done.returncode}", "wall_seconds": wall}
+        return {**_of_run(folders[0]), "wall_seconds": wall}
+
+
+def _of_run(folder: Path) -> dict[str, Any]:
+    config = RunConfig.model_validate(_yaml(folder / "config.yaml"))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    curve = [{key: value for key, value in line.items() if key != "kind"} for line in lines if line["kind"] == "train"]
+    last = curve[-1]
+    figures = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    environments = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    return {
+        "config": config.model_dump(mode="json"),
+        "steps": last["step"],
+        "seconds": round(last["seconds"], 1),
+        "samples_per_second": round(last["step"] * config.batch_size / last["seconds"], 1),
+        "curve": curve,
+        "peak_bytes": last["memory_mib"] * 2**20,
+        "figures": {"test": _flat(figures)},
+        "environment": environments,
+    }
+
+
+def _yaml(path: Path) -> Any:
+    import yaml
+
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """{"all_pairs": {"tar_at_far": {"0.01": x}}} -> {"all_pairs/tar_at_far/0.01": x}; numbers only."""
+    found: dict[str, float] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found[f"{prefix}{key}"] = value
+    return found

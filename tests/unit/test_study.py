@@ -1,0 +1,268 @@
+"""The study's bench: the vector world, cells, grids that go on where they stopped, tables."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from attfc.errors import UserError
+from attfc.study.cells import evaluate_vectors, run_vectors
+from attfc.study.grid import read_study, run_study, study_records
+from attfc.study.pages import FIGURES, study_figure, study_table
+from attfc.study.vectors import VectorEncoder, VectorWorld
+
+TINY = VectorWorld(identities=60, images=(2, 6), test_identities=30)
+QUICK = ["batch_size=32", "backbone.embedding_size=16", "schedule.epochs=1"]
+
+GRID = """
+world: {kind: vectors, identities: 60, images: [2, 6], test_identities: 30}
+overrides: [batch_size=32, backbone.embedding_size=16, schedule.epochs=1]
+reference: full_fc
+seeds: [0, 1]
+variants:
+  full_fc: [head.name=full_fc]
+  attfc, K = 1: [container.ratio=1, keys.per_query=1]
+"""
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Path:
+    path = tmp_path / "grid.yaml"
+    path.write_text(GRID)
+    return path
+
+
+# The world
+
+
+def test_what_is_seen_is_a_function_of_person_and_sample() -> None:
+    persons, samples = np.array([3, 7, 3]), np.array([0, 1, 2])
+    together = TINY.observe(persons, samples)
+    alone = np.concatenate([TINY.observe(persons[row : row + 1], samples[row : row + 1]) for row in (2, 0, 1)])
+    np.testing.assert_allclose(together[[2, 0, 1]], alone, rtol=1e-5, atol=1e-5)
+    other = VectorWorld(identities=60, images=(2, 6), test_identities=30, seed=1)
+    assert np.abs(other.observe(persons, samples) - together).min(axis=1).max() > 1e-3
+
+
+def test_latents_and_nuisances_are_normal() -> None:
+    from attfc.study.vectors import _normals
+
+    drawn = _normals(7, 5, np.arange(20_000))
+    assert drawn.shape == (20_000, 7)
+    assert np.isfinite(drawn).all()
+    assert abs(drawn.mean()) < 0.01
+    np.testing.assert_allclose(np.cov(drawn.T), np.eye(7), atol=0.04)
+    assert abs((drawn**4).mean() - 3) < 0.1
+
+
+def test_a_view_moves_a_sample_less_than_another_sample_does() -> None:
+    persons, samples = np.arange(50), np.zeros(50, np.int64)
+    seen = TINY.observe(persons, samples)
+    view = np.linalg.norm(TINY.observe(persons, samples, np.arange(50) + 9) - seen, axis=1)
+    sample = np.linalg.norm(TINY.observe(persons, samples + 1) - seen, axis=1)
+    person = np.linalg.norm(TINY.observe(persons + 100, samples) - seen, axis=1)
+    assert view.max() > 0
+    assert view.mean() < sample.mean() < person.mean()
+
+
+def test_positions_run_person_by_person_and_few_have_many() -> None:
+    world = VectorWorld(identities=2000, images=(2, 20))
+    people = world.people()
+    counts = people.counts()
+    assert (counts.min(), counts.max()) == (2, 20)
+    assert (counts <= 6).mean() > 0.4
+    persons, samples = world.samples_at(np.array([[0, int(counts[0])], [1, 0]]))
+    assert persons.tolist() == [[0, 1], [0, 0]]
+    assert samples.tolist() == [[0, 0], [1, 0]]
+
+
+def test_nobody_kept_aside_is_trained_on() -> None:
+    groups = [set(TINY.kept_aside(split)[0].tolist()) for split in ("validation", "test")]
+    assert [len(group) for group in groups] == [30, 30]
+    assert not groups[0] & groups[1]
+    assert min(min(group) for group in groups) >= TINY.identities
+
+
+def test_flipped_labels_and_people_under_two_labels() -> None:
+    world = VectorWorld(identities=1000, images=(2, 8), flip=0.4)
+    index = world.labelled()
+    truth, _ = world.samples_at(index.items)
+    shown = np.repeat(np.arange(len(index)), index.counts())
+    # Labels may be renumbered where somebody lost everything: compare within the shown groups.
+    majority = [np.bincount(truth[shown == label]).argmax() for label in range(len(index))]
+    assert abs((truth == np.array(majority)[shown]).mean() - 0.62) < 0.05
+    split = VectorWorld(identities=1000, images=(2, 8), conflict=0.5)
+    assert abs(len(split.labelled()) - 1500) < 60
+    assert split.labelled().images == split.people().images
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"identities": 1}, "world identities = 1: set it to 2 or more"),
+        ({"images": (3, 2)}, r"world images = \[3, 2\]: give the least and the most a person"),
+        ({"flip": 1.5}, r"world flip = 1\.5 is a share"),
+    ],
+)
+def test_worlds_that_cannot_be(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        VectorWorld(**options)
+
+
+# Cells
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["head.name=full_fc"],
+        ["head.name=partial_fc", "head.sample_rate=0.6"],
+        ["container.ratio=1"],
+        ["container.ratio=1", "center.source=query"],
+        ["head.name=dcq", "container.ratio=1"],
+        ["head.name=dcp", "container.ratio=1"],
+    ],
+)
+def test_a_cell_of_every_head(overrides: list[str]) -> None:
+    record = run_vectors(TINY, "demo", [*QUICK, *overrides], seed=0, width=16, points=2)
+    assert "failed" not in record
+    assert record["steps"] == math.ceil(record["images"] / 32)
+    assert [point["step"] for point in record["curve"]][-1] == record["steps"]
+    assert set(record["figures"]) == {"validation", "test"}
+    assert 0 <= record["figures"]["test"]["rank_one"] <= 1
+    assert record["head_bytes"] > 0
+    json.dumps(record)
+
+
+def test_a_cell_is_a_function_of_its_seed() -> None:
+    curves = [
+        [point["loss"] for point in run_vectors(TINY, "demo", [*QUICK, "container.ratio=1"], seed, 16, 2)["curve"]]
+        for seed in (0, 0, 1)
+    ]
+    assert curves[0] == curves[1] != curves[2]
+
+
+def test_training_teaches() -> None:
+    record = run_vectors(TINY, "demo", [*QUICK, "head.name=full_fc", "schedule.epochs=20"], 0, width=64, points=2)
+    untrained = evaluate_vectors(TINY, VectorEncoder(TINY.size, 16, 64), "test")
+    assert record["figures"]["test"]["rank_one"] > untrained["rank_one"]
+    assert record["curve"][1]["loss"] < record["curve"][0]["loss"]
+
+
+def test_a_loss_that_is_not_finite_is_a_result() -> None:
+    overrides = [
+        *QUICK,
+        "head.name=full_fc",
+        "optimizer.learning_rate=1e30",
+        "optimizer.clip=0",
+        "schedule.warmup_epochs=0",
+    ]
+    record = run_vectors(TINY, "demo", [*overrides, "schedule.epochs=10"], 0, width=16, points=1)
+    assert record["failed"].startswith("the loss of step ")
+    assert "figures" not in record
+
+
+# Grids
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("identities: 60", "identites: 60"), "unknown key 'world.vectors.identites'; did you mean 'identities'"),
+        (("reference: full_fc", "reference: fc"), "reference 'fc' is none of the variants: full_fc, attfc, K = 1"),
+        (("attfc, K = 1:", "Full FC!: []\n  attfc:"), None),
+        (("full_fc: [head", "full fc: [head"), "reference 'full_fc' is none"),
+        (("kind: vectors", "kind: pictures"), "world="),
+        (("seeds: [0, 1]", "seeds: []"), r"seeds=\[\]: "),
+        (("variants:", "variants: {"), "is not valid YAML"),
+    ],
+)
+def test_studies_that_are_refused(grid: Path, change: tuple[str, str], message: str | None) -> None:
+    grid.write_text(GRID.replace(*change))
+    if message is None:
+        grid.write_text(GRID.replace("  full_fc:", "  Full-FC: []\n  full-fc: []\n  full_fc:"))
+        message = "variants 'Full-FC' and 'full-fc' share the file full-fc.seed0.json: rename one"
+    with pytest.raises(UserError, match=message) as caught:
+        read_study(grid)
+    assert str(grid) in str(caught.value)
+
+
+def test_an_override_that_train_would_refuse_stops_the_study_at_once(grid: Path, tmp_path: Path) -> None:
+    grid.write_text(GRID.replace("keys.per_query=1", "keys.per_query=0"))
+    with pytest.raises(UserError, match="per_query"):
+        run_study(read_study(grid), tmp_path / "out", said=lambda _: None)
+    with pytest.raises(UserError, match="has no variant 'fc': it has full_fc, attfc, K = 1"):
+        run_study(read_study(grid), tmp_path / "out", only=["fc"], said=lambda _: None)
+    grid.write_text(GRID.replace("keys.per_query=1", '"data.root={faces}/train"'))
+    with pytest.raises(UserError, match=r"an override names \{faces\}: say where with --faces"):
+        run_study(read_study(grid), tmp_path / "out", said=lambda _: None)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow  # a process that imports torch for each of four cells
+def test_a_study_goes_on_where_it_stopped(grid: Path, tmp_path: Path) -> None:
+    study, folder, lines = read_study(grid), tmp_path / "out", []
+    run_study(study, folder, only=["full_fc"], parallel=2, said=lines.append)
+    assert lines[0] == "grid: 2 cells, 0 there, 2 to run"
+    before = (folder / "full_fc.seed1.json").read_bytes()
+    records = run_study(study, folder, said=lines.append)
+    assert "grid: 4 cells, 2 there, 2 to run" in lines
+    assert (folder / "full_fc.seed1.json").read_bytes() == before
+    assert [(record["variant"], record["seed"]) for record in study_records(study, folder)] == [
+        ("full_fc", 0),
+        ("full_fc", 1),
+        ("attfc, K = 1", 0),
+        ("attfc, K = 1", 1),
+    ]
+    assert len(records) == 4
+    alone = run_vectors(TINY, "demo", [*QUICK, "head.name=full_fc"], 1)
+    assert records[2]["figures"]["test"].keys() == alone["figures"]["test"].keys()
+
+
+def cells(study_file: Path, folder: Path, values: dict[tuple[str, int], float | None]) -> list[dict[str, Any]]:
+    """Write records of a study with given TAR (None: failed) and read them back."""
+    from attfc.study.grid import _cells
+
+    study = read_study(study_file)
+    folder.mkdir(exist_ok=True)
+    for cell in _cells(study):
+        tar = values[cell.variant, cell.seed]
+        figures = {"tar_at_far/0.0001": tar, "tar_at_far/0.001": tar, "rank_one": tar}
+        curve = [{"step": 5 * n, "seconds": float(n), "loss": 1.0, **figures} for n in (1, 2)]
+        found = {"steps": 10, "seconds": 2.0, "samples_per_second": 160.0, "curve": curve, "head_bytes": 2**20}
+        found |= {"failed": "the loss of step 3 is nan"} if tar is None else {"figures": {"test": figures}}
+        (folder / cell.file).write_text(json.dumps({**cell.model_dump(mode="json"), "commit": "abc", **found}))
+    return study_records(study, folder)
+
+
+def test_a_table_gives_mean_spread_and_paired_difference(grid: Path, tmp_path: Path) -> None:
+    values = {("full_fc", 0): 0.5, ("full_fc", 1): 0.7, ("attfc, K = 1", 0): 0.6, ("attfc, K = 1", 1): 0.9}
+    records = cells(grid, tmp_path / "out", values)
+    lines = study_table(records, {"tar_at_far/0.0001": "TAR"}, "full_fc").splitlines()
+    assert lines[0] == "| variant | TAR | TAR: less full_fc | seeds | steps | s | samples/s | head, MiB |"
+    assert lines[2] == "| full_fc | 0.600 ± 0.141 |  | 2 | 10 | 2 | 160 | 1.0 |"
+    assert lines[3] == "| attfc, K = 1 | 0.750 ± 0.212 | +0.150 ± 0.071 | 2 | 10 | 2 | 160 | 1.0 |"
+    figure = study_figure(records, "tar_at_far/0.0001", "TAR")
+    assert figure == study_figure(records, "tar_at_far/0.0001", "TAR")
+    assert "attfc, K = 1" in figure
+
+
+def test_a_failed_cell_is_in_the_table(grid: Path, tmp_path: Path) -> None:
+    values = {("full_fc", 0): None, ("full_fc", 1): 0.7, ("attfc, K = 1", 0): None, ("attfc, K = 1", 1): None}
+    table = study_table(cells(grid, tmp_path / "out", values), FIGURES["vectors"], "full_fc")
+    assert "| 1 (1 failed) |" in table
+    assert "| attfc, K = 1 | failed: the loss of step 3 is nan |" in table
+
+
+def test_cells_of_other_settings_and_damaged_ones_are_refused(grid: Path, tmp_path: Path) -> None:
+    values = dict.fromkeys([(v, s) for v in ("full_fc", "attfc, K = 1") for s in (0, 1)], 0.5)
+    cells(grid, tmp_path / "out", values)
+    grid.write_text(GRID.replace("epochs=1", "epochs=2"))
+    with pytest.raises(UserError, match=r"full_fc\.seed0\.json: was run with another overrides .*: delete it, or"):
+        study_records(read_study(grid), tmp_path / "out")
+    (tmp_path / "out/full_fc.seed0.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"full_fc\.seed0\.json: damaged"):
+        study_records(read_study(grid), tmp_path / "out")
