@@ -62,11 +62,27 @@ CASES = {
 }
 
 
+Parts = list[dict[str, list[torch.Tensor]]]
+
+
+def all_cases(size: int) -> dict[str, Parts]:
+    """What each rank found in each case; a dozen cases in one set of processes."""
+    found: dict[str, Parts] = {}
+    for start in range(0, len(CASES), 12):
+        names = list(CASES)[start : start + 12]
+        said = on_ranks(size, run_heads, [CASES[name] for name in names])
+        found |= {name: [part[number] for part in said] for number, name in enumerate(names)}
+    return found
+
+
 @pytest.fixture(scope="module")
-def on_two() -> dict[str, list[dict[str, list[torch.Tensor]]]]:
-    """All cases on two ranks, in one pair of processes."""
-    first, second = on_ranks(2, run_heads, list(CASES.values()))
-    return {name: [first[number], second[number]] for number, name in enumerate(CASES)}
+def on_two() -> dict[str, Parts]:
+    return all_cases(2)
+
+
+@pytest.fixture(scope="module")
+def on_four() -> dict[str, Parts]:
+    return all_cases(4)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -76,8 +92,8 @@ def test_two_ranks_are_one(name, on_two) -> None:
 
 @pytest.mark.slow  # four processes on two cores
 @pytest.mark.parametrize("name", CASES)
-def test_four_ranks_are_one(name) -> None:
-    assert_equal_to_one_process(on_ranks(4, run_head, *CASES[name]), *CASES[name])
+def test_four_ranks_are_one(name, on_four) -> None:
+    assert_equal_to_one_process(on_four[name], *CASES[name])
 
 
 def test_a_rank_without_any_of_the_drawn_rows_takes_part(on_two) -> None:
@@ -121,9 +137,7 @@ def test_what_cannot_be_shared_is_refused_on_every_rank() -> None:
         assert all(text.startswith(expected) for text, expected in zip(said, cases, strict=True)), said
 
 
-def assert_equal_to_one_process(
-    parts: list[dict[str, list[torch.Tensor]]], kind: str, options: dict[str, object], dtype: torch.dtype
-) -> None:
+def assert_equal_to_one_process(parts: Parts, kind: str, options: dict[str, object], dtype: torch.dtype) -> None:
     whole = run_head(kind, options, dtype)
     tolerance = {"rtol": 1e-10, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 1e-5, "atol": 1e-6}
     for part in parts:
