@@ -6,6 +6,7 @@ device=)`, `.to(device)` from the host without `non_blocking`), and operations w
 `device.type == "cpu"` are not taken here, as they are not on a GPU. What a GPU itself says of it: tests/gpu.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,10 @@ def blind_step(run: Run, steps: int = 2) -> None:
         batches = [next(trainer.loader.batches(trainer.loader.step + 1)) for _ in range(trainer.accumulation)]
         with NoWaitingCopies(), NoLooks():
             loss = trainer.train_step(batches)
+            with contextlib.suppress(
+                NotImplementedError
+            ):  # a word goes to the host last, and here has no value to bring
+                trainer._tell(loss, batches)
         trainer.step += 1
     assert (loss.device.type, loss.shape) == ("meta", ())
 

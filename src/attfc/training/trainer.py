@@ -410,12 +410,8 @@ class Trainer:
     def _tell(self, loss: Tensor, batches: list[Batch]) -> _Word:
         """Reduce what every rank must know of this step, and send it to the host without waiting for it."""
         facts = [float(self._stop), float(sum(len(batch.broken) for batch in batches))]
-        if self.ranks.size > 1:
-            words = torch.tensor([1.0, *facts]).to(self.device, non_blocking=True)
-            words[0] = loss / self.ranks.size
-            figures = self.ranks.sum(words)
-        else:
-            figures = torch.cat([loss.reshape(1), torch.tensor(facts).to(loss, non_blocking=True)])
+        # Filled on the device: a copy from ordinary memory might wait.
+        figures = self.ranks.sum(torch.stack([loss / self.ranks.size, *(loss.new_full((), fact) for fact in facts)]))
         if figures.device.type != "cuda":
             return _Word(self.step, batches, loss, figures.to("cpu"), None)
         host = torch.empty(len(figures), pin_memory=True).copy_(figures, non_blocking=True)
