@@ -6,7 +6,7 @@ FACES ?= ../shared/faces112/train
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 export UV_PROJECT_ENVIRONMENT := $(CURDIR)/.venv
 
-.PHONY: setup demo test check test-slow bench docs format clean
+.PHONY: setup demo test check test-slow bench study docs format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make test       the default tests            make test-slow  the slow ones too"
 	@echo "make check      format, lint, types, docstring examples"
 	@echo "make bench      benchmarks -> benchmarks/results/*.json"
+	@echo "make study      vector world: cells that are missing, then tables and figures"
 	@echo "make docs       regenerate the tables in docs/ from benchmarks/results/"
 
 setup: .venv/.ready
@@ -44,6 +45,10 @@ bench: setup
 	@for script in $(BENCHMARKS); do echo "benchmarks/$$script.py"; $(BIN)/python benchmarks/$$script.py || exit 1; done
 	@if test -d $(FACES); then echo "benchmarks/stores.py"; $(BIN)/python benchmarks/stores.py --root $(FACES); \
 	else echo "benchmarks/stores.py left out, it needs real faces: make bench FACES=FOLDER (identity/*.jpg)"; fi
+
+study: setup
+	@for study in vectors_10k; do $(BIN)/attfc study run benchmarks/studies/$$study.yaml -o benchmarks/results/studies/$$study --parallel $(JOBS) || exit 1; done
+	$(BIN)/python benchmarks/tables.py
 
 docs: setup
 	$(BIN)/python benchmarks/tables.py

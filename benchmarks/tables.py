@@ -10,6 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from attfc.study.grid import read_study, study_records
+from attfc.study.pages import FIGURES, study_figure, study_table
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -305,7 +308,30 @@ def planning() -> str:
     )
 
 
+# Studies of `attfc study run` -> what their figure shows; cells in results/studies/NAME, settings in studies/NAME.yaml.
+STUDIES = {"vectors_10k": ("TAR at FAR 1e-4", "tar_at_far/0.0001")}
+
+
+def grid_records(name: str) -> list[dict[str, Any]]:
+    """The cells of a study, in the order of its variants."""
+    return study_records(read_study(ROOT / "benchmarks" / "studies" / f"{name}.yaml"), RESULTS / "studies" / name)
+
+
+def grid(name: str) -> Callable[[], str]:
+    """Table of a study run by `attfc study run`."""
+
+    def table() -> str:
+        study = read_study(ROOT / "benchmarks" / "studies" / f"{name}.yaml")
+        records = grid_records(name)
+        if not records:
+            raise FileNotFoundError(2, "no cells", f"benchmarks/results/studies/{name}")
+        return study_table(records, FIGURES[study.world.kind], study.reference)
+
+    return table
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    **{f"study {name}": grid(name) for name in STUDIES},
     "head_speed": head_speed,
     "planning": planning,
     "study final": study("final"),
@@ -352,23 +378,34 @@ def provenance(record: dict[str, Any]) -> str:
     )
 
 
+def renewed(page: Path) -> str:
+    """The text of a page with every table that has figures made anew."""
+
+    def renew(match: re.Match[str]) -> str:
+        name = match[1]
+        try:
+            return f"<!-- table {name} -->\n{TABLES[name]()}\n<!-- end -->"
+        except FileNotFoundError as missing:
+            print(f"{page.name}: {name} stays as it is, there is no {missing.filename}")
+            return match[0]
+
+    return re.sub(r"<!-- table (.+?) -->\n.*?<!-- end -->", renew, page.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
 def main() -> None:
-    """Refresh every table that has figures."""
+    """Refresh every table that has figures, and the figures of studies."""
     for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-
-        def renew(match: re.Match[str], page: Path = page) -> str:
-            name = match[1]
-            try:
-                return f"<!-- table {name} -->\n{TABLES[name]()}\n<!-- end -->"
-            except FileNotFoundError as missing:
-                print(f"{page.name}: {name} stays as it is, there is no {missing.filename}")
-                return match[0]
-
-        renewed = re.sub(r"<!-- table (.+?) -->\n.*?<!-- end -->", renew, text, flags=re.DOTALL)
-        if renewed != text:
-            page.write_text(renewed, encoding="utf-8")
+        text = renewed(page)
+        if text != page.read_text(encoding="utf-8"):
+            page.write_text(text, encoding="utf-8")
             print(f"{page.relative_to(ROOT)}: renewed")
+    for name in STUDIES:
+        records = grid_records(name)
+        if records:
+            title, figure = STUDIES[name]
+            path = ROOT / "docs" / "figures" / f"study_{name}.svg"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(study_figure(records, figure, title), encoding="utf-8")
 
 
 if __name__ == "__main__":

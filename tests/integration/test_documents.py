@@ -1,5 +1,6 @@
 """What the documents show is run: their Python, their commands' options, their byte examples, the presets for a processor."""
 
+import importlib.util
 import json
 import re
 import shlex
@@ -34,6 +35,27 @@ def test_python_snippets_of_the_readme_run() -> None:
         assert float(names["loss"].detach()) > 0
     body = snippets[0].split("import attfc\n")[1].strip().splitlines()
     assert len([line for line in body if line.strip()]) < 15
+
+
+def test_measured_tables_are_those_of_their_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    stale = [page.name for page in tables.PAGES if tables.renewed(page) != page.read_text(encoding="utf-8")]
+    assert not stale, f"run make docs: {stale}"
+    real = tables.load
+
+    def changed(name: str) -> dict[str, Any]:
+        record: dict[str, Any] = real(name)
+        if name == "study_final":
+            record["results"][0]["steps"] += 1
+        return record
+
+    monkeypatch.setattr(tables, "load", changed)
+    page = ROOT / "docs" / "study.md"
+    assert tables.renewed(page) != page.read_text(encoding="utf-8")
 
 
 # docs/formats.md: one run of all its Python, top to bottom, then its blocks against the files that this left.
