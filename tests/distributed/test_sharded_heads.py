@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from .launch import on_ranks
-from .workers import refusals, run_head, run_heads
+from .workers import refusals, run_head, run_heads, scaled_steps
 
 ATTFC = {
     "published": {"policy": "fifo", "center_blend": 0.0, "in_batch_negatives": False, "slots": 41},
@@ -135,6 +135,14 @@ def test_what_cannot_be_shared_is_refused_on_every_rank() -> None:
     for said in on_ranks(2, refusals, list(cases.values())):
         assert len(said) == len(cases)
         assert all(text.startswith(expected) for text, expected in zip(said, cases, strict=True)), said
+
+
+def test_an_overflow_in_one_block_of_rows_skips_the_step_on_all_ranks() -> None:
+    parts = on_ranks(2, scaled_steps)
+    whole, changed, scale = scaled_steps()
+    assert changed
+    torch.testing.assert_close(torch.cat([rows for rows, _, _ in parts]), whole, rtol=1e-5, atol=1e-6)
+    assert [(changed, after) for _, changed, after in parts] == [(False, scale / 2)] * 2
 
 
 def assert_equal_to_one_process(parts: Parts, kind: str, options: dict[str, object], dtype: torch.dtype) -> None:

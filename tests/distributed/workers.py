@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attfc.build import new_run, resume_run
 from attfc.config import load_config
-from attfc.distributed import Ranks
+from attfc.distributed import Ranks, grad_scaler
 from attfc.errors import UserError
 from attfc.heads import DCP, DCQ, AttFC, Container, FullFC, Head, PartialFC, RowStore
 from attfc.losses import AdaFace, CombinedMargin, CosFace
@@ -114,6 +114,25 @@ def refusals(cases: list[tuple[str, dict[str, Any]]]) -> list[str]:
         except UserError as error:
             said.append(str(error))
     return said
+
+
+def scaled_steps() -> tuple[Tensor, bool, float]:
+    """The rows after two steps with a gradient scaler; whether a third, in which rank 1 overflows, changed them; the scale after it."""
+    ranks = Ranks.world()
+    torch.manual_seed(1)
+    head = build("partial_fc", {"sample_rate": 0.4}, torch.float32)
+    optimizer = build_optimizer("sgd", parameter_groups([head], weight_decay=0.01), learning_rate=0.2)
+    scaler = grad_scaler(torch.device("cpu"), True, ranks)
+    for number, (embeddings_BD, labels_B, _) in enumerate(batches(torch.float32, IDENTITIES)[:3]):
+        before = head.weight.detach().clone()
+        optimizer.zero_grad()
+        scaler.scale(head(ranks.own(embeddings_BD), ranks.own(labels_B))).backward()
+        if number == 2 and ranks.rank == 1:
+            head.weight.grad.values()[0, 0] = torch.inf
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+    return before, bool((head.weight != before).any()), scaler.get_scale()
 
 
 def go_on(
