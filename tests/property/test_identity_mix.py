@@ -141,6 +141,17 @@ def test_weights_of_sources_are_those_of_the_part_by_image() -> None:
     assert np.bincount(index.labels_of_slots(by_identity)).tolist() == [20, 20]
 
 
+def test_passes_are_mixed_and_unlike_each_other() -> None:
+    mix = IdentityMix(index_of([1] * 2000), 0.5, 2000, seed=1)
+    by_identity, by_image = parts(mix, 4)
+    passes = [*by_identity.reshape(2, 2000), *by_image.reshape(2, 2000)]
+    other = parts(IdentityMix(index_of([1] * 2000), 0.5, 2000, seed=2), 2)
+    orders = [np.arange(2000), *passes, *other]
+    for number, order in enumerate(orders):
+        for another in orders[:number]:
+            assert abs(np.corrcoef(order, another)[0, 1]) < 0.11
+
+
 def test_a_billion_images_cost_what_the_batch_costs() -> None:
     index = IdentityIndex(np.arange(0, 10**9 + 1, 10**5))
     mix = IdentityMix(index, 2 / 3, 3000, seed=0)
