@@ -290,8 +290,8 @@ class AttFC(Head):
         cosine_B = cosine_B.detach()
         if self.center_source == "query":
             # Of all ranks' stored samples, as the mean over ranks of what each notes.
-            stored = every_stored_B.sum().clamp_min(1) / self.ranks.size
-            self._last_step = {"positive_cosine": torch.where(stored_B, cosine_B, 0.0).sum() / stored}
+            total = self.ranks.size * torch.where(stored_B, cosine_B, 0.0).sum()
+            self._last_step = {"positive_cosine": total / every_stored_B.sum().clamp_min(1)}
         else:
             self._last_step["positive_cosine"] = cosine_B.mean()
         if self.include_stored_center or self.center_blend > 0 or self.center_source == "query":

@@ -172,14 +172,14 @@ class DCP(Head):
         ]).mean(dim=0)  # fmt: skip
         push_B = torch.stack([self._push(slot, query_BD, labels_B) for slot in pool]).mean(dim=0)
 
-        # Two means over the samples of all ranks, as the sums of this rank's: the mean over ranks of what each returns is theirs.
-        present, absent = every_present_B.sum() / self.ranks.size, (~every_present_B).sum() / self.ranks.size
-        present, absent = present.clamp_min(1 / self.ranks.size), absent.clamp_min(1 / self.ranks.size)
-        softmax = torch.where(present_B, softmax_B, 0.0).sum() / present
-        push = torch.where(present_B, 0.0, push_B).sum() / absent
+        # Two means over the samples of all ranks: each rank returns its own sums, so that the mean over ranks of these is theirs.
+        size = self.ranks.size
+        present, absent = every_present_B.sum().clamp_min(1), (~every_present_B).sum().clamp_min(1)
+        softmax = size * torch.where(present_B, softmax_B, 0.0).sum() / present
+        push = size * torch.where(present_B, 0.0, push_B).sum() / absent
         with torch.no_grad():
             self._last_step = {
-                "positive_cosine": torch.where(present_B, cosine_2B[0], 0.0).sum() / present,
+                "positive_cosine": size * torch.where(present_B, cosine_2B[0], 0.0).sum() / present,
                 "present_share": present_B.float().mean(),
                 "hardest_cosine": push.detach(),
             }
