@@ -52,18 +52,17 @@ def launch(launcher: list[str], program: list[object], *, before: list[str] = []
 
 
 def ended(*jobs: subprocess.Popen[str]) -> list[tuple[int, str]]:
-    """Exit status and output of each; what does not end in time is ended and fails."""
+    """Exit status and output of each; what does not end in time is killed, status -9."""
     deadline = time.monotonic() + SECONDS
-    try:
-        found = []
-        for job in jobs:
+    found = []
+    for job in jobs:
+        try:
             said, _ = job.communicate(timeout=max(deadline - time.monotonic(), 1))
-            found.append((job.returncode, said))
-        return found
-    finally:
-        for job in jobs:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(job.pid, signal.SIGKILL)
+        except subprocess.TimeoutExpired:
+            os.killpg(job.pid, signal.SIGKILL)
+            said, _ = job.communicate()
+        found.append((job.returncode, said))
+    return found
 
 
 def free_port() -> int:
@@ -145,9 +144,15 @@ def test_two_network_namespaces_train_as_one_process(tmp_path, cable, head) -> N
     endpoint = f"{cable[0][1]}:29511"
     options = [f"head.name={head}", "container.ratio=0.8"]
     program = attfc("demo", *OPTIONS, *options, f"output={tmp_path / 'hosts'}")
+    # Which of the two has the endpoint, torchrun finds out by the host's name, and both namespaces have that of this machine.
     hosts = [
-        launch([*two_hosts(endpoint), f"--local-addr={address}"], program, before=there, GLOO_SOCKET_IFNAME=device)
-        for there, address, device in cable
+        launch(
+            [*two_hosts(endpoint), f"--local-addr={address}", f"--rdzv-conf=is_host={int(not number)}"],
+            program,
+            before=there,
+            GLOO_SOCKET_IFNAME=device,
+        )
+        for number, (there, address, device) in enumerate(cable)
     ]
     for status, said in ended(*hosts):
         assert status == 0, said
