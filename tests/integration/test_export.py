@@ -26,6 +26,7 @@ from attfc.errors import UserError
 from attfc.training.model_files import save_model
 
 from .commands import run_main
+from .protocol_folder import write_bin, write_templates
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -87,6 +88,24 @@ def test_an_exported_file_gives_the_same_figures_as_the_run(tmp_path, run, expor
     of_run = evaluated(monkeypatch, capsys, tmp_path / "run.json", run, *protocol)
     of_file = evaluated(monkeypatch, capsys, tmp_path / "file.json", exported[0], *protocol)
     assert 0.5 < of_run["/accuracy"] < 1  # figures that another model would not give
+    assert len(of_run) > 10
+    assert of_file == pytest.approx(of_run, abs=1e-5)
+
+
+@pytest.mark.parametrize("protocol", ["lfw", "ijbc"])
+def test_pairs_and_templates_of_an_exported_file_are_those_of_the_run(
+    protocol, tmp_path, run, exported, monkeypatch, capsys
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    more: tuple[object, ...] = ("--resamples", 0)
+    if protocol == "lfw":
+        write_bin(data / "lfw.bin")
+    else:
+        write_templates(data / "IJBC")
+        more = (*more, "--embeddings", tmp_path / "cache", "--broken-limit", 0.1)
+    of_run = evaluated(monkeypatch, capsys, tmp_path / "run.json", run, protocol, data, *more)
+    of_file = evaluated(monkeypatch, capsys, tmp_path / "file.json", exported[0], protocol, data, *more)
     assert len(of_run) > 10
     assert of_file == pytest.approx(of_run, abs=1e-5)
 

@@ -1,10 +1,12 @@
-"""How good a model is on people it never saw: verification pairs, all pairs, rank-one, and the report of a run."""
+"""How good a model is on people it never saw: pairs, templates, all pairs, identification, with intervals, comparisons and reports."""
 
 from attfc.evaluation.all_pairs import ALL_PAIRS_FARS, AllPairs, HardPairs, score_all_pairs, score_groups
 from attfc.evaluation.all_pairs_of_store import AllPairsEvaluation, evaluate_all_pairs, read_groups
+from attfc.evaluation.comparison_report import write_comparison_report
 from attfc.evaluation.embedding import Embeddings, embed_store
 from attfc.evaluation.held_out import HardestPair, HeldOutEvaluation, evaluate_store
 from attfc.evaluation.identification import Identification, RankOne, identify, rank_one
+from attfc.evaluation.identification_of_store import StoreIdentification, identify_in_store
 from attfc.evaluation.metrics import (
     PairScores,
     Roc,
@@ -17,35 +19,78 @@ from attfc.evaluation.metrics import (
 )
 from attfc.evaluation.pairs import Pairs, generate_pairs, read_pairs
 from attfc.evaluation.report import write_report
+from attfc.evaluation.resampling import Interval, Resampled, interval_of_difference, resample
+from attfc.evaluation.result import EvaluationResult, compare_results, read_result, save_result
+from attfc.evaluation.samples import PairListSample, SearchSample, ShareSample, TailSample
+from attfc.evaluation.template_lists import TemplateLists, read_template_lists
+from attfc.evaluation.templates import (
+    TEMPLATE_FARS,
+    TemplateEvaluation,
+    TemplateMode,
+    evaluate_templates,
+    pool_templates,
+    search_templates,
+    verify_templates,
+)
+from attfc.evaluation.verification import KNOWN_SETS, PairEvaluation, evaluate_pair_list, find_sets, pairs_of_set
 
 __all__ = [
     "ALL_PAIRS_FARS",
+    "KNOWN_SETS",
+    "TEMPLATE_FARS",
     "AllPairs",
     "AllPairsEvaluation",
     "Embeddings",
+    "EvaluationResult",
     "HardPairs",
     "HardestPair",
     "HeldOutEvaluation",
     "Identification",
+    "Interval",
+    "PairEvaluation",
+    "PairListSample",
     "PairScores",
     "Pairs",
     "RankOne",
+    "Resampled",
     "Roc",
+    "SearchSample",
+    "ShareSample",
+    "StoreIdentification",
+    "TailSample",
+    "TemplateEvaluation",
+    "TemplateLists",
+    "TemplateMode",
     "area_under_roc",
+    "compare_results",
     "embed_store",
     "equal_error_rate",
     "evaluate_all_pairs",
+    "evaluate_pair_list",
     "evaluate_pairs",
     "evaluate_scores",
     "evaluate_store",
+    "evaluate_templates",
+    "find_sets",
     "generate_pairs",
     "identify",
+    "identify_in_store",
+    "interval_of_difference",
+    "pairs_of_set",
+    "pool_templates",
     "rank_one",
     "read_groups",
     "read_pairs",
+    "read_result",
+    "read_template_lists",
+    "resample",
     "roc",
+    "save_result",
     "score_all_pairs",
     "score_groups",
+    "search_templates",
     "tar_at_far",
+    "verify_templates",
+    "write_comparison_report",
     "write_report",
 ]

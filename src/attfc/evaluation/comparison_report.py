@@ -70,7 +70,7 @@ def write_comparison_report(path: str | os.PathLike[str], results: Sequence[Eval
         page.table(*_figure_table(board))
         for caption, hint, svg in _figures(board, f"f{number}"):
             page.figure(caption, hint, svg)
-        page.notes(board.notes)
+        page.notes(board.told())
     groups = [board for board in boards if board.groups]
     for board in groups:
         page.section(f"{board.title}: groups")
@@ -99,16 +99,20 @@ class _Board:
     """One set of people on which models were evaluated the same way.
 
     Attributes:
-        title: for people. column: name in the summary; summary: (its further name, figure) of each column.
+        title: for people. columns: (name, figure) of its columns in the summary.
         entries: model's short name -> its samples, and the figures they belong to.
-        groups: model's short name -> the JSON of its groups.
+        groups: model's short name -> the JSON of its groups. notes: note -> the models it is of.
     """
 
     title: str
     columns: tuple[tuple[str, FigurePath], ...]
     entries: dict[str, tuple[list[Sample], Mapping[str, Any]]]
     groups: dict[str, Mapping[str, Any]]
-    notes: list[str]
+    notes: dict[str, list[str]]
+
+    def told(self) -> list[str]:
+        """Return the notes, each once, with the models that it is of."""
+        return [f"{', '.join(models)}: {note}" for note, models in self.notes.items()]
 
 
 def _boards(results: Sequence[EvaluationResult], names: Mapping[str, str]) -> list[_Board]:
@@ -118,7 +122,7 @@ def _boards(results: Sequence[EvaluationResult], names: Mapping[str, str]) -> li
             if place[:1] == ("groups",):
                 continue
             key, title, columns = _identity_of(result, place)
-            board = boards.setdefault(key, _Board(title, columns, {}, {}, []))
+            board = boards.setdefault(key, _Board(title, columns, {}, {}, {}))
             holder: Any = result.figures
             for part in place:
                 holder = holder[part]
@@ -130,7 +134,8 @@ def _boards(results: Sequence[EvaluationResult], names: Mapping[str, str]) -> li
             if isinstance(found, dict) and found and place == ("all_pairs",):
                 board.groups[name] = found
             notes = [*_texts(holder.get("notes")), *(_texts(result.figures.get("notes")) if place else [])]
-            board.notes.extend(f"{name}: {note}" for note in dict.fromkeys(notes))
+            for note in dict.fromkeys(notes):
+                board.notes.setdefault(note, []).append(name)
     return list(boards.values())
 
 
@@ -433,7 +438,7 @@ class _HtmlPage:
 
 _NUMBER = ' class="number"'
 _LEGEND = (
-    "Figures in percent unless said otherwise. In brackets: bootstrap intervals by identity, at the confidence given to attfc evaluate (95 % by default). "
+    "Figures in percent unless said otherwise. In brackets: bootstrap intervals by identity, at the confidence given to evaluate (95 % by default). "
     "A difference between two models is judged by attfc compare, not by whether these intervals overlap."
 )
 

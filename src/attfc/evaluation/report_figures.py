@@ -175,7 +175,8 @@ def curve_figure(
             style["drawstyle"] = "steps-post"
         shown_x, shown_y = (_deviates(x), _deviates(y)) if kind == "det" else (x, y)
         axes.plot(shown_x[certain], shown_y[certain], label=curve.name, linewidth=1.9, **style)
-        axes.plot(shown_x[~certain], shown_y[~certain], linewidth=1.2, alpha=0.45, **style)
+        pale = slice(0, int(np.sum(~certain)) + 1)  # up to the first certain point: no gap between the two
+        axes.plot(shown_x[pale], shown_y[pale], linewidth=1.2, alpha=0.45, **style)
     if kind == "det":
         _deviate_axis(axes.xaxis, axes.get_xlim())
         _deviate_axis(axes.yaxis, axes.get_ylim())

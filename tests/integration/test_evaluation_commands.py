@@ -1,0 +1,272 @@
+"""`evaluate`, `compare` and `report` as a user types them, on generated data with everything that goes wrong in real lists."""
+
+import json
+import re
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+
+from attfc import create_backbone
+from attfc.data import SyntheticFaces
+from attfc.data.verification_sets import read_verification_set
+from attfc.evaluation.embedding import embed_store
+from attfc.evaluation.identification import identify
+from attfc.evaluation.identification_of_store import choose_gallery
+from attfc.evaluation.metrics import evaluate_pairs
+from attfc.evaluation.result import read_result, save_result
+from attfc.evaluation.verification import identities_of_set
+from attfc.training.model_files import save_model
+
+from .commands import run_main
+from .protocol_folder import write_bin, write_templates
+
+FEW = ("--resamples", "40")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Two untrained networks whose BatchNorm statistics are those of faces."""
+    found = []
+    pixels = SyntheticFaces(8, 2, seed=9).images(np.arange(16), 56).pixels
+    images = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() - 127.5) / 127.5
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        backbone = create_backbone("r6_tiny", embedding_size=32)
+        with torch.no_grad():
+            for _ in range(20):
+                backbone.train()(images)
+        found.append(save_model(tmp_path_factory.mktemp(f"model {seed}"), backbone.eval()))
+    return found
+
+
+def ran(monkeypatch, capsys, *arguments: object) -> str:
+    status, out, err = run_main(monkeypatch, capsys, *arguments)
+    assert status == 0, err
+    return out
+
+
+@pytest.fixture(scope="module")
+def templates(tmp_path_factory):
+    root = tmp_path_factory.mktemp("IJB release") / "IJBC"
+    return root, write_templates(root)
+
+
+def test_pairs_with_intervals_from_bin_files(tmp_path, models, monkeypatch, capsys) -> None:
+    encoded, same = write_bin(tmp_path / "lfw.bin")
+    write_bin(tmp_path / "cfp_fp.bin", seed=4, broken=7)
+    out = ran(
+        *(monkeypatch, capsys, "evaluate", models[0], "lfw,cfp_fp", tmp_path, "--broken-limit", 0.02),
+        *("--json", tmp_path / "f.json", *FEW, "--confidence", 0.9, "--save", tmp_path / "pairs.npz"),
+    )
+    figures = json.loads((tmp_path / "f.json").read_text())
+    lfw, cfp = figures["sets"]["lfw"], figures["sets"]["cfp_fp"]
+    found = read_verification_set(tmp_path / "lfw.bin")
+    embeddings = embed_store(_backbone(models[0]), found)  # type: ignore[arg-type]
+    expected = evaluate_pairs(embeddings.vectors, same)
+    assert lfw["accuracy"] == pytest.approx(expected.accuracy, abs=1e-9)
+    assert lfw["auc"] == pytest.approx(expected.auc, abs=1e-3)
+    assert (cfp["broken"], cfp["skipped_pairs"], cfp["pairs"]) == (1, 1, 59)
+    for name in ("accuracy", "auc", "eer"):
+        low, high = lfw["intervals"][name]
+        assert low <= lfw[name] <= high
+        assert low < high
+    assert f"{100 * lfw['accuracy']:.2f} [{100 * lfw['intervals']['accuracy'][0]:.2f}, " in out
+    assert "90 % interval, 40 bootstrap resamples of identities" in out
+    assert figures["uncertainty"]["confidence"] == 0.9
+    people = identities_of_set(found)
+    assert all(people[2 * pair] == people[2 * pair + 1] for pair in np.flatnonzero(same))
+    assert lfw["interval_identities"] == len(np.unique(people[::2][same]))
+    assert people[encoded.index(encoded[6])] == people[6]
+    assert set(read_result(tmp_path / "pairs.npz").samples) == {("sets", "lfw"), ("sets", "cfp_fp")}
+    without = ran(monkeypatch, capsys, "evaluate", models[0], "lfw", tmp_path, "--resamples", 0)
+    assert "[" not in without
+
+
+def _backbone(folder):
+    from attfc.deploy import open_model
+
+    return open_model(folder)[0]
+
+
+def test_templates_with_all_that_goes_wrong(tmp_path, templates, models, monkeypatch, capsys) -> None:
+    root, counts = templates
+    options = ("--embeddings", tmp_path / "cache", "--broken-limit", 0.1, *FEW)
+    out = ran(
+        *(monkeypatch, capsys, "evaluate", models[0], "ijbc", root, *options, "--mode", "N1D1F1,N0D0F0"),
+        *("--json", tmp_path / "f.json", "--save", tmp_path / "one.npz"),
+    )
+    figures = json.loads((tmp_path / "f.json").read_text())["modes"]
+    assert list(figures) == ["N1D1F1", "N0D0F0"]
+    first = figures["N1D1F1"]
+    assert (first["faces"], first["broken"]) == (counts["faces"], counts["broken"])
+    one, search = first["verification"], first["search"]
+    assert one["pairs"] + counts["skipped"] == counts["pairs"]
+    assert one["skipped_genuine_pairs"] + one["skipped_impostor_pairs"] == counts["skipped"]
+    low, high = one["intervals"]["tar_at_far"]["0.1"]
+    assert low <= one["tar_at_far"]["0.1"] <= high
+    assert low < high
+    assert one["interval_identities"] <= counts["subjects"]
+    low, high = search["intervals"]["rank"]["1"]
+    assert low <= search["rank"]["1"] <= high
+    assert search["probes_without_face"] == 2
+    for wanted in (
+        "repeat a face of the same template and media: used once",
+        f"{counts['broken']} of {counts['faces']} faces were left out; the first is",
+        "templates without a usable face",
+        "of 50 probes were left out: no usable face",
+    ):
+        assert wanted in out, wanted
+    scores = read_result(tmp_path / "one.npz").samples["modes", "N1D1F1", "verification"][0].impostor_scores  # type: ignore[attr-defined]
+    assert len(np.unique(scores)) < len(scores)  # the twin ties with its template
+    again = ran(monkeypatch, capsys, "evaluate", models[0], "ijbc", root, *options)
+    assert f"{counts['faces']:,} embeddings were there" in again
+    status, _, err = run_main(
+        *(monkeypatch, capsys, "evaluate", models[0], "ijbc", root, "--embeddings", tmp_path / "cache"),
+        *("--broken-limit", 0.01),
+    )
+    assert status == 1
+    assert "cannot be used, more than the limit of 0.01" in err
+    ran(monkeypatch, capsys, "evaluate", models[1], "ijbc", root, *options, "--save", tmp_path / "other.npz")
+    text = ran(monkeypatch, capsys, "compare", tmp_path / "one.npz", tmp_path / "other.npz", *FEW)
+    assert "modes N1D1F1 verification tar at far 0.1" in text
+    assert "N0D0F0" not in text  # the other model was not evaluated in this mode
+    page = tmp_path / "page.md"
+    ran(monkeypatch, capsys, "report", tmp_path / "one.npz", tmp_path / "other.npz", "--output", page)
+    assert "| Model | IJB-C(1E-4) | IJB-C(1E-5) |" in page.read_text()
+
+
+def test_identification_of_a_store(tmp_path, models, monkeypatch, capsys) -> None:
+    path = "synthetic:identities=30,images=4,seed=8"
+    out = ran(
+        *(monkeypatch, capsys, "evaluate", models[0], "identify", path, "--enrolled", 0.4, "--enrolled-images", 2),
+        *("--json", tmp_path / "f.json", *FEW, "--seed", 3),
+    )
+    figures = json.loads((tmp_path / "f.json").read_text())
+    store = SyntheticFaces(30, 4, seed=8)
+    gallery = choose_gallery(store.identities, 0.4, 2, seed=3)
+    assert len(gallery) == 24
+    labels = store.labels(np.arange(120))
+    assert np.all(np.unique(labels[gallery], return_counts=True)[1] == 2)
+    vectors = embed_store(_backbone(models[0]), store).vectors
+    probes = np.setdiff1d(np.arange(120), gallery)
+    expected = identify(vectors[gallery], labels[gallery], vectors[probes], labels[probes])
+    assert figures["rank"] == {str(rank): rate for rank, rate in expected.rank_rates.items()}
+    assert figures["tpir_at_fpir"]["0.1"] == expected.tpir_at_fpir[0.1]
+    assert (figures["mated_probes"], figures["stranger_searches"], figures["gallery_identities"]) == (24, 72, 12)
+    assert figures["tpir_at_fpir"]["0.01"] is None
+    assert "TPIR at FPIR 0.01 is not stated: 72 searches" in out
+    assert set(figures["intervals"]) == {"rank", "tpir_at_fpir"}
+
+
+def test_compare_embeds_both_or_reads_what_was_kept(tmp_path, models, monkeypatch, capsys) -> None:
+    path = "synthetic:identities=12,images=3,seed=8"
+    common = ("held-out", path, "--generated-pairs", 24, *FEW)
+    for number, model in enumerate(models):
+        ran(monkeypatch, capsys, "evaluate", model, *common, "--save", tmp_path / f"{number}.npz")
+    kept = ran(
+        *(monkeypatch, capsys, "compare", tmp_path / "0.npz", tmp_path / "1.npz", *FEW, "--json", tmp_path / "c.json")
+    )
+    both = ran(monkeypatch, capsys, "compare", *models, *common)
+    assert both.splitlines()[2:] == kept.splitlines()[2:]
+    found = json.loads((tmp_path / "c.json").read_text())
+    named = {tuple(row["figure"]): row for row in found["differences"]}
+    assert {("accuracy",), ("auc",), ("rank_one",), ("all_pairs", "tar_at_far", "0.1")} <= set(named)
+    auc = named["auc",]
+    assert auc["difference"]["value"] == pytest.approx(auc["a"]["value"] - auc["b"]["value"])
+    assert auc["difference"]["interval"][0] <= auc["difference"]["value"] <= auc["difference"]["interval"][1]
+    same = ran(monkeypatch, capsys, "compare", tmp_path / "0.npz", tmp_path / "0.npz", *FEW)
+    assert "+0.0000 [0.0000, 0.0000]" in same
+    ran(monkeypatch, capsys, "evaluate", models[0], *common, "--seed", 5, "--save", tmp_path / "other.npz")
+    ran(monkeypatch, capsys, "evaluate", models[0], "identify", path, *FEW, "--save", tmp_path / "i.npz")
+    (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04 nothing")
+    for arguments, text in (
+        (("0.npz", "other.npz"), "differ"),
+        (("0.npz", "i.npz"), "compare needs one protocol"),
+        (("0.npz", "bad.npz"), "bad.npz is no result of `attfc evaluate --save`, or damaged"),
+        (("0.npz", "none.npz"), "no such file"),
+        (("0.npz", str(models[1])), "is a model: say on which protocol and data"),
+        (("0.npz", "1.npz", "held-out", path), "are results already"),
+        (("0.npz", "1.npz", "--resamples", "5"), "an interval needs at least 20"),
+    ):
+        resolved = [tmp_path / part if part.endswith(".npz") else part for part in arguments]
+        status, _, err = run_main(monkeypatch, capsys, "compare", *resolved)
+        assert status == 1
+        assert text in err
+
+
+@pytest.mark.parametrize("fault", ["pickle", "compressed", "header", "identity", "cut"])
+def test_a_hostile_or_damaged_result_is_refused(fault, tmp_path, models, monkeypatch, capsys) -> None:
+    ran(
+        *(monkeypatch, capsys, "evaluate", models[0], "identify", "synthetic:identities=12,images=3,seed=8", *FEW),
+        *("--save", tmp_path / "i.npz"),
+    )
+    file = tmp_path / "i.npz"
+    with np.load(file) as loaded:
+        arrays = dict(loaded)
+    if fault == "pickle":
+        np.savez(file, **{**arrays, "0.ranks": np.array([print], dtype=object)})
+    elif fault == "compressed":
+        np.savez_compressed(file, **arrays)
+    elif fault == "header":
+        content = file.read_bytes()
+        shape = f"({len(arrays['0.ranks'])},)".encode()
+        at = content.index(b"0.ranks.npy")
+        place = content.index(b"'shape': " + shape, at)
+        file.write_bytes(content[: place + 9] + b"(9999999999,)".ljust(len(shape))[:13] + content[place + 9 + 13 :])
+    elif fault == "identity":
+        np.savez(file, **{**arrays, "0.probe_identities": arrays["0.probe_identities"] + 100})
+    else:
+        file.write_bytes(file.read_bytes()[:-40])
+    status, _, err = run_main(monkeypatch, capsys, "report", file, "--output", tmp_path / "r.html")
+    assert status == 1
+    assert "is no result of `attfc evaluate --save`, or damaged" in err
+
+
+def test_report_of_several_models(tmp_path, models, monkeypatch, capsys) -> None:
+    path = "synthetic:identities=60,images=3,seed=8"
+    groups = tmp_path / "groups.tsv"
+    groups.write_text("".join(f"identity {k}\t{'<b>old</b>' if k % 2 else 'young'}\n" for k in range(60)))
+    files = []
+    for number, model in enumerate(models):
+        for protocol, more in (("all-pairs", ("--groups", groups)), ("identify", ())):
+            files.append(tmp_path / f"{protocol}{number}.npz")
+            ran(monkeypatch, capsys, "evaluate", model, protocol, path, *more, *FEW, "--save", files[-1])
+    page = tmp_path / "page.html"
+    assert ran(monkeypatch, capsys, "report", *files, "--output", page).strip() == str(page)
+    text = page.read_text()
+    assert text.count("<svg") == 4  # ROC, DET, CMC, DIR
+    for part in re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL):
+        ElementTree.fromstring(part.replace("xlink:", ""))
+        assert part.count("stroke-dasharray") >= 1  # the second model is told apart without its colour
+        assert "var(--m1)" in part
+        assert "var(--m2)" in part
+    assert "<b>old</b>" not in text
+    assert "&lt;b&gt;old" in text
+    assert "http://" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", text)
+    for name in ("model 00", "model 10"):
+        assert f">{name}<" in text
+    assert "identities=60,images=3,seed=8(1E-6)" in text
+    markdown = tmp_path / "page.md"
+    ran(monkeypatch, capsys, "report", *files, "--output", markdown)
+    pictures = re.findall(r"!\[\w+\]\(<(.*?)>\)", markdown.read_text())
+    assert len(pictures) == 4
+    for picture in pictures:
+        drawn = (tmp_path / picture).read_text()
+        ElementTree.fromstring(drawn)
+        assert "var(--" not in drawn
+    status, _, err = run_main(monkeypatch, capsys, "report", *files, files[0], "--output", page)
+    assert status == 1
+    assert "two results of" in err
+    result = read_result(files[0])
+    save_result(tmp_path / "copy.npz", result)
+    assert read_result(tmp_path / "copy.npz").figures == result.figures
+    for arguments, wanted in (
+        ((files[0], models[0]), "is no result: models are set side by side from files"),
+        ((files[0], "--output", tmp_path / "r.pdf"), "a report is .html or .md"),
+        ((files[0], "--pictures"), "results hold no pictures"),
+    ):
+        status, _, err = run_main(monkeypatch, capsys, "report", *arguments)
+        assert status == 1
+        assert wanted in err
