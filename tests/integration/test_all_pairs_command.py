@@ -10,7 +10,7 @@ import torch
 from attfc import create_backbone
 from attfc.data import SyntheticFaces, open_store
 from attfc.errors import UserError
-from attfc.evaluation import embed_store
+from attfc.evaluation import all_pairs_of_store, embed_store
 from attfc.evaluation.all_pairs_of_store import read_groups
 from attfc.training.model_files import save_model
 
@@ -50,6 +50,22 @@ def tar_by_loop(vectors, labels, far) -> float | None:
     return float(np.mean(genuine > impostor[math.floor(far * len(impostor))]))
 
 
+def share_above(vectors, labels, threshold, genuine) -> float:
+    rows = vectors.astype(np.float64)
+    pairs = [(a, b) for a in range(len(rows)) for b in range(a) if bool(labels[a] == labels[b]) == genuine]
+    return sum(bool(rows[a] @ rows[b] > threshold + 1e-7) for a, b in pairs) / len(pairs)
+
+
+def test_a_budget_that_is_too_small_is_refused_before_anything_is_embedded(model, faces, tmp_path, monkeypatch) -> None:
+    def never(*_, **__):
+        raise AssertionError("embedded")
+
+    monkeypatch.setattr(all_pairs_of_store, "embed_store", never)
+    store = open_store(faces, cache=tmp_path / "cache")
+    with pytest.raises(UserError, match="is too small for 154 embeddings of 32 numbers"):
+        all_pairs_of_store.evaluate_all_pairs(model[1], store, budget=1000)
+
+
 def test_figures_are_those_of_a_loop_for_everyone_and_for_each_group(
     tmp_path, model, faces, monkeypatch, capsys
 ) -> None:
@@ -79,6 +95,10 @@ def test_figures_are_those_of_a_loop_for_everyone_and_for_each_group(
         rows = np.isin(labels, people)  # a folder store numbers its people by name
         part = figures["groups"][name]
         assert (part["images"], part["identities"]) == (3 * len(people), len(people))
+        cut = everyone["threshold_at_far"]["0.0001"]
+        common = part["at_common_threshold"]["0.0001"]
+        assert common["tar"] == pytest.approx(share_above(vectors[rows], labels[rows], cut, genuine=True))
+        assert common["far"] == pytest.approx(share_above(vectors[rows], labels[rows], cut, genuine=False))
         assert part["tar_at_far"]["0.0001"] is tar_by_loop(vectors[rows], labels[rows], 1e-4) is None
     text = out.replace("\n", " ")
     for wanted in (

@@ -1,6 +1,7 @@
 """IJB protocols on a generated folder against an implementation that is slow and obvious: loops over templates, medias and pairs."""
 
 import csv
+import dataclasses
 import itertools
 import math
 import warnings
@@ -26,6 +27,7 @@ from attfc.evaluation.templates import (
     evaluate_templates,
     pool_templates,
     score_template_pairs,
+    subjects_of_templates,
     verify_templates,
 )
 
@@ -384,6 +386,26 @@ def test_ties_between_genuine_and_impostor_templates() -> None:
     far, tar = result.curve()
     for rate, share in zip(far.tolist(), tar.tolist(), strict=True):
         assert share == pytest.approx(slow_tar_at_far(genuine, impostor, rate + 1e-12))
+
+
+def test_a_broken_limit_that_is_no_share_is_refused(folder, tmp_path) -> None:
+    for limit in (-0.1, 1.5, float("nan")):
+        with pytest.raises(UserError, match=f"broken_limit={limit} is no share"):
+            evaluate_templates(Colours(), read_template_lists(folder[0], "ijbc"), tmp_path, broken_limit=limit)
+
+
+def test_people_behind_templates_are_those_of_the_lists(folder, tmp_path) -> None:
+    root, content = folder
+    lists = read_template_lists(root, "ijbc")
+    ids, subjects = subjects_of_templates(lists)
+    expected = [content["subject_of"][t] for t in ids.tolist()]
+    np.testing.assert_array_equal(subjects[:, None] == subjects, np.equal.outer(expected, expected))
+    only_pairs = dataclasses.replace(lists, galleries=(), probes=None)
+    linked = subjects_of_templates(only_pairs)[1]
+    for (a, b), same in zip(content["pairs"], content["labels"], strict=True):
+        if same:
+            assert linked[np.searchsorted(ids, a)] == linked[np.searchsorted(ids, b)]
+    assert len(np.unique(linked)) >= len(np.unique(subjects))
 
 
 def test_fars_of_the_tables() -> None:

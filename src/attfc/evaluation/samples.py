@@ -30,7 +30,7 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 EXACT_IMPOSTORS = 2**18
-_RANKS = 200
+_RANKS, _RANK_CELLS = 200, 2**25  # fewer ranks where identities are very many: 256 MiB while they are counted
 _SLACK = 1e-9  # FAR x weight in floating point, as in `metrics`
 
 
@@ -285,7 +285,7 @@ class TailSample:
             values = scores[impostor]
             falling = np.sort(values)[::-1]
             kept = impostor[np.argpartition(-values, exact - 1)[:exact]]
-            ranks = np.unique(np.geomspace(exact / 2, len(impostor) - 1, _RANKS).astype(np.int64))
+            ranks = _deep_ranks(exact, len(impostor), identities)
             deep_scores, deep_counts, deep_identities = _deep(
                 values, falling[ranks], first[impostor], second[impostor], identities
             )
@@ -315,7 +315,7 @@ class TailSample:
         deep_scores, deep_counts = np.zeros(0), np.zeros(0)
         deep_identities = np.zeros((0, found.identities), dtype=np.float32)
         if len(top) > exact:
-            ranks = np.unique(np.geomspace(exact / 2, len(top) - 1, _RANKS).astype(np.int64))
+            ranks = _deep_ranks(exact, len(top), found.identities)
             deep_scores, deep_counts, deep_identities = _deep(
                 top, top[ranks], labels[:, 0], labels[:, 1], found.identities
             )
@@ -426,6 +426,11 @@ _LANDING, _MOST_LANDINGS = 4096, 32
 def _pairs_of_identities(first: Ints, second: Ints, identities: int) -> Floats:
     counts = np.bincount(first, minlength=identities) + np.bincount(second, minlength=identities)
     return counts.astype(np.float64)
+
+
+def _deep_ranks(exact: int, scores: int, identities: int) -> Ints:
+    number = max(20, min(_RANKS, _RANK_CELLS // identities))
+    return np.unique(np.geomspace(exact / 2, scores - 1, number).astype(np.int64))
 
 
 def _deep(
