@@ -7,6 +7,7 @@ has its figures as SVG files in a folder beside it. All text from the results is
 
 import html
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -250,23 +251,18 @@ def _figure_name(path: FigurePath) -> str:
 
 
 def _group_table(board: _Board) -> tuple[list[str], list[list[Cell]]]:
-    fars = list(
-        dict.fromkeys(
-            far
-            for groups in board.groups.values()
-            for group in groups.values()
-            for far in _mapping(group.get("tar_at_far"))
-        )
-    )
+    several = [group for groups in board.groups.values() for group in groups.values()]
+    rates_of = [_mapping(group.get(name)) for group in several for name in ("at_common_threshold", "tar_at_far")]
+    fars = list(dict.fromkeys(far for rates in rates_of for far, rate in rates.items() if rate is not None))
     fars.sort(key=float)
     rows: list[list[Cell]] = []
     for name in dict.fromkeys(name for groups in board.groups.values() for name in groups):
         for model, groups in board.groups.items():
             group = _mapping(groups.get(name))
-            common, own = _mapping(group.get("at_common_threshold")), _mapping(group.get("tar_at_far"))
+            shared, own = _mapping(group.get("at_common_threshold")), _mapping(group.get("tar_at_far"))
             cells: list[Cell] = [(name, ""), (model, "")]
             for far in fars:
-                rates = _mapping(common.get(far))
+                rates = _mapping(shared.get(far))
                 shown = f"{100 * rates['tar']:.2f} (FAR {rates['far']:.2g})" if {"tar", "far"} <= rates.keys() else "–"
                 cells.append((shown, ""))
                 cells.append(_cell(own.get(far), _interval(group, ("tar_at_far", far)), ("tar_at_far", far)))
@@ -400,7 +396,7 @@ class _HtmlPage:
         self._parts.append(f"<h2>{_escaped(name)}</h2>")
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
-        top = "".join(f"<th{'' if k == 0 else _NUMBER}>{_escaped(text)}</th>" for k, text in enumerate(header))
+        top = "".join(f"<th{'' if k == 0 else _NUMBER}>{_breakable(text)}</th>" for k, text in enumerate(header))
         body = "".join(f"<tr>{''.join(map(self._cell, range(len(row)), row))}</tr>" for row in rows)
         self._parts.append(f'<div class="panel"><table><tr>{top}</tr>{body}</table></div>')
 
@@ -494,6 +490,11 @@ def _marked(text: str) -> str:
     for sign in "\\`*_<>|#":
         text = text.replace(sign, f"\\{sign}")
     return " ".join(text.split())
+
+
+def _breakable(text: str) -> str:
+    """Names of data may be long and without a blank: a line may also end before a bracket, after a comma, a colon and "="."""
+    return re.sub(r"([,:=])", r"\1<wbr>", _escaped(text)).replace("(", "<wbr>(")
 
 
 def _escaped(value: object) -> str:
