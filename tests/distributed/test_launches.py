@@ -186,15 +186,10 @@ def wait_for_step(folder: Path, step: int, job: subprocess.Popen[str]) -> None:
     raise AssertionError(f"step {step} was not reached")
 
 
+@pytest.mark.slow  # a launcher and two processes; without a launcher it is a default test
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the ranks in /proc")
-@pytest.mark.parametrize(
-    ("number", "wait"),
-    [
-        (signal.SIGKILL, 60),
-        # A stopped process cannot be told to leave: torchrun waits 30 s before it kills it.
-        pytest.param(signal.SIGSTOP, 8, marks=pytest.mark.slow),
-    ],
-)
+# A stopped process cannot be told to leave: torchrun waits 30 s before it kills it.
+@pytest.mark.parametrize(("number", "wait"), [(signal.SIGKILL, 60), (signal.SIGSTOP, 8)])
 def test_a_rank_that_is_lost_ends_the_job_and_the_checkpoint_stands(tmp_path, number, wait) -> None:
     options = [*OPTIONS, "schedule.max_steps=100000", f"distributed.timeout_seconds={wait}"]
     job = launch(["--standalone", "--nproc-per-node=2"], attfc("demo", *options, f"output={tmp_path}"))
