@@ -32,7 +32,7 @@ def measure_heads(
     dtype: RowDtype = "float32",
     optimizer: Literal["sgd", "adamw"] = "sgd",
     rows: int = ROWS,
-    repeats: int = 3,
+    repeats: int = 2,
 ) -> HeadRates:
     """Time the heads on `device` at that batch.
 

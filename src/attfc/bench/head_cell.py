@@ -144,12 +144,11 @@ class Training:
         self.processor_seconds = 0.0
 
     def settle(self) -> None:
-        """Write to the optimizer's state once: pages of zeros that nobody has touched are not resident, those of a long training are."""
+        """Give every trained parameter its momentum, written: zeros that nobody has touched are not resident, those of a long training are."""
         if self.optimizer is not None:
-            for state in self.optimizer.state.values():
-                for tensor in state.values():
-                    if isinstance(tensor, Tensor):
-                        tensor.mul_(1)
+            for group in self.optimizer.param_groups:
+                for parameter in group["params"]:
+                    self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter).mul_(1)
 
     def step(self) -> float:
         """One step on a new batch; return its seconds, without those of making the batch."""
@@ -215,12 +214,12 @@ def measure(case: Case, rehearsal: bool = False) -> dict[str, Any]:
         if rehearsal:
             rehearse(case)
         training = Training(case)
+        training.settle()
         meter.reset()
         seconds, keys, processor = [training.step()], [training.key_seconds], [training.processor_seconds]
         warm = seconds[0] < SECONDS_A_CELL
         if warm:  # then the first does not count
             seconds, keys, processor = [], [], []
-        training.settle()
         while len(seconds) < case.steps and sum(seconds) < SECONDS_A_CELL:
             seconds.append(training.step())
             keys.append(training.key_seconds)
@@ -252,6 +251,8 @@ def measure_in_turns(cases: dict[str, Case], rounds: int) -> dict[str, Any]:
         `seconds` of each (median), `processor_seconds` (median) and `seconds_each`.
     """
     trainings = {name: Training(case) for name, case in cases.items()}
+    for training in trainings.values():
+        training.settle()
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     processor: dict[str, list[float]] = {name: [] for name in cases}
     for turn in range(rounds + 1):
@@ -260,8 +261,6 @@ def measure_in_turns(cases: dict[str, Case], rounds: int) -> dict[str, Any]:
             if turn:
                 seconds[name].append(taken)
                 processor[name].append(trainings[name].processor_seconds)
-            else:
-                trainings[name].settle()
     return {
         "seconds": {name: statistics.median(each) for name, each in seconds.items()},
         "processor_seconds": {name: statistics.median(each) for name, each in processor.items()},

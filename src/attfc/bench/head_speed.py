@@ -30,7 +30,7 @@ IDENTITIES = (
     *(4_000_000, 5_500_000, 8_000_000, 16_000_000, 29_000_000, 100_000_000),
 )
 FIXED = "attfc fixed"
-TURNS = {"fixed container": 15, "against partial_fc": 3}
+TURNS = {"fixed container": 9, "against partial_fc": 3}
 """Rounds of what is timed in turns."""
 
 

@@ -73,6 +73,13 @@ def _rows(results: dict[str, Any], mode: str) -> dict[int, dict[str, Cell]]:
 
 def speed_figure(settings: dict[str, Any], columns: dict[str, str], results: dict[str, Any]) -> str:
     """Return the figure as SVG: samples a second above, memory below, a column for heads alone and one with the network."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "attfc", "svg.fonttype": "none"}):
+        _draw(settings, columns, results).savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def _draw(settings: dict[str, Any], columns: dict[str, str], results: dict[str, Any]) -> Figure:
     modes = _modes(results)
     figure = Figure(figsize=(4.6 * len(modes) + 0.6, 6.2), layout="constrained")
     FigureCanvasSVG(figure)
@@ -97,10 +104,7 @@ def speed_figure(settings: dict[str, Any], columns: dict[str, str], results: dic
     grid[0, 0].set_ylabel(f"samples/s (batch {settings['batch']})")
     grid[1, 0].set_ylabel("peak memory, MiB")
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "attfc", "svg.fonttype": "none"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
+    return figure
 
 
 def _logarithmic(axes: Axes) -> None:
