@@ -11,7 +11,7 @@ from attfc.data.verification_sets import write_verification_set
 from attfc.evaluation.alignment import ARCFACE_TEMPLATE
 
 
-def write_bin(path: Path, pairs: int = 60, seed: int = 0, broken: int | None = None) -> tuple[list[bytes], np.ndarray]:
+def write_bin(path: Path, pairs: int = 40, seed: int = 0, broken: int | None = None) -> tuple[list[bytes], np.ndarray]:
     """Pairs of rendered faces, half of one person; some images in several pairs; pair 1 stands twice (a tie)."""
     store = SyntheticFaces(20, 4, seed=seed)
     rng = np.random.default_rng(seed)
