@@ -1,5 +1,6 @@
 """Speed tables: cells in child processes under a limit, nothing of the size of the identities, resuming, tables and figure."""
 
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -180,3 +181,18 @@ def test_the_figure_is_a_function_of_the_figures(tmp_path: Path, monkeypatch: py
     words = "".join(ElementTree.fromstring(svg).itertext())
     for title in (*SWEEP.columns().values(), "heads alone", "with r6_tiny", "budget 16 GiB"):
         assert title in words
+
+
+def test_the_page_shows_what_the_json_says() -> None:
+    root = Path(__file__).resolve().parents[2]
+    spec = importlib.util.spec_from_file_location("tables", root / "benchmarks" / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    page = (root / "docs" / "speed.md").read_text(encoding="utf-8")
+    shown = dict(re.findall(r"<!-- table (.+?) -->\n(.*?)\n?<!-- end -->", page, flags=re.DOTALL))
+    assert set(shown) == {"head_speed", "planning"}
+    for name, table in shown.items():
+        if (root / "benchmarks" / "results" / f"{name}.json").exists():
+            assert table == tables.TABLES[name](), f"docs/speed.md: {name} is not that of its JSON: make docs"

@@ -12,6 +12,7 @@ Here: one device, one process, and what the table is about, AttFC, beside them.
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,15 +128,13 @@ def run_sweep(sweep: Sweep, lines: Path, say: Callable[[str], None]) -> dict[str
     for mode in sweep.modes:
         for column, case in sweep.cells(mode):
             planned = _planned(case, encoder)
-            found = once({"case": case.to_dict()}, lambda case=case, fits=planned["fits"]: _try(case, not fits))  # type: ignore[misc]
+            found = once({"case": case.to_dict()}, partial(_try, case, not planned["fits"]))
             cells.append({"mode": mode, "column": column, "case": case.to_dict(), "planned": planned, **found})
             say(_line(cells[-1]))
         if mode == "head":
             for name, (cases, rounds) in _promises(sweep, cells).items():
                 asked = {column: case.to_dict() for column, case in cases.items()}
-                found = once(
-                    {"turns": asked}, lambda cases=cases, rounds=rounds: in_child(measure_in_turns, cases, rounds)
-                )  # type: ignore[misc]
+                found = once({"turns": asked}, partial(in_child, measure_in_turns, cases, rounds))
                 turns[name] = {"cases": asked, **found}
                 say(f"{name}: " + ", ".join(f"{column} {taken:.3f} s" for column, taken in found["seconds"].items()))
     return {"cells": cells, "in_turns": turns, "targets": targets(sweep, cells, turns)}

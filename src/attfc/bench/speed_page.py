@@ -103,7 +103,9 @@ def _draw(settings: dict[str, Any], columns: dict[str, str], results: dict[str, 
             _logarithmic(axes)
     grid[0, 0].set_ylabel(f"samples/s (batch {settings['batch']})")
     grid[1, 0].set_ylabel("peak memory, MiB")
-    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(
+        *grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2 * len(modes), frameon=False
+    )
     return figure
 
 
