@@ -132,7 +132,7 @@ class Training:
         if case.network is not None:
             network = create_backbone(case.network, embedding_size=case.embedding_size)
             self.size = int(getattr(network, "image_size", 112))
-            self.pair = MomentumPair(network.to(self.device, memory_format=torch.channels_last))
+            self.pair = MomentumPair(network.to(self.device).to(memory_format=torch.channels_last))
             self.pair.train()
             self.dtype = best_autocast_dtype(self.device)
             modules.insert(0, self.pair.query)
@@ -168,7 +168,7 @@ class Training:
             if key_images is not None:
                 self.pair.update()
                 with autocast(device, self.dtype):
-                    keys = self.pair.embed_keys(key_images.unflatten(0, (case.batch, case.keys)))
+                    keys = self.pair.embed_keys(key_images.view(case.batch, case.keys, *key_images.shape[1:]))
                 self.key_seconds = self._now() - start
             with autocast(device, self.dtype):
                 embeddings = self.pair.query(images)
