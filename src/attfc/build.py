@@ -44,6 +44,7 @@ __all__ = [
     "build_margin",
     "choose_device",
     "finish_run",
+    "identity_share",
     "new_run",
     "open_held_out",
     "open_training_data",
@@ -548,18 +549,18 @@ def _build_loader(
         ranks=ranks.size,
         distinct_keys=config.keys.distinct,
         sampling=config.keys.sampling,
-        identity_share=_identity_share(config),
+        identity_share=identity_share(config, config.head.name),
         broken_limit=config.data.broken_limit,
         decoded_cache=cache,
         pin_memory=pin_memory,
     )
 
 
-def _identity_share(config: RunConfig) -> float:
+def identity_share(config: RunConfig, head: str) -> float:
     """`data.sampling_mix`; F2C's loader belongs to its head, and those drawn by identity are those that enter its pool first."""
     if config.data.sampling_mix is not None:
         return config.data.sampling_mix
-    return config.head.enter_first if config.head.name == "dcp" else 0.0
+    return config.head.enter_first if head == "dcp" else 0.0
 
 
 def _total_steps(config: RunConfig, epoch_length: int) -> int:

@@ -147,3 +147,7 @@ def test_plan_as_a_user_types_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert fits["attfc"] is True
     assert fits["dcp"] is True
     assert all(plan["epoch_hours"] > 0 for plan in figures["plans"])
+    # Two thirds of a batch are drawn by identity for dcp: three times the steps until every image was a query.
+    steps = {plan["head"].split(",")[0]: plan["epoch_hours"] * 3600 / plan["step_seconds"] for plan in figures["plans"]}
+    assert steps["attfc"] == pytest.approx(42_474_557 / 16)
+    assert steps["dcp"] == pytest.approx(3 * 42_474_557 / 16)

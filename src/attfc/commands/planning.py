@@ -137,7 +137,7 @@ def plan(
             encoder,
             head,
             batch,
-            images=images,
+            images=_queries_an_epoch(config, title, images),
             ranks=ranks,
             memory_bytes=budget,
             optimizer=config.optimizer.name,
@@ -199,6 +199,14 @@ def _heads(config: "RunConfig", identities: int, batch: int, ranks: int, cached:
         f"dcq, {slots:,} slots": head_memory("dcq", identities, batch, **rows),
         f"dcp, {slots:,} slots": head_memory("dcp", identities, batch, **rows),
     }
+
+
+def _queries_an_epoch(config: "RunConfig", title: str, images: int | None) -> int | None:
+    """The images, once each; where a share of the batch is drawn by identity, an epoch is longer (`attfc.data.identity_mix`)."""
+    from attfc.build import identity_share
+
+    share = identity_share(config, title.split(",")[0])
+    return images if images is None or share >= 1 else round(images / (1 - share))
 
 
 def _print_plans(plans: "list[Plan]") -> None:
