@@ -42,12 +42,14 @@ __all__ = [
     "build_backbone",
     "build_head",
     "build_margin",
+    "build_pair",
     "choose_device",
     "finish_run",
     "identity_share",
     "new_run",
     "open_held_out",
     "open_training_data",
+    "optimizer_of",
     "resume_run",
 ]
 
@@ -394,27 +396,11 @@ def _assemble(config: RunConfig, folder: Path | None, progress: Callable[[int, i
     total_steps = _total_steps(config, loader.epoch_length)
     if config.distributed.sync_batch_norm:
         backbone = synchronize_batch_norm(backbone, ranks, device)
-    pair = MomentumPair(
-        backbone.to(device),
-        config.key_encoder.momentum,
-        schedule=config.key_encoder.momentum_schedule,
-        batch_norm=config.key_encoder.batch_norm,
-    )
+    pair = build_pair(config, backbone.to(device))
     if config.precision.compile:
         pair.query.compile()
         pair.key.compile()
-    optimizer = build_optimizer(
-        config.optimizer.name,
-        parameter_groups(
-            [pair.query, head],
-            weight_decay=config.optimizer.weight_decay,
-            decay_norms_and_biases=config.optimizer.decay_norms_and_biases,
-            head_learning_rate_scale=config.optimizer.head_learning_rate_scale,
-        ),
-        learning_rate=config.optimizer.learning_rate,
-        momentum=config.optimizer.momentum,
-        stores={head.weight: head.rows} if isinstance(head, PartialFC) and head.rows.place != "device" else None,
-    )
+    optimizer = optimizer_of(config, pair, head)
     warmup = round(
         config.schedule.warmup_epochs * loader.epoch_length / (config.batch_size * config.optimizer.accumulation)
     )
@@ -553,6 +539,32 @@ def _build_loader(
         broken_limit=config.data.broken_limit,
         decoded_cache=cache,
         pin_memory=pin_memory,
+    )
+
+
+def build_pair(config: RunConfig, backbone: nn.Module) -> MomentumPair:
+    """Put the query encoder and its key encoder together."""
+    return MomentumPair(
+        backbone,
+        config.key_encoder.momentum,
+        schedule=config.key_encoder.momentum_schedule,
+        batch_norm=config.key_encoder.batch_norm,
+    )
+
+
+def optimizer_of(config: RunConfig, pair: MomentumPair, head: Head) -> torch.optim.Optimizer:
+    """Build the optimizer of the query encoder and the head."""
+    return build_optimizer(
+        config.optimizer.name,
+        parameter_groups(
+            [pair.query, head],
+            weight_decay=config.optimizer.weight_decay,
+            decay_norms_and_biases=config.optimizer.decay_norms_and_biases,
+            head_learning_rate_scale=config.optimizer.head_learning_rate_scale,
+        ),
+        learning_rate=config.optimizer.learning_rate,
+        momentum=config.optimizer.momentum,
+        stores={head.weight: head.rows} if isinstance(head, PartialFC) and head.rows.place != "device" else None,
     )
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from attfc.bench.head_cell import ResidentPeak
-from attfc.build import build_head, environment
+from attfc.build import build_head, build_pair, environment, optimizer_of
 from attfc.config import RunConfig, load_config
 from attfc.data.query_stream import QueryStream
 from attfc.errors import UserError
@@ -30,7 +30,6 @@ from attfc.evaluation.identification import rank_one
 from attfc.heads import Head
 from attfc.study.vectors import VectorEncoder, VectorWorld
 from attfc.training.momentum import MomentumPair
-from attfc.training.optimizers import build_optimizer, parameter_groups
 from attfc.training.schedule import build_schedule
 
 __all__ = ["evaluate_vectors", "run_faces", "run_vectors"]
@@ -60,27 +59,12 @@ def run_vectors(
     meter = ResidentPeak()
     meter.reset()
     head = build_head(config, len(index))
-    pair = MomentumPair(
-        VectorEncoder(world.size, config.backbone.embedding_size, width),
-        config.key_encoder.momentum,
-        schedule=config.key_encoder.momentum_schedule,
-        batch_norm=config.key_encoder.batch_norm,
-    )
+    pair = build_pair(config, VectorEncoder(world.size, config.backbone.embedding_size, width))
     stream = QueryStream(
         index, head.keys_per_query, seed, distinct_keys=config.keys.distinct, sampling=config.keys.sampling
     )
     steps = max(1, math.ceil(config.schedule.epochs * stream.epoch_length / config.batch_size))
-    optimizer = build_optimizer(
-        config.optimizer.name,
-        parameter_groups(
-            [pair.query, head],
-            weight_decay=config.optimizer.weight_decay,
-            decay_norms_and_biases=config.optimizer.decay_norms_and_biases,
-            head_learning_rate_scale=config.optimizer.head_learning_rate_scale,
-        ),
-        learning_rate=config.optimizer.learning_rate,
-        momentum=config.optimizer.momentum,
-    )
+    optimizer = optimizer_of(config, pair, head)
     warmup = min(round(config.schedule.warmup_epochs * stream.epoch_length / config.batch_size), steps - 1)
     schedule = build_schedule(
         optimizer,
