@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from attfc.backbones import create_backbone
 from attfc.config import RunConfig, SourceConfig, config_to_yaml, load_config
@@ -51,6 +52,7 @@ __all__ = [
     "open_training_data",
     "optimizer_of",
     "resume_run",
+    "schedule_of",
 ]
 
 AMP_DTYPES = {"none": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -393,7 +395,6 @@ def _assemble(config: RunConfig, folder: Path | None, progress: Callable[[int, i
         config, store, head.keys_per_query, image_size, pin_memory=device.type == "cuda", notes=notes, ranks=ranks
     )
     _compare("data", ranks.objects({**loader.state_dict(), "name": store.name}))
-    total_steps = _total_steps(config, loader.epoch_length)
     if config.distributed.sync_batch_norm:
         backbone = synchronize_batch_norm(backbone, ranks, device)
     pair = build_pair(config, backbone.to(device))
@@ -401,23 +402,14 @@ def _assemble(config: RunConfig, folder: Path | None, progress: Callable[[int, i
         pair.query.compile()
         pair.key.compile()
     optimizer = optimizer_of(config, pair, head)
-    warmup = round(
-        config.schedule.warmup_epochs * loader.epoch_length / (config.batch_size * config.optimizer.accumulation)
-    )
+    schedule, total_steps = schedule_of(config, optimizer, loader.epoch_length)
     trainer = Trainer(
         pair=pair,
         head=head,
         loader=loader,
         augment=Augment(**config.augment.model_dump()),
         optimizer=optimizer,
-        schedule=build_schedule(
-            optimizer,
-            config.schedule.name,
-            total=total_steps,
-            warmup=warmup,
-            power=config.schedule.power,
-            final=config.schedule.final,
-        ),
+        schedule=schedule,
         device=device,
         total_steps=total_steps,
         run_folder=folder or Path(),
@@ -575,9 +567,20 @@ def identity_share(config: RunConfig, head: str) -> float:
     return config.head.enter_first if head == "dcp" else 0.0
 
 
-def _total_steps(config: RunConfig, epoch_length: int) -> int:
-    steps = math.ceil(config.schedule.epochs * epoch_length / (config.batch_size * config.optimizer.accumulation))
-    return min(steps, config.schedule.max_steps) if config.schedule.max_steps else steps
+def schedule_of(config: RunConfig, optimizer: torch.optim.Optimizer, epoch_length: int) -> tuple[LambdaLR, int]:
+    """Build the schedule of the learning rate, and return the optimizer steps of the run with it."""
+    images = config.batch_size * config.optimizer.accumulation
+    steps = math.ceil(config.schedule.epochs * epoch_length / images)
+    total = min(steps, config.schedule.max_steps) if config.schedule.max_steps else steps
+    schedule = build_schedule(
+        optimizer,
+        config.schedule.name,
+        total=total,
+        warmup=round(config.schedule.warmup_epochs * epoch_length / images),
+        power=config.schedule.power,
+        final=config.schedule.final,
+    )
+    return schedule, total
 
 
 def _evaluator(run: Run, pairs: Pairs) -> Callable[[nn.Module, int], dict[str, Any]]:

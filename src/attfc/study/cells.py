@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from attfc.bench.head_cell import ResidentPeak
-from attfc.build import build_head, build_pair, environment, optimizer_of
+from attfc.build import build_head, build_pair, environment, identity_share, optimizer_of, schedule_of
 from attfc.config import RunConfig, load_config
+from attfc.data.identity_mix import IdentityMix
 from attfc.data.query_stream import QueryStream
 from attfc.errors import UserError
 from attfc.evaluation.all_pairs import score_all_pairs
@@ -30,7 +31,6 @@ from attfc.evaluation.identification import rank_one
 from attfc.heads import Head
 from attfc.study.vectors import VectorEncoder, VectorWorld
 from attfc.training.momentum import MomentumPair
-from attfc.training.schedule import build_schedule
 
 __all__ = ["evaluate_vectors", "run_faces", "run_vectors"]
 
@@ -60,20 +60,17 @@ def run_vectors(
     meter.reset()
     head = build_head(config, len(index))
     pair = build_pair(config, VectorEncoder(world.size, config.backbone.embedding_size, width))
+    share = identity_share(config, config.head.name)
     stream = QueryStream(
-        index, head.keys_per_query, seed, distinct_keys=config.keys.distinct, sampling=config.keys.sampling
+        index,
+        head.keys_per_query,
+        seed,
+        distinct_keys=config.keys.distinct,
+        sampling=config.keys.sampling,
+        queries=IdentityMix(index, share, config.batch_size, seed) if share else None,
     )
-    steps = max(1, math.ceil(config.schedule.epochs * stream.epoch_length / config.batch_size))
     optimizer = optimizer_of(config, pair, head)
-    warmup = min(round(config.schedule.warmup_epochs * stream.epoch_length / config.batch_size), steps - 1)
-    schedule = build_schedule(
-        optimizer,
-        config.schedule.name,
-        total=steps,
-        warmup=warmup,
-        power=config.schedule.power,
-        final=config.schedule.final,
-    )
+    schedule, steps = schedule_of(config, optimizer, stream.epoch_length)
     record: dict[str, Any] = {
         "config": config.model_dump(mode="json"),
         "identities": len(index),
@@ -81,12 +78,14 @@ def run_vectors(
     }
     curve: list[dict[str, float]] = []
     seconds, losses = 0.0, 0.0
+    images = config.batch_size * config.optimizer.accumulation
     stops = {round(steps * (number + 1) / points) for number in range(points)}
     since = 0
     pair.train()
     for step in range(1, steps + 1):
         start = time.perf_counter()
-        numbers = np.arange((step - 1) * config.batch_size, step * config.batch_size)
+        first = (step - 1) * images
+        numbers = np.arange(first, first + images).reshape(-1, config.batch_size)
         loss = _step(world, stream, numbers, pair, head, optimizer, config.optimizer.clip)
         schedule.step()
         losses, since = losses + loss, since + 1
@@ -101,7 +100,7 @@ def run_vectors(
     record |= {
         "steps": step,
         "seconds": round(seconds, 3),
-        "samples_per_second": round(step * config.batch_size / seconds, 1),
+        "samples_per_second": round(step * images / seconds, 1),
         "curve": curve,
         "head_bytes": _head_bytes(head, optimizer),
         "peak_bytes": meter.peak(),
@@ -116,29 +115,30 @@ def run_vectors(
 def _step(
     world: VectorWorld,
     stream: QueryStream,
-    numbers: np.ndarray[Any, np.dtype[np.int64]],
+    numbers_AB: np.ndarray[Any, np.dtype[np.int64]],
     pair: MomentumPair,
     head: Head,
     optimizer: torch.optim.Optimizer,
     clip: float,
 ) -> float:
-    samples = stream.samples(numbers)
-    positions = np.concatenate([samples.positions, samples.key_positions.ravel()])
-    views = np.concatenate([samples.seeds[:, 0], samples.seeds[:, 1:].ravel()])
-    seen = torch.from_numpy(world.observe(*world.samples_at(positions), views))
-    batch, keys = samples.key_positions.shape
-    keys_BKD: Tensor | None = None
-    if keys:
+    """One optimizer step over A batches, in the order of `Trainer.train_step`; returns their mean loss."""
+    if head.keys_per_query:
         pair.update()
-        keys_BKD = pair.embed_keys(seen[batch:].view(batch, keys, -1))
-    loss = head(pair.query(seen[:batch]), torch.from_numpy(samples.labels), keys_BKD)
     optimizer.zero_grad(set_to_none=True)
-    if loss.requires_grad:
+    total = 0.0
+    for numbers_B in numbers_AB:
+        samples = stream.samples(numbers_B)
+        positions = np.concatenate([samples.positions, samples.key_positions.ravel()])
+        views = np.concatenate([samples.seeds[:, 0], samples.seeds[:, 1:].ravel()])
+        seen = torch.from_numpy(world.observe(*world.samples_at(positions), views))
+        batch, keys = samples.key_positions.shape
+        keys_BKD = pair.embed_keys(seen[batch:].view(batch, keys, -1)) if keys else None
+        loss = head(pair.query(seen[:batch]), torch.from_numpy(samples.labels), keys_BKD) / len(numbers_AB)
         loss.backward()
-        if clip > 0:
-            nn.utils.clip_grad_norm_(pair.query.parameters(), clip)
-        optimizer.step()
-    return float(loss.detach())
+        total += float(loss.detach())
+    nn.utils.clip_grad_norm_(pair.query.parameters(), clip or math.inf)
+    optimizer.step()
+    return total
 
 
 @torch.no_grad()

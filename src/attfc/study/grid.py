@@ -20,14 +20,16 @@ import re
 import subprocess
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from attfc.config import load_config
 from attfc.errors import UserError, nearest
+from attfc.study.vectors import VectorWorld
 
 __all__ = ["Cell", "Study", "read_study", "run_study", "study_records"]
 
@@ -36,24 +38,17 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class VectorsSection(_Strict):
-    """The vector world: arguments of `VectorWorld`, and the encoder's width."""
-
+class _Vectors(_Strict):
     kind: Literal["vectors"]
-    identities: int = 10_000
-    images: tuple[int, int] = (2, 20)
-    seed: int = 0
-    latent: int = 24
-    nuisance: int = 24
-    hidden: int = 96
-    size: int = 96
-    nuisance_scale: float = 2.0
-    view_scale: float = 0.3
-    flip: float = 0.0
-    conflict: float = 0.0
-    test_identities: int = 2_000
-    test_images: int = 4
     width: Annotated[int, Field(ge=1)] = 256
+
+
+VectorsSection = create_model(
+    "VectorsSection",
+    __base__=_Vectors,
+    __doc__="The vector world: arguments of `VectorWorld`, and the encoder's width.",
+    **{option.name: (option.type, option.default) for option in fields(VectorWorld)},  # type: ignore[call-overload]
+)
 
 
 class FacesSection(_Strict):
@@ -226,7 +221,6 @@ def _run_cell(cell: Cell, faces: str | None, threads: int) -> dict[str, Any]:
     import torch
 
     from attfc.study.cells import run_faces, run_vectors
-    from attfc.study.vectors import VectorWorld
 
     torch.set_num_threads(threads)
     overrides = [override.replace("{faces}", faces or "") for override in cell.overrides]
