@@ -24,7 +24,7 @@ _HOMES = {
     "attfc.deploy": ("from_pretrained", "open_model"),
     "attfc.errors": ("UserError",),
     "attfc.evaluation": ("embed_store", "evaluate_pairs", "evaluate_store"),
-    "attfc.heads": ("DCP", "DCQ", "AttFC", "FullFC", "PartialFC", "generative_class_center"),
+    "attfc.heads": ("DCP", "DCQ", "AttFC", "CenterTable", "FullFC", "PartialFC", "generative_class_center"),
     "attfc.losses": ("AdaFace", "ArcFace", "CombinedMargin", "CosFace", "class_softmax", "container_softmax"),
     "attfc.training.model_files": ("load_model", "save_model"),
     "attfc.training.momentum": ("MomentumPair",),

@@ -27,7 +27,7 @@ from attfc.data import AttentionLoader, Augment, CombinedStore, DecodedCache, St
 from attfc.distributed import ALONE, AgreedError, Ranks, claim_gpu, join_ranks, launched_ranks
 from attfc.errors import UserError
 from attfc.evaluation import Pairs, evaluate_store, generate_pairs, read_pairs, write_report
-from attfc.heads import DCP, DCQ, AttFC, FullFC, Head, PartialFC, RowStore
+from attfc.heads import DCP, DCQ, AttFC, CenterTable, FullFC, Head, PartialFC, RowStore
 from attfc.losses import AdaFace, ArcFace, CombinedMargin, CosFace, Margin
 from attfc.precision import best_autocast_dtype
 from attfc.training.batch_norm import synchronize_batch_norm
@@ -129,7 +129,6 @@ def build_head(config: RunConfig, identities: int, ranks: Ranks = ALONE) -> Head
                 f"distributed.rows=replicated is for head.name=full_fc with head.rows=device, and this is {config.head.name} with "
                 f"head.rows={config.head.rows}, whose gradients name single rows: take distributed.rows=sharded"
             )
-        folder = config.head.rows_folder
         return PartialFC(
             config.backbone.embedding_size,
             identities,
@@ -139,7 +138,7 @@ def build_head(config: RunConfig, identities: int, ranks: Ranks = ALONE) -> Head
             seed=config.seed,
             interclass_filtering_threshold=config.head.interclass_filtering_threshold,
             filtering=config.head.filtering,
-            rows=RowStore(config.head.rows, Path(folder).expanduser() if folder else None),
+            rows=RowStore(config.head.rows, _folder(config.head.rows_folder)),
             block_mib=config.head.block_mib,
             ranks=ranks,
         )
@@ -185,6 +184,10 @@ def build_head(config: RunConfig, identities: int, ranks: Ranks = ALONE) -> Head
             block_mib=config.head.block_mib,
             ranks=ranks,
         )
+    table = None
+    if config.center.table != "none":
+        place = RowStore(config.center.table, _folder(config.center.table_folder))
+        table = CenterTable(identities, config.backbone.embedding_size, place=place, ranks=ranks)
     return AttFC(
         config.backbone.embedding_size,
         slots,
@@ -201,8 +204,13 @@ def build_head(config: RunConfig, identities: int, ranks: Ranks = ALONE) -> Head
         interclass_filtering_threshold=config.head.interclass_filtering_threshold,
         filtering=config.head.filtering,
         block_mib=config.head.block_mib,
+        table=table,
         ranks=ranks,
     )
+
+
+def _folder(name: str | None) -> Path | None:
+    return Path(name).expanduser() if name else None
 
 
 def open_training_data(config: RunConfig, progress: Callable[[int, int], None] | None = None) -> Store:

@@ -122,6 +122,11 @@ class CenterConfig(Section):
     source: Literal["keys", "query"] = Field(
         "keys", description="query: no key passes; the query's own embedding refreshes the stored row"
     )
+    table: Literal["none", "device", "host", "file"] = Field(
+        "none",
+        description="where a table with the latest center of every identity lives (2 bytes a number); none: the container's alone",
+    )
+    table_folder: str | None = Field(None, description="table=file: a folder on a fast disk")
 
 
 class ContainerConfig(Section):
@@ -330,6 +335,17 @@ class RunConfig(Section):
             raise ValueError(
                 f"head.rows={self.head.rows} with head.rows_folder={self.head.rows_folder}: "
                 "head.rows=file needs head.rows_folder, a folder on a fast disk, and nothing else uses it"
+            )
+        if (self.center.table == "file") != (self.center.table_folder is not None):
+            raise ValueError(
+                f"center.table={self.center.table} with center.table_folder={self.center.table_folder}: "
+                "center.table=file needs center.table_folder, a folder on a fast disk, and nothing else uses it"
+            )
+        stored = self.center.source == "query" or self.center.blend > 0 or self.attention.include_stored_center
+        if self.head.name == "attfc" and self.center.table != "none" and not stored:
+            raise ValueError(
+                f"center.table={self.center.table} keeps stored centers and no option uses them: set center.blend above 0, center.source=query "
+                "or attention.include_stored_center=true, or leave it out"
             )
         if self.container.slots is None and self.container.ratio is None:
             raise ValueError("container.slots and container.ratio are both null: set one of them")

@@ -14,6 +14,8 @@ ATTFC = {
     "bfloat16 query": {"dtype": "bfloat16", "center_source": "query", "slots": 30},
     "filtered": {"interclass_filtering_threshold": 0.2, "filtering": "zero", "slots": 16},
     "adaface": {"margin": "adaface", "slots": 25},
+    "table": {"table": "host", "center_source": "query", "slots": 17},
+    "table and keys": {"table": "device", "include_stored_center": True, "policy": "fifo", "slots": 17},
 }
 FULL = {
     "cosface": {},

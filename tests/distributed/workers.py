@@ -13,7 +13,7 @@ from attfc.build import new_run, resume_run
 from attfc.config import load_config
 from attfc.distributed import Ranks, grad_scaler
 from attfc.errors import UserError
-from attfc.heads import DCP, DCQ, AttFC, Container, FullFC, Head, PartialFC, RowStore
+from attfc.heads import DCP, DCQ, AttFC, CenterTable, Container, FullFC, Head, PartialFC, RowStore
 from attfc.losses import AdaFace, CombinedMargin, CosFace
 from attfc.training.checkpoint import load_checkpoint, save_checkpoint
 from attfc.training.optimizers import build_optimizer, parameter_groups
@@ -55,6 +55,11 @@ def build(kind: str, options: dict[str, Any], dtype: torch.dtype) -> Head:
     options.pop("labels", None)
     identities = options.pop("identities", IDENTITIES)
     if kind == "attfc":
+        place = options.pop("table", None)
+        if place:
+            folder = options.pop("table_folder", None)
+            store = RowStore(place, Path(folder) if folder else None)
+            options["table"] = CenterTable(60, D, place=store, ranks=options["ranks"])
         return AttFC(D, keys_per_query=K, **options)
     if kind == "full_fc":
         return FullFC(D, identities, **options).to(dtype)
@@ -92,6 +97,7 @@ def run_head(kind: str, options: dict[str, Any], dtype: torch.dtype) -> dict[str
             with torch.no_grad():
                 head.weight -= weights[-1]
     last = [container.rows.double() for container in containers] or [head.weight.detach()]
+    last += [head.table.rows.double()] if isinstance(head, AttFC) and head.table is not None else []
     scales = [container.row_scales for container in containers if container.row_scales is not None]
     margin = [buffer.clone() for buffer in head.margin.buffers()] if kind != "dcq" else []
     shards = [*weights, *last, *scales]

@@ -1,6 +1,7 @@
 """Heads: everything that turns embeddings, labels and keys into a loss (see docs/heads.md)."""
 
 from attfc.heads.attfc import AttFC, generative_class_center
+from attfc.heads.center_table import CenterTable
 from attfc.heads.container import Container
 from attfc.heads.dcp import DCP
 from attfc.heads.dcq import DCQ
@@ -9,4 +10,15 @@ from attfc.heads.head import Head
 from attfc.heads.partial_fc import PartialFC
 from attfc.heads.row_store import RowStore
 
-__all__ = ["DCP", "DCQ", "AttFC", "Container", "FullFC", "Head", "PartialFC", "RowStore", "generative_class_center"]
+__all__ = [
+    "DCP",
+    "DCQ",
+    "AttFC",
+    "CenterTable",
+    "Container",
+    "FullFC",
+    "Head",
+    "PartialFC",
+    "RowStore",
+    "generative_class_center",
+]

@@ -21,6 +21,7 @@ from torch.nn.functional import normalize
 
 from attfc.distributed import ALONE, Ranks, RowShard
 from attfc.errors import UserError, nearest
+from attfc.heads.center_table import CenterTable
 from attfc.heads.container import EMPTY, Container, ContainerPolicy, Initial, RowDtype, last_occurrence, merge_centers
 from attfc.heads.head import Head, margin_of_all, unit_length
 from attfc.losses.container_softmax import Filtering, container_softmax
@@ -124,6 +125,8 @@ class AttFC(Head):
             same identity; None: no filtering.
         filtering: what becomes of those, `drop` (out of the softmax) or `zero` (cosine 0, as in arcface_torch).
         block_mib: temporary memory of the streaming pass, MiB.
+        table: keeps the latest center of every identity, also of those that the container has no slot for; the stored centers are then
+            those of the table, and the container holds negatives alone. None: stored centers are the container's.
         ranks: the processes that share the container; each calls `forward` with its share of the batch, all of equal size, and gets the
             mean loss of that share. The mean of these over ranks is the loss that one process has for the whole batch.
 
@@ -155,6 +158,7 @@ class AttFC(Head):
         interclass_filtering_threshold: float | None = None,
         filtering: Filtering = "drop",
         block_mib: float = 32.0,
+        table: CenterTable | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
         if center_source not in get_args(CenterSource):
@@ -189,6 +193,13 @@ class AttFC(Head):
         self.block_mib = block_mib
         self.ranks = ranks
         self.container = Container(slots, embedding_size, policy=policy, dtype=dtype, initial=initial, ranks=ranks)
+        self.uses_stored = include_stored_center or center_blend > 0 or center_source == "query"
+        if table is not None and not self.uses_stored:
+            raise UserError(
+                "a table of centers is given and no option uses stored centers: set center_blend, include_stored_center or "
+                'center_source="query", or leave the table out'
+            )
+        self.table = table
 
     def forward(self, embeddings_BD: Tensor, labels_B: Tensor, keys_BKD: Tensor | None = None) -> Tensor:
         """Return the mean loss of the batch and enqueue its centers.
@@ -199,12 +210,14 @@ class AttFC(Head):
             keys_BKD: (B, K, D) float from the key encoder, not normalized; no gradient flows into it.
 
         Raises:
-            UserError: wrong shapes or types, no keys, a batch larger than the container.
+            UserError: wrong shapes or types, no keys, a batch larger than the container, a label that the table has no row for.
         """
         self._check_batch(embeddings_BD, labels_B)
         self.container.check_room(labels_B.shape[0] * self.ranks.size)
         query_BD, norms_B = unit_length(embeddings_BD)
         every_label_B = self.ranks.gather(labels_B)
+        if self.table is not None:
+            self._check_labels_below(every_label_B, self.table.identities, self.ranks)
         every_stored_B, stored_BD = self._stored(every_label_B)
         stored_B = self.ranks.own(every_stored_B)
         if self.center_source == "query":
@@ -222,11 +235,16 @@ class AttFC(Head):
         self._note(cosine_B, stored_B, every_stored_B)
         if self.training:
             self.container.enqueue(every_new_BD, every_label_B)
+            if self.table is not None:
+                self.table.store(every_new_BD, every_label_B)
         return loss_B.mean()
 
     def _stored(self, every_label_B: Tensor) -> tuple[Tensor, Tensor]:
         """Return who of all samples is stored and our samples' rows at unit length; nobody where no option asks for it."""
-        if self.include_stored_center or self.center_blend > 0 or self.center_source == "query":
+        if self.table is not None:
+            stored_BD = self.ranks.sum_own(self.table.lookup(every_label_B))
+            return self.ranks.gather(stored_BD.any(dim=1)), normalize(stored_BD, dim=1)
+        if self.uses_stored:
             stored_B, stored_BD = self.container.lookup(every_label_B)
             return stored_B, normalize(self.ranks.sum_own(stored_BD), dim=1)
         nobody_B = torch.zeros_like(every_label_B, dtype=torch.bool)
@@ -294,13 +312,16 @@ class AttFC(Head):
             self._last_step = {"positive_cosine": total / every_stored_B.sum().clamp_min(1)}
         else:
             self._last_step["positive_cosine"] = cosine_B.mean()
-        if self.include_stored_center or self.center_blend > 0 or self.center_source == "query":
+        if self.uses_stored:
             self._last_step["stored_share"] = stored_B.float().mean()
 
     def row_shards(self) -> dict[str, RowShard]:
-        """The container's rows and their scales, if ranks share them."""
+        """The container's rows and their scales and those of the table, if ranks share them."""
+        if self.ranks.size == 1:
+            return {}
         names = [f"container.{name}" for name in ("rows", "row_scales") if getattr(self.container, name) is not None]
-        return dict.fromkeys(names, self.container.shard) if self.ranks.size > 1 else {}
+        of_table = {} if self.table is None else {"table.rows": self.table.shard}
+        return dict.fromkeys(names, self.container.shard) | of_table
 
     def statistics(self) -> dict[str, float]:
         """Return, of the last step: `positive_cosine`, mean before the margin; `attention_entropy`, nats (log K:

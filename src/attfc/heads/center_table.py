@@ -1,0 +1,135 @@
+"""One class center for every identity, outside the device: so that a small container loses no positive.
+
+The container answers two questions: what pushes a query away (negatives; recent ones of other identities will do), and where its own identity
+was seen before (the stored center; only its own will do). With fewer slots than identities most queries find no stored center. The table
+keeps the latest center of everybody for the second question, and the container is left to the first. Nothing streams through the table: a step
+reads and writes the rows of its own batch, B x D numbers each way, so it may be host memory or a file and the device's memory
+stays that of the container. With it `center_source="query"` trains at any container ratio, without a key pass.
+
+Cost: N x 2D bytes (bfloat16), 1 KB an identity at D = 512: 1 GB a million; two copies of B x 2D bytes a step, for which the
+host waits for the device where the rows are not on it. A row of zeros: not seen yet.
+Source: our own. It is to AttFC what host rows are to Partial FC, without gradient and momentum.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from attfc.distributed import ALONE, Ranks
+from attfc.errors import UserError
+from attfc.heads.container import last_occurrence, merge_centers
+from attfc.heads.row_store import RowStore
+
+__all__ = ["CenterTable"]
+
+
+class CenterTable(nn.Module):
+    """The latest center of each of N identities; everything it holds is in its `state_dict`.
+
+    Args:
+        identities: N; labels are 0 ... N - 1.
+        embedding_size: D.
+        place: where the rows live; `device`: they move with the module.
+        dtype: of the rows. bfloat16 rounds a number by up to 0.4 %, less than one image moves a center.
+        ranks: those that share the rows: `rows` then holds the block `shard`, and all calls take the whole batch, the same on every rank.
+
+    Buffer: `rows` (N, D), this rank's block of it.
+
+    Raises:
+        UserError: no identity, or fewer than ranks.
+
+    >>> table = CenterTable(identities=3, embedding_size=2)
+    >>> table.store(torch.tensor([[0.0, 1.0]]), torch.tensor([2]))
+    >>> table.lookup(torch.tensor([2, 0]))
+    tensor([[0., 1.],
+            [0., 0.]])
+    """
+
+    rows: Tensor
+
+    def __init__(
+        self,
+        identities: int,
+        embedding_size: int,
+        *,
+        place: RowStore | None = None,
+        dtype: torch.dtype = torch.bfloat16,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        super().__init__()
+        if identities < ranks.size:
+            raise UserError(
+                f"the table of centers has {identities} identities, fewer than the {ranks.size} ranks that share its rows: "
+                "it needs at least one identity a rank, start fewer processes"
+            )
+        self.identities = identities
+        self.place = RowStore("host") if place is None else place
+        self.ranks = ranks
+        self.shard = ranks.shard(identities)
+        self.register_buffer("rows", self.place.zeros(len(self.shard), embedding_size, dtype=dtype))
+
+    def lookup(self, labels_B: Tensor) -> Tensor:
+        """Return the centers, float32 (B, D), zeros for who was not seen yet; several ranks: zeros for rows of another rank, the sum has them all.
+
+        Args:
+            labels_B: (B,) int64, 0 <= label < N.
+        """
+        if len(self.shard) == 0:
+            return torch.zeros(labels_B.shape[0], self.rows.shape[1], device=labels_B.device)
+        here_B, own_B = self._own(labels_B)
+        found_BD = self.rows.index_select(0, here_B).to(labels_B.device).float()
+        return found_BD if own_B is None else torch.where(own_B.to(labels_B.device).unsqueeze(1), found_BD, 0.0)
+
+    @torch.no_grad()
+    def store(self, centers_BD: Tensor, labels_B: Tensor) -> None:
+        """Keep the centers of a batch; several samples of one identity: the renormalized mean of theirs.
+
+        Args:
+            centers_BD: (B, D) float, unit length.
+            labels_B: (B,) int64, 0 <= label < N.
+        """
+        if len(self.shard) == 0:
+            return
+        centers_BD = merge_centers(
+            centers_BD, last_occurrence(labels_B)
+        )  # equal rows for equal labels: the order of writing is nothing
+        here_B, own_B = self._own(labels_B)
+        new_BD = centers_BD.to(self.rows.device, self.rows.dtype)
+        if own_B is not None:
+            here_B, new_BD = here_B[own_B], new_BD[own_B]
+        self.rows[here_B] = new_BD
+
+    def _own(self, labels_B: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return places in `rows`, 0 for those of another rank, and which are our own (None: all)."""
+        labels_B = labels_B.to(self.rows.device)
+        if self.ranks.size == 1:
+            return labels_B, None
+        own_B = (labels_B >= self.shard.start) & (labels_B < self.shard.stop)
+        return torch.where(own_B, labels_B - self.shard.start, 0), own_B
+
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+        """Rows in host memory or in a file stay there, in their type, when the head is moved or cast."""
+        if self.place.place == "device":
+            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        rows = self._buffers.pop("rows")
+        try:
+            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        finally:
+            self._buffers["rows"] = rows
+
+    def memory_bytes(self) -> int:
+        """Return the bytes of this rank's rows."""
+        return self.rows.nbytes
+
+    def extra_repr(self) -> str:
+        return f"identities={self.identities}, embedding_size={self.rows.shape[1]}, place={self.place.place}"
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
+        whole = state_dict.get(prefix + "rows")
+        if whole is not None and self.ranks.size > 1 and whole.shape[0] == self.identities:
+            state_dict[prefix + "rows"] = whole = whole[self.shard.block]
+        if whole is not None and (whole.shape, whole.dtype) != (self.rows.shape, self.rows.dtype):
+            raise UserError(
+                f"the checkpoint's table of centers holds {whole.shape[0]} identities of {whole.shape[1]} numbers ({whole.dtype}), this one "
+                f"{self.rows.shape[0]} of {self.rows.shape[1]} ({self.rows.dtype}): build the head with the checkpoint's identities and size"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
