@@ -1,14 +1,18 @@
 """The study's bench: the vector world, cells, grids that go on where they stopped, tables."""
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from attfc.data import open_store
 from attfc.errors import UserError
-from attfc.study.cells import evaluate_vectors, run_vectors
+from attfc.evaluation import embed_store
+from attfc.study.cells import evaluate_faces, evaluate_vectors, run_faces, run_vectors
 from attfc.study.grid import read_study, run_study, study_records
 from attfc.study.pages import FIGURES, study_figure, study_table
 from attfc.study.vectors import VectorEncoder, VectorWorld
@@ -176,6 +180,50 @@ def test_a_loss_that_is_not_finite_is_a_result() -> None:
     record = run_vectors(TINY, "demo", [*overrides, "schedule.epochs=10"], 0, width=16, points=1)
     assert record["failed"].startswith("the loss of step ")
     assert "figures" not in record
+
+
+def test_a_cell_of_faces_trains_as_typed_and_is_judged_on_two_halves_of_the_people_kept_aside() -> None:
+    faces = [
+        "data.root=synthetic:identities=24,images=4,seed=0",
+        "batch_size=24",
+        "backbone.name=r6_tiny",
+        "data.workers=0",
+    ]
+    overrides = [*faces, "data.decoded_cache_mib=0", "schedule.warmup_epochs=0", "schedule.max_steps=2", "log.every=1"]
+    people = "eval.root=synthetic:identities=20,images=3,seed=0,first=1000"
+    with pytest.raises(UserError, match=r"evaluates on eval\.root, and there is none: add"):
+        run_faces("demo", [*overrides, "eval.root=null"], seed=0, threads=1)
+    record = run_faces("demo", [*overrides, people], seed=0, threads=1)
+    assert record["steps"] == 2
+    assert record["config"]["seed"] == 0
+    assert [point["step"] for point in record["curve"]] == [1, 2]
+    assert set(record["figures"]) == {"validation", "test"}
+    assert record["figures"]["validation"] != record["figures"]["test"]
+
+
+def test_halves_of_the_people_share_nobody() -> None:
+    class Model(torch.nn.Module):
+        image_size = 56
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.adaptive_avg_pool2d(images, 5).flatten(1)
+
+    held_out = open_store("synthetic:identities=40,images=3,seed=0")
+    whole = evaluate_faces(Model(), held_out)
+    names = [held_out.identity_name(label) for label in range(40)]
+    halves = [zlib.crc32(name.encode()) % 2 for name in names]
+    assert 10 < sum(halves) < 30
+    embeddings = embed_store(Model(), held_out).vectors.reshape(40, 3, -1)
+    for half, split in enumerate(("validation", "test")):
+        own = embeddings[[label for label in range(40) if halves[label] == half]]
+        rows, people = own.reshape(-1, 3), np.repeat(np.arange(len(own)), 3)
+        scores, same = rows @ rows.T, people[:, None] == people[None]
+        np.fill_diagonal(scores, -2)
+        assert whole[split]["rank_one"] == pytest.approx((people[scores.argmax(axis=1)] == people).mean())
+        impostor = np.sort(scores[~same])[::-1]
+        threshold = impostor[int(0.01 * len(impostor))]
+        genuine = scores[same & ~np.eye(len(rows), dtype=bool)]
+        assert whole[split]["tar_at_far/0.01"] == pytest.approx((genuine > threshold).mean(), abs=0.02)
 
 
 # Grids

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +22,23 @@ import torch
 from torch import Tensor, nn
 
 from attfc.bench.head_cell import ResidentPeak
-from attfc.build import build_head, build_pair, environment, identity_share, optimizer_of, schedule_of
-from attfc.config import RunConfig, load_config
+from attfc.build import build_head, build_pair, environment, identity_share, open_held_out, optimizer_of, schedule_of
+from attfc.config import load_config
 from attfc.data.identity_mix import IdentityMix
 from attfc.data.query_stream import QueryStream
+from attfc.data.store import Store
+from attfc.deploy.hub_folder import from_pretrained
 from attfc.errors import UserError
 from attfc.evaluation.all_pairs import score_all_pairs
+from attfc.evaluation.embedding import embed_store
 from attfc.evaluation.identification import rank_one
 from attfc.heads import Head
 from attfc.study.vectors import VectorEncoder, VectorWorld
 from attfc.training.momentum import MomentumPair
 
-__all__ = ["evaluate_vectors", "run_faces", "run_vectors"]
+__all__ = ["evaluate_faces", "evaluate_vectors", "run_faces", "run_vectors"]
 
-FARS = (1e-3, 1e-4, 1e-5)
+FARS, FACE_FARS = (1e-3, 1e-4, 1e-5), (1e-2, 1e-3)
 
 
 def run_vectors(
@@ -158,9 +162,16 @@ def evaluate_vectors(world: VectorWorld, encoder: nn.Module, split: str) -> dict
         ]
     )
     encoder.train(training)
-    pairs = score_all_pairs(embeddings, persons, fars=FARS, hardest=0)
+    return _open_set(embeddings, persons, FARS)
+
+
+def _open_set(
+    embeddings_ND: Tensor, persons_N: np.ndarray[Any, np.dtype[np.int64]], fars: tuple[float, ...]
+) -> dict[str, float]:
+    """TAR at FAR over all pairs of rows, and rank-1."""
+    pairs = score_all_pairs(embeddings_ND, persons_N, fars=fars, hardest=0)
     figures = {f"tar_at_far/{far:g}": tar for far, tar in pairs.tar_at_far.items() if tar is not None}
-    return {**figures, "rank_one": rank_one(embeddings, persons).rate}
+    return {**figures, "rank_one": rank_one(embeddings_ND, persons_N).rate}
 
 
 def _head_bytes(head: Head, optimizer: torch.optim.Optimizer) -> int:
@@ -176,23 +187,30 @@ def _head_bytes(head: Head, optimizer: torch.optim.Optimizer) -> int:
 
 
 def run_faces(preset: str, overrides: list[str], seed: int, threads: int) -> dict[str, Any]:
-    """Train once with `attfc train PRESET` and return its record; `overrides` say where the faces are.
+    """Train once with `attfc train PRESET`, and evaluate on the people of `eval.root`: half of them for validation, the others for the test.
+
+    Args:
+        preset, overrides: as typed; `data.root` and `eval.root` say where the faces are.
+        seed: the run's.
+        threads: processor threads of the training.
 
     Returns:
-        As `run_vectors`; figures are those of `evaluation.json` ("test"; a run has no validation people of its own), or "failed".
+        As `run_vectors`; the curve is of losses alone, and memory is the whole process's.
     """
+    config = load_config(preset, overrides)
+    held_out = open_held_out(config)
+    if held_out is None:
+        raise UserError(
+            "a study of faces evaluates on eval.root, and there is none: add eval.root=... to its overrides"
+        )
     with tempfile.TemporaryDirectory(prefix="attfc-study-") as scratch:
         fixed = [
-            f"output={scratch}",
-            f"seed={seed}",
-            f"threads={threads}",
-            "report.write=false",
-            "log.tensorboard=false",
+            *(f"output={scratch}", f"seed={seed}", f"threads={threads}", "eval.root=null", "eval.pairs=null"),
+            *("report.write=false", "log.tensorboard=false", "checkpoint.every=0"),
         ]
-        command = [sys.executable, "-m", "attfc", "train", preset, "checkpoint.every=0", *overrides, *fixed]
         started = time.perf_counter()
         done = subprocess.run(
-            command,
+            [sys.executable, "-m", "attfc", "train", preset, *overrides, *fixed],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -206,40 +224,43 @@ def run_faces(preset: str, overrides: list[str], seed: int, threads: int) -> dic
             if done.returncode < 0 or done.returncode == 130:
                 raise UserError(f"attfc train was stopped (status {done.returncode}): run the study again to go on")
             return {"failed": lines[-1] if lines else f"status {done.returncode}", "wall_seconds": wall}
-        return {**_of_run(folders[0]), "wall_seconds": wall}
+        figures = evaluate_faces(from_pretrained(folders[0]), held_out)
+        return {**_of_run(folders[0]), "wall_seconds": wall, "figures": figures}
+
+
+def evaluate_faces(model: nn.Module, held_out: Store) -> dict[str, dict[str, float]]:
+    """Return TAR at FAR over all pairs of images and rank-1, of two halves of the people that a checksum of their names tells apart.
+
+    Args:
+        model: (B, 3, S, S) float32 RGB in [-1, 1] -> (B, D); see `embed_store`.
+        held_out: people that the model has not seen.
+
+    Returns:
+        {"validation": ..., "test": ...}
+    """
+    names = [held_out.identity_name(label) for label in range(len(held_out.identities))]
+    halves = np.array([zlib.crc32(name.encode()) % 2 for name in names])
+    labels = held_out.labels(np.arange(len(held_out)))
+    embeddings = torch.from_numpy(embed_store(model, held_out).vectors)
+    figures = {}
+    for half, split in enumerate(("validation", "test")):
+        chosen = np.flatnonzero(halves[labels] == half)
+        figures[split] = _open_set(embeddings[chosen], labels[chosen], FACE_FARS)
+    return figures
 
 
 def _of_run(folder: Path) -> dict[str, Any]:
-    config = RunConfig.model_validate(_yaml(folder / "config.yaml"))
+    config = load_config(str(folder / "config.yaml"))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     curve = [{key: value for key, value in line.items() if key != "kind"} for line in lines if line["kind"] == "train"]
     last = curve[-1]
-    figures = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-    environments = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    images = last["step"] * config.batch_size * config.optimizer.accumulation
     return {
         "config": config.model_dump(mode="json"),
         "steps": last["step"],
         "seconds": round(last["seconds"], 1),
-        "samples_per_second": round(last["step"] * config.batch_size / last["seconds"], 1),
+        "samples_per_second": round(images / last["seconds"], 1),
         "curve": curve,
         "peak_bytes": last["memory_mib"] * 2**20,
-        "figures": {"test": _flat(figures)},
-        "environment": environments,
+        "environment": json.loads((folder / "environment.json").read_text(encoding="utf-8")),
     }
-
-
-def _yaml(path: Path) -> Any:
-    import yaml
-
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """{"all_pairs": {"tar_at_far": {"0.01": x}}} -> {"all_pairs/tar_at_far/0.01": x}; numbers only."""
-    found: dict[str, float] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            found[f"{prefix}{key}"] = value
-    return found

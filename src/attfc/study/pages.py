@@ -17,9 +17,8 @@ FIGURES = {
         "rank_one": "rank-1",
     },
     "faces": {
-        "all_pairs/tar_at_far/0.01": "all pairs: TAR at FAR 1e-2",
-        "all_pairs/tar_at_far/0.001": "1e-3",
-        "accuracy": "pairs, accuracy",
+        "tar_at_far/0.01": "TAR at FAR 1e-2",
+        "tar_at_far/0.001": "TAR at FAR 1e-3",
         "rank_one": "rank-1",
     },
 }
