@@ -216,7 +216,7 @@ def test_halves_of_the_people_share_nobody() -> None:
     embeddings = embed_store(Model(), held_out).vectors.reshape(40, 3, -1)
     for half, split in enumerate(("validation", "test")):
         own = embeddings[[label for label in range(40) if halves[label] == half]]
-        rows, people = own.reshape(-1, 3), np.repeat(np.arange(len(own)), 3)
+        rows, people = own.reshape(3 * len(own), -1), np.repeat(np.arange(len(own)), 3)
         scores, same = rows @ rows.T, people[:, None] == people[None]
         np.fill_diagonal(scores, -2)
         assert whole[split]["rank_one"] == pytest.approx((people[scores.argmax(axis=1)] == people).mean())
