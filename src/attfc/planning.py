@@ -247,10 +247,12 @@ def head_memory(
     block_mib: float = 32.0,
     ranks: int = 1,
     cached: bool = True,
+    table: bool = False,
 ) -> HeadMemory:
     """Bytes of one head on one rank; rows and slots are divided by `ranks`, the batch is that of one rank.
 
     Args:
+        table: AttFC keeps a table of all identities' centers (bfloat16) in the memory that is counted.
         cached: a processor, where blocks are kept small enough for its cache.
 
     Raises:
@@ -310,6 +312,8 @@ def head_memory(
     blocks = of_blocks(held, everyone * 8.0 + (0 if dtype == "float32" else 4 * D))
     containers = 2 if name == "dcp" else 1
     stored = containers * (held * _ROW_BYTES[dtype](D) + index)
+    if table and name.startswith("attfc"):
+        stored += -(-identities // ranks) * _ROW_BYTES["bfloat16"](D)
     working = blocks + slots * 16 + everyone * D * 4 * (keys + 6)
     if name == "dcp":  # both slots' hardest rows, kept for backward
         working += 2 * everyone * D * 4 * (min(max(int(0.0002 * slots), 3), 10) + 6)

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from attfc.bench import calibration
 from attfc.cli import app
 from attfc.config import load_config
 from attfc.errors import UserError
-from attfc.heads import DCP, AttFC
+from attfc.heads import DCP, AttFC, CenterTable, RowStore
 from attfc.losses import CosFace
 from attfc.planning import NOTHING, Encoder, HeadRates, Plan, advice, head_memory, measure_encoder, plan_step
 
@@ -67,6 +68,16 @@ def test_container_bytes_are_the_containers_own(dtype: str) -> None:
         own = AttFC(64, 5000, CosFace(), dtype=dtype).container.memory_bytes()  # type: ignore[arg-type]
     planned = head_memory("attfc", 10**6, 128, embedding_size=64, slots=5000, dtype=dtype).rows
     assert planned == pytest.approx(own, rel=1e-3)
+
+
+def test_a_table_of_centers_counts_where_its_memory_is_counted() -> None:
+    own = CenterTable(9000, 64, place=RowStore("host")).memory_bytes()
+    size: dict[str, Any] = {"embedding_size": 64, "slots": 5000}
+    for name in ("attfc", "attfc, no key passes"):
+        with_table, without = (head_memory(name, 9000, 128, table=table, **size).rows for table in (True, False))  # type: ignore[arg-type]
+        assert with_table - without == own
+    assert head_memory("dcq", 9000, 128, table=True, **size) == head_memory("dcq", 9000, 128, **size)
+    assert head_memory("attfc", 9000, 128, table=True, ranks=2, **size).rows < with_table
 
 
 def test_pool_bytes_are_the_pools_own() -> None:

@@ -156,6 +156,12 @@ def plan(
         markup=False,
     )
     _print_plans(plans)
+    if config.center.table == "file" or (config.center.table == "host" and device.type != "cpu"):
+        size = identities * config.backbone.embedding_size * 2 / 2**30 / ranks
+        out.print(
+            f"attfc's table of centers: {size:.1f} GiB a process besides, center.table={config.center.table}",
+            markup=False,
+        )
     sentence = advice(plans, identities)
     out.print(sentence, markup=False)
     write_json(
@@ -189,6 +195,8 @@ def _heads(config: "RunConfig", identities: int, batch: int, ranks: int, cached:
         "cached": cached,
     }
     rows: dict[str, Any] = {**shared, "slots": slots, "dtype": config.container.dtype}
+    # On a processor host memory is the device's; `cached` says that it is one.
+    rows["table"] = config.center.table == "device" or (config.center.table == "host" and cached)
     keys = max(config.keys.per_query, 1)
     rate = config.head.sample_rate
     return {
