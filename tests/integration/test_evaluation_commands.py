@@ -15,6 +15,7 @@ from attfc.evaluation.embedding import embed_store
 from attfc.evaluation.identification import identify
 from attfc.evaluation.identification_of_store import choose_gallery
 from attfc.evaluation.metrics import evaluate_pairs
+from attfc.evaluation.resampling import IdentityDraw
 from attfc.evaluation.result import read_result, save_result
 from attfc.evaluation.verification import identities_of_set
 from attfc.training.model_files import save_model
@@ -107,6 +108,11 @@ def test_templates_with_all_that_goes_wrong(tmp_path, templates, models, monkeyp
     low, high = one["intervals"]["tar_at_far"]["0.1"]
     assert low <= one["tar_at_far"]["0.1"] <= high
     assert low < high
+    for name, factor, places in (("auc", 1, 4), ("eer", 100, 2)):
+        low, high = one["intervals"][name]
+        assert low <= one[name] <= high
+        assert low < high
+        assert f"{factor * one[name]:.{places}f} [{factor * low:.{places}f}, {factor * high:.{places}f}]" in out
     assert one["interval_identities"] <= counts["subjects"]
     low, high = search["intervals"]["rank"]["1"]
     assert low <= search["rank"]["1"] <= high
@@ -120,6 +126,14 @@ def test_templates_with_all_that_goes_wrong(tmp_path, templates, models, monkeyp
         assert wanted in out, wanted
     scores = read_result(tmp_path / "one.npz").samples["modes", "N1D1F1", "verification"][0].impostor_scores  # type: ignore[attr-defined]
     assert len(np.unique(scores)) < len(scores)  # the twin ties with its template
+    with np.load(tmp_path / "one.npz") as loaded:
+        older = {
+            name: array for name, array in loaded.items() if "genuine_above" not in name and "not_below" not in name
+        }
+    assert len(older) == len(loaded.files) - 4
+    np.savez(tmp_path / "older.npz", **older)
+    kept = read_result(tmp_path / "older.npz").samples["modes", "N1D1F1", "verification"][0]
+    assert {path[0] for path in kept.figures(IdentityDraw(np.ones(kept.identities)))} == {"tar_at_far"}
     again = ran(monkeypatch, capsys, "evaluate", models[0], "ijbc", root, *options)
     assert f"{counts['faces']:,} embeddings were there" in again
     status, _, err = run_main(

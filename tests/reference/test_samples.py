@@ -9,7 +9,7 @@ import pytest
 from attfc.errors import UserError
 from attfc.evaluation.all_pairs import score_all_pairs
 from attfc.evaluation.identification import identify, rank_one
-from attfc.evaluation.metrics import best_threshold, evaluate_scores, tar_at_far
+from attfc.evaluation.metrics import area_under_roc, best_threshold, equal_error_rate, evaluate_scores, tar_at_far
 from attfc.evaluation.resampling import (
     IdentityDraw,
     PairDraw,
@@ -81,8 +81,11 @@ def test_tail_of_a_list_is_that_of_copies() -> None:
     for draw in identity_draws(60, 6, 1):
         listed = copies(draw.weights, same, first, second)
         expected = tar_at_far(scores[listed][same[listed]], scores[listed][~same[listed]], (0.1, 0.01))
+        figures = sample.figures(draw)
         for far, tar in expected.items():
-            assert sample.figures(draw)["tar_at_far", f"{far:g}"] == pytest.approx(tar, abs=1e-12)
+            assert figures["tar_at_far", f"{far:g}"] == pytest.approx(tar, abs=1e-12)
+        assert figures["auc",] == pytest.approx(area_under_roc(scores[listed], same[listed]), abs=1e-12)
+        assert figures["eer",] == pytest.approx(equal_error_rate(scores[listed], same[listed]), abs=1e-12)
 
 
 def test_tail_of_all_pairs_is_that_of_copies_of_people() -> None:
@@ -106,8 +109,8 @@ def test_tail_of_all_pairs_is_that_of_copies_of_people() -> None:
             assert sample.figures(draw)["tar_at_far", f"{far:g}"] == pytest.approx(tar, abs=1e-12)
 
 
-def test_below_the_exact_scores_the_threshold_is_close() -> None:
-    """2,000 of 60,000 impostor scores one by one, the others by their identities: the same intervals but for little."""
+def long_list() -> tuple[np.ndarray, ...]:
+    """60,000 impostor pairs of 400 people, some of whom are easily taken for others; a few pairs tie."""
     rng = np.random.default_rng(2)
     people, pairs = 400, 66_000
     ease = rng.normal(0, 0.05, people)
@@ -115,16 +118,28 @@ def test_below_the_exact_scores_the_threshold_is_close() -> None:
     first = rng.integers(people, size=pairs)
     second = np.where(same, first, (first + rng.integers(1, people, size=pairs)) % people)
     scores = np.where(same, 0.4, 0.0) + ease[first] + ease[second] + rng.normal(0, 0.1, pairs)
+    return scores.round(5), same, first, second
+
+
+def test_below_the_exact_scores_the_figures_are_close() -> None:
+    """2,000 of 60,000 impostor scores one by one, the others by their identities: the same intervals but for little."""
+    scores, same, first, second = long_list()
     whole = TailSample.of_list(scores, same, first, second, fars=(0.1, 0.01))
     short = TailSample.of_list(scores, same, first, second, fars=(0.1, 0.01), exact=2000)
     assert len(short.impostor_scores) == 2000
     assert len(short.deep_scores) > 100
+    assert int((short.genuine_not_below > 2000).sum()) > 100  # genuine pairs among the impostors that were not kept
     both = [resample(sample, 200, seed=4) for sample in (whole, short)]
     for path in both[0].values:
         assert both[1].values[path] == pytest.approx(both[0].values[path], abs=2e-3)
-    exact, close = (one.by_identity["tar_at_far", "0.1"] for one in both)
-    assert np.corrcoef(exact, close)[0, 1] > 0.97
-    assert np.std(close) == pytest.approx(np.std(exact), rel=0.1)
+        exact, close = (one.by_identity[path] for one in both)
+        assert np.corrcoef(exact, close)[0, 1] > 0.97
+        assert np.std(close) == pytest.approx(np.std(exact), rel=0.1)
+    for path in (("auc",), ("eer",)):  # the whole interval, in units of its width
+        one, other = (resampled.interval(path) for resampled in both)
+        assert abs(one.low - other.low) + abs(one.high - other.high) < 0.15 * (one.high - one.low)
+    assert both[1].values["auc",] == pytest.approx(area_under_roc(scores, same), abs=1e-12)
+    assert both[1].values["eer",] == pytest.approx(equal_error_rate(scores, same), abs=1e-12)
 
 
 def test_search_is_that_of_copies_of_probes() -> None:
@@ -278,7 +293,7 @@ def test_intervals_cover_what_is_true(kind) -> None:
             sample = TailSample.of_list(scores, same, first, second, fars=(0.1, 0.02))
         for path, interval in resample(sample, 300, seed=trial).intervals().items():
             held.setdefault(path, []).append(interval.low <= truth[path] <= interval.high)
-    assert len(held) == (5 if kind == "list" else 2)
+    assert len(held) == (5 if kind == "list" else 4)
     for path, hits in held.items():
         assert np.mean(hits) >= 0.85, (path, np.mean(hits))
     assert np.mean([np.mean(hits) for hits in held.values()]) < 0.995

@@ -628,13 +628,16 @@ def _print_templates(results: "tuple[TemplateEvaluation, ...]", intervals: "Mapp
         table = Table("1:1 TAR % at FAR", *fars, "AUC", "EER %", box=None)
         _numbers(table)
         for result in results:
-            found, place = result.verification, ("modes", str(result.mode), "verification", "tar_at_far")
+            found, place = result.verification, ("modes", str(result.mode), "verification")
             assert found is not None
             table.add_row(
                 str(result.mode),
-                *(_figure(tar, intervals.get((*place, f"{far:g}"))) for far, tar in found.tar_at_far.items()),
-                f"{found.auc:.4f}",
-                _figure(found.eer, None),
+                *(
+                    _figure(tar, intervals.get((*place, "tar_at_far", f"{far:g}")))
+                    for far, tar in found.tar_at_far.items()
+                ),
+                _figure(found.auc, intervals.get((*place, "auc")), places=4, percent=False),
+                _figure(found.eer, intervals.get((*place, "eer"))),
             )
             table.add_row("  nearest FAR *", *(_figure(tar, None) for tar in found.tar_at_nearest_far.values()))
         print_wide(table)

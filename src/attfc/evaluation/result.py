@@ -270,9 +270,10 @@ def _sample(number: int, entry: dict[str, Any], arrays: dict[str, npt.NDArray[An
     for one in dataclasses.fields(kind):
         if f"{number}.{one.name}" in arrays:
             values[one.name] = arrays[f"{number}.{one.name}"]
-        else:
+        elif one.name in entry["settings"] or one.default_factory is dataclasses.MISSING:
             setting = entry["settings"][one.name]
             values[one.name] = tuple(setting) if isinstance(setting, list) else setting
+        # else: an array that came later than the file; empty, its figures have no interval
     sample: Sample = kind(**values)
     if not 1 <= sample.identities <= 2**32 or any(
         values[name].size and (int(values[name].min()) < 0 or int(values[name].max()) >= sample.identities)

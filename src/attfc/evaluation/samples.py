@@ -3,16 +3,17 @@
 Every class computes its figures under any weights in one pass: with weights 1 those of `metrics`, with whole numbers those of so many copies.
 
 `PairListSample`: a list of pairs (LFW ...): accuracy over folds, AUC, EER, TAR at FAR. All exact.
-`TailSample`: lists too long for that (IJB-C, MFR-ALL): TAR at FAR from all genuine scores and the highest impostor scores. Exact as long as the
-threshold lies among the 262,144 highest. Further down it is interpolated between 200 ranks, and the weight of the pairs above a rank is taken from
-how many of them each identity is in: w_i w_j to first order, w_i + w_j - 1. The single pair weighs nothing there.
+`TailSample`: lists too long for that (IJB-C, MFR-ALL): TAR at FAR from all genuine scores and the highest impostor scores; of a list AUC and EER
+too, from the number of impostors above each genuine score. Exact as far as the 262,144 highest. Further down it is interpolated between 200 ranks,
+and the weight of the pairs above a rank is taken from how many of them each identity is in: w_i w_j to first order, w_i + w_j - 1. The single pair
+weighs nothing there.
 `SearchSample`: rank-k and TPIR at FPIR; probes weigh as their identities, the gallery stays as it is. `ShareSample`: a share of probes.
 """
 
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -160,18 +161,13 @@ class PairListSample:
         return np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
 
     def _equal_error_rate(self, genuine_upto: Floats, impostor_upto: Floats) -> float:
-        """As `metrics.equal_error_rate`: down the genuine scores, on the straight line between two points of the curve."""
+        """As `metrics.equal_error_rate`, see `_crossing`."""
         last = self._last_of_value[::-1]
         first = np.append(last[1:] + 1, 0)
         before, after = genuine_upto[last + 1] / genuine_upto[-1], genuine_upto[first] / genuine_upto[-1]
         above = 1.0 - impostor_upto[self._not_above[last]] / impostor_upto[-1]
         with_equal = 1.0 - impostor_upto[self._below[last]] / impostor_upto[-1]
-        k = int(np.argmax(with_equal >= after))
-        if above[k] >= before[k]:
-            return float(before[k])
-        gap = above[k] - before[k]
-        share = gap / (gap - (with_equal[k] - after[k]))
-        return float(above[k] + share * (with_equal[k] - above[k]))
+        return _crossing(before, after, above, with_equal)
 
     @functools.cached_property
     def _cells(self) -> Ints:
@@ -209,6 +205,21 @@ class PairListSample:
         return float(np.mean(shares))
 
 
+def _crossing(before: Floats, after: Floats, above: Floats, with_equal: Floats) -> float:
+    """Return the equal error rate: down the distinct genuine scores, on the straight line between two points of the curve.
+
+    Args:
+        before, after: false rejects before and after the pairs of a score come in.
+        above, with_equal: false accepts above that score, and with those equal to it.
+    """
+    k = int(np.argmax(with_equal >= after))
+    if above[k] >= before[k]:
+        return float(before[k])
+    gap = above[k] - before[k]
+    share = gap / (gap - (with_equal[k] - after[k]))
+    return float(above[k] + share * (with_equal[k] - above[k]))
+
+
 def _best_threshold(falling: Floats, signed: Floats) -> float | None:
     """As `metrics.best_threshold`, of scores that fall; weights are negative for impostors."""
     if not len(falling):
@@ -240,6 +251,8 @@ class TailSample:
         identity_pairs: (n,) impostor pairs an identity is in.
         identity_images: (n,) images, if all pairs of images were scored; else empty.
         fars: which TAR to give.
+        genuine_above, genuine_not_below: (G,) int64 impostor pairs that score above each genuine pair, and at least as high; empty where that is not
+            known (all pairs): no AUC and no EER then.
     """
 
     genuine_scores: Floats
@@ -255,6 +268,8 @@ class TailSample:
     identity_pairs: Floats
     identity_images: Floats
     fars: tuple[float, ...]
+    genuine_above: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    genuine_not_below: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     @staticmethod
     def of_list(
@@ -278,20 +293,21 @@ class TailSample:
         """
         impostor = np.flatnonzero(~same)
         identities = int(max(first.max(), second.max())) + 1
-        kept = impostor
+        kept, values = impostor, scores[impostor]
+        rising = np.sort(values)
         deep_scores, deep_counts = np.zeros(0), np.zeros(0)
         deep_identities = np.zeros((0, identities), dtype=np.float32)
         if len(impostor) > exact:
-            values = scores[impostor]
-            falling = np.sort(values)[::-1]
             kept = impostor[np.argpartition(-values, exact - 1)[:exact]]
             ranks = _deep_ranks(exact, len(impostor), identities)
             deep_scores, deep_counts, deep_identities = _deep(
-                values, falling[ranks], first[impostor], second[impostor], identities
+                values, rising[::-1][ranks], first[impostor], second[impostor], identities
             )
         kept = kept[np.argsort(-scores[kept], kind="stable")]
         genuine = np.flatnonzero(same)
         genuine = genuine[np.argsort(scores[genuine], kind="stable")]
+        below = np.searchsorted(rising, scores[genuine], side="left")
+        not_above = np.searchsorted(rising, scores[genuine], side="right")
         return TailSample(
             genuine_scores=scores[genuine].astype(np.float64),
             genuine_identities=first[genuine],
@@ -306,6 +322,8 @@ class TailSample:
             identity_pairs=_pairs_of_identities(first[impostor], second[impostor], identities),
             identity_images=np.zeros(0),
             fars=tuple(far for far in fars if len(impostor) >= pairs_needed(far)),
+            genuine_above=(len(rising) - not_above).astype(np.int64),
+            genuine_not_below=(len(rising) - below).astype(np.int64),
         )
 
     @staticmethod
@@ -357,7 +375,7 @@ class TailSample:
         }
 
     def figures(self, draw: Draw) -> dict[Path, float]:
-        """Return tar_at_far under the weights of a draw."""
+        """Return tar_at_far, and of a list auc and eer, under the weights of a draw."""
         weights_M = draw.of_pairs(self.impostor_first, self.impostor_second, self.impostor_codes)
         falling = np.cumsum(weights_M)
         if len(self.identity_images):
@@ -368,8 +386,9 @@ class TailSample:
             total = draw.linear(self.identity_pairs, self.impostor_pairs)
         genuine = draw.of(np.arange(self.identities)) @ self._genuine_pairs
         paths: dict[float, Path] = {far: ("tar_at_far", far_name(far)) for far in self.fars}
+        ranked: list[Path] = [("auc",), ("eer",)] if len(self.genuine_above) else []
         if total <= 0 or genuine == 0:
-            return dict.fromkeys(paths.values(), math.nan)
+            return dict.fromkeys([*paths.values(), *ranked], math.nan)
         found: dict[Path, float] = {}
         deep: Floats | None = None
         for far, path in paths.items():
@@ -385,7 +404,48 @@ class TailSample:
             else:
                 threshold = float(self.impostor_scores[-1])
             found[path] = self._accepted(draw, threshold) / float(genuine)
+        if ranked:
+            if deep is None and int(self.genuine_not_below[0]) > len(
+                falling
+            ):  # the lowest genuine score has most above it
+                deep = self._deep_weights(draw)
+            found.update(zip(ranked, self._auc_and_eer(draw, falling, deep, total), strict=True))
         return found
+
+    def _auc_and_eer(self, draw: Draw, falling: Floats, deep: Floats | None, total: float) -> tuple[float, float]:
+        """As `metrics`, from the weight of the impostors above each genuine score. `falling` is the weight of the 1, 2 ... highest."""
+        last = self._last_of_value
+        upto = np.cumsum(draw.of(self.genuine_identities))[last]
+        weights_D = np.diff(upto, prepend=0.0)  # of the distinct genuine scores, rising
+        above_D, with_equal_D = (
+            np.minimum(self._weight_of_highest(counts[last], falling, deep, total) / total, 1.0)
+            for counts in (self.genuine_above, self.genuine_not_below)
+        )
+        auc = 1.0 - float(weights_D @ (above_D + with_equal_D)) / (2.0 * float(upto[-1]))
+        before_D = upto / upto[-1]
+        after_D = np.append(0.0, before_D[:-1])
+        return auc, _crossing(before_D[::-1], after_D[::-1], above_D[::-1], with_equal_D[::-1])
+
+    def _weight_of_highest(self, counts: Ints, falling: Floats, deep: Floats | None, total: float) -> Floats:
+        """Weight of so many of the highest impostor scores: summed where these were kept, below it their number times the mean weight of one.
+
+        The mean weight changes slowly with the rank, the number is exact: with weights 1 the figures are those of `metrics`.
+        """
+        kept = len(falling)
+        weights = np.append(0.0, falling)[np.minimum(counts, kept)]
+        if deep is None:
+            return weights
+        beyond = self.deep_counts > kept
+        ranks = np.concatenate([[kept], self.deep_counts[beyond], [self.impostor_pairs]])
+        upto = np.maximum.accumulate(np.concatenate([falling[-1:], deep[beyond], [total]]))
+        below = counts > kept
+        weights[below] = counts[below] * np.interp(np.log(counts[below]), np.log(ranks), upto / ranks)
+        return weights
+
+    @functools.cached_property
+    def _last_of_value(self) -> Ints:
+        """Of equal genuine scores the last, rising."""
+        return np.flatnonzero(np.append(self.genuine_scores[1:] != self.genuine_scores[:-1], True))
 
     def _deep_weights(self, draw: Draw) -> Floats:
         weights = [
