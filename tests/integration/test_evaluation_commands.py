@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from attfc import create_backbone
+from attfc.commands import comparing
 from attfc.data import SyntheticFaces
 from attfc.data.verification_sets import read_verification_set
 from attfc.evaluation.embedding import embed_store
@@ -76,6 +77,9 @@ def test_pairs_with_intervals_from_bin_files(tmp_path, models, monkeypatch, caps
     assert f"{100 * lfw['accuracy']:.2f} [{100 * lfw['intervals']['accuracy'][0]:.2f}, " in out
     assert "90 % interval, 40 bootstrap resamples of identities" in out
     assert figures["uncertainty"]["confidence"] == 0.9
+    note = f"the intervals of accuracy, auc, eer, tar at far rest on {lfw['interval_identities']} identities: with fewer than 30"
+    assert lfw["interval_notes"] == [f"{note} they tend to be too narrow"]
+    assert f": {note}" in out
     people = identities_of_set(found)
     assert all(people[2 * pair] == people[2 * pair + 1] for pair in np.flatnonzero(same))
     assert lfw["interval_identities"] == len(np.unique(people[::2][same]))
@@ -83,6 +87,7 @@ def test_pairs_with_intervals_from_bin_files(tmp_path, models, monkeypatch, caps
     assert set(read_result(tmp_path / "pairs.npz").samples) == {("sets", "lfw"), ("sets", "cfp_fp")}
     without = ran(monkeypatch, capsys, "evaluate", models[0], "lfw", tmp_path, "--resamples", 0)
     assert "[" not in without
+    assert "identities" not in without
 
 
 def _backbone(folder):
@@ -117,6 +122,13 @@ def test_templates_with_all_that_goes_wrong(tmp_path, templates, models, monkeyp
     low, high = search["intervals"]["rank"]["1"]
     assert low <= search["rank"]["1"] <= high
     assert search["probes_without_face"] == 2
+    people = one["interval_identities"]
+    assert (
+        one["interval_notes"]
+        == [note for note in one["interval_notes"] if f"rest on {people} identities" in note]
+        != []
+    )
+    assert f"modes N1D1F1 verification, modes N0D0F0 verification: {one['interval_notes'][0]}" in out
     for wanted in (
         "repeat a face of the same template and media: used once",
         f"{counts['broken']} of {counts['faces']} faces were left out; the first is",
@@ -172,6 +184,9 @@ def test_identification_of_a_store(tmp_path, models, monkeypatch, capsys) -> Non
     assert figures["tpir_at_fpir"]["0.01"] is None
     assert "TPIR at FPIR 0.01 is not stated: 72 searches" in out
     assert set(figures["intervals"]) == {"rank", "tpir_at_fpir"}
+    note = "the intervals of rank, tpir at fpir rest on 12 identities: with fewer than 30 they tend to be too narrow"
+    assert figures["interval_notes"] == [note]
+    assert f"note: {note}" in out.splitlines()
 
 
 def test_compare_embeds_both_or_reads_what_was_kept(tmp_path, models, monkeypatch, capsys) -> None:
@@ -185,6 +200,12 @@ def test_compare_embeds_both_or_reads_what_was_kept(tmp_path, models, monkeypatc
     both = ran(monkeypatch, capsys, "compare", *models, *common)
     assert both.splitlines()[2:] == kept.splitlines()[2:]
     found = json.loads((tmp_path / "c.json").read_text())
+    assert len(found["notes"]) == 3  # the list of pairs, rank-one, all pairs
+    assert (
+        "the intervals of rank one rest on 12 identities: with fewer than 30 they tend to be too narrow"
+        in found["notes"]
+    )
+    assert [line.removeprefix("note: ") for line in kept.splitlines() if line.startswith("note: ")] == found["notes"]
     named = {tuple(row["figure"]): row for row in found["differences"]}
     assert {("accuracy",), ("auc",), ("rank_one",), ("all_pairs", "tar_at_far", "0.1")} <= set(named)
     auc = named["auc",]
@@ -192,6 +213,9 @@ def test_compare_embeds_both_or_reads_what_was_kept(tmp_path, models, monkeypatc
     assert auc["difference"]["interval"][0] <= auc["difference"]["value"] <= auc["difference"]["interval"][1]
     same = ran(monkeypatch, capsys, "compare", tmp_path / "0.npz", tmp_path / "0.npz", *FEW)
     assert "+0.0000 [0.0000, 0.0000]" in same
+    for mixed in ((tmp_path / "0.npz", models[1]), (models[0], tmp_path / "1.npz")):  # one to run, one kept
+        ran(monkeypatch, capsys, "compare", *mixed, *common, "--json", tmp_path / "m.json")
+        assert json.loads((tmp_path / "m.json").read_text()) == found
     ran(monkeypatch, capsys, "evaluate", models[0], *common, "--seed", 5, "--save", tmp_path / "other.npz")
     ran(monkeypatch, capsys, "evaluate", models[0], "identify", path, *FEW, "--save", tmp_path / "i.npz")
     (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04 nothing")
@@ -200,7 +224,11 @@ def test_compare_embeds_both_or_reads_what_was_kept(tmp_path, models, monkeypatc
         (("0.npz", "i.npz"), "compare needs one protocol"),
         (("0.npz", "bad.npz"), "bad.npz is no result of `attfc evaluate --save`, or damaged"),
         (("0.npz", "none.npz"), "no such file"),
-        (("0.npz", str(models[1])), "is a model: say on which protocol and data"),
+        (
+            ("0.npz", str(models[1])),
+            f"{models[1]} is a model: say on which protocol and data, e.g. attfc compare {tmp_path / '0.npz'} {models[1]} held-out {path}",
+        ),
+        ((str(models[0]), str(models[1])), f"{models[0]} is a model: say on which protocol and data"),
         (("0.npz", "1.npz", "held-out", path), "are results already"),
         (("0.npz", "1.npz", "--resamples", "5"), "an interval needs at least 20"),
     ):
@@ -208,6 +236,45 @@ def test_compare_embeds_both_or_reads_what_was_kept(tmp_path, models, monkeypatc
         status, _, err = run_main(monkeypatch, capsys, "compare", *resolved)
         assert status == 1
         assert text in err
+
+
+def test_compare_refuses_before_it_embeds_what_cannot_be_compared(tmp_path, models, monkeypatch, capsys) -> None:
+    path = "synthetic:identities=12,images=3,seed=8"
+    common = ("held-out", path, "--generated-pairs", 24, *FEW)
+    ran(monkeypatch, capsys, "evaluate", models[0], *common, "--save", tmp_path / "0.npz")
+    ran(
+        monkeypatch,
+        capsys,
+        "evaluate",
+        models[1],
+        "held-out",
+        f"{path},first=500",
+        *common[2:],
+        "--save",
+        tmp_path / "1.npz",
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(comparing, "evaluate_model", lambda *_: pytest.fail("a model was evaluated"))
+        for arguments, text in (
+            (
+                ("0.npz", models[1], "identify", path),
+                "0.npz was evaluated on held-out, not on identify: compare needs one protocol",
+            ),
+            ((models[1], "none.npz", *common), "none.npz: no such file"),
+            (("0.npz", models[1], "identfy", path), "unknown protocol 'identfy'"),
+        ):
+            resolved = [tmp_path / part if str(part).endswith(".npz") else part for part in arguments]
+            status, _, err = run_main(patch, capsys, "compare", *resolved)
+            assert status == 1
+            assert text in err
+    status, _, err = run_main(monkeypatch, capsys, "compare", tmp_path / "0.npz", models[1], *common[:3], 30)
+    assert status == 1
+    assert "the pairs of" in err  # other pairs: seen once both are there
+    other = ran(monkeypatch, capsys, "compare", tmp_path / "0.npz", tmp_path / "1.npz", *FEW)
+    assert (
+        f"note: A was evaluated on {path}, B on {path},first=500: the figures compare only if the data are the same"
+        in other
+    )
 
 
 @pytest.mark.parametrize("fault", ["pickle", "compressed", "header", "identity", "cut"])

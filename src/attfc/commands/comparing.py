@@ -75,7 +75,7 @@ def compare(
 ) -> None:
     """Say how much better model A is than model B, figure by figure, and how sure that is."""
     from attfc.evaluation.resampling import check_resampling
-    from attfc.evaluation.result import compare_results
+    from attfc.evaluation.result import compare_results, family_of, read_result
 
     check_resampling(resamples, confidence)
     saved = [path.suffix == ".npz" for path in (one, other)]
@@ -105,15 +105,27 @@ def compare(
             raise UserError(
                 f"{one} and {other} are results already: leave out {protocol} {' '.join(paths or ())}".rstrip()
             )
-    elif not all(saved):
-        model = other if saved[0] else one
+    kept = {path: read_result(path) for path in (one, other) if path.suffix == ".npz"}
+    for path, result in kept.items():  # before a model is evaluated for nothing
+        if asked is not None and family_of(asked.protocol) != family_of(result.protocol):
+            raise UserError(
+                f"{path} was evaluated on {result.protocol}, not on {asked.protocol}: compare needs one protocol"
+            )
+    if asked is None and not all(saved):
+        example = next((f"{result.protocol} {' '.join(result.paths)}" for result in kept.values()), "lfw FOLDER")
         raise UserError(
-            f"{model} is a model: say on which protocol and data, e.g. attfc compare {one} {other} lfw FOLDER"
+            f"{other if saved[0] else one} is a model: say on which protocol and data, e.g. attfc compare {one} {other} {example}"
         )
-    results = [_result(path, asked, model_is or [], device) for path in (one, other)]
+    results = [kept[path] if path in kept else _evaluated(path, asked, model_is or [], device) for path in (one, other)]
     with progress_bar("resamples") as bar:
         differences = compare_results(results[0], results[1], resamples, confidence, seed, progress=bar)
+    notes = list(dict.fromkeys(note for difference in differences for note in difference.notes))
+    if results[0].paths != results[1].paths:
+        of_a, of_b = (" ".join(result.paths) for result in results)
+        notes.insert(0, f"A was evaluated on {of_a}, B on {of_b}: the figures compare only if the data are the same")
     _print_differences(results, differences, confidence, resamples)
+    for note in notes:
+        out.print(f"note: {note}", markup=False)
     write_json(
         json_file,
         {
@@ -125,15 +137,12 @@ def compare(
             "resamples": resamples,
             "seed": seed,
             "differences": [_plain(difference) for difference in differences],
+            "notes": notes,
         },
     )
 
 
-def _result(path: Path, asked: Request | None, model_is: list[str], device: str) -> "EvaluationResult":
-    from attfc.evaluation.result import read_result
-
-    if path.suffix == ".npz":
-        return read_result(path)
+def _evaluated(path: Path, asked: Request | None, model_is: list[str], device: str) -> "EvaluationResult":
     assert asked is not None
     err.print(f"evaluating {path}", markup=False)
     return evaluate_model(path, asked, model_is, device)[0]

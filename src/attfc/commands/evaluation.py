@@ -228,13 +228,13 @@ def evaluate(
         raise UserError(f"--save {save}: the file is an archive of arrays, so name it {save.stem}.npz")
     result, outcome = evaluate_model(model, asked, model_is or [], device)
     intervals: Mapping[FigurePath, Interval] = {}
+    notes: list[str] = []
     if resamples > 0:
-        from attfc.evaluation.result import add_intervals, resample_result
+        from attfc.evaluation.result import add_intervals, interval_notes, resample_result
 
         with progress_bar("intervals") as bar:
-            intervals = add_intervals(
-                outcome.figures, resample_result(result, resamples, confidence, seed, progress=bar)
-            )
+            resampled = resample_result(result, resamples, confidence, seed, progress=bar)
+        intervals, notes = add_intervals(outcome.figures, resampled), interval_notes(resampled)
         outcome.figures["uncertainty"] = {
             "method": "bootstrap by identity (docs/evaluation.md)",
             "confidence": confidence,
@@ -246,6 +246,8 @@ def evaluate(
         out.print(
             f"[a, b]: {100 * confidence:g} % interval, {resamples:,} bootstrap resamples of identities", markup=False
         )
+    for note in notes:
+        out.print(f"note: {note}", markup=False)
     if save is not None:
         from attfc.evaluation.result import save_result
 

@@ -135,6 +135,7 @@ def _boards(results: Sequence[EvaluationResult], names: Mapping[str, str]) -> li
             if isinstance(found, dict) and found and place == ("all_pairs",):
                 board.groups[name] = found
             notes = [*_texts(holder.get("notes")), *(_texts(result.figures.get("notes")) if place else [])]
+            notes += _texts(holder.get("interval_notes"))
             for note in dict.fromkeys(notes):
                 board.notes.setdefault(note, []).append(name)
     return list(boards.values())

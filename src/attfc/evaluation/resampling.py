@@ -200,10 +200,12 @@ class Resampled:
 
     def notes(self) -> tuple[str, ...]:
         """Say what a reader of the intervals should know."""
-        if self.carriers >= FEW_IDENTITIES:
+        if self.carriers >= FEW_IDENTITIES or not self.values:
             return ()
+        figures = ", ".join(dict.fromkeys(path[0].replace("_", " ") for path in self.values))
+        people = "1 identity" if self.carriers == 1 else f"{self.carriers} identities"
         return (
-            f"the intervals rest on {self.carriers} identities: with fewer than {FEW_IDENTITIES} they tend to be too narrow",
+            f"the intervals of {figures} rest on {people}: with fewer than {FEW_IDENTITIES} they tend to be too narrow",
         )
 
 

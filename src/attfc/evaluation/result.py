@@ -39,6 +39,8 @@ __all__ = [
     "EvaluationResult",
     "add_intervals",
     "compare_results",
+    "family_of",
+    "interval_notes",
     "read_result",
     "resample_result",
     "save_result",
@@ -90,7 +92,7 @@ def resample_result(
 def add_intervals(
     figures: dict[str, Any], resampled: Mapping[FigurePath, Sequence[Resampled]]
 ) -> dict[FigurePath, Interval]:
-    """Write `intervals` beside the figures they belong to, and notes; return them by the figure's whole path."""
+    """Write `intervals` and `interval_notes` beside the figures they belong to; return the intervals by the figure's whole path."""
     found: dict[FigurePath, Interval] = {}
     for place, several in resampled.items():
         holder = figures
@@ -99,18 +101,29 @@ def add_intervals(
         intervals = {path: interval for one in several for path, interval in one.intervals().items()}
         holder["intervals"] = nested(intervals)
         holder["interval_identities"] = max(one.carriers for one in several)
+        holder["interval_notes"] = list(dict.fromkeys(note for one in several for note in one.notes()))
         found.update({(*place, *path): interval for path, interval in intervals.items()})
     return found
 
 
+def interval_notes(resampled: Mapping[FigurePath, Sequence[Resampled]]) -> list[str]:
+    """Return what a reader of the intervals should know, each note once, after the places that it is of."""
+    places: dict[str, list[str]] = {}
+    for place, several in resampled.items():
+        for note in dict.fromkeys(note for one in several for note in one.notes()):
+            places.setdefault(note, []).append(" ".join(place).replace("_", " "))
+    return [f"{', '.join(filter(None, of))}: {note}" if any(of) else note for note, of in places.items()]
+
+
 @dataclass(frozen=True)
 class Difference:
-    """A figure of two models, and that of the first minus that of the second."""
+    """A figure of two models, and that of the first minus that of the second; notes say what a reader of the intervals should know."""
 
     path: FigurePath
     one: Interval
     other: Interval
     difference: Interval
+    notes: tuple[str, ...] = ()
 
     @property
     def clear(self) -> bool:
@@ -132,7 +145,7 @@ def compare_results(
     Raises:
         UserError: other protocols, other pairs or people, other settings; nothing in common.
     """
-    if _family(one.protocol) != _family(other.protocol):
+    if family_of(one.protocol) != family_of(other.protocol):
         raise UserError(
             f"{one.model} was evaluated on {one.protocol}, {other.model} on {other.protocol}: compare needs one protocol"
         )
@@ -148,18 +161,19 @@ def compare_results(
     for done, place in enumerate(common, start=1):
         for first, second in zip(one.samples[place], other.samples[place], strict=False):
             both = [resample(sample, resamples, confidence, seed) for sample in (first, second)]
+            notes = tuple(interval_notes({place: both[:1]}))  # the same people: the same notes
             for path in both[0].values:
                 if path in both[1].values:
                     intervals = [resampled.interval(path) for resampled in both]
                     difference = interval_of_difference(both[0], both[1], path)
-                    found.append(Difference((*place, *path), intervals[0], intervals[1], difference))
+                    found.append(Difference((*place, *path), intervals[0], intervals[1], difference, notes))
         if progress is not None:
             progress(done, len(common))
     return found
 
 
-def _family(protocol: str) -> str:
-    """A set by name is evaluated as any list of pairs."""
+def family_of(protocol: str) -> str:
+    """Return what two results must share to be compared: the protocol, but a set by name is evaluated as any list of pairs."""
     return protocol if protocol in ("held-out", "all-pairs", "identify", "ijbb", "ijbc") else "pairs"
 
 
