@@ -10,7 +10,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +27,9 @@ from attfc.data import AttentionLoader, Augment, CombinedStore, DecodedCache, St
 from attfc.distributed import ALONE, AgreedError, Ranks, claim_gpu, join_ranks, launched_ranks
 from attfc.errors import UserError
 from attfc.evaluation import Pairs, evaluate_store, generate_pairs, read_pairs, write_report
+from attfc.evaluation.all_pairs import SPARE_FOR_INTERVALS
+from attfc.evaluation.resampling import Interval
+from attfc.evaluation.result import stated_intervals
 from attfc.heads import DCP, DCQ, AttFC, CenterTable, FullFC, Head, PartialFC, RowStore
 from attfc.losses import AdaFace, ArcFace, CombinedMargin, CosFace, Margin
 from attfc.precision import best_autocast_dtype
@@ -75,6 +78,7 @@ class Run:
     held_out: Store | None
     notes: list[str] = field(default_factory=list)
     ranks: Ranks = ALONE
+    intervals: Mapping[tuple[str, ...], Interval] = field(default_factory=dict)  # of the last evaluation's figures
 
 
 def choose_device(name: str) -> torch.device:
@@ -598,6 +602,7 @@ def _evaluator(run: Run, pairs: Pairs) -> Callable[[nn.Module, int], dict[str, A
     assert held_out is not None
 
     def evaluate(model: nn.Module, step: int) -> dict[str, Any]:
+        last = config.report.write and step == run.trainer.total_steps  # intervals take seconds: once a run
         result = evaluate_store(
             model,
             held_out,
@@ -609,11 +614,14 @@ def _evaluator(run: Run, pairs: Pairs) -> Callable[[nn.Module, int], dict[str, A
             workers=config.data.workers,
             autocast_dtype=AMP_DTYPES[config.precision.amp],
             ranks=run.ranks,
+            spare=SPARE_FOR_INTERVALS if last else 1.0,
         )
         figures = result.figures()
         if run.ranks.rank:
             return figures
-        _write_json(run.folder / "evaluation.json", {"step": step, **figures})
+        written = result.figures_with_intervals(config.seed) if last else figures
+        run.intervals = stated_intervals(written)
+        _write_json(run.folder / "evaluation.json", {"step": step, **written})
         arrays: dict[str, Any] = result.arrays()
         beside = run.folder / "evaluation.part.npz"
         np.savez_compressed(beside, **arrays)

@@ -179,6 +179,16 @@ def test_evaluation_of_a_model_that_sees_the_colour() -> None:
     worst = min(float(rows[i] @ rows[j]) for i in range(48) for j in range(i) if i // 4 == j // 4)
     assert found.hardest[0].score == pytest.approx(worst, abs=1e-5)
     assert found.hardest[0].first_where == f"painted/{found.hardest[0].first}.png"
+    more = found.figures_with_intervals(seed=1)
+    low, high = more["intervals"]["auc"]
+    assert low <= figures["auc"] <= high
+    assert low < high
+    assert set(more["all_pairs"]["intervals"]["tar_at_far"]) == {"0.1", "0.01"}
+    assert more["interval_identities"] == more["all_pairs"]["interval_identities"] == 12
+    for holder in (more, more["all_pairs"]):  # what scripts read stays as it is
+        for name in ("intervals", "interval_identities", "interval_notes", "uncertainty"):
+            holder.pop(name, None)
+    assert more == found.figures() == figures
 
 
 def test_arrays_are_saved_without_pickle(tmp_path) -> None:

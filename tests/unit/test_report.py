@@ -196,6 +196,44 @@ def test_everything_is_there_and_nothing_is_loaded_or_run(run) -> None:
     assert not list(run.glob(".report*"))
 
 
+def test_intervals_stand_below_the_figures_they_belong_to(undrawn) -> None:
+    file = undrawn / "evaluation.json"
+    figures = json.loads(file.read_text())
+    assert 'class="interval"' not in write_report(undrawn).read_text()
+    figures["intervals"] = {
+        "accuracy": [0.9411, 0.9722],
+        "auc": [0.97111, 0.98888],
+        "eer": None,
+        "rank_one": [0.81, 0.9333],
+        "tar_at_far": {"0.1": [0.85, 0.9456], "0.01": "no"},
+    }
+    figures["interval_identities"] = 28
+    figures["interval_notes"] = [f"the intervals rest on 28 identities {EVIL}"]
+    figures["all_pairs"] |= {"intervals": {"tar_at_far": {"0.001": [0.2234, 0.2876]}}, "interval_identities": 34}
+    figures["uncertainty"] = {"confidence": 0.95, "resamples": 400}
+    file.write_text(json.dumps(figures))
+    text = write_report(undrawn).read_text()
+    Page(text)
+    for shown, times in (
+        ('95.75 %</div><div class="interval">[94.11, 97.22]<', 1),  # the card
+        ('95.75 % ± 1.00<br><span class="interval">[94.11, 97.22]<', 1),  # the table
+        ('0.9800</div><div class="interval">[0.9711, 0.9889]<', 1),
+        ('0.9800<br><span class="interval">[0.9711, 0.9889]<', 1),
+        ('4.00 %</div><div class="more">', 1),  # no interval
+        ('87.50 %</div><div class="interval">[81.00, 93.33]<', 1),
+        ('90.00 %<br><span class="interval">[85.00, 94.56]<', 1),
+        ("62.50 %</td>", 1),
+        ('25.00 %<br><span class="interval">[22.34, 28.76]<', 1),
+        ("95 % intervals, from 400 bootstrap resamples of the identities (28 and 34 carry them)", 1),
+        ("<li>the intervals rest on 28 identities &lt;script", 1),
+    ):
+        assert text.count(shown) == times, shown
+    assert EVIL not in text
+    figures["all_pairs"]["impostor_pairs"] = 50_000  # now FAR 0.001 rests on 50 false accepts: the card's
+    file.write_text(json.dumps(figures))
+    assert '25.00 %</div><div class="interval">[22.34, 28.76]<' in write_report(undrawn).read_text()
+
+
 def test_figures_use_the_colours_of_the_page(run) -> None:
     text = write_report(run).read_text(encoding="utf-8")
     drawn = "".join(re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL))

@@ -104,7 +104,8 @@ def print_figures(figures: dict[str, Any], intervals: "Mapping[FigurePath, Inter
                 table.add_row(label, "-" if value is None else str(value))
             elif isinstance(value, float):
                 interval = known.get((*path, name))
-                table.add_row(label, *([f"{value:.4f}"] if interval is None else interval.text(4).split(" ", 1)))
+                bounds = [] if interval is None else [interval.text(4).split(" ", 1)[1]]
+                table.add_row(label, f"{value:.4f}", *bounds)
             elif isinstance(value, int):
                 table.add_row(label, f"{value:,}")
 

@@ -46,8 +46,6 @@ __all__ = ["Outcome", "Request", "evaluate", "evaluate_model", "find_protocol", 
 PAIR_SETS = ("lfw", "cfp_fp", "agedb_30", "calfw", "cplfw")
 
 
-_SPARE = 2.0  # all-pairs scores kept, times those that the largest FAR needs: a resample's threshold may lie lower
-
 PairsOption = Annotated[Path | None, typer.Option(help="pairs file in the LFW form; default: generated pairs")]
 GeneratedPairsOption = Annotated[int, typer.Option(min=4, help="how many, where no pairs are given")]
 SeedOption = Annotated[int, typer.Option(min=0, help="of generated pairs, of who is enrolled, and of the resamples")]
@@ -230,17 +228,12 @@ def evaluate(
     intervals: Mapping[FigurePath, Interval] = {}
     notes: list[str] = []
     if resamples > 0:
-        from attfc.evaluation.result import add_intervals, interval_notes, resample_result
+        from attfc.evaluation.result import add_intervals, interval_notes, method_of_intervals, resample_result
 
         with progress_bar("intervals") as bar:
             resampled = resample_result(result, resamples, confidence, seed, progress=bar)
         intervals, notes = add_intervals(outcome.figures, resampled), interval_notes(resampled)
-        outcome.figures["uncertainty"] = {
-            "method": "bootstrap by identity (docs/evaluation.md)",
-            "confidence": confidence,
-            "resamples": resamples,
-            "seed": seed,
-        }
+        outcome.figures["uncertainty"] = method_of_intervals(resamples, confidence, seed)
     outcome.show(intervals)
     if intervals:
         out.print(
@@ -300,6 +293,7 @@ def find_protocol(name: str) -> Callable[[Request, OpenedModel], Outcome]:
 
 def _held_out(asked: Request, model: OpenedModel) -> Outcome:
     from attfc.evaluation import evaluate_store, read_pairs
+    from attfc.evaluation.all_pairs import SPARE_FOR_INTERVALS
 
     path = asked.one_path("an image folder, any other store, or a synthetic: spec")
     store = open_with_bar(path, cache=asked.cache)
@@ -310,7 +304,7 @@ def _held_out(asked: Request, model: OpenedModel) -> Outcome:
         generated_pairs=asked.generated_pairs,
         seed=asked.seed,
         thresholds=asked.thresholds or "exact",
-        spare=_SPARE if asked.wants_samples else 1.0,
+        spare=SPARE_FOR_INTERVALS if asked.wants_samples else 1.0,
         batch_size=asked.batch_size,
         workers=asked.workers,
         device=model.device,
@@ -459,6 +453,7 @@ def _figure(share: float | None, interval: "Interval | None", places: int = 2, p
 
 def _all_pairs(asked: Request, model: OpenedModel) -> Outcome:
     from attfc.evaluation import evaluate_all_pairs, read_groups
+    from attfc.evaluation.all_pairs import SPARE_FOR_INTERVALS
 
     if asked.pairs is not None:
         raise UserError("all-pairs scores every pair of images: leave out --pairs")
@@ -471,7 +466,7 @@ def _all_pairs(asked: Request, model: OpenedModel) -> Outcome:
             store,
             groups=groups,
             budget=int(asked.budget_gib * 2**30),
-            spare=_SPARE if asked.wants_samples else 1.0,
+            spare=SPARE_FOR_INTERVALS if asked.wants_samples else 1.0,
             broken_limit=asked.broken_limit,
             batch_size=asked.batch_size,
             workers=asked.workers,

@@ -38,13 +38,24 @@ from attfc.evaluation.exact_scores import STEP, block_scores, pair_scores, produ
 from attfc.evaluation.metrics import FARS, far_name, pairs_needed, tar_at_far
 from attfc.precision import fast_bfloat16, without_autocast
 
-__all__ = ["ALL_PAIRS_FARS", "AllPairs", "HardPairs", "bytes_needed", "check_budget", "score_all_pairs", "score_groups"]
+__all__ = [
+    "ALL_PAIRS_FARS",
+    "SPARE_FOR_INTERVALS",
+    "AllPairs",
+    "HardPairs",
+    "bytes_needed",
+    "check_budget",
+    "score_all_pairs",
+    "score_groups",
+]
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Precision = Literal["auto", "float32", "bfloat16", "float64"]
 
 ALL_PAIRS_FARS: tuple[float, ...] = (1e-4, 1e-5, 1e-6)
+SPARE_FOR_INTERVALS = 2.0
+"""Impostor scores to keep, times those that the largest FAR needs: a resample's threshold may lie lower."""
 _COLUMNS = {
     "cpu": 4096,
     "cuda": 32_768,

@@ -12,7 +12,7 @@ import io
 import math
 import os
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -25,6 +25,9 @@ from PIL import Image
 from attfc.data.store import Store
 from attfc.errors import UserError
 from attfc.evaluation.report_figures import line_figure, roc_figure, score_figure
+from attfc.evaluation.resampling import Interval
+from attfc.evaluation.resampling import Path as FigurePath
+from attfc.evaluation.result import stated_intervals
 from attfc.evaluation.run_record import RunRecord, read_run
 
 __all__ = ["write_report"]
@@ -33,6 +36,8 @@ SHOWN_PAIRS = 6  # of each kind: 24 pictures
 LISTED_BROKEN = 50
 ROC_HINT = "dotted: fewer than 30 false accepts, uncertain; shaded: so for every curve"
 PICTURE_SIZE = 112
+Cell = str | tuple[str, str]
+"""Text, and with it the interval that stands below."""
 _DRAWN = {
     "epoch",
     "loss",
@@ -108,6 +113,11 @@ def _percent(value: object, digits: int = 2) -> str:
     return "–" if number is None else f"{100 * number:.{digits}f} %"
 
 
+def _bounds(intervals: Mapping[FigurePath, Interval], path: FigurePath, places: int = 2, percent: bool = True) -> str:
+    """[92.13, 94.90], or nothing."""
+    return intervals[path].text(places, percent).split(" ", 1)[1] if path in intervals else ""
+
+
 def _duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
@@ -126,14 +136,18 @@ def _figure(caption: str, svg: str, hint: str = "") -> str:
     return f"<figure>\n<figcaption>{_escaped(caption)}</figcaption>\n{svg}\n{more}</figure>"
 
 
-def _table(rows: Iterable[Sequence[str]], header: Sequence[str] = (), numbers_from: int = 1) -> str:
+def _table(rows: Iterable[Sequence[Cell]], header: Sequence[str] = (), numbers_from: int = 1) -> str:
     """Rows of cells that are escaped here; columns from `numbers_from` on are set as numbers."""
 
     number = ' class="number"'
 
-    def cells(values: Sequence[str], tag: str) -> str:
+    def inner(value: Cell) -> str:
+        text, bounds = (value, "") if isinstance(value, str) else value
+        return _escaped(text) + (f'<br><span class="interval">{_escaped(bounds)}</span>' if bounds else "")
+
+    def cells(values: Sequence[Cell], tag: str) -> str:
         return "".join(
-            f"<{tag}{number if place >= numbers_from else ''}>{_escaped(value)}</{tag}>"
+            f"<{tag}{number if place >= numbers_from else ''}>{inner(value)}</{tag}>"
             for place, value in enumerate(values)
         )
 
@@ -172,61 +186,76 @@ def _heading(run: RunRecord) -> str:
 
 
 def _cards(run: RunRecord) -> str:
-    figures = run.evaluation
-    cards: list[tuple[str, str, str]] = []
+    figures, intervals = run.evaluation, stated_intervals(run.evaluation)
+    cards: list[tuple[str, str, str, str]] = []
     if figures:
         std = _number(figures.get("accuracy_std"))
-        cards.append(
+        probes = _number(figures.get("rank_one_probes"))
+        cards += [
             (
                 "Accuracy on pairs",
                 _percent(figures.get("accuracy")),
+                _bounds(intervals, ("accuracy",)),
                 "" if std is None else f"± {100 * std:.2f} over folds",
-            )
-        )
-        cards.append(("Area under the ROC", _short(figures.get("auc")), "1 is perfect, 0.5 chance"))
-        cards.append(("Equal error rate", _percent(figures.get("eer")), "lower is better"))
-        cards.append(_tar_card(figures))
-        probes = _number(figures.get("rank_one_probes"))
-        more = f"{probes:,.0f} probes, leave one out" if probes else "leave one out"
-        cards.append(("Rank-one identification", _percent(figures.get("rank_one")), more))
+            ),
+            (
+                "Area under the ROC",
+                _short(figures.get("auc")),
+                _bounds(intervals, ("auc",), 4, percent=False),
+                "1 is perfect, 0.5 chance",
+            ),
+            ("Equal error rate", _percent(figures.get("eer")), _bounds(intervals, ("eer",)), "lower is better"),
+            _tar_card(figures, intervals),
+            (
+                "Rank-one identification",
+                _percent(figures.get("rank_one")),
+                _bounds(intervals, ("rank_one",)),
+                f"{probes:,.0f} probes, leave one out" if probes else "leave one out",
+            ),
+        ]
     losses = _column(run.train, "loss_average")[1] or _column(run.train, "loss")[1]
     if losses:
-        cards.append(("Training loss", _short(losses[-1]), f"from {_short(losses[0])}"))
+        cards.append(("Training loss", _short(losses[-1]), "", f"from {_short(losses[0])}"))
     speeds = _column(run.train, "images_per_second")[1]
     if speeds:
-        cards.append(("Images a second", f"{statistics.median(speeds):,.0f}", "median, queries trained"))
+        cards.append(("Images a second", f"{statistics.median(speeds):,.0f}", "", "median, queries trained"))
     memory = _column(run.train, "memory_mib")[1]
     if memory:
-        cards.append(("Peak memory", _mib(max(memory)), "of the training process"))
+        cards.append(("Peak memory", _mib(max(memory)), "", "of the training process"))
     shown = "".join(
         f'<div class="card"><div class="name">{_escaped(name)}</div><div class="value">{_escaped(value)}</div>'
-        f'<div class="more">{_escaped(more)}</div></div>'
-        for name, value, more in cards
+        + (f'<div class="interval">{_escaped(bounds)}</div>' if bounds else "")
+        + f'<div class="more">{_escaped(more)}</div></div>'
+        for name, value, bounds, more in cards
     )
     missing = "" if figures else _notes(["This run has not been evaluated: there are no verification figures."])
     return f'<div class="cards">{shown}</div>{missing}'
 
 
-def _tar_card(figures: dict[str, Any]) -> tuple[str, str, str]:
+def _tar_card(figures: dict[str, Any], intervals: Mapping[FigurePath, Interval]) -> tuple[str, str, str, str]:
     """The lowest FAR that rests on at least 30 false accepts, all pairs before the list; else the lowest stated."""
-    stated: list[tuple[bool, float, float, str]] = []
-    for source, holder in (("all pairs", figures.get("all_pairs")), ("list of pairs", figures)):
+    stated: list[tuple[bool, float, float, str, FigurePath]] = []
+    holders: tuple[tuple[str, FigurePath, Any], ...] = (
+        ("all pairs", ("all_pairs",), figures.get("all_pairs")),
+        ("list of pairs", (), figures),
+    )
+    for source, place, holder in holders:
         if not isinstance(holder, dict) or not isinstance(holder.get("tar_at_far"), dict):
             continue
         impostors = _number(holder.get("impostor_pairs")) or 0.0
         for far, tar in holder["tar_at_far"].items():
             value = _number(tar)
             if value is not None:
-                stated.append(
-                    (float(far) * impostors >= 30 - 1e-9, float(far), value, f"{source}, {impostors:,.0f} impostor")
-                )
+                certain = float(far) * impostors >= 30 - 1e-9
+                more = f"{source}, {impostors:,.0f} impostor"
+                stated.append((certain, float(far), value, more, (*place, "tar_at_far", far)))
     if not stated:
-        return ("TAR at FAR", "–", "too few impostor pairs")
-    certain = [entry for entry in stated if entry[0]]
-    _, far, value, more = (
-        min(certain, key=lambda entry: entry[1]) if certain else max(stated, key=lambda entry: entry[1])
+        return ("TAR at FAR", "–", "", "too few impostor pairs")
+    sure = [entry for entry in stated if entry[0]]
+    _, far, value, more, path = (
+        min(sure, key=lambda entry: entry[1]) if sure else max(stated, key=lambda entry: entry[1])
     )
-    return (f"TAR at FAR {far:g}", _percent(value), more)
+    return (f"TAR at FAR {far:g}", _percent(value), _bounds(intervals, path), more)
 
 
 def _short(value: object) -> str:
@@ -267,11 +296,34 @@ def _verification(run: RunRecord) -> str:
         ("Figures of the pairs", _table(_pair_rows(figures))),
     ):
         drawn.append(f'<div class="panel"><h3>{title}</h3>{table}</div>' if table else "")
-    notes = figures.get("notes")
     return _section(
         "Verification on people never trained on",
         f'<div class="figures">{"".join(drawn)}</div>',
-        _notes(notes if isinstance(notes, list) else ()),
+        _about_intervals(figures),
+        _notes(
+            [
+                *_texts(figures.get("notes")),
+                *_texts(figures.get("interval_notes")),
+                *_texts(_value(figures, "all_pairs", "interval_notes")),
+            ]
+        ),
+    )
+
+
+def _texts(value: object) -> list[str]:
+    return [str(text) for text in value] if isinstance(value, list) else []
+
+
+def _about_intervals(figures: dict[str, Any]) -> str:
+    """What the brackets are, where there are any."""
+    confidence, resamples = (_number(_value(figures, "uncertainty", name)) for name in ("confidence", "resamples"))
+    if confidence is None or resamples is None or not stated_intervals(figures):
+        return ""
+    people = [_number(_value(figures, *place, "interval_identities")) for place in ((), ("all_pairs",))]
+    told = " and ".join(f"{count:,.0f}" for count in dict.fromkeys(people) if count is not None)
+    return (
+        f'<p class="hint" style="margin-top:12px">In brackets: {100 * confidence:g} % intervals, from {resamples:,.0f} bootstrap resamples of '
+        f"the identities ({told} carry them): how the figures vary with the people. Whether another run is better is said by attfc compare.</p>"
     )
 
 
@@ -286,12 +338,20 @@ def _tar_over_steps(evaluations: Sequence[dict[str, Any]]) -> list[tuple[str, li
     return [("TAR at FAR 0.01", [step for step, _ in found], [tar for _, tar in found])]
 
 
-def _far_rows(figures: dict[str, Any], everything: dict[str, Any] | None) -> list[list[str]]:
+def _far_rows(figures: dict[str, Any], everything: dict[str, Any] | None) -> list[list[Cell]]:
     holders = [figures] if everything is None else [figures, everything]
+    intervals = stated_intervals(figures)
     tars = [tar if isinstance(tar := holder.get("tar_at_far"), dict) else {} for holder in holders]
-    rows = []
+    places: tuple[FigurePath, ...] = ((), ("all_pairs",))
+    rows: list[list[Cell]] = []
     for far in sorted({far for tar in tars for far in tar}, key=float, reverse=True):
-        cells = [("not stated" if tar[far] is None else _percent(tar[far])) if far in tar else "–" for tar in tars]
+        cells: list[Cell] = [
+            (
+                "–" if far not in tar else "not stated" if tar[far] is None else _percent(tar[far]),
+                _bounds(intervals, (*place, "tar_at_far", far)),
+            )
+            for tar, place in zip(tars, places, strict=False)
+        ]
         rows.append([f"FAR {far}", *cells])
     for name, key in (("genuine pairs", "genuine_pairs"), ("impostor pairs", "impostor_pairs")):
         counts = [_number(holder.get(key)) for holder in holders]
@@ -299,13 +359,15 @@ def _far_rows(figures: dict[str, Any], everything: dict[str, Any] | None) -> lis
     return rows
 
 
-def _pair_rows(figures: dict[str, Any]) -> list[list[str]]:
+def _pair_rows(figures: dict[str, Any]) -> list[list[Cell]]:
     std, skipped, images = (_number(figures.get(name)) for name in ("accuracy_std", "skipped_pairs", "images"))
-    rows = [
-        ["accuracy", _percent(figures.get("accuracy")) + ("" if std is None else f" ± {100 * std:.2f}")],
+    intervals = stated_intervals(figures)
+    accuracy = _percent(figures.get("accuracy")) + ("" if std is None else f" ± {100 * std:.2f}")
+    rows: list[list[Cell]] = [
+        ["accuracy", (accuracy, _bounds(intervals, ("accuracy",)))],
         ["threshold (cosine)", _short(figures.get("threshold"))],
-        ["equal error rate", _percent(figures.get("eer"))],
-        ["area under the ROC", _short(figures.get("auc"))],
+        ["equal error rate", (_percent(figures.get("eer")), _bounds(intervals, ("eer",)))],
+        ["area under the ROC", (_short(figures.get("auc")), _bounds(intervals, ("auc",), 4, percent=False))],
     ]
     if isinstance(figures.get("pair_source"), str):
         rows.append(["pairs from", str(figures["pair_source"])])

@@ -41,9 +41,11 @@ __all__ = [
     "compare_results",
     "family_of",
     "interval_notes",
+    "method_of_intervals",
     "read_result",
     "resample_result",
     "save_result",
+    "stated_intervals",
 ]
 
 Progress = Callable[[int, int], None]
@@ -113,6 +115,42 @@ def interval_notes(resampled: Mapping[FigurePath, Sequence[Resampled]]) -> list[
         for note in dict.fromkeys(note for one in several for note in one.notes()):
             places.setdefault(note, []).append(" ".join(place).replace("_", " "))
     return [f"{', '.join(filter(None, of))}: {note}" if any(of) else note for note, of in places.items()]
+
+
+def method_of_intervals(resamples: int, confidence: float, seed: int) -> dict[str, Any]:
+    """Return what stands beside figures with intervals, as `uncertainty`."""
+    return {
+        "method": "bootstrap by identity (docs/evaluation.md)",
+        "confidence": confidence,
+        "resamples": resamples,
+        "seed": seed,
+    }
+
+
+def stated_intervals(figures: Mapping[str, Any], place: FigurePath = ()) -> dict[FigurePath, Interval]:
+    """Return the intervals that stand in figures (what `add_intervals` wrote), by the figure's whole path; what is none is left out.
+
+    >>> stated_intervals({"auc": 0.9, "intervals": {"auc": [0.8, 0.95]}, "all_pairs": {"notes": []}})
+    {('auc',): Interval(value=0.9, low=0.8, high=0.95)}
+    """
+    found: dict[FigurePath, Interval] = {}
+
+    def gather(values: Any, bounds: Any, path: FigurePath) -> None:
+        if isinstance(values, Mapping) and isinstance(bounds, Mapping):
+            for name, inner in bounds.items():
+                gather(values.get(name), inner, (*path, str(name)))
+        elif _is_number(values) and isinstance(bounds, list) and len(bounds) == 2 and all(map(_is_number, bounds)):
+            found[path] = Interval(float(values), float(bounds[0]), float(bounds[1]))
+
+    gather(figures, figures.get("intervals"), place)
+    for name, value in figures.items():
+        if isinstance(value, Mapping) and name != "intervals":
+            found.update(stated_intervals(value, (*place, str(name))))
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True)
