@@ -311,7 +311,7 @@ def planning() -> str:
 
 
 # Studies of `attfc study run` -> what their figure shows; cells in results/studies/NAME, settings in studies/NAME.yaml.
-STUDIES = {"vectors_10k": ("TAR at FAR 1e-4", "tar_at_far/0.0001")}
+STUDIES: dict[str, tuple[str, str]] = {}
 
 
 def grid_records(name: str) -> list[dict[str, Any]]:
