@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -307,11 +308,11 @@ def test_a_hostile_or_damaged_result_is_refused(fault, tmp_path, models, monkeyp
 
 def test_report_of_several_models(tmp_path, models, monkeypatch, capsys) -> None:
     people = {
-        "all-pairs": "synthetic:identities=50,images=3,seed=8",
+        "all-pairs": "synthetic:identities=56,images=6,seed=8",
         "identify": "synthetic:identities=16,images=3,seed=8",
     }
     groups = tmp_path / "groups.tsv"
-    groups.write_text("".join(f"identity {k}\t{'<b>old</b>' if k % 2 else 'young'}\n" for k in range(50)))
+    groups.write_text("".join(f"identity {k}\t{'<b>old</b> $_$' if k % 2 else 'young'}\n" for k in range(56)))
     files = []
     for number, model in enumerate(models):
         for protocol, more in (("all-pairs", ("--groups", groups)), ("identify", ())):
@@ -320,22 +321,35 @@ def test_report_of_several_models(tmp_path, models, monkeypatch, capsys) -> None
     page = tmp_path / "page.html"
     assert ran(monkeypatch, capsys, "report", *files, "--output", page).strip() == str(page)
     text = page.read_text()
-    assert text.count("<svg") == 4  # ROC, DET, CMC, DIR
-    for part in re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL):
+    drawn = re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL)
+    assert len(drawn) == 5  # ROC, DET, CMC, DIR, groups
+    for part in drawn:
         ElementTree.fromstring(part.replace("xlink:", ""))
-        assert part.count("stroke-dasharray") >= 1  # the second model is told apart without its colour
         assert "var(--m1)" in part
         assert "var(--m2)" in part
+    for part in drawn[:-1]:
+        assert part.count("stroke-dasharray") >= 1  # the second model is told apart without its colour
+    of_groups = json.loads(str(np.load(files[0])["facts"].tobytes(), "utf-8"))["figures"]["groups"]
+    assert len(of_groups) == 2
+    note = "the intervals of tar at far rest on 28 identities: with fewer than 30 they tend to be too narrow"
+    for group in of_groups.values():
+        assert group["tar_at_far"]["0.0001"] is not None
+        assert group["interval_notes"] == [note]
+    assert "TAR at FAR 0.0001, %" in drawn[-1]
+    assert "$_$" in drawn[-1]
+    assert f"young (model 10): {note}" in text
     assert "<b>old</b>" not in text
     assert "&lt;b&gt;old" in text
     assert "http://" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", text)
     for name in ("model 00", "model 10"):
         assert f">{name}<" in text
-    assert "identities=50,images=3,seed=8(1E-6)" in text.replace("<wbr>", "")
+    assert "identities=56,images=6,seed=8(1E-6)" in text.replace("<wbr>", "")
     markdown = tmp_path / "page.md"
     ran(monkeypatch, capsys, "report", *files, "--output", markdown)
     pictures = re.findall(r"!\[\w+\]\(<(.*?)>\)", markdown.read_text())
-    assert len(pictures) == 4
+    assert len(pictures) == 5
+    assert f"![Groups](<page_figures/{Path(pictures[-1]).name}>)" in markdown.read_text()
+    assert r"\<b\>old\</b\> \$\_\$" in markdown.read_text()
     for picture in pictures:
         drawn = (tmp_path / picture).read_text()
         ElementTree.fromstring(drawn)

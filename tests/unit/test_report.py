@@ -12,7 +12,7 @@ from attfc.data.index import IdentityIndex
 from attfc.data.store import Images
 from attfc.errors import UserError
 from attfc.evaluation.report import write_report
-from attfc.evaluation.report_figures import line_figure, roc_figure
+from attfc.evaluation.report_figures import Curve, GroupRate, curve_figure, group_figure, line_figure, roc_figure
 from attfc.evaluation.run_record import read_run
 
 EVIL = "<script>alert('x')</script>&\"</pre>"
@@ -349,3 +349,49 @@ def test_roc_is_dotted_where_few_false_accepts_carry_it() -> None:
     assert "stroke-dasharray" in roc_figure(scores, same, None)
     few = np.arange(20) % 2 == 0
     assert "stroke-dasharray" in roc_figure(few * 1.0, few, None)  # nothing certain: still drawn
+
+
+def marks(svg: str, colour: str) -> dict[str, list[tuple[float, float]]]:
+    """(x, y) of the dots, hollow marks and ends of intervals of a colour, in the order drawn; y grows downwards."""
+    found: dict[str, list[tuple[float, float]]] = {"dot": [], "hollow": [], "end": []}
+    ends = re.findall(r'<path id="([^"]*)" d="M 0 3 \nL 0 -3 \n"', svg)
+    inside = "".join(re.findall(r"<g clip-path[^>]*>.*?</g>", svg, flags=re.DOTALL))  # not the legend
+    for name, x, y, style in re.findall(
+        r'<use xlink:href="#([^"]*)" x="([\d.]+)" y="([\d.]+)" style="([^"]*)"', inside
+    ):
+        if f"stroke: var(--{colour})" in style:
+            kind = "end" if name in ends else "hollow" if "fill-opacity: 0" in style else "dot"
+            found[kind].append((float(x), float(y)))
+    return found
+
+
+def test_groups_are_dots_with_intervals_on_a_line_of_their_own() -> None:
+    rates = [
+        GroupRate("$a_$ <i>", "_first", 0.5, 0.4, 0.7, 0.6),
+        GroupRate("$a_$ <i>", "$\\frac$", 0.3, None, None, None),
+        GroupRate("b" * 60, "_first", 0.9, 0.85, 0.95, 0.8),
+        GroupRate("c", "$\\frac$", None, None, None, 0.2),
+    ]
+    svg = group_figure(rates, "by group", key="g", x_label="TAR, %")
+    text = "".join(re.findall(r"<text[^>]*>(.*?)</text>", svg))
+    for shown in ("$a_$ &lt;i&gt;", "b" * 27 + "…", "_first", "$\\frac$", "TAR, %"):
+        assert shown in text, shown
+    assert "b" * 28 not in svg
+    assert "font-family" not in svg  # the page's
+    first, second = marks(svg, "m1"), marks(svg, "m2")
+    (left, upper), (right, lower) = first["dot"]
+    assert upper < lower
+
+    def read(places: list[tuple[float, float]]) -> list[tuple[float, bool]]:
+        """The rate that a mark shows, and whether it is on the line of the first model and group."""
+        return [(round(0.5 + 0.4 * (x - left) / (right - left), 3), y == upper) for x, y in places]
+
+    assert read(first["dot"]) == [(0.5, True), (0.9, False)]
+    assert read(first["end"]) == [(0.4, True), (0.7, True), (0.85, False), (0.95, False)]
+    assert read(first["hollow"]) == [(0.6, True), (0.8, False)]
+    assert (read(second["dot"]), read(second["hollow"]), second["end"]) == ([(0.3, False)], [(0.2, False)], [])
+    assert upper < second["dot"][0][1] < lower < second["hollow"][0][1]
+    curves = [Curve(name, np.array([0.1, 1.0]), np.array([0.5, 1.0])) for name in ("_x", "$\\bad$")]
+    drawn = curve_figure(curves, "roc", key="r", kind="roc", x_label="x", y_label="y")
+    assert "_x" in drawn
+    assert "$\\bad$" in drawn

@@ -6,6 +6,7 @@ has its figures as SVG files in a folder beside it. All text from the results is
 """
 
 import html
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +21,14 @@ import numpy.typing as npt
 
 from attfc.errors import UserError
 from attfc.evaluation.metrics import roc
-from attfc.evaluation.report_figures import CERTAIN_FALSE_ACCEPTS, Curve, curve_figure, with_colours
+from attfc.evaluation.report_figures import (
+    CERTAIN_FALSE_ACCEPTS,
+    Curve,
+    GroupRate,
+    curve_figure,
+    group_figure,
+    with_colours,
+)
 from attfc.evaluation.resampling import IdentityDraw, Sample
 from attfc.evaluation.resampling import Path as FigurePath
 from attfc.evaluation.result import EvaluationResult
@@ -41,6 +49,7 @@ _SET_NAMES = {
 }
 _POINTS = 400
 _CMC_RANKS = 50
+_SHOWN_GROUPS = 40
 _PALE = "pale: fewer than 30 errors, uncertain"
 
 
@@ -73,12 +82,15 @@ def write_comparison_report(path: str | os.PathLike[str], results: Sequence[Eval
             page.figure(caption, hint, svg)
         page.notes(board.told())
     groups = [board for board in boards if board.groups]
-    for board in groups:
+    for number, board in enumerate(groups):
         page.section(f"{board.title}: groups")
         page.table(*_group_table(board))
         page.hint(
             "Common: TAR and FAR of the group at the threshold that gives everyone the FAR of the column. Own: TAR at the group's own threshold."
         )
+        for caption, hint, svg in _group_figures(board, f"g{number}"):
+            page.figure(caption, hint, svg)
+        page.notes(_group_notes(board))
     draft = target.with_name(f".{target.name}.part")
     draft.write_text(page.text(), encoding="utf-8")
     draft.replace(target)
@@ -177,10 +189,17 @@ def _identity_of(
     return (protocol, data, place), f"{data}: pairs", ((f"{data} pairs", ("accuracy",)),)
 
 
-def _values(samples: Sequence[Sample]) -> dict[FigurePath, float]:
+def _values(samples: Sequence[Sample], holder: Mapping[str, Any]) -> dict[FigurePath, float]:
+    """The figures that the samples give, as they were stated: deep below the highest impostor scores a sample is only close."""
     found: dict[FigurePath, float] = {}
     for sample in samples:
         found.update(sample.figures(IdentityDraw(np.ones(sample.identities))))
+    for path in found:
+        value: Any = holder
+        for name in path:
+            value = value.get(name) if isinstance(value, dict) else None
+        if isinstance(value, int | float) and math.isfinite(value):
+            found[path] = float(value)
     return found
 
 
@@ -209,7 +228,7 @@ def _summary(boards: Sequence[_Board], models: Sequence[str]) -> tuple[list[str]
     """A line a model, a column a figure of the field's tables: first those of the seed's layout."""
     columns = [(name, path, board) for board in boards for name, path in board.columns]
     columns.sort(key=lambda column: (column[0] != "MFR-ALL", not column[0].startswith("IJB-C(")))
-    values = {id(board): {model: _values(samples) for model, (samples, _) in board.entries.items()} for board in boards}
+    values = {id(board): {model: _values(*entry) for model, entry in board.entries.items()} for board in boards}
     rows: list[list[Cell]] = []
     for model in models:
         cells: list[Cell] = [(model, "")]
@@ -222,7 +241,7 @@ def _summary(boards: Sequence[_Board], models: Sequence[str]) -> tuple[list[str]
 
 
 def _figure_table(board: _Board) -> tuple[list[str], list[list[Cell]]]:
-    values = {model: _values(samples) for model, (samples, _) in board.entries.items()}
+    values = {model: _values(*entry) for model, entry in board.entries.items()}
     paths = list(dict.fromkeys(path for found in values.values() for path in found))
     rows: list[list[Cell]] = [
         [
@@ -271,6 +290,45 @@ def _group_table(board: _Board) -> tuple[list[str], list[list[Cell]]]:
             rows.append(cells)
     header = ["Group", "Model", *(text for far in fars for text in (f"common, {far}", f"own, {far}")), "identities"]
     return header, rows
+
+
+def _group_figures(board: _Board, key: str) -> list[tuple[str, str, str]]:
+    """(caption, hint, SVG) of TAR by group, at the strictest of the FARs that most groups state; none where no group states any."""
+    several = [
+        (model, name, _mapping(group)) for model, groups in board.groups.items() for name, group in groups.items()
+    ]
+    stated = [
+        far for _, _, group in several for far, tar in _mapping(group.get("tar_at_far")).items() if tar is not None
+    ]
+    if not stated:
+        return []
+    far = max(dict.fromkeys(stated), key=lambda far: (stated.count(far), -float(far)))
+    rates = []
+    for model, name, group in several:
+        interval = _interval(group, ("tar_at_far", far)) or (None, None)
+        shared = _mapping(_mapping(group.get("at_common_threshold")).get(far)).get("tar")
+        rates.append(GroupRate(name, model, _mapping(group.get("tar_at_far")).get(far), *interval, shared))
+    names = list(dict.fromkeys(name for _, name, _ in several))
+    left_out = len(names) - _SHOWN_GROUPS
+    if left_out > 0:
+        lowest = {
+            name: min((one.rate for one in rates if one.group == name and one.rate is not None), default=2.0)
+            for name in names
+        }
+        kept = sorted(names, key=lowest.__getitem__)[:_SHOWN_GROUPS]
+        rates = [one for one in rates if one.group in kept]
+    svg = group_figure(rates, f"true accept rate by group at FAR {far}", key=key, x_label=f"TAR at FAR {far}, %")
+    hint = "filled: at the group's own threshold, with its interval; hollow: at everyone's threshold"
+    return [("Groups", hint + (f"; the {_SHOWN_GROUPS} groups with the lowest TAR" if left_out > 0 else ""), svg)]
+
+
+def _group_notes(board: _Board) -> list[str]:
+    told: dict[str, list[str]] = {}
+    for model, groups in board.groups.items():
+        for name, group in groups.items():
+            for note in _texts(_mapping(group).get("interval_notes")):
+                told.setdefault(note, []).append(name if len(board.groups) == 1 else f"{name} ({model})")
+    return [f"{', '.join(of)}: {note}" for note, of in told.items()]
 
 
 def _mapping(value: Any) -> dict[str, Any]:
@@ -456,7 +514,7 @@ class _MarkdownPage:
         self._lines += [
             _row([_marked(text) for text in header]),
             _row([":---", *("---:" for _ in header[1:])]),
-            *(_row([_marked(f"{text} {bounds}".strip()) for text, bounds in row]) for row in rows),
+            *(_row([f"{_marked(text)} {bounds}".strip() for text, bounds in row]) for row in rows),
             "",
         ]
 
@@ -488,7 +546,7 @@ def _row(cells: Sequence[str]) -> str:
 
 def _marked(text: str) -> str:
     """Text that Markdown shows as it stands."""
-    for sign in "\\`*_<>|#":
+    for sign in "\\`*_<>|#[]$":
         text = text.replace(sign, f"\\{sign}")
     return " ".join(text.split())
 

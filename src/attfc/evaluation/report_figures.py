@@ -22,7 +22,16 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
 from attfc.evaluation.metrics import roc
 
-__all__ = ["Curve", "curve_figure", "line_figure", "roc_figure", "score_figure", "with_colours"]
+__all__ = [
+    "Curve",
+    "GroupRate",
+    "curve_figure",
+    "group_figure",
+    "line_figure",
+    "roc_figure",
+    "score_figure",
+    "with_colours",
+]
 
 Floats = npt.NDArray[np.float64]
 
@@ -31,6 +40,7 @@ INK, MUTED, GRID, FIRST, SECOND, THIRD = "#010203", "#020304", "#030405", "#0405
 MODELS = ("#0a0b0c", "#0b0c0d", "#0c0d0e", "#0d0e0f", "#0e0f10", "#0f1011", "#101112")
 STYLES = ("-", "--", "-.", (0, (5, 1.5, 1, 1.5, 1, 1.5)), (0, (9, 2)), ":", (0, (3, 1)))
 """Models differ by colour *and* by line, so that a page in grey, or an eye that does not tell the colours, still can."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", FIRST: "first", SECOND: "second", THIRD: "third"}
 _VARIABLES.update({colour: f"m{number}" for number, colour in enumerate(MODELS, start=1)})
 _ON_PAPER = {
@@ -174,7 +184,7 @@ def curve_figure(
         if kind != "det":
             style["drawstyle"] = "steps-post"
         shown_x, shown_y = (_deviates(x), _deviates(y)) if kind == "det" else (x, y)
-        axes.plot(shown_x[certain], shown_y[certain], label=curve.name, linewidth=1.9, **style)
+        axes.plot(shown_x[certain], shown_y[certain], label=_shown(curve.name), linewidth=1.9, **style)
         pale = slice(0, int(np.sum(~certain)) + 1)  # up to the first certain point: no gap between the two
         axes.plot(shown_x[pale], shown_y[pale], linewidth=1.2, alpha=0.45, **style)
     if kind == "det":
@@ -191,17 +201,91 @@ def curve_figure(
         axes.set_xlim(lowest * 0.8, 1)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label, color=MUTED)
-    axes.legend(
+    _legend_of_models(axes, handlelength=3.2)
+    return _svg(figure, label, key)
+
+
+@dataclass(frozen=True)
+class GroupRate:
+    """What a model does on a group of people: its rate there, the interval, and the rate at the threshold that all groups share; None: unknown."""
+
+    group: str
+    model: str
+    rate: float | None
+    low: float | None
+    high: float | None
+    shared: float | None
+
+
+def group_figure(rates: Sequence[GroupRate], label: str, *, key: str, x_label: str) -> str:
+    """Draw a line a group, on it for each model a dot with its interval, and hollow the rate at the shared threshold.
+
+    Args:
+        rates: at most 7 models have colours and markers of their own, further ones begin anew; at most 40 groups are readable.
+        label: what the picture shows, for readers of screens.
+        key: unique name of the figure in the page.
+        x_label: of the axis of rates.
+    """
+    groups, models = (list(dict.fromkeys(getattr(one, name) for one in rates)) for name in ("group", "model"))
+    figure, axes = _axes(label, height=1.0 + len(groups) * (0.16 + 0.16 * len(models)))
+    axes.grid(visible=False, axis="y")
+    for number, model in enumerate(models):
+        style: dict[str, Any] = {
+            "color": MODELS[number % len(MODELS)],
+            "marker": MARKERS[number % len(MARKERS)],
+            "linestyle": "none",
+            "markersize": 6.0,
+        }
+        spread = min(0.75, 0.2 * len(models))
+        offset = 0.0 if len(models) == 1 else spread * (0.5 - number / (len(models) - 1))  # the first on top
+        mine = [one for one in rates if one.model == model]
+        for one in mine:
+            if one.low is not None and one.high is not None:
+                height = offset - groups.index(one.group)
+                axes.plot([one.low, one.high], [height, height], color=style["color"], linewidth=1.6, marker="|")
+        shared = [(one.shared, offset - groups.index(one.group)) for one in mine if one.shared is not None]
+        own = [(one.rate, offset - groups.index(one.group)) for one in mine if one.rate is not None]
+        axes.plot([x for x, _ in shared], [y for _, y in shared], markerfacecolor="none", markeredgewidth=1.3, **style)
+        axes.plot([x for x, _ in own], [y for _, y in own], label=_shown(model), **style)
+    axes.set_yticks([-place for place in range(len(groups))], [_cut(group) for group in groups])
+    for text in axes.get_yticklabels():
+        text.set_parse_math(False)
+        text.set_color(INK)
+    axes.set_ylim(0.35 - len(groups), 0.65)
+    low, high = axes.get_xlim()
+    if high - low < 0.02:
+        low, high = low - 0.01, high + 0.01
+    axes.set_xlim(max(low, -0.01), min(high, 1.01))
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}"))
+    axes.set_xlabel(x_label)
+    if len(models) > 1:
+        _legend_of_models(axes, handlelength=1.4)
+    return _svg(figure, label, key)
+
+
+def _cut(text: str, most: int = 28) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _shown(name: str) -> str:
+    """matplotlib leaves labels out of the legend that begin with "_"."""
+    return f"\u200b{name}" if name.startswith("_") else name
+
+
+def _legend_of_models(axes: Axes, handlelength: float) -> None:
+    legend = axes.legend(
         frameon=False,
         labelcolor=INK,
-        handlelength=3.2,
+        handlelength=handlelength,
         columnspacing=1.4,
         fontsize=9.5,
         loc="lower left",
         bbox_to_anchor=(-0.02, 1.0),
         ncols=2,
     )
-    return _svg(figure, label, key)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a name with $ is a name
 
 
 def _deviates(rates: Floats) -> Floats:
@@ -270,8 +354,8 @@ def _thinned(x: Floats, y: Floats, most: int = 1000) -> tuple[Floats, Floats]:
     return np.add.reduceat(x, starts) / sizes, np.add.reduceat(y, starts) / sizes
 
 
-def _axes(label: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(5.6, 3.1), layout="constrained")
+def _axes(label: str, height: float = 3.1) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(5.6, height), layout="constrained")
     FigureCanvasSVG(figure)
     figure.patch.set_alpha(0)
     axes = figure.add_subplot()
@@ -303,7 +387,8 @@ def _svg(figure: Figure, label: str, key: str) -> str:
     text = re.sub(r'\bid="', f'id="{key}-', text)
     text = re.sub(r"url\(#", f"url(#{key}-", text)
     text = re.sub(r'href="#', f'href="#{key}-', text)
-    text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
+    text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)  # older matplotlib
+    text = re.sub(r"; font-family: [^;\"]*", "", text)
     return re.sub(
         r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{label}">', text, count=1
     )
