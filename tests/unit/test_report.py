@@ -242,6 +242,37 @@ def test_figures_use_the_colours_of_the_page(run) -> None:
         assert text.count(f"--{variable}:") == 3, variable  # light, dark, print
 
 
+def test_text_and_lines_stand_out_in_light_dark_and_print(undrawn) -> None:
+    """Contrast as WCAG 2.1 computes it: 4.5 for text, 3 for what is drawn, on the ground where it stands."""
+
+    def luminance(colour: str) -> float:
+        digits = colour[1:] if len(colour) == 7 else "".join(2 * sign for sign in colour[1:])
+        parts = [int(digits[k : k + 2], 16) / 255 for k in (0, 2, 4)]
+        linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+    def contrast(one: str, other: str) -> float:
+        high, low = sorted((luminance(one), luminance(other)), reverse=True)
+        return (high + 0.05) / (low + 0.05)
+
+    style = write_report(undrawn).read_text().partition("</style>")[0]
+    themes = [
+        dict(re.findall(r"--([\w-]+): (#\w+);", block)) for block in re.findall(r":root \{(.*?)\}", style, re.DOTALL)
+    ]
+    assert len(themes) == 3
+    for theme in themes:
+        for text, ground in (
+            ("ink", "panel"),
+            ("ink", "page"),
+            ("muted", "panel"),
+            ("muted", "page"),
+            ("warn", "warn-ground"),
+        ):
+            assert contrast(theme[text], theme[ground]) >= 4.5, (text, ground)
+        for line in ("first", "second", "third", *(f"m{number}" for number in range(1, 8))):
+            assert contrast(theme[line], theme["panel"]) >= 3, line
+
+
 def test_pictures_only_when_asked_for_with_a_store(undrawn, store) -> None:
     assert "data:image" not in write_report(undrawn, store).read_text()
     assert "data:image" not in write_report(undrawn, None, pictures=True).read_text()

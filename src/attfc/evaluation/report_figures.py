@@ -6,6 +6,7 @@ of neighbours.
 """
 
 import io
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,16 +77,17 @@ def line_figure(
         markers: mark the points, for few of them.
     """
     figure, axes = _axes(label)
-    strong = (name for name in (FIRST, SECOND, THIRD, MUTED, INK) * 4)
+    strong = itertools.cycle(zip((FIRST, SECOND, THIRD, MUTED, INK), STYLES, MARKERS, strict=False))
     lowest = np.inf
     for name, steps, values in lines:
         x, y = _thinned(np.asarray(steps, dtype=np.float64), np.asarray(values, dtype=np.float64))
         lowest = min(lowest, float(y.min(initial=np.inf)))
         if name.startswith("_"):
-            axes.plot(x, y, color=FIRST, alpha=0.3, linewidth=0.9)
+            axes.plot(x, y, color=FIRST, alpha=0.45, linewidth=0.9)
         else:
-            marker = "o" if markers else None
-            axes.plot(x, y, color=next(strong), label=name, linewidth=1.8, marker=marker, markersize=4)
+            colour, style, marker = next(strong)
+            shown: dict[str, Any] = {"color": colour, "linestyle": style, "marker": marker if markers else None}
+            axes.plot(x, y, label=name, linewidth=1.8, markersize=4, **shown)
     if from_zero and lowest >= 0:
         axes.set_ylim(0, 1.08 * axes.dataLim.y1 if axes.dataLim.y1 > 0 else 1)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -118,16 +120,17 @@ def roc_figure(
     curve = roc(scores, same)
     impostors = int((~same).sum())
     last = np.append(np.flatnonzero(np.diff(curve.far)), len(curve.far) - 1)  # of equal FARs the highest TAR
-    drawn = [(f"pairs ({impostors:,} impostor)", curve.far[last], curve.tar[last], impostors, SECOND)]
+    drawn = [(f"pairs ({impostors:,} impostor)", curve.far[last], curve.tar[last], impostors, SECOND, "--")]
     if all_pairs is not None and len(all_pairs[0]):
-        drawn.append((f"all pairs ({all_pairs[2]:,} impostor)", *all_pairs, FIRST))
-    for name, far, tar, count, colour in drawn:
+        drawn.append((f"all pairs ({all_pairs[2]:,} impostor)", *all_pairs, FIRST, "-"))
+    for name, far, tar, count, colour, style in drawn:
         known = far * count >= 1 - 1e-9
         far, tar = far[known], tar[known]
         certain = far >= CERTAIN_FALSE_ACCEPTS / count
-        axes.plot(far[certain], tar[certain], color=colour, linewidth=1.8, label=name, drawstyle="steps-post")
+        shown: dict[str, Any] = {"color": colour, "linestyle": style, "drawstyle": "steps-post"}
+        axes.plot(far[certain], tar[certain], linewidth=1.8, label=name, **shown)
         axes.plot(far[~certain], tar[~certain], color=colour, linewidth=1.5, linestyle=":", drawstyle="steps-post")
-    most = max(count for _, _, _, count, _ in drawn)
+    most = max(count for _, _, _, count, _, _ in drawn)
     left = 0.6 / most
     axes.axvspan(left, min(1.0, CERTAIN_FALSE_ACCEPTS / most), color=MUTED, alpha=0.10, linewidth=0)
     axes.set_xscale("log")
@@ -186,7 +189,7 @@ def curve_figure(
         shown_x, shown_y = (_deviates(x), _deviates(y)) if kind == "det" else (x, y)
         axes.plot(shown_x[certain], shown_y[certain], label=_shown(curve.name), linewidth=1.9, **style)
         pale = slice(0, int(np.sum(~certain)) + 1)  # up to the first certain point: no gap between the two
-        axes.plot(shown_x[pale], shown_y[pale], linewidth=1.2, alpha=0.45, **style)
+        axes.plot(shown_x[pale], shown_y[pale], linewidth=1.2, alpha=0.6, **style)
     if kind == "det":
         _deviate_axis(axes.xaxis, axes.get_xlim())
         _deviate_axis(axes.yaxis, axes.get_ylim())
