@@ -194,7 +194,8 @@ def test_compare_embeds_both_or_reads_what_was_kept(tmp_path, models, monkeypatc
     path = "synthetic:identities=12,images=3,seed=8"
     common = ("held-out", path, "--generated-pairs", 24, *FEW)
     for number, model in enumerate(models):
-        ran(monkeypatch, capsys, "evaluate", model, *common, "--save", tmp_path / f"{number}.npz")
+        out = ran(monkeypatch, capsys, "evaluate", model, *common, "--save", tmp_path / f"{number}.npz")
+        assert "note: TAR at FAR 0.01 is not stated: 12 impostor pairs, at least 100 needed" in out
     kept = ran(
         *(monkeypatch, capsys, "compare", tmp_path / "0.npz", tmp_path / "1.npz", *FEW, "--json", tmp_path / "c.json")
     )

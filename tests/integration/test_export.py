@@ -382,9 +382,10 @@ def test_every_network_can_be_exported(tmp_path, name) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = create_backbone(name)
+        # Statistics of one batch of faces: with those that BatchNorm begins with, r100 and r200 overflow.
         for module in network.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.momentum = None  # the statistics of this one batch: with those it begins with, r100 and r200 overflow
+                module.momentum = None
         with torch.no_grad():
             network.train()(faces(network.image_size))
     save_model(tmp_path / "run" / "model", network.eval())

@@ -310,10 +310,14 @@ def _held_out(asked: Request, model: OpenedModel) -> Outcome:
         device=model.device,
     )
     figures = result.figures()
+
+    def show(intervals: "Mapping[FigurePath, Interval]") -> None:
+        print_figures(figures, intervals)
+        for note in result.notes:
+            out.print(f"note: {note}", markup=False)
+
     return Outcome(
-        {"store": path, "pairs_file": str(asked.pairs) if asked.pairs else None, **figures},
-        result.samples(),
-        lambda intervals: print_figures(figures, intervals),
+        {"store": path, "pairs_file": str(asked.pairs) if asked.pairs else None, **figures}, result.samples(), show
     )
 
 
