@@ -54,6 +54,7 @@ __all__ = [
     "open_held_out",
     "open_training_data",
     "optimizer_of",
+    "paired_queries",
     "resume_run",
     "schedule_of",
 ]
@@ -540,6 +541,7 @@ def _build_loader(
         distinct_keys=config.keys.distinct,
         sampling=config.keys.sampling,
         identity_share=identity_share(config, config.head.name),
+        paired=paired_queries(config),
         broken_limit=config.data.broken_limit,
         decoded_cache=cache,
         pin_memory=pin_memory,
@@ -577,6 +579,11 @@ def identity_share(config: RunConfig, head: str) -> float:
     if config.data.sampling_mix is not None:
         return config.data.sampling_mix
     return config.head.enter_first if head == "dcp" else 0.0
+
+
+def paired_queries(config: RunConfig) -> bool:
+    """Whether the queries of a batch come in pairs of one identity."""
+    return config.head.name == "attfc" and config.center.source == "batch"
 
 
 def schedule_of(config: RunConfig, optimizer: torch.optim.Optimizer, epoch_length: int) -> tuple[LambdaLR, int]:

@@ -119,8 +119,10 @@ class CenterConfig(Section):
     """What a class center is made from."""
 
     blend: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="share of the stored row in the new center")
-    source: Literal["keys", "query"] = Field(
-        "keys", description="query: no key passes; the query's own embedding refreshes the stored row"
+    source: Literal["keys", "query", "batch"] = Field(
+        "keys",
+        description="query: no key passes; the query's own embedding refreshes the stored row. batch: none either; queries come in pairs of "
+        "one identity, each the other's key",
     )
     table: Literal["none", "device", "host", "file"] = Field(
         "none",

@@ -66,6 +66,49 @@ def test_the_center_has_no_gradient_and_is_float32() -> None:
     assert generative_class_center(query.double(), keys.double()).dtype == torch.float64
 
 
+# center_source="batch"
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"policy": "fifo", "in_batch_negatives": False, "slots": 16}, {"center_blend": 0.0}]
+)
+def test_in_pairs_each_query_is_the_others_key(options: dict[str, object]) -> None:
+    """The same as K = 1 with the neighbour's embedding, which takes a key pass there."""
+    made = {"slots": 32, "policy": "unique", "in_batch_negatives": True, "center_blend": 0.5} | options
+    pairs, keys = attfc(center_source="batch", **made), attfc(keys_per_query=1, **made)
+    assert pairs.keys_per_query == 0
+    for seed in range(6):
+        embeddings, labels, _ = batch(seed, samples=6)
+        labels = labels.repeat_interleave(2)
+        embeddings = torch.cat([embeddings, embeddings.flip(1)]).requires_grad_()
+        partners = embeddings.detach().view(6, 2, SIZE).flip(1).reshape(12, 1, SIZE)
+        losses = [pairs(embeddings, labels), keys(embeddings, labels, partners)]
+        gradients = [torch.autograd.grad(loss, embeddings)[0] for loss in losses]
+        torch.testing.assert_close(losses[0], losses[1])
+        torch.testing.assert_close(gradients[0], gradients[1])
+    torch.testing.assert_close(pairs.container.rows, keys.container.rows)
+
+
+def test_a_query_whose_neighbour_is_somebody_else_has_its_stored_center_or_nothing() -> None:
+    head = attfc(center_source="batch", center_blend=0.5, policy="unique", in_batch_negatives=False)
+    first = torch.eye(SIZE)[:2]
+    assert float(head(first, torch.tensor([3, 4]))) == 0.0  # no partner, nothing stored
+    embeddings = torch.eye(SIZE)[[0, 2]].requires_grad_()
+    loss = head(embeddings, torch.tensor([3, 5]))
+    loss.backward()
+    expected = torch.nn.functional.softplus(
+        torch.tensor(0.0) - 16.0 * (1.0 - 0.4)
+    )  # one negative at cosine 0; the other counts 0
+    torch.testing.assert_close(loss.detach(), expected / 2)
+    assert not embeddings.grad[1].any()
+    assert head.container.fill == 3
+
+
+def test_pairs_need_an_even_batch() -> None:
+    with pytest.raises(UserError, match="got 3 queries: 2i and 2i"):
+        attfc(center_source="batch")(torch.eye(SIZE)[:3], torch.tensor([1, 1, 2]))
+
+
 # errors
 
 
@@ -144,7 +187,7 @@ def test_wrong_batches_are_refused_in_one_line(arguments: tuple[torch.Tensor, ..
         ({"keys_per_query": 0}, "keys_per_query is 0: AttFC generates centers from keys"),
         ({"temperature": 0.0}, "temperature is 0.0: it divides cosines and must be above 0"),
         ({"center_blend": 1.0}, "center_blend is 1.0: the stored row's share must lie in 0 <= share < 1"),
-        ({"center_source": "queries"}, "center_source is 'queries': choose keys or query; did you mean 'query'?"),
+        ({"center_source": "queries"}, "center_source is 'queries': choose keys, query or batch; did you mean 'query'?"),
         ({"center_source": "query", "include_stored_center": True}, "include_stored_center is set with center_source"),
         ({"embedding_size": 0}, "embedding_size is 0"),
     ],

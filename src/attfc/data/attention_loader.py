@@ -34,6 +34,7 @@ from attfc.data.batch_ring import BatchRing
 from attfc.data.combined import CombinedStore
 from attfc.data.decoded_cache import DecodedCache
 from attfc.data.identity_mix import IdentityMix
+from attfc.data.paired_queries import PairedQueries
 from attfc.data.query_stream import QueryStream, Samples, mirror_seeds
 from attfc.data.store import Images, Store
 from attfc.errors import UserError
@@ -99,6 +100,8 @@ class AttentionLoader:
         sampling: "each_once" | "with_replacement".
         identity_share: share of each batch, from the start of that of all ranks, whose queries are drawn by identity (`IdentityMix`, F2C's
             loader); 0: all by image. The parts are counted in batches: a resumed loader keeps the batch of all ranks then.
+        paired: queries come in pairs of one identity (`PairedQueries`); a batch is then an even number. Not with an `identity_share`, source
+            weights or "with_replacement".
         broken_limit: largest share (0 ... 1) of broken images; judged once 20 / broken_limit images, or as many as the store
             holds, were seen on this rank.
         decoded_cache: a `DecodedCache` of the same store and size, asked instead of the store.
@@ -126,6 +129,7 @@ class AttentionLoader:
         distinct_keys: bool = True,
         sampling: str = "each_once",
         identity_share: float = 0.0,
+        paired: bool = False,
         broken_limit: float = 0.01,
         decoded_cache: DecodedCache | None = None,
         pin_memory: bool = False,
@@ -153,7 +157,22 @@ class AttentionLoader:
         if decoded_cache is not None:
             decoded_cache.check(store, image_size)
         weighted = store.weighted_epochs(seed) if isinstance(store, CombinedStore) and store.has_weights else None
-        mix = None
+        mix, pairs = None, None
+        if paired:
+            for clash, name in (
+                (identity_share != 0, f"identity_share = {identity_share:g}"),
+                (weighted is not None, "weights of sources"),
+                (sampling != "each_once", f"sampling = {sampling!r}"),
+            ):
+                if clash:
+                    raise UserError(
+                        f"queries in pairs do not go with {name}: each says on its own which image comes next, take one of them"
+                    )
+            if batch_size % 2:
+                raise UserError(
+                    f"queries in pairs need an even batch_size, and it is {batch_size} a rank: take {batch_size + 1}"
+                )
+            pairs = PairedQueries(store.identities, seed)
         if identity_share != 0:
             if isinstance(store, CombinedStore) and 0 in store.weights:
                 raise UserError(
@@ -167,7 +186,7 @@ class AttentionLoader:
             seed,
             distinct_keys=distinct_keys,
             sampling=sampling,
-            queries=weighted if mix is None else mix,
+            queries=pairs or mix or weighted,
         )
         self.store = store
         self.batch_size = batch_size

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from attfc.data.identity_mix import IdentityMix
 from attfc.data.index import IdentityIndex
+from attfc.data.paired_queries import PairedQueries
 from attfc.data.permutation import permute
 from attfc.data.random_streams import below, hash_words
 from attfc.data.transforms import FLIP_LANE, OPPOSITE_FLIP
@@ -59,8 +60,8 @@ class QueryStream:
             is used once before any comes again; an identity with one image shows it again, mirrored. False: each key is any
             image of the identity, drawn with replacement, the query included (the published code).
         sampling: "each_once" | "with_replacement" (the published code): how queries are drawn.
-        queries: which images are queries, for sources with sampling weights or a part of a batch by identity; None: every image
-            once an epoch.
+        queries: which images are queries, for sources with sampling weights, a part of a batch by identity, or pairs; None: every
+            image once an epoch. Of the pairs, an identity with one image has it twice, the second time mirrored.
 
     Attributes:
         epoch_length: queries in an epoch: the images, unless `queries` says otherwise.
@@ -77,7 +78,7 @@ class QueryStream:
         *,
         distinct_keys: bool = True,
         sampling: str = "each_once",
-        queries: WeightedEpochs | IdentityMix | None = None,
+        queries: WeightedEpochs | IdentityMix | PairedQueries | None = None,
     ) -> None:
         if keys_per_query < 0:
             raise UserError(f"keys_per_query = {keys_per_query}: set it to 0 (FC heads) or more")
@@ -111,6 +112,10 @@ class QueryStream:
         if self.distinct_keys:
             alone = index.offsets[labels + 1] - index.offsets[labels] == 1
             seeds[alone, 1:] = mirror_seeds(seeds[alone, 1:], seeds[alone, :1])
+        if isinstance(self.queries, PairedQueries):
+            second = (numbers % 2 == 1) & (index.offsets[labels + 1] - index.offsets[labels] == 1)
+            firsts = hash_words(self.seed, _AUGMENTATION, numbers[second] - 1, 0, 0) >> np.uint64(1)
+            seeds[second, 0] = mirror_seeds(seeds[second, 0], firsts.astype(np.int64))
         return Samples(labels, index.positions_of_slots(slots), key_positions, seeds)
 
     def spare_keys(self, number: int, attempt: int, limit: int) -> Int64:

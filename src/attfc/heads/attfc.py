@@ -29,7 +29,7 @@ from attfc.losses.margins import Margin
 
 __all__ = ["AttFC", "CenterSource", "generative_class_center"]
 
-CenterSource = Literal["keys", "query"]
+CenterSource = Literal["keys", "query", "batch"]
 
 
 def generative_class_center(
@@ -120,7 +120,9 @@ class AttFC(Head):
         initial: `empty`, or `random` unit rows as negatives until they are overwritten (published code).
         center_source: `keys`, or `query`: no key encoder; the positive is the stored center, and the query's own
             embedding, blended with it, is enqueued. A sample whose identity is not stored has no positive but itself,
-            which teaches nothing: it counts 0 in the mean (the divisor stays B).
+            which teaches nothing: it counts 0 in the mean (the divisor stays B). `batch`: no key encoder either; queries 2i and 2i + 1 show
+            one identity, and the embedding of each is the other's only key. A query whose neighbour is of another identity (a broken image was
+            replaced) is treated as with `query`.
         interclass_filtering_threshold: negatives with a cosine above it are taken for mislabelled images of the
             same identity; None: no filtering.
         filtering: what becomes of those, `drop` (out of the softmax) or `zero` (cosine 0, as in arcface_torch).
@@ -163,15 +165,15 @@ class AttFC(Head):
     ) -> None:
         if center_source not in get_args(CenterSource):
             hint = nearest(str(center_source), get_args(CenterSource))
-            raise UserError(f"center_source is {center_source!r}: choose keys or query{hint}")
+            raise UserError(f"center_source is {center_source!r}: choose keys, query or batch{hint}")
         if center_source == "keys" and keys_per_query < 1:
             raise UserError(
                 f"keys_per_query is {keys_per_query}: AttFC generates centers from keys and needs keys_per_query >= 1, "
                 f'or center_source="query"'
             )
-        if center_source == "query" and include_stored_center:
+        if center_source != "keys" and include_stored_center:
             raise UserError(
-                'include_stored_center is set with center_source="query", which has no attention: '
+                f'include_stored_center is set with center_source="{center_source}", which has no attention: '
                 "leave it off and set center_blend"
             )
         super().__init__(embedding_size, keys_per_query if center_source == "keys" else 0)
@@ -220,9 +222,15 @@ class AttFC(Head):
             self._check_labels_below(every_label_B, self.table.identities, self.ranks)
         every_stored_B, stored_BD = self._stored(every_label_B)
         stored_B = self.ranks.own(every_stored_B)
+        taught_B = stored_B
         if self.center_source == "query":
             center_BD = stored_BD.to(query_BD.dtype)
             new_BD = self._blend(query_BD.detach(), stored_BD, stored_B)
+        elif self.center_source == "batch":
+            paired_B, partner_BD = self._partners(query_BD.detach(), labels_B)
+            new_BD = self._blend(partner_BD, stored_BD, stored_B)
+            center_BD = torch.where(paired_B.unsqueeze(1), new_BD, stored_BD.to(new_BD.dtype))
+            taught_B = stored_B | paired_B
         else:
             center_BD = new_BD = self._generate(query_BD, keys_BKD, stored_BD, stored_B)
 
@@ -230,9 +238,9 @@ class AttFC(Head):
         positive_B = margin_of_all(self.margin, cosine_B, norms_B, self.ranks)
         every_new_BD = self.ranks.gather(new_BD)
         loss_B = self._loss(query_BD, positive_B, labels_B, every_new_BD, every_label_B)
-        if self.center_source == "query":
-            loss_B = torch.where(stored_B, loss_B, 0.0)
-        self._note(cosine_B, stored_B, every_stored_B)
+        if self.center_source != "keys":
+            loss_B = torch.where(taught_B, loss_B, 0.0)
+        self._note(cosine_B, stored_B, taught_B)
         if self.training:
             self.container.enqueue(every_new_BD, every_label_B)
             if self.table is not None:
@@ -263,6 +271,16 @@ class AttFC(Head):
         center_BD, weights_BK = _attend(query_BD, keys_BKD, self.temperature, *candidates)
         self._last_step = {"attention_entropy": -torch.xlogy(weights_BK, weights_BK).sum(dim=1).mean()}
         return self._blend(center_BD, stored_BD, stored_B)
+
+    def _partners(self, query_BD: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Return whose neighbour is of the same identity, and the neighbours' embeddings; one's own where it is not."""
+        if labels_B.shape[0] % 2:
+            raise UserError(
+                f'center_source="batch" got {labels_B.shape[0]} queries: 2i and 2i + 1 are each other\'s key, pass an even number'
+            )
+        paired_B = labels_B == labels_B.view(-1, 2).flip(1).flatten()
+        partner_BD = query_BD.view(-1, 2, query_BD.shape[1]).flip(1).flatten(0, 1)
+        return paired_B, torch.where(paired_B.unsqueeze(1), partner_BD, query_BD)
 
     def _blend(self, center_BD: Tensor, stored_BD: Tensor, stored_B: Tensor) -> Tensor:
         if self.center_blend == 0:
@@ -303,13 +321,13 @@ class AttFC(Head):
         )
 
     @torch.no_grad()
-    def _note(self, cosine_B: Tensor, stored_B: Tensor, every_stored_B: Tensor) -> None:
+    def _note(self, cosine_B: Tensor, stored_B: Tensor, taught_B: Tensor) -> None:
         """Keep a few scalars of the step on the device; `statistics` turns them into numbers."""
         cosine_B = cosine_B.detach()
-        if self.center_source == "query":
-            # Of all ranks' stored samples, as the mean over ranks of what each notes.
-            total = self.ranks.size * torch.where(stored_B, cosine_B, 0.0).sum()
-            self._last_step = {"positive_cosine": total / every_stored_B.sum().clamp_min(1)}
+        if self.center_source != "keys":
+            # Of all ranks' samples that have a positive, as the mean over ranks of what each notes.
+            total = self.ranks.size * torch.where(taught_B, cosine_B, 0.0).sum()
+            self._last_step = {"positive_cosine": total / self.ranks.gather(taught_B).sum().clamp_min(1)}
         else:
             self._last_step["positive_cosine"] = cosine_B.mean()
         if self.uses_stored:

@@ -22,9 +22,19 @@ import torch
 from torch import Tensor, nn
 
 from attfc.bench.head_cell import ResidentPeak
-from attfc.build import build_head, build_pair, environment, identity_share, open_held_out, optimizer_of, schedule_of
+from attfc.build import (
+    build_head,
+    build_pair,
+    environment,
+    identity_share,
+    open_held_out,
+    optimizer_of,
+    paired_queries,
+    schedule_of,
+)
 from attfc.config import load_config
 from attfc.data.identity_mix import IdentityMix
+from attfc.data.paired_queries import PairedQueries
 from attfc.data.query_stream import QueryStream
 from attfc.data.store import Store
 from attfc.deploy.hub_folder import from_pretrained
@@ -65,13 +75,14 @@ def run_vectors(
     head = build_head(config, len(index))
     pair = build_pair(config, VectorEncoder(world.size, config.backbone.embedding_size, width))
     share = identity_share(config, config.head.name)
+    mix = IdentityMix(index, share, config.batch_size, seed) if share else None
     stream = QueryStream(
         index,
         head.keys_per_query,
         seed,
         distinct_keys=config.keys.distinct,
         sampling=config.keys.sampling,
-        queries=IdentityMix(index, share, config.batch_size, seed) if share else None,
+        queries=PairedQueries(index, seed) if paired_queries(config) else mix,
     )
     optimizer = optimizer_of(config, pair, head)
     schedule, steps = schedule_of(config, optimizer, stream.epoch_length)
