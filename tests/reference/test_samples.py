@@ -20,6 +20,7 @@ from attfc.evaluation.resampling import (
     nested,
     resample,
 )
+from attfc.evaluation.result import EvaluationResult, compare_results, resample_result
 from attfc.evaluation.samples import PairListSample, SearchSample, ShareSample, TailSample
 
 
@@ -140,6 +141,21 @@ def test_below_the_exact_scores_the_figures_are_close() -> None:
         assert abs(one.low - other.low) + abs(one.high - other.high) < 0.15 * (one.high - one.low)
     assert both[1].values["auc",] == pytest.approx(area_under_roc(scores, same), abs=1e-12)
     assert both[1].values["eer",] == pytest.approx(equal_error_rate(scores, same), abs=1e-12)
+
+
+def test_figures_are_those_stated_where_a_sample_is_only_close() -> None:
+    scores, same, first, second = long_list()
+    exact = tar_at_far(scores[same], scores[~same], (0.1,))[0.1]
+    sample = TailSample.of_list(scores, same, first, second, fars=(0.1,), exact=2000)
+    path = ("tar_at_far", "0.1")
+    close = sample.figures(IdentityDraw(np.ones(400)))[path]
+    assert 0 < abs(close - exact) < 0.01
+    for stated, expected in ((exact, exact), (exact - 0.2, close), (None, close)):  # the second contradicts the scores
+        figures = {"verification": {"tar_at_far": {"0.1": stated}}}
+        result = EvaluationResult("a", "ijbc", (), figures, {("verification",): [sample]})
+        assert resample_result(result, 20, 0.95, 0)["verification",][0].values[path] == expected
+        (found,) = [one for one in compare_results(result, result, 20) if one.path == ("verification", *path)]
+        assert (found.one.value, found.difference.value) == (expected, 0)
 
 
 def test_search_is_that_of_copies_of_probes() -> None:

@@ -6,7 +6,6 @@ has its figures as SVG files in a folder beside it. All text from the results is
 """
 
 import html
-import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,7 +30,7 @@ from attfc.evaluation.report_figures import (
 )
 from attfc.evaluation.resampling import IdentityDraw, Sample
 from attfc.evaluation.resampling import Path as FigurePath
-from attfc.evaluation.result import EvaluationResult
+from attfc.evaluation.result import EvaluationResult, stated_value
 from attfc.evaluation.samples import PairListSample, SearchSample, TailSample
 
 __all__ = ["write_comparison_report"]
@@ -190,17 +189,11 @@ def _identity_of(
 
 
 def _values(samples: Sequence[Sample], holder: Mapping[str, Any]) -> dict[FigurePath, float]:
-    """The figures that the samples give, as they were stated: deep below the highest impostor scores a sample is only close."""
+    """The figures that the samples give, as they were stated."""
     found: dict[FigurePath, float] = {}
     for sample in samples:
         found.update(sample.figures(IdentityDraw(np.ones(sample.identities))))
-    for path in found:
-        value: Any = holder
-        for name in path:
-            value = value.get(name) if isinstance(value, dict) else None
-        if isinstance(value, int | float) and math.isfinite(value):
-            found[path] = float(value)
-    return found
+    return {path: stated_value(holder, path, value) for path, value in found.items()}
 
 
 def _interval(holder: Mapping[str, Any], path: FigurePath) -> tuple[float, float] | None:

@@ -46,6 +46,7 @@ __all__ = [
     "resample_result",
     "save_result",
     "stated_intervals",
+    "stated_value",
 ]
 
 Progress = Callable[[int, int], None]
@@ -85,7 +86,8 @@ def resample_result(
     total = sum(map(len, result.samples.values()))
     for place, samples in result.samples.items():
         for sample in samples:
-            found.setdefault(place, []).append(resample(sample, resamples, confidence, seed))
+            resampled = resample(sample, resamples, confidence, seed)
+            found.setdefault(place, []).append(_as_stated(resampled, result, place))
             if progress is not None:
                 progress(sum(map(len, found.values())), total)
     return found
@@ -149,6 +151,21 @@ def stated_intervals(figures: Mapping[str, Any], place: FigurePath = ()) -> dict
     return found
 
 
+def stated_value(figures: Any, path: FigurePath, computed: float) -> float:
+    """Return a figure as `figures` state it. Below the impostor scores that it keeps one by one a sample computes a figure only closely.
+
+    Where the two are further apart than 0.01 the file contradicts itself: the sample's figure is returned.
+    """
+    for name in path:
+        figures = figures.get(name) if isinstance(figures, Mapping) else None
+    return float(figures) if _is_number(figures) and abs(figures - computed) <= 0.01 else computed
+
+
+def _as_stated(resampled: Resampled, result: EvaluationResult, place: FigurePath) -> Resampled:
+    values = {path: stated_value(result.figures, (*place, *path), value) for path, value in resampled.values.items()}
+    return dataclasses.replace(resampled, values=values)
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -198,7 +215,10 @@ def compare_results(
     found: list[Difference] = []
     for done, place in enumerate(common, start=1):
         for first, second in zip(one.samples[place], other.samples[place], strict=False):
-            both = [resample(sample, resamples, confidence, seed) for sample in (first, second)]
+            both = [
+                _as_stated(resample(sample, resamples, confidence, seed), result, place)
+                for result, sample in ((one, first), (other, second))
+            ]
             notes = tuple(interval_notes({place: both[:1]}))  # the same people: the same notes
             for path in both[0].values:
                 if path in both[1].values:
