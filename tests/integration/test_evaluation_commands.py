@@ -1,6 +1,7 @@
 """`evaluate`, `compare` and `report` as a user types them, on generated data with everything that goes wrong in real lists."""
 
 import json
+import math
 import re
 from pathlib import Path
 from xml.etree import ElementTree
@@ -361,6 +362,26 @@ def test_report_of_several_models(tmp_path, models, monkeypatch, capsys) -> None
     result = read_result(files[0])
     save_result(tmp_path / "copy.npz", result)
     assert read_result(tmp_path / "copy.npz").figures == result.figures
+    strange = {
+        "tar_at_far": {'"><script>': 0.5, "nan": 0.5, "1.2.3": 0.5, "0.001": "high", "0.01": 0.4321},
+        "at_common_threshold": {"0.01": {"tar": None, "far": 0.1}, "0.1": 7},
+        "intervals": {"tar_at_far": {"0.01": [0.1, math.inf]}},
+        "interval_notes": 5,
+        "identities": "many",
+    }
+    result.figures["groups"] = {"<i>strange</i>": strange, "none": 3}
+    save_result(tmp_path / "strange.npz", result)
+    ran(monkeypatch, capsys, "report", tmp_path / "strange.npz", "--output", page)
+    text = page.read_text()
+    assert "43.21" in text
+    assert "<script" not in text
+    assert "<i>" not in text
+    result.figures["groups"] = {f"g{k:02d}": {"tar_at_far": {"0.01": k / 100}} for k in range(44, -1, -1)}
+    save_result(tmp_path / "many.npz", result)
+    ran(monkeypatch, capsys, "report", tmp_path / "many.npz", "--output", page)
+    text = page.read_text()
+    assert re.findall(r">(g\d\d)<", text.rpartition("<svg")[2]) == [f"g{k:02d}" for k in range(39, -1, -1)]
+    assert "the 40 groups with the lowest TAR" in text
     for arguments, wanted in (
         ((files[0], models[0]), "is no result: models are set side by side from files"),
         ((files[0], "--output", tmp_path / "r.pdf"), "a report is .html or .md"),

@@ -6,6 +6,7 @@ has its figures as SVG files in a folder beside it. All text from the results is
 """
 
 import html
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -200,7 +201,7 @@ def _interval(holder: Mapping[str, Any], path: FigurePath) -> tuple[float, float
     value: Any = holder.get("intervals")
     for name in path:
         value = value.get(name) if isinstance(value, dict) else None
-    if isinstance(value, list) and len(value) == 2 and all(isinstance(bound, int | float) for bound in value):
+    if isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)):
         return float(value[0]), float(value[1])
     return None
 
@@ -263,56 +264,76 @@ def _figure_name(path: FigurePath) -> str:
     return f"rank {path[1]}, %" if path[0] == "rank" else names.get(path[0], " ".join(path))
 
 
+def _own_rates(group: Mapping[str, Any]) -> dict[str, float]:
+    """FAR -> TAR at the group's own threshold; a file may hold anything."""
+    found = _mapping(group.get("tar_at_far"))
+    return {far: float(tar) for far, tar in found.items() if _is_rate(far) and _is_number(tar)}
+
+
+def _shared_rates(group: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """FAR -> TAR and FAR of the group at everyone's threshold."""
+    found = {far: _mapping(rates) for far, rates in _mapping(group.get("at_common_threshold")).items() if _is_rate(far)}
+    return {
+        far: (float(rates["tar"]), float(rates["far"]))
+        for far, rates in found.items()
+        if _is_number(rates.get("tar")) and _is_number(rates.get("far"))
+    }
+
+
+def _is_rate(text: str) -> bool:
+    return re.fullmatch(r"[0-9]+(\.[0-9]+)?(e-[0-9]+)?", text) is not None and 0 < float(text) <= 1
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _groups_of(board: _Board) -> list[tuple[str, str, dict[str, Any]]]:
+    """(group, model, its JSON), group after group."""
+    names = dict.fromkeys(name for groups in board.groups.values() for name in groups)
+    return [(name, model, _mapping(groups.get(name))) for name in names for model, groups in board.groups.items()]
+
+
 def _group_table(board: _Board) -> tuple[list[str], list[list[Cell]]]:
-    several = [group for groups in board.groups.values() for group in groups.values()]
-    rates_of = [_mapping(group.get(name)) for group in several for name in ("at_common_threshold", "tar_at_far")]
-    fars = list(dict.fromkeys(far for rates in rates_of for far, rate in rates.items() if rate is not None))
-    fars.sort(key=float)
+    several = _groups_of(board)
+    fars = {far for _, _, group in several for rates in (_own_rates(group), _shared_rates(group)) for far in rates}
+    columns = sorted(fars, key=float)
     rows: list[list[Cell]] = []
-    for name in dict.fromkeys(name for groups in board.groups.values() for name in groups):
-        for model, groups in board.groups.items():
-            group = _mapping(groups.get(name))
-            shared, own = _mapping(group.get("at_common_threshold")), _mapping(group.get("tar_at_far"))
-            cells: list[Cell] = [(name, ""), (model, "")]
-            for far in fars:
-                rates = _mapping(shared.get(far))
-                shown = f"{100 * rates['tar']:.2f} (FAR {rates['far']:.2g})" if {"tar", "far"} <= rates.keys() else "–"
-                cells.append((shown, ""))
-                cells.append(_cell(own.get(far), _interval(group, ("tar_at_far", far)), ("tar_at_far", far)))
-            cells.append((f"{group.get('identities', 0):,}", ""))
-            rows.append(cells)
-    header = ["Group", "Model", *(text for far in fars for text in (f"common, {far}", f"own, {far}")), "identities"]
+    for name, model, group in several:
+        own, shared = _own_rates(group), _shared_rates(group)
+        cells: list[Cell] = [(name, ""), (model, "")]
+        for far in columns:
+            tar, within = shared.get(far, (None, None))
+            cells.append(("–" if tar is None else f"{100 * tar:.2f} (FAR {within:.2g})", ""))
+            cells.append(_cell(own.get(far), _interval(group, ("tar_at_far", far)), ("tar_at_far", far)))
+        count = group.get("identities")
+        cells.append((f"{count:,}" if isinstance(count, int) else "–", ""))
+        rows.append(cells)
+    header = ["Group", "Model", *(text for far in columns for text in (f"common, {far}", f"own, {far}")), "identities"]
     return header, rows
 
 
 def _group_figures(board: _Board, key: str) -> list[tuple[str, str, str]]:
     """(caption, hint, SVG) of TAR by group, at the strictest of the FARs that most groups state; none where no group states any."""
-    several = [
-        (model, name, _mapping(group)) for model, groups in board.groups.items() for name, group in groups.items()
-    ]
-    stated = [
-        far for _, _, group in several for far, tar in _mapping(group.get("tar_at_far")).items() if tar is not None
-    ]
+    several = _groups_of(board)
+    stated = [far for _, _, group in several for far in _own_rates(group)]
     if not stated:
         return []
     far = max(dict.fromkeys(stated), key=lambda far: (stated.count(far), -float(far)))
     rates = []
-    for model, name, group in several:
-        interval = _interval(group, ("tar_at_far", far)) or (None, None)
-        shared = _mapping(_mapping(group.get("at_common_threshold")).get(far)).get("tar")
-        rates.append(GroupRate(name, model, _mapping(group.get("tar_at_far")).get(far), *interval, shared))
-    names = list(dict.fromkeys(name for _, name, _ in several))
-    left_out = len(names) - _SHOWN_GROUPS
-    if left_out > 0:
-        lowest = {
-            name: min((one.rate for one in rates if one.group == name and one.rate is not None), default=2.0)
-            for name in names
-        }
-        kept = sorted(names, key=lowest.__getitem__)[:_SHOWN_GROUPS]
-        rates = [one for one in rates if one.group in kept]
+    for name, model, group in several:
+        own, (shared, _) = _own_rates(group).get(far), _shared_rates(group).get(far, (None, None))
+        low, high = _interval(group, ("tar_at_far", far)) or (None, None)
+        rates.append(GroupRate(name, model, own, low, high, shared))
+    lowest: dict[str, float] = {}
+    for one in rates:
+        lowest[one.group] = min(lowest.get(one.group, 2.0), 2.0 if one.rate is None else one.rate)
+    shown = sorted(lowest, key=lowest.__getitem__)[:_SHOWN_GROUPS]
+    rates = [one for one in rates if one.group in shown]
     svg = group_figure(rates, f"true accept rate by group at FAR {far}", key=key, x_label=f"TAR at FAR {far}, %")
     hint = "filled: at the group's own threshold, with its interval; hollow: at everyone's threshold"
-    return [("Groups", hint + (f"; the {_SHOWN_GROUPS} groups with the lowest TAR" if left_out > 0 else ""), svg)]
+    more = f"; the {_SHOWN_GROUPS} groups with the lowest TAR" if len(shown) < len(lowest) else ""
+    return [("Groups", hint + more, svg)]
 
 
 def _group_notes(board: _Board) -> list[str]:
