@@ -183,12 +183,17 @@ def test_evaluation_of_a_model_that_sees_the_colour() -> None:
     low, high = more["intervals"]["auc"]
     assert low <= figures["auc"] <= high
     assert low < high
-    assert set(more["all_pairs"]["intervals"]["tar_at_far"]) == {"0.1", "0.01"}
-    assert more["interval_identities"] == more["all_pairs"]["interval_identities"] == 12
-    for holder in (more, more["all_pairs"]):  # what scripts read stays as it is
-        for name in ("intervals", "interval_identities", "interval_notes", "uncertainty"):
-            holder.pop(name, None)
-    assert more == found.figures() == figures
+    assert set(more["intervals"]["all_pairs"]["tar_at_far"]) == {"0.1", "0.01"}
+    assert more["interval_identities"] == 12
+    assert len(more["interval_notes"]) == 3  # the list of pairs, rank-one, all pairs
+    assert any(
+        note.startswith("all pairs: the intervals of tar at far rest on 12 identities")
+        for note in more["interval_notes"]
+    )
+    assert more["uncertainty"]["seed"] == 1
+    for name in ("intervals", "interval_identities", "interval_notes", "uncertainty"):
+        del more[name]
+    assert more == found.figures() == figures  # what scripts read stays as it is
 
 
 def test_arrays_are_saved_without_pickle(tmp_path) -> None:

@@ -300,13 +300,7 @@ def _verification(run: RunRecord) -> str:
         "Verification on people never trained on",
         f'<div class="figures">{"".join(drawn)}</div>',
         _about_intervals(figures),
-        _notes(
-            [
-                *_texts(figures.get("notes")),
-                *_texts(figures.get("interval_notes")),
-                *_texts(_value(figures, "all_pairs", "interval_notes")),
-            ]
-        ),
+        _notes([*_texts(figures.get("notes")), *_texts(figures.get("interval_notes"))]),
     )
 
 
@@ -319,11 +313,11 @@ def _about_intervals(figures: dict[str, Any]) -> str:
     confidence, resamples = (_number(_value(figures, "uncertainty", name)) for name in ("confidence", "resamples"))
     if confidence is None or resamples is None or not stated_intervals(figures):
         return ""
-    people = [_number(_value(figures, *place, "interval_identities")) for place in ((), ("all_pairs",))]
-    told = " and ".join(f"{count:,.0f}" for count in dict.fromkeys(people) if count is not None)
+    people = _number(figures.get("interval_identities"))
+    told = "" if people is None else f" ({people:,.0f} with several images)"
     return (
         f'<p class="hint" style="margin-top:12px">In brackets: {100 * confidence:g} % intervals, from {resamples:,.0f} bootstrap resamples of '
-        f"the identities ({told} carry them): how the figures vary with the people. Whether another run is better is said by attfc compare.</p>"
+        f"the identities{told}: how the figures vary with the people. Whether another run is better is said by attfc compare.</p>"
     )
 
 
