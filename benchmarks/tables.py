@@ -310,8 +310,12 @@ def planning() -> str:
     )
 
 
-# Studies of `attfc study run` -> what their figure shows; cells in results/studies/NAME, settings in studies/NAME.yaml.
-STUDIES: dict[str, tuple[str, str]] = {}
+# Studies of `attfc study run` -> whose figures their table shows; cells in results/studies/NAME, settings in studies/NAME.yaml.
+STUDIES = {"vectors_tune": "validation", "vectors_tail": "test", "vectors_dense": "test", "vectors_options": "test"}
+DRAWN = {
+    "vectors_tail": ("TAR at FAR 1e-4", "tar_at_far/0.0001"),
+    "vectors_dense": ("TAR at FAR 1e-4", "tar_at_far/0.0001"),
+}
 
 
 def grid_records(name: str) -> list[dict[str, Any]]:
@@ -327,7 +331,7 @@ def grid(name: str) -> Callable[[], str]:
         records = grid_records(name)
         if not records:
             raise FileNotFoundError(2, "no cells", f"benchmarks/results/studies/{name}")
-        return study_table(records, FIGURES[study.world.kind], study.reference)
+        return study_table(records, FIGURES[study.world.kind], study.reference, STUDIES[name])
 
     return table
 
@@ -401,10 +405,9 @@ def main() -> None:
         if text != page.read_text(encoding="utf-8"):
             page.write_text(text, encoding="utf-8")
             print(f"{page.relative_to(ROOT)}: renewed")
-    for name in STUDIES:
+    for name, (title, figure) in DRAWN.items():
         records = grid_records(name)
         if records:
-            title, figure = STUDIES[name]
             path = ROOT / "docs" / "figures" / f"study_{name}.svg"
             path.parent.mkdir(exist_ok=True)
             path.write_text(study_figure(records, figure, title), encoding="utf-8")

@@ -31,6 +31,7 @@ from attfc.evaluation.all_pairs import SPARE_FOR_INTERVALS
 from attfc.evaluation.resampling import Interval
 from attfc.evaluation.result import stated_intervals
 from attfc.heads import DCP, DCQ, AttFC, CenterTable, FullFC, Head, PartialFC, RowStore
+from attfc.heads.row_store import RowPlace
 from attfc.losses import AdaFace, ArcFace, CombinedMargin, CosFace, Margin
 from attfc.precision import best_autocast_dtype
 from attfc.training.batch_norm import synchronize_batch_norm
@@ -57,6 +58,7 @@ __all__ = [
     "paired_queries",
     "resume_run",
     "schedule_of",
+    "table_place",
 ]
 
 AMP_DTYPES = {"none": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -189,9 +191,9 @@ def build_head(config: RunConfig, identities: int, ranks: Ranks = ALONE) -> Head
             block_mib=config.head.block_mib,
             ranks=ranks,
         )
-    table = None
-    if config.center.table != "none":
-        place = RowStore(config.center.table, _folder(config.center.table_folder))
+    table, kept = None, table_place(config, identities)
+    if kept is not None:
+        place = RowStore(kept, _folder(config.center.table_folder))
         table = CenterTable(identities, config.backbone.embedding_size, place=place, ranks=ranks)
     return AttFC(
         config.backbone.embedding_size,
@@ -212,6 +214,12 @@ def build_head(config: RunConfig, identities: int, ranks: Ranks = ALONE) -> Head
         table=table,
         ranks=ranks,
     )
+
+
+def table_place(config: RunConfig, identities: int) -> RowPlace | None:
+    """Where AttFC keeps a table of centers; None: nowhere, because it is not asked for or the container has a slot for everyone."""
+    holds_all = config.container.policy == "unique" and container_slots(config, identities) >= identities
+    return None if config.center.table == "none" or holds_all else config.center.table
 
 
 def _folder(name: str | None) -> Path | None:

@@ -126,7 +126,8 @@ class CenterConfig(Section):
     )
     table: Literal["none", "device", "host", "file"] = Field(
         "none",
-        description="where a table with the latest center of every identity lives (2 bytes a number); none: the container's alone",
+        description="where a table with the latest center of every identity lives (2 bytes a number), for a container with fewer slots than "
+        "identities; none: the container's alone",
     )
     table_folder: str | None = Field(None, description="table=file: a folder on a fast disk")
 
@@ -134,7 +135,7 @@ class CenterConfig(Section):
 class ContainerConfig(Section):
     """The dynamic class container."""
 
-    ratio: Annotated[float, Field(gt=0)] | None = Field(0.3, description="slots / identities; slots overrides it")
+    ratio: Annotated[float, Field(gt=0)] | None = Field(0.1, description="slots / identities; slots overrides it")
     slots: Positive | None = None
     policy: Literal["fifo", "unique"] = "fifo"
     dtype: Literal["float32", "bfloat16", "int8"] = "float32"
@@ -360,7 +361,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "keys": {"distinct": False},
         "key_encoder": {"momentum": 0.999, "momentum_schedule": "constant", "batch_norm": "batch"},
         "attention": {"temperature": 1.0, "include_stored_center": False},
-        "center": {"blend": 0.0, "source": "keys"},
+        "center": {"blend": 0.0, "source": "keys", "table": "none"},
         "container": {"policy": "fifo", "dtype": "float32"},
         "negatives": {"in_batch": False},
         "margin": {"gradient": "straight_through", "beyond_pi": "wrap"},
@@ -369,7 +370,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "keys": {"distinct": True},
         "key_encoder": {"momentum": 0.0, "momentum_schedule": "constant", "batch_norm": "batch"},
         "attention": {"temperature": 1.0, "include_stored_center": False},
-        "center": {"blend": 0.8, "source": "keys"},
+        "center": {"blend": 0.6, "source": "query", "table": "host"},
         "container": {"policy": "unique", "dtype": "float32"},
         "negatives": {"in_batch": True},
         "margin": {"gradient": "exact", "beyond_pi": "linear"},

@@ -132,7 +132,7 @@ def test_print_config_is_yaml_that_trains(tmp_path, monkeypatch, capsys) -> None
         (["train"], "which preset?"),
         (["train", "demo", "data.rot=x"], "unknown key 'data.rot'; did you mean 'root'?"),
         (["train", "demo", "data.root=/nowhere/at all"], "/nowhere/at all"),
-        (["train", "demo", "keys.per_query=0"], "keys.per_query is 0"),
+        (["train", "demo", "center.source=keys", "keys.per_query=0"], "keys.per_query is 0"),
         (["train", "demo", "backbone.name=r51"], "r51"),
         (["train", "demo", "device=nonsense"], "device='nonsense' cannot be used here"),
         (["train", "demo", "eval.pairs=/no/pairs.txt"], "/no/pairs.txt"),
@@ -196,7 +196,13 @@ def test_too_many_broken_images_stop_the_run_and_few_are_listed(tmp_path, face_f
         target.write_bytes(source.read_bytes())
     victim = sorted(folder.rglob("*.jpg"))[4]
     victim.write_bytes(victim.read_bytes()[:200])
-    options = ["container.slots=16", "eval.root=null", "data.broken_limit=0.2", "schedule.epochs=1"]
+    options = [
+        "container.slots=16",
+        "eval.root=null",
+        "data.broken_limit=0.2",
+        "schedule.epochs=1",
+        "center.source=keys",
+    ]
     status, _, err = run_main(monkeypatch, capsys, *train_on(folder, tmp_path, *options))
     assert status == 0, err
     records = [json.loads(line) for line in (tmp_path / "runs" / "demo-001" / "metrics.jsonl").read_text().splitlines()]

@@ -68,7 +68,7 @@ def test_preset_says_where_it_comes_from_and_builds(name: str) -> None:
     with torch.device("meta"):
         head = build_head(config, identities)
     assert head.embedding_size == 512
-    assert head.keys_per_query == (2 if config.head.name == "attfc" else 0)
+    assert head.keys_per_query == 0
 
 
 @pytest.mark.parametrize("row", PUBLISHED, ids=lambda row: row["preset"])
@@ -129,7 +129,8 @@ def train_two_steps(name: str, folder: Path) -> None:
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert len(losses) == 2
-    assert all(math.isfinite(loss) and loss > 0 for loss in losses)
+    assert all(math.isfinite(loss) for loss in losses)
+    assert losses[1] > 0  # the first batch of AttFC without key passes meets an empty table
     assert (run.folder / "model" / "model.safetensors").exists()
 
 

@@ -25,6 +25,8 @@ HEADS = {
     "int8": [
         "profile=tuned",
         "container.dtype=int8",
+        "container.policy=fifo",  # with one slot an identity there would be no table
+        "center.source=keys",
         "attention.include_stored_center=true",
         "key_encoder.momentum=0.9",
     ],

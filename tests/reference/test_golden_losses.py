@@ -18,12 +18,20 @@ from attfc.build import new_run
 from attfc.config import load_config
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
+KEYS = ["center.source=keys", "center.blend=0.8"]
 RUNS = {
-    "tuned": [],
+    "tuned": ["container.ratio=0.4"],
+    "keys": [*KEYS],
+    "pairs": ["center.source=batch", "container.ratio=0.4"],
     "published": ["profile=published", "container.ratio=0.5", "key_encoder.momentum=0.9"],
-    "averaged": ["key_encoder.momentum=0.9", "key_encoder.batch_norm=averaged", "attention.include_stored_center=true"],
-    "int8 fifo": ["container.dtype=int8", "container.policy=fifo", "margin.name=arcface"],
-    "no key passes": ["center.source=query", "optimizer.name=adamw", "optimizer.learning_rate=0.001"],
+    "averaged": [
+        *KEYS,
+        "key_encoder.momentum=0.9",
+        "key_encoder.batch_norm=averaged",
+        "attention.include_stored_center=true",
+    ],
+    "int8 fifo": [*KEYS, "center.table=none", "container.dtype=int8", "container.policy=fifo", "margin.name=arcface"],
+    "no key passes": ["center.blend=0.8", "optimizer.name=adamw", "optimizer.learning_rate=0.001"],
     "full_fc": ["head.name=full_fc", "margin.name=adaface", "optimizer.accumulation=2"],
 }
 

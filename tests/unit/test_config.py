@@ -48,8 +48,8 @@ def test_resolved_configuration_reads_back_equal() -> None:
         ("batch_size=many", "batch_size='many'"),
         ("batch_size=0", "batch_size=0"),
         ("optimizer.learning_rate=.nan", "optimizer.learning_rate=nan"),
-        ("keys.per_query=0", "keys.per_query is 0"),
-        ("keys.per_query=-1", "keys.per_query is -1"),
+        ("profile=published keys.per_query=0", "keys.per_query is 0"),
+        ("center.source=keys keys.per_query=-1", "keys.per_query is -1"),
         ("profile=publishd", "profile='publishd' is unknown: choose one of published, tuned"),
         ("batch_size", "not of the form key=value"),
         ("=3", "not of the form key=value"),
@@ -58,7 +58,7 @@ def test_resolved_configuration_reads_back_equal() -> None:
 )
 def test_wrong_override_is_one_clear_error(override, message) -> None:
     with pytest.raises(UserError) as caught:
-        load_config("demo", [override])
+        load_config("demo", override.split(" "))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 

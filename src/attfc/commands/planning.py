@@ -93,7 +93,7 @@ def plan(
 ) -> None:
     """Predict memory and time of a step with every head, and say which fits and which to take."""
     from attfc.bench.calibration import measure_heads
-    from attfc.build import AMP_DTYPES, build_backbone, choose_device
+    from attfc.build import AMP_DTYPES, build_backbone, choose_device, table_place
     from attfc.config import load_config
     from attfc.planning import advice, measure_encoder, plan_step
     from attfc.precision import best_autocast_dtype
@@ -156,12 +156,10 @@ def plan(
         markup=False,
     )
     _print_plans(plans)
-    if config.center.table == "file" or (config.center.table == "host" and device.type != "cpu"):
+    kept = table_place(config, identities)
+    if kept == "file" or (kept == "host" and device.type != "cpu"):
         size = identities * config.backbone.embedding_size * 2 / 2**30 / ranks
-        out.print(
-            f"attfc's table of centers: {size:.1f} GiB a process besides, center.table={config.center.table}",
-            markup=False,
-        )
+        out.print(f"attfc's table of centers: {size:.1f} GiB a process besides, center.table={kept}", markup=False)
     sentence = advice(plans, identities)
     out.print(sentence, markup=False)
     write_json(
@@ -182,7 +180,7 @@ def plan(
 
 def _heads(config: "RunConfig", identities: int, batch: int, ranks: int, cached: bool) -> "dict[str, HeadMemory]":
     """Every head with the configuration's options, by the title of its line."""
-    from attfc.build import container_slots
+    from attfc.build import container_slots, table_place
     from attfc.planning import head_memory
 
     slots = max(container_slots(config, identities), config.batch_size)
@@ -196,7 +194,8 @@ def _heads(config: "RunConfig", identities: int, batch: int, ranks: int, cached:
     }
     rows: dict[str, Any] = {**shared, "slots": slots, "dtype": config.container.dtype}
     # On a processor host memory is the device's; `cached` says that it is one.
-    rows["table"] = config.center.table == "device" or (config.center.table == "host" and cached)
+    kept = table_place(config, identities)
+    rows["table"] = kept == "device" or (kept == "host" and cached)
     keys = max(config.keys.per_query, 1)
     rate = config.head.sample_rate
     return {

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from attfc.distributed import ALONE, Ranks
 from attfc.errors import UserError
-from attfc.heads.container import last_occurrence, merge_centers
+from attfc.heads.container import last_occurrence, merge_centers, write_rows
 from attfc.heads.row_store import RowStore
 
 __all__ = ["CenterTable"]
@@ -93,10 +93,7 @@ class CenterTable(nn.Module):
             centers_BD, last_occurrence(labels_B)
         )  # equal rows for equal labels: the order of writing is nothing
         here_B, own_B = self._own(labels_B)
-        new_BD = centers_BD.to(self.rows.device, self.rows.dtype)
-        if own_B is not None:
-            here_B, new_BD = here_B[own_B], new_BD[own_B]
-        self.rows[here_B] = new_BD
+        write_rows(self.rows, here_B, centers_BD.to(self.rows.device, self.rows.dtype), own_B)
 
     def _own(self, labels_B: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return places in `rows`, 0 for those of another rank, and which are our own (None: all)."""

@@ -21,7 +21,7 @@ from attfc.distributed import ALONE, Ranks, RowShard
 from attfc.errors import UserError, nearest
 from attfc.heads.label_index import LabelIndex
 
-__all__ = ["Container", "ContainerPolicy", "Initial", "RowDtype", "last_occurrence", "merge_centers"]
+__all__ = ["Container", "ContainerPolicy", "Initial", "RowDtype", "last_occurrence", "merge_centers", "write_rows"]
 
 ContainerPolicy = Literal["fifo", "unique"]
 RowDtype = Literal["float32", "bfloat16", "int8"]
@@ -44,6 +44,22 @@ def merge_centers(centers_BD: Tensor, last_B: Tensor) -> Tensor:
     sums_BD = torch.zeros_like(centers_BD).index_add_(0, last_B, centers_BD)
     counts_B = torch.zeros_like(last_B).index_add_(0, last_B, torch.ones_like(last_B))
     return torch.where((counts_B[last_B] > 1).unsqueeze(1), normalize(sums_BD, dim=1)[last_B], centers_BD)
+
+
+def write_rows(rows_CX: Tensor, slots_B: Tensor, new_BX: Tensor, ours_B: Tensor | None = None) -> None:
+    """Write rows in place, those of `ours_B` alone (None: all), without waiting for the device.
+
+    To leave out the others would wait for it to count them. So their writes repeat one that is ours, and if none is, they write back what
+    is there; `slots_B` may be anything where `ours_B` is false.
+    """
+    if ours_B is not None:
+        # An index of one element: one without dimensions is read by the host.
+        first, any_ours = ours_B.int().argmax().view(1), ours_B.any()
+        slot = torch.where(any_ours, slots_B[first], 0)
+        slots_B = torch.where(ours_B, slots_B, slot)
+        wide_B = ours_B.view(-1, *[1] * (new_BX.dim() - 1))
+        new_BX = torch.where(wide_B, new_BX, torch.where(any_ours, new_BX[first], rows_CX[slot]))
+    rows_CX[slots_B] = new_BX
 
 
 class Container(nn.Module):
@@ -284,23 +300,12 @@ class Container(nn.Module):
             scales_B = (rows_BD.abs().amax(dim=1) / 127).clamp_min(1e-12).float()
             rows_BD = (rows_BD / scales_B.unsqueeze(1)).round()
         rows_BD = rows_BD.to(self.rows.dtype)
+        ours_B = None
         if self.ranks.size > 1:
-            # To leave out the slots of other ranks would wait for the device to count them. So their writes repeat one that is ours,
-            # and if none is, they write back what is there.
-            ours_B = self._holds(slots_B)
-            # An index of one element: one without dimensions is read by the host.
-            first, any_ours = ours_B.int().argmax().view(1), ours_B.any()
-            slots_B = slots_B - self.shard.start
-            slot = torch.where(any_ours, slots_B[first], 0)
-            row_1D = torch.where(any_ours, rows_BD[first], self.rows[slot])
-            if self.row_scales is not None and scales_B is not None:
-                scale = torch.where(any_ours, scales_B[first], self.row_scales[slot])
-                scales_B = torch.where(ours_B, scales_B, scale)
-            slots_B = torch.where(ours_B, slots_B, slot)
-            rows_BD = torch.where(ours_B.unsqueeze(1), rows_BD, row_1D)
-        self.rows[slots_B] = rows_BD
+            ours_B, slots_B = self._holds(slots_B), slots_B - self.shard.start
+        write_rows(self.rows, slots_B, rows_BD, ours_B)
         if self.row_scales is not None and scales_B is not None:
-            self.row_scales[slots_B] = scales_B
+            write_rows(self.row_scales, slots_B, scales_B, ours_B)
 
     def _decode(self, slots_B: Tensor) -> Tensor:
         rows_BD = self.rows[slots_B].float()
