@@ -194,7 +194,7 @@ def build_head(config: RunConfig, identities: int, ranks: Ranks = ALONE) -> Head
     table, kept = None, table_place(config, identities)
     if kept is not None:
         place = RowStore(kept, _folder(config.center.table_folder))
-        table = CenterTable(identities, config.backbone.embedding_size, place=place, ranks=ranks)
+        table = CenterTable(identities, config.backbone.embedding_size, place=place, seed=config.seed, ranks=ranks)
     return AttFC(
         config.backbone.embedding_size,
         slots,
@@ -212,6 +212,7 @@ def build_head(config: RunConfig, identities: int, ranks: Ranks = ALONE) -> Head
         filtering=config.head.filtering,
         block_mib=config.head.block_mib,
         table=table,
+        negatives="container" if table is None else config.negatives.source,
         ranks=ranks,
     )
 

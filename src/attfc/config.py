@@ -146,6 +146,11 @@ class NegativesConfig(Section):
     """Which centers push away."""
 
     in_batch: bool = Field(False, description="the batch's own centers are negatives too")
+    source: Literal["container", "table"] = Field(
+        "container",
+        description="attfc: the most recent centers, or, where there is a table of centers (center.table), as many of its rows drawn at random "
+        "in each step",
+    )
 
 
 class MarginConfig(Section):
@@ -363,7 +368,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "attention": {"temperature": 1.0, "include_stored_center": False},
         "center": {"blend": 0.0, "source": "keys", "table": "none"},
         "container": {"policy": "fifo", "dtype": "float32"},
-        "negatives": {"in_batch": False},
+        "negatives": {"in_batch": False, "source": "container"},
         "margin": {"gradient": "straight_through", "beyond_pi": "wrap"},
     },
     "tuned": {
@@ -372,7 +377,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "attention": {"temperature": 1.0, "include_stored_center": False},
         "center": {"blend": 0.6, "source": "query", "table": "host"},
         "container": {"policy": "unique", "dtype": "float32"},
-        "negatives": {"in_batch": True},
+        "negatives": {"in_batch": True, "source": "table"},
         "margin": {"gradient": "exact", "beyond_pi": "linear"},
     },
 }

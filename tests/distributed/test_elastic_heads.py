@@ -13,7 +13,12 @@ from .workers import STEPS, go_on, go_on_several
 FILE = {"rows": "file", "rows_folder": gettempdir()}
 CASES: dict[str, tuple[str, dict[str, Any], torch.dtype, str]] = {
     "attfc": ("attfc", {"slots": 41}, torch.float32, "sgd"),
-    "attfc table": ("attfc", {"slots": 17, "table": "host", "center_source": "query"}, torch.float32, "sgd"),
+    "attfc table": (
+        "attfc",
+        {"slots": 25, "table": "host", "negatives": "table", "center_source": "query"},
+        torch.float32,
+        "sgd",
+    ),
     "attfc table file": ("attfc", {"slots": 19, "table": "file", "table_folder": gettempdir()}, torch.float32, "sgd"),
     "full_fc": ("full_fc", {}, torch.float64, "sgd"),
     "full_fc adamw": ("full_fc", {"identities": 6}, torch.float64, "adamw"),

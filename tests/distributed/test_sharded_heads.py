@@ -15,6 +15,7 @@ ATTFC = {
     "filtered": {"interclass_filtering_threshold": 0.2, "filtering": "zero", "slots": 16},
     "adaface": {"margin": "adaface", "slots": 25},
     "table": {"table": "host", "center_source": "query", "slots": 17},
+    "drawn": {"table": "host", "negatives": "table", "slots": 25},
     "batch": {"center_source": "batch", "slots": 17},
     "table and keys": {"table": "device", "include_stored_center": True, "policy": "fifo", "slots": 17},
 }

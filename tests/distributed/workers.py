@@ -92,11 +92,12 @@ def run_head(kind: str, options: dict[str, Any], dtype: torch.dtype) -> dict[str
         gradients.append(ranks.gather(own_BD.grad) / ranks.size)
         figures.append(ranks.mean(torch.tensor(list(head.statistics().values()), dtype=torch.float64)))
         labels += [container.labels.clone() for container in containers]
-        if not containers:
+        if hasattr(head, "weight"):
             weights.append(head.weight.grad.to_dense())
             with torch.no_grad():
                 head.weight -= weights[-1]
-    last = [container.rows.double() for container in containers] or [head.weight.detach()]
+    last = [container.rows.double() for container in containers]
+    last += [head.weight.detach()] if hasattr(head, "weight") else []
     last += [head.table.rows.double()] if isinstance(head, AttFC) and head.table is not None else []
     scales = [container.row_scales for container in containers if container.row_scales is not None]
     margin = [buffer.clone() for buffer in head.margin.buffers()] if kind != "dcq" else []

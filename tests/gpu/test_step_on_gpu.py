@@ -20,12 +20,17 @@ COMMON = [
     *("data.root=synthetic:identities=400,images=4-7,seed=0", "data.workers=0", "threads=1", "device=cuda"),
     *("batch_size=64", "backbone.name=r6_tiny", "eval.root=null", "schedule.max_steps=20", "schedule.warmup_epochs=0"),
     *("container.ratio=0.9", "log.tensorboard=false", "log.every=1000", "report.write=false"),
-    *("center.source=keys", "center.table=device"),  # a table in host memory is waited for, by design
+    *(
+        "center.source=keys",
+        "center.table=device",
+        "negatives.source=container",
+    ),  # a table in host memory is waited for, by design
 ]
 HEADS = {
     "attfc": ["head.name=attfc"],
     "attfc published": ["profile=published", "center.table=none"],
     "attfc stored": ["attention.include_stored_center=true", "container.dtype=int8", "margin.name=adaface"],
+    "attfc drawn": ["center.source=query", "negatives.source=table"],
     "attfc query": ["center.source=query", "container.dtype=bfloat16"],
     "attfc filtered": ["head.interclass_filtering_threshold=0.3", "head.filtering=zero", "margin.name=arcface"],
     "full_fc": ["head.name=full_fc", "optimizer.accumulation=2"],

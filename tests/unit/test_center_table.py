@@ -46,6 +46,42 @@ def test_with_a_slot_for_everyone_a_table_changes_nothing(options: dict[str, obj
     assert steps(attfc(table=table, **options)) == steps(attfc(**options))
 
 
+def test_drawing_everybody_is_a_container_with_a_slot_for_everyone() -> None:
+    for options in (
+        {"center_source": "query"},
+        {"in_batch_negatives": False},
+        {"center_source": "batch", "center_blend": 0.5},
+    ):
+        drawn = attfc(table=CenterTable(IDENTITIES, SIZE, dtype=torch.float32), negatives="table", **options)
+        assert drawn.container is None
+        assert steps(drawn) == pytest.approx(steps(attfc(**options)), rel=1e-5)
+
+
+def test_a_draw_has_the_batch_and_others_new_in_each_step() -> None:
+    table = CenterTable(IDENTITIES, SIZE, seed=4)
+    table.store(torch.eye(SIZE).repeat(5, 1), torch.arange(IDENTITIES))
+    batch = torch.tensor([3, 9, 3])
+    rows, labels = table.draw(batch, 12)
+    assert rows.shape == (12, SIZE)
+    assert {3, 9} <= set(labels.tolist())
+    assert len(set(labels.tolist())) == 12
+    torch.testing.assert_close(rows.float(), torch.eye(SIZE)[labels % SIZE])
+    assert labels.tolist() == table.draw(batch, 12)[1].tolist(), "a look draws nothing new"
+    table.store(torch.eye(SIZE)[:1], torch.tensor([8]))
+    assert labels.tolist() != table.draw(batch, 12)[1].tolist()
+    assert len(table.draw(batch, 1)[1]) == 3, "never fewer than the batch"
+    assert len(table.draw(batch, 10**6)[1]) == IDENTITIES
+
+
+def test_who_was_not_seen_is_nobodys_negative() -> None:
+    table = CenterTable(IDENTITIES, SIZE)
+    table.store(torch.eye(SIZE)[:2], torch.tensor([5, 6]))
+    assert sorted(set(table.draw(torch.tensor([5]), IDENTITIES)[1].tolist())) == [-1, 5, 6]
+    head = attfc(20, CenterTable(IDENTITIES, SIZE), negatives="table", center_source="query", in_batch_negatives=False)
+    assert steps(head, 1) == [0.0]  # nobody is known yet
+    assert steps(head, 12)[-1] > 0
+
+
 def test_with_few_slots_the_table_still_knows_everyone() -> None:
     seen = {}
     for name, table in (("without", None), ("with", CenterTable(IDENTITIES, SIZE))):
@@ -80,8 +116,9 @@ def test_rows_outside_the_device_stay_there_as_they_are(place: str, tmp_path: Pa
     assert head.container.rows.device.type == "meta"
 
 
-def test_a_saved_table_goes_on_and_others_are_refused() -> None:
-    options = {"center_source": "query"}
+@pytest.mark.parametrize("negatives", ["container", "table"])
+def test_a_saved_table_goes_on_and_others_are_refused(negatives: str) -> None:
+    options = {"center_source": "query", "negatives": negatives}
     head, again = (attfc(12, CenterTable(IDENTITIES, SIZE), **options) for _ in range(2))
     steps(head)
     again.load_state_dict(head.state_dict())
@@ -97,6 +134,10 @@ def test_what_cannot_be() -> None:
         steps(attfc(12, CenterTable(IDENTITIES, SIZE), center_source="query"), 9, identities=60)
     with pytest.raises(UserError, match="no option uses stored centers: set center_blend"):
         attfc(12, CenterTable(IDENTITIES, SIZE), center_blend=0.0)
+    with pytest.raises(UserError, match='negatives="table" needs a table of centers'):
+        attfc(12, negatives="table")
+    with pytest.raises(UserError, match="negatives is 'tabel': choose container or table; did you mean 'table'"):
+        attfc(12, negatives="tabel")
     with pytest.raises(UserError, match=r"center\.table=host keeps stored centers and no option uses them"):
         load_config("demo", ["profile=published", "center.table=host"])
     with pytest.raises(UserError, match=r"center\.table=file needs center\.table_folder"):

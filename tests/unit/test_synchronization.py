@@ -84,12 +84,17 @@ COMMON = [
     *("data.root=synthetic:identities=30,images=4-7,seed=0", "data.workers=0", "data.decoded_cache_mib=0", "threads=1"),
     *("batch_size=8", "backbone.name=r6_tiny", "precision.amp=none", "eval.root=null", "schedule.max_steps=6"),
     *("schedule.warmup_epochs=0", "container.ratio=0.9", "log.tensorboard=false", "device=meta"),
-    *("center.source=keys", "center.table=device"),  # a table in host memory is waited for, by design
+    *(
+        "center.source=keys",
+        "center.table=device",
+        "negatives.source=container",
+    ),  # a table in host memory is waited for, by design
 ]
 HEADS = {
     "attfc": ["head.name=attfc"],
     "attfc published": ["profile=published", "center.table=none"],
     "attfc stored": ["attention.include_stored_center=true", "container.dtype=int8", "margin.name=adaface"],
+    "attfc drawn": ["center.source=query", "negatives.source=table"],
     "attfc query": ["center.source=query", "container.dtype=bfloat16"],
     "attfc pairs": ["center.source=batch", "center.table=none"],
     "attfc filtered": ["head.interclass_filtering_threshold=0.3", "head.filtering=zero", "margin.name=arcface"],

@@ -124,7 +124,7 @@ class Training:
         self.device = torch.device(case.device)
         torch.manual_seed(0)
         self.head = build_head(case).to(self.device)
-        if isinstance(self.head, AttFC):
+        if isinstance(self.head, AttFC) and self.head.container is not None:
             fill(self.head.container, case.identities)
         self.pair: MomentumPair | None = None
         self.dtype: torch.dtype | None = None

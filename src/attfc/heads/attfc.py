@@ -30,6 +30,7 @@ from attfc.losses.margins import Margin
 __all__ = ["AttFC", "CenterSource", "generative_class_center"]
 
 CenterSource = Literal["keys", "query", "batch"]
+Negatives = Literal["container", "table"]
 
 
 def generative_class_center(
@@ -128,7 +129,9 @@ class AttFC(Head):
         filtering: what becomes of those, `drop` (out of the softmax) or `zero` (cosine 0, as in arcface_torch).
         block_mib: temporary memory of the streaming pass, MiB.
         table: keeps the latest center of every identity, also of those that the container has no slot for; the stored centers are then
-            those of the table, and the container holds negatives alone. None: stored centers are the container's.
+            those of the table. None: stored centers are the container's.
+        negatives: `container`: the most recent centers; `table`: of the table, those of the batch and random others, `slots` in all, drawn anew in
+            each step. There is then no container, and `policy`, `dtype` and `initial` say nothing.
         ranks: the processes that share the container; each calls `forward` with its share of the batch, all of equal size, and gets the
             mean loss of that share. The mean of these over ranks is the loss that one process has for the whole batch.
 
@@ -138,8 +141,8 @@ class AttFC(Head):
     >>> embeddings = torch.eye(4)[:2].requires_grad_()
     >>> head(embeddings, torch.tensor([0, 1]), torch.eye(4)[:2].unsqueeze(1)).item()  # no negatives yet
     0.0
-    >>> head.container.fill
-    tensor(2)
+    >>> head.statistics()["fill"]
+    0.25
     """
 
     def __init__(
@@ -161,6 +164,7 @@ class AttFC(Head):
         filtering: Filtering = "drop",
         block_mib: float = 32.0,
         table: CenterTable | None = None,
+        negatives: Negatives = "container",
         ranks: Ranks = ALONE,
     ) -> None:
         if center_source not in get_args(CenterSource):
@@ -194,7 +198,15 @@ class AttFC(Head):
         self.filtering: Filtering = filtering
         self.block_mib = block_mib
         self.ranks = ranks
-        self.container = Container(slots, embedding_size, policy=policy, dtype=dtype, initial=initial, ranks=ranks)
+        if negatives not in get_args(Negatives):
+            hint = nearest(str(negatives), get_args(Negatives))
+            raise UserError(f"negatives is {negatives!r}: choose container or table{hint}")
+        if negatives == "table" and table is None:
+            raise UserError('negatives="table" needs a table of centers to draw them from: pass table=CenterTable(...)')
+        self.slots = slots
+        self.container = None
+        if negatives == "container":
+            self.container = Container(slots, embedding_size, policy=policy, dtype=dtype, initial=initial, ranks=ranks)
         self.uses_stored = include_stored_center or center_blend > 0 or center_source == "query"
         if table is not None and not self.uses_stored:
             raise UserError(
@@ -215,7 +227,8 @@ class AttFC(Head):
             UserError: wrong shapes or types, no keys, a batch larger than the container, a label that the table has no row for.
         """
         self._check_batch(embeddings_BD, labels_B)
-        self.container.check_room(labels_B.shape[0] * self.ranks.size)
+        if self.container is not None:
+            self.container.check_room(labels_B.shape[0] * self.ranks.size)
         query_BD, norms_B = unit_length(embeddings_BD)
         every_label_B = self.ranks.gather(labels_B)
         if self.table is not None:
@@ -242,7 +255,8 @@ class AttFC(Head):
             loss_B = torch.where(taught_B, loss_B, 0.0)
         self._note(cosine_B, stored_B, taught_B)
         if self.training:
-            self.container.enqueue(every_new_BD, every_label_B)
+            if self.container is not None:
+                self.container.enqueue(every_new_BD, every_label_B)
             if self.table is not None:
                 self.table.store(every_new_BD, every_label_B)
         return loss_B.mean()
@@ -252,7 +266,7 @@ class AttFC(Head):
         if self.table is not None:
             stored_BD = self.ranks.sum_own(self.table.lookup(every_label_B))
             return self.ranks.gather(stored_BD.any(dim=1)), normalize(stored_BD, dim=1)
-        if self.uses_stored:
+        if self.uses_stored and self.container is not None:
             stored_B, stored_BD = self.container.lookup(every_label_B)
             return stored_B, normalize(self.ranks.sum_own(stored_BD), dim=1)
         nobody_B = torch.zeros_like(every_label_B, dtype=torch.bool)
@@ -292,17 +306,23 @@ class AttFC(Head):
     def _loss(
         self, query_BD: Tensor, positive_B: Tensor, labels_B: Tensor, every_new_BD: Tensor, every_label_B: Tensor
     ) -> Tensor:
-        """Steps 6 and 7 for each sample: the container before this batch is enqueued."""
-        rows_CD, labels_C, scales_C = self.container.negatives()
+        """Steps 6 and 7 for each sample: the container, or the table, before this batch is kept."""
+        rows_CD, labels_C, scales_C = self._rows(every_label_B)
         extra_BD = extra_labels_B = None
         if self.in_batch_negatives:
             extra_BD, extra_labels_B = every_new_BD, every_label_B
-            if self.container.policy == "unique":
+            if self.container is None or self.container.policy == "unique":
                 last_B = last_occurrence(every_label_B)
                 places_B = torch.arange(every_label_B.shape[0], device=every_label_B.device)
                 extra_BD = merge_centers(every_new_BD, last_B)
                 extra_labels_B = torch.where(last_B == places_B, every_label_B, EMPTY)
-                labels_C = self.container.labels_without(every_label_B)
+                # The new centers stand in for the stored ones of the batch.
+                if self.container is not None:
+                    labels_C = self.container.labels_without(every_label_B)
+                else:
+                    sorted_B = every_label_B.sort().values
+                    place_C = torch.searchsorted(sorted_B, labels_C).clamp_max_(len(sorted_B) - 1)
+                    labels_C = torch.where(sorted_B[place_C] == labels_C, EMPTY, labels_C)
             extra_BD, extra_labels_B = self.ranks.own(extra_BD), self.ranks.own(extra_labels_B)
         return container_softmax(
             query_BD,
@@ -319,6 +339,14 @@ class AttFC(Head):
             filtering=self.filtering,
             ranks=self.ranks,
         )
+
+    def _rows(self, every_label_B: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return rows, labels and scales of this rank's negatives."""
+        if self.container is not None:
+            return self.container.negatives()
+        assert self.table is not None
+        rows_CD, labels_C = self.table.draw(every_label_B, self.slots)
+        return rows_CD, labels_C, None
 
     @torch.no_grad()
     def _note(self, cosine_B: Tensor, stored_B: Tensor, taught_B: Tensor) -> None:
@@ -337,16 +365,18 @@ class AttFC(Head):
         """The container's rows and their scales and those of the table, if ranks share them."""
         if self.ranks.size == 1:
             return {}
-        names = [f"container.{name}" for name in ("rows", "row_scales") if getattr(self.container, name) is not None]
-        of_table = {} if self.table is None else {"table.rows": self.table.shard}
-        return dict.fromkeys(names, self.container.shard) | of_table
+        shards = {} if self.table is None else {"table.rows": self.table.shard}
+        if self.container is not None:
+            names = [name for name in ("rows", "row_scales") if getattr(self.container, name) is not None]
+            shards |= {f"container.{name}": self.container.shard for name in names}
+        return shards
 
     def statistics(self) -> dict[str, float]:
         """Return, of the last step: `positive_cosine`, mean before the margin; `attention_entropy`, nats (log K:
         all keys weigh the same); `stored_share` of the samples; and of the container: `fill` share, `center_age`, steps.
         """
         figures = super().statistics()
-        if self.container.fill.device.type != "meta":
+        if self.container is not None and self.container.fill.device.type != "meta":
             figures["fill"] = float(self.container.fill) / self.container.slots
             figures["center_age"] = float(self.container.mean_age())
         return figures

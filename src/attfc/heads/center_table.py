@@ -1,14 +1,13 @@
-"""One class center for every identity, outside the device: so that a small container loses no positive.
+"""One class center for every identity, outside the device: so that a small container loses no positive, and negatives may be anybody.
 
-The container answers two questions: what pushes a query away (negatives; recent ones of other identities will do), and where its own identity
-was seen before (the stored center; only its own will do). With fewer slots than identities most queries find no stored center. The table
-keeps the latest center of everybody for the second question, and the container is left to the first. Nothing streams through the table: a step
-reads and writes the rows of its own batch, B x D numbers each way, so it may be host memory or a file and the device's memory
-stays that of the container. With it `center_source="query"` trains at any container ratio, without a key pass.
+The container answers two questions: what pushes a query away (negatives), and where its own identity was seen before (the stored center). With
+fewer slots than identities most queries find no stored center, and the negatives are those who came last: where some people have many more
+images than others, always the same ones. The table keeps the latest center of everybody. It answers the second question at any container ratio, and
+`draw` gives negatives as Partial FC samples its classes: those of the batch and a random share of all others, new in each step.
 
-Cost: N x 2D bytes (bfloat16), 1 KB an identity at D = 512: 1 GB a million; two copies of B x 2D bytes a step, for which the
-host waits for the device where the rows are not on it. A row of zeros: not seen yet.
-Source: our own. It is to AttFC what host rows are to Partial FC, without gradient and momentum.
+Cost: N x 2D bytes (bfloat16), 1 KB an identity at D = 512: 1 GB a million. A step reads and writes the rows of its batch, B x 2D bytes each way,
+and brings those drawn, S x 2D bytes; where the rows are not on the device the host waits for it. A row of zeros: not seen yet.
+Source: our own; the draw is that of Partial FC (arXiv 2203.15565), without gradient and momentum.
 """
 
 import torch
@@ -16,7 +15,8 @@ from torch import Tensor, nn
 
 from attfc.distributed import ALONE, Ranks
 from attfc.errors import UserError
-from attfc.heads.container import last_occurrence, merge_centers, write_rows
+from attfc.heads.class_draw import draw_classes
+from attfc.heads.container import EMPTY, last_occurrence, merge_centers, write_rows
 from attfc.heads.row_store import RowStore
 
 __all__ = ["CenterTable"]
@@ -30,9 +30,10 @@ class CenterTable(nn.Module):
         embedding_size: D.
         place: where the rows live; `device`: they move with the module.
         dtype: of the rows. bfloat16 rounds a number by up to 0.4 %, less than one image moves a center.
+        seed: names the draws.
         ranks: those that share the rows: `rows` then holds the block `shard`, and all calls take the whole batch, the same on every rank.
 
-    Buffer: `rows` (N, D), this rank's block of it.
+    Buffer: `rows` (N, D), this rank's block of it. Attribute `draws`: steps so far, the number of the next draw; saved too.
 
     Raises:
         UserError: no identity, or fewer than ranks.
@@ -53,6 +54,7 @@ class CenterTable(nn.Module):
         *,
         place: RowStore | None = None,
         dtype: torch.dtype = torch.bfloat16,
+        seed: int = 0,
         ranks: Ranks = ALONE,
     ) -> None:
         super().__init__()
@@ -65,6 +67,8 @@ class CenterTable(nn.Module):
         self.place = RowStore("host") if place is None else place
         self.ranks = ranks
         self.shard = ranks.shard(identities)
+        self.seed = seed
+        self.draws = 0
         self.register_buffer("rows", self.place.zeros(len(self.shard), embedding_size, dtype=dtype))
 
     def lookup(self, labels_B: Tensor) -> Tensor:
@@ -80,13 +84,32 @@ class CenterTable(nn.Module):
         return found_BD if own_B is None else torch.where(own_B.to(labels_B.device).unsqueeze(1), found_BD, 0.0)
 
     @torch.no_grad()
+    def draw(self, labels_B: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Return the centers of the batch's identities and of random others, as stored (S, D), and their labels, int64 (S,).
+
+        The label is -1 for who was not seen yet. Several ranks: of those drawn, the same on all ranks, the ones of this rank's block.
+
+        Args:
+            labels_B: (B,) int64, 0 <= label < N; of all ranks.
+            count: S, at least B and at most N of them are taken.
+        """
+        count = min(max(count, labels_B.shape[0]), self.identities)
+        drawn_S = draw_classes(labels_B.to(self.rows.device), self.identities, count, self.seed, self.draws)
+        if self.ranks.size > 1:
+            drawn_S = drawn_S[(drawn_S >= self.shard.start) & (drawn_S < self.shard.stop)]
+        rows_SD = self.rows.index_select(0, drawn_S - self.shard.start)
+        labels_S = torch.where(rows_SD.any(dim=1), drawn_S, EMPTY)
+        return rows_SD.to(labels_B.device), labels_S.to(labels_B.device)
+
+    @torch.no_grad()
     def store(self, centers_BD: Tensor, labels_B: Tensor) -> None:
-        """Keep the centers of a batch; several samples of one identity: the renormalized mean of theirs.
+        """Keep the centers of a batch, and end the step: the next draw is another. Several samples of one identity: the renormalized mean of theirs.
 
         Args:
             centers_BD: (B, D) float, unit length.
             labels_B: (B,) int64, 0 <= label < N.
         """
+        self.draws += 1
         if len(self.shard) == 0:
             return
         centers_BD = merge_centers(
@@ -112,6 +135,14 @@ class CenterTable(nn.Module):
             return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         finally:
             self._buffers["rows"] = rows
+
+    def get_extra_state(self) -> Tensor:
+        """Return the number of the next draw, so that a resumed run goes on with it."""
+        return torch.tensor(self.draws, dtype=torch.int64, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take up a saved number."""
+        self.draws = int(state)
 
     def memory_bytes(self) -> int:
         """Return the bytes of this rank's rows."""

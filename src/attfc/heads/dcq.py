@@ -73,6 +73,7 @@ class DCQ(Head):
     @property
     def container(self) -> Container:
         """The queue."""
+        assert self.attfc.container is not None
         return self.attfc.container
 
     def forward(self, embeddings_BD: Tensor, labels_B: Tensor, keys_BKD: Tensor | None = None) -> Tensor:
