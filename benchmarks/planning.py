@@ -21,21 +21,32 @@ from common import write_result
 
 from attfc.bench.head_cell import ResidentPeak, in_child
 
+TINY = ["backbone.name=r10_tiny"]
+CONTAINER = ["container.slots=100000", "center.source=keys", "center.table=none"]
 CASES = {
-    "r10_tiny x 128, attfc": ["backbone.name=r10_tiny", "batch_size=128", "container.slots=100000"],
+    "r10_tiny x 128, attfc": [*TINY, "batch_size=128", *CONTAINER],
     "r10_tiny x 128, attfc, no key passes": [
-        *("backbone.name=r10_tiny", "batch_size=128", "container.slots=100000"),
-        *("center.source=query", "container.policy=unique"),
+        *TINY,
+        "batch_size=128",
+        "container.slots=100000",
+        *("center.source=query", "center.table=none"),
     ],
+    "r10_tiny x 128, attfc, no key passes, table": [*TINY, "batch_size=128", "container.slots=20000"],
     "r10_tiny x 128, dcq": ["backbone.name=r10_tiny", "batch_size=128", "container.slots=100000", "head.name=dcq"],
     "r10_tiny x 128, dcp": ["backbone.name=r10_tiny", "batch_size=128", "container.slots=100000", "head.name=dcp"],
     "r10_tiny x 128, partial_fc": ["backbone.name=r10_tiny", "batch_size=128", "head.name=partial_fc"],
     "r10_tiny x 128, full_fc": ["backbone.name=r10_tiny", "batch_size=128", "head.name=full_fc"],
-    "r10_tiny x 512, attfc": ["backbone.name=r10_tiny", "batch_size=512", "container.slots=100000"],
+    "r10_tiny x 512, attfc": [*TINY, "batch_size=512", *CONTAINER],
     "mbf x 64, attfc bfloat16 rows": [
-        *("backbone.name=mbf", "batch_size=64", "container.slots=200000", "container.dtype=bfloat16"),
+        *(
+            "backbone.name=mbf",
+            "batch_size=64",
+            "container.slots=200000",
+            "container.dtype=bfloat16",
+            "center.source=keys",
+        ),
     ],
-    "r18 x 32, attfc": ["backbone.name=r18", "batch_size=32", "container.slots=100000"],
+    "r18 x 32, attfc": ["backbone.name=r18", "batch_size=32", *CONTAINER],
     "r18 x 32, full_fc, adamw": ["backbone.name=r18", "batch_size=32", "head.name=full_fc", "optimizer.name=adamw"],
     "r18 x 16 x 2, partial_fc": [
         *("backbone.name=r18", "batch_size=16", "head.name=partial_fc", "optimizer.accumulation=2"),

@@ -248,11 +248,13 @@ def head_memory(
     ranks: int = 1,
     cached: bool = True,
     table: bool = False,
+    drawn: bool = False,
 ) -> HeadMemory:
     """Bytes of one head on one rank; rows and slots are divided by `ranks`, the batch is that of one rank.
 
     Args:
         table: AttFC keeps a table of all identities' centers (bfloat16) in the memory that is counted.
+        drawn: AttFC's negatives are drawn from the table, wherever it is: `slots` rows of it instead of a container.
         cached: a processor, where blocks are kept small enough for its cache.
 
     Raises:
@@ -312,9 +314,14 @@ def head_memory(
     blocks = of_blocks(held, everyone * 8.0 + (0 if dtype == "float32" else 4 * D))
     containers = 2 if name == "dcp" else 1
     stored = containers * (held * _ROW_BYTES[dtype](D) + index)
-    if table and name.startswith("attfc"):
-        stored += -(-identities // ranks) * _ROW_BYTES["bfloat16"](D)
     working = blocks + slots * 16 + everyone * D * 4 * (keys + 6)
+    if name.startswith("attfc"):
+        if drawn:  # the rows and what finds them are there for the step alone
+            stored = 0.0
+            working = of_blocks(held, everyone * 8.0 + 4 * D) + held * _ROW_BYTES["bfloat16"](D) + slots * 40
+            working += everyone * D * 4 * (keys + 6)
+        if table:
+            stored += -(-identities // ranks) * _ROW_BYTES["bfloat16"](D)
     if name == "dcp":  # both slots' hardest rows, kept for backward
         working += 2 * everyone * D * 4 * (min(max(int(0.0002 * slots), 3), 10) + 6)
     return HeadMemory(stored, 0.0, 0.0, working, 0.0, keys, held, "pool" if name == "dcp" else "container")

@@ -76,6 +76,9 @@ def test_a_table_of_centers_counts_where_its_memory_is_counted() -> None:
     for name in ("attfc", "attfc, no key passes"):
         with_table, without = (head_memory(name, 9000, 128, table=table, **size).rows for table in (True, False))  # type: ignore[arg-type]
         assert with_table - without == own
+        drawn = head_memory(name, 9000, 128, table=True, drawn=True, **size)  # type: ignore[arg-type]
+        assert drawn.rows == own, "no container is kept"
+        assert drawn.working > head_memory(name, 9000, 128, **size).working  # type: ignore[arg-type]
     assert head_memory("dcq", 9000, 128, table=True, **size) == head_memory("dcq", 9000, 128, **size)
     assert head_memory("attfc", 9000, 128, table=True, ranks=2, **size).rows < with_table
 

@@ -196,6 +196,7 @@ def _heads(config: "RunConfig", identities: int, batch: int, ranks: int, cached:
     # On a processor host memory is the device's; `cached` says that it is one.
     kept = table_place(config, identities)
     rows["table"] = kept == "device" or (kept == "host" and cached)
+    rows["drawn"] = kept is not None and config.negatives.source == "table"
     keys = max(config.keys.per_query, 1)
     rate = config.head.sample_rate
     return {
