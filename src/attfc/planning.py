@@ -254,7 +254,7 @@ def head_memory(
 
     Args:
         table: AttFC keeps a table of all identities' centers (bfloat16) in the memory that is counted.
-        drawn: AttFC's negatives are drawn from the table, wherever it is: `slots` rows of it instead of a container.
+        drawn: AttFC's negatives are drawn from the table, wherever it is: `slots` rows of it and the batch's, instead of a container.
         cached: a processor, where blocks are kept small enough for its cache.
 
     Raises:
@@ -318,6 +318,7 @@ def head_memory(
     if name.startswith("attfc"):
         if drawn:  # the rows and what finds them are there for the step alone
             stored = 0.0
+            held += -(-everyone // ranks)
             working = of_blocks(held, everyone * 8.0 + 4 * D) + held * _ROW_BYTES["bfloat16"](D) + slots * 40
             working += everyone * D * 4 * (keys + 6)
         if table:
@@ -417,28 +418,32 @@ def _optimizer_working(encoder: Encoder, head: HeadMemory, optimizer: str, weigh
     return network + head.optimizer_working if foreach else max(network, head.optimizer_working)
 
 
-def advice(plans: Sequence[Plan], identities: int) -> str:
+FEW_IMAGES = 6  # a person, on average: about where docs/study.md has its world of few samples (1 to 6, 2.6 on average)
+
+
+def advice(plans: Sequence[Plan], identities: int, images: int | None = None) -> str:
     """Say in a sentence or two which of the heads is the better choice, and why.
 
-    Measured: docs/study.md (2,360 identities). Beyond that size it rests on memory and time alone, and says so.
+    Measured: docs/study.md, thousands of identities. Beyond that size it rests on memory and time alone, and says so.
     """
     fitting = {plan.head.split(",")[0].split(" ")[0]: plan for plan in reversed(plans) if plan.fits is not False}
     if not fitting:
         return "None fits: a smaller batch_size with optimizer.accumulation, backbone.options={checkpointing: true}, precision.amp=bfloat16."
-    study = "docs/study.md, 2,360 identities: accuracy 0.857 full_fc, 0.834 attfc in about the same time, 0.853 attfc without key passes"
-    if "full_fc" in fitting and identities < 200_000:
-        return f"full_fc: it fits, it is the reference, and below some hundred thousand identities its rows cost little ({study})."
-    if "partial_fc" in fitting and identities <= 1_000_000:
+    few = images is not None and images < FEW_IMAGES * identities
+    if few and "attfc" in fitting:
         return (
-            f"partial_fc: it fits, it needs no key passes, and below about a million identities it is often the better choice: "
-            f"attfc saves memory that is not short here and pays for it with key passes ({study}; nothing is measured by us at this size)."
+            f"attfc: people have {images / identities:.1f} images each, too few to train a center for each of them "  # type: ignore[operator]
+            "(docs/study.md, where people have few samples). center.source=keys adds K key passes and a little accuracy."
         )
+    level = "docs/study.md, 2,360 identities of real faces: attfc without key passes and at a tenth of the rows is level with full_fc"
+    if "full_fc" in fitting and identities < 200_000:
+        return f"full_fc: it fits, it is the reference, and below some hundred thousand identities its rows cost little ({level})."
     if "partial_fc" in fitting and "attfc" in fitting:
         saved = (fitting["partial_fc"].peak - fitting["attfc"].peak) / 2**30
         return (
-            f"both fit: partial_fc trains a center for every identity; attfc takes {saved:.1f} GiB less and its cost does not grow with the "
-            f"identities, but K key passes are added to every step. Accuracy at this size is not measured by us ({study})."
+            f"both partial_fc and attfc fit: attfc takes {saved:.1f} GiB less, trains no rows, and with center.source=query no key passes. "
+            f"Accuracy at this size is not measured by us ({level})."
         )
     if "attfc" in fitting:
-        return f"attfc: partial_fc does not fit. Accuracy at this size is not measured by us ({study})."
+        return f"attfc: partial_fc does not fit. Accuracy at this size is not measured by us ({level})."
     return f"{next(iter(fitting))}: the only one that fits."

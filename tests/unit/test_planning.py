@@ -141,8 +141,11 @@ def line(head: str, peak: float, fits: bool) -> Plan:
 def test_advice_follows_what_fits() -> None:
     full, partial, ours = line("full_fc", 4, True), line("partial_fc 0.1", 3, True), line("attfc, 10 slots", 2, True)
     assert advice([full, partial, ours], 100_000).startswith("full_fc: it fits")
-    assert advice([full, partial, ours], 600_000).startswith("partial_fc: it fits")
-    assert advice([full, partial, ours], 5_000_000).startswith("both fit")
+    assert advice([full, partial, ours], 600_000).startswith("both partial_fc and attfc fit")
+    few = advice([full, partial, ours], 100_000, 250_000)
+    assert few.startswith("attfc: people have 2.5 images each")
+    assert advice([full, partial], 100_000, 250_000).startswith("full_fc")
+    assert advice([partial], 600_000) == "partial_fc: the only one that fits."
     no_rows = [line("full_fc", 4, False), line("partial_fc 0.1", 3, False), ours]
     assert advice(no_rows, 50_000_000).startswith("attfc: partial_fc does not fit")
     assert advice([line("full_fc", 4, False)], 10**6).startswith("None fits")

@@ -160,7 +160,7 @@ def plan(
     if kept == "file" or (kept == "host" and device.type != "cpu"):
         size = identities * config.backbone.embedding_size * 2 / 2**30 / ranks
         out.print(f"attfc's table of centers: {size:.1f} GiB a process besides, center.table={kept}", markup=False)
-    sentence = advice(plans, identities)
+    sentence = advice(plans, identities, images)
     out.print(sentence, markup=False)
     write_json(
         json_file,

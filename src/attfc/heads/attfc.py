@@ -130,8 +130,8 @@ class AttFC(Head):
         block_mib: temporary memory of the streaming pass, MiB.
         table: keeps the latest center of every identity, also of those that the container has no slot for; the stored centers are then
             those of the table. None: stored centers are the container's.
-        negatives: `container`: the most recent centers; `table`: of the table, those of the batch and random others, `slots` in all, drawn anew in
-            each step. There is then no container, and `policy`, `dtype` and `initial` say nothing.
+        negatives: `container`: the most recent centers; `table`: of the table, those of the batch and `slots` random others, drawn anew in
+            each step (a few more where the batch repeats identities). There is then no container, and `policy`, `dtype` and `initial` say nothing.
         ranks: the processes that share the container; each calls `forward` with its share of the batch, all of equal size, and gets the
             mean loss of that share. The mean of these over ranks is the loss that one process has for the whole batch.
 
@@ -345,7 +345,7 @@ class AttFC(Head):
         if self.container is not None:
             return self.container.negatives()
         assert self.table is not None
-        rows_CD, labels_C = self.table.draw(every_label_B, self.slots)
+        rows_CD, labels_C = self.table.draw(every_label_B, self.slots + every_label_B.shape[0])
         return rows_CD, labels_C, None
 
     @torch.no_grad()
