@@ -1,7 +1,7 @@
 """Tables and figures of a study, from its cells' JSON files and nothing else.
 
 A row is a variant: mean and standard deviation over seeds, and the paired difference to the reference (same seeds, mean and standard
-deviation). Colours are those of Okabe and Ito; lines differ in dash and marker too. The SVG is a function of the records.
+deviation). Colours are those of Okabe and Ito, and a grey; lines differ in dash and marker too. The SVG is a function of the records.
 """
 
 import io
@@ -24,9 +24,9 @@ FIGURES = {
 }
 """Columns of a world's tables: name in the records -> title; the first is what variants are compared by."""
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#777777")
 _DASHES = ("-", "--", "-.", ":")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 Record = dict[str, Any]
 
@@ -82,6 +82,7 @@ def study_figure(records: list[Record], figure: str, title: str, split: str = "t
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     with matplotlib.rc_context({"svg.hashsalt": "attfc", "svg.fonttype": "none", "font.size": 9}):
         page = Figure(figsize=(9.5, 4.0), layout="constrained")
@@ -110,6 +111,9 @@ def study_figure(records: list[Record], figure: str, title: str, split: str = "t
             memory_axes.errorbar(memory, statistics.mean(ends), yerr=error, capsize=3, label=variant, **style)
         time_axes.set(xlabel="seconds of training", ylabel=f"{title}, validation people")
         memory_axes.set(xlabel="memory of the head, MiB", ylabel=f"{title}, test people", xscale="log")
+        memory_axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        memory_axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        memory_axes.xaxis.set_minor_formatter(NullFormatter())
         for axes in (time_axes, memory_axes):
             axes.grid(visible=True, alpha=0.3)
         handles, names = time_axes.get_legend_handles_labels()
