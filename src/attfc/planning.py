@@ -435,7 +435,7 @@ def advice(plans: Sequence[Plan], identities: int, images: int | None = None) ->
             f"attfc: people have {images / identities:.1f} images each, too few to train a center for each of them "  # type: ignore[operator]
             "(docs/study.md, where people have few samples). center.source=keys adds K key passes and a little accuracy."
         )
-    level = "docs/study.md, 2,360 identities of real faces: attfc without key passes and at a tenth of the rows is level with full_fc"
+    level = "docs/study.md, 2,360 identities of real faces: attfc without key passes and at a tenth of the rows is level with full_fc over all pairs"
     if "full_fc" in fitting and identities < 200_000:
         return f"full_fc: it fits, it is the reference, and below some hundred thousand identities its rows cost little ({level})."
     if "partial_fc" in fitting and "attfc" in fitting:
