@@ -236,7 +236,7 @@ def test_broken_images_of_every_store_are_counted_and_named_in_the_report(kinds,
             f"data.index_cache={cache}",
             f"output={tmp_path}",
         ),
-        "data.broken_limit=0.2",
+        *("data.broken_limit=0.2", "center.source=keys"),
     )
     page = (tmp_path / "demo-001" / "report.html").read_text(encoding="utf-8")
     where = open_store(root, cache=cache).where(7)
@@ -251,7 +251,7 @@ def test_broken_images_of_every_store_are_counted_and_named_in_the_report(kinds,
             f"data.index_cache={cache}",
             f"output={tmp_path}",
         ),
-        "data.broken_limit=0.001",
+        *("data.broken_limit=0.001", "center.source=keys"),
         status=1,
     )
     assert where in complaint

@@ -27,7 +27,7 @@ reference: full_fc
 seeds: [0, 1]
 variants:
   full_fc: [head.name=full_fc]
-  attfc, K = 1: [container.ratio=1, keys.per_query=1]
+  attfc, K = 1: [container.ratio=1, center.source=keys, keys.per_query=1]
 """
 
 
@@ -123,8 +123,9 @@ def test_worlds_that_cannot_be(options: dict[str, Any], message: str) -> None:
     [
         ["head.name=full_fc"],
         ["head.name=partial_fc", "head.sample_rate=0.6"],
-        ["container.ratio=1"],
-        ["container.ratio=1", "center.source=query"],
+        ["container.ratio=1", "center.source=keys"],
+        ["container.ratio=0.6"],
+        ["container.ratio=1", "center.source=batch"],
         ["head.name=dcq", "container.ratio=1"],
         ["head.name=dcp", "container.ratio=1"],
     ],
@@ -134,7 +135,7 @@ def test_a_cell_of_every_head(overrides: list[str]) -> None:
     assert "failed" not in record
     batches = 32 * record["steps"] / record["images"]
     # Of F2C's batches, which are dcp's, 10 of 32 are drawn by image, and those are the epoch.
-    assert batches == pytest.approx(32 / 10 if "head.name=dcp" in overrides else 1, rel=0.2)
+    assert batches == pytest.approx(32 / 10 if "head.name=dcp" in overrides else 1, rel=0.35)
     assert [point["step"] for point in record["curve"]][-1] == record["steps"]
     assert set(record["figures"]) == {"validation", "test"}
     assert 0 <= record["figures"]["test"]["rank_one"] <= 1
@@ -182,6 +183,7 @@ def test_a_loss_that_is_not_finite_is_a_result() -> None:
     assert "figures" not in record
 
 
+@pytest.mark.slow  # attfc train in a process of its own
 def test_a_cell_of_faces_trains_as_typed_and_is_judged_on_two_halves_of_the_people_kept_aside() -> None:
     faces = [
         "data.root=synthetic:identities=24,images=4,seed=0",
@@ -257,7 +259,7 @@ def test_an_override_that_train_would_refuse_stops_the_study_at_once(grid: Path,
         run_study(read_study(grid), tmp_path / "out", said=lambda _: None)
     with pytest.raises(UserError, match="has no variant 'fc': it has full_fc, attfc, K = 1"):
         run_study(read_study(grid), tmp_path / "out", only=["fc"], said=lambda _: None)
-    grid.write_text(GRID.replace("keys.per_query=1", '"data.root={faces}/train"'))
+    grid.write_text(GRID.replace("center.source=keys, keys.per_query=1", '"data.root={faces}/train"'))
     with pytest.raises(UserError, match=r"an override names \{faces\}: say where with --faces"):
         run_study(read_study(grid), tmp_path / "out", said=lambda _: None)
     assert not (tmp_path / "out").exists()
