@@ -33,6 +33,7 @@ __all__ = [
     "area_under_roc",
     "best_threshold",
     "cosine_of_pairs",
+    "crossing",
     "equal_error_rate",
     "evaluate_pairs",
     "evaluate_scores",
@@ -254,6 +255,16 @@ def equal_error_rate(scores: npt.ArrayLike, same: npt.ArrayLike) -> float:
     after = 1.0 - accepted / accepted[-1]
     above = 1.0 - np.searchsorted(impostor, values[::-1], side="right") / impostor.size
     with_equal = 1.0 - np.searchsorted(impostor, values[::-1], side="left") / impostor.size
+    return crossing(before, after, above, with_equal)
+
+
+def crossing(before: Floats, after: Floats, above: Floats, with_equal: Floats) -> float:
+    """Return the equal error rate: down the distinct genuine scores, on the straight line between two points of the curve.
+
+    Args:
+        before, after: false rejects before and after the pairs of a score come in.
+        above, with_equal: false accepts above that score, and with those equal to it.
+    """
     k = int(np.argmax(with_equal >= after))
     if above[k] >= before[k]:
         return float(before[k])

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from attfc.evaluation.all_pairs import AllPairs
 from attfc.evaluation.identification import Identification, RankOne
-from attfc.evaluation.metrics import DISTANCE_GRID, FARS, Thresholds, far_name, pairs_needed
+from attfc.evaluation.metrics import DISTANCE_GRID, FARS, Thresholds, crossing, far_name, pairs_needed
 from attfc.evaluation.resampling import Draw, Path
 
 __all__ = ["PairListSample", "SearchSample", "ShareSample", "TailSample"]
@@ -167,7 +167,7 @@ class PairListSample:
         before, after = genuine_upto[last + 1] / genuine_upto[-1], genuine_upto[first] / genuine_upto[-1]
         above = 1.0 - impostor_upto[self._not_above[last]] / impostor_upto[-1]
         with_equal = 1.0 - impostor_upto[self._below[last]] / impostor_upto[-1]
-        return _crossing(before, after, above, with_equal)
+        return crossing(before, after, above, with_equal)
 
     @functools.cached_property
     def _cells(self) -> Ints:
@@ -203,21 +203,6 @@ class PairListSample:
             weights = np.abs(signed[test])
             shares.append(weights[right].sum() / weights.sum())
         return float(np.mean(shares))
-
-
-def _crossing(before: Floats, after: Floats, above: Floats, with_equal: Floats) -> float:
-    """Return the equal error rate: down the distinct genuine scores, on the straight line between two points of the curve.
-
-    Args:
-        before, after: false rejects before and after the pairs of a score come in.
-        above, with_equal: false accepts above that score, and with those equal to it.
-    """
-    k = int(np.argmax(with_equal >= after))
-    if above[k] >= before[k]:
-        return float(before[k])
-    gap = above[k] - before[k]
-    share = gap / (gap - (with_equal[k] - after[k]))
-    return float(above[k] + share * (with_equal[k] - above[k]))
 
 
 def _best_threshold(falling: Floats, signed: Floats) -> float | None:
@@ -424,7 +409,7 @@ class TailSample:
         auc = 1.0 - float(weights_D @ (above_D + with_equal_D)) / (2.0 * float(upto[-1]))
         before_D = upto / upto[-1]
         after_D = np.append(0.0, before_D[:-1])
-        return auc, _crossing(before_D[::-1], after_D[::-1], above_D[::-1], with_equal_D[::-1])
+        return auc, crossing(before_D[::-1], after_D[::-1], above_D[::-1], with_equal_D[::-1])
 
     def _weight_of_highest(self, counts: Ints, falling: Floats, deep: Floats | None, total: float) -> Floats:
         """Weight of so many of the highest impostor scores: summed where these were kept, below it their number times the mean weight of one.
