@@ -188,18 +188,20 @@ class _ClassSoftmax(torch.autograd.Function):
             weight_gradient = torch.empty_like(weight_ND)
             bytes_a_row = query.element_size() * 3 * (query.shape[0] + query.shape[1])
             cached = query.device.type == "cpu"
+            scaled_query, pulled_query = query * scale, query * pull_B[:, None]
+            less_lse = -lse_B[:, None].clamp_min(-1e30)
             for block in row_blocks(weight_ND.shape[0], bytes_a_row, block_mib, cached=cached):
                 inverse = inverse_N[block]
                 rows = weight_ND[block].to(query.dtype) * inverse[:, None]
-                cosine = query @ rows.T
-                p = (cosine * scale - lse_B[:, None].clamp_min(-1e30)).exp_()
-                if filtering_threshold is not None:
-                    p.masked_fill_(cosine > filtering_threshold, 0.0)
-                classes = torch.arange(block.start, block.stop, device=labels_B.device)
-                p.masked_fill_(classes == labels_B[:, None], 0.0)
-                p.mul_(pull_B[:, None])
-                radial = (p * cosine).sum(0)
-                gradient = p.T @ query
+                if filtering_threshold is None:
+                    p = torch.addmm(less_lse, scaled_query, rows.T).exp_()
+                else:
+                    p = scaled_query @ rows.T
+                    filtered = p > scale * filtering_threshold
+                    p.add_(less_lse).exp_().masked_fill_(filtered, 0.0)
+                _forget_own(p, labels_B - block.start)
+                gradient = p.T @ pulled_query
+                radial = torch.linalg.vecdot(gradient, rows)
                 gradient.addcmul_(rows, radial[:, None], value=-1).mul_(inverse[:, None])
                 weight_gradient[block] = gradient.to(weight_gradient.dtype)
             if weight_ND.shape[0]:
@@ -212,6 +214,12 @@ class _ClassSoftmax(torch.autograd.Function):
                 target = (push_B * inverse_B)[:, None] * (query - cosine_B[:, None] * rows_B)
                 weight_gradient.index_add_(0, place_B, target.to(weight_gradient.dtype))
         return query_gradient, weight_gradient, *[None] * 8
+
+
+def _forget_own(p_BR: Tensor, column_B: Tensor) -> None:
+    """Set each query's own column to 0, where it is one of these; without waiting for the device."""
+    place_B1 = column_B.clamp(0, p_BR.shape[1] - 1)[:, None]
+    p_BR.scatter_(1, place_B1, torch.where(place_B1 == column_B[:, None], 0.0, p_BR.gather(1, place_B1)))
 
 
 def _here(labels_B: Tensor, weight_ND: Tensor, ranks: Ranks) -> Tensor | None:

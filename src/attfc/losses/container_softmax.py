@@ -343,6 +343,8 @@ class _Pass:
         self.on_cpu = query_BD.device.type == "cpu"
         self.relative = self.on_cpu and products != query_BD.dtype
         self.first_rows = FIRST_ROWS if self.relative else 0
+        # Scales go to the rows (R x D, once) or to logits and weights (B x R, twice), whichever is less.
+        self.scale_rows = query_BD.shape[1] < 2 * query_BD.shape[0]
         self.first = self.relative
         self.narrow_query_BD = query_BD.to(products)
         self.reference_B = torch.zeros_like(query_BD[:, 0])
@@ -362,12 +364,17 @@ class _Pass:
         copies = 0 if rows_CD.dtype == self.products else self.products.itemsize
         if row_scales_C is not None and self.products != self.query_BD.dtype:
             copies = wide + self.products.itemsize
+        elif row_scales_C is not None and self.scale_rows:
+            copies = wide
         return self.query_BD.shape[0] * (wide + 4) + rows_CD.shape[1] * copies
 
     def prepare(self, rows_RD: Tensor, row_scales_R: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the rows in the type of the products, and the scales that are still to be applied."""
         wide = self.query_BD.dtype
         if self.products == wide:
+            if row_scales_R is not None and self.scale_rows:
+                scaled_RD = self.buffer("rows", (rows_RD.shape[0], rows_RD.shape[1]), wide)
+                return torch.mul(rows_RD, row_scales_R[:, None], out=scaled_RD), None
             if rows_RD.dtype != wide:
                 rows_RD = self.buffer("rows", (rows_RD.shape[0], rows_RD.shape[1]), wide).copy_(rows_RD)
             return rows_RD, None if row_scales_R is None else row_scales_R.to(wide)
