@@ -311,10 +311,15 @@ def planning() -> str:
 
 
 # Studies of `attfc study run` -> whose figures their table shows; cells in results/studies/NAME, settings in studies/NAME.yaml.
-STUDIES = {"vectors_tune": "validation", "vectors_tail": "test", "vectors_dense": "test", "vectors_options": "test"}
+STUDIES = {
+    "vectors_tune": "validation",
+    **dict.fromkeys(("vectors_tail", "vectors_dense", "vectors_100k", "vectors_1m"), "test"),
+    **dict.fromkeys(("vectors_options", "vectors_flip", "vectors_conflict"), "test"),
+}
 DRAWN = {
     "vectors_tail": ("TAR at FAR 1e-4", "tar_at_far/0.0001"),
     "vectors_dense": ("TAR at FAR 1e-4", "tar_at_far/0.0001"),
+    "vectors_100k": ("TAR at FAR 1e-4", "tar_at_far/0.0001"),
 }
 
 

@@ -160,7 +160,9 @@ def build_head(config: RunConfig, identities: int, ranks: Ranks = ALONE) -> Head
             ranks=ranks if config.distributed.rows == "sharded" else ALONE,
         )
     slots = container_slots(config, identities)
-    if slots < config.batch_size:
+    kept = table_place(config, identities) if config.head.name == "attfc" else None
+    drawn = kept is not None and config.negatives.source == "table"  # then there is no container
+    if slots < config.batch_size and not drawn:
         raise UserError(
             f"the container has {slots} slots, which is smaller than the batch ({config.batch_size}): raise container.ratio to at least "
             f"{math.ceil(100 * config.batch_size / identities) / 100:g}, set container.slots, or lower batch_size"
@@ -191,7 +193,7 @@ def build_head(config: RunConfig, identities: int, ranks: Ranks = ALONE) -> Head
             block_mib=config.head.block_mib,
             ranks=ranks,
         )
-    table, kept = None, table_place(config, identities)
+    table = None
     if kept is not None:
         place = RowStore(kept, _folder(config.center.table_folder))
         table = CenterTable(identities, config.backbone.embedding_size, place=place, seed=config.seed, ranks=ranks)
@@ -212,7 +214,7 @@ def build_head(config: RunConfig, identities: int, ranks: Ranks = ALONE) -> Head
         filtering=config.head.filtering,
         block_mib=config.head.block_mib,
         table=table,
-        negatives="container" if table is None else config.negatives.source,
+        negatives="table" if drawn else "container",
         ranks=ranks,
     )
 

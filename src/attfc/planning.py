@@ -302,7 +302,7 @@ def head_memory(
         )
     if name not in ("attfc", "attfc, no key passes", "dcq", "dcp"):
         raise UserError(f"there is no plan for a head {name!r}: full_fc, partial_fc, attfc, dcq or dcp")
-    if slots is None or slots < everyone:
+    if slots is None or (slots < everyone and not drawn):
         raise UserError(
             f"the container has {slots} slots, which is smaller than the batch ({everyone}): give it more slots"
         )

@@ -181,7 +181,9 @@ def test_folders_that_cannot_be_trained_on(tmp_path, face_folder, monkeypatch, c
 
 
 def test_container_smaller_than_the_batch_names_both_and_the_fix(tmp_path, face_folder, monkeypatch, capsys) -> None:
-    status, _, err = run_main(monkeypatch, capsys, *train_on(face_folder, tmp_path, "container.ratio=0.5"))
+    status, _, err = run_main(
+        monkeypatch, capsys, *train_on(face_folder, tmp_path, "container.ratio=0.5", "negatives.source=container")
+    )
     assert status == 1
     assert (
         "the container has 6 slots, which is smaller than the batch (16): raise container.ratio to at least 1.34" in err

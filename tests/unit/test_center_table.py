@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from attfc.build import build_head
 from attfc.config import load_config
 from attfc.errors import UserError
 from attfc.heads import AttFC, CenterTable, RowStore
@@ -80,6 +81,15 @@ def test_who_was_not_seen_is_nobodys_negative() -> None:
     head = attfc(20, CenterTable(IDENTITIES, SIZE), negatives="table", center_source="query", in_batch_negatives=False)
     assert steps(head, 1) == [0.0]  # nobody is known yet
     assert steps(head, 12)[-1] > 0
+
+
+def test_drawn_negatives_may_be_fewer_than_the_batch() -> None:
+    few = ["container.ratio=0.01", "batch_size=64"]
+    head = build_head(load_config("demo", few), 1000)
+    assert isinstance(head, AttFC)
+    assert (head.slots, head.container) == (10, None)
+    with pytest.raises(UserError, match=r"the container has 10 slots, which is smaller than the batch \(64\)"):
+        build_head(load_config("demo", [*few, "negatives.source=container"]), 1000)
 
 
 def test_with_few_slots_the_table_still_knows_everyone() -> None:

@@ -128,6 +128,8 @@ def test_a_fixed_container_takes_the_same_whatever_the_identities() -> None:
 def test_refusals() -> None:
     with pytest.raises(UserError, match=r"the container has 100 slots, which is smaller than the batch \(128\)"):
         head_memory("attfc", 1000, 128, slots=100)
+    few, many = (head_memory("attfc", 1000, 128, slots=slots, drawn=True) for slots in (100, 500))
+    assert plan_step("attfc", NOTHING, few, 128).peak < plan_step("attfc", NOTHING, many, 128).peak
     with pytest.raises(
         UserError, match="there is no plan for a head 'softmax': full_fc, partial_fc, attfc, dcq or dcp"
     ):
