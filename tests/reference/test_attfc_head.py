@@ -27,12 +27,13 @@ class SlowAttFC:
     def __init__(
         self, slots: int, scale: float, m: float, *, temperature=1.0, include_stored_center=False, center_blend=0.0,
         policy="fifo", in_batch_negatives=False, center_source="keys", interclass_filtering_threshold=None,
-        filtering="drop",
+        filtering="drop", center_half_life=None,
     ) -> None:  # fmt: skip
         self.slots, self.scale, self.m, self.temperature = slots, scale, m, temperature
         self.include, self.blend, self.policy = include_stored_center, center_blend, policy
         self.in_batch, self.source = in_batch_negatives, center_source
         self.threshold, self.filtering = interclass_filtering_threshold, filtering
+        self.half_life, self.batches, self.stored_in = center_half_life, 0, {}
         self.ring: deque[tuple[int, Tensor]] = deque(maxlen=slots)
         self.pool: OrderedDict[int, Tensor] = OrderedDict()
 
@@ -55,12 +56,16 @@ class SlowAttFC:
             weights = [math.exp(float(query @ c / c.norm()) / self.temperature) for c in candidates]
             total = sum(weight * c for weight, c in zip(weights, candidates, strict=True)) / sum(weights)
             center = total / total.norm()
-        if self.blend and stored is not None:
-            center = self.blend * stored + (1 - self.blend) * center
+        share = self.blend
+        if self.half_life is not None and stored is not None:
+            share = 0.5 ** ((self.batches - self.stored_in[label]) / self.half_life)
+        if share and stored is not None:
+            center = share * stored + (1 - share) * center
             center = center / center.norm()
         return center
 
     def __call__(self, embeddings: Tensor, labels: list[int], keys: Tensor) -> Tensor:
+        self.batches += 1
         queries = [e / e.norm() for e in embeddings]
         new = [self.new_center(q.detach(), k, y) for q, k, y in zip(queries, keys, labels, strict=True)]
         together: dict[int, list[Tensor]] = {}
@@ -91,6 +96,7 @@ class SlowAttFC:
                     logits.append(self.scale * cosine)
             losses.append(torch.logsumexp(torch.stack(logits), 0) - logits[0])
 
+        self.stored_in.update(dict.fromkeys(labels, self.batches))
         if self.policy == "unique":
             for label in labels:  # identities that are here already are refreshed before anyone is evicted
                 if label in self.pool:
@@ -115,6 +121,10 @@ CASES: list[dict] = [
     *(
         {"policy": policy, "center_source": "query", "center_blend": blend, "in_batch_negatives": negatives}
         for policy, blend, negatives in itertools.product(["fifo", "unique"], [0.0, 0.8], [False, True])
+    ),
+    *(
+        {"policy": policy, "center_source": source, "center_half_life": 2.5}
+        for policy, source in itertools.product(["fifo", "unique"], ["query", "keys"])
     ),
     {"temperature": 0.1},
     {"policy": "unique", "interclass_filtering_threshold": 0.3, "in_batch_negatives": True},
