@@ -119,8 +119,8 @@ def build_margin(config: RunConfig) -> Margin:
     )
 
 
-def build_head(config: RunConfig, identities: int, ranks: Ranks = ALONE, *, images: int | None = None) -> Head:
-    """Build the head for a training set of that many identities; `images` of an epoch, for `center.half_life`.
+def build_head(config: RunConfig, identities: int, ranks: Ranks = ALONE) -> Head:
+    """Build the head for a training set of that many identities.
 
     Raises:
         UserError: fewer than two identities, or a container smaller than the batch.
@@ -193,21 +193,10 @@ def build_head(config: RunConfig, identities: int, ranks: Ranks = ALONE, *, imag
             block_mib=config.head.block_mib,
             ranks=ranks,
         )
-    half_life = config.center.half_life
-    if half_life is not None:
-        assert images is not None, "center.half_life counts epochs"
-        half_life *= images / config.batch_size
     table = None
     if kept is not None:
         place = RowStore(kept, _folder(config.center.table_folder))
-        table = CenterTable(
-            identities,
-            config.backbone.embedding_size,
-            place=place,
-            seed=config.seed,
-            ages=half_life is not None,
-            ranks=ranks,
-        )
+        table = CenterTable(identities, config.backbone.embedding_size, place=place, seed=config.seed, ranks=ranks)
     return AttFC(
         config.backbone.embedding_size,
         slots,
@@ -217,7 +206,6 @@ def build_head(config: RunConfig, identities: int, ranks: Ranks = ALONE, *, imag
         temperature=config.attention.temperature,
         include_stored_center=config.attention.include_stored_center,
         center_blend=config.center.blend,
-        center_half_life=half_life,
         policy=config.container.policy,
         dtype=config.container.dtype,
         initial=config.container.initial,
@@ -421,9 +409,7 @@ def _assemble(config: RunConfig, folder: Path | None, progress: Callable[[int, i
     stores = ranks.together(lambda: stores or _open(config, None))
     assert stores is not None
     store, held_out = stores
-    head = ranks.together(lambda: build_head(config, len(store.identities), ranks, images=store.identities.images)).to(
-        device
-    )
+    head = ranks.together(lambda: build_head(config, len(store.identities), ranks)).to(device)
     backbone = build_backbone(config)
     image_size = int(getattr(backbone, "image_size", 112))
     if config.precision.channels_last:

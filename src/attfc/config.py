@@ -119,9 +119,6 @@ class CenterConfig(Section):
     """What a class center is made from."""
 
     blend: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="share of the stored row in the new center")
-    half_life: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="epochs after which that share has halved, in place of blend; null: blend, whatever the age"
-    )
     source: Literal["keys", "query", "batch"] = Field(
         "keys",
         description="query: no key passes; the query's own embedding refreshes the stored row. batch: none either; queries come in pairs of "
@@ -352,8 +349,7 @@ class RunConfig(Section):
                 f"center.table={self.center.table} with center.table_folder={self.center.table_folder}: "
                 "center.table=file needs center.table_folder, a folder on a fast disk, and nothing else uses it"
             )
-        blended = self.center.blend > 0 or self.center.half_life is not None
-        stored = self.center.source == "query" or blended or self.attention.include_stored_center
+        stored = self.center.source == "query" or self.center.blend > 0 or self.attention.include_stored_center
         if self.head.name == "attfc" and self.center.table != "none" and not stored:
             raise ValueError(
                 f"center.table={self.center.table} keeps stored centers and no option uses them: set center.blend above 0, center.source=query "

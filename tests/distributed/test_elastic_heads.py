@@ -19,12 +19,6 @@ CASES: dict[str, tuple[str, dict[str, Any], torch.dtype, str]] = {
         torch.float32,
         "sgd",
     ),
-    "attfc table half life": (
-        "attfc",
-        {"slots": 25, "table": "host", "negatives": "table", "center_source": "query", "center_half_life": 2.0},
-        torch.float32,
-        "sgd",
-    ),
     "attfc table file": ("attfc", {"slots": 19, "table": "file", "table_folder": gettempdir()}, torch.float32, "sgd"),
     "full_fc": ("full_fc", {}, torch.float64, "sgd"),
     "full_fc adamw": ("full_fc", {"identities": 6}, torch.float64, "adamw"),

@@ -59,8 +59,7 @@ def build(kind: str, options: dict[str, Any], dtype: torch.dtype) -> Head:
         if place:
             folder = options.pop("table_folder", None)
             store = RowStore(place, Path(folder) if folder else None)
-            ages = "center_half_life" in options
-            options["table"] = CenterTable(60, D, place=store, ages=ages, ranks=options["ranks"])
+            options["table"] = CenterTable(60, D, place=store, ranks=options["ranks"])
         return AttFC(D, keys_per_query=K, **options)
     if kind == "full_fc":
         return FullFC(D, identities, **options).to(dtype)

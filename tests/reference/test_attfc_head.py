@@ -27,13 +27,12 @@ class SlowAttFC:
     def __init__(
         self, slots: int, scale: float, m: float, *, temperature=1.0, include_stored_center=False, center_blend=0.0,
         policy="fifo", in_batch_negatives=False, center_source="keys", interclass_filtering_threshold=None,
-        filtering="drop", center_half_life=None,
+        filtering="drop",
     ) -> None:  # fmt: skip
         self.slots, self.scale, self.m, self.temperature = slots, scale, m, temperature
         self.include, self.blend, self.policy = include_stored_center, center_blend, policy
         self.in_batch, self.source = in_batch_negatives, center_source
         self.threshold, self.filtering = interclass_filtering_threshold, filtering
-        self.half_life, self.batches, self.stored_in = center_half_life, 0, {}
         self.ring: deque[tuple[int, Tensor]] = deque(maxlen=slots)
         self.pool: OrderedDict[int, Tensor] = OrderedDict()
 
@@ -56,16 +55,12 @@ class SlowAttFC:
             weights = [math.exp(float(query @ c / c.norm()) / self.temperature) for c in candidates]
             total = sum(weight * c for weight, c in zip(weights, candidates, strict=True)) / sum(weights)
             center = total / total.norm()
-        share = self.blend
-        if self.half_life is not None and stored is not None:
-            share = 0.5 ** ((self.batches - self.stored_in[label]) / self.half_life)
-        if share and stored is not None:
-            center = share * stored + (1 - share) * center
+        if self.blend and stored is not None:
+            center = self.blend * stored + (1 - self.blend) * center
             center = center / center.norm()
         return center
 
     def __call__(self, embeddings: Tensor, labels: list[int], keys: Tensor) -> Tensor:
-        self.batches += 1
         queries = [e / e.norm() for e in embeddings]
         new = [self.new_center(q.detach(), k, y) for q, k, y in zip(queries, keys, labels, strict=True)]
         together: dict[int, list[Tensor]] = {}
@@ -96,7 +91,6 @@ class SlowAttFC:
                     logits.append(self.scale * cosine)
             losses.append(torch.logsumexp(torch.stack(logits), 0) - logits[0])
 
-        self.stored_in.update(dict.fromkeys(labels, self.batches))
         if self.policy == "unique":
             for label in labels:  # identities that are here already are refreshed before anyone is evicted
                 if label in self.pool:
@@ -121,10 +115,6 @@ CASES: list[dict] = [
     *(
         {"policy": policy, "center_source": "query", "center_blend": blend, "in_batch_negatives": negatives}
         for policy, blend, negatives in itertools.product(["fifo", "unique"], [0.0, 0.8], [False, True])
-    ),
-    *(
-        {"policy": policy, "center_source": source, "center_half_life": 2.5}
-        for policy, source in itertools.product(["fifo", "unique"], ["query", "keys"])
     ),
     {"temperature": 0.1},
     {"policy": "unique", "interclass_filtering_threshold": 0.3, "in_batch_negatives": True},

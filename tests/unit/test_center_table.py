@@ -40,16 +40,10 @@ def test_who_was_not_seen_has_zeros_and_twins_share_their_mean() -> None:
 
 
 @pytest.mark.parametrize(
-    "options",
-    [
-        {"center_source": "query"},
-        {},
-        {"include_stored_center": True, "center_blend": 0.0},
-        {"center_source": "query", "center_half_life": 2.0},
-    ],
+    "options", [{"center_source": "query"}, {}, {"include_stored_center": True, "center_blend": 0.0}]
 )
 def test_with_a_slot_for_everyone_a_table_changes_nothing(options: dict[str, object]) -> None:
-    table = CenterTable(IDENTITIES, SIZE, dtype=torch.float32, ages="center_half_life" in options)
+    table = CenterTable(IDENTITIES, SIZE, dtype=torch.float32)
     assert steps(attfc(table=table, **options)) == steps(attfc(**options))
 
 
@@ -115,21 +109,10 @@ def test_in_eval_nothing_is_kept() -> None:
     assert not table.rows.any()
 
 
-def test_ages_count_steps_since_a_center_was_stored() -> None:
-    table = CenterTable(4, 2, ages=True)
-    asked = torch.tensor([3, 1, 0])
-    assert table.ages(asked).tolist() == [0, 0, 0]
-    for labels in ([3, 1, 3], [3], []):
-        table.store(torch.eye(2)[:1].expand(len(labels), -1), torch.tensor(labels, dtype=torch.int64))
-    assert table.ages(asked).tolist() == [2, 3, 0]
-    assert table.memory_bytes() == 4 * (2 * 2 + 4)
-
-
 @pytest.mark.parametrize("place", ["host", "file"])
 def test_rows_outside_the_device_stay_there_as_they_are(place: str, tmp_path: Path) -> None:
     store = RowStore(place, tmp_path if place == "file" else None)  # type: ignore[arg-type]
-    table = CenterTable(IDENTITIES, SIZE, place=store, ages=True)
-    head = attfc(12, table, center_source="query", center_half_life=3.0)
+    head = attfc(12, CenterTable(IDENTITIES, SIZE, place=store), center_source="query")
     steps(head, 3)
     assert head.table is not None
     rows, kept = head.table.rows, head.table.rows.clone()
@@ -140,26 +123,20 @@ def test_rows_outside_the_device_stay_there_as_they_are(place: str, tmp_path: Pa
     assert torch.equal(head.table.rows, kept)
     head.to("meta")
     assert head.table.rows.device.type == "cpu"
-    assert head.table.stored_at is not None
-    assert head.table.stored_at.device.type == "cpu"
     assert head.container.rows.device.type == "meta"
 
 
 @pytest.mark.parametrize("negatives", ["container", "table"])
-@pytest.mark.parametrize("half_life", [None, 2.0])
-def test_a_saved_table_goes_on_and_others_are_refused(negatives: str, half_life: float | None) -> None:
-    options = {"center_source": "query", "negatives": negatives, "center_half_life": half_life}
-    ages = half_life is not None
-    head, again = (attfc(12, CenterTable(IDENTITIES, SIZE, ages=ages), **options) for _ in range(2))
+def test_a_saved_table_goes_on_and_others_are_refused(negatives: str) -> None:
+    options = {"center_source": "query", "negatives": negatives}
+    head, again = (attfc(12, CenterTable(IDENTITIES, SIZE), **options) for _ in range(2))
     steps(head)
     again.load_state_dict(head.state_dict())
     assert steps(head) == steps(again)
     with pytest.raises(UserError, match=r"table of centers holds 40 identities of 8 numbers .* this one 41 of 8"):
-        attfc(12, CenterTable(41, SIZE, ages=ages), **options).load_state_dict(head.state_dict())
+        attfc(12, CenterTable(41, SIZE), **options).load_state_dict(head.state_dict())
     with pytest.raises(UserError, match=r"torch.bfloat16\), this one 40 of 8 \(torch.float32\)"):
-        attfc(12, CenterTable(IDENTITIES, SIZE, dtype=torch.float32, ages=ages), **options).load_state_dict(
-            head.state_dict()
-        )
+        attfc(12, CenterTable(IDENTITIES, SIZE, dtype=torch.float32), **options).load_state_dict(head.state_dict())
 
 
 def test_what_cannot_be() -> None:
@@ -171,10 +148,6 @@ def test_what_cannot_be() -> None:
         attfc(12, negatives="table")
     with pytest.raises(UserError, match="negatives is 'tabel': choose container or table; did you mean 'table'"):
         attfc(12, negatives="tabel")
-    with pytest.raises(UserError, match=r"pass table=CenterTable\(\.\.\., ages=True\)"):
-        attfc(12, CenterTable(IDENTITIES, SIZE), center_half_life=1.0)
-    with pytest.raises(UserError, match=r"center_half_life is 0: it is a number of batches, above 0"):
-        attfc(12, center_half_life=0)
     with pytest.raises(UserError, match=r"center\.table=host keeps stored centers and no option uses them"):
         load_config("demo", ["profile=published", "center.table=host"])
     with pytest.raises(UserError, match=r"center\.table=file needs center\.table_folder"):

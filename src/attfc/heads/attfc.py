@@ -114,9 +114,6 @@ class AttFC(Head):
         include_stored_center: step 4; the identity's stored row joins its keys as one more candidate.
         center_blend: step 5; share of the stored row in the new center, 0 <= share < 1; 0: no blending. An identity
             that is not stored takes its new center alone.
-        center_half_life: batches after which the stored row's share has halved: share = 2^(-age / half life), in place of the one share that
-            `center_blend` gives to all. Who is seen often then has a mean of many images, who is seen rarely no center from a network of long
-            ago. None: `center_blend`.
         policy: step 8; `fifo` (published) or `unique`, one slot an identity.
         dtype: storage of the container's rows; all arithmetic is float32.
         in_batch_negatives: step 6; the batch's new centers of other identities join the negatives. With `unique` they
@@ -158,7 +155,6 @@ class AttFC(Head):
         temperature: float = 1.0,
         include_stored_center: bool = False,
         center_blend: float = 0.8,
-        center_half_life: float | None = None,
         policy: ContainerPolicy = "unique",
         dtype: RowDtype = "float32",
         in_batch_negatives: bool = True,
@@ -195,10 +191,7 @@ class AttFC(Head):
         self.margin = margin
         self.temperature = temperature
         self.include_stored_center = include_stored_center
-        if center_half_life is not None and not 0 < center_half_life < math.inf:
-            raise UserError(f"center_half_life is {center_half_life}: it is a number of batches, above 0, or None")
         self.center_blend = center_blend
-        self.center_half_life = center_half_life
         self.in_batch_negatives = in_batch_negatives
         self.center_source = center_source
         self.interclass_filtering_threshold = interclass_filtering_threshold
@@ -214,17 +207,11 @@ class AttFC(Head):
         self.container = None
         if negatives == "container":
             self.container = Container(slots, embedding_size, policy=policy, dtype=dtype, initial=initial, ranks=ranks)
-        self.uses_stored = (
-            include_stored_center or center_blend > 0 or center_half_life is not None or center_source == "query"
-        )
+        self.uses_stored = include_stored_center or center_blend > 0 or center_source == "query"
         if table is not None and not self.uses_stored:
             raise UserError(
                 "a table of centers is given and no option uses stored centers: set center_blend, include_stored_center or "
                 'center_source="query", or leave the table out'
-            )
-        if table is not None and center_half_life is not None and table.stored_at is None:
-            raise UserError(
-                "center_half_life needs to know when centers were stored: pass table=CenterTable(..., ages=True)"
             )
         self.table = table
 
@@ -248,18 +235,17 @@ class AttFC(Head):
             self._check_labels_below(every_label_B, self.table.identities, self.ranks)
         every_stored_B, stored_BD = self._stored(every_label_B)
         stored_B = self.ranks.own(every_stored_B)
-        share_B1 = self._stored_share(every_label_B)
         taught_B = stored_B
         if self.center_source == "query":
             center_BD = stored_BD.to(query_BD.dtype)
-            new_BD = self._blend(query_BD.detach(), stored_BD, stored_B, share_B1)
+            new_BD = self._blend(query_BD.detach(), stored_BD, stored_B)
         elif self.center_source == "batch":
             paired_B, partner_BD = self._partners(query_BD.detach(), labels_B)
-            new_BD = self._blend(partner_BD, stored_BD, stored_B, share_B1)
+            new_BD = self._blend(partner_BD, stored_BD, stored_B)
             center_BD = torch.where(paired_B.unsqueeze(1), new_BD, stored_BD.to(new_BD.dtype))
             taught_B = stored_B | paired_B
         else:
-            center_BD = new_BD = self._generate(query_BD, keys_BKD, stored_BD, stored_B, share_B1)
+            center_BD = new_BD = self._generate(query_BD, keys_BKD, stored_BD, stored_B)
 
         cosine_B = (query_BD * center_BD).sum(dim=1)
         positive_B = margin_of_all(self.margin, cosine_B, norms_B, self.ranks)
@@ -287,26 +273,8 @@ class AttFC(Head):
         own = nobody_B.shape[0] // self.ranks.size
         return nobody_B, torch.zeros((), device=nobody_B.device).expand(own, self.embedding_size)
 
-    def _stored_share(self, every_label_B: Tensor) -> Tensor | float:
-        """Return the stored rows' share of the new centers: one for all, or (B, 1) for our samples by the rows' ages."""
-        if self.center_half_life is None:
-            return self.center_blend
-        if self.table is not None:
-            age_B = self.ranks.sum_own(self.table.ages(every_label_B))
-        else:
-            assert self.container is not None
-            age_B = self.ranks.own(self.container.ages(every_label_B))
-        return torch.exp2(-age_B / self.center_half_life).unsqueeze(1)
-
     @torch.no_grad()
-    def _generate(
-        self,
-        query_BD: Tensor,
-        keys_BKD: Tensor | None,
-        stored_BD: Tensor,
-        stored_B: Tensor,
-        share_B1: Tensor | float,
-    ) -> Tensor:
+    def _generate(self, query_BD: Tensor, keys_BKD: Tensor | None, stored_BD: Tensor, stored_B: Tensor) -> Tensor:
         """Steps 4 and 5, with the stored center where the options want it."""
         if keys_BKD is None:
             raise UserError(
@@ -316,7 +284,7 @@ class AttFC(Head):
         candidates = (stored_BD, stored_B) if self.include_stored_center else (None, None)
         center_BD, weights_BK = _attend(query_BD, keys_BKD, self.temperature, *candidates)
         self._last_step = {"attention_entropy": -torch.xlogy(weights_BK, weights_BK).sum(dim=1).mean()}
-        return self._blend(center_BD, stored_BD, stored_B, share_B1)
+        return self._blend(center_BD, stored_BD, stored_B)
 
     def _partners(self, query_BD: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
         """Return whose neighbour is of the same identity, and the neighbours' embeddings; one's own where it is not."""
@@ -328,10 +296,11 @@ class AttFC(Head):
         partner_BD = query_BD.view(-1, 2, query_BD.shape[1]).flip(1).flatten(0, 1)
         return paired_B, torch.where(paired_B.unsqueeze(1), partner_BD, query_BD)
 
-    def _blend(self, center_BD: Tensor, stored_BD: Tensor, stored_B: Tensor, share_B1: Tensor | float) -> Tensor:
-        if self.center_half_life is None and self.center_blend == 0:
+    def _blend(self, center_BD: Tensor, stored_BD: Tensor, stored_B: Tensor) -> Tensor:
+        if self.center_blend == 0:
             return center_BD
-        blended_BD = normalize(share_B1 * stored_BD.to(center_BD.dtype) + (1 - share_B1) * center_BD, dim=1)
+        share = self.center_blend
+        blended_BD = normalize(share * stored_BD.to(center_BD.dtype) + (1 - share) * center_BD, dim=1)
         return torch.where(stored_B.unsqueeze(1), blended_BD, center_BD)
 
     def _loss(
@@ -396,10 +365,7 @@ class AttFC(Head):
         """The container's rows and their scales and those of the table, if ranks share them."""
         if self.ranks.size == 1:
             return {}
-        shards: dict[str, RowShard] = {}
-        if self.table is not None:
-            names = ["rows"] if self.table.stored_at is None else ["rows", "stored_at"]
-            shards |= {f"table.{name}": self.table.shard for name in names}
+        shards = {} if self.table is None else {"table.rows": self.table.shard}
         if self.container is not None:
             names = [name for name in ("rows", "row_scales") if getattr(self.container, name) is not None]
             shards |= {f"container.{name}": self.container.shard for name in names}

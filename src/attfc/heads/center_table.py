@@ -31,11 +31,9 @@ class CenterTable(nn.Module):
         place: where the rows live; `device`: they move with the module.
         dtype: of the rows. bfloat16 rounds a number by up to 0.4 %, less than one image moves a center.
         seed: names the draws.
-        ages: also keep when each center was stored, 4 B an identity, for `ages`.
         ranks: those that share the rows: `rows` then holds the block `shard`, and all calls take the whole batch, the same on every rank.
 
-    Buffers: `rows` (N, D), this rank's block of it; with `ages`, `stored_at` int32 (N,) likewise, the step that stored the center, from 1.
-    Attribute `draws`: steps so far, the number of the next draw; saved too.
+    Buffer: `rows` (N, D), this rank's block of it. Attribute `draws`: steps so far, the number of the next draw; saved too.
 
     Raises:
         UserError: no identity, or fewer than ranks.
@@ -48,7 +46,6 @@ class CenterTable(nn.Module):
     """
 
     rows: Tensor
-    stored_at: Tensor | None
 
     def __init__(
         self,
@@ -58,7 +55,6 @@ class CenterTable(nn.Module):
         place: RowStore | None = None,
         dtype: torch.dtype = torch.bfloat16,
         seed: int = 0,
-        ages: bool = False,
         ranks: Ranks = ALONE,
     ) -> None:
         super().__init__()
@@ -74,9 +70,6 @@ class CenterTable(nn.Module):
         self.seed = seed
         self.draws = 0
         self.register_buffer("rows", self.place.zeros(len(self.shard), embedding_size, dtype=dtype))
-        # Few and small: in memory also where the rows are in a file.
-        aside = RowStore("device" if self.place.place == "device" else "host")
-        self.register_buffer("stored_at", aside.zeros(len(self.shard), dtype=torch.int32) if ages else None)
 
     def lookup(self, labels_B: Tensor) -> Tensor:
         """Return the centers, float32 (B, D), zeros for who was not seen yet; several ranks: zeros for rows of another rank, the sum has them all.
@@ -89,16 +82,6 @@ class CenterTable(nn.Module):
         here_B, own_B = self._own(labels_B)
         found_BD = self.rows.index_select(0, here_B).to(labels_B.device).float()
         return found_BD if own_B is None else torch.where(own_B.to(labels_B.device).unsqueeze(1), found_BD, 0.0)
-
-    def ages(self, labels_B: Tensor) -> Tensor:
-        """Return how many steps ago the centers were stored, float32 (B,), from 1; for who was not seen, and for rows of another rank, 0."""
-        assert self.stored_at is not None, "built without ages"
-        if len(self.shard) == 0:
-            return torch.zeros(labels_B.shape[0], device=labels_B.device)
-        here_B, own_B = self._own(labels_B)
-        stored_at_B = self.stored_at[here_B]
-        known_B = stored_at_B > 0 if own_B is None else (stored_at_B > 0) & own_B
-        return torch.where(known_B, self.draws + 1 - stored_at_B, 0).float().to(labels_B.device)
 
     @torch.no_grad()
     def draw(self, labels_B: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -134,8 +117,6 @@ class CenterTable(nn.Module):
         )  # equal rows for equal labels: the order of writing is nothing
         here_B, own_B = self._own(labels_B)
         write_rows(self.rows, here_B, centers_BD.to(self.rows.device, self.rows.dtype), own_B)
-        if self.stored_at is not None:
-            write_rows(self.stored_at, here_B, torch.full_like(here_B, self.draws, dtype=torch.int32), own_B)
 
     def _own(self, labels_B: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return places in `rows`, 0 for those of another rank, and which are our own (None: all)."""
@@ -149,11 +130,11 @@ class CenterTable(nn.Module):
         """Rows in host memory or in a file stay there, in their type, when the head is moved or cast."""
         if self.place.place == "device":
             return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        kept = {name: self._buffers.pop(name) for name in ("rows", "stored_at")}
+        rows = self._buffers.pop("rows")
         try:
             return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         finally:
-            self._buffers |= kept
+            self._buffers["rows"] = rows
 
     def get_extra_state(self) -> Tensor:
         """Return the number of the next draw, so that a resumed run goes on with it."""
@@ -165,7 +146,7 @@ class CenterTable(nn.Module):
 
     def memory_bytes(self) -> int:
         """Return the bytes of this rank's rows."""
-        return self.rows.nbytes + (0 if self.stored_at is None else self.stored_at.nbytes)
+        return self.rows.nbytes
 
     def extra_repr(self) -> str:
         return f"identities={self.identities}, embedding_size={self.rows.shape[1]}, place={self.place.place}"
@@ -174,8 +155,6 @@ class CenterTable(nn.Module):
         whole = state_dict.get(prefix + "rows")
         if whole is not None and self.ranks.size > 1 and whole.shape[0] == self.identities:
             state_dict[prefix + "rows"] = whole = whole[self.shard.block]
-            if (stored_at := state_dict.get(prefix + "stored_at")) is not None:
-                state_dict[prefix + "stored_at"] = stored_at[self.shard.block]
         if whole is not None and (whole.shape, whole.dtype) != (self.rows.shape, self.rows.dtype):
             raise UserError(
                 f"the checkpoint's table of centers holds {whole.shape[0]} identities of {whole.shape[1]} numbers ({whole.dtype}), this one "

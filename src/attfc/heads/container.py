@@ -199,12 +199,6 @@ class Container(nn.Module):
         rows_BD = self._decode(torch.where(held_B, slots_B - self.shard.start, 0))
         return found_B, torch.where(held_B.unsqueeze(1), rows_BD, 0.0)
 
-    def ages(self, labels_B: Tensor) -> Tensor:
-        """Return how many batches ago the rows of `lookup` were stored, float32 (B,), from 1; 0 for who is not stored. The same on every rank."""
-        slots_B = self.index.lookup(labels_B, self.labels)
-        ages_B = self.step + 1 - (self.stamps[slots_B.clamp_min(0)] >> _ORDER_BITS)
-        return torch.where(slots_B >= 0, ages_B, 0).float()
-
     def _holds(self, slots_B: Tensor) -> Tensor:
         return (slots_B >= self.shard.start) & (slots_B < self.shard.stop)
 

@@ -72,7 +72,7 @@ def run_vectors(
     torch.manual_seed(seed)
     meter = ResidentPeak()
     meter.reset()
-    head = build_head(config, len(index), images=index.images)
+    head = build_head(config, len(index))
     pair = build_pair(config, VectorEncoder(world.size, config.backbone.embedding_size, width))
     share = identity_share(config, config.head.name)
     mix = IdentityMix(index, share, config.batch_size, seed) if share else None
