@@ -106,7 +106,7 @@ class AttFC(Head):
 
     Args:
         embedding_size: D.
-        slots: C, the container's size (container ratio x identities); at least the batch size.
+        slots: C, the container's size (container ratio x identities); at least the batch size. With `negatives="table"` any number >= 1.
         margin: margin on the positive; owns the scale s.
         keys_per_query: K that the loader should deliver; any K >= 1 works in `forward`. Ignored with
             `center_source="query"`, which takes no keys.
