@@ -110,11 +110,12 @@ def study_figure(records: list[Record], figure: str, title: str, split: str = "t
             error = statistics.stdev(ends) if len(ends) > 1 else 0.0
             memory_axes.errorbar(memory, statistics.mean(ends), yerr=error, capsize=3, label=variant, **style)
         time_axes.set(xlabel="seconds of training", ylabel=f"{title}, validation people")
-        memory_axes.set(xlabel="memory of the head, MiB", ylabel=f"{title}, test people", xscale="log")
-        memory_axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        memory_axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        memory_axes.xaxis.set_minor_formatter(NullFormatter())
+        memory_axes.set(xlabel="memory of the head, MiB", ylabel=f"{title}, test people")
         for axes in (time_axes, memory_axes):
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
             axes.grid(visible=True, alpha=0.3)
         handles, names = time_axes.get_legend_handles_labels()
         page.legend(handles, names, loc="outside lower center", ncols=3, frameon=False)
