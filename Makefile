@@ -47,7 +47,7 @@ bench: setup
 	else echo "benchmarks/stores.py left out, it needs real faces: make bench FACES=FOLDER (identity/*.jpg)"; fi
 
 study: setup
-	@for study in vectors_tune vectors_tail vectors_dense vectors_options vectors_flip vectors_conflict vectors_100k vectors_1m; do $(BIN)/attfc study run benchmarks/studies/$$study.yaml -o benchmarks/results/studies/$$study --parallel $(JOBS) || exit 1; done
+	@for study in vectors_tune vectors_tail vectors_long vectors_dense vectors_options vectors_flip vectors_conflict vectors_100k vectors_1m; do $(BIN)/attfc study run benchmarks/studies/$$study.yaml -o benchmarks/results/studies/$$study --parallel $(JOBS) || exit 1; done
 	$(BIN)/python benchmarks/tables.py
 
 docs: setup

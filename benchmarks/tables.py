@@ -313,7 +313,7 @@ def planning() -> str:
 # Studies of `attfc study run` -> whose figures their table shows; cells in results/studies/NAME, settings in studies/NAME.yaml.
 STUDIES = {
     "vectors_tune": "validation",
-    **dict.fromkeys(("vectors_tail", "vectors_dense", "vectors_100k", "vectors_1m"), "test"),
+    **dict.fromkeys(("vectors_tail", "vectors_long", "vectors_dense", "vectors_100k", "vectors_1m"), "test"),
     **dict.fromkeys(("vectors_options", "vectors_flip", "vectors_conflict"), "test"),
 }
 DRAWN = {
