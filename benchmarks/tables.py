@@ -414,7 +414,8 @@ def main() -> None:
             page.write_text(text, encoding="utf-8")
             print(f"{page.relative_to(ROOT)}: renewed")
     for name, (title, figure) in DRAWN.items():
-        records = grid_records(name)
+        # Rows that show another rate are for the table.
+        records = [record for record in grid_records(name) if ", rate " not in record["variant"]]
         if records:
             path = ROOT / "docs" / "figures" / f"study_{name}.svg"
             path.parent.mkdir(exist_ok=True)
