@@ -127,10 +127,10 @@ def scaled_steps() -> tuple[Tensor, bool, float]:
     """The rows after two steps with a gradient scaler; whether a third, in which rank 1 overflows, changed them; the scale after it."""
     ranks = Ranks.world()
     torch.manual_seed(1)
-    head = build("partial_fc", {"sample_rate": 0.4}, torch.float32)
+    head = build("partial_fc", {"sample_rate": 0.4}, torch.float64)
     optimizer = build_optimizer("sgd", parameter_groups([head], weight_decay=0.01), learning_rate=0.2)
     scaler = grad_scaler(torch.device("cpu"), True, ranks)
-    for number, (embeddings_BD, labels_B, _) in enumerate(batches(torch.float32, IDENTITIES)[:3]):
+    for number, (embeddings_BD, labels_B, _) in enumerate(batches(torch.float64, IDENTITIES)[:3]):
         before = head.weight.detach().clone()
         optimizer.zero_grad()
         scaler.scale(head(ranks.own(embeddings_BD), ranks.own(labels_B))).backward()
