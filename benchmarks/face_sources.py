@@ -1,0 +1,45 @@
+"""Writes the lists that the studies of real faces train and test on, from a folder with train/ and val/: give its output as --faces.
+
+    python benchmarks/face_sources.py ../shared/faces112 ~/.cache/attfc/sources
+    attfc study run benchmarks/studies/faces_tail.yaml --faces ~/.cache/attfc/sources
+
+`train.lst` and `val.lst` hold everything. `lfw.lst` and `web.lst` hold the two sources of train/ apart: images of Labeled Faces in the Wild are named
+`Person_Name_0001.jpg`, those of the web collections `0001.jpg`. A person is in one of them only, or the script stops.
+"""
+
+import argparse
+from pathlib import Path
+
+from attfc.errors import UserError
+
+
+def main() -> None:
+    """Write the lists."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("faces", type=Path)
+    parser.add_argument("output", type=Path)
+    arguments = parser.parse_args()
+    train, val = images_of(arguments.faces / "train"), images_of(arguments.faces / "val")
+    from_lfw = [image.name.startswith(image.parent.name) for image in train]
+    lfw = [image for image, chosen in zip(train, from_lfw, strict=True) if chosen]
+    web = [image for image, chosen in zip(train, from_lfw, strict=True) if not chosen]
+    both = {image.parent for image in lfw} & {image.parent for image in web}
+    if both:
+        raise UserError(f"{arguments.faces}: {min(both).name} is in both sources: a test across them would see its people")
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    for name, images in {"train": train, "val": val, "lfw": lfw, "web": web}.items():
+        lines = "".join(f"{image}\t{image.parent.name}\n" for image in images)
+        (arguments.output / f"{name}.lst").write_text(lines, encoding="utf-8")
+        print(f"{name}.lst: {len({image.parent for image in images}):,} people, {len(images):,} images")
+
+
+def images_of(folder: Path) -> list[Path]:
+    """Every image of a folder of people, in order."""
+    images = sorted(folder.resolve().glob("*/*.jpg"))
+    if not images:
+        raise UserError(f"{folder} holds no <person>/<image>.jpg: give the folder with train/ and val/")
+    return images
+
+
+if __name__ == "__main__":
+    main()
