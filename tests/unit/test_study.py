@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from attfc.config import load_config
 from attfc.data import open_store
 from attfc.errors import UserError
 from attfc.evaluation import embed_store
-from attfc.study.cells import evaluate_faces, evaluate_vectors, run_faces, run_vectors
+from attfc.study.cells import _head_bytes_of, evaluate_faces, evaluate_vectors, run_faces, run_vectors
 from attfc.study.grid import read_study, run_study, study_records
 from attfc.study.pages import FIGURES, study_figure, study_table
 from attfc.study.vectors import VectorEncoder, VectorWorld
@@ -195,12 +196,34 @@ def test_a_cell_of_faces_trains_as_typed_and_is_judged_on_two_halves_of_the_peop
     people = "eval.root=synthetic:identities=20,images=3,seed=0,first=1000"
     with pytest.raises(UserError, match=r"evaluates on eval\.root, and there is none: add"):
         run_faces("demo", [*overrides, "eval.root=null"], seed=0, threads=1)
-    record = run_faces("demo", [*overrides, people], seed=0, threads=1)
+    record = run_faces("demo", [*overrides, people, "eval.every=0", "container.slots=24"], seed=0, threads=1)
     assert record["steps"] == 2
     assert record["config"]["seed"] == 0
     assert [point["step"] for point in record["curve"]] == [1, 2]
+    assert "tar_at_far/0.01" not in record["curve"][-1]
+    assert (record["identities"], record["images"]) == (24, 96)
+    assert record["head_bytes"] > 24 * record["config"]["backbone"]["embedding_size"] * 2
     assert set(record["figures"]) == {"validation", "test"}
     assert record["figures"]["validation"] != record["figures"]["test"]
+
+
+@pytest.mark.slow  # attfc train in a process of its own
+def test_a_cell_of_faces_has_figures_along_its_run_if_asked() -> None:
+    faces = ["data.root=synthetic:identities=24,images=4,seed=0", "batch_size=24", "data.workers=0", "container.slots=24"]
+    people = ["eval.root=synthetic:identities=20,images=3,seed=0,first=1000", "eval.every=2", "eval.generated_pairs=100"]
+    short = ["data.decoded_cache_mib=0", "schedule.warmup_epochs=0", "schedule.max_steps=5"]
+    record = run_faces("demo", [*faces, *people, *short], seed=0, threads=1)
+    assert [point["step"] for point in record["curve"]] == [2, 4, 5]
+    assert all(0 <= point["tar_at_far/0.01"] <= 1 for point in record["curve"])
+    assert "TAR" in study_figure([{**record, "variant": "attfc", "world": {"kind": "faces"}}], "tar_at_far/0.01", "TAR")
+
+
+@pytest.mark.parametrize("head", ["full_fc", "partial_fc", "attfc"])
+def test_bytes_of_a_head_are_those_of_a_step_of_training(head: str) -> None:
+    overrides = [f"head.name={head}", "batch_size=16", "backbone.embedding_size=32", "schedule.epochs=1", "schedule.warmup_epochs=0"]
+    world = VectorWorld(identities=200, images=(1, 3), test_identities=10)
+    trained = run_vectors(world, "demo", [*overrides, "container.ratio=0.2"], seed=0, width=8, points=1)
+    assert _head_bytes_of(load_config("demo", [*overrides, "container.ratio=0.2"]), 200) == trained["head_bytes"]
 
 
 def test_halves_of_the_people_share_nobody() -> None:
@@ -311,6 +334,10 @@ def test_a_table_gives_mean_spread_and_paired_difference(grid: Path, tmp_path: P
     figure = study_figure(records, "tar_at_far/0.0001", "TAR")
     assert figure == study_figure(records, "tar_at_far/0.0001", "TAR")
     assert "attfc, K = 1" in figure
+    for record in records:
+        record["curve"] = [{"step": 5, "seconds": 1.0, "loss": 1.0}]
+    with pytest.raises(UserError, match=r"give the study eval\.every"):
+        study_figure(records, "tar_at_far/0.0001", "TAR")
 
 
 def test_a_failed_cell_is_in_the_table(grid: Path, tmp_path: Path) -> None:

@@ -63,7 +63,5 @@ def table(
     figures = FIGURES[read.world.kind]
     out.print(study_table(records, figures, read.reference), markup=False)
     if figure is not None:
-        if read.world.kind != "vectors":
-            raise UserError("--figure draws curves of the vector world only: leave it out for this study")
         name = next(iter(figures))
         figure.write_text(study_figure(records, name, figures[name]), encoding="utf-8")

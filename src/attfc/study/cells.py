@@ -23,16 +23,18 @@ from torch import Tensor, nn
 
 from attfc.bench.head_cell import ResidentPeak
 from attfc.build import (
+    build_backbone,
     build_head,
     build_pair,
     environment,
     identity_share,
     open_held_out,
+    open_training_data,
     optimizer_of,
     paired_queries,
     schedule_of,
 )
-from attfc.config import load_config
+from attfc.config import RunConfig, load_config
 from attfc.data.identity_mix import IdentityMix
 from attfc.data.paired_queries import PairedQueries
 from attfc.data.query_stream import QueryStream
@@ -48,7 +50,7 @@ from attfc.training.momentum import MomentumPair
 
 __all__ = ["evaluate_faces", "evaluate_vectors", "run_faces", "run_vectors"]
 
-FARS, FACE_FARS = (1e-3, 1e-4, 1e-5), (1e-2, 1e-3)
+FARS, FACE_FARS = (1e-3, 1e-4, 1e-5), (1e-2, 1e-3, 1e-4)
 
 
 def run_vectors(
@@ -185,6 +187,18 @@ def _open_set(
     return {**figures, "rank_one": rank_one(embeddings_ND, persons_N).rate}
 
 
+def _head_bytes_of(config: RunConfig, identities: int) -> int:
+    """`_head_bytes` after one step on random embeddings."""
+    head = build_head(config, identities)
+    optimizer = optimizer_of(config, build_pair(config, build_backbone(config)), head)
+    batch, keys, size = config.batch_size, head.keys_per_query, config.backbone.embedding_size
+    embeddings = torch.randn(batch, size, requires_grad=True)
+    labels = torch.arange(batch) % identities
+    head(embeddings, labels, torch.randn(batch, keys, size) if keys else None).backward()
+    optimizer.step()
+    return _head_bytes(head, optimizer)
+
+
 def _head_bytes(head: Head, optimizer: torch.optim.Optimizer) -> int:
     """Bytes that the head keeps from step to step: its state, and gradient and optimizer state of its parameters."""
     parameters = list(head.parameters())
@@ -201,12 +215,13 @@ def run_faces(preset: str, overrides: list[str], seed: int, threads: int) -> dic
     """Train once with `attfc train PRESET`, and evaluate on the people of `eval.root`: half of them for validation, the others for the test.
 
     Args:
-        preset, overrides: as typed; `data.root` and `eval.root` say where the faces are.
+        preset, overrides: as typed; `data.root` and `eval.root` say where the faces are. With `eval.every` the curve has the figures of
+            all people of `eval.root`.
         seed: the run's.
         threads: processor threads of the training.
 
     Returns:
-        As `run_vectors`; the curve is of losses alone, and memory is the whole process's.
+        As `run_vectors`; `peak_bytes` is the whole process's.
     """
     config = load_config(preset, overrides)
     held_out = open_held_out(config)
@@ -216,8 +231,9 @@ def run_faces(preset: str, overrides: list[str], seed: int, threads: int) -> dic
         )
     with tempfile.TemporaryDirectory(prefix="attfc-study-") as scratch:
         fixed = [
-            *(f"output={scratch}", f"seed={seed}", f"threads={threads}", "eval.root=null", "eval.pairs=null"),
+            *(f"output={scratch}", f"seed={seed}", f"threads={threads}", "eval.pairs=null"),
             *("report.write=false", "log.tensorboard=false", "checkpoint.every=0"),
+            f"log.every={config.eval.every}" if config.eval.every else "eval.root=null",
         ]
         started = time.perf_counter()
         done = subprocess.run(
@@ -236,7 +252,15 @@ def run_faces(preset: str, overrides: list[str], seed: int, threads: int) -> dic
                 raise UserError(f"attfc train was stopped (status {done.returncode}): run the study again to go on")
             return {"failed": lines[-1] if lines else f"status {done.returncode}", "wall_seconds": wall}
         figures = evaluate_faces(from_pretrained(folders[0]), held_out)
-        return {**_of_run(folders[0]), "wall_seconds": wall, "figures": figures}
+        trained_on = open_training_data(config)
+        return {
+            **_of_run(folders[0]),
+            "identities": len(trained_on.identities),
+            "images": len(trained_on),
+            "head_bytes": _head_bytes_of(config, len(trained_on.identities)),
+            "wall_seconds": wall,
+            "figures": figures,
+        }
 
 
 def evaluate_faces(model: nn.Module, held_out: Store) -> dict[str, dict[str, float]]:
@@ -264,6 +288,12 @@ def _of_run(folder: Path) -> dict[str, Any]:
     config = load_config(str(folder / "config.yaml"))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     curve = [{key: value for key, value in line.items() if key != "kind"} for line in lines if line["kind"] == "train"]
+    evaluated = {line["step"]: line for line in lines if line["kind"] == "evaluation"}
+    for point in curve:
+        found = evaluated.get(point["step"], {})
+        for far, tar in ((found.get("all_pairs") or {}).get("tar_at_far") or {}).items():
+            if tar is not None:
+                point[f"tar_at_far/{float(far):g}"] = tar
     last = curve[-1]
     images = last["step"] * config.batch_size * config.optimizer.accumulation
     return {

@@ -8,6 +8,8 @@ import io
 import statistics
 from typing import Any
 
+from attfc.errors import UserError
+
 __all__ = ["FIGURES", "study_figure", "study_table"]
 
 FIGURES = {
@@ -76,9 +78,16 @@ def study_figure(records: list[Record], figure: str, title: str, split: str = "t
     """Return an SVG: the figure against seconds of training (mean of the curves), and at the end against the head's memory.
 
     Args:
-        records: of `study_records`, in a world whose curve holds the figure (the vector world; its curve is on validation people).
+        records: of `study_records`. The curve is on validation people in the vector world, on all people kept aside with faces.
         figure: such as "tar_at_far/0.0001".
+
+    Raises:
+        UserError: no cell has the figure along its run: faces without `eval.every`.
     """
+    drawn = [record for record in records if any(figure in point for point in record.get("curve", []))]
+    if not drawn:
+        raise UserError(f"no cell has {figure} along its run: give the study eval.every=... among its overrides, and run it again")
+    curve_of = "validation people" if drawn[0]["world"]["kind"] == "vectors" else "all people kept aside"
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -88,7 +97,7 @@ def study_figure(records: list[Record], figure: str, title: str, split: str = "t
         page = Figure(figsize=(9.5, 4.0), layout="constrained")
         FigureCanvasSVG(page)
         time_axes, memory_axes = page.subplots(1, 2)
-        for number, (variant, group) in enumerate(_by_variant(records).items()):
+        for number, (variant, group) in enumerate(_by_variant(drawn).items()):
             sound = [record for record in group if "failed" not in record]
             if not sound:
                 continue
@@ -98,7 +107,8 @@ def study_figure(records: list[Record], figure: str, title: str, split: str = "t
                 "linestyle": _DASHES[number % len(_DASHES)],
                 "markersize": 4,
             }
-            points = list(zip(*(record["curve"] for record in sound), strict=False))
+            curves = [[point for point in record["curve"] if figure in point] for record in sound]
+            points = list(zip(*curves, strict=False))
             time_axes.plot(
                 [statistics.mean(point["seconds"] for point in each) for each in points],
                 [statistics.mean(point[figure] for point in each) for each in points],
@@ -109,7 +119,7 @@ def study_figure(records: list[Record], figure: str, title: str, split: str = "t
             memory = statistics.mean(record["head_bytes"] for record in sound) / 2**20
             error = statistics.stdev(ends) if len(ends) > 1 else 0.0
             memory_axes.errorbar(memory, statistics.mean(ends), yerr=error, capsize=3, label=variant, **style)
-        time_axes.set(xlabel="seconds of training", ylabel=f"{title}, validation people")
+        time_axes.set(xlabel="seconds of training", ylabel=f"{title}, {curve_of}")
         memory_axes.set(xlabel="memory of the head, MiB", ylabel=f"{title}, test people")
         for axes in (time_axes, memory_axes):
             axes.set_xscale("log")
