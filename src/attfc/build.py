@@ -161,7 +161,7 @@ def build_head(config: RunConfig, identities: int, ranks: Ranks = ALONE) -> Head
         )
     slots = container_slots(config, identities)
     kept = table_place(config, identities) if config.head.name == "attfc" else None
-    drawn = kept is not None and config.negatives.source == "table"  # then there is no container
+    drawn = config.head.name == "attfc" and draws_negatives(config, identities)  # then there is no container
     if slots < config.batch_size and not drawn:
         raise UserError(
             f"the container has {slots} slots, which is smaller than the batch ({config.batch_size}): raise container.ratio to at least "
@@ -223,6 +223,11 @@ def table_place(config: RunConfig, identities: int) -> RowPlace | None:
     """Where AttFC keeps a table of centers; None: nowhere, because it is not asked for or the container has a slot for everyone."""
     holds_all = config.container.policy == "unique" and container_slots(config, identities) >= identities
     return None if config.center.table == "none" or holds_all else config.center.table
+
+
+def draws_negatives(config: RunConfig, identities: int) -> bool:
+    """Whether AttFC draws its negatives from the table, if there is one."""
+    return table_place(config, identities) is not None and config.negatives.source == "table"
 
 
 def _folder(name: str | None) -> Path | None:

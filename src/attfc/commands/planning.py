@@ -180,7 +180,7 @@ def plan(
 
 def _heads(config: "RunConfig", identities: int, batch: int, ranks: int, cached: bool) -> "dict[str, HeadMemory]":
     """Every head with the configuration's options, by the title of its line."""
-    from attfc.build import container_slots, table_place
+    from attfc.build import container_slots, draws_negatives, table_place
     from attfc.planning import head_memory
 
     slots = max(container_slots(config, identities), config.batch_size)
@@ -196,7 +196,7 @@ def _heads(config: "RunConfig", identities: int, batch: int, ranks: int, cached:
     # On a processor host memory is the device's; `cached` says that it is one.
     kept = table_place(config, identities)
     rows["table"] = kept == "device" or (kept == "host" and cached)
-    rows["drawn"] = kept is not None and config.negatives.source == "table"
+    rows["drawn"] = draws_negatives(config, identities)
     keys = max(config.keys.per_query, 1)
     rate = config.head.sample_rate
     return {
