@@ -30,7 +30,7 @@ from attfc.evaluation import Pairs, evaluate_store, generate_pairs, read_pairs, 
 from attfc.evaluation.all_pairs import SPARE_FOR_INTERVALS
 from attfc.evaluation.resampling import Interval
 from attfc.evaluation.result import stated_intervals
-from attfc.heads import DCP, DCQ, AttFC, CenterTable, FullFC, Head, PartialFC, RowStore
+from attfc.heads import DCP, DCQ, AttFC, CenterTable, FullFC, Head, ImageMemory, PartialFC, RowStore
 from attfc.heads.row_store import RowPlace
 from attfc.losses import AdaFace, ArcFace, CombinedMargin, CosFace, Margin
 from attfc.precision import best_autocast_dtype
@@ -119,8 +119,11 @@ def build_margin(config: RunConfig) -> Margin:
     )
 
 
-def build_head(config: RunConfig, identities: int, ranks: Ranks = ALONE) -> Head:
+def build_head(config: RunConfig, identities: int, ranks: Ranks = ALONE, *, images: int | None = None) -> Head:
     """Build the head for a training set of that many identities.
+
+    Args:
+        images: of the training set; `center.source=others` remembers each of them, nothing else asks.
 
     Raises:
         UserError: fewer than two identities, or a container smaller than the batch.
@@ -193,10 +196,15 @@ def build_head(config: RunConfig, identities: int, ranks: Ranks = ALONE) -> Head
             block_mib=config.head.block_mib,
             ranks=ranks,
         )
-    table = None
+    table = memory = None
     if kept is not None:
-        place = RowStore(kept, _folder(config.center.table_folder))
-        table = CenterTable(identities, config.backbone.embedding_size, place=place, seed=config.seed, ranks=ranks)
+        place, size = RowStore(kept, _folder(config.center.table_folder)), config.backbone.embedding_size
+        if config.center.source == "others":
+            if images is None:
+                raise ValueError("center.source=others: build_head needs the number of images")
+            memory = ImageMemory(images, identities, size, place=place, seed=config.seed, ranks=ranks)
+        else:
+            table = CenterTable(identities, size, place=place, seed=config.seed, ranks=ranks)
     return AttFC(
         config.backbone.embedding_size,
         slots,
@@ -214,20 +222,30 @@ def build_head(config: RunConfig, identities: int, ranks: Ranks = ALONE) -> Head
         filtering=config.head.filtering,
         block_mib=config.head.block_mib,
         table=table,
+        memory=memory,
         negatives="table" if drawn else "container",
         ranks=ranks,
     )
 
 
 def table_place(config: RunConfig, identities: int) -> RowPlace | None:
-    """Where AttFC keeps a table of centers; None: nowhere, because it is not asked for or the container has a slot for everyone."""
-    holds_all = config.container.policy == "unique" and container_slots(config, identities) >= identities
-    return None if config.center.table == "none" or holds_all else config.center.table
+    """Where AttFC keeps a table of centers, or the memory of images with `center.source=others`; None: nowhere.
+
+    That is where it is not asked for, and a table also where the container has a slot for everyone.
+    """
+    if config.center.table == "none" or (config.center.source != "others" and _holds_all(config, identities)):
+        return None
+    return config.center.table
 
 
 def draws_negatives(config: RunConfig, identities: int) -> bool:
-    """Whether AttFC draws its negatives from the table, if there is one."""
-    return table_place(config, identities) is not None and config.negatives.source == "table"
+    """Whether AttFC draws its negatives from the table or the memory of images, in place of a container."""
+    kept = table_place(config, identities) is not None and not _holds_all(config, identities)
+    return kept and config.negatives.source == "table"
+
+
+def _holds_all(config: RunConfig, identities: int) -> bool:
+    return config.container.policy == "unique" and container_slots(config, identities) >= identities
 
 
 def _folder(name: str | None) -> Path | None:
@@ -414,7 +432,7 @@ def _assemble(config: RunConfig, folder: Path | None, progress: Callable[[int, i
     stores = ranks.together(lambda: stores or _open(config, None))
     assert stores is not None
     store, held_out = stores
-    head = ranks.together(lambda: build_head(config, len(store.identities), ranks)).to(device)
+    head = ranks.together(lambda: build_head(config, len(store.identities), ranks, images=len(store))).to(device)
     backbone = build_backbone(config)
     image_size = int(getattr(backbone, "image_size", 112))
     if config.precision.channels_last:

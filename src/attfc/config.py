@@ -119,10 +119,11 @@ class CenterConfig(Section):
     """What a class center is made from."""
 
     blend: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="share of the stored row in the new center")
-    source: Literal["keys", "query", "batch"] = Field(
+    source: Literal["keys", "query", "batch", "others"] = Field(
         "keys",
         description="query: no key passes; the query's own embedding refreshes the stored row. batch: none either; queries come in pairs of "
-        "one identity, each the other's key",
+        "one identity, each the other's key. others: none either; the mean of the last embeddings of all other images of the identity, "
+        "remembered where center.table says (2 bytes a number and image, 4 a number and identity)",
     )
     table: Literal["none", "device", "host", "file"] = Field(
         "none",
@@ -349,7 +350,13 @@ class RunConfig(Section):
                 f"center.table={self.center.table} with center.table_folder={self.center.table_folder}: "
                 "center.table=file needs center.table_folder, a folder on a fast disk, and nothing else uses it"
             )
-        stored = self.center.source == "query" or self.center.blend > 0 or self.attention.include_stored_center
+        if self.head.name == "attfc" and self.center.source == "others" and self.center.table == "none":
+            raise ValueError(
+                "center.source=others remembers every image, and center.table=none gives it no place: set center.table=host, or file with center.table_folder"
+            )
+        stored = (
+            self.center.source in ("query", "others") or self.center.blend > 0 or self.attention.include_stored_center
+        )
         if self.head.name == "attfc" and self.center.table != "none" and not stored:
             raise ValueError(
                 f"center.table={self.center.table} keeps stored centers and no option uses them: set center.blend above 0, center.source=query "

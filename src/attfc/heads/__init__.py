@@ -7,6 +7,7 @@ from attfc.heads.dcp import DCP
 from attfc.heads.dcq import DCQ
 from attfc.heads.full_fc import FullFC
 from attfc.heads.head import Head
+from attfc.heads.image_memory import ImageMemory
 from attfc.heads.partial_fc import PartialFC
 from attfc.heads.row_store import RowStore
 
@@ -18,6 +19,7 @@ __all__ = [
     "Container",
     "FullFC",
     "Head",
+    "ImageMemory",
     "PartialFC",
     "RowStore",
     "generative_class_center",

@@ -19,17 +19,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from attfc.distributed import ALONE, Ranks, RowShard
+from attfc.distributed import ALONE, AgreedError, Ranks, RowShard
 from attfc.errors import UserError, nearest
 from attfc.heads.center_table import CenterTable
 from attfc.heads.container import EMPTY, Container, ContainerPolicy, Initial, RowDtype, last_occurrence, merge_centers
 from attfc.heads.head import Head, margin_of_all, unit_length
+from attfc.heads.image_memory import ImageMemory
 from attfc.losses.container_softmax import Filtering, container_softmax
 from attfc.losses.margins import Margin
 
 __all__ = ["AttFC", "CenterSource", "generative_class_center"]
 
-CenterSource = Literal["keys", "query", "batch"]
+CenterSource = Literal["keys", "query", "batch", "others"]
 Negatives = Literal["container", "table"]
 
 
@@ -123,14 +124,16 @@ class AttFC(Head):
             embedding, blended with it, is enqueued. A sample whose identity is not stored has no positive but itself,
             which teaches nothing: it counts 0 in the mean (the divisor stays B). `batch`: no key encoder either; queries 2i and 2i + 1 show
             one identity, and the embedding of each is the other's only key. A query whose neighbour is of another identity (a broken image was
-            replaced) is treated as with `query`.
+            replaced) is treated as with `query`. `others`: no key encoder; the positive is the mean of what `memory` holds of the identity's other
+            images, their embeddings of at most an epoch ago; of an image without others its own. An image whose identity was not seen yet teaches nothing.
         interclass_filtering_threshold: negatives with a cosine above it are taken for mislabelled images of the
             same identity; None: no filtering.
         filtering: what becomes of those, `drop` (out of the softmax) or `zero` (cosine 0, as in arcface_torch).
         block_mib: temporary memory of the streaming pass, MiB.
         table: keeps the latest center of every identity, also of those that the container has no slot for; the stored centers are then
             those of the table. None: stored centers are the container's.
-        negatives: `container`: the most recent centers; `table`: of the table, those of the batch and `slots` random others, drawn anew in
+        memory: with `center_source="others"`: the last embedding of every image; `forward` then takes the images' positions.
+        negatives: `container`: the most recent centers; `table`: of the table (or of `memory`), those of the batch and `slots` random others, drawn anew in
             each step (a few more where the batch repeats identities). There is then no container, and `policy`, `dtype` and `initial` say nothing.
         ranks: the processes that share the container; each calls `forward` with its share of the batch, all of equal size, and gets the
             mean loss of that share. The mean of these over ranks is the loss that one process has for the whole batch.
@@ -164,12 +167,20 @@ class AttFC(Head):
         filtering: Filtering = "drop",
         block_mib: float = 32.0,
         table: CenterTable | None = None,
+        memory: ImageMemory | None = None,
         negatives: Negatives = "container",
         ranks: Ranks = ALONE,
     ) -> None:
         if center_source not in get_args(CenterSource):
             hint = nearest(str(center_source), get_args(CenterSource))
-            raise UserError(f"center_source is {center_source!r}: choose keys, query or batch{hint}")
+            raise UserError(f"center_source is {center_source!r}: choose keys, query, batch or others{hint}")
+        if (center_source == "others") != (memory is not None):
+            raise UserError(
+                f'center_source is "{center_source}" {"with" if memory else "without"} a memory of images: "others" needs '
+                "memory=ImageMemory(...), and nothing else uses it"
+            )
+        if memory is not None and table is not None:
+            raise UserError("a memory of images holds the centers of all identities itself: leave the table out")
         if center_source == "keys" and keys_per_query < 1:
             raise UserError(
                 f"keys_per_query is {keys_per_query}: AttFC generates centers from keys and needs keys_per_query >= 1, "
@@ -201,30 +212,41 @@ class AttFC(Head):
         if negatives not in get_args(Negatives):
             hint = nearest(str(negatives), get_args(Negatives))
             raise UserError(f"negatives is {negatives!r}: choose container or table{hint}")
-        if negatives == "table" and table is None:
+        if negatives == "table" and table is None and memory is None:
             raise UserError('negatives="table" needs a table of centers to draw them from: pass table=CenterTable(...)')
         self.slots = slots
         self.container = None
         if negatives == "container":
             self.container = Container(slots, embedding_size, policy=policy, dtype=dtype, initial=initial, ranks=ranks)
         self.uses_stored = include_stored_center or center_blend > 0 or center_source == "query"
+        if memory is not None:
+            self.uses_stored = False
         if table is not None and not self.uses_stored:
             raise UserError(
                 "a table of centers is given and no option uses stored centers: set center_blend, include_stored_center or "
                 'center_source="query", or leave the table out'
             )
         self.table = table
+        self.memory = memory
+        self.takes_positions = memory is not None
 
-    def forward(self, embeddings_BD: Tensor, labels_B: Tensor, keys_BKD: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        embeddings_BD: Tensor,
+        labels_B: Tensor,
+        keys_BKD: Tensor | None = None,
+        positions_B: Tensor | None = None,
+    ) -> Tensor:
         """Return the mean loss of the batch and enqueue its centers.
 
         Args:
             embeddings_BD: (B, D) float of any dtype and length, with gradient; computed in float32 (float64 stays).
             labels_B: (B,) int64 >= 0; not modified.
             keys_BKD: (B, K, D) float from the key encoder, not normalized; no gradient flows into it.
+            positions_B: (B,) int64, where the images stand in the data set; with a memory of images only.
 
         Raises:
-            UserError: wrong shapes or types, no keys, a batch larger than the container, a label that the table has no row for.
+            UserError: wrong shapes or types, no keys, no positions, a batch larger than the container, a label or a position that there is no row for.
         """
         self._check_batch(embeddings_BD, labels_B)
         if self.container is not None:
@@ -236,7 +258,13 @@ class AttFC(Head):
         every_stored_B, stored_BD = self._stored(every_label_B)
         stored_B = self.ranks.own(every_stored_B)
         taught_B = stored_B
-        if self.center_source == "query":
+        if self.memory is not None:
+            every_position_B = self._positions(positions_B, labels_B, self.memory.images)
+            self._check_labels_below(every_label_B, self.memory.identities, self.ranks)
+            last_BD, center_BD, new_BD, stored_B, taught_B = self._others(
+                self.memory, query_BD.detach(), every_label_B, every_position_B
+            )
+        elif self.center_source == "query":
             center_BD = stored_BD.to(query_BD.dtype)
             new_BD = self._blend(query_BD.detach(), stored_BD, stored_B)
         elif self.center_source == "batch":
@@ -259,7 +287,40 @@ class AttFC(Head):
                 self.container.enqueue(every_new_BD, every_label_B)
             if self.table is not None:
                 self.table.store(every_new_BD, every_label_B)
+            if self.memory is not None:
+                every_query_BD = self.ranks.gather(query_BD.detach())
+                self.memory.store(every_query_BD, self.ranks.gather(last_BD), every_label_B, every_position_B)
         return loss_B.mean()
+
+    def _positions(self, positions_B: Tensor | None, labels_B: Tensor, images: int) -> Tensor:
+        """Return the positions of all ranks' images, checked where looking is free (CPU)."""
+        if positions_B is None or positions_B.shape != labels_B.shape or positions_B.dtype != torch.int64:
+            given = "none" if positions_B is None else f"{positions_B.dtype} of shape {tuple(positions_B.shape)}"
+            raise UserError(
+                f'center_source="others" needs the images\' positions in the data set, int64 of shape {tuple(labels_B.shape)}, and got {given}: '
+                "pass head(embeddings, labels, positions_B=batch.positions)"
+            )
+        every_position_B = self.ranks.gather(positions_B.to(labels_B.device))
+        if every_position_B.device.type == "cpu" and bool(
+            ((every_position_B < 0) | (every_position_B >= images)).any()
+        ):
+            worst = int(every_position_B[(every_position_B < 0) | (every_position_B >= images)][0])
+            raise (UserError if self.ranks.size == 1 else AgreedError)(
+                f"position {worst} is outside 0 to {images - 1}: build the memory with images = the data set's number of images"
+            )
+        return every_position_B
+
+    @torch.no_grad()
+    def _others(
+        self, memory: ImageMemory, query_BD: Tensor, every_label_B: Tensor, every_position_B: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return our samples' last embeddings, positives, new centers, who has others, and who has a positive."""
+        last_BD, sums_BX = (self.ranks.sum_own(each) for each in memory.recall(every_label_B, every_position_B))
+        others_BD, others_B = memory.others(last_BD, sums_BX)
+        others_BD = others_BD.to(query_BD.dtype)
+        alone_BD = normalize(last_BD, dim=1).to(query_BD.dtype)
+        center_BD = torch.where(others_B.unsqueeze(1), normalize(others_BD, dim=1), alone_BD)
+        return last_BD, center_BD, normalize(others_BD + query_BD, dim=1), others_B, others_B | last_BD.any(dim=1)
 
     def _stored(self, every_label_B: Tensor) -> tuple[Tensor, Tensor]:
         """Return who of all samples is stored and our samples' rows at unit length; nobody where no option asks for it."""
@@ -344,8 +405,9 @@ class AttFC(Head):
         """Return rows, labels and scales of this rank's negatives."""
         if self.container is not None:
             return self.container.negatives()
-        assert self.table is not None
-        rows_CD, labels_C = self.table.draw(every_label_B, self.slots + every_label_B.shape[0])
+        centers = self.table if self.memory is None else self.memory
+        assert centers is not None
+        rows_CD, labels_C = centers.draw(every_label_B, self.slots + every_label_B.shape[0])
         return rows_CD, labels_C, None
 
     @torch.no_grad()
@@ -358,7 +420,7 @@ class AttFC(Head):
             self._last_step = {"positive_cosine": total / self.ranks.gather(taught_B).sum().clamp_min(1)}
         else:
             self._last_step["positive_cosine"] = cosine_B.mean()
-        if self.uses_stored:
+        if self.uses_stored or self.memory is not None:
             self._last_step["stored_share"] = stored_B.float().mean()
 
     def row_shards(self) -> dict[str, RowShard]:
@@ -366,6 +428,8 @@ class AttFC(Head):
         if self.ranks.size == 1:
             return {}
         shards = {} if self.table is None else {"table.rows": self.table.shard}
+        if self.memory is not None:
+            shards |= {f"memory.{name}": shard for name, shard in self.memory.row_shards().items()}
         if self.container is not None:
             names = [name for name in ("rows", "row_scales") if getattr(self.container, name) is not None]
             shards |= {f"container.{name}": self.container.shard for name in names}

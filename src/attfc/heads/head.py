@@ -49,10 +49,12 @@ class Head(nn.Module):
     Attributes:
         embedding_size: D, the length of an embedding.
         keys_per_query: keys that the attention loader should deliver for each query; 0: the head takes none.
+        takes_positions: the head is called with `positions_B`, (B,) int64, too: where the images stand in the data set.
     """
 
     embedding_size: int
     keys_per_query: int
+    takes_positions: bool = False
 
     def __init__(self, embedding_size: int, keys_per_query: int) -> None:
         super().__init__()

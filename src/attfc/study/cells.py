@@ -74,7 +74,7 @@ def run_vectors(
     torch.manual_seed(seed)
     meter = ResidentPeak()
     meter.reset()
-    head = build_head(config, len(index))
+    head = build_head(config, len(index), images=index.images)
     pair = build_pair(config, VectorEncoder(world.size, config.backbone.embedding_size, width))
     share = identity_share(config, config.head.name)
     mix = IdentityMix(index, share, config.batch_size, seed) if share else None
@@ -150,7 +150,8 @@ def _step(
         seen = torch.from_numpy(world.observe(*world.samples_at(positions), views))
         batch, keys = samples.key_positions.shape
         keys_BKD = pair.embed_keys(seen[batch:].view(batch, keys, -1)) if keys else None
-        loss = head(pair.query(seen[:batch]), torch.from_numpy(samples.labels), keys_BKD) / len(numbers_AB)
+        at = {"positions_B": torch.from_numpy(samples.positions)} if head.takes_positions else {}
+        loss = head(pair.query(seen[:batch]), torch.from_numpy(samples.labels), keys_BKD, **at) / len(numbers_AB)
         loss.backward()
         total += float(loss.detach())
     nn.utils.clip_grad_norm_(pair.query.parameters(), clip or math.inf)
@@ -187,14 +188,15 @@ def _open_set(
     return {**figures, "rank_one": rank_one(embeddings_ND, persons_N).rate}
 
 
-def _head_bytes_of(config: RunConfig, identities: int) -> int:
+def _head_bytes_of(config: RunConfig, identities: int, images: int) -> int:
     """`_head_bytes` after one step on random embeddings."""
-    head = build_head(config, identities)
+    head = build_head(config, identities, images=images)
     optimizer = optimizer_of(config, build_pair(config, build_backbone(config)), head)
     batch, keys, size = config.batch_size, head.keys_per_query, config.backbone.embedding_size
     embeddings = torch.randn(batch, size, requires_grad=True)
     labels = torch.arange(batch) % identities
-    head(embeddings, labels, torch.randn(batch, keys, size) if keys else None).backward()
+    at = {"positions_B": torch.arange(batch) % images} if head.takes_positions else {}
+    head(embeddings, labels, torch.randn(batch, keys, size) if keys else None, **at).backward()
     optimizer.step()
     return _head_bytes(head, optimizer)
 
@@ -257,7 +259,7 @@ def run_faces(preset: str, overrides: list[str], seed: int, threads: int) -> dic
             **_of_run(folders[0]),
             "identities": len(trained_on.identities),
             "images": len(trained_on),
-            "head_bytes": _head_bytes_of(config, len(trained_on.identities)),
+            "head_bytes": _head_bytes_of(config, len(trained_on.identities), len(trained_on)),
             "wall_seconds": wall,
             "figures": figures,
         }
