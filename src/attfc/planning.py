@@ -249,12 +249,14 @@ def head_memory(
     cached: bool = True,
     table: bool = False,
     drawn: bool = False,
+    remembered: int | None = None,
 ) -> HeadMemory:
     """Bytes of one head on one rank; rows and slots are divided by `ranks`, the batch is that of one rank.
 
     Args:
         table: AttFC keeps a table of all identities' centers (bfloat16) in the memory that is counted.
         drawn: AttFC's negatives are drawn from the table, wherever it is: `slots` rows of it and the batch's, instead of a container.
+        remembered: images whose last embeddings AttFC keeps in the memory that is counted, with their sums (`center.source=others`), in place of a table.
         cached: a processor, where blocks are kept small enough for its cache.
 
     Raises:
@@ -321,7 +323,9 @@ def head_memory(
             held += -(-everyone // ranks)
             working = of_blocks(held, everyone * 8.0 + 4 * D) + held * _ROW_BYTES["bfloat16"](D) + slots * 40
             working += everyone * D * 4 * (keys + 6)
-        if table:
+        if remembered is not None:
+            stored += -(-remembered // ranks) * _ROW_BYTES["bfloat16"](D) + -(-identities // ranks) * 4 * (D + 1)
+        elif table:
             stored += -(-identities // ranks) * _ROW_BYTES["bfloat16"](D)
     if name == "dcp":  # both slots' hardest rows, kept for backward
         working += 2 * everyone * D * 4 * (min(max(int(0.0002 * slots), 3), 10) + 6)

@@ -17,6 +17,8 @@ ATTFC = {
     "table": {"table": "host", "center_source": "query", "slots": 17},
     "drawn": {"table": "host", "negatives": "table", "slots": 25},
     "batch": {"center_source": "batch", "slots": 17},
+    "others": {"center_source": "others", "negatives": "table", "slots": 25},
+    "others, recent negatives": {"center_source": "others", "slots": 17},
     "table and keys": {"table": "device", "include_stored_center": True, "policy": "fifo", "slots": 17},
 }
 FULL = {

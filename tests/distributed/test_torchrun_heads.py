@@ -12,6 +12,7 @@ HEADS = {
     "attfc": [],
     "attfc keys": ["center.source=keys"],
     "attfc pairs": ["center.source=batch"],
+    "attfc others": ["center.source=others"],
     "full_fc": ["head.name=full_fc"],
     "full_fc on the host": ["head.name=full_fc", "head.rows=host"],
     "partial_fc": ["head.name=partial_fc", "head.sample_rate=0.4"],

@@ -13,7 +13,7 @@ from attfc.build import new_run, resume_run
 from attfc.config import load_config
 from attfc.distributed import Ranks, grad_scaler
 from attfc.errors import UserError
-from attfc.heads import DCP, DCQ, AttFC, CenterTable, Container, FullFC, Head, PartialFC, RowStore
+from attfc.heads import DCP, DCQ, AttFC, CenterTable, Container, FullFC, Head, ImageMemory, PartialFC, RowStore
 from attfc.losses import AdaFace, CombinedMargin, CosFace
 from attfc.training.checkpoint import load_checkpoint, save_checkpoint
 from attfc.training.optimizers import build_optimizer, parameter_groups
@@ -42,6 +42,7 @@ def batches(dtype: torch.dtype, identities: int, batch: int = 16) -> list[tuple[
 
 
 IDENTITIES = 37  # of heads with a row an identity
+IMAGES = 180  # three of each of the other heads' identities
 
 
 def build(kind: str, options: dict[str, Any], dtype: torch.dtype) -> Head:
@@ -60,6 +61,8 @@ def build(kind: str, options: dict[str, Any], dtype: torch.dtype) -> Head:
             folder = options.pop("table_folder", None)
             store = RowStore(place, Path(folder) if folder else None)
             options["table"] = CenterTable(60, D, place=store, ranks=options["ranks"])
+        if options.get("center_source") == "others":
+            options["memory"] = ImageMemory(IMAGES, 60, D, ranks=options["ranks"])
         return AttFC(D, keys_per_query=K, **options)
     if kind == "full_fc":
         return FullFC(D, identities, **options).to(dtype)
@@ -86,7 +89,8 @@ def run_head(kind: str, options: dict[str, Any], dtype: torch.dtype) -> dict[str
     for embeddings_BD, labels_B, keys_BKD in batches(dtype, labels_of(kind, options)):
         own_BD = ranks.own(embeddings_BD).clone().requires_grad_()
         head.zero_grad()
-        loss = head(own_BD, ranks.own(labels_B), ranks.own(keys_BKD[:, : K if kind == "attfc" else 1]))
+        at = {"positions_B": ranks.own(3 * labels_B + torch.arange(len(labels_B)) % 3)} if head.takes_positions else {}
+        loss = head(own_BD, ranks.own(labels_B), ranks.own(keys_BKD[:, : K if kind == "attfc" else 1]), **at)
         loss.backward()
         losses.append(ranks.mean(loss.detach()))
         gradients.append(ranks.gather(own_BD.grad) / ranks.size)
@@ -99,6 +103,7 @@ def run_head(kind: str, options: dict[str, Any], dtype: torch.dtype) -> dict[str
     last = [container.rows.double() for container in containers]
     last += [head.weight.detach()] if hasattr(head, "weight") else []
     last += [head.table.rows.double()] if isinstance(head, AttFC) and head.table is not None else []
+    last += [head.memory.rows.double(), head.memory.sums] if isinstance(head, AttFC) and head.memory is not None else []
     scales = [container.row_scales for container in containers if container.row_scales is not None]
     margin = [buffer.clone() for buffer in head.margin.buffers()] if kind != "dcq" else []
     shards = [*weights, *last, *scales]

@@ -32,6 +32,7 @@ HEADS = {
     "attfc stored": ["attention.include_stored_center=true", "container.dtype=int8", "margin.name=adaface"],
     "attfc drawn": ["center.source=query", "negatives.source=table"],
     "attfc query": ["center.source=query", "container.dtype=bfloat16"],
+    "attfc others": ["center.source=others", "negatives.source=table"],
     "attfc filtered": ["head.interclass_filtering_threshold=0.3", "head.filtering=zero", "margin.name=arcface"],
     "full_fc": ["head.name=full_fc", "optimizer.accumulation=2"],
     "dcq": ["head.name=dcq"],

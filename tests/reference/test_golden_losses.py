@@ -23,6 +23,7 @@ RUNS = {
     "tuned": ["container.ratio=0.4"],
     "keys": [*KEYS],
     "pairs": ["center.source=batch", "container.ratio=0.4"],
+    "others": ["center.source=others", "container.ratio=0.4"],
     "published": ["profile=published", "container.ratio=0.5", "key_encoder.momentum=0.9"],
     "averaged": [
         *KEYS,

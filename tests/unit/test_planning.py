@@ -15,7 +15,7 @@ from attfc.bench import calibration
 from attfc.cli import app
 from attfc.config import load_config
 from attfc.errors import UserError
-from attfc.heads import DCP, AttFC, CenterTable, RowStore
+from attfc.heads import DCP, AttFC, CenterTable, ImageMemory, RowStore
 from attfc.losses import CosFace
 from attfc.planning import NOTHING, Encoder, HeadRates, Plan, advice, head_memory, measure_encoder, plan_step
 
@@ -81,6 +81,20 @@ def test_a_table_of_centers_counts_where_its_memory_is_counted() -> None:
         assert drawn.working > head_memory(name, 9000, 128, **size).working  # type: ignore[arg-type]
     assert head_memory("dcq", 9000, 128, table=True, **size) == head_memory("dcq", 9000, 128, **size)
     assert head_memory("attfc", 9000, 128, table=True, ranks=2, **size).rows < with_table
+
+
+def test_a_memory_of_images_counts_where_its_memory_is_counted() -> None:
+    own = ImageMemory(70_001, 9000, 64).memory_bytes()
+    size: dict[str, Any] = {"embedding_size": 64, "slots": 5000, "drawn": True}
+    assert head_memory("attfc, no key passes", 9000, 128, remembered=70_001, **size).rows == own
+    assert head_memory("attfc, no key passes", 9000, 128, remembered=70_001, ranks=2, **size).rows == pytest.approx(own / 2, rel=1e-3)
+
+
+def test_a_plan_of_remembered_images_wants_their_number() -> None:
+    asked = ["plan", "wf42m_attfc_r100", "--identities", "5000", "center.source=others"]
+    refused = CliRunner().invoke(app, asked)
+    assert refused.exit_code
+    assert "how many there are is not known: add --images" in refused.output + str(refused.exception)
 
 
 def test_pool_bytes_are_the_pools_own() -> None:

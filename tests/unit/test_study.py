@@ -127,6 +127,7 @@ def test_worlds_that_cannot_be(options: dict[str, Any], message: str) -> None:
         ["container.ratio=1", "center.source=keys"],
         ["container.ratio=0.6"],
         ["container.ratio=1", "center.source=batch"],
+        ["container.ratio=0.6", "center.source=others"],
         ["head.name=dcq", "container.ratio=1"],
         ["head.name=dcp", "container.ratio=1"],
     ],
@@ -223,7 +224,7 @@ def test_bytes_of_a_head_are_those_of_a_step_of_training(head: str) -> None:
     overrides = [f"head.name={head}", "batch_size=16", "backbone.embedding_size=32", "schedule.epochs=1", "schedule.warmup_epochs=0"]
     world = VectorWorld(identities=200, images=(1, 3), test_identities=10)
     trained = run_vectors(world, "demo", [*overrides, "container.ratio=0.2"], seed=0, width=8, points=1)
-    assert _head_bytes_of(load_config("demo", [*overrides, "container.ratio=0.2"]), 200) == trained["head_bytes"]
+    assert _head_bytes_of(load_config("demo", [*overrides, "container.ratio=0.2"]), 200, 400) == trained["head_bytes"]
 
 
 def test_halves_of_the_people_share_nobody() -> None:

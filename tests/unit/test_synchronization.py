@@ -97,6 +97,7 @@ HEADS = {
     "attfc drawn": ["center.source=query", "negatives.source=table"],
     "attfc query": ["center.source=query", "container.dtype=bfloat16"],
     "attfc pairs": ["center.source=batch", "center.table=none"],
+    "attfc others": ["center.source=others", "negatives.source=table"],
     "attfc filtered": ["head.interclass_filtering_threshold=0.3", "head.filtering=zero", "margin.name=arcface"],
     "averaged keys": [
         "key_encoder.batch_norm=averaged",
@@ -135,22 +136,23 @@ def one_of_two() -> Iterator[Ranks]:
 def test_a_step_of_several_ranks_reads_nothing_from_the_device(one_of_two, name) -> None:
     config = load_config("demo", [*COMMON, *HEADS[name]])
     with torch.device("meta"):
-        head = build_head(config, 30, one_of_two)
+        head = build_head(config, 30, one_of_two, images=90)
         embeddings = torch.randn(4, config.backbone.embedding_size).requires_grad_()
         keys = torch.randn(4, head.keys_per_query, config.backbone.embedding_size)
         labels = torch.zeros(4, dtype=torch.int64)
+        at = {"positions_B": torch.zeros(4, dtype=torch.int64)} if head.takes_positions else {}
     for _ in range(2):
         with NoWaitingCopies(), NoLooks():
             if name.startswith("partial_fc"):
                 # By design (docs/distributed.md): how many of the sampled rows are this rank's is known to the device alone.
                 with pytest.raises(AssertionError, match="copies from pageable memory"):
                     head(embeddings, labels, keys)
-            elif name == "attfc drawn":
+            elif "negatives.source=table" in HEADS[name]:
                 with pytest.raises(AssertionError, match="boolean index counts its rows"):  # as Partial FC
-                    head(embeddings, labels, keys)
+                    head(embeddings, labels, keys, **at)
             else:
                 head(embeddings, labels, keys).backward()
-    assert embeddings.grad is not None or name.startswith("partial_fc") or name == "attfc drawn"
+    assert embeddings.grad is not None or name.startswith("partial_fc") or "negatives.source=table" in HEADS[name]
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,8 @@ def plan(
         identities, images = identities or found[0], images or found[1]
     elif images is None and known is not None and known[0] == identities:
         images = known[1]
+    if config.center.source == "others" and images is None:
+        raise UserError("center.source=others remembers every image, and how many there are is not known: add --images")
     if config.batch_size % ranks:
         raise UserError(
             f"batch_size={config.batch_size} is not divisible by {ranks} ranks: choose a multiple of {ranks}"
@@ -146,7 +148,7 @@ def plan(
             foreach=device.type == "cuda",
             rates=rates,
         )
-        for title, head in _heads(config, identities, batch, ranks, cached=device.type == "cpu").items()
+        for title, head in _heads(config, identities, images, batch, ranks, cached=device.type == "cpu").items()
     ]
     where = f"{ranks} x " if ranks > 1 else ""
     kind = str(dtype or "float32").removeprefix("torch.")
@@ -178,7 +180,9 @@ def plan(
     )
 
 
-def _heads(config: "RunConfig", identities: int, batch: int, ranks: int, cached: bool) -> "dict[str, HeadMemory]":
+def _heads(
+    config: "RunConfig", identities: int, images: int | None, batch: int, ranks: int, cached: bool
+) -> "dict[str, HeadMemory]":
     """Every head with the configuration's options, by the title of its line."""
     from attfc.build import container_slots, draws_negatives, table_place
     from attfc.planning import head_memory
@@ -197,13 +201,16 @@ def _heads(config: "RunConfig", identities: int, batch: int, ranks: int, cached:
     kept = table_place(config, identities)
     rows["table"] = kept == "device" or (kept == "host" and cached)
     rows["drawn"] = draws_negatives(config, identities)
+    without_keys = dict(rows)
+    if config.center.source == "others" and rows["table"]:
+        without_keys["remembered"] = images
     keys = max(config.keys.per_query, 1)
     rate = config.head.sample_rate
     return {
         "full_fc": head_memory("full_fc", identities, batch, **shared),
         f"partial_fc {rate:g}": head_memory("partial_fc", identities, batch, sample_rate=rate, **shared),
         f"attfc, {slots:,} slots": head_memory("attfc", identities, batch, keys_per_query=keys, **rows),
-        "attfc, no key passes": head_memory("attfc, no key passes", identities, batch, **rows),
+        "attfc, no key passes": head_memory("attfc, no key passes", identities, batch, **without_keys),
         f"dcq, {slots:,} slots": head_memory("dcq", identities, batch, **rows),
         f"dcp, {slots:,} slots": head_memory("dcp", identities, batch, **rows),
     }

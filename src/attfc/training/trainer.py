@@ -273,8 +273,8 @@ class Trainer:
                 keys = self.pair.embed_keys(images.view(*batch.keys.shape[:2], *images.shape[1:]))
             queries = self._images(batch.queries, seeds[:, 0])
             embeddings = self._encoder(queries)
-        positions = {"positions_B": batch.positions} if self.head.takes_positions else {}
-        loss: Tensor = self._scoring(embeddings, labels, keys, **positions)
+        at = {"positions_B": batch.positions.to(self.device, non_blocking=True)} if self.head.takes_positions else {}
+        loss: Tensor = self._scoring(embeddings, labels, keys, **at)
         return loss
 
     @contextlib.contextmanager

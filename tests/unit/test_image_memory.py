@@ -1,0 +1,199 @@
+"""The memory of every image: what it keeps, centers of the others, and AttFC with it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import normalize
+
+from attfc.build import build_head, draws_negatives
+from attfc.config import load_config
+from attfc.errors import UserError
+from attfc.heads import AttFC, CenterTable, ImageMemory, RowStore
+from attfc.losses import CosFace
+
+SIZE, IDENTITIES = 8, 12
+COUNTS = torch.tensor([1, 2, 3, 1, 5, 2, 2, 4, 1, 3, 2, 4])
+LABELS = torch.arange(IDENTITIES).repeat_interleave(COUNTS)
+IMAGES = len(LABELS)
+
+
+def attfc(slots: int = IDENTITIES, **options: object) -> AttFC:
+    memory = ImageMemory(IMAGES, IDENTITIES, SIZE, **options.pop("memory", {}))  # type: ignore[arg-type]
+    return AttFC(SIZE, slots, CosFace(scale=16.0), center_source="others", memory=memory, **options)  # type: ignore[arg-type]
+
+
+def batches(count: int, batch: int = 9) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Embeddings and positions; identities repeat in a batch, and now and then an image does."""
+    draw = torch.Generator().manual_seed(0)
+    return [
+        (torch.randn(batch, SIZE, generator=draw), torch.randint(IMAGES, (batch,), generator=draw)) for _ in range(count)
+    ]
+
+
+def steps(head: AttFC, count: int = 12) -> list[float]:
+    return [float(head(each, LABELS[at], positions_B=at)) for each, at in batches(count)]
+
+
+@given(st.lists(st.lists(st.integers(0, IMAGES - 1), min_size=1, max_size=12), min_size=1, max_size=15))
+@settings(max_examples=40, deadline=None)
+def test_sums_are_those_of_the_last_embeddings_whatever_came(history: list[list[int]]) -> None:
+    memory, last = ImageMemory(IMAGES, IDENTITIES, SIZE), torch.zeros(IMAGES, SIZE)
+    for positions in map(torch.tensor, history):
+        embeddings = normalize(torch.randn(len(positions), SIZE, generator=torch.Generator().manual_seed(3)), dim=1)
+        memory.store(embeddings, memory.recall(LABELS[positions], positions)[0], LABELS[positions], positions)
+        for row, position in enumerate(positions):
+            last[position] = embeddings[row].bfloat16().float()
+    everybody = torch.arange(IMAGES)
+    kept, sums = memory.recall(LABELS, everybody)
+    assert torch.equal(kept, last)
+    others, any_others = memory.others(kept, sums)
+    for position in everybody:
+        mates = last[(LABELS == LABELS[position]) & (everybody != position)]
+        assert bool(any_others[position]) == bool(mates.any())
+        torch.testing.assert_close(others[position], mates.sum(dim=0), rtol=0, atol=1e-6)
+        assert others[position].any() == mates.any(), "what rounding leaves of a sum of one is no center"
+
+
+def test_the_positive_is_the_mean_of_the_other_images_and_never_ones_own() -> None:
+    head = attfc(in_batch_negatives=False)
+    first = normalize(torch.randn(3, SIZE), dim=1)
+    of_four = torch.arange(IMAGES)[LABELS == 4]
+    head(first, LABELS[of_four[:3]], positions_B=of_four[:3])
+    query = torch.randn(1, SIZE)
+    head(query, torch.tensor([4]), positions_B=of_four[:1])
+    expected = normalize(first[1:].bfloat16().float().sum(dim=0), dim=0) @ normalize(query[0], dim=0)
+    assert head.statistics()["positive_cosine"] == pytest.approx(float(expected), abs=1e-5)
+    assert head.statistics()["stored_share"] == 1.0
+
+
+def test_an_image_without_others_has_itself_and_at_first_sight_nobody_anything() -> None:
+    head = attfc()
+    alone = torch.arange(IMAGES)[LABELS == 0]
+    assert steps(attfc(), 1)[0] == 0.0, "nobody has a positive yet"
+    seen = torch.randn(1, SIZE)
+    head(seen, torch.tensor([0]), positions_B=alone)
+    assert head.statistics()["positive_cosine"] == 0.0
+    query = torch.randn(1, SIZE)
+    head(query, torch.tensor([0]), positions_B=alone)
+    expected = torch.cosine_similarity(seen.bfloat16().float(), query).item()
+    assert head.statistics()["positive_cosine"] == pytest.approx(expected, abs=1e-2)
+    assert head.statistics()["stored_share"] == 0.0
+
+
+def test_gradient_flows_into_the_queries_alone_and_is_that_of_differences() -> None:
+    head = attfc(negatives="table", in_batch_negatives=False).double()  # the batch's own centers move with the queries, without gradient
+    steps(head, 9)
+    head.eval()
+    embeddings, positions = batches(1)[0]
+    torch.autograd.gradcheck(
+        lambda each: head(each, LABELS[positions], positions_B=positions), embeddings.double().requires_grad_()
+    )
+
+
+@pytest.mark.parametrize("in_batch", [True, False])
+def test_drawing_everybody_is_a_container_with_a_slot_for_everyone(in_batch: bool) -> None:
+    """Not where an identity comes twice in a batch: the container keeps the mean of its centers, the memory all images."""
+    drawn, held = (attfc(negatives=source, in_batch_negatives=in_batch) for source in ("table", "container"))
+    assert drawn.container is None
+    firsts = torch.cat([torch.zeros(1, dtype=torch.long), COUNTS.cumsum(0)[:-1]])
+    for number in range(6):
+        at = firsts + torch.minimum(torch.tensor(number), COUNTS - 1)
+        embeddings = torch.randn(IDENTITIES, SIZE)
+        losses = [float(head(embeddings, LABELS[at], positions_B=at)) for head in (drawn, held)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-2)  # bfloat16
+
+
+def test_who_was_not_seen_is_nobodys_negative_and_draws_are_new_in_each_step() -> None:
+    memory = ImageMemory(IMAGES, IDENTITIES, SIZE)
+    at = torch.tensor([0, 1, 2])
+    memory.store(torch.eye(SIZE)[:3], memory.recall(LABELS[at], at)[0], LABELS[at], at)
+    rows, labels = memory.draw(torch.tensor([5]), IDENTITIES)
+    assert sorted(set(labels.tolist())) == [-1, 0, 1]
+    torch.testing.assert_close(rows[labels >= 0].norm(dim=1), torch.ones(2))
+    before = memory.draw(torch.tensor([5]), 5)
+    assert torch.equal(before[0], memory.draw(torch.tensor([5]), 5)[0]), "a look draws nothing new"
+    memory.store(torch.eye(SIZE)[:1], memory.recall(LABELS[:1], at[:1])[0], LABELS[:1], at[:1])
+    assert len(memory.draw(torch.tensor([5, 6, 7]), 1)[1]) == 3, "never fewer than the batch"
+
+
+def test_in_eval_nothing_is_kept() -> None:
+    head = attfc().eval()
+    steps(head, 2)
+    assert head.memory is not None
+    assert not head.memory.rows.any()
+    assert not head.memory.sums.any()
+
+
+@pytest.mark.parametrize("place", ["host", "file"])
+def test_what_is_outside_the_device_stays_there_as_it_is(place: str, tmp_path: Path) -> None:
+    store = RowStore(place, tmp_path if place == "file" else None)  # type: ignore[arg-type]
+    head = attfc(memory={"place": store})
+    steps(head, 3)
+    assert head.memory is not None
+    rows, sums = head.memory.rows, head.memory.sums
+    head.double()
+    assert (head.memory.rows is rows, head.memory.sums is sums) == (True, True)
+    head.to("meta")
+    assert {head.memory.rows.device.type, head.memory.sums.device.type} == {"cpu"}
+
+
+@pytest.mark.parametrize("negatives", ["container", "table"])
+def test_a_saved_memory_goes_on_and_others_are_refused(negatives: str) -> None:
+    head, again = attfc(negatives=negatives), attfc(negatives=negatives)
+    steps(head)
+    again.load_state_dict(head.state_dict())
+    assert steps(head) == steps(again)
+    other = AttFC(
+        SIZE,
+        IDENTITIES,
+        CosFace(scale=16.0),
+        center_source="others",
+        memory=ImageMemory(IMAGES + 1, IDENTITIES, SIZE),
+        negatives=negatives,  # type: ignore[arg-type]
+    )
+    with pytest.raises(UserError, match=rf"memory of images holds rows of shape \({IMAGES}, 8\) .* this one \({IMAGES + 1}, 8\)"):
+        other.load_state_dict(head.state_dict())
+
+
+def test_bytes_are_those_stated() -> None:
+    memory = ImageMemory(1000, 300, 64)
+    assert memory.memory_bytes() == 1000 * 2 * 64 + 300 * 4 * 65
+
+
+def test_the_configuration_builds_it_where_it_says() -> None:
+    others = ["center.source=others", "batch_size=16", "container.ratio=0.1"]
+    head = build_head(load_config("demo", others), 200, images=700)
+    assert isinstance(head, AttFC)
+    assert head.memory is not None
+    assert (head.memory.images, head.memory.identities, head.table, head.container) == (700, 200, None, None)
+    everyone = load_config("demo", [*others, "container.ratio=1"])
+    held = build_head(everyone, 200, images=700)
+    assert isinstance(held, AttFC)
+    assert held.container is not None, "with a slot for everyone nothing is drawn"
+    assert not draws_negatives(everyone, 200)
+    with pytest.raises(UserError, match="center.table=none gives it no place: set center.table=host"):
+        load_config("demo", ["center.source=others", "center.table=none"])
+
+
+def test_what_cannot_be() -> None:
+    head = attfc()
+    embeddings, positions = batches(1)[0]
+    with pytest.raises(UserError, match=r"needs the images' positions .* and got none: pass head\(embeddings, labels, positions_B="):
+        head(embeddings, LABELS[positions])
+    with pytest.raises(UserError, match=r"got torch.int64 of shape \(3,\)"):
+        head(embeddings, LABELS[positions], positions_B=positions[:3])
+    with pytest.raises(UserError, match=rf"position 99 is outside 0 to {IMAGES - 1}: build the memory with images"):
+        head(embeddings, LABELS[positions], positions_B=torch.where(positions == positions[0], 99, positions))
+    with pytest.raises(UserError, match=r"label 12 is outside 0 to 11"):
+        head(embeddings, LABELS[positions] * 0 + 12, positions_B=positions)
+    with pytest.raises(UserError, match='center_source is "others" without a memory of images'):
+        AttFC(SIZE, 12, CosFace(scale=16.0), center_source="others")
+    with pytest.raises(UserError, match='center_source is "query" with a memory of images'):
+        AttFC(SIZE, 12, CosFace(scale=16.0), center_source="query", memory=ImageMemory(IMAGES, IDENTITIES, SIZE))
+    with pytest.raises(UserError, match="leave the table out"):
+        attfc(table=CenterTable(IDENTITIES, SIZE))
+    with pytest.raises(UserError, match="it needs at least one image an identity"):
+        ImageMemory(3, 4, SIZE)
