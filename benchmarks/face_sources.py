@@ -25,7 +25,9 @@ def main() -> None:
     web = [image for image, chosen in zip(train, from_lfw, strict=True) if not chosen]
     both = {image.parent for image in lfw} & {image.parent for image in web}
     if both:
-        raise UserError(f"{arguments.faces}: {min(both).name} is in both sources: a test across them would see its people")
+        raise UserError(
+            f"{arguments.faces}: {min(both).name} is in both sources: a test across them would see its people"
+        )
     arguments.output.mkdir(parents=True, exist_ok=True)
     for name, images in {"train": train, "val": val, "lfw": lfw, "web": web}.items():
         lines = "".join(f"{image}\t{image.parent.name}\n" for image in images)

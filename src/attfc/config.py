@@ -352,7 +352,8 @@ class RunConfig(Section):
             )
         if self.head.name == "attfc" and self.center.source == "others" and self.center.table == "none":
             raise ValueError(
-                "center.source=others remembers every image, and center.table=none gives it no place: set center.table=host, or file with center.table_folder"
+                "center.source=others remembers every image, and center.table=none gives it no place: set center.table=host, or "
+                "file with center.table_folder"
             )
         stored = (
             self.center.source in ("query", "others") or self.center.blend > 0 or self.attention.include_stored_center

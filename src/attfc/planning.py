@@ -256,7 +256,8 @@ def head_memory(
     Args:
         table: AttFC keeps a table of all identities' centers (bfloat16) in the memory that is counted.
         drawn: AttFC's negatives are drawn from the table, wherever it is: `slots` rows of it and the batch's, instead of a container.
-        remembered: images whose last embeddings AttFC keeps in the memory that is counted, with their sums (`center.source=others`), in place of a table.
+        remembered: images whose last embeddings AttFC keeps in the memory that is counted, with their sums, in place of a table
+            (`center.source=others`).
         cached: a processor, where blocks are kept small enough for its cache.
 
     Raises:

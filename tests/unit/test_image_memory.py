@@ -29,7 +29,8 @@ def batches(count: int, batch: int = 9) -> list[tuple[torch.Tensor, torch.Tensor
     """Embeddings and positions; identities repeat in a batch, and now and then an image does."""
     draw = torch.Generator().manual_seed(0)
     return [
-        (torch.randn(batch, SIZE, generator=draw), torch.randint(IMAGES, (batch,), generator=draw)) for _ in range(count)
+        (torch.randn(batch, SIZE, generator=draw), torch.randint(IMAGES, (batch,), generator=draw))
+        for _ in range(count)
     ]
 
 
@@ -51,7 +52,7 @@ def test_sums_are_those_of_the_last_embeddings_whatever_came(history: list[list[
     assert torch.equal(kept, last)
     others, any_others = memory.others(kept, sums)
     for position in everybody:
-        mates = last[(LABELS == LABELS[position]) & (everybody != position)]
+        mates = last[(LABELS[position] == LABELS) & (everybody != position)]
         assert bool(any_others[position]) == bool(mates.any())
         torch.testing.assert_close(others[position], mates.sum(dim=0), rtol=0, atol=1e-6)
         assert others[position].any() == mates.any(), "what rounding leaves of a sum of one is no center"
@@ -84,7 +85,9 @@ def test_an_image_without_others_has_itself_and_at_first_sight_nobody_anything()
 
 
 def test_gradient_flows_into_the_queries_alone_and_is_that_of_differences() -> None:
-    head = attfc(negatives="table", in_batch_negatives=False).double()  # the batch's own centers move with the queries, without gradient
+    head = attfc(
+        negatives="table", in_batch_negatives=False
+    ).double()  # the batch's own centers move with the queries, without gradient
     steps(head, 9)
     head.eval()
     embeddings, positions = batches(1)[0]
@@ -154,7 +157,9 @@ def test_a_saved_memory_goes_on_and_others_are_refused(negatives: str) -> None:
         memory=ImageMemory(IMAGES + 1, IDENTITIES, SIZE),
         negatives=negatives,  # type: ignore[arg-type]
     )
-    with pytest.raises(UserError, match=rf"memory of images holds rows of shape \({IMAGES}, 8\) .* this one \({IMAGES + 1}, 8\)"):
+    with pytest.raises(
+        UserError, match=rf"memory of images holds rows of shape \({IMAGES}, 8\) .* this one \({IMAGES + 1}, 8\)"
+    ):
         other.load_state_dict(head.state_dict())
 
 
@@ -174,14 +179,16 @@ def test_the_configuration_builds_it_where_it_says() -> None:
     assert isinstance(held, AttFC)
     assert held.container is not None, "with a slot for everyone nothing is drawn"
     assert not draws_negatives(everyone, 200)
-    with pytest.raises(UserError, match="center.table=none gives it no place: set center.table=host"):
+    with pytest.raises(UserError, match=r"center\.table=none gives it no place: set center.table=host"):
         load_config("demo", ["center.source=others", "center.table=none"])
 
 
 def test_what_cannot_be() -> None:
     head = attfc()
     embeddings, positions = batches(1)[0]
-    with pytest.raises(UserError, match=r"needs the images' positions .* and got none: pass head\(embeddings, labels, positions_B="):
+    with pytest.raises(
+        UserError, match=r"needs the images' positions .* and got none: pass head\(embeddings, labels, positions_B="
+    ):
         head(embeddings, LABELS[positions])
     with pytest.raises(UserError, match=r"got torch.int64 of shape \(3,\)"):
         head(embeddings, LABELS[positions], positions_B=positions[:3])

@@ -87,7 +87,9 @@ def test_a_memory_of_images_counts_where_its_memory_is_counted() -> None:
     own = ImageMemory(70_001, 9000, 64).memory_bytes()
     size: dict[str, Any] = {"embedding_size": 64, "slots": 5000, "drawn": True}
     assert head_memory("attfc, no key passes", 9000, 128, remembered=70_001, **size).rows == own
-    assert head_memory("attfc, no key passes", 9000, 128, remembered=70_001, ranks=2, **size).rows == pytest.approx(own / 2, rel=1e-3)
+    assert head_memory("attfc, no key passes", 9000, 128, remembered=70_001, ranks=2, **size).rows == pytest.approx(
+        own / 2, rel=1e-3
+    )
 
 
 def test_a_plan_of_remembered_images_wants_their_number() -> None:

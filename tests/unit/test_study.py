@@ -210,8 +210,17 @@ def test_a_cell_of_faces_trains_as_typed_and_is_judged_on_two_halves_of_the_peop
 
 @pytest.mark.slow  # attfc train in a process of its own
 def test_a_cell_of_faces_has_figures_along_its_run_if_asked() -> None:
-    faces = ["data.root=synthetic:identities=24,images=4,seed=0", "batch_size=24", "data.workers=0", "container.slots=24"]
-    people = ["eval.root=synthetic:identities=20,images=3,seed=0,first=1000", "eval.every=2", "eval.generated_pairs=100"]
+    faces = [
+        "data.root=synthetic:identities=24,images=4,seed=0",
+        "batch_size=24",
+        "data.workers=0",
+        "container.slots=24",
+    ]
+    people = [
+        "eval.root=synthetic:identities=20,images=3,seed=0,first=1000",
+        "eval.every=2",
+        "eval.generated_pairs=100",
+    ]
     short = ["data.decoded_cache_mib=0", "schedule.warmup_epochs=0", "schedule.max_steps=5"]
     record = run_faces("demo", [*faces, *people, *short], seed=0, threads=1)
     assert [point["step"] for point in record["curve"]] == [2, 4, 5]
@@ -221,7 +230,13 @@ def test_a_cell_of_faces_has_figures_along_its_run_if_asked() -> None:
 
 @pytest.mark.parametrize("head", ["full_fc", "partial_fc", "attfc"])
 def test_bytes_of_a_head_are_those_of_a_step_of_training(head: str) -> None:
-    overrides = [f"head.name={head}", "batch_size=16", "backbone.embedding_size=32", "schedule.epochs=1", "schedule.warmup_epochs=0"]
+    overrides = [
+        f"head.name={head}",
+        "batch_size=16",
+        "backbone.embedding_size=32",
+        "schedule.epochs=1",
+        "schedule.warmup_epochs=0",
+    ]
     world = VectorWorld(identities=200, images=(1, 3), test_identities=10)
     trained = run_vectors(world, "demo", [*overrides, "container.ratio=0.2"], seed=0, width=8, points=1)
     assert _head_bytes_of(load_config("demo", [*overrides, "container.ratio=0.2"]), 200, 400) == trained["head_bytes"]

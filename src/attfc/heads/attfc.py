@@ -124,8 +124,9 @@ class AttFC(Head):
             embedding, blended with it, is enqueued. A sample whose identity is not stored has no positive but itself,
             which teaches nothing: it counts 0 in the mean (the divisor stays B). `batch`: no key encoder either; queries 2i and 2i + 1 show
             one identity, and the embedding of each is the other's only key. A query whose neighbour is of another identity (a broken image was
-            replaced) is treated as with `query`. `others`: no key encoder; the positive is the mean of what `memory` holds of the identity's other
-            images, their embeddings of at most an epoch ago; of an image without others its own. An image whose identity was not seen yet teaches nothing.
+            replaced) is treated as with `query`. `others`: no key encoder; the positive is the mean of what `memory` holds of the identity's
+            other images, their embeddings of at most an epoch ago; of an image without others its own. An image whose identity was not seen
+            yet teaches nothing.
         interclass_filtering_threshold: negatives with a cosine above it are taken for mislabelled images of the
             same identity; None: no filtering.
         filtering: what becomes of those, `drop` (out of the softmax) or `zero` (cosine 0, as in arcface_torch).
@@ -133,8 +134,9 @@ class AttFC(Head):
         table: keeps the latest center of every identity, also of those that the container has no slot for; the stored centers are then
             those of the table. None: stored centers are the container's.
         memory: with `center_source="others"`: the last embedding of every image; `forward` then takes the images' positions.
-        negatives: `container`: the most recent centers; `table`: of the table (or of `memory`), those of the batch and `slots` random others, drawn anew in
-            each step (a few more where the batch repeats identities). There is then no container, and `policy`, `dtype` and `initial` say nothing.
+        negatives: `container`: the most recent centers; `table`: of the table (or of `memory`), those of the batch and `slots` random others, drawn
+            anew in each step (a few more where the batch repeats identities). There is then no container, and `policy`, `dtype` and `initial` say
+            nothing.
         ranks: the processes that share the container; each calls `forward` with its share of the batch, all of equal size, and gets the
             mean loss of that share. The mean of these over ranks is the loss that one process has for the whole batch.
 
@@ -246,7 +248,7 @@ class AttFC(Head):
             positions_B: (B,) int64, where the images stand in the data set; with a memory of images only.
 
         Raises:
-            UserError: wrong shapes or types, no keys, no positions, a batch larger than the container, a label or a position that there is no row for.
+            UserError: wrong shapes or types, no keys, no positions, a batch larger than the container, a label or position without a row.
         """
         self._check_batch(embeddings_BD, labels_B)
         if self.container is not None:

@@ -86,7 +86,9 @@ def study_figure(records: list[Record], figure: str, title: str, split: str = "t
     """
     drawn = [record for record in records if any(figure in point for point in record.get("curve", []))]
     if not drawn:
-        raise UserError(f"no cell has {figure} along its run: give the study eval.every=... among its overrides, and run it again")
+        raise UserError(
+            f"no cell has {figure} along its run: give the study eval.every=... among its overrides, and run it again"
+        )
     curve_of = "validation people" if drawn[0]["world"]["kind"] == "vectors" else "all people kept aside"
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
