@@ -3,6 +3,7 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,$(
 BIN := .venv/bin
 BENCHMARKS := container_softmax attention_loader training_step backbones synthetic index_scale templates all_pairs planning head_speed
 FACES ?= ../shared/faces112/train
+SOURCES ?= $(HOME)/.cache/attfc/sources
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 export UV_PROJECT_ENVIRONMENT := $(CURDIR)/.venv
 
@@ -14,7 +15,7 @@ help:
 	@echo "make test       the default tests            make test-slow  the slow ones too"
 	@echo "make check      format, lint, types, docstring examples"
 	@echo "make bench      benchmarks -> benchmarks/results/*.json"
-	@echo "make study      vector world: cells that are missing, then tables and figures"
+	@echo "make study      docs/study.md: cells that are missing, then tables and figures"
 	@echo "make docs       regenerate the tables in docs/ from benchmarks/results/"
 
 setup: .venv/.ready
@@ -48,6 +49,11 @@ bench: setup
 
 study: setup
 	@for study in vectors_tune vectors_tail vectors_long vectors_dense vectors_options vectors_flip vectors_conflict vectors_100k vectors_1m; do $(BIN)/attfc study run benchmarks/studies/$$study.yaml -o benchmarks/results/studies/$$study --parallel $(JOBS) || exit 1; done
+	@if test -d $(FACES)/../val; then $(BIN)/python benchmarks/face_sources.py $(FACES)/.. $(SOURCES) || exit 1; \
+	test -d $(SOURCES)/synthetic_val || $(BIN)/attfc data convert synthetic:identities=3000,images=4,seed=1,first=1000000 $(SOURCES)/synthetic_val || exit 1; \
+	test -d $(SOURCES)/synthetic_10k || $(BIN)/attfc data convert synthetic:identities=10000,images=2-20,seed=1 $(SOURCES)/synthetic_10k || exit 1; \
+	for study in faces_tune faces_heads faces_options faces_tail faces_web_to_lfw faces_lfw_to_web synthetic_10k; do $(BIN)/attfc study run benchmarks/studies/$$study.yaml -o benchmarks/results/studies/$$study --faces $(SOURCES) --parallel $(JOBS) || exit 1; done; \
+	else echo "studies of faces left out: make study FACES=FOLDER/train, with FOLDER/val beside it (person/*.jpg)"; fi
 	$(BIN)/python benchmarks/tables.py
 
 docs: setup

@@ -315,8 +315,10 @@ STUDIES = {
     **dict.fromkeys(("vectors_tune", "faces_tune"), "validation"),
     **dict.fromkeys(("vectors_tail", "vectors_long", "vectors_dense", "vectors_100k", "vectors_1m"), "test"),
     **dict.fromkeys(("vectors_options", "vectors_flip", "vectors_conflict"), "test"),
+    **dict.fromkeys(("faces_heads", "faces_options", "faces_tail", "faces_web_to_lfw", "faces_lfw_to_web"), "test"),
+    "synthetic_10k": "test",
 }
-DRAWN = ("vectors_tail", "vectors_dense", "vectors_100k")
+DRAWN = ("faces_heads", "vectors_tail", "vectors_dense", "vectors_100k")
 
 
 def grid_records(name: str) -> list[dict[str, Any]]:
@@ -324,12 +326,12 @@ def grid_records(name: str) -> list[dict[str, Any]]:
     return study_records(read_study(ROOT / "benchmarks" / "studies" / f"{name}.yaml"), RESULTS / "studies" / name)
 
 
-def grid(name: str) -> Callable[[], str]:
-    """Table of a study run by `attfc study run`."""
+def grid(name: str, only: tuple[str, ...] = ()) -> Callable[[], str]:
+    """Table of a study run by `attfc study run`; `only` these variants."""
 
     def table() -> str:
         study = read_study(ROOT / "benchmarks" / "studies" / f"{name}.yaml")
-        records = grid_records(name)
+        records = [record for record in grid_records(name) if not only or record["variant"] in only]
         if not records:
             raise FileNotFoundError(2, "no cells", f"benchmarks/results/studies/{name}")
         return study_table(records, FIGURES[study.world.kind], study.reference, STUDIES[name])
