@@ -79,6 +79,11 @@ def labels_of(kind: str, options: dict[str, Any]) -> int:
     return known
 
 
+def positions(head: Head, labels_B: Tensor, ranks: Ranks) -> dict[str, Tensor]:
+    """Where this rank's images stand, for a head that asks: one of three of each identity."""
+    return {"positions_B": ranks.own(3 * labels_B + torch.arange(len(labels_B)) % 3)} if head.takes_positions else {}
+
+
 def run_head(kind: str, options: dict[str, Any], dtype: torch.dtype) -> dict[str, list[Tensor]]:
     """Several steps of a head on this rank's share; gradients as DistributedDataParallel leaves them."""
     ranks = Ranks.world()
@@ -89,7 +94,7 @@ def run_head(kind: str, options: dict[str, Any], dtype: torch.dtype) -> dict[str
     for embeddings_BD, labels_B, keys_BKD in batches(dtype, labels_of(kind, options)):
         own_BD = ranks.own(embeddings_BD).clone().requires_grad_()
         head.zero_grad()
-        at = {"positions_B": ranks.own(3 * labels_B + torch.arange(len(labels_B)) % 3)} if head.takes_positions else {}
+        at = positions(head, labels_B, ranks)
         loss = head(own_BD, ranks.own(labels_B), ranks.own(keys_BKD[:, : K if kind == "attfc" else 1]), **at)
         loss.backward()
         losses.append(ranks.mean(loss.detach()))
@@ -167,7 +172,8 @@ def go_on(
     for embeddings_BD, labels_B, keys_BKD in batches(dtype, labels_of(kind, options))[first:last]:
         optimizer.zero_grad()
         keys_BKD = keys_BKD[:, : K if kind == "attfc" else 1]
-        loss = head(encoder(ranks.own(embeddings_BD)), ranks.own(labels_B), ranks.own(encoder(keys_BKD).detach()))
+        at = positions(head, labels_B, ranks)
+        loss = head(encoder(ranks.own(embeddings_BD)), ranks.own(labels_B), ranks.own(encoder(keys_BKD).detach()), **at)
         loss.backward()
         for parameter in encoder.parameters():
             parameter.grad = ranks.mean(parameter.grad)

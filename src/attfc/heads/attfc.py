@@ -220,9 +220,7 @@ class AttFC(Head):
         self.container = None
         if negatives == "container":
             self.container = Container(slots, embedding_size, policy=policy, dtype=dtype, initial=initial, ranks=ranks)
-        self.uses_stored = include_stored_center or center_blend > 0 or center_source == "query"
-        if memory is not None:
-            self.uses_stored = False
+        self.uses_stored = memory is None and (include_stored_center or center_blend > 0 or center_source == "query")
         if table is not None and not self.uses_stored:
             raise UserError(
                 "a table of centers is given and no option uses stored centers: set center_blend, include_stored_center or "
