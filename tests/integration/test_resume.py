@@ -30,6 +30,7 @@ HEADS = {
         "attention.include_stored_center=true",
         "key_encoder.momentum=0.9",
     ],
+    "others": ["profile=tuned", "center.source=others", "container.ratio=0.3"],
     "full_fc": ["head.name=full_fc"],
     "dcq": ["head.name=dcq"],
     # An epoch of its loader is three times as long.
@@ -89,6 +90,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
         pytest.param("tuned", 13, 0, marks=pytest.mark.slow),  # a third cut of the same head: two runs more
         ("published", 7, 0),
         ("int8", 10, 0),
+        ("others", 7, 1),
         ("full_fc", 5, 0),
         pytest.param("partial_fc", 6, 0, marks=pytest.mark.slow),  # partial_fc_adamw does all of it and more
         ("dcq", 7, 0),
