@@ -108,7 +108,9 @@ def study_figure(records: list[Record], figure: str, title: str, split: str = "t
                 "marker": _MARKERS[number % len(_MARKERS)],
                 "linestyle": _DASHES[(number + number // len(_COLOURS)) % len(_DASHES)],
                 "markersize": 4,
-                "markerfacecolor": "white" if number // len(_COLOURS) % 2 else None,  # the ninth is like the first, but hollow
+                "markerfacecolor": "white"
+                if number // len(_COLOURS) % 2
+                else None,  # the ninth is like the first, but hollow
             }
             curves = [[point for point in record["curve"] if figure in point] for record in sound]
             points = list(zip(*curves, strict=False))
