@@ -189,7 +189,7 @@ def test_wrong_batches_are_refused_in_one_line(arguments: tuple[torch.Tensor, ..
         ({"center_blend": 1.0}, "center_blend is 1.0: the stored row's share must lie in 0 <= share < 1"),
         (
             {"center_source": "queries"},
-            "center_source is 'queries': choose keys, query or batch; did you mean 'query'?",
+            "center_source is 'queries': choose keys, query, batch or others; did you mean 'query'?",
         ),
         ({"center_source": "query", "include_stored_center": True}, "include_stored_center is set with center_source"),
         ({"embedding_size": 0}, "embedding_size is 0"),
