@@ -301,12 +301,11 @@ class AttFC(Head):
                 "pass head(embeddings, labels, positions_B=batch.positions)"
             )
         every_position_B = self.ranks.gather(positions_B.to(labels_B.device))
-        if every_position_B.device.type == "cpu" and bool(
-            ((every_position_B < 0) | (every_position_B >= images)).any()
-        ):
-            worst = int(every_position_B[(every_position_B < 0) | (every_position_B >= images)][0])
+        outside_B = (every_position_B < 0) | (every_position_B >= images)
+        if every_position_B.device.type == "cpu" and bool(outside_B.any()):
             raise (UserError if self.ranks.size == 1 else AgreedError)(
-                f"position {worst} is outside 0 to {images - 1}: build the memory with images = the data set's number of images"
+                f"position {int(every_position_B[outside_B][0])} is outside 0 to {images - 1}: "
+                "build the memory with images = the data set's number of images"
             )
         return every_position_B
 

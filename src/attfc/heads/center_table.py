@@ -11,18 +11,18 @@ Source: our own; the draw is that of Partial FC (arXiv 2203.15565), without grad
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from attfc.distributed import ALONE, Ranks
 from attfc.errors import UserError
-from attfc.heads.class_draw import draw_classes
 from attfc.heads.container import EMPTY, last_occurrence, merge_centers, write_rows
+from attfc.heads.kept_rows import KeptRows
 from attfc.heads.row_store import RowStore
 
 __all__ = ["CenterTable"]
 
 
-class CenterTable(nn.Module):
+class CenterTable(KeptRows):
     """The latest center of each of N identities; everything it holds is in its `state_dict`.
 
     Args:
@@ -57,18 +57,12 @@ class CenterTable(nn.Module):
         seed: int = 0,
         ranks: Ranks = ALONE,
     ) -> None:
-        super().__init__()
         if identities < ranks.size:
             raise UserError(
                 f"the table of centers has {identities} identities, fewer than the {ranks.size} ranks that share its rows: "
                 "it needs at least one identity a rank, start fewer processes"
             )
-        self.identities = identities
-        self.place = RowStore("host") if place is None else place
-        self.ranks = ranks
-        self.shard = ranks.shard(identities)
-        self.seed = seed
-        self.draws = 0
+        super().__init__(identities, place, seed, ranks)
         self.register_buffer("rows", self.place.zeros(len(self.shard), embedding_size, dtype=dtype))
 
     def lookup(self, labels_B: Tensor) -> Tensor:
@@ -93,10 +87,7 @@ class CenterTable(nn.Module):
             labels_B: (B,) int64, 0 <= label < N; of all ranks.
             count: S, at least B and at most N of them are taken.
         """
-        count = min(max(count, labels_B.shape[0]), self.identities)
-        drawn_S = draw_classes(labels_B.to(self.rows.device), self.identities, count, self.seed, self.draws)
-        if self.ranks.size > 1:
-            drawn_S = drawn_S[(drawn_S >= self.shard.start) & (drawn_S < self.shard.stop)]
+        drawn_S = self.drawn(labels_B.to(self.rows.device), count)
         rows_SD = self.rows.index_select(0, drawn_S - self.shard.start)
         labels_S = torch.where(rows_SD.any(dim=1), drawn_S, EMPTY)
         return rows_SD.to(labels_B.device), labels_S.to(labels_B.device)
@@ -125,24 +116,6 @@ class CenterTable(nn.Module):
             return labels_B, None
         own_B = (labels_B >= self.shard.start) & (labels_B < self.shard.stop)
         return torch.where(own_B, labels_B - self.shard.start, 0), own_B
-
-    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
-        """Rows in host memory or in a file stay there, in their type, when the head is moved or cast."""
-        if self.place.place == "device":
-            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        rows = self._buffers.pop("rows")
-        try:
-            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        finally:
-            self._buffers["rows"] = rows
-
-    def get_extra_state(self) -> Tensor:
-        """Return the number of the next draw, so that a resumed run goes on with it."""
-        return torch.tensor(self.draws, dtype=torch.int64, device="cpu")
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Take up a saved number."""
-        self.draws = int(state)
 
     def memory_bytes(self) -> int:
         """Return the bytes of this rank's rows."""

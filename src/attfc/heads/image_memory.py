@@ -14,19 +14,19 @@ Source: our own; a memory of every image's embedding as in instance discriminati
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from attfc.distributed import ALONE, Ranks, RowShard
 from attfc.errors import UserError
-from attfc.heads.class_draw import draw_classes
 from attfc.heads.container import EMPTY, last_occurrence, write_rows
+from attfc.heads.kept_rows import KeptRows
 from attfc.heads.row_store import RowStore
 
 __all__ = ["ImageMemory"]
 
 
-class ImageMemory(nn.Module):
+class ImageMemory(KeptRows):
     """Last embeddings of M images and their sums over N identities; everything it holds is in its `state_dict`.
 
     Args:
@@ -66,20 +66,14 @@ class ImageMemory(nn.Module):
         seed: int = 0,
         ranks: Ranks = ALONE,
     ) -> None:
-        super().__init__()
         if not ranks.size <= identities <= images:
             raise UserError(
                 f"the memory of images has {images} images of {identities} identities and {ranks.size} ranks that share its rows: it needs at least "
                 "one image an identity and one identity a rank"
             )
+        super().__init__(identities, place, seed, ranks)
         self.images = images
-        self.identities = identities
-        self.place = RowStore("host") if place is None else place
-        self.ranks = ranks
         self.image_shard = ranks.shard(images)
-        self.shard = ranks.shard(identities)
-        self.seed = seed
-        self.draws = 0
         self.register_buffer("rows", self.place.zeros(len(self.image_shard), embedding_size, dtype=torch.bfloat16))
         self.register_buffer("sums", self.place.zeros(len(self.shard), embedding_size + 1))
 
@@ -115,10 +109,7 @@ class ImageMemory(nn.Module):
             labels_B: (B,) int64, 0 <= label < N; of all ranks.
             count: S, at least B and at most N of them are taken.
         """
-        count = min(max(count, labels_B.shape[0]), self.identities)
-        drawn_S = draw_classes(labels_B.to(self.sums.device), self.identities, count, self.seed, self.draws)
-        if self.ranks.size > 1:
-            drawn_S = drawn_S[(drawn_S >= self.shard.start) & (drawn_S < self.shard.stop)]
+        drawn_S = self.drawn(labels_B.to(self.sums.device), count)
         sums_SX = self.sums.index_select(0, drawn_S - self.shard.start)
         labels_S = torch.where(sums_SX[:, -1] > 0.5, drawn_S, EMPTY)
         return normalize(sums_SX[:, :-1], dim=1).to(labels_B.device), labels_S.to(labels_B.device)
@@ -145,24 +136,6 @@ class ImageMemory(nn.Module):
         ours_B = (home_B >= 0) & (home_B < len(self.shard))
         change_BX = torch.where(ours_B.unsqueeze(1), change_BX.to(self.sums.device), 0.0)
         self.sums.index_add_(0, torch.where(ours_B, home_B, 0), change_BX)
-
-    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
-        """Rows in host memory or in a file stay there, in their type, when the head is moved or cast."""
-        if self.place.place == "device":
-            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        kept = {name: self._buffers.pop(name) for name in ("rows", "sums")}
-        try:
-            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        finally:
-            self._buffers.update(kept)
-
-    def get_extra_state(self) -> Tensor:
-        """Return the number of the next draw, so that a resumed run goes on with it."""
-        return torch.tensor(self.draws, dtype=torch.int64, device="cpu")
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Take up a saved number."""
-        self.draws = int(state)
 
     def row_shards(self) -> dict[str, RowShard]:
         """This rank's blocks by the names of their buffers."""
