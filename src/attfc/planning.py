@@ -34,6 +34,7 @@ __all__ = [
     "Plan",
     "advice",
     "head_memory",
+    "kept_bytes",
     "measure_encoder",
     "plan_step",
 ]
@@ -324,13 +325,23 @@ def head_memory(
             held += -(-everyone // ranks)
             working = of_blocks(held, everyone * 8.0 + 4 * D) + held * _ROW_BYTES["bfloat16"](D) + slots * 40
             working += everyone * D * 4 * (keys + 6)
-        if remembered is not None:
-            stored += -(-remembered // ranks) * _ROW_BYTES["bfloat16"](D) + -(-identities // ranks) * 4 * (D + 1)
-        elif table:
-            stored += -(-identities // ranks) * _ROW_BYTES["bfloat16"](D)
+        if table or remembered is not None:
+            stored += kept_bytes(identities, D, remembered, ranks)
     if name == "dcp":  # both slots' hardest rows, kept for backward
         working += 2 * everyone * D * 4 * (min(max(int(0.0002 * slots), 3), 10) + 6)
     return HeadMemory(stored, 0.0, 0.0, working, 0.0, keys, held, "pool" if name == "dcp" else "container")
+
+
+def kept_bytes(identities: int, embedding_size: int, remembered: int | None = None, ranks: int = 1) -> int:
+    """Bytes on one rank of AttFC's table of centers, or of its memory of `remembered` images and their sums (`center.source=others`).
+
+    >>> kept_bytes(1_000_000, 512) / 1e9, kept_bytes(1_000_000, 512, remembered=20_000_000) / 1e9
+    (1.024, 22.532)
+    """
+    row = _ROW_BYTES["bfloat16"](embedding_size)
+    if remembered is None:
+        return -(-identities // ranks) * row
+    return -(-remembered // ranks) * row + -(-identities // ranks) * 4 * (embedding_size + 1)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import typer
 
 from attfc.commands.common import JsonOption, out, progress_bar, write_json
 from attfc.errors import UserError
+from attfc.machine import available_memory
 
 if TYPE_CHECKING:
     from attfc.config import RunConfig
@@ -160,8 +161,7 @@ def plan(
     _print_plans(plans)
     kept = table_place(config, identities)
     if kept == "file" or (kept == "host" and device.type != "cpu"):
-        size = identities * config.backbone.embedding_size * 2 / 2**30 / ranks
-        out.print(f"attfc's table of centers: {size:.1f} GiB a process besides, center.table={kept}", markup=False)
+        out.print(_kept_besides(config, identities, images, ranks), markup=False)
     sentence = advice(plans, identities, images)
     out.print(sentence, markup=False)
     write_json(
@@ -178,6 +178,21 @@ def plan(
             "advice": sentence,
         },
     )
+
+
+def _kept_besides(config: "RunConfig", identities: int, images: int | None, ranks: int) -> str:
+    """What AttFC keeps outside of the memory that the plan counts, and what its other form would."""
+    from attfc.planning import kept_bytes
+
+    size = config.backbone.embedding_size
+    table = f"{kept_bytes(identities, size, None, ranks) / 2**30:.1f} GiB"
+    remembered = "-" if images is None else f"{kept_bytes(identities, size, images, ranks) / 2**30:.1f} GiB"
+    if config.center.source == "others":
+        return (
+            f"attfc's memory of images: {remembered} a process besides, center.table={config.center.table} (center.source=query: {table})"
+        )
+    line = f"attfc's table of centers: {table} a process besides, center.table={config.center.table}"
+    return line if images is None else f"{line} (center.source=others, mostly more accurate: {remembered})"
 
 
 def _heads(
@@ -263,8 +278,7 @@ def _memory_of(device: Any) -> float:
         import torch
 
         return float(torch.cuda.get_device_properties(device).total_memory)
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        return float(next(line.split()[1] for line in lines if line.startswith("MemAvailable"))) * 1024
-    except (OSError, StopIteration):
-        raise UserError("how much memory the device has is unknown on this system: say --memory GIB") from None
+    available = available_memory()
+    if available is None:
+        raise UserError("how much memory the device has is unknown on this system: say --memory GIB")
+    return float(available)

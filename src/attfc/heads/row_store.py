@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from attfc.distributed import RowShard
 from attfc.errors import UserError, nearest
+from attfc.machine import available_memory
 
 __all__ = ["RowPlace", "RowStore", "draw_rows", "sampled_rows"]
 
@@ -70,11 +71,12 @@ class RowStore:
         """Return zeros in this place; `device` counts for `device` only.
 
         Raises:
-            UserError: the file cannot be made or the disk has no room for it.
+            UserError: the file cannot be made or the disk has no room for it; more than the host memory that is free.
         """
         if self.place == "device":
             return torch.zeros(shape, dtype=dtype, device=device)
         if self.place == "host" or 0 in shape:
+            _check_room(torch.Size(shape).numel() * dtype.itemsize)
             return torch.zeros(shape, dtype=dtype, device="cpu")
         tensor = self._map(torch.Size(shape), dtype)
         self._mapped.append(tensor)
@@ -123,6 +125,16 @@ class RowStore:
                 f"{error.strerror or error}; choose a folder with more room"
             ) from None
         return torch.frombuffer(memory, dtype=dtype).view(shape)
+
+
+def _check_room(size: int) -> None:
+    """Refuse now what would get the process killed in mid-run: zeros take memory only when they are written to."""
+    free = available_memory(swap=True)
+    if free is not None and size > free:
+        raise UserError(
+            f"rows of {size / 2**30:.2f} GiB do not fit the host memory, of which {free / 2**30:.2f} GiB are free: keep them in a file on a "
+            "fast disk (center.table=file, head.rows=file); center.source=others keeps a row an image, center.source=query one an identity"
+        )
 
 
 def _reserve(descriptor: int, size: int) -> None:
