@@ -355,5 +355,7 @@ def test_a_disk_without_room_is_a_user_error(tmp_path, monkeypatch) -> None:
 
 
 def test_rows_that_the_host_has_no_memory_for_are_refused_before_they_are_written() -> None:
-    with pytest.raises(UserError, match=r"rows of 4194304\.00 GiB do not fit the host memory, of which [\d.]+ GiB are free"):
+    with pytest.raises(
+        UserError, match=r"rows of 4194304\.00 GiB do not fit the host memory, of which [\d.]+ GiB are free"
+    ):
         RowStore("host").zeros(2**30, 2**20)

@@ -188,9 +188,8 @@ def _kept_besides(config: "RunConfig", identities: int, images: int | None, rank
     table = f"{kept_bytes(identities, size, None, ranks) / 2**30:.1f} GiB"
     remembered = "-" if images is None else f"{kept_bytes(identities, size, images, ranks) / 2**30:.1f} GiB"
     if config.center.source == "others":
-        return (
-            f"attfc's memory of images: {remembered} a process besides, center.table={config.center.table} (center.source=query: {table})"
-        )
+        memory = f"attfc's memory of images: {remembered} a process besides, center.table={config.center.table}"
+        return f"{memory} (center.source=query: {table})"
     line = f"attfc's table of centers: {table} a process besides, center.table={config.center.table}"
     return line if images is None else f"{line} (center.source=others, mostly more accurate: {remembered})"
 
