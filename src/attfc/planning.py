@@ -338,7 +338,7 @@ def kept_bytes(identities: int, embedding_size: int, remembered: int | None = No
     >>> kept_bytes(1_000_000, 512) / 1e9, kept_bytes(1_000_000, 512, remembered=20_000_000) / 1e9
     (1.024, 22.532)
     """
-    row = _ROW_BYTES["bfloat16"](embedding_size)
+    row: int = _ROW_BYTES["bfloat16"](embedding_size)
     if remembered is None:
         return -(-identities // ranks) * row
     return -(-remembered // ranks) * row + -(-identities // ranks) * 4 * (embedding_size + 1)
