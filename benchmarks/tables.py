@@ -312,8 +312,8 @@ STUDIES = {
     **dict.fromkeys(("vectors_tune", "faces_tune"), "validation"),
     **dict.fromkeys(("vectors_tail", "vectors_long", "vectors_dense", "vectors_100k", "vectors_1m"), "test"),
     **dict.fromkeys(("vectors_options", "vectors_flip", "vectors_conflict"), "test"),
-    **dict.fromkeys(("faces_heads", "faces_options", "faces_tail", "faces_web_to_lfw", "faces_lfw_to_web"), "test"),
-    "synthetic_10k": "test",
+    **dict.fromkeys(("faces_heads", "faces_long", "faces_options", "faces_tail"), "test"),
+    **dict.fromkeys(("faces_web_to_lfw", "faces_lfw_to_web", "synthetic_10k", "synthetic_30k"), "test"),
 }
 DRAWN = ("faces_heads", "vectors_tail", "vectors_dense", "vectors_100k")
 
