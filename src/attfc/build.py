@@ -218,6 +218,9 @@ def build_head(config: RunConfig, identities: int, ranks: Ranks = ALONE, *, imag
         dtype=config.container.dtype,
         initial=config.container.initial,
         in_batch_negatives=config.negatives.in_batch,
+        in_batch_gradient=config.negatives.in_batch_gradient
+        and config.negatives.in_batch
+        and config.center.source != "keys",
         interclass_filtering_threshold=config.head.interclass_filtering_threshold,
         filtering=config.head.filtering,
         block_mib=config.head.block_mib,

@@ -147,6 +147,11 @@ class NegativesConfig(Section):
     """Which centers push away."""
 
     in_batch: bool = Field(False, description="the batch's own centers are negatives too")
+    in_batch_gradient: bool = Field(
+        False,
+        description="attfc: the batch's own centers, as negatives, push back on the embeddings that they are made of; says nothing without "
+        "negatives.in_batch, or with center.source=keys, which carry no gradient",
+    )
     source: Literal["container", "table"] = Field(
         "container",
         description="attfc: the most recent centers, or, where there is a table of centers (center.table), as many of its rows drawn at random "

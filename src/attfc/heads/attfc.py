@@ -119,6 +119,9 @@ class AttFC(Head):
         dtype: storage of the container's rows; all arithmetic is float32.
         in_batch_negatives: step 6; the batch's new centers of other identities join the negatives. With `unique` they
             stand in for those identities' stored rows, each identity once; with `fifo` they come on top.
+        in_batch_gradient: step 6; those new centers pass their gradient on to the embeddings that they are made of, which are thereby pushed from
+            the queries of other identities as a trained row would be. Of the query's own center nothing flows, nor of what is stored. Not with
+            `center_source="keys"`: keys carry no gradient.
         initial: `empty`, or `random` unit rows as negatives until they are overwritten (published code).
         center_source: `keys`, or `query`: no key encoder; the positive is the stored center, and the query's own
             embedding, blended with it, is enqueued. A sample whose identity is not stored has no positive but itself,
@@ -163,6 +166,7 @@ class AttFC(Head):
         policy: ContainerPolicy = "unique",
         dtype: RowDtype = "float32",
         in_batch_negatives: bool = True,
+        in_batch_gradient: bool = False,
         initial: Initial = "empty",
         center_source: CenterSource = "keys",
         interclass_filtering_threshold: float | None = None,
@@ -193,6 +197,11 @@ class AttFC(Head):
                 f'include_stored_center is set with center_source="{center_source}", which has no attention: '
                 "leave it off and set center_blend"
             )
+        if in_batch_gradient and (center_source == "keys" or not in_batch_negatives):
+            raise UserError(
+                f'in_batch_gradient is set with center_source="{center_source}" and in_batch_negatives={in_batch_negatives}: it is about negatives '
+                'made of the batch\'s own embeddings, so set in_batch_negatives=True and center_source="query", "batch" or "others"'
+            )
         super().__init__(embedding_size, keys_per_query if center_source == "keys" else 0)
         if not temperature > 0:
             raise UserError(f"temperature is {temperature}: it divides cosines and must be above 0 (published: 1)")
@@ -206,6 +215,7 @@ class AttFC(Head):
         self.include_stored_center = include_stored_center
         self.center_blend = center_blend
         self.in_batch_negatives = in_batch_negatives
+        self.in_batch_gradient = in_batch_gradient
         self.center_source = center_source
         self.interclass_filtering_threshold = interclass_filtering_threshold
         self.filtering: Filtering = filtering
@@ -258,19 +268,22 @@ class AttFC(Head):
         every_stored_B, stored_BD = self._stored(every_label_B)
         stored_B = self.ranks.own(every_stored_B)
         taught_B = stored_B
+        # The queries as parts of new centers: as negatives these may push back on them, as positives and in storage they never do.
+        present_BD = query_BD if self.in_batch_gradient else query_BD.detach()
         if self.memory is not None:
             every_position_B = self._positions(positions_B, labels_B, self.memory.images)
             self._check_labels_below(every_label_B, self.memory.identities, self.ranks)
-            last_BD, center_BD, new_BD, stored_B, taught_B = self._others(
-                self.memory, query_BD.detach(), every_label_B, every_position_B
+            last_BD, others_BD, center_BD, stored_B, taught_B = self._others(
+                self.memory, every_label_B, every_position_B, query_BD.dtype
             )
+            new_BD = normalize(others_BD + present_BD, dim=1)
         elif self.center_source == "query":
             center_BD = stored_BD.to(query_BD.dtype)
-            new_BD = self._blend(query_BD.detach(), stored_BD, stored_B)
+            new_BD = self._blend(present_BD, stored_BD, stored_B)
         elif self.center_source == "batch":
-            paired_B, partner_BD = self._partners(query_BD.detach(), labels_B)
+            paired_B, partner_BD = self._partners(present_BD, labels_B)
             new_BD = self._blend(partner_BD, stored_BD, stored_B)
-            center_BD = torch.where(paired_B.unsqueeze(1), new_BD, stored_BD.to(new_BD.dtype))
+            center_BD = torch.where(paired_B.unsqueeze(1), new_BD.detach(), stored_BD.to(new_BD.dtype))
             taught_B = stored_B | paired_B
         else:
             center_BD = new_BD = self._generate(query_BD, keys_BKD, stored_BD, stored_B)
@@ -283,6 +296,7 @@ class AttFC(Head):
             loss_B = torch.where(taught_B, loss_B, 0.0)
         self._note(cosine_B, stored_B, taught_B)
         if self.training:
+            every_new_BD = every_new_BD.detach()
             if self.container is not None:
                 self.container.enqueue(every_new_BD, every_label_B)
             if self.table is not None:
@@ -311,15 +325,15 @@ class AttFC(Head):
 
     @torch.no_grad()
     def _others(
-        self, memory: ImageMemory, query_BD: Tensor, every_label_B: Tensor, every_position_B: Tensor
+        self, memory: ImageMemory, every_label_B: Tensor, every_position_B: Tensor, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Return our samples' last embeddings, positives, new centers, who has others, and who has a positive."""
+        """Return our samples' last embeddings, sums of the others, positives, who has others, and who has a positive."""
         last_BD, sums_BX = (self.ranks.sum_own(each) for each in memory.recall(every_label_B, every_position_B))
         others_BD, others_B = memory.others(last_BD, sums_BX)
-        others_BD = others_BD.to(query_BD.dtype)
-        alone_BD = normalize(last_BD, dim=1).to(query_BD.dtype)
+        others_BD = others_BD.to(dtype)
+        alone_BD = normalize(last_BD, dim=1).to(dtype)
         center_BD = torch.where(others_B.unsqueeze(1), normalize(others_BD, dim=1), alone_BD)
-        return last_BD, center_BD, normalize(others_BD + query_BD, dim=1), others_B, others_B | last_BD.any(dim=1)
+        return last_BD, others_BD, center_BD, others_B, others_B | last_BD.any(dim=1)
 
     def _stored(self, every_label_B: Tensor) -> tuple[Tensor, Tensor]:
         """Return who of all samples is stored and our samples' rows at unit length; nobody where no option asks for it."""

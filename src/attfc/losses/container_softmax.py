@@ -1,6 +1,6 @@
 """Cross entropy against a container of class centers: one streaming pass forward, one multiply backward.
 
-The rows carry no gradient. So the loss needs only lse_i = logsumexp_j(s q_i.w_j), and its gradient only s sum_j p_ij w_j: attention
+The rows of the container carry no gradient. So the loss needs only lse_i = logsumexp_j(s q_i.w_j), and its gradient only s sum_j p_ij w_j: attention
 of the queries over the container, the container being keys and values. The rows pass a block at a time, with a running
 maximum, denominator and weighted sum (online softmax, 1805.02867). Time: two matrix products and a little. Memory beside
 the container: at most `block_mib` and a few (B, D); nothing of size B x C.
@@ -124,17 +124,19 @@ def container_softmax(
         labels_B: (B,) int64.
         scale: s, multiplies all cosines.
         row_scales_C: (C,) float32: row = int8 * scale.
-        extra_rows_ED: (E, D) float, more negatives, such as the batch's own centers; with `extra_labels_E` (E,) int64.
+        extra_rows_ED: (E, D) float, more negatives, such as the batch's own centers; with `extra_labels_E` (E,) int64. Unlike the
+            container's rows they may ask for a gradient; it costs a product of B x E x D and B x E numbers, no blocks.
         block_mib: memory for one block's work, MiB; the block is smaller where it would leave the cache.
         filtering_threshold: negatives with a cosine above it are presumed wrong labels: left out of the softmax ("drop"),
             or taken with cosine 0 and no gradient ("zero", as arcface_torch).
         filtering: "drop" | "zero".
         ranks: where there are several, the rows and the extra rows are this rank's shard of them, queries, positives and labels its own
             share of the batch (all of equal size). The loss is that over the rows of all ranks. Forward gathers the queries and labels and
-            reduces (maximum, denominator, weighted sum); backward needs nobody.
+            reduces (maximum, denominator, weighted sum); backward needs nobody, but for the gradient of the extra rows, which gathers
+            two numbers a query.
 
     Returns:
-        (B,) float32 (float64 for float64), loss per sample, gradient to query_BD and positive_B, differentiable
+        (B,) float32 (float64 for float64), loss per sample, gradient to query_BD, positive_B and extra_rows_ED, differentiable
         once. With no negative at all the loss and its gradient are 0.
 
     Raises:
@@ -151,8 +153,9 @@ def container_softmax(
         loss_B: Tensor = _ContainerSoftmax.apply(
             query_BD,
             positive_B,
+            extra_rows_ED,
             (rows_CD, row_labels_C, row_scales_C),
-            (extra_rows_ED, extra_labels_E),
+            extra_labels_E,
             labels_B,
             scale,
             {"block_mib": block_mib, "filtering_threshold": filtering_threshold, "filtering": filtering},
@@ -167,8 +170,9 @@ class _ContainerSoftmax(torch.autograd.Function):
         ctx: Any,
         query_BD: Tensor,
         positive_B: Tensor,
+        extra_rows_ED: Tensor | None,
         container: tuple[Tensor, Tensor, Tensor | None],
-        extra: tuple[Tensor, Tensor] | tuple[None, None],
+        extra_labels_E: Tensor | None,
         labels_B: Tensor,
         scale: float,
         options: dict[str, Any],
@@ -180,25 +184,41 @@ class _ContainerSoftmax(torch.autograd.Function):
         negatives = stream_negatives(
             every_query_BD, rows_CD, row_labels_C, every_label_B, scale, row_scales_C=row_scales_C, **options
         )
-        if extra[0] is not None:
-            negatives = negatives.merge(stream_negatives(every_query_BD, *extra, every_label_B, scale, **options))
+        if extra_rows_ED is not None and extra_labels_E is not None:
+            extra = stream_negatives(every_query_BD, extra_rows_ED, extra_labels_E, every_label_B, scale, **options)
+            negatives = negatives.merge(extra)
         negatives = negatives.reduce(ranks)
 
         distance_B = negatives.log_sum_exp() - scale * positive_B.to(negatives.maximum_B.dtype)
         ctx.dtypes = query_BD.dtype, positive_B.dtype
         pull_B = distance_B.sigmoid() * scale
-        ctx.save_for_backward(pull_B, negatives.mean_row() if ctx.needs_input_grad[0] else None)
+        of_extra: list[Tensor | None] = [None] * 5
+        if ctx.needs_input_grad[2]:
+            of_extra = [every_query_BD, every_label_B, negatives.log_sum_exp(), extra_rows_ED, extra_labels_E]
+        ctx.scale, ctx.threshold, ctx.ranks = scale, options["filtering_threshold"], ranks
+        ctx.save_for_backward(pull_B, negatives.mean_row() if ctx.needs_input_grad[0] else None, *of_extra)
         return torch.logaddexp(distance_B, torch.zeros_like(distance_B))  # softplus, but exact above 20 too
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_B: Tensor) -> tuple[Tensor | None, ...]:
-        pull_B, mean_row_BD = ctx.saved_tensors
+        pull_B, mean_row_BD, *of_extra = ctx.saved_tensors
         query_dtype, positive_dtype = ctx.dtypes
         pull_B = pull_B * gradient_B
         query_gradient_BD = (pull_B[:, None] * mean_row_BD).to(query_dtype) if ctx.needs_input_grad[0] else None
         positive_gradient_B = (-pull_B).to(positive_dtype) if ctx.needs_input_grad[1] else None
-        return query_gradient_BD, positive_gradient_B, *[None] * 6
+        extra_gradient_ED = None
+        if ctx.needs_input_grad[2]:
+            query_BD, labels_B, log_sum_B, rows_ED, labels_E = of_extra
+            pull_B, log_sum_B = ctx.ranks.gather(torch.stack([pull_B, log_sum_B], dim=1)).unbind(1)
+            cosine_BE = query_BD.to(pull_B.dtype) @ rows_ED.to(pull_B.dtype).T
+            weights_BE = (ctx.scale * cosine_BE - log_sum_B[:, None]).exp_().mul_(pull_B[:, None])
+            left_out_BE = (labels_E == labels_B[:, None]) | (labels_E == EMPTY)
+            if ctx.threshold is not None:
+                left_out_BE |= cosine_BE > ctx.threshold
+            extra_gradient_ED = weights_BE.masked_fill_(left_out_BE, 0.0).T @ query_BD.to(pull_B.dtype)
+            extra_gradient_ED = extra_gradient_ED.to(rows_ED.dtype)
+        return query_gradient_BD, positive_gradient_B, extra_gradient_ED, *[None] * 6
 
 
 def stream_negatives(
