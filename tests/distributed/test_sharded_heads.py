@@ -18,6 +18,15 @@ ATTFC = {
     "drawn": {"table": "host", "negatives": "table", "slots": 25},
     "batch": {"center_source": "batch", "slots": 17},
     "others": {"center_source": "others", "negatives": "table", "slots": 25},
+    "drawn, two-way": {
+        "table": "host",
+        "center_source": "query",
+        "negatives": "table",
+        "slots": 25,
+        "in_batch_gradient": True,
+    },
+    "batch, two-way": {"center_source": "batch", "slots": 17, "in_batch_gradient": True, "policy": "fifo"},
+    "others, two-way": {"center_source": "others", "negatives": "table", "slots": 25, "in_batch_gradient": True},
     "others, recent negatives": {"center_source": "others", "slots": 17},
     "table and keys": {"table": "device", "include_stored_center": True, "policy": "fifo", "slots": 17},
 }

@@ -27,11 +27,12 @@ class SlowAttFC:
     def __init__(
         self, slots: int, scale: float, m: float, *, temperature=1.0, include_stored_center=False, center_blend=0.0,
         policy="fifo", in_batch_negatives=False, center_source="keys", interclass_filtering_threshold=None,
-        filtering="drop",
+        filtering="drop", in_batch_gradient=False,
     ) -> None:  # fmt: skip
         self.slots, self.scale, self.m, self.temperature = slots, scale, m, temperature
         self.include, self.blend, self.policy = include_stored_center, center_blend, policy
         self.in_batch, self.source = in_batch_negatives, center_source
+        self.pushes_back = in_batch_gradient
         self.threshold, self.filtering = interclass_filtering_threshold, filtering
         self.ring: deque[tuple[int, Tensor]] = deque(maxlen=slots)
         self.pool: OrderedDict[int, Tensor] = OrderedDict()
@@ -62,7 +63,8 @@ class SlowAttFC:
 
     def __call__(self, embeddings: Tensor, labels: list[int], keys: Tensor) -> Tensor:
         queries = [e / e.norm() for e in embeddings]
-        new = [self.new_center(q.detach(), k, y) for q, k, y in zip(queries, keys, labels, strict=True)]
+        present = queries if self.pushes_back else [q.detach() for q in queries]
+        new = [self.new_center(q, k, y) for q, k, y in zip(present, keys, labels, strict=True)]
         together: dict[int, list[Tensor]] = {}
         for y, g in zip(labels, new, strict=True):
             together.setdefault(y, []).append(g)
@@ -101,7 +103,7 @@ class SlowAttFC:
             while len(self.pool) > self.slots:
                 self.pool.popitem(last=False)
         else:
-            self.ring.extend(zip(labels, new, strict=True))
+            self.ring.extend(zip(labels, [center.detach() for center in new], strict=True))
         return torch.stack(losses).mean()
 
 
@@ -116,6 +118,23 @@ CASES: list[dict] = [
         {"policy": policy, "center_source": "query", "center_blend": blend, "in_batch_negatives": negatives}
         for policy, blend, negatives in itertools.product(["fifo", "unique"], [0.0, 0.8], [False, True])
     ),
+    *(
+        {
+            "policy": policy,
+            "center_source": "query",
+            "center_blend": blend,
+            "in_batch_negatives": True,
+            "in_batch_gradient": True,
+        }
+        for policy, blend in itertools.product(["fifo", "unique"], [0.0, 0.7])
+    ),
+    {
+        "policy": "unique",
+        "center_source": "query",
+        "in_batch_negatives": True,
+        "in_batch_gradient": True,
+        "interclass_filtering_threshold": 0.2,
+    },
     {"temperature": 0.1},
     {"policy": "unique", "interclass_filtering_threshold": 0.3, "in_batch_negatives": True},
     {"policy": "fifo", "interclass_filtering_threshold": 0.2, "filtering": "zero"},

@@ -215,6 +215,52 @@ def test_extra_rows_are_rows():
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("threshold", "filtering"), [(None, "drop"), (0.1, "drop"), (0.1, "zero")])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_extra_rows_get_their_gradient(dtype, threshold, filtering):
+    query_BD, positive_B, rows_CD, row_labels_C, labels_B = case(
+        D=16, C=60, identities=12
+    )  # own and empty rows among the extra
+    weights_B = torch.rand(24, generator=torch.Generator().manual_seed(1)).double()
+    query_BD, positive_B, rows_CD = (tensor.to(dtype).requires_grad_() for tensor in (query_BD, positive_B, rows_CD))
+    inputs = (query_BD, positive_B, rows_CD)
+    options = {"filtering_threshold": threshold, "filtering": filtering}
+    loss_B = container_softmax(
+        query_BD,
+        positive_B,
+        rows_CD.detach()[20:],
+        row_labels_C[20:],
+        labels_B,
+        16.0,
+        extra_rows_ED=rows_CD[:20],
+        extra_labels_E=row_labels_C[:20],
+        **options,
+    )
+    mine = torch.autograd.grad((weights_B * loss_B).sum(), inputs)
+    cosine_BC = query_BD.double() @ rows_CD.double().T
+    if threshold is not None:
+        cosine_BC = cosine_BC.masked_fill(cosine_BC > threshold, 0.0 if filtering == "zero" else -math.inf)
+    left_out_BC = (row_labels_C == labels_B[:, None]) | (row_labels_C == -1)
+    logits = 16.0 * torch.cat([positive_B.double()[:, None], cosine_BC.masked_fill(left_out_BC, -math.inf)], 1)
+    reference_B = cross_entropy(logits, torch.zeros(24, dtype=torch.int64), reduction="none")
+    expected = list(torch.autograd.grad((weights_B * reference_B).sum(), inputs))
+    expected[2][20:] = 0.0  # the container's rows are given, whatever they ask for
+    for one, other in zip(mine, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    assert mine[2][:20].abs().sum() > 0
+
+
+def test_extra_rows_without_any_negative_get_no_gradient():
+    query_BD, labels_B = normalize(torch.randn(3, 4, dtype=torch.float64)), torch.tensor([5, 5, 5])
+    extra_BD = query_BD.clone().requires_grad_()
+    no_rows = torch.empty(0, 4), torch.empty(0, dtype=torch.int64)
+    loss_B = container_softmax(
+        query_BD, torch.rand(3).double(), *no_rows, labels_B, 16.0, extra_rows_ED=extra_BD, extra_labels_E=labels_B
+    )
+    loss_B.sum().backward()
+    assert torch.equal(extra_BD.grad, torch.zeros(3, 4, dtype=torch.float64))
+
+
 def test_shards_merge_to_the_whole_in_any_order_and_with_empty_ones():
     query_BD, _, rows_CD, row_labels_C, labels_B = case()
     query_BD, rows_CD = query_BD.double(), rows_CD.double()

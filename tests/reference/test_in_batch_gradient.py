@@ -1,0 +1,106 @@
+"""The gradient through the batch's own centers: against finite differences, and where it must not flow."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from attfc.build import build_head
+from attfc.config import load_config
+from attfc.errors import UserError
+from attfc.heads import AttFC, CenterTable, ImageMemory
+from attfc.losses import CosFace
+
+SIZE, IDENTITIES, IMAGES = 6, 10, 30  # three images each
+LABELS = torch.arange(IMAGES) // 3
+
+
+def attfc(source: str, **options: object) -> AttFC:
+    kept: dict[str, object] = {"memory": ImageMemory(IMAGES, IDENTITIES, SIZE)} if source == "others" else {}
+    if source == "query":
+        kept = {"table": CenterTable(IDENTITIES, SIZE)}
+    if source != "batch":
+        kept["negatives"] = "table"
+    made = {"center_blend": 0.6, "center_source": source, "in_batch_gradient": True} | kept | options
+    return AttFC(SIZE, IDENTITIES, CosFace(scale=8.0, margin=0.2), **made)  # type: ignore[arg-type]
+
+
+def step(head: AttFC, embeddings: Tensor, positions: Tensor) -> Tensor:
+    return head(embeddings, LABELS[positions], positions_B=positions if head.takes_positions else None)
+
+
+def drawn(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    embeddings = torch.randn(count, SIZE, dtype=torch.float64, generator=generator)
+    return 3 * embeddings, torch.randint(IMAGES, (count,), generator=generator)
+
+
+def filled(source: str, **options: object) -> AttFC:
+    head = attfc(source, **options)
+    for seed in range(4):  # some identities stay unseen
+        step(head, *drawn(4, seed))
+    return head.eval()
+
+
+@pytest.mark.parametrize("source", ["query", "others"])
+def test_all_of_the_gradient_is_there(source: str) -> None:
+    """Positives and drawn rows are of earlier steps, so the loss as a function of the batch has no other gradient than its own."""
+    head = filled(source)
+    embeddings, positions = drawn(7, 9)
+    assert len(set(LABELS[positions].tolist())) < 7, "one identity twice, whose centers are merged"
+    inputs = embeddings.requires_grad_()
+    assert torch.autograd.gradcheck(lambda given: step(head, given, positions), inputs)
+    one_way = filled(source, in_batch_gradient=False)
+    assert step(one_way, inputs, positions) == step(head, inputs, positions)
+    with pytest.raises(RuntimeError, match="Jacobian mismatch"):
+        torch.autograd.gradcheck(lambda given: step(one_way, given, positions), inputs)
+
+
+def test_of_pairs_the_negatives_alone_pass_it_on() -> None:
+    head = attfc("batch", in_batch_negatives=True)
+    embeddings = drawn(4, 0)[0].requires_grad_()
+    labels = torch.tensor([3, 3, 5, 5])
+    (mine,) = torch.autograd.grad(head(embeddings, labels), embeddings)
+    unit = normalize(embeddings, dim=1)
+    partners = unit.detach()[[1, 0, 3, 2]]  # nothing is stored yet: the partner is the center
+    negatives = normalize(torch.stack([unit[2] + unit[3], unit[0] + unit[1]]), dim=1)[[0, 0, 1, 1]]
+    logits = torch.stack([(unit * partners).sum(1) - 0.2, (unit * negatives).sum(1)], dim=1)
+    loss = torch.nn.functional.cross_entropy(8.0 * logits, torch.zeros(4, dtype=torch.int64))
+    torch.testing.assert_close(mine, torch.autograd.grad(loss, embeddings)[0])
+
+
+@pytest.mark.parametrize("source", ["query", "others", "batch"])
+def test_it_pushes_apart_and_changes_nothing_that_is_kept(source: str) -> None:
+    kept = []
+    for pushes in (True, False):
+        head = attfc(source, in_batch_gradient=pushes)
+        for seed in range(3):
+            embeddings, positions = drawn(6, seed)
+            step(head, embeddings.requires_grad_(), positions).backward()
+        kept.append(head.state_dict())
+        assert not any(tensor.requires_grad for tensor in kept[-1].values())
+    assert all(torch.equal(one, other) for one, other in zip(kept[0].values(), kept[1].values(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "options", [{"center_source": "keys"}, {"center_source": "batch", "in_batch_negatives": False}]
+)
+def test_without_centers_of_the_batch_there_is_nothing_to_push(options: dict) -> None:
+    with pytest.raises(UserError, match=r"in_batch_gradient is set with .*set in_batch_negatives=True and"):
+        AttFC(SIZE, 20, CosFace(scale=8.0), in_batch_gradient=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "pushes"),
+    [
+        ([], True),
+        (["center.source=keys"], False),
+        (["negatives.in_batch=false"], False),
+        (["center.source=others"], True),
+    ],
+)
+def test_a_configuration_says_nothing_where_it_does_not_apply(overrides: list[str], pushes: bool) -> None:
+    config = load_config("demo", ["negatives.in_batch_gradient=true", "container.ratio=0.5", *overrides])
+    head = build_head(config, IDENTITIES, images=IMAGES)
+    assert isinstance(head, AttFC)
+    assert head.in_batch_gradient is pushes
