@@ -337,7 +337,10 @@ def grid(name: str, only: tuple[str, ...] = ()) -> Callable[[], str]:
 
 
 # Of the real faces' table: what README shows.
-MAIN_HEADS = ("full_fc", "partial_fc 0.1", "published", "attfc", "attfc, tuned (rate 0.05)", "attfc, others")
+MAIN_HEADS = (
+    *("full_fc", "partial_fc 0.1", "published", "attfc"),
+    *("attfc, two-way", "attfc, two-way, rate 0.05", "attfc, others, two-way, rate 0.05"),
+)
 TABLES: dict[str, Callable[[], str]] = {
     **{f"study {name}": grid(name) for name in STUDIES},
     "head_speed": head_speed,

@@ -381,7 +381,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "attention": {"temperature": 1.0, "include_stored_center": False},
         "center": {"blend": 0.0, "source": "keys", "table": "none"},
         "container": {"policy": "fifo", "dtype": "float32"},
-        "negatives": {"in_batch": False, "source": "container"},
+        "negatives": {"in_batch": False, "in_batch_gradient": False, "source": "container"},
         "margin": {"gradient": "straight_through", "beyond_pi": "wrap"},
     },
     "tuned": {
@@ -390,7 +390,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "attention": {"temperature": 1.0, "include_stored_center": False},
         "center": {"blend": 0.6, "source": "query", "table": "host"},
         "container": {"policy": "unique", "dtype": "float32"},
-        "negatives": {"in_batch": True, "source": "table"},
+        "negatives": {"in_batch": True, "in_batch_gradient": True, "source": "table"},
         "margin": {"gradient": "exact", "beyond_pi": "linear"},
     },
 }

@@ -32,7 +32,12 @@ RUNS = {
         "attention.include_stored_center=true",
     ],
     "int8 fifo": [*KEYS, "center.table=none", "container.dtype=int8", "container.policy=fifo", "margin.name=arcface"],
-    "no key passes": ["center.blend=0.8", "optimizer.name=adamw", "optimizer.learning_rate=0.001"],
+    "no key passes": [
+        "center.blend=0.8",
+        "negatives.in_batch_gradient=false",
+        "optimizer.name=adamw",
+        "optimizer.learning_rate=0.001",
+    ],
     "full_fc": ["head.name=full_fc", "margin.name=adaface", "optimizer.accumulation=2"],
 }
 
