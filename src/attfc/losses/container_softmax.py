@@ -211,13 +211,14 @@ class _ContainerSoftmax(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             query_BD, labels_B, log_sum_B, rows_ED, labels_E = of_extra
             pull_B, log_sum_B = ctx.ranks.gather(torch.stack([pull_B, log_sum_B], dim=1)).unbind(1)
-            cosine_BE = query_BD.to(pull_B.dtype) @ rows_ED.to(pull_B.dtype).T
-            weights_BE = (ctx.scale * cosine_BE - log_sum_B[:, None]).exp_().mul_(pull_B[:, None])
-            left_out_BE = (labels_E == labels_B[:, None]) | (labels_E == EMPTY)
-            if ctx.threshold is not None:
-                left_out_BE |= cosine_BE > ctx.threshold
-            extra_gradient_ED = weights_BE.masked_fill_(left_out_BE, 0.0).T @ query_BD.to(pull_B.dtype)
-            extra_gradient_ED = extra_gradient_ED.to(rows_ED.dtype)
+            with without_autocast(pull_B):
+                query_BD = query_BD.to(pull_B.dtype)
+                cosine_BE = query_BD @ rows_ED.to(pull_B.dtype).T
+                weights_BE = (ctx.scale * cosine_BE - log_sum_B[:, None]).exp_().mul_(pull_B[:, None])
+                left_out_BE = (labels_E == labels_B[:, None]) | (labels_E == EMPTY)
+                if ctx.threshold is not None:
+                    left_out_BE |= cosine_BE > ctx.threshold
+                extra_gradient_ED = (weights_BE.masked_fill_(left_out_BE, 0.0).T @ query_BD).to(rows_ED.dtype)
         return query_gradient_BD, positive_gradient_B, extra_gradient_ED, *[None] * 6
 
 
