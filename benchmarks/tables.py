@@ -381,6 +381,11 @@ def spread(figure: dict[str, Any] | None) -> str:
     return f"{figure['mean']:.3f}" + (f" ± {figure['std']:.3f}" if figure["std"] is not None else "")
 
 
+def processor(record: dict[str, Any]) -> str:
+    """The machine that a cell of a study ran on."""
+    return str(record["environment"]["machine"]["processor"])
+
+
 def provenance(record: dict[str, Any]) -> str:
     """Where the figures come from, in a line."""
     where = record["environment"]
@@ -412,13 +417,12 @@ def main() -> None:
             page.write_text(text, encoding="utf-8")
             print(f"{page.relative_to(ROOT)}: renewed")
     for name in DRAWN:
-        # Rows that show another rate are for the table, and so are those whose seconds are of another, faster machine.
-        records = [
-            record
-            for record in grid_records(name)
-            if ", rate " not in record["variant"] and "two-way" not in record["variant"]
-        ]
+        # Rows that show another rate are for the table.
+        records = [record for record in grid_records(name) if ", rate " not in record["variant"]]
         if records:
+            records = [
+                record for record in records if processor(record) == processor(records[0])
+            ]  # seconds are compared
             figure, title = next(iter(FIGURES[records[0]["world"]["kind"]].items()))
             path = ROOT / "docs" / "figures" / f"study_{name}.svg"
             path.parent.mkdir(exist_ok=True)

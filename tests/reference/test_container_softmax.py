@@ -218,9 +218,7 @@ def test_extra_rows_are_rows():
 @pytest.mark.parametrize(("threshold", "filtering"), [(None, "drop"), (0.1, "drop"), (0.1, "zero")])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_extra_rows_get_their_gradient(dtype, threshold, filtering):
-    query_BD, positive_B, rows_CD, row_labels_C, labels_B = case(
-        D=16, C=60, identities=12
-    )  # own and empty rows among the extra
+    query_BD, positive_B, rows_CD, row_labels_C, labels_B = case(D=16, C=60, identities=12)
     weights_B = torch.rand(24, generator=torch.Generator().manual_seed(1)).double()
     query_BD, positive_B, rows_CD = (tensor.to(dtype).requires_grad_() for tensor in (query_BD, positive_B, rows_CD))
     inputs = (query_BD, positive_B, rows_CD)

@@ -298,7 +298,6 @@ class AttFC(Head):
             loss_B = torch.where(taught_B, loss_B, 0.0)
         self._note(cosine_B, stored_B, taught_B)
         if self.training:
-            every_new_BD = every_new_BD.detach()
             if self.container is not None:
                 self.container.enqueue(every_new_BD, every_label_B)
             if self.table is not None:

@@ -192,9 +192,9 @@ class _ContainerSoftmax(torch.autograd.Function):
         distance_B = negatives.log_sum_exp() - scale * positive_B.to(negatives.maximum_B.dtype)
         ctx.dtypes = query_BD.dtype, positive_B.dtype
         pull_B = distance_B.sigmoid() * scale
-        of_extra: list[Tensor | None] = [None] * 5
+        of_extra: tuple[Tensor | None, ...] = ()
         if ctx.needs_input_grad[2]:
-            of_extra = [every_query_BD, every_label_B, negatives.log_sum_exp(), extra_rows_ED, extra_labels_E]
+            of_extra = every_query_BD, every_label_B, negatives.log_sum_exp(), extra_rows_ED, extra_labels_E
         ctx.scale, ctx.threshold, ctx.ranks = scale, options["filtering_threshold"], ranks
         ctx.save_for_backward(pull_B, negatives.mean_row() if ctx.needs_input_grad[0] else None, *of_extra)
         return torch.logaddexp(distance_B, torch.zeros_like(distance_B))  # softplus, but exact above 20 too
@@ -215,7 +215,7 @@ class _ContainerSoftmax(torch.autograd.Function):
                 query_BD = query_BD.to(pull_B.dtype)
                 cosine_BE = query_BD @ rows_ED.to(pull_B.dtype).T
                 weights_BE = (ctx.scale * cosine_BE - log_sum_B[:, None]).exp_().mul_(pull_B[:, None])
-                left_out_BE = (labels_E == labels_B[:, None]) | (labels_E == EMPTY)
+                left_out_BE = _own_or_empty(labels_E, labels_B)
                 if ctx.threshold is not None:
                     left_out_BE |= cosine_BE > ctx.threshold
                 extra_gradient_ED = (weights_BE.masked_fill_(left_out_BE, 0.0).T @ query_BD).to(rows_ED.dtype)
@@ -306,7 +306,7 @@ def _left_out(row_labels_R: Tensor, labels_B: Tensor, sorted_labels_B: Tensor) -
     Elsewhere it would have to wait for the device, so the mask covers all columns there (columns is None).
     """
     if row_labels_R.device.type != "cpu":
-        return None, (row_labels_R == labels_B[:, None]) | (row_labels_R == EMPTY)
+        return None, _own_or_empty(row_labels_R, labels_B)
     place_R = torch.searchsorted(sorted_labels_B, row_labels_R).clamp_max_(len(sorted_labels_B) - 1)
     empty_R = row_labels_R == EMPTY
     columns_H = ((sorted_labels_B[place_R] == row_labels_R) | empty_R).nonzero()[:, 0]
@@ -315,6 +315,11 @@ def _left_out(row_labels_R: Tensor, labels_B: Tensor, sorted_labels_B: Tensor) -
     if len(columns_H) == len(row_labels_R) and bool(empty_R.all()):
         return "all"
     return columns_H, (row_labels_R[columns_H] == labels_B[:, None]) | empty_R[columns_H]
+
+
+def _own_or_empty(row_labels_R: Tensor, labels_B: Tensor) -> Tensor:
+    """Return whose negative a row is not, (B, R) bool."""
+    return (row_labels_R == labels_B[:, None]) | (row_labels_R == EMPTY)
 
 
 def _leave_out(logits_BR: Tensor, left_out: LeftOut) -> None:
