@@ -1,21 +1,14 @@
-"""Typed configuration: YAML presets, `key=value` overrides, profiles; read by build.py and cli.py alone.
+"""The options of a run, a section each: name, kind, bounds, default and meaning, in this one place.
 
-A run's configuration is one flat set of sections. It is made in this order, later wins: the defaults below, the values of the
-`profile` (published | tuned), the preset (a name in attfc/presets or a path to a YAML file), the overrides of the command line. Presets
-leave the options that a profile governs alone, so `profile=published` on the command line means what it says. Unknown keys are
-refused with the nearest known one. Components never see these objects: build.py hands them plain arguments.
+`attfc options`, docs/options.md, the comments of `--print-config` and the suggestions for misspelled keys are all made from what stands here.
+Components never see these objects: build.py hands them plain arguments.
 """
 
-from importlib import resources
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from attfc.errors import UserError, nearest
-
-__all__ = ["PROFILES", "RunConfig", "apply_overrides", "config_to_yaml", "load_config", "preset_names"]
+__all__ = ["RunConfig", "Section", "SourceConfig"]
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -259,6 +252,11 @@ class EvalConfig(Section):
     """Evaluation on identities that were never trained on."""
 
     root: str | None = Field(None, description="people never trained on, as data.root; default: no evaluation")
+    share: Share = Field(
+        0.0,
+        description="share of the training set's people of two or more images that are kept aside for the evaluation: whole people, chosen by "
+        "the hash of their names; 0: nobody",
+    )
     edits: list[str] = Field(default_factory=list, description="edit lists, applied in this order")
     index_cache: str | None = None
     pairs: str | None = Field(None, description="pairs file in the LFW form; default: generated pairs")
@@ -289,6 +287,8 @@ class LogConfig(Section):
 
     every: Positive = Field(10, description="steps")
     tensorboard: bool = True
+    wandb: bool = Field(False, description="send numbers and configuration to Weights & Biases (extra attfc[wandb])")
+    mlflow: bool = Field(False, description="send numbers and configuration to MLflow (extra attfc[mlflow])")
 
 
 class RunConfig(Section):
@@ -371,166 +371,3 @@ class RunConfig(Section):
         if self.container.slots is None and self.container.ratio is None:
             raise ValueError("container.slots and container.ratio are both null: set one of them")
         return self
-
-
-# The options that DESIGN section 3 lists, once as the AttFC paper and its code have them, once as docs/study.md found best.
-PROFILES: dict[str, dict[str, Any]] = {
-    "published": {
-        "keys": {"distinct": False},
-        "key_encoder": {"momentum": 0.999, "momentum_schedule": "constant", "batch_norm": "batch"},
-        "attention": {"temperature": 1.0, "include_stored_center": False},
-        "center": {"blend": 0.0, "source": "keys", "table": "none"},
-        "container": {"policy": "fifo", "dtype": "float32"},
-        "negatives": {"in_batch": False, "in_batch_gradient": False, "source": "container"},
-        "margin": {"gradient": "straight_through", "beyond_pi": "wrap"},
-    },
-    "tuned": {
-        "keys": {"distinct": True},
-        "key_encoder": {"momentum": 0.0, "momentum_schedule": "constant", "batch_norm": "batch"},
-        "attention": {"temperature": 1.0, "include_stored_center": False},
-        "center": {"blend": 0.6, "source": "query", "table": "host"},
-        "container": {"policy": "unique", "dtype": "float32"},
-        "negatives": {"in_batch": True, "in_batch_gradient": True, "source": "table"},
-        "margin": {"gradient": "exact", "beyond_pi": "linear"},
-    },
-}
-
-
-def preset_names() -> list[str]:
-    """Names of the presets that come with the package."""
-    folder = resources.files("attfc") / "presets"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-
-
-def load_config(preset: str, overrides: list[str] | None = None) -> RunConfig:
-    """Resolve a preset name or YAML path with overrides like ``optimizer.learning_rate=0.05``.
-
-    Raises:
-        UserError: unknown preset, unreadable YAML, unknown key, or a value of the wrong kind; one line a fault, with the nearest known name.
-    """
-    values, origin = _read_preset(preset)
-    return apply_overrides(values, overrides or [], origin)
-
-
-def apply_overrides(values: dict[str, Any], overrides: list[str], origin: str) -> RunConfig:
-    """Merge profile defaults under `values` and overrides over them, then validate; `origin` names the values in errors."""
-    changed = _parse_overrides(overrides)
-    profile = changed.get("profile", values.get("profile", "tuned"))
-    if not isinstance(profile, str) or profile not in PROFILES:
-        raise UserError(f"profile={profile!r} is unknown: choose one of {', '.join(PROFILES)}")
-    merged = _merge(PROFILES[profile], values)
-    if "profile" in changed:  # asked for by name: all of it, also over a resolved configuration
-        merged = _merge(merged, PROFILES[profile])
-    merged = _merge(merged, changed)
-    try:
-        return RunConfig.model_validate(merged)
-    except ValidationError as error:
-        raise UserError(_explain(error, origin)) from None
-
-
-def config_to_yaml(config: RunConfig) -> str:
-    """Render the resolved configuration as YAML; `load_config` reads it back to an equal object."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
-
-
-def _read_preset(preset: str) -> tuple[dict[str, Any], str]:
-    path = Path(preset)
-    if path.suffix in (".yaml", ".yml"):
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read configuration {preset}: {error}") from None
-    elif preset in preset_names():
-        text = (resources.files("attfc") / "presets" / f"{preset}.yaml").read_text(encoding="utf-8")
-    else:
-        raise UserError(
-            f"unknown preset {preset!r}{nearest(preset, preset_names())} (presets: {', '.join(preset_names())}; or give the path of a .yaml file)"
-        )
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{preset} is not valid YAML: {' '.join(str(error).split())}") from None
-    if values is None:
-        values = {}
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise UserError(
-            f"{preset} holds {type(values).__name__}, expected a mapping of sections such as data, backbone, head"
-        )
-    return values, preset
-
-
-def _parse_overrides(overrides: list[str]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key.strip():
-            raise UserError(
-                f"override {override!r} is not of the form key=value, for example optimizer.learning_rate=0.05"
-            )
-        try:
-            value = yaml.safe_load(text) if text else ""
-        except yaml.YAMLError:
-            value = text
-        if isinstance(value, str) and text[:1] not in ("'", '"'):
-            value = text  # as typed: YAML would take " #2" for a comment
-        target = values
-        *sections, last = key.strip().split(".")
-        for section in sections:
-            target = target.setdefault(section, {})
-            if not isinstance(target, dict):
-                raise UserError(
-                    f"override {override!r} goes into {section!r}, which an earlier override set to a plain value"
-                )
-        target[last] = value
-    return values
-
-
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        below = merged.get(key)
-        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
-    return merged
-
-
-def _explain(error: ValidationError, origin: str) -> str:
-    lines = []
-    for fault in error.errors():
-        place = ".".join(str(part) for part in fault["loc"])
-        if fault["type"] == "extra_forbidden":
-            lines.append(f"unknown key {place!r}{_nearest_key(fault['loc'])}")
-        elif fault["type"] == "value_error":
-            lines.append(str(fault["ctx"]["error"]))
-        else:
-            lines.append(f"{place}={fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}")
-    return f"configuration {origin}: " + "; ".join(lines)
-
-
-def _nearest_key(location: tuple[int | str, ...]) -> str:
-    """Suggest the known key nearest to an unknown one: beside it first, then anywhere (``momentum_scedule`` at top level)."""
-    model: type[BaseModel] | None = RunConfig
-    for part in location[:-1]:
-        field = model.model_fields.get(str(part)) if model else None
-        annotation = field.annotation if field else None
-        model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
-    word = str(location[-1])
-    beside = nearest(word, model.model_fields) if model else ""
-    if beside and model is not RunConfig:
-        return beside
-    return _same_leaf(word) or beside or nearest(".".join(map(str, location)), _all_keys(RunConfig))
-
-
-def _same_leaf(word: str) -> str:
-    """Suggest the dotted key whose last part equals `word`, for someone who forgot the section."""
-    matches = [key for key in _all_keys(RunConfig) if key.split(".")[-1] == word]
-    return f"; did you mean {matches[0]!r}?" if matches else ""
-
-
-def _all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
-    keys = []
-    for name, field in model.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            keys += _all_keys(annotation, f"{prefix}{name}.")
-        keys.append(prefix + name)
-    return keys
