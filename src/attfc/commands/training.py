@@ -19,7 +19,8 @@ def train(
         list[str] | None, typer.Argument(help="for example optimizer.learning_rate=0.05", metavar="[KEY=VALUE]...")
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option("--resume", help="folder of an interrupted run to go on with", file_okay=False)
+        Path | None,
+        typer.Option("--resume", help="folder of a run to go on with; last: the newest under output", file_okay=False),
     ] = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="print the resolved configuration and leave")
@@ -32,6 +33,10 @@ def train(
     if resume is not None and preset is not None and "=" in preset:
         changes.insert(0, preset)
         preset = None
+    if resume == Path("last"):
+        from attfc.training.run_folder import newest_run
+
+        resume = newest_run(changes)
     if resume is None and preset is None:
         raise UserError(f"which preset? One of {', '.join(preset_names())}, or the path of a .yaml file")
     if resume is not None and preset is not None:
@@ -46,6 +51,7 @@ def train(
 
     from attfc.build import finish_run, new_run, resume_run
     from attfc.distributed import leave_ranks
+    from attfc.resuming import finished
     from attfc.training.trainer import Interrupted
 
     with progress_bar("index") as bar:
@@ -53,6 +59,11 @@ def train(
             resume_run(resume, changes, bar) if resume is not None else new_run(load_config(str(preset), changes), bar)
         )
     err.quiet = out.quiet = run.ranks.rank > 0  # rank 0 speaks for all
+    said = finished(run) if resume is not None and not changes else None
+    if said is not None:
+        err.print(said, markup=False)
+        leave_ranks()
+        return
     for note in run.notes:
         err.print(f"note: {note}", markup=False)
     trainer = run.trainer
@@ -67,9 +78,10 @@ def train(
     try:
         trainer.train()
     except Interrupted as stop:
-        err.print(f"saved at step {stop.step:,}; go on with: attfc train --resume {run.folder}", markup=False)
-        finish_run(run)
-        run.ranks.barrier()  # torchrun ends all ranks as soon as one has left
+        err.print(str(stop), markup=False)
+        if stop.saved:
+            finish_run(run)
+            run.ranks.barrier()  # torchrun ends all ranks as soon as one has left
         leave_ranks()
         raise typer.Exit(130) from None
     finally:
