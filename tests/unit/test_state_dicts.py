@@ -142,7 +142,7 @@ def test_whole_modules_and_other_objects_are_refused(tmp_path, small):
         read_state_dict(saved(tmp_path / "list.pt", [torch.zeros(2)]))
     with pytest.raises(UserError, match="'epoch' is a int, a state dict has tensors by name"):
         read_state_dict(saved(tmp_path / "mixed.pt", {"epoch": 3}))
-    with pytest.raises(UserError, match=r"'w' is a Tensor \(torch.sparse_coo\)"):
+    with pytest.raises(UserError, match=r"asks for torch\._utils\._rebuild_sparse_tensor"):
         read_state_dict(saved(tmp_path / "sparse.pt", {"w": torch.eye(3).to_sparse()}))
     with pytest.raises(UserError, match="holds a dict, no state dict"):
         read_state_dict(saved(tmp_path / "empty.pt", {}))
@@ -193,7 +193,9 @@ def test_a_storage_larger_than_its_bytes_takes_no_memory(tmp_path):
         return data.replace(b"K\x10", claim) if name.endswith("data.pkl") else data
 
     hostile = rebuilt(path, tmp_path / "hostile.pt", grow=grow)
-    with pytest.raises(UserError, match=r"hostile\.pt is damaged"):
+    with pytest.raises(
+        UserError, match=r"hostile\.pt is damaged .* a storage of 4,398,046,511,104 bytes, the file holds 64"
+    ):
         read_state_dict(hostile)
 
 
@@ -210,8 +212,7 @@ def test_damaged_files(tmp_path, small):
 
 
 def test_tensors_that_stretch_over_few_bytes_do_not_fill_a_network(tmp_path):
-    # Stride 0: a shape of a terabyte over four bytes; recognised by shape before anything is copied.
+    # Stride 0: a shape of a terabyte over four bytes.
     path = saved(tmp_path / "wide.pt", {"features.weight": torch.zeros(1).expand(2**38)})
-    tensors, _ = read_state_dict(path)
-    with pytest.raises(UserError, match="no network that attfc knows"):
-        recognise_network(path, tensors)
+    with pytest.raises(UserError, match=r"stretches a tensor of size \(274877906944,\) over a storage of 1 numbers"):
+        read_state_dict(path)
