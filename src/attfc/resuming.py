@@ -111,7 +111,7 @@ def check_people(run: "Run", checkpoint: Path, overrides: list[str]) -> list[str
     if difference is not None:
         anew = shlex.join([f"{run.folder}/config.yaml", *overrides, f"start_from={run.folder}"])
         raise UserError(
-            f"{run.store.name} does not hold the people of the saved run: {difference} A resumed run needs the same people in the same order. "
+            f"{run.store.name} does not hold the people of the saved run: {difference}. A resumed run needs the same people in the same order. "
             f"To train on these from its weights: attfc train {anew}"
         )
     if "names" not in saved:
@@ -129,8 +129,8 @@ def rate_note(run: "Run", saved: float) -> list[str]:
     if trainer.step >= trainer.total_steps or math.isclose(now, saved, rel_tol=1e-6, abs_tol=1e-12):
         return []
     return [
-        f"the learning rate of step {trainer.step + 1:,} is {now:.3g}, where the saved run had {saved:.3g}: it follows the changed configuration, "
-        f"a schedule over {trainer.total_steps:,} steps, as if the run had begun with it"
+        f"the learning rate of step {trainer.step + 1:,} is {now:.3g}; the saved run had come to {saved:.3g}. It follows the changed "
+        f"configuration, with {trainer.total_steps:,} steps in all, as if the run had begun with it"
     ]
 
 
@@ -144,10 +144,13 @@ def finished(run: "Run") -> str | None:
         written.append(folder / "report.html")
     if trainer.step < trainer.total_steps or not all(path.is_file() for path in written):
         return None
-    longer = f"schedule.epochs={2 * schedule.epochs:g}"
-    if schedule.max_steps is not None and schedule.max_steps <= trainer.total_steps:
-        longer = f"schedule.max_steps={2 * schedule.max_steps} {longer}"
+    longer, more = [], 2 * trainer.total_steps
+    if schedule.max_steps is not None and schedule.max_steps < more:
+        longer.append(f"schedule.max_steps={more}")
+    images = run.config.batch_size * run.config.optimizer.accumulation
+    if schedule.epochs * trainer.loader.epoch_length < more * images:
+        longer.append(f"schedule.epochs={2 * schedule.epochs:g}")
     return (
-        f"{folder} is finished: all {trainer.total_steps:,} steps are done. To train longer: {resume_command(folder)} {longer}\n"
+        f"{folder} is finished: all {trainer.total_steps:,} steps are done. To train longer: {resume_command(folder)} {' '.join(longer)}\n"
         f"model: {folder / 'model'}" + (f"   report: {folder / 'report.html'}" if run.config.report.write else "")
     )

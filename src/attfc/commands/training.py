@@ -37,6 +37,7 @@ def train(
         from attfc.training.run_folder import newest_run
 
         resume = newest_run(changes)
+        changes = [change for change in changes if not change.startswith("output=")]
     if resume is None and preset is None:
         raise UserError(f"which preset? One of {', '.join(preset_names())}, or the path of a .yaml file")
     if resume is not None and preset is not None:
@@ -49,15 +50,21 @@ def train(
         out.print(config_to_yaml(load_config(str(preset), changes)), markup=False, end="")
         return
 
-    from attfc.build import finish_run, new_run, resume_run
-    from attfc.distributed import leave_ranks
-    from attfc.resuming import finished
-    from attfc.training.trainer import Interrupted
+    try:
+        from attfc.build import finish_run, new_run, resume_run
+        from attfc.distributed import leave_ranks
+        from attfc.resuming import finished
+        from attfc.training.trainer import Interrupted
 
-    with progress_bar("index") as bar:
-        run = (
-            resume_run(resume, changes, bar) if resume is not None else new_run(load_config(str(preset), changes), bar)
-        )
+        with progress_bar("index") as bar:
+            run = (
+                resume_run(resume, changes, bar)
+                if resume is not None
+                else new_run(load_config(str(preset), changes), bar)
+            )
+    except KeyboardInterrupt:
+        err.print("stopped before the first step: nothing was saved", markup=False)
+        raise typer.Exit(130) from None
     err.quiet = out.quiet = run.ranks.rank > 0  # rank 0 speaks for all
     said = finished(run) if resume is not None and not changes else None
     if said is not None:

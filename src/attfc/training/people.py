@@ -68,8 +68,8 @@ def first_difference(saved: Mapping[str, Any], store: Store, now: Mapping[str, A
             names = names_of(store, np.array([start, stop - 1], np.int64))
             first, last = (printable(names[place])[:60] for place in (0, 1))
             return (
-                f"the counts are equal, but among the labels {start:,} to {stop - 1:,} (now {first!r} to {last!r}) "
-                "the names or their order differ: was a folder renamed?"
+                f"the counts are equal, but the names of the labels {start:,} to {stop - 1:,} (now {first!r} to {last!r}) "
+                "or their order differ"
             )
     if saved.get("images_per_identity", now["images_per_identity"]) != now["images_per_identity"]:
         return "identities and their names are equal, but not how many images each of them has"
