@@ -41,7 +41,7 @@ from attfc.training.checkpoint_manifest import read_manifest
 from attfc.training.momentum import MomentumPair
 from attfc.training.optimizers import build_optimizer, parameter_groups
 from attfc.training.people import people_of
-from attfc.training.run_folder import locked
+from attfc.training.run_folder import locked, remove_unsaved
 from attfc.training.schedule import build_schedule
 from attfc.training.trainer import Trainer
 from attfc.whole_files import write_text_whole
@@ -315,9 +315,13 @@ def new_run(config: RunConfig, progress: Callable[[int, int], None] | None = Non
 
     def make() -> str:
         folder = _fresh_folder(Path(config.output).expanduser(), config.name)
-        (folder / "config.yaml").write_text(config_to_yaml(run.config), encoding="utf-8")
-        _write_json(folder / "environment.json", environment(run.trainer.device))
-        note_start_folder(folder)
+        try:
+            write_text_whole(folder / "config.yaml", config_to_yaml(run.config))
+            _write_json(folder / "environment.json", environment(run.trainer.device))
+            note_start_folder(folder)
+        except BaseException:  # Ctrl-C too
+            remove_unsaved(folder)
+            raise
         return str(folder.resolve()) if run.ranks.size > 1 else str(folder)
 
     run.folder = run.trainer.run_folder = Path(run.ranks.once(make))

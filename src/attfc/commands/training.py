@@ -1,12 +1,15 @@
 """`attfc train`: from a preset and overrides to a trained run."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from attfc.commands.common import err, out, print_figures, progress_bar
 from attfc.errors import UserError
+
+if TYPE_CHECKING:
+    from attfc.build import Run
 
 __all__ = ["train"]
 
@@ -54,7 +57,7 @@ def train(
         from attfc.build import finish_run, new_run, resume_run
         from attfc.distributed import leave_ranks
         from attfc.resuming import finished
-        from attfc.training.trainer import Interrupted
+        from attfc.training.interruption import Interrupted, stopped_unsaved
 
         with progress_bar("index") as bar:
             run = (
@@ -71,20 +74,12 @@ def train(
         err.print(said, markup=False)
         leave_ranks()
         return
-    for note in run.notes:
-        err.print(f"note: {note}", markup=False)
     trainer = run.trainer
-    identities, images = len(run.store.identities), len(run.store)
-    err.print(
-        f"{run.folder}: {run.config.head.name} on {run.config.backbone.name}, {identities:,} identities, {images:,} images, "
-        f"{trainer.total_steps:,} steps of {run.config.batch_size * trainer.accumulation} on {trainer.device}"
-        + (f" x {run.ranks.size} ranks" if run.ranks.size > 1 else "")
-        + (f", resumed at step {trainer.step:,}" if resume is not None else ""),
-        markup=False,
-    )
     try:
+        _say_what_runs(run, resumed=resume is not None)
         trainer.train()
-    except Interrupted as stop:
+    except (Interrupted, KeyboardInterrupt) as error:
+        stop = error if isinstance(error, Interrupted) else stopped_unsaved(run.folder, trainer.step, run.ranks.rank)
         err.print(str(stop), markup=False)
         if stop.saved:
             finish_run(run)
@@ -103,3 +98,17 @@ def train(
         if run.intervals:
             out.print("[a, b]: 95 % interval by identity; more in the report", markup=False)
     err.print(f"model: {run.folder / 'model'}" + (f"   report: {report}" if report else ""), markup=False)
+
+
+def _say_what_runs(run: "Run", resumed: bool) -> None:
+    for note in run.notes:
+        err.print(f"note: {note}", markup=False)
+    trainer = run.trainer
+    identities, images = len(run.store.identities), len(run.store)
+    err.print(
+        f"{run.folder}: {run.config.head.name} on {run.config.backbone.name}, {identities:,} identities, {images:,} images, "
+        f"{trainer.total_steps:,} steps of {run.config.batch_size * trainer.accumulation} on {trainer.device}"
+        + (f" x {run.ranks.size} ranks" if run.ranks.size > 1 else "")
+        + (f", resumed at step {trainer.step:,}" if resumed else ""),
+        markup=False,
+    )
