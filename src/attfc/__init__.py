@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from attfc.evaluation import embed_store, evaluate_pairs, evaluate_store
     from attfc.heads import DCP, DCQ, AttFC, FullFC, PartialFC, generative_class_center
     from attfc.losses import AdaFace, ArcFace, CombinedMargin, CosFace, class_softmax, container_softmax
+    from attfc.run import train
     from attfc.training.model_files import load_model, save_model
     from attfc.training.momentum import MomentumPair
 
@@ -26,6 +27,7 @@ _HOMES = {
     "attfc.evaluation": ("embed_store", "evaluate_pairs", "evaluate_store"),
     "attfc.heads": ("DCP", "DCQ", "AttFC", "CenterTable", "FullFC", "PartialFC", "generative_class_center"),
     "attfc.losses": ("AdaFace", "ArcFace", "CombinedMargin", "CosFace", "class_softmax", "container_softmax"),
+    "attfc.run": ("train",),
     "attfc.training.model_files": ("load_model", "save_model"),
     "attfc.training.momentum": ("MomentumPair",),
 }
@@ -59,6 +61,7 @@ __all__ = [
     "open_model",
     "open_store",
     "save_model",
+    "train",
 ]
 
 
