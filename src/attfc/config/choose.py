@@ -60,14 +60,14 @@ def choose(data: Data, machine: Machine, given: Mapping[str, Any]) -> list[Choic
 
     def row(what: str, values: Mapping[str, Any], why: str, text: str = "{}") -> list[Any]:
         taken = {key: given.get(key, value) for key, value in values.items()}
-        typed = all(key in given for key in values)
+        why = "as given" if all(key in given for key in values) else why
         shown = ["push" if value is True else "fixed" if value is False else value for value in taken.values()]
-        rows.append(Choice(what, taken, text.format(*shown), "as given" if typed else why))
+        rows.append(Choice(what, taken, text.format(*shown), why))
         return list(taken.values())
 
     if not card:
-        name, why = ("r6_tiny", "below") if images < 5_000 else ("r10_tiny", "at or above")
-        why = f"a processor takes a small one; {why} 5,000 images"
+        name = "r6_tiny" if images < 5_000 else "r10_tiny"
+        why = "small, for a processor; " + ("fewer than 5,000 images" if images < 5_000 else "5,000 images or more")
     elif images < 100_000:
         name, why = "r18", "fewer than 100,000 images"
     elif images < 4_000_000:
@@ -84,42 +84,35 @@ def choose(data: Data, machine: Machine, given: Mapping[str, Any]) -> list[Choic
     why = f"{images:,} images" + (f"; passes of {most} fit {card} GiB" if card and per_step > most else "")
     values = {"batch_size": whole, "optimizer.accumulation": accumulation}
     batch, accumulation = row("images per step", values, why, "{} x {}")
-    per_step = int(batch) * int(accumulation)
-    starts = given.get("start_from") is not None
+    per_step, starts = int(batch) * int(accumulation), given.get("start_from") is not None
     base, full_rate = 128 if small else 512, 0.001 if given.get("optimizer.name") == "adamw" else 0.1
     rate = full_rate * per_step / base / (10 if starts else 1)
-    why = f"{full_rate:g} for {base} images per step" + ", a tenth of it from given weights" * starts
+    why = f"{full_rate:g} for {base} images per step" + ", a tenth from given weights" * starts
     row("learning rate", {"optimizer.learning_rate": rate}, why, "{:g}")
     epochs = (40 if images < 100_000 else 20) if card else min(max(math.ceil(150_000 / max(images, 1)), 1), 25)
     why = "40 below 100,000 images, else 20" if card else "150,000 images in all, 25 epochs at most"
-    why += ", a quarter of it from given weights" * starts
+    why += ", a quarter from given weights" * starts
     (epochs,) = row("epochs", {"schedule.epochs": epochs / 4 if starts else epochs}, why, "{:g}")
-    warmup = min(1.0 if card else 0.5, float(epochs) / 10)
-    row("warm-up", {"schedule.warmup_epochs": warmup}, "at most a tenth of the steps", "{:g} epochs")
+    warmup = {"schedule.warmup_epochs": min(1.0 if card else 0.5, float(epochs) / 10)}
+    row("warm-up", warmup, "at most a tenth of the steps", "{:g} epochs")
     _head(data, machine, given, mean, int(batch), row)
-    margin = {
-        "margin.name": "cosface",
-        "margin.scale": 32 if people < 50_000 else 64,
-        "margin.margin": 0.5 if given.get("margin.name") == "arcface" else 0.4,
-    }
+    margin: dict[str, Any] = {"margin.name": "cosface", "margin.scale": 32 if people < 50_000 else 64}
+    margin |= {"margin.margin": 0.5 if given.get("margin.name") == "arcface" else 0.4}
     row("scale, margin", margin, "scale 32 below 50,000 identities, else 64", "{} {:g}, {:g}")
     return rows
 
 
 def _head(data: Data, machine: Machine, given: Mapping[str, Any], mean: float, batch: int, row: Any) -> None:
     """Add the rows of the head: who gives the negatives, where the centers lie, and what the batch's own centers do."""
-    people, full = data.identities, data.identities * 6144 / 2**30
-    fits = full <= 0.25 * (machine.card or machine.host_gib)
-    why = "centers are made of embeddings, no row is trained"
-    if people <= 200_000 and mean >= 6 and fits:
+    people, why = data.identities, "centers are made of embeddings, no row is trained"
+    if people <= 200_000 and mean >= 6 and people * 6144 / 2**30 <= (machine.card or machine.host_gib) / 4:
         why = f"head=full_fc is worth a try too: {mean:.0f} images per identity, and its rows fit"
     (head,) = row("head", {"head.name": "attfc"}, why)
     if head not in ("attfc", "dcq", "dcp"):
         return
-    count = min(max(people // 10, 1_000), 20_000, people)
     drawn = head == "attfc" and given.get("negatives.source", "table") == "table"
     if "container.ratio" not in given or "container.slots" in given:
-        count = count if drawn else max(count, batch)
+        count = max(min(max(people // 10, 1_000), 20_000, people), 0 if drawn else batch)
         row(
             "negatives",
             {"container.slots": count},
@@ -132,8 +125,7 @@ def _head(data: Data, machine: Machine, given: Mapping[str, Any], mean: float, b
     why = f"{mean:.1f} images per identity; from 4 on the batch's centers push the embeddings they are made of"
     row("batch's own centers", {"negatives.in_batch_gradient": pushes}, why)
     size = people * 1024 / 2**30
-    place = "host" if size <= machine.host_gib / 4 else "file"
-    place = "device" if size <= machine.card / 10 else place
+    place = "device" if size <= machine.card / 10 else "host" if size <= machine.host_gib / 4 else "file"
     values = {"center.table": place}
     if given.get("center.table", place) == "file":
         values["center.table_folder"] = given.get("output", "runs")
