@@ -427,6 +427,9 @@ def main() -> None:
             path = ROOT / "docs" / "figures" / f"study_{name}.svg"
             path.parent.mkdir(exist_ok=True)
             path.write_text(study_figure(records, figure, title), encoding="utf-8")
+    import readme_figure  # beside this file
+
+    (ROOT / "docs" / "figures" / "readme.svg").write_text(readme_figure.picture(), encoding="utf-8")
 
 
 if __name__ == "__main__":

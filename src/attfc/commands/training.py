@@ -44,8 +44,9 @@ def train(
             return
     else:
         asked = read_words(given)
+        config = asked.resolve()  # what cannot be is refused before anything is opened
         if print_config and not asked.automatic:
-            out.print(config_to_yaml(asked.resolve()), markup=False, end="")
+            out.print(config_to_yaml(config), markup=False, end="")
             return
     # Said before torch is loaded, which takes seconds.
     err.print(
