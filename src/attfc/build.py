@@ -167,8 +167,8 @@ def build_head(config: RunConfig, identities: int, ranks: Ranks = ALONE, *, imag
     drawn = config.head.name == "attfc" and draws_negatives(config, identities)  # then there is no container
     if slots < config.batch_size and not drawn:
         raise UserError(
-            f"the container has {slots} slots, which is smaller than the batch ({config.batch_size}): raise container.ratio to at least "
-            f"{math.ceil(100 * config.batch_size / identities) / 100:g}, set container.slots, or lower batch_size"
+            f"the container has {slots} slots, which is smaller than the batch ({config.batch_size}): set "
+            f"container.slots={config.batch_size}, which may be more than there are identities (here {identities:,})"
         )
     if config.head.name == "dcp":
         return DCP(
