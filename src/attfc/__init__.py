@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         generative_class_center,
     )
     from attfc.losses import AdaFace, ArcFace, CombinedMargin, CosFace, Margin, class_softmax, container_softmax
+    from attfc.run import train
     from attfc.training.model_files import load_model, save_model
     from attfc.training.momentum import MomentumPair
     from attfc.training.optimizers import parameter_groups
@@ -41,6 +42,7 @@ _HOMES = {
         "generative_class_center",
     ),
     "attfc.losses": ("AdaFace", "ArcFace", "CombinedMargin", "CosFace", "Margin", "class_softmax", "container_softmax"),
+    "attfc.run": ("train",),
     "attfc.training.model_files": ("load_model", "save_model"),
     "attfc.training.momentum": ("MomentumPair",),
     "attfc.training.optimizers": ("parameter_groups",),
@@ -83,6 +85,7 @@ __all__ = [
     "open_store",
     "parameter_groups",
     "save_model",
+    "train",
 ]
 
 

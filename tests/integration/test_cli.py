@@ -186,8 +186,7 @@ def test_container_smaller_than_the_batch_names_both_and_the_fix(tmp_path, face_
     )
     assert status == 1
     assert (
-        "the container has 6 slots, which is smaller than the batch (16): set container.slots=16, which may be more than there are identities "
-        "(here 12)" in err
+        "the container has 6 slots, which is smaller than the batch (16): raise container.ratio to at least 1.34" in err
     )
 
 

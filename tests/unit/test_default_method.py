@@ -7,8 +7,10 @@ from torch.nn.functional import normalize
 
 from attfc.build import build_head
 from attfc.config import load_config
+from attfc.config.choose import Data, Machine, choose
 from attfc.errors import UserError
 from attfc.heads import AttFC, CenterTable, FullFC, Head, ImageMemory, PartialFC, RowStore
+from attfc.heads.default_method import default_margin, default_negatives
 from attfc.losses import CosFace
 
 SIZE = 16
@@ -40,9 +42,8 @@ def same_steps(head: AttFC, built: Head, identities: int, steps: int = 5) -> Non
     assert losses[0] > 0
 
 
-@pytest.mark.parametrize("identities", [3000, 12_000])
-def test_default_is_what_the_configuration_builds(identities: int) -> None:
-    negatives = {3000: 1000, 12_000: 1200}[identities]
+@pytest.mark.parametrize(("identities", "negatives"), [(60, 60), (3000, 1000), (12_000, 1200)])
+def test_default_is_what_the_configuration_builds(identities: int, negatives: int) -> None:
     overrides = [f"backbone.embedding_size={SIZE}", "margin.scale=32", f"container.slots={negatives}", "seed=3"]
     built = build_head(
         load_config("ms1mv3_attfc_r50", [*overrides, "margin.name=cosface", "margin.margin=0.4"]), identities
@@ -59,7 +60,7 @@ def test_published_is_what_its_profile_builds() -> None:
 
 
 def test_default_numbers_follow_the_identities() -> None:
-    expected = {2: (2, 32), 1000: (1000, 32), 49_999: (5000, 32), 50_000: (5000, 64), 1_000_000: (20_000, 64)}
+    expected = {2: (2, 32), 1000: (1000, 32), 49_999: (4999, 32), 50_000: (5000, 64), 1_000_000: (20_000, 64)}
     for identities, (negatives, scale) in expected.items():
         head = AttFC.default(2, identities)
         assert (head.slots, head.margin.scale, head.center_blend) == (negatives, scale, 0.6)
@@ -77,6 +78,16 @@ def test_default_numbers_follow_the_identities() -> None:
     assert (changed.slots, changed.margin.scale, changed.in_batch_gradient) == (5, 16.0, False)
     assert changed.table is not None
     assert changed.table.place.place == "device"
+
+
+@pytest.mark.parametrize("identities", [2, 60, 999, 10_009, 49_999, 50_000, 92_431, 3_000_000])
+def test_default_numbers_are_those_that_the_command_line_chooses(identities: int) -> None:
+    rows = choose(Data(identities, 20 * identities, identities), Machine("cpu", 16, 16), {})
+    chosen = {key: value for row in rows for key, value in row.values.items()}
+    margin = default_margin(identities)
+    assert isinstance(margin, CosFace)
+    assert default_negatives(identities) == chosen["container.slots"]
+    assert (margin.scale, margin.m3) == (chosen["margin.scale"], chosen["margin.margin"])
 
 
 @pytest.mark.parametrize("identities", FEW)
@@ -104,16 +115,9 @@ def test_a_batch_larger_than_the_identities_just_works(kind: str, identities: in
 
 @pytest.mark.parametrize("identities", FEW)
 @pytest.mark.parametrize("options", [["profile=published"], ["head.name=dcq"], ["head.name=dcp"]])
-def test_a_container_smaller_than_the_batch_says_what_works(options: list[str], identities: int) -> None:
-    overrides = [f"backbone.embedding_size={SIZE}", "data.root=faces", *options]
-    with pytest.raises(UserError) as error:
-        build_head(load_config("faces112", ["container.ratio=0.1", *overrides]), identities)
-    slots = max(1, round(0.1 * identities))
-    assert str(error.value) == (
-        f"the container has {slots} slots, which is smaller than the batch (128): set container.slots=128, which may be more than there are "
-        f"identities (here {identities})"
-    )
-    head = build_head(load_config("faces112", [*overrides, "container.slots=128"]), identities)
+def test_a_container_takes_more_slots_than_there_are_identities(options: list[str], identities: int) -> None:
+    overrides = [f"backbone.embedding_size={SIZE}", "data.root=faces", "container.ratio=0.1", *options]
+    head = build_head(load_config("faces112", overrides), identities)
     for step in range(3):
         embeddings, labels, keys = batch(step, identities, keys=head.keys_per_query)
         loss = head(embeddings, labels, keys)

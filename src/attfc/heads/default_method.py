@@ -48,7 +48,7 @@ def default_negatives(identities: int) -> int:
     >>> [default_negatives(identities) for identities in (60, 9_000, 92_431, 2_000_000)]
     [60, 1000, 9243, 20000]
     """
-    return min(identities, max(1000, min(20_000, round(identities / 10))))
+    return min(identities, max(1000, min(20_000, identities // 10)))
 
 
 def default_arguments(
