@@ -37,6 +37,15 @@ def test_python_snippets_of_the_readme_run() -> None:
     assert len([line for line in body if line.strip()]) < 15
 
 
+def test_python_of_the_page_of_heads_trains() -> None:
+    names: dict[str, Any] = {}
+    (snippet,) = python_of("heads.md")
+    assert len([line for line in snippet.splitlines() if line.strip() and not line.startswith("import")]) < 15
+    exec(compile(snippet, "heads.md", "exec"), names)
+    assert names["head"].statistics()["positive_share"] == 1
+    assert 0 < float(names["loss"].detach()) < 25
+
+
 def test_measured_tables_are_those_of_their_results(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
     assert spec is not None
