@@ -125,7 +125,7 @@ class ProgressLine:
 
     def update(self, step: int, figures: dict[str, Any]) -> None:
         """Show the figures of a step (the same keys as a `train` record)."""
-        with_center = figures.get("stored_share", 1.0)
+        with_center = figures.get("positive_share", 1.0)
         parts = [f"loss {figures['loss']:.3f}" + (f" ({with_center:.0%} have a center)" if with_center < 0.995 else "")]
         if figures["images_per_second"] is not None:
             parts.append(f"{figures['images_per_second']:,.0f} images/s")
