@@ -27,7 +27,7 @@ def train(data: str | os.PathLike[str], *overrides: str, **short: Any) -> Run:
     Raises:
         UserError: data, an option or a combination that cannot be trained; one line that names the value and the fix.
     """
-    from attfc.commands.screen import Screen
+    from attfc.commands.training_screen import Screen
 
     with Screen() as screen:
         run = screen.begin(lambda bar: new_run(read_words([data, *overrides, *short_overrides(short)]), bar))

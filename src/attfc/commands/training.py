@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from attfc.commands.common import err, out
-from attfc.commands.screen import Screen, print_choices
+from attfc.commands.training_screen import Screen, print_choices
 from attfc.errors import UserError
 
 __all__ = ["train"]
