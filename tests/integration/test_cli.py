@@ -45,8 +45,8 @@ def test_train_evaluate_and_report_on_a_folder(tmp_path, face_folder) -> None:
     assert "data:image/jpeg;base64," in (run / "report.html").read_text()
     figures = json.loads((run / "evaluation.json").read_text())
     assert 0.0 <= figures["accuracy"] <= 1.0
-    low, high = figures["intervals"]["auc"]
-    assert low <= figures["auc"] <= high
+    low, high = figures["intervals"]["eer"]
+    assert low <= figures["eer"] <= high
     assert f"[{low:.4f}, {high:.4f}]" in done.stdout
     assert f"[{low:.4f}, {high:.4f}]" in (run / "report.html").read_text()
     assert "interval" not in (run / "metrics.jsonl").read_text()  # of the last evaluation alone, in evaluation.json
