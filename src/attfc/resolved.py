@@ -57,7 +57,7 @@ def resolve(config: RunConfig, identities: int) -> tuple[RunConfig, list[str]]:
         if slots < config.batch_size:
             raise UserError(
                 f"container.slots={slots} is smaller than batch_size={config.batch_size}, and a whole batch enters at once: "
-                f"set container.slots={config.batch_size}, or batch_size={slots}"
+                f"set container.slots={config.batch_size}" + (f", or batch_size={slots}" if slots >= 2 else "")
             )
         if config.container.slots is None and slots > round((config.container.ratio or 0) * identities):
             notes.append(
