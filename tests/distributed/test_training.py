@@ -124,9 +124,7 @@ def test_what_cannot_begin_says_so_on_every_rank(tmp_path) -> None:
             "RANK1:optimizer.learning_rate=0.3"
         ],
         "batch_size=15 is that of all ranks and does not divide by 2 of them: take 16 or 14": ["batch_size=15"],
-        "the container has 8 slots, which is smaller than the batch (16)": [
-            *("container.slots=8", "negatives.source=container")
-        ],
+        "container.slots=8 is smaller than batch_size=16": [*("container.slots=8", "negatives.source=container")],
         "distributed.rows=replicated is for head.name=full_fc with head.rows=device, and this is partial_fc with head.rows=host": [
             *("head.name=partial_fc", "head.rows=host", "distributed.rows=replicated")
         ],

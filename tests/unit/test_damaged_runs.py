@@ -203,7 +203,7 @@ def test_a_write_that_fails_half_way_leaves_the_old_file(tmp_path):
         half()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["page.html"]
-    with pytest.raises(ZeroDivisionError), written_whole(path) as file:
+    with pytest.raises(ZeroDivisionError), written_whole(path):
         raise ZeroDivisionError
     assert os.listdir(tmp_path) == ["page.html"]
 
