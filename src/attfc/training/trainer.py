@@ -345,8 +345,7 @@ class Trainer:
             UserError: it is damaged, or of another network, head or optimizer.
         """
         state = load_checkpoint(checkpoint, place=self._sharded.place)
-        self.load_state_dict(self._sharded.collect(state))
-        return float(state["optimizer"]["param_groups"][0]["lr"])
+        return self.load_state_dict(self._sharded.collect(state))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that shapes later steps: DESIGN section 6. Several ranks: of sharded rows, this rank's own."""
@@ -367,8 +366,8 @@ class Trainer:
             },
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a saved state.
+    def load_state_dict(self, state: dict[str, Any]) -> float:
+        """Take up a saved state; returns its learning rate, as `load`.
 
         Raises:
             UserError: the state is of another network, head or optimizer; nothing on disk is touched.
@@ -384,17 +383,19 @@ class Trainer:
             if self.scaler.is_enabled() and state["scaler"]:
                 self.scaler.load_state_dict(state["scaler"])
             self.loader.load_state_dict(state["loader"])
+            rate = float(state["optimizer"]["param_groups"][0]["lr"])
+            self._apply(configured)
             own = state["trainer"]
-        except (RuntimeError, ValueError, KeyError) as error:
+            self.step, self._average, self._seconds = int(own["step"]), own["average"], float(own["seconds"])
+            self.best = -math.inf if own["best"] is None else float(own["best"])
+            set_rng_state(state["rng"])
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(
                 f"the checkpoint does not fit this network, head or optimizer: {reason}; resume with the run's own configuration"
             ) from None
-        self._apply(configured)
-        self.step, self._average, self._seconds = own["step"], own["average"], own["seconds"]
-        self.best = -math.inf if own["best"] is None else own["best"]
-        set_rng_state(state["rng"])
         self.ranks.draw_apart(self.step)
+        return rate
 
     def _apply(self, configured: list[dict[str, Any]]) -> None:
         """Give optimizer and schedule the rates of this run's configuration: on resume they may have been changed on purpose."""
