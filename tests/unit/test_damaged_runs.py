@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from attfc.errors import UserError
+from attfc.evaluation.comparison_report import write_comparison_report
 from attfc.evaluation.npz_file import read_npz
 from attfc.evaluation.report import write_report
-from attfc.evaluation.result import EvaluationResult, read_result, save_result
+from attfc.evaluation.result import EvaluationResult, compare_results, read_result, save_result
 from attfc.evaluation.samples import PairListSample
 from attfc.training.progress import MetricsLog
 from attfc.whole_files import write_text_whole, written_whole
@@ -228,6 +229,35 @@ def test_any_damage_to_a_result_is_one_line(result):
             result.write_bytes(damaged)
             told = told_by(lambda: read_result(result))
             assert told is None or ("a.npz" in told and "\n" not in told)
+
+
+def places(value, place=()):
+    """Every place in nested JSON."""
+    yield place
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield from places(value[key], (*place, key))
+
+
+def test_odd_facts_in_a_result_are_compared_and_shown_or_one_line(result, tmp_path):
+    other = tmp_path / "b.npz"
+    other.write_bytes(result.read_bytes())
+    with np.load(result) as file:
+        arrays = dict(file)
+    told = []
+    for place, odd in itertools.product(
+        list(places(json.loads(arrays["facts"].tobytes()))), (None, 10**400, "x", [], {})
+    ):
+        facts = json.loads(arrays["facts"].tobytes())
+        holder = facts
+        for key in place[:-1]:
+            holder = holder[key]
+        if place:
+            holder[place[-1]] = odd
+        np.savez(result, **{**arrays, "facts": np.frombuffer(json.dumps(facts if place else odd).encode(), np.uint8)})
+        told.append(told_by(lambda: compare_results(read_result(result), read_result(other), resamples=20)))
+        told.append(told_by(lambda: write_comparison_report(tmp_path / "page.md", [read_result(result)])))
+    assert any(told)
+    assert not [text for text in told if text is not None and "\n" in text]
 
 
 def test_members_that_share_their_bytes_cannot_claim_more_than_the_file(result, tmp_path):

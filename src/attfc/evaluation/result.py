@@ -8,6 +8,7 @@ A file from elsewhere is hostile until read: no pickle, no member larger than th
 """
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -169,7 +170,8 @@ def _as_stated(resampled: Resampled, result: EvaluationResult, place: FigurePath
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # Compared, not converted: a whole number in JSON may be larger than any float.
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
 
 
 @dataclass(frozen=True)
@@ -250,9 +252,7 @@ def _check_comparable(
         raise UserError(f"{where}{one.model} and {other.model} keep other kinds of scores: evaluate both anew")
     for name, values in facts.items():
         if values.shape != others[name].shape or not np.array_equal(values, others[name]):
-            counts = (
-                f" ({values.shape[-1]:,} and {others[name].shape[-1]:,})" if values.shape != others[name].shape else ""
-            )
+            counts = f" ({values.size:,} and {others[name].size:,})" if values.shape != others[name].shape else ""
             raise UserError(
                 f"{where}the {name} of {one.model} and of {other.model} differ{counts}: both must be evaluated on the same data "
                 "with the same options and --seed, and leave out the same broken images"
@@ -311,7 +311,10 @@ def read_result(path: str | os.PathLike[str]) -> EvaluationResult:
             figures = sample.figures(IdentityDraw(np.ones(sample.identities)))
             if not all(math.isfinite(value) for value in figures.values()):
                 raise ValueError(f"sample {number} gives no figures")
-            samples.setdefault(tuple(map(str, entry["place"])), []).append(sample)
+            place = tuple(map(str, entry["place"]))
+            if not isinstance(functools.reduce(lambda holder, name: holder[name], place, facts["figures"]), dict):
+                raise ValueError(f"sample {number} is of figures that are not there")
+            samples.setdefault(place, []).append(sample)
         return EvaluationResult(
             str(facts["model"]),
             str(facts["protocol"]),
@@ -340,6 +343,8 @@ def _sample(number: int, entry: dict[str, Any], arrays: dict[str, npt.NDArray[An
             values[one.name] = tuple(setting) if isinstance(setting, list) else setting
         # else: an array that came later than the file; empty, its figures have no interval
     sample: Sample = kind(**values)
+    if "same" in values and not 1 == values["same"].ndim == values["scores"].ndim:
+        raise ValueError(f"sample {number} has no row of scores")
     if not 1 <= sample.identities <= _MOST_IDENTITIES or any(
         values[name].size and (int(values[name].min()) < 0 or int(values[name].max()) >= sample.identities)
         for name in values
