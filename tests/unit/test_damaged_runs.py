@@ -238,6 +238,7 @@ def places(value, place=()):
         yield from places(value[key], (*place, key))
 
 
+@pytest.mark.filterwarnings("ignore:constrained_layout")  # odd words make odd figures
 def test_odd_facts_in_a_result_are_compared_and_shown_or_one_line(result, tmp_path):
     other = tmp_path / "b.npz"
     other.write_bytes(result.read_bytes())
