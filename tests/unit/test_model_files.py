@@ -181,3 +181,14 @@ def test_random_state_returns():
     assert (random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.rand(3).tolist()) == first
     set_rng_state(odd)
     assert (random.gauss(0, 1), np.random.randn()) == second
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_the_files_have_the_mode_that_the_umask_gives(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        folder = save_model(tmp_path / "model", create_backbone("r6_tiny", embedding_size=16))
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()}
+    assert modes == {"model.safetensors": 0o666 & ~umask, "config.json": 0o666 & ~umask}
