@@ -37,13 +37,17 @@ from attfc.heads import DCP, DCQ, AttFC, CenterTable, FullFC, Head, ImageMemory,
 from attfc.losses import AdaFace, ArcFace, CombinedMargin, CosFace, Margin
 from attfc.precision import best_autocast_dtype
 from attfc.resolved import fewest_steps_notes, negatives_per_step, resolve
+from attfc.resuming import check_people, note_start_folder, rate_note, refuse_other_network, with_found_data
 from attfc.training.batch_norm import synchronize_batch_norm
 from attfc.training.checkpoint import latest_checkpoint, load_checkpoint
 from attfc.training.checkpoint_manifest import read_manifest
 from attfc.training.momentum import MomentumPair
 from attfc.training.optimizers import build_optimizer, parameter_groups
+from attfc.training.people import people_of
+from attfc.training.run_folder import locked, remove_unsaved
 from attfc.training.schedule import build_schedule
 from attfc.training.trainer import Trainer
+from attfc.whole_files import write_text_whole
 
 __all__ = [
     "Run",
@@ -88,6 +92,7 @@ class Run:
     intervals: Mapping[tuple[str, ...], Interval] = field(default_factory=dict)  # of the last evaluation's figures
     report: Path | None = None
     interrupted: bool = False
+    stopped: str = ""  # where it was interrupted: what is saved, and how to go on
 
     @property
     def metrics(self) -> dict[str, Any] | None:
@@ -288,8 +293,13 @@ def new_run(wanted: RunConfig | Asked, progress: Callable[[int, int], None] | No
 
     def make() -> str:
         folder = _fresh_folder(Path(config.output).expanduser(), config.name)
-        (folder / "config.yaml").write_text(config_to_yaml(run.config), encoding="utf-8")
-        _write_json(folder / "environment.json", environment(run.trainer.device))
+        try:
+            write_text_whole(folder / "config.yaml", config_to_yaml(run.config))
+            _write_json(folder / "environment.json", environment(run.trainer.device))
+            note_start_folder(folder)
+        except BaseException:  # Ctrl-C too
+            remove_unsaved(folder)
+            raise
         return str(folder.resolve()) if run.ranks.size > 1 else str(folder)
 
     run.folder = run.trainer.run_folder = Path(run.ranks.once(make))
@@ -336,14 +346,20 @@ def resume_run(folder: Path, overrides: list[str], progress: Callable[[int, int]
     """Put a run together again from its folder and take up its newest whole checkpoint.
 
     Raises:
-        UserError: no run there, or overrides that change what the saved state describes (network, head, container).
+        UserError: no run there, one that is being trained, data of other people, or overrides that change what the saved state
+            describes (network, head, container).
     """
     path = folder / "config.yaml"
     if not path.is_file():
         raise UserError(f"{folder} is not a run: it has no config.yaml")
     before, config = load_config(str(path)), load_config(str(path), overrides)
-    _refuse_other_network(before, config)
+    refuse_other_network(before, config)
+    if os.environ.get("RANK", "0") == "0":
+        with locked(folder):  # taken again by `Trainer.train`; asked here, before minutes of reading data
+            pass
+    config, notes = with_found_data(config, folder)
     run = _assemble(config, folder, progress)
+    run.notes += notes
     found, faults = run.ranks.once(lambda: _newest(folder / "checkpoints"))
     if not found:
         raise UserError(
@@ -352,9 +368,10 @@ def resume_run(folder: Path, overrides: list[str], progress: Callable[[int, int]
             + "): start the run anew"
         )
     run.notes += [f"{fault}; resumed from {found}" for fault in faults]
-    run.trainer.load(Path(found))
+    run.notes += run.ranks.together(lambda: check_people(run, Path(found), overrides))
+    run.notes += rate_note(run, saved=run.trainer.load(Path(found)))
     if run.config != before and run.ranks.rank == 0:  # the next resume goes on with these values
-        _write_text(path, config_to_yaml(run.config))
+        write_text_whole(path, config_to_yaml(run.config))
     return run
 
 
@@ -490,6 +507,7 @@ def _assemble(wanted: RunConfig | Asked, folder: Path | None, progress: Callable
         log_every=config.log.every,
         tensorboard=config.log.tensorboard,
         ranks=ranks,
+        people=people_of(store),
     )
     ranks.draw_apart(0)
     run = Run(config, folder or Path(), trainer, store, held_out, notes, choices, ranks)
@@ -703,25 +721,6 @@ def _evaluator(run: Run, pairs: Pairs) -> Callable[[nn.Module, int], dict[str, A
     return evaluate
 
 
-def _refuse_other_network(before: RunConfig, after: RunConfig) -> None:
-    fixed = ("backbone", "head", "container")
-    # Where the rows of Partial FC live is no part of what is saved: another host may have another disk, or more memory.
-    free = {"block_mib", "rows_folder"} | ({"rows"} if after.head.name == before.head.name == "partial_fc" else set())
-    if before.optimizer.name != after.optimizer.name or before.batch_size != after.batch_size:
-        raise UserError(
-            f"optimizer.name={before.optimizer.name}, batch_size={before.batch_size} in the saved run, {after.optimizer.name}, "
-            f"{after.batch_size} now: a resumed run keeps both (its steps and optimizer state count in them); start a new run"
-        )
-    for section in fixed:
-        old, new = getattr(before, section).model_dump(), getattr(after, section).model_dump()
-        for key in old:
-            if old[key] != new[key] and key not in free:
-                raise UserError(
-                    f"{section}.{key} is {old[key]!r} in the saved run and {new[key]!r} now: a resumed run keeps its network, head and container; "
-                    "start a new run to change them"
-                )
-
-
 def _fresh_folder(output: Path, name: str) -> Path:
     safe = re.sub(r"[^\w.-]+", "-", name)
     try:
@@ -739,13 +738,7 @@ def _fresh_folder(output: Path, name: str) -> Path:
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
-    _write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    write_text_whole(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def _processor() -> str:

@@ -22,7 +22,8 @@ def train(
         ),
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option("--resume", help="folder of an interrupted run to go on with", file_okay=False)
+        Path | None,
+        typer.Option("--resume", help="folder of a run to go on with; last: the newest under output", file_okay=False),
     ] = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="print the resolved configuration and leave")
@@ -33,6 +34,11 @@ def train(
     from attfc.config.arguments import read_words
 
     given = list(words or [])
+    if resume == Path("last"):
+        from attfc.training.run_folder import newest_run
+
+        resume = newest_run(given)
+        given = [word for word in given if not word.startswith("output=")]
     if resume is not None:
         for word in given:
             if "=" not in word:
@@ -53,21 +59,31 @@ def train(
         f"attfc: {'resuming ' + str(resume) if resume is not None else 'opening ' + _data_of(given)} ...", markup=False
     )
 
-    from attfc.build import new_run, resume_run, settle
-    from attfc.run import carry_out
+    try:
+        from attfc.build import new_run, resume_run, settle
+        from attfc.distributed import leave_ranks
+        from attfc.resuming import finished
+        from attfc.run import carry_out
 
-    if print_config:
-        config, choices, _, _ = settle(asked)
-        print_choices(choices)
-        out.print(config_to_yaml(config), markup=False, end="")
-        return
-    with Screen() as screen:
-        if resume is not None:
-            run = screen.begin(lambda bar: resume_run(resume, given, bar), resumed=True)
-        else:
-            run = screen.begin(lambda bar: new_run(asked, bar))
-        carry_out(run)
-        screen.finish(run)
+        if print_config:
+            config, choices, _, _ = settle(asked)
+            print_choices(choices)
+            out.print(config_to_yaml(config), markup=False, end="")
+            return
+        with Screen() as screen:
+            if resume is not None:
+                run = screen.begin(lambda bar: resume_run(resume, given, bar), resumed=True)
+                if not given and (said := finished(run)) is not None:
+                    err.print(said, markup=False)
+                    leave_ranks()
+                    return
+            else:
+                run = screen.begin(lambda bar: new_run(asked, bar))
+            carry_out(run)
+            screen.finish(run)
+    except KeyboardInterrupt:
+        err.print("stopped before the first step: nothing was saved", markup=False)
+        raise typer.Exit(130) from None
     if run.interrupted:
         raise typer.Exit(130)
 

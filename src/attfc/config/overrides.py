@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from attfc.config.safe_yaml import read_yaml, read_yaml_text
 from attfc.config.schema import RunConfig
 from attfc.errors import UserError, nearest
 
@@ -146,8 +147,8 @@ def _read_preset(preset: str) -> tuple[dict[str, Any], str]:
     path = Path(preset)
     if path.suffix in (".yaml", ".yml"):
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_yaml_text(path)
+        except (OSError, ValueError) as error:
             raise UserError(f"cannot read configuration {preset}: {error}") from None
     elif preset in preset_names():
         text = (resources.files("attfc") / "presets" / f"{preset}.yaml").read_text(encoding="utf-8")
@@ -156,9 +157,9 @@ def _read_preset(preset: str) -> tuple[dict[str, Any], str]:
             f"unknown preset {preset!r}{nearest(preset, preset_names())} (presets: {', '.join(preset_names())}; or give the path of a .yaml file)"
         )
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{preset} is not valid YAML: {' '.join(str(error).split())}") from None
+        values = read_yaml(text)
+    except ValueError as error:
+        raise UserError(f"{preset} is not valid YAML: {error}") from None
     if values is None:
         values = {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
@@ -177,8 +178,8 @@ def _parse_overrides(overrides: list[str]) -> dict[str, Any]:
                 f"override {override!r} is not of the form key=value, for example optimizer.learning_rate=0.05"
             )
         try:
-            value = yaml.safe_load(text) if text else ""
-        except yaml.YAMLError:
+            value = read_yaml(text) if text else ""
+        except ValueError:
             value = text
         if isinstance(value, str) and text[:1] not in ("'", '"'):
             value = text  # as typed: YAML would take " #2" for a comment
@@ -219,8 +220,13 @@ def _explain(error: ValidationError, origin: str) -> str:
         elif fault["type"] == "value_error":
             lines.append(str(fault["ctx"]["error"]))
         else:
-            lines.append(f"{place}={fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}")
+            lines.append(f"{place}={_shortened(fault['input'])}: {fault['msg'][0].lower()}{fault['msg'][1:]}")
     return f"configuration {origin}: " + "; ".join(lines)
+
+
+def _shortened(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _nearest_key(location: tuple[int | str, ...]) -> str:

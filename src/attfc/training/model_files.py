@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Mapping
 from importlib import metadata
@@ -75,6 +76,9 @@ def save_model(folder: Path, backbone: nn.Module, config: Mapping[str, Any] | No
             partial = Path(name)
             (partial / CONFIG).write_text(text, encoding="utf-8")
             save_file(tensors, partial / WEIGHTS, {"format": "pt"})
+            shutil.copymode(
+                partial / CONFIG, partial / WEIGHTS
+            )  # safetensors makes it the owner's alone, whatever the umask
             for file in (WEIGHTS, CONFIG):
                 with (partial / file).open("rb") as stream:
                     os.fsync(stream.fileno())

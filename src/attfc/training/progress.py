@@ -19,6 +19,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from attfc.whole_files import written_whole
+
 __all__ = ["MetricsLog", "ProgressLine", "memory_mib"]
 
 SECONDS_BETWEEN_PLAIN_LINES = 15.0
@@ -146,20 +148,16 @@ class ProgressLine:
 
 
 def _drop_from(path: Path, step: int, evaluates_again: bool) -> None:
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # torn by a kill: its step is past the last checkpoint
-        if not isinstance(record, dict):
-            continue
-        is_evaluation = evaluates_again and record.get("kind") == "evaluation"
-        if int(record.get("step", 0)) < step - is_evaluation:
-            kept.append(line)
-    beside = path.with_suffix(".jsonl.part")
-    beside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    beside.replace(path)
+    with path.open("rb") as lines, written_whole(path) as kept:
+        for line in lines:
+            try:
+                record = json.loads(line)
+                number = record["step"]
+            except (ValueError, TypeError, KeyError, RecursionError):
+                continue  # torn by a kill, perhaps inside a letter: its step is past the last checkpoint
+            is_evaluation = evaluates_again and record.get("kind") == "evaluation"
+            if isinstance(number, int) and number < step - is_evaluation:
+                kept.write(line if line.endswith(b"\n") else line + b"\n")
 
 
 def _finite(value: Any) -> Any:
