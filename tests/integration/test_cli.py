@@ -130,7 +130,7 @@ def test_print_config_is_yaml_that_trains(tmp_path, monkeypatch, capsys) -> None
     [
         (["train", "dmo"], "unknown preset 'dmo'; did you mean 'demo'?"),
         (["train"], "which preset?"),
-        (["train", "demo", "data.rot=x"], "unknown key 'data.rot'; did you mean 'root'?"),
+        (["train", "demo", "data.rot=x"], "unknown key 'data.rot'; did you mean 'data.root'?"),
         (["train", "demo", "data.root=/nowhere/at all"], "/nowhere/at all"),
         (["train", "demo", "center.source=keys", "keys.per_query=0"], "keys.per_query is 0"),
         (["train", "demo", "backbone.name=r51"], "r51"),

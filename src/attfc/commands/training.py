@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from attfc.commands.common import err, out, print_figures, progress_bar
+from attfc.commands.options import complete_override, complete_preset
 from attfc.errors import UserError
 
 __all__ = ["train"]
@@ -13,10 +14,18 @@ __all__ = ["train"]
 
 def train(
     preset: Annotated[
-        str | None, typer.Argument(help="a preset's name or a .yaml file; not with --resume", metavar="PRESET")
+        str | None,
+        typer.Argument(
+            help="a preset's name or a .yaml file; not with --resume", metavar="PRESET", autocompletion=complete_preset
+        ),
     ] = None,
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="for example optimizer.learning_rate=0.05", metavar="[KEY=VALUE]...")
+        list[str] | None,
+        typer.Argument(
+            help="options, such as lr=0.05; attfc options lists them",
+            metavar="[KEY=VALUE]...",
+            autocompletion=complete_override,
+        ),
     ] = None,
     resume: Annotated[
         Path | None, typer.Option("--resume", help="folder of an interrupted run to go on with", file_okay=False)
@@ -26,7 +35,7 @@ def train(
     ] = False,
 ) -> None:
     """Train a face model, evaluate it on unseen identities, write the report."""
-    from attfc.config import config_to_yaml, load_config, preset_names
+    from attfc.config import load_config, preset_names
 
     changes = list(overrides or [])
     if resume is not None and preset is not None and "=" in preset:
@@ -41,7 +50,9 @@ def train(
     if print_config:
         if resume is not None:
             preset = str(resume / "config.yaml")
-        out.print(config_to_yaml(load_config(str(preset), changes)), markup=False, end="")
+        from attfc.config.describe import commented_yaml
+
+        out.print(commented_yaml(load_config(str(preset), changes)), markup=False, end="")
         return
 
     from attfc.build import finish_run, new_run, resume_run

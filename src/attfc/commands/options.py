@@ -1,0 +1,69 @@
+"""`attfc options`: what can be set, from the place where it is described; and what a shell may complete."""
+
+import textwrap
+from typing import Annotated
+
+import typer
+
+from attfc.commands.common import out
+
+__all__ = ["complete_override", "complete_preset", "options", "written_as_flag"]
+
+
+def options(
+    word: Annotated[
+        str | None,
+        typer.Argument(help="section, key, or a word of the description; without it all are listed", metavar="[WORD]"),
+    ] = None,
+) -> None:
+    """List the options of a run: meaning, default, and when each acts."""
+    from attfc.config.describe import all_options, find_options, option_rows, section_title
+
+    section = None
+    for option in find_options(word) if word else all_options():
+        if option.section != section:
+            section = option.section
+            title = f"{section}: {section_title(section)}" if section else section_title(section)
+            out.print("\n" + textwrap.fill(title, 80), markup=False)
+        out.print("\n".join(option_rows(option)), markup=False)
+
+
+def complete_preset(incomplete: str) -> list[str]:
+    """Names of presets that begin so, for the shell."""
+    from attfc.config import preset_names
+
+    return [name for name in preset_names() if name.startswith(incomplete)]
+
+
+def complete_override(incomplete: str) -> list[str]:
+    """Options that begin so with their defaults; of a single one, the values to choose from."""
+    from attfc.config.describe import all_options, typed
+
+    key, _, value = incomplete.partition("=")
+    named = [(name, option) for option in all_options() for name in (option.short, option.key) if name]
+    found = [
+        (name, option) for name, option in named if name == key or ("=" not in incomplete and name.startswith(key))
+    ]
+    if len(found) == 1:
+        name, option = found[0]
+        choices = ["true", "false"] if option.kind == "true or false" else option.kind.split(" | ")
+        if len(choices) > 1:
+            return [f"{name}={choice}" for choice in choices if choice.startswith(value)]
+    return [f"{name}={typed(option.default)}" for name, option in found if not value]
+
+
+def written_as_flag(words: list[str], flags: set[str]) -> str | None:
+    """Return what to write where somebody typed an option of a run as ``--epochs 3``; None: nobody did."""
+    for number, word in enumerate(words):
+        flag, _, value = word.partition("=")
+        if not flag.startswith("--") or flag in flags:
+            continue
+        from attfc.config.overrides import SHORT_NAMES, keys_like
+
+        name = flag[2:].replace("-", "_")
+        near = [name] if name in SHORT_NAMES else keys_like(name, most=1)
+        if near:
+            follows = words[number + 1] if number + 1 < len(words) else ""
+            value = value or (follows if follows and not follows.startswith("-") and "=" not in follows else "VALUE")
+            return f"there is no {flag}: options of a run are written without dashes; write {near[0]}={value}"
+    return None
