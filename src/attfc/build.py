@@ -40,6 +40,7 @@ from attfc.training.checkpoint_manifest import read_manifest
 from attfc.training.momentum import MomentumPair
 from attfc.training.optimizers import build_optimizer, parameter_groups
 from attfc.training.schedule import build_schedule
+from attfc.training.trackers import TRACKERS, open_trackers, refuse_missing, shared_settings
 from attfc.training.trainer import Trainer
 
 __all__ = [
@@ -425,6 +426,8 @@ def _assemble(config: RunConfig, folder: Path | None, progress: Callable[[int, i
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
+    trackers = [name for name in TRACKERS if getattr(config.log, name)]
+    refuse_missing(trackers)
     device, ranks = _join(config)
     if config.precision.amp == "auto":  # decided once, for a run that is resumed on another machine too
         config = config.model_copy(deep=True)
@@ -481,6 +484,7 @@ def _assemble(config: RunConfig, folder: Path | None, progress: Callable[[int, i
         keep_checkpoints=config.checkpoint.keep,
         log_every=config.log.every,
         tensorboard=config.log.tensorboard,
+        open_trackers=lambda run_folder: open_trackers(trackers, run_folder, shared_settings(config)),
         ranks=ranks,
     )
     ranks.draw_apart(0)
