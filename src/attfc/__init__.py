@@ -1,6 +1,6 @@
 """attfc: train face recognition on millions of identities with one GPU.
 
-The names below are the ones users script against (DESIGN section 11). They are imported when first used: `import attfc` costs nothing, and
+The names below are the ones users script against. They are imported when first used: `import attfc` costs nothing, and
 `attfc --help` does not wait for torch.
 """
 

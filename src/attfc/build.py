@@ -1,6 +1,6 @@
 """Configuration -> objects: the only place where both meet.
 
-Each `build_*` takes the resolved `RunConfig` and hands plain arguments to a component; `open_run` puts a whole run together, new or resumed,
+Each `build_*` takes the resolved `RunConfig` and hands plain arguments to a component; `new_run` and `resume_run` put a whole run together,
 and `finish_run` writes what a reader wants to see at its end.
 """
 

@@ -6,7 +6,7 @@ their transposed product with the queries: two more). The dense way needs three 
 beside the weight and its gradient: `block_mib` and a few (B, D).
 
 The rows are normalized inside, so a row's gradient is tangent to it: d_w = (d_row - row (row . d_row)) / |w|. The target is not
-one of the streamed rows: it gets the margin, and lse of the others must not come from a subtraction (DESIGN section 3).
+one of the streamed rows: it gets the margin, and lse of the others must not come from a subtraction.
 
 Rows in shards over ranks: every rank streams its rows for the queries of all (gathered), and the three sums are reduced; the rank that has the
 target row says its cosine. Forward moves B x 2D numbers, backward B (the gradients of all losses).
