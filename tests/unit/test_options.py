@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from attfc.build import build_head, identity_share, paired_queries
 from attfc.cli import app
 from attfc.commands.help import EXAMPLES, USES
-from attfc.commands.options import complete_override, complete_preset, written_as_flag
+from attfc.commands.options import complete_preset, completions, written_as_flag
 from attfc.config import RunConfig, SourceConfig, apply_overrides, load_config, preset_names
 from attfc.config.describe import (
     Option,
@@ -84,12 +84,12 @@ def test_options_tell_defaults_of_both_profiles_units_and_when_they_act() -> Non
     shown = CliRunner().invoke(app, ["options", "key_encoder.momentum"]).stdout
     assert "  key_encoder.momentum=0  (number from 0 to 1)\n" in shown
     assert "With profile=published the default is 0.999." in shown
-    assert "Only with head.name=dcq|dcp, or with head.name=attfc and center.source=keys." in " ".join(shown.split())
+    assert "Only where head.name=dcq|dcp, or where head.name=attfc and center.source=keys." in " ".join(shown.split())
     shown = CliRunner().invoke(app, ["options", "decoded_cache_mib"]).stdout
     assert "(MiB)" in shown
     shown = CliRunner().invoke(app, ["options", "eval.pairs"]).stdout
     assert "null: pairs are generated." in shown
-    assert "Only with eval.root given, or with eval.share above 0." in shown
+    assert "Only where eval.root is set, or where eval.share is above 0." in shown
 
 
 # --print-config
@@ -260,13 +260,17 @@ def test_an_option_typed_as_a_flag_is_told_how_to_write_it(words, said) -> None:
 
 def test_shells_complete_presets_and_options() -> None:
     assert complete_preset("fac") == ["faces112"]
-    assert complete_override("head.na") == [f"head.name={head}" for head in HEADS]
-    assert complete_override("head.name=d") == ["head.name=dcq", "head.name=dcp"]
-    assert complete_override("epo") == ["epochs=20"]
-    assert {"margin.m1=1", "margin.m2=0"} <= set(complete_override("margin.m"))
+    assert completions([], "head.na") == [f"head.name={head}" for head in HEADS]
+    assert completions([], "head.name=d") == ["head.name=dcq", "head.name=dcp"]
+    assert completions([], "epo") == ["epochs=20"]
+    assert {"margin.m1=1", "margin.m2=0"} <= set(completions([], "margin.m"))
+    assert completions(["demo", "head.name"], "") == list(HEADS)  # as bash hands it on
+    assert completions(["demo", "head.name", "="], "dc") == ["dcq", "dcp"]
+    assert completions(["demo", "lr", "="], "") == ["0.1"]
+    assert len(completions(["demo"], "")) > 90
     code = (
-        "import sys; from attfc.commands.options import complete_override, complete_preset; from attfc.cli import app; "
-        "complete_preset('x'); complete_override('h'); assert 'torch' not in sys.modules"
+        "import sys; from attfc.commands.options import completions, complete_preset; from attfc.cli import app; "
+        "complete_preset('x'); completions([], 'h'); assert 'torch' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

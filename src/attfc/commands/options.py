@@ -7,7 +7,7 @@ import typer
 
 from attfc.commands.common import out
 
-__all__ = ["complete_override", "complete_preset", "options", "written_as_flag"]
+__all__ = ["complete_override", "complete_preset", "completions", "options", "written_as_flag"]
 
 
 def options(
@@ -35,21 +35,32 @@ def complete_preset(incomplete: str) -> list[str]:
     return [name for name in preset_names() if name.startswith(incomplete)]
 
 
-def complete_override(incomplete: str) -> list[str]:
-    """Options that begin so with their defaults; of a single one, the values to choose from."""
+def complete_override(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Options that begin so, for the shell."""
+    return completions([ctx.params.get("preset") or "", *(ctx.params.get("overrides") or ())], incomplete)
+
+
+def completions(before: list[str], incomplete: str) -> list[str]:
+    """Options that begin so with their defaults; of a single one, the values to choose from.
+
+    bash takes ``=`` for the end of a word: it hands on ``head.name``, ``=`` and what follows apart, and completes the last of them alone;
+    of ``head.name=`` itself only ``head.name`` arrives.
+    """
     from attfc.config.describe import all_options, typed
 
-    key, _, value = incomplete.partition("=")
     named = [(name, option) for option in all_options() for name in (option.short, option.key) if name]
-    found = [
-        (name, option) for name, option in named if name == key or ("=" not in incomplete and name.startswith(key))
-    ]
+    apart = before[-2] if len(before) > 1 and before[-1] == "=" else before[-1] if before and not incomplete else ""
+    apart = apart if apart in dict(named) else ""
+    key, equals, value = f"{apart}={incomplete}".partition("=") if apart else incomplete.partition("=")
+    found = [(name, option) for name, option in named if name == key or (not equals and name.startswith(key))]
     if len(found) == 1:
         name, option = found[0]
         choices = ["true", "false"] if option.kind == "true or false" else option.kind.split(" | ")
         if len(choices) > 1:
-            return [f"{name}={choice}" for choice in choices if choice.startswith(value)]
-    return [f"{name}={typed(option.default)}" for name, option in found if not value]
+            return [choice if apart else f"{name}={choice}" for choice in choices if choice.startswith(value)]
+    return [
+        typed(option.default) if apart else f"{name}={typed(option.default)}" for name, option in found if not value
+    ]
 
 
 def written_as_flag(words: list[str], flags: set[str]) -> str | None:

@@ -59,7 +59,7 @@ class Option:
         if self.null:
             rows.append(f"null: {self.null}.")
         if self.acts:
-            rows.append(f"Only with {_condition(self.acts)}.")
+            rows.append(f"Only where {_condition(self.acts)}.")
         if self.published != self.default:
             rows.append(f"With profile=published the default is {typed(self.published)}.")
         if self.short:
@@ -171,7 +171,7 @@ def options_page() -> str:
 def typed(value: Any) -> str:
     """A value as it is typed on the command line."""
     if isinstance(value, float):
-        return f"{value:g}" if value != 2 / 3 else "2/3"
+        return f"{value:g}"
     return yaml.safe_dump(value, default_flow_style=True, width=1000, allow_unicode=True).removesuffix("...\n").strip()
 
 
@@ -273,14 +273,14 @@ def _condition(condition: str) -> str:
     """A condition as a reader says it.
 
     >>> _condition("eval.pairs=null and eval.root!=null or eval.share!=0")
-    'no eval.pairs and eval.root given, or with eval.share above 0'
+    'eval.pairs is null and eval.root is set, or where eval.share is above 0'
     """
     said = {
-        ("=", "null"): "no {}",
-        ("=", "[]"): "no {}",
-        ("!=", "null"): "{} given",
-        ("!=", "[]"): "{} given",
-        ("!=", "0"): "{} above 0",
+        ("=", "null"): "{} is null",
+        ("=", "[]"): "{} is empty",
+        ("!=", "null"): "{} is set",
+        ("!=", "[]"): "{} is set",
+        ("!=", "0"): "{} is above 0",
     }
     alternatives = []
     for terms in clauses(condition):
@@ -289,4 +289,4 @@ def _condition(condition: str) -> str:
             sign, value = "=" if equal else "!=", "|".join(values)
             words.append(said.get((sign, value), "{}" + sign + value).format(key))
         alternatives.append(" and ".join(words))
-    return ", or with ".join(alternatives)
+    return ", or where ".join(alternatives)
