@@ -71,6 +71,8 @@ def test_resolved_configuration_reads_back_equal() -> None:
         ("keys=3", "write keys.per_query=3"),
         ("report=false", "write report.write=false"),
         ("attention=on", "write attention.include_stored_center=on"),
+        ("batch_size=1", "batch_size=1: BatchNorm needs at least 2 images per process; set batch_size to 2 or more"),
+        ("eval.share=0.1", "set one of them"),
     ],
 )
 def test_wrong_override_is_one_clear_error(override, message) -> None:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from attfc.build import build_head, identity_share, paired_queries
 from attfc.cli import app
 from attfc.commands.help import EXAMPLES, USES
-from attfc.commands.options import complete_preset, completions, written_as_flag
+from attfc.commands.options import completions, written_as_flag
 from attfc.config import RunConfig, SourceConfig, apply_overrides, load_config, preset_names
 from attfc.config.describe import (
     Option,
@@ -259,7 +259,7 @@ def test_an_option_typed_as_a_flag_is_told_how_to_write_it(words, said) -> None:
 
 
 def test_shells_complete_presets_and_options() -> None:
-    assert complete_preset("fac") == ["faces112"]
+    assert completions([], "fac") == ["faces112"]
     assert completions([], "head.na") == [f"head.name={head}" for head in HEADS]
     assert completions([], "head.name=d") == ["head.name=dcq", "head.name=dcp"]
     assert completions([], "epo") == ["epochs=20"]
@@ -269,8 +269,8 @@ def test_shells_complete_presets_and_options() -> None:
     assert completions(["demo", "lr", "="], "") == ["0.1"]
     assert len(completions(["demo"], "")) > 90
     code = (
-        "import sys; from attfc.commands.options import completions, complete_preset; from attfc.cli import app; "
-        "complete_preset('x'); completions([], 'h'); assert 'torch' not in sys.modules"
+        "import sys; from attfc.commands.options import completions; from attfc.cli import app; "
+        "completions([], 'h'); assert 'torch' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

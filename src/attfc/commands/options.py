@@ -7,7 +7,7 @@ import typer
 
 from attfc.commands.common import out
 
-__all__ = ["complete_override", "complete_preset", "completions", "options", "written_as_flag"]
+__all__ = ["complete_word", "completions", "options", "written_as_flag"]
 
 
 def options(
@@ -28,24 +28,18 @@ def options(
         out.print("\n".join(option_rows(option)), markup=False)
 
 
-def complete_preset(incomplete: str) -> list[str]:
-    """Names of presets that begin so, for the shell."""
-    from attfc.config import preset_names
-
-    return [name for name in preset_names() if name.startswith(incomplete)]
-
-
-def complete_override(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Options that begin so, for the shell."""
-    return completions([ctx.params.get("preset") or "", *(ctx.params.get("overrides") or ())], incomplete)
+def complete_word(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Presets and options that begin so, for the shell; folders it knows itself."""
+    return completions(list(ctx.params.get("words") or ()), incomplete)
 
 
 def completions(before: list[str], incomplete: str) -> list[str]:
-    """Options that begin so with their defaults; of a single one, the values to choose from.
+    """Presets that begin so, and options with their defaults; of a single one, the values to choose from.
 
     bash takes ``=`` for the end of a word: it hands on ``head.name``, ``=`` and what follows apart, and completes the last of them alone;
     of ``head.name=`` itself only ``head.name`` arrives.
     """
+    from attfc.config import preset_names
     from attfc.config.describe import all_options, typed
 
     named = [(name, option) for option in all_options() for name in (option.short, option.key) if name]
@@ -58,9 +52,10 @@ def completions(before: list[str], incomplete: str) -> list[str]:
         choices = ["true", "false"] if option.kind == "true or false" else option.kind.split(" | ")
         if len(choices) > 1:
             return [choice if apart else f"{name}={choice}" for choice in choices if choice.startswith(value)]
-    return [
-        typed(option.default) if apart else f"{name}={typed(option.default)}" for name, option in found if not value
-    ]
+    if apart:
+        return [typed(option.default) for _, option in found if not value]
+    presets = [name for name in preset_names() if not equals and name.startswith(incomplete)]
+    return presets + [f"{name}={typed(option.default)}" for name, option in found if not value]
 
 
 def written_as_flag(words: list[str], flags: set[str]) -> str | None:
