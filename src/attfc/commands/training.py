@@ -18,7 +18,7 @@ def train(
         list[str] | None,
         typer.Argument(
             help="a folder with one folder per person, a .rec, a packed set or synthetic:...; a preset or a .yaml file; "
-            "and options, such as epochs=5 or optimizer.learning_rate=0.05",
+            "and options, such as epochs=5; attfc options lists them",
             metavar="[DATA | PRESET] [KEY=VALUE]...",
             autocompletion=complete_word,
         ),
