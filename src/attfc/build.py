@@ -1,6 +1,6 @@
 """Configuration -> objects: the only place where both meet.
 
-Each `build_*` takes the resolved `RunConfig` and hands plain arguments to a component; `open_run` puts a whole run together, new or resumed,
+Each `build_*` takes the resolved `RunConfig` and hands plain arguments to a component; `new_run` and `resume_run` put a whole run together,
 and `finish_run` writes what a reader wants to see at its end.
 """
 
@@ -46,6 +46,7 @@ from attfc.training.optimizers import build_optimizer, parameter_groups
 from attfc.training.people import people_of
 from attfc.training.run_folder import locked, remove_unsaved
 from attfc.training.schedule import build_schedule
+from attfc.training.trackers import TRACKERS, open_trackers, refuse_missing, shared_settings
 from attfc.training.trainer import Trainer
 from attfc.whole_files import write_text_whole
 
@@ -456,6 +457,8 @@ def _assemble(wanted: RunConfig | Asked, folder: Path | None, progress: Callable
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
+    trackers = [name for name in TRACKERS if getattr(config.log, name)]
+    refuse_missing(trackers)
     if not automatic:
         _check_batch(config, launched_ranks())
     device, ranks = _join(config)
@@ -506,6 +509,7 @@ def _assemble(wanted: RunConfig | Asked, folder: Path | None, progress: Callable
         keep_checkpoints=config.checkpoint.keep,
         log_every=config.log.every,
         tensorboard=config.log.tensorboard,
+        open_trackers=lambda run_folder: open_trackers(trackers, run_folder, shared_settings(config)),
         ranks=ranks,
         people=people_of(store),
     )

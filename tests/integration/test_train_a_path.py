@@ -1,14 +1,19 @@
 """`attfc train PATH` and `attfc.train(...)`: one line from faces to a judged model, in the shell and in Python."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import attfc
 from attfc.config import load_config
+from attfc.data.attention_loader import Batch
+from attfc.training.trainer import Trainer
 
 from .commands import run_main
 
@@ -118,3 +123,19 @@ def test_few_people_are_trained_on_all_and_a_sentence_says_why(tmp_path, monkeyp
     said = " ".join(err.split())
     assert "nobody no evaluation: 3 people have two or more images, 20 are needed; give eval.root=OTHER_PEOPLE" in said
     assert "accuracy" not in out
+
+
+def test_an_interrupt_in_python_saves_and_returns_the_run(people, tmp_path, monkeypatch) -> None:
+    step = Trainer.train_step
+
+    def interrupted_step(trainer: Trainer, batches: list[Batch]) -> torch.Tensor:
+        if trainer.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(trainer, batches)
+
+    monkeypatch.setattr(Trainer, "train_step", interrupted_step)
+    quick = [text for text in QUICK if not text.startswith("max_steps")]
+    run = attfc.train(people, *quick, epochs=100, output=tmp_path)
+    assert run.interrupted
+    assert run.trainer.step == 3 < run.trainer.total_steps
+    assert list((run.folder / "checkpoints").iterdir())

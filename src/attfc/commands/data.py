@@ -40,7 +40,7 @@ def inspect_data(
     cache: CacheOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Identities, images, images per identity, broken files, duplicates."""
+    """Count identities, images, images per identity, broken files and duplicates."""
     from attfc.data import inspect_store
 
     store = _open(path, edits, label_source, cache)
@@ -54,14 +54,14 @@ def inspect_data(
 def preview_data(
     path: SourceArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write", dir_okay=False)] = Path("preview.png"),
-    identities: Annotated[int, typer.Option(min=1, max=100)] = 8,
-    images: Annotated[int, typer.Option(min=1, max=100, help="per identity")] = 8,
-    seed: Annotated[int, typer.Option()] = 0,
+    identities: Annotated[int, typer.Option(min=1, max=100, help="identities to show, a row each")] = 8,
+    images: Annotated[int, typer.Option(min=1, max=100, help="images per identity")] = 8,
+    seed: Annotated[int, typer.Option(help="seed for who is shown")] = 0,
     edits: EditsOption = None,
     label_source: LabelSourceOption = "identities",
     cache: CacheOption = None,
 ) -> None:
-    """Write a contact sheet: one identity a row. A sheet of a real store shows people: handle it as you handle the store."""
+    """Write a contact sheet, one row per identity. A sheet of a real store shows people: handle it as you handle the store."""
     from attfc.data import contact_sheet
 
     store = _open(path, edits, label_source, cache)
@@ -85,7 +85,7 @@ def convert_data(
     cache: CacheOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Convert a set; the images' bytes stay as they are. Interrupted: the same command goes on where it stopped."""
+    """Convert a set; the images' bytes stay as they are. After an interruption the same command continues."""
     from attfc.data import convert_store, verify_packed
 
     if verify and to != "packed":
@@ -179,7 +179,7 @@ def clean_data(
     edits: EditsOption = None,
     label_source: LabelSourceOption = "identities",
     workers: WorkersOption = 2,
-    device: Annotated[str, typer.Option()] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda ...; for --model")] = "auto",
     cache: CacheOption = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -244,9 +244,9 @@ def noise_data(
             help="flip: images get another identity; conflict: identities are split", metavar="flip|conflict"
         ),
     ],
-    share: Annotated[float, typer.Option(help="of the images (flip) or of the identities (conflict), 0 to 1")],
+    share: Annotated[float, typer.Option(help="share of the images (flip) or of the identities (conflict), 0 to 1")],
     output: Annotated[Path, typer.Option("--output", "-o", help="edit list to write", dir_okay=False)],
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="seed for what is changed")] = 0,
     parts: Annotated[int, typer.Option(min=2, help="conflict: labels that a split identity ends up with")] = 2,
     edits: EditsOption = None,
     label_source: LabelSourceOption = "identities",

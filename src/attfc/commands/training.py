@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from attfc.commands.common import err, out
+from attfc.commands.options import complete_word
 from attfc.commands.training_screen import Screen, print_choices
 from attfc.errors import UserError
 
@@ -17,8 +18,9 @@ def train(
         list[str] | None,
         typer.Argument(
             help="a folder with one folder per person, a .rec, a packed set or synthetic:...; a preset or a .yaml file; "
-            "and options, such as epochs=5 or optimizer.learning_rate=0.05",
+            "and options, such as epochs=5; attfc options lists them",
             metavar="[DATA | PRESET] [KEY=VALUE]...",
+            autocompletion=complete_word,
         ),
     ] = None,
     resume: Annotated[
@@ -30,8 +32,9 @@ def train(
     ] = False,
 ) -> None:
     """Train a face model, judge it on people kept aside, write the report."""
-    from attfc.config import config_to_yaml, load_config
+    from attfc.config import load_config
     from attfc.config.arguments import read_words
+    from attfc.config.describe import commented_yaml
 
     given = list(words or [])
     if resume == Path("last"):
@@ -46,13 +49,13 @@ def train(
                     f"--resume takes its configuration from {resume / 'config.yaml'}: leave out {word!r} (key=value may stay)"
                 )
         if print_config:
-            out.print(config_to_yaml(load_config(str(resume / "config.yaml"), given)), markup=False, end="")
+            out.print(commented_yaml(load_config(str(resume / "config.yaml"), given)), markup=False, end="")
             return
     else:
         asked = read_words(given)
         config = asked.resolve()  # what cannot be is refused before anything is opened
         if print_config and not asked.automatic:
-            out.print(config_to_yaml(config), markup=False, end="")
+            out.print(commented_yaml(config), markup=False, end="")
             return
     # Said before torch is loaded, which takes seconds.
     err.print(
@@ -68,7 +71,7 @@ def train(
         if print_config:
             config, choices, _, _ = settle(asked)
             print_choices(choices)
-            out.print(config_to_yaml(config), markup=False, end="")
+            out.print(commented_yaml(config), markup=False, end="")
             return
         with Screen() as screen:
             if resume is not None:

@@ -11,6 +11,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -19,6 +20,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from attfc.training.trackers import Tracker, shared_numbers
 from attfc.whole_files import written_whole
 
 __all__ = ["MetricsLog", "ProgressLine", "memory_mib"]
@@ -51,13 +53,21 @@ class MetricsLog:
         run_folder: the run's folder; must exist.
         first_step: records of steps >= this one are dropped from an existing file (resume).
         tensorboard: also write event files under ``tensorboard/``.
+        trackers: also get the numbers of train and evaluation records; closed with the log.
         evaluates_again: the evaluation of the step before `first_step` is dropped too: a finished run that is resumed
             evaluates its last step once more.
     """
 
     def __init__(
-        self, run_folder: Path, first_step: int = 0, tensorboard: bool = True, *, evaluates_again: bool = False
+        self,
+        run_folder: Path,
+        first_step: int = 0,
+        tensorboard: bool = True,
+        *,
+        trackers: Sequence[Tracker] = (),
+        evaluates_again: bool = False,
     ) -> None:
+        self._trackers = trackers
         self.path = run_folder / "metrics.jsonl"
         if self.path.exists():
             _drop_from(self.path, first_step, evaluates_again)
@@ -77,6 +87,8 @@ class MetricsLog:
             for name, value in values.items():
                 if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
                     self._writer.add_scalar(f"{kind}/{name}", value, step)
+        for tracker in self._trackers if kind in ("train", "evaluation") else ():
+            tracker.log(step, shared_numbers(kind, values))
 
     def close(self) -> None:
         """Flush both files to disk."""
@@ -84,6 +96,8 @@ class MetricsLog:
         self._file.close()
         if self._writer is not None:
             self._writer.close()
+        for tracker in self._trackers:
+            tracker.close()
 
 
 class ProgressLine:

@@ -5,8 +5,8 @@ are embedded, (4) the head turns both into a loss, (5) backward, clip, optimizer
 batches. The trainer knows no head by name: a head with ``keys_per_query == 0`` simply gets no keys (and costs no key passes).
 
 A loss that is not finite ends the run before it can reach a checkpoint. The loss of a step is looked at when the next one has been
-launched, so an accelerator never waits for the host. Everything that shapes later losses is in the checkpoint (DESIGN section 6): resume
-gives the same losses, bit for bit on the CPU.
+launched, so an accelerator never waits for the host. Everything that shapes later losses is in the checkpoint: resume gives the same
+losses, bit for bit on the CPU.
 
 Several ranks: each trains on its share of the batch, DistributedDataParallel averages the gradients of the query encoder (once a step, also under
 accumulation). After a step all ranks are equal: the running statistics of BatchNorm are averaged over them, and one small reduction a step
@@ -19,7 +19,7 @@ import math
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ from attfc.training.progress import MetricsLog, ProgressLine, memory_mib
 from attfc.training.random_state import rng_state, set_rng_state
 from attfc.training.run_folder import locked
 from attfc.training.sharded_state import ShardedState
+from attfc.training.trackers import Tracker
 
 __all__ = ["Interrupted", "Trainer"]
 
@@ -103,6 +104,7 @@ class Trainer:
         clip: largest gradient norm of the query encoder; 0 is off.
         evaluate: called as evaluate(query_encoder, step) every `evaluate_every` steps, on all ranks; returns figures for the log, of which
             rank 0's count.
+        open_trackers: called with the run's folder when training begins; gives those that get the numbers too.
         best_by: the figure of `evaluate` by which `best/` is chosen (larger is better).
         ranks: the processes that train together; built with the same arguments on each, but for the loader's rank.
         people: `people_of` the training set, for its checkpoints.
@@ -129,6 +131,7 @@ class Trainer:
     keep_checkpoints: int = 2
     log_every: int = 10
     tensorboard: bool = True
+    open_trackers: Callable[[Path], Sequence[Tracker]] = lambda _: ()
     ranks: Ranks = ALONE
     people: dict[str, Any] = field(default_factory=dict)
     step: int = field(default=0, init=False)
@@ -173,6 +176,7 @@ class Trainer:
                 self.run_folder,
                 first_step=self.step + 1,
                 tensorboard=self.tensorboard,
+                trackers=self.open_trackers(self.run_folder),
                 evaluates_again=self.step >= self.total_steps,
             )
         with (
@@ -348,7 +352,7 @@ class Trainer:
         return self.load_state_dict(self._sharded.collect(state))
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that shapes later steps: DESIGN section 6. Several ranks: of sharded rows, this rank's own."""
+        """Everything that shapes later steps. Several ranks: of sharded rows, this rank's own."""
         return {
             "pair": self.pair.state_dict(),
             "head": self.head.state_dict(),
