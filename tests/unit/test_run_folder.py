@@ -37,20 +37,24 @@ def test_a_second_process_is_refused_with_the_number_of_the_first_and_a_kill_giv
 
 
 def test_a_forked_worker_that_outlives_the_run_does_not_hold_the_lock(tmp_path):
-    reader, writer = os.pipe()
+    wait, release = os.pipe()
+    ready, started = os.pipe()
     with locked(tmp_path):
         child = os.fork()
         if not child:  # lives on until the pipe is closed
-            os.close(writer)
-            os.read(reader, 1)
+            os.close(release)
+            os.write(started, b"x")
+            os.read(wait, 1)
             os._exit(0)
+        os.read(ready, 1)
     try:
         with locked(tmp_path):
             pass
     finally:
-        os.close(writer)
+        os.close(release)
         os.waitpid(child, 0)
-        os.close(reader)
+        for end in (wait, ready, started):
+            os.close(end)
 
 
 def test_the_lock_is_free_again_after_an_error_and_absent_where_there_is_none(tmp_path, monkeypatch):
