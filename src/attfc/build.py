@@ -10,7 +10,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +24,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from attfc.backbones import create_backbone
 from attfc.config import RunConfig, SourceConfig, config_to_yaml, load_config
 from attfc.data import AttentionLoader, Augment, CombinedStore, DecodedCache, Store, open_store
+from attfc.deploy.colours import Colours, fed_as
+from attfc.devices import choose_device
 from attfc.distributed import ALONE, AgreedError, Ranks, claim_gpu, join_ranks, launched_ranks
 from attfc.errors import UserError
 from attfc.evaluation import Pairs, evaluate_store, generate_pairs, read_pairs, write_report
@@ -34,8 +36,9 @@ from attfc.heads import DCP, DCQ, AttFC, CenterTable, FullFC, Head, ImageMemory,
 from attfc.heads.row_store import RowPlace
 from attfc.losses import AdaFace, ArcFace, CombinedMargin, CosFace, Margin
 from attfc.precision import best_autocast_dtype
+from attfc.start_weights import RECORD, StartRecord, read_record, read_start, training_data
 from attfc.training.batch_norm import synchronize_batch_norm
-from attfc.training.checkpoint import latest_checkpoint, load_checkpoint
+from attfc.training.checkpoint import latest_checkpoint
 from attfc.training.checkpoint_manifest import read_manifest
 from attfc.training.momentum import MomentumPair
 from attfc.training.optimizers import build_optimizer, parameter_groups
@@ -82,27 +85,6 @@ class Run:
     notes: list[str] = field(default_factory=list)
     ranks: Ranks = ALONE
     intervals: Mapping[tuple[str, ...], Interval] = field(default_factory=dict)  # of the last evaluation's figures
-
-
-def choose_device(name: str) -> torch.device:
-    """``auto`` is the accelerator if the machine has one, else the processor.
-
-    Raises:
-        UserError: a device that torch does not know or this machine lacks.
-    """
-    if name == "auto":
-        return (
-            torch.accelerator.current_accelerator() or torch.device("cpu")
-            if torch.accelerator.is_available()
-            else torch.device("cpu")
-        )
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"device={name!r} cannot be used here ({reason}): try device=auto") from None
-    return device
 
 
 def build_margin(config: RunConfig) -> Margin:
@@ -296,23 +278,34 @@ def container_slots(config: RunConfig, identities: int) -> int:
 
 
 def build_backbone(config: RunConfig) -> nn.Module:
-    """Build the network with fresh weights."""
+    """Build the network with fresh weights; one that wants other colours than ours stands behind their conversion."""
     backbone = config.backbone
-    return create_backbone(
+    network = create_backbone(
         backbone.name, embedding_size=backbone.embedding_size, image_size=backbone.image_size, **backbone.options
     )
+    wants = {"colour_order": backbone.colour_order, "mean": backbone.mean, "std": backbone.std}
+    return fed_as(network, Colours.read(wants, "backbone"))
 
 
-def new_run(config: RunConfig, progress: Callable[[int, int], None] | None = None) -> Run:
-    """Make the run's folder ``output/name-NUMBER`` with its configuration and environment, and put the run together."""
-    run = _assemble(config, None, progress)
+def new_run(config: RunConfig, progress: Callable[[int, int], None] | None = None, asked: Collection[str] = ()) -> Run:
+    """Make the run's folder ``output/name-NUMBER`` with its configuration and environment, and put the run together.
+
+    Args:
+        asked: keys that the user set by name (`override_keys`), which the weights of `start_from` must not contradict.
+    """
+    start = None
     if config.start_from is not None:
-        run.notes.append(_start_from(run, Path(config.start_from).expanduser()))
+        config, start = read_start(config, asked)
+    run = _assemble(config, None, progress, start.record if start else None)
+    if start is not None:
+        run.notes += start.fill(run.trainer.pair)
 
     def make() -> str:
         folder = _fresh_folder(Path(config.output).expanduser(), config.name)
         (folder / "config.yaml").write_text(config_to_yaml(run.config), encoding="utf-8")
         _write_json(folder / "environment.json", environment(run.trainer.device))
+        if start is not None:
+            _write_json(folder / RECORD, start.record.model_dump(mode="json"))
         return str(folder.resolve()) if run.ranks.size > 1 else str(folder)
 
     run.folder = run.trainer.run_folder = Path(run.ranks.once(make))
@@ -328,33 +321,6 @@ def _see(folder: Path) -> None:
         )
 
 
-def _start_from(run: Run, folder: Path) -> str:
-    """Take the encoders of another run; say what was taken and what was left."""
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise UserError(f"start_from={folder} is not a run: it has no config.yaml")
-    theirs, checkpoint = load_config(str(path)), latest_checkpoint(folder / "checkpoints")
-    if checkpoint is None:
-        raise UserError(f"start_from={folder} has no whole checkpoint (looked in {folder / 'checkpoints'})")
-    if theirs.backbone != run.config.backbone:
-        raise UserError(
-            f"start_from={folder} trained backbone {theirs.backbone.name} with {theirs.backbone.embedding_size} numbers, this run has "
-            f"{run.config.backbone.name} with {run.config.backbone.embedding_size}: take the same backbone section"
-        )
-    state, pair = load_checkpoint(checkpoint, only=["pair"])["pair"], run.trainer.pair
-    pair.load_state_dict(state)
-    pair.step = 0
-    # A head without keys never moves its key encoder: that one is still the untrained network.
-    moved = int(state["_extra_state"]) > 0
-    if not moved:
-        pair.key.load_state_dict(pair.query.state_dict())
-    return (
-        f"started from {checkpoint}: query encoder, and "
-        + ("key encoder" if moved else "its copy as key encoder (that run had no key passes)")
-        + f"; dropped: head {theirs.head.name} with its rows, optimizer, schedule, position in the data"
-    )
-
-
 def resume_run(folder: Path, overrides: list[str], progress: Callable[[int, int], None] | None = None) -> Run:
     """Put a run together again from its folder and take up its newest whole checkpoint.
 
@@ -366,7 +332,7 @@ def resume_run(folder: Path, overrides: list[str], progress: Callable[[int, int]
         raise UserError(f"{folder} is not a run: it has no config.yaml")
     before, config = load_config(str(path)), load_config(str(path), overrides)
     _refuse_other_network(before, config)
-    run = _assemble(config, folder, progress)
+    run = _assemble(config, folder, progress, read_record(folder))
     found, faults = run.ranks.once(lambda: _newest(folder / "checkpoints"))
     if not found:
         raise UserError(
@@ -421,7 +387,9 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _assemble(config: RunConfig, folder: Path | None, progress: Callable[[int, int], None] | None) -> Run:
+def _assemble(
+    config: RunConfig, folder: Path | None, progress: Callable[[int, int], None] | None, start: StartRecord | None
+) -> Run:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
@@ -466,10 +434,7 @@ def _assemble(config: RunConfig, folder: Path | None, progress: Callable[[int, i
         model_config={
             "network": config.backbone.name,
             "options": config.backbone.options,
-            "training_data": {
-                "root": ", ".join(source.root for source in config.data.sources) or config.data.root,
-                "licence": config.data.licence,
-            },
+            "training_data": training_data(config, start),
         },
         autocast_dtype=AMP_DTYPES[config.precision.amp],
         channels_last=config.precision.channels_last,

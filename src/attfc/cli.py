@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from attfc.commands import benchmarks, comparing, data, evaluation, export, models, planning, study, training
+from attfc.commands import benchmarks, comparing, data, embed, evaluation, export, models, planning, study, training
 from attfc.commands.common import err, out
 from attfc.errors import UserError
 
@@ -29,6 +29,8 @@ for command in (
     comparing.compare,
     evaluation.report,
     export.export,
+    embed.embed,
+    embed.verify,
     models.backbones,
     planning.plan,
     planning.presets,

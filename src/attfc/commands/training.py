@@ -26,7 +26,7 @@ def train(
     ] = False,
 ) -> None:
     """Train a face model, evaluate it on unseen identities, write the report."""
-    from attfc.config import config_to_yaml, load_config, preset_names
+    from attfc.config import config_to_yaml, load_config, override_keys, preset_names
 
     changes = list(overrides or [])
     if resume is not None and preset is not None and "=" in preset:
@@ -41,7 +41,12 @@ def train(
     if print_config:
         if resume is not None:
             preset = str(resume / "config.yaml")
-        out.print(config_to_yaml(load_config(str(preset), changes)), markup=False, end="")
+        config = load_config(str(preset), changes)
+        if config.start_from is not None and resume is None:
+            from attfc.start_weights import read_start
+
+            config = read_start(config, override_keys(changes))[0]
+        out.print(config_to_yaml(config), markup=False, end="")
         return
 
     from attfc.build import finish_run, new_run, resume_run
@@ -50,7 +55,9 @@ def train(
 
     with progress_bar("index") as bar:
         run = (
-            resume_run(resume, changes, bar) if resume is not None else new_run(load_config(str(preset), changes), bar)
+            resume_run(resume, changes, bar)
+            if resume is not None
+            else new_run(load_config(str(preset), changes), bar, override_keys(changes))
         )
     err.quiet = out.quiet = run.ranks.rank > 0  # rank 0 speaks for all
     for note in run.notes:

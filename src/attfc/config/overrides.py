@@ -5,6 +5,7 @@ file), the overrides. Presets leave the options that a profile governs alone, so
 Unknown keys are refused with the nearest known one.
 """
 
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from attfc.config.schema import RunConfig
 from attfc.errors import UserError, nearest
 
-__all__ = ["PROFILES", "apply_overrides", "config_to_yaml", "load_config", "preset_names"]
+__all__ = ["PROFILES", "apply_overrides", "config_to_yaml", "load_config", "override_keys", "preset_names"]
 
 # What a profile governs, once as the AttFC paper and its code have them, once as docs/study.md found best.
 PROFILES: dict[str, dict[str, Any]] = {
@@ -70,6 +71,24 @@ def apply_overrides(values: dict[str, Any], overrides: list[str], origin: str) -
         return RunConfig.model_validate(merged)
     except ValidationError as error:
         raise UserError(_explain(error, origin)) from None
+
+
+def override_keys(overrides: list[str]) -> frozenset[str]:
+    """Return the dotted keys that overrides set: what was asked for by name, beside what a preset or default says.
+
+    >>> sorted(override_keys(["backbone={name: r50, options: {dropout: 0.1}}", "seed=1"]))
+    ['backbone.name', 'backbone.options', 'seed']
+    """
+
+    def keys(values: dict[str, Any], model: type[BaseModel] | None, prefix: str = "") -> Iterator[str]:
+        for name, value in values.items():
+            below = _section(model, name)
+            if isinstance(value, dict) and below is not None:
+                yield from keys(value, below, f"{prefix}{name}.")
+            else:
+                yield prefix + name
+
+    return frozenset(keys(_parse_overrides(overrides), RunConfig))
 
 
 def config_to_yaml(config: RunConfig) -> str:
@@ -154,14 +173,19 @@ def _nearest_key(location: tuple[int | str, ...]) -> str:
     """Suggest the known key nearest to an unknown one: beside it first, then anywhere (``momentum_scedule`` at top level)."""
     model: type[BaseModel] | None = RunConfig
     for part in location[:-1]:
-        field = model.model_fields.get(str(part)) if model else None
-        annotation = field.annotation if field else None
-        model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+        model = _section(model, str(part))
     word = str(location[-1])
     beside = nearest(word, model.model_fields) if model else ""
     if beside and model is not RunConfig:
         return beside
     return _same_leaf(word) or beside or nearest(".".join(map(str, location)), _all_keys(RunConfig))
+
+
+def _section(model: type[BaseModel] | None, name: str) -> type[BaseModel] | None:
+    """Return the section `name` of a section; None: it is an option, or unknown."""
+    field = model.model_fields.get(name) if model else None
+    annotation = field.annotation if field else None
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 
 def _same_leaf(word: str) -> str:

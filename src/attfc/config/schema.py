@@ -13,6 +13,7 @@ __all__ = ["RunConfig", "Section", "SourceConfig"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
+PixelValues = float | tuple[float, float, float]
 
 
 class Section(BaseModel):
@@ -78,6 +79,13 @@ class BackboneConfig(Section):
     name: str = "r50"
     embedding_size: Positive = 512
     image_size: Positive | None = Field(None, description="input side in pixels; default: the network's own")
+    colour_order: Literal["RGB", "BGR"] = Field(
+        "RGB", description="order of the channels that the network wants; start_from takes it from the weights"
+    )
+    mean: PixelValues = Field(
+        127.5, description="(x - mean) / std of pixel values 0 to 255, one number or one per channel; as colour_order"
+    )
+    std: PixelValues = Field(127.5, description="as mean; above 0")
     options: dict[str, Any] = Field(
         default_factory=dict, description="further options of the network, e.g. {dropout: 0.1}"
     )
@@ -305,7 +313,11 @@ class RunConfig(Section):
     batch_size: Positive = Field(128, description="samples of a batch, over all ranks")
     start_from: str | None = Field(
         None,
-        description="a run's folder: its encoders begin this run; head, optimizer and position in the data are new",
+        description="weights that begin this run: a run's folder, a model's folder, .safetensors, .pt or .pth; network, input size and colours "
+        "come from them; head, optimizer and position in the data are new",
+    )
+    start_licence: str = Field(
+        "unknown", description="licence of the start_from weights, where they do not state one themselves"
     )
     data: DataConfig = Field(default_factory=DataConfig)
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
