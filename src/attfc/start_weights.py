@@ -44,7 +44,6 @@ __all__ = [
 
 RECORD = "start_weights.json"
 LARGEST_RECORD = 2**20
-DEEPEST = 16
 SAID = ", ".join(f"backbone.{key}=" for key in ("name", "image_size", *COLOUR_KEYS))
 
 
@@ -133,6 +132,9 @@ def read_start(config: RunConfig, asked: Collection[str] = ()) -> tuple[RunConfi
         UserError: nothing there, ONNX, damaged, of an unknown network, or against what was asked for.
     """
     assert config.start_from is not None
+    Colours.read(
+        {key: getattr(config.backbone, key) for key in COLOUR_KEYS}, "backbone"
+    )  # refused before a file is opened
     path = Path(config.start_from).expanduser()
     if path.suffix.lower() == ".onnx":
         raise UserError(
@@ -179,12 +181,12 @@ def lineage(start_from: str | os.PathLike[str]) -> Lineage:
     Raises:
         UserError: an earlier run's configuration or record is damaged.
     """
-    return _lineage(Path(start_from).expanduser(), DEEPEST)
+    return _lineage(Path(start_from).expanduser(), frozenset())
 
 
-def _lineage(path: Path, deepest: int) -> Lineage:
+def _lineage(path: Path, seen: frozenset[Path]) -> Lineage:
     run = _run_of(path)
-    if run is None or not deepest:
+    if run is None or run.resolve() in seen:
         return Lineage()
     config, record = load_config(str(run / "config.yaml")), read_record(run)
     own = EarlierData(run=run.name, data=config.data, share=config.eval.share)
@@ -193,7 +195,7 @@ def _lineage(path: Path, deepest: int) -> Lineage:
     elif config.start_from is None:
         before = Lineage(foreign=False)
     else:  # a run of a version that kept no record
-        before = _lineage(Path(config.start_from).expanduser(), deepest - 1)
+        before = _lineage(Path(config.start_from).expanduser(), seen | {run.resolve()})
     return Lineage(runs=[own, *before.runs], foreign=before.foreign)
 
 

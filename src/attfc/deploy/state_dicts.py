@@ -97,7 +97,12 @@ def recognise_network(
     candidates = backbone_names() if network is None else (network,)
     nearby: tuple[float, str] | None = None
     for name in candidates:
-        embedding_size, expected = _shapes_of(name, tensors, image_size)
+        try:
+            embedding_size, expected = _shapes_of(name, tensors, image_size)
+        except UserError as error:  # a network that does not take images of this size
+            if network is not None or (name == candidates[-1] and nearby is None):
+                raise UnknownNetworkError(f"{path}: {error}") from None
+            continue
         fault = _misfit(expected, tensors)
         if fault is None:
             with torch.random.fork_rng(devices=[]):
