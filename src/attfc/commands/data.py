@@ -193,12 +193,11 @@ def clean_data(
         evaluation = open_with_bar(against, cache=cache)
     ours, theirs = None, None
     if model is not None:
-        from attfc.build import choose_device
+        from attfc.deploy import load
         from attfc.evaluation import embed_store
-        from attfc.training.model_files import load_model
 
-        where = choose_device(device)
-        backbone = load_model(model / "model" if (model / "model").is_dir() else model)[0].to(where)
+        opened = load(model, device=device)
+        where, backbone = opened.device, opened.module
         with progress_bar("embed") as bar:
             ours = embed_store(backbone, store, workers=workers, progress=bar).vectors
         if evaluation is not None:

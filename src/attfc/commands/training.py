@@ -55,6 +55,10 @@ def train(
         asked = read_words(given)
         config = asked.resolve()  # what cannot be is refused before anything is opened
         if print_config and not asked.automatic:
+            if config.start_from is not None:
+                from attfc.automatic import with_start_weights
+
+                config = with_start_weights(asked)[0].resolve()
             out.print(commented_yaml(config), markup=False, end="")
             return
     # Said before torch is loaded, which takes seconds.
@@ -62,6 +66,7 @@ def train(
         f"attfc: {'resuming ' + str(resume) if resume is not None else 'opening ' + _data_of(given)} ...", markup=False
     )
 
+    began = False
     try:
         from attfc.build import new_run, resume_run, settle
         from attfc.distributed import leave_ranks
@@ -82,10 +87,11 @@ def train(
                     return
             else:
                 run = screen.begin(lambda bar: new_run(asked, bar))
+            began = True
             carry_out(run)
             screen.finish(run)
     except KeyboardInterrupt:
-        err.print("stopped before the first step: nothing was saved", markup=False)
+        err.print("stopped" if began else "stopped before the first step: nothing was saved", markup=False)
         raise typer.Exit(130) from None
     if run.interrupted:
         raise typer.Exit(130)

@@ -22,6 +22,7 @@ from attfc.config.option import NotNegative, Positive, Section, Share, option
 
 __all__ = ["RunConfig", "Section", "SourceConfig"]
 
+PixelValues = float | tuple[float, float, float]
 EVALUATES = "eval.root!=null or eval.share!=0"
 
 
@@ -98,6 +99,14 @@ class BackboneConfig(Section):
         unit="pixels",
         null="the size that the network is made for",
     )
+    colour_order: Literal["RGB", "BGR"] = option(
+        "RGB", "order of the channels that the network wants; start_from takes it from the weights"
+    )
+    mean: PixelValues = option(
+        127.5,
+        "(x - mean) / std of pixel values 0 to 255, one number or one per channel; start_from takes it from the weights",
+    )
+    std: PixelValues = option(127.5, "above 0; as backbone.mean")
     options: dict[str, Any] = option(
         dict, "further options of the network, such as {dropout: 0.1} or {checkpointing: true}, which saves memory"
     )
@@ -249,7 +258,12 @@ class RunConfig(Section):
     )
     batch_size: Positive = option(128, "images per batch, over all processes", unit="images")
     start_from: str | None = option(
-        None, "weights to begin with; head, optimizer and position in the data are new", null="fresh weights"
+        None,
+        "weights to begin with: a run, a model folder, .safetensors, .pt or .pth; network, input size and colours come from them",
+        null="fresh weights",
+    )
+    start_licence: str = option(
+        "unknown", "licence of the start_from weights, where they do not state one themselves", acts="start_from!=null"
     )
     data: DataConfig = Field(default_factory=DataConfig)
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
