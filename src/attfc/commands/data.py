@@ -149,7 +149,8 @@ def clean_data(
         "edits.tsv"
     ),
     against: Annotated[
-        str | None, typer.Option(help="evaluation set whose people must not be trained on", metavar="PATH")
+        str | None,
+        typer.Option(help="evaluation set: leave out everybody who is in it, with all their images", metavar="PATH"),
     ] = None,
     model: Annotated[
         Path | None, typer.Option(help="run or model folder: also look for wrong labels and for faces of --against")
