@@ -79,7 +79,10 @@ def convert_data(
     check: Annotated[bool, typer.Option("--check", help="decode every image and leave out the broken ones")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="packed: read everything back and compare")] = False,
     shard_mib: Annotated[int, typer.Option(min=1, help="packed: a shard is closed at this size")] = 1024,
-    names: Annotated[bool, typer.Option(help="packed: keep the images' file names")] = True,
+    follow_links: Annotated[
+        bool, typer.Option("--follow-links", help="also take images that links reach outside the folder SRC")
+    ] = False,
+    names: Annotated[bool, typer.Option(help="keep names: packed: of the image files; rec: of the people")] = True,
     edits: EditsOption = None,
     label_source: LabelSourceOption = "identities",
     cache: CacheOption = None,
@@ -100,6 +103,7 @@ def convert_data(
             progress=bar,
             shard_bytes=shard_mib << 20,
             keep_names=names,
+            follow_links=follow_links,
         )
     out.print(
         f"{done.destination}: {done.images:,} images of {done.identities:,} identities, {done.encoded_bytes / 2**20:,.1f} MiB",
