@@ -283,6 +283,14 @@ def test_pictures_of_other_formats_are_mentioned(root: Path) -> None:
         ]
 
 
+def test_images_without_identity_folders(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    with pytest.raises(
+        UserError, match="found 1 files beside folders; put the images of each person into a folder of their own"
+    ):
+        FolderStore(tmp_path)
+
+
 def test_a_folder_of_other_formats_alone_says_so(tmp_path: Path) -> None:
     fill(tmp_path / "faces", {"Ann": {"a.tif": b"", "b.tif": b""}})
     with pytest.raises(

@@ -350,6 +350,8 @@ def _nothing_found(root: Path, in_folders: dict[str, int], unread: dict[str, int
     expected = "expected root/<identity>/<image> with " + ", ".join(sorted(e.decode() for e in EXTENSIONS))
     seen = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in ignored.items() if count)
     hint = "; are the identities one folder further down?" if ignored["deeper_folders"] else ""
+    if not folders.names and folders.files:
+        hint = "; put the images of each person into a folder of their own"
     hint += f" ({_counted(unread)}: convert them to .jpg or .png)" if unread else ""
     return f"{printable(os.fsencode(root))}: no images: {expected}; found {seen or 'an empty folder'}{hint}"
 
