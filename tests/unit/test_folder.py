@@ -278,8 +278,8 @@ def test_pictures_of_other_formats_are_mentioned(root: Path) -> None:
         assert len(store) == 4
         assert store.ignored["other_files"] == 6
         assert store.notes == [
-            "1 .jfif files are JPEG and not read: rename them to .jpg",
-            "1 .heic, 2 .tif files are not read: convert them to .jpg or .png",
+            "not read: 1 .jfif (JPEG under another name: rename to .jpg)",
+            "not read: 1 .heic, 2 .tif (convert to .jpg or .png)",
         ]
 
 
@@ -294,7 +294,8 @@ def test_images_without_identity_folders(tmp_path: Path) -> None:
 def test_a_folder_of_other_formats_alone_says_so(tmp_path: Path) -> None:
     fill(tmp_path / "faces", {"Ann": {"a.tif": b"", "b.tif": b""}})
     with pytest.raises(
-        UserError, match=r"no images: .*found 2 other files, 1 empty folders \(2 \.tif: convert them to .jpg"
+        UserError,
+        match=r"no images: .*found 2 other files, 1 empty folders; not read: 2 \.tif \(convert to .jpg or .png\)",
     ):
         FolderStore(tmp_path / "faces")
 
@@ -313,7 +314,7 @@ def test_links_are_read_through_and_known(root: Path, tmp_path: Path) -> None:
             "Zora/c.jpg",
         ]
         assert store.leads_out() is None
-        assert store.notes == ["4 of 8 images are reached by symbolic links"]
+        assert store.notes == ["images reached by symbolic links: 4 of 8"]
     (root / "Eve").symlink_to(elsewhere / "Eve")
     store = FolderStore(root)
     assert store.images(range(len(store)), 16).broken == {}

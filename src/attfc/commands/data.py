@@ -42,11 +42,14 @@ def inspect_data(
 ) -> None:
     """Identities, images, images per identity, broken files, duplicates."""
     from attfc.data import inspect_store
+    from attfc.data.look import image_sizes
 
     store = _open(path, edits, label_source, cache)
     with progress_bar("inspect") as bar:
         result = inspect_store(store, workers=workers, progress=bar)
     out.print(result.to_text(), markup=False)
+    if (advice := image_sizes(store).advice) is not None:
+        err.print(f"note: {advice}", markup=False)
     write_json(json_file, result.to_dict())
 
 

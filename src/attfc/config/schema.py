@@ -46,7 +46,7 @@ class DataConfig(Section):
     label_source: Literal["identities", "images"] = Field(
         "identities", description="RecordIO of InsightFace: labels of the identity records, or each image's own"
     )
-    index_cache: str | None = Field(None, description="folder for the identity index; default beside the data")
+    index_cache: str | None = Field(None, description="folder for the identity index; default: the user's cache folder")
     workers: NotNegative = Field(2, description="decoding processes; 0 decodes in the training process")
     decoded_cache_mib: NotNegative = Field(
         0, description="MiB of memory to keep decoded images in; 0 decodes every time"

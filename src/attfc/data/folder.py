@@ -123,10 +123,10 @@ class FolderStore(EncodedStore):
         unread = self._tables.unread
         renamed = _counted({ending: count for ending, count in unread.items() if ending in _JPEG_BY_OTHER_NAMES})
         others = _counted({ending: count for ending, count in unread.items() if ending not in _JPEG_BY_OTHER_NAMES})
-        notes = [f"{renamed} files are JPEG and not read: rename them to .jpg"] if renamed else []
-        notes += [f"{others} files are not read: convert them to .jpg or .png"] if others else []
+        notes = [f"not read: {renamed} (JPEG under another name: rename to .jpg)"] if renamed else []
+        notes += [f"not read: {others} (convert to .jpg or .png)"] if others else []
         links = len(self._tables.links)
-        return notes + ([f"{links:,} of {len(self):,} images are reached by symbolic links"] if links else [])
+        return notes + ([f"images reached by symbolic links: {links:,} of {len(self):,}"] if links else [])
 
     def leads_out(self) -> tuple[int, str] | None:
         """Return the first image that a link takes from outside the folder, and where it lies in truth; None: there is none."""
@@ -352,7 +352,7 @@ def _nothing_found(root: Path, in_folders: dict[str, int], unread: dict[str, int
     hint = "; are the identities one folder further down?" if ignored["deeper_folders"] else ""
     if not folders.names and folders.files:
         hint = "; put the images of each person into a folder of their own"
-    hint += f" ({_counted(unread)}: convert them to .jpg or .png)" if unread else ""
+    hint += f"; not read: {_counted(unread)} (convert to .jpg or .png)" if unread else ""
     return f"{printable(os.fsencode(root))}: no images: {expected}; found {seen or 'an empty folder'}{hint}"
 
 
