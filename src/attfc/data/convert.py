@@ -110,27 +110,7 @@ def convert_store(
         refuse_links_out(store)
     if kind == "rec":
         return _convert_to_records(store, target, progress, check, keep_names, give_up_after)
-    options = {"check": check}
-    sink: PackedWriter | FolderWriter
-    if kind == "packed":
-        first = int(store.identities.of(int(np.argmax(store.identities.counts() > 0)))[0])
-        sink = PackedWriter(
-            target,
-            source=store.name,
-            source_digest=source_digest(store),
-            shard_bytes=shard_bytes,
-            image_names=keep_names and bool(image_name(store, first)),
-            options=options,
-            **({} if sync_bytes is None else {"sync_bytes": sync_bytes}),
-        )
-    else:
-        sink = FolderWriter(
-            target,
-            source_digest=source_digest(store),
-            identity_names=_identity_names(store),
-            options=options,
-            **({} if sync_bytes is None else {"sync_bytes": sync_bytes}),
-        )
+    sink = _sink(store, target, kind, check, shard_bytes, keep_names, sync_bytes)
     with sink:
         result = Conversion(kind, target, continued_at=sink.done if sink.continued else 0)
         if not sink.finished:
@@ -150,6 +130,30 @@ def convert_store(
         if sink.unknown_formats:
             result.notes.append(f"{sink.unknown_formats:,} images of no known format are kept and named .jpg")
     return result
+
+
+def _sink(
+    store: Store, target: Path, kind: str, check: bool, shard_bytes: int, keep_names: bool, sync_bytes: int | None
+) -> PackedWriter | FolderWriter:
+    durable = {} if sync_bytes is None else {"sync_bytes": sync_bytes}
+    if kind == "folder":
+        return FolderWriter(
+            target,
+            source_digest=source_digest(store),
+            identity_names=_identity_names(store),
+            options={"check": check},
+            **durable,
+        )
+    first = int(store.identities.of(int(np.argmax(store.identities.counts() > 0)))[0])
+    return PackedWriter(
+        target,
+        source=store.name,
+        source_digest=source_digest(store),
+        shard_bytes=shard_bytes,
+        image_names=keep_names and bool(image_name(store, first)),
+        options={"check": check},
+        **durable,
+    )
 
 
 class _Sink(Protocol):

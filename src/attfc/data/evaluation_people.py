@@ -1,16 +1,16 @@
-"""People of an evaluation set who are in a training set too: found by copies of their images, left out with all their images.
+"""People of an evaluation set who are in a training set too: found by copied images or by name, left out with all their images.
 
 A network that was trained on other photographs of a person knows the face: to leave out the copied photographs alone would leave
-the evaluation as it was. Names and faces are compared by `overlap_by_name` and `attfc.evaluation.label_cleaning`.
+the evaluation as it was. Faces are compared by `attfc.evaluation.label_cleaning`.
 """
 
 import numpy as np
 import numpy.typing as npt
 
-from attfc.data.cleaning import Contents, Findings
+from attfc.data.cleaning import Contents, Findings, overlap_by_name
 from attfc.data.store import Store
 
-__all__ = ["leave_out_copied_people", "note_people"]
+__all__ = ["leave_out_copied_people", "leave_out_named_people", "note_people"]
 
 Int64 = npt.NDArray[np.int64]
 
@@ -48,6 +48,16 @@ def leave_out_copied_people(findings: Findings, contents: Contents, against: Sto
 
     findings.leave_out("evaluation_copy", copies, same)
     findings.leave_out_identities("evaluation_copy", people, of_person)
+
+
+def leave_out_named_people(findings: Findings, against: Store) -> None:
+    """Leave out every identity that has a name of `against` (`overlap_by_name`)."""
+    pairs = overlap_by_name(findings.store, against)
+    findings.leave_out_identities(
+        "evaluation_name",
+        pairs[:, 0],
+        lambda i: f"{against.name} has a {against.identity_name(int(pairs[i, 1]))!r} too",
+    )
 
 
 def note_people(findings: Findings, labels_before: Int64, against: Store) -> None:

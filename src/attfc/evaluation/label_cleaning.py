@@ -20,11 +20,10 @@ from attfc.data.cleaning import (
     Duplicates,
     Findings,
     find_duplicates,
-    overlap_by_name,
     read_contents,
     small_identities,
 )
-from attfc.data.evaluation_people import leave_out_copied_people, note_people
+from attfc.data.evaluation_people import leave_out_copied_people, leave_out_named_people, note_people
 from attfc.data.store import Store
 from attfc.errors import UserError
 from attfc.evaluation.identity_centers import BLOCK_ROWS, center_blocks, identity_centers
@@ -280,12 +279,7 @@ def clean(
             theirs = read_contents(against, decode=False, workers=workers, progress=steps.next(len(against)))
             leave_out_copied_people(findings, contents, against, theirs)
         if names:
-            pairs = overlap_by_name(store, against)
-            findings.leave_out_identities(
-                "evaluation_name",
-                pairs[:, 0],
-                lambda i: f"{against.name} has a {against.identity_name(int(pairs[i, 1]))!r} too",
-            )
+            leave_out_named_people(findings, against)
         if embeddings is not None and against_embeddings is not None:
             _leave_out_faces(findings, embeddings, against, against_embeddings, overlap_threshold, threshold, device)
         note_people(findings, before, against)
