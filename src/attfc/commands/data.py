@@ -49,7 +49,7 @@ def inspect_data(
         result = inspect_store(store, workers=workers, progress=bar)
     out.print(result.to_text(), markup=False)
     if (advice := image_sizes(store).advice) is not None:
-        err.print(f"note: {advice}", markup=False)
+        out.print(advice, markup=False)
     write_json(json_file, result.to_dict())
 
 
@@ -57,14 +57,14 @@ def inspect_data(
 def preview_data(
     path: SourceArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write", dir_okay=False)] = Path("preview.png"),
-    identities: Annotated[int, typer.Option(min=1, max=100)] = 8,
-    images: Annotated[int, typer.Option(min=1, max=100, help="per identity")] = 8,
-    seed: Annotated[int, typer.Option()] = 0,
+    identities: Annotated[int, typer.Option(min=1, max=100, help="rows of the sheet")] = 8,
+    images: Annotated[int, typer.Option(min=1, max=100, help="pictures per identity")] = 8,
+    seed: Annotated[int, typer.Option(help="seed for which people and pictures are shown")] = 0,
     edits: EditsOption = None,
     label_source: LabelSourceOption = "identities",
     cache: CacheOption = None,
 ) -> None:
-    """Write a contact sheet: one identity a row. A sheet of a real store shows people: handle it as you handle the store."""
+    """Write a contact sheet, one row per identity. A sheet of a real store shows people: handle it as you handle the store."""
     from attfc.data import contact_sheet
 
     store = _open(path, edits, label_source, cache)
@@ -108,8 +108,10 @@ def convert_data(
             keep_names=names,
             follow_links=follow_links,
         )
+    size = done.encoded_bytes
     out.print(
-        f"{done.destination}: {done.images:,} images of {done.identities:,} identities, {done.encoded_bytes / 2**20:,.1f} MiB",
+        f"{done.destination}: {done.images:,} images of {done.identities:,} identities, "
+        + (f"{size / 2**20:,.1f} MiB" if size >= 1 << 20 else f"{size / 2**10:,.1f} KiB"),
         markup=False,
     )
     if done.continued_at:
@@ -187,7 +189,7 @@ def clean_data(
     edits: EditsOption = None,
     label_source: LabelSourceOption = "identities",
     workers: WorkersOption = 2,
-    device: Annotated[str, typer.Option()] = "auto",
+    device: Annotated[str, typer.Option(help="model: auto, cpu, cuda or mps")] = "auto",
     cache: CacheOption = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -252,9 +254,9 @@ def noise_data(
             help="flip: images get another identity; conflict: identities are split", metavar="flip|conflict"
         ),
     ],
-    share: Annotated[float, typer.Option(help="of the images (flip) or of the identities (conflict), 0 to 1")],
+    share: Annotated[float, typer.Option(help="share of the images (flip) or of the identities (conflict), 0 to 1")],
     output: Annotated[Path, typer.Option("--output", "-o", help="edit list to write", dir_okay=False)],
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="seed for which images change, and to what")] = 0,
     parts: Annotated[int, typer.Option(min=2, help="conflict: labels that a split identity ends up with")] = 2,
     edits: EditsOption = None,
     label_source: LabelSourceOption = "identities",
