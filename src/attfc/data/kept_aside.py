@@ -16,13 +16,24 @@ from attfc.data.combined import CombinedStore
 from attfc.data.edits import LEFT_OUT, EditedStore, Edits
 from attfc.data.store import Store
 
-__all__ = ["kept_aside_labels", "split"]
+__all__ = ["kept_aside_labels", "people_kept_aside", "split"]
 
 Int64 = npt.NDArray[np.int64]
 
 _ENOUGH_PEOPLE = 20
 _FEWEST, _MOST = 8, 1_000
 _IMAGES_SHARE = 5  # at most a fifth of all images
+
+
+def people_kept_aside(able: int, share: float) -> int:
+    """Return how many of the `able` people of two or more images are kept aside, before the bound on their images.
+
+    >>> [people_kept_aside(able, 0.1) for able in (19, 20, 60, 1_700, 50_000)]
+    [0, 8, 8, 170, 1000]
+    """
+    if share <= 0 or able < _ENOUGH_PEOPLE:
+        return 0
+    return min(max(round(Fraction(str(share)) * able), _FEWEST), _MOST, able)
 
 
 def kept_aside_labels(store: Store, share: float) -> Int64:
@@ -38,9 +49,7 @@ def kept_aside_labels(store: Store, share: float) -> Int64:
     """
     counts = store.identities.counts()
     able = np.flatnonzero(counts >= 2)
-    if share <= 0 or len(able) < _ENOUGH_PEOPLE:
-        return able[:0]
-    people = min(max(round(Fraction(str(share)) * len(able)), _FEWEST), _MOST, len(able))
+    people = people_kept_aside(len(able), share)
     order = [label for _, label in heapq.nsmallest(people, ((_digest(store, label), label) for label in able.tolist()))]
     chosen = np.array(order, np.int64)
     fits = np.cumsum(counts[chosen]) * _IMAGES_SHARE <= len(store)
