@@ -23,10 +23,11 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from attfc.automatic import choose_configuration, first_configuration, with_start_weights
 from attfc.backbones import create_backbone
-from attfc.config import Asked, RunConfig, SourceConfig, config_to_yaml, load_config
+from attfc.config import Asked, RunConfig, SourceConfig, config_to_yaml
 from attfc.config.choose import Choice
-from attfc.data import AttentionLoader, Augment, CombinedStore, DecodedCache, Store, open_store
+from attfc.data import AttentionLoader, Augment, CombinedStore, DecodedCache, Store, SyntheticFaces, open_store
 from attfc.data.kept_aside import split
+from attfc.data.look import image_sizes
 from attfc.deploy.colours import Colours, fed_as
 from attfc.deploy.face_model import FaceModel, load
 from attfc.devices import choose_device
@@ -40,7 +41,14 @@ from attfc.heads import DCP, DCQ, AttFC, CenterTable, FullFC, Head, ImageMemory,
 from attfc.losses import AdaFace, ArcFace, CombinedMargin, CosFace, Margin
 from attfc.precision import best_autocast_dtype
 from attfc.resolved import fewest_steps_notes, negatives_per_step, resolve
-from attfc.resuming import check_people, note_start_folder, rate_note, refuse_other_network, with_found_data
+from attfc.resuming import (
+    check_people,
+    note_start_folder,
+    rate_note,
+    refuse_other_network,
+    saved_configuration,
+    with_found_data,
+)
 from attfc.start_weights import RECORD, StartRecord, read_record, training_data
 from attfc.training.batch_norm import synchronize_batch_norm
 from attfc.training.checkpoint import latest_checkpoint
@@ -320,10 +328,7 @@ def resume_run(folder: Path, overrides: list[str], progress: Callable[[int, int]
         UserError: no run there, one that is being trained, data of other people, or overrides that change what the saved state
             describes (network, head, container).
     """
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise UserError(f"{folder} is not a run: it has no config.yaml")
-    before, config = load_config(str(path)), load_config(str(path), overrides)
+    before, config = saved_configuration(folder), saved_configuration(folder, overrides)
     refuse_other_network(before, config)
     if os.environ.get("RANK", "0") == "0":
         with locked(folder):  # taken again by `Trainer.train`; asked here, before minutes of reading data
@@ -342,7 +347,7 @@ def resume_run(folder: Path, overrides: list[str], progress: Callable[[int, int]
     run.notes += run.ranks.together(lambda: check_people(run, Path(found), overrides))
     run.notes += rate_note(run, saved=run.trainer.load(Path(found)))
     if run.config != before and run.ranks.rank == 0:  # the next resume goes on with these values
-        write_text_whole(path, config_to_yaml(run.config))
+        write_text_whole(folder / "config.yaml", config_to_yaml(run.config))
     return run
 
 
@@ -419,7 +424,11 @@ def _settle(
         config = config.model_copy(deep=True)
         config.precision.amp = AMP_NAMES[best_autocast_dtype(device)]
     config, notes = ranks.together(lambda: resolve(config, len(store.identities)))
-    return config, choices, notes, store, held_out
+    for each in (store, held_out):
+        notes += getattr(each, "notes", ())
+    if asked.automatic and not isinstance(store, SyntheticFaces):
+        notes += filter(None, [image_sizes(store).advice])
+    return config, choices, list(dict.fromkeys(notes)), store, held_out
 
 
 def _assemble(

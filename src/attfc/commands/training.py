@@ -32,7 +32,6 @@ def train(
     ] = False,
 ) -> None:
     """Train a face model, judge it on people kept aside, write the report."""
-    from attfc.config import load_config
     from attfc.config.arguments import read_words
     from attfc.config.describe import commented_yaml
 
@@ -49,7 +48,9 @@ def train(
                     f"--resume takes its configuration from {resume / 'config.yaml'}: leave out {word!r} (key=value may stay)"
                 )
         if print_config:
-            out.print(commented_yaml(load_config(str(resume / "config.yaml"), given)), markup=False, end="")
+            from attfc.resuming import saved_configuration
+
+            out.print(commented_yaml(saved_configuration(resume, given)), markup=False, end="")
             return
     else:
         asked = read_words(given)

@@ -55,7 +55,7 @@ class DataConfig(Section):
         "identities",
         "where a .rec file of InsightFace takes its labels from: its identity records, or the header of each image; nothing for other sets",
     )
-    index_cache: str | None = option(None, "folder for the list of images and people", null="beside the data")
+    index_cache: str | None = option(None, "folder for the list of images and people", null="the user's cache folder")
     workers: NotNegative = option(2, "processes that decode images; 0: the training process does it", unit="processes")
     decoded_cache_mib: NotNegative = option(
         0, "memory for decoded images, which makes all epochs but the first faster; 0 decodes each time", unit="MiB"
@@ -190,7 +190,10 @@ class EvalConfig(Section):
     )
     edits: list[str] = option(list, "edit lists for eval.root, applied in this order", acts="eval.root!=null")
     index_cache: str | None = option(
-        None, "folder for the list of images and people of eval.root", null="beside the data", acts="eval.root!=null"
+        None,
+        "folder for the list of images and people of eval.root",
+        null="the user's cache folder",
+        acts="eval.root!=null",
     )
     pairs: str | None = option(
         None, "pairs file in the form of LFW's pairs.txt", null="pairs are generated", acts=EVALUATES
