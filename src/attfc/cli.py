@@ -10,7 +10,19 @@ from typing import Annotated
 
 import typer
 
-from attfc.commands import benchmarks, comparing, data, evaluation, export, models, options, planning, study, training
+from attfc.commands import (
+    benchmarks,
+    comparing,
+    data,
+    embed,
+    evaluation,
+    export,
+    models,
+    options,
+    planning,
+    study,
+    training,
+)
 from attfc.commands.common import err, out
 from attfc.commands.help import CommandsByUse
 from attfc.errors import UserError
@@ -30,6 +42,8 @@ for command in (
     comparing.compare,
     evaluation.report,
     export.export,
+    embed.embed,
+    embed.verify,
     models.backbones,
     planning.plan,
     planning.presets,

@@ -3,18 +3,31 @@
 import math
 import os
 import shlex
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attfc.config import RunConfig
+from attfc.config import RunConfig, read_preset
+from attfc.config.translate import translate
 from attfc.errors import UserError
+from attfc.training.checkpoint import latest_checkpoint
+from attfc.training.checkpoint_manifest import read_manifest
 from attfc.training.interruption import resume_command
 from attfc.training.people import first_difference, saved_people
 
 if TYPE_CHECKING:
     from attfc.build import Run
 
-__all__ = ["check_people", "finished", "note_start_folder", "rate_note", "refuse_other_network", "with_found_data"]
+__all__ = [
+    "check_people",
+    "finished",
+    "note_start_folder",
+    "rate_note",
+    "refuse_other_network",
+    "saved_configuration",
+    "with_found_data",
+]
 
 STARTED_IN = ".started_in"
 MAX_PATH_BYTES = 1 << 16
@@ -23,6 +36,21 @@ MAX_PATH_BYTES = 1 << 16
 def note_start_folder(folder: Path) -> None:
     """Write down in a run folder where relative paths of its configuration begin."""
     (folder / STARTED_IN).write_bytes(os.fsencode(Path.cwd()))
+
+
+def saved_configuration(folder: Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Return the configuration of a run's folder with overrides, of an earlier version as this one would have saved it.
+
+    Raises:
+        UserError: no run there, or an override that cannot be.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{folder} is not a run: it has no config.yaml")
+    asked = read_preset(str(path), list(overrides))
+    checkpoint = latest_checkpoint(folder / "checkpoints")
+    tensors = () if checkpoint is None else read_manifest(checkpoint).tensors
+    return replace(asked, values=translate(dict(asked.values), tensors)).resolve()
 
 
 def with_found_data(config: RunConfig, folder: Path) -> tuple[RunConfig, list[str]]:

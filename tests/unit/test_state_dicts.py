@@ -86,7 +86,7 @@ def test_training_checkpoints_hold_the_network_in_an_entry(tmp_path, small, entr
     path = saved(tmp_path / "checkpoint_gpu_0.pt", {"epoch": 3, entry: small.state_dict()})
     tensors, notes = read_state_dict(path)
     assert recognise_network(path, tensors).name == "r6_tiny"
-    assert notes == (f"took {entry!r} of the checkpoint",)
+    assert notes == (f"took {entry!r} of the checkpoint, left 'epoch'",)
 
 
 def test_unknown_networks_are_described(tmp_path, small):

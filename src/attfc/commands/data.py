@@ -42,11 +42,14 @@ def inspect_data(
 ) -> None:
     """Count identities, images, images per identity, broken files and duplicates."""
     from attfc.data import inspect_store
+    from attfc.data.look import image_sizes
 
     store = _open(path, edits, label_source, cache)
     with progress_bar("inspect") as bar:
         result = inspect_store(store, workers=workers, progress=bar)
     out.print(result.to_text(), markup=False)
+    if (advice := image_sizes(store).advice) is not None:
+        out.print(advice, markup=False)
     write_json(json_file, result.to_dict())
 
 
@@ -79,7 +82,10 @@ def convert_data(
     check: Annotated[bool, typer.Option("--check", help="decode every image and leave out the broken ones")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="packed: read everything back and compare")] = False,
     shard_mib: Annotated[int, typer.Option(min=1, help="packed: a shard is closed at this size")] = 1024,
-    names: Annotated[bool, typer.Option(help="packed: keep the images' file names")] = True,
+    follow_links: Annotated[
+        bool, typer.Option("--follow-links", help="also take images that links reach outside the folder SRC")
+    ] = False,
+    names: Annotated[bool, typer.Option(help="keep names: packed: of the image files; rec: of the people")] = True,
     edits: EditsOption = None,
     label_source: LabelSourceOption = "identities",
     cache: CacheOption = None,
@@ -100,9 +106,12 @@ def convert_data(
             progress=bar,
             shard_bytes=shard_mib << 20,
             keep_names=names,
+            follow_links=follow_links,
         )
+    size = done.encoded_bytes
     out.print(
-        f"{done.destination}: {done.images:,} images of {done.identities:,} identities, {done.encoded_bytes / 2**20:,.1f} MiB",
+        f"{done.destination}: {done.images:,} images of {done.identities:,} identities, "
+        + (f"{size / 2**20:,.1f} MiB" if size >= 1 << 20 else f"{size / 2**10:,.1f} KiB"),
         markup=False,
     )
     if done.continued_at:
@@ -149,7 +158,8 @@ def clean_data(
         "edits.tsv"
     ),
     against: Annotated[
-        str | None, typer.Option(help="evaluation set whose people must not be trained on", metavar="PATH")
+        str | None,
+        typer.Option(help="evaluation set: leave out everybody who is in it, with all their images", metavar="PATH"),
     ] = None,
     model: Annotated[
         Path | None, typer.Option(help="run or model folder: also look for wrong labels and for faces of --against")
@@ -193,12 +203,11 @@ def clean_data(
         evaluation = open_with_bar(against, cache=cache)
     ours, theirs = None, None
     if model is not None:
-        from attfc.build import choose_device
+        from attfc.deploy import load
         from attfc.evaluation import embed_store
-        from attfc.training.model_files import load_model
 
-        where = choose_device(device)
-        backbone = load_model(model / "model" if (model / "model").is_dir() else model)[0].to(where)
+        opened = load(model, device=device)
+        where, backbone = opened.device, opened.module
         with progress_bar("embed") as bar:
             ours = embed_store(backbone, store, workers=workers, progress=bar).vectors
         if evaluation is not None:

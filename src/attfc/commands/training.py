@@ -32,7 +32,6 @@ def train(
     ] = False,
 ) -> None:
     """Train a face model, judge it on people kept aside, write the report."""
-    from attfc.config import load_config
     from attfc.config.arguments import read_words
     from attfc.config.describe import commented_yaml
 
@@ -49,12 +48,18 @@ def train(
                     f"--resume takes its configuration from {resume / 'config.yaml'}: leave out {word!r} (key=value may stay)"
                 )
         if print_config:
-            out.print(commented_yaml(load_config(str(resume / "config.yaml"), given)), markup=False, end="")
+            from attfc.resuming import saved_configuration
+
+            out.print(commented_yaml(saved_configuration(resume, given)), markup=False, end="")
             return
     else:
         asked = read_words(given)
         config = asked.resolve()  # what cannot be is refused before anything is opened
         if print_config and not asked.automatic:
+            if config.start_from is not None:
+                from attfc.automatic import with_start_weights
+
+                config = with_start_weights(asked)[0].resolve()
             out.print(commented_yaml(config), markup=False, end="")
             return
     # Said before torch is loaded, which takes seconds.
@@ -62,6 +67,7 @@ def train(
         f"attfc: {'resuming ' + str(resume) if resume is not None else 'opening ' + _data_of(given)} ...", markup=False
     )
 
+    began = False
     try:
         from attfc.build import new_run, resume_run, settle
         from attfc.distributed import leave_ranks
@@ -82,10 +88,11 @@ def train(
                     return
             else:
                 run = screen.begin(lambda bar: new_run(asked, bar))
+            began = True
             carry_out(run)
             screen.finish(run)
     except KeyboardInterrupt:
-        err.print("stopped before the first step: nothing was saved", markup=False)
+        err.print("stopped" if began else "stopped before the first step: nothing was saved", markup=False)
         raise typer.Exit(130) from None
     if run.interrupted:
         raise typer.Exit(130)

@@ -87,6 +87,15 @@ class Asked:
     origin: str = "of the command line"
     automatic: bool = False
 
+    @classmethod
+    def of(cls, config: "RunConfig | Asked") -> "Asked":
+        """Return what asks for a whole configuration, or what was asked for already."""
+        return config if isinstance(config, Asked) else cls(config.model_dump(mode="json"), origin="as given")
+
+    def typed(self) -> frozenset[str]:
+        """Return the dotted keys that the overrides set: what was asked for by name, beside what a preset or default says."""
+        return frozenset(_dotted(_parse_overrides(list(self.overrides))))
+
     def given(self) -> dict[str, Any]:
         """Return what is settled already, by dotted name: of the preset, of the command line, and of a profile that somebody named."""
         typed = _parse_overrides(list(self.overrides))

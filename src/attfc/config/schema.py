@@ -22,6 +22,7 @@ from attfc.config.option import NotNegative, Positive, Section, Share, option
 
 __all__ = ["RunConfig", "Section", "SourceConfig"]
 
+PixelValues = float | tuple[float, float, float]
 EVALUATES = "eval.root!=null or eval.share!=0"
 
 
@@ -54,7 +55,7 @@ class DataConfig(Section):
         "identities",
         "where a .rec file of InsightFace takes its labels from: its identity records, or the header of each image; nothing for other sets",
     )
-    index_cache: str | None = option(None, "folder for the list of images and people", null="beside the data")
+    index_cache: str | None = option(None, "folder for the list of images and people", null="the user's cache folder")
     workers: NotNegative = option(2, "processes that decode images; 0: the training process does it", unit="processes")
     decoded_cache_mib: NotNegative = option(
         0, "memory for decoded images, which makes all epochs but the first faster; 0 decodes each time", unit="MiB"
@@ -98,6 +99,14 @@ class BackboneConfig(Section):
         unit="pixels",
         null="the size that the network is made for",
     )
+    colour_order: Literal["RGB", "BGR"] = option(
+        "RGB", "order of the channels that the network wants; start_from takes it from the weights"
+    )
+    mean: PixelValues = option(
+        127.5,
+        "(x - mean) / std of pixel values 0 to 255, one number or one per channel; start_from takes it from the weights",
+    )
+    std: PixelValues = option(127.5, "above 0; as backbone.mean")
     options: dict[str, Any] = option(
         dict, "further options of the network, such as {dropout: 0.1} or {checkpointing: true}, which saves memory"
     )
@@ -181,7 +190,10 @@ class EvalConfig(Section):
     )
     edits: list[str] = option(list, "edit lists for eval.root, applied in this order", acts="eval.root!=null")
     index_cache: str | None = option(
-        None, "folder for the list of images and people of eval.root", null="beside the data", acts="eval.root!=null"
+        None,
+        "folder for the list of images and people of eval.root",
+        null="the user's cache folder",
+        acts="eval.root!=null",
     )
     pairs: str | None = option(
         None, "pairs file in the form of LFW's pairs.txt", null="pairs are generated", acts=EVALUATES
@@ -249,7 +261,12 @@ class RunConfig(Section):
     )
     batch_size: Positive = option(128, "images per batch, over all processes", unit="images")
     start_from: str | None = option(
-        None, "weights to begin with; head, optimizer and position in the data are new", null="fresh weights"
+        None,
+        "weights to begin with: a run, a model folder, .safetensors, .pt or .pth; network, input size and colours come from them",
+        null="fresh weights",
+    )
+    start_licence: str = option(
+        "unknown", "licence of the start_from weights, where they do not state one themselves", acts="start_from!=null"
     )
     data: DataConfig = Field(default_factory=DataConfig)
     augment: AugmentConfig = Field(default_factory=AugmentConfig)

@@ -25,11 +25,15 @@ from attfc.backbones.counting import shapes_only
 from attfc.deploy.torch_pickle import RefusedNamesError, check_pickle
 from attfc.errors import UserError, nearest
 
-__all__ = ["read_state_dict", "recognise_network"]
+__all__ = ["UnknownNetworkError", "read_state_dict", "recognise_network"]
 
 LARGEST_FILE, LARGEST_PICKLE, MOST_ENTRIES = 8 * 2**30, 32 * 2**20, 20_000
 PREFIXES = ("module.", "_orig_mod.")
 INSIDE = ("state_dict_backbone", "state_dict", "backbone", "model")  # where a training checkpoint keeps the network
+
+
+class UnknownNetworkError(UserError):
+    """The tensors are of no network that was tried; whoever asks says which it is."""
 
 
 def read_state_dict(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -53,7 +57,8 @@ def read_state_dict(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     notes: list[str] = []
     for entry in INSIDE:
         if isinstance(found, Mapping) and isinstance(found.get(entry), Mapping):
-            notes.append(f"took {entry!r} of the checkpoint")
+            left = ", ".join(repr(str(name)[:40]) for name in list(found)[:12] if name != entry)
+            notes.append(f"took {entry!r} of the checkpoint" + (f", left {left}" if left else ""))
             found = found[entry]
             break
     if not isinstance(found, Mapping) or not found:
@@ -83,7 +88,8 @@ def recognise_network(
         image_size: in pixels, if it is not the size that the network is made for.
 
     Returns:
-        The backbone on the CPU, in eval mode, float32. No random generator is moved.
+        The backbone on the CPU, in eval mode, float32. No random generator is moved. Counters of BatchNorm (`num_batches_tracked`) that are
+        missing are 0: nothing reads them, and files of old torch versions have none.
 
     Raises:
         UserError: no network fits (the nearest is named, and what differs), or the one given does not.
@@ -91,12 +97,20 @@ def recognise_network(
     candidates = backbone_names() if network is None else (network,)
     nearby: tuple[float, str] | None = None
     for name in candidates:
-        embedding_size, expected = _shapes_of(name, tensors, image_size)
+        try:
+            embedding_size, expected = _shapes_of(name, tensors, image_size)
+        except UserError as error:  # a network that does not take images of this size
+            if network is not None or (name == candidates[-1] and nearby is None):
+                raise UnknownNetworkError(f"{path}: {error}") from None
+            continue
         fault = _misfit(expected, tensors)
         if fault is None:
             with torch.random.fork_rng(devices=[]):
                 backbone = create_backbone(name, embedding_size=embedding_size, image_size=image_size)
-            backbone.load_state_dict(dict(tensors), strict=True)
+            counters = {
+                key: torch.zeros_like(value) for key, value in backbone.state_dict().items() if key not in tensors
+            }
+            backbone.load_state_dict({**counters, **tensors}, strict=True)
             return backbone.eval()
         shared = len(expected.keys() & tensors.keys()) / len(expected.keys() | tensors.keys())
         # Of equal names the wider network differs as little as the narrower: the first stays.
@@ -104,14 +118,14 @@ def recognise_network(
             nearby = shared, f"{name}: {fault}"
     assert nearby is not None
     if network is not None:
-        raise UserError(f"{path} is not of network {nearby[1]}; leave network= out to have it recognised")
+        raise UnknownNetworkError(f"{path} is not of network {nearby[1]}; leave network= out to have it recognised")
     share, text = nearby
     if share < 0.5:
         some = ", ".join(repr(name[:60]) for name in list(tensors)[:3])
-        raise UserError(
+        raise UnknownNetworkError(
             f"{path} is of no network that attfc knows: its {len(tensors)} tensors begin with {some}; `attfc backbones` lists the known"
         )
-    raise UserError(
+    raise UnknownNetworkError(
         f"{path} is of no network that attfc knows; the nearest is {text}; another input size is given as image_size=S"
     )
 
@@ -139,6 +153,8 @@ def _misfit(expected: Mapping[str, torch.Size], found: Mapping[str, Tensor]) -> 
     """Return what keeps `found` from being the weights, or None."""
     for name, shape in expected.items():
         if name not in found:
+            if name.endswith(".num_batches_tracked"):
+                continue
             close = nearest(name, found) if len(found) < 2_000 else ""
             return f"{name!r} is missing{close.replace('; did you mean ', ', nearest is ').rstrip('?')}"
         if found[name].shape != shape:
