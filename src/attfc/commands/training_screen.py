@@ -22,7 +22,7 @@ _FINISH_NOTES = 2
 
 def print_choices(choices: "list[Choice]") -> None:
     """Print what was chosen from the data and the machine, a row each with its reason; words wrap, nothing is cut off."""
-    table = Table("chosen", "", "why (any of it can be typed as key=value)", box=None, pad_edge=False)
+    table = Table("chosen", "", "why (to change it: key=value, see attfc options)", box=None, pad_edge=False)
     table.columns[0].no_wrap = True
     for choice in choices:
         table.add_row(choice.what, choice.shown, choice.why)

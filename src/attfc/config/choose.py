@@ -113,12 +113,8 @@ def _head(data: Data, machine: Machine, given: Mapping[str, Any], mean: float, b
     drawn = head == "attfc" and given.get("negatives.source", "table") == "table"
     if "container.ratio" not in given or "container.slots" in given:
         count = max(min(max(people // 10, 1_000), 20_000, people), 0 if drawn else batch)
-        row(
-            "negatives",
-            {"container.slots": count},
-            f"a tenth of {people:,} people; at least 1,000 of them, at most 20,000",
-            "{:,} per step",
-        )
+        why = "everybody" if count == people else "a tenth of the people, at least 1,000, at most 20,000"
+        row("negatives", {"container.slots": count}, why, "{:,} per step")
     if not drawn:
         return
     pushes = mean >= 4 and given.get("center.source", "query") != "keys"
