@@ -35,7 +35,7 @@ from torch import Tensor
 
 from attfc.errors import UserError
 from attfc.evaluation.exact_scores import STEP, block_scores, pair_scores, product_error, unit_tensor
-from attfc.evaluation.metrics import FARS, far_name, pairs_needed, tar_at_far
+from attfc.evaluation.metrics import FARS, far_name, pairs_needed, tar_of_kinds
 from attfc.precision import fast_bfloat16, without_autocast
 
 __all__ = [
@@ -243,7 +243,7 @@ def score_all_pairs(
         top, codes, verified = _highest_impostors(
             rows_ND, dense[order], starts, keep, chosen, block or _ROWS[kind], _COLUMNS[kind], progress
         )
-    tars = tar_at_far(genuine, top, fars, impostor_pairs=impostor_pairs)
+    tars = tar_of_kinds(genuine, top, fars, impostor_pairs)
     notes = []
     for far, tar in tars.items():
         if tar is None and impostor_pairs < pairs_needed(far):
