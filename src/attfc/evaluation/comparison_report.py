@@ -257,8 +257,8 @@ def _figure_table(board: _Board) -> tuple[list[str], list[list[Cell]]]:
 
 def _figure_name(path: FigurePath) -> str:
     names = {"accuracy": "accuracy, %", "auc": "AUC", "eer": "EER, %", "rank_one": "rank 1, leave one out, %"}
-    if path[0] == "tar_at_far":
-        return f"TAR at FAR {path[1]}, %"
+    if path[0] in ("tar_at_far", "person_balanced_tar_at_far"):
+        return f"{'TAR' if path[0] == 'tar_at_far' else 'person-balanced TAR'} at FAR {path[1]}, %"
     if path[0] == "tpir_at_fpir":
         return f"TPIR at FPIR {path[1]}, %"
     return f"rank {path[1]}, %" if path[0] == "rank" else names.get(path[0], " ".join(path))

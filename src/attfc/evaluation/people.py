@@ -1,0 +1,33 @@
+"""How many people stand behind a metric, and whether one of them is most of it: the sentences that go with the metric."""
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["FEW_PEOPLE", "dominant_person", "few_people"]
+
+FEW_PEOPLE = 20
+"""Below so many people no metric stands without saying on how many it rests."""
+_LARGE_SHARE = 0.2
+
+
+def few_people(people: int) -> list[str]:
+    """Return a note if metrics rest on fewer than 20 people, those with a genuine pair or a mated probe."""
+    if people >= FEW_PEOPLE:
+        return []
+    return [f"{rests_on(people)}: too few to say how the model does on other people (at least {FEW_PEOPLE} are needed)"]
+
+
+def rests_on(people: int) -> str:
+    """Return "rests on 2 people"."""
+    return f"rests on {people:,} {'person' if people == 1 else 'people'}"
+
+
+def dominant_person(pairs_I: npt.NDArray[np.int64], place: str = "") -> list[str]:
+    """Return a note if one identity holds more than a fifth of the genuine pairs; `pairs_I` are those of each, `place` of which pairs."""
+    largest, total = int(pairs_I.max()), int(pairs_I.sum())
+    if largest <= _LARGE_SHARE * total:
+        return []
+    return [
+        f"{place}one person holds {100 * largest / total:.1f} % of the genuine pairs, so TAR is largely theirs: "
+        "see the person-balanced TAR of all pairs, in which each person weighs alike"
+    ]
