@@ -28,12 +28,15 @@ from attfc.distributed import ALONE, AgreedError, Ranks, claim_gpu, join_ranks, 
 from attfc.errors import UserError
 from attfc.evaluation import Pairs, evaluate_store, generate_pairs, read_pairs, write_report
 from attfc.evaluation.all_pairs import SPARE_FOR_INTERVALS
+from attfc.evaluation.people import heading_with_people
 from attfc.evaluation.resampling import Interval
 from attfc.evaluation.result import stated_intervals
+from attfc.evaluation.unseen import SharedPeople
 from attfc.heads import DCP, DCQ, AttFC, CenterTable, FullFC, Head, ImageMemory, PartialFC, RowStore
 from attfc.heads.row_store import RowPlace
 from attfc.losses import AdaFace, ArcFace, CombinedMargin, CosFace, Margin
 from attfc.precision import best_autocast_dtype
+from attfc.trained_people import compare_with_run
 from attfc.training.batch_norm import synchronize_batch_norm
 from attfc.training.checkpoint import latest_checkpoint, load_checkpoint
 from attfc.training.checkpoint_manifest import read_manifest
@@ -82,6 +85,7 @@ class Run:
     notes: list[str] = field(default_factory=list)
     ranks: Ranks = ALONE
     intervals: Mapping[tuple[str, ...], Interval] = field(default_factory=dict)  # of the last evaluation's figures
+    shared: SharedPeople | None = None  # of training and evaluation
 
 
 def choose_device(name: str) -> torch.device:
@@ -488,9 +492,12 @@ def _assemble(config: RunConfig, folder: Path | None, progress: Callable[[int, i
     if held_out is not None:
         # Read or drawn now: a store that allows no pairs is an error before the training, not after it.
         if config.eval.pairs:
-            pairs = read_pairs(Path(config.eval.pairs).expanduser(), held_out)
+            path = Path(config.eval.pairs).expanduser()
+            pairs = read_pairs(path, held_out, broken_limit=config.data.broken_limit)
         else:
             pairs = generate_pairs(held_out.identities, config.eval.generated_pairs, config.seed)
+        run.shared = ranks.once(lambda: compare_with_run(config, held_out, progress, training=store))
+        notes += filter(None, [run.shared.screen_note])
         trainer.evaluate = _evaluator(run, pairs)
     return run
 
@@ -659,13 +666,17 @@ def _evaluator(run: Run, pairs: Pairs) -> Callable[[nn.Module, int], dict[str, A
             autocast_dtype=AMP_DTYPES[config.precision.amp],
             ranks=run.ranks,
             spare=SPARE_FOR_INTERVALS if last else 1.0,
+            broken_limit=config.data.broken_limit,
         )
         figures = result.figures()
+        if run.shared is not None:
+            run.trainer.evaluated_on = heading_with_people(run.shared.heading, result.people)
         if run.ranks.rank:
             return figures
         written = result.figures_with_intervals(config.seed) if last else figures
         run.intervals = stated_intervals(written)
-        _write_json(run.folder / "evaluation.json", {"step": step, **written})
+        unseen = {} if run.shared is None else {"unseen": run.shared.to_dict()}
+        _write_json(run.folder / "evaluation.json", {"step": step, **written, **unseen})
         arrays: dict[str, Any] = result.arrays()
         beside = run.folder / "evaluation.part.npz"
         np.savez_compressed(beside, **arrays)

@@ -80,7 +80,7 @@ def train(
     if run.ranks.rank:
         return
     if trainer.last_evaluation is not None:
-        print_figures(trainer.last_evaluation, run.intervals)
+        print_figures(trainer.last_evaluation, run.intervals, trainer.evaluated_on)
         if run.intervals:
             out.print("[a, b]: 95 % interval by identity; more in the report", markup=False)
     err.print(f"model: {run.folder / 'model'}" + (f"   report: {report}" if report else ""), markup=False)

@@ -175,7 +175,7 @@ def score_all_pairs(
             rows_ND, dense[order], starts, keep, chosen, block or _ROWS[kind], _COLUMNS[kind], progress
         )
     tars = tar_of_kinds(genuine, top, fars, impostor_pairs)
-    notes = dominant_person(counts * (counts - 1) // 2, "all pairs: ")
+    notes = []
     for far, tar in tars.items():
         if tar is None and impostor_pairs < pairs_needed(far):
             notes.append(
@@ -187,6 +187,7 @@ def score_all_pairs(
                 f"all pairs: TAR at FAR {far_name(far)} is not stated: it takes a budget of "
                 f"{bytes_needed(images, embeddings.shape[1], genuine_pairs, wants[far], kind):,} bytes, budget is {budget:,}"
             )
+    notes += dominant_person(counts * (counts - 1) // 2, "all pairs: ")
     first_K, second_K = order[codes // images], order[codes % images]
     return AllPairs(
         images=images,

@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["FEW_PEOPLE", "dominant_person", "few_people"]
+__all__ = ["FEW_PEOPLE", "dominant_person", "few_people", "heading_with_people", "rests_on"]
 
 FEW_PEOPLE = 20
 """Below so many people no metric stands without saying on how many it rests."""
@@ -20,6 +20,12 @@ def few_people(people: int) -> list[str]:
 def rests_on(people: int) -> str:
     """Return "rests on 2 people"."""
     return f"rests on {people:,} {'person' if people == 1 else 'people'}"
+
+
+def heading_with_people(heading: str, people: object) -> str:
+    """Return a heading of metrics, with the number of people behind them where they are few; `people` as in figures, None if unknown."""
+    few = isinstance(people, int) and people < FEW_PEOPLE
+    return f"{heading}; {rests_on(people)}" if few and isinstance(people, int) else heading
 
 
 def dominant_person(pairs_I: npt.NDArray[np.int64], place: str = "") -> list[str]:

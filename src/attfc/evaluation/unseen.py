@@ -57,6 +57,7 @@ class SharedPeople:
         checked_images: how many evaluation images were compared by their bytes.
         same_data: both sets are the same data, not merely sets with people in common.
         checked: what was compared, or why nothing was.
+        unknown: what remains unknown of earlier training (start weights from elsewhere); empty if nothing does.
         examples: a few of the shared identities' names.
     """
 
@@ -68,6 +69,7 @@ class SharedPeople:
     checked_images: int = 0
     same_data: bool = False
     checked: str = ""
+    unknown: str = ""
     examples: tuple[str, ...] = field(default=(), repr=False)
 
     @property
@@ -76,7 +78,7 @@ class SharedPeople:
         if self.shared_identities is None:
             return "on identities; whether they were trained on is not known"
         if not self.shared_identities:
-            return "on unseen identities"
+            return f"on identities not in this training set; {self.unknown}" if self.unknown else "on unseen identities"
         if self.shared_identities == self.identities:
             return "on identities that were trained on"
         return "on identities, some of which were trained on"
@@ -104,6 +106,8 @@ class SharedPeople:
         """The warning with a few names, or why nothing is known; for the screen, not for files."""
         if self.warning is not None and self.examples:
             return f"{self.warning}; for example {', '.join(self.examples)}"
+        if self.warning is None and self.unknown:
+            return f"the evaluation is {self.heading}"
         return self.warning or (self.checked if self.shared_identities is None else None)
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,6 +116,7 @@ class SharedPeople:
             "heading": self.heading,
             "warning": self.warning,
             "checked": self.checked,
+            "unknown": self.unknown or None,
             "same_data": self.same_data,
             "identities": self.identities,
             "shared_identities": self.shared_identities,
@@ -127,13 +132,16 @@ def not_compared(evaluation: Store, reason: str) -> SharedPeople:
     return SharedPeople(len(evaluation.identities), len(evaluation), checked=f"not checked: {reason}")
 
 
-def compare_with_training(training: Store, evaluation: Store, progress: Progress | None = None) -> SharedPeople:
+def compare_with_training(
+    training: Store, evaluation: Store, progress: Progress | None = None, *, unknown: str = ""
+) -> SharedPeople:
     """Find the identities of an evaluation set that are in a training set.
 
     Args:
         training: what is trained on, as the run reads it: edits applied, people kept aside left out.
         evaluation: what is evaluated on.
         progress: called as (images read, images to read).
+        unknown: what is not known of earlier training, in a few words; empty: nothing.
 
     >>> from attfc.data import SyntheticFaces
     >>> shared = compare_with_training(SyntheticFaces(20, 4), SyntheticFaces(10, 4, first_identity=15))
@@ -166,6 +174,7 @@ def compare_with_training(training: Store, evaluation: Store, progress: Progress
         checked_images=checked_images,
         same_data=same_places,
         checked=checked,
+        unknown=unknown,
         examples=tuple(evaluation.identity_name(int(label)) for label in np.flatnonzero(shared_I)[:_EXAMPLES]),
     )
 
