@@ -44,7 +44,7 @@ from attfc.evaluation.report_people import (
     checked_line,
     people_behind,
     people_title,
-    people_warnings,
+    people_warning,
     tar_columns,
 )
 from attfc.evaluation.resampling import Interval
@@ -168,12 +168,9 @@ def _cards(run: RunRecord) -> str:
         + f'<div class="more">{escaped(more)}</div></div>'
         for name, value, bounds, more in cards
     )
-    missing = (
-        notes_block(people_warnings(figures))
-        if figures
-        else notes_block(["This run has not been evaluated: there are no verification figures."])
-    )
-    return f'{missing}<div class="cards">{shown}</div>'
+    missing = "" if figures else "This run has not been evaluated: there are no verification figures."
+    first = notes_block(filter(None, [missing or people_warning(figures)]))
+    return f'{first}<div class="cards">{shown}</div>'
 
 
 def _tar_card(figures: dict[str, Any], intervals: Mapping[FigurePath, Interval]) -> tuple[str, str, str, str]:
@@ -234,7 +231,9 @@ def _verification(run: RunRecord) -> str:
     return section(
         people_title(figures),
         f'<div class="figures">{"".join(drawn)}</div>',
-        f'<p class="hint">{escaped(checked_line(figures))}</p>' if checked_line(figures) else "",
+        f'<p class="hint" style="margin-top:12px">{escaped(checked_line(figures))}</p>'
+        if checked_line(figures)
+        else "",
         _about_intervals(figures),
         notes_block([*_texts(figures.get("notes")), *_texts(figures.get("interval_notes"))]),
     )

@@ -5,7 +5,7 @@ from typing import Any
 
 from attfc.evaluation.people import FEW_PEOPLE, rests_on
 
-__all__ = ["checked_line", "people_behind", "people_title", "people_warnings", "tar_columns"]
+__all__ = ["checked_line", "people_behind", "people_title", "people_warning", "tar_columns"]
 
 TarColumn = tuple[str, Mapping[str, Any], tuple[str, ...]]
 """Title, the figures that it is of, and where its rates stand among all figures."""
@@ -27,16 +27,16 @@ def people_title(figures: Mapping[str, Any]) -> str:
     return f"Verification {_unseen(figures).get('heading', '')}".strip()
 
 
-def people_warnings(figures: Mapping[str, Any]) -> list[str]:
-    """Return what must stand before any metric."""
+def people_warning(figures: Mapping[str, Any]) -> str:
+    """Return what must stand before any metric: that people of the evaluation were trained on."""
     warning = _unseen(figures).get("warning")
-    return [text for text in (warning, people_behind(figures)) if isinstance(text, str) and text]
+    return warning if isinstance(warning, str) else ""
 
 
 def checked_line(figures: Mapping[str, Any]) -> str:
     """Return how it was checked whether the people were trained on."""
     found = _unseen(figures).get("checked")
-    return f"Training and evaluation people: {found}." if isinstance(found, str) and found else ""
+    return f"Training and evaluation data, {found}." if isinstance(found, str) and found else ""
 
 
 def tar_columns(figures: Mapping[str, Any]) -> list[TarColumn]:
