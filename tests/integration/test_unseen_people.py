@@ -80,8 +80,16 @@ def test_evaluate_says_what_the_run_knows_of_its_people(overlapping, tmp_path, m
         shown, unseen = evaluated(model, "all-pairs", overlap)
         assert f"note: {WARNING}" in shown
         assert (unseen["shared_identities"], unseen["warning"]) == (4, WARNING)
-    shown, unseen = evaluated(run, "identify", overlap)
+    shown, unseen = evaluated(run, "identify", overlap, "--save", tmp_path / "a.npz")
     assert f"note: {WARNING}" in shown
+    status, out, err = run_main(monkeypatch, capsys, "report", tmp_path / "a.npz", "--output", tmp_path / "page.md")
+    assert status == 0, err
+    assert f"model: {WARNING}" in (tmp_path / "page.md").read_text(encoding="utf-8")
+    status, out, err = run_main(
+        *(monkeypatch, capsys, "compare", tmp_path / "a.npz", tmp_path / "a.npz", "--resamples", "20")
+    )
+    assert status == 0, err
+    assert f"note: A: {WARNING}\nnote: B: {WARNING}" in out
     shown, unseen = evaluated(run, "held-out", overlap)
     assert "on identities, some of which were trained on; rests on 8 people" in shown
     shown, unseen = evaluated(run, "held-out", others)

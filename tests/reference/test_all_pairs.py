@@ -133,13 +133,14 @@ def test_one_person_who_holds_most_pairs_is_said_and_weighs_as_much_as_the_other
     found = score_all_pairs(rows, labels, fars=(0.01,))
     assert found.notes == (
         "all pairs: one person holds 80.4 % of the genuine pairs, so TAR is largely theirs: "
-        "see the person-balanced TAR of all pairs, in which each person weighs alike",
+        "see the person-balanced TAR, in which each person weighs alike",
     )
     tar, balanced = found.tar_at_far[0.01], found.person_balanced_tar_at_far[0.01]
     assert tar > 0.85 > 0.6 > balanced
     genuine, _ = every_pair(rows, labels)
     assert balanced == pytest.approx(balanced_by_loop(genuine, labels, found.threshold_at_far[0.01]), abs=1e-12)
     assert found.to_dict()["person_balanced_tar_at_far"] == {"0.01": balanced}
+    assert score_all_pairs(rows[:6], [0, 0, 0, 1, 1, 1], fars=(1.0,)).notes == ()  # two people alike: nothing to say
 
 
 def test_scores_know_their_identities() -> None:

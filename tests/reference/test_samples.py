@@ -342,3 +342,13 @@ def test_intervals_cover_what_is_true(kind) -> None:
     for path, hits in held.items():
         assert np.mean(hits) >= 0.85, (path, np.mean(hits))
     assert np.mean([np.mean(hits) for hits in held.values()]) < 0.995
+
+
+def test_a_list_in_which_one_person_has_most_genuine_pairs_says_so() -> None:
+    scores, same = np.linspace(0, 1, 20), np.arange(20) < 10
+    second = np.where(same, 0, 1 + np.arange(20) % 5)
+    one = PairListSample.of(scores, same, np.arange(20) % 2, np.where(same, 0, 0), second)
+    assert one.notes() == []  # the only one: few people, which is said elsewhere
+    first = np.where(same, np.where(np.arange(20) < 8, 0, 6), 0)
+    most = PairListSample.of(scores, same, np.arange(20) % 2, first, np.where(same, first, second))
+    assert most.notes() == ["list of pairs: one person holds 80.0 % of the genuine pairs, so TAR is largely theirs"]

@@ -187,7 +187,7 @@ def score_all_pairs(
                 f"all pairs: TAR at FAR {far_name(far)} is not stated: it takes a budget of "
                 f"{bytes_needed(images, embeddings.shape[1], genuine_pairs, wants[far], kind):,} bytes, budget is {budget:,}"
             )
-    notes += dominant_person(counts * (counts - 1) // 2, "all pairs: ")
+    notes += dominant_person(counts * (counts - 1) // 2, "all pairs")
     first_K, second_K = order[codes // images], order[codes % images]
     return AllPairs(
         images=images,

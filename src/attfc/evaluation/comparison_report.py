@@ -29,6 +29,7 @@ from attfc.evaluation.report_figures import (
     group_figure,
     with_colours,
 )
+from attfc.evaluation.report_people import notes_of_result
 from attfc.evaluation.resampling import IdentityDraw, Sample
 from attfc.evaluation.resampling import Path as FigurePath
 from attfc.evaluation.result import EvaluationResult, stated_value
@@ -146,9 +147,7 @@ def _boards(results: Sequence[EvaluationResult], names: Mapping[str, str]) -> li
             found = result.figures.get("groups")
             if isinstance(found, dict) and found and place == ("all_pairs",):
                 board.groups[name] = found
-            notes = [*_texts(holder.get("notes")), *(_texts(result.figures.get("notes")) if place else [])]
-            notes += _texts(holder.get("interval_notes"))
-            for note in dict.fromkeys(notes):
+            for note in notes_of_result(result.figures, holder):
                 board.notes.setdefault(note, []).append(name)
     return list(boards.values())
 

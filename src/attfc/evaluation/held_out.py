@@ -108,7 +108,7 @@ class HeldOutEvaluation:
             "embedding_seconds": seconds,
             "embedded_images_per_second": len(self.embeddings.positions) / seconds if seconds > 0 else None,
         }
-        return {**figures, "notes": [*few_people(self.people), *self.notes]}
+        return {**figures, "notes": [*few_people(self.people), *self.pair_sample.notes(), *self.notes]}
 
     def figures_with_intervals(self, seed: int = 0) -> dict[str, Any]:
         """Return `figures()` as they are and beside them 95 % intervals by identity, for the end of a run: 400 resamples, a few seconds.

@@ -28,12 +28,17 @@ def heading_with_people(heading: str, people: object) -> str:
     return f"{heading}; {rests_on(people)}" if few and isinstance(people, int) else heading
 
 
-def dominant_person(pairs_I: npt.NDArray[np.int64], place: str = "") -> list[str]:
-    """Return a note if one identity holds more than a fifth of the genuine pairs; `pairs_I` are those of each, `place` of which pairs."""
+def dominant_person(pairs_I: npt.NDArray[np.int64], of: str) -> list[str]:
+    """Return a note if one identity holds more than a fifth of the genuine pairs, and more than others do.
+
+    Args:
+        pairs_I: genuine pairs of each identity.
+        of: "all pairs" or "list of pairs".
+    """
     largest, total = int(pairs_I.max()), int(pairs_I.sum())
-    if largest <= _LARGE_SHARE * total:
+    if largest <= _LARGE_SHARE * total or largest * int((pairs_I > 0).sum()) == total:
         return []
     return [
-        f"{place}one person holds {100 * largest / total:.1f} % of the genuine pairs, so TAR is largely theirs: "
-        "see the person-balanced TAR of all pairs, in which each person weighs alike"
+        f"{of}: one person holds {100 * largest / total:.1f} % of the genuine pairs, so TAR is largely theirs"
+        + (": see the person-balanced TAR, in which each person weighs alike" if of == "all pairs" else "")
     ]

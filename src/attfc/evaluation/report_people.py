@@ -5,7 +5,7 @@ from typing import Any
 
 from attfc.evaluation.people import FEW_PEOPLE, rests_on
 
-__all__ = ["checked_line", "people_behind", "people_title", "people_warning", "tar_columns"]
+__all__ = ["checked_line", "notes_of_result", "people_behind", "people_title", "people_warning", "tar_columns"]
 
 TarColumn = tuple[str, Mapping[str, Any], tuple[str, ...]]
 """Title, the figures that it is of, and where its rates stand among all figures."""
@@ -31,6 +31,13 @@ def people_warning(figures: Mapping[str, Any]) -> str:
     """Return what must stand before any metric: that people of the evaluation were trained on."""
     warning = _unseen(figures).get("warning")
     return warning if isinstance(warning, str) else ""
+
+
+def notes_of_result(figures: Mapping[str, Any], holder: Mapping[str, Any]) -> list[str]:
+    """Return the notes of a part of a result's figures, each once, the warning about its people first."""
+    told = [[people_warning(figures)], holder.get("notes"), figures.get("notes"), holder.get("interval_notes")]
+    notes = [str(note) for part in told if isinstance(part, list) for note in part if note]
+    return list(dict.fromkeys(notes))
 
 
 def checked_line(figures: Mapping[str, Any]) -> str:

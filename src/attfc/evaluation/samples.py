@@ -22,6 +22,7 @@ import numpy.typing as npt
 from attfc.evaluation.all_pairs import AllPairs
 from attfc.evaluation.identification import Identification
 from attfc.evaluation.metrics import DISTANCE_GRID, FARS, Thresholds, crossing, far_name, pairs_needed
+from attfc.evaluation.people import dominant_person
 from attfc.evaluation.resampling import Draw, Path
 from attfc.evaluation.share_sample import ShareSample
 
@@ -91,6 +92,10 @@ class PairListSample:
     def carriers(self) -> int:
         """How many identities have a genuine pair."""
         return len(np.unique(self.first[self.same]))
+
+    def notes(self) -> list[str]:
+        """Say if one person holds most genuine pairs of the list."""
+        return dominant_person(np.bincount(self.first[self.same]), "list of pairs")
 
     def facts(self) -> dict[str, npt.NDArray[Any]]:
         """Return the pairs, their identities and folds, and the FARs."""

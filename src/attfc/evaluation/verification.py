@@ -253,6 +253,7 @@ def evaluate_pair_list(
             distances=distances_P,
             fars=fars,
         )
+    people = () if sample is None else (*few_people(sample.carriers), *sample.notes())
     return PairEvaluation(
         name=source.name,
         scores=scores,
@@ -261,6 +262,6 @@ def evaluate_pair_list(
         images=len(positions_N),
         broken=broken,
         seconds=embeddings.seconds,
-        notes=(*(few_people(sample.carriers) if sample is not None else ()), *notes, *scores.notes),
+        notes=(*people, *notes, *scores.notes),
         sample=sample,
     )
