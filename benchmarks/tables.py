@@ -6,6 +6,7 @@ and says so, so nobody has to run every benchmark to refresh one.
 
 import json
 import re
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -336,13 +337,54 @@ def grid(name: str, only: tuple[str, ...] = ()) -> Callable[[], str]:
     return table
 
 
-# Of the real faces' table: what README shows.
+# README's table: study, variant, head.
+SHOWN = (
+    ("faces_heads", "attfc, two-way", "`attfc`"),
+    ("faces_heads", "full_fc", "`full_fc`"),
+    ("faces_heads", "partial_fc 0.1", "`partial_fc`, 10 %"),
+    ("vectors_100k", "attfc 0.1", "`attfc`"),
+    ("vectors_100k", "full_fc", "`full_fc`"),
+    ("vectors_100k", "partial_fc 0.1", "`partial_fc`, 10 %"),
+)
+
+
+def readme() -> str:
+    """README's six rows: two worlds, three heads."""
+    lines = ["| people | images per person | head | TAR | rank-1 | head, MiB | seeds |", "|" + " --- |" * 7]
+    worlds: dict[str, tuple[str, float]] = {"faces_heads": ("real faces", 1e-2), "vectors_100k": ("simulated", 1e-4)}
+    for name, variant, head in SHOWN:
+        group = [record for record in grid_records(name) if record["variant"] == variant]
+        if not group:
+            raise FileNotFoundError(2, "no cells", f"benchmarks/results/studies/{name}")
+        kind, far = worlds[name]
+        figures = [record["figures"]["test"] for record in group]
+        cells = [
+            f"{group[0]['identities']:,}, {kind}",
+            f"{group[0]['images'] / group[0]['identities']:.1f}",
+            head,
+            f"{shown_spread([each[f'tar_at_far/{far:g}'] for each in figures])} at FAR {far:.0e}".replace("e-0", "e-"),
+            shown_spread([each["rank_one"] for each in figures]),
+            f"{group[0]['head_bytes'] / 2**20:.1f}",
+            str(len(group)),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def shown_spread(values: list[float]) -> str:
+    """Mean, and the standard deviation where there are several."""
+    mean = f"{statistics.mean(values):.3f}"
+    return f"{mean} ± {statistics.stdev(values):.3f}" if len(values) > 1 else mean
+
+
+# Of the real faces' table.
 MAIN_HEADS = (
     *("full_fc", "partial_fc 0.1", "published", "attfc"),
     *("attfc, two-way", "attfc, two-way, rate 0.05", "attfc, others, two-way, rate 0.05"),
 )
 TABLES: dict[str, Callable[[], str]] = {
     **{f"study {name}": grid(name) for name in STUDIES},
+    "readme": readme,
     "head_speed": head_speed,
     "planning": planning,
     "study final": study("final"),
@@ -427,6 +469,9 @@ def main() -> None:
             path = ROOT / "docs" / "figures" / f"study_{name}.svg"
             path.parent.mkdir(exist_ok=True)
             path.write_text(study_figure(records, figure, title), encoding="utf-8")
+    import readme_figure  # beside this file
+
+    (ROOT / "docs" / "figures" / "readme.svg").write_text(readme_figure.picture(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """attfc: train face recognition on millions of identities with one GPU.
 
-The names below are the ones users script against (DESIGN section 11). They are imported when first used: `import attfc` costs nothing, and
-`attfc --help` does not wait for torch.
+The names below are the ones users script against. They are imported when first used: `import attfc` costs nothing, and `attfc --help` does not
+wait for torch.
 """
 
 from importlib import import_module
@@ -13,10 +13,23 @@ if TYPE_CHECKING:
     from attfc.deploy import from_pretrained, open_model
     from attfc.errors import UserError
     from attfc.evaluation import embed_store, evaluate_pairs, evaluate_store
-    from attfc.heads import DCP, DCQ, AttFC, FullFC, PartialFC, generative_class_center
-    from attfc.losses import AdaFace, ArcFace, CombinedMargin, CosFace, class_softmax, container_softmax
+    from attfc.heads import (
+        DCP,
+        DCQ,
+        AttFC,
+        CenterTable,
+        FullFC,
+        ImageMemory,
+        PartialFC,
+        RowStore,
+        generative_class_center,
+    )
+    from attfc.losses import AdaFace, ArcFace, CombinedMargin, CosFace, Margin, class_softmax, container_softmax
+    from attfc.run import train
     from attfc.training.model_files import load_model, save_model
     from attfc.training.momentum import MomentumPair
+    from attfc.training.optimizers import parameter_groups
+    from attfc.training.row_optimizers import RowAdamW, RowSGD
 
 _HOMES = {
     "attfc.backbones": ("create_backbone", "list_backbones"),
@@ -24,10 +37,16 @@ _HOMES = {
     "attfc.deploy": ("from_pretrained", "open_model"),
     "attfc.errors": ("UserError",),
     "attfc.evaluation": ("embed_store", "evaluate_pairs", "evaluate_store"),
-    "attfc.heads": ("DCP", "DCQ", "AttFC", "CenterTable", "FullFC", "PartialFC", "generative_class_center"),
-    "attfc.losses": ("AdaFace", "ArcFace", "CombinedMargin", "CosFace", "class_softmax", "container_softmax"),
+    "attfc.heads": (
+        *("AttFC", "CenterTable", "DCP", "DCQ", "FullFC", "ImageMemory", "PartialFC", "RowStore"),
+        "generative_class_center",
+    ),
+    "attfc.losses": ("AdaFace", "ArcFace", "CombinedMargin", "CosFace", "Margin", "class_softmax", "container_softmax"),
+    "attfc.run": ("train",),
     "attfc.training.model_files": ("load_model", "save_model"),
     "attfc.training.momentum": ("MomentumPair",),
+    "attfc.training.optimizers": ("parameter_groups",),
+    "attfc.training.row_optimizers": ("RowAdamW", "RowSGD"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -39,11 +58,17 @@ __all__ = [
     "AttFC",
     "AttentionLoader",
     "Augment",
+    "CenterTable",
     "CombinedMargin",
     "CosFace",
     "FullFC",
+    "ImageMemory",
+    "Margin",
     "MomentumPair",
     "PartialFC",
+    "RowAdamW",
+    "RowSGD",
+    "RowStore",
     "SyntheticFaces",
     "UserError",
     "class_softmax",
@@ -58,15 +83,21 @@ __all__ = [
     "load_model",
     "open_model",
     "open_store",
+    "parameter_groups",
     "save_model",
+    "train",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("attfc")
     if name not in _HOME_OF:
-        raise AttributeError(f"module 'attfc' has no attribute {name!r}")
+        from attfc.errors import nearest
+
+        raise AttributeError(f"module 'attfc' has no attribute {name!r}{nearest(name, __all__)}")
     return getattr(import_module(_HOME_OF[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*__all__, "__version__", *(name for name in globals() if name.startswith("__"))})

@@ -21,9 +21,12 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from attfc.automatic import choose_configuration, first_configuration
 from attfc.backbones import create_backbone
-from attfc.config import RunConfig, SourceConfig, config_to_yaml, load_config
+from attfc.config import Asked, RunConfig, SourceConfig, config_to_yaml, load_config
+from attfc.config.choose import Choice
 from attfc.data import AttentionLoader, Augment, CombinedStore, DecodedCache, Store, open_store
+from attfc.data.kept_aside import split
 from attfc.distributed import ALONE, AgreedError, Ranks, claim_gpu, join_ranks, launched_ranks
 from attfc.errors import UserError
 from attfc.evaluation import Pairs, evaluate_store, generate_pairs, read_pairs, write_report
@@ -33,9 +36,9 @@ from attfc.evaluation.resampling import Interval
 from attfc.evaluation.result import stated_intervals
 from attfc.evaluation.unseen import SharedPeople
 from attfc.heads import DCP, DCQ, AttFC, CenterTable, FullFC, Head, ImageMemory, PartialFC, RowStore
-from attfc.heads.row_store import RowPlace
 from attfc.losses import AdaFace, ArcFace, CombinedMargin, CosFace, Margin
 from attfc.precision import best_autocast_dtype
+from attfc.resolved import fewest_steps_notes, negatives_per_step, resolve
 from attfc.trained_people import compare_with_run
 from attfc.training.batch_norm import synchronize_batch_norm
 from attfc.training.checkpoint import latest_checkpoint, load_checkpoint
@@ -61,7 +64,7 @@ __all__ = [
     "paired_queries",
     "resume_run",
     "schedule_of",
-    "table_place",
+    "settle",
 ]
 
 AMP_DTYPES = {"none": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -83,9 +86,17 @@ class Run:
     store: Store
     held_out: Store | None
     notes: list[str] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
     ranks: Ranks = ALONE
     intervals: Mapping[tuple[str, ...], Interval] = field(default_factory=dict)  # of the last evaluation's figures
     shared: SharedPeople | None = None  # of training and evaluation
+    report: Path | None = None
+    interrupted: bool = False
+
+    @property
+    def metrics(self) -> dict[str, Any] | None:
+        """Metrics of the last evaluation, as in evaluation.json; None where there was none."""
+        return self.trainer.last_evaluation
 
 
 def choose_device(name: str) -> torch.device:
@@ -166,14 +177,8 @@ def build_head(config: RunConfig, identities: int, ranks: Ranks = ALONE, *, imag
             block_mib=config.head.block_mib,
             ranks=ranks if config.distributed.rows == "sharded" else ALONE,
         )
-    slots = container_slots(config, identities)
-    kept = table_place(config, identities) if config.head.name == "attfc" else None
-    drawn = config.head.name == "attfc" and draws_negatives(config, identities)  # then there is no container
-    if slots < config.batch_size and not drawn:
-        raise UserError(
-            f"the container has {slots} slots, which is smaller than the batch ({config.batch_size}): raise container.ratio to at least "
-            f"{math.ceil(100 * config.batch_size / identities) / 100:g}, set container.slots, or lower batch_size"
-        )
+    resolved, _ = resolve(config, identities)
+    config, slots = resolved, negatives_per_step(resolved, identities)
     if config.head.name == "dcp":
         return DCP(
             config.backbone.embedding_size,
@@ -201,8 +206,9 @@ def build_head(config: RunConfig, identities: int, ranks: Ranks = ALONE, *, imag
             ranks=ranks,
         )
     table = memory = None
-    if kept is not None:
-        place, size = RowStore(kept, _folder(config.center.table_folder)), config.backbone.embedding_size
+    if config.center.table != "none":
+        place = RowStore(config.center.table, _folder(config.center.table_folder))
+        size = config.backbone.embedding_size
         if config.center.source == "others":
             if images is None:
                 raise ValueError("center.source=others: build_head needs the number of images")
@@ -222,37 +228,15 @@ def build_head(config: RunConfig, identities: int, ranks: Ranks = ALONE, *, imag
         dtype=config.container.dtype,
         initial=config.container.initial,
         in_batch_negatives=config.negatives.in_batch,
-        in_batch_gradient=config.negatives.in_batch_gradient
-        and config.negatives.in_batch
-        and config.center.source != "keys",
+        in_batch_gradient=config.negatives.in_batch_gradient,
         interclass_filtering_threshold=config.head.interclass_filtering_threshold,
         filtering=config.head.filtering,
         block_mib=config.head.block_mib,
         table=table,
         memory=memory,
-        negatives="table" if drawn else "container",
+        negatives=config.negatives.source,
         ranks=ranks,
     )
-
-
-def table_place(config: RunConfig, identities: int) -> RowPlace | None:
-    """Where AttFC keeps a table of centers, or the memory of images with `center.source=others`; None: nowhere.
-
-    That is where it is not asked for, and a table also where the container has a slot for everyone.
-    """
-    if config.center.table == "none" or (config.center.source != "others" and _holds_all(config, identities)):
-        return None
-    return config.center.table
-
-
-def draws_negatives(config: RunConfig, identities: int) -> bool:
-    """Whether AttFC draws its negatives from the table or the memory of images, in place of a container."""
-    kept = table_place(config, identities) is not None and not _holds_all(config, identities)
-    return kept and config.negatives.source == "table"
-
-
-def _holds_all(config: RunConfig, identities: int) -> bool:
-    return config.container.policy == "unique" and container_slots(config, identities) >= identities
 
 
 def _folder(name: str | None) -> Path | None:
@@ -291,14 +275,6 @@ def _data_name(config: RunConfig) -> str:
     return f"data.sources ({', '.join(roots)})" if roots else f"data.root={config.data.root}"
 
 
-def container_slots(config: RunConfig, identities: int) -> int:
-    """Slots of the container: `container.slots`, else ratio x identities."""
-    if config.container.slots is not None:
-        return config.container.slots
-    assert config.container.ratio is not None
-    return max(1, round(config.container.ratio * identities))
-
-
 def build_backbone(config: RunConfig) -> nn.Module:
     """Build the network with fresh weights."""
     backbone = config.backbone
@@ -307,9 +283,10 @@ def build_backbone(config: RunConfig) -> nn.Module:
     )
 
 
-def new_run(config: RunConfig, progress: Callable[[int, int], None] | None = None) -> Run:
+def new_run(wanted: RunConfig | Asked, progress: Callable[[int, int], None] | None = None) -> Run:
     """Make the run's folder ``output/name-NUMBER`` with its configuration and environment, and put the run together."""
-    run = _assemble(config, None, progress)
+    run = _assemble(wanted, None, progress)
+    config = run.config
     if config.start_from is not None:
         run.notes.append(_start_from(run, Path(config.start_from).expanduser()))
 
@@ -425,26 +402,56 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _assemble(config: RunConfig, folder: Path | None, progress: Callable[[int, int], None] | None) -> Run:
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    torch.manual_seed(config.seed)
+def settle(
+    asked: Asked, progress: Callable[[int, int], None] | None = None
+) -> tuple[RunConfig, list[Choice], list[str], Store]:
+    """Return the configuration as `new_run` would build and save it, with the choices made, the notes and the training set; nothing is built."""
+    config = first_configuration(asked)
     device, ranks = _join(config)
-    if config.precision.amp == "auto":  # decided once, for a run that is resumed on another machine too
-        config = config.model_copy(deep=True)
-        config.precision.amp = AMP_NAMES[best_autocast_dtype(device)]
+    config, choices, notes, store, _ = _settle(asked, config, device, ranks, progress)
+    return config, choices, notes, store
+
+
+def _settle(
+    wanted: RunConfig | Asked,
+    config: RunConfig,
+    device: torch.device,
+    ranks: Ranks,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[RunConfig, list[Choice], list[str], Store, Store | None]:
+    """Open the data, choose what nobody asked for, and settle what that means for these data."""
     # One process a host opens first, and writes the index that the others then find.
     first = os.environ.get("LOCAL_RANK", "0") == "0"
     stores = ranks.together(lambda: _open(config, progress) if first else None)
     stores = ranks.together(lambda: stores or _open(config, None))
     assert stores is not None
     store, held_out = stores
+    choices: list[Choice] = []
+    if isinstance(wanted, Asked) and wanted.automatic:
+        config, choices = choose_configuration(wanted, store, held_out, device, ranks)
+        _check_batch(config, ranks.size)
+    if config.precision.amp == "auto":  # decided once, for a run that is resumed on another machine too
+        config = config.model_copy(deep=True)
+        config.precision.amp = AMP_NAMES[best_autocast_dtype(device)]
+    config, notes = ranks.together(lambda: resolve(config, len(store.identities)))
+    return config, choices, notes, store, held_out
+
+
+def _assemble(wanted: RunConfig | Asked, folder: Path | None, progress: Callable[[int, int], None] | None) -> Run:
+    automatic = isinstance(wanted, Asked) and wanted.automatic
+    config = wanted if isinstance(wanted, RunConfig) else first_configuration(wanted)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    if not automatic:
+        _check_batch(config, launched_ranks())
+    device, ranks = _join(config)
+    config, choices, notes, store, held_out = _settle(wanted, config, device, ranks, progress)
     head = ranks.together(lambda: build_head(config, len(store.identities), ranks, images=len(store))).to(device)
     backbone = build_backbone(config)
     image_size = int(getattr(backbone, "image_size", 112))
     if config.precision.channels_last:
         backbone = backbone.to(memory_format=torch.channels_last)
-    notes: list[str] = []
     loader = _build_loader(
         config, store, head.keys_per_query, image_size, pin_memory=device.type == "cuda", notes=notes, ranks=ranks
     )
@@ -456,7 +463,8 @@ def _assemble(config: RunConfig, folder: Path | None, progress: Callable[[int, i
         pair.query.compile()
         pair.key.compile()
     optimizer = optimizer_of(config, pair, head)
-    schedule, total_steps = schedule_of(config, optimizer, loader.epoch_length)
+    schedule, total_steps = schedule_of(config, optimizer, loader.epoch_length, notes)
+    notes += fewest_steps_notes(config, len(store), total_steps)
     trainer = Trainer(
         pair=pair,
         head=head,
@@ -488,7 +496,7 @@ def _assemble(config: RunConfig, folder: Path | None, progress: Callable[[int, i
         ranks=ranks,
     )
     ranks.draw_apart(0)
-    run = Run(config, folder or Path(), trainer, store, held_out, notes, ranks)
+    run = Run(config, folder or Path(), trainer, store, held_out, notes, choices, ranks)
     if held_out is not None:
         # Read or drawn now: a store that allows no pairs is an error before the training, not after it.
         if config.eval.pairs:
@@ -510,12 +518,6 @@ def _join(config: RunConfig) -> tuple[torch.device, Ranks]:
             raise UserError(
                 f"device={config.device} names one device for {size} ranks: leave it to device=auto, or cpu"
             )
-        if config.batch_size % size:
-            below = config.batch_size - config.batch_size % size
-            raise UserError(
-                f"batch_size={config.batch_size} is that of all ranks and does not divide by {size} of them: "
-                f"take {below + size}" + (f" or {below}" if below else "")
-            )
         if config.device != "cpu" and torch.cuda.is_available():
             claim_gpu()
     device = choose_device(config.device)
@@ -526,6 +528,21 @@ def _join(config: RunConfig) -> tuple[torch.device, Ranks]:
     versions = {name: metadata.version(name) for name in ("attfc", "torch")}
     _compare("versions", ranks.objects(versions | {"device": device.type}))
     return device, ranks
+
+
+def _check_batch(config: RunConfig, size: int) -> None:
+    """Refuse a batch that the ranks cannot share evenly, two images or more each."""
+    least, batch = 2 * size, config.batch_size
+    below = batch - batch % size
+    if batch < least:
+        raise UserError(
+            f"batch_size={batch} over {size} ranks: BatchNorm needs at least 2 images per process; set batch_size to {least} or more"
+        )
+    if batch % size:
+        raise UserError(
+            f"batch_size={batch} is that of all ranks and does not divide by {size} of them: take {below + size}"
+            + (f" or {below}" if below >= least else "")
+        )
 
 
 def _compare(what: str, said: list[dict[str, Any]]) -> None:
@@ -548,7 +565,8 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _open(config: RunConfig, progress: Callable[[int, int], None] | None) -> tuple[Store, Store | None]:
-    return open_training_data(config, progress), open_held_out(config, progress)
+    store = open_training_data(config, progress)
+    return split(store, config.eval.share) if config.eval.share else (store, open_held_out(config, progress))
 
 
 def _build_loader(
@@ -630,16 +648,26 @@ def paired_queries(config: RunConfig) -> bool:
     return config.head.name == "attfc" and config.center.source == "batch"
 
 
-def schedule_of(config: RunConfig, optimizer: torch.optim.Optimizer, epoch_length: int) -> tuple[LambdaLR, int]:
-    """Build the schedule of the learning rate, and return the optimizer steps of the run with it."""
+def schedule_of(
+    config: RunConfig, optimizer: torch.optim.Optimizer, epoch_length: int, notes: list[str] | None = None
+) -> tuple[LambdaLR, int]:
+    """Build the schedule of the learning rate, and return the optimizer steps of the run with it.
+
+    A warm-up that does not fit the run is cut to a tenth of it; `notes` is told.
+    """
     images = config.batch_size * config.optimizer.accumulation
     steps = math.ceil(config.schedule.epochs * epoch_length / images)
     total = min(steps, config.schedule.max_steps) if config.schedule.max_steps else steps
+    warmup = round(config.schedule.warmup_epochs * epoch_length / images)
+    if warmup >= total:
+        if notes is not None:
+            notes.append(f"the warm-up of {warmup} steps does not fit a run of {total}: it takes {total // 10}")
+        warmup = total // 10
     schedule = build_schedule(
         optimizer,
         config.schedule.name,
         total=total,
-        warmup=round(config.schedule.warmup_epochs * epoch_length / images),
+        warmup=warmup,
         power=config.schedule.power,
         final=config.schedule.final,
     )

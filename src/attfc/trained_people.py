@@ -5,6 +5,7 @@ from pathlib import Path
 
 from attfc.config import RunConfig, load_config
 from attfc.data import CombinedStore, Store
+from attfc.data.kept_aside import split
 from attfc.errors import UserError
 from attfc.evaluation.unseen import SharedPeople, compare_with_training, not_compared
 
@@ -62,4 +63,5 @@ def compare_with_run(
 def _training_data(config: RunConfig) -> Store:
     from attfc.build import open_training_data  # which imports this module
 
-    return open_training_data(config)
+    store = open_training_data(config)
+    return split(store, config.eval.share)[0] if config.eval.share else store

@@ -11,7 +11,7 @@ from attfc.build import resume_run
 from attfc.errors import UserError
 
 from .launch import on_ranks
-from .workers import errors, train, train_several
+from .workers import errors, train, train_by_path, train_several
 
 # The others, and tighter: test_elastic_heads.py and test_torchrun_heads.py.
 HEADS = {
@@ -124,9 +124,7 @@ def test_what_cannot_begin_says_so_on_every_rank(tmp_path) -> None:
             "RANK1:optimizer.learning_rate=0.3"
         ],
         "batch_size=15 is that of all ranks and does not divide by 2 of them: take 16 or 14": ["batch_size=15"],
-        "the container has 8 slots, which is smaller than the batch (16)": [
-            *("container.slots=8", "negatives.source=container")
-        ],
+        "container.slots=8 is smaller than batch_size=16": [*("container.slots=8", "negatives.source=container")],
         "distributed.rows=replicated is for head.name=full_fc with head.rows=device, and this is partial_fc with head.rows=host": [
             *("head.name=partial_fc", "head.rows=host", "distributed.rows=replicated")
         ],
@@ -153,3 +151,12 @@ def test_an_attfc_run_starts_from_a_full_fc_run(runs, tmp_path) -> None:
     fresh = new_run(load_config("demo", [*TINY, f"output={tmp_path}"])).trainer.pair.query.state_dict()
     assert all(bool((query[name] == key[name]).all()) for name in query)
     assert any(bool((query[name] != fresh[name]).any()) for name in query)
+
+
+def test_rank_0_chooses_for_all(tmp_path) -> None:
+    one, other = on_ranks(2, train_by_path, str(tmp_path))
+    assert one == other
+    rows, _, configuration = one.split(" ", 2)
+    chosen = json.loads(configuration)
+    assert int(rows) >= 10
+    assert (chosen["batch_size"], chosen["eval"]["share"], chosen["backbone"]["name"]) == (16, 0.1, "r6_tiny")

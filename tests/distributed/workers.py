@@ -11,6 +11,7 @@ from torch import Tensor
 
 from attfc.build import new_run, resume_run
 from attfc.config import load_config
+from attfc.config.arguments import read_words
 from attfc.distributed import Ranks, grad_scaler
 from attfc.errors import UserError
 from attfc.heads import DCP, DCQ, AttFC, CenterTable, Container, FullFC, Head, ImageMemory, PartialFC, RowStore
@@ -252,3 +253,16 @@ def errors(cases: list[tuple[list[str], str]]) -> list[str]:
         except UserError as error:
             found.append(str(error))
     return found
+
+
+def train_by_path(output: str) -> str:
+    """Train on a path alone, so that everything is chosen; return the configuration, and the network's digest, as every rank has them."""
+    with _as_launched(Ranks.world()):
+        words = ["synthetic:identities=30,images=6,seed=0", f"output={output}", *QUICK]
+        run = new_run(read_words(words))
+        run.trainer.train()
+    digest = sum(float(parameter.detach().double().sum()) for parameter in run.trainer.pair.query.parameters())
+    return f"{len(run.choices)} {digest:.9f} {run.config.model_dump_json()}"
+
+
+QUICK = ["max_steps=2", "data.workers=0", "threads=1", "log.tensorboard=false", "eval.generated_pairs=40"]

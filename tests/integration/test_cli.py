@@ -1,10 +1,14 @@
 """The commands as a user types them: on a folder of faces, and with everything that can be wrong."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from attfc.build import build_head
+from attfc.config import load_config
 
 from .commands import attfc, run_main
 from .conftest import TINY
@@ -41,8 +45,8 @@ def test_train_evaluate_and_report_on_a_folder(tmp_path, face_folder) -> None:
     assert "data:image/jpeg;base64," in (run / "report.html").read_text()
     figures = json.loads((run / "evaluation.json").read_text())
     assert 0.0 <= figures["accuracy"] <= 1.0
-    low, high = figures["intervals"]["auc"]
-    assert low <= figures["auc"] <= high
+    low, high = figures["intervals"]["eer"]
+    assert low <= figures["eer"] <= high
     assert f"[{low:.4f}, {high:.4f}]" in done.stdout
     assert f"[{low:.4f}, {high:.4f}]" in (run / "report.html").read_text()
     assert "interval" not in (run / "metrics.jsonl").read_text()  # of the last evaluation alone, in evaluation.json
@@ -128,8 +132,15 @@ def test_print_config_is_yaml_that_trains(tmp_path, monkeypatch, capsys) -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "dmo"], "unknown preset 'dmo'; did you mean 'demo'?"),
-        (["train"], "which preset?"),
+        (
+            ["train", "dmo"],
+            "'dmo' is no folder here, no preset and no key=value; presets near it: demo; to train on your faces: attfc train FOLDER",
+        ),
+        (["train"], "train on what? attfc train FOLDER"),
+        (["train", "faces/"], "faces/: no such file or folder (searched in "),
+        (["train", "demo", "faces112"], "demo and faces112 are two configurations"),
+        (["train", "synthetic:", "synthetic:images=3"], "are two sets of data"),
+        (["train", "synthetic:", "data.root=x"], "both name the data"),
         (["train", "demo", "data.rot=x"], "unknown key 'data.rot'; did you mean 'root'?"),
         (["train", "demo", "data.root=/nowhere/at all"], "/nowhere/at all"),
         (["train", "demo", "center.source=keys", "keys.per_query=0"], "keys.per_query is 0"),
@@ -148,8 +159,9 @@ def test_a_fault_of_the_input_is_one_line_and_status_1(tmp_path, monkeypatch, ca
     status, _, err = run_main(monkeypatch, capsys, *arguments)
     assert status == 1
     assert message in err
-    assert err.startswith("error: ")
-    assert len(err.strip().splitlines()) == 1
+    *before, last = err.strip().splitlines()
+    assert last.startswith("error: ")
+    assert [line for line in before if not line.startswith("attfc: ")] == []  # beside what was going to be done
     assert not (tmp_path / "runs").exists()  # nothing half-made is left
 
 
@@ -169,7 +181,7 @@ def test_folders_that_cannot_be_trained_on(tmp_path, face_folder, monkeypatch, c
     empty = tmp_path / "empty"
     empty.mkdir()
     status, _, err = run_main(monkeypatch, capsys, *train_on(empty, tmp_path))
-    assert (status, len(err.strip().splitlines())) == (1, 1)
+    assert (status, len(err.strip().splitlines())) == (1, 2)
     assert str(empty) in err
     one = tmp_path / "one" / "somebody"
     one.mkdir(parents=True)
@@ -181,13 +193,15 @@ def test_folders_that_cannot_be_trained_on(tmp_path, face_folder, monkeypatch, c
 
 
 def test_container_smaller_than_the_batch_names_both_and_the_fix(tmp_path, face_folder, monkeypatch, capsys) -> None:
-    status, _, err = run_main(
-        monkeypatch, capsys, *train_on(face_folder, tmp_path, "container.ratio=0.5", "negatives.source=container")
-    )
+    typed = ["container.slots=6", "negatives.source=container"]
+    status, _, err = run_main(monkeypatch, capsys, *train_on(face_folder, tmp_path, *typed))
     assert status == 1
-    assert (
-        "the container has 6 slots, which is smaller than the batch (16): raise container.ratio to at least 1.34" in err
-    )
+    assert "container.slots=6 is smaller than batch_size=16" in err
+    fix = re.search(r"set (container.slots=\d+), or (batch_size=\d+)", err)
+    assert fix is not None
+    for way in fix.groups():
+        load_config("demo", [*typed, "batch_size=16", way])
+        build_head(load_config("demo", [*typed, "batch_size=16", way]), 12)
 
 
 def test_too_many_broken_images_stop_the_run_and_few_are_listed(tmp_path, face_folder, monkeypatch, capsys) -> None:

@@ -14,7 +14,8 @@ from pydantic import BaseModel
 
 from attfc.build import new_run
 from attfc.cli import app
-from attfc.config import RunConfig, load_config
+from attfc.config import RunConfig, load_config, preset_names
+from attfc.config.arguments import read_words
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -35,6 +36,15 @@ def test_python_snippets_of_the_readme_run() -> None:
         assert float(names["loss"].detach()) > 0
     body = snippets[0].split("import attfc\n")[1].strip().splitlines()
     assert len([line for line in body if line.strip()]) < 15
+
+
+def test_python_of_the_page_of_heads_trains() -> None:
+    names: dict[str, Any] = {}
+    (snippet,) = python_of("heads.md")
+    assert len([line for line in snippet.splitlines() if line.strip() and not line.startswith("import")]) < 15
+    exec(compile(snippet, "heads.md", "exec"), names)
+    assert names["head"].statistics()["positive_share"] == 1
+    assert 0 < float(names["loss"].detach()) < 25
 
 
 def test_measured_tables_are_those_of_their_results(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,12 +215,18 @@ def test_whole_command_lines_are_accepted(page: str, tmp_path: Path, monkeypatch
             pytest.fail(f"{page}: attfc {' '.join(words)}: {error}")
         except typer.Exit:  # --help, --version
             continue
-        if (
-            command.name == "train"
-            and context.params["resume"] is None
-            and not context.params["preset"].endswith(".yaml")
-        ):
-            load_config(context.params["preset"], list(context.params["overrides"] or []))
+        if command.name == "train" and context.params["resume"] is None:
+            accept_words(context.params["words"])
+
+
+def accept_words(words: list[str]) -> None:
+    """Read the words of `attfc train` where data and files that they name exist."""
+    for word in words:
+        if "=" not in word and word not in preset_names():
+            file = Path(word)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("{}") if file.suffix in (".yaml", ".rec") else file.mkdir(exist_ok=True)
+    read_words(words).resolve()
 
 
 def test_configuration_keys_of_the_documents_exist() -> None:
@@ -228,17 +244,17 @@ def test_configuration_keys_of_the_documents_exist() -> None:
     assert checked >= 30
 
 
-def test_train_commands_of_the_readme_have_known_options() -> None:
+def test_train_commands_of_the_readme_have_known_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     commands = [line.partition("  #")[0] for line in README.splitlines() if line.startswith(".venv/bin/attfc train ")]
     checked = 0
     for command in commands:
         words = shlex.split(command)[2:]
         if "--resume" in words:
             continue
-        preset, *overrides = [word for word in words if not word.startswith("--")]
-        load_config(preset, overrides)
+        accept_words([word for word in words if not word.startswith("--")])
         checked += 1
-    assert checked == 2
+    assert checked == 3
 
 
 @pytest.mark.parametrize("page", sorted(PAGES))

@@ -88,8 +88,13 @@ def test_drawn_negatives_may_be_fewer_than_the_batch() -> None:
     head = build_head(load_config("demo", few), 1000)
     assert isinstance(head, AttFC)
     assert (head.slots, head.container) == (10, None)
-    with pytest.raises(UserError, match=r"the container has 10 slots, which is smaller than the batch \(64\)"):
-        build_head(load_config("demo", [*few, "negatives.source=container"]), 1000)
+    assert (
+        build_head(load_config("demo", [*few, "negatives.source=container"]), 1000).slots == 64
+    )  # a whole batch enters
+    with pytest.raises(
+        UserError, match=r"container.slots=10 is smaller than batch_size=64.*: set container.slots=64, or batch_size=10"
+    ):
+        build_head(load_config("demo", [*few, "negatives.source=container", "container.slots=10"]), 1000)
 
 
 def test_with_few_slots_the_table_still_knows_everyone() -> None:

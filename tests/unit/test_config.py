@@ -53,7 +53,9 @@ def test_resolved_configuration_reads_back_equal() -> None:
         ("profile=publishd", "profile='publishd' is unknown: choose one of published, tuned"),
         ("batch_size", "not of the form key=value"),
         ("=3", "not of the form key=value"),
-        ("head=attfc", "head='attfc'"),
+        ("center=keys", "center='keys'"),
+        ("batch_size=1", "batch_size=1: BatchNorm needs at least 2 images per process; set batch_size to 2 or more"),
+        ("eval.share=0.1", "set one of them"),
     ],
 )
 def test_wrong_override_is_one_clear_error(override, message) -> None:
@@ -65,7 +67,13 @@ def test_wrong_override_is_one_clear_error(override, message) -> None:
 
 def test_override_inside_a_plain_value_is_refused() -> None:
     with pytest.raises(UserError, match="which an earlier override set to a plain value"):
-        load_config("demo", ["head=attfc", "head.name=attfc"])
+        load_config("demo", ["center=keys", "center.source=keys"])
+
+
+def test_short_names_are_those_options() -> None:
+    config = load_config("demo", ["epochs=3", "lr=0.2", "backbone=r50", "head=full_fc", "max_steps=9"])
+    assert (config.schedule.epochs, config.schedule.max_steps) == (3, 9)
+    assert (config.optimizer.learning_rate, config.backbone.name, config.head.name) == (0.2, "r50", "full_fc")
 
 
 def test_fc_head_needs_no_keys() -> None:

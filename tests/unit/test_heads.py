@@ -168,7 +168,7 @@ def attfc(**options: object) -> AttFC:
         (
             (torch.zeros(33, 8), torch.arange(33), torch.zeros(33, 2, 8)),
             "container has 32 slots, which is smaller than the batch (33): "
-            "raise slots to at least 33 or lower batch_size",
+            "raise slots to at least 33, which may be more than there are identities, or lower the batch to 32",
         ),
     ],
 )

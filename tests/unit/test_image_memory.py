@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-from attfc.build import build_head, draws_negatives
+from attfc.build import build_head
 from attfc.config import load_config
 from attfc.errors import UserError
 from attfc.heads import AttFC, CenterTable, ImageMemory, RowStore
@@ -177,8 +177,7 @@ def test_the_configuration_builds_it_where_it_says() -> None:
     everyone = load_config("demo", [*others, "container.ratio=1"])
     held = build_head(everyone, 200, images=700)
     assert isinstance(held, AttFC)
-    assert held.container is not None, "with a slot for everyone nothing is drawn"
-    assert not draws_negatives(everyone, 200)
+    assert (held.container, held.slots) == (None, 200)  # everybody is drawn
     with pytest.raises(UserError, match=r"center\.table=none gives it no place: set center.table=host"):
         load_config("demo", ["center.source=others", "center.table=none"])
 

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import attfc
 from attfc.distributed import ALONE
 from attfc.errors import UserError
 from attfc.heads import FullFC, PartialFC, RowStore
@@ -359,3 +360,73 @@ def test_rows_that_the_host_has_no_memory_for_are_refused_before_they_are_writte
         UserError, match=r"rows of 4194304\.00 GiB do not fit the host memory, of which [\d.]+ GiB are free"
     ):
         RowStore("host").zeros(2**30, 2**20)
+
+
+# torch's own optimizers
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (
+            lambda groups: torch.optim.SGD(groups, lr=0.1, momentum=0.9, weight_decay=5e-4),
+            "torch.optim.SGD with weight_decay=0.0005 cannot train rows with a sparse gradient, such as those of PartialFC: "
+            "take attfc.RowSGD(parameters, lr=..., momentum=..., weight_decay=...)",
+        ),
+        (
+            lambda groups: torch.optim.AdamW(groups, lr=0.001),
+            "torch.optim.AdamW cannot train rows with a sparse gradient, such as those of PartialFC: "
+            "take attfc.RowAdamW(parameters, lr=..., weight_decay=...)",
+        ),
+        (
+            lambda groups: torch.optim.RMSprop(groups),
+            "torch.optim.RMSprop cannot train rows with a sparse gradient, such as those of PartialFC: "
+            "take attfc.RowSGD(parameters, lr=..., momentum=..., weight_decay=...)",
+        ),
+    ],
+)
+def test_optimizers_that_refuse_sparse_gradients_name_those_that_take_them(build, message: str) -> None:
+    backbone, head = torch.nn.Linear(6, 4), PartialFC(4, 50, Margin(scale=16.0))
+    before = [parameter.detach().clone() for parameter in (*backbone.parameters(), head.weight)]
+    optimizer = build([*backbone.parameters(), *head.parameters()])
+    head(backbone(torch.randn(8, 6)), torch.arange(8)).backward()
+    with pytest.raises(UserError) as error:
+        optimizer.step()
+    assert str(error.value) == message
+    assert all(map(torch.equal, before, (*backbone.parameters(), head.weight)))
+
+
+def test_public_row_optimizers_take_plain_parameters_and_torchs_arguments() -> None:
+    for build in (
+        lambda parameters: attfc.RowSGD(parameters, lr=0.1, momentum=0.9, weight_decay=5e-4),
+        lambda parameters: attfc.RowAdamW(parameters, lr=0.01, weight_decay=5e-4),
+        lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),  # torch's takes them without decay
+    ):
+        torch.manual_seed(0)
+        backbone, head = torch.nn.Linear(6, 4), attfc.PartialFC(4, 50, Margin(scale=16.0))
+        optimizer = build([*backbone.parameters(), *head.parameters()])
+        images, labels = torch.randn(8, 6), torch.arange(8)
+        losses = []
+        for _ in range(10):
+            loss = head(backbone(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        assert losses[-1] < losses[0] - 1
+
+
+def test_row_sgd_is_torchs_sgd_where_gradients_are_dense() -> None:
+    torch.manual_seed(0)
+    images = torch.randn(8, 6)
+    found = []
+    for build in (torch.optim.SGD, attfc.RowSGD):
+        torch.manual_seed(1)
+        layer = torch.nn.Linear(6, 4)
+        optimizer = build(layer.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            layer(images).square().sum().backward()
+            optimizer.step()
+        found.append(layer.weight.detach())
+    assert torch.equal(*found)

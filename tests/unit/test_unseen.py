@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from attfc.config import load_config
 from attfc.data import CombinedStore, EditedStore, Edits, SyntheticFaces, convert_store, open_store
+from attfc.data.kept_aside import split
 from attfc.data.records import write_insightface_rec
 from attfc.evaluation import unseen
 from attfc.evaluation.unseen import SharedPeople, compare_with_training, not_compared
+from attfc.trained_people import compare_with_run, run_of_model
 
 
 def folder(root: Path, people: dict[str, list[bytes]]) -> str:
@@ -173,3 +176,32 @@ def test_images_that_are_gone_are_left_out(tmp_path) -> None:
     shutil.rmtree(tmp_path / "b" / "Bo")
     found = compare_with_training(*stores)
     assert (found.shared_images, found.checked_images) == (2, 3)
+
+
+def test_whoever_a_run_keeps_aside_is_unseen_and_all_others_are_not() -> None:
+    data = "synthetic:identities=80,images=3"
+    config = load_config("demo", [f"data.root={data}", "eval.share=0.1"])
+    training, kept = split(open_store(data), 0.1)
+    assert kept is not None
+    assert compare_with_run(config, kept).heading == "on unseen identities"
+    found = compare_with_run(config, open_store(data))
+    assert (found.shared_identities, found.identities) == (len(training.identities), 80)
+
+
+def test_start_weights_from_elsewhere_leave_it_open_whom_they_saw(tmp_path) -> None:
+    config = load_config("demo", ["data.root=synthetic:identities=30,images=3", f"start_from={tmp_path / 'w.pt'}"])
+    found = compare_with_run(config, SyntheticFaces(25, 2, first_identity=100))
+    assert found.heading == ("on identities not in this training set; whether the start weights saw them is unknown")
+    assert found.screen_note == f"the evaluation is {found.heading}"
+    assert found.to_dict()["unknown"] == "whether the start weights saw them is unknown"
+    assert compare_with_run(config, SyntheticFaces(25, 2, first_identity=20)).shared_identities == 10
+
+
+def test_a_model_is_found_in_its_runs_folder_and_nowhere_else(tmp_path) -> None:
+    run = tmp_path / "run"
+    (run / "model").mkdir(parents=True)
+    (run / "config.yaml").touch()
+    for path in (run, run / "model", run / "best", run / "model" / "model.safetensors"):
+        assert run_of_model(path) == run, path
+    for path in (tmp_path, run / "checkpoints", tmp_path / "other" / "model", run / "checkpoints" / "x.pt"):
+        assert run_of_model(path) is None, path

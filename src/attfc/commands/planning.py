@@ -94,7 +94,7 @@ def plan(
 ) -> None:
     """Predict memory and time of a step with every head, and say which fits and which to take."""
     from attfc.bench.calibration import measure_heads
-    from attfc.build import AMP_DTYPES, build_backbone, choose_device, table_place
+    from attfc.build import AMP_DTYPES, build_backbone, choose_device
     from attfc.config import load_config
     from attfc.planning import advice, measure_encoder, plan_step
     from attfc.precision import best_autocast_dtype
@@ -159,7 +159,7 @@ def plan(
         markup=False,
     )
     _print_plans(plans)
-    kept = table_place(config, identities)
+    kept = config.center.table
     if kept == "file" or (kept == "host" and device.type != "cpu"):
         out.print(_kept_besides(config, identities, images, ranks), markup=False)
     sentence = advice(plans, identities, images)
@@ -198,10 +198,10 @@ def _heads(
     config: "RunConfig", identities: int, images: int | None, batch: int, ranks: int, cached: bool
 ) -> "dict[str, HeadMemory]":
     """Every head with the configuration's options, by the title of its line."""
-    from attfc.build import container_slots, draws_negatives, table_place
     from attfc.planning import head_memory
+    from attfc.resolved import draws_negatives, negatives_per_step
 
-    slots = max(container_slots(config, identities), config.batch_size)
+    slots = max(negatives_per_step(config, identities), config.batch_size)
     shared: dict[str, Any] = {
         "embedding_size": config.backbone.embedding_size,
         "optimizer": config.optimizer.name,
@@ -212,9 +212,9 @@ def _heads(
     }
     rows: dict[str, Any] = {**shared, "slots": slots, "dtype": config.container.dtype}
     # On a processor host memory is the device's; `cached` says that it is one.
-    kept = table_place(config, identities)
+    kept = config.center.table
     rows["table"] = kept == "device" or (kept == "host" and cached)
-    rows["drawn"] = draws_negatives(config, identities)
+    rows["drawn"] = draws_negatives(config)
     without_keys = dict(rows)
     if config.center.source == "others" and rows["table"]:
         without_keys["remembered"] = images

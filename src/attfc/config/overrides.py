@@ -5,6 +5,9 @@ file), the overrides. Presets leave the options that a profile governs alone, so
 Unknown keys are refused with the nearest known one.
 """
 
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,26 @@ from pydantic import BaseModel, ValidationError
 from attfc.config.schema import RunConfig
 from attfc.errors import UserError, nearest
 
-__all__ = ["PROFILES", "apply_overrides", "config_to_yaml", "load_config", "preset_names"]
+__all__ = [
+    "PROFILES",
+    "SHORT_NAMES",
+    "Asked",
+    "apply_overrides",
+    "config_to_yaml",
+    "load_config",
+    "preset_names",
+    "read_preset",
+]
+
+# What may be typed in place of a dotted name, on the command line and in `attfc.train(...)`.
+SHORT_NAMES = {
+    "epochs": "schedule.epochs",
+    "max_steps": "schedule.max_steps",
+    "lr": "optimizer.learning_rate",
+    "backbone": "backbone.name",
+    "head": "head.name",
+}
+
 
 # What a profile governs, once as the AttFC paper and its code have them, once as docs/study.md found best.
 PROFILES: dict[str, dict[str, Any]] = {
@@ -46,14 +68,57 @@ def preset_names() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What was asked for, before it is a configuration: the values of a preset or file, and the overrides as typed.
+
+    Attributes:
+        values: sections of the preset; empty where there is none.
+        overrides: `key=value` texts.
+        origin: names the values in errors.
+        automatic: what nobody asked for is chosen from the data and the machine (`attfc.config.choose`).
+    """
+
+    values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
+    origin: str = "of the command line"
+    automatic: bool = False
+
+    def given(self) -> dict[str, Any]:
+        """Return what is settled already, by dotted name: of the preset, of the command line, and of a profile that somebody named."""
+        typed = _parse_overrides(list(self.overrides))
+        below = _merge(dict(self.values), typed)
+        return _dotted(_merge(PROFILES["published"], below) if below.get("profile") == "published" else below)
+
+    def resolve(self, chosen: Mapping[str, Any] | None = None) -> RunConfig:
+        """Return the configuration: `chosen` values, by dotted name, lie above those of the profile and below everything asked for."""
+        below: dict[str, Any] = {}
+        for key, value in (chosen or {}).items():
+            *sections, last = key.split(".")
+            target = below
+            for section in sections:
+                target = target.setdefault(section, {})
+            target[last] = value
+        return apply_overrides(_merge(below, dict(self.values)), list(self.overrides), self.origin)
+
+
+def read_preset(preset: str, overrides: list[str] | None = None) -> Asked:
+    """Return what a preset, or a YAML file, and overrides ask for.
+
+    Raises:
+        UserError: unknown preset, unreadable YAML.
+    """
+    values, origin = _read_preset(preset)
+    return Asked(values, tuple(overrides or []), origin)
+
+
 def load_config(preset: str, overrides: list[str] | None = None) -> RunConfig:
     """Resolve a preset name or YAML path with overrides like ``optimizer.learning_rate=0.05``.
 
     Raises:
         UserError: unknown preset, unreadable YAML, unknown key, or a value of the wrong kind; one line a fault, with the nearest known name.
     """
-    values, origin = _read_preset(preset)
-    return apply_overrides(values, overrides or [], origin)
+    return read_preset(preset, overrides).resolve()
 
 
 def apply_overrides(values: dict[str, Any], overrides: list[str], origin: str) -> RunConfig:
@@ -118,7 +183,8 @@ def _parse_overrides(overrides: list[str]) -> dict[str, Any]:
         if isinstance(value, str) and text[:1] not in ("'", '"'):
             value = text  # as typed: YAML would take " #2" for a comment
         target = values
-        *sections, last = key.strip().split(".")
+        key = SHORT_NAMES.get(key.strip(), key.strip())
+        *sections, last = key.split(".")
         for section in sections:
             target = target.setdefault(section, {})
             if not isinstance(target, dict):
@@ -135,6 +201,13 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         below = merged.get(key)
         merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
     return merged
+
+
+def _dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
 
 
 def _explain(error: ValidationError, origin: str) -> str:

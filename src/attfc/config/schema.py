@@ -334,6 +334,15 @@ class RunConfig(Section):
                 f"keys.per_query is {self.keys.per_query}, but head.name=attfc with center.source=keys builds class centers from keys: "
                 "set keys.per_query to at least 1"
             )
+        if self.batch_size < 2:
+            raise ValueError(
+                f"batch_size={self.batch_size}: BatchNorm needs at least 2 images per process; set batch_size to 2 or more"
+            )
+        if self.eval.share and self.eval.root is not None:
+            raise ValueError(
+                f"eval.share={self.eval.share:g} keeps people of the training set aside, and eval.root={self.eval.root} names others: "
+                "set one of them"
+            )
         if self.data.sources and self.data.edits:
             raise ValueError("data.edits is about one set and data.sources are several: give each source its own edits")
         if self.data.merge_names and not self.data.sources:

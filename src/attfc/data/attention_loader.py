@@ -90,7 +90,7 @@ class AttentionLoader:
     Args:
         store: the images (`attfc.open_store`).
         batch_size: B, samples a batch on this rank, >= 1.
-        keys_per_query: K >= 0; 0 gives keys of shape (B, 0, 3, S, S), for FC heads.
+        keys_per_query: K >= 0, the head's `keys_per_query`; 0, for heads that take no keys, gives keys of shape (B, 0, 3, S, S).
         seed: names the stream: order, keys and augmentation seeds.
         image_size: S in pixels.
         workers: decoding processes; 0 decodes in the caller.
@@ -119,7 +119,7 @@ class AttentionLoader:
         self,
         store: Store,
         batch_size: int,
-        keys_per_query: int,
+        keys_per_query: int = 0,
         seed: int = 0,
         *,
         image_size: int = 112,

@@ -123,6 +123,14 @@ class CombinedStore:
         """Whether an epoch is anything but every image once."""
         return any(weight != 1 for weight in self.weights)
 
+    def own_labels(self, labels: npt.ArrayLike) -> list[Int64]:
+        """Return for each source which of its own labels stand for any of `labels`: rising int64 arrays, one per source."""
+        asked = np.zeros(self._identities, np.bool_)
+        asked[np.asarray(labels, np.int64)] = True
+        if self._label_of is None:
+            return [np.flatnonzero(part) for part in np.split(asked, self._label_starts[1:-1])]
+        return [np.flatnonzero(asked[of]) for of in self._label_of]
+
     def weighted_epochs(self, seed: int) -> WeightedEpochs:
         """Return the sequence of queries in which the sources have their weights; its slots are places in `identities.items`.
 

@@ -295,26 +295,34 @@ def compose(first: Edits, second: Edits) -> Edits:
 class EditedStore:
     """A store as an edit list describes it: the images that are left, renumbered; labels dense again, in their order.
 
-    An identity that loses its images vanishes, and every later label moves up. Memory: the edits, 8 bytes an image left out and
-    8 an identity; the identity index, 8 bytes an image, is built when first asked for and is not pickled.
+    An identity that loses its images vanishes, and every later label moves up. Memory: the edits, 8 bytes per identity, and 8
+    per image left out or left, whichever are fewer; the identity index, 8 bytes per image left, is built when first asked for
+    and is not pickled.
 
     Args:
         store: the data; its positions must be those the list was made for.
         edits: from `read_edits`, cleaning or a noise generator.
+        name: for messages; None: the store's name and "(edited)".
 
     Raises:
         UserError: the list is about data of other counts, or leaves no image.
     """
 
-    def __init__(self, store: Store, edits: Edits) -> None:
+    def __init__(self, store: Store, edits: Edits, *, name: str | None = None) -> None:
         edits.check(store)
         self.store = store
+        self._name = name
         out = edits.positions[edits.labels == LEFT_OUT]
         if len(out) == len(store):
             raise UserError(f"{store.name}: the edit list leaves none of its {len(store)} images")
         self._length = len(store) - len(out)
         # Rank of each left-out image among those left: position p of the view is p + (left-out ones of rank <= p) below.
         self._gaps = out - np.arange(len(out), dtype=np.int64)
+        self._left: Int64 | None = None
+        if self._length < len(out):
+            left = np.ones(len(store), np.bool_)
+            left[out] = False
+            self._left, self._gaps = np.flatnonzero(left), out[:0]
         moved = edits.labels != LEFT_OUT
         self._moved, self._moved_labels = edits.positions[moved], edits.labels[moved]
         self._used = _used_labels(store.identities, store.labels(edits.positions), self._moved_labels)
@@ -322,8 +330,8 @@ class EditedStore:
 
     @property
     def name(self) -> str:
-        """The store's name and "(edited)"."""
-        return f"{self.store.name} (edited)"
+        """The name it was given, or the store's name and "(edited)"."""
+        return f"{self.store.name} (edited)" if self._name is None else self._name
 
     @property
     def identities(self) -> IdentityIndex:
@@ -331,16 +339,23 @@ class EditedStore:
         if self._index is None:
             labels = self.store.identities.labels()
             labels[self._moved] = self._moved_labels
-            if len(self._gaps):
+            if self._left is not None:
+                labels = labels[self._left]
+            elif len(self._gaps):
                 labels = np.delete(labels, self._gaps + np.arange(len(self._gaps), dtype=np.int64))
-            self._index = IdentityIndex.from_labels(self._dense(labels), identities=len(self._used))
+            labels = self._dense(labels)
+            if self.store.identities.consecutive and not len(self._moved):  # still so: no row of positions is needed
+                counts = np.bincount(labels, minlength=len(self._used))
+                self._index = IdentityIndex(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
+            else:
+                self._index = IdentityIndex.from_labels(labels, identities=len(self._used))
         return self._index
 
     @property
     def ignored(self) -> dict[str, int]:
         """What the store ignored, and `left_out`: what the list leaves out."""
         below: dict[str, int] = getattr(self.store, "ignored", {})
-        return {**below, "left_out": below.get("left_out", 0) + len(self._gaps)}
+        return {**below, "left_out": below.get("left_out", 0) + len(self.store) - self._length}
 
     def __len__(self) -> int:
         """Return the number of images left."""
@@ -355,6 +370,8 @@ class EditedStore:
         asked = np.asarray(positions, dtype=np.int64)
         if asked.size and not (int(asked.min()) >= 0 and int(asked.max()) < self._length):
             raise IndexError(f"positions {int(asked.min())} ... {int(asked.max())} of a store of {self._length} images")
+        if self._left is not None:
+            return np.asarray(self._left[asked], np.int64)
         moved: Int64 = asked + np.searchsorted(self._gaps, asked, side="right")
         return moved
 
@@ -402,7 +419,8 @@ class EditedStore:
 
     def __repr__(self) -> str:
         """Return the store and what the list does to it."""
-        return f"EditedStore({self.store!r}, {len(self._gaps):,} left out, {len(self._moved):,} relabelled)"
+        out = len(self.store) - self._length
+        return f"EditedStore({self.store!r}, {out:,} left out, {len(self._moved):,} relabelled)"
 
 
 def _used_labels(index: IdentityIndex, before: Int64, after: Int64) -> Int64:

@@ -2,7 +2,7 @@
 
 Drawn with matplotlib's object interface on its own canvas: no pyplot, no state left behind. Text stays text, in the
 page's font. A figure costs about 50 ms and 10 to 60 KB; curves of more than 1,000 points are thinned by taking means
-of neighbours.
+of neighbours. matplotlib is imported by the first figure, not by those who only evaluate.
 """
 
 import io
@@ -11,17 +11,17 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
 from attfc.evaluation.metrics import roc
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
 
 __all__ = [
     "Curve",
@@ -90,10 +90,12 @@ def line_figure(
             axes.plot(x, y, label=name, linewidth=1.8, markersize=4, **shown)
     if from_zero and lowest >= 0:
         axes.set_ylim(0, 1.08 * axes.dataLim.y1 if axes.dataLim.y1 > 0 else 1)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    from matplotlib.ticker import EngFormatter
+
+    _ticks(axes.xaxis, 6, integer=True)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.yaxis.set_major_formatter(FuncFormatter(_short))
+    _ticks(axes.yaxis, 5)
+    axes.yaxis.set_major_formatter(_short)
     axes.set_xlabel("step")
     if sum(not name.startswith("_") for name, _, _ in lines) > 1:
         _legend(axes)
@@ -134,11 +136,11 @@ def roc_figure(
     left = 0.6 / most
     axes.axvspan(left, min(1.0, CERTAIN_FALSE_ACCEPTS / most), color=MUTED, alpha=0.10, linewidth=0)
     axes.set_xscale("log")
-    axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value >= 1e-3 else _power(value)))
+    axes.minorticks_off()
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}" if value >= 1e-3 else _power(value))
     axes.set_xlim(left, 1)
     axes.set_ylim(0, 1.02)
-    axes.yaxis.set_major_formatter(FuncFormatter(_short))
+    axes.yaxis.set_major_formatter(_short)
     axes.set_xlabel("false accept rate")
     _legend(axes, above=True)
     return _svg(figure, label, key)
@@ -195,12 +197,12 @@ def curve_figure(
         _deviate_axis(axes.yaxis, axes.get_ylim())
     else:
         axes.set_ylim(0, 1.02)
-        axes.yaxis.set_major_formatter(FuncFormatter(_short))
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.yaxis.set_major_formatter(_short)
+        _ticks(axes.xaxis, 6, integer=True)
     if kind in ("roc", "dir"):
         axes.set_xscale("log")
-        axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value >= 1e-3 else _power(value)))
+        axes.minorticks_off()
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}" if value >= 1e-3 else _power(value))
         axes.set_xlim(lowest * 0.8, 1)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label, color=MUTED)
@@ -259,8 +261,8 @@ def group_figure(rates: Sequence[GroupRate], label: str, *, key: str, x_label: s
     if high - low < 0.02:
         low, high = low - 0.01, high + 0.01
     axes.set_xlim(max(low, -0.01), min(high, 1.01))
-    axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}"))
+    _ticks(axes.xaxis, 6)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}")
     axes.set_xlabel(x_label)
     if len(models) > 1:
         _legend_of_models(axes, handlelength=1.4)
@@ -276,7 +278,7 @@ def _shown(name: str) -> str:
     return f"\u200b{name}" if name.startswith("_") else name
 
 
-def _legend_of_models(axes: Axes, handlelength: float) -> None:
+def _legend_of_models(axes: "Axes", handlelength: float) -> None:
     legend = axes.legend(
         frameon=False,
         labelcolor=INK,
@@ -328,8 +330,8 @@ def score_figure(scores: Floats, same: npt.NDArray[np.bool_], threshold: float |
     if threshold is not None:
         axes.axvline(threshold, color=INK, linewidth=1.2, linestyle="--", label=f"threshold {threshold:.3f}")
     axes.set_xlabel("cosine")
-    axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.yaxis.set_major_formatter(FuncFormatter(_short))
+    _ticks(axes.yaxis, 5)
+    axes.yaxis.set_major_formatter(_short)
     axes.set_ylim(top=axes.get_ylim()[1] * 1.05)
     _legend(axes, above=True)
     return _svg(figure, label, key)
@@ -357,7 +359,16 @@ def _thinned(x: Floats, y: Floats, most: int = 1000) -> tuple[Floats, Floats]:
     return np.add.reduceat(x, starts) / sizes, np.add.reduceat(y, starts) / sizes
 
 
-def _axes(label: str, height: float = 3.1) -> tuple[Figure, Axes]:
+def _ticks(axis: "Axis", most: int, integer: bool = False) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(most, integer=integer))
+
+
+def _axes(label: str, height: float = 3.1) -> "tuple[Figure, Axes]":
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(5.6, height), layout="constrained")
     FigureCanvasSVG(figure)
     figure.patch.set_alpha(0)
@@ -373,13 +384,15 @@ def _axes(label: str, height: float = 3.1) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _legend(axes: Axes, above: bool = False) -> None:
+def _legend(axes: "Axes", above: bool = False) -> None:
     place = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "ncols": 3} if above else {"loc": "best"}
     axes.legend(frameon=False, labelcolor=INK, handlelength=1.4, columnspacing=1.4, fontsize=9.5, **place)
 
 
-def _svg(figure: Figure, label: str, key: str) -> str:
+def _svg(figure: "Figure", label: str, key: str) -> str:
     """Return the figure as an <svg> element: variables for colours, ids of its own, no header, no metadata."""
+    import matplotlib
+
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "attfc"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})

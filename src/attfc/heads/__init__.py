@@ -1,7 +1,8 @@
 """Heads: everything that turns embeddings, labels and keys into a loss (see docs/heads.md)."""
 
-from attfc.heads.attfc import AttFC, generative_class_center
+from attfc.heads.attfc import AttFC
 from attfc.heads.center_table import CenterTable
+from attfc.heads.class_center import generative_class_center
 from attfc.heads.container import Container
 from attfc.heads.dcp import DCP
 from attfc.heads.dcq import DCQ

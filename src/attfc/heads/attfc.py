@@ -14,98 +14,34 @@ the container as the steps before left it; 7 mean cross entropy; 8 enqueue. Here
 Source: AttFC (arXiv 2503.06839). Differences and the options that restore each: docs/heads.md.
 """
 
-import math
-from typing import Literal, get_args
+import inspect
+from typing import Literal, Unpack, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from attfc.distributed import ALONE, AgreedError, Ranks, RowShard
+from attfc.distributed import ALONE, Ranks, RowShard
 from attfc.errors import UserError, nearest
 from attfc.heads.center_table import CenterTable
+from attfc.heads.class_center import attend
 from attfc.heads.container import EMPTY, Container, ContainerPolicy, Initial, RowDtype, last_occurrence, merge_centers
+from attfc.heads.default_method import Changes, default_arguments
 from attfc.heads.head import Head, margin_of_all, unit_length
 from attfc.heads.image_memory import ImageMemory
 from attfc.losses.container_softmax import Filtering, container_softmax
-from attfc.losses.margins import Margin
+from attfc.losses.margins import CosFace, Margin
 
-__all__ = ["AttFC", "CenterSource", "generative_class_center"]
+__all__ = ["AttFC", "CenterSource"]
 
 CenterSource = Literal["keys", "query", "batch", "others"]
 Negatives = Literal["container", "table"]
 
 
-def generative_class_center(
-    query_BD: Tensor,
-    keys_BKD: Tensor,
-    temperature: float = 1.0,
-    *,
-    stored_BD: Tensor | None = None,
-    stored_B: Tensor | None = None,
-) -> Tensor:
-    """Blend K key embeddings of one identity into its unit-length class center.
-
-    a = softmax_k(cos(query, key_k) / temperature);  center = normalize(sum_k a_k key_k)
-
-    Args:
-        query_BD: (B, D) float; any length; detached here, the weights carry no gradient.
-        keys_BKD: (B, K, D) float on the same device; not normalized: longer keys weigh more.
-        temperature: > 0, in units of cosine.
-        stored_BD: (B, D) the identities' stored centers, one more candidate each, given the mean length of the
-            sample's keys: at unit length it would vanish beside keys that are ten times as long.
-        stored_B: (B,) bool, who has a stored center; the others attend over their keys alone.
-
-    Returns:
-        (B, D) float32 (float64 for float64 keys), unit length, no gradient.
-
-    Raises:
-        UserError: no keys, shapes that do not fit, temperature <= 0.
-
-    Source: AttFC (arXiv 2503.06839), attention loader. Differs: softmax in float32.
-
-    >>> keys = torch.tensor([[[2.0, 0.0], [2.0, 0.0]]])
-    >>> generative_class_center(torch.tensor([[1.0, 0.0]]), keys)
-    tensor([[1., 0.]])
-    """
-    return _attend(query_BD, keys_BKD, temperature, stored_BD, stored_B)[0]
-
-
-@torch.no_grad()
-def _attend(
-    query_BD: Tensor, keys_BKD: Tensor, temperature: float, stored_BD: Tensor | None, stored_B: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Return the centers and the attention weights, (B, K) or (B, K + 1) with stored centers."""
-    if keys_BKD.dim() != 3 or (keys_BKD.shape[0], keys_BKD.shape[2]) != tuple(query_BD.shape):
-        batch, size = query_BD.shape
-        raise UserError(
-            f"keys have shape {tuple(keys_BKD.shape)}, the queries {tuple(query_BD.shape)}: "
-            f"embed K images a query with the key encoder, shape ({batch}, K, {size})"
-        )
-    if keys_BKD.shape[1] == 0:
-        raise UserError("keys_BKD holds no keys (K = 0): the attention loader needs keys_per_query >= 1")
-    if not temperature > 0:
-        raise UserError(f"temperature is {temperature}: it divides cosines and must be above 0 (published: 1)")
-    query_BD, _ = unit_length(query_BD)
-    candidates_BKD = keys_BKD if keys_BKD.dtype == torch.float64 else keys_BKD.float()
-    lengths_BK = candidates_BKD.norm(dim=2)
-    if stored_BD is not None:
-        stored_BD = normalize(stored_BD.to(candidates_BKD.dtype), dim=1) * lengths_BK.mean(dim=1, keepdim=True)
-        candidates_BKD = torch.cat([candidates_BKD, stored_BD.unsqueeze(1)], dim=1)
-        lengths_BK = candidates_BKD.norm(dim=2)
-    # A product and a sum, not a matmul: neither autocast nor TF32 may round the cosines.
-    cosines_BK = (query_BD.unsqueeze(1) * candidates_BKD).sum(dim=2) / lengths_BK.clamp_min(1e-12)
-    logits_BK = cosines_BK / temperature
-    if stored_BD is not None and stored_B is not None:
-        absent_BK = torch.zeros_like(logits_BK, dtype=torch.bool)
-        absent_BK[:, -1] = ~stored_B
-        logits_BK = logits_BK.masked_fill(absent_BK, -math.inf)
-    weights_BK = logits_BK.softmax(dim=1)
-    return normalize((weights_BK.unsqueeze(2) * candidates_BKD).sum(dim=1), dim=1), weights_BK
-
-
 class AttFC(Head):
     """The AttFC head: attention-generated positives, a dynamic class container of negatives.
+
+    `AttFC.default` builds the recommended method and `AttFC.published` that of the paper; all else is for experiments.
 
     Args:
         embedding_size: D.
@@ -242,6 +178,70 @@ class AttFC(Head):
         self.memory = memory
         self.takes_positions = memory is not None
 
+    @classmethod
+    def default(cls, embedding_size: int, identities: int, **changes: Unpack[Changes]) -> "AttFC":
+        """Build the method that `attfc train` uses by default; train it with `loss = head(embeddings, labels)`, without keys.
+
+        A table keeps the latest center of every identity, 2 bytes per number. The stored center of its identity is a query's positive, then
+        the query's embedding is blended into it. Negatives are centers drawn from the table, anew in each step, and the batch's own new centers.
+        The first image of an identity finds no center and counts 0 in the loss: the first losses are 0, `positive_share` in `statistics` says why.
+
+        Args:
+            embedding_size: D, that of the backbone.
+            identities: N >= 2; labels are 0 to N - 1. The batch may be larger, and may repeat identities.
+            margin: default `CosFace` 0.4, scale 32 below 50,000 identities, else 64.
+            negatives: centers drawn from the table in a step; default N / 10, at least 1,000, at most 20,000, never above N.
+            center_blend: share of the stored center in the new one, 0 <= share < 1; default 0.6.
+            in_batch_negatives: whether the batch's own centers are negatives too; default True.
+            in_batch_gradient: whether these pass their gradient on to their embeddings; default True. Switch it off where people have two or
+                three images.
+            interclass_filtering_threshold, filtering: see the class; default: no filtering.
+            rows: where the table lives, `RowStore("device")`, `RowStore("host")` (default) or `RowStore("file", folder)`.
+            block_mib, ranks: see the class.
+            seed: names the draws; default 0.
+
+        Raises:
+            UserError: fewer than two identities, an unknown option (names the nearest), or a value out of its range.
+
+        >>> head = AttFC.default(embedding_size=4, identities=10)
+        >>> labels = torch.tensor([0, 1])
+        >>> [(head(torch.eye(4)[:2], labels).item(), head.statistics()["positive_share"]) for step in range(2)][0]
+        (0.0, 0.0)
+        >>> head.statistics()["positive_share"]  # of the second step: both identities have a center now
+        1.0
+        """
+        known = tuple(inspect.signature(cls).parameters)
+        return cls(embedding_size, **default_arguments(embedding_size, identities, changes, known))
+
+    @classmethod
+    def published(
+        cls, embedding_size: int, slots: int, *, margin: Margin | None = None, ranks: Ranks = ALONE
+    ) -> "AttFC":
+        """Build the head of the paper (arXiv 2503.06839); train it with `loss = head(embeddings, labels, keys)`.
+
+        Two keys per query, a first-in first-out container of float32 rows, no blending, no negatives from the batch itself. What else
+        `profile=published` sets lives elsewhere: `MomentumPair(backbone, 0.999, batch_norm="batch")` embeds the keys, and
+        `AttentionLoader(store, B, keys_per_query=2, distinct_keys=False)` draws them with replacement.
+
+        Args:
+            embedding_size: D, that of the backbone.
+            slots: C, the container's size; at least the batch size, more slots than identities are no fault.
+            margin: default `CosFace` 0.4 at scale 64. The published code takes a margin's derivative as 1: for another margin pass
+                `gradient="straight_through"`, for `ArcFace` also `beyond_pi="wrap"`.
+            ranks: see the class.
+        """
+        return cls(
+            embedding_size,
+            slots,
+            margin or CosFace(64.0, 0.4, gradient="straight_through"),
+            keys_per_query=2,
+            center_blend=0.0,
+            policy="fifo",
+            dtype="float32",
+            in_batch_negatives=False,
+            ranks=ranks,
+        )
+
     def forward(
         self,
         embeddings_BD: Tensor,
@@ -269,13 +269,13 @@ class AttFC(Head):
             self._check_labels_below(every_label_B, self.table.identities, self.ranks)
         every_stored_B, stored_BD = self._stored(every_label_B)
         stored_B = self.ranks.own(every_stored_B)
-        taught_B = stored_B
+        has_positive_B = stored_B
         # The queries as parts of new centers: as negatives these may push back on them, as positives and in storage they never do.
         present_BD = query_BD if self.in_batch_gradient else query_BD.detach()
         if self.memory is not None:
-            every_position_B = self._positions(positions_B, labels_B, self.memory.images)
+            every_position_B = self._positions(positions_B, labels_B)
             self._check_labels_below(every_label_B, self.memory.identities, self.ranks)
-            last_BD, others_BD, center_BD, stored_B, taught_B = self._others(
+            last_BD, others_BD, center_BD, stored_B, has_positive_B = self._others(
                 self.memory, every_label_B, every_position_B, query_BD.dtype
             )
             new_BD = normalize(others_BD + present_BD, dim=1)
@@ -286,7 +286,7 @@ class AttFC(Head):
             paired_B, partner_BD = self._partners(present_BD, labels_B)
             new_BD = self._blend(partner_BD, stored_BD, stored_B)
             center_BD = torch.where(paired_B.unsqueeze(1), new_BD.detach(), stored_BD.to(new_BD.dtype))
-            taught_B = stored_B | paired_B
+            has_positive_B = stored_B | paired_B
         else:
             center_BD = new_BD = self._generate(query_BD, keys_BKD, stored_BD, stored_B)
 
@@ -295,8 +295,8 @@ class AttFC(Head):
         every_new_BD = self.ranks.gather(new_BD)
         loss_B = self._loss(query_BD, positive_B, labels_B, every_new_BD, every_label_B)
         if self.center_source != "keys":
-            loss_B = torch.where(taught_B, loss_B, 0.0)
-        self._note(cosine_B, stored_B, taught_B)
+            loss_B = torch.where(has_positive_B, loss_B, 0.0)
+        self._note(cosine_B, stored_B, has_positive_B)
         if self.training:
             if self.container is not None:
                 self.container.enqueue(every_new_BD, every_label_B)
@@ -307,22 +307,15 @@ class AttFC(Head):
                 self.memory.store(every_query_BD, self.ranks.gather(last_BD), every_label_B, every_position_B)
         return loss_B.mean()
 
-    def _positions(self, positions_B: Tensor | None, labels_B: Tensor, images: int) -> Tensor:
-        """Return the positions of all ranks' images, checked where looking is free (CPU)."""
+    def _positions(self, positions_B: Tensor | None, labels_B: Tensor) -> Tensor:
+        """Return the positions of all ranks' images."""
         if positions_B is None or positions_B.shape != labels_B.shape or positions_B.dtype != torch.int64:
             given = "none" if positions_B is None else f"{positions_B.dtype} of shape {tuple(positions_B.shape)}"
             raise UserError(
                 f'center_source="others" needs the images\' positions in the data set, int64 of shape {tuple(labels_B.shape)}, and got {given}: '
                 "pass head(embeddings, labels, positions_B=batch.positions)"
             )
-        every_position_B = self.ranks.gather(positions_B.to(labels_B.device))
-        outside_B = (every_position_B < 0) | (every_position_B >= images)
-        if every_position_B.device.type == "cpu" and bool(outside_B.any()):
-            raise (UserError if self.ranks.size == 1 else AgreedError)(
-                f"position {int(every_position_B[outside_B][0])} is outside 0 to {images - 1}: "
-                "build the memory with images = the data set's number of images"
-            )
-        return every_position_B
+        return self.ranks.gather(positions_B.to(labels_B.device))
 
     @torch.no_grad()
     def _others(
@@ -357,7 +350,7 @@ class AttFC(Head):
                 'or build it with center_source="query"'
             )
         candidates = (stored_BD, stored_B) if self.include_stored_center else (None, None)
-        center_BD, weights_BK = _attend(query_BD, keys_BKD, self.temperature, *candidates)
+        center_BD, weights_BK = attend(query_BD, keys_BKD, self.temperature, *candidates)
         self._last_step = {"attention_entropy": -torch.xlogy(weights_BK, weights_BK).sum(dim=1).mean()}
         return self._blend(center_BD, stored_BD, stored_B)
 
@@ -425,13 +418,16 @@ class AttFC(Head):
         return rows_CD, labels_C, None
 
     @torch.no_grad()
-    def _note(self, cosine_B: Tensor, stored_B: Tensor, taught_B: Tensor) -> None:
+    def _note(self, cosine_B: Tensor, stored_B: Tensor, has_positive_B: Tensor) -> None:
         """Keep a few scalars of the step on the device; `statistics` turns them into numbers."""
         cosine_B = cosine_B.detach()
         if self.center_source != "keys":
             # Of all ranks' samples that have a positive, as the mean over ranks of what each notes.
-            total = self.ranks.size * torch.where(taught_B, cosine_B, 0.0).sum()
-            self._last_step = {"positive_cosine": total / self.ranks.gather(taught_B).sum().clamp_min(1)}
+            total = self.ranks.size * torch.where(has_positive_B, cosine_B, 0.0).sum()
+            self._last_step = {
+                "positive_cosine": total / self.ranks.gather(has_positive_B).sum().clamp_min(1),
+                "positive_share": has_positive_B.float().mean(),
+            }
         else:
             self._last_step["positive_cosine"] = cosine_B.mean()
         if self.uses_stored or self.memory is not None:
@@ -451,7 +447,8 @@ class AttFC(Head):
 
     def statistics(self) -> dict[str, float]:
         """Return, of the last step: `positive_cosine`, mean before the margin; `attention_entropy`, nats (log K:
-        all keys weigh the same); `stored_share` of the samples; and of the container: `fill` share, `center_age`, steps.
+        all keys weigh the same); `positive_share`, of the samples, those that had a positive (the others count 0 in the loss; left out with
+        `center_source="keys"`, where all have one); `stored_share`, those with a stored center; of the container: `fill` share, `center_age`, steps.
         """
         figures = super().statistics()
         if self.container is not None and self.container.fill.device.type != "meta":

@@ -71,9 +71,9 @@ class CenterTable(KeptRows):
         Args:
             labels_B: (B,) int64, 0 <= label < N.
         """
+        here_B, own_B = self._own(labels_B)
         if len(self.shard) == 0:
             return torch.zeros(labels_B.shape[0], self.rows.shape[1], device=labels_B.device)
-        here_B, own_B = self._own(labels_B)
         found_BD = self.rows.index_select(0, here_B).to(labels_B.device).float()
         return found_BD if own_B is None else torch.where(own_B.to(labels_B.device).unsqueeze(1), found_BD, 0.0)
 
@@ -100,18 +100,19 @@ class CenterTable(KeptRows):
             centers_BD: (B, D) float, unit length.
             labels_B: (B,) int64, 0 <= label < N.
         """
+        here_B, own_B = self._own(labels_B)
         self.draws += 1
         if len(self.shard) == 0:
             return
         centers_BD = merge_centers(
             centers_BD, last_occurrence(labels_B)
-        )  # equal rows for equal labels: the order of writing is nothing
-        here_B, own_B = self._own(labels_B)
+        )  # equal rows for equal labels: write order does not matter
         write_rows(self.rows, here_B, centers_BD.to(self.rows.device, self.rows.dtype), own_B)
 
     def _own(self, labels_B: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return places in `rows`, 0 for those of another rank, and which are our own (None: all)."""
         labels_B = labels_B.to(self.rows.device)
+        self.check_labels(labels_B)
         if self.ranks.size == 1:
             return labels_B, None
         own_B = (labels_B >= self.shard.start) & (labels_B < self.shard.stop)

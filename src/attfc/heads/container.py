@@ -214,8 +214,8 @@ class Container(nn.Module):
         """Raise the error of a batch that is larger than the container."""
         if batch > self.slots:
             raise UserError(
-                f"container has {self.slots} slots, which is smaller than the batch ({batch}): "
-                f"raise slots to at least {batch} or lower batch_size"
+                f"container has {self.slots} slots, which is smaller than the batch ({batch}): raise slots to at least {batch}, which may be more "
+                f"than there are identities, or lower the batch to {self.slots}"
             )
 
     @torch.no_grad()

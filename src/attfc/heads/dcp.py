@@ -8,7 +8,7 @@ w in (newest, previous) of the pool, P the samples present and A those absent:
     push_i    = sum of the h largest max(q_i.w_j, 0) / h,             h = min(max(floor(0.0002 C), 3), 10)
     loss      = mean over both slots of (mean over P of softmax_i + hardest_weight * mean over A of push_i)
 
-A mean over nobody is 0. The step: 1 the keys of the first `enter_first` of the batch enter the pool, so that those samples are all present;
+The mean over an empty set is 0. The step: 1 the keys of the first `enter_first` of the batch enter the pool, so that those samples are all present;
 2 the loss; 3 the other keys enter, too late to help their own samples. An identity that enters has its one embedding in both slots;
 one that comes back moves newest to previous. Eviction: the identity that came the longest ago.
 

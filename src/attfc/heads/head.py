@@ -11,9 +11,10 @@ Shape legend of this folder: B batch, K keys a query, D embedding size, C contai
 import torch
 from torch import Tensor, nn
 
-from attfc.distributed import AgreedError, Ranks, RowShard
+from attfc.distributed import Ranks, RowShard
 from attfc.errors import UserError
 from attfc.losses.margins import Margin
+from attfc.losses.numbers import check_numbers
 
 __all__ = ["Head", "margin_of_all", "unit_length"]
 
@@ -107,8 +108,5 @@ class Head(nn.Module):
 
         Takes the labels of all ranks: then all of them refuse, and none waits for one that has left.
         """
-        if every_label_B.device.type == "cpu" and bool((every_label_B >= identities).any()):
-            raise (UserError if ranks.size == 1 else AgreedError)(
-                f"label {int(every_label_B.max())} is outside 0 to {identities - 1}: "
-                f"build the head with identities = the data set's number of identities"
-            )
+        fix = "build the head with identities = the data set's number of identities"
+        check_numbers(every_label_B, identities, "label", fix, ranks)

@@ -22,6 +22,7 @@ from attfc.errors import UserError
 from attfc.heads.container import EMPTY, last_occurrence, write_rows
 from attfc.heads.kept_rows import KeptRows
 from attfc.heads.row_store import RowStore
+from attfc.losses.numbers import check_numbers
 
 __all__ = ["ImageMemory"]
 
@@ -86,7 +87,14 @@ class ImageMemory(KeptRows):
             labels_B: (B,) int64, 0 <= label < N.
             positions_B: (B,) int64, 0 <= position < M.
         """
+        self._check(labels_B, positions_B)
         return _lookup(self.rows, self.image_shard, positions_B), _lookup(self.sums, self.shard, labels_B)
+
+    def _check(self, labels_B: Tensor, positions_B: Tensor) -> None:
+        """Refuse labels and positions without a row; they go where the rows are in any case."""
+        self.check_labels(labels_B.to(self.sums.device))
+        fix = "build the memory with images = the data set's number of images"
+        check_numbers(positions_B.to(self.rows.device), self.images, "position", fix, self.ranks)
 
     def others(self, last_BD: Tensor, sums_BX: Tensor) -> tuple[Tensor, Tensor]:
         """Return the sum of the other images' embeddings, (B, D), zeros where there are none, and whether there are any, bool (B,).
@@ -123,6 +131,7 @@ class ImageMemory(KeptRows):
             last_BD: (B, D) of `recall`, from before the batch; several ranks: gathered.
             labels_B, positions_B: (B,) int64.
         """
+        self._check(labels_B, positions_B)
         self.draws += 1
         last_B = last_occurrence(positions_B)
         embeddings_BD = embeddings_BD[last_B].to(self.rows.dtype)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from attfc.distributed import ALONE, Ranks
 from attfc.heads.class_draw import draw_classes
 from attfc.heads.row_store import RowStore
+from attfc.losses.numbers import check_numbers
 
 __all__ = ["KeptRows"]
 
@@ -38,11 +39,17 @@ class KeptRows(nn.Module):
             labels_B: (B,) int64, 0 <= label < N; of all ranks.
             count: S, at least B and at most N of them are taken, over all ranks.
         """
+        self.check_labels(labels_B)
         count = min(max(count, labels_B.shape[0]), self.identities)
         drawn_S = draw_classes(labels_B, self.identities, count, self.seed, self.draws)
         if self.ranks.size > 1:
             drawn_S = drawn_S[(drawn_S >= self.shard.start) & (drawn_S < self.shard.stop)]
         return drawn_S
+
+    def check_labels(self, labels_B: Tensor) -> None:
+        """Refuse labels without a row, wherever looking at them is free (CPU)."""
+        fix = f"build the {type(self).__name__} with identities = the data set's number of identities"
+        check_numbers(labels_B, self.identities, "label", fix, self.ranks)
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
         """Rows in host memory or in a file stay there, in their type, when the head is moved or cast."""

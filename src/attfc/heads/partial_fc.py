@@ -19,8 +19,13 @@ arcface_torch moves the sampled rows and their momentum through a parameter of t
 under it, here the gradient says which rows it is about; its loss is in half precision under AMP, ours in float32.
 """
 
+from functools import cache
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.optim import SGD, Adagrad, Optimizer, SparseAdam
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from attfc.distributed import ALONE, Ranks, RowShard
 from attfc.errors import UserError
@@ -53,9 +58,8 @@ class PartialFC(Head):
     Raises:
         UserError: `sample_rate` outside (0, 1], no identity, fewer identities than ranks.
 
-    `weight` (N, D) float32 is a parameter, drawn as `FullFC` draws it. Its gradient is sparse: train it with
-    `attfc.training.optimizers.build_optimizer`, or any optimizer that takes sparse gradients. In `eval()` the loss is that of the next
-    draw, which stays the next.
+    `weight` (N, D) float32 is a parameter, drawn as `FullFC` draws it. Its gradient is sparse: train it with `attfc.RowSGD` or
+    `attfc.RowAdamW`; those of torch that refuse it say so by these names. In `eval()` the loss is that of the next draw, which stays the next.
 
     >>> head = PartialFC(embedding_size=8, identities=100, margin=Margin(scale=16.0), sample_rate=0.1)
     >>> head(torch.randn(4, 8), torch.tensor([3, 1, 4, 1])).backward()
@@ -101,6 +105,7 @@ class PartialFC(Head):
         self.weight = nn.Parameter(self.rows.zeros(len(self.shard), embedding_size))
         self.weight.register_post_accumulate_grad_hook(self._keep_coalesced)  # type: ignore[no-untyped-call]
         self._sampled = 0
+        _explain_refusals()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -202,3 +207,27 @@ class PartialFC(Head):
             f"embedding_size={self.embedding_size}, identities={self.identities}, sample_rate={self.sample_rate:g}, "
             f"rows={self.rows.place}"
         )
+
+
+@cache
+def _explain_refusals() -> None:
+    """From now on torch's optimizers that refuse sparse gradients name those that take them; torch's own message names neither head nor remedy."""
+    register_optimizer_step_pre_hook(_refuse_by_name)
+
+
+def _refuse_by_name(optimizer: Optimizer, *_: Any) -> None:
+    kind = type(optimizer)
+    if not kind.__module__.startswith("torch.optim") or kind is SparseAdam:
+        return
+    for group in optimizer.param_groups:
+        decay = group.get("weight_decay", 0)
+        if kind in (SGD, Adagrad) and not decay:
+            continue
+        if any(parameter.grad is not None and parameter.grad.is_sparse for parameter in group["params"]):
+            with_decay = f" with weight_decay={decay:g}" if kind in (SGD, Adagrad) else ""
+            instead = "RowAdamW(parameters, lr=..., weight_decay=...)"
+            if "Adam" not in kind.__name__:
+                instead = "RowSGD(parameters, lr=..., momentum=..., weight_decay=...)"
+            raise UserError(
+                f"torch.optim.{kind.__name__}{with_decay} cannot train rows with a sparse gradient, such as those of PartialFC: take attfc.{instead}"
+            )

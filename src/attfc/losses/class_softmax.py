@@ -6,7 +6,7 @@ their transposed product with the queries: two more). The dense way needs three 
 beside the weight and its gradient: `block_mib` and a few (B, D).
 
 The rows are normalized inside, so a row's gradient is tangent to it: d_w = (d_row - row (row . d_row)) / |w|. The target is not
-one of the streamed rows: it gets the margin, and lse of the others must not come from a subtraction (DESIGN section 3).
+one of the streamed rows: it gets the margin, and lse of the others must not come from a subtraction.
 
 Rows in shards over ranks: every rank streams its rows for the queries of all (gathered), and the three sums are reduced; the rank that has the
 target row says its cosine. Forward moves B x 2D numbers, backward B (the gradients of all losses).
@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 from attfc.distributed import ALONE, Ranks
 from attfc.losses.container_softmax import Filtering, row_blocks, stream_negatives
 from attfc.losses.margins import Margin
+from attfc.losses.numbers import check_numbers
 from attfc.precision import without_autocast
 
 __all__ = ["class_softmax", "class_softmax_and_cosine"]
@@ -64,12 +65,18 @@ def class_softmax(
     Returns:
         (B,) float32 (float64 for float64), loss per sample, with gradient to query_BD and weight_ND.
 
+    Raises:
+        UserError: a label without a row; seen on the CPU, where looking is free, and with one process.
+
     Source: ArcFace (1801.07698), eq. 3, and arcface_torch's interclass filtering. Differentiable once.
 
     >>> query, weight = torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0, 0.0], [0.0, 2.0]])
     >>> class_softmax(query, weight, torch.tensor([1]), Margin(scale=4.0))  # cosines 1 and 0: log(1 + exp(4))
     tensor([4.0181])
     """
+    if ranks.size == 1:
+        fix = f"weight_ND has {len(weight_ND)} rows, one per class; pass labels that it has rows for"
+        check_numbers(labels_B, len(weight_ND), "label", fix)
     return class_softmax_and_cosine(
         query_BD,
         weight_ND,

@@ -9,7 +9,8 @@ Not taken: one softmax over positive and negatives, then a subtraction (cancels 
 running one (saves two passes over a block in cache, 3 % of the time; then a row longer than 1 overflows in silence);
 torch's own CPU attention (2.5 times slower on a 512-d head; no mask by label without a B x C bias).
 
-Source: DESIGN section 3. Shapes: B queries, D dimensions, C rows (slots), E extra rows, R rows of one block.
+Source: online softmax (arXiv 1805.02867) over the container as keys and values.
+Shapes: B queries, D dimensions, C rows (slots), E extra rows, R rows of one block.
 """
 
 from collections.abc import Iterator

@@ -85,7 +85,9 @@ class MetricsLog:
 
 
 class ProgressLine:
-    """Loss, images/s, learning rate, time left and memory, on one line that stays in place.
+    """Loss, images/s, learning rate, memory and time left, on one line that stays in place and moves at every step.
+
+    While identities are seen for the first time and have no class center yet, the share of samples that have one stands behind the loss.
 
     >>> with ProgressLine(total_steps=2, first_step=0, console=Console(quiet=True)) as line:
     ...     line.update(1, {"loss": 3.2, "learning_rate": 0.1, "images_per_second": 900.0, "memory_mib": 512.0})
@@ -98,10 +100,10 @@ class ProgressLine:
         self._started = time.monotonic()
         self._last_plain = -math.inf
         self._bar = Progress(
-            TextColumn("[bold]train"),
-            BarColumn(bar_width=24),
+            TextColumn("train"),
+            BarColumn(bar_width=10 if self.console.width < 100 else 24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[figures]}", markup=False),
             TimeRemainingColumn(compact=True),
             console=self.console,
             disable=not self.console.is_terminal,
@@ -117,12 +119,20 @@ class ProgressLine:
     ) -> None:
         self._bar.stop()
 
-    def update(self, step: int, figures: dict[str, float]) -> None:
+    def advance(self, step: int) -> None:
+        """Move the bar to a step; its figures stay."""
+        self._bar.update(self._task, completed=step)
+
+    def update(self, step: int, figures: dict[str, Any]) -> None:
         """Show the figures of a step (the same keys as a `train` record)."""
-        text = (
-            f"loss {figures['loss']:.3f}  {figures['images_per_second']:,.0f} images/s  "
-            f"lr {figures['learning_rate']:.2g}  {figures['memory_mib']:,.0f} MiB"
-        )
+        with_center = figures.get("positive_share", 1.0)
+        parts = [f"loss {figures['loss']:.3f}" + (f" ({with_center:.0%} have a center)" if with_center < 0.995 else "")]
+        if figures["images_per_second"] is not None:
+            parts.append(f"{figures['images_per_second']:,.0f} images/s")
+        parts.append(f"lr {figures['learning_rate']:.2g}")
+        if self._bar.disable or self.console.width >= 100:
+            parts.append(f"{figures['memory_mib']:,.0f} MiB")
+        text = "  ".join(parts)
         self._bar.update(self._task, completed=step, figures=text)
         now = time.monotonic()
         if self._bar.disable and (now - self._last_plain > SECONDS_BETWEEN_PLAIN_LINES or step == self._total):

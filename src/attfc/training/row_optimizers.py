@@ -26,6 +26,7 @@ from attfc.heads.row_store import RowStore
 __all__ = ["RowAdamW", "RowSGD"]
 
 Stores = Mapping[Tensor, RowStore]
+Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
 _BLOCK_BYTES = {"cpu": 4 << 20}  # of a block of rows: a few such fit a cache; elsewhere fewer, larger launches
 _BLOCK_BYTES_ELSEWHERE = 64 << 20
 
@@ -36,14 +37,26 @@ class RowSGD(SGD):
     g = gradient + decay w;  m = momentum m + g;  w = w - lr m, for the rows named by the gradient.
 
     Args:
-        params, lr, momentum: as `torch.optim.SGD`; weight decay comes with the groups.
-        stores: where the state of a parameter is to live, for those whose rows are not ordinary memory.
+        params, lr, momentum, weight_decay: as `torch.optim.SGD`; `params` are parameters, or groups such as `parameter_groups` makes.
+        stores: where the state of a parameter is to live, for those whose rows are not ordinary memory: `{head.weight: head.rows}`.
+
+    >>> rows = torch.nn.Parameter(torch.ones(3, 1))
+    >>> rows.grad = torch.sparse_coo_tensor([[2]], [[1.0]], (3, 1), check_invariants=True)
+    >>> RowSGD([rows], lr=0.1, weight_decay=0.5).step()
+    >>> rows.flatten().tolist()  # only the row that the gradient names moved, and decayed
+    [1.0, 1.0, 0.8500000238418579]
     """
 
     def __init__(
-        self, params: Iterable[dict[str, Any]], lr: float, momentum: float = 0.0, *, stores: Stores | None = None
+        self,
+        params: Parameters,
+        lr: float,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        *,
+        stores: Stores | None = None,
     ) -> None:
-        super().__init__(params, lr=lr, momentum=momentum)
+        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
         self.stores: Stores = stores or {}
 
     @torch.no_grad()
@@ -58,18 +71,19 @@ class RowSGD(SGD):
 
 
 class RowAdamW(AdamW):
-    """AdamW, row by row for sparse gradients; arguments as `RowSGD`."""
+    """AdamW, row by row for sparse gradients; arguments as `torch.optim.AdamW`, and `stores` as `RowSGD`."""
 
     def __init__(
         self,
-        params: Iterable[dict[str, Any]],
+        params: Parameters,
         lr: float,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
+        weight_decay: float = 1e-2,
         *,
         stores: Stores | None = None,
     ) -> None:
-        super().__init__(params, lr=lr, betas=betas, eps=eps)
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
         self.stores: Stores = stores or {}
 
     @torch.no_grad()

@@ -76,6 +76,8 @@ class _Silent:
 
     def update(self, *_: object) -> None: ...
 
+    def advance(self, *_: object) -> None: ...
+
     def say(self, *_: object) -> None: ...
 
     def close(self) -> None: ...
@@ -140,6 +142,7 @@ class Trainer:
     last_evaluation: dict[str, Any] | None = field(default=None, init=False)
     _average: float | None = field(default=None, init=False)
     _seconds: float = field(default=0.0, init=False)
+    _rate: float = field(default=0.0, init=False)  # that the last step used
     _stop: bool = field(default=False, init=False)
     _asked: bool = field(default=False, init=False)  # somebody's _stop, as all ranks know it
 
@@ -192,6 +195,7 @@ class Trainer:
         pending: _Word | None = None
         self.pair.query.train()
         self.head.train()
+        first = self.step + 1
         while self.step < self.total_steps:
             group = [next(batches) for _ in range(self.accumulation)]
             loss = self.train_step(group)
@@ -205,7 +209,8 @@ class Trainer:
             logs = self.step % self.log_every == 0 or last
             saves = self._due(self.checkpoint_every) or last
             evaluates = self._due(self.evaluate_every) and not last
-            if self.device.type == "cpu" or logs or saves or evaluates:
+            shows = self.step == first  # the bar has a loss from the first step on
+            if self.device.type == "cpu" or logs or saves or evaluates or shows:
                 self._hear(pending, log)
             evaluates = evaluates and not self._asked
             if logs:
@@ -214,6 +219,10 @@ class Trainer:
                 images = window_steps * self.accumulation * self.loader.batch_size * self.ranks.size
                 self._log_step(float(pending.figures[0]), images / elapsed, log, line)
                 window_start, window_steps = now, 0
+            elif shows:
+                line.update(self.step, self._figures(float(pending.figures[0]), None))
+            else:
+                line.advance(self.step)
             if evaluates:
                 paused = time.perf_counter()
                 self.run_evaluation(log, line)
@@ -250,6 +259,7 @@ class Trainer:
             total += loss.detach()
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.pair.query.parameters(), self.clip or math.inf)
+        self._rate = float(self.optimizer.param_groups[0]["lr"])
         self.scaler.step(self.optimizer)
         self.scaler.update()
         # A replicated head has figures of its rank's share too (AdaFace's norms); one in shards saw the whole batch.
@@ -394,19 +404,23 @@ class Trainer:
 
     def _log_step(self, loss: float, images_per_second: float, log: Log, line: Line) -> None:
         self._average = loss if self._average is None else LOSS_SMOOTHING * self._average + (1 - LOSS_SMOOTHING) * loss
+        figures = self._figures(loss, images_per_second)
+        log.write("train", self.step, figures)
+        line.update(self.step, figures)
+
+    def _figures(self, loss: float, images_per_second: float | None) -> dict[str, Any]:
+        """Return what is logged of the step that was taken last; the rate is the one that it used."""
         said = self.ranks.objects((self.head.statistics(), memory_mib(self.device)))
-        figures = {
+        return {
             "epoch": self.loader.state_dict()["samples_seen"] / self.loader.epoch_length,
             "loss": loss,
             "loss_average": self._average,
-            "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
+            "learning_rate": self._rate,
             "images_per_second": images_per_second,
             "memory_mib": max(memory for _, memory in said),
             "seconds": self._seconds,
             **{name: sum(statistics[name] for statistics, _ in said) / len(said) for name in said[0][0]},
         }
-        log.write("train", self.step, figures)
-        line.update(self.step, figures)
 
     def _tell(self, loss: Tensor, batches: list[Batch]) -> _Word:
         """Reduce what every rank must know of this step, and send it to the host without waiting for it."""

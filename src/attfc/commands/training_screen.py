@@ -1,0 +1,103 @@
+"""What `attfc train` shows: what was chosen and why, notes, the bar while it trains, and a finish of a dozen lines.
+
+Everything else is in the report and in evaluation.json.
+"""
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from attfc.commands.common import err, out, progress_bar
+
+if TYPE_CHECKING:
+    from attfc.build import Run
+    from attfc.config.choose import Choice
+
+__all__ = ["Screen", "print_choices"]
+
+_FINISH_NOTES = 2
+
+
+def print_choices(choices: "list[Choice]") -> None:
+    """Print what was chosen from the data and the machine, a row each with its reason; words wrap, nothing is cut off."""
+    table = Table("chosen", "", "why (any of it can be typed as key=value)", box=None, pad_edge=False)
+    table.columns[0].no_wrap = True
+    for choice in choices:
+        table.add_row(choice.what, choice.shown, choice.why)
+    err.print(table, soft_wrap=False)
+
+
+class Screen:
+    """Speaks for a run; of several ranks, rank 0 alone."""
+
+    def __enter__(self) -> "Screen":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        err.quiet = out.quiet = False  # an error of any rank is said
+
+    def begin(self, make: "Callable[[Callable[[int, int], None]], Run]", resumed: bool = False) -> "Run":
+        """Put a run together and say what it will do."""
+        with progress_bar("index") as bar:
+            run = make(bar)
+        err.quiet = out.quiet = run.ranks.rank > 0
+        if run.choices:
+            print_choices(run.choices)
+        for note in run.notes:
+            err.print(f"note: {note}", markup=False)
+        trainer, config = run.trainer, run.config
+        err.print(
+            f"{run.folder}: {config.head.name} on {config.backbone.name}, {len(run.store.identities):,} people, {len(run.store):,} images, "
+            f"{trainer.total_steps:,} steps of {config.batch_size * trainer.accumulation} on {trainer.device}"
+            + (f" x {run.ranks.size} ranks" if run.ranks.size > 1 else "")
+            + (f", resumed at step {trainer.step:,}" if resumed else ""),
+            markup=False,
+        )
+        return run
+
+    def finish(self, run: "Run") -> None:
+        """Print the figures a reader wants first, who stands behind them, and what to type next."""
+        folder = run.folder
+        if run.interrupted:
+            err.print(f"saved at step {run.trainer.step:,}; go on with: attfc train --resume {folder}", markup=False)
+            return
+        lines = [] if run.metrics is None else _headline(run.metrics, run.intervals, run.trainer.evaluated_on)
+        lines += [f"model   {folder / 'model'}", *([f"report  {run.report}"] if run.report else [])]
+        lines.append(f"next    attfc evaluate {folder} held-out OTHER_PEOPLE; attfc export {folder} model.onnx")
+        for line in lines:
+            out.print(line, markup=False)
+
+
+def _headline(metrics: dict[str, Any], intervals: Any, heading: str) -> list[str]:
+    """Return at most nine lines: whom the metrics are of, accuracy, TAR at two FARs of all pairs, rank-1, EER, notes."""
+    everyone = metrics.get("all_pairs") or {}
+    people = everyone.get("identities")
+    behind = "" if people is None else f"; {people:,} people, {everyone['images']:,} images"
+    stated = [far for far, tar in (everyone.get("tar_at_far") or {}).items() if tar is not None]
+    rows: list[tuple[str, tuple[str, ...], Any]] = [("accuracy of pairs", ("accuracy",), metrics.get("accuracy"))]
+    rows += [
+        (f"TAR at FAR {_power(far)}, all pairs", ("all_pairs", "tar_at_far", far), everyone["tar_at_far"][far])
+        for far in sorted((far for far in stated if float(far) <= 0.01), key=float, reverse=True)[:2]
+    ]
+    rows += [("rank-1", ("rank_one",), metrics.get("rank_one")), ("EER", ("eer",), metrics.get("eer"))]
+    known = [row for row in rows if isinstance(row[2], float)]
+    lines = [f"{heading}{behind}{'; 95 % intervals by identity' if intervals else ''}"]
+    for name, path, value in known:
+        interval = (intervals or {}).get(path)
+        bounds = "" if interval is None else "  " + interval.text(4).split(" ", 1)[1]
+        lines.append(f"  {name:<27}{value:.4f}{bounds}")
+    notes = [note for note in metrics.get("notes", []) if "is not stated" not in note]
+    lines += [f"note: {note}" for note in notes[:_FINISH_NOTES]]
+    if len(notes) > _FINISH_NOTES:
+        lines[-1] += f" (and {len(notes) - _FINISH_NOTES + 1} more in the report)"
+    return lines
+
+
+def _power(far: str) -> str:
+    """Write "0.001" as 1e-3."""
+    mantissa, _, exponent = f"{float(far):.0e}".partition("e")
+    return f"{mantissa}e{int(exponent)}"

@@ -1,0 +1,103 @@
+"""The words of `attfc train` and `attfc.train(...)`: which are data, a preset, a configuration file, overrides.
+
+A word is, in this order: the name of a preset (`./demo` for a folder of that name); a path that ends in .yaml; data, if it starts with
+`synthetic:` or is a path that exists; an override, if it holds `=`. At most one preset or file and one set of data, in any order.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from attfc.config.overrides import SHORT_NAMES, Asked, preset_names, read_preset
+from attfc.errors import UserError, nearest
+
+__all__ = ["read_words", "short_overrides"]
+
+SHORT_IN_PYTHON = (*SHORT_NAMES, "batch_size", "seed", "device", "output", "name", "start_from")
+
+
+def read_words(words: Iterable[str | os.PathLike[str]]) -> Asked:
+    """Return what the words ask for; `automatic` where they name data, so that the rest is chosen.
+
+    Raises:
+        UserError: a word that is nothing of the above, two presets, two sets of data, no word at all.
+    """
+    preset: str | None = None
+    data: str | None = None
+    overrides: list[str] = []
+    presets = preset_names()
+    for each in words:
+        word = os.fspath(each)
+        if word in presets or (word.endswith((".yaml", ".yml")) and "=" not in word):
+            if preset is not None:
+                raise UserError(f"{preset} and {word} are two configurations: give one of them")
+            preset = word
+        elif word == "synthetic" or word.startswith("synthetic:") or Path(word).expanduser().exists():
+            if data is not None:
+                raise UserError(
+                    f"{data} and {word} are two sets of data: give one, or data.sources=[{{root: A}}, {{root: B}}]"
+                )
+            data = word
+        elif "=" in word:
+            overrides.append(word)
+        else:
+            raise UserError(_unknown(word, presets))
+    asked = Asked(overrides=tuple(overrides)) if preset is None else read_preset(preset, overrides)
+    named = {"data.root", "data.sources"} & set(Asked(overrides=tuple(overrides)).given())
+    if data is not None:
+        if named:
+            raise UserError(f"{data} and {named.pop()}= both name the data: leave one of them out")
+        asked = Asked(
+            {**asked.values, "data": {**_section(asked.values, "data"), "root": data}}, asked.overrides, asked.origin
+        )
+    elif preset is None and not named:
+        raise UserError(
+            "train on what? attfc train FOLDER, a .rec or a packed set, with any key=value; or a preset: attfc presets lists them"
+        )
+    automatic = data is not None or preset is None
+    return Asked(asked.values, asked.overrides, asked.origin, automatic)
+
+
+def short_overrides(short: Mapping[str, Any]) -> list[str]:
+    """Return keyword arguments such as ``epochs=5`` as overrides.
+
+    Raises:
+        UserError: a name that is not one of the short ones.
+    """
+    for name in short:
+        if name not in SHORT_IN_PYTHON:
+            raise UserError(
+                f"train() has no argument {name!r}{nearest(name, SHORT_IN_PYTHON)}; any other option is a text: "
+                'attfc.train(data, "optimizer.weight_decay=1e-4")'
+            )
+    return [f"{name}={_text(value)}" for name, value in short.items()]
+
+
+def _section(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    section = values.get(name)
+    return {key: value for key, value in section.items() if key != "sources"} if isinstance(section, dict) else {}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    return (
+        value
+        if isinstance(value, str)
+        else yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
+    )
+
+
+def _unknown(word: str, presets: list[str]) -> str:
+    if word.startswith("-"):
+        return f"unknown option {word}"
+    if os.sep in word or Path(word).suffix:
+        return f"{word}: no such file or folder (searched in {Path.cwd()}); to train on faces give the folder that holds one folder per person"
+    import difflib
+
+    close = difflib.get_close_matches(word, presets, n=3, cutoff=0.4)
+    near = f"; presets near it: {', '.join(close)}" if close else ""
+    return f"{word!r} is no folder here, no preset and no key=value{near}; to train on your faces: attfc train FOLDER"

@@ -1,0 +1,150 @@
+"""What `attfc train PATH` chooses by itself: one table, a function of the data, the machine and what was typed.
+
+The data decide what is learnt; the machine decides only how a step is cut and where the centers lie (exceptions: a processor takes a small network, a
+card below 14 GiB no r100). No network is run and nothing is timed; total memory is read, not free memory, so equal machines choose equally.
+Every row can be overridden, and an override moves only the rows that depend on it. docs/recipes.md has the table and what was measured of it.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["KEPT_SHARE", "Choice", "Data", "Machine", "choose"]
+
+KEPT_SHARE = 0.1
+FEWEST_WITH_PAIRS = 20  # people of two or more images, so that anybody is kept aside
+
+
+@dataclass(frozen=True)
+class Data:
+    """The training set, without the people kept aside, and those; `with_pairs`: people of two or more images in the whole set."""
+
+    identities: int
+    images: int
+    with_pairs: int
+    kept_people: int = 0
+    kept_images: int = 0
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The device: "cpu", "cuda" or another accelerator; total memory of the smallest in GiB, that of the host, and how many train together."""
+
+    device: str
+    memory_gib: float
+    host_gib: float
+    ranks: int = 1
+
+    @property
+    def card(self) -> int:
+        """Return whole GiB of a card that is used as one; 0: as a processor (below 6 GiB, or an accelerator that no test has run)."""
+        gib = round(self.memory_gib)
+        return gib if self.device == "cuda" and gib >= 6 else 0
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One row: what is chosen, its values by option, how it reads, and why."""
+
+    what: str
+    values: Mapping[str, Any]
+    shown: str
+    why: str
+
+
+def choose(data: Data, machine: Machine, given: Mapping[str, Any]) -> list[Choice]:
+    """Return the rows of the table; `given`: what was typed or a preset says, by option, taken as it is, such as {"batch_size": 64}."""
+    card, images, people = machine.card, data.images, data.identities
+    mean, rows = images / max(people, 1), [_kept(data, given)]
+
+    def row(what: str, values: Mapping[str, Any], why: str, text: str = "{}") -> list[Any]:
+        taken = {key: given.get(key, value) for key, value in values.items()}
+        why = "as given" if all(key in given for key in values) else why
+        shown = ["push" if value is True else "fixed" if value is False else value for value in taken.values()]
+        rows.append(Choice(what, taken, text.format(*shown), why))
+        return list(taken.values())
+
+    if not card:
+        name = "r6_tiny" if images < 5_000 else "r10_tiny"
+        why = "small, for a processor; " + ("fewer than 5,000 images" if images < 5_000 else "5,000 images or more")
+    elif images < 100_000:
+        name, why = "r18", "fewer than 100,000 images"
+    elif images < 4_000_000:
+        name, why = "r50", "fewer than 4 million images"
+    else:
+        name, why = "r100" if card >= 14 else "r50", f"4 million images or more, {card} GiB"
+    (network,) = row("network", {"backbone.name": name}, why)
+    small = str(network).endswith("_tiny")
+    per_step = 512 if card and images >= 100_000 else 2 ** int(math.log2(min(max(images / 16, 16), 128)))
+    most = (512 if card >= 48 else 256 if card >= 14 and network != "r100" else 128) * machine.ranks
+    parts = 1 if "batch_size" in given else math.ceil(per_step / most)
+    accumulation = int(given.get("optimizer.accumulation", parts))
+    whole = math.ceil(max(per_step // accumulation, 2 * machine.ranks) / machine.ranks) * machine.ranks
+    why = f"{images:,} images" + (f"; passes of {most} fit {card} GiB" if card and per_step > most else "")
+    values = {"batch_size": whole, "optimizer.accumulation": accumulation}
+    batch, accumulation = row("images per step", values, why, "{} x {}")
+    per_step, starts = int(batch) * int(accumulation), given.get("start_from") is not None
+    base, full_rate = 128 if small else 512, 0.001 if given.get("optimizer.name") == "adamw" else 0.1
+    rate = full_rate * per_step / base / (10 if starts else 1)
+    why = f"{full_rate:g} for {base} images per step" + ", a tenth from given weights" * starts
+    row("learning rate", {"optimizer.learning_rate": rate}, why, "{:g}")
+    epochs = (40 if images < 100_000 else 20) if card else min(max(math.ceil(150_000 / max(images, 1)), 1), 25)
+    why = "40 below 100,000 images, else 20" if card else "150,000 images in all, 25 epochs at most"
+    why += ", a quarter from given weights" * starts
+    (epochs,) = row("epochs", {"schedule.epochs": epochs / 4 if starts else epochs}, why, "{:g}")
+    warmup = {"schedule.warmup_epochs": min(1.0 if card else 0.5, float(epochs) / 10)}
+    row("warm-up", warmup, "at most a tenth of the steps", "{:g} epochs")
+    _head(data, machine, given, mean, int(batch), row)
+    margin: dict[str, Any] = {"margin.name": "cosface", "margin.scale": 32 if people < 50_000 else 64}
+    margin |= {"margin.margin": 0.5 if given.get("margin.name") == "arcface" else 0.4}
+    row("scale, margin", margin, "scale 32 below 50,000 identities, else 64", "{} {:g}, {:g}")
+    return rows
+
+
+def _head(data: Data, machine: Machine, given: Mapping[str, Any], mean: float, batch: int, row: Any) -> None:
+    """Add the rows of the head: who gives the negatives, where the centers lie, and what the batch's own centers do."""
+    people, why = data.identities, "centers are made of embeddings, no row is trained"
+    if people <= 200_000 and mean >= 6 and people * 6144 / 2**30 <= (machine.card or machine.host_gib) / 4:
+        why = f"head=full_fc is worth a try too: {mean:.0f} images per identity, and its rows fit"
+    (head,) = row("head", {"head.name": "attfc"}, why)
+    if head not in ("attfc", "dcq", "dcp"):
+        return
+    drawn = head == "attfc" and given.get("negatives.source", "table") == "table"
+    if "container.ratio" not in given or "container.slots" in given:
+        count = max(min(max(people // 10, 1_000), 20_000, people), 0 if drawn else batch)
+        row(
+            "negatives",
+            {"container.slots": count},
+            f"a tenth of {people:,} people; at least 1,000 of them, at most 20,000",
+            "{:,} per step",
+        )
+    if not drawn:
+        return
+    pushes = mean >= 4 and given.get("center.source", "query") != "keys"
+    why = f"{mean:.1f} images per identity; from 4 on the batch's centers push the embeddings they are made of"
+    row("batch's own centers", {"negatives.in_batch_gradient": pushes}, why)
+    size = people * 1024 / 2**30
+    place = "device" if size <= machine.card / 10 else "host" if size <= machine.host_gib / 4 else "file"
+    values = {"center.table": place}
+    if given.get("center.table", place) == "file":
+        values["center.table_folder"] = given.get("output", "runs")
+    row(
+        "table of centers",
+        values,
+        f"1,024 bytes per identity: {math.ceil(size * 1024):,} MiB",
+        " in ".join(["{}"] * len(values)),
+    )
+
+
+def _kept(data: Data, given: Mapping[str, Any]) -> Choice:
+    """Who is kept aside for the evaluation."""
+    if given.get("eval.root") is not None:
+        return Choice("evaluation", {"eval.share": 0.0}, str(given["eval.root"]), "as given")
+    share, people = float(given.get("eval.share", KEPT_SHARE)), f"{data.with_pairs:,} people have two or more images"
+    if data.kept_people:
+        how = "share as given" if "eval.share" in given else "a tenth of them, 8 to 1,000"
+        why = f"{data.kept_images:,} images, to judge the model on; {people}, {how}"
+        return Choice("kept aside", {"eval.share": share}, f"{data.kept_people:,} people", why)
+    why = "as given" if share == 0 else f"{people}, {FEWEST_WITH_PAIRS} are needed; give eval.root=OTHER_PEOPLE"
+    return Choice("kept aside", {"eval.share": share}, "nobody", f"no evaluation: {why}")

@@ -1,0 +1,141 @@
+"""`attfc train PATH` and `attfc.train(...)`: one line from faces to a judged model, in the shell and in Python."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import attfc
+from attfc.config import load_config
+from attfc.data.attention_loader import Batch
+from attfc.training.trainer import Trainer
+
+from .commands import run_main
+
+QUICK = ["max_steps=4", "data.workers=0", "threads=1", "log.tensorboard=false", "eval.generated_pairs=40"]
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 synthetic people x 4 images, in folders."""
+    root = tmp_path_factory.mktemp("set") / "my faces"
+    store = attfc.SyntheticFaces(24, 4, seed=3)
+    for position in range(len(store)):
+        encoded, label = store.read(position)
+        folder = root / f"person {label:02d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{position % 4}.jpg").write_bytes(encoded)
+    return root
+
+
+def test_a_folder_becomes_a_judged_model(people, tmp_path, monkeypatch, capsys) -> None:
+    status, out, err = run_main(monkeypatch, capsys, "train", people, *QUICK, f"output={tmp_path}")
+    assert status == 0, err
+    run = tmp_path / "my-faces-001"
+    said = " ".join(err.split())
+    assert err.startswith(f"attfc: opening {people} ...")
+    assert "kept aside 4 people" in said  # 8 would hold more than a fifth of all images
+    assert "network r6_tiny small, for a processor; fewer than 5,000 images" in said
+    assert "learning rate 0.0125 0.1 for 128 images per step" in said
+    assert "attfc on r6_tiny, 20 people, 80 images, 4 steps of 16 on cpu" in said
+    lines = out.strip().splitlines()
+    assert len(lines) <= 12
+    assert "4 people" in out
+    for word in ("accuracy of pairs", "rank-1", "EER", "model   ", "report  ", "next    "):
+        assert word in out
+    assert (run / "report.html").exists()
+    saved = load_config(str(run / "config.yaml"))
+    assert (saved.eval.share, saved.container.slots, saved.batch_size) == (0.1, 20, 16)
+    figures = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
+    assert figures["all_pairs"]["identities"] == 4
+
+
+def test_print_config_is_what_a_run_saves(people, tmp_path, monkeypatch, capsys) -> None:
+    status, out, err = run_main(monkeypatch, capsys, "train", people, "--print-config", *QUICK, f"output={tmp_path}")
+    assert status == 0, err
+    assert not list(tmp_path.iterdir())
+    path = tmp_path / "printed.yaml"
+    path.write_text(out, encoding="utf-8")
+    run = attfc.train(people, *QUICK, output=tmp_path)
+    assert load_config(str(path)) == load_config(str(run.folder / "config.yaml")) == run.config
+
+
+def test_from_python_with_short_names(people, tmp_path) -> None:
+    run = attfc.train(people, "eval.share=0", *QUICK, epochs=2, lr=0.02, head="full_fc", output=tmp_path, name="mine")
+    assert (run.config.head.name, run.config.optimizer.learning_rate, run.config.schedule.epochs) == (
+        "full_fc",
+        0.02,
+        2,
+    )
+    assert run.metrics is None
+    assert run.folder.name == "mine-001"
+    assert run.report == run.folder / "report.html"
+    with pytest.raises(attfc.UserError, match=r"train\(\) has no argument 'epoch'; did you mean 'epochs'\?"):
+        attfc.train(people, epoch=3)
+
+
+def test_a_preset_beside_the_data_is_an_input_of_the_choice(people, tmp_path, monkeypatch, capsys) -> None:
+    for words in (["faces112", people], [people, "faces112"]):
+        status, out, _ = run_main(monkeypatch, capsys, "train", *words, "--print-config")
+        assert status == 0
+        path = tmp_path / "printed.yaml"
+        path.write_text(out, encoding="utf-8")
+        config = load_config(str(path))
+        assert (config.backbone.name, config.batch_size, config.data.root) == ("r10_tiny", 128, str(people))
+        assert config.eval.share == 0.1
+
+
+def test_a_preset_wins_over_a_folder_of_its_name(people, tmp_path, monkeypatch, capsys) -> None:
+    (tmp_path / "demo").symlink_to(people, target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    assert "synthetic:identities=600" in run_main(monkeypatch, capsys, "train", "demo", "--print-config")[1]
+    assert "root: ./demo" in run_main(monkeypatch, capsys, "train", "./demo", "--print-config")[1]
+
+
+def test_the_first_line_stands_before_torch_is_loaded(people) -> None:
+    code = f"""
+import sys
+from attfc.commands import training, common
+printed = []
+def note(text, **_):
+    printed.append((text, "torch" in sys.modules, "matplotlib" in sys.modules))
+    raise SystemExit(0)
+common.err.print = note
+sys.argv = ["attfc", "train", {str(people)!r}]
+from attfc import cli
+try:
+    cli.main()
+finally:
+    assert printed == [("attfc: opening " + {str(people)!r} + " ...", False, False)], printed
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_few_people_are_trained_on_all_and_a_sentence_says_why(tmp_path, monkeypatch, capsys) -> None:
+    typed = ["synthetic:identities=3,images=8", *QUICK, f"output={tmp_path}"]
+    status, out, err = run_main(monkeypatch, capsys, "train", *typed)
+    assert status == 0, err
+    said = " ".join(err.split())
+    assert "nobody no evaluation: 3 people have two or more images, 20 are needed; give eval.root=OTHER_PEOPLE" in said
+    assert "accuracy" not in out
+
+
+def test_an_interrupt_in_python_saves_and_returns_the_run(people, tmp_path, monkeypatch) -> None:
+    step = Trainer.train_step
+
+    def interrupted_step(trainer: Trainer, batches: list[Batch]) -> torch.Tensor:
+        if trainer.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(trainer, batches)
+
+    monkeypatch.setattr(Trainer, "train_step", interrupted_step)
+    quick = [text for text in QUICK if not text.startswith("max_steps")]
+    run = attfc.train(people, *quick, epochs=100, output=tmp_path)
+    assert run.interrupted
+    assert run.trainer.step == 3 < run.trainer.total_steps
+    assert list((run.folder / "checkpoints").iterdir())

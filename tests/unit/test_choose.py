@@ -1,0 +1,152 @@
+"""What `attfc train PATH` chooses: the promised rows, more memory never a smaller model, an override moves only what hangs on it."""
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attfc.config.choose import Data, Machine, choose
+from attfc.data.kept_aside import people_kept_aside
+
+CPU = Machine("cpu", 24, 24)
+
+
+def card(gib: float, ranks: int = 1) -> Machine:
+    return Machine("cuda", gib, 128, ranks)
+
+
+def data(people: int, images: int, with_pairs: int) -> Data:
+    """A set from which people with as many images as the others were kept aside."""
+    kept = people_kept_aside(with_pairs, 0.1)
+    left = images * (people - kept) / people
+    return Data(people - kept, int(left), with_pairs, kept, images - int(left))
+
+
+def chosen(facts: Data, machine: Machine, **typed: Any) -> dict[str, Any]:
+    given = {key.replace("__", "."): value for key, value in typed.items()}
+    return {key: value for row in choose(facts, machine, given) for key, value in row.values.items()}
+
+
+FACES60, TAIL = data(60, 1_240, 60), data(5_343, 12_500, 1_700)
+FACES112, MS1MV3 = data(2_360, 18_924, 741), data(93_431, 5_179_510, 93_431)
+GLINT, WEBFACE = data(360_232, 17_091_657, 360_232), data(2_059_906, 42_474_557, 2_059_906)
+
+# kept, network, batch, accumulation, epochs, steps, rate, scale, push, negatives, table
+GOLDEN = {
+    "60 people": (FACES60, CPU, 8, "r6_tiny", 64, 1, 25, 419, 0.05, 32, True, 52, "host"),
+    "tail": (TAIL, CPU, 170, "r10_tiny", 128, 1, 13, 1_229, 0.1, 32, False, 1_000, "host"),
+    "faces112": (FACES112, card(24), 74, "r18", 128, 1, 40, 5_728, 0.025, 32, True, 1_000, "device"),
+    "MS1MV3": (MS1MV3, card(8), 1_000, "r50", 128, 4, 20, 200_159, 0.1, 64, True, 9_243, "device"),
+    "Glint360K": (GLINT, card(24), 1_000, "r100", 128, 4, 20, 665_789, 0.1, 64, True, 20_000, "device"),
+    "WebFace42M, 8 GiB": (WEBFACE, card(8), 1_000, "r50", 128, 4, 20, 1_658_356, 0.1, 64, True, 20_000, "host"),
+    "WebFace42M, 80 GiB": (WEBFACE, card(80), 1_000, "r100", 512, 1, 20, 1_658_356, 0.1, 64, True, 20_000, "device"),
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_promised_rows(name: str) -> None:
+    facts, machine, kept, network, batch, accumulation, epochs, steps, rate, scale, push, negatives, place = GOLDEN[
+        name
+    ]
+    found = chosen(facts, machine)
+    assert facts.kept_people == kept
+    assert (found["backbone.name"], found["batch_size"], found["optimizer.accumulation"]) == (
+        network,
+        batch,
+        accumulation,
+    )
+    assert found["schedule.epochs"] == epochs
+    assert int(epochs * facts.images / (batch * accumulation)) == pytest.approx(steps, abs=1)
+    assert found["optimizer.learning_rate"] == pytest.approx(rate)
+    assert (found["margin.name"], found["margin.scale"], found["margin.margin"]) == ("cosface", scale, 0.4)
+    assert found["negatives.in_batch_gradient"] is push
+    assert (found["container.slots"], found["center.table"]) == (negatives, place)
+    assert found["schedule.warmup_epochs"] == (1.0 if machine.card else 0.5 if epochs >= 5 else epochs / 10)
+    assert found["head.name"] == "attfc"
+
+
+def test_full_fc_is_named_where_its_rows_fit_and_people_have_many_images() -> None:
+    def said(facts: Data, machine: Machine) -> bool:
+        return any("head=full_fc" in row.why for row in choose(facts, machine, {}))
+
+    assert said(FACES60, CPU)
+    assert said(MS1MV3, card(8))
+    assert not said(TAIL, CPU)
+    assert not said(GLINT, card(24))
+
+
+def test_below_6_gib_and_on_accelerators_without_a_test_it_is_as_on_a_processor() -> None:
+    as_processor = chosen(FACES112, CPU)
+    assert chosen(FACES112, card(4)) == as_processor
+    assert chosen(FACES112, Machine("mps", 64, 24)) == as_processor
+    assert chosen(FACES112, card(5.6))["backbone.name"] == "r18"  # sold as 6
+
+
+def test_nobody_is_kept_aside_below_20_people_of_two_images_and_a_sentence_says_so() -> None:
+    row = choose(Data(19, 100, 19), CPU, {})[0]
+    assert row.shown == "nobody"
+    assert row.why == "no evaluation: 19 people have two or more images, 20 are needed; give eval.root=OTHER_PEOPLE"
+    assert choose(Data(60, 1_240, 60), CPU, {"eval.share": 0})[0].why == "no evaluation: as given"
+    assert choose(Data(60, 1_240, 60), CPU, {"eval.root": "other"})[0].shown == "other"
+
+
+DEPENDENTS = {
+    "batch_size": (64, {"optimizer.learning_rate"}),
+    "backbone.name": ("r50", {"optimizer.learning_rate"}),
+    "schedule.epochs": (3, {"schedule.warmup_epochs"}),
+    "optimizer.learning_rate": (0.2, set()),
+    "margin.scale": (64.0, set()),
+    "margin.name": ("arcface", {"margin.margin"}),
+    "container.slots": (500, set()),
+    "center.table": ("device", set()),
+    "start_from": ("weights", {"optimizer.learning_rate", "schedule.epochs", "schedule.warmup_epochs"}),
+    "head.name": ("full_fc", {"container.slots", "negatives.in_batch_gradient", "center.table"}),
+}
+
+
+@pytest.mark.parametrize("key", DEPENDENTS)
+def test_an_override_moves_only_what_depends_on_it(key: str) -> None:
+    value, dependents = DEPENDENTS[key]
+    before, after = chosen(TAIL, CPU), chosen(TAIL, CPU, **{key.replace(".", "__"): value})
+    moved = {name for name in before | after if before.get(name) != after.get(name)} - {key}
+    assert moved <= dependents, moved
+    if key not in ("start_from",):
+        assert after[key] == value
+
+
+def test_a_batch_of_half_the_size_has_half_the_rate_and_weights_to_start_from_a_tenth() -> None:
+    assert chosen(TAIL, CPU, batch_size=64)["optimizer.learning_rate"] == pytest.approx(0.05)
+    assert chosen(TAIL, CPU, start_from="run")["optimizer.learning_rate"] == pytest.approx(0.01)
+    assert chosen(TAIL, CPU, start_from="run")["schedule.epochs"] == 13 / 4
+
+
+def test_every_rank_has_at_least_two_images() -> None:
+    found = chosen(data(60, 300, 60), Machine("cpu", 24, 24, ranks=12))
+    assert found["batch_size"] % 12 == 0
+    assert found["batch_size"] >= 24
+
+
+NETWORKS = ["r6_tiny", "r10_tiny", "r18", "r50", "r100"]
+SETS = st.tuples(st.integers(2, 3_000_000), st.floats(1, 60)).map(lambda d: Data(d[0], max(2, int(d[0] * d[1])), 0))
+
+
+@settings(max_examples=300, deadline=None)
+@given(SETS, st.floats(1, 200), st.floats(1, 200))
+def test_more_memory_is_never_a_smaller_network_or_fewer_images_per_step(facts: Data, one: float, other: float) -> None:
+    small, large = (chosen(facts, card(gib)) for gib in sorted((one, other)))
+    assert NETWORKS.index(small["backbone.name"]) <= NETWORKS.index(large["backbone.name"])
+    step = [each["batch_size"] * each["optimizer.accumulation"] for each in (small, large)]
+    assert step[0] <= step[1]
+    assert chosen(facts, card(one)) == chosen(facts, card(one))
+    assert 1 <= small["container.slots"] <= max(facts.identities, 1)
+
+
+def test_the_table_is_made_without_torch() -> None:
+    code = (
+        "import sys; from attfc.config.choose import *; choose(Data(60, 1240, 60), Machine('cpu', 24, 24), {}); "
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
