@@ -180,7 +180,7 @@ def test_images_that_are_gone_are_left_out(tmp_path) -> None:
 
 def test_whoever_a_run_keeps_aside_is_unseen_and_all_others_are_not() -> None:
     data = "synthetic:identities=80,images=3"
-    config = load_config("demo", [f"data.root={data}", "eval.share=0.1"])
+    config = load_config("demo", [f"data.root={data}", "eval.share=0.1", "eval.root=null"])
     training, kept = split(open_store(data), 0.1)
     assert kept is not None
     assert compare_with_run(config, kept).heading == "on unseen identities"
