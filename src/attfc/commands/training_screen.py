@@ -76,7 +76,7 @@ def _headline(metrics: dict[str, Any], intervals: Any, heading: str) -> list[str
     """Return at most nine lines: whom the metrics are of, accuracy, TAR at two FARs of all pairs, rank-1, EER, notes."""
     everyone = metrics.get("all_pairs") or {}
     people = everyone.get("identities")
-    behind = "" if people is None else f"; {people:,} people, {everyone['images']:,} images"
+    behind = "" if people is None else f"; a set of {people:,} people, {everyone['images']:,} images"
     stated = [far for far, tar in (everyone.get("tar_at_far") or {}).items() if tar is not None]
     rows: list[tuple[str, tuple[str, ...], Any]] = [("accuracy of pairs", ("accuracy",), metrics.get("accuracy"))]
     rows += [
@@ -90,7 +90,10 @@ def _headline(metrics: dict[str, Any], intervals: Any, heading: str) -> list[str
         interval = (intervals or {}).get(path)
         bounds = "" if interval is None else "  " + interval.text(4).split(" ", 1)[1]
         lines.append(f"  {name:<27}{value:.4f}{bounds}")
-    notes = [note for note in metrics.get("notes", []) if "is not stated" not in note]
+    # How few people there are stands in the heading.
+    notes = [
+        note for note in metrics.get("notes", []) if "is not stated" not in note and not note.startswith("rests on")
+    ]
     lines += [f"note: {note}" for note in notes[:_FINISH_NOTES]]
     if len(notes) > _FINISH_NOTES:
         lines[-1] += f" (and {len(notes) - _FINISH_NOTES + 1} more in the report)"
