@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from attfc.config.describe import options_page
 from attfc.study.grid import read_study, study_records
 from attfc.study.pages import FIGURES, study_figure, study_table
 
@@ -452,7 +453,8 @@ def renewed(page: Path) -> str:
 
 
 def main() -> None:
-    """Refresh every table that has figures, and the figures of studies."""
+    """Refresh every table that has figures, the figures of studies, and the page of options."""
+    (ROOT / "docs" / "options.md").write_text(options_page(), encoding="utf-8")
     for page in PAGES:
         text = renewed(page)
         if text != page.read_text(encoding="utf-8"):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from attfc.backbones import create_backbone, list_backbones
     from attfc.data import AttentionLoader, Augment, SyntheticFaces, open_store
-    from attfc.deploy import from_pretrained, open_model
+    from attfc.deploy import FaceModel, from_pretrained, load, open_model
     from attfc.errors import UserError
     from attfc.evaluation import embed_store, evaluate_pairs, evaluate_store
     from attfc.heads import (
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "attfc.backbones": ("create_backbone", "list_backbones"),
     "attfc.data": ("AttentionLoader", "Augment", "SyntheticFaces", "open_store"),
-    "attfc.deploy": ("from_pretrained", "open_model"),
+    "attfc.deploy": ("FaceModel", "from_pretrained", "load", "open_model"),
     "attfc.errors": ("UserError",),
     "attfc.evaluation": ("embed_store", "evaluate_pairs", "evaluate_store"),
     "attfc.heads": (
@@ -61,6 +61,7 @@ __all__ = [
     "CenterTable",
     "CombinedMargin",
     "CosFace",
+    "FaceModel",
     "FullFC",
     "ImageMemory",
     "Margin",
@@ -80,6 +81,7 @@ __all__ = [
     "from_pretrained",
     "generative_class_center",
     "list_backbones",
+    "load",
     "load_model",
     "open_model",
     "open_store",

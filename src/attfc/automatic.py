@@ -5,6 +5,7 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,23 @@ from attfc.config.choose import KEPT_SHARE, Choice, Data, Machine, choose
 from attfc.data import Store
 from attfc.distributed import Ranks
 from attfc.errors import UserError
+from attfc.start_weights import StartWeights, read_start
 
-__all__ = ["choose_configuration", "first_configuration"]
+__all__ = ["choose_configuration", "first_configuration", "with_start_weights"]
 
 
 def first_configuration(asked: Asked) -> RunConfig:
     """Return the configuration as far as it is known before the data are open: who is kept aside, device, seed."""
     return asked.resolve(_before_the_data(asked.given()) if asked.automatic else {})
+
+
+def with_start_weights(asked: Asked) -> tuple[Asked, StartWeights | None]:
+    """Read the weights of `start_from`, and put their network in place of the preset's, below what was typed; None: there are none."""
+    config = first_configuration(asked)
+    if config.start_from is None:
+        return asked, None
+    config, start = read_start(config, asked.typed())
+    return replace(asked, values={**asked.values, "backbone": config.backbone.model_dump(mode="json")}), start
 
 
 def choose_configuration(

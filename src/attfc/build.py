@@ -1,6 +1,6 @@
 """Configuration -> objects: the only place where both meet.
 
-Each `build_*` takes the resolved `RunConfig` and hands plain arguments to a component; `open_run` puts a whole run together, new or resumed,
+Each `build_*` takes the resolved `RunConfig` and hands plain arguments to a component; `new_run` and `resume_run` put a whole run together,
 and `finish_run` writes what a reader wants to see at its end.
 """
 
@@ -21,12 +21,16 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from attfc.automatic import choose_configuration, first_configuration
+from attfc.automatic import choose_configuration, first_configuration, with_start_weights
 from attfc.backbones import create_backbone
-from attfc.config import Asked, RunConfig, SourceConfig, config_to_yaml, load_config
+from attfc.config import Asked, RunConfig, SourceConfig, config_to_yaml
 from attfc.config.choose import Choice
-from attfc.data import AttentionLoader, Augment, CombinedStore, DecodedCache, Store, open_store
+from attfc.data import AttentionLoader, Augment, CombinedStore, DecodedCache, Store, SyntheticFaces, open_store
 from attfc.data.kept_aside import split
+from attfc.data.look import image_sizes
+from attfc.deploy.colours import Colours, fed_as
+from attfc.deploy.face_model import FaceModel, load
+from attfc.devices import choose_device
 from attfc.distributed import ALONE, AgreedError, Ranks, claim_gpu, join_ranks, launched_ranks
 from attfc.errors import UserError
 from attfc.evaluation import Pairs, evaluate_store, generate_pairs, read_pairs, write_report
@@ -39,14 +43,27 @@ from attfc.heads import DCP, DCQ, AttFC, CenterTable, FullFC, Head, ImageMemory,
 from attfc.losses import AdaFace, ArcFace, CombinedMargin, CosFace, Margin
 from attfc.precision import best_autocast_dtype
 from attfc.resolved import fewest_steps_notes, negatives_per_step, resolve
+from attfc.resuming import (
+    check_people,
+    note_start_folder,
+    rate_note,
+    refuse_other_network,
+    saved_configuration,
+    with_found_data,
+)
+from attfc.start_weights import RECORD, StartRecord, read_record, training_data
 from attfc.trained_people import compare_with_run
 from attfc.training.batch_norm import synchronize_batch_norm
-from attfc.training.checkpoint import latest_checkpoint, load_checkpoint
+from attfc.training.checkpoint import latest_checkpoint
 from attfc.training.checkpoint_manifest import read_manifest
 from attfc.training.momentum import MomentumPair
 from attfc.training.optimizers import build_optimizer, parameter_groups
+from attfc.training.people import people_of
+from attfc.training.run_folder import locked, remove_unsaved
 from attfc.training.schedule import build_schedule
+from attfc.training.trackers import TRACKERS, open_trackers, refuse_missing, shared_settings
 from attfc.training.trainer import Trainer
+from attfc.whole_files import write_text_whole
 
 __all__ = [
     "Run",
@@ -92,32 +109,21 @@ class Run:
     shared: SharedPeople | None = None  # of training and evaluation
     report: Path | None = None
     interrupted: bool = False
+    stopped: str = ""  # where it was interrupted: what is saved, and how to go on
 
     @property
     def metrics(self) -> dict[str, Any] | None:
         """Metrics of the last evaluation, as in evaluation.json; None where there was none."""
         return self.trainer.last_evaluation
 
+    @property
+    def model(self) -> FaceModel:
+        """The trained model, read from the run's folder: `run.model.embed(images)`.
 
-def choose_device(name: str) -> torch.device:
-    """``auto`` is the accelerator if the machine has one, else the processor.
-
-    Raises:
-        UserError: a device that torch does not know or this machine lacks.
-    """
-    if name == "auto":
-        return (
-            torch.accelerator.current_accelerator() or torch.device("cpu")
-            if torch.accelerator.is_available()
-            else torch.device("cpu")
-        )
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"device={name!r} cannot be used here ({reason}): try device=auto") from None
-    return device
+        Raises:
+            UserError: the run was stopped before it wrote a model.
+        """
+        return load(self.folder)
 
 
 def build_margin(config: RunConfig) -> Margin:
@@ -276,24 +282,34 @@ def _data_name(config: RunConfig) -> str:
 
 
 def build_backbone(config: RunConfig) -> nn.Module:
-    """Build the network with fresh weights."""
+    """Build the network with fresh weights; one that wants other colours than ours stands behind their conversion."""
     backbone = config.backbone
-    return create_backbone(
+    network = create_backbone(
         backbone.name, embedding_size=backbone.embedding_size, image_size=backbone.image_size, **backbone.options
     )
+    wants = {"colour_order": backbone.colour_order, "mean": backbone.mean, "std": backbone.std}
+    return fed_as(network, Colours.read(wants, "backbone"))
 
 
 def new_run(wanted: RunConfig | Asked, progress: Callable[[int, int], None] | None = None) -> Run:
     """Make the run's folder ``output/name-NUMBER`` with its configuration and environment, and put the run together."""
-    run = _assemble(wanted, None, progress)
+    asked, start = with_start_weights(Asked.of(wanted))
+    run = _assemble(asked, None, progress, start.record if start else None)
+    if start is not None:
+        run.notes += start.fill(run.trainer.pair)
     config = run.config
-    if config.start_from is not None:
-        run.notes.append(_start_from(run, Path(config.start_from).expanduser()))
 
     def make() -> str:
         folder = _fresh_folder(Path(config.output).expanduser(), config.name)
-        (folder / "config.yaml").write_text(config_to_yaml(run.config), encoding="utf-8")
-        _write_json(folder / "environment.json", environment(run.trainer.device))
+        try:
+            write_text_whole(folder / "config.yaml", config_to_yaml(run.config))
+            _write_json(folder / "environment.json", environment(run.trainer.device))
+            note_start_folder(folder)
+            if start is not None:
+                _write_json(folder / RECORD, start.record.model_dump(mode="json"))
+        except BaseException:  # Ctrl-C too
+            remove_unsaved(folder)
+            raise
         return str(folder.resolve()) if run.ranks.size > 1 else str(folder)
 
     run.folder = run.trainer.run_folder = Path(run.ranks.once(make))
@@ -309,45 +325,21 @@ def _see(folder: Path) -> None:
         )
 
 
-def _start_from(run: Run, folder: Path) -> str:
-    """Take the encoders of another run; say what was taken and what was left."""
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise UserError(f"start_from={folder} is not a run: it has no config.yaml")
-    theirs, checkpoint = load_config(str(path)), latest_checkpoint(folder / "checkpoints")
-    if checkpoint is None:
-        raise UserError(f"start_from={folder} has no whole checkpoint (looked in {folder / 'checkpoints'})")
-    if theirs.backbone != run.config.backbone:
-        raise UserError(
-            f"start_from={folder} trained backbone {theirs.backbone.name} with {theirs.backbone.embedding_size} numbers, this run has "
-            f"{run.config.backbone.name} with {run.config.backbone.embedding_size}: take the same backbone section"
-        )
-    state, pair = load_checkpoint(checkpoint, only=["pair"])["pair"], run.trainer.pair
-    pair.load_state_dict(state)
-    pair.step = 0
-    # A head without keys never moves its key encoder: that one is still the untrained network.
-    moved = int(state["_extra_state"]) > 0
-    if not moved:
-        pair.key.load_state_dict(pair.query.state_dict())
-    return (
-        f"started from {checkpoint}: query encoder, and "
-        + ("key encoder" if moved else "its copy as key encoder (that run had no key passes)")
-        + f"; dropped: head {theirs.head.name} with its rows, optimizer, schedule, position in the data"
-    )
-
-
 def resume_run(folder: Path, overrides: list[str], progress: Callable[[int, int], None] | None = None) -> Run:
     """Put a run together again from its folder and take up its newest whole checkpoint.
 
     Raises:
-        UserError: no run there, or overrides that change what the saved state describes (network, head, container).
+        UserError: no run there, one that is being trained, data of other people, or overrides that change what the saved state
+            describes (network, head, container).
     """
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise UserError(f"{folder} is not a run: it has no config.yaml")
-    before, config = load_config(str(path)), load_config(str(path), overrides)
-    _refuse_other_network(before, config)
-    run = _assemble(config, folder, progress)
+    before, config = saved_configuration(folder), saved_configuration(folder, overrides)
+    refuse_other_network(before, config)
+    if os.environ.get("RANK", "0") == "0":
+        with locked(folder):  # taken again by `Trainer.train`; asked here, before minutes of reading data
+            pass
+    config, notes = with_found_data(config, folder)
+    run = _assemble(Asked.of(config), folder, progress, read_record(folder))
+    run.notes += notes
     found, faults = run.ranks.once(lambda: _newest(folder / "checkpoints"))
     if not found:
         raise UserError(
@@ -356,9 +348,10 @@ def resume_run(folder: Path, overrides: list[str], progress: Callable[[int, int]
             + "): start the run anew"
         )
     run.notes += [f"{fault}; resumed from {found}" for fault in faults]
-    run.trainer.load(Path(found))
+    run.notes += run.ranks.together(lambda: check_people(run, Path(found), overrides))
+    run.notes += rate_note(run, saved=run.trainer.load(Path(found)))
     if run.config != before and run.ranks.rank == 0:  # the next resume goes on with these values
-        _write_text(path, config_to_yaml(run.config))
+        write_text_whole(folder / "config.yaml", config_to_yaml(run.config))
     return run
 
 
@@ -406,6 +399,7 @@ def settle(
     asked: Asked, progress: Callable[[int, int], None] | None = None
 ) -> tuple[RunConfig, list[Choice], list[str], Store]:
     """Return the configuration as `new_run` would build and save it, with the choices made, the notes and the training set; nothing is built."""
+    asked, _ = with_start_weights(asked)
     config = first_configuration(asked)
     device, ranks = _join(config)
     config, choices, notes, store, _ = _settle(asked, config, device, ranks, progress)
@@ -413,7 +407,7 @@ def settle(
 
 
 def _settle(
-    wanted: RunConfig | Asked,
+    asked: Asked,
     config: RunConfig,
     device: torch.device,
     ranks: Ranks,
@@ -427,26 +421,36 @@ def _settle(
     assert stores is not None
     store, held_out = stores
     choices: list[Choice] = []
-    if isinstance(wanted, Asked) and wanted.automatic:
-        config, choices = choose_configuration(wanted, store, held_out, device, ranks)
+    if asked.automatic:
+        config, choices = choose_configuration(asked, store, held_out, device, ranks)
         _check_batch(config, ranks.size)
     if config.precision.amp == "auto":  # decided once, for a run that is resumed on another machine too
         config = config.model_copy(deep=True)
         config.precision.amp = AMP_NAMES[best_autocast_dtype(device)]
     config, notes = ranks.together(lambda: resolve(config, len(store.identities)))
-    return config, choices, notes, store, held_out
+    for each in (store, held_out):
+        notes += getattr(each, "notes", ())
+    if asked.automatic and not isinstance(store, SyntheticFaces):
+        notes += filter(None, [image_sizes(store).advice])
+    return config, choices, list(dict.fromkeys(notes)), store, held_out
 
 
-def _assemble(wanted: RunConfig | Asked, folder: Path | None, progress: Callable[[int, int], None] | None) -> Run:
-    automatic = isinstance(wanted, Asked) and wanted.automatic
-    config = wanted if isinstance(wanted, RunConfig) else first_configuration(wanted)
+def _assemble(
+    asked: Asked,
+    folder: Path | None,
+    progress: Callable[[int, int], None] | None,
+    start: StartRecord | None = None,
+) -> Run:
+    config = first_configuration(asked)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    if not automatic:
+    trackers = [name for name in TRACKERS if getattr(config.log, name)]
+    refuse_missing(trackers)
+    if not asked.automatic:
         _check_batch(config, launched_ranks())
     device, ranks = _join(config)
-    config, choices, notes, store, held_out = _settle(wanted, config, device, ranks, progress)
+    config, choices, notes, store, held_out = _settle(asked, config, device, ranks, progress)
     head = ranks.together(lambda: build_head(config, len(store.identities), ranks, images=len(store))).to(device)
     backbone = build_backbone(config)
     image_size = int(getattr(backbone, "image_size", 112))
@@ -478,10 +482,7 @@ def _assemble(wanted: RunConfig | Asked, folder: Path | None, progress: Callable
         model_config={
             "network": config.backbone.name,
             "options": config.backbone.options,
-            "training_data": {
-                "root": ", ".join(source.root for source in config.data.sources) or config.data.root,
-                "licence": config.data.licence,
-            },
+            "training_data": training_data(config, start),
         },
         autocast_dtype=AMP_DTYPES[config.precision.amp],
         channels_last=config.precision.channels_last,
@@ -493,7 +494,9 @@ def _assemble(wanted: RunConfig | Asked, folder: Path | None, progress: Callable
         keep_checkpoints=config.checkpoint.keep,
         log_every=config.log.every,
         tensorboard=config.log.tensorboard,
+        open_trackers=lambda run_folder: open_trackers(trackers, run_folder, shared_settings(config)),
         ranks=ranks,
+        people=people_of(store),
     )
     ranks.draw_apart(0)
     run = Run(config, folder or Path(), trainer, store, held_out, notes, choices, ranks)
@@ -504,7 +507,8 @@ def _assemble(wanted: RunConfig | Asked, folder: Path | None, progress: Callable
             pairs = read_pairs(path, held_out, broken_limit=config.data.broken_limit)
         else:
             pairs = generate_pairs(held_out.identities, config.eval.generated_pairs, config.seed)
-        run.shared = ranks.once(lambda: compare_with_run(config, held_out, progress, training=store))
+        earlier = None if start is None else start.lineage
+        run.shared = ranks.once(lambda: compare_with_run(config, held_out, progress, training=store, earlier=earlier))
         notes += filter(None, [run.shared.screen_note])
         trainer.evaluate = _evaluator(run, pairs)
     return run
@@ -714,25 +718,6 @@ def _evaluator(run: Run, pairs: Pairs) -> Callable[[nn.Module, int], dict[str, A
     return evaluate
 
 
-def _refuse_other_network(before: RunConfig, after: RunConfig) -> None:
-    fixed = ("backbone", "head", "container")
-    # Where the rows of Partial FC live is no part of what is saved: another host may have another disk, or more memory.
-    free = {"block_mib", "rows_folder"} | ({"rows"} if after.head.name == before.head.name == "partial_fc" else set())
-    if before.optimizer.name != after.optimizer.name or before.batch_size != after.batch_size:
-        raise UserError(
-            f"optimizer.name={before.optimizer.name}, batch_size={before.batch_size} in the saved run, {after.optimizer.name}, "
-            f"{after.batch_size} now: a resumed run keeps both (its steps and optimizer state count in them); start a new run"
-        )
-    for section in fixed:
-        old, new = getattr(before, section).model_dump(), getattr(after, section).model_dump()
-        for key in old:
-            if old[key] != new[key] and key not in free:
-                raise UserError(
-                    f"{section}.{key} is {old[key]!r} in the saved run and {new[key]!r} now: a resumed run keeps its network, head and container; "
-                    "start a new run to change them"
-                )
-
-
 def _fresh_folder(output: Path, name: str) -> Path:
     safe = re.sub(r"[^\w.-]+", "-", name)
     try:
@@ -750,13 +735,7 @@ def _fresh_folder(output: Path, name: str) -> Path:
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
-    _write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    write_text_whole(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def _processor() -> str:

@@ -10,8 +10,21 @@ from typing import Annotated
 
 import typer
 
-from attfc.commands import benchmarks, comparing, data, evaluation, export, models, planning, study, training
+from attfc.commands import (
+    benchmarks,
+    comparing,
+    data,
+    embed,
+    evaluation,
+    export,
+    models,
+    options,
+    planning,
+    study,
+    training,
+)
 from attfc.commands.common import err, out
+from attfc.commands.help import CommandsByUse
 from attfc.errors import UserError
 
 __all__ = ["app", "main"]
@@ -19,7 +32,7 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     help="Train face recognition on millions of identities with one GPU.",
     no_args_is_help=True,
-    add_completion=False,
+    cls=CommandsByUse,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -29,9 +42,12 @@ for command in (
     comparing.compare,
     evaluation.report,
     export.export,
+    embed.embed,
+    embed.verify,
     models.backbones,
     planning.plan,
     planning.presets,
+    options.options,
 ):
     app.command()(command)
 app.add_typer(data.app, name="data")
@@ -43,6 +59,7 @@ def main() -> None:
     """Run the command line; ``--debug`` anywhere shows tracebacks."""
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
+    _refuse_flags(arguments)
     if "OMP_WAIT_POLICY" not in os.environ:
         # Read when torch is loaded, so it is set before. Threads that spin for long take the processor from the one they wait
         # for: beside another busy process training is 1.3 to 1.6 times faster so, alone as fast (benchmarks/waiting_threads.py).
@@ -65,6 +82,21 @@ def main() -> None:
             markup=False,
         )
         sys.exit(1)
+
+
+def _refuse_flags(arguments: list[str]) -> None:
+    """Leave with status 2 where an option of a run is typed as a flag: ``attfc train demo --epochs 3``."""
+    if arguments[:1] != ["train"] or not any(word.startswith("--") for word in arguments):
+        return
+    group = typer.main.get_command(app)
+    assert isinstance(group, CommandsByUse)
+    flags = {
+        name for parameter in group.commands["train"].params for name in (*parameter.opts, *parameter.secondary_opts)
+    }
+    fault = options.written_as_flag(arguments[1:], {*flags, "--help", "--debug"})
+    if fault is not None:
+        err.print(f"error: {fault}", markup=False)
+        sys.exit(2)
 
 
 def _print_version(asked: bool) -> None:

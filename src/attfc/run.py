@@ -6,7 +6,7 @@ from typing import Any
 from attfc.build import Run, finish_run, new_run
 from attfc.config.arguments import read_words, short_overrides
 from attfc.distributed import leave_ranks
-from attfc.training.trainer import Interrupted
+from attfc.training.interruption import Interrupted
 
 __all__ = ["carry_out", "train"]
 
@@ -22,7 +22,8 @@ def train(data: str | os.PathLike[str], *overrides: str, **short: Any) -> Run:
     Returns:
         The run: `run.metrics` (of people kept aside; None where there are none), `run.model` (as `attfc.load`), `run.report` (path of the HTML page),
         `run.folder`, `run.config`. An interrupt (Ctrl-C, a notebook's stop button) saves after the current step and returns the run with
-        `run.interrupted` set; `attfc train --resume` goes on with it.
+        `run.interrupted` set; `attfc train --resume` goes on with it. Before the first step is done nothing is saved and the folder is removed;
+        `run.stopped` says which.
 
     Raises:
         UserError: data, an option or a combination that cannot be trained; one line that names the value and the fix.
@@ -40,8 +41,11 @@ def carry_out(run: Run) -> Run:
     """Train a run that was put together, from wherever it stands, and write its report; `run.interrupted` says whether it was stopped."""
     try:
         run.trainer.train()
-    except Interrupted:
-        run.interrupted = True
+    except Interrupted as stop:
+        run.interrupted, run.stopped = True, str(stop)
+        if not stop.saved:
+            leave_ranks()
+            return run
     run.report = finish_run(run)
     run.ranks.barrier()  # torchrun ends all ranks as soon as one has left
     leave_ranks()

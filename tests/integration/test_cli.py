@@ -141,7 +141,7 @@ def test_print_config_is_yaml_that_trains(tmp_path, monkeypatch, capsys) -> None
         (["train", "demo", "faces112"], "demo and faces112 are two configurations"),
         (["train", "synthetic:", "synthetic:images=3"], "are two sets of data"),
         (["train", "synthetic:", "data.root=x"], "both name the data"),
-        (["train", "demo", "data.rot=x"], "unknown key 'data.rot'; did you mean 'root'?"),
+        (["train", "demo", "data.rot=x"], "unknown key 'data.rot'; did you mean 'data.root'?"),
         (["train", "demo", "data.root=/nowhere/at all"], "/nowhere/at all"),
         (["train", "demo", "center.source=keys", "keys.per_query=0"], "keys.per_query is 0"),
         (["train", "demo", "backbone.name=r51"], "r51"),

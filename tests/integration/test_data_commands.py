@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from attfc.data import FolderStore, PackedStore, RecordStore, open_store, read_edits, read_verification_set
 
@@ -109,6 +110,34 @@ def test_there_and_back_again(kinds, tmp_path, attfc) -> None:
         "data", "convert", kinds["folder"], tmp_path / "q", "--to", "rec", "--verify", status=1
     )
     assert "lies in the source" in attfc("data", "convert", kinds["folder"], kinds["folder"] / "p", *cache, status=1)
+
+
+def test_links_and_names_are_packed_as_asked(kinds, tmp_path, attfc) -> None:
+    folder = tmp_path / "set"
+    (folder / "Ann").mkdir(parents=True)
+    (folder / "Bob").symlink_to(next(path for path in kinds["folder"].iterdir() if path.is_dir()))
+    (folder / "Ann" / "passwd.jpg").symlink_to("/etc/passwd")
+    complaint = attfc("data", "convert", folder, tmp_path / "p", status=1)
+    assert (
+        "Ann/passwd.jpg is reached by a link that leads out of the folder, to /etc/passwd: give --follow-links"
+        in complaint
+    )
+    (folder / "Ann" / "passwd.jpg").unlink()
+    assert "give --follow-links" in attfc("data", "convert", folder, tmp_path / "p", status=1)
+    shown = attfc("data", "convert", folder, tmp_path / "p", "--to", "rec", "--follow-links")
+    assert "5 images of 1 identities" in shown
+    assert open_store(tmp_path / "p").identity_name(0) == "Bob"
+    attfc("data", "convert", tmp_path / "p", tmp_path / "q", "--to", "rec", "--no-names")
+    assert open_store(tmp_path / "q").identity_name(0) == "0"
+    (folder / "Bob").unlink()
+    assert "no images" in attfc("data", "inspect", folder, status=1)
+
+
+def test_inspect_says_when_pictures_cannot_be_aligned_faces(tmp_path, attfc) -> None:
+    (tmp_path / "set" / "Ann").mkdir(parents=True)
+    Image.new("RGB", (80, 60)).save(tmp_path / "set" / "Ann" / "1.jpg")
+    shown = attfc("data", "inspect", tmp_path / "set", "--workers", 0)
+    assert "1 of 1 pictures looked at are not square, as 80 x 60: align faces to the ArcFace template first" in shown
 
 
 def test_a_flipped_bit_in_a_packed_set_is_found_and_named(kinds, tmp_path, attfc) -> None:

@@ -16,6 +16,7 @@ from attfc.build import new_run
 from attfc.cli import app
 from attfc.config import RunConfig, load_config, preset_names
 from attfc.config.arguments import read_words
+from attfc.evaluation.alignment import ARCFACE_TEMPLATE
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -108,9 +109,16 @@ def shown_bytes(block: str) -> bytes:
 
 def test_formats_shows_all_its_blocks() -> None:
     kinds = [kind for kind, _ in BLOCKS]
-    assert (kinds.count("bytes"), kinds.count("text")) == (7, 5)
+    assert (kinds.count("bytes"), kinds.count("text")) == (7, 6)
     assert PAGES["formats.md"].count("<!-- ") == len(BLOCKS) + 1  # and the figures of cleaning
-    assert len(python_of("formats.md")) == 12
+    assert len(python_of("formats.md")) == 13
+
+
+def test_the_template_of_formats_is_the_one_that_faces_are_warped_to() -> None:
+    rows = re.findall(
+        r"^\| [^|]*(?:eye|nose|mouth)[^|]* \| ([\d.]+) \| ([\d.]+) \|$", PAGES["formats.md"], flags=re.MULTILINE
+    )
+    assert [[float(x), float(y)] for x, y in rows] == ARCFACE_TEMPLATE.tolist()
 
 
 @pytest.mark.parametrize(("kind", "file"), BLOCKS)

@@ -322,6 +322,25 @@ def test_a_model_that_diverged_is_not_exported(tmp_path, run) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_model_started_from_goes_with_every_export(tmp_path, run, exported, monkeypatch) -> None:
+    monkeypatch.setattr(export, "_to_onnx", lambda _model, _facts: onnx.load(exported[0]))
+    weights = {"source": "backbone.pth", "root": "MS1MV3", "licence": "research only"}
+    model, facts = open_model(run)
+    facts = replace(facts, training_data={"root": "ours", "licence": "MIT", "start_weights": weights})
+    export_onnx(model, facts, tmp_path / "model.onnx")
+    told = "backbone.pth (trained on MS1MV3, licence: research only)"
+    expected = {"root": "ours", "licence": "MIT", "start_weights": told}
+    assert open_model(tmp_path / "model.onnx")[1].training_data == expected
+    export.export_hub_folder(model, facts, tmp_path / "hub")
+    again = open_model(tmp_path / "hub")[1]
+    assert again.training_data == facts.training_data
+    export_onnx(model, again, tmp_path / "again.onnx")
+    assert open_model(tmp_path / "again.onnx")[1].training_data == expected
+    card = (tmp_path / "hub" / "README.md").read_text(encoding="utf-8")
+    assert f"| started from | {told} |" in card
+    assert "license_name: 'MIT; start weights: research only'" in card
+
+
 # docs/export.md
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
@@ -333,7 +352,7 @@ def test_python_of_the_page_runs(tmp_path, run, exported, monkeypatch) -> None:
     shutil.copy(exported[0], "model.onnx")
     shutil.copytree(run / "model", "hub")
     here = [snippet for snippet in SNIPPETS if "insightface" not in snippet]
-    assert (len(here), len(SNIPPETS)) == (2, 3)
+    assert (len(here), len(SNIPPETS)) == (3, 4)
     names: dict[str, object] = {}
     for snippet in here:
         exec(compile(snippet, "export.md", "exec"), names)

@@ -32,6 +32,8 @@ LISTS = [
     b"a.jpg Ann\nb.jpg Bo\nb.jpg \xc3\x85sa\nc.png Ann\n\xff.png 7\n",
     BOM + b"a.jpg 999999999999999999\nb.jpg 5\nc.jpg 0005",
     b"folder/x y z.jpg\tAnn Lee\nfolder/x.jpg\tBo\na.jpg\t07\n",
+    b"1\ta.jpg\t17\n1\tfolder/x y.jpg\t3\r\n0\tb.jpg\t3\t1\t2\t30\t40\n",
+    b"0\t17.000000\ta.jpg\n1\t3.000000\tfolder/x y.jpg\n2\t03\tb.jpg\n",
 ]
 EDITS = [
     b"# attfc edits 1\timages=9\tidentities=3\tchanges=3\tstore=faces\n2\t-\tsame bytes\n4\t0\n8\t3\tnew\n",
@@ -120,7 +122,22 @@ def oracle_lines(text: bytes) -> list[bytes]:
 def oracle_list(text: bytes) -> tuple[list[bytes], list[str]]:
     """Paths, and the name of each image's identity."""
     paths, labels = [], []
-    for line in oracle_lines(text):
+    lines = oracle_lines(text)
+    first = [field.strip(BLANKS) for field in lines[0].split(b"\t")]
+    numbered = len(first) > 2 and first[0].isdigit()
+    of_im2rec = numbered and bool(re.search(rb"\.(jpe?g|png|webp|bmp|jfif|tiff?|gif)$", first[-1].lower()))
+    of_insightface = numbered and not of_im2rec and first[2].isdigit() and not first[1].isdigit()
+    for line in lines:
+        fields = [field.strip(BLANKS) for field in line.split(b"\t")]
+        if of_im2rec:
+            _, label, path = fields
+            paths.append(path)
+            labels.append(re.sub(rb"(?<=.)\.0*$", b"", label))
+            continue
+        if of_insightface:
+            paths.append(fields[1])
+            labels.append(fields[2])
+            continue
         at = line.rfind(b"\t") if b"\t" in line else max(line.rfind(bytes([blank])) for blank in BLANKS)
         paths.append(line[:at].rstrip(BLANKS))
         labels.append(line[at + 1 :].lstrip(BLANKS))
@@ -245,7 +262,7 @@ def fast() -> Iterator[Path]:
 
 
 def test_whole_lists_are_read(fast: Path) -> None:
-    assert [read_list(fast, text) for text in LISTS] == ["read", "broken", "broken", "broken", "broken"]
+    assert [read_list(fast, text) for text in LISTS] == ["read", *["broken"] * 6]
     assert [read_edit_list(fast, text) for text in EDITS] == ["read"] * 4
 
 

@@ -22,7 +22,7 @@ PLAIN = {
 
 
 class SlowAttFC:
-    """DESIGN section 3, step by step, in float64; rows in a deque (fifo) or an OrderedDict (unique)."""
+    """The steps of docs/heads.md, one by one, in float64; rows in a deque (fifo) or an OrderedDict (unique)."""
 
     def __init__(
         self, slots: int, scale: float, m: float, *, temperature=1.0, include_stored_center=False, center_blend=0.0,

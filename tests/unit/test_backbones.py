@@ -13,6 +13,7 @@ from attfc.backbones.counting import Macs, count_macs, count_parameters, shapes_
 from attfc.backbones.iresnet import IResNet
 from attfc.backbones.mobilefacenet import MobileFaceNet
 from attfc.backbones.vit import VisionTransformer
+from attfc.config import load_config, preset_names
 from attfc.errors import UserError
 
 
@@ -176,6 +177,23 @@ def test_masking_puts_the_mask_token_into_the_places_of_the_dropped_ones():
     network.eval()
     x = images(network)
     assert torch.equal(network(x), network(x))
+
+
+def test_vision_transformers_mask_and_drop_what_arcface_torch_does():
+    for name, drop_path in {"vit_t": 0.1, "vit_s": 0.1, "vit_b": 0.1, "vit_l": 0.05}.items():
+        with shapes_only():
+            network = create_backbone(name)
+        assert (network.mask_ratio, network.blocks[-1].drop_path) == (0.1, drop_path), name
+    network = create_backbone("vit_t", 16)
+    assert network._drop_tokens(torch.zeros(1, 144, 256))[0].shape[1] == 129  # int(144 * 0.9)
+    network = create_backbone("vit_t", 16, drop_path=0.0, mask_ratio=0.0)
+    assert (network.mask_ratio, network.blocks[-1].drop_path) == (0.0, 0.0)
+    for preset in [name for name in preset_names() if "_vit_" in name]:
+        backbone = load_config(preset).backbone
+        masked = {"vit_t": 0.0, "vit_s": 0.0, "vit_b": 0.1, "vit_l": 0.1}[
+            backbone.name
+        ]  # its ratio 0.05 masks 10 % there
+        assert (backbone.options["drop_path"], backbone.options["mask_ratio"]) == (0.05, masked), preset
 
 
 # Faults of the user

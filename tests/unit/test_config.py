@@ -42,7 +42,7 @@ def test_resolved_configuration_reads_back_equal() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("optimizer.learning_rat=0.1", "unknown key 'optimizer.learning_rat'; did you mean 'learning_rate'?"),
+        ("optimizer.learning_rat=0.1", "unknown key 'optimizer.learning_rat'; did you mean 'optimizer.learning_rate'?"),
         ("momentum_schedule=ramp", "did you mean 'key_encoder.momentum_schedule'?"),
         ("contaner.ratio=0.1", "unknown key 'contaner'; did you mean 'container'?"),
         ("batch_size=many", "batch_size='many'"),
@@ -53,7 +53,24 @@ def test_resolved_configuration_reads_back_equal() -> None:
         ("profile=publishd", "profile='publishd' is unknown: choose one of published, tuned"),
         ("batch_size", "not of the form key=value"),
         ("=3", "not of the form key=value"),
-        ("center=keys", "center='keys'"),
+        ("head=atfc", "head.name='atfc': input should be 'attfc'"),
+        ("learning_rate=0.1", "did you mean 'optimizer.learning_rate'?"),
+        ("optimizer.lr=0.1", "did you mean 'optimizer.learning_rate'?"),
+        ("optimizer.epochs=5", "did you mean 'schedule.epochs'?"),
+        ("head.scal=32", "did you mean 'margin.scale'?"),
+        ("eval.batchsize=32", "did you mean 'eval.batch_size'?"),
+        ("epoch=5", "did you mean 'epochs'?"),
+        ("momentum=0.5", "did you mean 'key_encoder.momentum' or 'optimizer.momentum'?"),
+        ("zzz=1", "unknown key 'zzz' (attfc options lists the known ones)"),
+        (
+            "margin=arcface",
+            "margin=arcface: margin is a section of options and takes no value itself; write margin.name=arcface",
+        ),
+        ("margin=0.3", "write margin.margin=0.3 (attfc options margin lists them)"),
+        ("data=faces", "write data.root=faces"),
+        ("keys=3", "write keys.per_query=3"),
+        ("report=false", "write report.write=false"),
+        ("attention=on", "write attention.include_stored_center=on"),
         ("batch_size=1", "batch_size=1: BatchNorm needs at least 2 images per process; set batch_size to 2 or more"),
         ("eval.share=0.1", "set one of them"),
     ],
@@ -67,13 +84,24 @@ def test_wrong_override_is_one_clear_error(override, message) -> None:
 
 def test_override_inside_a_plain_value_is_refused() -> None:
     with pytest.raises(UserError, match="which an earlier override set to a plain value"):
-        load_config("demo", ["center=keys", "center.source=keys"])
+        load_config("demo", ["seed=1", "seed.value=1"])
 
 
-def test_short_names_are_those_options() -> None:
-    config = load_config("demo", ["epochs=3", "lr=0.2", "backbone=r50", "head=full_fc", "max_steps=9"])
-    assert (config.schedule.epochs, config.schedule.max_steps) == (3, 9)
-    assert (config.optimizer.learning_rate, config.backbone.name, config.head.name) == (0.2, "r50", "full_fc")
+def test_short_names_are_the_keys_they_stand_for() -> None:
+    config = load_config("demo", ["lr=0.05", "epochs=3", "max_steps=7", "backbone=r50", "head=full_fc"])
+    assert (config.optimizer.learning_rate, config.schedule.epochs, config.schedule.max_steps) == (0.05, 3, 7)
+    assert (config.backbone.name, config.head.name) == ("r50", "full_fc")
+    assert load_config("demo", ["head={name: dcp, enter_first: 0.5}"]).head.enter_first == 0.5
+    assert load_config("demo", ["head=dcp", "head.enter_first=0.5"]).head.name == "dcp"
+
+
+def test_a_section_with_a_plain_value_in_a_file_says_what_goes_there(tmp_path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("margin: arcface\n")
+    with pytest.raises(
+        UserError, match=r"mine\.yaml: margin=arcface: margin is a section .* write margin\.name=arcface"
+    ):
+        load_config(str(path))
 
 
 def test_fc_head_needs_no_keys() -> None:
@@ -81,8 +109,10 @@ def test_fc_head_needs_no_keys() -> None:
 
 
 def test_unknown_preset_names_the_nearest() -> None:
-    with pytest.raises(UserError, match=r"unknown preset 'dmo'; did you mean 'demo'\?"):
-        load_config("dmo")
+    with pytest.raises(UserError, match=r"unknown preset 'ms1mv3'; did you mean ") as caught:
+        load_config("ms1mv3")
+    assert sum(f"'{name}'" in str(caught.value) for name in preset_names()) == 3
+    assert "attfc presets lists them; a folder of faces is given by its path: attfc train FOLDER" in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "a: [", "3", "1: 2"])
@@ -117,7 +147,7 @@ def test_every_field_is_reachable_by_its_dotted_name() -> None:
         "key_encoder.batch_norm",
         "margin.gradient",
     ):
-        assert name in flat  # the names of DESIGN section 3
+        assert name in flat  # the names of docs/heads.md
 
 
 def test_a_profile_asked_for_by_name_replaces_a_resolved_one(tmp_path) -> None:

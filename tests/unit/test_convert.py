@@ -14,12 +14,15 @@ import pytest
 from PIL import Image
 
 from attfc.data import folder_writer, packed_writer
+from attfc.data.combined import CombinedStore
 from attfc.data.convert import convert_store
+from attfc.data.edits import EditedStore, Edits
 from attfc.data.folder import FolderStore
 from attfc.data.folder_writer import extension_of, safe_name
 from attfc.data.images import BrokenImageError
 from attfc.data.index import IdentityIndex
 from attfc.data.list_file import ListStore
+from attfc.data.opening import open_store
 from attfc.data.packed import PackedStore
 from attfc.data.records import RecordStore
 from attfc.data.store import EncodedStore
@@ -152,7 +155,41 @@ def test_records_to_packed_and_back(tmp_path: Path) -> None:
     for name in ("checksums.npy", "image_ends.npy", "offsets.npy"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "p" / name).read_bytes()
     convert_store(again, tmp_path / "f", kind="folder")
-    assert sorted(tree(tmp_path / "f"))[:2] == ["0/000001.jpg", "0/000002.png"]
+    assert sorted(tree(tmp_path / "f"))[:2] == ["person 0/000001.jpg", "person 0/000002.png"]
+
+
+@pytest.mark.parametrize("kind", ["packed", "rec", "folder"])
+@pytest.mark.parametrize("link", ["file", "folder"])
+def test_links_out_of_the_folder_are_packed_only_when_asked(root: Path, tmp_path: Path, kind: str, link: str) -> None:
+    secret = tmp_path / "secret" / "0.jpg"
+    secret.parent.mkdir()
+    secret.write_bytes(picture(77))
+    if link == "file":
+        (root / "Aaa").mkdir()
+        (root / "Aaa" / "0.jpg").symlink_to(secret)
+    else:
+        (root / "Aaa").symlink_to(secret.parent)
+    plain = FolderStore(root, cache=tmp_path / "cache")
+    edited = EditedStore(plain, Edits(len(plain), len(plain.identities), np.array([1]), np.array([-1])))
+    for store in (plain, edited, CombinedStore([plain, edited])):
+        with pytest.raises(UserError) as caught:
+            convert_store(store, tmp_path / "out", kind=kind)
+        assert str(caught.value) == (
+            f"{root}: Aaa/0.jpg is reached by a link that leads out of the folder, to {secret}: give --follow-links "
+            "(follow_links=True) to take whatever links lead to, or remove the link"
+        )
+    assert not (tmp_path / "out").exists()
+    done = convert_store(plain, tmp_path / "out", kind=kind, follow_links=True)
+    assert done.images + done.left_out == len(plain)
+    assert open_store(tmp_path / "out").read(0)[0] == picture(77)
+
+
+def test_links_within_the_folder_are_packed(root: Path, tmp_path: Path) -> None:
+    images = len(FolderStore(root))
+    first = FolderStore(root).path(0)
+    os.symlink(os.path.dirname(first), os.fsencode(root) + b"/again")
+    os.symlink(os.path.join(b"..", os.path.relpath(first, os.fsencode(root))), os.path.dirname(first) + b"/zz.jpg")
+    assert convert_store(FolderStore(root), tmp_path / "p").images > images + 1
 
 
 def test_rendered_faces_have_no_file_names(tmp_path: Path) -> None:
@@ -591,7 +628,6 @@ def test_a_folder_killed_while_its_notes_are_removed(tmp_path: Path, monkeypatch
         with pytest.raises(CutError):
             convert_store(ListedStore(many()), tmp_path / "f", kind="folder")
     assert len(FolderStore(tmp_path / "f")) == 169, "whole, and what is left is hidden"
-    shutil.rmtree(tmp_path / "f/.attfc-index")
     done = convert_store(ListedStore(many()), tmp_path / "f", kind="folder")
     assert (done.images, done.left_out, done.continued_at) == (169, 11, 60)
     assert not [name for name in os.listdir(tmp_path / "f") if name.startswith(".")]

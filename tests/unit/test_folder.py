@@ -185,7 +185,7 @@ def test_bad_files_are_named_rows_not_exceptions(root: Path, monkeypatch: pytest
     assert store.images([0], 16).broken == {}
 
 
-def test_the_index_is_cached_in_the_root_and_mapped(root: Path) -> None:
+def test_the_index_is_cached_for_the_user_alone_and_mapped(root: Path) -> None:
     scans = Scans()
     first = FolderStore(root, progress=scans)
     assert scans.calls == [(3, 3)]
@@ -194,7 +194,9 @@ def test_the_index_is_cached_in_the_root_and_mapped(root: Path) -> None:
     assert scans.took() == 0
     assert again.cache == first.cache
     assert again.cache is not None
-    assert again.cache.parent == root / ".attfc-index"
+    assert again.cache.is_relative_to(Path(os.environ["XDG_CACHE_HOME"]) / "attfc")
+    assert again.cache.stat().st_mode & 0o077 == 0, "names of people"
+    assert not list(root.glob(".*")), "nothing of ours in the user's folder"
     assert [again.where(i) for i in range(4)] == [first.where(i) for i in range(4)]
 
 
@@ -219,9 +221,10 @@ def test_a_changed_folder_is_scanned_again(root: Path, change: str) -> None:
     scans = Scans()
     store = FolderStore(root, progress=scans)
     assert scans.took() == 1
-    on_disk = sorted(os.fsencode(p.relative_to(root)) for p in root.glob("*/*.*") if p.parent.name != ".attfc-index")
+    on_disk = sorted(os.fsencode(p.relative_to(root)) for p in root.glob("*/*.*"))
     assert [store.where(i).encode() for i in range(len(store))] == on_disk
-    assert len(list((root / ".attfc-index").iterdir())) == 1, "the former index is cleaned up"
+    assert store.cache is not None
+    assert len(list(store.cache.parent.iterdir())) == 1, "the former index is cleaned up"
     FolderStore(root, progress=scans)
     assert scans.took() == 0
 
@@ -236,40 +239,26 @@ def test_a_change_within_the_clocks_tick_is_noticed(root: Path) -> None:
     assert len(FolderStore(root)) == 5
 
 
-def test_a_folder_without_write_permission_is_left_alone(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    root.chmod(0o555)
-    try:
-        store = FolderStore(root)
-    finally:
-        root.chmod(0o755)
-    assert store.cache is not None
-    assert (tmp_path / "home" / "attfc") in store.cache.parents
-    assert not (root / ".attfc-index").exists()
-
-
 def test_where_nothing_can_be_written_the_index_stays_in_memory(root: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     store = FolderStore(root, cache=tmp_path / "file")
     assert store.cache is None
-    assert not (root / ".attfc-index").exists()
     copy = pickle.loads(pickle.dumps(store))
     assert [copy.where(i) for i in range(4)] == [store.where(i) for i in range(4)]
 
 
-def test_a_full_disk_leaves_no_half_index(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_half_index(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(folder_module, "_save", fail)
-        patch.setenv("XDG_CACHE_HOME", str(root / "Zoe" / "b.jpg"))
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
         store = FolderStore(root)
     assert store.cache is None
     assert len(store) == 4
-    assert list((root / ".attfc-index").iterdir()) == []
+    (place,) = (tmp_path / "home" / "attfc").iterdir()
+    assert list(place.iterdir()) == []
 
 
 def test_two_roots_share_a_cache_folder(root: Path, tmp_path: Path) -> None:
@@ -278,7 +267,77 @@ def test_two_roots_share_a_cache_folder(root: Path, tmp_path: Path) -> None:
     for _ in range(2):
         assert len(FolderStore(root, cache=cache)) == 4
         assert FolderStore(other, cache=cache).where(0) == "Ann Lee/9.jpg"
-    assert not (root / ".attfc-index").exists()
+
+
+def test_pictures_of_other_formats_are_mentioned(root: Path) -> None:
+    assert FolderStore(root).notes == []
+    for name in ("a.jfif", "b.TIF", "c.tif", "d.heic", "notes.txt", "noending"):
+        (root / "Zoe" / name).write_bytes(b"")
+    for _ in range(2):  # scanned, and from the cached index
+        store = FolderStore(root)
+        assert len(store) == 4
+        assert store.ignored["other_files"] == 6
+        assert store.notes == [
+            "not read: 1 .jfif (JPEG under another name: rename to .jpg)",
+            "not read: 1 .heic, 2 .tif (convert to .jpg or .png)",
+        ]
+
+
+def test_images_without_identity_folders(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    with pytest.raises(
+        UserError, match="found 1 files beside folders; put the images of each person into a folder of their own"
+    ):
+        FolderStore(tmp_path)
+
+
+def test_a_folder_of_other_formats_alone_says_so(tmp_path: Path) -> None:
+    fill(tmp_path / "faces", {"Ann": {"a.tif": b"", "b.tif": b""}})
+    with pytest.raises(
+        UserError,
+        match=r"no images: .*found 2 other files, 1 empty folders; not read: 2 \.tif \(convert to .jpg or .png\)",
+    ):
+        FolderStore(tmp_path / "faces")
+
+
+def test_links_are_read_through_and_known(root: Path, tmp_path: Path) -> None:
+    elsewhere = fill(tmp_path / "elsewhere", {"Eve": {"1.jpg": jpeg(), "2.jpg": jpeg()}})
+    (root / "Zoe" / "c.jpg").symlink_to(root / "Zoe" / "b.jpg")
+    (root / "Zoe" / "gone.jpg").symlink_to(root / "nothing")
+    (root / "Zora").symlink_to("Zoe")
+    for _ in range(2):
+        store = FolderStore(root)
+        assert [store.where(p) for p in store._tables.links.tolist()] == [
+            "Zoe/c.jpg",
+            "Zora/a.JPG",
+            "Zora/b.jpg",
+            "Zora/c.jpg",
+        ]
+        assert store.leads_out() is None
+        assert store.notes == ["images reached by symbolic links: 4 of 8"]
+    (root / "Eve").symlink_to(elsewhere / "Eve")
+    store = FolderStore(root)
+    assert store.images(range(len(store)), 16).broken == {}
+    assert store.leads_out() == (1, str(elsewhere / "Eve" / "1.jpg"))
+    assert store.where(1) == "Eve/1.jpg"
+    (root / "Eve").unlink()
+    (root / "Ann Lee" / "0002.jpg").symlink_to(elsewhere / "Eve" / "2.jpg")
+    assert FolderStore(root).leads_out() == (1, str(elsewhere / "Eve" / "2.jpg"))
+    again = FolderStore(root)
+    (tmp_path / "way").symlink_to(root)
+    assert FolderStore(tmp_path / "way").leads_out() == again.leads_out(), "the root may be a link itself"
+    assert pickle.loads(pickle.dumps(again)).leads_out() == again.leads_out()
+
+
+def test_a_folder_that_becomes_a_link_is_noticed(root: Path, tmp_path: Path) -> None:
+    FolderStore(root)
+    status = (root / "Zoe").stat()
+    (root / "Zoe").rename(tmp_path / "Zoe")
+    (root / "Zoe").symlink_to(tmp_path / "Zoe")
+    assert (root / "Zoe").stat().st_mtime_ns == status.st_mtime_ns
+    found = FolderStore(root).leads_out()
+    assert found is not None
+    assert found[1] == str(tmp_path / "Zoe" / "a.JPG")
 
 
 @pytest.mark.parametrize("time", ["1e999", "NaN", '"now"', "null", "9" * 5000])
@@ -302,6 +361,7 @@ def test_an_index_with_an_odd_time_is_rebuilt(root: Path, time: str) -> None:
         "file_name_offsets.npy",
         "identity_names.npy",
         "entries.npy",
+        "links.npy",
     ],
 )
 @pytest.mark.parametrize("damage", ["cut", "gone", "zeros"])

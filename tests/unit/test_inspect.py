@@ -74,10 +74,10 @@ def test_text_and_json(store: FolderStore) -> None:
     text = report.to_text()
     for part in (
         "4 identities, 16 images",
-        "1 identities with a single image",
+        "identities with a single image: 1",
         "bob/4.jpg: empty file",
         "5-9",
-        "1 other files",
+        "other files (1)",
     ):
         assert part in text
     assert "ann/0.jpg = bob/3.jpg" in text

@@ -320,14 +320,14 @@ def test_clean_all(sets: tuple[FolderStore, FolderStore]) -> None:
         progress=lambda done, total: seen.append((done, total)),
     )
     changes = dict(zip(report.edits.positions.tolist(), report.edits.labels.tolist(), strict=True))
-    # 24 images: the broken one, the copy, the image of two people, the move, eva, fay G, gus 61, hal.
-    assert changes == {14: -1, 4: -1, 5: -1, 6: -1, 3: 3} | dict.fromkeys([15, 16, 17, 18, 19, 21, 23], -1)
+    # 24 images: the broken one, the copy, the image of two people, the move, eva, fay G, gus, hal.
+    assert changes == {14: -1, 4: -1, 5: -1, 6: -1, 3: 3} | dict.fromkeys([15, 16, 17, 18, 19, 20, 21, 22, 23], -1)
     assert {k: n for k, n in report.counts.items() if n} == {
         "broken": 1,
         "duplicate_within": 1,
         "duplicate_across": 2,
         "moved": 1,
-        "evaluation_copy": 1,
+        "evaluation_copy": 3,
         "evaluation_name": 2,
         "evaluation_face": 3,
         "small_identity": 1,
@@ -340,6 +340,7 @@ def test_clean_all(sets: tuple[FolderStore, FolderStore]) -> None:
     assert comments[6] == "bob/0.jpg: same bytes as ann/5.jpg"
     assert comments[3] == "ann/3.jpg: cosine 0.50 to the center of 'ann', moved to 'dan' (1.00)"
     assert comments[21] == "gus/1.jpg: same bytes as yan/0.jpg of evaluation"
+    assert comments[22] == "gus/2.jpg: 'gus' has gus/1.jpg, same bytes as yan/0.jpg of evaluation"
     assert comments[18] == "fay G/0.jpg: evaluation has a 'fay_g' too" or comments[18].startswith(
         "fay G/0.jpg: evaluation"
     )
@@ -350,11 +351,14 @@ def test_clean_all(sets: tuple[FolderStore, FolderStore]) -> None:
     assert report.notes[1].startswith("1 of 8 identities look like one of evaluation at a cosine of 0.95")
     view = EditedStore(train, report.edits)
     assert (len(view), len(view.identities)) == (report.images[1], report.identities[1])
-    assert [view.identity_name(i) for i in range(len(view.identities))] == ["ann", "bob", "cat", "dan", "gus"]
-    assert report.images == (24, 13)
+    assert [view.identity_name(i) for i in range(len(view.identities))] == ["ann", "bob", "cat", "dan"]
+    assert report.images == (24, 11)
+    assert report.notes[2] == (
+        "3 people are in evaluation too and are left out with all their images, 8 in all: 'eva' (3), 'fay G' (2), 'gus' (3)"
+    )
     assert json.loads(json.dumps(report.to_dict()))["counts"]["moved"] == 1
     text = report.to_text()
-    assert "24 images of 8 identities; after the edits 13 of 5" in text
+    assert "24 images of 8 identities; after the edits 11 of 4" in text
     assert "images moved to the identity whose center is clearly closer: 1" in text
     assert seen == sorted(seen)
     assert seen[-1] == (24 + 4 + 24, 24 + 4 + 24)
@@ -373,7 +377,7 @@ def test_each_step_can_be_left_out(sets: tuple[FolderStore, FolderStore]) -> Non
     assert nothing_read.edits.positions.tolist() == [18, 19]
     assert clean(train, broken=False, duplicates=None, against=evaluation, names=False).edits.positions.tolist() == []
     copies = clean(train, broken=False, duplicates="report", against=evaluation, names=False)
-    assert copies.edits.positions.tolist() == [4, 21]
+    assert copies.edits.positions.tolist() == [4, 20, 21, 22]
     faces = clean(
         train,
         broken=False,
@@ -389,6 +393,20 @@ def test_each_step_can_be_left_out(sets: tuple[FolderStore, FolderStore]) -> Non
     assert clean(train, broken=False, duplicates=None, embeddings=TRAIN, threshold=0.7).edits.positions.tolist() == [3]
     kept = clean(train, broken=False, duplicates=None, embeddings=TRAIN, threshold=0.7, margin=0.6)
     assert kept.edits.positions.tolist() == []
+
+
+def test_a_copy_that_an_earlier_step_left_out_takes_its_person_along(tmp_path: Path) -> None:
+    train = folder(
+        tmp_path / "train", {"ann": [jpeg(1), jpeg(1), jpeg(2)], "bob": [jpeg(3), jpeg(4)], "cat": [jpeg(3)]}
+    )
+    evaluation = folder(tmp_path / "evaluation", {"x": [jpeg(1), jpeg(3)]})
+    report = clean(train, against=evaluation, names=False)  # drop_all: the image of bob and cat is gone already
+    assert report.images == (6, 0)
+    assert {k: n for k, n in report.counts.items() if n} == {
+        "duplicate_within": 1,
+        "duplicate_across": 2,
+        "evaluation_copy": 3,
+    }
 
 
 def test_identities_are_small_after_the_other_steps(sets: tuple[FolderStore, FolderStore]) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from attfc.data import list_file, text_lines
 from attfc.data.list_file import ListStore
+from attfc.data.opening import open_store
 from attfc.data.store import Store
 from attfc.errors import UserError
 
@@ -133,7 +134,14 @@ def test_thousands_of_lines_may_name_one_image(tmp_path: Path) -> None:
         (b"a.jpg nan\n", "label nan is not a whole number"),
         (b"a.jpg 1\nb.jpg 2.0\n", "line 2 .*: label 2.0 is not a whole number"),
         (b"a.jpg " + b"9" * 19, "label 9999999999999999999 is not a whole number"),
-        (b"0\t12\ta.jpg\n", "line 1 .*ends in an image file where the label is due.*im2rec"),
+        (b"12\ta.jpg\n", "line 1 .*ends in an image file where the label is due: .*swap the columns"),
+        (b"path label\na.jpg 1\n", r"line 1 \('path label'\) is a heading: remove it, or begin it with #"),
+        (b"path\tlabel\na b.jpg\t1\n", "line 1 .*is a heading"),
+        (b"0\t1.000000\t2.000000\ta.jpg\n", "line 1 .* has 2 labels: keep one, as in number<TAB>label<TAB>path"),
+        (b"0\t1.500000\ta.jpg\n", "line 1 .*: label 1.500000 is not a whole number"),
+        (b"1\ta.jpg\t3\nb.jpg\t3\n", "line 2 .* has other columns than the first line, which is 1<TAB>path<TAB>label"),
+        (b"0\t3.000000\ta.jpg\n1\tb.jpg\n", "line 2 .* has other columns .*number<TAB>label<TAB>path"),
+        (b"1\ta.jpg\t3\n1\t\t3\n", "line 2 .* has no path"),
         (b"a\0.jpg 1\n", r"line 1 \(byte 1\) holds a NUL byte"),
         ("a.jpg 1\n".encode("utf-16"), "UTF-16"),
         (b"a.jpg 1\n" + b"x" * 17_000 + b" 1\n", "line 2 is longer than 16,384 bytes"),
@@ -214,6 +222,54 @@ def test_relative_paths_start_at_the_root_that_is_given(tmp_path: Path) -> None:
     assert ListStore(path, root=tmp_path / "images").images([0], 16).broken == {}
 
 
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("InsightFace", "1\tAnn Lee/1.jpg\t7\n1\tBob/1.jpg\t3\n1\tBob/2.jpg\t3\n"),
+        ("with boxes", "0\tAnn Lee/1.jpg\t7\t1\t2\t3\t4\n0\tBob/1.jpg\t3\n0\tBob/2.jpg\t3\t1\t2\t3\t4\t5.5\n"),
+        ("im2rec", "0\t7.000000\tAnn Lee/1.jpg\n1\t3.000000\tBob/1.jpg\n2\t3\tBob/2.jpg\n"),
+        ("Windows", "\ufeffAnn Lee\\1.jpg\t7\r\nBob\\1.jpg\t3\r\nBob\\2.jpg\t3\r\n"),
+        ("Windows and InsightFace", "1\tAnn Lee\\1.jpg\t7\r\n1\tBob\\1.jpg\t3\r\n1\t.\\Bob\\2.jpg\t3\r\n"),
+    ],
+)
+def test_lists_of_other_tools_are_read(tmp_path: Path, name: str, lines: str) -> None:
+    for level, image in enumerate(("Ann Lee/1.jpg", "Bob/1.jpg", "Bob/2.jpg")):
+        (tmp_path / image).parent.mkdir(exist_ok=True)
+        (tmp_path / image).write_bytes(jpeg(10 * level))
+    store = open_store(listed(tmp_path, lines))
+    assert [store.identity_name(label) for label in range(2)] == ["3", "7"]
+    assert store.labels(range(3)).tolist() == [1, 0, 0]
+    found = store.images(range(3), 16)
+    assert found.broken == {}
+    assert (found.pixels[:, 8, 8, 0].astype(int) // 10 * 10).tolist() == [0, 10, 20]
+
+
+def test_a_file_whose_name_holds_a_backslash_is_itself(tmp_path: Path) -> None:
+    (tmp_path / "a\\b.jpg").write_bytes(jpeg(10))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b.jpg").write_bytes(jpeg(20))
+    assert ListStore(listed(tmp_path, "a\\b.jpg 1\n")).read(0)[0] == jpeg(10)
+
+
+def test_a_list_of_images_that_are_not_there_is_refused(tmp_path: Path) -> None:
+    path = listed(tmp_path, "".join(f"faces/{number}.jpg 1\n" for number in range(40)))
+    expected = (
+        f"{path}: none of 10 images of the list that were looked for exists; the first is 'faces/0.jpg', looked for as "
+        f"{tmp_path}/faces/0.jpg. Relative paths start at the list's folder {tmp_path}: move the list to where its paths start, "
+        "or write absolute paths"
+    )
+    with pytest.raises(UserError) as caught:
+        open_store(path)
+    assert str(caught.value) == expected
+    (tmp_path / "list.rec").write_bytes(b"")
+    with pytest.raises(UserError) as caught:
+        open_store(path)
+    assert str(caught.value) == f"{expected}; the images are in {tmp_path}/list.rec? Give that file"
+    (tmp_path / "faces").mkdir()
+    (tmp_path / "faces" / "39.jpg").write_bytes(jpeg())
+    assert len(open_store(path).images(range(40), 16).broken) == 39, "some are missing: broken images, as ever"
+
+
 def test_names_need_not_be_utf8(tmp_path: Path) -> None:
     store = ListStore(listed(tmp_path, b"caf\xe9\x1b.jpg\tJos\xe9\n"))
     assert (store.where(0), store.identity_name(0)) == ("caf\\xe9\\x1b.jpg", "Jos\\xe9")
@@ -221,7 +277,7 @@ def test_names_need_not_be_utf8(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("old")
-def test_the_index_is_cached_beside_the_list(faces: Path) -> None:
+def test_the_index_is_cached_for_the_user_alone(faces: Path) -> None:
     parses = Parses()
     first = ListStore(faces, progress=parses)
     size = faces.stat().st_size
@@ -231,7 +287,9 @@ def test_the_index_is_cached_beside_the_list(faces: Path) -> None:
     assert parses.took() == 0
     assert again.cache == first.cache
     assert again.cache is not None
-    assert again.cache.parent == faces.parent / ".list.txt.attfc-index"
+    assert again.cache.is_relative_to(Path(os.environ["XDG_CACHE_HOME"]) / "attfc")
+    assert again.cache.stat().st_mode & 0o077 == 0, "names of people"
+    assert not list(faces.parent.glob(".*")), "nothing of ours in the user's folder"
     assert [again.where(p) for p in range(6)] == [first.where(p) for p in range(6)]
     assert again.identities.labels().tolist() == first.labels(range(6)).tolist()
     assert again.identity_name(1) == "17"
@@ -244,8 +302,10 @@ def test_a_changed_list_is_parsed_again(faces: Path) -> None:
     faces.write_bytes(faces.read_bytes().replace(b".jpg 3", b".jpg 4"))
     os.utime(faces, ns=(status.st_atime_ns, status.st_mtime_ns))  # size and modification time as they were
     assert faces.stat().st_size == status.st_size
-    assert ListStore(faces).identity_name(1) == "4"
-    assert len(list((faces.parent / ".list.txt.attfc-index").iterdir())) == 1, "the former index is cleaned up"
+    again = ListStore(faces)
+    assert again.identity_name(1) == "4"
+    assert again.cache is not None
+    assert len(list(again.cache.parent.iterdir())) == 1, "the former index is cleaned up"
 
 
 def test_the_index_of_a_fresh_list_is_not_trusted(faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:

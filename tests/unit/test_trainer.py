@@ -1,5 +1,7 @@
 """The training step: accumulation, what goes where, and no device named in the code."""
 
+import contextlib
+import itertools
 import math
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import torch
 
 from attfc.backbones import create_backbone
 from attfc.data import AttentionLoader, Augment, SyntheticFaces
+from attfc.errors import UserError
 from attfc.heads import AttFC, FullFC
 from attfc.losses import CosFace
 from attfc.training.momentum import MomentumPair
@@ -151,3 +154,29 @@ def test_the_key_encoder_moves_once_a_step_and_counts_them(tmp_path) -> None:
         trainer.train_step(batches[start : start + 2])
         trainer.step += 1
     assert trainer.pair.step == 3  # the ramp of its momentum goes by this count
+
+
+def places(value, place=()):
+    """Every place in a nested state, down to four keys deep."""
+    if place:
+        yield place
+    if isinstance(value, dict) and len(place) < 4:
+        for key in value:
+            yield from places(value[key], (*place, key))
+
+
+def replaced(value, place, odd):
+    """A copy of a nested state with another value at a place."""
+    return odd if not place else {**value, place[0]: replaced(value[place[0]], place[1:], odd)}
+
+
+def test_a_state_with_anything_anywhere_is_taken_up_or_refused_in_one_line(tmp_path) -> None:
+    trainer = make_trainer(tmp_path, "full_fc", total_steps=2)
+    trainer.train_step([next(iter(trainer.loader))])
+    state = trainer.state_dict()
+    quick = [place for place in places(state) if place[0] not in ("pair", "schedule") and place[1:2] != ("state",)]
+    assert len(quick) > 30
+    for place, odd in itertools.product(quick, (None, "x", [], {}, math.inf)):
+        with contextlib.suppress(UserError):
+            trainer.load_state_dict(replaced(state, place, odd))
+    trainer.load_state_dict(state)

@@ -6,7 +6,8 @@ training only: stochastic depth, and masking, which drops a share of the tokens 
 time) and puts `mask_token` in their places afterwards.
 
 Source: ViT (arXiv 2010.11929), stochastic depth (1603.09382), masking after MAE (2111.06377); shapes and state names of
-arcface_torch, so its weights load with strict=True.
+arcface_torch, so its weights load with strict=True. Its code reads a masking ratio as on or off: whatever is above 0 masks 10 % of the tokens,
+also in the networks that its configurations call `mask_005`. The defaults here are what is masked there.
 """
 
 from typing import cast
@@ -21,12 +22,12 @@ from attfc.precision import without_autocast
 
 __all__ = ["VIT_SHAPES", "VisionTransformer"]
 
-# name -> (width, depth, share of tokens masked by default)
-VIT_SHAPES: dict[str, tuple[int, int, float]] = {
-    "vit_t": (256, 12, 0.0),
-    "vit_s": (512, 12, 0.0),
-    "vit_b": (512, 24, 0.05),
-    "vit_l": (768, 24, 0.05),
+# name -> (width, depth, default of drop_path, default of mask_ratio), as arcface_torch builds these names; its only vit_l is `vit_l_dp005_mask_005`
+VIT_SHAPES: dict[str, tuple[int, int, float, float]] = {
+    "vit_t": (256, 12, 0.1, 0.1),
+    "vit_s": (512, 12, 0.1, 0.1),
+    "vit_b": (512, 24, 0.1, 0.1),
+    "vit_l": (768, 24, 0.05, 0.1),
 }
 
 # Shapes: B images, N tokens, H heads, E numbers a token.
@@ -100,7 +101,7 @@ class VisionTransformer(nn.Module):
     Args:
         width: numbers a token, E.
         depth: transformer blocks.
-        default_mask_ratio: `mask_ratio` where that is None.
+        default_drop_path, default_mask_ratio: `drop_path` and `mask_ratio` where these are None.
         embedding_size: length of the output.
         image_size: height and width of the input in pixels; less than half a patch may be left over (112 = 12 x 9 + 4).
         patch_size: in pixels.
@@ -127,6 +128,7 @@ class VisionTransformer(nn.Module):
         self,
         width: int,
         depth: int,
+        default_drop_path: float = 0.0,
         default_mask_ratio: float = 0.0,
         *,
         embedding_size: int = 512,
@@ -134,13 +136,14 @@ class VisionTransformer(nn.Module):
         patch_size: int = 9,
         heads: int = 8,
         dropout: float = 0.0,
-        drop_path: float = 0.05,
+        drop_path: float | None = None,
         mask_ratio: float | None = None,
         checkpointing: bool = False,
         name: str = "vit",
     ) -> None:
         super().__init__()
         self.mask_ratio = default_mask_ratio if mask_ratio is None else mask_ratio
+        drop_path = default_drop_path if drop_path is None else drop_path
         _check_shape(name, width, heads, image_size, patch_size)
         for option, share in (("dropout", dropout), ("drop_path", drop_path), ("mask_ratio", self.mask_ratio)):
             check_fraction(name, option, share)
@@ -185,7 +188,7 @@ class VisionTransformer(nn.Module):
     def _drop_tokens(self, x_BNE: Tensor) -> tuple[Tensor, Tensor]:
         """Return a random share of each image's tokens, and the random order whose first ones they are."""
         order_BN = torch.rand(x_BNE.shape[:2], device=x_BNE.device).argsort(dim=1)
-        kept = max(1, round(x_BNE.shape[1] * (1.0 - self.mask_ratio)))
+        kept = max(1, int(x_BNE.shape[1] * (1.0 - self.mask_ratio)))  # rounded down, as published: 129 of 144 at 0.1
         return _pick(x_BNE, order_BN[:, :kept]), order_BN
 
     def _fill_tokens(self, kept_BNE: Tensor, order_BN: Tensor) -> Tensor:

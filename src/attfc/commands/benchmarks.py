@@ -27,23 +27,27 @@ def heads(
     budget_gib: Annotated[
         float, typer.Option(min=0.05, help="memory a training may take beside the bare process")
     ] = 16.0,
-    batch: Annotated[int, typer.Option(min=2, help="samples a step")] = 128,
-    sample_rate: Annotated[float, typer.Option(min=1e-6, max=1, help="of Partial FC")] = 0.1,
-    ratio: Annotated[
-        float, typer.Option(min=1e-6, max=1, help="of AttFC's container that grows with the identities")
+    batch: Annotated[int, typer.Option(min=2, help="samples per step")] = 128,
+    sample_rate: Annotated[
+        float, typer.Option(min=1e-6, max=1, help="share of the identities that Partial FC samples")
     ] = 0.1,
-    slots: Annotated[int, typer.Option(min=2, help="of AttFC's container that does not")] = 100_000,
-    keys: Annotated[int, typer.Option(min=1, help="key images a query, for AttFC")] = 2,
-    network: Annotated[str, typer.Option(help="the second half of the tables; none: heads alone")] = "r10_tiny",
+    ratio: Annotated[
+        float, typer.Option(min=1e-6, max=1, help="slots of AttFC's growing container as a share of the identities")
+    ] = 0.1,
+    slots: Annotated[int, typer.Option(min=2, help="slots of AttFC's container of fixed size")] = 100_000,
+    keys: Annotated[int, typer.Option(min=1, help="key images per query, for AttFC")] = 2,
+    network: Annotated[
+        str, typer.Option(help="network of the second half of the tables; none: heads alone")
+    ] = "r10_tiny",
     steps: Annotated[int, typer.Option(min=2, help="timed steps of a cell, fewer where they are long")] = 9,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
     json_file: JsonOption = None,
     markdown: Annotated[Path | None, typer.Option(help="also write the tables to this file", dir_okay=False)] = None,
     figure: Annotated[Path | None, typer.Option(help="also write the figure, an SVG", dir_okay=False)] = None,
 ) -> None:
-    """Samples a second and memory of the heads against the number of identities; `-` where it was tried and does not fit.
+    """Measure samples per second and memory of the heads for growing numbers of identities; `-` where it does not fit.
 
-    Each cell is measured in a process of its own. With --json, an interrupted call goes on where it was: the cells done so far stand in
+    Each cell is measured in a process of its own. With --json, an interrupted call continues: the cells done so far stand in
     FILE.cells.jsonl until all are.
     """
     from attfc.bench.head_speed import IDENTITIES, Sweep, run_sweep, settings

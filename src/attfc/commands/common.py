@@ -31,7 +31,8 @@ __all__ = [
 
 JsonOption = Annotated[Path | None, typer.Option("--json", help="also write the figures to this file", dir_okay=False)]
 CacheOption = Annotated[
-    Path | None, typer.Option("--cache", help="folder for the identity index; default beside the data", file_okay=False)
+    Path | None,
+    typer.Option("--cache", help="folder for the identity index; default: the user's cache folder", file_okay=False),
 ]
 ModelIsOption = Annotated[
     list[str] | None,

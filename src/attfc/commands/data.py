@@ -40,13 +40,16 @@ def inspect_data(
     cache: CacheOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Identities, images, images per identity, broken files, duplicates."""
+    """Count identities, images, images per identity, broken files and duplicates."""
     from attfc.data import inspect_store
+    from attfc.data.look import image_sizes
 
     store = _open(path, edits, label_source, cache)
     with progress_bar("inspect") as bar:
         result = inspect_store(store, workers=workers, progress=bar)
     out.print(result.to_text(), markup=False)
+    if (advice := image_sizes(store).advice) is not None:
+        out.print(advice, markup=False)
     write_json(json_file, result.to_dict())
 
 
@@ -54,14 +57,14 @@ def inspect_data(
 def preview_data(
     path: SourceArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write", dir_okay=False)] = Path("preview.png"),
-    identities: Annotated[int, typer.Option(min=1, max=100)] = 8,
-    images: Annotated[int, typer.Option(min=1, max=100, help="per identity")] = 8,
-    seed: Annotated[int, typer.Option()] = 0,
+    identities: Annotated[int, typer.Option(min=1, max=100, help="identities to show, a row each")] = 8,
+    images: Annotated[int, typer.Option(min=1, max=100, help="images per identity")] = 8,
+    seed: Annotated[int, typer.Option(help="seed for who is shown")] = 0,
     edits: EditsOption = None,
     label_source: LabelSourceOption = "identities",
     cache: CacheOption = None,
 ) -> None:
-    """Write a contact sheet: one identity a row. A sheet of a real store shows people: handle it as you handle the store."""
+    """Write a contact sheet, one row per identity. A sheet of a real store shows people: handle it as you handle the store."""
     from attfc.data import contact_sheet
 
     store = _open(path, edits, label_source, cache)
@@ -79,13 +82,16 @@ def convert_data(
     check: Annotated[bool, typer.Option("--check", help="decode every image and leave out the broken ones")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="packed: read everything back and compare")] = False,
     shard_mib: Annotated[int, typer.Option(min=1, help="packed: a shard is closed at this size")] = 1024,
-    names: Annotated[bool, typer.Option(help="packed: keep the images' file names")] = True,
+    follow_links: Annotated[
+        bool, typer.Option("--follow-links", help="also take images that links reach outside the folder SRC")
+    ] = False,
+    names: Annotated[bool, typer.Option(help="keep names: packed: of the image files; rec: of the people")] = True,
     edits: EditsOption = None,
     label_source: LabelSourceOption = "identities",
     cache: CacheOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Convert a set; the images' bytes stay as they are. Interrupted: the same command goes on where it stopped."""
+    """Convert a set; the images' bytes stay as they are. After an interruption the same command continues."""
     from attfc.data import convert_store, verify_packed
 
     if verify and to != "packed":
@@ -100,9 +106,12 @@ def convert_data(
             progress=bar,
             shard_bytes=shard_mib << 20,
             keep_names=names,
+            follow_links=follow_links,
         )
+    size = done.encoded_bytes
     out.print(
-        f"{done.destination}: {done.images:,} images of {done.identities:,} identities, {done.encoded_bytes / 2**20:,.1f} MiB",
+        f"{done.destination}: {done.images:,} images of {done.identities:,} identities, "
+        + (f"{size / 2**20:,.1f} MiB" if size >= 1 << 20 else f"{size / 2**10:,.1f} KiB"),
         markup=False,
     )
     if done.continued_at:
@@ -149,7 +158,8 @@ def clean_data(
         "edits.tsv"
     ),
     against: Annotated[
-        str | None, typer.Option(help="evaluation set whose people must not be trained on", metavar="PATH")
+        str | None,
+        typer.Option(help="evaluation set: leave out everybody who is in it, with all their images", metavar="PATH"),
     ] = None,
     model: Annotated[
         Path | None, typer.Option(help="run or model folder: also look for wrong labels and for faces of --against")
@@ -179,7 +189,7 @@ def clean_data(
     edits: EditsOption = None,
     label_source: LabelSourceOption = "identities",
     workers: WorkersOption = 2,
-    device: Annotated[str, typer.Option()] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda ...; for --model")] = "auto",
     cache: CacheOption = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -193,12 +203,11 @@ def clean_data(
         evaluation = open_with_bar(against, cache=cache)
     ours, theirs = None, None
     if model is not None:
-        from attfc.build import choose_device
+        from attfc.deploy import load
         from attfc.evaluation import embed_store
-        from attfc.training.model_files import load_model
 
-        where = choose_device(device)
-        backbone = load_model(model / "model" if (model / "model").is_dir() else model)[0].to(where)
+        opened = load(model, device=device)
+        where, backbone = opened.device, opened.module
         with progress_bar("embed") as bar:
             ours = embed_store(backbone, store, workers=workers, progress=bar).vectors
         if evaluation is not None:
@@ -244,9 +253,9 @@ def noise_data(
             help="flip: images get another identity; conflict: identities are split", metavar="flip|conflict"
         ),
     ],
-    share: Annotated[float, typer.Option(help="of the images (flip) or of the identities (conflict), 0 to 1")],
+    share: Annotated[float, typer.Option(help="share of the images (flip) or of the identities (conflict), 0 to 1")],
     output: Annotated[Path, typer.Option("--output", "-o", help="edit list to write", dir_okay=False)],
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="seed for what is changed")] = 0,
     parts: Annotated[int, typer.Option(min=2, help="conflict: labels that a split identity ends up with")] = 2,
     edits: EditsOption = None,
     label_source: LabelSourceOption = "identities",

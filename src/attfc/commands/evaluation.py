@@ -44,11 +44,11 @@ PAIR_SETS = ("lfw", "cfp_fp", "agedb_30", "calfw", "cplfw")
 
 
 PairsOption = Annotated[Path | None, typer.Option(help="pairs file in the LFW form; default: generated pairs")]
-GeneratedPairsOption = Annotated[int, typer.Option(min=4, help="how many, where no pairs are given")]
-SeedOption = Annotated[int, typer.Option(min=0, help="of generated pairs, of who is enrolled, and of the resamples")]
+GeneratedPairsOption = Annotated[int, typer.Option(min=4, help="number of pairs to generate where no pairs are given")]
+SeedOption = Annotated[int, typer.Option(min=0, help="seed for generated pairs, enrolment and intervals")]
 ThresholdsOption = Annotated[
     str | None,
-    typer.Option(help="of the accuracy: grid (as published; default for pairs) or exact (default for held-out)"),
+    typer.Option(help="thresholds: grid (as published; default for pairs) or exact (default for held-out)"),
 ]
 BrokenLimitOption = Annotated[
     float, typer.Option(min=0, max=1, help="largest share of unusable images that is counted, not refused")
@@ -59,7 +59,7 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda ...")]
 ModeOption = Annotated[
     str,
     typer.Option(
-        help="of ijbb and ijbc: N1 keeps the embeddings' length, N0 not; D1 weighs by detector score; F1 adds the mirror image; "
+        help="variants of ijbb and ijbc: N1 keeps the embeddings' length, N0 not; D1 weighs by detector score; F1 adds the mirror image; "
         "several joined by commas, or all"
     ),
 ]
@@ -73,20 +73,20 @@ EmbeddingsOption = Annotated[
 GroupsOption = Annotated[
     Path | None,
     typer.Option(
-        help="of all-pairs: file with a line an identity, name<TAB>group; figures within each group too", dir_okay=False
+        help="file with a line per identity, name<TAB>group, for figures of all-pairs within groups", dir_okay=False
     ),
 ]
 BudgetOption = Annotated[
-    float, typer.Option(min=0, help="of all-pairs: memory for a copy of the embeddings and the scores kept, GiB")
+    float, typer.Option(min=0, help="memory of all-pairs for a copy of the embeddings and the scores kept, GiB")
 ]
 EnrolledOption = Annotated[
     float,
-    typer.Option(min=0, max=1, help="of identify: share of the identities that are enrolled; the others are strangers"),
+    typer.Option(min=0, max=1, help="share of the identities that identify enrolls; the others are strangers"),
 ]
 EnrolledImagesOption = Annotated[
-    int, typer.Option(min=1, help="of identify: images of each enrolled identity in the gallery")
+    int, typer.Option(min=1, help="images per enrolled identity in the gallery of identify")
 ]
-ConfidenceOption = Annotated[float, typer.Option(help="of the intervals, 0.5 to below 1")]
+ConfidenceOption = Annotated[float, typer.Option(help="confidence level of the intervals, 0.5 to below 1")]
 ResamplesOption = Annotated[
     int, typer.Option(min=0, help="how often the identities are drawn again for the intervals; 0: no intervals")
 ]
@@ -145,7 +145,7 @@ def evaluate(
         ),
     ],
     paths: Annotated[
-        list[str], typer.Argument(help="the data of the protocol: store, .bin files, folder", metavar="PATH...")
+        list[str], typer.Argument(help="data of the protocol: store, .bin files, folder", metavar="PATH...")
     ],
     pairs: PairsOption = None,
     generated_pairs: GeneratedPairsOption = 6000,
@@ -681,11 +681,11 @@ def report(
     ],
     output: Annotated[
         Path | None,
-        typer.Option(help="of results: the page to write, .html or .md; default report.html", dir_okay=False),
+        typer.Option(help="page to write for results, .html or .md; default report.html", dir_okay=False),
     ] = None,
     pictures: Annotated[
         bool,
-        typer.Option("--pictures", help="of a run: embed faces of the hardest pairs; only for stores you may show"),
+        typer.Option("--pictures", help="show faces of a run's hardest pairs; only for stores you may show"),
     ] = False,
 ) -> None:
     """Write a run's report.html anew, or a page that sets several models side by side."""

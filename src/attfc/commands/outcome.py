@@ -71,17 +71,11 @@ def shared_with_run(model: Path, store: "Store") -> "SharedPeople":
         model: as the user named it: a run's folder, its `model/`, or anything else, of which nothing is known.
         store: the evaluation set.
     """
-    from attfc.config import load_config
-    from attfc.errors import UserError
     from attfc.evaluation.unseen import not_compared
-    from attfc.trained_people import compare_with_run, run_of_model
+    from attfc.trained_people import compare_with_saved_run, run_of_model
 
     run = run_of_model(model)
     if run is None:
         return not_compared(store, "what the model was trained on is not known here")
-    try:
-        config = load_config(str(run / "config.yaml"))
-    except (UserError, OSError) as error:
-        return not_compared(store, f"the run's configuration cannot be read ({error})")
     with progress_bar("comparing with the training data") as bar:
-        return compare_with_run(config, store, bar)
+        return compare_with_saved_run(run, store, bar)

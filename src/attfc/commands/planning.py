@@ -81,10 +81,12 @@ def plan(
     preset: Annotated[str, typer.Argument(help="a preset's name or a .yaml file", metavar="PRESET")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="for example batch_size=64 container.slots=100000", metavar="[KEY=VALUE]..."),
+        typer.Argument(help="options, such as batch_size=64 container.slots=100000", metavar="[KEY=VALUE]..."),
     ] = None,
-    identities: Annotated[int | None, typer.Option(min=2, help="default: of the data, or as the preset says")] = None,
-    images: Annotated[int | None, typer.Option(min=1, help="of the data set, for the time of an epoch")] = None,
+    identities: Annotated[
+        int | None, typer.Option(min=2, help="number of identities; default: as the data or the preset say")
+    ] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="images of the data set, for the time of an epoch")] = None,
     memory: Annotated[
         float | None, typer.Option(min=0.01, help="budget of the device, GiB; default: what is there")
     ] = None,

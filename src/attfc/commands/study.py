@@ -11,7 +11,7 @@ __all__ = ["app"]
 
 app = typer.Typer(help="Compare heads and options over seeds.", no_args_is_help=True)
 
-StudyArgument = Annotated[Path, typer.Argument(metavar="STUDY.yaml", show_default=False)]
+StudyArgument = Annotated[Path, typer.Argument(help="file of the study", metavar="STUDY.yaml", show_default=False)]
 FolderOption = Annotated[
     Path | None,
     typer.Option("--output", "-o", help="folder of the cells' JSON files  [default: studies/NAME]", file_okay=False),

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from attfc.commands.common import err, out
+from attfc.commands.options import complete_word
 from attfc.commands.training_screen import Screen, print_choices
 from attfc.errors import UserError
 
@@ -17,22 +18,29 @@ def train(
         list[str] | None,
         typer.Argument(
             help="a folder with one folder per person, a .rec, a packed set or synthetic:...; a preset or a .yaml file; "
-            "and options, such as epochs=5 or optimizer.learning_rate=0.05",
+            "and options, such as epochs=5; attfc options lists them",
             metavar="[DATA | PRESET] [KEY=VALUE]...",
+            autocompletion=complete_word,
         ),
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option("--resume", help="folder of an interrupted run to go on with", file_okay=False)
+        Path | None,
+        typer.Option("--resume", help="folder of a run to go on with; last: the newest under output", file_okay=False),
     ] = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="print the resolved configuration and leave")
     ] = False,
 ) -> None:
     """Train a face model, judge it on people kept aside, write the report."""
-    from attfc.config import config_to_yaml, load_config
     from attfc.config.arguments import read_words
+    from attfc.config.describe import commented_yaml
 
     given = list(words or [])
+    if resume == Path("last"):
+        from attfc.training.run_folder import newest_run
+
+        resume = newest_run(given)
+        given = [word for word in given if not word.startswith("output=")]
     if resume is not None:
         for word in given:
             if "=" not in word:
@@ -40,34 +48,52 @@ def train(
                     f"--resume takes its configuration from {resume / 'config.yaml'}: leave out {word!r} (key=value may stay)"
                 )
         if print_config:
-            out.print(config_to_yaml(load_config(str(resume / "config.yaml"), given)), markup=False, end="")
+            from attfc.resuming import saved_configuration
+
+            out.print(commented_yaml(saved_configuration(resume, given)), markup=False, end="")
             return
     else:
         asked = read_words(given)
         config = asked.resolve()  # what cannot be is refused before anything is opened
         if print_config and not asked.automatic:
-            out.print(config_to_yaml(config), markup=False, end="")
+            if config.start_from is not None:
+                from attfc.automatic import with_start_weights
+
+                config = with_start_weights(asked)[0].resolve()
+            out.print(commented_yaml(config), markup=False, end="")
             return
     # Said before torch is loaded, which takes seconds.
     err.print(
         f"attfc: {'resuming ' + str(resume) if resume is not None else 'opening ' + _data_of(given)} ...", markup=False
     )
 
-    from attfc.build import new_run, resume_run, settle
-    from attfc.run import carry_out
+    began = False
+    try:
+        from attfc.build import new_run, resume_run, settle
+        from attfc.distributed import leave_ranks
+        from attfc.resuming import finished
+        from attfc.run import carry_out
 
-    if print_config:
-        config, choices, _, _ = settle(asked)
-        print_choices(choices)
-        out.print(config_to_yaml(config), markup=False, end="")
-        return
-    with Screen() as screen:
-        if resume is not None:
-            run = screen.begin(lambda bar: resume_run(resume, given, bar), resumed=True)
-        else:
-            run = screen.begin(lambda bar: new_run(asked, bar))
-        carry_out(run)
-        screen.finish(run)
+        if print_config:
+            config, choices, _, _ = settle(asked)
+            print_choices(choices)
+            out.print(commented_yaml(config), markup=False, end="")
+            return
+        with Screen() as screen:
+            if resume is not None:
+                run = screen.begin(lambda bar: resume_run(resume, given, bar), resumed=True)
+                if not given and (said := finished(run)) is not None:
+                    err.print(said, markup=False)
+                    leave_ranks()
+                    return
+            else:
+                run = screen.begin(lambda bar: new_run(asked, bar))
+            began = True
+            carry_out(run)
+            screen.finish(run)
+    except KeyboardInterrupt:
+        err.print("stopped" if began else "stopped before the first step: nothing was saved", markup=False)
+        raise typer.Exit(130) from None
     if run.interrupted:
         raise typer.Exit(130)
 

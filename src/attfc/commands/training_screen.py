@@ -45,6 +45,16 @@ class Screen:
         with progress_bar("index") as bar:
             run = make(bar)
         err.quiet = out.quiet = run.ranks.rank > 0
+        try:
+            self._announce(run, resumed)
+        except KeyboardInterrupt:
+            from attfc.training.run_folder import remove_unsaved
+
+            remove_unsaved(run.folder)
+            raise
+        return run
+
+    def _announce(self, run: "Run", resumed: bool) -> None:
         if run.choices:
             print_choices(run.choices)
         for note in run.notes:
@@ -57,13 +67,12 @@ class Screen:
             + (f", resumed at step {trainer.step:,}" if resumed else ""),
             markup=False,
         )
-        return run
 
     def finish(self, run: "Run") -> None:
         """Print the figures a reader wants first, who stands behind them, and what to type next."""
         folder = run.folder
         if run.interrupted:
-            err.print(f"saved at step {run.trainer.step:,}; go on with: attfc train --resume {folder}", markup=False)
+            err.print(run.stopped, markup=False)
             return
         lines = [] if run.metrics is None else _headline(run.metrics, run.intervals, run.trainer.evaluated_on)
         lines += [f"model   {folder / 'model'}", *([f"report  {run.report}"] if run.report else [])]

@@ -2,10 +2,11 @@
 
 Later wins: the defaults of the schema, the values of the `profile` (published | tuned), the preset (a name in attfc/presets or a path to a YAML
 file), the overrides. Presets leave the options that a profile governs alone, so `profile=published` on the command line means what it says.
-Unknown keys are refused with the nearest known one.
+Unknown keys are refused with the nearest known one. A few keys have short names (`lr=0.05`), the same here and in Python.
 """
 
 import dataclasses
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -15,8 +16,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from attfc.config.safe_yaml import read_yaml, read_yaml_text
 from attfc.config.schema import RunConfig
-from attfc.errors import UserError, nearest
+from attfc.errors import UserError
 
 __all__ = [
     "PROFILES",
@@ -24,6 +26,7 @@ __all__ = [
     "Asked",
     "apply_overrides",
     "config_to_yaml",
+    "keys_like",
     "load_config",
     "preset_names",
     "read_preset",
@@ -83,6 +86,15 @@ class Asked:
     overrides: tuple[str, ...] = ()
     origin: str = "of the command line"
     automatic: bool = False
+
+    @classmethod
+    def of(cls, config: "RunConfig | Asked") -> "Asked":
+        """Return what asks for a whole configuration, or what was asked for already."""
+        return config if isinstance(config, Asked) else cls(config.model_dump(mode="json"), origin="as given")
+
+    def typed(self) -> frozenset[str]:
+        """Return the dotted keys that the overrides set: what was asked for by name, beside what a preset or default says."""
+        return frozenset(_dotted(_parse_overrides(list(self.overrides))))
 
     def given(self) -> dict[str, Any]:
         """Return what is settled already, by dotted name: of the preset, of the command line, and of a profile that somebody named."""
@@ -146,19 +158,22 @@ def _read_preset(preset: str) -> tuple[dict[str, Any], str]:
     path = Path(preset)
     if path.suffix in (".yaml", ".yml"):
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_yaml_text(path)
+        except (OSError, ValueError) as error:
             raise UserError(f"cannot read configuration {preset}: {error}") from None
     elif preset in preset_names():
         text = (resources.files("attfc") / "presets" / f"{preset}.yaml").read_text(encoding="utf-8")
     else:
+        near = difflib.get_close_matches(preset, preset_names(), n=3, cutoff=0.3)
         raise UserError(
-            f"unknown preset {preset!r}{nearest(preset, preset_names())} (presets: {', '.join(preset_names())}; or give the path of a .yaml file)"
+            f"unknown preset {preset!r}"
+            + (f"; did you mean {_one_of(near)}?" if near else "")
+            + " (attfc presets lists them; a folder of faces is given by its path: attfc train FOLDER, a configuration by its .yaml file)"
         )
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{preset} is not valid YAML: {' '.join(str(error).split())}") from None
+        values = read_yaml(text)
+    except ValueError as error:
+        raise UserError(f"{preset} is not valid YAML: {error}") from None
     if values is None:
         values = {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
@@ -177,13 +192,17 @@ def _parse_overrides(overrides: list[str]) -> dict[str, Any]:
                 f"override {override!r} is not of the form key=value, for example optimizer.learning_rate=0.05"
             )
         try:
-            value = yaml.safe_load(text) if text else ""
-        except yaml.YAMLError:
+            value = read_yaml(text) if text else ""
+        except ValueError:
             value = text
         if isinstance(value, str) and text[:1] not in ("'", '"'):
             value = text  # as typed: YAML would take " #2" for a comment
+        key = key.strip()
+        if not isinstance(value, dict):  # head={name: dcp} is the section itself
+            key = SHORT_NAMES.get(key, key)
+            if _section(key) is not None:
+                raise UserError(_no_section(key, value, text))
         target = values
-        key = SHORT_NAMES.get(key.strip(), key.strip())
         *sections, last = key.split(".")
         for section in sections:
             target = target.setdefault(section, {})
@@ -193,6 +212,30 @@ def _parse_overrides(overrides: list[str]) -> dict[str, Any]:
                 )
         target[last] = value
     return values
+
+
+def _section(key: str) -> type[BaseModel] | None:
+    field = RunConfig.model_fields.get(key)
+    annotation = field.annotation if field else None
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def _no_section(key: str, value: Any, text: str) -> str:
+    """Say what goes into a section that was given a plain value: its first option that takes such a value."""
+    section = _section(key)
+    assert section is not None
+    options = sorted(section.model_fields, key=lambda name: name not in ("name", "root", key))
+    fitting = next((name for name in options if _takes(section, name, value)), None)
+    write = f"write {key}.{fitting}={text}" if fitting else f"write {key}.OPTION=VALUE"
+    return f"{key}={text}: {key} is a section of options and takes no value itself; {write} (attfc options {key} lists them)"
+
+
+def _takes(section: type[BaseModel], name: str, value: Any) -> bool:
+    try:
+        taken = getattr(section.model_validate({name: value}), name)
+        return bool(taken == value and isinstance(taken, bool) == isinstance(value, bool))
+    except ValidationError:
+        return False
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -218,29 +261,54 @@ def _explain(error: ValidationError, origin: str) -> str:
             lines.append(f"unknown key {place!r}{_nearest_key(fault['loc'])}")
         elif fault["type"] == "value_error":
             lines.append(str(fault["ctx"]["error"]))
+        elif fault["type"] == "model_type" and _section(place) is not None:
+            lines.append(_no_section(place, fault["input"], str(fault["input"])))
         else:
-            lines.append(f"{place}={fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}")
+            lines.append(f"{place}={_shortened(fault['input'])}: {fault['msg'][0].lower()}{fault['msg'][1:]}")
     return f"configuration {origin}: " + "; ".join(lines)
 
 
+def _shortened(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
 def _nearest_key(location: tuple[int | str, ...]) -> str:
-    """Suggest the known key nearest to an unknown one: beside it first, then anywhere (``momentum_scedule`` at top level)."""
-    model: type[BaseModel] | None = RunConfig
-    for part in location[:-1]:
-        field = model.model_fields.get(str(part)) if model else None
-        annotation = field.annotation if field else None
-        model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
-    word = str(location[-1])
-    beside = nearest(word, model.model_fields) if model else ""
-    if beside and model is not RunConfig:
-        return beside
-    return _same_leaf(word) or beside or nearest(".".join(map(str, location)), _all_keys(RunConfig))
+    """Suggest the known keys nearest to an unknown one: those of its section first, then those of any."""
+    found = keys_like(".".join(map(str, location)))
+    return f"; did you mean {_one_of(found)}?" if found else " (attfc options lists the known ones)"
 
 
-def _same_leaf(word: str) -> str:
-    """Suggest the dotted key whose last part equals `word`, for someone who forgot the section."""
-    matches = [key for key in _all_keys(RunConfig) if key.split(".")[-1] == word]
-    return f"; did you mean {matches[0]!r}?" if matches else ""
+def keys_like(key: str, most: int = 3) -> list[str]:
+    """Return the dotted keys that somebody who wrote `key` may have meant; empty: nothing is near.
+
+    >>> keys_like("learning_rate"), keys_like("optimizer.lr"), keys_like("optimizer.momentun")
+    (['optimizer.learning_rate'], ['optimizer.learning_rate'], ['optimizer.momentum'])
+    """
+    known = _all_keys(RunConfig)
+    *sections, last = key.split(".")
+    if sections:
+        near = _nearest_by_last_part(last, [name for name in known if name.split(".")[:-1] == sections])
+        if near:
+            return near
+    if last in SHORT_NAMES:
+        return [SHORT_NAMES[last]]
+    same = [name for name in known if name.split(".")[-1] == last]
+    return (
+        same[:most]
+        or difflib.get_close_matches(last, [*RunConfig.model_fields, *SHORT_NAMES], n=1)
+        or _nearest_by_last_part(last, known)
+    )
+
+
+def _nearest_by_last_part(last: str, keys: list[str]) -> list[str]:
+    near = difflib.get_close_matches(last, [key.split(".")[-1] for key in keys], n=1)
+    return [key for key in keys if key.split(".")[-1] == near[0]] if near else []
+
+
+def _one_of(names: list[str]) -> str:
+    quoted = [repr(name) for name in names]
+    return " or ".join([", ".join(quoted[:-1]), quoted[-1]] if len(quoted) > 1 else quoted)
 
 
 def _all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:

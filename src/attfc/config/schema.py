@@ -1,4 +1,4 @@
-"""The options of a run, a section each: name, kind, bounds, default and meaning, in this one place.
+"""The options of a run, a section each: name, kind, bounds, default and meaning, in this one place (the head's: `head_sections`).
 
 `attfc options`, docs/options.md, the comments of `--print-config` and the suggestions for misspelled keys are all made from what stands here.
 Components never see these objects: build.py hands them plain arguments.
@@ -6,306 +6,267 @@ Components never see these objects: build.py hands them plain arguments.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from attfc.config.head_sections import (
+    AttentionConfig,
+    CenterConfig,
+    ContainerConfig,
+    HeadConfig,
+    KeyEncoderConfig,
+    KeysConfig,
+    MarginConfig,
+    NegativesConfig,
+)
+from attfc.config.option import NotNegative, Positive, Section, Share, option
 
 __all__ = ["RunConfig", "Section", "SourceConfig"]
 
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[int, Field(ge=0)]
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys are an error, assignments are checked."""
-
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False, coerce_numbers_to_str=True)
+PixelValues = float | tuple[float, float, float]
+EVALUATES = "eval.root!=null or eval.share!=0"
 
 
 class SourceConfig(Section):
     """One of several training sets."""
 
     root: str = Field(description="as data.root")
-    edits: list[str] = Field(default_factory=list, description="as data.edits, for this source")
-    weight: Annotated[float, Field(ge=0)] = Field(1.0, description="visits of each of its images an epoch, on average")
+    edits: list[str] = option(list, "as data.edits, for this source")
+    weight: Annotated[float, Field(ge=0)] = option(1.0, "visits per image and epoch, on average")
 
 
 class DataConfig(Section):
-    """Where the training images come from."""
+    """The training images."""
 
-    root: str = Field(
+    root: str = option(
         "synthetic:identities=600,images=20,seed=0",
-        description="image folder, train.rec, packed folder, list file, or synthetic:identities=N,images=M,seed=S",
+        "image folder, train.rec, packed folder, list file, or synthetic:identities=N,images=M,seed=S",
+        acts="data.sources=[]",
     )
-    edits: list[str] = Field(
-        default_factory=list, description="edit lists of `attfc data clean` and `noise`, applied in this order"
+    edits: list[str] = option(
+        list,
+        "edit lists of `attfc data clean` and `attfc data noise`, applied in this order",
+        acts="data.sources=[]",
     )
-    sources: list[SourceConfig] = Field(
-        default_factory=list, description="several sets as one, instead of root: [{root: A, weight: 2}, {root: B}]"
+    sources: list[SourceConfig] = option(
+        list, "several sets as one, instead of data.root: [{root: A, weight: 2}, {root: B}]"
     )
-    merge_names: bool = Field(False, description="sources: identities of equal name are one person")
-    label_source: Literal["identities", "images"] = Field(
-        "identities", description="RecordIO of InsightFace: labels of the identity records, or each image's own"
+    merge_names: bool = option(False, "people of equal name in several sources are one person", acts="data.sources!=[]")
+    label_source: Literal["identities", "images"] = option(
+        "identities",
+        "where a .rec file of InsightFace takes its labels from: its identity records, or the header of each image; nothing for other sets",
     )
-    index_cache: str | None = Field(None, description="folder for the identity index; default beside the data")
-    workers: NotNegative = Field(2, description="decoding processes; 0 decodes in the training process")
-    decoded_cache_mib: NotNegative = Field(
-        0, description="MiB of memory to keep decoded images in; 0 decodes every time"
+    index_cache: str | None = option(None, "folder for the list of images and people", null="the user's cache folder")
+    workers: NotNegative = option(2, "processes that decode images; 0: the training process does it", unit="processes")
+    decoded_cache_mib: NotNegative = option(
+        0, "memory for decoded images, which makes all epochs but the first faster; 0 decodes each time", unit="MiB"
     )
-    broken_limit: Share = Field(0.01, description="share of broken images above which the run stops")
-    sampling_mix: Share | None = Field(
+    broken_limit: Share = option(0.01, "largest share of broken images; above it the run stops")
+    sampling_mix: Share | None = option(
         None,
-        description="share of each batch drawn by identity, evenly, and the rest by image; default: head.enter_first with dcp, else 0",
+        "share of the batch that is drawn by person, each as often as any other; the rest is drawn by image",
+        null="head.enter_first with head.name=dcp, else 0",
     )
-    licence: str = Field("unknown", description="licence of the training data, written into the exported model")
+    licence: str = option("unknown", "licence of the training data, written into the exported model")
 
 
 class AugmentConfig(Section):
-    """Random changes of each image, batched on the training device."""
+    """Random changes of the training images, new in each epoch."""
 
-    flip: Share = 0.5
-    crop_scale: tuple[float, float] | None = Field(
-        None, description="area share range of the random resized crop, e.g. [0.8, 1.0]"
+    flip: Share = option(0.5, "probability of a mirror image")
+    crop_scale: tuple[float, float] | None = option(
+        None, "smallest and largest share of the area that a random crop keeps, such as [0.8, 1.0]", null="no crop"
     )
-    brightness: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    contrast: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    saturation: Annotated[float, Field(ge=0, le=1)] = 0.0
-    blur: Share = Field(0.0, description="share of images blurred")
+    brightness: Annotated[float, Field(ge=0, lt=1)] = option(
+        0.0, "pixels are multiplied by a random number from 1 - b to 1 + b"
+    )
+    contrast: Annotated[float, Field(ge=0, lt=1)] = option(
+        0.0, "distances from the image's mean grey are multiplied by a random number from 1 - c to 1 + c"
+    )
+    saturation: Annotated[float, Field(ge=0, le=1)] = option(
+        0.0, "distances of pixels from their own grey are multiplied by a random number from 1 - s to 1 + s"
+    )
+    blur: Share = option(0.0, "probability of a Gaussian blur")
 
 
 class BackboneConfig(Section):
-    """The network."""
+    """The network that turns an image into an embedding."""
 
-    name: str = "r50"
-    embedding_size: Positive = 512
-    image_size: Positive | None = Field(None, description="input side in pixels; default: the network's own")
-    options: dict[str, Any] = Field(
-        default_factory=dict, description="further options of the network, e.g. {dropout: 0.1}"
+    name: str = option("r50", "name of the network: `attfc backbones` lists them")
+    embedding_size: Positive = option(512, "numbers per embedding")
+    image_size: Positive | None = option(
+        None,
+        "height and width of the input; images are scaled to it",
+        unit="pixels",
+        null="the size that the network is made for",
     )
-
-
-class KeysConfig(Section):
-    """What the attention loader yields beside the query."""
-
-    per_query: int = Field(2, description="K, keys of the query's identity")
-    distinct: bool = Field(True, description="keys differ from the query and from each other where the identity allows")
-    sampling: Literal["each_once", "with_replacement"] = Field(
-        "each_once", description="how an epoch visits the images"
+    colour_order: Literal["RGB", "BGR"] = option(
+        "RGB", "order of the channels that the network wants; start_from takes it from the weights"
     )
-
-
-class KeyEncoderConfig(Section):
-    """The slow copy of the backbone."""
-
-    momentum: Share = Field(0.999, description="share of the old weights kept at a step")
-    momentum_schedule: Literal["constant", "ramp"] = "constant"
-    batch_norm: Literal["batch", "averaged"] = "batch"
-
-
-class AttentionConfig(Section):
-    """How keys become a generative class center."""
-
-    temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="in units of cosine")
-    include_stored_center: bool = Field(False, description="the identity's stored row joins the keys as a candidate")
-
-
-class CenterConfig(Section):
-    """What a class center is made from."""
-
-    blend: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="share of the stored row in the new center")
-    source: Literal["keys", "query", "batch", "others"] = Field(
-        "keys",
-        description="query: no key passes; the query's own embedding refreshes the stored row. batch: none either; queries come in pairs of "
-        "one identity, each the other's key. others: none either; the mean of the last embeddings of all other images of the identity, "
-        "remembered where center.table says (2 bytes a number and image, 4 a number and identity)",
+    mean: PixelValues = option(
+        127.5,
+        "(x - mean) / std of pixel values 0 to 255, one number or one per channel; start_from takes it from the weights",
     )
-    table: Literal["none", "device", "host", "file"] = Field(
-        "none",
-        description="where a table with the latest center of every identity lives (2 bytes a number), for a container with fewer slots than "
-        "identities; none: the container's alone",
-    )
-    table_folder: str | None = Field(None, description="table=file: a folder on a fast disk")
-
-
-class ContainerConfig(Section):
-    """The dynamic class container."""
-
-    ratio: Annotated[float, Field(gt=0)] | None = Field(0.1, description="slots / identities; slots overrides it")
-    slots: Positive | None = None
-    policy: Literal["fifo", "unique"] = "fifo"
-    dtype: Literal["float32", "bfloat16", "int8"] = "float32"
-    initial: Literal["empty", "random"] = "empty"
-
-
-class NegativesConfig(Section):
-    """Which centers push away."""
-
-    in_batch: bool = Field(False, description="the batch's own centers are negatives too")
-    in_batch_gradient: bool = Field(
-        False,
-        description="attfc: the batch's own centers, as negatives, push back on the embeddings that they are made of; says nothing without "
-        "negatives.in_batch, or with center.source=keys, which carry no gradient",
-    )
-    source: Literal["container", "table"] = Field(
-        "container",
-        description="attfc: the most recent centers, or, where there is a table of centers (center.table), as many of its rows drawn at random "
-        "in each step",
-    )
-
-
-class MarginConfig(Section):
-    """The margin on the positive cosine."""
-
-    name: Literal["arcface", "cosface", "combined", "adaface"] = "cosface"
-    scale: Annotated[float, Field(gt=0)] = 64.0
-    margin: float = Field(0.4, description="radians for arcface, cosine for cosface and adaface; unused by combined")
-    m1: Annotated[float, Field(gt=0)] = Field(1.0, description="combined: factor of the angle")
-    m2: float = Field(0.0, description="combined: added angle, radians")
-    m3: float = Field(0.4, description="combined: subtracted cosine")
-    h: Annotated[float, Field(gt=0)] = Field(0.333, description="adaface: concentration of the norm")
-    gradient: Literal["exact", "straight_through"] = "exact"
-    beyond_pi: Literal["linear", "wrap"] = Field(
-        "linear", description="arcface, combined: where angle + margin exceeds pi, go on in a straight line or wrap"
-    )
-
-
-class HeadConfig(Section):
-    """What turns embeddings and labels into a loss."""
-
-    name: Literal["attfc", "full_fc", "partial_fc", "dcq", "dcp"] = "attfc"
-    interclass_filtering_threshold: Annotated[float, Field(gt=-1, le=1)] | None = Field(
-        None, description="negatives with a larger cosine are dropped"
-    )
-    filtering: Literal["drop", "zero"] = "drop"
-    block_mib: Annotated[float, Field(gt=0)] = Field(32.0, description="working memory of the streaming pass, MiB")
-    sample_rate: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.1, description="partial_fc: share of the identities in a step"
-    )
-    rows: Literal["device", "host", "file"] = Field(
-        "device",
-        description="full_fc, partial_fc: where rows and momentum live; host and file bring a step's rows to the device",
-    )
-    rows_folder: str | None = Field(
-        None, description="rows=file: a folder on a fast disk, for the rows and their momentum"
-    )
-    enter_first: Share = Field(
-        2 / 3, description="dcp: share of the batch, from its start, whose keys enter the pool before the loss"
-    )
-    hardest_weight: Annotated[float, Field(ge=0)] = Field(
-        1.0, description="dcp: factor of the loss of samples whose identity is not in the pool"
+    std: PixelValues = option(127.5, "above 0; as backbone.mean")
+    options: dict[str, Any] = option(
+        dict, "further options of the network, such as {dropout: 0.1} or {checkpointing: true}, which saves memory"
     )
 
 
 class DistributedConfig(Section):
-    """Several processes (torchrun); alone, nothing of it is used."""
+    """Several processes, started by torchrun; alone, nothing of it is used."""
 
-    rows: Literal["sharded", "replicated"] = Field(
+    rows: Literal["sharded", "replicated"] = option(
         "sharded",
-        description="full_fc: each rank has a block of the rows (model parallel), or all of them (data parallel)",
+        "each process has a part of the trained centers, or all of them",
+        acts="head.name=full_fc and head.rows=device",
     )
-    sync_batch_norm: bool = Field(
-        False, description="BatchNorm over the batch of all ranks, not over each rank's share"
+    sync_batch_norm: bool = option(
+        False, "statistics of BatchNorm are those of the whole batch, not of each process's part"
     )
-    timeout_seconds: Annotated[float, Field(gt=0)] = Field(
-        600.0, description="longest wait for another rank, the scoring of an evaluation included"
+    timeout_seconds: Annotated[float, Field(gt=0)] = option(
+        600.0, "longest wait for another process, the scoring of an evaluation included", unit="seconds"
     )
 
 
 class OptimizerConfig(Section):
-    """Descent."""
+    """How a gradient changes the weights."""
 
-    name: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: Annotated[float, Field(gt=0)] = 0.1
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
-    decay_norms_and_biases: bool = True
-    head_learning_rate_scale: Annotated[float, Field(gt=0)] = Field(
-        1.0, description="learning rate of the head's rows as a multiple of the network's; for heads with rows to learn"
+    name: Literal["sgd", "adamw"] = option("sgd", "SGD with momentum, or AdamW")
+    learning_rate: Annotated[float, Field(gt=0)] = option(
+        0.1, "largest learning rate; 0.1 suits SGD with 512 images per step, 0.001 suits AdamW"
     )
-    clip: Annotated[float, Field(ge=0)] = Field(5.0, description="largest gradient norm of the backbone; 0 is off")
-    accumulation: Positive = Field(1, description="batches an optimizer step")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = option(
+        0.9, "share of the last step's direction that is kept", acts="optimizer.name=sgd"
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = option(5e-4, "strength of the pull of all weights towards 0")
+    decay_norms_and_biases: bool = option(True, "biases and normalization layers are pulled too, as in arcface_torch")
+    head_learning_rate_scale: Annotated[float, Field(gt=0)] = option(
+        1.0,
+        "learning rate of the trained centers as a multiple of the network's",
+        acts="head.name=full_fc|partial_fc",
+    )
+    clip: Annotated[float, Field(ge=0)] = option(5.0, "largest norm of the network's gradient; 0 is off")
+    accumulation: Positive = option(
+        1, "batches per step, as if they were one larger batch (BatchNorm still sees each alone)", unit="batches"
+    )
 
 
 class ScheduleConfig(Section):
-    """How long, and how fast."""
+    """How long to train, and how the learning rate falls."""
 
-    name: Literal["cosine", "polynomial", "constant"] = "cosine"
-    epochs: Annotated[float, Field(gt=0)] = 20
-    max_steps: Positive | None = Field(
-        None, description="stop here even if epochs are left; the schedule ends here too"
+    name: Literal["cosine", "polynomial", "constant"] = option("cosine", "curve of the learning rate after the warm-up")
+    epochs: Annotated[float, Field(gt=0)] = option(20, "passes over the training set", unit="epochs")
+    max_steps: Positive | None = option(
+        None, "largest number of steps; the learning rate reaches its end there too", unit="steps", null="no limit"
     )
-    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
-    power: Annotated[float, Field(gt=0)] = Field(2.0, description="of the polynomial schedule")
-    final: Share = Field(0.0, description="last learning rate, as a share of the first")
+    warmup_epochs: Annotated[float, Field(ge=0)] = option(
+        0.0, "time in which the learning rate rises from near 0", unit="epochs"
+    )
+    power: Annotated[float, Field(gt=0)] = option(
+        2.0, "power of the curve: 1 is a straight line, 2 falls faster at first", acts="schedule.name=polynomial"
+    )
+    final: Share = option(0.0, "last learning rate as a share of the largest", acts="schedule.name=cosine|polynomial")
 
 
 class PrecisionConfig(Section):
-    """Numbers and memory layout."""
+    """How numbers are stored while the network computes."""
 
-    amp: Literal["auto", "none", "bfloat16", "float16"] = Field(
-        "auto", description="auto: bfloat16 where the device multiplies it fast, else float16 on CUDA, else none"
+    amp: Literal["auto", "none", "bfloat16", "float16"] = option(
+        "auto", "mixed precision; auto: bfloat16 where the device is fast at it, else float16 on CUDA, else none"
     )
-    channels_last: bool = True
-    compile: bool = False
+    channels_last: bool = option(True, "memory layout that makes convolutions faster")
+    compile: bool = option(False, "compile the network with torch.compile: minutes at the start, faster steps")
 
 
 class EvalConfig(Section):
-    """Evaluation on identities that were never trained on."""
+    """Evaluation on people who are not trained on."""
 
-    root: str | None = Field(None, description="people never trained on, as data.root; default: no evaluation")
-    share: Share = Field(
-        0.0,
-        description="share of the training set's people of two or more images that are kept aside for the evaluation: whole people, chosen by "
-        "the hash of their names; 0: nobody",
+    root: str | None = option(
+        None, "people to evaluate on, given as data.root is", null="nobody, or those of eval.share"
     )
-    edits: list[str] = Field(default_factory=list, description="edit lists, applied in this order")
-    index_cache: str | None = None
-    pairs: str | None = Field(None, description="pairs file in the LFW form; default: generated pairs")
-    generated_pairs: Annotated[int, Field(ge=4)] = 6000
-    every: NotNegative = Field(0, description="steps between evaluations during training; 0 only at the end")
-    best_by: Literal["accuracy", "auc", "tar_at_far_0.01", "tar_at_far_0.001", "rank_one"] = "accuracy"
-    all_pairs: bool = Field(True, description="also score every pair of images of the store, for low FARs")
-    flip: bool = True
-    batch_size: Positive = 256
+    share: Share = option(
+        0.0,
+        "share of the people with two or more images who are kept aside from training: whole people, by a hash of their names; 0: nobody",
+    )
+    edits: list[str] = option(list, "edit lists for eval.root, applied in this order", acts="eval.root!=null")
+    index_cache: str | None = option(
+        None,
+        "folder for the list of images and people of eval.root",
+        null="the user's cache folder",
+        acts="eval.root!=null",
+    )
+    pairs: str | None = option(
+        None, "pairs file in the form of LFW's pairs.txt", null="pairs are generated", acts=EVALUATES
+    )
+    generated_pairs: Annotated[int, Field(ge=4)] = option(
+        6000,
+        "pairs to generate, half of them of one person",
+        unit="pairs",
+        acts="eval.pairs=null and eval.root!=null or eval.pairs=null and eval.share!=0",
+    )
+    every: NotNegative = option(
+        0, "steps between evaluations during training; 0: only at the end", unit="steps", acts=EVALUATES
+    )
+    best_by: Literal["accuracy", "auc", "tar_at_far_0.01", "tar_at_far_0.001", "rank_one"] = option(
+        "accuracy", "the figure by which the model in best/ is chosen; larger is better", acts=EVALUATES
+    )
+    all_pairs: bool = option(
+        True, "compare every two images as well, which low false accept rates need", acts=EVALUATES
+    )
+    flip: bool = option(True, "add the embedding of the mirror image", acts=EVALUATES)
+    batch_size: Positive = option(256, "images per forward pass of the evaluation", unit="images", acts=EVALUATES)
 
 
 class CheckpointConfig(Section):
-    """When the whole state is saved."""
+    """When the whole state is saved, so that `attfc train --resume` can continue."""
 
-    every: NotNegative = Field(500, description="steps; 0 saves only at the end and when interrupted")
-    keep: Positive = 2
+    every: NotNegative = option(500, "steps between checkpoints; 0: only at the end and when interrupted", unit="steps")
+    keep: Positive = option(2, "how many of the newest checkpoints stay", unit="checkpoints")
 
 
 class ReportConfig(Section):
-    """The HTML report."""
+    """The HTML report at the end."""
 
-    write: bool = True
-    pictures: bool = Field(False, description="embed faces of the hardest pairs; only for stores you may show")
+    write: bool = option(True, "write report.html into the run's folder")
+    pictures: bool = option(
+        False, "show faces of the hardest pairs in it; only for people whom you may show", acts="report.write=true"
+    )
 
 
 class LogConfig(Section):
-    """metrics.jsonl, TensorBoard and the progress line."""
+    """What is recorded while the run trains."""
 
-    every: Positive = Field(10, description="steps")
-    tensorboard: bool = True
-    wandb: bool = Field(False, description="send numbers and configuration to Weights & Biases (extra attfc[wandb])")
-    mlflow: bool = Field(False, description="send numbers and configuration to MLflow (extra attfc[mlflow])")
+    every: Positive = option(10, "steps between two lines of metrics.jsonl", unit="steps")
+    tensorboard: bool = option(True, "write files for TensorBoard as well")
+    wandb: bool = option(False, "send numbers and configuration to Weights & Biases (extra attfc[wandb])")
+    mlflow: bool = option(False, "send numbers and configuration to MLflow (extra attfc[mlflow])")
 
 
 class RunConfig(Section):
     """One training run."""
 
-    name: str = Field("run", min_length=1, max_length=100)
-    profile: Literal["published", "tuned"] = "tuned"
-    output: str = Field("runs", description="the run's folder is made in here")
-    seed: NotNegative = 0
-    device: str = Field("auto", description="auto: the accelerator if there is one, else the processor")
-    threads: Positive | None = Field(
-        None, description="processor threads of the training process; default: torch's own"
+    name: str = option(
+        "run", "name of the run; its folder is NAME-001 or the next free number", min_length=1, max_length=100
     )
-    batch_size: Positive = Field(128, description="samples of a batch, over all ranks")
-    start_from: str | None = Field(
+    profile: Literal["published", "tuned"] = option(
+        "tuned", "defaults of the options of AttFC: as the paper has them, or as docs/study.md found best"
+    )
+    output: str = option("runs", "folder in which the run's own folder is made")
+    seed: NotNegative = option(0, "seed of everything random; equal seeds give equal runs on one machine")
+    device: str = option(
+        "auto", "where to train: cpu, cuda, cuda:1, mps; auto: the accelerator if there is one, else the processor"
+    )
+    threads: Positive | None = option(
+        None, "processor threads of the training process", unit="threads", null="as many as torch takes"
+    )
+    batch_size: Positive = option(128, "images per batch, over all processes", unit="images")
+    start_from: str | None = option(
         None,
-        description="a run's folder: its encoders begin this run; head, optimizer and position in the data are new",
+        "weights to begin with: a run, a model folder, .safetensors, .pt or .pth; network, input size and colours come from them",
+        null="fresh weights",
+    )
+    start_licence: str = option(
+        "unknown", "licence of the start_from weights, where they do not state one themselves", acts="start_from!=null"
     )
     data: DataConfig = Field(default_factory=DataConfig)
     augment: AugmentConfig = Field(default_factory=AugmentConfig)

@@ -47,7 +47,7 @@ REASONS = {
     "broken": "broken images",
     "duplicate_within": "copies within an identity (the first is kept)",
     "duplicate_across": "copies under several identities",
-    "evaluation_copy": "copies of an image of the evaluation set",
+    "evaluation_copy": "images of identities that hold a copy of an image of the evaluation set",
     "mislabelled": "images far from their identity's center",
     "moved": "images moved to the identity whose center is clearly closer",
     "evaluation_name": "images of identities that have a name of the evaluation set",

@@ -148,6 +148,12 @@ class CombinedStore:
             for kind, count in getattr(store, "ignored", {}).items()
         }
 
+    @property
+    def notes(self) -> list[str]:
+        """The sources' notes, each with its source's name."""
+        sources = zip(self.names, self.stores, strict=True)
+        return [f"{name}: {note}" for name, store in sources for note in getattr(store, "notes", ())]
+
     def __len__(self) -> int:
         """Return the number of images."""
         return int(self._starts[-1])

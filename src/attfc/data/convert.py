@@ -18,6 +18,7 @@ import numpy as np
 from attfc.data.folder import EXTENSIONS, MAX_FILE_BYTES, FolderStore
 from attfc.data.folder_writer import FolderWriter
 from attfc.data.images import BrokenImageError, decode_image
+from attfc.data.links import refuse_links_out
 from attfc.data.list_file import ListStore
 from attfc.data.packed import LEFT_OUT, PackedStore
 from attfc.data.packed_writer import PackedWriter
@@ -72,6 +73,7 @@ def convert_store(
     check: bool = False,
     shard_bytes: int = 1 << 30,
     keep_names: bool = True,
+    follow_links: bool = False,
     give_up_after: int = 1000,
     sync_bytes: int | None = None,
 ) -> Conversion:
@@ -80,12 +82,14 @@ def convert_store(
     Args:
         store: the source, of any kind.
         destination: the folder to make: missing, empty, or an unfinished conversion of the same source and options.
-        kind: "packed" (this project's format), "rec" (`train.rec`, `train.idx`, `property` in the InsightFace layout), or
+        kind: "packed" (this project's format), "rec" (`train.rec`, `train.idx`, `property` in the InsightFace layout, `train.names`), or
             "folder" (`destination/<identity>/<image>`).
         progress: called as (images done, images of the source).
         check: decode every image and leave out those that cannot be decoded.
         shard_bytes: packed: the size from which a shard is closed.
-        keep_names: packed: keep the images' file names, so that they come back with kind="folder".
+        keep_names: packed: keep the images' file names, so that they come back with kind="folder"; rec: keep the identities'
+            names beside the records.
+        follow_links: also take images that links reach outside the source's folder; False refuses such a folder.
         give_up_after: this many unreadable images in a row are no broken images but a source that has gone: stop.
         sync_bytes: images' bytes after which progress is made durable; None: 64 MiB packed, 256 MiB folder.
 
@@ -94,7 +98,7 @@ def convert_store(
 
     Raises:
         UserError: the destination holds something else, is a finished conversion, or lies in the source; the source has no image,
-            has changed since the conversion began, or cannot be read any more; the disk is full or fails.
+            has links out of its folder, has changed since the conversion began, or cannot be read any more; the disk is full or fails.
     """
     target = Path(os.path.abspath(destination))
     if kind not in KINDS:
@@ -102,29 +106,11 @@ def convert_store(
     if store.identities.images == 0:
         raise UserError(f"{store.name}: holds no image: nothing to convert")
     _check_apart(store, target)
+    if not follow_links:
+        refuse_links_out(store)
     if kind == "rec":
-        return _convert_to_records(store, target, progress, check, give_up_after)
-    options = {"check": check}
-    sink: PackedWriter | FolderWriter
-    if kind == "packed":
-        first = int(store.identities.of(int(np.argmax(store.identities.counts() > 0)))[0])
-        sink = PackedWriter(
-            target,
-            source=store.name,
-            source_digest=source_digest(store),
-            shard_bytes=shard_bytes,
-            image_names=keep_names and bool(image_name(store, first)),
-            options=options,
-            **({} if sync_bytes is None else {"sync_bytes": sync_bytes}),
-        )
-    else:
-        sink = FolderWriter(
-            target,
-            source_digest=source_digest(store),
-            identity_names=_identity_names(store),
-            options=options,
-            **({} if sync_bytes is None else {"sync_bytes": sync_bytes}),
-        )
+        return _convert_to_records(store, target, progress, check, keep_names, give_up_after)
+    sink = _sink(store, target, kind, check, shard_bytes, keep_names, sync_bytes)
     with sink:
         result = Conversion(kind, target, continued_at=sink.done if sink.continued else 0)
         if not sink.finished:
@@ -144,6 +130,30 @@ def convert_store(
         if sink.unknown_formats:
             result.notes.append(f"{sink.unknown_formats:,} images of no known format are kept and named .jpg")
     return result
+
+
+def _sink(
+    store: Store, target: Path, kind: str, check: bool, shard_bytes: int, keep_names: bool, sync_bytes: int | None
+) -> PackedWriter | FolderWriter:
+    durable = {} if sync_bytes is None else {"sync_bytes": sync_bytes}
+    if kind == "folder":
+        return FolderWriter(
+            target,
+            source_digest=source_digest(store),
+            identity_names=_identity_names(store),
+            options={"check": check},
+            **durable,
+        )
+    first = int(store.identities.of(int(np.argmax(store.identities.counts() > 0)))[0])
+    return PackedWriter(
+        target,
+        source=store.name,
+        source_digest=source_digest(store),
+        shard_bytes=shard_bytes,
+        image_names=keep_names and bool(image_name(store, first)),
+        options={"check": check},
+        **durable,
+    )
 
 
 class _Sink(Protocol):
@@ -242,7 +252,7 @@ def image_name(store: Store, position: int) -> bytes:
     if isinstance(store, PackedStore):
         return store.image_name(position)
     if isinstance(store, ListStore):
-        return os.path.basename(store.image_path(position))
+        return os.path.basename(store.image_path(position).replace(b"\\", b"/"))
     last = store.where(position).replace("\\", "/").rpartition("/")[2].encode("utf-8", "backslashreplace")
     return last if last.lower().endswith(EXTENSIONS) else b""
 
@@ -286,11 +296,13 @@ def _check_apart(store: Store, target: Path) -> None:
 
 
 def _convert_to_records(
-    store: Store, target: Path, progress: Progress | None, check: bool, give_up_after: int
+    store: Store, target: Path, progress: Progress | None, check: bool, keep_names: bool, give_up_after: int
 ) -> Conversion:
     from attfc.data.records import write_insightface_rec  # its reader is not needed by those who pack
 
-    written = write_insightface_rec(store, target, progress, check=check, give_up_after=give_up_after)
+    written = write_insightface_rec(
+        store, target, progress, check=check, keep_names=keep_names, give_up_after=give_up_after
+    )
     return Conversion(
         "rec",
         target,

@@ -357,6 +357,11 @@ class EditedStore:
         below: dict[str, int] = getattr(self.store, "ignored", {})
         return {**below, "left_out": below.get("left_out", 0) + len(self.store) - self._length}
 
+    @property
+    def notes(self) -> list[str]:
+        """The store's notes."""
+        return list(getattr(self.store, "notes", ()))
+
     def __len__(self) -> int:
         """Return the number of images left."""
         return self._length

@@ -2,7 +2,8 @@
 
 Identities are the folders directly under the root, images the files directly in them, both in the order of their bytes (the
 same on every machine and locale); a folder without images is no identity. Ignored and counted in `ignored`: names that begin
-with a dot, other extensions, deeper folders, files beside the identity folders. Names need not be UTF-8.
+with a dot, other extensions, deeper folders, files beside the identity folders; pictures of other formats are named in `notes`.
+Names need not be UTF-8. Links are read through, wherever they lead; who passes images on asks `leads_out` first.
 
 The names and the identity index are scanned once and kept as memory-mapped arrays, one packed byte row for all names: some 20
 bytes an image instead of a Python string of 60. They are cached under a digest of every identity folder's name, modification
@@ -34,12 +35,34 @@ from attfc.errors import UserError
 __all__ = ["EXTENSIONS", "FolderStore"]
 
 EXTENSIONS = (b".jpg", b".jpeg", b".png", b".webp", b".bmp")
+# Read, they would move the positions and labels of sets that have them beside their images: they are named instead.
+_JPEG_BY_OTHER_NAMES = (".jfif", ".jpe", ".jif")
+_UNREAD = (
+    *_JPEG_BY_OTHER_NAMES,
+    *[
+        ".avif",
+        ".gif",
+        ".heic",
+        ".heif",
+        ".j2k",
+        ".jp2",
+        ".jxl",
+        ".pbm",
+        ".pgm",
+        ".pnm",
+        ".ppm",
+        ".raw",
+        ".tga",
+        ".tif",
+        ".tiff",
+    ],
+)
 MAX_FILE_BYTES = 256 * 1024 * 1024
 """Larger files are reported as broken and not read: no face is that large, and one such file could exhaust a worker."""
 
 Progress = Callable[[int, int], None]
 
-_FORMAT = b"attfc folder index 1"
+_FORMAT = b"attfc folder index 2"
 _RACY_NS = 2_000_000_000
 _IGNORED = ("hidden", "other_files", "deeper_folders", "empty_folders", "files_beside_folders")
 
@@ -49,8 +72,8 @@ class FolderStore(EncodedStore):
 
     Args:
         root: the folder.
-        cache: folder for the index, e.g. a run's; None: `root/.attfc-index` if the root may be written to, else
-            `attfc` in the user's cache folder ($XDG_CACHE_HOME or ~/.cache); where nothing can be written, memory.
+        cache: folder for the index, e.g. a run's; None: `attfc` in the user's cache folder ($XDG_CACHE_HOME or ~/.cache);
+            where nothing can be written, memory.
         progress: called as (folders done, folders) while scanning; not called when the cached index is used.
 
     Raises:
@@ -66,7 +89,7 @@ class FolderStore(EncodedStore):
     ) -> None:
         self.root = Path(os.path.abspath(root))
         folders = _list_folders(self.root)
-        places = IndexCache(self.root, "folder", folders.digest, cache=cache, beside=self.root / ".attfc-index")
+        places = IndexCache(self.root, "folder", folders.digest, cache=cache)
         tables = places.open(lambda folder: _current(_open_tables(folder), self.root, folders))
         if tables is None:
             scanned = _scan(self.root, folders, progress)
@@ -93,6 +116,26 @@ class FolderStore(EncodedStore):
     def ignored(self) -> dict[str, int]:
         """What the scan left out: hidden, other_files, deeper_folders, empty_folders, files_beside_folders."""
         return dict(self._ignored)
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences about pictures that are not read, and about links."""
+        unread = self._tables.unread
+        renamed = _counted({ending: count for ending, count in unread.items() if ending in _JPEG_BY_OTHER_NAMES})
+        others = _counted({ending: count for ending, count in unread.items() if ending not in _JPEG_BY_OTHER_NAMES})
+        notes = [f"not read: {renamed} (JPEG under another name: rename to .jpg)"] if renamed else []
+        notes += [f"not read: {others} (convert to .jpg or .png)"] if others else []
+        links = len(self._tables.links)
+        return notes + ([f"images reached by symbolic links: {links:,} of {len(self):,}"] if links else [])
+
+    def leads_out(self) -> tuple[int, str] | None:
+        """Return the first image that a link takes from outside the folder, and where it lies in truth; None: there is none."""
+        root = os.path.join(os.path.realpath(os.fsencode(self.root)), b"")
+        for position in self._tables.links.tolist():
+            real = os.path.realpath(self.path(position))
+            if not real.startswith(root):
+                return position, printable(real)
+        return None
 
     @property
     def cache(self) -> Path | None:
@@ -179,6 +222,8 @@ class _Tables:
     entries: npt.NDArray[np.int64]  # of every listed folder, those without images included
     scanned_ns: int
     ignored: dict[str, int]
+    unread: dict[str, int]  # ending -> pictures of a format that is not read
+    links: npt.NDArray[np.int64]  # positions of images that are links or lie in an identity folder that is one
     folder: Path | None
 
 
@@ -187,6 +232,7 @@ class _Folders:
     """The folders under the root, in the order of their bytes, and the digest under which an index is cached."""
 
     names: list[bytes]
+    links: list[bool]
     changed_ns: npt.NDArray[np.int64]
     hidden: int
     files: int
@@ -194,7 +240,7 @@ class _Folders:
 
 
 def _list_folders(root: Path) -> _Folders:
-    found: list[tuple[bytes, int, int]] = []
+    found: list[tuple[bytes, int, int, bool]] = []
     hidden = files = 0
     try:
         with os.scandir(os.fsencode(root)) as entries:
@@ -203,7 +249,7 @@ def _list_folders(root: Path) -> _Folders:
                     hidden += entry.name != b".attfc-index"
                 elif entry.is_dir():
                     status = entry.stat()
-                    found.append((entry.name, status.st_mtime_ns, status.st_size))
+                    found.append((entry.name, status.st_mtime_ns, status.st_size, entry.is_symlink()))
                 else:
                     files += 1
     except FileNotFoundError:
@@ -214,11 +260,12 @@ def _list_folders(root: Path) -> _Folders:
         raise UserError(f"{root}: cannot be listed ({error.strerror})") from None
     found.sort()
     hasher = hashlib.blake2b(_FORMAT, digest_size=16)
-    for name, changed_ns, size in found:
-        hasher.update(b"%d %d %d %b" % (len(name), changed_ns, size, name))
+    for name, changed_ns, size, link in found:
+        hasher.update(b"%d %d %d %d %b" % (len(name), changed_ns, size, link, name))
     return _Folders(
-        [name for name, _, _ in found],
-        np.array([changed_ns for _, changed_ns, _ in found], np.int64),
+        [name for name, _, _, _ in found],
+        [link for _, _, _, link in found],
+        np.array([changed_ns for _, changed_ns, _, _ in found], np.int64),
         hidden,
         files,
         hasher.hexdigest(),
@@ -229,34 +276,19 @@ def _scan(root: Path, folders: _Folders, progress: Progress | None) -> _Tables:
     started_ns = time.time_ns()
     root_bytes = os.fsencode(root)
     identity_names: list[bytes] = []
-    offsets = array("q", [0])
+    offsets, name_ends, links = array("q", [0]), array("q", [0]), array("q")
     names = bytearray()
-    name_ends = array("q", [0])
     entries_of = np.zeros(len(folders.names), np.int64)
-    ignored = dict.fromkeys(_IGNORED, 0)
+    ignored, unread = dict.fromkeys(_IGNORED, 0), dict[str, int]()
     total = len(folders.names)
     for number, folder in enumerate(folders.names):
-        images: list[bytes] = []
-        count = 0
-        try:
-            with os.scandir(root_bytes + b"/" + folder) as entries:
-                for entry in entries:
-                    count += 1
-                    if entry.name.startswith(b"."):
-                        ignored["hidden"] += 1
-                    elif entry.name.lower().endswith(EXTENSIONS) and entry.is_file():
-                        images.append(entry.name)
-                    else:
-                        ignored["deeper_folders" if entry.is_dir() else "other_files"] += 1
-        except OSError as error:
-            # Skipping it would lose an identity and shift every label after it.
-            where = f"{printable(root_bytes)}/{printable(folder)}"
-            raise UserError(f"{where}: cannot be listed ({error.strerror}); fix its permissions or remove it") from None
-        entries_of[number] = count
+        entries_of[number], images = _scan_folder(root_bytes, folder, ignored, unread)
         if images:
             images.sort()
             identity_names.append(folder)
-            for name in images:
+            for name, is_link in images:
+                if is_link or folders.links[number]:
+                    links.append(len(name_ends) - 1)
                 names += name
                 name_ends.append(len(names))
             offsets.append(len(name_ends) - 1)
@@ -266,16 +298,61 @@ def _scan(root: Path, folders: _Folders, progress: Progress | None) -> _Tables:
             progress(number + 1, total)
     file_names = NameTable(np.frombuffer(bytes(names), np.uint8), np.array(name_ends, np.int64))
     if not identity_names:
-        raise UserError(_nothing_found(root, ignored, folders))
-    index = IdentityIndex(np.array(offsets, np.int64))
-    return _Tables(index, NameTable.pack(identity_names), file_names, entries_of, started_ns, ignored, None)
+        raise UserError(_nothing_found(root, ignored, unread, folders))
+    return _Tables(
+        IdentityIndex(np.array(offsets, np.int64)),
+        NameTable.pack(identity_names),
+        file_names,
+        entries_of,
+        started_ns,
+        ignored,
+        unread,
+        np.array(links, np.int64),
+        None,
+    )
 
 
-def _nothing_found(root: Path, in_folders: dict[str, int], folders: _Folders) -> str:
+def _scan_folder(
+    root: bytes, folder: bytes, ignored: dict[str, int], unread: dict[str, int]
+) -> tuple[int, list[tuple[bytes, bool]]]:
+    """Return the number of entries of an identity folder, and its images: name, and whether it is a link."""
+    images: list[tuple[bytes, bool]] = []
+    count = 0
+    try:
+        with os.scandir(root + b"/" + folder) as entries:
+            for entry in entries:
+                count += 1
+                if entry.name.startswith(b"."):
+                    ignored["hidden"] += 1
+                elif entry.name.lower().endswith(EXTENSIONS) and entry.is_file():
+                    images.append((entry.name, entry.is_symlink()))
+                elif entry.is_dir():
+                    ignored["deeper_folders"] += 1
+                else:
+                    ignored["other_files"] += 1
+                    ending = os.path.splitext(entry.name)[1].lower().decode("ascii", "replace")
+                    if ending in _UNREAD:
+                        unread[ending] = unread.get(ending, 0) + 1
+    except OSError as error:
+        # Skipping it would lose an identity and shift every label after it.
+        where = f"{printable(root)}/{printable(folder)}"
+        raise UserError(f"{where}: cannot be listed ({error.strerror}); fix its permissions or remove it") from None
+    return count, images
+
+
+def _counted(unread: dict[str, int]) -> str:
+    """Return "3 .gif, 12 .tif"."""
+    return ", ".join(f"{count:,} {ending}" for ending, count in sorted(unread.items()))
+
+
+def _nothing_found(root: Path, in_folders: dict[str, int], unread: dict[str, int], folders: _Folders) -> str:
     ignored = in_folders | {"files_beside_folders": folders.files}
     expected = "expected root/<identity>/<image> with " + ", ".join(sorted(e.decode() for e in EXTENSIONS))
     seen = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in ignored.items() if count)
     hint = "; are the identities one folder further down?" if ignored["deeper_folders"] else ""
+    if not folders.names and folders.files:
+        hint = "; put the images of each person into a folder of their own"
+    hint += f"; not read: {_counted(unread)} (convert to .jpg or .png)" if unread else ""
     return f"{printable(os.fsencode(root))}: no images: {expected}; found {seen or 'an empty folder'}{hint}"
 
 
@@ -302,9 +379,10 @@ def _open_tables(folder: Path) -> _Tables:
         about = json.loads((folder / "about.json").read_text("utf-8"))
         scanned_ns = int(about["scanned_ns"])
         ignored = {kind: int(about["ignored"][kind]) for kind in _IGNORED}
+        unread = {ending: int(about["unread"][ending]) for ending in _UNREAD if ending in about["unread"]}
         index = IdentityIndex.open(folder, consecutive=True)
         identity_names, file_names = NameTable.open(folder, "identity"), NameTable.open(folder, "file")
-        entries = open_array(folder / "entries.npy", np.int64)
+        entries, links = (open_array(folder / f"{name}.npy", np.int64) for name in ("entries", "links"))
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(f"{folder}: damaged folder index ({error}); delete it to have it rebuilt") from None
     sound = (
@@ -313,10 +391,12 @@ def _open_tables(folder: Path) -> _Tables:
         and len(identity_names) == len(index)
         and len(file_names) == index.images
         and bool((index.counts() > 0).all())
+        and bool((links[1:] > links[:-1]).all())
+        and (not len(links) or (int(links[0]) >= 0 and int(links[-1]) < index.images))
     )
     if not sound:
         raise UserError(f"{folder}: damaged folder index (its arrays contradict each other); delete it")
-    return _Tables(index, identity_names, file_names, entries, scanned_ns, ignored, folder)
+    return _Tables(index, identity_names, file_names, entries, scanned_ns, ignored, unread, links, folder)
 
 
 def _save(tables: _Tables, draft: Path) -> None:
@@ -324,5 +404,11 @@ def _save(tables: _Tables, draft: Path) -> None:
     tables.identity_names.save(draft, "identity")
     tables.file_names.save(draft, "file")
     np.save(draft / "entries.npy", tables.entries, allow_pickle=False)
-    about = {"format": _FORMAT.decode(), "scanned_ns": tables.scanned_ns, "ignored": tables.ignored}
+    np.save(draft / "links.npy", tables.links, allow_pickle=False)
+    about = {
+        "format": _FORMAT.decode(),
+        "scanned_ns": tables.scanned_ns,
+        "ignored": tables.ignored,
+        "unread": tables.unread,
+    }
     (draft / "about.json").write_text(json.dumps(about), "utf-8")

@@ -24,7 +24,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-__all__ = ["MAX_PIXELS", "BrokenImageError", "ImageFacts", "decode_image", "image_facts"]
+__all__ = ["MAX_PIXELS", "BrokenImageError", "ImageFacts", "decode_image", "image_facts", "image_size"]
 
 MAX_PIXELS = 64 * 1024 * 1024
 """Largest width x height that is decoded: 192 MiB of RGB. A 20 KB PNG may declare far more."""
@@ -96,6 +96,16 @@ def image_facts(encoded: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageFacts:
         image.load()
         _to_rgb(image)
         return facts
+
+
+def image_size(encoded: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Return width and height as the image's header declares them; no pixel is decoded, nor the orientation applied.
+
+    Raises:
+        BrokenImageError: empty, of another format, too large, or a header that cannot be read.
+    """
+    with _Decoding(encoded):
+        return _open(encoded, max_pixels).size
 
 
 def _open(encoded: bytes, max_pixels: int) -> ImageFile.ImageFile:

@@ -73,7 +73,8 @@ class StoreReport:
         lines = [
             f"{self.name}: {self.identities:,} identities, {self.images:,} images",
             f"images per identity: min {each['min']:,.0f}, median {each['median']:g}, mean {each['mean']:.2f}, "
-            f"max {each['max']:,.0f}; {self.single_image_identities:,} identities with a single image",
+            f"max {each['max']:,.0f}",
+            f"identities with a single image: {self.single_image_identities:,}",
         ]
         widest = max((count for _, _, count in self.histogram), default=1)
         for low, high, count in self.histogram:
@@ -82,7 +83,7 @@ class StoreReport:
         for title, counts in (("sizes", self.sizes), ("modes", self.modes), ("formats", self.formats)):
             lines.append(f"{title}: " + (", ".join(f"{key} ({n:,})" for key, n in counts.items()) or "none"))
         if any(self.ignored.values()):
-            kinds = (f"{count:,} {kind.replace('_', ' ')}" for kind, count in self.ignored.items() if count)
+            kinds = (f"{kind.replace('_', ' ')} ({count:,})" for kind, count in self.ignored.items() if count)
             lines.append("ignored: " + ", ".join(kinds))
         lines.append(f"broken images: {self.broken_images:,}")
         _list(lines, [f"{file.where}: {file.reason}" for file in self.broken], self.broken_images, lines_each)

@@ -1,6 +1,6 @@
 """List file store: a text file with a line `path label` for every image, e.g. LFW-style lists or the output of another tool.
 
-    # comments and blank lines are skipped; line ends are LF or CR LF
+    # comments and blank lines are skipped; line ends are LF or CR LF; `.lst` files of other tools: `list_columns`
     aligned/Ann Lee/0001.jpg<TAB>17
     /mnt/more/ünal 3.png   4
 
@@ -32,18 +32,10 @@ import numpy.typing as npt
 from attfc.data.images import BrokenImageError
 from attfc.data.index import IdentityIndex, open_array
 from attfc.data.index_cache import IndexCache
+from attfc.data.list_columns import IMAGE_ENDINGS, ListLayout
 from attfc.data.name_table import NameTable, printable
 from attfc.data.store import EncodedStore
-from attfc.data.text_lines import (
-    BLANK,
-    MAX_LINE_BYTES,
-    LineBlock,
-    last_before,
-    line_blocks,
-    open_regular,
-    trimmed,
-    whole_numbers,
-)
+from attfc.data.text_lines import MAX_LINE_BYTES, LineBlock, line_blocks, open_regular, whole_numbers
 from attfc.errors import UserError
 
 __all__ = ["ListStore"]
@@ -54,10 +46,8 @@ Progress = Callable[[int, int], None]
 MAX_FILE_BYTES = 256 * 1024 * 1024
 """Larger files are reported as broken and not read, as by `FolderStore`."""
 
-_FORMAT = "attfc list index 1"
+_FORMAT = "attfc list index 2"
 _RACY_NS = 2_000_000_000
-_IMAGE_ENDINGS = (b".jpg", b".jpeg", b".png", b".webp", b".bmp")
-_TAB = np.arange(256) == 0x09
 
 
 class ListStore(EncodedStore):
@@ -69,8 +59,8 @@ class ListStore(EncodedStore):
     Args:
         path: the list.
         root: folder where relative paths start; None: the list's.
-        cache: folder for the index; None: `.NAME.attfc-index` beside the list if the folder may be written to, else `attfc`
-            in the user's cache folder ($XDG_CACHE_HOME or ~/.cache); where nothing can be written, memory.
+        cache: folder for the index; None: `attfc` in the user's cache folder ($XDG_CACHE_HOME or ~/.cache); where nothing can
+            be written, memory.
         progress: called as (bytes done, bytes) while parsing; not called when the cached index is used.
 
     Raises:
@@ -94,8 +84,7 @@ class ListStore(EncodedStore):
             raise UserError(f"{self.path}: list cannot be read ({error.strerror or error})") from None
         try:
             status = os.fstat(descriptor)
-            beside = self.path.with_name(f".{self.path.name}.attfc-index")
-            places = IndexCache(self.path, "list", _digest(status), cache=cache, beside=beside)
+            places = IndexCache(self.path, "list", _digest(status), cache=cache)
             tables = places.open(lambda folder: _settled(_open_tables(folder), status))
             if tables is None:
                 parsed = _parse(self.path, descriptor, status, progress)
@@ -147,8 +136,28 @@ class ListStore(EncodedStore):
         return labels
 
     def image_path(self, position: int) -> bytes:
-        """Return an image's path, as bytes: the only form that every name has."""
-        return os.path.join(self._prefix, self._listed(position))
+        """Return an image's path, as bytes: the only form that every name has.
+
+        Backslashes of a list that was written on Windows stand for slashes, unless there is a file of that very name.
+        """
+        listed = self._listed(position)
+        path = os.path.join(self._prefix, listed)
+        if b"\\" in listed and not os.path.lexists(path):
+            return os.path.join(self._prefix, listed.replace(b"\\", b"/"))
+        return path
+
+    def refuse_missing(self) -> None:
+        """Raise UserError if none of ten images, spread over the list, is there: the list then stands in the wrong place."""
+        looked_at = np.unique(np.linspace(0, len(self) - 1, 10, dtype=np.int64)).tolist()
+        if any(os.path.isfile(self.image_path(position)) for position in looked_at):
+            return
+        rec = self.path.with_suffix(".rec")
+        hint = f"; the images are in {rec}? Give that file" if rec.is_file() else ""
+        raise UserError(
+            f"{self.path}: none of {len(looked_at)} images of the list that were looked for exists; the first is "
+            f"{self.where(0)!r}, looked for as {printable(self.image_path(0))}. Relative paths start at the list's folder "
+            f"{self.root}: move the list to where its paths start, or write absolute paths{hint}"
+        )
 
     def _listed(self, position: int) -> bytes:
         if not 0 <= position < len(self):
@@ -265,29 +274,23 @@ def _pass(path: Path, descriptor: int, size: int, labels: "_Numbers | _Names", p
     """Hand each block's labels to `labels` and return the paths."""
     packed = bytearray()  # grows in place: the paths of 42 M images are not held twice
     lengths = array("q")
+    layout = ListLayout(path)
     for block in line_blocks(path, descriptor):
-        data, starts, ends = block.data, block.starts, block.ends
-        tab = last_before(data, _TAB, starts, ends)
-        split = np.where(tab >= 0, tab, last_before(data, BLANK, starts, ends))
-        if bool((split < 0).any()):
-            raise UserError(f"{_line(path, block, int((split < 0).argmax()))} has no label: a line is `path label`")
-        _, path_ends = trimmed(data, starts, split)
-        label_starts, _ = trimmed(data, split + 1, ends)
-        labels.take(block, label_starts)
-        edges = np.zeros(len(data) + 1, np.int8)
-        edges[starts] += 1
-        edges[path_ends] -= 1
-        packed += data[np.cumsum(edges[:-1], dtype=np.int8).view(np.bool_)].tobytes()
-        lengths.frombytes((path_ends - starts).tobytes())
+        found = layout.columns(block)
+        labels.take(block, found.label_starts, found.label_ends)
+        edges = np.zeros(len(block.data) + 1, np.int8)
+        edges[found.path_starts] += 1
+        edges[found.path_ends] -= 1
+        empty = np.flatnonzero(found.path_starts >= found.path_ends)
+        if empty.size:
+            raise UserError(f"{layout.line(block, int(empty[0]))} has no path")
+        packed += block.data[np.cumsum(edges[:-1], dtype=np.int8).view(np.bool_)].tobytes()
+        lengths.frombytes((found.path_ends - found.path_starts).tobytes())
         if progress is not None:
-            progress(min(block.offset + len(data), size), size)
+            progress(min(block.offset + len(block.data), size), size)
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(np.frombuffer(lengths, np.int64) if lengths else [], out=offsets[1:])
     return NameTable(np.frombuffer(packed, np.uint8), offsets)
-
-
-def _line(path: Path, block: LineBlock, row: int) -> str:
-    return f"{path}: line {int(block.numbers[row])} ({printable(block.text(row)[:80])!r})"
 
 
 class _Numbers:
@@ -297,18 +300,18 @@ class _Numbers:
         self._path = path
         self._taken = array("q")
 
-    def take(self, block: LineBlock, starts: Int64) -> None:
-        numbers, sound = whole_numbers(block.data, starts, block.ends)
+    def take(self, block: LineBlock, starts: Int64, ends: Int64) -> None:
+        numbers, sound = whole_numbers(block.data, starts, ends)
         wrong = np.flatnonzero(~sound)
         for row in wrong.tolist():
-            label = block.data[starts[row] : block.ends[row]].tobytes()
+            label = block.data[starts[row] : ends[row]].tobytes()
             if not _looks_like_a_number(label):
                 raise _NamesMetError
         if wrong.size:
             row = int(wrong[0])
-            shown = printable(block.data[starts[row] : block.ends[row]].tobytes()[:40])
+            shown = printable(block.data[starts[row] : ends[row]].tobytes()[:40])
             raise UserError(
-                f"{_line(self._path, block, row)}: label {shown} is not a whole number from 0 to 10^18 - 1 (labels may be "
+                f"{ListLayout(self._path).line(block, row)}: label {shown} is not a whole number from 0 to 10^18 - 1 (labels may be "
                 "names, but other lines have numbers)"
             )
         self._taken.frombytes(numbers.tobytes())
@@ -342,8 +345,8 @@ class _Names:
         self._number_of: dict[bytes, int] = {}
         self._taken = array("q")
 
-    def take(self, block: LineBlock, starts: Int64) -> None:
-        lengths = block.ends - starts
+    def take(self, block: LineBlock, starts: Int64, ends: Int64) -> None:
+        lengths = ends - starts
         numbers = np.empty(len(starts), np.int64)
         for length in np.unique(lengths).tolist():  # labels of one length are a matrix, whose rows numpy can compare
             rows = np.flatnonzero(lengths == length)
@@ -355,10 +358,10 @@ class _Names:
             for place, name in enumerate(names.tolist()):
                 number = self._number_of.get(name)
                 if number is None:
-                    if name.lower().endswith(_IMAGE_ENDINGS):
+                    if name.lower().endswith(IMAGE_ENDINGS):
                         raise UserError(
-                            f"{_line(self._path, block, int(rows[first[place]]))} ends in an image file where the label is due: "
-                            "a line is `path label` (im2rec lists have the path last: swap the columns)"
+                            f"{ListLayout(self._path).line(block, int(rows[first[place]]))} ends in an image file where the label is due: "
+                            "a line is `path label`: swap the columns"
                         )
                     number = self._number_of[name] = len(self._number_of)
                 of_names[place] = number

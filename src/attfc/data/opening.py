@@ -37,7 +37,7 @@ def open_store(
             - a folder `root/<identity>/<image>`;
             - `train.rec`, or the folder that holds it (MXNet RecordIO, both layouts);
             - a packed folder (`attfc data convert`);
-            - a list file (.txt, .lst, .tsv, .list) of lines `path label`;
+            - a list file (.txt, .lst, .tsv, .list) of lines `path label`, or in the columns of InsightFace's or MXNet's lists;
             - "synthetic:identities=1000,images=20,seed=0" with any of the keys identities, images (of each: 20, or 5-40 for
               a long tail), seed, first (number of the first identity: held-out people of the same seed); what is not given
               has these values, and first=0.
@@ -78,7 +78,9 @@ def _open(
     elif path.suffix in _LISTS and path.exists():
         from attfc.data.list_file import ListStore  # parsers wait until somebody has such data
 
-        return ListStore(path, cache=cache, progress=progress)
+        listed = ListStore(path, cache=cache, progress=progress)
+        listed.refuse_missing()
+        return listed
     elif path.suffix not in (".rec", ".idx") or not path.exists():
         raise UserError(_refusal(spec, path))
     from attfc.data.records import RecordStore

@@ -39,6 +39,7 @@ from attfc.data.record_index import (
     open_record_index,
     save_record_index,
 )
+from attfc.data.record_names import read_record_names, write_record_names
 from attfc.data.store import EncodedStore, Store
 from attfc.errors import UserError, nearest
 
@@ -62,8 +63,7 @@ class RecordStore(EncodedStore):
             frames are walked. `property` is compared and never relied on.
         label_source: for the InsightFace layout, whose labels count: "identities": the identity records' ranges; "images": each
             image's own label, as arcface_torch does (one pass over all headers). The other layout has own labels only.
-        cache: folder for the index; None: `.attfc-index-train.rec` beside the file if its folder may be written to, else the
-            user's cache folder; where nothing can be written, memory.
+        cache: folder for the index; None: `attfc` in the user's cache folder; where nothing can be written, memory.
         progress: called as (done, total), from the beginning again for each stage; not called when the cached index is used.
 
     Raises:
@@ -85,8 +85,7 @@ class RecordStore(EncodedStore):
         self._file = RecordFile(self.path)
         idx = self.path.with_suffix(".idx")
         digest = _digest([self.path, idx, self.path.with_name("property")], label_source)
-        beside = self.path.with_name(f".attfc-index-{self.path.name}")
-        places = IndexCache(self.path, "records", digest, cache=cache, beside=beside)
+        places = IndexCache(self.path, "records", digest, cache=cache)
         found = places.open(self._current)
         if found is None:
             built = build_record_index(self._file, idx, label_source=label_source, progress=progress)
@@ -94,6 +93,9 @@ class RecordStore(EncodedStore):
                 raise UserError(f"{self.path}: was written to while it was being indexed; open it when it is complete")
             found = places.write(lambda draft: save_record_index(built, draft), self._current) or built
         self._index = found
+        self._names, note = read_record_names(self.path, self._file.size, found.numbers)
+        self._names_note = [note] if note else []
+        self._names_read = True
 
     def _current(self, folder: Path) -> RecordIndex:
         """Open an index and check that it is about the open file."""
@@ -125,8 +127,8 @@ class RecordStore(EncodedStore):
 
     @property
     def notes(self) -> list[str]:
-        """Sentences about oddities that do no harm: a `property` that disagrees, a missing `.idx`."""
-        return list(self._index.notes)
+        """Sentences about oddities that do no harm: a `property` that disagrees, a missing `.idx`, names of another file."""
+        return [*self._index.notes, *self._names_note]
 
     @property
     def layout(self) -> str:
@@ -212,10 +214,14 @@ class RecordStore(EncodedStore):
         return f"{name} record {self._index.key(position)} at byte {int(self._index.offsets[position])}"
 
     def identity_name(self, label: int) -> str:
-        """Return the identity's number in the file: labels are dense, those numbers need not be."""
+        """Return the identity's name where `train.names` has one, else its number in the file, which need not be dense."""
         if not 0 <= label < len(self._index.numbers):
             raise IndexError(f"label {label} is not one of {len(self._index.numbers)} identities")
-        return str(int(self._index.numbers[label]))
+        if not self._names_read:
+            self._names, _ = read_record_names(self.path, self._file.size, self._index.numbers)
+            self._names_read = True
+        name = b"" if self._names is None else self._names[label]
+        return printable(name) if name else str(int(self._index.numbers[label]))
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle the paths alone where the index is on disk: a worker maps the same pages."""
@@ -240,6 +246,8 @@ class RecordStore(EncodedStore):
             if index.index.images != images:
                 raise UserError(f"{folder}: the index changed while a worker started; start again")
         self._index = index
+        self._names, self._names_note = None, []
+        self._names_read = False  # few workers name anybody
 
     def __repr__(self) -> str:
         """Return the path and the counts."""
@@ -302,6 +310,7 @@ def write_insightface_rec(
     progress: Progress | None = None,
     *,
     check: bool = False,
+    keep_names: bool = True,
     give_up_after: int = 1000,
 ) -> RecordsWritten:
     """Write a store as `train.rec`, `train.idx` and `property` in the InsightFace layout; images' bytes are not touched.
@@ -314,6 +323,7 @@ def write_insightface_rec(
         folder: made if it is missing; must not hold `train.rec`.
         progress: called as (images done, images).
         check: decode every image and leave out those that cannot be decoded.
+        keep_names: also write `train.names`, the identities' names.
         give_up_after: this many unreadable images in a row are a source that has gone: stop.
 
     Raises:
@@ -336,11 +346,13 @@ def write_insightface_rec(
     try:
         target.mkdir(parents=True, exist_ok=True)
         with RecordWriter(rec, idx) as writer:
-            shape = _write_records(store, writer, done, lines, progress, check, give_up_after)
+            shape, taken = _write_records(store, writer, done, lines, progress, check, give_up_after)
             if lines:
                 done.left_out_file = target / _LEFT_OUT
                 done.left_out_file.write_text("".join(lines), "utf-8")
             size_file.write_text(f"{done.identities},{shape[1]},{shape[0]}\n", "utf-8")
+            if keep_names:
+                write_record_names(rec, writer.size, map(store.identity_name, taken))
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror or error})") from None
     return done
@@ -354,11 +366,11 @@ def _write_records(
     progress: Progress | None,
     check: bool,
     give_up_after: int,
-) -> tuple[int, int]:
-    """Write all records; return width and height of the first image."""
+) -> tuple[tuple[int, int], Sequence[int]]:
+    """Write all records; return width and height of the first image, and the source's labels of the identities written."""
     index = store.identities
     shape: tuple[int, int] | None = None
-    firsts = array("q")
+    firsts, taken = array("q"), array("q")
     seen = failures = 0
     writer.append(pack_payload([0.0, 0.0]), key=0)
     for label in range(len(index)):
@@ -391,6 +403,7 @@ def _write_records(
                 progress(seen, index.images)
         if done.images >= first:
             firsts.append(first)
+            taken.append(label)
         else:
             done.left_out_identities += 1
     if not firsts:
@@ -399,7 +412,7 @@ def _write_records(
     for key, (first, last) in enumerate(itertools.pairwise([*firsts, after]), after):
         writer.append(pack_payload([float(first), float(last)], key=key), key)
     writer.rewrite(pack_payload([float(after), float(after + done.identities)]), 0)
-    return shape or (112, 112)
+    return shape or (112, 112), taken
 
 
 def _refusal(encoded: bytes | Exception, check: bool) -> str | None:

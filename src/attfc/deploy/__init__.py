@@ -2,15 +2,18 @@
 
 from attfc.deploy.colours import Colours
 from attfc.deploy.export import Exported, export_hub_folder, export_onnx
+from attfc.deploy.face_model import FaceModel, load
 from attfc.deploy.hub_folder import from_pretrained
 from attfc.deploy.model_inputs import ModelFacts, open_model
 
 __all__ = [
     "Colours",
     "Exported",
+    "FaceModel",
     "ModelFacts",
     "export_hub_folder",
     "export_onnx",
     "from_pretrained",
+    "load",
     "open_model",
 ]

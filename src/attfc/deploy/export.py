@@ -26,6 +26,7 @@ from attfc.deploy.colours import FedAs
 from attfc.deploy.half import to_float16
 from attfc.deploy.hub_folder import model_card
 from attfc.deploy.model_inputs import ModelFacts, open_model
+from attfc.deploy.origins import start_weights_text, training_data_of
 from attfc.errors import UserError
 from attfc.training.model_files import save_model
 
@@ -196,7 +197,8 @@ def _to_onnx(model: nn.Module, facts: ModelFacts) -> Any:
 
 
 def _describe(proto: Any, facts: ModelFacts, precision: str) -> None:
-    data = facts.training_data if isinstance(facts.training_data, dict) else {"root": facts.training_data}
+    root, licence = training_data_of(facts.training_data)
+    started = start_weights_text(facts.training_data)
     version = metadata.version("attfc")
     values = {
         "attfc": version,
@@ -208,8 +210,9 @@ def _describe(proto: Any, facts: ModelFacts, precision: str) -> None:
         "mean": 127.5,
         "std": 127.5,
         "precision": precision,
-        "training_data": data.get("root", "unknown"),
-        "training_data_licence": data.get("licence", "unknown"),
+        "training_data": root,
+        "training_data_licence": licence,
+        **({"start_weights": started} if started else {}),
     }
     del proto.metadata_props[:]
     for key, value in values.items():

@@ -12,7 +12,9 @@ from typing import Any
 import yaml
 from torch import nn
 
-from attfc.deploy.model_inputs import ModelFacts, open_model
+from attfc.deploy.face_model import load
+from attfc.deploy.model_inputs import ModelFacts
+from attfc.deploy.origins import licences, start_weights_text, training_data_of
 from attfc.errors import UserError
 
 __all__ = ["from_pretrained", "model_card"]
@@ -37,19 +39,19 @@ def from_pretrained(folder: Path | str) -> nn.Module:
         raise UserError(
             f"{folder} is no folder here: attfc downloads nothing; fetch it first (hf download NAME --local-dir FOLDER), then give the folder"
         )
-    return open_model(folder)[0]
+    return load(folder, device="cpu").module
 
 
 def model_card(facts: ModelFacts, precision: str) -> str:
     """Return the text of README.md for a model."""
-    data = facts.training_data if isinstance(facts.training_data, dict) else {"root": facts.training_data}
-    root, licence = (_line(data.get(key, "unknown")) for key in ("root", "licence"))
+    root, licence = map(_line, training_data_of(facts.training_data))
+    started = start_weights_text(facts.training_data)
     front = {
         "library_name": "attfc",
         "pipeline_tag": "image-feature-extraction",
         # The hub knows only names of its own list; what the weights may be used for follows from the data's terms.
         "license": "other",
-        "license_name": licence,
+        "license_name": _line(licences(facts.training_data)),
         "tags": ["face-recognition", "face-verification", "image-embedding", "arcface", _line(facts.network)],
     }
     lines = [
@@ -66,14 +68,17 @@ def model_card(facts: ModelFacts, precision: str) -> str:
         f"| weights | {precision}, safetensors |",
         f"| trained on | {root} |",
         f"| licence of the training data | {licence} |",
+        *([f"| started from | {_line(started)} |"] if started else []),
         f"| written by | attfc {metadata.version('attfc')} |",
         "",
         "```python",
         "import attfc",
         "",
-        'model = attfc.from_pretrained("FOLDER")  # this folder; nothing is downloaded',
-        "# float32 RGB, (x - 127.5) / 127.5",
-        f"embeddings = model(images)  # (B, 3, {facts.image_size}, {facts.image_size}) -> (B, {facts.embedding_size})",
+        'model = attfc.load("FOLDER")  # this folder; nothing is downloaded',
+        f'embeddings = model.embed(["a.jpg", "b.jpg"])  # aligned faces -> (2, {facts.embedding_size}), unit length',
+        "cosine = embeddings[0] @ embeddings[1]",
+        "# model.module is the network: float32 RGB, (x - 127.5) / 127.5,",
+        f"# (B, 3, {facts.image_size}, {facts.image_size}) -> (B, {facts.embedding_size})",
         "```",
         "",
         "## Figures",

@@ -17,7 +17,7 @@ from attfc.deploy.colours import OURS, Colours, fed_as
 from attfc.deploy.onnx_model import OnnxModel, read_onnx_facts
 from attfc.deploy.state_dicts import read_state_dict, recognise_network
 from attfc.errors import UserError, nearest
-from attfc.training.model_files import CONFIG, WEIGHTS, load_model
+from attfc.training.model_files import CONFIG, WEIGHTS, load_model, model_folder
 
 __all__ = ["ModelFacts", "open_model", "read_statements"]
 
@@ -37,7 +37,8 @@ class ModelFacts:
         options: of the network.
         embedding_size, image_size: numbers and pixels.
         colours: what the model itself wants.
-        training_data: what it was trained on: {"root": ..., "licence": ...}, or a text.
+        training_data: what it was trained on: {"root": ..., "licence": ...}, or a text; with "start_weights", the same of the weights that it
+            started from.
         notes: what a reader of its figures should know: what was assumed, converted or removed.
     """
 
@@ -115,9 +116,9 @@ def open_model(
     path, said = Path(path), dict(statements or {})
     for key in said:
         if key not in KEYS:
-            raise UserError(f"open_model knows no {key!r}{nearest(key, KEYS)}: it takes {', '.join(KEYS)}")
+            raise UserError(f"{key!r} says nothing about a model{nearest(key, KEYS)}: use one of {', '.join(KEYS)}")
     if path.is_dir():
-        return _open_folder(path / "model" if (path / "model").is_dir() else path, said)
+        return _open_folder(model_folder(path), said)
     if not path.exists():
         raise UserError(
             f"{path} does not exist: a model is a run's folder, a folder with {WEIGHTS} and {CONFIG}, a state dict "
@@ -163,6 +164,9 @@ def _open_state_dict(path: Path, said: Mapping[str, Any]) -> tuple[nn.Module, Mo
     embedding_size, image_size = cast(int, backbone.embedding_size), cast(int, backbone.image_size)
     _agree(str(path), "embedding_size", embedding_size, said)
     name = str(backbone.name)
+    counters = sum(key not in tensors for key in backbone.state_dict())
+    if counters:
+        notes = (*notes, f"set {counters} counters of BatchNorm (num_batches_tracked), which it lacks, to 0")
     if "network" not in said:
         notes = (f"recognised as {name} by the names and shapes of its {len(tensors)} tensors", *notes)
     colours, more = _said_colours(path, "a state dict", said, "what arcface_torch trains with")
@@ -200,6 +204,8 @@ def _open_onnx(path: Path, said: Mapping[str, Any], device: str) -> tuple[nn.Mod
     stated: Any = facts.metadata.get("training_data", "unknown")
     if "training_data_licence" in facts.metadata:
         stated = {"root": stated, "licence": facts.metadata["training_data_licence"]}
+        if "start_weights" in facts.metadata:
+            stated["start_weights"] = facts.metadata["start_weights"]
     if facts.batch is not None:
         notes = (*notes, f"the file runs batches of {facts.batch} only: images are fed in such batches")
     return fed_as(model, colours).eval(), ModelFacts(
@@ -266,4 +272,7 @@ def _training_data(stated: Any, said: Mapping[str, Any]) -> Any:
     licence = said.get("licence", "unknown") if licence in silent else licence
     if licence in silent and not isinstance(stated, Mapping):
         return root
-    return {"root": root, "licence": licence}
+    started = (
+        {"start_weights": stated["start_weights"]} if isinstance(stated, Mapping) and "start_weights" in stated else {}
+    )
+    return {"root": root, "licence": licence, **started}

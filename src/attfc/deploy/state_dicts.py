@@ -1,15 +1,14 @@
 """Bare state dicts, such as the `backbone.pth` and `model.pt` that arcface_torch writes: read safely, and the network recognised.
 
 A `.pt` file is a zip archive of raw storages and one pickle. Before torch opens it, the archive is measured: every entry stored (a
-deflated one may be a bomb), sizes that add up to no more than the file. The pickle is read by torch's weights_only unpickler, which
-builds tensors and plain containers and refuses every other name; storages are mapped, not read. So nothing is executed and no memory is taken before
+deflated one may be a bomb), sizes that add up to no more than the file; and `torch_pickle` follows the pickle without building anything.
+Then torch's weights_only unpickler reads it; storages are mapped, not read. So nothing is executed and no memory is taken before
 names and shapes have been compared with a network on the meta device.
 
 The network follows from the names and shapes: no two networks of the registry share both.
 """
 
 import io
-import pickle
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -23,13 +22,18 @@ from torch import Tensor, nn
 
 from attfc.backbones import backbone_names, create_backbone
 from attfc.backbones.counting import shapes_only
+from attfc.deploy.torch_pickle import RefusedNamesError, check_pickle
 from attfc.errors import UserError, nearest
 
-__all__ = ["read_state_dict", "recognise_network"]
+__all__ = ["UnknownNetworkError", "read_state_dict", "recognise_network"]
 
 LARGEST_FILE, LARGEST_PICKLE, MOST_ENTRIES = 8 * 2**30, 32 * 2**20, 20_000
 PREFIXES = ("module.", "_orig_mod.")
 INSIDE = ("state_dict_backbone", "state_dict", "backbone", "model")  # where a training checkpoint keeps the network
+
+
+class UnknownNetworkError(UserError):
+    """The tensors are of no network that was tried; whoever asks says which it is."""
 
 
 def read_state_dict(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -53,7 +57,8 @@ def read_state_dict(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     notes: list[str] = []
     for entry in INSIDE:
         if isinstance(found, Mapping) and isinstance(found.get(entry), Mapping):
-            notes.append(f"took {entry!r} of the checkpoint")
+            left = ", ".join(repr(str(name)[:40]) for name in list(found)[:12] if name != entry)
+            notes.append(f"took {entry!r} of the checkpoint" + (f", left {left}" if left else ""))
             found = found[entry]
             break
     if not isinstance(found, Mapping) or not found:
@@ -83,7 +88,8 @@ def recognise_network(
         image_size: in pixels, if it is not the size that the network is made for.
 
     Returns:
-        The backbone on the CPU, in eval mode, float32. No random generator is moved.
+        The backbone on the CPU, in eval mode, float32. No random generator is moved. Counters of BatchNorm (`num_batches_tracked`) that are
+        missing are 0: nothing reads them, and files of old torch versions have none.
 
     Raises:
         UserError: no network fits (the nearest is named, and what differs), or the one given does not.
@@ -91,12 +97,20 @@ def recognise_network(
     candidates = backbone_names() if network is None else (network,)
     nearby: tuple[float, str] | None = None
     for name in candidates:
-        embedding_size, expected = _shapes_of(name, tensors, image_size)
+        try:
+            embedding_size, expected = _shapes_of(name, tensors, image_size)
+        except UserError as error:  # a network that does not take images of this size
+            if network is not None or (name == candidates[-1] and nearby is None):
+                raise UnknownNetworkError(f"{path}: {error}") from None
+            continue
         fault = _misfit(expected, tensors)
         if fault is None:
             with torch.random.fork_rng(devices=[]):
                 backbone = create_backbone(name, embedding_size=embedding_size, image_size=image_size)
-            backbone.load_state_dict(dict(tensors), strict=True)
+            counters = {
+                key: torch.zeros_like(value) for key, value in backbone.state_dict().items() if key not in tensors
+            }
+            backbone.load_state_dict({**counters, **tensors}, strict=True)
             return backbone.eval()
         shared = len(expected.keys() & tensors.keys()) / len(expected.keys() | tensors.keys())
         # Of equal names the wider network differs as little as the narrower: the first stays.
@@ -104,14 +118,14 @@ def recognise_network(
             nearby = shared, f"{name}: {fault}"
     assert nearby is not None
     if network is not None:
-        raise UserError(f"{path} is not of network {nearby[1]}; leave network= out to have it recognised")
+        raise UnknownNetworkError(f"{path} is not of network {nearby[1]}; leave network= out to have it recognised")
     share, text = nearby
     if share < 0.5:
         some = ", ".join(repr(name[:60]) for name in list(tensors)[:3])
-        raise UserError(
+        raise UnknownNetworkError(
             f"{path} is of no network that attfc knows: its {len(tensors)} tensors begin with {some}; `attfc backbones` lists the known"
         )
-    raise UserError(
+    raise UnknownNetworkError(
         f"{path} is of no network that attfc knows; the nearest is {text}; another input size is given as image_size=S"
     )
 
@@ -139,6 +153,8 @@ def _misfit(expected: Mapping[str, torch.Size], found: Mapping[str, Tensor]) -> 
     """Return what keeps `found` from being the weights, or None."""
     for name, shape in expected.items():
         if name not in found:
+            if name.endswith(".num_batches_tracked"):
+                continue
             close = nearest(name, found) if len(found) < 2_000 else ""
             return f"{name!r} is missing{close.replace('; did you mean ', ', nearest is ').rstrip('?')}"
         if found[name].shape != shape:
@@ -163,18 +179,6 @@ def _read_torch(path: Path, size: int) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about what a strange file is made of; it is refused below
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError:
-        # A list of the names, read without building anything.
-        try:
-            names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-        except Exception:  # the pickle may be cut off, or worse
-            names = []
-        what = (
-            f"asks for {', '.join(names[:3])[:160]}" if names else "has a pickle that is damaged or more than tensors"
-        )
-        raise UserError(
-            f"{path} {what}: refused, nothing of it was executed; attfc reads state dicts only, save model.state_dict()"
-        ) from None
     except Exception as error:  # a hostile archive may fail anywhere in torch's reader
         raise UserError(f"{path} is damaged or no state dict of torch: {_first_line(error)}") from None
 
@@ -192,8 +196,17 @@ def _check_archive(path: Path, size: int) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+            _check_entries(path, size, entries)
+            if not _directory_is_where_it_says(path, size, archive.start_dir):
+                raise ValueError("its table of contents is not where it says")
+            _check_pickle(path, archive)
+    except UserError:
+        raise
+    except Exception as error:  # whatever zipfile makes of a hostile archive
         raise UserError(f"{path} is damaged: {_first_line(error)}") from None
+
+
+def _check_entries(path: Path, size: int, entries: list[zipfile.ZipInfo]) -> None:
     if len(entries) > MOST_ENTRIES:
         raise UserError(f"{path} has {len(entries):,} entries: no network has more than {MOST_ENTRIES:,}")
     for entry in entries:
@@ -212,6 +225,45 @@ def _check_archive(path: Path, size: int) -> None:
     total = sum(entry.file_size for entry in entries)
     if total > size:
         raise UserError(f"{path}: its entries claim {total:,} bytes, the file has {size:,}")
+    # torch finds entries without regard to case.
+    names = {entry.filename.lower() for entry in entries}
+    pickles = [entry for entry in entries if entry.filename.lower().endswith("data.pkl")]
+    if len(names) != len(entries) or len(pickles) != 1:
+        raise UserError(f"{path} is damaged: it is not put together as torch.save does it")
+
+
+def _directory_is_where_it_says(path: Path, size: int, start: int) -> bool:
+    """Whether torch, which goes where the archive's end says, reads the same table of contents as Python, which begins at the end."""
+    with path.open("rb") as file:
+        file.seek(max(0, size - 98))
+        end = file.read()[-98:]
+    last, locator, large = end[-22:], end[-42:-22], end[:-42]
+    if last[:4] != b"PK\x05\x06":  # a comment behind it
+        return False
+    said = int.from_bytes(last[16:20], "little")
+    if locator[:4] == b"PK\x06\x07":
+        if large[:4] != b"PK\x06\x06" or int.from_bytes(locator[8:16], "little") != size - 98:
+            return False
+        said = int.from_bytes(large[48:56], "little")
+    return said == start
+
+
+def _check_pickle(path: Path, archive: zipfile.ZipFile) -> None:
+    (entry,) = (entry for entry in archive.infolist() if entry.filename.lower().endswith("data.pkl"))
+    root = entry.filename[: -len("data.pkl")]
+    records = {
+        other.filename.removeprefix(f"{root}data/"): other.file_size
+        for other in archive.infolist()
+        if other.filename.startswith(f"{root}data/")
+    }
+    try:
+        check_pickle(archive.read(entry), records)
+    except RefusedNamesError as error:
+        raise UserError(
+            f"{path} asks for {error}: refused, nothing of it was executed; attfc reads state dicts only, save model.state_dict()"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged or no state dict of torch: {_first_line(error)}") from None
 
 
 def _kind(value: object) -> str:

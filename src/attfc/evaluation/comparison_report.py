@@ -34,6 +34,7 @@ from attfc.evaluation.resampling import IdentityDraw, Sample
 from attfc.evaluation.resampling import Path as FigurePath
 from attfc.evaluation.result import EvaluationResult, stated_value
 from attfc.evaluation.samples import PairListSample, SearchSample, TailSample
+from attfc.whole_files import write_text_whole
 
 __all__ = ["write_comparison_report"]
 
@@ -62,8 +63,7 @@ def write_comparison_report(path: str | os.PathLike[str], results: Sequence[Eval
         results: of any protocols and models; results of one model share a line and a colour.
 
     Raises:
-        UserError: no results, another ending, or two results of one model on the same data.
-        OSError: the page cannot be written.
+        UserError: no results, another ending, two results of one model on the same data, or a page that cannot be written.
     """
     target = Path(path)
     if target.suffix not in (".html", ".md"):
@@ -92,9 +92,7 @@ def write_comparison_report(path: str | os.PathLike[str], results: Sequence[Eval
         for caption, hint, svg in _group_figures(board, f"g{number}"):
             page.figure(caption, hint, svg)
         page.notes(_group_notes(board))
-    draft = target.with_name(f".{target.name}.part")
-    draft.write_text(page.text(), encoding="utf-8")
-    draft.replace(target)
+    write_text_whole(target, page.text())
     return target
 
 
@@ -535,7 +533,7 @@ class _MarkdownPage:
         self._count += 1
         self._folder.mkdir(exist_ok=True)
         file = self._folder / f"{self._count:02d}_{caption.lower()}.svg"
-        file.write_text(with_colours(svg), encoding="utf-8")
+        write_text_whole(file, with_colours(svg))
         self._lines += [
             f"![{_marked(caption)}](<{self._folder.name}/{file.name}>)",
             "",

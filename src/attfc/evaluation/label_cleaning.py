@@ -20,10 +20,10 @@ from attfc.data.cleaning import (
     Duplicates,
     Findings,
     find_duplicates,
-    overlap_by_name,
     read_contents,
     small_identities,
 )
+from attfc.data.evaluation_people import leave_out_copied_people, leave_out_named_people, note_people
 from attfc.data.store import Store
 from attfc.errors import UserError
 from attfc.evaluation.identity_centers import BLOCK_ROWS, center_blocks, identity_centers
@@ -221,7 +221,7 @@ def clean(
 ) -> CleaningReport:
     """Look for everything that is asked for and return the edit list and the report of it. Deletes nothing.
 
-    In this order, and later steps see only what earlier ones left: broken images, copies, wrong labels, identities and copies of the
+    In this order, and later steps see only what earlier ones left: broken images, copies, wrong labels, people of the
     evaluation set, identities that have become too small.
 
     Args:
@@ -229,8 +229,8 @@ def clean(
         broken: decode every image and leave out those that fail.
         duplicates: what to do with equal images across identities (`find_duplicates`); None: do not look for copies.
         fewest: leave out identities with fewer images than this; 1: none.
-        against: the evaluation set, whose people must not be in the training set. Training images with the same bytes as one of
-            its images are left out (unless duplicates is None), identities that match by name or embedding altogether.
+        against: the evaluation set, whose people must not be in the training set. Left out with all their images are identities
+            that hold the same bytes as one of its images (unless duplicates is None) or match by name or embedding.
         names: compare identity names with those of `against`; names that are mere numbers are not compared.
         embeddings: (N, D) of all images of the store, in order (zeros for broken ones): looks for wrong labels.
         against_embeddings: (M, D) of `against`, of the same model: looks for its people by their centers.
@@ -274,18 +274,15 @@ def clean(
         )
         _change_mislabelled(findings, wrong, threshold)
     if against is not None:
+        before = findings.labels.copy()
         if contents is not None and copies:
             theirs = read_contents(against, decode=False, workers=workers, progress=steps.next(len(against)))
-            _leave_out_copies(findings, contents.hashes, contents.sound, against, theirs.hashes, theirs.sound)
+            leave_out_copied_people(findings, contents, against, theirs)
         if names:
-            pairs = overlap_by_name(store, against)
-            findings.leave_out_identities(
-                "evaluation_name",
-                pairs[:, 0],
-                lambda i: f"{against.name} has a {against.identity_name(int(pairs[i, 1]))!r} too",
-            )
+            leave_out_named_people(findings, against)
         if embeddings is not None and against_embeddings is not None:
             _leave_out_faces(findings, embeddings, against, against_embeddings, overlap_threshold, threshold, device)
+        note_people(findings, before, against)
     small = small_identities(findings.labels, fewest)
     counts = np.bincount(findings.labels[findings.labels >= 0], minlength=len(store.identities))
     findings.leave_out_identities(
@@ -368,24 +365,6 @@ def _change_mislabelled(findings: Findings, wrong: Mislabelled, threshold: float
             "high? Cosines to the own center: "
             + ", ".join(f"{share:.0%} below {cosine:.2f}" for share, cosine in wrong.quantiles.items())
         )
-
-
-def _leave_out_copies(
-    findings: Findings,
-    hashes: npt.NDArray[np.uint64],
-    sound: npt.NDArray[np.bool_],
-    against: Store,
-    their_hashes: npt.NDArray[np.uint64],
-    their_sound: npt.NDArray[np.bool_],
-) -> None:
-    theirs = np.flatnonzero(their_sound)
-    if not len(theirs):
-        return
-    theirs = theirs[np.argsort(their_hashes[theirs], kind="stable")]
-    ordered = their_hashes[theirs]
-    place = np.minimum(np.searchsorted(ordered, hashes), len(ordered) - 1)
-    positions = np.flatnonzero(sound & (ordered[place] == hashes))
-    _leave_out_same(findings, "evaluation_copy", positions, against, theirs[place[positions]])
 
 
 def _leave_out_faces(

@@ -50,7 +50,8 @@ from attfc.evaluation.report_people import (
 from attfc.evaluation.resampling import Interval
 from attfc.evaluation.resampling import Path as FigurePath
 from attfc.evaluation.result import stated_intervals
-from attfc.evaluation.run_record import RunRecord, read_run
+from attfc.evaluation.run_record import RunRecord, drawn_from, read_run
+from attfc.whole_files import write_text_whole
 
 __all__ = ["write_report"]
 
@@ -83,27 +84,26 @@ def write_report(run_folder: str | os.PathLike[str], store: Store | None = None,
         Path of the report.
 
     Raises:
-        UserError: not a run folder, a damaged file in it, or a store that is not the one evaluated.
-        OSError: the report cannot be written.
+        UserError: not a run folder, a damaged file in it, a store that is not the one evaluated, or a report that cannot be written.
     """
     folder = Path(run_folder)
     run = read_run(folder)
-    hardest = _hardest(run, store if pictures else None)  # first: it may refuse the store
-    sections = (
-        _heading(run),
-        _cards(run),
-        _verification(run),
-        _training(run),
-        hardest,
-        _timing(run),
-        _broken(run),
-        _configuration(run),
+    evaluation, log = "evaluation.json or evaluation.npz", "metrics.jsonl"
+    parts = (
+        (_heading, "metrics.jsonl, environment.json or config.yaml"),
+        (_cards, f"{log}, {evaluation}"),
+        (_verification, evaluation),
+        (_training, log),
+        (lambda run: _hardest(run, store if pictures else None), evaluation),
+        (_timing, f"{log}, {evaluation}"),
+        (_broken, f"{log} or {evaluation}"),
+        (_configuration, "config.yaml"),
     )
+    sections = [drawn_from(draw, run, folder, source) for draw, source in parts]
     template = Template((resources.files(__package__) / "report_template.html").read_text(encoding="utf-8"))
     page = template.substitute(title=escaped(f"{run.name} · attfc"), body="\n".join(filter(None, sections)))
-    path, beside = folder / "report.html", folder / ".report.html.part"
-    beside.write_text(page, encoding="utf-8")
-    beside.replace(path)
+    path = folder / "report.html"
+    write_text_whole(path, page)
     return path
 
 

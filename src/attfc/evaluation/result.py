@@ -8,10 +8,10 @@ A file from elsewhere is hostile until read: no pickle, no member larger than th
 """
 
 import dataclasses
+import functools
 import json
 import math
 import os
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attfc.errors import UserError
+from attfc.evaluation.npz_file import read_npz
 from attfc.evaluation.resampling import (
     IdentityDraw,
     Interval,
@@ -33,6 +34,7 @@ from attfc.evaluation.resampling import (
 )
 from attfc.evaluation.resampling import Path as FigurePath
 from attfc.evaluation.samples import PairListSample, SearchSample, ShareSample, TailSample
+from attfc.whole_files import written_whole
 
 __all__ = [
     "Difference",
@@ -54,6 +56,7 @@ Progress = Callable[[int, int], None]
 _FORMAT = "attfc result 1"
 _KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (PairListSample, TailSample, SearchSample, ShareSample)}
 _MOST_TEXT = 64 * 2**20
+_MOST_IDENTITIES = 2**26  # a weight each takes 0.5 GiB
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +170,8 @@ def _as_stated(resampled: Resampled, result: EvaluationResult, place: FigurePath
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # Compared, not converted: a whole number in JSON may be larger than any float.
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
 
 
 @dataclass(frozen=True)
@@ -248,9 +252,7 @@ def _check_comparable(
         raise UserError(f"{where}{one.model} and {other.model} keep other kinds of scores: evaluate both anew")
     for name, values in facts.items():
         if values.shape != others[name].shape or not np.array_equal(values, others[name]):
-            counts = (
-                f" ({values.shape[-1]:,} and {others[name].shape[-1]:,})" if values.shape != others[name].shape else ""
-            )
+            counts = f" ({values.size:,} and {others[name].size:,})" if values.shape != others[name].shape else ""
             raise UserError(
                 f"{where}the {name} of {one.model} and of {other.model} differ{counts}: both must be evaluated on the same data "
                 "with the same options and --seed, and leave out the same broken images"
@@ -261,7 +263,7 @@ def save_result(path: str | os.PathLike[str], result: EvaluationResult) -> None:
     """Write a result in one piece, over an older one.
 
     Raises:
-        OSError: it cannot be written.
+        UserError: it cannot be written.
     """
     arrays: dict[str, npt.NDArray[Any]] = {}
     listed: list[dict[str, Any]] = []
@@ -285,10 +287,8 @@ def save_result(path: str | os.PathLike[str], result: EvaluationResult) -> None:
     }
     text = json.dumps(facts, ensure_ascii=False, default=str).encode("utf-8")
     target = Path(path)
-    draft = target.with_name(f".{target.name}.part")
-    with draft.open("wb") as file:
+    with written_whole(target) as file:
         np.savez(file, facts=np.frombuffer(text, dtype=np.uint8), **arrays)  # type: ignore[arg-type]
-    draft.replace(target)
 
 
 def read_result(path: str | os.PathLike[str]) -> EvaluationResult:
@@ -299,7 +299,9 @@ def read_result(path: str | os.PathLike[str]) -> EvaluationResult:
     """
     file = Path(path)
     try:
-        arrays = _read_arrays(file)
+        arrays = read_npz(file)
+        if "facts" not in arrays or arrays["facts"].dtype != np.uint8 or arrays["facts"].size > _MOST_TEXT:
+            raise ValueError("it has no facts")
         facts = json.loads(arrays.pop("facts").tobytes().decode("utf-8"))
         if facts["format"] != _FORMAT:
             raise UserError(f"{file} is {str(facts['format'])[:40]!r}, not {_FORMAT!r}: evaluate again with --save")
@@ -309,7 +311,10 @@ def read_result(path: str | os.PathLike[str]) -> EvaluationResult:
             figures = sample.figures(IdentityDraw(np.ones(sample.identities)))
             if not all(math.isfinite(value) for value in figures.values()):
                 raise ValueError(f"sample {number} gives no figures")
-            samples.setdefault(tuple(map(str, entry["place"])), []).append(sample)
+            place = tuple(map(str, entry["place"]))
+            if not isinstance(functools.reduce(lambda holder, name: holder[name], place, facts["figures"]), dict):
+                raise ValueError(f"sample {number} is of figures that are not there")
+            samples.setdefault(place, []).append(sample)
         return EvaluationResult(
             str(facts["model"]),
             str(facts["protocol"]),
@@ -321,16 +326,7 @@ def read_result(path: str | os.PathLike[str]) -> EvaluationResult:
         raise
     except FileNotFoundError:
         raise UserError(f"{file}: no such file: `attfc evaluate ... --save FILE` writes results") from None
-    except (
-        OSError,
-        EOFError,
-        zipfile.BadZipFile,
-        ValueError,
-        KeyError,
-        TypeError,
-        IndexError,
-        AttributeError,
-    ) as error:
+    except Exception as error:  # what its numbers lead to is as open as what they are
         raise UserError(
             f"{file} is no result of `attfc evaluate --save`, or damaged ({error}): evaluate again"
         ) from None
@@ -347,7 +343,9 @@ def _sample(number: int, entry: dict[str, Any], arrays: dict[str, npt.NDArray[An
             values[one.name] = tuple(setting) if isinstance(setting, list) else setting
         # else: an array that came later than the file; empty, its figures have no interval
     sample: Sample = kind(**values)
-    if not 1 <= sample.identities <= 2**32 or any(
+    if "same" in values and not 1 == values["same"].ndim == values["scores"].ndim:
+        raise ValueError(f"sample {number} has no row of scores")
+    if not 1 <= sample.identities <= _MOST_IDENTITIES or any(
         values[name].size and (int(values[name].min()) < 0 or int(values[name].max()) >= sample.identities)
         for name in values
         if name in ("first", "second")
@@ -355,25 +353,3 @@ def _sample(number: int, entry: dict[str, Any], arrays: dict[str, npt.NDArray[An
     ):
         raise ValueError(f"sample {number} names identities that it has not")
     return sample
-
-
-def _read_arrays(file: Path) -> dict[str, npt.NDArray[Any]]:
-    """All members, none larger than the file says it is: what a header announces is compared before it is allocated."""
-    size = file.stat().st_size
-    found: dict[str, npt.NDArray[Any]] = {}
-    with zipfile.ZipFile(file) as archive:
-        for member in archive.infolist():
-            if member.compress_type != zipfile.ZIP_STORED or member.file_size > size:
-                raise ValueError(f"{member.filename[:60]!r} is compressed or larger than the file")
-            with archive.open(member) as stream:
-                version = np.lib.format.read_magic(stream)
-                read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-                shape, _, kind = read_header[version](stream)
-                if kind.hasobject or math.prod(shape) * kind.itemsize > member.file_size:
-                    raise ValueError(f"{member.filename[:60]!r} announces more than it holds")
-            with archive.open(member) as stream:
-                name = member.filename.removesuffix(".npy")
-                found[name] = np.lib.format.read_array(stream, allow_pickle=False)
-    if "facts" not in found or found["facts"].dtype != np.uint8 or found["facts"].size > _MOST_TEXT:
-        raise ValueError("it has no facts")
-    return found

@@ -6,18 +6,21 @@ error with its file and line, except the last line of metrics.jsonl, which a kil
 
 import json
 import os
-import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
-import yaml
 
+from attfc.config.safe_yaml import read_yaml, read_yaml_text
 from attfc.errors import UserError
+from attfc.evaluation.npz_file import read_npz
 
-__all__ = ["RunRecord", "read_run"]
+__all__ = ["RunRecord", "drawn_from", "read_run"]
+
+_MOST_JSON_BYTES, _MOST_LOG_BYTES = 64 * 2**20, 2**30
+_LEAST_UNPACKED = 64 * 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,10 +66,10 @@ def read_run(folder: str | os.PathLike[str]) -> RunRecord:
     kinds: dict[str, list[dict[str, Any]]] = {"train": [], "evaluation": [], "broken": []}
     for record in records:
         kinds.setdefault(str(record.get("kind")), []).append(record)
-    config_text = (root / "config.yaml").read_text(encoding="utf-8") if (root / "config.yaml").is_file() else ""
+    config_text = _read_config(root / "config.yaml")
     try:
-        config = yaml.safe_load(config_text)
-    except yaml.YAMLError:
+        config = read_yaml(config_text)
+    except ValueError:
         config = None  # shown as it stands; nothing but the heading needs it parsed
     evaluation = _read_object(root / "evaluation.json") or (kinds["evaluation"][-1] if kinds["evaluation"] else {})
     return RunRecord(
@@ -84,10 +87,27 @@ def read_run(folder: str | os.PathLike[str]) -> RunRecord:
     )
 
 
+def drawn_from(draw: Callable[[RunRecord], str], run: RunRecord, folder: Path, source: str) -> str:
+    """Draw a part of a page about a run; values that cannot be drawn are the fault of the file, `source`, that they come from.
+
+    Raises:
+        UserError: they cannot; names the folder and the file.
+    """
+    try:
+        return draw(run)
+    except UserError:
+        raise
+    except Exception as error:  # a number may be any number, a name anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(
+            f"{folder}: no report can be made of what {source} holds ({reason}): remove the file, or evaluate again"
+        ) from error
+
+
 def _read_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
     if not path.is_file():
         return [], False
-    lines = path.read_bytes().split(b"\n")
+    lines = _content(path, _MOST_LOG_BYTES).split(b"\n")
     whole, rest = lines[:-1], lines[-1]  # what follows the last line break is empty, or torn
     records: list[dict[str, Any]] = []
     for number, line in enumerate([*whole, rest] if rest.strip() else whole, start=1):
@@ -97,10 +117,10 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
             record = json.loads(line)
             if not isinstance(record, dict):
                 raise ValueError("not an object")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number >= len(whole) and not any(later.strip() for later in lines[number:]):
                 return records, True
-            raise UserError(f"{path} line {number}: not a JSON record ({error}): remove the line") from None
+            raise UserError(f"{path} line {number}: not a JSON record ({str(error)[:200]}): remove the line") from None
         records.append(record)
     return records, False
 
@@ -109,19 +129,39 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}): remove it, or evaluate again") from None
+        value = json.loads(_content(path, _MOST_JSON_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({str(error)[:200]}): remove it, or evaluate again") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: holds a {type(value).__name__} instead of an object: remove it, or evaluate again")
     return value
+
+
+def _read_config(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    try:
+        return read_yaml_text(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}): remove it, or put back the run's own") from None
+
+
+def _content(path: Path, most: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    if len(data) > most:
+        raise UserError(f"{path}: has more than {most:,} bytes, which no run writes: remove it")
+    return data
 
 
 def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     if not path.is_file():
         return {}
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            return dict(file)
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        # Scores hardly shrink in packing, so all arrays together are a few times the file.
+        return read_npz(path, most_bytes=_LEAST_UNPACKED + 200 * path.stat().st_size)
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a readable .npz file ({error}): remove it, or evaluate again") from None

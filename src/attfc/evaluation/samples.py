@@ -167,7 +167,7 @@ class PairListSample:
         return np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
 
     def _equal_error_rate(self, genuine_upto: Floats, impostor_upto: Floats) -> float:
-        """As `metrics.equal_error_rate`, see `_crossing`."""
+        """As `metrics.equal_error_rate`, see `metrics.crossing`."""
         last = self._last_of_value[::-1]
         first = np.append(last[1:] + 1, 0)
         before, after = genuine_upto[last + 1] / genuine_upto[-1], genuine_upto[first] / genuine_upto[-1]

@@ -72,7 +72,7 @@ _SPARSE = 200  # cells a pair: beyond, rows are gathered for each first template
 
 @dataclass(frozen=True)
 class TemplateMode:
-    """The three switches of the published script, by its names; DESIGN's default is N1D1F1.
+    """The three switches of the published script, by its names; the default is N1D1F1.
 
     Attributes:
         norm: N1, embeddings keep their length, which the pooling then uses as a weight; N0, each is brought to unit length first.

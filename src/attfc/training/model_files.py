@@ -10,11 +10,12 @@ import json
 import math
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from attfc.backbones import create_backbone
 from attfc.errors import UserError
 
-__all__ = ["check_colours", "load_model", "save_model"]
+__all__ = ["check_colours", "load_model", "model_folder", "save_model"]
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 MAX_CONFIG_BYTES = 2**20
@@ -38,7 +39,8 @@ def save_model(folder: Path, backbone: nn.Module, config: Mapping[str, Any] | No
 
     Args:
         folder: made if missing; a model that is there is replaced.
-        backbone: of `create_backbone`; needs its attributes `name`, `embedding_size` and `image_size`.
+        backbone: of `create_backbone`; needs its attributes `name`, `embedding_size` and `image_size`. Behind a conversion of colours
+            (`attfc.load(...).module`) it is saved without it, and the colours it wants go into config.json.
         config: more for config.json, JSON-able: "network" and "options" for `create_backbone` (default: the backbone's name, none),
             "training_data" (what it was trained on, and its licence), "colour_order", "mean" and "std" where they are not ours
             (`check_colours`), anything else.
@@ -51,6 +53,8 @@ def save_model(folder: Path, backbone: nn.Module, config: Mapping[str, Any] | No
     """
     folder = Path(folder)
     backbone = getattr(backbone, "_orig_mod", backbone)  # what torch.compile(module) wraps
+    if colours := getattr(backbone, "colours", None):  # `FedAs`: the network behind it is saved, and says what it wants
+        backbone, config = cast(nn.Module, backbone.model), {**(config or {}), **colours.to_dict()}
     written = {
         "network": str(getattr(backbone, "name", "")),
         "options": {},
@@ -75,6 +79,9 @@ def save_model(folder: Path, backbone: nn.Module, config: Mapping[str, Any] | No
             partial = Path(name)
             (partial / CONFIG).write_text(text, encoding="utf-8")
             save_file(tensors, partial / WEIGHTS, {"format": "pt"})
+            shutil.copymode(
+                partial / CONFIG, partial / WEIGHTS
+            )  # safetensors makes it the owner's alone, whatever the umask
             for file in (WEIGHTS, CONFIG):
                 with (partial / file).open("rb") as stream:
                     os.fsync(stream.fileno())
@@ -90,7 +97,7 @@ def load_model(folder: Path, *, any_colours: bool = False) -> tuple[nn.Module, d
     """Build the backbone of ``folder/config.json`` and fill it from ``folder/model.safetensors``.
 
     Args:
-        folder: with both files.
+        folder: with both files, or a run's, whose `model/` is taken.
         any_colours: take a model that wants other colours than RGB, ``(x - 127.5) / 127.5``; the caller feeds it as its configuration says.
 
     Returns:
@@ -101,7 +108,7 @@ def load_model(folder: Path, *, any_colours: bool = False) -> tuple[nn.Module, d
         UserError: a file is missing, damaged or too large, the configuration asks for what this attfc does not have, or the weights are of
             another network: the file, both values and the tensor are named.
     """
-    folder = Path(folder)
+    folder = model_folder(Path(folder))
     config = _read_config(folder, any_colours)
     network, weights = str(config["network"]), folder / WEIGHTS
     # Weights come from the file: a network that started from timm's must not be downloaded again.
@@ -126,6 +133,22 @@ def load_model(folder: Path, *, any_colours: bool = False) -> tuple[nn.Module, d
         backbone = create_backbone(network, **sizes, **options)
     backbone.load_state_dict(tensors, strict=True)
     return backbone.eval(), config
+
+
+def model_folder(folder: Path) -> Path:
+    """Return the folder that holds a model: `folder` itself, or `model/` of a run.
+
+    Raises:
+        UserError: a run that has saved no model yet.
+    """
+    if (folder / "model").is_dir() and not (folder / CONFIG).is_file():
+        return folder / "model"
+    if (folder / "config.yaml").is_file() and not (folder / CONFIG).is_file():
+        best = f", or take its best evaluation so far, {folder / 'best'}" if (folder / "best").is_dir() else ""
+        raise UserError(
+            f"{folder} is a run that has saved no model yet: finish it with attfc train --resume {folder}{best}"
+        )
+    return folder
 
 
 def check_colours(values: Mapping[str, Any], where: str) -> None:

@@ -11,6 +11,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -18,6 +19,9 @@ from typing import Any, Protocol
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from attfc.training.trackers import Tracker, shared_numbers
+from attfc.whole_files import written_whole
 
 __all__ = ["MetricsLog", "ProgressLine", "memory_mib"]
 
@@ -49,13 +53,21 @@ class MetricsLog:
         run_folder: the run's folder; must exist.
         first_step: records of steps >= this one are dropped from an existing file (resume).
         tensorboard: also write event files under ``tensorboard/``.
+        trackers: also get the numbers of train and evaluation records; closed with the log.
         evaluates_again: the evaluation of the step before `first_step` is dropped too: a finished run that is resumed
             evaluates its last step once more.
     """
 
     def __init__(
-        self, run_folder: Path, first_step: int = 0, tensorboard: bool = True, *, evaluates_again: bool = False
+        self,
+        run_folder: Path,
+        first_step: int = 0,
+        tensorboard: bool = True,
+        *,
+        trackers: Sequence[Tracker] = (),
+        evaluates_again: bool = False,
     ) -> None:
+        self._trackers = trackers
         self.path = run_folder / "metrics.jsonl"
         if self.path.exists():
             _drop_from(self.path, first_step, evaluates_again)
@@ -75,6 +87,8 @@ class MetricsLog:
             for name, value in values.items():
                 if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
                     self._writer.add_scalar(f"{kind}/{name}", value, step)
+        for tracker in self._trackers if kind in ("train", "evaluation") else ():
+            tracker.log(step, shared_numbers(kind, values))
 
     def close(self) -> None:
         """Flush both files to disk."""
@@ -82,6 +96,8 @@ class MetricsLog:
         self._file.close()
         if self._writer is not None:
             self._writer.close()
+        for tracker in self._trackers:
+            tracker.close()
 
 
 class ProgressLine:
@@ -146,20 +162,16 @@ class ProgressLine:
 
 
 def _drop_from(path: Path, step: int, evaluates_again: bool) -> None:
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # torn by a kill: its step is past the last checkpoint
-        if not isinstance(record, dict):
-            continue
-        is_evaluation = evaluates_again and record.get("kind") == "evaluation"
-        if int(record.get("step", 0)) < step - is_evaluation:
-            kept.append(line)
-    beside = path.with_suffix(".jsonl.part")
-    beside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    beside.replace(path)
+    with path.open("rb") as lines, written_whole(path) as kept:
+        for line in lines:
+            try:
+                record = json.loads(line)
+                number = record["step"]
+            except (ValueError, TypeError, KeyError, RecursionError):
+                continue  # torn by a kill, perhaps inside a letter: its step is past the last checkpoint
+            is_evaluation = evaluates_again and record.get("kind") == "evaluation"
+            if isinstance(number, int) and number < step - is_evaluation:
+                kept.write(line if line.endswith(b"\n") else line + b"\n")
 
 
 def _finite(value: Any) -> Any:

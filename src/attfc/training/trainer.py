@@ -5,8 +5,8 @@ are embedded, (4) the head turns both into a loss, (5) backward, clip, optimizer
 batches. The trainer knows no head by name: a head with ``keys_per_query == 0`` simply gets no keys (and costs no key passes).
 
 A loss that is not finite ends the run before it can reach a checkpoint. The loss of a step is looked at when the next one has been
-launched, so an accelerator never waits for the host. Everything that shapes later losses is in the checkpoint (DESIGN section 6): resume
-gives the same losses, bit for bit on the CPU.
+launched, so an accelerator never waits for the host. Everything that shapes later losses is in the checkpoint: resume gives the same
+losses, bit for bit on the CPU.
 
 Several ranks: each trains on its share of the batch, DistributedDataParallel averages the gradients of the query encoder (once a step, also under
 accumulation). After a step all ranks are equal: the running statistics of BatchNorm are averaged over them, and one small reduction a step
@@ -19,16 +19,15 @@ import math
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 from attfc.data.attention_loader import AttentionLoader, Batch
 from attfc.data.transforms import Augment
@@ -37,24 +36,19 @@ from attfc.errors import UserError
 from attfc.heads.head import Head
 from attfc.precision import autocast
 from attfc.training.batch_norm import average_running_statistics
-from attfc.training.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
+from attfc.training.checkpoint import latest_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
+from attfc.training.interruption import Interrupted, resume_command, signals_call, stopped_unsaved
 from attfc.training.model_files import save_model
 from attfc.training.momentum import MomentumPair
 from attfc.training.progress import MetricsLog, ProgressLine, memory_mib
 from attfc.training.random_state import rng_state, set_rng_state
+from attfc.training.run_folder import locked
 from attfc.training.sharded_state import ShardedState
+from attfc.training.trackers import Tracker
 
 __all__ = ["Interrupted", "Trainer"]
 
 LOSS_SMOOTHING = 0.9  # of the loss as logged
-
-
-class Interrupted(Exception):
-    """SIGTERM or Ctrl-C arrived; the run was saved at `step` and can be resumed."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__(f"interrupted: saved at step {step}")
-        self.step = step
 
 
 @dataclass
@@ -110,8 +104,10 @@ class Trainer:
         clip: largest gradient norm of the query encoder; 0 is off.
         evaluate: called as evaluate(query_encoder, step) every `evaluate_every` steps, on all ranks; returns figures for the log, of which
             rank 0's count.
+        open_trackers: called with the run's folder when training begins; gives those that get the numbers too.
         best_by: the figure of `evaluate` by which `best/` is chosen (larger is better).
         ranks: the processes that train together; built with the same arguments on each, but for the loader's rank.
+        people: `people_of` the training set, for its checkpoints.
     """
 
     pair: MomentumPair
@@ -119,7 +115,7 @@ class Trainer:
     loader: AttentionLoader
     augment: Augment
     optimizer: Optimizer
-    schedule: LRScheduler
+    schedule: LambdaLR
     device: torch.device
     total_steps: int
     run_folder: Path
@@ -136,12 +132,15 @@ class Trainer:
     keep_checkpoints: int = 2
     log_every: int = 10
     tensorboard: bool = True
+    open_trackers: Callable[[Path], Sequence[Tracker]] = lambda _: ()
     ranks: Ranks = ALONE
+    people: dict[str, Any] = field(default_factory=dict)
     step: int = field(default=0, init=False)
     best: float = field(default=-math.inf, init=False)
     last_evaluation: dict[str, Any] | None = field(default=None, init=False)
     _average: float | None = field(default=None, init=False)
     _seconds: float = field(default=0.0, init=False)
+    _first_step: int = field(default=0, init=False)  # of this process
     _rate: float = field(default=0.0, init=False)  # that the last step used
     _stop: bool = field(default=False, init=False)
     _asked: bool = field(default=False, init=False)  # somebody's _stop, as all ranks know it
@@ -156,36 +155,49 @@ class Trainer:
         """Run to `total_steps` from wherever the state stands; saves on the way, at the end, and when told to stop.
 
         Raises:
-            Interrupted: SIGTERM or Ctrl-C; the state is saved.
-            UserError: a loss that is not finite, or too many broken images; the last checkpoint stands.
+            Interrupted: SIGTERM or Ctrl-C; the state is saved, unless it came before the first step was done, or twice. A run folder in
+                which nothing was saved is removed.
+            UserError: another process trains in the run folder; a loss that is not finite, or too many broken images: the last
+                checkpoint stands.
         """
+        self._first_step = self.step
+        try:
+            with (
+                locked(self.run_folder) if self.ranks.rank == 0 else contextlib.nullcontext(),
+                signals_call(self._ask_to_stop),
+            ):
+                self._train()
+        except KeyboardInterrupt:
+            raise stopped_unsaved(self.run_folder, self.step, self.ranks.rank) from None
+
+    def _train(self) -> None:
         log: Log = _Silent()
         if self.ranks.rank == 0:
             log = MetricsLog(
                 self.run_folder,
                 first_step=self.step + 1,
                 tensorboard=self.tensorboard,
+                trackers=self.open_trackers(self.run_folder),
                 evaluates_again=self.step >= self.total_steps,
             )
         with (
             contextlib.closing(log),
             contextlib.closing(self.loader),
             ProgressLine(self.total_steps, self.step) if self.ranks.rank == 0 else _Silent() as line,
-            self._stop_on_signals(),
         ):
             try:
                 self._run(log, line)
             except OSError as error:
                 raise UserError(
                     f"cannot write into {self.run_folder}: {error.strerror or error}; the checkpoints saved so far stand: "
-                    f"make room or permission there, then attfc train --resume {self.run_folder}"
+                    f"make room or permission there, then {resume_command(self.run_folder)}"
                 ) from error
             except RuntimeError as error:
                 if self.ranks.size == 1 or not lost_rank(error):
                     raise
                 raise UserError(
                     f"rank {self.ranks.rank} lost another rank at step {self.step + 1} ({' '.join(str(error).split())[:200]}): that one's own "
-                    f"message says why; the checkpoints saved so far stand: attfc train --resume {self.run_folder}"
+                    f"message says why; the checkpoints saved so far stand: {resume_command(self.run_folder)}"
                 ) from error
 
     def _run(self, log: Log, line: Line) -> None:
@@ -238,7 +250,8 @@ class Trainer:
                 pause = time.perf_counter() - paused
                 window_start, counted = window_start + pause, counted + pause
             if stop and not last:
-                raise Interrupted(self.step)
+                text = f"saved at step {self.step:,}; go on with: {resume_command(self.run_folder)}"
+                raise Interrupted(text, self.step, saved=True)
         self.ranks.once(lambda: str(save_model(self.run_folder / "model", self.pair.query, self.model_config)))
         if self.evaluate is not None:
             self.run_evaluation(log, line)
@@ -326,17 +339,20 @@ class Trainer:
         prune_checkpoints(folder, self.keep_checkpoints)
         return path
 
-    def load(self, checkpoint: Path) -> None:
+    def load(self, checkpoint: Path) -> float:
         """Take up a checkpoint, written by any number of ranks; of what is in shards, read this rank's own.
+
+        Returns:
+            The learning rate that the saved run would have gone on with; where the configuration was changed, this one has its own.
 
         Raises:
             UserError: it is damaged, or of another network, head or optimizer.
         """
         state = load_checkpoint(checkpoint, place=self._sharded.place)
-        self.load_state_dict(self._sharded.collect(state))
+        return self.load_state_dict(self._sharded.collect(state))
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that shapes later steps: DESIGN section 6. Several ranks: of sharded rows, this rank's own."""
+        """Everything that shapes later steps. Several ranks: of sharded rows, this rank's own."""
         return {
             "pair": self.pair.state_dict(),
             "head": self.head.state_dict(),
@@ -345,6 +361,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "rng": rng_state(),
             "loader": self.loader.state_dict(),
+            "people": self.people,
             "trainer": {
                 "step": self.step,
                 "best": None if math.isinf(self.best) else self.best,
@@ -353,8 +370,8 @@ class Trainer:
             },
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a saved state.
+    def load_state_dict(self, state: dict[str, Any]) -> float:
+        """Take up a saved state; returns its learning rate, as `load`.
 
         Raises:
             UserError: the state is of another network, head or optimizer; nothing on disk is touched.
@@ -370,30 +387,28 @@ class Trainer:
             if self.scaler.is_enabled() and state["scaler"]:
                 self.scaler.load_state_dict(state["scaler"])
             self.loader.load_state_dict(state["loader"])
+            rate = float(state["optimizer"]["param_groups"][0]["lr"])
+            self._apply(configured)
             own = state["trainer"]
-        except (RuntimeError, ValueError, KeyError) as error:
+            self.step, self._average, self._seconds = int(own["step"]), own["average"], float(own["seconds"])
+            self.best = -math.inf if own["best"] is None else float(own["best"])
+            set_rng_state(state["rng"])
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(
                 f"the checkpoint does not fit this network, head or optimizer: {reason}; resume with the run's own configuration"
             ) from None
-        self._apply(configured)
-        self.step, self._average, self._seconds = own["step"], own["average"], own["seconds"]
-        self.best = -math.inf if own["best"] is None else own["best"]
-        set_rng_state(state["rng"])
         self.ranks.draw_apart(self.step)
+        return rate
 
     def _apply(self, configured: list[dict[str, Any]]) -> None:
-        """Give the optimizer the rates of this run's configuration again: on resume they may have been changed on purpose."""
-        factors = [
-            group["lr"] / rate for group, rate in zip(self.optimizer.param_groups, self.schedule.base_lrs, strict=True)
-        ]
-        for group, values, factor in zip(self.optimizer.param_groups, configured, factors, strict=True):
-            if group["initial_lr"] == values["initial_lr"]:
-                del values["lr"]  # unchanged: the saved value, bit for bit
-            else:
-                values["lr"] = values["initial_lr"] * factor
-            group.update(values)
+        """Give optimizer and schedule the rates of this run's configuration: on resume they may have been changed on purpose."""
         self.schedule.base_lrs = [values["initial_lr"] for values in configured]
+        for group, values, factor in zip(
+            self.optimizer.param_groups, configured, self.schedule.lr_lambdas, strict=True
+        ):
+            # Unchanged, this is the saved rate, bit for bit.
+            group.update(values | {"lr": values["initial_lr"] * factor(self.schedule.last_epoch)})
 
     def _images(self, images: Tensor, seeds: Tensor) -> Tensor:
         images = self.augment(images.to(self.device, non_blocking=True), seeds)
@@ -456,9 +471,14 @@ class Trainer:
             f", ... ({len(positions)} in all)" if len(positions) > 16 else ""
         )
         where = self.loader.store.where(positions[0])
+        saved = (
+            "the last checkpoint stands"
+            if latest_checkpoint(self.run_folder / "checkpoints")
+            else "nothing was saved so far"
+        )
         fault = (
             f"the loss or its gradient is {loss} at step {word.step}, in the batch of sample positions {shown} (the first is {where}); "
-            "the last checkpoint stands. "
+            f"{saved}. "
             "Try a smaller optimizer.learning_rate, a longer schedule.warmup_epochs, optimizer.clip=1, or precision.amp=none"
         )
         if self.ranks.size == 1:
@@ -466,24 +486,12 @@ class Trainer:
         said = self.ranks.objects((math.isfinite(float(word.own)), fault))
         raise AgreedError(next((text for finite, text in said if not finite), fault))
 
-    @contextlib.contextmanager
-    def _stop_on_signals(self) -> Iterator[None]:
-        """SIGTERM and the first Ctrl-C ask the loop to save and leave; a second Ctrl-C ends at once."""
-
-        def ask(number: int, frame: FrameType | None) -> None:
-            if self._stop and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            self._stop = True
-
-        try:
-            before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-        except ValueError:  # not the main thread: whoever runs us there handles signals
-            before = {}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _ask_to_stop(self, number: int) -> None:
+        """SIGTERM and the first Ctrl-C ask the loop to save and leave. A second Ctrl-C ends at once, and so does any signal before a step is done."""
+        nothing_done = self.ranks.size == 1 and self.step == self._first_step
+        if nothing_done or (self._stop and number == signal.SIGINT):
+            raise KeyboardInterrupt
+        self._stop = True
 
 
 def _flat(figures: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -1,0 +1,233 @@
+"""`attfc embed` and `attfc verify`: embeddings of aligned faces as a file, and two faces compared."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from attfc.commands.common import CacheOption, JsonOption, ModelIsOption, err, out, progress_bar, write_json
+from attfc.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from attfc.deploy import FaceModel
+
+__all__ = ["embed", "verify"]
+
+ModelArgument = Annotated[
+    Path,
+    typer.Argument(
+        help="a run's folder, a folder with model.safetensors and config.json, a state dict (.pt, .pth), or an .onnx file"
+    ),
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda ...")]
+LARGEST_EVALUATION = 2**24
+
+
+def embed(
+    model: ModelArgument,
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            help="aligned faces: image files, folders of images, or stores as `attfc train` takes them",
+            metavar="IMAGES...",
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="OUT.npy: float32, a row per image, names in OUT.names.txt; or OUT.csv: a line per image, name first",
+            dir_okay=False,
+        ),
+    ],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an output that exists")] = False,
+    flip: Annotated[
+        bool, typer.Option(help="add the embedding of the mirror image before normalizing, as evaluation does")
+    ] = True,
+    broken_limit: Annotated[
+        float, typer.Option(min=0, max=1, help="largest share of broken images that is left out, not refused")
+    ] = 0.01,
+    batch_size: Annotated[int, typer.Option(min=1, help="images in a forward pass")] = 256,
+    workers: Annotated[int, typer.Option(min=0, help="processes that read and decode; 0: this one")] = 0,
+    device: DeviceOption = "auto",
+    model_is: ModelIsOption = None,
+    cache: CacheOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Write embeddings of aligned faces, each of unit length, with the images' names."""
+    if output.suffix not in (".npy", ".csv"):
+        raise UserError(f"--output {output}: embeddings are written as .npy or .csv; name it {output.stem}.npy")
+    names_file = output.with_suffix(".names.txt")
+    for path in (output, names_file) if output.suffix == ".npy" else (output,):
+        if path.exists() and not overwrite:
+            raise UserError(f"{path} exists: name another output, or add --overwrite")
+
+    from attfc.deploy.face_list import notes_of_images, open_faces
+    from attfc.evaluation.embedding import broken_images, embed_store
+
+    opened = _open(model, model_is, device)
+    with progress_bar("index") as bar:
+        store = open_faces(images, cache=cache, progress=bar)
+    notes = notes_of_images(store, opened.facts.image_size)
+    with progress_bar("faces") as bar:
+        found = embed_store(
+            opened.module,
+            store,
+            batch_size=batch_size,
+            flip=flip,
+            device=opened.device,
+            workers=workers,
+            progress=bar,
+        )
+    broken = broken_images(found, store.name, store.where, broken_limit)
+    rows = found.valid.nonzero()[0]
+    names = [store.where(int(position)) for position in found.positions[rows]]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.suffix == ".npy":
+        _write(output, _write_npy, found.vectors[rows], names)
+        _write(names_file, _write_names, found.vectors[rows], names)
+    else:
+        _write(output, _write_csv, found.vectors[rows], names)
+    if broken:
+        notes.append(
+            f"left out {len(broken):,} broken of {len(store):,} images; the first is {broken[0][1]}: {broken[0][2]}"
+        )
+    for note in notes:
+        err.print(f"note: {note}", markup=False)
+    size = opened.facts.embedding_size
+    beside = f", names in {names_file}" if output.suffix == ".npy" else ""
+    out.print(f"{output}: {len(names):,} embeddings of {size} numbers{beside}", markup=False)
+    write_json(
+        json_file,
+        {
+            "model": opened.facts.to_dict(),
+            "output": str(output),
+            "images": len(names),
+            "embedding_size": size,
+            "flip": flip,
+            "broken": [{"where": where, "reason": reason} for _, where, reason in broken],
+            "seconds": found.seconds,
+            "notes": notes,
+        },
+    )
+
+
+def verify(
+    model: ModelArgument,
+    first: Annotated[str, typer.Argument(help="an aligned face: an image file", metavar="A")],
+    second: Annotated[str, typer.Argument(help="the face to compare it with", metavar="B")],
+    device: DeviceOption = "auto",
+    model_is: ModelIsOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Compare two aligned faces: their cosine, and what it means by the run's own evaluation."""
+    from attfc.deploy.face_list import notes_of_images, open_faces
+
+    opened = _open(model, model_is, device)
+    faces = open_faces([first, second])
+    if len(faces) != 2:
+        raise UserError(
+            f"verify compares two images, and {first} and {second} hold {len(faces):,}: name one image file each"
+        )
+    vectors = opened.embed(faces)
+    cosine = float(vectors[0] @ vectors[1])
+    notes = notes_of_images(faces, opened.facts.image_size)
+    thresholds = _thresholds(opened.facts.path)
+    for note in notes:
+        err.print(f"note: {note}", markup=False)
+    out.print(f"cosine {cosine:.4f}   (1: the same direction; about 0: unrelated)", markup=False)
+    verdicts = {f"{far:g}": cosine > threshold for far, threshold in thresholds.items()}
+    for far, threshold in thresholds.items():
+        word = "accepted" if cosine > threshold else "rejected"
+        out.print(f"  at FAR {far:g}, threshold {threshold:.4f}: {word} as the same person", markup=False)
+    if thresholds:
+        out.print(
+            "FAR: the share of pairs of different people that a threshold accepts,\n"
+            "here of the people of this run's evaluation. Others have other rates.",
+            markup=False,
+        )
+    else:
+        out.print(
+            "No threshold is known for this model, so the cosine decides nothing.\n"
+            "To get one, evaluate it on people it was not trained on and read\n"
+            f"threshold_at_far: attfc evaluate {model} all-pairs FOLDER --json far.json",
+            markup=False,
+        )
+    write_json(
+        json_file,
+        {
+            "model": opened.facts.to_dict(),
+            "images": [first, second],
+            "cosine": cosine,
+            "threshold_at_far": {f"{far:g}": threshold for far, threshold in thresholds.items()},
+            "same_person_at_far": verdicts,
+            "notes": notes,
+        },
+    )
+
+
+def _open(model: Path, model_is: list[str] | None, device: str) -> "FaceModel":
+    from attfc.deploy import load
+    from attfc.deploy.model_inputs import read_statements
+
+    opened = load(model, device=device, **read_statements(model_is or []))
+    for note in opened.facts.notes:
+        err.print(f"note: {note}", markup=False)
+    return opened
+
+
+def _thresholds(model: Path) -> dict[float, float]:
+    """Return FAR -> threshold of a run's last evaluation, beside its `model/`; empty: there is none that can be stated."""
+    if model.name != "model":  # best/ is of another step than evaluation.json
+        return {}
+    try:
+        with (model.parent / "evaluation.json").open("rb") as file:
+            found: Any = json.loads(file.read(LARGEST_EVALUATION))
+        stated = found["all_pairs"]["threshold_at_far"]
+        return {float(far): float(value) for far, value in stated.items() if value is not None}
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _write(
+    path: Path,
+    write: "Callable[[Path, npt.NDArray[np.float32], list[str]], None]",
+    vectors: "npt.NDArray[np.float32]",
+    names: list[str],
+) -> None:
+    """Write beside `path` and rename: a crash leaves no half of a file."""
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        write(beside, vectors, names)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _write_npy(path: Path, vectors: "npt.NDArray[np.float32]", names: list[str]) -> None:
+    import numpy as np
+
+    with path.open("wb") as file:
+        np.save(file, vectors, allow_pickle=False)
+
+
+def _write_names(path: Path, vectors: "npt.NDArray[np.float32]", names: list[str]) -> None:
+    # A name with a line break stays one line, so that rows and lines agree.
+    lines = [name.replace("\n", "\\n").replace("\r", "\\r") for name in names]
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="surrogateescape")
+
+
+def _write_csv(path: Path, vectors: "npt.NDArray[np.float32]", names: list[str]) -> None:
+    import csv
+
+    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["name", *(f"e{number}" for number in range(vectors.shape[1]))])
+        for name, vector in zip(names, vectors, strict=True):
+            writer.writerow([name, *(f"{value:.9g}" for value in vector.tolist())])

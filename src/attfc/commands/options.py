@@ -1,0 +1,75 @@
+"""`attfc options`: what can be set, from the place where it is described; and what a shell may complete."""
+
+import textwrap
+from typing import Annotated
+
+import typer
+
+from attfc.commands.common import out
+
+__all__ = ["complete_word", "completions", "options", "written_as_flag"]
+
+
+def options(
+    word: Annotated[
+        str | None,
+        typer.Argument(help="section, key, or a word of the description; without it all are listed", metavar="[WORD]"),
+    ] = None,
+) -> None:
+    """List the options of a run: meaning, default, and when each acts."""
+    from attfc.config.describe import all_options, find_options, option_rows, section_title
+
+    section = None
+    for option in find_options(word) if word else all_options():
+        if option.section != section:
+            section = option.section
+            title = f"{section}: {section_title(section)}" if section else section_title(section)
+            out.print("\n" + textwrap.fill(title, 80), markup=False)
+        out.print("\n".join(option_rows(option)), markup=False)
+
+
+def complete_word(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Presets and options that begin so, for the shell; folders it knows itself."""
+    return completions(list(ctx.params.get("words") or ()), incomplete)
+
+
+def completions(before: list[str], incomplete: str) -> list[str]:
+    """Presets that begin so, and options with their defaults; of a single one, the values to choose from.
+
+    bash takes ``=`` for the end of a word: it hands on ``head.name``, ``=`` and what follows apart, and completes the last of them alone;
+    of ``head.name=`` itself only ``head.name`` arrives.
+    """
+    from attfc.config import preset_names
+    from attfc.config.describe import all_options, typed
+
+    named = [(name, option) for option in all_options() for name in (option.short, option.key) if name]
+    apart = before[-2] if len(before) > 1 and before[-1] == "=" else before[-1] if before and not incomplete else ""
+    apart = apart if apart in dict(named) else ""
+    key, equals, value = f"{apart}={incomplete}".partition("=") if apart else incomplete.partition("=")
+    found = [(name, option) for name, option in named if name == key or (not equals and name.startswith(key))]
+    if len(found) == 1:
+        name, option = found[0]
+        choices = ["true", "false"] if option.kind == "true or false" else option.kind.split(" | ")
+        if len(choices) > 1:
+            return [choice if apart else f"{name}={choice}" for choice in choices if choice.startswith(value)]
+    if apart:
+        return [typed(option.default) for _, option in found if not value]
+    presets = [name for name in preset_names() if not equals and name.startswith(incomplete)]
+    return presets + [f"{name}={typed(option.default)}" for name, option in found if not value]
+
+
+def written_as_flag(words: list[str], flags: set[str]) -> str | None:
+    """Return what to write where somebody typed an option of a run as ``--epochs 3``; None: nobody did."""
+    for number, word in enumerate(words):
+        flag, _, value = word.partition("=")
+        if not flag.startswith("--") or flag in flags:
+            continue
+        from attfc.config.overrides import SHORT_NAMES, keys_like
+
+        name = flag[2:].replace("-", "_")
+        near = [name] if name in SHORT_NAMES else keys_like(name, most=1)
+        if near:
+            follows = words[number + 1] if number + 1 < len(words) else ""
+            value = value or (follows if follows and not follows.startswith("-") and "=" not in follows else "VALUE")
+            return f"there is no {flag}: options of a run are written without dashes; write {near[0]}={value}"
+    return None

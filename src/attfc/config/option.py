@@ -1,0 +1,66 @@
+"""One option of a configuration: its default and its description as data.
+
+An option carries its meaning, its unit, the meaning of its null, and the condition under which it acts. `attfc options`, docs/options.md and
+`--print-config` are made from these; nothing is described twice. Conditions are text that is read and evaluated: `head.name=attfc and
+center.source=keys|query or head.name=dcp`. `and` binds before `or`; `|` separates values; `!=` is its opposite.
+"""
+
+import re
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["NotNegative", "Positive", "Section", "Share", "clauses", "option"]
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are an error, assignments are checked."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False, coerce_numbers_to_str=True)
+
+
+def option(
+    default: Any,
+    meaning: str,
+    *,
+    unit: str | None = None,
+    null: str | None = None,
+    acts: str | None = None,
+    **rest: Any,
+) -> Any:
+    """Describe an option.
+
+    Args:
+        default: its value where nobody sets it.
+        meaning: one sentence or two, without a full stop at the end.
+        unit: of the number, such as "steps" or "MiB".
+        null: what the value null means.
+        acts: condition under which the option does anything; None: always.
+        rest: bounds, as pydantic's Field takes them.
+    """
+    described = {"unit": unit, "null": null, "acts": acts}
+    extra: dict[str, Any] = {name: text for name, text in described.items() if text is not None}
+    if callable(default):
+        return Field(default_factory=default, description=meaning, json_schema_extra=extra, **rest)
+    return Field(default, description=meaning, json_schema_extra=extra, **rest)
+
+
+def clauses(condition: str) -> list[list[tuple[str, bool, tuple[str, ...]]]]:
+    """Read a condition: alternatives, each a list of (key, whether it must equal one of the values, values).
+
+    >>> clauses("head.name=dcq|dcp or margin.name!=cosface")
+    [[('head.name', True, ('dcq', 'dcp'))], [('margin.name', False, ('cosface',))]]
+    """
+    alternatives = []
+    for alternative in condition.split(" or "):
+        terms = []
+        for term in alternative.split(" and "):
+            match = re.fullmatch(r"([\w.]+)(!?=)(\S+)", term.strip())
+            assert match, f"{term!r} is no condition"
+            terms.append((match[1], match[2] == "=", tuple(match[3].split("|"))))
+        alternatives.append(terms)
+    return alternatives

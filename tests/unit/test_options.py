@@ -1,0 +1,315 @@
+"""What options say about themselves: complete, true, and the same in a terminal, in docs/options.md and in `--print-config`."""
+
+import itertools
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+import typer
+import yaml
+from typer.testing import CliRunner
+
+from attfc.build import build_head, identity_share, paired_queries
+from attfc.cli import app
+from attfc.commands.help import EXAMPLES, USES
+from attfc.commands.options import completions, written_as_flag
+from attfc.config import RunConfig, SourceConfig, apply_overrides, load_config, preset_names
+from attfc.config.describe import (
+    Option,
+    acts,
+    all_options,
+    commented_yaml,
+    find_options,
+    option_rows,
+    options_page,
+    section_title,
+)
+from attfc.config.option import clauses
+from attfc.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+HEADS = ("attfc", "full_fc", "partial_fc", "dcq", "dcp")
+KEYS = {option.key for option in all_options()}
+
+
+def test_every_option_has_a_description_that_a_reader_understands() -> None:
+    assert len(KEYS) == len(all_options()) > 90
+    for option in all_options():
+        assert len(option.meaning) > 10, option.key
+        assert not option.meaning.startswith("of "), option.key
+        assert not option.meaning.endswith("."), option.key
+        assert len(option.meaning.split()) <= 45, option.key
+        assert not {"push", "world", "unseen"} & set(option.meaning.split()), option.key
+        assert (option.default is None) <= (option.null is not None), f"{option.key}: what does null mean?"
+        assert option.kind, option.key
+        for key, _, values in itertools.chain.from_iterable(clauses(option.acts) if option.acts else []):
+            assert key in KEYS, f"{option.key} acts with {key}"
+            assert values, option.key
+    assert all(field.description for field in SourceConfig.model_fields.values())
+    assert all(section_title(section) for section in {option.section for option in all_options()})
+
+
+def test_the_page_of_options_is_up_to_date() -> None:
+    page = ROOT / "docs" / "options.md"
+    assert page.read_text(encoding="utf-8") == options_page(), "run make docs"
+
+
+def test_rows_fit_a_terminal_of_80_columns() -> None:
+    for option in all_options():
+        for row in option_rows(option):
+            assert len(row) <= 80, row
+    for line in CliRunner().invoke(app, ["options"]).stdout.splitlines():
+        assert len(line) <= 80, line
+
+
+def test_a_word_finds_keys_sections_short_names_and_descriptions() -> None:
+    assert [option.key for option in find_options("lr")] == ["optimizer.learning_rate"]
+    assert [option.key for option in find_options("checkpoint")] == ["checkpoint.every", "checkpoint.keep"]
+    assert {option.section for option in find_options("head")} == {"head"}
+    assert find_options("margin.scale")[0].key == "margin.scale"
+    assert {option.key for option in find_options("MIRROR")} == {"augment.flip", "eval.flip"}
+    with pytest.raises(
+        UserError, match=r"no option has 'contaner' in its name or meaning; near it: container \(sections: data, "
+    ):
+        find_options("contaner")
+    with pytest.raises(UserError, match=r"no option has 'learning_rat!'.*; near it: optimizer\.learning_rate "):
+        find_options("learning_rat!")
+
+
+def test_options_tell_defaults_of_both_profiles_units_and_when_they_act() -> None:
+    shown = CliRunner().invoke(app, ["options", "key_encoder.momentum"]).stdout
+    assert "  key_encoder.momentum=0  (number from 0 to 1)\n" in shown
+    assert "With profile=published the default is 0.999." in shown
+    assert "Only where head.name=dcq|dcp, or where head.name=attfc and center.source=keys." in " ".join(shown.split())
+    shown = CliRunner().invoke(app, ["options", "decoded_cache_mib"]).stdout
+    assert "(MiB)" in shown
+    shown = CliRunner().invoke(app, ["options", "eval.pairs"]).stdout
+    assert "null: pairs are generated." in shown
+    assert "Only where eval.root is set, or where eval.share is above 0." in shown
+
+
+# --print-config
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_printed_configuration_reads_back_equal_in_all_that_acts(tmp_path, head) -> None:
+    for preset in preset_names():
+        config = load_config(preset, [f"head={head}", "name=Zoë's run", "data.licence='with: colon # and sign'"])
+        text = commented_yaml(config)
+        path = tmp_path / "printed.yaml"
+        path.write_text(text, encoding="utf-8")
+        again = load_config(str(path))
+        values, read = config.model_dump(mode="json"), again.model_dump(mode="json")
+        for option in all_options():
+            if acts(option, values):
+                assert value_of(read, option) == value_of(values, option), (preset, option.key)
+        assert commented_yaml(again) == text
+        assert all(len(line) <= 80 or not line.lstrip().startswith("#") for line in text.splitlines())
+
+
+def test_the_printed_configuration_leaves_out_what_does_nothing() -> None:
+    printed = yaml.safe_load(commented_yaml(load_config("demo", ["head=full_fc", "eval.root=null"])))
+    assert not {"attention", "center", "container", "negatives", "key_encoder"} & set(printed)
+    assert set(printed["eval"]) == {"root", "share"}
+    assert "sample_rate" not in printed["head"]
+    assert printed["keys"] == {"sampling": "each_once"}
+    text = commented_yaml(load_config("demo"))
+    assert (
+        "  # Share of the stored center in the new one; the rest is the new\n  # embedding's.\n  blend: 0.6\n" in text
+    )
+    assert "# Processor threads of the training process. null: as many as torch takes.\nthreads: null\n" in text
+
+
+# Conditions against what is built
+
+
+def value_of(values: dict[str, Any], option: Option) -> Any:
+    section, _, name = option.key.rpartition(".")
+    return (values[section] if section else values)[name]
+
+
+def situations() -> Iterator[RunConfig]:
+    """Small configurations of every kind of head."""
+    for profile in ("published", "tuned"):
+        base = [
+            f"profile={profile}",
+            "batch_size=4",
+            "backbone.embedding_size=4",
+            "container.slots=8",
+            "container.ratio=0.2",
+        ]
+        for head in HEADS:
+            yield load_config("demo", [*base, f"head={head}"])
+            yield load_config("demo", [*base, f"head={head}", "margin.name=combined", "container.slots=null"])
+        for source in ("keys", "query", "batch", "others"):
+            for negatives in ("container", "table"):
+                more = [
+                    f"center.source={source}",
+                    "center.table=host",
+                    f"negatives.source={negatives}",
+                    "center.blend=0.5",
+                ]
+                yield load_config("demo", [*base, *more])
+    yield load_config("demo", ["container.slots=8", "batch_size=4", "margin.name=adaface"])
+    yield load_config(
+        "demo", ["container.slots=8", "batch_size=4", "margin.name=arcface", "head.interclass_filtering_threshold=0.4"]
+    )
+
+
+def built(config: RunConfig) -> dict[str, Any]:
+    """Everything that a head and its loader are told, as plain values."""
+    head = build_head(config, 40, images=80)
+    found: dict[str, Any] = {
+        f"{name}.{key}": value
+        for name, module in head.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, int | float | str | bool | None)
+    }
+    table = head.table if getattr(head, "table", None) is not None else getattr(head, "memory", None)
+    found |= {
+        "type": type(head).__name__,
+        "kept": table is not None and table.place.place,
+        "rows": getattr(head, "rows", None) and head.rows.place,
+    }
+    found |= {
+        "sampling": config.keys.sampling,
+        "paired": paired_queries(config),
+        "mix": identity_share(config, config.head.name),
+    }
+    # Kept by the head, and read by nothing: a filter that filters nothing, an attention without keys, a blend without stored centers.
+    if config.head.interclass_filtering_threshold is None:
+        found = {key: value for key, value in found.items() if not key.endswith(".filtering")}
+    if not head.keys_per_query:
+        found.pop(".temperature", None)
+    if not getattr(head, "uses_stored", True):
+        found.pop(".center_blend", None)
+    if head.keys_per_query:
+        found |= {"distinct": config.keys.distinct, **config.key_encoder.model_dump()}
+    return found
+
+
+def others(config: RunConfig, option: Option) -> Iterator[str]:
+    """Overrides that set an option to something else."""
+    section: Any = RunConfig.model_fields[option.section].annotation
+    field = section.model_fields[option.key.rpartition(".")[2]]
+    value = value_of(config.model_dump(mode="json"), option)
+    if isinstance(value, bool):
+        yield f"{option.key}={str(not value).lower()}"
+    elif choices := [choice for choice in get_args(field.annotation) if isinstance(choice, str)]:
+        yield from (f"{option.key}={choice}" for choice in choices if choice not in (value, "file"))
+    elif isinstance(value, int | float):
+        yield f"{option.key}={value + 1 if isinstance(value, int) else value * 0.75 + 0.01}"
+    elif option.key == "head.interclass_filtering_threshold":
+        yield f"{option.key}=0.3"
+
+
+def test_an_option_that_does_not_act_changes_nothing_that_is_built() -> None:
+    sections = ("head", "margin", "keys", "key_encoder", "attention", "center", "container", "negatives")
+    options = [option for option in all_options() if option.section in sections]
+    acted, changed, checked = set(), set(), 0
+    for config in situations():
+        values = config.model_dump(mode="json")
+        as_is = built(config)
+        for option in options:
+            for override in others(config, option):
+                try:
+                    after = built(apply_overrides(values, [override], "situation"))
+                except UserError:
+                    continue  # refused: it says so itself
+                if acts(option, values):
+                    acted.add(option.key)
+                    changed |= {option.key} if after != as_is else set()
+                else:
+                    checked += 1
+                    assert after == as_is, f"{override} acts in {values}"
+    assert checked > 200
+    assert acted - changed == set()
+    missing = {option.key for option in options} - acted - {"head.rows_folder", "center.table_folder"}
+    assert not missing
+
+
+# The command line
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["demo", "--epochs", "3"],
+            "there is no --epochs: options of a run are written without dashes; write epochs=3",
+        ),
+        (["demo", "--learning-rate=0.1"], "write optimizer.learning_rate=0.1"),
+        (["demo", "--lr", "0.1", "--resume", "x"], "write optimizer.learning_rate=0.1"),
+        (["demo", "--margin.scale", "seed=1"], "write margin.scale=VALUE"),
+        (["demo", "--print-config", "seed=1"], None),
+        (["demo", "--qqqq"], None),
+    ],
+)
+def test_an_option_typed_as_a_flag_is_told_how_to_write_it(words, said) -> None:
+    found = written_as_flag(words, {"--resume", "--print-config"})
+    assert (
+        found is None
+        if said is None
+        else found is not None and said in found.replace("write lr=", "write optimizer.learning_rate=")
+    )
+
+
+def test_shells_complete_presets_and_options() -> None:
+    assert completions([], "fac") == ["faces112"]
+    assert completions([], "head.na") == [f"head.name={head}" for head in HEADS]
+    assert completions([], "head.name=d") == ["head.name=dcq", "head.name=dcp"]
+    assert completions([], "epo") == ["epochs=20"]
+    assert {"margin.m1=1", "margin.m2=0"} <= set(completions([], "margin.m"))
+    assert completions(["demo", "head.name"], "") == list(HEADS)  # as bash hands it on
+    assert completions(["demo", "head.name", "="], "dc") == ["dcq", "dcp"]
+    assert completions(["demo", "lr", "="], "") == ["0.1"]
+    assert len(completions(["demo"], "")) > 90
+    code = (
+        "import sys; from attfc.commands.options import completions; from attfc.cli import app; "
+        "completions([], 'h'); assert 'torch' not in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_help_lists_every_command_by_use_and_its_examples_are_accepted() -> None:
+    shown = CliRunner().invoke(app, ["--help"], terminal_width=80).stdout
+    command = typer.main.get_command(app)
+    assert "More:" not in shown
+    for use, names in USES.items():
+        assert f"\n{use}:\n" in shown
+        assert sum(f"\n  {name} " in shown for name in names) >= 1
+    assert set(command.commands) <= {name for names in USES.values() for name in names}
+    for line, _ in EXAMPLES:
+        name, *words = line.split()[1:]
+        assert line in shown
+        command.commands[name].make_context(name, list(words), resilient_parsing=False)
+    assert all(len(line) <= 80 for line in shown.splitlines())
+
+
+def helps() -> Iterator[tuple[str, str]]:
+    def of(command: Any, path: str) -> Iterator[tuple[str, str]]:
+        yield path, command.help or ""
+        for parameter in command.params:
+            yield f"{path} {parameter.name}", getattr(parameter, "help", "") or ""
+        for name, below in getattr(command, "commands", {}).items():
+            yield from of(below, f"{path} {name}")
+
+    yield from of(typer.main.get_command(app), "attfc")
+
+
+def test_help_begins_with_a_verb_or_a_noun() -> None:
+    texts = list(helps())
+    assert len(texts) > 100
+    for path, text in texts:
+        assert text, f"{path} has no help"
+        assert not text.startswith(("of ", "in ", "to ")), f"{path}: {text}"
+
+
+def test_heads_of_this_file_are_those_of_the_schema() -> None:
+    assert RunConfig.model_fields["head"].annotation is not None
+    assert set(HEADS) == set(get_args(RunConfig.model_fields["head"].annotation.model_fields["name"].annotation))
+    assert torch.get_num_threads() >= 1
