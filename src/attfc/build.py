@@ -35,8 +35,10 @@ from attfc.distributed import ALONE, AgreedError, Ranks, claim_gpu, join_ranks, 
 from attfc.errors import UserError
 from attfc.evaluation import Pairs, evaluate_store, generate_pairs, read_pairs, write_report
 from attfc.evaluation.all_pairs import SPARE_FOR_INTERVALS
+from attfc.evaluation.people import heading_with_people
 from attfc.evaluation.resampling import Interval
 from attfc.evaluation.result import stated_intervals
+from attfc.evaluation.unseen import SharedPeople
 from attfc.heads import DCP, DCQ, AttFC, CenterTable, FullFC, Head, ImageMemory, PartialFC, RowStore
 from attfc.losses import AdaFace, ArcFace, CombinedMargin, CosFace, Margin
 from attfc.precision import best_autocast_dtype
@@ -50,6 +52,7 @@ from attfc.resuming import (
     with_found_data,
 )
 from attfc.start_weights import RECORD, StartRecord, read_record, training_data
+from attfc.trained_people import compare_with_run
 from attfc.training.batch_norm import synchronize_batch_norm
 from attfc.training.checkpoint import latest_checkpoint
 from attfc.training.checkpoint_manifest import read_manifest
@@ -103,6 +106,7 @@ class Run:
     choices: list[Choice] = field(default_factory=list)
     ranks: Ranks = ALONE
     intervals: Mapping[tuple[str, ...], Interval] = field(default_factory=dict)  # of the last evaluation's figures
+    shared: SharedPeople | None = None  # of training and evaluation
     report: Path | None = None
     interrupted: bool = False
     stopped: str = ""  # where it was interrupted: what is saved, and how to go on
@@ -499,9 +503,13 @@ def _assemble(
     if held_out is not None:
         # Read or drawn now: a store that allows no pairs is an error before the training, not after it.
         if config.eval.pairs:
-            pairs = read_pairs(Path(config.eval.pairs).expanduser(), held_out)
+            path = Path(config.eval.pairs).expanduser()
+            pairs = read_pairs(path, held_out, broken_limit=config.data.broken_limit)
         else:
             pairs = generate_pairs(held_out.identities, config.eval.generated_pairs, config.seed)
+        earlier = None if start is None else start.lineage
+        run.shared = ranks.once(lambda: compare_with_run(config, held_out, progress, training=store, earlier=earlier))
+        notes += filter(None, [run.shared.screen_note])
         trainer.evaluate = _evaluator(run, pairs)
     return run
 
@@ -690,13 +698,17 @@ def _evaluator(run: Run, pairs: Pairs) -> Callable[[nn.Module, int], dict[str, A
             autocast_dtype=AMP_DTYPES[config.precision.amp],
             ranks=run.ranks,
             spare=SPARE_FOR_INTERVALS if last else 1.0,
+            broken_limit=config.data.broken_limit,
         )
         figures = result.figures()
+        if run.shared is not None:
+            run.trainer.evaluated_on = heading_with_people(run.shared.heading, result.people)
         if run.ranks.rank:
             return figures
         written = result.figures_with_intervals(config.seed) if last else figures
         run.intervals = stated_intervals(written)
-        _write_json(run.folder / "evaluation.json", {"step": step, **written})
+        unseen = {} if run.shared is None else {"unseen": run.shared.to_dict()}
+        _write_json(run.folder / "evaluation.json", {"step": step, **written, **unseen})
         arrays: dict[str, Any] = result.arrays()
         beside = run.folder / "evaluation.part.npz"
         np.savez_compressed(beside, **arrays)

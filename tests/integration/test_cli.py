@@ -48,7 +48,7 @@ def test_train_evaluate_and_report_on_a_folder(tmp_path, face_folder) -> None:
     low, high = figures["intervals"]["eer"]
     assert low <= figures["eer"] <= high
     assert f"[{low:.4f}, {high:.4f}]" in done.stdout
-    assert f"[{low:.4f}, {high:.4f}]" in (run / "report.html").read_text()
+    assert f"[{100 * low:.2f}, {100 * high:.2f}]" in (run / "report.html").read_text()
     assert "interval" not in (run / "metrics.jsonl").read_text()  # of the last evaluation alone, in evaluation.json
     again = attfc(
         "evaluate",

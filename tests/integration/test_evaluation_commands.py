@@ -333,7 +333,10 @@ def test_report_of_several_models(tmp_path, models, monkeypatch, capsys) -> None
         assert part.count("stroke-dasharray") >= 1  # the second model is told apart without its colour
     of_groups = json.loads(str(np.load(files[0])["facts"].tobytes(), "utf-8"))["figures"]["groups"]
     assert len(of_groups) == 2
-    note = "the intervals of tar at far rest on 28 identities: with fewer than 30 they tend to be too narrow"
+    note = (
+        "the intervals of tar at far, person balanced tar at far rest on 28 identities: "
+        "with fewer than 30 they tend to be too narrow"
+    )
     for group in of_groups.values():
         assert group["tar_at_far"]["0.0001"] is not None
         assert group["interval_notes"] == [note]

@@ -99,6 +99,50 @@ def test_tar_is_that_of_scikit_learns_roc() -> None:
         assert y == pytest.approx(tpr[fpr <= x + 1e-12].max())
 
 
+def balanced_by_loop(genuine: list, labels, threshold: float) -> float:
+    """Every person's own TAR, then the mean of these."""
+    people = sorted({int(labels[i]) for _, i, _ in genuine})
+    shares = []
+    for person in people:
+        own = [score for score, i, _ in genuine if labels[i] == person]
+        shares.append(sum(score > threshold for score in own) / len(own))
+    return sum(shares) / len(shares)
+
+
+@pytest.mark.parametrize("kind", ["plain", "ties", "near"])
+def test_person_balanced_tar_is_the_mean_of_each_persons_own(kind) -> None:
+    rows, labels = people(5, kind)
+    genuine, _ = every_pair(rows, labels)
+    for block, budget in ((7, 4 * 2**30), (1000, bytes_needed(100, rows.shape[1], len(genuine), 1100))):
+        found = score_all_pairs(rows, labels, fars=(*FARS, 1.0), block=block, budget=budget)
+        balanced = found.person_balanced_tar_at_far
+        for far in FARS[:3]:
+            expected = balanced_by_loop(genuine, labels, found.threshold_at_far[far])
+            assert balanced[far] == pytest.approx(expected, abs=1e-12)
+        assert balanced[1e-9] is None
+    found = score_all_pairs(rows, labels, fars=(1.0,))
+    assert found.person_balanced_tar_at_far == {1.0: 1.0}
+    assert found.carriers == len({int(labels[i]) for _, i, _ in genuine})
+
+
+def test_one_person_who_holds_most_pairs_is_said_and_weighs_as_much_as_the_others() -> None:
+    rng = np.random.default_rng(6)
+    labels = np.repeat(np.arange(21), [41, *[5] * 20])  # 820 of 1,020 genuine pairs: 80.4 %
+    spread = np.where(labels == 0, 0.1, 1.2)[:, None]  # the one whom the model knows
+    rows = rng.normal(size=(21, 16))[labels] + spread * rng.normal(size=(141, 16))
+    found = score_all_pairs(rows, labels, fars=(0.01,))
+    assert found.notes == (
+        "all pairs: one person holds 80.4 % of the genuine pairs, so TAR is largely theirs: "
+        "see the person-balanced TAR, in which each person weighs alike",
+    )
+    tar, balanced = found.tar_at_far[0.01], found.person_balanced_tar_at_far[0.01]
+    assert tar > 0.85 > 0.6 > balanced
+    genuine, _ = every_pair(rows, labels)
+    assert balanced == pytest.approx(balanced_by_loop(genuine, labels, found.threshold_at_far[0.01]), abs=1e-12)
+    assert found.to_dict()["person_balanced_tar_at_far"] == {"0.01": balanced}
+    assert score_all_pairs(rows[:6], [0, 0, 0, 1, 1, 1], fars=(1.0,)).notes == ()  # two people alike: nothing to say
+
+
 def test_scores_know_their_identities() -> None:
     rows, labels = people(3, "plain")
     found = score_all_pairs(rows, labels, fars=(0.1,))

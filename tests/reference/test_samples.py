@@ -110,6 +110,34 @@ def test_tail_of_all_pairs_is_that_of_copies_of_people() -> None:
             assert sample.figures(draw)["tar_at_far", f"{far:g}"] == pytest.approx(tar, abs=1e-12)
 
 
+def test_person_balanced_tar_of_copied_people_weighs_each_copy_alike() -> None:
+    rng = np.random.default_rng(8)
+    labels = np.repeat(np.arange(12), [30, *[4] * 9, 1, 1])  # one person with 435 of 489 genuine pairs
+    rows = rng.normal(size=(12, 6))[labels] + 0.7 * rng.normal(size=(len(labels), 6))
+    found = score_all_pairs(rows, labels, fars=(0.1, 0.01), spare=8.0)
+    sample = TailSample.of_all_pairs(found)
+    everybody = sample.figures(IdentityDraw(np.ones(12)))
+    for far, tar in found.person_balanced_tar_at_far.items():
+        assert everybody["person_balanced_tar_at_far", f"{far:g}"] == pytest.approx(tar, abs=1e-12)
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    for draw in identity_draws(12, 6, 5):
+        own: dict[int, list] = {}
+        impostor = []
+        for a in range(len(labels)):
+            for b in range(a):
+                if labels[a] == labels[b]:
+                    own.setdefault(int(labels[a]), []).append(unit[a] @ unit[b])
+                else:
+                    impostor += [unit[a] @ unit[b]] * int(draw.weights[labels[a]] * draw.weights[labels[b]])
+        for far in (0.1, 0.01):
+            allowed = sorted(impostor, reverse=True)[math.floor(far * len(impostor) + 1e-9)]
+            copies = [np.mean(np.array(own[i]) > allowed) for i in own for _ in range(int(draw.weights[i]))]
+            assert sample.figures(draw)["person_balanced_tar_at_far", f"{far:g}"] == pytest.approx(np.mean(copies))
+    nobody = sample.figures(IdentityDraw(np.append(np.zeros(10), [6, 6])))  # nobody with a genuine pair is drawn
+    assert all(math.isnan(value) for value in nobody.values())
+    assert len(nobody) == 4
+
+
 def long_list() -> tuple[np.ndarray, ...]:
     """60,000 impostor pairs of 400 people, some of whom are easily taken for others; a few pairs tie."""
     rng = np.random.default_rng(2)
@@ -314,3 +342,13 @@ def test_intervals_cover_what_is_true(kind) -> None:
     for path, hits in held.items():
         assert np.mean(hits) >= 0.85, (path, np.mean(hits))
     assert np.mean([np.mean(hits) for hits in held.values()]) < 0.995
+
+
+def test_a_list_in_which_one_person_has_most_genuine_pairs_says_so() -> None:
+    scores, same = np.linspace(0, 1, 20), np.arange(20) < 10
+    second = np.where(same, 0, 1 + np.arange(20) % 5)
+    one = PairListSample.of(scores, same, np.arange(20) % 2, np.where(same, 0, 0), second)
+    assert one.notes() == []  # the only one: few people, which is said elsewhere
+    first = np.where(same, np.where(np.arange(20) < 8, 0, 6), 0)
+    most = PairListSample.of(scores, same, np.arange(20) % 2, first, np.where(same, first, second))
+    assert most.notes() == ["list of pairs: one person holds 80.0 % of the genuine pairs, so TAR is largely theirs"]

@@ -184,10 +184,15 @@ def test_evaluation_of_a_model_that_sees_the_colour() -> None:
     assert low <= figures["auc"] <= high
     assert low < high
     assert set(more["intervals"]["all_pairs"]["tar_at_far"]) == {"0.1", "0.01"}
+    assert set(more["intervals"]["all_pairs"]["person_balanced_tar_at_far"]) == {"0.1", "0.01"}
+    assert figures["people"] == 12
+    assert figures["notes"][0] == (
+        "rests on 12 people: too few to say how the model does on other people (at least 20 are needed)"
+    )
     assert more["interval_identities"] == 12
     assert len(more["interval_notes"]) == 3  # the list of pairs, rank-one, all pairs
     assert any(
-        note.startswith("all pairs: the intervals of tar at far rest on 12 identities")
+        note.startswith("all pairs: the intervals of tar at far, person balanced tar at far rest on 12 identities")
         for note in more["interval_notes"]
     )
     assert more["uncertainty"]["seed"] == 1
@@ -197,7 +202,7 @@ def test_evaluation_of_a_model_that_sees_the_colour() -> None:
 
 
 def test_arrays_are_saved_without_pickle(tmp_path) -> None:
-    found = evaluate_store(Flat(), PaintedStore(broken=(3,)), generated_pairs=40)
+    found = evaluate_store(Flat(), PaintedStore(broken=(3,)), generated_pairs=40, broken_limit=0.1)
     np.savez_compressed(tmp_path / "evaluation.npz", **found.arrays())
     with np.load(tmp_path / "evaluation.npz", allow_pickle=False) as file:
         arrays = dict(file)
@@ -211,7 +216,13 @@ def test_arrays_are_saved_without_pickle(tmp_path) -> None:
 def test_pairs_that_use_broken_images_are_skipped_and_counted() -> None:
     store = PaintedStore(broken=(0, 9))
     pairs = generate_pairs(store.identities, 60, 0)
-    found = evaluate_store(Flat(), store, pairs=pairs)
+    with pytest.raises(UserError) as refused:
+        evaluate_store(Flat(), store, pairs=pairs)
+    assert str(refused.value) == (
+        "painted: 2 of 32 images are broken, more than the limit of 0.01; the first is painted/0.png: cut short: "
+        "repair the set, or raise --broken-limit (of a training run: data.broken_limit)"
+    )
+    found = evaluate_store(Flat(), store, pairs=pairs, broken_limit=0.1)
     uses = np.isin(pairs.first, [0, 9]) | np.isin(pairs.second, [0, 9])
     assert uses.any()
     assert (found.skipped_pairs, found.figures()["pairs"]) == (int(uses.sum()), 60 - int(uses.sum()))
@@ -220,7 +231,7 @@ def test_pairs_that_use_broken_images_are_skipped_and_counted() -> None:
     assert found.figures()["all_pairs"]["images"] == 30
     assert any("pairs were skipped: they use one of 2 broken images" in note for note in found.notes)
     with pytest.raises(UserError, match=r"since 32 images are broken; the first is painted/0\.png: cut short"):
-        evaluate_store(Flat(), PaintedStore(broken=tuple(range(32))), generated_pairs=40)
+        evaluate_store(Flat(), PaintedStore(broken=tuple(range(32))), generated_pairs=40, broken_limit=1)
 
 
 def test_folds_of_given_pairs_are_used() -> None:

@@ -19,6 +19,7 @@ from attfc.evaluation.metrics import (
     fold_numbers,
     roc,
     tar_at_far,
+    tar_at_nearest_far,
     unit_rows,
 )
 
@@ -176,6 +177,71 @@ def test_unit_rows_bears_tiny_and_huge_rows() -> None:
 def test_unusable_pairs_are_refused(scores, same, folds, text) -> None:
     with pytest.raises(UserError, match=text):
         evaluate_scores(scores, same, folds)
+
+
+OF_PAIRS = [
+    pytest.param(function, id=function.__name__)
+    for function in (
+        roc,
+        area_under_roc,
+        equal_error_rate,
+        tar_at_far,
+        tar_at_nearest_far,
+        best_threshold,
+        evaluate_scores,
+    )
+]
+
+
+@pytest.mark.parametrize("metric", OF_PAIRS)
+@pytest.mark.parametrize(
+    ("scores", "same", "text"),
+    [
+        (
+            [True, False],
+            [True, False],
+            "score 0 is True: scores are similarities, numbers such as cosines; which pairs are genuine",
+        ),
+        ([0.5, math.nan, math.inf], [True, False, True], r"score 1 is nan \(2 of 3 scores are not finite\)"),
+        ([-math.inf, 0.1], [True, False], "score 0 is -inf"),
+        ([0.1, 0.2, 0.3], [True, False], r"\(3,\) scores do not match \(2,\) labels"),
+        ([[0.1, 0.2]], [[True, False]], r"scores of shape \(1, 2\): pass a row of numbers"),
+        (["high", "low"], [True, False], "scores of type <U4 are no numbers"),
+    ],
+)
+def test_every_metric_takes_scores_and_same_and_refuses_the_same(metric, scores, same, text) -> None:
+    with pytest.raises(UserError, match=text) as caught:
+        metric(scores, same)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("metric", [one for one in OF_PAIRS if one.values[0] is not tar_at_far])
+def test_scores_in_the_place_of_same_are_refused(metric) -> None:
+    with pytest.raises(
+        UserError, match=r"same 0 is 0.3: pass true where both images of a pair show one person, else false"
+    ):
+        metric([0.9, 0.8], [0.3, 1.0])
+    with pytest.raises(UserError, match="same 1 is -1"):
+        metric([0.9, 0.8], [1, -1])
+
+
+def test_tar_at_far_takes_what_its_neighbours_take_or_the_two_kinds_apart() -> None:
+    rng = np.random.default_rng(0)
+    scores, same = rng.normal(size=500), rng.random(500) < 0.4
+    expected = tar_at_far(scores[same], scores[~same])
+    assert tar_at_far(scores, same) == tar_at_far(scores.tolist(), same.tolist()) == expected
+    assert evaluate_scores(scores, same).tar_at_far == expected
+    for genuine, impostors, text in (
+        ([True], [0.5, 0.1], "genuine score 0 is True"),
+        ([0.5], [0.1, math.nan], "impostor score 1 is nan"),
+        ([0.5, math.inf], [0.1, 0.2], "genuine score 1 is inf"),
+        ([0.5, 0.9], [1, 0], "same 0 is 1, of type int64: pass booleans"),
+        ([0.5, 0.9], [True, True], "2 genuine and 0 impostor scores"),
+    ):
+        with pytest.raises(UserError, match=text):
+            tar_at_far(genuine, impostors)
+    with pytest.raises(UserError, match="squared distance 1 is nan"):
+        evaluate_scores([0.1, 0.2], [True, False], 2, squared_distances=[0.1, math.nan])
 
 
 def test_unknown_thresholds_and_rates_are_refused() -> None:

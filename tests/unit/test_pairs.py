@@ -111,6 +111,70 @@ def test_faults_are_named_with_their_line(tmp_path, store, lines, text) -> None:
         read_pairs(write(tmp_path, *lines), store)
 
 
+def long_list(store: NamedStore, tmp_path, *wrong: str):
+    """A list of 60 genuine and 60 impostor pairs of 120 images, with some lines replaced."""
+    lines = [f"P{i} x\t1\t2" for i in range(60)] + [f"P{i} x\t1\tP{(i + 1) % 60} x\t1" for i in range(60)]
+    lines[: len(wrong)] = wrong
+    return write(tmp_path, "60", *lines)
+
+
+def test_missing_images_are_skipped_and_counted_up_to_the_limit(tmp_path) -> None:
+    many = NamedStore({f"P{i} x": [f"P{i} x_0001.jpg", f"P{i} x_0002.jpg"] for i in range(60)})
+    path = long_list(many, tmp_path, "P0 x\t1\t3", "Nobody\t1\t2")
+    with pytest.raises(UserError) as refused:
+        read_pairs(path, many)
+    assert str(refused.value) == (
+        f"{path} line 2: 'P0 x' has no image 3 in people (files numbered 1, 2): add P0 x_0003.jpg or remove the pair "
+        "(3 of 121 images that the list names are missing, more than the limit of 0.01)"
+    )
+    found = read_pairs(path, many, broken_limit=0.03)
+    assert (len(found), found.skipped, found.missing) == (118, 2, 3)
+    assert found.same.tolist() == [True] * 58 + [False] * 60
+    assert found.first.min() >= 0
+    assert np.bincount(found.fold[found.same]).tolist() == [6, 6, 6, 6, 5, 6, 6, 6, 6, 5]
+    assert found.notes[0] == (
+        "2 of 120 pairs of pairs.txt were left out: 3 of their images are missing; the first is on line 2"
+    )
+    one = read_pairs(long_list(many, tmp_path, "P0 x\t1\t3"), many)  # 1 of 120 is within the default limit
+    assert (one.skipped, one.missing) == (1, 1)
+    with pytest.raises(
+        UserError, match=r"line 2: 'P0 x' has no image 3 .*\(1 of 120 images that the list names are missing"
+    ):
+        read_pairs(path.with_name("pairs.txt"), many, broken_limit=0)
+
+
+def test_marks_and_line_ends_of_windows_are_read(tmp_path, store) -> None:
+    lines = ["2\t1", "Ann_Lee\t1\t10", "Ann_Lee\t4\tCy_Ray\t1", "Bo_Ek\t1\t2", "Bo_Ek\t2\tAnn_Lee\t2"]
+    plain = read_pairs(write(tmp_path, *lines), store)
+    path = tmp_path / "pairs.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode() + b"\r\n")
+    marked = read_pairs(path, store)
+    assert (marked.first.tolist(), marked.second.tolist()) == (plain.first.tolist(), plain.second.tolist())
+    path.write_bytes("\r\n".join(lines).encode("utf-16"))
+    with pytest.raises(UserError, match=r"pairs.txt: not UTF-8 text \(byte 0\)"):
+        read_pairs(path, store)
+
+
+@pytest.mark.parametrize(
+    ("lines", "text"),
+    [
+        (
+            ["1\t1", "faces\\Ann_Lee\t1\t2", OTHER],
+            r"line 2: 'faces\\\\Ann_Lee' is a path: write the identity's name and the",
+        ),
+        (["1\t1", "a/Ann_Lee\t1\t2", OTHER], r"line 2: 'a/Ann_Lee' is a path"),
+        (
+            ["name,imagenum1,imagenum2,", "Ann_Lee,1,2,"],
+            r"line 1: 'name,imagenum1,imagenum2,' is no header: write '<folds>",
+        ),
+        (["Ann_Lee\t1\t2", OTHER], r"line 1: 'Ann_Lee\\t1\\t2' is no header"),
+    ],
+)
+def test_other_forms_of_lists_are_refused_by_name(tmp_path, store, lines, text) -> None:
+    with pytest.raises(UserError, match=text):
+        read_pairs(write(tmp_path, *lines), store)
+
+
 def test_not_text_and_not_there(tmp_path, store) -> None:
     with pytest.raises(UserError, match="not UTF-8 text"):
         read_pairs(write(tmp_path, "1\t1", "J\xf6rg\t1\t2", encoding="latin-1"), store)

@@ -1,5 +1,6 @@
 """Pair protocols on `.bin` sets: figures, sets by name, broken images."""
 
+import dataclasses
 import io
 
 import numpy as np
@@ -71,6 +72,32 @@ def test_pairs_of_broken_images_are_counted_and_their_neighbours_keep_their_fold
     assert result.notes[0].startswith(
         "1 of 60 pairs were skipped: they use one of 1 broken images; the first is image 7"
     )
+
+
+def test_sets_of_fewer_than_ten_pairs_have_fewer_folds_and_say_so(made, tmp_path) -> None:
+    pixels, same, _ = made
+    chosen = [*np.flatnonzero(same)[:2], *np.flatnonzero(~same)[:2]]
+    encoded = [png(pixels[2 * pair + side]) for pair in chosen for side in (0, 1)]
+    write_verification_set(tmp_path / "few.bin", encoded, same[chosen])
+    found = read_verification_set(tmp_path / "few.bin")
+    result = evaluate_pair_list(Means(), found, pairs_of_set(found))
+    assert len(result.scores.fold_accuracies) == 4
+    assert "few.bin has only 4 pairs: 4 folds instead of 10" in result.notes
+    write_verification_set(tmp_path / "one.bin", encoded[:2], same[chosen[:1]])
+    with pytest.raises(UserError, match=r"one.bin: 1 pair is not enough: .* at least 2 are needed"):
+        pairs_of_set(read_verification_set(tmp_path / "one.bin"))
+
+
+def test_missing_and_broken_images_count_against_one_limit(made, tmp_path) -> None:
+    pixels, same, _ = made
+    encoded = [png(one) for one in pixels]
+    encoded[7] = b"no image"
+    write_verification_set(tmp_path / "hurt.bin", encoded, same)
+    found = read_verification_set(tmp_path / "hurt.bin")
+    pairs = dataclasses.replace(pairs_of_set(found), skipped=2, missing=2)
+    with pytest.raises(UserError, match=r"hurt: 3 of 122 images are broken or missing, more than the limit of 0.02"):
+        evaluate_pair_list(Means(), found, pairs, broken_limit=0.02)
+    assert evaluate_pair_list(Means(), found, pairs, broken_limit=0.03).skipped_pairs == 3
 
 
 def test_sets_by_name(tmp_path) -> None:

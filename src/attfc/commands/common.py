@@ -89,10 +89,15 @@ def print_wide(table: Table) -> None:
     wide.print(table)
 
 
-def print_figures(figures: dict[str, Any], intervals: "Mapping[FigurePath, Interval] | None" = None) -> None:
-    """Print an evaluation's figures as a table; nested ones with their path as name, intervals beside them."""
+def print_figures(
+    figures: dict[str, Any],
+    intervals: "Mapping[FigurePath, Interval] | None" = None,
+    heading: str = "on unseen identities",
+) -> None:
+    """Print whom an evaluation is of and its figures as a table; nested ones with their path as name, intervals beside them."""
     known = intervals or {}
-    table = Table("on unseen identities", "", *([""] if known else []), box=None)
+    out.print(heading, markup=False)
+    table = Table("", "", *([""] if known else []), box=None, show_header=False)
     table.columns[1].justify = "right"
 
     def rows(values: dict[str, Any], path: "FigurePath") -> None:

@@ -123,6 +123,10 @@ def compare(
     if results[0].paths != results[1].paths:
         of_a, of_b = (" ".join(result.paths) for result in results)
         notes.insert(0, f"A was evaluated on {of_a}, B on {of_b}: the figures compare only if the data are the same")
+    for letter, result in zip("BA", results[::-1], strict=True):
+        unseen = result.figures.get("unseen")
+        if isinstance(unseen, dict) and unseen.get("warning"):
+            notes.insert(0, f"{letter}: {unseen['warning']}")
     _print_differences(results, differences, confidence, resamples)
     for note in notes:
         out.print(f"note: {note}", markup=False)

@@ -285,7 +285,7 @@ def make_bin(
     from attfc.evaluation import read_pairs
 
     store = _open(path, edits, "identities", cache)
-    found = read_pairs(pairs, store)
+    found = read_pairs(pairs, store, broken_limit=0)  # a verification set must be whole
     with progress_bar("pairs") as bar:
         made = make_verification_set(store, np.stack([found.first, found.second], axis=1), found.same, output, bar)
     out.print(f"{output}: {len(made.same):,} pairs, {int(made.same.sum()):,} of one person", markup=False)

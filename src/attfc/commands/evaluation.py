@@ -19,26 +19,23 @@ from attfc.commands.common import (
     JsonOption,
     ModelIsOption,
     err,
-    open_with_bar,
     out,
     print_figures,
     print_wide,
     progress_bar,
     write_json,
 )
+from attfc.commands.outcome import OpenedModel, Outcome
 from attfc.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
-    from attfc.deploy import ModelFacts
     from attfc.evaluation import AllPairs, AllPairsEvaluation
     from attfc.evaluation.identification_of_store import StoreIdentification
-    from attfc.evaluation.resampling import Interval, Sample
+    from attfc.evaluation.resampling import Interval
     from attfc.evaluation.resampling import Path as FigurePath
     from attfc.evaluation.result import EvaluationResult
     from attfc.evaluation.templates import TemplateEvaluation
+    from attfc.evaluation.unseen import SharedPeople
     from attfc.evaluation.verification import PairEvaluation
 
 __all__ = ["Outcome", "Request", "evaluate", "evaluate_model", "find_protocol", "report"]
@@ -130,29 +127,6 @@ class Request:
         return self.paths[0]
 
 
-@dataclass(frozen=True)
-class OpenedModel:
-    """A model on its device."""
-
-    module: "nn.Module"
-    facts: "ModelFacts"
-    device: "torch.device"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a protocol found.
-
-    Attributes:
-        figures: plain JSON types. samples: the scores behind them, by where they stand in `figures`.
-        show: prints the figures, with intervals where there are any.
-    """
-
-    figures: dict[str, Any]
-    samples: "Mapping[FigurePath, Sequence[Sample]]"
-    show: Callable[["Mapping[FigurePath, Interval]"], None]
-
-
 def evaluate(
     model: Annotated[
         Path,
@@ -197,7 +171,7 @@ def evaluate(
     ] = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Evaluate a trained model on identities it never saw."""
+    """Evaluate a trained model, and say whether it was trained on the people of the evaluation."""
     asked = make_request(
         protocol=protocol,
         paths=tuple(paths),
@@ -234,6 +208,8 @@ def evaluate(
             resampled = resample_result(result, resamples, confidence, seed, progress=bar)
         intervals, notes = add_intervals(outcome.figures, resampled), interval_notes(resampled)
         outcome.figures["uncertainty"] = method_of_intervals(resamples, confidence, seed)
+    for note in outcome.people_notes:
+        out.print(f"note: {note}", markup=False)
     outcome.show(intervals)
     if intervals:
         out.print(
@@ -272,7 +248,7 @@ def evaluate_model(
     module, facts = open_model(path, read_statements(list(model_is)), device=on.type)
     for note in facts.notes:
         err.print(f"note: {note}", markup=False)
-    outcome = find_protocol(asked.protocol)(asked, OpenedModel(module.to(on), facts, on))
+    outcome = find_protocol(asked.protocol)(asked, OpenedModel(module.to(on), facts, on, path))
     return EvaluationResult(str(facts.path), asked.protocol, asked.paths, outcome.figures, outcome.samples), outcome
 
 
@@ -294,17 +270,19 @@ def find_protocol(name: str) -> Callable[[Request, OpenedModel], Outcome]:
 def _held_out(asked: Request, model: OpenedModel) -> Outcome:
     from attfc.evaluation import evaluate_store, read_pairs
     from attfc.evaluation.all_pairs import SPARE_FOR_INTERVALS
+    from attfc.evaluation.people import heading_with_people
 
-    path = asked.one_path("an image folder, any other store, or a synthetic: spec")
-    store = open_with_bar(path, cache=asked.cache)
+    path, store, shared = model.open_data(asked)
+    limit = asked.broken_limit
     result = evaluate_store(
         model.module,
         store,
-        pairs=read_pairs(asked.pairs, store) if asked.pairs is not None else None,
+        pairs=read_pairs(asked.pairs, store, broken_limit=limit) if asked.pairs is not None else None,
         generated_pairs=asked.generated_pairs,
         seed=asked.seed,
         thresholds=asked.thresholds or "exact",
         spare=SPARE_FOR_INTERVALS if asked.wants_samples else 1.0,
+        broken_limit=limit,
         batch_size=asked.batch_size,
         workers=asked.workers,
         device=model.device,
@@ -312,13 +290,12 @@ def _held_out(asked: Request, model: OpenedModel) -> Outcome:
     figures = result.figures()
 
     def show(intervals: "Mapping[FigurePath, Interval]") -> None:
-        print_figures(figures, intervals)
-        for note in result.notes:
+        print_figures(figures, intervals, heading_with_people(shared.heading, result.people))
+        for note in figures["notes"]:
             out.print(f"note: {note}", markup=False)
 
-    return Outcome(
-        {"store": path, "pairs_file": str(asked.pairs) if asked.pairs else None, **figures}, result.samples(), show
-    )
+    facts = {"store": path, "pairs_file": str(asked.pairs) if asked.pairs else None}
+    return Outcome({**facts, **figures}, result.samples(), show, shared)
 
 
 def _pairs(asked: Request, model: OpenedModel) -> Outcome:
@@ -377,10 +354,9 @@ def _pairs_of_store(asked: Request, model: OpenedModel) -> Outcome:
     from attfc.evaluation import read_pairs
     from attfc.evaluation.verification import evaluate_pair_list
 
-    path = asked.one_path("the folder of images that --pairs names")
-    store = open_with_bar(path, cache=asked.cache)
+    _, store, shared = model.open_data(asked)
     assert asked.pairs is not None
-    pairs = read_pairs(asked.pairs, store)
+    pairs = read_pairs(asked.pairs, store, broken_limit=asked.broken_limit)
     with progress_bar(store.name) as bar:
         result = evaluate_pair_list(
             model.module,
@@ -394,10 +370,10 @@ def _pairs_of_store(asked: Request, model: OpenedModel) -> Outcome:
             device=model.device,
             progress=bar,
         )
-    return _outcome_of_pairs(asked, [result])
+    return _outcome_of_pairs(asked, [result], shared)
 
 
-def _outcome_of_pairs(asked: Request, results: "list[PairEvaluation]") -> Outcome:
+def _outcome_of_pairs(asked: Request, results: "list[PairEvaluation]", shared: "SharedPeople | None" = None) -> Outcome:
     return Outcome(
         {
             "thresholds": asked.thresholds or "grid",
@@ -406,6 +382,7 @@ def _outcome_of_pairs(asked: Request, results: "list[PairEvaluation]") -> Outcom
         },
         {("sets", result.name): [result.sample] for result in results if result.sample is not None},
         lambda intervals: _print_pairs(results, intervals),
+        shared,
     )
 
 
@@ -461,8 +438,7 @@ def _all_pairs(asked: Request, model: OpenedModel) -> Outcome:
 
     if asked.pairs is not None:
         raise UserError("all-pairs scores every pair of images: leave out --pairs")
-    path = asked.one_path("an image folder, any other store, or a synthetic: spec")
-    store = open_with_bar(path, cache=asked.cache)
+    path, store, shared = model.open_data(asked)
     groups = read_groups(asked.groups, store) if asked.groups is not None else None
     with progress_bar("faces, then pairs") as bar:
         result = evaluate_all_pairs(
@@ -481,6 +457,7 @@ def _all_pairs(asked: Request, model: OpenedModel) -> Outcome:
         {"store": path, "groups_file": str(asked.groups) if asked.groups else None, **result.figures()},
         result.samples(),
         lambda intervals: _print_all_pairs(result, intervals),
+        shared,
     )
 
 
@@ -499,6 +476,11 @@ def _print_all_pairs(result: "AllPairsEvaluation", intervals: "Mapping[FigurePat
             *(_figure(found.tar_at_far[far], intervals.get((*place, "tar_at_far", f"{far:g}"))) for far in fars),
             *(f"{count:,}" for count in counts),
         )
+        balanced = (*place, "person_balanced_tar_at_far")
+        alike = found.person_balanced_tar_at_far
+        table.add_row(
+            "  each person alike", *(_figure(alike[far], intervals.get((*balanced, f"{far:g}"))) for far in fars)
+        )
     print_wide(table)
     stated = [far for far in fars if result.everyone.threshold_at_far[far] is not None]
     if result.groups and stated:
@@ -516,8 +498,7 @@ def _identify(asked: Request, model: OpenedModel) -> Outcome:
 
     if asked.pairs is not None:
         raise UserError("identify searches images, not pairs: leave out --pairs")
-    path = asked.one_path("an image folder, any other store, or a synthetic: spec")
-    store = open_with_bar(path, cache=asked.cache)
+    path, store, shared = model.open_data(asked)
     with progress_bar("faces") as bar:
         result = identify_in_store(
             model.module,
@@ -535,6 +516,7 @@ def _identify(asked: Request, model: OpenedModel) -> Outcome:
         {"store": path, **result.figures()},
         result.samples(),
         lambda intervals: _print_identification(result, intervals),
+        shared,
     )
 
 

@@ -74,18 +74,18 @@ class Screen:
         if run.interrupted:
             err.print(run.stopped, markup=False)
             return
-        lines = [] if run.metrics is None else _headline(run.metrics, run.intervals)
+        lines = [] if run.metrics is None else _headline(run.metrics, run.intervals, run.trainer.evaluated_on)
         lines += [f"model   {folder / 'model'}", *([f"report  {run.report}"] if run.report else [])]
         lines.append(f"next    attfc evaluate {folder} held-out OTHER_PEOPLE; attfc export {folder} model.onnx")
         for line in lines:
             out.print(line, markup=False)
 
 
-def _headline(metrics: dict[str, Any], intervals: Any) -> list[str]:
-    """Return at most nine lines: heading, accuracy, TAR at two FARs of all pairs, rank-1, EER, notes."""
+def _headline(metrics: dict[str, Any], intervals: Any, heading: str) -> list[str]:
+    """Return at most nine lines: whom the metrics are of, accuracy, TAR at two FARs of all pairs, rank-1, EER, notes."""
     everyone = metrics.get("all_pairs") or {}
     people = everyone.get("identities")
-    behind = "" if people is None else f"on {people:,} people, {everyone['images']:,} images: "
+    behind = "" if people is None else f"; a set of {people:,} people, {everyone['images']:,} images"
     stated = [far for far, tar in (everyone.get("tar_at_far") or {}).items() if tar is not None]
     rows: list[tuple[str, tuple[str, ...], Any]] = [("accuracy of pairs", ("accuracy",), metrics.get("accuracy"))]
     rows += [
@@ -94,12 +94,15 @@ def _headline(metrics: dict[str, Any], intervals: Any) -> list[str]:
     ]
     rows += [("rank-1", ("rank_one",), metrics.get("rank_one")), ("EER", ("eer",), metrics.get("eer"))]
     known = [row for row in rows if isinstance(row[2], float)]
-    lines = [f"{behind}95 % intervals by identity" if intervals else behind.rstrip(": ")]
+    lines = [f"{heading}{behind}{'; 95 % intervals by identity' if intervals else ''}"]
     for name, path, value in known:
         interval = (intervals or {}).get(path)
         bounds = "" if interval is None else "  " + interval.text(4).split(" ", 1)[1]
         lines.append(f"  {name:<27}{value:.4f}{bounds}")
-    notes = [note for note in metrics.get("notes", []) if "is not stated" not in note]
+    # How few people there are stands in the heading.
+    notes = [
+        note for note in metrics.get("notes", []) if "is not stated" not in note and not note.startswith("rests on")
+    ]
     lines += [f"note: {note}" for note in notes[:_FINISH_NOTES]]
     if len(notes) > _FINISH_NOTES:
         lines[-1] += f" (and {len(notes) - _FINISH_NOTES + 1} more in the report)"

@@ -30,6 +30,7 @@ __all__ = [
     "Contents",
     "Duplicates",
     "Findings",
+    "comparable_name",
     "find_duplicates",
     "overlap_by_name",
     "read_contents",
@@ -252,6 +253,12 @@ def normal_name(name: str) -> str:
     return _SPACES.sub("_", unicodedata.normalize("NFKC", name).casefold()).strip("_")
 
 
+def comparable_name(name: str) -> str | None:
+    """Return `normal_name`, or None for a mere number ("17", "identity 17"), which says nothing about who is in other data."""
+    normal = normal_name(name)
+    return None if not normal or _NUMBER.fullmatch(normal) else normal
+
+
 def overlap_by_name(train: Store, evaluation: Store, *, numbers: bool = False) -> Int64:
     """Find identities of the training set that have the name of one of the evaluation set.
 
@@ -271,8 +278,9 @@ def overlap_by_name(train: Store, evaluation: Store, *, numbers: bool = False) -
 
 def _names(store: Store, numbers: bool) -> Iterator[tuple[str, int]]:
     for label in range(len(store.identities)):
-        name = normal_name(store.identity_name(label))
-        if name and (numbers or not _NUMBER.fullmatch(name)):
+        own = store.identity_name(label)
+        name = normal_name(own) if numbers else comparable_name(own)
+        if name:
             yield name, label
 
 

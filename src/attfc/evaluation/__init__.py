@@ -32,6 +32,7 @@ from attfc.evaluation.templates import (
     search_templates,
     verify_templates,
 )
+from attfc.evaluation.unseen import SharedPeople, compare_with_training
 from attfc.evaluation.verification import KNOWN_SETS, PairEvaluation, evaluate_pair_list, find_sets, pairs_of_set
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "Roc",
     "SearchSample",
     "ShareSample",
+    "SharedPeople",
     "StoreIdentification",
     "TailSample",
     "TemplateEvaluation",
@@ -63,6 +65,7 @@ __all__ = [
     "TemplateMode",
     "area_under_roc",
     "compare_results",
+    "compare_with_training",
     "embed_store",
     "equal_error_rate",
     "evaluate_all_pairs",

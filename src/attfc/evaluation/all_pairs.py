@@ -25,7 +25,6 @@ Source: the protocol of MFR-ALL (InsightFace challenge), which scores all pairs 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -34,8 +33,10 @@ import torch
 from torch import Tensor
 
 from attfc.errors import UserError
+from attfc.evaluation.all_pairs_scores import AllPairs, HardPairs
 from attfc.evaluation.exact_scores import STEP, block_scores, pair_scores, product_error, unit_tensor
-from attfc.evaluation.metrics import FARS, far_name, pairs_needed, tar_at_far
+from attfc.evaluation.metrics import FARS, far_name, pairs_needed, tar_of_kinds
+from attfc.evaluation.people import dominant_person
 from attfc.precision import fast_bfloat16, without_autocast
 
 __all__ = [
@@ -65,76 +66,6 @@ _DENSE = 1 / 32  # share of a tile from which float64 for all of it is cheaper t
 _FLOAT64_FROM = 1 / 200  # share of impostors kept from which all tiles are computed in float64
 _BYTES_KEPT = 96  # score and pair number (12), up to twice as many as asked for, and three times as much while sorting
 _BYTES_SCRATCH = 2**27  # pairs being scored again, a tile in float64
-
-
-@dataclass(frozen=True, eq=False)
-class HardPairs:
-    """The pairs that fooled the model most, worst first: rows of the embeddings, and the cosine."""
-
-    first: Ints
-    second: Ints
-    scores: Floats
-
-
-@dataclass(frozen=True, eq=False)
-class AllPairs:
-    """Scores over all pairs of N images; a pair counts once, no image is paired with itself.
-
-    Attributes:
-        genuine_scores: (G,) float32, all of them, by identity.
-        genuine_labels: (G,) the identity of each, numbered from 0 in the order of the sorted labels.
-        top_impostors: (K,) float32, the highest impostor scores, falling; as many as the largest stated FAR needs.
-        top_labels: (K, 2) the two identities of each. top_codes: (K,) int64 which pair it is, by the place of its rows in `embeddings`.
-        identities: how many there are, those with one image included. identity_images: (identities,) images of each.
-        impostor_pairs: how many impostor pairs were scored.
-        tar_at_far: None for a FAR that cannot be stated; `notes` says why.
-        threshold_at_far: a pair is accepted when its score is *above* this; None as above.
-        hardest_genuine: the lowest genuine scores. hardest_impostor: the highest impostor scores.
-        precision: what the products were computed in. verified: impostor pairs scored again exactly.
-    """
-
-    images: int
-    genuine_scores: npt.NDArray[np.float32]
-    genuine_labels: Ints
-    top_impostors: npt.NDArray[np.float32]
-    top_labels: Ints
-    top_codes: Ints
-    identities: int
-    identity_images: Ints
-    impostor_pairs: int
-    tar_at_far: dict[float, float | None]
-    threshold_at_far: dict[float, float | None]
-    hardest_genuine: HardPairs
-    hardest_impostor: HardPairs
-    precision: str
-    verified: int
-    notes: tuple[str, ...] = field(default=())
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the figures in the form of a run folder; counts of unordered pairs, of ordered ones beside them."""
-        return {
-            "images": self.images,
-            "identities": self.identities,
-            "genuine_pairs": len(self.genuine_scores),
-            "impostor_pairs": self.impostor_pairs,
-            "ordered_genuine_pairs": 2 * len(self.genuine_scores),
-            "ordered_impostor_pairs": 2 * self.impostor_pairs,
-            "tar_at_far": {far_name(far): tar for far, tar in self.tar_at_far.items()},
-            "threshold_at_far": {far_name(far): threshold for far, threshold in self.threshold_at_far.items()},
-            "precision": self.precision,
-            "notes": list(self.notes),
-        }
-
-    def curve(self, points: int = 200) -> tuple[Floats, Floats]:
-        """Return (FAR, TAR) for plotting: numbers of false accepts spread evenly over the logarithm, each exact."""
-        most = len(self.top_impostors) - 1 if len(self.top_impostors) < self.impostor_pairs else self.impostor_pairs
-        if most < 1:
-            return np.zeros(0), np.zeros(0)
-        accepts = np.unique(np.geomspace(1, most, points).astype(np.int64))
-        genuine = np.sort(self.genuine_scores)
-        barred = np.append(self.top_impostors, np.float32(-2.0))[accepts]  # the first impostor that stays out
-        tar = (len(genuine) - np.searchsorted(genuine, barred, side="right")) / len(genuine)
-        return accepts / self.impostor_pairs, tar
 
 
 def bytes_needed(images: int, dimension: int, genuine_pairs: int, kept: int, device: str = "cpu") -> int:
@@ -243,7 +174,7 @@ def score_all_pairs(
         top, codes, verified = _highest_impostors(
             rows_ND, dense[order], starts, keep, chosen, block or _ROWS[kind], _COLUMNS[kind], progress
         )
-    tars = tar_at_far(genuine, top, fars, impostor_pairs=impostor_pairs)
+    tars = tar_of_kinds(genuine, top, fars, impostor_pairs)
     notes = []
     for far, tar in tars.items():
         if tar is None and impostor_pairs < pairs_needed(far):
@@ -256,6 +187,7 @@ def score_all_pairs(
                 f"all pairs: TAR at FAR {far_name(far)} is not stated: it takes a budget of "
                 f"{bytes_needed(images, embeddings.shape[1], genuine_pairs, wants[far], kind):,} bytes, budget is {budget:,}"
             )
+    notes += dominant_person(counts * (counts - 1) // 2, "all pairs")
     first_K, second_K = order[codes // images], order[codes % images]
     return AllPairs(
         images=images,

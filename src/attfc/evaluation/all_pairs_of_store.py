@@ -22,6 +22,7 @@ from attfc.errors import UserError
 from attfc.evaluation.all_pairs import ALL_PAIRS_FARS, AllPairs, check_budget, score_all_pairs, score_groups
 from attfc.evaluation.embedding import broken_images, check_broken_limit, embed_store
 from attfc.evaluation.metrics import far_name
+from attfc.evaluation.people import few_people
 from attfc.evaluation.resampling import Path as FigurePath
 from attfc.evaluation.resampling import Sample
 from attfc.evaluation.samples import TailSample
@@ -248,12 +249,13 @@ def evaluate_all_pairs(
     labels = store.labels(positions_N[valid])
     options: dict[str, Any] = {"fars": fars, "budget": budget, "spare": spare, "device": device}
     everyone = score_all_pairs(vectors, labels, progress=progress, **options)
-    notes = (*notes, *everyone.notes)
+    notes = (*few_people(everyone.carriers), *notes, *everyone.notes)
     within: dict[str, AllPairs] = {}
     common: dict[str, dict[float, tuple[float, float]]] = {}
     if groups is not None:
         within, more = score_groups(vectors, labels, groups.of_label[labels], **options)
-        notes = (*notes, *groups.notes, *more)
+        small = (f"group {name} {note}" for name, found in within.items() for note in few_people(found.carriers))
+        notes = (*notes, *groups.notes, *more, *small)
         common = rates_at_common_threshold(everyone, groups.of_label[np.unique(labels)], within)
     return AllPairsEvaluation(
         name=store.name,

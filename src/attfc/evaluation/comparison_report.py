@@ -29,6 +29,7 @@ from attfc.evaluation.report_figures import (
     group_figure,
     with_colours,
 )
+from attfc.evaluation.report_people import notes_of_result
 from attfc.evaluation.resampling import IdentityDraw, Sample
 from attfc.evaluation.resampling import Path as FigurePath
 from attfc.evaluation.result import EvaluationResult, stated_value
@@ -144,9 +145,7 @@ def _boards(results: Sequence[EvaluationResult], names: Mapping[str, str]) -> li
             found = result.figures.get("groups")
             if isinstance(found, dict) and found and place == ("all_pairs",):
                 board.groups[name] = found
-            notes = [*_texts(holder.get("notes")), *(_texts(result.figures.get("notes")) if place else [])]
-            notes += _texts(holder.get("interval_notes"))
-            for note in dict.fromkeys(notes):
+            for note in notes_of_result(result.figures, holder):
                 board.notes.setdefault(note, []).append(name)
     return list(boards.values())
 
@@ -255,8 +254,8 @@ def _figure_table(board: _Board) -> tuple[list[str], list[list[Cell]]]:
 
 def _figure_name(path: FigurePath) -> str:
     names = {"accuracy": "accuracy, %", "auc": "AUC", "eer": "EER, %", "rank_one": "rank 1, leave one out, %"}
-    if path[0] == "tar_at_far":
-        return f"TAR at FAR {path[1]}, %"
+    if path[0] in ("tar_at_far", "person_balanced_tar_at_far"):
+        return f"{'TAR' if path[0] == 'tar_at_far' else 'person-balanced TAR'} at FAR {path[1]}, %"
     if path[0] == "tpir_at_fpir":
         return f"TPIR at FPIR {path[1]}, %"
     return f"rank {path[1]}, %" if path[0] == "rank" else names.get(path[0], " ".join(path))

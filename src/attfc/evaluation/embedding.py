@@ -187,14 +187,15 @@ def check_broken_limit(broken_limit: float) -> None:
 
 
 def broken_images(
-    embeddings: Embeddings, name: str, where: Callable[[int], str], broken_limit: float
+    embeddings: Embeddings, name: str, where: Callable[[int], str], broken_limit: float, missing: int = 0
 ) -> tuple[tuple[int, str, str], ...]:
     """Return (position, where, reason) of every broken image, in the order of the rows.
 
     Args:
         embeddings: of `embed_store`.
         name, where: of the source, for messages.
-        broken_limit: the largest share of the rows that may be broken.
+        broken_limit: the largest share of the images that may be broken or missing.
+        missing: images that are asked for and not in the source; they have no row.
 
     Raises:
         UserError: more are; a figure without them would be that of another set.
@@ -204,10 +205,10 @@ def broken_images(
         (int(positions_N[row]), where(int(positions_N[row])), reason)
         for row, reason in sorted(embeddings.broken.items())
     )
-    if len(broken) > broken_limit * len(positions_N):
-        _, first, reason = broken[0]
+    if len(broken) + missing > broken_limit * (len(positions_N) + missing):
+        first = f"; the first is {broken[0][1]}: {broken[0][2]}" if broken else ""
         raise UserError(
-            f"{name}: {len(broken):,} of {len(positions_N):,} images are broken, more than the limit of {broken_limit:g}; "
-            f"the first is {first}: {reason}: repair the set, or raise --broken-limit"
+            f"{name}: {len(broken) + missing:,} of {len(positions_N) + missing:,} images are broken{' or missing' if missing else ''}, "
+            f"more than the limit of {broken_limit:g}{first}: repair the set, or raise --broken-limit (of a training run: data.broken_limit)"
         )
     return broken

@@ -18,11 +18,12 @@ from attfc.data.store import Store
 from attfc.distributed import ALONE, Ranks
 from attfc.errors import UserError
 from attfc.evaluation.all_pairs import AllPairs, score_all_pairs
-from attfc.evaluation.embedding import Embeddings, embed_store
+from attfc.evaluation.embedding import Embeddings, broken_images, check_broken_limit, embed_store
 from attfc.evaluation.identification import RankOne
 from attfc.evaluation.identification import rank_one as identify
 from attfc.evaluation.metrics import FARS, PairScores, Thresholds, cosine_of_pairs, evaluate_scores
 from attfc.evaluation.pairs import Pairs, generate_pairs
+from attfc.evaluation.people import few_people
 from attfc.evaluation.resampling import Path, Sample, nested
 from attfc.evaluation.result import EvaluationResult, interval_notes, method_of_intervals, resample_result
 from attfc.evaluation.samples import EXACT_IMPOSTORS, PairListSample, ShareSample, TailSample
@@ -85,6 +86,12 @@ class HeldOutEvaluation:
             found["all_pairs",] = [TailSample.of_all_pairs(self.all_pairs, exact)]
         return found
 
+    @property
+    def people(self) -> int:
+        """How many people the figures rest on: those with a genuine pair, or found again by rank-one."""
+        ranked = 0 if self.rank_one is None else ShareSample.of_rank_one(self.rank_one).carriers
+        return max(self.pair_sample.carriers, ranked)
+
     def figures(self) -> dict[str, Any]:
         """Return the figures in the form of a run folder's `evaluation.json`: plain JSON types, unknown ones as None."""
         seconds = self.embeddings.seconds
@@ -95,12 +102,13 @@ class HeldOutEvaluation:
             "rank_one": None if self.rank_one is None else self.rank_one.rate,
             "rank_one_probes": 0 if self.rank_one is None else self.rank_one.probes,
             "all_pairs": None if self.all_pairs is None else self.all_pairs.to_dict(),
+            "people": self.people,
             "images": len(self.embeddings.positions),
             "broken": len(self.broken),
             "embedding_seconds": seconds,
             "embedded_images_per_second": len(self.embeddings.positions) / seconds if seconds > 0 else None,
         }
-        return {**figures, "notes": list(self.notes)}
+        return {**figures, "notes": [*few_people(self.people), *self.pair_sample.notes(), *self.notes]}
 
     def figures_with_intervals(self, seed: int = 0) -> dict[str, Any]:
         """Return `figures()` as they are and beside them 95 % intervals by identity, for the end of a run: 400 resamples, a few seconds.
@@ -119,7 +127,7 @@ class HeldOutEvaluation:
         return {
             **figures,
             "intervals": nested(intervals),
-            "interval_identities": max(sample.carriers for sample in samples[()]),
+            "interval_identities": self.people,
             "interval_notes": interval_notes(resampled),
             "uncertainty": method_of_intervals(_RUN_RESAMPLES, _RUN_CONFIDENCE, seed),
         }
@@ -166,6 +174,7 @@ def evaluate_store(
     gallery_images: int = 10_000,
     hardest: int = 12,
     spare: float = 1.0,
+    broken_limit: float = 0.01,
     flip: bool = True,
     batch_size: int = 256,
     device: torch.device | str | None = None,
@@ -185,11 +194,13 @@ def evaluate_store(
         gallery_images: these two use the whole store, or whole identities drawn by `seed` up to so many images.
         hardest: how many of the worst genuine and of the worst impostor pairs to name.
         spare: see `score_all_pairs`; intervals of the all-pairs figures want 2.
+        broken_limit: the largest share of broken images that is left out and counted; a larger one is an error.
         flip, batch_size, device, workers, autocast_dtype, ranks: see `embed_store`. Ranks share the embedding; each then has all figures.
 
     Raises:
-        UserError: the store allows no pairs, all images of the pairs are broken, or the model gives NaN or zeros.
+        UserError: the store allows no pairs, too many images are broken, or the model gives NaN or zeros.
     """
+    check_broken_limit(broken_limit)
     wanted = generate_pairs(store.identities, generated_pairs, seed, folds=folds) if pairs is None else pairs
     if len(wanted) == 0:
         raise UserError(f"{wanted.source}: no pairs to evaluate")
@@ -206,10 +217,7 @@ def evaluate_store(
         ranks=ranks,
     )
     valid_N, positions_N = embeddings.valid, embeddings.positions
-    broken = tuple(
-        (int(positions_N[row]), store.where(int(positions_N[row])), reason)
-        for row, reason in sorted(embeddings.broken.items())
-    )
+    broken = broken_images(embeddings, store.name, store.where, broken_limit, wanted.missing)
     first_P, second_P = np.searchsorted(positions_N, wanted.first), np.searchsorted(positions_N, wanted.second)
     usable_P = valid_N[first_P] & valid_N[second_P]
     skipped = int((~usable_P).sum())
@@ -248,7 +256,7 @@ def evaluate_store(
     return HeldOutEvaluation(
         pair_scores=figures,
         pairs=kept,
-        skipped_pairs=skipped,
+        skipped_pairs=skipped + wanted.skipped,
         embeddings=embeddings,
         rank_one=ranked,
         all_pairs=everything,

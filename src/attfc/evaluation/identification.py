@@ -19,7 +19,7 @@ from torch import Tensor
 
 from attfc.errors import UserError
 from attfc.evaluation.exact_scores import block_scores, unit_tensor
-from attfc.evaluation.metrics import far_name, pairs_needed, tar_at_far
+from attfc.evaluation.metrics import far_name, pairs_needed, tar_of_kinds
 
 __all__ = ["Identification", "RankOne", "identify", "rank_one", "unit_tensor"]
 
@@ -188,7 +188,7 @@ def identify(
     tpirs: dict[float, float | None] = dict.fromkeys(fpirs)
     fpir_curve, tpir_curve, threshold_curve = np.zeros(0), np.zeros(0), np.zeros(0)
     if stranger_scores.size:
-        tpirs = tar_at_far(counted, stranger_scores, fpirs)
+        tpirs = tar_of_kinds(counted, stranger_scores, fpirs)
         for fpir in fpirs:
             if fpir == 1.0:  # everybody is accepted, but a wrong rank stays wrong
                 tpirs[fpir] = float(np.mean(in_rank))

@@ -22,6 +22,7 @@ from attfc.data.store import Store
 from attfc.errors import UserError
 from attfc.evaluation.embedding import broken_images, check_broken_limit, embed_store
 from attfc.evaluation.identification import Identification, identify
+from attfc.evaluation.people import few_people
 from attfc.evaluation.resampling import Path, Sample
 from attfc.evaluation.samples import SearchSample
 
@@ -163,5 +164,5 @@ def identify_in_store(
         broken=broken,
         embedding_seconds=embeddings.seconds,
         search_seconds=time.perf_counter() - start,
-        notes=(*notes, *found.notes),
+        notes=(*few_people(len(np.unique(found.probe_labels))), *notes, *found.notes),
     )

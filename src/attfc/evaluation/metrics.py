@@ -13,7 +13,6 @@ scripts: TAR at FAR is taken on all pairs at once, at a FAR that does not exceed
 from the others by interpolation (pairs), or the nearest point of the curve, on either side (`tar_at_nearest_far`).
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -24,6 +23,8 @@ import torch
 from torch import Tensor
 
 from attfc.errors import UserError
+from attfc.evaluation.rates import FARS, far_name, pairs_needed, tar_at_far, tar_of_kinds
+from attfc.evaluation.score_checks import checked_pairs
 
 __all__ = [
     "DISTANCE_GRID",
@@ -44,6 +45,7 @@ __all__ = [
     "squared_distances_of_pairs",
     "tar_at_far",
     "tar_at_nearest_far",
+    "tar_of_kinds",
     "unit_rows",
 ]
 
@@ -52,10 +54,8 @@ Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Thresholds = Literal["exact", "grid"]
 
-FARS: tuple[float, ...] = (1e-1, 1e-2, 1e-3, 1e-4)
 DISTANCE_GRID: Floats = np.arange(0, 4, 0.01)
 """Squared distances of unit vectors that are tried as thresholds, as in the published scripts."""
-_SLACK = 1e-9  # FAR x impostors in floating point: 0.29 x 100 is 28.999999999999996
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,16 +107,6 @@ class PairScores:
             "tar_at_far": {far_name(far): tar for far, tar in self.tar_at_far.items()},
             "notes": list(self.notes),
         }
-
-
-def far_name(far: float) -> str:
-    """Return the key of a FAR in JSON files: "0.1", "0.0001", "1e-06"."""
-    return f"{far:g}"
-
-
-def pairs_needed(far: float) -> int:
-    """Return the least number of impostor pairs that can state a FAR: 1 / FAR, rounded up."""
-    return math.ceil(1.0 / far - _SLACK)
 
 
 def unit_rows(vectors: npt.NDArray[Any] | Tensor) -> Floats:
@@ -179,26 +169,6 @@ def fold_numbers(pairs: int, folds: int) -> Ints:
     return np.repeat(np.arange(folds, dtype=np.int64), sizes)
 
 
-def _checked(scores: npt.ArrayLike, same: npt.ArrayLike) -> tuple[Floats, Bools]:
-    scores_P = np.asarray(scores, dtype=np.float64)
-    same_P = np.asarray(same).astype(np.bool_)
-    if scores_P.ndim != 1 or scores_P.shape != same_P.shape:
-        raise UserError(f"{scores_P.shape} scores do not match {same_P.shape} labels: pass one of each per pair")
-    broken = np.flatnonzero(~np.isfinite(scores_P))
-    if broken.size:
-        raise UserError(
-            f"score {int(broken[0])} is {scores_P[broken[0]]} "
-            f"({broken.size} of {scores_P.size} scores are not finite): check the model for divergence"
-        )
-    genuine = int(same_P.sum())
-    if genuine == 0 or genuine == same_P.size:
-        kind, missing = ("impostor", "genuine") if genuine == 0 else ("genuine", "impostor")
-        raise UserError(
-            f"all {same_P.size} pairs are {kind} pairs: verification figures need {missing} pairs as well, at least one"
-        )
-    return scores_P, same_P
-
-
 def _counts(scores_P: Floats, same_P: Bools) -> tuple[Ints, Ints, Floats]:
     """Return false accepts, true accepts and threshold at every distinct score, falling; int64, int64, float64."""
     rising = np.sort(scores_P)
@@ -219,7 +189,7 @@ def roc(scores: npt.ArrayLike, same: npt.ArrayLike) -> Roc:
     Raises:
         UserError: scores that are not finite, or pairs of one kind only.
     """
-    false_accepts, true_accepts, thresholds = _counts(*_checked(scores, same))
+    false_accepts, true_accepts, thresholds = _counts(*checked_pairs(scores, same))
     return Roc(
         far=np.concatenate([[0.0], false_accepts / false_accepts[-1]]),
         tar=np.concatenate([[0.0], true_accepts / true_accepts[-1]]),
@@ -233,7 +203,7 @@ def area_under_roc(scores: npt.ArrayLike, same: npt.ArrayLike) -> float:
     >>> area_under_roc([0.9, 0.5, 0.5, 0.1], [True, True, False, False])
     0.875
     """
-    scores_P, same_P = _checked(scores, same)
+    scores_P, same_P = checked_pairs(scores, same)
     genuine, impostor = scores_P[same_P], np.sort(scores_P[~same_P])
     below = np.searchsorted(impostor, genuine, side="left")
     not_above = np.searchsorted(impostor, genuine, side="right")
@@ -246,7 +216,7 @@ def equal_error_rate(scores: npt.ArrayLike, same: npt.ArrayLike) -> float:
     >>> equal_error_rate([0.9, 0.5, 0.6, 0.1], [True, True, False, False])
     0.5
     """
-    scores_P, same_P = _checked(scores, same)
+    scores_P, same_P = checked_pairs(scores, same)
     values, counts = np.unique(scores_P[same_P], return_counts=True)
     impostor = np.sort(scores_P[~same_P])
     accepted = np.cumsum(counts[::-1])
@@ -273,42 +243,6 @@ def crossing(before: Floats, after: Floats, above: Floats, with_equal: Floats) -
     return float(above[k] + share * (with_equal[k] - above[k]))
 
 
-def tar_at_far(
-    genuine: npt.ArrayLike, impostors: npt.ArrayLike, fars: Sequence[float] = FARS, *, impostor_pairs: int | None = None
-) -> dict[float, float | None]:
-    """Return the share of genuine scores accepted at the laxest threshold whose share of accepted impostors is <= FAR.
-
-    Of I impostor scores floor(FAR x I) may be accepted; a genuine pair is accepted when its score is above the next
-    impostor. Equal scores are accepted or rejected together. With fewer than 1 / FAR impostor pairs the value is
-    None: not a single false accept would be allowed, and the figure would be that of another FAR.
-
-    Args:
-        genuine: (G,) scores of pairs of one person.
-        impostors: (I,) scores of pairs of two people, or only the highest of them, then with `impostor_pairs`.
-        fars: false accept rates in (0, 1].
-        impostor_pairs: how many impostor pairs were scored when `impostors` holds only the highest; a FAR that
-            reaches below the scores held is None as well.
-
-    >>> tar_at_far([0.9, 0.7, 0.3], [0.5, 0.4, 0.2, 0.1], fars=(0.25, 0.5, 0.1))
-    {0.25: 0.6666666666666666, 0.5: 1.0, 0.1: None}
-    """
-    genuine_G = np.asarray(genuine, dtype=np.float64)
-    highest = np.sort(np.asarray(impostors, dtype=np.float64))[::-1]
-    total = highest.size if impostor_pairs is None else impostor_pairs
-    if genuine_G.size == 0 or total == 0:
-        raise UserError(f"{genuine_G.size} genuine and {total} impostor scores: TAR at FAR needs at least one of each")
-    found: dict[float, float | None] = {}
-    for far in fars:
-        if not 0 < far <= 1:
-            raise UserError(f"FAR {far} is not a rate: use a number above 0 and at most 1")
-        allowed = min(math.floor(far * total + _SLACK), total)
-        if allowed == 0 or (allowed >= highest.size and allowed < total):
-            found[far] = None
-        else:
-            found[far] = 1.0 if allowed == total else float(np.mean(genuine_G > highest[allowed]))
-    return found
-
-
 def tar_at_nearest_far(scores: npt.ArrayLike, same: npt.ArrayLike, fars: Sequence[float] = FARS) -> dict[float, float]:
     """Return TAR at the point of the ROC whose FAR is nearest, as the published IJB scripts print it.
 
@@ -320,7 +254,7 @@ def tar_at_nearest_far(scores: npt.ArrayLike, same: npt.ArrayLike, fars: Sequenc
     >>> tar_at_nearest_far(scores, same, [0.3])
     {0.3: 1.0}
     """
-    false_accepts, true_accepts, _ = _counts(*_checked(scores, same))
+    false_accepts, true_accepts, _ = _counts(*checked_pairs(scores, same))
     turns = (np.diff(false_accepts, 2) != 0) | (np.diff(true_accepts, 2) != 0)
     corner = np.ones(len(false_accepts), dtype=np.bool_)
     corner[1:-1] = turns
@@ -356,7 +290,11 @@ def best_threshold(scores: npt.ArrayLike, same: npt.ArrayLike, thresholds: Thres
     >>> best_threshold([0.9, 0.7, 0.3, 0.1], [True, True, False, False])
     0.5
     """
-    scores_P, same_P = np.asarray(scores, dtype=np.float64), np.asarray(same, dtype=np.bool_)
+    scores_P, same_P = checked_pairs(scores, same, both_kinds=False)
+    return _best_threshold(scores_P, same_P, thresholds)
+
+
+def _best_threshold(scores_P: Floats, same_P: Bools, thresholds: Thresholds = "exact") -> float:
     if thresholds == "grid":
         return _as_cosine(_best_distance(2.0 - 2.0 * scores_P, same_P))
     genuine, impostor = np.sort(scores_P[same_P]), np.sort(scores_P[~same_P])
@@ -393,7 +331,7 @@ def evaluate_scores(
     Raises:
         UserError: scores not finite, pairs of one kind only, fewer pairs than folds, one fold only.
     """
-    scores_P, same_P = _checked(scores, same)
+    scores_P, same_P = checked_pairs(scores, same)
     if thresholds not in ("exact", "grid"):
         raise UserError(f"thresholds={thresholds!r} is unknown: use 'exact' or 'grid'")
     fold_P = fold_numbers(scores_P.size, int(folds)) if np.ndim(folds) == 0 else np.asarray(folds, dtype=np.int64)  # type: ignore[arg-type]
@@ -403,6 +341,9 @@ def evaluate_scores(
     if numbers.size < 2:
         raise UserError("all pairs are in one fold: the threshold of a fold comes from the others, so use at least 2")
     distances_P = 2.0 - 2.0 * scores_P if squared_distances is None else np.asarray(squared_distances, np.float64)
+    if not np.isfinite(distances_P).all():
+        first = int(np.flatnonzero(~np.isfinite(distances_P))[0])
+        raise UserError(f"squared distance {first} is {distances_P[first]}: check the model for divergence")
     if distances_P.shape != scores_P.shape:
         raise UserError(f"{distances_P.shape} squared distances do not match {scores_P.shape} scores: pass one a pair")
     accuracies = []
@@ -411,10 +352,10 @@ def evaluate_scores(
         if thresholds == "grid":
             accepted = distances_P[test] < _best_distance(distances_P[~test], same_P[~test])
         else:
-            accepted = scores_P[test] >= best_threshold(scores_P[~test], same_P[~test])
+            accepted = scores_P[test] >= _best_threshold(scores_P[~test], same_P[~test])
         accuracies.append(float(np.mean(accepted == same_P[test])))
     genuine, impostor = scores_P[same_P], scores_P[~same_P]
-    tars = tar_at_far(genuine, impostor, fars)
+    tars = tar_of_kinds(genuine, impostor, fars)
     notes = tuple(
         f"TAR at FAR {far_name(far)} is not stated: {impostor.size:,} impostor pairs, "
         f"at least {pairs_needed(far):,} needed"
@@ -426,7 +367,7 @@ def evaluate_scores(
         std=float(np.std(accuracies)),
         threshold=_as_cosine(_best_distance(distances_P, same_P))
         if thresholds == "grid"
-        else best_threshold(scores_P, same_P),
+        else _best_threshold(scores_P, same_P),
         auc=area_under_roc(scores_P, same_P),
         eer=equal_error_rate(scores_P, same_P),
         tar_at_far=tars,

@@ -6,6 +6,7 @@ dictionary over the store's identity names; drawing costs O(identities + pairs).
 Source: the file format of Labeled Faces in the Wild (pairs.txt, pairsDevTest.txt).
 """
 
+import dataclasses
 import os
 import re
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ class Pairs:
         same: (P,) true where both images show one person.
         fold: (P,) int64 fold of each pair, 0 ... folds - 1.
         source: where the list comes from: a file name, or "generated (seed 0)".
+        skipped: pairs of the list that are left out since an image of theirs is missing. missing: how many images these are.
         notes: what a reader of the figures should know, e.g. that the store allowed fewer pairs than asked for.
     """
 
@@ -42,6 +44,8 @@ class Pairs:
     fold: Ints
     source: str
     notes: tuple[str, ...] = ()
+    skipped: int = 0
+    missing: int = 0
 
     def __len__(self) -> int:
         """Return the number of pairs."""
@@ -53,14 +57,8 @@ class Pairs:
 
     def keep(self, chosen_P: Bools) -> "Pairs":
         """Return the pairs where `chosen_P` is true; folds keep their numbers."""
-        return Pairs(
-            self.first[chosen_P],
-            self.second[chosen_P],
-            self.same[chosen_P],
-            self.fold[chosen_P],
-            self.source,
-            self.notes,
-        )
+        chosen = {name: getattr(self, name)[chosen_P] for name in ("first", "second", "same", "fold")}
+        return dataclasses.replace(self, **chosen)
 
 
 def _stratified_folds(pairs_of_kind: int, folds: int) -> Ints:
@@ -83,6 +81,8 @@ class _ImagesOfPerson:
         self.store = store
         self.label_of = {store.identity_name(label): label for label in range(len(store.identities))}
         self.known: dict[str, tuple[dict[int, int], bool]] = {}
+        self.named: set[tuple[str, int]] = set()
+        self.missing: dict[tuple[str, int], str] = {}  # and where it is named first
 
     def numbered(self, name: str) -> tuple[dict[int, int], bool]:
         """Return image number -> position, and whether the numbers come from file names."""
@@ -98,28 +98,41 @@ class _ImagesOfPerson:
         return self.known[name]
 
     def position(self, name: str, number: str, at: str) -> int:
+        """Return where an image is, -1 if it is missing."""
+        if not number.isdecimal():
+            raise UserError(f"{at}: {number!r} is not an image number: write 1 for the first image of {name!r}")
+        if name not in self.label_of and ("/" in name or "\\" in name):
+            raise UserError(f"{at}: {name!r} is a path: write the identity's name and the number of the image")
+        self.named.add((name, int(number)))
+        found = self.numbered(name)[0].get(int(number), -1) if name in self.label_of else -1
+        if found < 0:
+            self.missing.setdefault((name, int(number)), at)
+        return found
+
+    def refuse_missing(self, limit: float) -> None:
+        """Raise if more of the images that the list names are missing than the limit allows."""
+        if len(self.missing) <= limit * len(self.named):
+            return
+        (name, number), at = next(iter(self.missing.items()))
+        counts = f"{len(self.missing):,} of {len(self.named):,} images that the list names are missing, more than the limit of {limit:g}"
         if name not in self.label_of:
             raise UserError(
                 f"{at}: nobody in {self.store.name} is named {name!r}{nearest(name, self.label_of)}: "
-                "use the store that the pair list was made for"
+                f"use the store that the pair list was made for ({counts})"
             )
-        if not number.isdecimal():
-            raise UserError(f"{at}: {number!r} is not an image number: write 1 for the first image of {name!r}")
         images, by_name = self.numbered(name)
-        if int(number) not in images:
-            has = f"files numbered {_few(sorted(images))}" if by_name else f"{len(images)} images"
-            raise UserError(
-                f"{at}: {name!r} has no image {number} in {self.store.name} ({has}): "
-                f"add {name}_{int(number):04d}.jpg or remove the pair"
-            )
-        return images[int(number)]
+        has = f"files numbered {_few(sorted(images))}" if by_name else f"{len(images)} images"
+        raise UserError(
+            f"{at}: {name!r} has no image {number} in {self.store.name} ({has}): "
+            f"add {name}_{number:04d}.jpg or remove the pair ({counts})"
+        )
 
 
 def _few(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers[:6])) + (" ..." if len(numbers) > 6 else "")
 
 
-def read_pairs(path: str | os.PathLike[str], store: Store, *, folds: int = 10) -> Pairs:
+def read_pairs(path: str | os.PathLike[str], store: Store, *, folds: int = 10, broken_limit: float = 0.01) -> Pairs:
     """Read an LFW pair list and find its images in a store.
 
     The first line is `folds<TAB>n` (n pairs of each kind a fold, fold after fold), or `n` alone: n genuine pairs,
@@ -128,17 +141,18 @@ def read_pairs(path: str | os.PathLike[str], store: Store, *, folds: int = 10) -
     file `<name>_000i.*`; if no file of the person carries a number, the i-th in order of file names.
 
     Args:
-        path: the file, UTF-8.
+        path: the file, UTF-8, with or without a byte order mark; lines end with LF or CR LF.
         store: where names and images are looked up.
         folds: folds for a list without folds of its own.
+        broken_limit: the largest share of the images named that may be missing; their pairs are left out and counted.
 
     Raises:
-        UserError: the file is not of this form, or a name or image is not in the store; with file and line number.
+        UserError: the file is not of this form, or too many of its names or images are not in the store; with file and line number.
         OSError: the file cannot be read.
     """
     file = Path(path)
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not UTF-8 text (byte {error.start}): pass the pair list of LFW's form") from None
     header = lines[0].split() if lines else []
@@ -153,6 +167,33 @@ def read_pairs(path: str | os.PathLike[str], store: Store, *, folds: int = 10) -
             "the file is cut short or its header is wrong"
         )
     images = _ImagesOfPerson(store)
+    first, second, same = _look_up(file, body, images)
+    images.refuse_missing(broken_limit)
+    same_P = np.array(same, dtype=np.bool_)
+    fold_P = np.repeat(np.arange(file_folds, dtype=np.int64), 2 * each)
+    read = Pairs(np.array(first, dtype=np.int64), np.array(second, dtype=np.int64), same_P, fold_P, file.name)
+    there_P = (read.first >= 0) & (read.second >= 0)
+    pairs, skipped = read.keep(there_P), int((~there_P).sum())
+    notes: tuple[str, ...] = ()
+    if skipped:
+        line = next(iter(images.missing.values())).rsplit(" ", 1)[1]  # no name: the note stands in files that travel
+        notes = (
+            f"{skipped:,} of {len(read):,} pairs of {file.name} were left out: {len(images.missing):,} of their images "
+            f"{'is' if len(images.missing) == 1 else 'are'} missing; the first is on line {line}",
+        )
+    if file_folds == 1:
+        fewest = int(min(pairs.same.sum(), (~pairs.same).sum()))
+        used = _two_folds_at_least(str(file), fewest, folds)
+        for kind in (pairs.same, ~pairs.same):
+            pairs.fold[kind] = _stratified_folds(int(kind.sum()), used)
+        notes = (*notes, f"{file.name} has no folds: its pairs were cut into {used} folds of both kinds")
+    return dataclasses.replace(pairs, notes=notes, skipped=skipped, missing=len(images.missing))
+
+
+def _look_up(
+    file: Path, body: list[tuple[int, str]], images: _ImagesOfPerson
+) -> tuple[list[int], list[int], list[bool]]:
+    """Return the positions of the two images of each line, -1 for a missing one, and whether they show one person."""
     first, second, same = [], [], []
     for number, line in body:
         at = f"{file} line {number}"
@@ -168,21 +209,10 @@ def read_pairs(path: str | os.PathLike[str], store: Store, *, folds: int = 10) -
             raise UserError(f"{at}: an impostor pair names {words[0]!r} twice: write name, i, j for one person")
         first.append(images.position(words[0], words[1], at))
         second.append(images.position(words[2], words[3], at))
-        if first[-1] == second[-1]:
+        if first[-1] == second[-1] >= 0:
             raise UserError(f"{at}: image {words[1]} of {words[0]!r} is paired with itself: use two different images")
         same.append(words[0] == words[2])
-    same_P = np.array(same, dtype=np.bool_)
-    notes: tuple[str, ...] = ()
-    if file_folds > 1:
-        fold_P = np.repeat(np.arange(file_folds, dtype=np.int64), 2 * each)
-    else:
-        fewest = int(min(same_P.sum(), (~same_P).sum()))
-        used = _two_folds_at_least(str(file), fewest, folds)
-        fold_P = np.zeros(len(same), dtype=np.int64)
-        for kind in (same_P, ~same_P):
-            fold_P[kind] = _stratified_folds(int(kind.sum()), used)
-        notes = (f"{file.name} has no folds: its pairs were cut into {used} folds of both kinds",)
-    return Pairs(np.array(first, dtype=np.int64), np.array(second, dtype=np.int64), same_P, fold_P, file.name, notes)
+    return first, second, same
 
 
 def generate_pairs(index: IdentityIndex, pairs: int = 6000, seed: int = 0, *, folds: int = 10) -> Pairs:

@@ -7,12 +7,10 @@ is left out and said so.
 """
 
 import base64
-import html
 import io
-import math
 import os
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -25,6 +23,30 @@ from PIL import Image
 from attfc.data.store import Store
 from attfc.errors import UserError
 from attfc.evaluation.report_figures import line_figure, roc_figure, score_figure
+from attfc.evaluation.report_parts import (
+    Cell,
+    bounds_text,
+    column_of,
+    duration,
+    escaped,
+    figure_block,
+    finite,
+    mebibytes,
+    notes_block,
+    percent,
+    section,
+    setting,
+    short,
+    table_block,
+)
+from attfc.evaluation.report_people import (
+    TarColumn,
+    checked_line,
+    people_behind,
+    people_title,
+    people_warning,
+    tar_columns,
+)
 from attfc.evaluation.resampling import Interval
 from attfc.evaluation.resampling import Path as FigurePath
 from attfc.evaluation.result import stated_intervals
@@ -37,8 +59,6 @@ SHOWN_PAIRS = 6  # of each kind: 24 pictures
 LISTED_BROKEN = 50
 ROC_HINT = "dotted: fewer than 30 false accepts, uncertain; shaded: so for every curve"
 PICTURE_SIZE = 112
-Cell = str | tuple[str, str]
-"""Text, and with it the interval that stands below."""
 _DRAWN = {
     "epoch",
     "loss",
@@ -81,155 +101,76 @@ def write_report(run_folder: str | os.PathLike[str], store: Store | None = None,
     )
     sections = [drawn_from(draw, run, folder, source) for draw, source in parts]
     template = Template((resources.files(__package__) / "report_template.html").read_text(encoding="utf-8"))
-    page = template.substitute(title=_escaped(f"{run.name} · attfc"), body="\n".join(filter(None, sections)))
+    page = template.substitute(title=escaped(f"{run.name} · attfc"), body="\n".join(filter(None, sections)))
     path = folder / "report.html"
     write_text_whole(path, page)
     return path
 
 
-def _escaped(value: object) -> str:
-    return html.escape(str(value), quote=True)
-
-
-def _number(value: object) -> float | None:
-    """A finite number, or None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if math.isfinite(value) else None
-
-
-def _column(records: Sequence[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:
-    """Steps and values of one field, leaving out records without it."""
-    found = [
-        (step, value)
-        for record in records
-        if (value := _number(record.get(name))) is not None and (step := _number(record.get("step"))) is not None
-    ]
-    return [step for step, _ in found], [value for _, value in found]
-
-
-def _percent(value: object, digits: int = 2) -> str:
-    number = _number(value)
-    return "–" if number is None else f"{100 * number:.{digits}f} %"
-
-
-def _bounds(intervals: Mapping[FigurePath, Interval], path: FigurePath, places: int = 2, percent: bool = True) -> str:
-    """[92.13, 94.90], or nothing."""
-    return intervals[path].text(places, percent).split(" ", 1)[1] if path in intervals else ""
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
-
-
-def _section(title: str, *parts: str) -> str:
-    inner = "\n".join(part for part in parts if part)
-    return f"<section>\n<h2>{_escaped(title)}</h2>\n{inner}\n</section>" if inner else ""
-
-
-def _figure(caption: str, svg: str, hint: str = "") -> str:
-    more = f'<p class="hint">{_escaped(hint)}</p>' if hint else ""
-    return f"<figure>\n<figcaption>{_escaped(caption)}</figcaption>\n{svg}\n{more}</figure>"
-
-
-def _table(rows: Iterable[Sequence[Cell]], header: Sequence[str] = (), numbers_from: int = 1) -> str:
-    """Rows of cells that are escaped here; columns from `numbers_from` on are set as numbers."""
-
-    number = ' class="number"'
-
-    def inner(value: Cell) -> str:
-        text, bounds = (value, "") if isinstance(value, str) else value
-        return _escaped(text) + (f'<br><span class="interval">{_escaped(bounds)}</span>' if bounds else "")
-
-    def cells(values: Sequence[Cell], tag: str) -> str:
-        return "".join(
-            f"<{tag}{number if place >= numbers_from else ''}>{inner(value)}</{tag}>"
-            for place, value in enumerate(values)
-        )
-
-    top = f"<tr>{cells(header, 'th')}</tr>" if header else ""
-    body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
-    return f"<table>{top}{body}</table>" if body else ""
-
-
-def _notes(notes: Iterable[object]) -> str:
-    items = "".join(f"<li>{_escaped(note)}</li>" for note in notes)
-    return f'<div class="notes"><ul>{items}</ul></div>' if items else ""
-
-
-def _value(config: dict[str, Any], *path: str) -> object:
-    value: object = config
-    for name in path:
-        value = value.get(name) if isinstance(value, dict) else None
-    return value
-
-
 def _heading(run: RunRecord) -> str:
     parts = [
-        _value(run.config, "head", "name") or _value(run.config, "head"),
-        _value(run.config, "backbone", "name") or _value(run.config, "backbone"),
-        _value(run.config, "data", "root"),
+        setting(run.config, "head", "name") or setting(run.config, "head"),
+        setting(run.config, "backbone", "name") or setting(run.config, "backbone"),
+        setting(run.config, "data", "root"),
         run.environment.get("started"),
     ]
     line = " · ".join(str(part) for part in parts if isinstance(part, str) and part)
-    steps = _column(run.train, "step")[1]
+    steps = column_of(run.train, "step")[1]
     at = f" at step {steps[-1]:,.0f}" if steps else ""
     state = "finished" if run.finished else f"not finished{at}: interrupted or still running"
     return (
-        f'<header>\n<h1>{_escaped(run.name)}</h1>\n<div class="sub"><span>{_escaped(line)}</span>'
-        f'<span class="state">{_escaped(state)}</span></div>\n</header>'
+        f'<header>\n<h1>{escaped(run.name)}</h1>\n<div class="sub"><span>{escaped(line)}</span>'
+        f'<span class="state">{escaped(state)}</span></div>\n</header>'
     )
 
 
 def _cards(run: RunRecord) -> str:
-    figures, intervals = run.evaluation, stated_intervals(run.evaluation)
+    figures, intervals, behind = run.evaluation, stated_intervals(run.evaluation), people_behind(run.evaluation)
     cards: list[tuple[str, str, str, str]] = []
     if figures:
-        std = _number(figures.get("accuracy_std"))
-        probes = _number(figures.get("rank_one_probes"))
+        std = finite(figures.get("accuracy_std"))
+        probes = finite(figures.get("rank_one_probes"))
         cards += [
             (
                 "Accuracy on pairs",
-                _percent(figures.get("accuracy")),
-                _bounds(intervals, ("accuracy",)),
+                percent(figures.get("accuracy")),
+                bounds_text(intervals, ("accuracy",)),
                 "" if std is None else f"± {100 * std:.2f} over folds",
             ),
             (
                 "Area under the ROC",
-                _short(figures.get("auc")),
-                _bounds(intervals, ("auc",), 4, percent=False),
+                short(figures.get("auc")),
+                bounds_text(intervals, ("auc",), 4, percent=False),
                 "1 is perfect, 0.5 chance",
             ),
-            ("Equal error rate", _percent(figures.get("eer")), _bounds(intervals, ("eer",)), "lower is better"),
+            ("Equal error rate", percent(figures.get("eer")), bounds_text(intervals, ("eer",)), "lower is better"),
             _tar_card(figures, intervals),
             (
                 "Rank-one identification",
-                _percent(figures.get("rank_one")),
-                _bounds(intervals, ("rank_one",)),
+                percent(figures.get("rank_one")),
+                bounds_text(intervals, ("rank_one",)),
                 f"{probes:,.0f} probes, leave one out" if probes else "leave one out",
             ),
         ]
-    losses = _column(run.train, "loss_average")[1] or _column(run.train, "loss")[1]
+        cards = [(name, value, bounds, "; ".join(filter(None, (more, behind)))) for name, value, bounds, more in cards]
+    losses = column_of(run.train, "loss_average")[1] or column_of(run.train, "loss")[1]
     if losses:
-        cards.append(("Training loss", _short(losses[-1]), "", f"from {_short(losses[0])}"))
-    speeds = _column(run.train, "images_per_second")[1]
+        cards.append(("Training loss", short(losses[-1]), "", f"from {short(losses[0])}"))
+    speeds = column_of(run.train, "images_per_second")[1]
     if speeds:
         cards.append(("Images a second", f"{statistics.median(speeds):,.0f}", "", "median, queries trained"))
-    memory = _column(run.train, "memory_mib")[1]
+    memory = column_of(run.train, "memory_mib")[1]
     if memory:
-        cards.append(("Peak memory", _mib(max(memory)), "", "of the training process"))
+        cards.append(("Peak memory", mebibytes(max(memory)), "", "of the training process"))
     shown = "".join(
-        f'<div class="card"><div class="name">{_escaped(name)}</div><div class="value">{_escaped(value)}</div>'
-        + (f'<div class="interval">{_escaped(bounds)}</div>' if bounds else "")
-        + f'<div class="more">{_escaped(more)}</div></div>'
+        f'<div class="card"><div class="name">{escaped(name)}</div><div class="value">{escaped(value)}</div>'
+        + (f'<div class="interval">{escaped(bounds)}</div>' if bounds else "")
+        + f'<div class="more">{escaped(more)}</div></div>'
         for name, value, bounds, more in cards
     )
-    missing = "" if figures else _notes(["This run has not been evaluated: there are no verification figures."])
-    return f'<div class="cards">{shown}</div>{missing}'
+    missing = "" if figures else "This run has not been evaluated: there are no verification figures."
+    first = notes_block(filter(None, [missing or people_warning(figures)]))
+    return f'{first}<div class="cards">{shown}</div>'
 
 
 def _tar_card(figures: dict[str, Any], intervals: Mapping[FigurePath, Interval]) -> tuple[str, str, str, str]:
@@ -242,9 +183,9 @@ def _tar_card(figures: dict[str, Any], intervals: Mapping[FigurePath, Interval])
     for source, place, holder in holders:
         if not isinstance(holder, dict) or not isinstance(holder.get("tar_at_far"), dict):
             continue
-        impostors = _number(holder.get("impostor_pairs")) or 0.0
+        impostors = finite(holder.get("impostor_pairs")) or 0.0
         for far, tar in holder["tar_at_far"].items():
-            value = _number(tar)
+            value = finite(tar)
             if value is not None:
                 certain = float(far) * impostors >= 30 - 1e-9
                 more = f"{source}, {impostors:,.0f} impostor"
@@ -255,16 +196,7 @@ def _tar_card(figures: dict[str, Any], intervals: Mapping[FigurePath, Interval])
     _, far, value, more, path = (
         min(sure, key=lambda entry: entry[1]) if sure else max(stated, key=lambda entry: entry[1])
     )
-    return (f"TAR at FAR {far:g}", _percent(value), _bounds(intervals, path), more)
-
-
-def _short(value: object) -> str:
-    number = _number(value)
-    return "–" if number is None else f"{number:.4f}" if abs(number) < 10 else f"{number:,.2f}"
-
-
-def _mib(value: float) -> str:
-    return f"{value / 1024:,.1f} GiB" if value >= 10240 else f"{value:,.0f} MiB"
+    return (f"TAR at FAR {far:g}", percent(value), bounds_text(intervals, path), more)
 
 
 def _list_of_pairs(run: RunRecord) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]] | None:
@@ -286,21 +218,24 @@ def _verification(run: RunRecord) -> str:
         scores, same = listed
         curve = None
         if everything is not None and len(run.arrays.get("all_pairs_far", ())):
-            count = int(_number(everything.get("impostor_pairs")) or 0)
+            count = int(finite(everything.get("impostor_pairs")) or 0)
             curve = (run.arrays["all_pairs_far"], run.arrays["all_pairs_tar"], count) if count else None
-        drawn.append(_figure("True accepts over false accepts", roc_figure(scores, same, curve), ROC_HINT))
-        drawn.append(_figure("Scores of the pairs", score_figure(scores, same, _number(figures.get("threshold")))))
-    columns = ("", "pairs", "all pairs") if everything else ("", "pairs")
+        drawn.append(figure_block("True accepts over false accepts", roc_figure(scores, same, curve), ROC_HINT))
+        drawn.append(figure_block("Scores of the pairs", score_figure(scores, same, finite(figures.get("threshold")))))
+    columns = tar_columns(figures)
     for title, table in (
-        ("TAR at FAR", _table(_far_rows(figures, everything), columns)),
-        ("Figures of the pairs", _table(_pair_rows(figures))),
+        ("TAR at FAR", table_block(_far_rows(figures, columns), ("", *(name for name, _, _ in columns)))),
+        ("Figures of the pairs", table_block(_pair_rows(figures))),
     ):
         drawn.append(f'<div class="panel"><h3>{title}</h3>{table}</div>' if table else "")
-    return _section(
-        "Verification on people never trained on",
+    return section(
+        people_title(figures),
         f'<div class="figures">{"".join(drawn)}</div>',
+        f'<p class="hint" style="margin-top:12px">{escaped(checked_line(figures))}</p>'
+        if checked_line(figures)
+        else "",
         _about_intervals(figures),
-        _notes([*_texts(figures.get("notes")), *_texts(figures.get("interval_notes"))]),
+        notes_block([*_texts(figures.get("notes")), *_texts(figures.get("interval_notes"))]),
     )
 
 
@@ -310,10 +245,10 @@ def _texts(value: object) -> list[str]:
 
 def _about_intervals(figures: dict[str, Any]) -> str:
     """What the brackets are, where there are any."""
-    confidence, resamples = (_number(_value(figures, "uncertainty", name)) for name in ("confidence", "resamples"))
+    confidence, resamples = (finite(setting(figures, "uncertainty", name)) for name in ("confidence", "resamples"))
     if confidence is None or resamples is None or not stated_intervals(figures):
         return ""
-    people = _number(figures.get("interval_identities"))
+    people = finite(figures.get("interval_identities"))
     told = "" if people is None else f" ({people:,.0f} with several images)"
     return (
         f'<p class="hint" style="margin-top:12px">In brackets: {100 * confidence:g} % intervals, from {resamples:,.0f} bootstrap resamples of '
@@ -326,42 +261,40 @@ def _tar_over_steps(evaluations: Sequence[dict[str, Any]]) -> list[tuple[str, li
     for record in evaluations:
         everything = record.get("all_pairs")
         tars = everything.get("tar_at_far") if isinstance(everything, dict) else record.get("tar_at_far")
-        step, tar = _number(record.get("step")), _number(tars.get("0.01")) if isinstance(tars, dict) else None
+        step, tar = finite(record.get("step")), finite(tars.get("0.01")) if isinstance(tars, dict) else None
         if step is not None and tar is not None:
             found.append((step, tar))
     return [("TAR at FAR 0.01", [step for step, _ in found], [tar for _, tar in found])]
 
 
-def _far_rows(figures: dict[str, Any], everything: dict[str, Any] | None) -> list[list[Cell]]:
-    holders = [figures] if everything is None else [figures, everything]
+def _far_rows(figures: dict[str, Any], columns: Sequence[TarColumn]) -> list[list[Cell]]:
     intervals = stated_intervals(figures)
-    tars = [tar if isinstance(tar := holder.get("tar_at_far"), dict) else {} for holder in holders]
-    places: tuple[FigurePath, ...] = ((), ("all_pairs",))
+    tars = [tar if isinstance(tar := holder.get(path[-1]), dict) else {} for _, holder, path in columns]
     rows: list[list[Cell]] = []
     for far in sorted({far for tar in tars for far in tar}, key=float, reverse=True):
         cells: list[Cell] = [
             (
-                "–" if far not in tar else "not stated" if tar[far] is None else _percent(tar[far]),
-                _bounds(intervals, (*place, "tar_at_far", far)),
+                "–" if far not in tar else "not stated" if tar[far] is None else percent(tar[far]),
+                bounds_text(intervals, (*path, far)),
             )
-            for tar, place in zip(tars, places, strict=False)
+            for tar, (_, _, path) in zip(tars, columns, strict=True)
         ]
         rows.append([f"FAR {far}", *cells])
     for name, key in (("genuine pairs", "genuine_pairs"), ("impostor pairs", "impostor_pairs")):
-        counts = [_number(holder.get(key)) for holder in holders]
+        counts = [finite(holder.get(key)) for _, holder, _ in columns]
         rows.append([name, *("–" if count is None else f"{count:,.0f}" for count in counts)])
     return rows
 
 
 def _pair_rows(figures: dict[str, Any]) -> list[list[Cell]]:
-    std, skipped, images = (_number(figures.get(name)) for name in ("accuracy_std", "skipped_pairs", "images"))
+    std, skipped, images = (finite(figures.get(name)) for name in ("accuracy_std", "skipped_pairs", "images"))
     intervals = stated_intervals(figures)
-    accuracy = _percent(figures.get("accuracy")) + ("" if std is None else f" ± {100 * std:.2f}")
+    accuracy = percent(figures.get("accuracy")) + ("" if std is None else f" ± {100 * std:.2f}")
     rows: list[list[Cell]] = [
-        ["accuracy", (accuracy, _bounds(intervals, ("accuracy",)))],
-        ["threshold (cosine)", _short(figures.get("threshold"))],
-        ["equal error rate", (_percent(figures.get("eer")), _bounds(intervals, ("eer",)))],
-        ["area under the ROC", (_short(figures.get("auc")), _bounds(intervals, ("auc",), 4, percent=False))],
+        ["accuracy", (accuracy, bounds_text(intervals, ("accuracy",)))],
+        ["threshold (cosine)", short(figures.get("threshold"))],
+        ["equal error rate", (percent(figures.get("eer")), bounds_text(intervals, ("eer",)))],
+        ["area under the ROC", (short(figures.get("auc")), bounds_text(intervals, ("auc",), 4, percent=False))],
     ]
     if isinstance(figures.get("pair_source"), str):
         rows.append(["pairs from", str(figures["pair_source"])])
@@ -372,27 +305,27 @@ def _pair_rows(figures: dict[str, Any]) -> list[list[Cell]]:
 
 def _training(run: RunRecord) -> str:
     drawn: list[str] = []
-    losses, averages = _column(run.train, "loss"), _column(run.train, "loss_average")
+    losses, averages = column_of(run.train, "loss"), column_of(run.train, "loss_average")
     if averages[0] and losses[0]:
         lines = [("_loss", *losses), ("average", *averages)]
         drawn.append(
-            _figure(
+            figure_block(
                 "Loss",
                 line_figure(lines, "loss over steps", key="loss"),
                 "faint: the step's loss; strong: its running average",
             )
         )
     elif losses[0]:
-        drawn.append(_figure("Loss", line_figure([("loss", *losses)], "loss over steps", key="loss")))
+        drawn.append(figure_block("Loss", line_figure([("loss", *losses)], "loss over steps", key="loss")))
     over_steps = [
-        ("accuracy", *_column(run.evaluations, "accuracy")),
-        ("rank-one", *_column(run.evaluations, "rank_one")),
+        ("accuracy", *column_of(run.evaluations, "accuracy")),
+        ("rank-one", *column_of(run.evaluations, "rank_one")),
         *(_tar_over_steps(run.evaluations)),
     ]
     over_steps = [line for line in over_steps if len(line[1]) > 1]
     if over_steps:
         drawn.append(
-            _figure(
+            figure_block(
                 "Evaluation over steps", line_figure(over_steps, "figures over steps", key="evaluation", markers=True)
             )
         )
@@ -401,24 +334,24 @@ def _training(run: RunRecord) -> str:
         ("images_per_second", "Images a second"),
         ("memory_mib", "Memory, MiB"),
     )
-    of_the_head = sorted(
-        {name for record in run.train for name in record if _number(record[name]) is not None} - _DRAWN
-    )
+    of_the_head = sorted({name for record in run.train for name in record if finite(record[name]) is not None} - _DRAWN)
     for place, (name, caption) in enumerate(
         (*plain, *((name, name.replace("_", " ").capitalize()) for name in of_the_head))
     ):
-        steps, values = _column(run.train, name)
+        steps, values = column_of(run.train, name)
         if not steps or (name == "memory_mib" and max(values) < 1.05 * min(values)):
             continue
         svg = line_figure([(caption, steps, values)], f"{caption} over steps", key=f"train{place}", from_zero=True)
-        drawn.append(_figure(caption, svg))
+        drawn.append(figure_block(caption, svg))
     inner = (
         f'<div class="figures">{"".join(drawn)}</div>' if drawn else '<p class="hint">No training step was logged.</p>'
     )
     torn = (
-        _notes(["The last line of metrics.jsonl was cut short (a killed process) and is left out."]) if run.torn else ""
+        notes_block(["The last line of metrics.jsonl was cut short (a killed process) and is left out."])
+        if run.torn
+        else ""
     )
-    return _section("Training", inner, torn)
+    return section("Training", inner, torn)
 
 
 def _hardest_rows(run: RunRecord, store: Store | None) -> list[tuple[bool, float, int, int, str, str]]:
@@ -462,7 +395,7 @@ def _hardest(run: RunRecord, store: Store | None) -> str:
             continue
         shown = of_kind[:SHOWN_PAIRS] if store is not None else []
         rest = [(f"{score:.4f}", one, other) for _, score, _, _, one, other in of_kind[len(shown) :]]
-        table = _table(rest, ("cosine", "first image", "second image"), numbers_from=9)
+        table = table_block(rest, ("cosine", "first image", "second image"), numbers_from=9)
         parts.append(
             f"<h3>{title}</h3>"
             + (f'<div class="pairs">{"".join(_pair(row, store) for row in shown)}</div>' if store is not None else "")
@@ -472,7 +405,7 @@ def _hardest(run: RunRecord, store: Store | None) -> str:
         '<p class="hint">Often wrong labels, or very different poses and ages: look at them before trusting the last tenth of a '
         "percent.</p>"
     )
-    return _section("Hardest pairs", *([hint, *parts] if parts else []))
+    return section("Hardest pairs", *([hint, *parts] if parts else []))
 
 
 def _pair(row: tuple[bool, float, int, int, str, str], store: Store) -> str:
@@ -486,12 +419,12 @@ def _pair(row: tuple[bool, float, int, int, str, str], store: Store) -> str:
             )
     images = store.images([first, second], PICTURE_SIZE)
     faces = "".join(
-        f'<img src="data:image/jpeg;base64,{_jpeg(pixels)}" width="{PICTURE_SIZE}" height="{PICTURE_SIZE}" alt="{_escaped(where)}">'
+        f'<img src="data:image/jpeg;base64,{_jpeg(pixels)}" width="{PICTURE_SIZE}" height="{PICTURE_SIZE}" alt="{escaped(where)}">'
         for pixels, where in zip(images.pixels, (first_where, second_where), strict=True)
     )
     return (
         f'<div class="pair"><div class="faces">{faces}</div><div class="score">{score:.3f}</div>'
-        f'<div class="who">{_escaped(first_where)}<br>{_escaped(second_where)}</div></div>'
+        f'<div class="who">{escaped(first_where)}<br>{escaped(second_where)}</div></div>'
     )
 
 
@@ -503,31 +436,31 @@ def _jpeg(pixels: npt.NDArray[np.uint8]) -> str:
 
 def _timing(run: RunRecord) -> str:
     rows: list[tuple[str, str]] = []
-    steps, epochs = _column(run.train, "step")[1], _column(run.train, "epoch")[1]
+    steps, epochs = column_of(run.train, "step")[1], column_of(run.train, "epoch")[1]
     if steps:
         rows.append(("steps", f"{steps[-1]:,.0f}" + (f" ({epochs[-1]:.2f} epochs)" if epochs else "")))
-    seconds = _column(run.train, "seconds")[1]
+    seconds = column_of(run.train, "seconds")[1]
     if seconds:
-        rows.append(("training time", _duration(seconds[-1])))
-    speeds = _column(run.train, "images_per_second")[1]
+        rows.append(("training time", duration(seconds[-1])))
+    speeds = column_of(run.train, "images_per_second")[1]
     if speeds:
         rows.append(("images a second, median", f"{statistics.median(speeds):,.1f}"))
         rows.append(("images a second, lowest and highest", f"{min(speeds):,.1f} – {max(speeds):,.1f}"))
-    memory = _column(run.train, "memory_mib")[1]
+    memory = column_of(run.train, "memory_mib")[1]
     if memory:
-        rows.append(("peak memory", _mib(max(memory))))
-    taken, rate = (_number(run.evaluation.get(name)) for name in ("embedding_seconds", "embedded_images_per_second"))
+        rows.append(("peak memory", mebibytes(max(memory))))
+    taken, rate = (finite(run.evaluation.get(name)) for name in ("embedding_seconds", "embedded_images_per_second"))
     if taken is not None:
-        rows.append(("embedding for the evaluation", _duration(taken) + (f", {rate:,.1f} images/s" if rate else "")))
-    tables = [("Timing and memory", _table(rows))]
+        rows.append(("embedding for the evaluation", duration(taken) + (f", {rate:,.1f} images/s" if rate else "")))
+    tables = [("Timing and memory", table_block(rows))]
     for name in ("machine", "versions"):
         entries = run.environment.get(name)
         if isinstance(entries, dict):
-            tables.append((name.capitalize(), _table([(str(key), str(value)) for key, value in entries.items()])))
+            tables.append((name.capitalize(), table_block([(str(key), str(value)) for key, value in entries.items()])))
     others = [(str(k), str(v)) for k, v in run.environment.items() if not isinstance(v, dict | list)]
-    tables.append(("Environment", _table(others)))
+    tables.append(("Environment", table_block(others)))
     panels = "".join(f'<div class="panel"><h3>{title}</h3>{table}</div>' for title, table in tables if table)
-    return _section("Timing, memory and versions", f'<div class="figures">{panels}</div>' if panels else "")
+    return section("Timing, memory and versions", f'<div class="figures">{panels}</div>' if panels else "")
 
 
 def _broken(run: RunRecord) -> str:
@@ -543,9 +476,9 @@ def _broken(run: RunRecord) -> str:
         return ""
     listed = sorted(rows)[:LISTED_BROKEN]
     more = f", the first {LISTED_BROKEN} of them listed" if len(rows) > LISTED_BROKEN else ""
-    table = _table(listed, ("image", "reason", "found in"), numbers_from=9)
+    table = table_block(listed, ("image", "reason", "found in"), numbers_from=9)
     plural = "s" if len(rows) > 1 else ""
-    return _section(
+    return section(
         "Broken images",
         f'<p class="hint">{len(rows):,} broken image{plural}{more}. They were replaced or skipped.</p><div class="panel">{table}</div>',
     )
@@ -554,6 +487,6 @@ def _broken(run: RunRecord) -> str:
 def _configuration(run: RunRecord) -> str:
     if not run.config_text:
         return ""
-    return _section(
-        "Configuration", f"<details><summary>config.yaml</summary><pre>{_escaped(run.config_text)}</pre></details>"
+    return section(
+        "Configuration", f"<details><summary>config.yaml</summary><pre>{escaped(run.config_text)}</pre></details>"
     )

@@ -20,9 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from attfc.evaluation.all_pairs import AllPairs
-from attfc.evaluation.identification import Identification, RankOne
+from attfc.evaluation.identification import Identification
 from attfc.evaluation.metrics import DISTANCE_GRID, FARS, Thresholds, crossing, far_name, pairs_needed
+from attfc.evaluation.people import dominant_person
 from attfc.evaluation.resampling import Draw, Path
+from attfc.evaluation.share_sample import ShareSample
 
 __all__ = ["PairListSample", "SearchSample", "ShareSample", "TailSample"]
 
@@ -90,6 +92,10 @@ class PairListSample:
     def carriers(self) -> int:
         """How many identities have a genuine pair."""
         return len(np.unique(self.first[self.same]))
+
+    def notes(self) -> list[str]:
+        """Say if one person holds most genuine pairs of the list."""
+        return dominant_person(np.bincount(self.first[self.same]), "list of pairs")
 
     def facts(self) -> dict[str, npt.NDArray[Any]]:
         """Return the pairs, their identities and folds, and the FARs."""
@@ -360,7 +366,7 @@ class TailSample:
         }
 
     def figures(self, draw: Draw) -> dict[Path, float]:
-        """Return tar_at_far, and of a list auc and eer, under the weights of a draw."""
+        """Return tar_at_far, of all pairs also person_balanced_tar_at_far, of a list auc and eer, under the weights of a draw."""
         weights_M = draw.of_pairs(self.impostor_first, self.impostor_second, self.impostor_codes)
         falling = np.cumsum(weights_M)
         if len(self.identity_images):
@@ -369,11 +375,14 @@ class TailSample:
             total = float(falling[-1])
         else:
             total = draw.linear(self.identity_pairs, self.impostor_pairs)
-        genuine = draw.of(np.arange(self.identities)) @ self._genuine_pairs
+        weights_I = draw.of(np.arange(self.identities))
+        genuine = weights_I @ self._genuine_pairs
+        balanced_I = weights_I * self._balance if len(self.identity_images) else np.zeros(0)
         paths: dict[float, Path] = {far: ("tar_at_far", far_name(far)) for far in self.fars}
         ranked: list[Path] = [("auc",), ("eer",)] if len(self.genuine_above) else []
         if total <= 0 or genuine == 0:
-            return dict.fromkeys([*paths.values(), *ranked], math.nan)
+            balanced = [_balanced(path) for path in paths.values()] if len(balanced_I) else []
+            return dict.fromkeys([*paths.values(), *balanced, *ranked], math.nan)
         found: dict[Path, float] = {}
         deep: Floats | None = None
         for far, path in paths.items():
@@ -388,7 +397,9 @@ class TailSample:
                 threshold = float(np.interp(allowed, deep, self.deep_scores))
             else:
                 threshold = float(self.impostor_scores[-1])
-            found[path] = self._accepted(draw, threshold) / float(genuine)
+            found[path] = self._accepted(weights_I, threshold) / float(genuine)
+            if len(balanced_I):
+                found[_balanced(path)] = self._accepted(balanced_I, threshold) / float(balanced_I @ self._genuine_pairs)
         if ranked:
             if deep is None and int(self.genuine_not_below[0]) > len(
                 falling
@@ -448,8 +459,13 @@ class TailSample:
         """Place in the genuine scores -> genuine pairs of each identity from there on; see `_accepted`."""
         return {}
 
-    def _accepted(self, draw: Draw, threshold: float) -> float:
-        """Weight of the genuine pairs above a threshold.
+    @functools.cached_property
+    def _balance(self) -> Floats:
+        """Weight of a genuine pair of each identity if all identities that have one weigh alike."""
+        return np.where(self._genuine_pairs > 0, 1.0 / np.maximum(self._genuine_pairs, 1.0), 0.0)
+
+    def _accepted(self, weights_I: Floats, threshold: float) -> float:
+        """Weight of the genuine pairs above a threshold, those of an identity weighing alike.
 
         Thresholds of a FAR lie close together: counts an identity are kept for every 4,096th place, and only the pairs up to the next such place are
         weighted one by one.
@@ -461,11 +477,14 @@ class TailSample:
                 self._landings.clear()
             counts = np.bincount(self.genuine_identities[landing:], minlength=self.identities)
             self._landings[landing] = counts.astype(np.float64)
-        weights = draw.of(np.arange(self.identities))
-        return float(weights @ self._landings[landing] + draw.of(self.genuine_identities[place:landing]).sum())
+        return float(weights_I @ self._landings[landing] + weights_I[self.genuine_identities[place:landing]].sum())
 
 
 _LANDING, _MOST_LANDINGS = 4096, 32
+
+
+def _balanced(path: Path) -> Path:
+    return (f"person_balanced_{path[0]}", *path[1:])
 
 
 def _pairs_of_identities(first: Ints, second: Ints, identities: int) -> Floats:
@@ -596,36 +615,3 @@ class SearchSample:
             strangers = strangers[np.argsort(-self.strangers[strangers], kind="stable")]
             found.append((np.flatnonzero(self.probe_gallery == gallery), strangers, self.strangers[strangers]))
         return found
-
-
-@dataclass(frozen=True, eq=False)
-class ShareSample:
-    """A share of probes, by the name of the figure. hits: (M,) bool; probe_identities: (M,) from 0."""
-
-    name: str
-    hits: Bools
-    probe_identities: Ints
-
-    @staticmethod
-    def of_rank_one(found: RankOne) -> "ShareSample":
-        """Return the sample of leave-one-out identification."""
-        return ShareSample("rank_one", found.hits, np.unique(found.labels, return_inverse=True)[1].astype(np.int64))
-
-    @functools.cached_property
-    def identities(self) -> int:
-        """How many identities are searched."""
-        return int(self.probe_identities.max()) + 1
-
-    @property
-    def carriers(self) -> int:
-        """The same."""
-        return self.identities
-
-    def facts(self) -> dict[str, npt.NDArray[Any]]:
-        """Return who is searched."""
-        return {"probes": self.probe_identities}
-
-    def figures(self, draw: Draw) -> dict[Path, float]:
-        """Return the share under the weights of a draw."""
-        weights = draw.of(self.probe_identities)
-        return {(self.name,): float(weights[self.hits].sum() / weights.sum()) if weights.sum() else math.nan}

@@ -33,8 +33,8 @@ from attfc.evaluation.metrics import (
     equal_error_rate,
     far_name,
     pairs_needed,
-    tar_at_far,
     tar_at_nearest_far,
+    tar_of_kinds,
 )
 from attfc.evaluation.resampling import Path as FigurePath
 from attfc.evaluation.resampling import Sample, linked_identities
@@ -335,7 +335,7 @@ def verify_templates(
             "1:1 figures need both kinds"
         )
     scores = score_template_pairs(templates.vectors, first[scored], second[scored])
-    tars = tar_at_far(scores[same], scores[~same], fars)
+    tars = tar_of_kinds(scores[same], scores[~same], fars)
     notes += [
         f"TAR at FAR {far_name(far)} is not stated: {impostors:,} impostor pairs, at least {pairs_needed(far):,} needed"
         for far, tar in tars.items()

@@ -33,6 +33,7 @@ from attfc.evaluation.metrics import (
     unit_rows,
 )
 from attfc.evaluation.pairs import Pairs
+from attfc.evaluation.people import few_people
 from attfc.evaluation.resampling import linked_identities
 from attfc.evaluation.samples import PairListSample
 
@@ -143,10 +144,19 @@ def find_sets(folder: Path, names: Sequence[str] = ()) -> list[Path]:
 
 
 def pairs_of_set(verification_set: VerificationSet, folds: int = 10) -> Pairs:
-    """Return the pairs of a `.bin` set: images 2i and 2i + 1, contiguous folds in the order of the file."""
-    pairs = len(verification_set.same)
+    """Return the pairs of a `.bin` set: images 2i and 2i + 1, contiguous folds in the order of the file; one fold per pair if these are fewer.
+
+    Raises:
+        UserError: a single pair.
+    """
+    pairs, source = len(verification_set.same), f"{verification_set.name}.bin"
+    if pairs < 2:
+        raise UserError(
+            f"{source}: 1 pair is not enough: the threshold of a fold comes from the others, so at least 2 are needed"
+        )
     first = np.arange(0, 2 * pairs, 2, dtype=np.int64)
-    return Pairs(first, first + 1, verification_set.same, fold_numbers(pairs, folds), f"{verification_set.name}.bin")
+    notes = (f"{source} has only {pairs} pairs: {pairs} folds instead of {folds}",) if pairs < folds else ()
+    return Pairs(first, first + 1, verification_set.same, fold_numbers(pairs, min(folds, pairs)), source, notes)
 
 
 def identities_of_set(verification_set: VerificationSet) -> Ints:
@@ -207,7 +217,7 @@ def evaluate_pair_list(
         progress=progress,
     )
     positions_N = embeddings.positions
-    broken = broken_images(embeddings, source.name, source.where, broken_limit)
+    broken = broken_images(embeddings, source.name, source.where, broken_limit, pairs.missing)
     first_P, second_P = np.searchsorted(positions_N, pairs.first), np.searchsorted(positions_N, pairs.second)
     usable_P = embeddings.valid[first_P] & embeddings.valid[second_P]
     kept, first_P, second_P = pairs.keep(usable_P), first_P[usable_P], second_P[usable_P]
@@ -243,14 +253,15 @@ def evaluate_pair_list(
             distances=distances_P,
             fars=fars,
         )
+    people = () if sample is None else (*few_people(sample.carriers), *sample.notes())
     return PairEvaluation(
         name=source.name,
         scores=scores,
         pairs=kept,
-        skipped_pairs=skipped,
+        skipped_pairs=skipped + pairs.skipped,
         images=len(positions_N),
         broken=broken,
         seconds=embeddings.seconds,
-        notes=(*notes, *scores.notes),
+        notes=(*people, *notes, *scores.notes),
         sample=sample,
     )

@@ -126,6 +126,7 @@ class Trainer:
     clip: float = 5.0
     evaluate: Callable[[nn.Module, int], dict[str, Any]] | None = None
     evaluate_every: int = 0
+    evaluated_on: str = "on unseen identities"  # whom `evaluate` evaluates on, for the progress line
     best_by: str = "accuracy"
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
@@ -314,9 +315,8 @@ class Trainer:
         evaluate = self.evaluate
         assert evaluate is not None
         own = self.ranks.together(lambda: evaluate(self.pair.query, self.step))
-        figures = self.ranks.once(
-            lambda: own
-        )  # another host may differ in the last digit, and all must agree on the best
+        # Another host may differ in the last digit, and all must agree on the best.
+        figures = self.ranks.once(lambda: own)
         self.pair.query.train()
         self.last_evaluation = figures
         log.write("evaluation", self.step, figures)
@@ -330,7 +330,7 @@ class Trainer:
                 for name, value in _flat(figures)
                 if name in ("accuracy", "auc", "eer", "rank_one")
             )
-            line.say(f"step {self.step}: on unseen identities  {shown}")
+            line.say(f"step {self.step}: {self.evaluated_on}  {shown}")
 
     def save(self) -> Path:
         """Write a checkpoint of everything and prune old ones."""

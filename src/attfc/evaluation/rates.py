@@ -1,0 +1,84 @@
+"""TAR at FAR: the rate of accepted genuine pairs at a rate of accepted impostors; which FARs a number of pairs can state."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from attfc.errors import UserError
+from attfc.evaluation.score_checks import checked_pairs, checked_scores
+
+__all__ = ["FARS", "far_name", "pairs_needed", "tar_at_far", "tar_of_kinds"]
+
+FARS: tuple[float, ...] = (1e-1, 1e-2, 1e-3, 1e-4)
+_SLACK = 1e-9  # FAR x impostors in floating point: 0.29 x 100 is 28.999999999999996
+
+
+def far_name(far: float) -> str:
+    """Return the key of a FAR in JSON files: "0.1", "0.0001", "1e-06"."""
+    return f"{far:g}"
+
+
+def pairs_needed(far: float) -> int:
+    """Return the least number of impostor pairs that can state a FAR: 1 / FAR, rounded up."""
+    return math.ceil(1.0 / far - _SLACK)
+
+
+def tar_at_far(
+    scores: npt.ArrayLike, same: npt.ArrayLike, fars: Sequence[float] = FARS, *, impostor_pairs: int | None = None
+) -> dict[float, float | None]:
+    """Return the share of genuine scores accepted at the laxest threshold whose share of accepted impostors is <= FAR.
+
+    Of I impostor scores floor(FAR x I) may be accepted; a genuine pair is accepted when its score is above the next
+    impostor. Equal scores are accepted or rejected together. With fewer than 1 / FAR impostor pairs the value is
+    None: not a single false accept would be allowed, and the figure would be that of another FAR.
+
+    Args:
+        scores: (P,) similarities.
+        same: (P,) booleans, true where both images show one person. Or, if no booleans, (I,) the scores of the impostor pairs;
+            then `scores` are those of the genuine pairs.
+        fars: false accept rates in (0, 1].
+        impostor_pairs: how many impostor pairs were scored when only the highest are passed; a FAR that
+            reaches below the scores held is None as well.
+
+    Raises:
+        UserError: scores that are booleans or not finite, pairs of one kind only, a FAR that is no rate.
+
+    >>> tar_at_far([0.9, 0.5, 0.7, 0.4, 0.3, 0.2, 0.1], [True, False, True, False, True, False, False], (0.25, 0.5, 0.1))
+    {0.25: 0.6666666666666666, 0.5: 1.0, 0.1: None}
+    >>> tar_at_far([0.9, 0.7, 0.3], [0.5, 0.4, 0.2, 0.1], fars=(0.25, 0.5, 0.1))
+    {0.25: 0.6666666666666666, 0.5: 1.0, 0.1: None}
+    """
+    others = np.asarray(same)
+    if others.dtype == np.bool_:
+        scores_P, same_P = checked_pairs(scores, others, both_kinds=False)
+        genuine, impostors = scores_P[same_P], scores_P[~same_P]
+    else:
+        genuine, impostors = checked_scores(scores, "genuine score"), checked_scores(others, "impostor score")
+        if others.dtype.kind in "iu" and genuine.size == impostors.size and np.isin(others, (0, 1)).all():
+            raise UserError(
+                f"same 0 is {others.ravel()[0]}, of type {others.dtype}: pass booleans (same == 1), or impostor scores as floating-point numbers"
+            )
+    return tar_of_kinds(genuine, impostors, fars, impostor_pairs)
+
+
+def tar_of_kinds(
+    genuine: npt.ArrayLike, impostors: npt.ArrayLike, fars: Sequence[float], impostor_pairs: int | None = None
+) -> dict[float, float | None]:
+    """Return `tar_at_far` of genuine and impostor scores that are known to be numbers; -inf is never accepted."""
+    genuine_G = np.asarray(genuine, dtype=np.float64)
+    highest = np.sort(np.asarray(impostors, dtype=np.float64))[::-1]
+    total = highest.size if impostor_pairs is None else impostor_pairs
+    if genuine_G.size == 0 or total == 0:
+        raise UserError(f"{genuine_G.size} genuine and {total} impostor scores: TAR at FAR needs at least one of each")
+    found: dict[float, float | None] = {}
+    for far in fars:
+        if not 0 < far <= 1:
+            raise UserError(f"FAR {far} is not a rate: use a number above 0 and at most 1")
+        allowed = min(math.floor(far * total + _SLACK), total)
+        if allowed == 0 or (allowed >= highest.size and allowed < total):
+            found[far] = None
+        else:
+            found[far] = 1.0 if allowed == total else float(np.mean(genuine_G > highest[allowed]))
+    return found

@@ -1,0 +1,341 @@
+"""Whether the people of an evaluation were trained on: what two sets of faces share, by name and by content.
+
+Names: two identities of the same data (one folder, one file, one synthetic seed) are one person where their names are equal. In other data
+the names are compared without case, spaces and underscores, and names that are mere numbers are not compared: RecordIO counts its people from 0.
+
+Content: evaluation images whose encoded bytes are among the training images. All of them where both sets hold at most 200,000 images
+together. Else 10,000 of them, drawn with a fixed seed, against the training images of equal byte length. At most 200,000 training images are
+read then: the evaluation images of the commonest lengths are left unchecked, and the result says how many were checked. The same photograph in
+another encoding is not found.
+
+Cost: one string per identity; one read per compared image, some 20,000 a second from memory; above 200,000 images also the byte length of each
+training image (an `lstat` each in folders and lists). Not taken: comparing embeddings of all people, which takes a model that is good already.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from attfc.data.cleaning import comparable_name
+from attfc.data.combined import CombinedStore
+from attfc.data.content_hash import content_hash
+from attfc.data.edits import EditedStore
+from attfc.data.folder import FolderStore
+from attfc.data.list_file import ListStore
+from attfc.data.packed import PackedStore
+from attfc.data.records import RecordStore
+from attfc.data.store import Store
+from attfc.data.synthetic import SyntheticFaces
+
+__all__ = ["SharedPeople", "compare_with_training", "not_compared"]
+
+Int64 = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+Progress = Callable[[int, int], None]
+
+_ALL_IMAGES = 200_000
+_SOME_IMAGES = 10_000
+_CHUNK = 256
+_RECORD_HEADER = 32  # frame and header before the image
+_RECORD_SLACK = 11  # two labels of 4 bytes, and the padding to 4
+_EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class SharedPeople:
+    """What an evaluation set has in common with the training set. Counts only; `examples` is for the screen.
+
+    Attributes:
+        identities, images: of the evaluation set.
+        shared_identities: evaluation identities that were trained on, by name or by an equal image; None: not compared.
+        shared_names: those found by name; None: there were no names to compare.
+        shared_images: evaluation images whose bytes are among the training images; None: not compared.
+        checked_images: how many evaluation images were compared by their bytes.
+        same_data: both sets are the same data, not merely sets with people in common.
+        checked: what was compared, or why nothing was.
+        unknown: what remains unknown of earlier training (start weights from elsewhere); empty if nothing does.
+        examples: a few of the shared identities' names.
+    """
+
+    identities: int
+    images: int
+    shared_identities: int | None = None
+    shared_names: int | None = None
+    shared_images: int | None = None
+    checked_images: int = 0
+    same_data: bool = False
+    checked: str = ""
+    unknown: str = ""
+    examples: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def heading(self) -> str:
+        """What the evaluation is of, to stand above its metrics."""
+        if self.shared_identities is None:
+            return "on identities; whether they were trained on is not known"
+        if not self.shared_identities:
+            return f"on identities not in this training set; {self.unknown}" if self.unknown else "on unseen identities"
+        if self.shared_identities == self.identities:
+            return "on identities that were trained on"
+        return "on identities, some of which were trained on"
+
+    @property
+    def warning(self) -> str | None:
+        """One sentence, without names, if people of the evaluation were trained on."""
+        if not self.shared_identities:
+            return None
+        if self.same_data and self.shared_identities == self.identities:
+            return (
+                f"training and evaluation read the same data: all {self.identities:,} evaluation identities were trained on, "
+                "so the metrics say nothing about unseen people"
+            )
+        found = [f"{self.shared_names:,} by name"] if self.shared_names else []
+        if self.shared_images:
+            found.append(f"{self.shared_images:,} image{'s' if self.shared_images > 1 else ''} equal byte for byte")
+        return (
+            f"{self.shared_identities:,} of {self.identities:,} evaluation identities were trained on ({', '.join(found)}): "
+            "the metrics are not those of unseen people"
+        )
+
+    @property
+    def screen_note(self) -> str | None:
+        """The warning with a few names, or why nothing is known; for the screen, not for files."""
+        if self.warning is not None and self.examples:
+            return f"{self.warning}; for example {', '.join(self.examples)}"
+        if self.warning is None and self.unknown:
+            return f"the evaluation is {self.heading}"
+        return self.warning or (self.checked if self.shared_identities is None else None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return counts and sentences as plain JSON types; no identity is named."""
+        return {
+            "heading": self.heading,
+            "warning": self.warning,
+            "checked": self.checked,
+            "unknown": self.unknown or None,
+            "same_data": self.same_data,
+            "identities": self.identities,
+            "shared_identities": self.shared_identities,
+            "shared_names": self.shared_names,
+            "images": self.images,
+            "checked_images": self.checked_images,
+            "shared_images": self.shared_images,
+        }
+
+
+def not_compared(evaluation: Store, reason: str) -> SharedPeople:
+    """Return the result where the training data are not known or cannot be opened."""
+    return SharedPeople(len(evaluation.identities), len(evaluation), checked=f"not checked: {reason}")
+
+
+def compare_with_training(
+    training: Store, evaluation: Store, progress: Progress | None = None, *, unknown: str = ""
+) -> SharedPeople:
+    """Find the identities of an evaluation set that are in a training set.
+
+    Args:
+        training: what is trained on, as the run reads it: edits applied, people kept aside left out.
+        evaluation: what is evaluated on.
+        progress: called as (images read, images to read).
+        unknown: what is not known of earlier training, in a few words; empty: nothing.
+
+    >>> from attfc.data import SyntheticFaces
+    >>> shared = compare_with_training(SyntheticFaces(20, 4), SyntheticFaces(10, 4, first_identity=15))
+    >>> shared.shared_identities, shared.heading
+    (5, 'on identities, some of which were trained on')
+    """
+    by_name_I, named, same_places = _by_name(training, evaluation)
+    by_image_I, shared_images, checked_images, how = _by_content(training, evaluation, progress)
+    shared_I = by_name_I | by_image_I
+    rendered = all(isinstance(base, SyntheticFaces) for base in (*_bases(training), *_bases(evaluation)))
+    named |= rendered
+    names = "seeds and numbers of synthetic people" if rendered else "identity names"
+    compared = [*([names] if named else []), *([how] if checked_images else [])]
+    left = [
+        *([] if named else ["identity names (mere numbers prove nothing in other data)"]),
+        *([] if checked_images or rendered else [how]),
+    ]
+    checked = "; ".join(
+        [
+            *([f"compared: {', '.join(compared)}"] if compared else []),
+            *([f"not compared: {', '.join(left)}"] if left else []),
+        ]
+    )
+    return SharedPeople(
+        identities=len(evaluation.identities),
+        images=len(evaluation),
+        shared_identities=int(shared_I.sum()) if compared else None,
+        shared_names=int(by_name_I.sum()) if named else None,
+        shared_images=shared_images if checked_images else None,
+        checked_images=checked_images,
+        same_data=same_places,
+        checked=checked,
+        unknown=unknown,
+        examples=tuple(evaluation.identity_name(int(label)) for label in np.flatnonzero(shared_I)[:_EXAMPLES]),
+    )
+
+
+def _origins(store: Store, positions: Int64) -> tuple[list[Store], Int64, Int64]:
+    """Return the stores below edits and combinations, and of each position the number of its store and the position there."""
+    if isinstance(store, EditedStore):
+        return _origins(store.store, store.positions_in_store(positions))
+    if not isinstance(store, CombinedStore):
+        return [store], np.zeros(len(positions), np.int64), positions
+    source, place = store.source_of(positions)
+    bases: list[Store] = []
+    numbers = np.zeros(len(positions), np.int64)
+    below = np.zeros(len(positions), np.int64)
+    for number, part in enumerate(store.stores):
+        rows = np.flatnonzero(source == number)
+        found, own, at = _origins(part, place[rows])
+        numbers[rows], below[rows] = own + len(bases), at
+        bases += found
+    return bases, numbers, below
+
+
+def _place(base: Store) -> str:
+    """Name the data below a store: equal for two stores of the same data."""
+    if isinstance(base, SyntheticFaces):
+        return f"synthetic {base.seed}"
+    where = base.root if isinstance(base, FolderStore) else getattr(base, "path", None)
+    return os.path.realpath(where) if isinstance(where, str | os.PathLike) else f"object {id(base)}"
+
+
+def _places(store: Store) -> tuple[list[str], list[int]]:
+    """Return the places of a store, and the number of its place for each identity: that of its first image."""
+    index = store.identities
+    first_I = np.minimum(index.offsets[:-1], index.images - 1)
+    bases, numbers, _ = _origins(store, np.asarray(index.items[first_I], np.int64))
+    return [_place(base) for base in bases], numbers.tolist()
+
+
+def _by_name(training: Store, evaluation: Store) -> tuple[Bools, bool, bool]:
+    """Return which evaluation identities have a name of the training, whether any names could be compared, and whether all is one place."""
+    places, number_of = _places(evaluation)
+    exact: dict[tuple[str, str], int] = {}
+    loose: dict[str, list[int]] = {}
+    for label, number in enumerate(number_of):
+        name = evaluation.identity_name(label)
+        exact[places[number], name] = label
+        comparable = comparable_name(name)
+        if comparable is not None:
+            loose.setdefault(comparable, []).append(label)
+    found_I = np.zeros(len(number_of), np.bool_)
+    training_places, training_number_of = _places(training)
+    worded = False
+    for label, number in enumerate(training_number_of):
+        name, place = training.identity_name(label), training_places[number]
+        same = exact.get((place, name))
+        if same is not None:
+            found_I[same] = True
+        comparable = comparable_name(name)
+        worded |= comparable is not None
+        for other in loose.get(comparable or "", ()):
+            # Within one place "ann lee" and "Ann_Lee" are two identities.
+            found_I[other] |= places[number_of[other]] != place
+    common = set(places) & set(training_places)
+    return found_I, bool(common) or (worded and bool(loose)), set(places) == set(training_places)
+
+
+def _by_content(training: Store, evaluation: Store, progress: Progress | None) -> tuple[Bools, int, int, str]:
+    """Return which evaluation identities have an image of the training, how many images, how many were compared, and how."""
+    none_I = np.zeros(len(evaluation.identities), np.bool_)
+    rendered = [isinstance(base, SyntheticFaces) for base in (*_bases(training), *_bases(evaluation))]
+    if any(rendered):  # rendering takes 100 times as long as reading; two seeds never give equal images
+        return none_I, 0, 0, "the images of synthetic faces"
+    everything = len(training) + len(evaluation) <= _ALL_IMAGES
+    chosen = np.arange(len(evaluation), dtype=np.int64)
+    if not everything and len(evaluation) > _SOME_IMAGES:
+        chosen = np.sort(np.random.default_rng(0).choice(len(evaluation), _SOME_IMAGES, replace=False)).astype(np.int64)
+    hashes_N, lengths_N = _read(evaluation, chosen, progress)
+    sound = lengths_N > 0
+    chosen, hashes_N, lengths_N = chosen[sound], hashes_N[sound], lengths_N[sound]
+    found = _candidates(training, lengths_N, None if everything else _ALL_IMAGES)
+    if found is None:
+        return none_I, 0, 0, "image content (the training images' byte lengths are not known)"
+    positions, checked_N = found
+    hashes_M, _ = _read(training, positions, progress)
+    equal_N = checked_N & np.isin(hashes_N, hashes_M)
+    none_I[np.unique(evaluation.labels(chosen[equal_N]))] = True
+    count = int(checked_N.sum())
+    of = f"all {count:,}" if count == len(evaluation) else f"{count:,} of {len(evaluation):,}"
+    others = "all training images" if everything else "the training images of equal byte length"
+    return none_I, int(equal_N.sum()), count, f"the bytes of {of} evaluation images with {others}"
+
+
+def _bases(store: Store) -> list[Store]:
+    return _origins(store, np.zeros(0, np.int64))[0]
+
+
+def _read(store: Store, positions: Int64, progress: Progress | None) -> tuple[npt.NDArray[np.uint64], Int64]:
+    """Return content hash and byte length of images; length 0 for those that cannot be read."""
+    hashes, lengths = np.zeros(len(positions), np.uint64), np.zeros(len(positions), np.int64)
+    for start in range(0, len(positions), _CHUNK):
+        for row, encoded in enumerate(store.read_many(positions[start : start + _CHUNK].tolist()), start):
+            if isinstance(encoded, bytes):
+                hashes[row], lengths[row] = content_hash(encoded), len(encoded)
+        if progress is not None:
+            progress(min(start + _CHUNK, len(positions)), len(positions))
+    return hashes, lengths
+
+
+def _candidates(training: Store, lengths_N: Int64, most: int | None) -> tuple[Int64, Bools] | None:
+    """Choose the training images to read: those of a length that occurs, the rarest lengths first, at most so many (None: all).
+
+    Returns:
+        Their positions, and which of the lengths are covered; None: lengths are not known, and not all images may be read.
+    """
+    sizes_M = _byte_lengths(training)
+    if sizes_M is None:
+        everything = np.arange(len(training), dtype=np.int64)
+        return (everything, np.ones(len(lengths_N), np.bool_)) if most is None else None
+    order = np.argsort(sizes_M, kind="stable")
+    rising = sizes_M[order]
+    slack = _RECORD_SLACK if any(isinstance(base, RecordStore) for base in _bases(training)) else 0
+    unique_L, place_N = np.unique(lengths_N, return_inverse=True)
+    low_L = np.searchsorted(rising, unique_L, side="left")
+    high_L = np.searchsorted(rising, unique_L + slack, side="right")
+    rarest = np.argsort(high_L - low_L, kind="stable")
+    if most is not None:
+        rarest = rarest[np.cumsum((high_L - low_L)[rarest]) <= most]
+    wanted_M, covered_L = np.zeros(len(rising), np.bool_), np.zeros(len(unique_L), np.bool_)
+    for length in rarest.tolist():
+        wanted_M[low_L[length] : high_L[length]] = True
+    covered_L[rarest] = True
+    return np.sort(order[wanted_M]), covered_L[place_N]
+
+
+def _byte_lengths(store: Store) -> Int64 | None:
+    """Return the byte length of every image, of records up to 11 more; None where a store does not tell."""
+    bases, numbers, below = _origins(store, np.arange(len(store), dtype=np.int64))
+    lengths = np.zeros(len(store), np.int64)
+    for number, base in enumerate(bases):
+        rows = np.flatnonzero(numbers == number)
+        own = _own_lengths(base, below[rows])
+        if own is None:
+            return None
+        lengths[rows] = own
+    return lengths
+
+
+def _own_lengths(base: Store, positions: Int64) -> Int64 | None:
+    if isinstance(base, PackedStore):
+        return np.asarray(base._ends[positions + 1] - base._ends[positions], np.int64)
+    if isinstance(base, RecordStore):
+        return np.asarray(base._index.spans[positions], np.int64) - _RECORD_HEADER
+    if isinstance(base, FolderStore):
+        return np.array([_size(base.path(position)) for position in positions.tolist()], np.int64)
+    if isinstance(base, ListStore):
+        return np.array([_size(base.image_path(position)) for position in positions.tolist()], np.int64)
+    return None
+
+
+def _size(path: bytes) -> int:
+    try:
+        return os.stat(path).st_size
+    except (OSError, ValueError):
+        return -1
