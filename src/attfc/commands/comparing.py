@@ -13,7 +13,7 @@ from attfc.commands.common import (
     ModelIsOption,
     err,
     out,
-    print_wide,
+    print_table,
     progress_bar,
     write_json,
 )
@@ -182,7 +182,7 @@ def _print_differences(
         )
     out.print(f"A: {results[0].model}", markup=False)
     out.print(f"B: {results[1].model}", markup=False)
-    print_wide(table)
+    print_table(table)
     out.print(
         f"[a, b]: {100 * confidence:g} % interval, {resamples:,} bootstrap resamples of identities, the same for both; "
         "* the interval of the difference leaves out 0",

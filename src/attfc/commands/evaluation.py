@@ -22,7 +22,7 @@ from attfc.commands.common import (
     open_with_bar,
     out,
     print_figures,
-    print_wide,
+    print_table,
     progress_bar,
     write_json,
 )
@@ -430,7 +430,7 @@ def _print_pairs(results: "list[PairEvaluation]", intervals: "Mapping[FigurePath
             ),
             str(result.skipped_pairs),
         )
-    print_wide(table)
+    print_table(table)
     concerned: dict[str, list[str]] = {}
     for result in results:
         for note in result.notes:
@@ -499,14 +499,14 @@ def _print_all_pairs(result: "AllPairsEvaluation", intervals: "Mapping[FigurePat
             *(_figure(found.tar_at_far[far], intervals.get((*place, "tar_at_far", f"{far:g}"))) for far in fars),
             *(f"{count:,}" for count in counts),
         )
-    print_wide(table)
+    print_table(table)
     stated = [far for far in fars if result.everyone.threshold_at_far[far] is not None]
     if result.groups and stated:
         table = Table("at everyone's threshold", *(f"TAR %, FAR at {far:g}" for far in stated), box=None)
         _numbers(table)
         for name, rates in result.at_common_threshold.items():
             table.add_row(Text(f"  {name}"), *(f"{100 * rates[far][0]:.2f}, {rates[far][1]:.2g}" for far in stated))
-        print_wide(table)
+        print_table(table)
     for note in result.notes:
         out.print(f"note: {note}", markup=False)
 
@@ -558,7 +558,7 @@ def _print_identification(result: "StoreIdentification", intervals: "Mapping[Fig
         f"{len(found.probe_ranks):,}",
         f"{len(found.stranger_scores):,}",
     )
-    print_wide(table)
+    print_table(table)
     for note in result.notes:
         out.print(f"note: {note}", markup=False)
 
@@ -641,7 +641,7 @@ def _print_templates(results: "tuple[TemplateEvaluation, ...]", intervals: "Mapp
                 _figure(found.eer, intervals.get((*place, "eer"))),
             )
             table.add_row("  nearest FAR *", *(_figure(tar, None) for tar in found.tar_at_nearest_far.values()))
-        print_wide(table)
+        print_table(table)
         out.print(
             f"over {one.genuine:,} genuine and {one.impostors:,} impostor pairs; * at the point of the curve whose FAR is nearest, "
             "as the published scripts print it",
@@ -674,7 +674,7 @@ def _print_templates(results: "tuple[TemplateEvaluation, ...]", intervals: "Mapp
             if search.published is not None:
                 rates = (*search.published.rank_rates.values(), *search.published.tpir_at_fpir.values())
                 table.add_row("  joined, as published", *(_figure(rate, None) for rate in rates))
-        print_wide(table)
+        print_table(table)
     for note in dict.fromkeys(note for result in results for note in result.notes):
         out.print(f"note: {note}", markup=False)
 
