@@ -37,6 +37,7 @@ from attfc.commands.evaluation import (
     evaluate_model,
     make_request,
 )
+from attfc.commands.rates import FarOption, read_fars
 from attfc.errors import UserError
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def compare(
     mode: ModeOption = "N1D1F1",
     embeddings: EmbeddingsOption = None,
     groups: GroupsOption = None,
+    far: FarOption = None,
     budget_gib: BudgetOption = 4.0,
     enrolled: EnrolledOption = 0.5,
     enrolled_images: EnrolledImagesOption = 1,
@@ -95,6 +97,7 @@ def compare(
             mode=mode,
             embeddings=embeddings,
             groups=groups,
+            fars=read_fars(far or ()),
             budget_gib=budget_gib,
             enrolled=enrolled,
             enrolled_images=enrolled_images,

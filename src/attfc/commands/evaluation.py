@@ -26,6 +26,7 @@ from attfc.commands.common import (
     progress_bar,
     write_json,
 )
+from attfc.commands.rates import FarOption, read_fars
 from attfc.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ class Request:
     mode: str
     embeddings: Path | None
     groups: Path | None
+    fars: tuple[float, ...]
     budget_gib: float
     enrolled: float
     enrolled_images: int
@@ -184,6 +186,7 @@ def evaluate(
     mode: ModeOption = "N1D1F1",
     embeddings: EmbeddingsOption = None,
     groups: GroupsOption = None,
+    far: FarOption = None,
     budget_gib: BudgetOption = 4.0,
     enrolled: EnrolledOption = 0.5,
     enrolled_images: EnrolledImagesOption = 1,
@@ -212,6 +215,7 @@ def evaluate(
         mode=mode,
         embeddings=embeddings,
         groups=groups,
+        fars=read_fars(far or ()),
         budget_gib=budget_gib,
         enrolled=enrolled,
         enrolled_images=enrolled_images,
@@ -256,6 +260,8 @@ def make_request(**options: Any) -> Request:
         raise UserError(f"--thresholds {asked.thresholds} is unknown: use grid or exact")
     if asked.groups is not None and run is not _all_pairs:
         raise UserError(f"--groups is of the protocol all-pairs: leave it out of {asked.protocol}")
+    if asked.fars and run is not _all_pairs:
+        raise UserError(f"--far is an option of the protocol all-pairs: leave it out of {asked.protocol}")
     return asked
 
 
@@ -458,6 +464,7 @@ def _figure(share: float | None, interval: "Interval | None", places: int = 2, p
 def _all_pairs(asked: Request, model: OpenedModel) -> Outcome:
     from attfc.evaluation import evaluate_all_pairs, read_groups
     from attfc.evaluation.all_pairs import SPARE_FOR_INTERVALS
+    from attfc.evaluation.all_pairs_of_store import ALL_PAIRS_FARS
 
     if asked.pairs is not None:
         raise UserError("all-pairs scores every pair of images: leave out --pairs")
@@ -469,6 +476,7 @@ def _all_pairs(asked: Request, model: OpenedModel) -> Outcome:
             model.module,
             store,
             groups=groups,
+            fars=asked.fars or ALL_PAIRS_FARS,
             budget=int(asked.budget_gib * 2**30),
             spare=SPARE_FOR_INTERVALS if asked.wants_samples else 1.0,
             broken_limit=asked.broken_limit,
@@ -705,6 +713,7 @@ def report(
         bool,
         typer.Option("--pictures", help="of a run: embed faces of the hardest pairs; only for stores you may show"),
     ] = False,
+    force: Annotated[bool, typer.Option("--force", help="overwrite a page of results that is there already")] = False,
 ) -> None:
     """Write a run's report.html anew, or a page that sets several models side by side."""
     if all(path.suffix == ".npz" for path in paths):
@@ -713,7 +722,10 @@ def report(
 
         if pictures:
             raise UserError("--pictures is of a run's report: results hold no pictures")
-        target = write_comparison_report(output or Path("report.html"), [read_result(path) for path in paths])
+        target, results = output or Path("report.html"), [read_result(path) for path in paths]
+        if target.exists() and not force:
+            raise UserError(f"{target} is there already: name another page with --output, or overwrite it with --force")
+        write_comparison_report(target, results)
         out.print(str(target), markup=False)
         return
     if len(paths) > 1 or output is not None:
@@ -734,4 +746,8 @@ def report(
                 f"{run} was not evaluated (eval.root is not set), so there are no pairs to picture: leave out --pictures"
             )
         store = open_store(config.eval.root, cache=config.eval.index_cache)
-    out.print(str(write_report(run, store=store, pictures=pictures)), markup=False)
+    was_there = (run / "report.html").exists()
+    written = write_report(run, store=store, pictures=pictures)
+    if was_there:  # it is made of the run's files and of nothing else, so no work is lost; it is said all the same
+        err.print("note: the run's earlier report is replaced", markup=False)
+    out.print(str(written), markup=False)

@@ -123,7 +123,7 @@ def _total(widths: Sequence[int]) -> int:
 
 
 def _widen(widths: list[int], columns: Sequence[_Column], room: int) -> None:
-    """Give what is spare, character by character, to the column that misses most; figures first."""
+    """Give what is spare, character by character, to the column that misses most; text first."""
     for _ in range(room - _total(widths)):
         missing = [(column.is_number, column.longest - width) for column, width in zip(columns, widths, strict=True)]
         wanting = [place for place, (_, missed) in enumerate(missing) if missed > 0]
@@ -160,16 +160,15 @@ def _print_blocks(tables: Sequence[Table], columns: Sequence[_Column], room: int
         for number in range(table.row_count):
             if number:
                 out.print()
-            pairs: list[tuple[str, str]] = []
+            block: list[tuple[str, list[str]]] = []
             for column in columns:
                 cell = column.cells[row].strip()
-                if not column.header and pairs:
-                    pairs[-1] = (pairs[-1][0], f"{pairs[-1][1]} {cell}".rstrip())
+                if not column.header and block:
+                    block[-1][1][-1] = f"{block[-1][1][-1]} {cell}".rstrip()
                 elif cell:
-                    pairs.append((column.header, cell))
-            for name, value in pairs:
+                    block.append((column.header, column.lines(cell, room - names - len(GAP))))
+            for name, lines in block:
                 space = " " * (names - cell_len(name)) + GAP
-                lines = _words(value, room - names - len(GAP))
                 out.print((name + space + f"\n{' ' * names}{GAP}".join(lines)).rstrip(), markup=False, soft_wrap=True)
             row += 1
 
