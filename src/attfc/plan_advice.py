@@ -99,4 +99,6 @@ def advice(plans: Sequence[Plan], identities: int, images: int | None = None) ->
         )
     if "attfc" in fitting:
         return f"attfc: partial_fc does not fit. Accuracy at this size is not measured by us ({level})."
-    return f"{next(iter(fitting))}: the only one that fits."
+    if len(fitting) == 1:
+        return f"{next(iter(fitting))}: the only one that fits."
+    return f"{' and '.join(reversed(fitting))}: the only ones that fit."

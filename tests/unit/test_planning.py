@@ -185,6 +185,8 @@ def test_advice_follows_what_fits() -> None:
     assert few.startswith("attfc: people have 2.5 images each")
     assert advice([full, partial], 100_000, 250_000).startswith("full_fc")
     assert advice([partial], 600_000) == "partial_fc: the only one that fits."
+    two = [line("full_fc", 9, False), line("dcq, 5 slots", 2, True), line("dcp, 5 slots", 3, True)]
+    assert advice(two, 600_000) == "dcq and dcp: the only ones that fit."
     no_rows = [line("full_fc", 4, False), line("partial_fc 0.1", 3, False), ours]
     assert advice(no_rows, 50_000_000).startswith("attfc: partial_fc does not fit")
     assert advice([line("full_fc", 4, False)], 10**6).startswith("None fits. The least is that of full_fc, and of it ")

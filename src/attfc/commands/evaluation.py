@@ -462,9 +462,8 @@ def _figure(share: float | None, interval: "Interval | None", places: int = 2, p
 
 
 def _all_pairs(asked: Request, model: OpenedModel) -> Outcome:
-    from attfc.evaluation import evaluate_all_pairs, read_groups
+    from attfc.evaluation import ALL_PAIRS_FARS, evaluate_all_pairs, read_groups
     from attfc.evaluation.all_pairs import SPARE_FOR_INTERVALS
-    from attfc.evaluation.all_pairs_of_store import ALL_PAIRS_FARS
 
     if asked.pairs is not None:
         raise UserError("all-pairs scores every pair of images: leave out --pairs")
@@ -726,7 +725,7 @@ def report(
         if target.exists() and not force:
             raise UserError(f"{target} is there already: name another page with --output, or overwrite it with --force")
         write_comparison_report(target, results)
-        out.print(str(target), markup=False)
+        out.print(str(target), markup=False, soft_wrap=True)
         return
     if len(paths) > 1 or output is not None:
         strange = next(path for path in paths if path.suffix != ".npz")
@@ -750,4 +749,4 @@ def report(
     written = write_report(run, store=store, pictures=pictures)
     if was_there:  # it is made of the run's files and of nothing else, so no work is lost; it is said all the same
         err.print("note: the run's earlier report is replaced", markup=False)
-    out.print(str(written), markup=False)
+    out.print(str(written), markup=False, soft_wrap=True)

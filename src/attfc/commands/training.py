@@ -41,7 +41,7 @@ def train(
     if print_config:
         if resume is not None:
             preset = str(resume / "config.yaml")
-        out.print(config_to_yaml(load_config(str(preset), changes)), markup=False, end="")
+        out.print(config_to_yaml(load_config(str(preset), changes)), markup=False, end="", soft_wrap=True)
         return
 
     from attfc.build import finish_run, new_run, resume_run
