@@ -152,8 +152,7 @@ def run_demo(job: Job, seconds: float) -> dict[str, Any]:
         if (run / "config.yaml").exists():
             found["configuration"] = (run / "config.yaml").read_text(encoding="utf-8")
         if (run / "metrics.jsonl").exists():
-            lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-            found["records"] = [json.loads(line) for line in lines if line.endswith("}")]
+            found["records"] = read_lines(run / "metrics.jsonl")
         if (run / "evaluation.json").exists():
             found["evaluation"] = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
     return ended.figures(ended.status == 0 and "evaluation" in found, found)
@@ -166,21 +165,28 @@ def run_heads(job: Job, seconds: float) -> dict[str, Any]:
     lines.unlink(missing_ok=True)  # of a call that was ended in the middle: another commit, perhaps
     options = [*(TOY_HEADS if job.toy else HEADS), "--device", job.device]
     if job.device == "cuda":
-        whole = torch.cuda.get_device_properties(0).total_memory / 2**30
-        options += [
-            "--budget-gib",
-            f"{0.85 * whole:.1f}",
-        ]  # the rest is the context's, the libraries' and this process's
+        # All but what contexts (this process has one too) and libraries take.
+        budget = 0.85 * torch.cuda.get_device_properties(0).total_memory / 2**30
+        options += ["--budget-gib", f"{budget:.1f}"]
     ended = job.run(["-m", "attfc", "bench", "heads", *options, "--json", str(json_file)], seconds)
     found: dict[str, Any] = {"command": ["attfc", "bench", "heads", *options]}
     if json_file.exists():
         found.update(json.loads(json_file.read_text(encoding="utf-8")))
-    elif lines.exists():
-        found["cells_so_far"] = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
+    else:
+        found["cells_so_far"] = read_lines(lines)
         found["left_out"] = _missing(options, [record["key"].get("case") for record in found["cells_so_far"]])
     for path in (json_file, lines):
         path.unlink(missing_ok=True)
     return ended.figures(ended.status == 0, found)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a file of JSON lines; none where there is no file, and not the line in which its writer was ended."""
+    records = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            records.append(json.loads(line))
+    return records
 
 
 def _missing(options: list[str], done: list[dict[str, Any] | None]) -> dict[str, int]:

@@ -77,6 +77,10 @@ def test_what_the_time_does_not_suffice_for_is_listed(gpu, job, monkeypatch) -> 
     object.__setattr__(job, "toy", False)
     assert gpu.run_parts(job, 10.0, None, ["tests"]) is True
     assert read(job, "tests")["results"]["why"] == "10 s were left of 10"
+    torn = job.scratch / "torn.jsonl"
+    assert gpu.read_lines(torn) == []
+    torn.write_text('{"step": 1}\n{"step": {"a": 2}')
+    assert gpu.read_lines(torn) == [{"step": 1}]
     done = [{"network": None, "identities": 300}] * 4 + [{"network": None, "identities": 1000}, None]
     options = ["--identities", "300,1000", "--network", "r6_tiny"]
     assert gpu._missing(options, done) == {
