@@ -7,7 +7,7 @@ SOURCES ?= $(HOME)/.cache/attfc/sources
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 export UV_PROJECT_ENVIRONMENT := $(CURDIR)/.venv
 
-.PHONY: setup demo test check test-slow bench study docs format clean
+.PHONY: setup demo test check test-slow bench gpu study docs format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo "make test       the default tests            make test-slow  the slow ones too"
 	@echo "make check      format, lint, types, docstring examples"
 	@echo "make bench      benchmarks -> benchmarks/results/*.json"
+	@echo "make gpu        what a GPU must show, in under nine minutes -> benchmarks/results/gpu/"
 	@echo "make study      docs/study.md: cells that are missing, then tables and figures"
 	@echo "make docs       regenerate the tables in docs/ from benchmarks/results/"
 
@@ -46,6 +47,10 @@ bench: setup
 	@for script in $(BENCHMARKS); do echo "benchmarks/$$script.py"; $(BIN)/python benchmarks/$$script.py || exit 1; done
 	@if test -d $(FACES); then echo "benchmarks/stores.py"; $(BIN)/python benchmarks/stores.py --root $(FACES); \
 	else echo "benchmarks/stores.py left out, it needs real faces: make bench FACES=FOLDER (identity/*.jpg)"; fi
+
+# GPU_PYTHON=python3 takes an interpreter that has torch already, and sets nothing up.
+gpu: $(if $(GPU_PYTHON),,setup)
+	$(or $(GPU_PYTHON),$(BIN)/python) benchmarks/gpu.py $(GPU_OPTIONS)
 
 study: setup
 	@for study in vectors_tune vectors_tail vectors_long vectors_dense vectors_options vectors_flip vectors_conflict vectors_100k vectors_1m; do $(BIN)/attfc study run benchmarks/studies/$$study.yaml -o benchmarks/results/studies/$$study --parallel $(JOBS) || exit 1; done

@@ -61,20 +61,32 @@ def environment() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        **_accelerator(),
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
 
 
-def write_result(name: str, config: dict[str, Any], results: Any) -> Path:
-    """Write `results` (anything JSON can hold) with configuration and environment to benchmarks/results/<name>.json."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"{name}.json"
+def write_result(name: str, config: dict[str, Any], results: Any, folder: Path = RESULTS) -> Path:
+    """Write `results` (anything JSON can hold) with configuration and environment to <folder>/<name>.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
     record = {"name": name, "environment": environment(), "config": config, "results": results}
     path.write_text(json.dumps(record, indent=2) + "\n")
     return path
+
+
+def _accelerator() -> dict[str, Any]:
+    """Name of the card, its memory, and what lies between it and torch; `accelerator` is None without one."""
+    if not torch.cuda.is_available():
+        return {"accelerator": None}
+    return {
+        "accelerator": torch.cuda.get_device_name(),
+        "accelerator_gib": torch.cuda.get_device_properties(0).total_memory / 2**30,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+    }
 
 
 def _synchronize() -> None:

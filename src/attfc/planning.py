@@ -32,7 +32,6 @@ __all__ = [
     "HeadRates",
     "Line",
     "Plan",
-    "advice",
     "head_memory",
     "kept_bytes",
     "measure_encoder",
@@ -432,34 +431,3 @@ def _optimizer_working(encoder: Encoder, head: HeadMemory, optimizer: str, weigh
     times = (1.0 if weight_decay else 0.0) if optimizer == "sgd" else 2.0
     network = times * (encoder.trained if foreach else encoder.largest)
     return network + head.optimizer_working if foreach else max(network, head.optimizer_working)
-
-
-FEW_IMAGES = 6  # a person, on average: about where docs/study.md has its world of few samples (1 to 6, 2.6 on average)
-
-
-def advice(plans: Sequence[Plan], identities: int, images: int | None = None) -> str:
-    """Say in a sentence or two which of the heads is the better choice, and why.
-
-    Measured: docs/study.md, thousands of identities. Beyond that size it rests on memory and time alone, and says so.
-    """
-    fitting = {plan.head.split(",")[0].split(" ")[0]: plan for plan in reversed(plans) if plan.fits is not False}
-    if not fitting:
-        return "None fits: a smaller batch_size with optimizer.accumulation, backbone.options={checkpointing: true}, precision.amp=bfloat16."
-    few = images is not None and images < FEW_IMAGES * identities
-    if few and "attfc" in fitting:
-        return (
-            f"attfc: people have {images / identities:.1f} images each, too few to train a center for each of them "  # type: ignore[operator]
-            "(docs/study.md, where people have few samples). center.source=keys adds K key passes and a little accuracy."
-        )
-    level = "docs/study.md, 2,360 identities of real faces: attfc without key passes and at a tenth of the rows is level with full_fc over all pairs"
-    if "full_fc" in fitting and identities < 200_000:
-        return f"full_fc: it fits, it is the reference, and below some hundred thousand identities its rows cost little ({level})."
-    if "partial_fc" in fitting and "attfc" in fitting:
-        saved = (fitting["partial_fc"].peak - fitting["attfc"].peak) / 2**30
-        return (
-            f"both partial_fc and attfc fit: attfc takes {saved:.1f} GiB less, trains no rows, and with center.source=query no key passes. "
-            f"Accuracy at this size is not measured by us ({level})."
-        )
-    if "attfc" in fitting:
-        return f"attfc: partial_fc does not fit. Accuracy at this size is not measured by us ({level})."
-    return f"{next(iter(fitting))}: the only one that fits."

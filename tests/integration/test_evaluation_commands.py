@@ -359,7 +359,7 @@ def test_report_of_several_models(tmp_path, models, monkeypatch, capsys) -> None
         drawn = (tmp_path / picture).read_text()
         ElementTree.fromstring(drawn)
         assert "var(--" not in drawn
-    status, _, err = run_main(monkeypatch, capsys, "report", *files, files[0], "--output", page)
+    status, _, err = run_main(monkeypatch, capsys, "report", *files, files[0], "--output", page, "--force")
     assert status == 1
     assert "two results of" in err
     result = read_result(files[0])
@@ -374,14 +374,14 @@ def test_report_of_several_models(tmp_path, models, monkeypatch, capsys) -> None
     }
     result.figures["groups"] = {"<i>strange</i>": strange, "none": 3}
     save_result(tmp_path / "strange.npz", result)
-    ran(monkeypatch, capsys, "report", tmp_path / "strange.npz", "--output", page)
+    ran(monkeypatch, capsys, "report", tmp_path / "strange.npz", "--output", page, "--force")
     text = page.read_text()
     assert "43.21" in text
     assert "<script" not in text
     assert "<i>" not in text
     result.figures["groups"] = {f"g{k:02d}": {"tar_at_far": {"0.01": k / 100}} for k in range(44, -1, -1)}
     save_result(tmp_path / "many.npz", result)
-    ran(monkeypatch, capsys, "report", tmp_path / "many.npz", "--output", page)
+    ran(monkeypatch, capsys, "report", tmp_path / "many.npz", "--output", page, "--force")
     text = page.read_text()
     assert re.findall(r">(g\d\d)<", text.rpartition("<svg")[2]) == [f"g{k:02d}" for k in range(39, -1, -1)]
     assert "the 40 groups with the lowest TAR" in text

@@ -17,7 +17,8 @@ from attfc.config import load_config
 from attfc.errors import UserError
 from attfc.heads import DCP, AttFC, CenterTable, ImageMemory, RowStore
 from attfc.losses import CosFace
-from attfc.planning import NOTHING, Encoder, HeadRates, Plan, advice, head_memory, measure_encoder, plan_step
+from attfc.plan_advice import advice, answer
+from attfc.planning import NOTHING, Encoder, HeadRates, Plan, head_memory, measure_encoder, plan_step
 
 CPU = torch.device("cpu")
 
@@ -184,9 +185,67 @@ def test_advice_follows_what_fits() -> None:
     assert few.startswith("attfc: people have 2.5 images each")
     assert advice([full, partial], 100_000, 250_000).startswith("full_fc")
     assert advice([partial], 600_000) == "partial_fc: the only one that fits."
+    two = [line("full_fc", 9, False), line("dcq, 5 slots", 2, True), line("dcp, 5 slots", 3, True)]
+    assert advice(two, 600_000) == "dcq and dcp: the only ones that fit."
     no_rows = [line("full_fc", 4, False), line("partial_fc 0.1", 3, False), ours]
     assert advice(no_rows, 50_000_000).startswith("attfc: partial_fc does not fit")
-    assert advice([line("full_fc", 4, False)], 10**6).startswith("None fits")
+    assert advice([line("full_fc", 4, False)], 10**6).startswith("None fits. The least is that of full_fc, and of it ")
+
+
+def test_the_answer_is_about_the_head_that_was_asked_about() -> None:
+    gib = 2**30
+    mine = replace(line("attfc, no key passes", 7.1 * gib, True), step_seconds=0.5)
+    quick = replace(line("full_fc", 8 * gib, True), step_seconds=0.2)
+    quickest_but_too_large = replace(line("partial_fc 0.1", 11 * gib, False), step_seconds=0.1)
+    alike = replace(line("dcq, 5 slots", 5 * gib, True), step_seconds=0.49)
+    plans = [quick, quickest_but_too_large, mine, alike]
+    assert answer(plans, mine.head, 10 * gib) == [
+        "yours (attfc, no key passes): fits, 71 % of the memory, 0.5 s per step",
+        "faster: full_fc, 80 % of the memory, 0.2 s per step",
+    ]
+    assert answer(plans, quick.head, 10 * gib) == ["yours (full_fc): fits, 80 % of the memory, 0.2 s per step"]
+    assert answer([line("dcp, 5 slots", gib, True)], "dcp, 5 slots", 4 * gib) == [
+        "yours (dcp, 5 slots): fits, 25 % of the memory"
+    ]
+
+
+def test_little_spare_memory_is_a_warning_with_the_largest_term_and_its_way_out() -> None:
+    mib = 2**20
+    activations = replace(line("full_fc", 950 * mib, True), activations=500 * mib, rows=100 * mib, parameters=40 * mib)
+    (_, warning) = answer([activations], "full_fc", 1000 * mib)
+    assert warning.startswith("warning: 5 % of the memory is spare, and workspace inside kernels")
+    assert "500 MiB are activations: halve batch_size and double optimizer.accumulation" in warning
+    assert len(answer([activations], "full_fc", 1100 * mib)) == 1
+    rows = replace(activations, rows=200 * mib, gradients=220 * mib, optimizer=220 * mib)
+    (no,) = answer([replace(rows, fits=False)], "full_fc", 900 * mib)
+    assert no.startswith("yours (full_fc): does not fit, 106 % of the memory. Of it 600 MiB are the head's rows, with")
+    assert no.endswith("head.name=attfc trains none.")
+    container = replace(rows, head="dcq, 5 slots")
+    assert answer([container], container.head, 900 * mib)[0].endswith("head's rows: lower container.slots.")
+    network = replace(activations, parameters=400 * mib)
+    assert (
+        "800 MiB are the network's parameters: take a smaller one (attfc backbones)"
+        in answer([network], "full_fc", 1000 * mib)[1]
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "title"),
+    [
+        ("center.source=query", "attfc, no key passes"),
+        ("center.source=keys", "attfc, 205,991 slots"),
+        ("head.name=partial_fc", "partial_fc 0.1"),
+        ("head.name=full_fc", "full_fc"),
+        ("head.name=dcq", "dcq, 205,991 slots"),
+        ("head.name=dcp", "dcp, 205,991 slots"),
+    ],
+)
+def test_plan_answers_for_every_head(override: str, title: str) -> None:
+    options = ["backbone.name=r6_tiny", "batch_size=16", "container.slots=205991", "--memory", "40", "--no-calibrate"]
+    done = CliRunner().invoke(app, ["plan", "wf42m_attfc_r100", override, *options])
+    assert done.exit_code == 0, done.output + repr(done.exception)
+    assert f"yours ({title}): fits, " in done.stdout
+    assert "measuring r6_tiny on cpu: a few steps of small batches" in done.stderr
 
 
 def test_plan_as_a_user_types_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +254,7 @@ def test_plan_as_a_user_types_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     options = ["backbone.name=r6_tiny", "batch_size=16", "--memory", "2", "--ranks", "2", "--json", str(file)]
     done = CliRunner().invoke(app, ["plan", "wf42m_attfc_r100", *options])
     assert done.exit_code == 0, done.output
-    assert "r6_tiny, 2,059,906 identities, 2 x 8 images a pass" in done.stdout
+    assert "r6_tiny, 2,059,906 identities, 2 x 8 images per pass" in done.stdout
     figures = json.loads(file.read_text(encoding="utf-8"))
     assert (figures["identities"], figures["images"]) == (2_059_906, 42_474_557)
     fits = {plan["head"].split(",")[0]: plan["fits"] for plan in figures["plans"]}

@@ -1,6 +1,12 @@
 """The study's bench: the vector world, cells, grids that go on where they stopped, tables."""
 
+import contextlib
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -322,6 +328,76 @@ def test_a_study_goes_on_where_it_stopped(grid: Path, tmp_path: Path) -> None:
     assert len(records) == 4
     alone = run_vectors(TINY, "demo", [*QUICK, "head.name=full_fc"], 1)
     assert records[2]["figures"]["test"].keys() == alone["figures"]["test"].keys()
+
+
+LONG = """
+world: {kind: vectors, identities: 2000, images: [2, 6], test_identities: 30}
+overrides: [batch_size=32, backbone.embedding_size=16, schedule.epochs=100000]
+seeds: [0, 1]
+variants:
+  full_fc: [head.name=full_fc]
+"""
+
+
+def family(pid: int) -> list[int]:
+    """A process and all that come from it."""
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8")
+    return [pid, *(member for child in text.split() for member in family(int(child)))]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SIGTERM",
+        pytest.param("SIGINT", marks=pytest.mark.slow),  # three processes that import torch, once more
+        pytest.param("SIGKILL", marks=pytest.mark.slow),  # likewise
+    ],
+)
+def test_a_study_that_is_ended_ends_its_cells(tmp_path: Path, name: str) -> None:
+    (tmp_path / "long.yaml").write_text(LONG)
+    command = [sys.executable, "-m", "attfc", "study", "run", "long.yaml", "--parallel", "2"]
+    study = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    members: list[int] = []
+    try:
+        until = time.monotonic() + 120
+        while sum(trains(pid) for pid in family(study.pid)[1:]) < 2:  # both cells
+            assert study.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        members = family(study.pid)
+        study.send_signal(getattr(signal, name))
+        said = study.communicate(timeout=60)[1]
+        while any(is_running(pid) for pid in members):
+            assert time.monotonic() < until, [pid for pid in members if is_running(pid)]
+            time.sleep(0.1)
+    finally:
+        for pid in {study.pid, *members, *family_if_any(study.pid)}:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    assert study.returncode == {"SIGTERM": 143, "SIGINT": 130, "SIGKILL": -9}[name]
+    if name != "SIGKILL":
+        assert "ended with 0 of 2 cells there; the same command goes on with the others" in said
+        assert "Traceback" not in said
+
+
+def trains(pid: int) -> bool:
+    """Whether it has loaded torch at least."""
+    return "libtorch" in Path(f"/proc/{pid}/maps").read_text(encoding="utf-8")
+
+
+def family_if_any(pid: int) -> list[int]:
+    try:
+        return family(pid)
+    except OSError:
+        return []
 
 
 def cells(study_file: Path, folder: Path, values: dict[tuple[str, int], float | None]) -> list[dict[str, Any]]:

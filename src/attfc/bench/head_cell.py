@@ -123,7 +123,8 @@ class Training:
         self.case = case
         self.device = torch.device(case.device)
         torch.manual_seed(0)
-        self.head = build_head(case).to(self.device)
+        with self.device:  # drawn where it is trained: millions of rows take a processor many seconds
+            self.head = build_head(case)
         if isinstance(self.head, AttFC) and self.head.container is not None:
             fill(self.head.container, case.identities)
         self.pair: MomentumPair | None = None
@@ -284,7 +285,8 @@ class _Meter:
             return
         if self.resident is None:
             whole = torch.cuda.get_device_properties(self.device).total_memory
-            torch.cuda.set_per_process_memory_fraction(min(1.0, budget / whole), self.device)
+            # Its index, not the device: torch refuses a `cuda` without one here, and takes None for the current.
+            torch.cuda.set_per_process_memory_fraction(min(1.0, budget / whole), self.device.index)
             return
         # Should the machine itself run out of memory, then this process goes and not a neighbour.
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")

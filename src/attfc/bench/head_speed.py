@@ -1,7 +1,7 @@
 """The speed tables: samples a second and memory of the heads against the number of identities, under a budget of memory.
 
 For each size and head the planner says whether a step fits; then it is tried in a child process with that limit (`head_cell`), whatever
-the planner said. So `-` in the tables has been seen and not computed, and each disagreement is counted. Ratios that are promised are
+the planner said. So `-` in the tables has been seen and not computed, and each disagreement is counted. Two ratios are
 taken again with both sides in one process in turns: a busy moment of the machine then meets both.
 Cost: the default sizes take some 20 minutes on two cores, most of it the full FC and the largest containers.
 
@@ -24,7 +24,7 @@ from attfc.errors import UserError
 from attfc.planning import NOTHING, Encoder, head_memory, measure_encoder, plan_step
 from attfc.precision import best_autocast_dtype
 
-__all__ = ["IDENTITIES", "Sweep", "run_sweep", "targets"]
+__all__ = ["IDENTITIES", "Sweep", "ratios", "run_sweep"]
 
 IDENTITIES = (
     *(125_000, 250_000, 500_000, 1_000_000, 1_400_000, 2_000_000),
@@ -98,14 +98,14 @@ class Sweep:
 
 
 def run_sweep(sweep: Sweep, lines: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Measure every cell and the promised ratios; a cell that stands in `lines` already is not measured again.
+    """Measure every cell and the ratios; a cell that stands in `lines` already is not measured again.
 
     Args:
         lines: a JSON line is appended for each cell as it is done: after an interruption the next call goes on there.
         say: takes a line of progress.
 
     Returns:
-        `cells`, `in_turns`, `targets`, all for JSON.
+        `cells`, `in_turns`, `ratios`, all for JSON.
 
     Raises:
         UserError: a device whose memory cannot be measured here.
@@ -132,12 +132,12 @@ def run_sweep(sweep: Sweep, lines: Path, say: Callable[[str], None]) -> dict[str
             cells.append({"mode": mode, "column": column, "case": case.to_dict(), "planned": planned, **found})
             say(_line(cells[-1]))
         if mode == "head":
-            for name, (cases, rounds) in _promises(sweep, cells).items():
+            for name, (cases, rounds) in _compared(sweep, cells).items():
                 asked = {column: case.to_dict() for column, case in cases.items()}
                 found = once({"turns": asked}, partial(in_child, measure_in_turns, cases, rounds))
                 turns[name] = {"cases": asked, **found}
                 say(f"{name}: " + ", ".join(f"{column} {taken:.3f} s" for column, taken in found["seconds"].items()))
-    return {"cells": cells, "in_turns": turns, "targets": targets(sweep, cells, turns)}
+    return {"cells": cells, "in_turns": turns, "ratios": ratios(sweep, cells, turns)}
 
 
 def _read(lines: Path) -> dict[str, dict[str, Any]]:
@@ -208,16 +208,16 @@ def _line(cell: dict[str, Any]) -> str:
     return f"{where} {cell['samples_per_second']:9.1f} samples/s {cell['peak_bytes'] / 2**20:9,.0f} MiB (planned: {planned:,.0f})"
 
 
-def _promises(sweep: Sweep, cells: list[dict[str, Any]]) -> dict[str, tuple[dict[str, Case], int]]:
+def _compared(sweep: Sweep, cells: list[dict[str, Any]]) -> dict[str, tuple[dict[str, Case], int]]:
     """Return the pairs to be timed in turns: AttFC at the ends of the sizes, and against Partial FC where that still fits."""
     ends = {f"{n:,}": sweep.case(FIXED, n, limited=False) for n in (min(sweep.identities), max(sweep.identities))}
-    promises: dict[str, tuple[dict[str, Case], int]] = (
+    compared: dict[str, tuple[dict[str, Case], int]] = (
         {"fixed container": (ends, TURNS["fixed container"])} if len(ends) == 2 else {}
     )
     if largest := _largest_partial(cells):
         pair = {column: sweep.case(column, largest, limited=False) for column in ("partial_fc", FIXED)}
-        promises["against partial_fc"] = (pair, TURNS["against partial_fc"])
-    return promises
+        compared["against partial_fc"] = (pair, TURNS["against partial_fc"])
+    return compared
 
 
 def _largest_partial(cells: list[dict[str, Any]]) -> int:
@@ -229,25 +229,24 @@ def _is(cell: dict[str, Any], mode: str, column: str, identities: int | None = N
     return (cell["mode"], cell["column"]) == (mode, column) and identities in (None, cell["case"]["identities"])
 
 
-def targets(sweep: Sweep, cells: list[dict[str, Any]], turns: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return what is promised beside what was measured: `what`, `most`, `measured`, `met`."""
+def ratios(sweep: Sweep, cells: list[dict[str, Any]], turns: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what the measured figures say when compared: `what` and `measured`; what to hope for is the reader's matter."""
     found: list[dict[str, Any]] = []
 
-    def promise(what: str, most: float, measured: float) -> None:
-        found.append({"what": what, "most": most, "measured": measured, "met": measured <= most})
+    def add(what: str, measured: float) -> None:
+        found.append({"what": what, "measured": measured})
 
     if "fixed container" in turns:
         (few, quick), (many, slow) = turns["fixed container"]["seconds"].items()
-        promise(f"step of AttFC with {sweep.slots:,} slots at {many} identities / at {few}", 1.05, slow / quick)
+        add(f"step of AttFC with {sweep.slots:,} slots at {many} identities / at {few}", slow / quick)
         memory = [cell["peak_bytes"] for cell in cells if _is(cell, "head", FIXED) and cell["fits"]]
         if memory:
-            promise(f"its memory, largest / smallest over all {len(memory)} sizes", 1.05, max(memory) / min(memory))
+            add(f"its memory, largest / smallest over all {len(memory)} sizes", max(memory) / min(memory))
     if "against partial_fc" in turns:
         at, seconds = _largest_partial(cells), turns["against partial_fc"]["seconds"]
         name = sweep.columns()
-        promise(
+        add(
             f"step of {name[FIXED]} / of {name['partial_fc']}, heads alone, {at:,} identities",
-            0.2,
             seconds[FIXED] / seconds["partial_fc"],
         )
         peaks = [
@@ -257,13 +256,12 @@ def targets(sweep: Sweep, cells: list[dict[str, Any]], turns: dict[str, Any]) ->
             if _is(cell, "head", column, at) and cell["fits"]
         ]
         if len(peaks) == 2:
-            promise(
+            add(
                 f"memory of {name[FIXED]} / of {name['partial_fc']}, heads alone, {at:,} identities",
-                0.1,
                 peaks[0] / peaks[1],
             )
     agree = sum(cell["planned"]["fits"] is cell["fits"] for cell in cells)
-    promise("cells in which trying contradicted the planner", 0, len(cells) - agree)
+    add("cells in which trying contradicted the planner", len(cells) - agree)
     return found
 
 

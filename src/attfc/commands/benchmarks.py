@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from attfc.commands.common import JsonOption, err, out, write_json
+from attfc.commands.common import JsonOption, err, print_markdown, write_json
 from attfc.errors import UserError
 
 __all__ = ["app"]
@@ -84,7 +84,7 @@ def heads(
         write_json(json_file, found)
         lines.unlink()
     tables = speed_tables(found["settings"], found["columns"], found)
-    out.print(tables, markup=False)
+    print_markdown(tables)
     if markdown is not None:
         markdown.write_text(tables + "\n", encoding="utf-8")
     if figure is not None:

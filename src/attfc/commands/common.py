@@ -1,13 +1,15 @@
-"""What the commands share: consoles, options, a progress bar, tables of figures, `--json`."""
+"""What the commands share: consoles and tables (`screen`), options, a progress bar, tables of figures, `--json`."""
 
 import json
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from attfc.commands.screen import err, out, print_markdown, print_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,8 +26,10 @@ __all__ = [
     "open_with_bar",
     "out",
     "print_figures",
-    "print_wide",
+    "print_markdown",
+    "print_table",
     "progress_bar",
+    "working",
     "write_json",
 ]
 
@@ -42,10 +46,6 @@ ModelIsOption = Annotated[
         help="what the model's file does not say: network, image_size, embedding_size, colour_order, mean, std, training_data, licence; repeatable",
     ),
 ]
-
-out = Console(highlight=False, soft_wrap=True)
-wide = Console(highlight=False, soft_wrap=True, width=1000)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class progress_bar:  # noqa: N801  reads as a function at its call sites
@@ -76,17 +76,20 @@ class progress_bar:  # noqa: N801  reads as a function at its call sites
             self._bar.stop()
 
 
+def working(what: str) -> AbstractContextManager[object]:
+    """Say on stderr what is being done while it is, for work that has no steps to count."""
+    if err.is_terminal:
+        return err.status(what)
+    err.print(what, markup=False)
+    return nullcontext()
+
+
 def open_with_bar(path: str, **options: Any) -> "Store":
     """Open a set of faces with a bar while it is indexed for the first time; options as `attfc.open_store`."""
     from attfc.data import open_store
 
     with progress_bar("index") as bar:
         return open_store(path, **options, progress=bar)
-
-
-def print_wide(table: Table) -> None:
-    """Print a table in its own width: a narrow terminal wraps lines, which loses less than cutting figures off."""
-    wide.print(table)
 
 
 def print_figures(
@@ -98,7 +101,8 @@ def print_figures(
     known = intervals or {}
     out.print(heading, markup=False)
     table = Table("", "", *([""] if known else []), box=None, show_header=False)
-    table.columns[1].justify = "right"
+    for column in table.columns[1:]:
+        column.justify = "right"
 
     def rows(values: dict[str, Any], path: "FigurePath") -> None:
         for name, value in values.items():
@@ -116,7 +120,7 @@ def print_figures(
                 table.add_row(label, f"{value:,}")
 
     rows(figures, ())
-    print_wide(table)
+    print_table(table)
 
 
 def write_json(path: Path | None, values: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from attfc.commands.common import (
     ModelIsOption,
     err,
     out,
-    print_wide,
+    print_table,
     progress_bar,
     write_json,
 )
@@ -37,6 +37,7 @@ from attfc.commands.evaluation import (
     evaluate_model,
     make_request,
 )
+from attfc.commands.rates import FarOption, read_fars
 from attfc.errors import UserError
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def compare(
     mode: ModeOption = "N1D1F1",
     embeddings: EmbeddingsOption = None,
     groups: GroupsOption = None,
+    far: FarOption = None,
     budget_gib: BudgetOption = 4.0,
     enrolled: EnrolledOption = 0.5,
     enrolled_images: EnrolledImagesOption = 1,
@@ -95,6 +97,7 @@ def compare(
             mode=mode,
             embeddings=embeddings,
             groups=groups,
+            fars=read_fars(far or ()),
             budget_gib=budget_gib,
             enrolled=enrolled,
             enrolled_images=enrolled_images,
@@ -186,7 +189,7 @@ def _print_differences(
         )
     out.print(f"A: {results[0].model}", markup=False)
     out.print(f"B: {results[1].model}", markup=False)
-    print_wide(table)
+    print_table(table)
     out.print(
         f"[a, b]: {100 * confidence:g} % interval, {resamples:,} bootstrap resamples of identities, the same for both; "
         "* the interval of the difference leaves out 0",

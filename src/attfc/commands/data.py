@@ -69,7 +69,7 @@ def preview_data(
 
     store = _open(path, edits, label_source, cache)
     contact_sheet(store, identities=identities, images=images, seed=seed).save(output, "PNG")
-    out.print(str(output), markup=False)
+    out.print(str(output), markup=False, soft_wrap=True)
 
 
 @app.command("convert")
@@ -132,7 +132,8 @@ def convert_data(
     write_json(json_file, figures)
     if verify:
         with progress_bar("verify") as bar:
-            _report_check(destination, verify_packed(destination, bar))
+            checked = verify_packed(destination, bar)
+        _report_check(destination, checked)
 
 
 @app.command("verify")

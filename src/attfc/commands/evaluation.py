@@ -21,11 +21,12 @@ from attfc.commands.common import (
     err,
     out,
     print_figures,
-    print_wide,
+    print_table,
     progress_bar,
     write_json,
 )
 from attfc.commands.outcome import OpenedModel, Outcome
+from attfc.commands.rates import FarOption, read_fars
 from attfc.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ class Request:
     mode: str
     embeddings: Path | None
     groups: Path | None
+    fars: tuple[float, ...]
     budget_gib: float
     enrolled: float
     enrolled_images: int
@@ -158,6 +160,7 @@ def evaluate(
     mode: ModeOption = "N1D1F1",
     embeddings: EmbeddingsOption = None,
     groups: GroupsOption = None,
+    far: FarOption = None,
     budget_gib: BudgetOption = 4.0,
     enrolled: EnrolledOption = 0.5,
     enrolled_images: EnrolledImagesOption = 1,
@@ -186,6 +189,7 @@ def evaluate(
         mode=mode,
         embeddings=embeddings,
         groups=groups,
+        fars=read_fars(far or ()),
         budget_gib=budget_gib,
         enrolled=enrolled,
         enrolled_images=enrolled_images,
@@ -232,6 +236,8 @@ def make_request(**options: Any) -> Request:
         raise UserError(f"--thresholds {asked.thresholds} is unknown: use grid or exact")
     if asked.groups is not None and run is not _all_pairs:
         raise UserError(f"--groups is of the protocol all-pairs: leave it out of {asked.protocol}")
+    if asked.fars and run is not _all_pairs:
+        raise UserError(f"--far is an option of the protocol all-pairs: leave it out of {asked.protocol}")
     return asked
 
 
@@ -407,7 +413,7 @@ def _print_pairs(results: "list[PairEvaluation]", intervals: "Mapping[FigurePath
             ),
             str(result.skipped_pairs),
         )
-    print_wide(table)
+    print_table(table)
     concerned: dict[str, list[str]] = {}
     for result in results:
         for note in result.notes:
@@ -433,7 +439,7 @@ def _figure(share: float | None, interval: "Interval | None", places: int = 2, p
 
 
 def _all_pairs(asked: Request, model: OpenedModel) -> Outcome:
-    from attfc.evaluation import evaluate_all_pairs, read_groups
+    from attfc.evaluation import ALL_PAIRS_FARS, evaluate_all_pairs, read_groups
     from attfc.evaluation.all_pairs import SPARE_FOR_INTERVALS
 
     if asked.pairs is not None:
@@ -445,6 +451,7 @@ def _all_pairs(asked: Request, model: OpenedModel) -> Outcome:
             model.module,
             store,
             groups=groups,
+            fars=asked.fars or ALL_PAIRS_FARS,
             budget=int(asked.budget_gib * 2**30),
             spare=SPARE_FOR_INTERVALS if asked.wants_samples else 1.0,
             broken_limit=asked.broken_limit,
@@ -481,14 +488,14 @@ def _print_all_pairs(result: "AllPairsEvaluation", intervals: "Mapping[FigurePat
         table.add_row(
             "  each person alike", *(_figure(alike[far], intervals.get((*balanced, f"{far:g}"))) for far in fars)
         )
-    print_wide(table)
+    print_table(table)
     stated = [far for far in fars if result.everyone.threshold_at_far[far] is not None]
     if result.groups and stated:
         table = Table("at everyone's threshold", *(f"TAR %, FAR at {far:g}" for far in stated), box=None)
         _numbers(table)
         for name, rates in result.at_common_threshold.items():
             table.add_row(Text(f"  {name}"), *(f"{100 * rates[far][0]:.2f}, {rates[far][1]:.2g}" for far in stated))
-        print_wide(table)
+        print_table(table)
     for note in result.notes:
         out.print(f"note: {note}", markup=False)
 
@@ -540,7 +547,7 @@ def _print_identification(result: "StoreIdentification", intervals: "Mapping[Fig
         f"{len(found.probe_ranks):,}",
         f"{len(found.stranger_scores):,}",
     )
-    print_wide(table)
+    print_table(table)
     for note in result.notes:
         out.print(f"note: {note}", markup=False)
 
@@ -623,7 +630,7 @@ def _print_templates(results: "tuple[TemplateEvaluation, ...]", intervals: "Mapp
                 _figure(found.eer, intervals.get((*place, "eer"))),
             )
             table.add_row("  nearest FAR *", *(_figure(tar, None) for tar in found.tar_at_nearest_far.values()))
-        print_wide(table)
+        print_table(table)
         out.print(
             f"over {one.genuine:,} genuine and {one.impostors:,} impostor pairs; * at the point of the curve whose FAR is nearest, "
             "as the published scripts print it",
@@ -656,7 +663,7 @@ def _print_templates(results: "tuple[TemplateEvaluation, ...]", intervals: "Mapp
             if search.published is not None:
                 rates = (*search.published.rank_rates.values(), *search.published.tpir_at_fpir.values())
                 table.add_row("  joined, as published", *(_figure(rate, None) for rate in rates))
-        print_wide(table)
+        print_table(table)
     for note in dict.fromkeys(note for result in results for note in result.notes):
         out.print(f"note: {note}", markup=False)
 
@@ -687,6 +694,7 @@ def report(
         bool,
         typer.Option("--pictures", help="show faces of a run's hardest pairs; only for stores you may show"),
     ] = False,
+    force: Annotated[bool, typer.Option("--force", help="overwrite a page of results that is there already")] = False,
 ) -> None:
     """Write a run's report.html anew, or a page that sets several models side by side."""
     if all(path.suffix == ".npz" for path in paths):
@@ -695,8 +703,11 @@ def report(
 
         if pictures:
             raise UserError("--pictures is of a run's report: results hold no pictures")
-        target = write_comparison_report(output or Path("report.html"), [read_result(path) for path in paths])
-        out.print(str(target), markup=False)
+        target, results = output or Path("report.html"), [read_result(path) for path in paths]
+        if target.exists() and not force:
+            raise UserError(f"{target} is there already: name another page with --output, or overwrite it with --force")
+        write_comparison_report(target, results)
+        out.print(str(target), markup=False, soft_wrap=True)
         return
     if len(paths) > 1 or output is not None:
         strange = next(path for path in paths if path.suffix != ".npz")
@@ -716,4 +727,8 @@ def report(
                 f"{run} was not evaluated (eval.root is not set), so there are no pairs to picture: leave out --pictures"
             )
         store = open_store(config.eval.root, cache=config.eval.index_cache)
-    out.print(str(write_report(run, store=store, pictures=pictures)), markup=False)
+    was_there = (run / "report.html").exists()
+    written = write_report(run, store=store, pictures=pictures)
+    if was_there:  # it is made of the run's files and of nothing else, so no work is lost; it is said all the same
+        err.print("note: the run's earlier report is replaced", markup=False)
+    out.print(str(written), markup=False, soft_wrap=True)

@@ -4,7 +4,7 @@ import dataclasses
 
 from rich.table import Table
 
-from attfc.commands.common import JsonOption, out, write_json
+from attfc.commands.common import JsonOption, out, print_table, write_json
 
 __all__ = ["backbones"]
 
@@ -26,6 +26,6 @@ def backbones(json_file: JsonOption = None) -> None:
             f"{row.image_size} px",
             row.source,
         )
-    out.print(table)
-    out.print("timm:NAME takes any timm model (extra attfc[timm])")
+    print_table(table)
+    out.print("timm:NAME takes any timm model (extra attfc[timm])", markup=False)
     write_json(json_file, {"backbones": [dataclasses.asdict(row) for row in rows]})

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.table import Table
 
-from attfc.commands.common import JsonOption, out, progress_bar, write_json
+from attfc.commands.common import JsonOption, out, print_table, progress_bar, working, write_json
 from attfc.errors import UserError
 from attfc.machine import available_memory
 
@@ -40,15 +41,17 @@ def presets() -> None:
         config = load_config(name)
         title = _SETS.get(config.data.root.rsplit("/", 1)[-1], "on a processor, in minutes")
         groups[title].append((name, config))
-    out.print(f"  {'preset':<31}{'network':<10}{'head':<28}{'GPUs x batch':>13}  epochs")
+    tables = []
     for title, members in groups.items():
-        out.print(f"\n{title}{_where(members)}", markup=False)
+        table = Table("preset", "network", "head", "GPUs x batch", "epochs", title=title + _where(members))
+        table.columns[3].justify = table.columns[4].justify = "right"
         for name, config in sorted(members, key=lambda member: (_gpus(member[0]), member[0])):
             batch = f"{_gpus(name)} x {config.batch_size // _gpus(name)}"
             if config.optimizer.accumulation > 1:
                 batch += f" x {config.optimizer.accumulation}"
-            line = f"  {name:<31}{config.backbone.name:<10}{_head(config):<28}{batch:>13}{config.schedule.epochs:>8g}"
-            out.print(line, markup=False)
+            table.add_row(f"  {name}", config.backbone.name, _head(config), batch, f"{config.schedule.epochs:g}")
+        tables.append(table)
+    print_table(*tables)
     out.print(
         "\nattfc train PRESET data.root=YOURS; attfc plan PRESET says what fits; where the values come from: docs/recipes.md"
     )
@@ -98,7 +101,8 @@ def plan(
     from attfc.bench.calibration import measure_heads
     from attfc.build import AMP_DTYPES, build_backbone, choose_device
     from attfc.config import load_config
-    from attfc.planning import advice, measure_encoder, plan_step
+    from attfc.plan_advice import advice, answer
+    from attfc.planning import measure_encoder, plan_step
     from attfc.precision import best_autocast_dtype
 
     config = load_config(preset, list(overrides or []))
@@ -118,24 +122,26 @@ def plan(
     device = choose_device(config.device)
     dtype = best_autocast_dtype(device) if config.precision.amp == "auto" else AMP_DTYPES[config.precision.amp]
     network = build_backbone(config).to(device)
-    encoder = measure_encoder(
-        network,
-        int(getattr(network, "image_size", 112)),
-        device=device,
-        autocast_dtype=dtype,
-        channels_last=config.precision.channels_last,
-    )
+    with working(f"measuring {config.backbone.name} on {device}: a few steps of small batches"):
+        encoder = measure_encoder(
+            network,
+            int(getattr(network, "image_size", 112)),
+            device=device,
+            autocast_dtype=dtype,
+            channels_last=config.precision.channels_last,
+        )
     budget = memory * 2**30 if memory is not None else _memory_of(device)
     rates = None
     if calibrate:
-        rates = measure_heads(
-            device,
-            config.batch_size,  # each rank's rows meet the queries of all
-            embedding_size=config.backbone.embedding_size,
-            keys=max(config.keys.per_query, 1),
-            dtype=config.container.dtype,
-            optimizer=config.optimizer.name,
-        )
+        with working(f"measuring the heads on {device}: a few steps each"):
+            rates = measure_heads(
+                device,
+                config.batch_size,  # each rank's rows meet the queries of all
+                embedding_size=config.backbone.embedding_size,
+                keys=max(config.keys.per_query, 1),
+                dtype=config.container.dtype,
+                optimizer=config.optimizer.name,
+            )
     plans = [
         plan_step(
             title,
@@ -156,16 +162,19 @@ def plan(
     where = f"{ranks} x " if ranks > 1 else ""
     kind = str(dtype or "float32").removeprefix("torch.")
     out.print(
-        f"{config.backbone.name}, {identities:,} identities, {where}{batch} images a pass, {kind} on {device}; "
-        f"budget {budget / 2**30:.1f} GiB; MiB of one process",
+        f"{config.backbone.name}, {identities:,} identities, {where}{batch} images per pass, {kind} on {device}; "
+        f"budget {budget / 2**30:.1f} GiB per process",
         markup=False,
     )
-    _print_plans(plans)
+    _print_plans(plans, budget)
     kept = config.center.table
     if kept == "file" or (kept == "host" and device.type != "cpu"):
         out.print(_kept_besides(config, identities, images, ranks), markup=False)
+    said = answer(plans, _asked(config, [each.head for each in plans]), budget)
+    for line in said:
+        out.print(line, markup=False)
     sentence = advice(plans, identities, images)
-    out.print(sentence, markup=False)
+    out.print(f"advice: {sentence}", markup=False)
     write_json(
         json_file,
         {
@@ -177,6 +186,7 @@ def plan(
             "budget_bytes": budget,
             "device": str(device),
             "plans": [each.to_dict() for each in plans],
+            "answer": said,
             "advice": sentence,
         },
     )
@@ -240,16 +250,34 @@ def _queries_an_epoch(config: "RunConfig", title: str, images: int | None) -> in
     return images if images is None or share >= 1 else round(images / (1 - share))
 
 
-def _print_plans(plans: "list[Plan]") -> None:
-    columns = ("parameters", "gradients", "optimizer", "activations", "rows", "peak")
-    out.print(
-        f"{'head':<24}" + "".join(f"{name:>12}" for name in columns) + f"{'fits':>6}{'s / step':>10}{'h / epoch':>11}"
-    )
+def _asked(config: "RunConfig", titles: list[str]) -> str:
+    """The title of the head that the configuration has."""
+    if config.head.name == "attfc" and config.center.source != "keys":
+        return "attfc, no key passes"
+    return next(title for title in titles if title.replace(",", " ").split()[0] == config.head.name)
+
+
+def _print_plans(plans: "list[Plan]", budget: float) -> None:
+    """Print whether and how fast each fits, then where its memory goes."""
+    table = Table("head", "fits", "peak, MiB", "% of memory", "s / step", "h / epoch")
     for each in plans:
-        cells = "".join(f"{getattr(each, name) / 2**20:>12,.0f}" for name in columns)
-        step = "-" if each.step_seconds is None else f"{each.step_seconds:.3g}"
-        epoch = "-" if each.epoch_hours is None else f"{each.epoch_hours:,.3g}"
-        out.print(f"{each.head:<24}{cells}{'yes' if each.fits else 'no':>6}{step:>10}{epoch:>11}", markup=False)
+        table.add_row(
+            each.head,
+            "yes" if each.fits else "no",
+            f"{each.peak / 2**20:,.0f}",
+            f"{100 * each.peak / budget:.0f}",
+            "-" if each.step_seconds is None else f"{each.step_seconds:.3g}",
+            "-" if each.epoch_hours is None else f"{each.epoch_hours:,.3g}",
+        )
+    parts = ("parameters", "gradients", "optimizer", "activations", "rows")
+    where = Table("MiB of it", *parts)
+    for each in plans:
+        where.add_row(each.head, *(f"{getattr(each, name) / 2**20:,.0f}" for name in parts))
+    for shown in (table, where):
+        for column in shown.columns[1:]:
+            column.justify = "right"
+        print_table(shown)
+        out.print()
 
 
 def _known_size(preset: str, config: "RunConfig") -> tuple[int, int] | None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from attfc.commands.common import err, out
+from attfc.commands.common import err, print_markdown
 
 __all__ = ["app"]
 
@@ -61,7 +61,7 @@ def table(
     if not records:
         raise UserError(f"{folder} holds no cell of {read.name}: attfc study run {study}")
     figures = FIGURES[read.world.kind]
-    out.print(study_table(records, figures, read.reference), markup=False)
+    print_markdown(study_table(records, figures, read.reference))
     if figure is not None:
         name = next(iter(figures))
         figure.write_text(study_figure(records, name, figures[name]), encoding="utf-8")

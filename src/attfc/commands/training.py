@@ -50,7 +50,7 @@ def train(
         if print_config:
             from attfc.resuming import saved_configuration
 
-            out.print(commented_yaml(saved_configuration(resume, given)), markup=False, end="")
+            out.print(commented_yaml(saved_configuration(resume, given)), markup=False, end="", soft_wrap=True)
             return
     else:
         asked = read_words(given)
@@ -60,7 +60,7 @@ def train(
                 from attfc.automatic import with_start_weights
 
                 config = with_start_weights(asked)[0].resolve()
-            out.print(commented_yaml(config), markup=False, end="")
+            out.print(commented_yaml(config), markup=False, end="", soft_wrap=True)
             return
     # Said before torch is loaded, which takes seconds.
     err.print(
@@ -77,7 +77,7 @@ def train(
         if print_config:
             config, choices, _, _ = settle(asked)
             print_choices(choices)
-            out.print(commented_yaml(config), markup=False, end="")
+            out.print(commented_yaml(config), markup=False, end="", soft_wrap=True)
             return
         with Screen() as screen:
             if resume is not None:

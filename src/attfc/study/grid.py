@@ -29,6 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from attfc.config import load_config
 from attfc.errors import UserError, nearest
+from attfc.study.children import children_end_too, lead_group, leave_at_sigterm
 from attfc.study.vectors import VectorWorld
 
 __all__ = ["Cell", "Study", "read_study", "run_study", "study_records"]
@@ -174,7 +175,10 @@ def run_study(
     said(f"{study.name}: {len(cells)} cells, {len(done)} there, {len(missing)} to run")
     folder.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(parallel, mp_context=context, max_tasks_per_child=1) as pool:
+    with (
+        ProcessPoolExecutor(parallel, mp_context=context, max_tasks_per_child=1, initializer=lead_group) as pool,
+        children_end_too(),
+    ):
         running = {
             pool.submit(_run_cell, cell, None if faces is None else str(faces), threads): cell for cell in missing
         }
@@ -184,8 +188,11 @@ def run_study(
                 record = future.result()
                 _write(folder / cell.file, record)
                 said(f"{number}/{len(missing)}  {cell.variant}, seed {cell.seed}: {_summary(record)}")
-        except BaseException:
+        except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                there = len(_records(folder, cells))
+                said(f"ended with {there} of {len(cells)} cells there; the same command goes on with the others")
             raise
     return _records(folder, cells)
 
@@ -218,6 +225,7 @@ def _records(folder: Path, cells: Sequence[Cell]) -> list[dict[str, Any]]:
 
 def _run_cell(cell: Cell, faces: str | None, threads: int) -> dict[str, Any]:
     """In a child process: train one cell."""
+    leave_at_sigterm()
     import torch
 
     from attfc.study.cells import run_faces, run_vectors

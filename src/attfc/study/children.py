@@ -1,0 +1,75 @@
+"""Processes of a study's cells: they end with the command that started them, however that ends.
+
+Each leads a group of processes, which its data workers join. Ctrl-C and SIGTERM to the command end the groups in order (a cell removes its
+temporary files); a command that is killed outright cannot, so each child watches for its parent's end too.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+__all__ = ["children_end_too", "lead_group", "leave_at_sigterm"]
+
+PATIENCE = 5.0  # seconds between the request to end and the order
+
+
+def leave_at_sigterm() -> Any:
+    """Make SIGTERM an exit that cleans up on its way; return the handler that was there."""
+    return signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
+
+def lead_group() -> None:
+    """In a new child: lead a group of its own, and end it when the parent is gone."""
+    os.setpgrp()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_after, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_after(sentinel: int) -> None:
+    wait([sentinel])
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def children_end_too() -> Iterator[None]:
+    """End the children that are started in this block where it is left by an exception, Ctrl-C or SIGTERM."""
+    before = set(multiprocessing.active_children())
+    in_main = threading.current_thread() is threading.main_thread()  # signals are handled nowhere else
+    if in_main:
+        handler = leave_at_sigterm()
+    try:
+        yield
+    except BaseException:
+        _end([child for child in multiprocessing.active_children() if child not in before])
+        raise
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, handler)
+
+
+def _end(children: list[BaseProcess]) -> None:
+    for child in children:
+        _signal(child, signal.SIGTERM)
+    until = time.monotonic() + PATIENCE
+    for child in children:
+        child.join(max(0.0, until - time.monotonic()))
+        _signal(child, signal.SIGKILL)  # also what is left of a group whose leader has ended
+        child.join()
+
+
+def _signal(child: BaseProcess, number: signal.Signals) -> None:
+    assert child.pid is not None
+    try:
+        os.killpg(child.pid, number)
+    except ProcessLookupError:  # not yet a leader, or gone
+        if child.is_alive():
+            os.kill(child.pid, number)
