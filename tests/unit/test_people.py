@@ -59,8 +59,9 @@ def test_the_same_people_in_another_form_have_the_same_hashes(tmp_path):
         (source / f"Zoë {label}").mkdir(parents=True, exist_ok=True)
         (source / f"Zoë {label}" / f"{position}.jpg").write_bytes(encoded)
     folder = open_store(source)
-    convert_store(folder, tmp_path / "packed")
-    assert people_of(open_store(tmp_path / "packed")) == people_of(folder)
+    for kind in ("packed", "rec"):
+        convert_store(folder, tmp_path / kind, kind=kind)
+        assert people_of(open_store(tmp_path / kind)) == people_of(folder)
 
 
 def test_hashes_hold_no_name_and_at_least_16_names_each():

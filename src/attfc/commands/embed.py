@@ -25,27 +25,29 @@ ModelArgument = Annotated[
     ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda ...")]
+ImagesArgument = Annotated[
+    list[str],
+    typer.Argument(
+        help="aligned faces: image files, folders of images, or stores as `attfc train` takes them",
+        metavar="IMAGES...",
+    ),
+]
+OutputOption = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        help="OUT.npy: float32, a row per image, names in OUT.names.txt; or OUT.csv: a line per image, name first",
+        dir_okay=False,
+    ),
+]
 LARGEST_EVALUATION = 2**24
 
 
 def embed(
     model: ModelArgument,
-    images: Annotated[
-        list[str],
-        typer.Argument(
-            help="aligned faces: image files, folders of images, or stores as `attfc train` takes them",
-            metavar="IMAGES...",
-        ),
-    ],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            help="OUT.npy: float32, a row per image, names in OUT.names.txt; or OUT.csv: a line per image, name first",
-            dir_okay=False,
-        ),
-    ],
+    images: ImagesArgument,
+    output: OutputOption,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an output that exists")] = False,
     flip: Annotated[
         bool, typer.Option(help="add the embedding of the mirror image before normalizing, as evaluation does")
@@ -63,8 +65,8 @@ def embed(
     """Write embeddings of aligned faces, each of unit length, with the images' names."""
     if output.suffix not in (".npy", ".csv"):
         raise UserError(f"--output {output}: embeddings are written as .npy or .csv; name it {output.stem}.npy")
-    names_file = output.with_suffix(".names.txt")
-    for path in (output, names_file) if output.suffix == ".npy" else (output,):
+    files = (output, output.with_suffix(".names.txt")) if output.suffix == ".npy" else (output,)
+    for path in files:
         if path.exists() and not overwrite:
             raise UserError(f"{path} exists: name another output, or add --overwrite")
 
@@ -89,11 +91,8 @@ def embed(
     rows = found.valid.nonzero()[0]
     names = [store.where(int(position)) for position in found.positions[rows]]
     output.parent.mkdir(parents=True, exist_ok=True)
-    if output.suffix == ".npy":
-        _write(output, _write_npy, found.vectors[rows], names)
-        _write(names_file, _write_names, found.vectors[rows], names)
-    else:
-        _write(output, _write_csv, found.vectors[rows], names)
+    for path in files:
+        _write(path, WRITERS[path.suffix], found.vectors[rows], names)
     if broken:
         notes.append(
             f"left out {len(broken):,} broken of {len(store):,} images; the first is {broken[0][1]}: {broken[0][2]}"
@@ -101,16 +100,18 @@ def embed(
     for note in notes:
         err.print(f"note: {note}", markup=False)
     size = opened.facts.embedding_size
-    beside = f", names in {names_file}" if output.suffix == ".npy" else ""
+    beside = "".join(f", names in {path}" for path in files[1:])
     out.print(f"{output}: {len(names):,} embeddings of {size} numbers{beside}", markup=False)
     write_json(
         json_file,
         {
-            "model": opened.facts.to_dict(),
-            "output": str(output),
-            "images": len(names),
-            "embedding_size": size,
-            "flip": flip,
+            **{
+                "model": opened.facts.to_dict(),
+                "output": str(output),
+                "images": len(names),
+                "embedding_size": size,
+                "flip": flip,
+            },
             "broken": [{"where": where, "reason": reason} for _, where, reason in broken],
             "seconds": found.seconds,
             "notes": notes,
@@ -231,3 +232,6 @@ def _write_csv(path: Path, vectors: "npt.NDArray[np.float32]", names: list[str])
         writer.writerow(["name", *(f"e{number}" for number in range(vectors.shape[1]))])
         for name, vector in zip(names, vectors, strict=True):
             writer.writerow([name, *(f"{value:.9g}" for value in vector.tolist())])
+
+
+WRITERS = {".npy": _write_npy, ".txt": _write_names, ".csv": _write_csv}

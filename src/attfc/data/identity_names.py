@@ -34,19 +34,28 @@ def names_of(store: Store, labels: Int64) -> NameTable:
         return _take(store._tables.identity_names, labels)
     if isinstance(store, PackedStore):
         return _take(store._identity_names, labels)
+    from attfc.data.list_file import ListStore  # parsers and renderer are loaded only by those who use them
+    from attfc.data.records import RecordStore
+
+    known = store._tables.known if isinstance(store, ListStore) else None
+    if isinstance(store, RecordStore):
+        store.identity_name(0)  # reads the names, if that has not been done
+        known = store._index.numbers if store._names is None else store._names
+    if isinstance(known, np.ndarray):
+        return NameTable.pack(b"%d" % number for number in known[labels].tolist())
+    if known is not None:
+        names = _take(known, labels)
+        if np.diff(names.offsets).all():  # of some records a file of names may say nothing
+            return names
     return NameTable.pack(_one_by_one(store, labels))
 
 
 def _one_by_one(store: Store, labels: Int64) -> list[bytes]:
-    from attfc.data.list_file import ListStore  # parsers and renderer are loaded only by those who use them
     from attfc.data.synthetic import SyntheticFaces
 
     if isinstance(store, SyntheticFaces):
         start = f"seed {store.seed} identity "
         return [f"{start}{number}".encode() for number in (labels + store.first_identity).tolist()]
-    known = store._tables.known if isinstance(store, ListStore) else None
-    if isinstance(known, NameTable):
-        return [known[label] for label in labels.tolist()]
     return [store.identity_name(label).encode("utf-8", "backslashreplace") for label in labels.tolist()]
 
 
