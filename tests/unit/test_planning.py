@@ -111,11 +111,11 @@ def test_a_plan_says_what_is_kept_besides_and_what_the_other_form_would_keep(tmp
         "container.ratio=0.1",
     ]
     table = CliRunner().invoke(app, [*asked, "--images", "42000000"])
-    assert "table of centers: 4.8 GiB a process besides" in table.stdout
+    assert "table of centers: 4.8 GiB per process besides" in table.stdout
     assert "(center.source=others, mostly more accurate: 49.6 GiB)" in table.stdout
     memory = CliRunner().invoke(app, [*asked, "--images", "42000000", "center.source=others"])
     assert (
-        "memory of images: 49.6 GiB a process besides, center.table=file (center.source=query: 4.8 GiB)"
+        "memory of images: 49.6 GiB per process besides, center.table=file (center.source=query: 4.8 GiB)"
         in memory.stdout
     )
 

@@ -1,14 +1,15 @@
 """`attfc embed` and `attfc verify`: embeddings of aligned faces as a file, and two faces compared."""
 
+import io
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
 from attfc.commands.common import CacheOption, JsonOption, ModelIsOption, err, out, progress_bar, write_json
 from attfc.errors import UserError
+from attfc.whole_files import written_whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,7 +93,8 @@ def embed(
     names = [store.where(int(position)) for position in found.positions[rows]]
     output.parent.mkdir(parents=True, exist_ok=True)
     for path in files:
-        _write(path, WRITERS[path.suffix], found.vectors[rows], names)
+        with written_whole(path) as file:
+            WRITERS[path.suffix](file, found.vectors[rows], names)
     if broken:
         notes.append(
             f"left out {len(broken):,} broken of {len(store):,} images; the first is {broken[0][1]}: {broken[0][2]}"
@@ -105,13 +107,11 @@ def embed(
     write_json(
         json_file,
         {
-            **{
-                "model": opened.facts.to_dict(),
-                "output": str(output),
-                "images": len(names),
-                "embedding_size": size,
-                "flip": flip,
-            },
+            "model": opened.facts.to_dict(),
+            "output": str(output),
+            "images": len(names),
+            "embedding_size": size,
+            "flip": flip,
             "broken": [{"where": where, "reason": reason} for _, where, reason in broken],
             "seconds": found.seconds,
             "notes": notes,
@@ -196,42 +196,27 @@ def _thresholds(model: Path) -> dict[float, float]:
         return {}
 
 
-def _write(
-    path: Path,
-    write: "Callable[[Path, npt.NDArray[np.float32], list[str]], None]",
-    vectors: "npt.NDArray[np.float32]",
-    names: list[str],
-) -> None:
-    """Write beside `path` and rename: a crash leaves no half of a file."""
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        write(beside, vectors, names)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _write_npy(path: Path, vectors: "npt.NDArray[np.float32]", names: list[str]) -> None:
+def _write_npy(file: BinaryIO, vectors: "npt.NDArray[np.float32]", names: list[str]) -> None:
     import numpy as np
 
-    with path.open("wb") as file:
-        np.save(file, vectors, allow_pickle=False)
+    np.save(file, vectors, allow_pickle=False)
 
 
-def _write_names(path: Path, vectors: "npt.NDArray[np.float32]", names: list[str]) -> None:
+def _write_names(file: BinaryIO, vectors: "npt.NDArray[np.float32]", names: list[str]) -> None:
     # A name with a line break stays one line, so that rows and lines agree.
     lines = [name.replace("\n", "\\n").replace("\r", "\\r") for name in names]
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="surrogateescape")
+    file.write("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
 
 
-def _write_csv(path: Path, vectors: "npt.NDArray[np.float32]", names: list[str]) -> None:
+def _write_csv(file: BinaryIO, vectors: "npt.NDArray[np.float32]", names: list[str]) -> None:
     import csv
 
-    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["name", *(f"e{number}" for number in range(vectors.shape[1]))])
-        for name, vector in zip(names, vectors, strict=True):
-            writer.writerow([name, *(f"{value:.9g}" for value in vector.tolist())])
+    text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
+    writer = csv.writer(text)
+    writer.writerow(["name", *(f"e{number}" for number in range(vectors.shape[1]))])
+    for name, vector in zip(names, vectors, strict=True):
+        writer.writerow([name, *(f"{value:.9g}" for value in vector.tolist())])
+    text.detach()
 
 
 WRITERS = {".npy": _write_npy, ".txt": _write_names, ".csv": _write_csv}

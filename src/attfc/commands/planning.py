@@ -13,8 +13,10 @@ from attfc.errors import UserError
 from attfc.machine import available_memory
 
 if TYPE_CHECKING:
+    import torch
+
     from attfc.config import RunConfig
-    from attfc.planning import HeadMemory, Plan
+    from attfc.planning import Encoder, HeadMemory, HeadRates, Plan
 
 __all__ = ["plan", "presets"]
 
@@ -98,20 +100,13 @@ def plan(
     json_file: JsonOption = None,
 ) -> None:
     """Predict memory and time of a step with every head, and say which fits and which to take."""
-    from attfc.bench.calibration import measure_heads
-    from attfc.build import AMP_DTYPES, build_backbone, choose_device
     from attfc.config import load_config
+    from attfc.devices import choose_device
     from attfc.plan_advice import advice, answer
-    from attfc.planning import measure_encoder, plan_step
-    from attfc.precision import best_autocast_dtype
+    from attfc.planning import plan_step
 
     config = load_config(preset, list(overrides or []))
-    known = _known_size(preset, config)
-    if identities is None or (images is None and known is None):
-        found = known or _size_of_data(config)
-        identities, images = identities or found[0], images or found[1]
-    elif images is None and known is not None and known[0] == identities:
-        images = known[1]
+    identities, images = _size(preset, config, identities, images)
     if config.center.source == "others" and images is None:
         raise UserError("center.source=others remembers every image, and how many there are is not known: add --images")
     if config.batch_size % ranks:
@@ -120,28 +115,9 @@ def plan(
         )
     batch = config.batch_size // ranks
     device = choose_device(config.device)
-    dtype = best_autocast_dtype(device) if config.precision.amp == "auto" else AMP_DTYPES[config.precision.amp]
-    network = build_backbone(config).to(device)
-    with working(f"measuring {config.backbone.name} on {device}: a few steps of small batches"):
-        encoder = measure_encoder(
-            network,
-            int(getattr(network, "image_size", 112)),
-            device=device,
-            autocast_dtype=dtype,
-            channels_last=config.precision.channels_last,
-        )
+    encoder, kind = _measured_encoder(config, device)
+    rates = _measured_heads(config, device) if calibrate else None
     budget = memory * 2**30 if memory is not None else _memory_of(device)
-    rates = None
-    if calibrate:
-        with working(f"measuring the heads on {device}: a few steps each"):
-            rates = measure_heads(
-                device,
-                config.batch_size,  # each rank's rows meet the queries of all
-                embedding_size=config.backbone.embedding_size,
-                keys=max(config.keys.per_query, 1),
-                dtype=config.container.dtype,
-                optimizer=config.optimizer.name,
-            )
     plans = [
         plan_step(
             title,
@@ -159,22 +135,17 @@ def plan(
         )
         for title, head in _heads(config, identities, images, batch, ranks, cached=device.type == "cpu").items()
     ]
-    where = f"{ranks} x " if ranks > 1 else ""
-    kind = str(dtype or "float32").removeprefix("torch.")
     out.print(
-        f"{config.backbone.name}, {identities:,} identities, {where}{batch} images per pass, {kind} on {device}; "
+        f"{config.backbone.name}, {identities:,} identities, {f'{ranks} x ' if ranks > 1 else ''}{batch} images per pass, {kind} on {device}; "
         f"budget {budget / 2**30:.1f} GiB per process",
         markup=False,
     )
     _print_plans(plans, budget)
-    kept = config.center.table
-    if kept == "file" or (kept == "host" and device.type != "cpu"):
-        out.print(_kept_besides(config, identities, images, ranks), markup=False)
     said = answer(plans, _asked(config, [each.head for each in plans]), budget)
-    for line in said:
-        out.print(line, markup=False)
     sentence = advice(plans, identities, images)
-    out.print(f"advice: {sentence}", markup=False)
+    besides = _kept_besides(config, identities, images, ranks, of_device=device.type == "cpu")
+    for line in (*besides, *said, f"advice: {sentence}"):
+        out.print(line, markup=False)
     write_json(
         json_file,
         {
@@ -192,18 +163,70 @@ def plan(
     )
 
 
-def _kept_besides(config: "RunConfig", identities: int, images: int | None, ranks: int) -> str:
-    """What AttFC keeps outside of the memory that the plan counts, and what its other form would."""
+def _size(preset: str, config: "RunConfig", identities: int | None, images: int | None) -> tuple[int, int | None]:
+    """Return identities and images: as given, else as the preset states, else as counted in the data; no images: nobody says."""
+    known = _known_size(preset, config)
+    if identities is None or (images is None and known is None):
+        found = known or _size_of_data(config)
+        return identities or found[0], images or found[1]
+    if images is None and known is not None and known[0] == identities:
+        images = known[1]
+    return identities, images
+
+
+def _measured_encoder(config: "RunConfig", device: "torch.device") -> "tuple[Encoder, str]":
+    """Measure the network in small batches; also return the type that it computes in."""
+    from attfc.build import build_backbone
+    from attfc.planning import measure_encoder
+    from attfc.precision import AMP_DTYPES, best_autocast_dtype
+
+    dtype = best_autocast_dtype(device) if config.precision.amp == "auto" else AMP_DTYPES[config.precision.amp]
+    network = build_backbone(config).to(device)
+    with working(f"measuring {config.backbone.name} on {device}: a few steps of small batches"):
+        encoder = measure_encoder(
+            network,
+            int(getattr(network, "image_size", 112)),
+            device=device,
+            autocast_dtype=dtype,
+            channels_last=config.precision.channels_last,
+        )
+    return encoder, str(dtype or "float32").removeprefix("torch.")
+
+
+def _measured_heads(config: "RunConfig", device: "torch.device") -> "HeadRates":
+    """Time a few steps of the heads."""
+    from attfc.bench.calibration import measure_heads
+
+    with working(f"measuring the heads on {device}: a few steps each"):
+        return measure_heads(
+            device,
+            config.batch_size,  # each rank's rows meet the queries of all
+            embedding_size=config.backbone.embedding_size,
+            keys=max(config.keys.per_query, 1),
+            dtype=config.container.dtype,
+            optimizer=config.optimizer.name,
+        )
+
+
+def _kept_besides(config: "RunConfig", identities: int, images: int | None, ranks: int, of_device: bool) -> list[str]:
+    """Say what AttFC keeps outside of the memory that the plan counts, and what its other form would; nothing where it keeps all there.
+
+    Args:
+        of_device: host memory is the device's.
+    """
     from attfc.planning import kept_bytes
 
+    place = config.center.table
+    if not (place == "file" or (place == "host" and not of_device)):
+        return []
     size = config.backbone.embedding_size
     table = f"{kept_bytes(identities, size, None, ranks) / 2**30:.1f} GiB"
     remembered = "-" if images is None else f"{kept_bytes(identities, size, images, ranks) / 2**30:.1f} GiB"
     if config.center.source == "others":
-        memory = f"attfc's memory of images: {remembered} a process besides, center.table={config.center.table}"
-        return f"{memory} (center.source=query: {table})"
-    line = f"attfc's table of centers: {table} a process besides, center.table={config.center.table}"
-    return line if images is None else f"{line} (center.source=others, mostly more accurate: {remembered})"
+        memory = f"attfc's memory of images: {remembered} per process besides, center.table={place}"
+        return [f"{memory} (center.source=query: {table})"]
+    line = f"attfc's table of centers: {table} per process besides, center.table={place}"
+    return [line if images is None else f"{line} (center.source=others, mostly more accurate: {remembered})"]
 
 
 def _heads(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from attfc.build import Run
     from attfc.config.choose import Choice
 
-__all__ = ["Screen", "print_choices"]
+__all__ = ["RunScreen", "print_choices"]
 
 _FINISH_NOTES = 2
 
@@ -29,10 +29,10 @@ def print_choices(choices: "list[Choice]") -> None:
     err.print(table, soft_wrap=False)
 
 
-class Screen:
+class RunScreen:
     """Speaks for a run; of several ranks, rank 0 alone."""
 
-    def __enter__(self) -> "Screen":
+    def __enter__(self) -> "RunScreen":
         return self
 
     def __exit__(

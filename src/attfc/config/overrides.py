@@ -26,6 +26,7 @@ __all__ = [
     "Asked",
     "apply_overrides",
     "config_to_yaml",
+    "dotted",
     "keys_like",
     "load_config",
     "preset_names",
@@ -94,13 +95,13 @@ class Asked:
 
     def typed(self) -> frozenset[str]:
         """Return the dotted keys that the overrides set: what was asked for by name, beside what a preset or default says."""
-        return frozenset(_dotted(_parse_overrides(list(self.overrides))))
+        return frozenset(dotted(_parse_overrides(list(self.overrides))))
 
     def given(self) -> dict[str, Any]:
         """Return what is settled already, by dotted name: of the preset, of the command line, and of a profile that somebody named."""
         typed = _parse_overrides(list(self.overrides))
         below = _merge(dict(self.values), typed)
-        return _dotted(_merge(PROFILES["published"], below) if below.get("profile") == "published" else below)
+        return dotted(_merge(PROFILES["published"], below) if below.get("profile") == "published" else below)
 
     def resolve(self, chosen: Mapping[str, Any] | None = None) -> RunConfig:
         """Return the configuration: `chosen` values, by dotted name, lie above those of the profile and below everything asked for."""
@@ -246,10 +247,15 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values by dotted name.
+
+    >>> dotted({"seed": 3, "head": {"name": "attfc"}})
+    {'seed': 3, 'head.name': 'attfc'}
+    """
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat |= dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
 
 
