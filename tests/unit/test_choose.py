@@ -82,6 +82,7 @@ def test_below_6_gib_and_on_accelerators_without_a_test_it_is_as_on_a_processor(
     as_processor = chosen(FACES112, CPU)
     assert chosen(FACES112, card(4)) == as_processor
     assert chosen(FACES112, Machine("mps", 64, 24)) == as_processor
+    assert chosen(FACES112, card(5.4)) == as_processor
     assert chosen(FACES112, card(5.6))["backbone.name"] == "r18"  # sold as 6
 
 
@@ -121,6 +122,25 @@ def test_a_batch_of_half_the_size_has_half_the_rate_and_weights_to_start_from_a_
     assert chosen(TAIL, CPU, batch_size=64)["optimizer.learning_rate"] == pytest.approx(0.05)
     assert chosen(TAIL, CPU, start_from="run")["optimizer.learning_rate"] == pytest.approx(0.01)
     assert chosen(TAIL, CPU, start_from="run")["schedule.epochs"] == 13 / 4
+
+
+def test_what_hangs_on_an_override_is_right_for_it() -> None:
+    assert chosen(FACES60, CPU, head__name="dcq")["container.slots"] == 64  # a whole batch enters a container
+    assert chosen(FACES60, CPU, center__source="keys")["negatives.in_batch_gradient"] is False
+    assert chosen(TAIL, CPU, optimizer__name="adamw")["optimizer.learning_rate"] == pytest.approx(0.001)
+    assert chosen(TAIL, CPU, margin__name="arcface")["margin.margin"] == 0.5
+    assert "container.slots" not in chosen(TAIL, CPU, container__ratio=0.5)
+    one_pass = chosen(MS1MV3, card(8), batch_size=512)
+    assert (one_pass["optimizer.accumulation"], one_pass["optimizer.learning_rate"]) == (1, pytest.approx(0.1))
+    together = chosen(MS1MV3, card(8, ranks=4))
+    assert (together["batch_size"], together["optimizer.accumulation"]) == (512, 1)
+
+
+def test_a_table_that_fits_no_memory_lies_in_a_file_beside_the_runs() -> None:
+    small = Machine("cuda", 8, 4)
+    assert (chosen(WEBFACE, small)["center.table"], chosen(WEBFACE, small)["center.table_folder"]) == ("file", "runs")
+    assert chosen(WEBFACE, small, output="elsewhere")["center.table_folder"] == "elsewhere"
+    assert "center.table_folder" not in chosen(WEBFACE, small, center__table="host")
 
 
 def test_every_rank_has_at_least_two_images() -> None:
