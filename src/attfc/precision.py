@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["autocast", "best_autocast_dtype", "fast_bfloat16", "without_autocast"]
+__all__ = ["AMP_DTYPES", "autocast", "best_autocast_dtype", "fast_bfloat16", "without_autocast"]
+
+AMP_DTYPES = {"none": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
