@@ -124,13 +124,13 @@ def _total(widths: Sequence[int]) -> int:
 
 
 def _widen(widths: list[int], columns: Sequence[_Column], room: int) -> None:
-    """Give what is spare, character by character, to the column that misses most; text first."""
+    """Give what is spare, character by character, to the text that misses least, so that short words stand on one line; figures last."""
     for _ in range(room - _total(widths)):
         missing = [(column.is_number, column.longest - width) for column, width in zip(columns, widths, strict=True)]
         wanting = [place for place, (_, missed) in enumerate(missing) if missed > 0]
         if not wanting:
             return
-        widths[max(wanting, key=lambda place: (not missing[place][0], missing[place][1]))] += 1
+        widths[min(wanting, key=lambda place: missing[place])] += 1
 
 
 def _print_title(table: Table, to: Screen) -> None:
