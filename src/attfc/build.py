@@ -38,7 +38,7 @@ from attfc.heads import DCP, DCQ, AttFC, CenterTable, FullFC, Head, ImageMemory,
 from attfc.losses import AdaFace, ArcFace, CombinedMargin, CosFace, Margin
 from attfc.machine import environment
 from attfc.precision import AMP_DTYPES, best_autocast_dtype
-from attfc.resolved import fewest_steps_notes, negatives_per_step, resolve
+from attfc.resolved import fewest_steps_notes, identity_share, negatives_per_step, paired_queries, resolve
 from attfc.resuming import (
     check_people,
     note_start_folder,
@@ -606,18 +606,6 @@ def optimizer_of(config: RunConfig, pair: MomentumPair, head: Head) -> torch.opt
         momentum=config.optimizer.momentum,
         stores={head.weight: head.rows} if isinstance(head, PartialFC) and head.rows.place != "device" else None,
     )
-
-
-def identity_share(config: RunConfig, head: str) -> float:
-    """`data.sampling_mix`; F2C's loader belongs to its head, and those drawn by identity are those that enter its pool first."""
-    if config.data.sampling_mix is not None:
-        return config.data.sampling_mix
-    return config.head.enter_first if head == "dcp" else 0.0
-
-
-def paired_queries(config: RunConfig) -> bool:
-    """Whether the queries of a batch come in pairs of one identity."""
-    return config.head.name == "attfc" and config.center.source == "batch"
 
 
 def schedule_of(

@@ -14,7 +14,6 @@ from torch import Tensor
 __all__ = ["AMP_DTYPES", "autocast", "best_autocast_dtype", "fast_bfloat16", "without_autocast"]
 
 AMP_DTYPES = {"none": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-"""By the names of `precision.amp`."""
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:

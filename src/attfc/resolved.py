@@ -10,7 +10,14 @@ import math
 from attfc.config import RunConfig
 from attfc.errors import UserError
 
-__all__ = ["draws_negatives", "fewest_steps_notes", "negatives_per_step", "resolve"]
+__all__ = [
+    "draws_negatives",
+    "fewest_steps_notes",
+    "identity_share",
+    "negatives_per_step",
+    "paired_queries",
+    "resolve",
+]
 
 FEWEST_STEPS = 20  # below, a schedule has hardly begun when it ends
 
@@ -90,3 +97,15 @@ def fewest_steps_notes(config: RunConfig, images: int, steps: int) -> list[str]:
             way = f"set schedule.epochs={epochs} or more" + (f", or batch_size={smaller}" if per_step > smaller else "")
         notes.append(f"the run has {steps} steps, fewer than {FEWEST_STEPS}: it can hardly learn; {way}")
     return notes
+
+
+def identity_share(config: RunConfig, head: str) -> float:
+    """`data.sampling_mix`; F2C's loader belongs to its head, and those drawn by identity are those that enter its pool first."""
+    if config.data.sampling_mix is not None:
+        return config.data.sampling_mix
+    return config.head.enter_first if head == "dcp" else 0.0
+
+
+def paired_queries(config: RunConfig) -> bool:
+    """Whether the queries of a batch come in pairs of one identity."""
+    return config.head.name == "attfc" and config.center.source == "batch"

@@ -81,7 +81,9 @@ def test_what_a_head_keeps_fits_the_people() -> None:
     assert kept.container.slots == 32
     assert notes == ["container.ratio=0.1 of 50 identities is less than one batch: the container has 32 slots"]
     assert negatives_per_step(kept, 50) == 32
-    with pytest.raises(UserError, match=r"container.slots=31 is smaller than batch_size=32, .*: set container.slots=32"):
+    with pytest.raises(
+        UserError, match=r"container.slots=31 is smaller than batch_size=32, .*: set container.slots=32"
+    ):
         settled("head=dcq", "container.slots=31")
     assert not settled("negatives.in_batch=false")[0].negatives.in_batch_gradient
     assert settled()[0].negatives.in_batch_gradient

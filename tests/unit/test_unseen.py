@@ -206,5 +206,11 @@ def test_a_model_is_found_in_its_runs_folder_and_nowhere_else(tmp_path) -> None:
         (run / name).touch()
     for path in (run, run / "model", run / "best", run / "model" / "model.safetensors"):
         assert run_of(path) == run, path
-    for path in (tmp_path, run / "checkpoints", tmp_path / "other" / "model", run / "checkpoints" / "x.pt", run / "x.onnx"):
+    for path in (
+        tmp_path,
+        run / "checkpoints",
+        tmp_path / "other" / "model",
+        run / "checkpoints" / "x.pt",
+        run / "x.onnx",
+    ):
         assert run_of(path) is None, path

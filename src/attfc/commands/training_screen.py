@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from attfc.commands.common import err, out, progress_bar
+from attfc.commands.common import err, out, print_table, progress_bar
 
 if TYPE_CHECKING:
     from attfc.build import Run
@@ -22,11 +22,10 @@ _FINISH_NOTES = 2
 
 def print_choices(choices: "list[Choice]") -> None:
     """Print what was chosen from the data and the machine, a row each with its reason; words wrap, nothing is cut off."""
-    table = Table("chosen", "", "why (to change it: key=value, see attfc options)", box=None, pad_edge=False)
-    table.columns[0].no_wrap = True
+    table = Table("chosen", "", "why (change any with key=value)")
     for choice in choices:
         table.add_row(choice.what, choice.shown, choice.why)
-    err.print(table, soft_wrap=False)
+    print_table(table, to=err)
 
 
 class RunScreen:
