@@ -50,7 +50,9 @@ def choose_configuration(
     """
     machine = _machine(device, ranks)
     if len(store) < 2:
-        raise UserError(f"{store.name} holds {len(store)} images to train on: at least 2 of 2 people are needed")
+        raise UserError(
+            f"{store.name} holds too few images to train on ({len(store)}): at least 2 images of 2 people are needed"
+        )
     with_pairs = sum(int(np.count_nonzero(each.identities.counts() >= 2)) for each in (store, kept) if each is not None)
     data = Data(
         len(store.identities),

@@ -1,6 +1,6 @@
 """What a configuration means for one data set, settled before anything is built or saved: what is saved is what was built.
 
-A preset says "a tenth of the identities", "the batch's own centers push back", "half an epoch of warm-up". On given data each is a number
+A preset says "a tenth of the identities", "the batch's own centers have a gradient", "half an epoch of warm-up". On given data each is a number
 or says nothing. `resolve` returns the configuration with those numbers in it and a note for every value that had to give way, so that a preset's own
 values never fail, however small the data set is.
 """

@@ -111,7 +111,7 @@ class StartWeights:
                     pair.key.load_state_dict(pair.query.state_dict())
                 taken = (
                     f"started from {self.checkpoint}: query encoder, and "
-                    + ("key encoder" if moved else "its copy as key encoder (that run had no key passes)")
+                    + ("key encoder" if moved else "its copy as key encoder (that run trained without keys)")
                     + f"; dropped: head {self.head} with its rows, optimizer, schedule, position in the data"
                 )
         except RuntimeError as error:

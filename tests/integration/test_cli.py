@@ -139,7 +139,7 @@ def test_print_config_is_yaml_that_trains(tmp_path, monkeypatch, capsys) -> None
             ["train", "dmo"],
             "'dmo' is no folder here, no preset and no key=value; presets near it: demo; to train on your faces: attfc train FOLDER",
         ),
-        (["train"], "train on what? attfc train FOLDER"),
+        (["train"], "no data and no preset: write attfc train FOLDER"),
         (["train", "faces/"], "faces/: no such file or folder (searched in "),
         (["train", "demo", "faces112"], "demo and faces112 are two configurations"),
         (["train", "synthetic:", "synthetic:images=3"], "are two sets of data"),

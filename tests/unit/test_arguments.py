@@ -50,7 +50,7 @@ def test_data_beside_a_file_takes_the_place_of_its_sources(here: Path) -> None:
         (["demo", "two.yaml"], "demo and two.yaml are two configurations"),
         (["faces", "data.root=other"], "faces and data.root= both name the data"),
         (["faces", "data.sources=[{root: other}]"], "faces and data.sources= both name the data"),
-        ([], "train on what?"),
+        ([], "no data and no preset: write attfc train FOLDER"),
         (["./nowhere"], "./nowhere: no such file or folder"),
         (["demmo"], "'demmo' is no folder here, no preset and no key=value; presets near it: demo"),
     ],

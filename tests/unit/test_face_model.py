@@ -173,6 +173,11 @@ def test_a_broken_image_is_named(model, files, tmp_path) -> None:
         model.embed(tmp_path)
 
 
+def test_embeddings_of_any_length_are_compared(model) -> None:
+    ones = np.ones(24, np.float32)
+    assert model.similarity(ones * 1e-30, ones * 1e30) == pytest.approx(np.ones((1, 1)), abs=1e-6)
+
+
 def test_what_is_no_embedding_is_named(model, files) -> None:
     with pytest.raises(
         UserError, match=r"a float array of shape \(2, 8\) holds no embeddings of this model: give \(N, 24\)"

@@ -56,7 +56,7 @@ def embed(
     broken_limit: Annotated[
         float, typer.Option(min=0, max=1, help="largest share of broken images that is left out, not refused")
     ] = 0.01,
-    batch_size: Annotated[int, typer.Option(min=1, help="images in a forward pass")] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="images per forward pass")] = 256,
     workers: Annotated[int, typer.Option(min=0, help="processes that read and decode; 0: this one")] = 0,
     device: DeviceOption = "auto",
     model_is: ModelIsOption = None,

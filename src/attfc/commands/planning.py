@@ -232,7 +232,7 @@ def _print_plans(plans: "list[Plan]", budget: float) -> None:
             "-" if each.epoch_hours is None else f"{each.epoch_hours:,.3g}",
         )
     parts = ("parameters", "gradients", "optimizer", "activations", "rows")
-    where = Table("MiB of it", *parts)
+    where = Table("memory, MiB", *parts)
     for each in plans:
         where.add_row(each.head, *(f"{getattr(each, name) / 2**20:,.0f}" for name in parts))
     for shown in (table, where):
@@ -240,6 +240,9 @@ def _print_plans(plans: "list[Plan]", budget: float) -> None:
             column.justify = "right"
         print_table(shown)
         out.print()
+    out.print(
+        "key passes: further images of each person in the batch are embedded too (center.source=keys)", markup=False
+    )
 
 
 def _known_size(preset: str, config: "RunConfig") -> tuple[int, int] | None:

@@ -29,7 +29,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Machine:
-    """The device: "cpu", "cuda" or another accelerator; total memory of the smallest in GiB, that of the host, and how many train together."""
+    """The device: "cpu", "cuda" or another accelerator; its total memory in GiB (the smallest of several), the host's, and how many ranks."""
 
     device: str
     memory_gib: float
@@ -61,7 +61,9 @@ def choose(data: Data, machine: Machine, given: Mapping[str, Any]) -> list[Choic
     def row(what: str, values: Mapping[str, Any], why: str, text: str = "{}") -> list[Any]:
         taken = {key: given.get(key, value) for key, value in values.items()}
         why = "as given" if all(key in given for key in values) else why
-        shown = ["push" if value is True else "fixed" if value is False else value for value in taken.values()]
+        shown = [
+            "with gradient" if value is True else "no gradient" if value is False else value for value in taken.values()
+        ]
         rows.append(Choice(what, taken, text.format(*shown), why))
         return list(taken.values())
 
@@ -87,11 +89,11 @@ def choose(data: Data, machine: Machine, given: Mapping[str, Any]) -> list[Choic
     per_step, starts = int(batch) * int(accumulation), given.get("start_from") is not None
     base, full_rate = 128 if small else 512, 0.001 if given.get("optimizer.name") == "adamw" else 0.1
     rate = full_rate * per_step / base / (10 if starts else 1)
-    why = f"{full_rate:g} for {base} images per step" + ", a tenth from given weights" * starts
+    why = f"{full_rate:g} for {base} images per step" + ", a tenth with start_from" * starts
     row("learning rate", {"optimizer.learning_rate": rate}, why, "{:g}")
     epochs = (40 if images < 100_000 else 20) if card else min(max(math.ceil(150_000 / max(images, 1)), 1), 25)
     why = "40 below 100,000 images, else 20" if card else "150,000 images in all, 25 epochs at most"
-    why += ", a quarter from given weights" * starts
+    why += ", a quarter with start_from" * starts
     (epochs,) = row("epochs", {"schedule.epochs": epochs / 4 if starts else epochs}, why, "{:g}")
     warmup = {"schedule.warmup_epochs": min(1.0 if card else 0.5, float(epochs) / 10)}
     row("warm-up", warmup, "at most a tenth of the steps", "{:g} epochs")
@@ -117,9 +119,9 @@ def _head(data: Data, machine: Machine, given: Mapping[str, Any], mean: float, b
         row("negatives", {"container.slots": count}, why, "{:,} per step")
     if not drawn:
         return
-    pushes = mean >= 4 and given.get("center.source", "query") != "keys"
-    why = f"{mean:.1f} images per identity; from 4 on the batch's centers push the embeddings they are made of"
-    row("batch's own centers", {"negatives.in_batch_gradient": pushes}, why)
+    with_gradient = mean >= 4 and given.get("center.source", "query") != "keys"
+    why = f"{mean:.1f} images per identity; from 4 on their gradient trains the network too"
+    row("batch's own centers", {"negatives.in_batch_gradient": with_gradient}, why)
     size = people * 1024 / 2**30
     place = "device" if size <= machine.card / 10 else "host" if size <= machine.host_gib / 4 else "file"
     values = {"center.table": place}

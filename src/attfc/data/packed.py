@@ -2,7 +2,7 @@
 
 A folder with `packed.json`, shards `shard-00000.bin ...` and index arrays (`docs/formats.md` has the bytes). Positions are in
 the order of the bytes, identity by identity, so an identity's query and keys lie close together and come in one read; a folder
-of files costs an open, a read and a close for each. Cost: 12 bytes an image and some 16 bytes and a name an identity, all mapped
+of files costs an open, a read and a close for each. Cost: 12 bytes per image and some 16 bytes and a name per identity, all mapped
 from `.npy` files whose pages every process shares; opening reads what is kept per identity and nothing that is kept per image.
 
 Nothing is believed unchecked. Opening compares every file's size and the checksums of the arrays kept per identity, because a

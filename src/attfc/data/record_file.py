@@ -62,7 +62,7 @@ _WHOLE, _FIRST, _MIDDLE, _LAST = range(4)
 _HEAD_WORDS = 10  # frame, payload header and two labels: 40 bytes
 _HEAD_BYTES = 4 * _HEAD_WORDS
 _BLOCK_BYTES = 4 << 20
-_WIDE_GAP = 8192  # beyond it, 40 bytes a record are cheaper to read one by one than with all that lies between
+_WIDE_GAP = 8192  # beyond it, 40 bytes per record are cheaper to read one by one than with all that lies between
 _ONE_READ = 1 << 20
 _PROGRESS_EVERY = 16_384
 
@@ -353,7 +353,7 @@ class RecordFile:
         return RecordHeads(first, flags, both, image_bytes)
 
     def walk(self, progress: Progress | None = None) -> Int64:
-        """Return where each record begins, by going from header to header: what an `.idx` would say. 1.7 us a record.
+        """Return where each record begins, by going from header to header: what an `.idx` would say. 1.7 us per record.
 
         Args:
             progress: called as (bytes done, bytes).

@@ -239,7 +239,7 @@ def generate_pairs(index: IdentityIndex, pairs: int = 6000, seed: int = 0, *, fo
     if int(counts.max()) < 2:
         raise UserError(
             f"none of {len(counts):,} identities has 2 images: genuine pairs need one that has; "
-            "evaluate on a store with several images an identity"
+            "evaluate on a store with several images per identity"
         )
     to_have_genuine = int((counts * (counts - 1) // 2).sum())
     total = int(counts.sum())

@@ -2,7 +2,7 @@
 
 `metrics.jsonl` is the record everything else is drawn from: one JSON object a line, flushed as it is written, with `kind` train,
 evaluation or broken. On resume, lines of steps after the checkpoint are dropped, so the file reads as if the run had never stopped.
-Costs a few microseconds a step. On a terminal the line is rich's; otherwise a plain line every few seconds (a log file wants no bars).
+Costs a few microseconds per step. On a terminal the line is rich's; otherwise a plain line every few seconds (a log file wants no bars).
 """
 
 import json
