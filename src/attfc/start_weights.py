@@ -169,7 +169,7 @@ def read_start(config: RunConfig, asked: Collection[str] = ()) -> tuple[RunConfi
         start = StartWeights(record, notes, None, "", network)
     backbone = _resolved(config, found, asked)
     given, taken = (_described(section) for section in (config.backbone, backbone))
-    if given != taken:
+    if given != taken and config.backbone != BackboneConfig():  # somebody, or a preset, had another in mind
         shown = slice(None) if given[1] != taken[1] else slice(1)
         note = f"network of the weights: {', '.join(taken[shown])}; in place of {', '.join(given[shown])}"
         start = replace(start, notes=(*start.notes, note))

@@ -2,12 +2,17 @@
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from attfc.backbones import create_backbone
+from attfc.backbones.counting import shapes_only
+from attfc.build import new_run
+from attfc.config import Asked
 from attfc.config.choose import Data, Machine, choose
 from attfc.data.kept_aside import people_kept_aside
 
@@ -170,3 +175,33 @@ def test_the_table_is_made_without_torch() -> None:
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_every_row_builds_and_takes_two_steps_at_toy_size(name: str, tmp_path: Path) -> None:
+    facts, machine, *_ = GOLDEN[name]
+    values = chosen(facts, machine)
+    with shapes_only():
+        create_backbone(values["backbone.name"], embedding_size=512)
+    toy = {
+        "backbone.name": "r6_tiny",
+        "batch_size": 8,
+        "container.slots": min(values["container.slots"], 12),
+        "eval.share": 0.0,
+    }
+    typed = (
+        "data.root=synthetic:identities=12,images=4",
+        "data.workers=0",
+        "threads=1",
+        "log.tensorboard=false",
+        "log.every=1",
+    )
+    typed += ("schedule.max_steps=2", "report.write=false", "checkpoint.every=0", "device=cpu", f"output={tmp_path}")
+    config = Asked(overrides=typed).resolve(values | toy)
+    for key, value in (values | toy).items():  # what is chosen is what is built
+        section, _, last = key.rpartition(".")
+        assert getattr(getattr(config, section) if section else config, last) == value
+    run = new_run(config)
+    run.trainer.train()
+    assert run.trainer.step == 2
+    assert run.trainer.accumulation == values["optimizer.accumulation"]

@@ -73,14 +73,16 @@ def test_arcface_torch_files_in_every_form(tmp_path, form) -> None:
         torch.manual_seed(1)
         network = create_backbone("mbf", embedding_size=64)
     path = written(tmp_path / "backbone.pth", network, form)
-    config, start = read_start(*settled([f"start_from={path}"]))
+    preset = apply_overrides({"backbone": {"name": "r18"}}, [f"start_from={path}"], "test")
+    config, start = read_start(preset)
     assert (config.backbone.name, config.backbone.embedding_size, config.backbone.image_size) == ("mbf", 64, 112)
     assert start.network is not None
     for name, value in network.state_dict().items():
         assert torch.equal(start.network.state_dict()[name], value), name
+    assert not any("network of the weights" in note for note in read_start(*settled([f"start_from={path}"]))[1].notes)
     said = " | ".join(start.notes)
     assert (
-        "network of the weights: mbf, 64 numbers, 112 x 112 pixels; in place of r50, 512 numbers, 112 x 112 pixels"
+        "network of the weights: mbf, 64 numbers, 112 x 112 pixels; in place of r18, 512 numbers, 112 x 112 pixels"
         in said
     )
     assert "say so with backbone.colour_order=" in said

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RunScreen", "print_choices"]
 
-_FINISH_NOTES = 2
+_FINISH_NOTES = 1
 
 
 def print_choices(choices: "list[Choice]") -> None:
@@ -75,7 +75,7 @@ class RunScreen:
             return
         lines = [] if run.metrics is None else _headline(run.metrics, run.intervals, run.trainer.evaluated_on)
         lines += [f"model   {folder / 'model'}", *([f"report  {run.report}"] if run.report else [])]
-        lines.append(f"next    attfc evaluate {folder} held-out OTHER_PEOPLE; attfc export {folder} model.onnx")
+        lines.append(f"next    attfc evaluate {folder} held-out OTHER_PEOPLE")
         for line in lines:
             out.print(line, markup=False)
 
@@ -84,7 +84,8 @@ def _headline(metrics: dict[str, Any], intervals: Any, heading: str) -> list[str
     """Return at most nine lines: whom the metrics are of, accuracy, TAR at two FARs of all pairs, rank-1, EER, notes."""
     everyone = metrics.get("all_pairs") or {}
     people = everyone.get("identities")
-    behind = "" if people is None else f"; a set of {people:,} people, {everyone['images']:,} images"
+    count = "" if people is None or "rests on" in heading else f"{people:,} people, "
+    behind = "" if people is None else f": {count}{everyone['images']:,} images"
     stated = [far for far, tar in (everyone.get("tar_at_far") or {}).items() if tar is not None]
     rows: list[tuple[str, tuple[str, ...], Any]] = [("accuracy of pairs", ("accuracy",), metrics.get("accuracy"))]
     rows += [

@@ -29,6 +29,7 @@ from attfc.data.folder import MAX_FILE_BYTES
 from attfc.data.images import BrokenImageError
 from attfc.data.index import IdentityIndex
 from attfc.data.name_table import NameTable, printable
+from attfc.data.read_at import read_at
 from attfc.data.store import EncodedStore
 from attfc.errors import UserError
 
@@ -257,9 +258,9 @@ class PackedStore(EncodedStore):
             # Without a lock: a fork would copy it locked. Who loses the race has opened a file too many.
             file = self._files[slot] = _ShardFile(self.path / shard_name(shard), shard)
         at, wanted = begin - self._starts[shard], end - begin
-        region = os.pread(file.descriptor, wanted, at)
+        region = read_at(file.descriptor, wanted, at)
         while len(region) < wanted:
-            more = os.pread(file.descriptor, wanted - len(region), at + len(region))
+            more = read_at(file.descriptor, wanted - len(region), at + len(region))
             if not more:
                 raise BrokenImageError(
                     f"{shard_name(shard)} is cut short: it ends before byte {at + wanted} of the image at byte {at}"

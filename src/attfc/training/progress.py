@@ -8,7 +8,6 @@ Costs a few microseconds per step. On a terminal the line is rich's; otherwise a
 import json
 import math
 import os
-import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -41,6 +40,8 @@ class _Writer(Protocol):
 def memory_mib(device: torch.device) -> float:
     """Peak memory of this process in MiB: of the accelerator if `device` is one, else resident."""
     if device.type == "cpu":
+        import resource  # not on Windows, where nothing is trained
+
         kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return kibibytes / 1024 if sys.platform != "darwin" else kibibytes / 1024**2
     return float(torch.accelerator.max_memory_allocated(device)) / 1024**2
