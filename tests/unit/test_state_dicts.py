@@ -247,6 +247,18 @@ GREEDY = {
         b"ctorch._utils\n_rebuild_tensor_v2\n(" + FOUR_NUMBERS + b"K\x02K\x04\x85K\x01\x85\x89NtR.",
         r"stretches a tensor of size \(4,\) over a storage of 4 numbers",
     ),
+    "backwards": (
+        b"ctorch._utils\n_rebuild_tensor_v2\n(" + FOUR_NUMBERS + b"K\x00K\x04\x85\x8a\x01\xff\x85\x89NtR.",
+        "makes a tensor of something other than a storage",  # a stride of -1
+    ),
+    "dimensions": (
+        b"ctorch._utils\n_rebuild_tensor_v2\n("
+        + FOUR_NUMBERS
+        + b"K\x00"
+        + 2 * (b"(" + 65 * b"K\x01" + b"t")
+        + b"\x89NtR.",
+        "makes a tensor of something other than a storage",
+    ),
     "tuples": (NESTED, "a dict with keys other than text and numbers"),  # 2^60 steps to hash
     "long": (b"N" * 400_000 + b".", "more than 300,000 instructions"),
     "codec": (b"c_codecs\nencode\nX\x01\x00\x00\x00aX\x03\x00\x00\x00bz2\x86R.", r"asks for _codecs\.encode: refused"),
