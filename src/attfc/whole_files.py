@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -39,6 +39,6 @@ def write_text_whole(path: Path, text: str) -> None:
         file.write(text.encode("utf-8", "backslashreplace"))
 
 
-def write_json_whole(path: Path, values: dict[str, Any]) -> None:
+def write_json_whole(path: Path, values: Mapping[str, Any]) -> None:
     """Write `values` as JSON with `written_whole`."""
     write_text_whole(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")

@@ -3,11 +3,17 @@
 from pathlib import Path
 
 import pytest
+import torch
 
+from attfc.automatic import _machine, choose_configuration
 from attfc.config.arguments import read_words, short_overrides
 from attfc.config.translate import translate
+from attfc.data import SyntheticFaces
+from attfc.distributed import ALONE, Ranks
 from attfc.errors import UserError
 from attfc.resolved import fewest_steps_notes, negatives_per_step, resolve
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -110,3 +116,20 @@ def test_saved_runs_of_0_1_are_told_by_the_option_that_they_lack() -> None:
     table = {"eval": {}, "center": {"table": "host"}}
     assert translate(table, ["head/container.rows"])["center"]["table"] == "none"
     assert translate(table, ["head/container.rows", "head/table.rows"])["center"]["table"] == "host"
+
+
+def test_several_processes_choose_for_the_smallest_of_them() -> None:
+    class Two(Ranks):
+        def objects(self, said):
+            return [said, (1.0, 2.0)]
+
+    machine = _machine(torch.device("cpu"), Two())
+    assert (machine.memory_gib, machine.host_gib) == (1.0, 2.0)
+
+
+def test_people_of_one_image_are_not_counted_as_people_to_keep_aside() -> None:
+    store = SyntheticFaces(30, 1)
+    _, rows = choose_configuration(read_words(["synthetic:identities=30,images=1,seed=0"]), store, None, CPU, ALONE)
+    assert rows[0].why.startswith("no evaluation: 0 people have two or more images, 20 are needed")
+    with pytest.raises(UserError, match=r"holds too few images to train on \(1\): at least 2 images of 2 people are"):
+        choose_configuration(read_words(["synthetic"]), SyntheticFaces(1, 1), None, CPU, ALONE)

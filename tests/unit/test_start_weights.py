@@ -17,8 +17,10 @@ from attfc.deploy.colours import OURS, FedAs
 from attfc.deploy.hub_folder import model_card
 from attfc.deploy.model_inputs import ModelFacts
 from attfc.errors import UserError
-from attfc.start_weights import lineage, read_record, read_start
+from attfc.start_weights import Lineage, StartRecord, StartWeights, lineage, read_record, read_start
+from attfc.training.checkpoint import save_checkpoint
 from attfc.training.model_files import load_model, save_model
+from attfc.training.momentum import MomentumPair
 
 BGR = {"colour_order": "BGR", "mean": [103.5, 116.3, 123.7], "std": 57.4}
 TINY = [
@@ -276,3 +278,17 @@ def test_a_damaged_record_ends_in_one_line(tmp_path, content) -> None:
     with pytest.raises(UserError, match=r"start_weights\.json is (damaged|larger)") as caught:
         read_record(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_the_key_encoder_of_a_run_is_taken_if_it_ever_moved_and_counts_its_steps_anew(tmp_path, moved) -> None:
+    saved, fresh = (MomentumPair(create_backbone("r6_tiny", embedding_size=8), 0.9) for _ in range(2))
+    saved.step = 3 if moved else 0
+    torch.nn.init.constant_(next(saved.key.parameters()), 0.5)
+    checkpoint = save_checkpoint(tmp_path, 3, {"pair": saved.state_dict()})
+    record = StartRecord(source="run", kind="run", network="r6_tiny", weights={}, lineage=Lineage())
+    (taken,) = StartWeights(record, (), checkpoint, "attfc", None).fill(fresh)
+    assert ("its copy as key encoder" in taken) is not moved
+    assert fresh.step == 0
+    expected = (saved.key if moved else saved.query).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in fresh.key.state_dict().items())
