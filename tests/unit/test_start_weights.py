@@ -17,7 +17,7 @@ from attfc.deploy.colours import OURS, FedAs
 from attfc.deploy.hub_folder import model_card
 from attfc.deploy.model_inputs import ModelFacts
 from attfc.errors import UserError
-from attfc.start_weights import Lineage, StartRecord, StartWeights, lineage, read_record, read_start
+from attfc.start_weights import Lineage, StartRecord, StartWeights, _resolved, lineage, read_record, read_start
 from attfc.training.checkpoint import save_checkpoint
 from attfc.training.model_files import load_model, save_model
 from attfc.training.momentum import MomentumPair
@@ -292,3 +292,13 @@ def test_the_key_encoder_of_a_run_is_taken_if_it_ever_moved_and_counts_its_steps
     assert fresh.step == 0
     expected = (saved.key if moved else saved.query).state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in fresh.key.state_dict().items())
+
+
+def test_weights_of_timm_are_not_downloaded_a_second_time() -> None:
+    options = [
+        "backbone.name=timm:resnet18",
+        "backbone.image_size=112",
+        "backbone.options={pretrained: true, drop_rate: 0.1}",
+    ]
+    config = load_config("demo", [*options, "start_from=runs/before"])
+    assert _resolved(config, config.backbone, ()).options == {"drop_rate": 0.1}

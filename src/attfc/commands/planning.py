@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from attfc.commands.common import JsonOption, err, out, print_table, progress_bar, working, write_json
+from attfc.commands.common import JsonOption, out, print_table, progress_bar, working, write_json
 from attfc.commands.options import complete_word
-from attfc.commands.training_screen import print_choices
+from attfc.commands.training_screen import print_choices, print_notes
 from attfc.errors import UserError
 from attfc.machine import available_memory
 
@@ -169,8 +169,7 @@ def _asked_for(words: list[str], identities: int | None, images: int | None) -> 
         with progress_bar("index") as bar:
             config, choices, notes, store = settle(asked, bar)
         print_choices(choices)
-        for note in notes:
-            err.print(f"note: {note}", markup=False)
+        print_notes(notes)
         return config, identities or len(store.identities), images or len(store)
     from attfc.automatic import with_start_weights
 

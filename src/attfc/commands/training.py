@@ -7,7 +7,7 @@ import typer
 
 from attfc.commands.common import err, out
 from attfc.commands.options import complete_word
-from attfc.commands.training_screen import RunScreen, print_choices
+from attfc.commands.training_screen import RunScreen, print_choices, print_notes
 from attfc.errors import UserError
 
 __all__ = ["train"]
@@ -66,8 +66,9 @@ def train(
         from attfc.run import carry_out
 
         if print_config:
-            config, choices, _, _ = settle(asked)
+            config, choices, notes, _ = settle(asked)
             print_choices(choices)
+            print_notes(notes)
             out.print(commented_yaml(config), markup=False, end="", soft_wrap=True)
             return
         with RunScreen() as screen:

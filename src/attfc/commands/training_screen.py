@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from attfc.build import Run
     from attfc.config.choose import Choice
 
-__all__ = ["RunScreen", "print_choices"]
+__all__ = ["RunScreen", "print_choices", "print_notes"]
 
 _FINISH_NOTES = 1
 
@@ -26,6 +26,12 @@ def print_choices(choices: "list[Choice]") -> None:
     for choice in choices:
         table.add_row(choice.what, choice.shown, choice.why)
     print_table(table, to=err)
+
+
+def print_notes(notes: list[str]) -> None:
+    """Print what a reader should know before it begins, a line each."""
+    for note in notes:
+        err.print(f"note: {note}", markup=False)
 
 
 class RunScreen:
@@ -56,8 +62,7 @@ class RunScreen:
     def _announce(self, run: "Run", resumed: bool) -> None:
         if run.choices:
             print_choices(run.choices)
-        for note in run.notes:
-            err.print(f"note: {note}", markup=False)
+        print_notes(run.notes)
         trainer, config = run.trainer, run.config
         err.print(
             f"{run.folder}: {config.head.name} on {config.backbone.name}, {len(run.store.identities):,} people, {len(run.store):,} images, "
