@@ -10,7 +10,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from attfc.training.trackers import Tracker, shared_numbers
 from attfc.whole_files import written_whole
 
-__all__ = ["MetricsLog", "ProgressLine", "memory_mib"]
+__all__ = ["Line", "Log", "MetricsLog", "ProgressLine", "Silent", "figure_of", "flat_figures", "memory_mib"]
 
 SECONDS_BETWEEN_PLAIN_LINES = 15.0
 
@@ -183,3 +183,41 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(entry) for entry in value]
     return value
+
+
+class Silent:
+    """Takes the place of the log and the progress line on all ranks but 0."""
+
+    def write(self, *_: object) -> None: ...
+
+    def update(self, *_: object) -> None: ...
+
+    def advance(self, *_: object) -> None: ...
+
+    def say(self, *_: object) -> None: ...
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> "Silent":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+Log = MetricsLog | Silent
+Line = ProgressLine | Silent
+
+
+def flat_figures(figures: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Yield the numbers of an evaluation by name, those of nested figures as ``outer_inner``."""
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            yield from flat_figures(value, f"{prefix}{name}_")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield prefix + name, float(value)
+
+
+def figure_of(figures: dict[str, Any], name: str) -> float | None:
+    """Return a finite number of an evaluation by that name; None: there is none."""
+    value = dict(flat_figures(figures)).get(name)
+    return value if value is not None and math.isfinite(value) else None

@@ -40,7 +40,7 @@ from attfc.training.checkpoint import latest_checkpoint, load_checkpoint, prune_
 from attfc.training.interruption import Interrupted, resume_command, signals_call, stopped_unsaved
 from attfc.training.model_files import save_model
 from attfc.training.momentum import MomentumPair
-from attfc.training.progress import MetricsLog, ProgressLine, memory_mib
+from attfc.training.progress import Line, Log, MetricsLog, ProgressLine, Silent, figure_of, flat_figures, memory_mib
 from attfc.training.random_state import rng_state, set_rng_state
 from attfc.training.run_folder import locked
 from attfc.training.sharded_state import ShardedState
@@ -61,29 +61,6 @@ class _Word:
     figures: Tensor  # on the host: mean loss, ranks asked to stop, broken images
     arrived: Any  # an event of the accelerator, or None
     heard: bool = False
-
-
-class _Silent:
-    """Takes the place of the log and the progress line on all ranks but 0."""
-
-    def write(self, *_: object) -> None: ...
-
-    def update(self, *_: object) -> None: ...
-
-    def advance(self, *_: object) -> None: ...
-
-    def say(self, *_: object) -> None: ...
-
-    def close(self) -> None: ...
-
-    def __enter__(self) -> "_Silent":
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-
-Log = MetricsLog | _Silent
-Line = ProgressLine | _Silent
 
 
 @dataclass
@@ -171,7 +148,7 @@ class Trainer:
             raise stopped_unsaved(self.run_folder, self.step, self.ranks.rank) from None
 
     def _train(self) -> None:
-        log: Log = _Silent()
+        log: Log = Silent()
         if self.ranks.rank == 0:
             log = MetricsLog(
                 self.run_folder,
@@ -183,7 +160,7 @@ class Trainer:
         with (
             contextlib.closing(log),
             contextlib.closing(self.loader),
-            ProgressLine(self.total_steps, self.step) if self.ranks.rank == 0 else _Silent() as line,
+            ProgressLine(self.total_steps, self.step) if self.ranks.rank == 0 else Silent() as line,
         ):
             try:
                 self._run(log, line)
@@ -320,14 +297,14 @@ class Trainer:
         self.pair.query.train()
         self.last_evaluation = figures
         log.write("evaluation", self.step, figures)
-        score = _figure(figures, self.best_by)
+        score = figure_of(figures, self.best_by)
         if score is not None and score > self.best:
             self.best = score
             self.ranks.once(lambda: str(save_model(self.run_folder / "best", self.pair.query, self.model_config)))
         if line is not None:
             shown = "  ".join(
                 f"{name} {value:.4f}"
-                for name, value in _flat(figures)
+                for name, value in flat_figures(figures)
                 if name in ("accuracy", "auc", "eer", "rank_one")
             )
             line.say(f"step {self.step}: {self.evaluated_on}  {shown}")
@@ -492,16 +469,3 @@ class Trainer:
         if nothing_done or (self._stop and number == signal.SIGINT):
             raise KeyboardInterrupt
         self._stop = True
-
-
-def _flat(figures: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    for name, value in figures.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}_")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield prefix + name, float(value)
-
-
-def _figure(figures: dict[str, Any], name: str) -> float | None:
-    value = dict(_flat(figures)).get(name)
-    return value if value is not None and math.isfinite(value) else None
