@@ -65,9 +65,8 @@ def choose_configuration(
     for row in rows:
         chosen |= row.values
     config = asked.resolve(chosen)
-    if "batch_size" in asked.given() or config.backbone.name.endswith(
-        "_tiny"
-    ):  # a tiny network fits wherever torch does
+    typed = {"batch_size", "optimizer.accumulation"} & asked.given().keys()
+    if typed or config.backbone.name.endswith("_tiny"):  # a tiny network fits wherever torch does
         return config, rows
     budget = machine.memory_gib * 2**30
     divided = ranks.once(lambda: passes_that_fit(config, len(store.identities), len(store), device, budget, ranks.size))

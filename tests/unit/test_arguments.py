@@ -133,3 +133,17 @@ def test_people_of_one_image_are_not_counted_as_people_to_keep_aside() -> None:
     assert rows[0].why.startswith("no evaluation: 0 people have two or more images, 20 are needed")
     with pytest.raises(UserError, match=r"holds too few images to train on \(1\): at least 2 images of 2 people are"):
         choose_configuration(read_words(["synthetic"]), SyntheticFaces(1, 1), None, CPU, ALONE)
+
+
+def test_a_batch_that_does_not_fit_is_cut_unless_its_size_or_parts_were_typed(monkeypatch) -> None:
+    monkeypatch.setattr("attfc.automatic.passes_that_fit", lambda *_: 4)
+    store = SyntheticFaces(100, 20)
+
+    def chosen(*overrides: str) -> tuple[int, int, str]:
+        words = read_words(["synthetic:identities=100,images=20,seed=0", "backbone=r18", *overrides])
+        config, rows = choose_configuration(words, store, None, CPU, ALONE)
+        return config.batch_size, config.optimizer.accumulation, rows[-1].what
+
+    assert chosen() == (16, 4, "cut to fit")
+    assert chosen("batch_size=32") == (32, 1, "scale, margin")
+    assert chosen("optimizer.accumulation=2") == (32, 2, "scale, margin")
