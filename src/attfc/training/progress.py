@@ -209,7 +209,7 @@ Line = ProgressLine | Silent
 
 
 def flat_figures(figures: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Yield the numbers of an evaluation by name, those of nested figures as ``outer_inner``."""
+    """Yield the numbers of an evaluation by name, those of nested figures with the outer name before them."""
     for name, value in figures.items():
         if isinstance(value, dict):
             yield from flat_figures(value, f"{prefix}{name}_")
