@@ -63,7 +63,7 @@ def with_found_data(config: RunConfig, folder: Path) -> tuple[RunConfig, list[st
     notes: list[str] = []
 
     def found(key: str, path: str) -> str:
-        if not path or path.startswith("synthetic") or Path(path).expanduser().is_absolute() or Path(path).exists():
+        if not path or path.startswith("synthetic") or os.path.isabs(os.path.expanduser(path)) or Path(path).exists():
             return path
         there = next((base / path for base in bases if (base / path).exists()), None)
         if there is None:

@@ -97,6 +97,7 @@ DEPENDENTS = {
     "batch_size": (64, {"optimizer.learning_rate"}),
     "backbone.name": ("r50", {"optimizer.learning_rate"}),
     "schedule.epochs": (3, {"schedule.warmup_epochs"}),
+    "schedule.max_steps": (100, {"schedule.warmup_epochs"}),
     "optimizer.learning_rate": (0.2, set()),
     "margin.scale": (64.0, set()),
     "margin.name": ("arcface", {"margin.margin"}),
@@ -113,7 +114,7 @@ def test_an_override_moves_only_what_depends_on_it(key: str) -> None:
     before, after = chosen(TAIL, CPU), chosen(TAIL, CPU, **{key.replace(".", "__"): value})
     moved = {name for name in before | after if before.get(name) != after.get(name)} - {key}
     assert moved <= dependents, moved
-    if key not in ("start_from",):
+    if key not in ("start_from", "schedule.max_steps"):
         assert after[key] == value
 
 
@@ -121,6 +122,15 @@ def test_a_batch_of_half_the_size_has_half_the_rate_and_weights_to_start_from_a_
     assert chosen(TAIL, CPU, batch_size=64)["optimizer.learning_rate"] == pytest.approx(0.05)
     assert chosen(TAIL, CPU, start_from="run")["optimizer.learning_rate"] == pytest.approx(0.01)
     assert chosen(TAIL, CPU, start_from="run")["schedule.epochs"] == 13 / 4
+
+
+def test_steps_that_end_a_run_early_shorten_its_warmup_and_are_named_beside_the_epochs() -> None:
+    rows, images = {row.what: row for row in choose(FACES60, CPU, {"schedule.max_steps": 50})}, FACES60.images
+    assert rows["warm-up"].values["schedule.warmup_epochs"] == pytest.approx(50 * 64 / images / 10)
+    assert rows["epochs"].why.endswith(f"; max_steps=50 ends it after {50 * 64 / images:.3g}")
+    assert (
+        "max_steps" not in {row.what: row for row in choose(FACES60, CPU, {"schedule.max_steps": 9999})}["epochs"].why
+    )
 
 
 def test_every_rank_has_at_least_two_images() -> None:
