@@ -33,13 +33,14 @@ from attfc.deploy.face_model import FaceModel, load
 from attfc.devices import choose_device
 from attfc.distributed import ALONE, AgreedError, Ranks, claim_gpu, join_ranks, launched_ranks
 from attfc.errors import UserError
-from attfc.evaluation import Pairs, evaluate_store, generate_pairs, read_pairs, write_report
+from attfc.evaluation import Pairs, evaluate_store, write_report
 from attfc.evaluation.all_pairs import SPARE_FOR_INTERVALS
 from attfc.evaluation.people import heading_with_people
 from attfc.evaluation.resampling import Interval
 from attfc.evaluation.result import stated_intervals
 from attfc.evaluation.unseen import SharedPeople
 from attfc.heads import DCP, DCQ, AttFC, CenterTable, FullFC, Head, ImageMemory, PartialFC, RowStore
+from attfc.judged_pairs import judged_pairs
 from attfc.losses import AdaFace, ArcFace, CombinedMargin, CosFace, Margin
 from attfc.precision import best_autocast_dtype
 from attfc.resolved import fewest_steps_notes, negatives_per_step, resolve
@@ -246,7 +247,7 @@ def build_head(config: RunConfig, identities: int, ranks: Ranks = ALONE, *, imag
 
 
 def _folder(name: str | None) -> Path | None:
-    return Path(name).expanduser() if name else None
+    return Path(os.path.expanduser(name)) if name else None
 
 
 def open_training_data(config: RunConfig, progress: Callable[[int, int], None] | None = None) -> Store:
@@ -300,7 +301,7 @@ def new_run(wanted: RunConfig | Asked, progress: Callable[[int, int], None] | No
     config = run.config
 
     def make() -> str:
-        folder = _fresh_folder(Path(config.output).expanduser(), config.name)
+        folder = _fresh_folder(Path(os.path.expanduser(config.output)), config.name)
         try:
             write_text_whole(folder / "config.yaml", config_to_yaml(run.config))
             _write_json(folder / "environment.json", environment(run.trainer.device))
@@ -502,15 +503,13 @@ def _assemble(
     run = Run(config, folder or Path(), trainer, store, held_out, notes, choices, ranks)
     if held_out is not None:
         # Read or drawn now: a store that allows no pairs is an error before the training, not after it.
-        if config.eval.pairs:
-            path = Path(config.eval.pairs).expanduser()
-            pairs = read_pairs(path, held_out, broken_limit=config.data.broken_limit)
-        else:
-            pairs = generate_pairs(held_out.identities, config.eval.generated_pairs, config.seed)
+        pairs = judged_pairs(config, held_out)
         earlier = None if start is None else start.lineage
         run.shared = ranks.once(lambda: compare_with_run(config, held_out, progress, training=store, earlier=earlier))
         notes += filter(None, [run.shared.screen_note])
         trainer.evaluate = _evaluator(run, pairs)
+    elif config.eval.pairs:
+        notes.append(f"eval.pairs={config.eval.pairs} is not read: set eval.root= to the images of its people")
     return run
 
 
@@ -665,7 +664,9 @@ def schedule_of(
     warmup = round(config.schedule.warmup_epochs * epoch_length / images)
     if warmup >= total:
         if notes is not None:
-            notes.append(f"the warm-up of {warmup} steps does not fit a run of {total}: it takes {total // 10}")
+            notes.append(
+                f"the warm-up of {warmup} step{'s' * (warmup != 1)} does not fit a run of {total}: it takes {total // 10}"
+            )
         warmup = total // 10
     schedule = build_schedule(
         optimizer,
