@@ -50,6 +50,7 @@ from attfc.resuming import (
     rate_note,
     refuse_other_network,
     saved_configuration,
+    what_is_left,
     with_found_data,
 )
 from attfc.start_weights import RECORD, StartRecord, read_record, training_data
@@ -351,6 +352,7 @@ def resume_run(folder: Path, overrides: list[str], progress: Callable[[int, int]
     run.notes += [f"{fault}; resumed from {found}" for fault in faults]
     run.notes += run.ranks.together(lambda: check_people(run, Path(found), overrides))
     run.notes += rate_note(run, saved=run.trainer.load(Path(found)))
+    run.notes += what_is_left(run, overrides)
     if run.config != before and run.ranks.rank == 0:  # the next resume goes on with these values
         write_text_whole(folder / "config.yaml", config_to_yaml(run.config))
     return run

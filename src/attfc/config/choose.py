@@ -99,7 +99,7 @@ def choose(data: Data, machine: Machine, given: Mapping[str, Any]) -> list[Choic
             rows[-1], why=f"{rows[-1].why}; max_steps={given['schedule.max_steps']} ends it after {run:.3g}"
         )
     warmup = {"schedule.warmup_epochs": min(1.0 if card else 0.5, run / 10)}
-    row("warm-up", warmup, ("an epoch" if card else "half an epoch") + ", at most a tenth of the run", "{:g} epochs")
+    row("warm-up", warmup, ("an epoch" if card else "half an epoch") + ", at most a tenth of the run", "{:.3g} epochs")
     _head(data, machine, given, mean, int(batch), row)
     margin: dict[str, Any] = {"margin.name": "cosface", "margin.scale": 32 if people < 50_000 else 64}
     margin |= {"margin.margin": 0.5 if given.get("margin.name") == "arcface" else 0.4}
