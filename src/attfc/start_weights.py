@@ -136,7 +136,7 @@ def read_start(config: RunConfig, asked: Collection[str] = ()) -> tuple[RunConfi
     Colours.read(
         {key: getattr(config.backbone, key) for key in COLOUR_KEYS}, "backbone"
     )  # refused before a file is opened
-    path = Path(config.start_from).expanduser()
+    path = Path(os.path.expanduser(config.start_from))
     if path.suffix.lower() == ".onnx":
         raise UserError(
             f"start_from={config.start_from} is an ONNX file, which cannot be trained: give the run, folder or state dict that it was exported from"
@@ -182,7 +182,7 @@ def lineage(start_from: str | os.PathLike[str]) -> Lineage:
     Raises:
         UserError: an earlier run's configuration or record is damaged.
     """
-    return _lineage(Path(start_from).expanduser(), frozenset())
+    return _lineage(Path(os.path.expanduser(start_from)), frozenset())
 
 
 def _lineage(path: Path, seen: frozenset[Path]) -> Lineage:
@@ -196,7 +196,7 @@ def _lineage(path: Path, seen: frozenset[Path]) -> Lineage:
     elif config.start_from is None:
         before = Lineage(foreign=False)
     else:  # a run of a version that kept no record
-        before = _lineage(Path(config.start_from).expanduser(), seen | {run.resolve()})
+        before = _lineage(Path(os.path.expanduser(config.start_from)), seen | {run.resolve()})
     return Lineage(runs=[own, *before.runs], foreign=before.foreign)
 
 

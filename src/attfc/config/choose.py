@@ -7,7 +7,7 @@ Every row can be overridden, and an override moves only the rows that depend on 
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 __all__ = ["KEPT_SHARE", "Choice", "Data", "Machine", "choose"]
@@ -62,7 +62,7 @@ def choose(data: Data, machine: Machine, given: Mapping[str, Any]) -> list[Choic
         taken = {key: given.get(key, value) for key, value in values.items()}
         why = "as given" if all(key in given for key in values) else why
         shown = [
-            "with gradient" if value is True else "no gradient" if value is False else value for value in taken.values()
+            ("with" if each else "no") + " gradient" if isinstance(each, bool) else each for each in taken.values()
         ]
         rows.append(Choice(what, taken, text.format(*shown), why))
         return list(taken.values())
@@ -95,8 +95,12 @@ def choose(data: Data, machine: Machine, given: Mapping[str, Any]) -> list[Choic
     why = "40 below 100,000 images, else 20" if card else "150,000 images in all, 25 epochs at most"
     why += ", a quarter with start_from" * starts
     (epochs,) = row("epochs", {"schedule.epochs": epochs / 4 if starts else epochs}, why, "{:g}")
-    warmup = {"schedule.warmup_epochs": min(1.0 if card else 0.5, float(epochs) / 10)}
-    row("warm-up", warmup, "at most a tenth of the steps", "{:g} epochs")
+    run = min(float(epochs), (given.get("schedule.max_steps") or math.inf) * per_step / images)
+    if run < epochs:
+        ends = f"; max_steps={given['schedule.max_steps']} ends it after {run:.3g}"
+        rows[-1] = replace(rows[-1], why=rows[-1].why + ends)
+    warmup = {"schedule.warmup_epochs": min(1.0 if card else 0.5, run / 10)}
+    row("warm-up", warmup, ("an epoch" if card else "half an epoch") + ", at most a tenth of the run", "{:.3g} epochs")
     _head(data, machine, given, mean, int(batch), row)
     margin: dict[str, Any] = {"margin.name": "cosface", "margin.scale": 32 if people < 50_000 else 64}
     margin |= {"margin.margin": 0.5 if given.get("margin.name") == "arcface" else 0.4}
@@ -127,12 +131,8 @@ def _head(data: Data, machine: Machine, given: Mapping[str, Any], mean: float, b
     values = {"center.table": place}
     if given.get("center.table", place) == "file":
         values["center.table_folder"] = given.get("output", "runs")
-    row(
-        "table of centers",
-        values,
-        f"1,024 bytes per identity: {math.ceil(size * 1024):,} MiB",
-        " in ".join(["{}"] * len(values)),
-    )
+    why = f"1,024 bytes per identity: {math.ceil(size * 1024):,} MiB"
+    row("table of centers", values, why, " in ".join(["{}"] * len(values)))
 
 
 def _kept(data: Data, given: Mapping[str, Any]) -> Choice:
@@ -141,8 +141,8 @@ def _kept(data: Data, given: Mapping[str, Any]) -> Choice:
         return Choice("evaluation", {"eval.share": 0.0}, str(given["eval.root"]), "as given")
     share, people = float(given.get("eval.share", KEPT_SHARE)), f"{data.with_pairs:,} people have two or more images"
     if data.kept_people:
-        how = "share as given" if "eval.share" in given else "a tenth of them, 8 to 1,000"
-        why = f"{data.kept_images:,} images, to judge the model on; {people}, {how}"
+        how = f"{share:g} of them, as given" if "eval.share" in given else "a tenth of them"
+        why = f"{data.kept_images:,} images, to judge the model on; {people}; {how}, 8 to 1,000, at most a fifth of all images"
         return Choice("kept aside", {"eval.share": share}, f"{data.kept_people:,} people", why)
     why = "as given" if share == 0 else f"{people}, {FEWEST_WITH_PAIRS} are needed; give eval.root=OTHER_PEOPLE"
     return Choice("kept aside", {"eval.share": share}, "nobody", f"no evaluation: {why}")

@@ -98,10 +98,15 @@ class Asked:
         return frozenset(dotted(_parse_overrides(list(self.overrides))))
 
     def given(self) -> dict[str, Any]:
-        """Return what is settled already, by dotted name: of the preset, of the command line, and of a profile that somebody named."""
+        """Return what is settled already, by dotted name: of the preset, of the command line, and of a profile that somebody named.
+
+        The values are those of the configuration: `lr=1e-3` is a text in YAML, and a number here.
+        """
         typed = _parse_overrides(list(self.overrides))
         below = _merge(dict(self.values), typed)
-        return dotted(_merge(PROFILES["published"], below) if below.get("profile") == "published" else below)
+        keys = dotted(_merge(PROFILES["published"], below) if below.get("profile") == "published" else below)
+        settled = dotted(self.resolve().model_dump(mode="json"))
+        return {key: settled.get(key, value) for key, value in keys.items()}
 
     def resolve(self, chosen: Mapping[str, Any] | None = None) -> RunConfig:
         """Return the configuration: `chosen` values, by dotted name, lie above those of the profile and below everything asked for."""

@@ -252,7 +252,7 @@ class RunConfig(Section):
         "tuned", "defaults of the options of AttFC: as the paper has them, or as docs/study.md found best"
     )
     output: str = option("runs", "folder in which the run's own folder is made")
-    seed: NotNegative = option(0, "seed of everything random; equal seeds give equal runs on one machine")
+    seed: NotNegative = option(0, "seed of everything random; equal seeds give equal runs on one machine", lt=10**18)
     device: str = option(
         "auto", "where to train: cpu, cuda, cuda:1, mps; auto: the accelerator if there is one, else the processor"
     )
