@@ -97,10 +97,7 @@ class StartWeights:
                 state = self.network.state_dict()
                 pair.query.load_state_dict(state)
                 pair.key.load_state_dict(state)
-                taken = (
-                    f"started from {source}: {len(state)} tensors of {self.record.network}, and their copy as key encoder; new: head, optimizer, "
-                    "schedule"
-                )
+                taken = f"started from {source}: {len(state)} tensors of {self.record.network}; new: head, optimizer, schedule, position in the data"
             else:
                 state = load_checkpoint(self.checkpoint, only=["pair"])["pair"]
                 pair.load_state_dict(state)
@@ -110,9 +107,9 @@ class StartWeights:
                 if not moved:
                     pair.key.load_state_dict(pair.query.state_dict())
                 taken = (
-                    f"started from {self.checkpoint}: query encoder, and "
-                    + ("key encoder" if moved else "its copy as key encoder (that run trained without keys)")
-                    + f"; dropped: head {self.head} with its rows, optimizer, schedule, position in the data"
+                    f"started from the network of {self.checkpoint}"
+                    + (" and its key encoder" if moved else "")
+                    + f"; new: head (there {self.head}), optimizer, schedule, position in the data"
                 )
         except RuntimeError as error:
             raise UserError(

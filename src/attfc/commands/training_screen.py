@@ -90,7 +90,7 @@ def _headline(metrics: dict[str, Any], intervals: Any, heading: str) -> list[str
     everyone = metrics.get("all_pairs") or {}
     people = everyone.get("identities")
     count = "" if people is None or "rests on" in heading else f"{people:,} people, "
-    behind = "" if people is None else f": {count}{everyone['images']:,} images"
+    behind = "" if people is None else f" ({count}{everyone['images']:,} images)"
     stated = [far for far, tar in (everyone.get("tar_at_far") or {}).items() if tar is not None]
     rows: list[tuple[str, tuple[str, ...], Any]] = [("accuracy of pairs", ("accuracy",), metrics.get("accuracy"))]
     rows += [

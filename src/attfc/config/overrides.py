@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from attfc.config.safe_yaml import read_yaml, read_yaml_text
 from attfc.config.schema import RunConfig
+from attfc.config.short_names import SHORT_NAMES
 from attfc.errors import UserError
 
 __all__ = [
@@ -32,16 +33,6 @@ __all__ = [
     "preset_names",
     "read_preset",
 ]
-
-# What may be typed in place of a dotted name, on the command line and in `attfc.train(...)`.
-SHORT_NAMES = {
-    "epochs": "schedule.epochs",
-    "max_steps": "schedule.max_steps",
-    "lr": "optimizer.learning_rate",
-    "backbone": "backbone.name",
-    "head": "head.name",
-}
-
 
 # What a profile governs, once as the AttFC paper and its code have them, once as docs/study.md found best.
 PROFILES: dict[str, dict[str, Any]] = {
