@@ -83,7 +83,7 @@ def choose_configuration(
 def _before_the_data(given: Mapping[str, Any]) -> dict[str, Any]:
     """The run is named after its data; a share of the people is kept aside where no others are given for the evaluation."""
     root = str(given.get("data.root", "run"))
-    name = root.partition(":")[0] if root.startswith("synthetic:") else Path(root).expanduser().resolve().stem
+    name = root.partition(":")[0] if root.startswith("synthetic:") else Path(os.path.expanduser(root)).resolve().stem
     return {"name": name[:100] or "run"} | ({} if given.get("eval.root") is not None else {"eval.share": KEPT_SHARE})
 
 

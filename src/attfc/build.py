@@ -31,10 +31,11 @@ from attfc.devices import choose_device
 from attfc.distributed import ALONE, AgreedError, Ranks, claim_gpu, join_ranks, launched_ranks
 from attfc.errors import UserError
 from attfc.evaluating import evaluator_of
-from attfc.evaluation import generate_pairs, read_pairs, write_report
+from attfc.evaluation import write_report
 from attfc.evaluation.resampling import Interval
 from attfc.evaluation.unseen import SharedPeople
 from attfc.heads import DCP, DCQ, AttFC, CenterTable, FullFC, Head, ImageMemory, PartialFC, RowStore
+from attfc.judged_pairs import judged_pairs
 from attfc.losses import AdaFace, ArcFace, CombinedMargin, CosFace, Margin
 from attfc.machine import environment
 from attfc.precision import AMP_DTYPES, best_autocast_dtype
@@ -45,6 +46,7 @@ from attfc.resuming import (
     rate_note,
     refuse_other_network,
     saved_configuration,
+    what_is_left,
     with_found_data,
 )
 from attfc.start_weights import RECORD, StartRecord, read_record, training_data
@@ -241,7 +243,7 @@ def build_head(config: RunConfig, identities: int, ranks: Ranks = ALONE, *, imag
 
 
 def _folder(name: str | None) -> Path | None:
-    return Path(name).expanduser() if name else None
+    return Path(os.path.expanduser(name)) if name else None
 
 
 def open_training_data(config: RunConfig, progress: Callable[[int, int], None] | None = None) -> Store:
@@ -295,7 +297,7 @@ def new_run(wanted: RunConfig | Asked, progress: Callable[[int, int], None] | No
     config = run.config
 
     def make() -> str:
-        folder = fresh_folder(Path(config.output).expanduser(), config.name)
+        folder = fresh_folder(Path(os.path.expanduser(config.output)), config.name)
         try:
             write_text_whole(folder / "config.yaml", config_to_yaml(run.config))
             write_json_whole(folder / "environment.json", environment(run.trainer.device))
@@ -345,6 +347,7 @@ def resume_run(folder: Path, overrides: list[str], progress: Callable[[int, int]
     run.notes += [f"{fault}; resumed from {found}" for fault in faults]
     run.notes += run.ranks.together(lambda: check_people(run, Path(found), overrides))
     run.notes += rate_note(run, saved=run.trainer.load(Path(found)))
+    run.notes += what_is_left(run, overrides)
     if run.config != before and run.ranks.rank == 0:  # the next resume goes on with these values
         write_text_whole(folder / "config.yaml", config_to_yaml(run.config))
     return run
@@ -477,15 +480,13 @@ def _assemble(
     run = Run(config, folder or Path(), trainer, store, held_out, notes, choices, ranks)
     if held_out is not None:
         # Read or drawn now: a store that allows no pairs is an error before the training, not after it.
-        if config.eval.pairs:
-            path = Path(config.eval.pairs).expanduser()
-            pairs = read_pairs(path, held_out, broken_limit=config.data.broken_limit)
-        else:
-            pairs = generate_pairs(held_out.identities, config.eval.generated_pairs, config.seed)
+        pairs = judged_pairs(config, held_out)
         earlier = None if start is None else start.lineage
         run.shared = ranks.once(lambda: compare_with_run(config, held_out, progress, training=store, earlier=earlier))
         notes += filter(None, [run.shared.screen_note])
         trainer.evaluate = evaluator_of(run, pairs)
+    elif config.eval.pairs:
+        notes.append(f"eval.pairs={config.eval.pairs} is not read: set eval.root= to the images of its people")
     return run
 
 
@@ -621,7 +622,9 @@ def schedule_of(
     warmup = round(config.schedule.warmup_epochs * epoch_length / images)
     if warmup >= total:
         if notes is not None:
-            notes.append(f"the warm-up of {warmup} steps does not fit a run of {total}: it takes {total // 10}")
+            notes.append(
+                f"the warm-up of {warmup} step{'s' * (warmup != 1)} does not fit a run of {total}: it takes {total // 10}"
+            )
         warmup = total // 10
     schedule = build_schedule(
         optimizer,

@@ -95,7 +95,9 @@ def fewest_steps_notes(config: RunConfig, images: int, steps: int) -> list[str]:
         else:
             epochs = math.ceil(FEWEST_STEPS * per_step / images)
             way = f"set schedule.epochs={epochs} or more" + (f", or batch_size={smaller}" if per_step > smaller else "")
-        notes.append(f"the run has {steps} steps, fewer than {FEWEST_STEPS}: it can hardly learn; {way}")
+        notes.append(
+            f"the run has {steps} step{'s' * (steps != 1)}, fewer than {FEWEST_STEPS}: it can hardly learn; {way}"
+        )
     return notes
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "rate_note",
     "refuse_other_network",
     "saved_configuration",
+    "what_is_left",
     "with_found_data",
 ]
 
@@ -63,7 +64,7 @@ def with_found_data(config: RunConfig, folder: Path) -> tuple[RunConfig, list[st
     notes: list[str] = []
 
     def found(key: str, path: str) -> str:
-        if not path or path.startswith("synthetic") or Path(path).expanduser().is_absolute() or Path(path).exists():
+        if not path or path.startswith("synthetic") or os.path.isabs(os.path.expanduser(path)) or Path(path).exists():
             return path
         there = next((base / path for base in bases if (base / path).exists()), None)
         if there is None:
@@ -164,7 +165,7 @@ def rate_note(run: "Run", saved: float) -> list[str]:
 
 def finished(run: "Run") -> str | None:
     """Return what to say of a resumed run that has nothing left to do; None: it has."""
-    trainer, schedule, folder = run.trainer, run.config.schedule, run.folder
+    trainer, folder = run.trainer, run.folder
     written = [folder / "model" / "model.safetensors"]
     if trainer.evaluate is not None:
         written.append(folder / "evaluation.json")
@@ -172,13 +173,37 @@ def finished(run: "Run") -> str | None:
         written.append(folder / "report.html")
     if trainer.step < trainer.total_steps or not all(path.is_file() for path in written):
         return None
-    longer, more = [], 2 * trainer.total_steps
+    return (
+        f"{folder} is finished: all {max(trainer.step, trainer.total_steps):,} steps are done. To train longer: {_longer(run)}\n"
+        f"model: {folder / 'model'}" + (f"   report: {folder / 'report.html'}" if run.config.report.write else "")
+    )
+
+
+def what_is_left(run: "Run", overrides: list[str]) -> list[str]:
+    """Say of a run that is resumed with changes where they leave it nothing to train.
+
+    Raises:
+        UserError: the changes end the run before the step at which it stands.
+    """
+    step, total = run.trainer.step, run.trainer.total_steps
+    if not overrides or step < total:
+        return []
+    if step > total:
+        raise UserError(
+            f"{run.folder} has done {step:,} steps, and with {' '.join(overrides)} it would end at {total:,}: to train longer: {_longer(run)}"
+        )
+    return [
+        f"all {total:,} steps are done: nothing is trained, only the evaluation and the report are made anew. To train longer: {_longer(run)}"
+    ]
+
+
+def _longer(run: "Run") -> str:
+    """Return the command that doubles the steps of a run."""
+    trainer, schedule = run.trainer, run.config.schedule
+    longer, more = [], 2 * max(trainer.step, trainer.total_steps)
     if schedule.max_steps is not None and schedule.max_steps < more:
         longer.append(f"schedule.max_steps={more}")
     images = run.config.batch_size * run.config.optimizer.accumulation
     if schedule.epochs * trainer.loader.epoch_length < more * images:
-        longer.append(f"schedule.epochs={2 * schedule.epochs:g}")
-    return (
-        f"{folder} is finished: all {trainer.total_steps:,} steps are done. To train longer: {resume_command(folder)} {' '.join(longer)}\n"
-        f"model: {folder / 'model'}" + (f"   report: {folder / 'report.html'}" if run.config.report.write else "")
-    )
+        longer.append(f"schedule.epochs={math.ceil(more * images / trainer.loader.epoch_length)}")
+    return f"{resume_command(run.folder)} {' '.join(longer)}"

@@ -97,10 +97,7 @@ class StartWeights:
                 state = self.network.state_dict()
                 pair.query.load_state_dict(state)
                 pair.key.load_state_dict(state)
-                taken = (
-                    f"started from {source}: {len(state)} tensors of {self.record.network}, and their copy as key encoder; new: head, optimizer, "
-                    "schedule"
-                )
+                taken = f"started from {source}: {len(state)} tensors of {self.record.network}; new: head, optimizer, schedule, position in the data"
             else:
                 state = load_checkpoint(self.checkpoint, only=["pair"])["pair"]
                 pair.load_state_dict(state)
@@ -110,9 +107,9 @@ class StartWeights:
                 if not moved:
                     pair.key.load_state_dict(pair.query.state_dict())
                 taken = (
-                    f"started from {self.checkpoint}: query encoder, and "
-                    + ("key encoder" if moved else "its copy as key encoder (that run trained without keys)")
-                    + f"; dropped: head {self.head} with its rows, optimizer, schedule, position in the data"
+                    f"started from the network of {self.checkpoint}"
+                    + (" and its key encoder" if moved else "")
+                    + f"; new: head (there {self.head}), optimizer, schedule, position in the data"
                 )
         except RuntimeError as error:
             raise UserError(
@@ -136,7 +133,7 @@ def read_start(config: RunConfig, asked: Collection[str] = ()) -> tuple[RunConfi
     Colours.read(
         {key: getattr(config.backbone, key) for key in COLOUR_KEYS}, "backbone"
     )  # refused before a file is opened
-    path = Path(config.start_from).expanduser()
+    path = Path(os.path.expanduser(config.start_from))
     if path.suffix.lower() == ".onnx":
         raise UserError(
             f"start_from={config.start_from} is an ONNX file, which cannot be trained: give the run, folder or state dict that it was exported from"
@@ -182,7 +179,7 @@ def lineage(start_from: str | os.PathLike[str]) -> Lineage:
     Raises:
         UserError: an earlier run's configuration or record is damaged.
     """
-    return _lineage(Path(start_from).expanduser(), frozenset())
+    return _lineage(Path(os.path.expanduser(start_from)), frozenset())
 
 
 def _lineage(path: Path, seen: frozenset[Path]) -> Lineage:
@@ -196,7 +193,7 @@ def _lineage(path: Path, seen: frozenset[Path]) -> Lineage:
     elif config.start_from is None:
         before = Lineage(foreign=False)
     else:  # a run of a version that kept no record
-        before = _lineage(Path(config.start_from).expanduser(), seen | {run.resolve()})
+        before = _lineage(Path(os.path.expanduser(config.start_from)), seen | {run.resolve()})
     return Lineage(runs=[own, *before.runs], foreign=before.foreign)
 
 

@@ -115,6 +115,22 @@ def test_relative_data_are_found_from_another_folder(tmp_path, monkeypatch) -> N
     )
 
 
+def test_changes_that_leave_nothing_to_train_are_said_or_refused(tmp_path) -> None:
+    run = trained(tmp_path, steps=4)
+    command = f"attfc train --resume {run.folder} schedule.max_steps=8"
+    assert (
+        f"all 4 steps are done: nothing is trained, only the evaluation and the report are made anew. To train longer: {command}"
+        in (resume_run(run.folder, ["schedule.epochs=50"]).notes)
+    )
+    saved = (run.folder / "config.yaml").read_text(encoding="utf-8")
+    with pytest.raises(UserError) as told:
+        resume_run(run.folder, ["max_steps=3", "lr=1e-3"])
+    assert str(told.value) == (
+        f"{run.folder} has done 4 steps, and with max_steps=3 lr=1e-3 it would end at 3: to train longer: {command}"
+    )
+    assert (run.folder / "config.yaml").read_text(encoding="utf-8") == saved
+
+
 def test_going_on_after_the_end_says_what_the_rate_does_and_uses_it(tmp_path) -> None:
     run = trained(tmp_path, "optimizer.learning_rate=0.1", steps=4)
     assert "is finished: all 4 steps are done. To train longer: attfc train --resume" in finished(

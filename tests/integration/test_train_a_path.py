@@ -151,3 +151,38 @@ def test_what_does_not_fit_is_cut_into_smaller_passes(people, monkeypatch) -> No
     assert rows[-1].why.startswith("passes of 16 do not fit ")
     typed, rows, _, _ = settle(read_words([people, "backbone=r18", "batch_size=16"]))
     assert (typed.batch_size, rows[-1].what) == (16, "scale, margin")
+
+
+@pytest.mark.parametrize(
+    ("option", "fault"),
+    [
+        ("eval.pairs=nowhere.txt", "eval.pairs=nowhere.txt: No such file or directory"),
+        ("eval.pairs=pairs.txt", "set eval.root= to the images of the people in the list"),
+        (
+            "eval.root=synthetic:identities=1,images=3",
+            "1 identity has images: impostor pairs need at least 2 identities; or set",
+        ),
+        ("eval.root=synthetic:identities=5,images=1", "genuine pairs need one that has"),
+        ("device=mps", "cannot be used here"),
+    ],
+)
+def test_what_cannot_be_judged_is_said_in_one_line(people, tmp_path, monkeypatch, capsys, option, fault) -> None:
+    (tmp_path / "pairs.txt").write_text("1\nnobody\t1\t2\nnobody\t1\tno one\t2\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    status, _, err = run_main(monkeypatch, capsys, "train", people, *QUICK, option)
+    last = err.strip().splitlines()[-1]
+    assert status == 1
+    assert last.startswith("error: ")
+    assert fault in last
+    assert len(last) < 400  # torch lists every kernel of a device
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_pair_list_that_nobody_is_judged_on_is_said_to_be_unread(people, tmp_path) -> None:
+    run = attfc.train(people, *QUICK, "eval.share=0", "eval.pairs=pairs.txt", output=tmp_path)
+    assert "eval.pairs=pairs.txt is not read: set eval.root= to the images of its people" in run.notes
+
+
+def test_a_rate_may_be_written_with_an_exponent(people, tmp_path) -> None:
+    run = attfc.train(people, *QUICK, "lr=1e-3", output=tmp_path)
+    assert run.config.optimizer.learning_rate == 0.001

@@ -75,7 +75,7 @@ def test_promised_rows(name: str) -> None:
 
 def test_full_fc_is_named_where_its_rows_fit_and_people_have_many_images() -> None:
     def said(facts: Data, machine: Machine) -> bool:
-        return any("head=full_fc" in row.why for row in choose(facts, machine, {}))
+        return any("full_fc is worth a try" in row.why for row in choose(facts, machine, {}))
 
     assert said(FACES60, CPU)
     assert said(MS1MV3, card(8))
@@ -103,6 +103,7 @@ DEPENDENTS = {
     "batch_size": (64, {"optimizer.learning_rate"}),
     "backbone.name": ("r50", {"optimizer.learning_rate"}),
     "schedule.epochs": (3, {"schedule.warmup_epochs"}),
+    "schedule.max_steps": (100, {"schedule.warmup_epochs"}),
     "optimizer.learning_rate": (0.2, set()),
     "margin.scale": (64.0, set()),
     "margin.name": ("arcface", {"margin.margin"}),
@@ -119,7 +120,7 @@ def test_an_override_moves_only_what_depends_on_it(key: str) -> None:
     before, after = chosen(TAIL, CPU), chosen(TAIL, CPU, **{key.replace(".", "__"): value})
     moved = {name for name in before | after if before.get(name) != after.get(name)} - {key}
     assert moved <= dependents, moved
-    if key not in ("start_from",):
+    if key not in ("start_from", "schedule.max_steps"):
         assert after[key] == value
 
 
@@ -146,6 +147,15 @@ def test_a_table_that_fits_no_memory_lies_in_a_file_beside_the_runs() -> None:
     assert (chosen(WEBFACE, small)["center.table"], chosen(WEBFACE, small)["center.table_folder"]) == ("file", "runs")
     assert chosen(WEBFACE, small, output="elsewhere")["center.table_folder"] == "elsewhere"
     assert "center.table_folder" not in chosen(WEBFACE, small, center__table="host")
+
+
+def test_steps_that_end_a_run_early_shorten_its_warmup_and_are_named_beside_the_epochs() -> None:
+    rows, images = {row.what: row for row in choose(FACES60, CPU, {"schedule.max_steps": 50})}, FACES60.images
+    assert rows["warm-up"].values["schedule.warmup_epochs"] == pytest.approx(50 * 64 / images / 10)
+    assert rows["epochs"].why.endswith(f"; max_steps=50 ends it after {50 * 64 / images:.3g}")
+    assert (
+        "max_steps" not in {row.what: row for row in choose(FACES60, CPU, {"schedule.max_steps": 9999})}["epochs"].why
+    )
 
 
 def test_every_rank_has_at_least_two_images() -> None:

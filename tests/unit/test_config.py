@@ -3,7 +3,8 @@
 import pytest
 import yaml
 
-from attfc.config import PROFILES, RunConfig, apply_overrides, config_to_yaml, load_config, preset_names
+from attfc.config import PROFILES, RunConfig, apply_overrides, config_to_yaml, load_config, preset_names, read_preset
+from attfc.config.arguments import read_words
 from attfc.errors import UserError
 
 
@@ -73,6 +74,7 @@ def test_resolved_configuration_reads_back_equal() -> None:
         ("attention=on", "write attention.include_stored_center=on"),
         ("batch_size=1", "batch_size=1: BatchNorm needs at least 2 images per process; set batch_size to 2 or more"),
         ("eval.share=0.1", "set one of them"),
+        ("seed=99999999999999999999", "seed=99999999999999999999: input should be less than"),
     ],
 )
 def test_wrong_override_is_one_clear_error(override, message) -> None:
@@ -163,3 +165,25 @@ def test_overrides_of_text_are_taken_as_typed() -> None:
     assert load_config("demo", ["data.root=/faces #2"]).data.root == "/faces #2"
     assert load_config("demo", ["data.root=2024"]).data.root == "2024"
     assert load_config("demo", ["data.root='quoted'"]).data.root == "quoted"
+
+
+def test_what_is_given_are_values_and_not_their_spelling() -> None:
+    given = read_preset("demo", ["lr=1e-3", "epochs=2e0", "optimizer.accumulation='2'"]).given()
+    assert given["optimizer.learning_rate"] == 0.001
+    assert given["schedule.epochs"] == 2
+    assert given["optimizer.accumulation"] == 2
+
+
+@pytest.mark.parametrize("word", ["~nobody-here/faces", "a\0b", "name=" + "x" * 5000])
+def test_a_word_that_no_path_can_be_is_no_data(word: str) -> None:
+    if "=" in word:
+        assert read_words(["synthetic:", word]).overrides == (word,)
+        return
+    with pytest.raises(UserError, match=r"no such file or folder|is no folder here"):
+        read_words([word])
+
+
+def test_a_folder_called_like_a_file_is_data(tmp_path, monkeypatch) -> None:
+    (tmp_path / "faces.yaml").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert read_words(["faces.yaml"]).given()["data.root"] == "faces.yaml"

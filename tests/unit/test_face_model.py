@@ -205,7 +205,9 @@ def test_images_that_do_not_look_aligned_are_noted() -> None:
 
 def test_a_run_without_a_model_says_how_to_get_one(tmp_path) -> None:
     (tmp_path / "config.yaml").write_text("name: x\n")
-    with pytest.raises(UserError, match=r"is a run that has saved no model yet: finish it with attfc train --resume"):
+    with pytest.raises(
+        UserError, match=r"without a model or a checkpoint: start it anew with attfc train .*config\.yaml$"
+    ):
         attfc.load(tmp_path)
     (tmp_path / "best").mkdir()
     with pytest.raises(UserError, match=r"or take its best evaluation so far, .*best"):

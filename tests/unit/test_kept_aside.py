@@ -87,11 +87,25 @@ def test_nobody_is_kept_aside_where_it_is_not_asked_or_too_few_remain() -> None:
     assert split(store, 0.1) == (store, None)
 
 
-def test_people_with_many_images_never_take_more_than_a_fifth() -> None:
-    names = [f"person {number}" for number in range(100)]
-    first = min(range(100), key=lambda label: hashlib.sha256(names[label].encode()).digest())
-    heavy = Named(names, [1000 if label == first else 2 for label in range(100)])
-    assert not len(kept_aside_labels(heavy, 0.1))
+@pytest.mark.parametrize("place", [0, 1, 5])
+@pytest.mark.parametrize("images", [1000, 40, 20])
+def test_whoever_has_very_many_images_is_trained_on_and_others_are_kept_aside(place: int, images: int) -> None:
+    names = [f"person {number}" for number in range(30)]
+    by_hash = sorted(range(30), key=lambda label: hashlib.sha256(names[label].encode()).digest())
+    counts = [images if label == by_hash[place] else 2 for label in range(30)]
+    chosen = kept_aside_labels(Named(names, counts), 0.1).tolist()
+    assert by_hash[place] not in chosen
+    expected = [label for label in by_hash if label != by_hash[place]][: 8 if images > 20 else 7]
+    assert chosen == sorted(expected)  # of 78 images 8 people would be more than a fifth
+
+
+def test_at_least_two_people_are_kept_aside_however_uneven_they_are() -> None:
+    counts = [100] * 9 + [2] * 11
+    for seed in range(30):
+        store = Named([f"{seed}, {number}" for number in range(20)], counts)
+        chosen = kept_aside_labels(store, 0.1)
+        assert len(chosen) >= 2
+        assert store.identities.counts()[chosen].sum() * 5 <= len(store)
 
 
 def test_equal_names_are_taken_by_label() -> None:

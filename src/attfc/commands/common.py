@@ -128,4 +128,5 @@ def print_figures(
 def write_json(path: Path | None, values: dict[str, Any]) -> None:
     """Write what `--json FILE` asks for; nothing without it."""
     if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")

@@ -43,6 +43,7 @@ OutputOption = Annotated[
     ),
 ]
 LARGEST_EVALUATION = 2**24
+FEWEST_ACCEPTED = 30  # pairs of strangers above a threshold; of fewer its FAR is not known
 
 
 def embed(
@@ -184,14 +185,15 @@ def _open(model: Path, model_is: list[str] | None, device: str) -> "FaceModel":
 
 
 def _thresholds(model: Path) -> dict[float, float]:
-    """Return FAR -> threshold of a run's last evaluation, beside its `model/`; empty: there is none that can be stated."""
+    """Return FAR -> threshold of a run's last evaluation, beside its `model/`, where 30 pairs of strangers or more passed it; empty: none is."""
     if model.name != "model":  # best/ is of another step than evaluation.json
         return {}
     try:
         with (model.parent / "evaluation.json").open("rb") as file:
             found: Any = json.loads(file.read(LARGEST_EVALUATION))
-        stated = found["all_pairs"]["threshold_at_far"]
-        return {float(far): float(value) for far, value in stated.items() if value is not None}
+        stated, strangers = found["all_pairs"]["threshold_at_far"], int(found["all_pairs"]["impostor_pairs"])
+        sure = {float(far): value for far, value in stated.items() if value is not None}
+        return {far: float(value) for far, value in sure.items() if far * strangers >= FEWEST_ACCEPTED}
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
         return {}
 

@@ -66,7 +66,7 @@ class RunScreen:
         trainer, config = run.trainer, run.config
         err.print(
             f"{run.folder}: {config.head.name} on {config.backbone.name}, {len(run.store.identities):,} people, {len(run.store):,} images, "
-            f"{trainer.total_steps:,} steps of {config.batch_size * trainer.accumulation} on {trainer.device}"
+            f"{trainer.total_steps:,} step{'s' * (trainer.total_steps != 1)} of {config.batch_size * trainer.accumulation} on {trainer.device}"
             + (f" x {run.ranks.size} ranks" if run.ranks.size > 1 else "")
             + (f", resumed at step {trainer.step:,}" if resumed else ""),
             markup=False,
@@ -90,7 +90,7 @@ def _headline(metrics: dict[str, Any], intervals: Any, heading: str) -> list[str
     everyone = metrics.get("all_pairs") or {}
     people = everyone.get("identities")
     count = "" if people is None or "rests on" in heading else f"{people:,} people, "
-    behind = "" if people is None else f": {count}{everyone['images']:,} images"
+    behind = "" if people is None else f" ({count}{everyone['images']:,} images)"
     stated = [far for far, tar in (everyone.get("tar_at_far") or {}).items() if tar is not None]
     rows: list[tuple[str, tuple[str, ...], Any]] = [("accuracy of pairs", ("accuracy",), metrics.get("accuracy"))]
     rows += [

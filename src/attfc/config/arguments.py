@@ -31,11 +31,11 @@ def read_words(words: Iterable[str | os.PathLike[str]]) -> Asked:
     presets = preset_names()
     for each in words:
         word = os.fspath(each)
-        if word in presets or (word.endswith((".yaml", ".yml")) and "=" not in word):
+        if word in presets or (word.endswith((".yaml", ".yml")) and "=" not in word and not Path(word).is_dir()):
             if preset is not None:
                 raise UserError(f"{preset} and {word} are two configurations: give one of them")
             preset = word
-        elif word == "synthetic" or word.startswith("synthetic:") or Path(word).expanduser().exists():
+        elif word == "synthetic" or word.startswith("synthetic:") or _exists(word):
             if data is not None:
                 raise UserError(
                     f"{data} and {word} are two sets of data: give one, or data.sources=[{{root: A}}, {{root: B}}]"
@@ -46,10 +46,10 @@ def read_words(words: Iterable[str | os.PathLike[str]]) -> Asked:
         else:
             raise UserError(_unknown(word, presets))
     asked = Asked(overrides=tuple(overrides)) if preset is None else read_preset(preset, overrides)
-    named = {"data.root", "data.sources"} & set(Asked(overrides=tuple(overrides)).given())
+    named = {"data.root", "data.sources"} & Asked(overrides=tuple(overrides)).typed()
     if data is not None:
         if named:
-            raise UserError(f"{data} and {named.pop()}= both name the data: leave one of them out")
+            raise UserError(f"{data} and {min(named)}= both name the data: leave one of them out")
         asked = Asked(
             {**asked.values, "data": {**_section(asked.values, "data"), "root": data}}, asked.overrides, asked.origin
         )
@@ -74,6 +74,13 @@ def short_overrides(short: Mapping[str, Any]) -> list[str]:
                 'attfc.train(data, "optimizer.weight_decay=1e-4")'
             )
     return [f"{name}={_text(value)}" for name, value in short.items()]
+
+
+def _exists(word: str) -> bool:
+    try:
+        return os.path.exists(os.path.expanduser(word))
+    except ValueError:  # a zero byte
+        return False
 
 
 def _section(values: Mapping[str, Any], name: str) -> dict[str, Any]:

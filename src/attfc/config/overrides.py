@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from attfc.config.safe_yaml import read_yaml, read_yaml_text
 from attfc.config.schema import RunConfig
+from attfc.config.short_names import SHORT_NAMES
 from attfc.errors import UserError
 
 __all__ = [
@@ -32,16 +33,6 @@ __all__ = [
     "preset_names",
     "read_preset",
 ]
-
-# What may be typed in place of a dotted name, on the command line and in `attfc.train(...)`.
-SHORT_NAMES = {
-    "epochs": "schedule.epochs",
-    "max_steps": "schedule.max_steps",
-    "lr": "optimizer.learning_rate",
-    "backbone": "backbone.name",
-    "head": "head.name",
-}
-
 
 # What a profile governs, once as the AttFC paper and its code have them, once as docs/study.md found best.
 PROFILES: dict[str, dict[str, Any]] = {
@@ -98,10 +89,15 @@ class Asked:
         return frozenset(dotted(_parse_overrides(list(self.overrides))))
 
     def given(self) -> dict[str, Any]:
-        """Return what is settled already, by dotted name: of the preset, of the command line, and of a profile that somebody named."""
+        """Return what is settled already, by dotted name: of the preset, of the command line, and of a profile that somebody named.
+
+        The values are those of the configuration: `lr=1e-3` is a text in YAML, and a number here.
+        """
         typed = _parse_overrides(list(self.overrides))
         below = _merge(dict(self.values), typed)
-        return dotted(_merge(PROFILES["published"], below) if below.get("profile") == "published" else below)
+        keys = dotted(_merge(PROFILES["published"], below) if below.get("profile") == "published" else below)
+        settled = dotted(self.resolve().model_dump(mode="json"))
+        return {key: settled.get(key, value) for key, value in keys.items()}
 
     def resolve(self, chosen: Mapping[str, Any] | None = None) -> RunConfig:
         """Return the configuration: `chosen` values, by dotted name, lie above those of the profile and below everything asked for."""

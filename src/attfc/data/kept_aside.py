@@ -23,6 +23,7 @@ Int64 = npt.NDArray[np.int64]
 _ENOUGH_PEOPLE = 20
 _FEWEST, _MOST = 8, 1_000
 _IMAGES_SHARE = 5  # at most a fifth of all images
+_PERSON_SHARE = 10  # whoever has more than a tenth of them is trained on, so at least two of twenty people fit
 
 
 def people_kept_aside(able: int, share: float) -> int:
@@ -41,8 +42,8 @@ def kept_aside_labels(store: Store, share: float) -> Int64:
 
     Args:
         store: the whole set.
-        share: of the people of two or more images, 0 to 1; rounded to whole people, at least 8 and at most 1,000. The last
-            ones are dropped until all together hold at most a fifth of the images.
+        share: of the people of two or more images, 0 to 1; rounded to whole people, at least 8 and at most 1,000. Whoever has more
+            than a tenth of the images, or would bring all together above a fifth, is left to the training.
 
     Returns:
         int64 (n,) rising labels; nobody where the share is 0, or fewer than 20 people have two or more images.
@@ -50,10 +51,14 @@ def kept_aside_labels(store: Store, share: float) -> Int64:
     counts = store.identities.counts()
     able = np.flatnonzero(counts >= 2)
     people = people_kept_aside(len(able), share)
-    order = [label for _, label in heapq.nsmallest(people, ((_digest(store, label), label) for label in able.tolist()))]
-    chosen = np.array(order, np.int64)
-    fits = np.cumsum(counts[chosen]) * _IMAGES_SHARE <= len(store)
-    return np.sort(chosen[fits])
+    light = able[counts[able] * _PERSON_SHARE <= len(store)]
+    order = heapq.nsmallest(people, ((_digest(store, label), label) for label in light.tolist()))
+    chosen, images = [], 0
+    for _, label in order:
+        if (images + int(counts[label])) * _IMAGES_SHARE <= len(store):
+            chosen.append(label)
+            images += int(counts[label])
+    return np.array(sorted(chosen), np.int64)
 
 
 def _digest(store: Store, label: int) -> bytes:

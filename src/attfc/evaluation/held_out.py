@@ -201,7 +201,10 @@ def evaluate_store(
         UserError: the store allows no pairs, too many images are broken, or the model gives NaN or zeros.
     """
     check_broken_limit(broken_limit)
-    wanted = generate_pairs(store.identities, generated_pairs, seed, folds=folds) if pairs is None else pairs
+    try:
+        wanted = generate_pairs(store.identities, generated_pairs, seed, folds=folds) if pairs is None else pairs
+    except UserError as error:
+        raise UserError(f"{store.name}: {error}") from None
     if len(wanted) == 0:
         raise UserError(f"{wanted.source}: no pairs to evaluate")
     gallery, notes = _gallery(store, gallery_images, seed) if rank_one or all_pairs else (np.zeros(0, np.int64), ())

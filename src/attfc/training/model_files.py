@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -24,6 +25,8 @@ from torch import Tensor, nn
 
 from attfc.backbones import create_backbone
 from attfc.errors import UserError
+from attfc.training.checkpoint import latest_checkpoint
+from attfc.training.interruption import resume_command
 
 __all__ = ["check_colours", "load_model", "model_folder", "save_model"]
 
@@ -145,9 +148,11 @@ def model_folder(folder: Path) -> Path:
         return folder / "model"
     if (folder / "config.yaml").is_file() and not (folder / CONFIG).is_file():
         best = f", or take its best evaluation so far, {folder / 'best'}" if (folder / "best").is_dir() else ""
-        raise UserError(
-            f"{folder} is a run that has saved no model yet: finish it with attfc train --resume {folder}{best}"
-        )
+        if latest_checkpoint(folder / "checkpoints") is None and not best:
+            raise UserError(
+                f"{folder} is a run without a model or a checkpoint: start it anew with attfc train {shlex.quote(str(folder / 'config.yaml'))}"
+            )
+        raise UserError(f"{folder} is a run that has saved no model yet: finish it with {resume_command(folder)}{best}")
     return folder
 
 

@@ -122,6 +122,7 @@ class ProgressLine:
             MofNCompleteColumn(),
             TextColumn("{task.fields[figures]}", markup=False),
             TimeRemainingColumn(compact=True),
+            TextColumn("left"),
             console=self.console,
             disable=not self.console.is_terminal,
         )
@@ -143,11 +144,14 @@ class ProgressLine:
     def update(self, step: int, figures: dict[str, Any]) -> None:
         """Show the figures of a step (the same keys as a `train` record)."""
         with_center = figures.get("positive_share", 1.0)
-        parts = [f"loss {figures['loss']:.3f}" + (f" ({with_center:.0%} have a center)" if with_center < 0.995 else "")]
+        parts = [
+            f"loss {figures['loss']:.3f}"
+            + (f" ({with_center:.0%} of the images have a center yet)" if with_center < 0.995 else "")
+        ]
         if figures["images_per_second"] is not None:
             parts.append(f"{figures['images_per_second']:,.0f} images/s")
-        parts.append(f"lr {figures['learning_rate']:.2g}")
         if self._bar.disable or self.console.width >= 100:
+            parts.append(f"lr {figures['learning_rate']:.2g}")
             parts.append(f"{figures['memory_mib']:,.0f} MiB")
         text = "  ".join(parts)
         self._bar.update(self._task, completed=step, figures=text)

@@ -90,7 +90,7 @@ def newest_run(overrides: Sequence[str] = ()) -> Path:
         UserError: there is none.
     """
     named = [text.removeprefix("output=") for text in overrides if text.startswith("output=")]
-    output = Path(named[-1] if named else "runs").expanduser()
+    output = Path(os.path.expanduser(named[-1] if named else "runs"))
     found = [
         ((checkpoint / MANIFEST).stat().st_mtime_ns, folder)
         for folder in (output.iterdir() if output.is_dir() else ())

@@ -231,7 +231,7 @@ class Trainer:
                 raise Interrupted(text, self.step, saved=True)
         self.ranks.once(lambda: str(save_model(self.run_folder / "model", self.pair.query, self.model_config)))
         if self.evaluate is not None:
-            self.run_evaluation(log, line)
+            self.run_evaluation(log)
 
     def train_step(self, batches: list[Batch]) -> Tensor:
         """One optimizer step over the mean loss of `batches`; returns that loss, detached, without waiting for the device.
