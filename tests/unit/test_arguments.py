@@ -100,6 +100,8 @@ def test_advice_about_a_short_run_names_the_key_that_makes_it_short() -> None:
     assert fewest_steps_notes(config, 3200, 100) == []
     (by_epochs,) = fewest_steps_notes(config, 320, 10)
     assert by_epochs.endswith("set schedule.epochs=2 or more")
+    config.schedule.max_steps = 1_000  # not what makes it short
+    assert fewest_steps_notes(config, 320, 10) == [by_epochs]
     config.schedule.max_steps = 10
     (by_steps,) = fewest_steps_notes(config, 3200, 10)
     assert by_steps.endswith("set schedule.max_steps=20 or more, or null")

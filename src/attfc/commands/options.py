@@ -20,7 +20,8 @@ def options(
     from attfc.config.describe import all_options, find_options, option_rows, section_title
 
     out.print(
-        "These are the defaults of a preset or file. attfc train FOLDER chooses some by itself: add --print-config to see yours.",
+        "These are the defaults of a preset or file. attfc train FOLDER chooses some\n"
+        "by itself: add --print-config to see yours.",
         markup=False,
     )
     section = None
