@@ -24,6 +24,7 @@ def print_choices(choices: "list[Choice]") -> None:
     """Print what was chosen from the data and the machine, a row each with its reason; words wrap, nothing is cut off."""
     table = Table("chosen", "", "why (to change it: key=value, see attfc options)", box=None, pad_edge=False)
     table.columns[0].no_wrap = True
+    table.columns[2].overflow = "fold"
     for choice in choices:
         table.add_row(choice.what, choice.shown, choice.why)
     err.print(table, soft_wrap=False)
@@ -47,7 +48,7 @@ class Screen:
         err.quiet = out.quiet = run.ranks.rank > 0
         try:
             self._announce(run, resumed)
-        except KeyboardInterrupt:
+        except BaseException:  # Ctrl-C, or rich leaves because nobody reads: attfc train ... 2>&1 | head -1
             from attfc.training.run_folder import remove_unsaved
 
             remove_unsaved(run.folder)

@@ -30,6 +30,10 @@ def read_words(words: Iterable[str | os.PathLike[str]]) -> Asked:
     overrides: list[str] = []
     presets = preset_names()
     for each in words:
+        if not isinstance(each, str | os.PathLike):
+            raise UserError(
+                f"train() takes data as a path or synthetic:..., and options as texts such as 'epochs=5', not {type(each).__name__}"
+            )
         word = os.fspath(each)
         if word in presets or (word.endswith((".yaml", ".yml")) and "=" not in word and not Path(word).is_dir()):
             if preset is not None:
@@ -89,13 +93,16 @@ def _section(values: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    return (
-        value
-        if isinstance(value, str)
-        else yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
-    )
+    folder = getattr(value, "folder", value)  # start_from=run
+    if isinstance(folder, os.PathLike):
+        return os.fspath(folder)
+    if isinstance(value, str):
+        return value
+    try:  # numbers of numpy and torch are those of Python
+        plain = value.item() if hasattr(value, "item") else value
+        return str(yaml.safe_dump(plain, default_flow_style=True)).removesuffix("...\n").strip()
+    except (yaml.YAMLError, ValueError, RuntimeError):  # torch.device("cpu"); an array of several numbers
+        return str(value)
 
 
 def _unknown(word: str, presets: list[str]) -> str:
