@@ -95,7 +95,7 @@ def _section(values: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _text(value: Any) -> str:
     folder = getattr(value, "folder", value)  # start_from=run
     if isinstance(folder, os.PathLike):
-        return os.fspath(folder)
+        return str(os.fspath(folder))
     if isinstance(value, str):
         return value
     try:  # numbers of numpy and torch are those of Python
