@@ -5,6 +5,7 @@ A word is, in this order: the name of a preset (`./demo` for a folder of that na
 """
 
 import os
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,13 @@ def read_words(words: Iterable[str | os.PathLike[str]]) -> Asked:
             if data is not None:
                 raise UserError(
                     f"{data} and {word} are two sets of data: give one, or data.sources=[{{root: A}}, {{root: B}}]"
+                )
+            if os.path.isfile(os.path.join(word, "config.yaml")) and os.path.isfile(
+                os.path.join(word, "environment.json")
+            ):
+                raise UserError(
+                    f"{word} is a run and no data: to go on with it: attfc train --resume {shlex.quote(word)}; "
+                    f"to start from its weights: attfc train FOLDER start_from={shlex.quote(word)}"
                 )
             data = word
         elif "=" in word:
