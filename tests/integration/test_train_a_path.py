@@ -207,10 +207,3 @@ def test_a_run_given_as_data_says_how_to_go_on_with_it(people, tmp_path, monkeyp
     status, _, err = run_main(monkeypatch, capsys, "train", run.folder)
     assert status == 1
     assert f"{run.folder} is a run and no data: to go on with it: attfc train --resume {run.folder}; to start" in err
-
-
-def test_plan_answers_about_a_folder_with_what_train_would_choose(people, monkeypatch, capsys) -> None:
-    status, out, err = run_main(monkeypatch, capsys, "plan", people, "--no-calibrate", "device=cpu")
-    assert status == 0, err
-    assert "network r6_tiny" in " ".join(err.split())
-    assert "r6_tiny, 20 identities, 16 images per pass" in " ".join(out.split())

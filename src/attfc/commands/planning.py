@@ -1,6 +1,5 @@
 """`attfc presets`, `plan`: what there is to train, and whether and how fast it fits."""
 
-import os
 import re
 from importlib import resources
 from pathlib import Path
@@ -82,9 +81,7 @@ def _head(config: "RunConfig") -> str:
 
 
 def plan(
-    preset: Annotated[
-        str, typer.Argument(help="a preset's name, a .yaml file, or a folder of faces", metavar="PRESET | DATA")
-    ],
+    preset: Annotated[str, typer.Argument(help="a preset's name or a .yaml file", metavar="PRESET")],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(help="options, such as batch_size=64 container.slots=100000", metavar="[KEY=VALUE]..."),
@@ -102,21 +99,14 @@ def plan(
 ) -> None:
     """Predict memory and time of a step with every head, and say which fits and which to take."""
     from attfc.bench.calibration import measure_heads
-    from attfc.build import AMP_DTYPES, build_backbone, choose_device, settle
-    from attfc.commands.training_screen import print_choices
-    from attfc.config import load_config, preset_names
-    from attfc.config.arguments import read_words
+    from attfc.build import AMP_DTYPES, build_backbone, choose_device
+    from attfc.config import load_config
     from attfc.plan_advice import advice, answer
     from attfc.planning import measure_encoder, plan_step
     from attfc.precision import best_autocast_dtype
 
-    if preset not in preset_names() and (preset.startswith("synthetic:") or os.path.isdir(os.path.expanduser(preset))):
-        config, choices, _, store = settle(read_words([preset, *(overrides or [])]))
-        print_choices(choices)
-        known: tuple[int, int] | None = (len(store.identities), len(store))
-    else:
-        config = load_config(preset, list(overrides or []))
-        known = _known_size(preset, config)
+    config = load_config(preset, list(overrides or []))
+    known = _known_size(preset, config)
     if identities is None or (images is None and known is None):
         found = known or _size_of_data(config)
         identities, images = identities or found[0], images or found[1]
