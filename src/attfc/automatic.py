@@ -17,6 +17,7 @@ from attfc.config.choose import KEPT_SHARE, Choice, Data, Machine, choose
 from attfc.data import Store
 from attfc.distributed import Ranks
 from attfc.errors import UserError
+from attfc.plan_heads import passes_that_fit
 from attfc.start_weights import StartWeights, read_start
 
 __all__ = ["choose_configuration", "first_configuration", "with_start_weights"]
@@ -49,7 +50,9 @@ def choose_configuration(
     """
     machine = _machine(device, ranks)
     if len(store) < 2:
-        raise UserError(f"{store.name} holds {len(store)} images to train on: at least 2 of 2 people are needed")
+        raise UserError(
+            f"{store.name} holds too few images to train on ({len(store)}): at least 2 images of 2 people are needed"
+        )
     with_pairs = sum(int(np.count_nonzero(each.identities.counts() >= 2)) for each in (store, kept) if each is not None)
     data = Data(
         len(store.identities),
@@ -61,7 +64,21 @@ def choose_configuration(
     chosen = _before_the_data(asked.given())
     for row in rows:
         chosen |= row.values
-    return asked.resolve(chosen), rows
+    config = asked.resolve(chosen)
+    if "batch_size" in asked.given() or config.backbone.name.endswith(
+        "_tiny"
+    ):  # a tiny network fits wherever torch does
+        return config, rows
+    budget = machine.memory_gib * 2**30
+    divided = ranks.once(lambda: passes_that_fit(config, len(store.identities), len(store), device, budget, ranks.size))
+    if divided == 1:
+        return config, rows
+    cut = {
+        "batch_size": config.batch_size // divided,
+        "optimizer.accumulation": config.optimizer.accumulation * divided,
+    }
+    why = f"passes of {config.batch_size} do not fit {machine.memory_gib:.0f} GiB: the same images in smaller ones"
+    return asked.resolve(chosen | cut), [*rows, Choice("cut to fit", cut, "{} x {}".format(*cut.values()), why)]
 
 
 def _before_the_data(given: Mapping[str, Any]) -> dict[str, Any]:

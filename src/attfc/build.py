@@ -4,19 +4,15 @@ Each `build_*` takes the resolved `RunConfig` and hands plain arguments to a com
 and `finish_run` writes what a reader wants to see at its end.
 """
 
-import json
 import math
 import os
 import platform
-import re
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -25,6 +21,7 @@ from attfc.automatic import choose_configuration, first_configuration, with_star
 from attfc.backbones import create_backbone
 from attfc.config import Asked, RunConfig, SourceConfig, config_to_yaml
 from attfc.config.choose import Choice
+from attfc.config.overrides import dotted
 from attfc.data import AttentionLoader, Augment, CombinedStore, DecodedCache, Store, SyntheticFaces, open_store
 from attfc.data.kept_aside import split
 from attfc.data.look import image_sizes
@@ -33,17 +30,16 @@ from attfc.deploy.face_model import FaceModel, load
 from attfc.devices import choose_device
 from attfc.distributed import ALONE, AgreedError, Ranks, claim_gpu, join_ranks, launched_ranks
 from attfc.errors import UserError
-from attfc.evaluation import Pairs, evaluate_store, write_report
-from attfc.evaluation.all_pairs import SPARE_FOR_INTERVALS
-from attfc.evaluation.people import heading_with_people
+from attfc.evaluating import evaluator_of
+from attfc.evaluation import write_report
 from attfc.evaluation.resampling import Interval
-from attfc.evaluation.result import stated_intervals
 from attfc.evaluation.unseen import SharedPeople
 from attfc.heads import DCP, DCQ, AttFC, CenterTable, FullFC, Head, ImageMemory, PartialFC, RowStore
 from attfc.judged_pairs import judged_pairs
 from attfc.losses import AdaFace, ArcFace, CombinedMargin, CosFace, Margin
-from attfc.precision import best_autocast_dtype
-from attfc.resolved import fewest_steps_notes, negatives_per_step, resolve
+from attfc.machine import environment
+from attfc.precision import AMP_DTYPES, best_autocast_dtype
+from attfc.resolved import fewest_steps_notes, identity_share, negatives_per_step, paired_queries, resolve
 from attfc.resuming import (
     check_people,
     note_start_folder,
@@ -61,11 +57,11 @@ from attfc.training.checkpoint_manifest import read_manifest
 from attfc.training.momentum import MomentumPair
 from attfc.training.optimizers import build_optimizer, parameter_groups
 from attfc.training.people import people_of
-from attfc.training.run_folder import locked, remove_unsaved
+from attfc.training.run_folder import fresh_folder, locked, remove_unsaved
 from attfc.training.schedule import build_schedule
 from attfc.training.trackers import TRACKERS, open_trackers, refuse_missing, shared_settings
 from attfc.training.trainer import Trainer
-from attfc.whole_files import write_text_whole
+from attfc.whole_files import write_json_whole, write_text_whole
 
 __all__ = [
     "Run",
@@ -74,6 +70,7 @@ __all__ = [
     "build_margin",
     "build_pair",
     "choose_device",
+    "environment",
     "finish_run",
     "identity_share",
     "new_run",
@@ -86,13 +83,11 @@ __all__ = [
     "settle",
 ]
 
-AMP_DTYPES = {"none": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 AMP_NAMES: dict[torch.dtype | None, Literal["none", "bfloat16", "float16"]] = {
     None: "none",
     torch.bfloat16: "bfloat16",
     torch.float16: "float16",
 }
-DISTRIBUTIONS = ("attfc", "torch", "numpy", "pillow", "pydantic", "safetensors", "matplotlib")
 
 
 @dataclass
@@ -302,13 +297,13 @@ def new_run(wanted: RunConfig | Asked, progress: Callable[[int, int], None] | No
     config = run.config
 
     def make() -> str:
-        folder = _fresh_folder(Path(os.path.expanduser(config.output)), config.name)
+        folder = fresh_folder(Path(os.path.expanduser(config.output)), config.name)
         try:
             write_text_whole(folder / "config.yaml", config_to_yaml(run.config))
-            _write_json(folder / "environment.json", environment(run.trainer.device))
+            write_json_whole(folder / "environment.json", environment(run.trainer.device))
             note_start_folder(folder)
             if start is not None:
-                _write_json(folder / RECORD, start.record.model_dump(mode="json"))
+                write_json_whole(folder / RECORD, start.record.model_dump(mode="json"))
         except BaseException:  # Ctrl-C too
             remove_unsaved(folder)
             raise
@@ -376,26 +371,6 @@ def finish_run(run: Run) -> Path | None:
     if not run.config.report.write or run.ranks.rank:
         return None
     return write_report(run.folder, store=run.held_out, pictures=run.config.report.pictures)
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Versions and machine, as `environment.json` keeps them."""
-    versions = {name: metadata.version(name) for name in DISTRIBUTIONS}
-    return {
-        "versions": {"python": platform.python_version(), **versions},
-        "machine": {
-            "platform": platform.platform(),
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-            "device": str(device)
-            if device.type == "cpu"
-            else torch.cuda.get_device_name(device)
-            if device.type == "cuda"
-            else device.type,
-            "threads": torch.get_num_threads(),
-        },
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
 
 
 def settle(
@@ -509,7 +484,7 @@ def _assemble(
         earlier = None if start is None else start.lineage
         run.shared = ranks.once(lambda: compare_with_run(config, held_out, progress, training=store, earlier=earlier))
         notes += filter(None, [run.shared.screen_note])
-        trainer.evaluate = _evaluator(run, pairs)
+        trainer.evaluate = evaluator_of(run, pairs)
     elif config.eval.pairs:
         notes.append(f"eval.pairs={config.eval.pairs} is not read: set eval.root= to the images of its people")
     return run
@@ -529,7 +504,7 @@ def _join(config: RunConfig) -> tuple[torch.device, Ranks]:
     if size > 1 and device.type == "cuda":
         device = torch.device("cuda", torch.cuda.current_device())
     ranks = join_ranks(device, config.distributed.timeout_seconds)
-    _compare("configuration", ranks.objects(_flat(config.model_dump(mode="json"))))
+    _compare("configuration", ranks.objects(dotted(config.model_dump(mode="json"))))
     versions = {name: metadata.version(name) for name in ("attfc", "torch")}
     _compare("versions", ranks.objects(versions | {"device": device.type}))
     return device, ranks
@@ -560,13 +535,6 @@ def _compare(what: str, said: list[dict[str, Any]]) -> None:
                     f"ranks differ in their {what}: {key} is {said[0].get(key)!r} on rank 0 and {values.get(key)!r} on rank {number}: "
                     "start the same command, with the same data and packages, on every host"
                 )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
 
 
 def _open(config: RunConfig, progress: Callable[[int, int], None] | None) -> tuple[Store, Store | None]:
@@ -641,18 +609,6 @@ def optimizer_of(config: RunConfig, pair: MomentumPair, head: Head) -> torch.opt
     )
 
 
-def identity_share(config: RunConfig, head: str) -> float:
-    """`data.sampling_mix`; F2C's loader belongs to its head, and those drawn by identity are those that enter its pool first."""
-    if config.data.sampling_mix is not None:
-        return config.data.sampling_mix
-    return config.head.enter_first if head == "dcp" else 0.0
-
-
-def paired_queries(config: RunConfig) -> bool:
-    """Whether the queries of a batch come in pairs of one identity."""
-    return config.head.name == "attfc" and config.center.source == "batch"
-
-
 def schedule_of(
     config: RunConfig, optimizer: torch.optim.Optimizer, epoch_length: int, notes: list[str] | None = None
 ) -> tuple[LambdaLR, int]:
@@ -679,73 +635,3 @@ def schedule_of(
         final=config.schedule.final,
     )
     return schedule, total
-
-
-def _evaluator(run: Run, pairs: Pairs) -> Callable[[nn.Module, int], dict[str, Any]]:
-    """Evaluate on the held-out store; leaves evaluation.json and evaluation.npz in the run's folder."""
-    config = run.config
-    held_out = run.held_out
-    assert held_out is not None
-
-    def evaluate(model: nn.Module, step: int) -> dict[str, Any]:
-        last = config.report.write and step == run.trainer.total_steps  # intervals take seconds: once a run
-        result = evaluate_store(
-            model,
-            held_out,
-            pairs=pairs,
-            seed=config.seed,
-            flip=config.eval.flip,
-            batch_size=config.eval.batch_size,
-            all_pairs=config.eval.all_pairs,
-            workers=config.data.workers,
-            autocast_dtype=AMP_DTYPES[config.precision.amp],
-            ranks=run.ranks,
-            spare=SPARE_FOR_INTERVALS if last else 1.0,
-            broken_limit=config.data.broken_limit,
-        )
-        figures = result.figures()
-        if run.shared is not None:
-            run.trainer.evaluated_on = heading_with_people(run.shared.heading, result.people)
-        if run.ranks.rank:
-            return figures
-        written = result.figures_with_intervals(config.seed) if last else figures
-        run.intervals = stated_intervals(written)
-        unseen = {} if run.shared is None else {"unseen": run.shared.to_dict()}
-        _write_json(run.folder / "evaluation.json", {"step": step, **written, **unseen})
-        arrays: dict[str, Any] = result.arrays()
-        beside = run.folder / "evaluation.part.npz"
-        np.savez_compressed(beside, **arrays)
-        beside.replace(run.folder / "evaluation.npz")
-        return figures
-
-    return evaluate
-
-
-def _fresh_folder(output: Path, name: str) -> Path:
-    safe = re.sub(r"[^\w.-]+", "-", name)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        for number in range(1, 100_000):
-            folder = output / f"{safe}-{number:03d}"
-            try:
-                folder.mkdir()
-            except FileExistsError:
-                continue
-            return folder
-    except OSError as error:
-        raise UserError(f"cannot make the run's folder in output={output}: {error.strerror or error}") from None
-    raise UserError(f"output={output} holds 100,000 runs named {safe}: choose another name=")
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    write_text_whole(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

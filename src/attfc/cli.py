@@ -77,7 +77,7 @@ def main() -> None:
         if debug or type(error).__name__ != "OutOfMemoryError":  # torch's, without importing torch to name it
             raise
         err.print(
-            f"error: {str(error).splitlines()[0]} Try a smaller batch_size with optimizer.accumulation, a smaller container, "
+            f"error: {str(error).splitlines()[0]} Try half the batch_size with twice the optimizer.accumulation, "
             "precision.amp=bfloat16, or backbone.options={checkpointing: true}",
             markup=False,
         )

@@ -25,7 +25,7 @@ def answer(plans: Sequence[Plan], asked: str, memory_bytes: float) -> list[str]:
     of_memory = f"{100 * mine.peak / memory_bytes:.0f} % of the memory"
     seconds = "" if mine.step_seconds is None else f", {mine.step_seconds:.3g} s per step"
     if mine.peak > memory_bytes:
-        return [f"yours ({asked}): does not fit, {of_memory}{seconds}. Of it {way_to_save(mine)}."]
+        return [f"yours ({asked}): does not fit, {of_memory}{seconds}. {way_to_save(mine)}."]
     lines = [f"yours ({asked}): fits, {of_memory}{seconds}"]
     quicker = [
         plan
@@ -43,7 +43,7 @@ def answer(plans: Sequence[Plan], asked: str, memory_bytes: float) -> list[str]:
     if spare < SPARE:
         lines.append(
             f"warning: {100 * spare:.0f} % of the memory is spare, and workspace inside kernels and fragmentation are not counted: it may "
-            f"not fit. Of it {way_to_save(mine)}."
+            f"not fit. {way_to_save(mine)}."
         )
     return lines
 
@@ -54,14 +54,14 @@ def way_to_save(plan: Plan) -> str:
     head = plan.rows + max(plan.gradients - plan.parameters / 2, 0) + max(plan.optimizer - plan.parameters / 2, 0)
     if plan.activations >= max(network, head):
         return (
-            f"{plan.activations / 2**20:,.0f} MiB are activations: halve batch_size and double optimizer.accumulation, "
+            f"Its largest part is activations, {plan.activations / 2**20:,.0f} MiB: halve batch_size and double optimizer.accumulation, "
             "or set backbone.options={checkpointing: true}"
         )
     if network >= head:
-        return f"{network / 2**20:,.0f} MiB are the network's parameters: take a smaller one (attfc backbones)"
-    held = f"{head / 2**20:,.0f} MiB are the head's rows"
+        return f"Its largest part is the network's parameters, {network / 2**20:,.0f} MiB: take a smaller one (attfc backbones)"
+    held = f"Its largest part is the head's rows, {head / 2**20:,.0f} MiB"
     if plan.head.startswith(("full_fc", "partial_fc")):
-        return f"{held}, with their gradients and momentum: head.name=attfc trains none"
+        return f"{held} with gradients and momentum: head.name=attfc trains none"
     table = (
         ", or keep the centers in a file: center.table=file center.table_folder=FOLDER"
         if plan.head.startswith("attfc")
@@ -70,7 +70,7 @@ def way_to_save(plan: Plan) -> str:
     return f"{held}: lower container.slots{table}"
 
 
-FEW_IMAGES = 6  # a person, on average: about where docs/study.md has its world of few samples (1 to 6, 2.6 on average)
+FEW_IMAGES = 6  # per person, on average: docs/study.md has a world of few samples (1 to 6, 2.6 on average)
 
 
 def advice(plans: Sequence[Plan], identities: int, images: int | None = None) -> str:
@@ -81,20 +81,20 @@ def advice(plans: Sequence[Plan], identities: int, images: int | None = None) ->
     fitting = {plan.head.split(",")[0].split(" ")[0]: plan for plan in reversed(plans) if plan.fits is not False}
     if not fitting:
         least = min(plans, key=lambda plan: plan.peak)
-        return f"None fits. The least is that of {least.head}, and of it {way_to_save(least)}."
+        return f"None fits; {least.head} needs the least. {way_to_save(least)}."
     few = images is not None and images < FEW_IMAGES * identities
     if few and "attfc" in fitting:
         return (
             f"attfc: people have {images / identities:.1f} images each, too few to train a center for each of them "  # type: ignore[operator]
-            "(docs/study.md, where people have few samples). center.source=keys adds K key passes and a little accuracy."
+            "(docs/study.md, where people have few samples). center.source=keys embeds more images per step and gains a little accuracy."
         )
-    level = "docs/study.md, 2,360 identities of real faces: attfc without key passes and at a tenth of the rows is level with full_fc over all pairs"
+    level = "docs/study.md, 2,360 identities of real faces: attfc with center.source=query at a tenth of the rows equals full_fc over all pairs"
     if "full_fc" in fitting and identities < 200_000:
         return f"full_fc: it fits, it is the reference, and below some hundred thousand identities its rows cost little ({level})."
     if "partial_fc" in fitting and "attfc" in fitting:
         saved = (fitting["partial_fc"].peak - fitting["attfc"].peak) / 2**30
         return (
-            f"both partial_fc and attfc fit: attfc takes {saved:.1f} GiB less, trains no rows, and with center.source=query no key passes. "
+            f"both partial_fc and attfc fit: attfc takes {saved:.1f} GiB less, trains no rows, and with center.source=query needs no keys. "
             f"Accuracy at this size is not measured by us ({level})."
         )
     if "attfc" in fitting:

@@ -63,7 +63,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Encoder:
-    """What a network needs, in bytes and seconds an image; see `measure_encoder`."""
+    """What a network needs, in bytes and seconds per image; see `measure_encoder`."""
 
     parameters: int
     trained: int
@@ -292,7 +292,7 @@ def head_memory(
             )
         sampled = min(rows, max(round(sample_rate * rows), everyone))
         small = sampled * D * 4.0
-        # The rows and their gradient; five int64 a class for the draw, its sort and their norms.
+        # The rows and their gradient; five int64 per class for the draw, its sort and their norms.
         return HeadMemory(
             size,
             small,
@@ -409,7 +409,7 @@ def plan_step(
     peak = max(moments.values())
     seconds = None
     if rates is not None:
-        # The optimizer's part of the head comes with each batch here, though accumulation has it once a step.
+        # The optimizer's part of the head comes with each batch here, though accumulation has it once per step.
         passes = batch * (encoder.train_seconds + keys * encoder.key_seconds)
         seconds = accumulation * (passes + head.streamed * getattr(rates, head.kind))
     steps = None if images is None else images / (batch * ranks * accumulation)

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["autocast", "best_autocast_dtype", "fast_bfloat16", "without_autocast"]
+__all__ = ["AMP_DTYPES", "autocast", "best_autocast_dtype", "fast_bfloat16", "without_autocast"]
+
+AMP_DTYPES = {"none": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
@@ -28,7 +30,7 @@ def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
 def fast_bfloat16(device: torch.device) -> bool:
     """Whether matrix products in bfloat16 are faster than in float32 on `device`.
 
-    A processor may have bfloat16 instructions and not gain by them: Intel's vdpbf16ps does as many multiplications a cycle as
+    A processor may have bfloat16 instructions and not gain by them: Intel's vdpbf16ps does as many multiplications per cycle as
     the float32 instructions, so only AMX helps there (a Xeon with avx512_bf16 and without AMX: container softmax 1.6 times
     slower than in float32, training step 1.2 times; an EPYC: 2.3 and 1.8 times faster).
     """

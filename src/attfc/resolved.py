@@ -1,6 +1,6 @@
 """What a configuration means for one data set, settled before anything is built or saved: what is saved is what was built.
 
-A preset says "a tenth of the identities", "the batch's own centers push back", "half an epoch of warm-up". On given data each is a number
+A preset says "a tenth of the identities", "the batch's own centers have a gradient", "half an epoch of warm-up". On given data each is a number
 or says nothing. `resolve` returns the configuration with those numbers in it and a note for every value that had to give way, so that a preset's own
 values never fail, however small the data set is.
 """
@@ -10,7 +10,14 @@ import math
 from attfc.config import RunConfig
 from attfc.errors import UserError
 
-__all__ = ["draws_negatives", "fewest_steps_notes", "negatives_per_step", "resolve"]
+__all__ = [
+    "draws_negatives",
+    "fewest_steps_notes",
+    "identity_share",
+    "negatives_per_step",
+    "paired_queries",
+    "resolve",
+]
 
 FEWEST_STEPS = 20  # below, a schedule has hardly begun when it ends
 
@@ -92,3 +99,15 @@ def fewest_steps_notes(config: RunConfig, images: int, steps: int) -> list[str]:
             f"the run has {steps} step{'s' * (steps != 1)}, fewer than {FEWEST_STEPS}: it can hardly learn; {way}"
         )
     return notes
+
+
+def identity_share(config: RunConfig, head: str) -> float:
+    """`data.sampling_mix`; F2C's loader belongs to its head, and those drawn by identity are those that enter its pool first."""
+    if config.data.sampling_mix is not None:
+        return config.data.sampling_mix
+    return config.head.enter_first if head == "dcp" else 0.0
+
+
+def paired_queries(config: RunConfig) -> bool:
+    """Whether the queries of a batch come in pairs of one identity."""
+    return config.head.name == "attfc" and config.center.source == "batch"

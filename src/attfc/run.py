@@ -28,9 +28,9 @@ def train(data: str | os.PathLike[str], *overrides: str, **short: Any) -> Run:
     Raises:
         UserError: data, an option or a combination that cannot be trained; one line that names the value and the fix.
     """
-    from attfc.commands.training_screen import Screen
+    from attfc.commands.training_screen import RunScreen
 
-    with Screen() as screen:
+    with RunScreen() as screen:
         run = screen.begin(lambda bar: new_run(read_words([data, *overrides, *short_overrides(short)]), bar))
         carry_out(run)
         screen.finish(run)

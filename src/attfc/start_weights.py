@@ -29,6 +29,7 @@ from attfc.errors import UserError
 from attfc.training.checkpoint import latest_checkpoint, load_checkpoint
 from attfc.training.model_files import WEIGHTS
 from attfc.training.momentum import MomentumPair
+from attfc.training.run_folder import run_of
 
 __all__ = [
     "RECORD",
@@ -96,10 +97,7 @@ class StartWeights:
                 state = self.network.state_dict()
                 pair.query.load_state_dict(state)
                 pair.key.load_state_dict(state)
-                taken = (
-                    f"started from {source}: {len(state)} tensors of {self.record.network}, and their copy as key encoder; new: head, optimizer, "
-                    "schedule"
-                )
+                taken = f"started from {source}: {len(state)} tensors of {self.record.network}; new: head, optimizer, schedule, position in the data"
             else:
                 state = load_checkpoint(self.checkpoint, only=["pair"])["pair"]
                 pair.load_state_dict(state)
@@ -109,9 +107,9 @@ class StartWeights:
                 if not moved:
                     pair.key.load_state_dict(pair.query.state_dict())
                 taken = (
-                    f"started from {self.checkpoint}: query encoder, and "
-                    + ("key encoder" if moved else "its copy as key encoder (that run had no key passes)")
-                    + f"; dropped: head {self.head} with its rows, optimizer, schedule, position in the data"
+                    f"started from the network of {self.checkpoint}"
+                    + (" and its key encoder" if moved else "")
+                    + f"; new: head (there {self.head}), optimizer, schedule, position in the data"
                 )
         except RuntimeError as error:
             raise UserError(
@@ -140,7 +138,7 @@ def read_start(config: RunConfig, asked: Collection[str] = ()) -> tuple[RunConfi
         raise UserError(
             f"start_from={config.start_from} is an ONNX file, which cannot be trained: give the run, folder or state dict that it was exported from"
         )
-    run = _run_of(path)
+    run = run_of(path)
     checkpoint = latest_checkpoint(path / "checkpoints") if run == path else None
     if run is not None and checkpoint is not None:
         theirs = load_config(str(run / "config.yaml"))
@@ -168,7 +166,7 @@ def read_start(config: RunConfig, asked: Collection[str] = ()) -> tuple[RunConfi
         start = StartWeights(record, notes, None, "", network)
     backbone = _resolved(config, found, asked)
     given, taken = (_described(section) for section in (config.backbone, backbone))
-    if given != taken:
+    if given != taken and config.backbone != BackboneConfig():  # somebody, or a preset, had another in mind
         shown = slice(None) if given[1] != taken[1] else slice(1)
         note = f"network of the weights: {', '.join(taken[shown])}; in place of {', '.join(given[shown])}"
         start = replace(start, notes=(*start.notes, note))
@@ -185,7 +183,7 @@ def lineage(start_from: str | os.PathLike[str]) -> Lineage:
 
 
 def _lineage(path: Path, seen: frozenset[Path]) -> Lineage:
-    run = _run_of(path)
+    run = run_of(path)
     if run is None or run.resolve() in seen:
         return Lineage()
     config, record = load_config(str(run / "config.yaml")), read_record(run)
@@ -229,15 +227,6 @@ def training_data(config: RunConfig, record: StartRecord | None) -> dict[str, An
     roots = ", ".join(source.root for source in config.data.sources) or config.data.root
     started = {"start_weights": record.weights} if record is not None else {}
     return {"root": roots, "licence": config.data.licence, **started}
-
-
-def _run_of(path: Path) -> Path | None:
-    """Return the folder of the run that `path` is, or that it is a model of (`model/`, `best/`); None: weights from elsewhere."""
-    folder = path.parent if path.is_file() else path
-    for run in (folder, folder.parent) if folder.name in ("model", "best") else (folder,):
-        if (run / "config.yaml").is_file() and not (path.is_file() and run == folder):
-            return run
-    return None
 
 
 def _open(path: Path, config: RunConfig, asked: Collection[str]) -> tuple[nn.Module, ModelFacts]:

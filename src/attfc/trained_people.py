@@ -13,20 +13,9 @@ from attfc.evaluation.unseen import SharedPeople, compare_with_training, not_com
 from attfc.resuming import saved_configuration, with_found_data
 from attfc.start_weights import Lineage, lineage, read_record
 
-__all__ = ["compare_with_run", "compare_with_saved_run", "run_of_model"]
+__all__ = ["compare_with_run", "compare_with_saved_run"]
 
 Progress = Callable[[int, int], None]
-
-
-def run_of_model(path: Path) -> Path | None:
-    """Return the run's folder that a model is in (`RUN`, `RUN/model`, `RUN/best` or their file), or None."""
-    folders = [path, *path.parents[:2]]
-    for number, folder in enumerate(folders):
-        if number and folders[number - 1].name not in ("model", "best", "model.safetensors"):
-            return None
-        if (folder / "config.yaml").is_file():
-            return folder
-    return None
 
 
 def compare_with_saved_run(run: Path, evaluation: Store, progress: Progress | None = None) -> SharedPeople:

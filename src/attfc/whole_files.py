@@ -1,14 +1,15 @@
 """A file that is replaced as a whole: whoever opens it finds the old or the new content, and after a failure nothing lies beside it."""
 
 import contextlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from attfc.errors import UserError
 
-__all__ = ["write_text_whole", "written_whole"]
+__all__ = ["write_json_whole", "write_text_whole", "written_whole"]
 
 
 @contextlib.contextmanager
@@ -36,3 +37,8 @@ def write_text_whole(path: Path, text: str) -> None:
     """Write `text` as UTF-8 with `written_whole`."""
     with written_whole(path) as file:
         file.write(text.encode("utf-8", "backslashreplace"))
+
+
+def write_json_whole(path: Path, values: Mapping[str, Any]) -> None:
+    """Write `values` as JSON with `written_whole`."""
+    write_text_whole(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")

@@ -42,7 +42,7 @@ def batches(dtype: torch.dtype, identities: int, batch: int = 16) -> list[tuple[
     ]
 
 
-IDENTITIES = 37  # of heads with a row an identity
+IDENTITIES = 37  # of heads with a row per identity
 IMAGES = 180  # three of each of the other heads' identities
 
 

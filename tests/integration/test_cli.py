@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -137,7 +139,7 @@ def test_print_config_is_yaml_that_trains(tmp_path, monkeypatch, capsys) -> None
             ["train", "dmo"],
             "'dmo' is no folder here, no preset and no key=value; presets near it: demo; to train on your faces: attfc train FOLDER",
         ),
-        (["train"], "train on what? attfc train FOLDER"),
+        (["train"], "no data and no preset: write attfc train FOLDER"),
         (["train", "faces/"], "faces/: no such file or folder (searched in "),
         (["train", "demo", "faces112"], "demo and faces112 are two configurations"),
         (["train", "synthetic:", "synthetic:images=3"], "are two sets of data"),
@@ -244,3 +246,16 @@ def test_debug_shows_the_traceback() -> None:
     done = attfc("train", "dmo", "--debug")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
+
+
+def test_ctrl_c_while_the_program_is_loaded_leaves_with_130() -> None:
+    code = (
+        "import builtins, sys; real = builtins.__import__\n"
+        "def stopped(name, *rest, **more):\n"
+        "    if name == 'attfc.cli': raise KeyboardInterrupt\n"
+        "    return real(name, *rest, **more)\n"
+        "builtins.__import__ = stopped\n"
+        "from attfc.__main__ import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

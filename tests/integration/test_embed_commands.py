@@ -107,6 +107,7 @@ def test_broken_images_are_left_out_up_to_the_limit(earlier, flat, tmp_path, mon
     assert status == 0
     assert "note: left out 1 broken of 7 images; the first is" in err
     assert (tmp_path / "e.names.txt").read_text().splitlines() == [str(flat / f"{number}.jpg") for number in range(6)]
+    assert np.load(tmp_path / "e.npy") == pytest.approx(attfc.load(earlier, device="cpu").embed(flat), abs=1e-5)
     status, _, err = run_main(monkeypatch, capsys, *arguments, "-o", tmp_path / "e.parquet")
     assert status == 1
     assert "embeddings are written as .npy or .csv; name it e.npy" in err

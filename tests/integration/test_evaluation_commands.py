@@ -1,5 +1,6 @@
 """`evaluate`, `compare` and `report` as a user types them, on generated data with everything that goes wrong in real lists."""
 
+import dataclasses
 import json
 import math
 import re
@@ -365,6 +366,9 @@ def test_report_of_several_models(tmp_path, models, monkeypatch, capsys) -> None
     result = read_result(files[0])
     save_result(tmp_path / "copy.npz", result)
     assert read_result(tmp_path / "copy.npz").figures == result.figures
+    # Groups that no scores stand behind: a file with scores of groups that it does not have is refused.
+    ungrouped = {place: samples for place, samples in result.samples.items() if "groups" not in place}
+    result = dataclasses.replace(result, samples=ungrouped)
     strange = {
         "tar_at_far": {'"><script>': 0.5, "nan": 0.5, "1.2.3": 0.5, "0.001": "high", "0.01": 0.4321},
         "at_common_threshold": {"0.01": {"tar": None, "far": 0.1}, "0.1": 7},

@@ -1,4 +1,4 @@
-"""Queries in pairs: two of one identity side by side, every image once an epoch, a pure function of the number."""
+"""Queries in pairs: two of one identity side by side, every image once per epoch, a pure function of the number."""
 
 import numpy as np
 import pytest

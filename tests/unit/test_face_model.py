@@ -1,6 +1,8 @@
 """`attfc.load`: one opener for every kind of model; `embed` and `similarity` on every kind of image."""
 
 import io
+import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from PIL import Image
 
 import attfc
 from attfc.backbones import create_backbone
+from attfc.commands.embed import _thresholds, _write_csv, _write_names
 from attfc.data import SyntheticFaces
 from attfc.deploy.face_list import notes_of_images, open_faces
 from attfc.errors import UserError
@@ -173,6 +176,11 @@ def test_a_broken_image_is_named(model, files, tmp_path) -> None:
         model.embed(tmp_path)
 
 
+def test_embeddings_of_any_length_are_compared(model) -> None:
+    ones = np.ones(24, np.float32)
+    assert model.similarity(ones * 1e-30, ones * 1e30) == pytest.approx(np.ones((1, 1)), abs=1e-6)
+
+
 def test_what_is_no_embedding_is_named(model, files) -> None:
     with pytest.raises(
         UserError, match=r"a float array of shape \(2, 8\) holds no embeddings of this model: give \(N, 24\)"
@@ -204,3 +212,21 @@ def test_a_run_without_a_model_says_how_to_get_one(tmp_path) -> None:
     (tmp_path / "best").mkdir()
     with pytest.raises(UserError, match=r"or take its best evaluation so far, .*best"):
         attfc.load_model(tmp_path)
+
+
+def test_a_name_with_a_line_break_stays_one_line_and_bytes_stay_bytes() -> None:
+    names, table = io.BytesIO(), io.BytesIO()
+    odd = ["a\nb", "c\r", os.fsdecode(b"\xff")]
+    _write_names(names, np.eye(3, dtype=np.float32), odd)
+    assert names.getvalue() == b"a\\nb\nc\\r\n\xff\n"
+    _write_csv(table, np.eye(3, dtype=np.float32), odd)
+    assert table.getvalue() == b'name,e0,e1,e2\r\n"a\nb",1,0,0\r\n"c\r",0,1,0\r\n\xff,0,0,1\r\n'
+
+
+def test_thresholds_are_those_of_the_model_that_was_evaluated_last(tmp_path) -> None:
+    stated = {"all_pairs": {"threshold_at_far": {"0.1": 0.25, "1e-06": None}}}
+    (tmp_path / "evaluation.json").write_text(json.dumps(stated))
+    assert _thresholds(tmp_path / "model") == {0.1: 0.25}
+    assert _thresholds(tmp_path / "best") == {}  # of another step
+    (tmp_path / "evaluation.json").write_text("[]")
+    assert _thresholds(tmp_path / "model") == {}

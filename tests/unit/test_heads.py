@@ -132,7 +132,7 @@ def attfc(**options: object) -> AttFC:
         ),
         (
             (torch.zeros(4, 8), torch.zeros(3, dtype=torch.int64), torch.zeros(4, 2, 8)),
-            "labels have shape (3,), the embeddings (4, 8): pass one label a sample, shape (4,)",
+            "labels have shape (3,), the embeddings (4, 8): pass one label per sample, shape (4,)",
         ),
         (
             (torch.zeros(4, 8), torch.zeros(4), torch.zeros(4, 2, 8)),

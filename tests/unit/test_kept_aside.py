@@ -135,7 +135,7 @@ def test_workers_get_neither_the_index_nor_a_row_for_each_image() -> None:
     for part in parts_of(store):
         whole = part.identities
         pickled = pickle.dumps(part)
-        assert len(pickled) < 250_000  # a tenth of the people: 8 bytes an image left out or left, and 8 a person
+        assert len(pickled) < 250_000  # a tenth of the people: 8 bytes per image left out or left, and 8 a person
         again = pickle.loads(pickled)
         assert again.identities.labels().tolist() == whole.labels().tolist()
 

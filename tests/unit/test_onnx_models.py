@@ -187,7 +187,7 @@ def test_float16_images_and_sizes_that_only_the_metadata_say(tmp_path):
     assert open_model(stated)[1].image_size == 4
     wrong = {"image_size": "4", "embedding_size": "7"}
     other = written(tmp_path / "c.onnx", shape=("b", 3, "h", "w"), out=("b", "d"), metadata=wrong)
-    refused(other, "says embedding_size 7, but gives 48 numbers an image")
+    refused(other, "says embedding_size 7, but gives 48 numbers per image")
 
 
 @pytest.mark.parametrize(
@@ -209,10 +209,10 @@ def test_float16_images_and_sizes_that_only_the_metadata_say(tmp_path):
         ({"shape": ("b", 3, 4, 6)}, "takes images of 4 x 6 pixels: attfc aligns faces to squares"),
         ({"shape": ("b", 3, 5000, 5000)}, "takes images of 5000 pixels: the largest attfc feeds are 4096"),
         ({"shape": (2**40, 3, 4, 4), "out": (2**40, 48)}, "runs batches of 1,099,511,627,776 images of 4 pixels only"),
-        ({"out": ("b", 40)}, "says embedding_size 40, but gives 48 numbers an image"),
+        ({"out": ("b", 40)}, "says embedding_size 40, but gives 48 numbers per image"),
         (
             {"out": None, "edit": lambda model: model.graph.node[0].attribute.add(name="axis", i=2, type=2)},
-            "gives (3, 16) for 1 images: an embedding is one row an image",
+            "gives (3, 16) for 1 images: an embedding is one row per image",
         ),
         (
             {"edit": lambda model: setattr(model.graph.node[0], "op_type", "Nonsense")},

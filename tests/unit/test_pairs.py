@@ -214,7 +214,7 @@ def test_large_identities_give_every_pair_the_same_chance() -> None:
 def test_small_stores_give_all_they_have_and_say_so() -> None:
     found = generate_pairs(index_of(3, 1, 1), 6000)
     assert (len(found), len(np.unique(found.fold))) == (6, 3)
-    assert "6 pairs instead of 6,000: the store allows only 3 different genuine pairs" in found.notes[0]
+    assert "6 pairs, not 6,000: the people have only 3 different genuine pairs" in found.notes[0]
     assert "impostor" in generate_pairs(index_of(9, 1), 6000).notes[0]
 
 

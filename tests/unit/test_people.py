@@ -91,6 +91,14 @@ def test_the_first_difference_is_named(tmp_path):
     )
 
 
+def test_where_a_name_ends_counts(tmp_path):
+    names = [f"{number:02d}" for number in range(16)]
+    joined = people_of(folder_of(tmp_path / "one", [*names, "aab", "c"]))
+    split = people_of(folder_of(tmp_path / "other", [*names, "aa", "bc"]))
+    assert joined["identities"] == split["identities"]
+    assert joined["names"] != split["names"]
+
+
 def test_synthetic_people_of_another_seed_are_others():
     seeds = [SyntheticFaces(40, 2, seed=seed) for seed in (0, 1)]
     assert "names of the labels 0 to 19" in str(first_difference(people_of(seeds[0]), seeds[1], people_of(seeds[1])))

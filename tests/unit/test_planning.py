@@ -111,11 +111,11 @@ def test_a_plan_says_what_is_kept_besides_and_what_the_other_form_would_keep(tmp
         "container.ratio=0.1",
     ]
     table = CliRunner().invoke(app, [*asked, "--images", "42000000"])
-    assert "table of centers: 4.8 GiB a process besides" in table.stdout
+    assert "table of centers: 4.8 GiB per process besides" in table.stdout
     assert "(center.source=others, mostly more accurate: 49.6 GiB)" in table.stdout
     memory = CliRunner().invoke(app, [*asked, "--images", "42000000", "center.source=others"])
     assert (
-        "memory of images: 49.6 GiB a process besides, center.table=file (center.source=query: 4.8 GiB)"
+        "memory of images: 49.6 GiB per process besides, center.table=file (center.source=query: 4.8 GiB)"
         in memory.stdout
     )
 
@@ -189,7 +189,9 @@ def test_advice_follows_what_fits() -> None:
     assert advice(two, 600_000) == "dcq and dcp: the only ones that fit."
     no_rows = [line("full_fc", 4, False), line("partial_fc 0.1", 3, False), ours]
     assert advice(no_rows, 50_000_000).startswith("attfc: partial_fc does not fit")
-    assert advice([line("full_fc", 4, False)], 10**6).startswith("None fits. The least is that of full_fc, and of it ")
+    assert advice([line("full_fc", 4, False)], 10**6).startswith(
+        "None fits; full_fc needs the least. Its largest part is "
+    )
 
 
 def test_the_answer_is_about_the_head_that_was_asked_about() -> None:
@@ -214,17 +216,19 @@ def test_little_spare_memory_is_a_warning_with_the_largest_term_and_its_way_out(
     activations = replace(line("full_fc", 950 * mib, True), activations=500 * mib, rows=100 * mib, parameters=40 * mib)
     (_, warning) = answer([activations], "full_fc", 1000 * mib)
     assert warning.startswith("warning: 5 % of the memory is spare, and workspace inside kernels")
-    assert "500 MiB are activations: halve batch_size and double optimizer.accumulation" in warning
+    assert "Its largest part is activations, 500 MiB: halve batch_size and double optimizer.accumulation" in warning
     assert len(answer([activations], "full_fc", 1100 * mib)) == 1
     rows = replace(activations, rows=200 * mib, gradients=220 * mib, optimizer=220 * mib)
     (no,) = answer([replace(rows, fits=False)], "full_fc", 900 * mib)
-    assert no.startswith("yours (full_fc): does not fit, 106 % of the memory. Of it 600 MiB are the head's rows, with")
+    assert no.startswith(
+        "yours (full_fc): does not fit, 106 % of the memory. Its largest part is the head's rows, 600 MiB with"
+    )
     assert no.endswith("head.name=attfc trains none.")
     container = replace(rows, head="dcq, 5 slots")
-    assert answer([container], container.head, 900 * mib)[0].endswith("head's rows: lower container.slots.")
+    assert answer([container], container.head, 900 * mib)[0].endswith("MiB: lower container.slots.")
     network = replace(activations, parameters=400 * mib)
     assert (
-        "800 MiB are the network's parameters: take a smaller one (attfc backbones)"
+        "Its largest part is the network's parameters, 800 MiB: take a smaller one (attfc backbones)"
         in answer([network], "full_fc", 1000 * mib)[1]
     )
 

@@ -70,10 +70,10 @@ def test_names_of_another_file_are_not_taken(records: Path) -> None:
     names.write_bytes(names.read_bytes().replace(b"bytes=", b"bytes=1"))
     store = RecordStore(records)
     assert names_of(store) == ["0", "1", "2"]
-    assert store.notes == ["train.names belongs to another train.rec: identities go by their numbers"]
+    assert store.notes == ["train.names belongs to another train.rec: its numbers stand for the names"]
     names.write_bytes(b"Ann\nBob\n")
     assert RecordStore(records).notes == [
-        "train.names is no list of identity names ('# attfc identity names 1'): identities go by their numbers"
+        "train.names is no list of identity names ('# attfc identity names 1'): its numbers stand for the names"
     ]
 
 
@@ -87,7 +87,7 @@ def test_names_of_another_file_are_not_taken(records: Path) -> None:
         (b"0\tAnn\n1\n", "line 3 "),
         (b"0 Ann\n", "line 2 "),
         (b"0\t" + b"n" * 5000 + b"\n", "line 2 "),
-        (b"0\tAnn\n0\tBob\n", "a number is listed twice; delete the file to go by numbers"),
+        (b"0\tAnn\n0\tBob\n", "a number is listed twice; delete the file to name people by their numbers"),
         (b"0\tA\0nn\n", "NUL byte"),
         (b"0\t" + b"n" * 20_000, "longer than 16,384 bytes"),
     ],

@@ -89,7 +89,8 @@ def test_python_files_that_are_named_exist() -> None:
 @pytest.mark.parametrize("page", sorted(name for name in TEXTS if name.endswith(".md") and name != "CHANGELOG.md"))
 def test_pages_and_results_that_are_named_exist(page: str) -> None:
     for file in re.findall(r"`((?:docs|benchmarks|tests|examples|src)/[\w./-]+\.\w+)`", TEXTS[page]):
-        assert exists(file) or file == "benchmarks/results/recipes.json", f"{page} names {file}, which does not exist"
+        written_later = ("benchmarks/results/recipes.json", "benchmarks/results/gpu/PART.json")
+        assert exists(file) or file in written_later, f"{page} names {file}, which does not exist"
 
 
 def test_names_in_the_docstrings_of_the_package_exist() -> None:

@@ -175,7 +175,7 @@ def test_everything_is_there_and_nothing_is_loaded_or_run(run) -> None:
         *(
             "Loss",
             "Learning rate",
-            "Images a second",
+            "Images per second",
             "Evaluation over steps",
             "Filled slots",
             "Hardest pairs",

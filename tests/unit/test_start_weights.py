@@ -17,8 +17,10 @@ from attfc.deploy.colours import OURS, FedAs
 from attfc.deploy.hub_folder import model_card
 from attfc.deploy.model_inputs import ModelFacts
 from attfc.errors import UserError
-from attfc.start_weights import lineage, read_record, read_start
+from attfc.start_weights import Lineage, StartRecord, StartWeights, _resolved, lineage, read_record, read_start
+from attfc.training.checkpoint import save_checkpoint
 from attfc.training.model_files import load_model, save_model
+from attfc.training.momentum import MomentumPair
 
 BGR = {"colour_order": "BGR", "mean": [103.5, 116.3, 123.7], "std": 57.4}
 TINY = [
@@ -73,14 +75,16 @@ def test_arcface_torch_files_in_every_form(tmp_path, form) -> None:
         torch.manual_seed(1)
         network = create_backbone("mbf", embedding_size=64)
     path = written(tmp_path / "backbone.pth", network, form)
-    config, start = read_start(*settled([f"start_from={path}"]))
+    preset = apply_overrides({"backbone": {"name": "r18"}}, [f"start_from={path}"], "test")
+    config, start = read_start(preset)
     assert (config.backbone.name, config.backbone.embedding_size, config.backbone.image_size) == ("mbf", 64, 112)
     assert start.network is not None
     for name, value in network.state_dict().items():
         assert torch.equal(start.network.state_dict()[name], value), name
+    assert not any("network of the weights" in note for note in read_start(*settled([f"start_from={path}"]))[1].notes)
     said = " | ".join(start.notes)
     assert (
-        "network of the weights: mbf, 64 numbers, 112 x 112 pixels; in place of r50, 512 numbers, 112 x 112 pixels"
+        "network of the weights: mbf, 64 numbers, 112 x 112 pixels; in place of r18, 512 numbers, 112 x 112 pixels"
         in said
     )
     assert "say so with backbone.colour_order=" in said
@@ -274,3 +278,27 @@ def test_a_damaged_record_ends_in_one_line(tmp_path, content) -> None:
     with pytest.raises(UserError, match=r"start_weights\.json is (damaged|larger)") as caught:
         read_record(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_the_key_encoder_of_a_run_is_taken_if_it_ever_moved_and_counts_its_steps_anew(tmp_path, moved) -> None:
+    saved, fresh = (MomentumPair(create_backbone("r6_tiny", embedding_size=8), 0.9) for _ in range(2))
+    saved.step = 3 if moved else 0
+    torch.nn.init.constant_(next(saved.key.parameters()), 0.5)
+    checkpoint = save_checkpoint(tmp_path, 3, {"pair": saved.state_dict()})
+    record = StartRecord(source="run", kind="run", network="r6_tiny", weights={}, lineage=Lineage())
+    (taken,) = StartWeights(record, (), checkpoint, "attfc", None).fill(fresh)
+    assert ("its copy as key encoder" in taken) is not moved
+    assert fresh.step == 0
+    expected = (saved.key if moved else saved.query).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in fresh.key.state_dict().items())
+
+
+def test_weights_of_timm_are_not_downloaded_a_second_time() -> None:
+    options = [
+        "backbone.name=timm:resnet18",
+        "backbone.image_size=112",
+        "backbone.options={pretrained: true, drop_rate: 0.1}",
+    ]
+    config = load_config("demo", [*options, "start_from=runs/before"])
+    assert _resolved(config, config.backbone, ()).options == {"drop_rate": 0.1}

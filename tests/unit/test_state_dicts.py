@@ -182,20 +182,21 @@ def test_archives_that_would_grow_are_refused_before_torch_opens_them(tmp_path, 
         read_state_dict(path)
 
 
-def test_a_storage_larger_than_its_bytes_takes_no_memory(tmp_path):
-    # The pickle claims 2**40 numbers; the record beside it holds 16.
+@pytest.mark.parametrize("numbers", [2**40, 17])
+def test_a_storage_larger_than_its_bytes_takes_no_memory(tmp_path, numbers):
+    # The record beside the pickle holds 16 numbers.
     buffer = io.BytesIO()
     torch.save({"weight": torch.zeros(16)}, buffer)
     path = tmp_path / "claims.pt"
     path.write_bytes(buffer.getvalue())
-    claim = b"\x8a\x06" + (2**40).to_bytes(6, "little")  # LONG1
+    claim = b"\x8a\x06" + numbers.to_bytes(6, "little")  # LONG1
 
     def grow(name, data):
         return data.replace(b"K\x10", claim) if name.endswith("data.pkl") else data
 
     hostile = rebuilt(path, tmp_path / "hostile.pt", grow=grow)
     with pytest.raises(
-        UserError, match=r"hostile\.pt is damaged .* a storage of 4,398,046,511,104 bytes, the file holds 64"
+        UserError, match=rf"hostile\.pt is damaged .* a storage of {4 * numbers:,} bytes, the file holds 64"
     ):
         read_state_dict(hostile)
 
@@ -245,6 +246,18 @@ GREEDY = {
     "beyond": (
         b"ctorch._utils\n_rebuild_tensor_v2\n(" + FOUR_NUMBERS + b"K\x02K\x04\x85K\x01\x85\x89NtR.",
         r"stretches a tensor of size \(4,\) over a storage of 4 numbers",
+    ),
+    "backwards": (
+        b"ctorch._utils\n_rebuild_tensor_v2\n(" + FOUR_NUMBERS + b"K\x00K\x04\x85\x8a\x01\xff\x85\x89NtR.",
+        "makes a tensor of something other than a storage",  # a stride of -1
+    ),
+    "dimensions": (
+        b"ctorch._utils\n_rebuild_tensor_v2\n("
+        + FOUR_NUMBERS
+        + b"K\x00"
+        + 2 * (b"(" + 65 * b"K\x01" + b"t")
+        + b"\x89NtR.",
+        "makes a tensor of something other than a storage",
     ),
     "tuples": (NESTED, "a dict with keys other than text and numbers"),  # 2^60 steps to hash
     "long": (b"N" * 400_000 + b".", "more than 300,000 instructions"),

@@ -232,7 +232,7 @@ def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
 def test_bad_tensors_are_named() -> None:
     with pytest.raises(ValueError, match=r"images must be uint8 \(..., 3, H, W\), got torch.float32 \(2, 3, 12, 12\)"):
         Augment()(pictures(2).float(), seeds_for(2))
-    with pytest.raises(ValueError, match=r"seeds must be int64 \(2,\), one an image, got torch.int64 \(3,\)"):
+    with pytest.raises(ValueError, match=r"seeds must be int64 \(2,\), one per image, got torch.int64 \(3,\)"):
         Augment()(pictures(2), seeds_for(3))
 
 

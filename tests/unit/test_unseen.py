@@ -13,7 +13,8 @@ from attfc.data.kept_aside import split
 from attfc.data.records import write_insightface_rec
 from attfc.evaluation import unseen
 from attfc.evaluation.unseen import SharedPeople, compare_with_training, not_compared
-from attfc.trained_people import compare_with_run, run_of_model
+from attfc.trained_people import compare_with_run
+from attfc.training.run_folder import run_of
 
 
 def folder(root: Path, people: dict[str, list[bytes]]) -> str:
@@ -200,8 +201,16 @@ def test_start_weights_from_elsewhere_leave_it_open_whom_they_saw(tmp_path) -> N
 def test_a_model_is_found_in_its_runs_folder_and_nowhere_else(tmp_path) -> None:
     run = tmp_path / "run"
     (run / "model").mkdir(parents=True)
-    (run / "config.yaml").touch()
+    (run / "checkpoints").mkdir()
+    for name in ("config.yaml", "model/model.safetensors", "checkpoints/x.pt", "x.onnx"):
+        (run / name).touch()
     for path in (run, run / "model", run / "best", run / "model" / "model.safetensors"):
-        assert run_of_model(path) == run, path
-    for path in (tmp_path, run / "checkpoints", tmp_path / "other" / "model", run / "checkpoints" / "x.pt"):
-        assert run_of_model(path) is None, path
+        assert run_of(path) == run, path
+    for path in (
+        tmp_path,
+        run / "checkpoints",
+        tmp_path / "other" / "model",
+        run / "checkpoints" / "x.pt",
+        run / "x.onnx",
+    ):
+        assert run_of(path) is None, path

@@ -1,7 +1,7 @@
 """Every backbone by name: a plain dict of builders, and the table that `attfc backbones` prints.
 
 A builder takes ``name, embedding_size, image_size`` and its own keyword options and returns the network. The counts of the table
-are not written down but counted on the meta device (a few seconds, once a process: most of it is torch importing its shape rules).
+are not written down but counted on the meta device (a few seconds, once per process: most of it is torch importing its shape rules).
 Names: those of arcface_torch, ours (`*_tiny`), and ``timm:NAME`` for any network of timm.
 """
 

@@ -30,7 +30,7 @@ VIT_SHAPES: dict[str, tuple[int, int, float, float]] = {
     "vit_l": (768, 24, 0.05, 0.1),
 }
 
-# Shapes: B images, N tokens, H heads, E numbers a token.
+# Shapes: B images, N tokens, H heads, E numbers per token.
 
 
 class PatchEmbedding(nn.Module):
@@ -99,7 +99,7 @@ class VisionTransformer(nn.Module):
     """Embed faces with a vision transformer.
 
     Args:
-        width: numbers a token, E.
+        width: numbers per token, E.
         depth: transformer blocks.
         default_drop_path, default_mask_ratio: `drop_path` and `mask_ratio` where these are None.
         embedding_size: length of the output.

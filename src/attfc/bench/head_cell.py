@@ -68,7 +68,7 @@ class Case:
 
     @property
     def keys_per_query(self) -> int:
-        """Key images of a query: none for heads with a row an identity."""
+        """Key images of a query: none for heads with a row per identity."""
         return self.keys if self.head == "attfc" else 0
 
 

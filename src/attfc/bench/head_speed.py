@@ -1,11 +1,11 @@
-"""The speed tables: samples a second and memory of the heads against the number of identities, under a budget of memory.
+"""The speed tables: samples per second and memory of the heads against the number of identities, under a budget of memory.
 
 For each size and head the planner says whether a step fits; then it is tried in a child process with that limit (`head_cell`), whatever
 the planner said. So `-` in the tables has been seen and not computed, and each disagreement is counted. Two ratios are
 taken again with both sides in one process in turns: a busy moment of the machine then meets both.
 Cost: the default sizes take some 20 minutes on two cores, most of it the full FC and the largest containers.
 
-Source: the speed benchmark of arcface_torch (data parallel, model parallel, Partial FC 0.1 on eight V100 of 32 GB; samples a second and MB a GPU).
+Source: the speed benchmark of arcface_torch (data parallel, model parallel, Partial FC 0.1 on eight V100 of 32 GB; samples per second and MB a GPU).
 Here: one device, one process, and what the table is about, AttFC, beside them.
 """
 

@@ -21,7 +21,7 @@ _STYLES = (("#D55E00", "s", "-"), ("#E69F00", "^", "--"), ("#0072B2", "o", "-"),
 
 
 def speed_tables(settings: dict[str, Any], columns: dict[str, str], results: dict[str, Any]) -> str:
-    """Return the tables in Markdown: samples a second, memory, with a network the price of the key passes; then the ratios.
+    """Return the tables in Markdown: samples per second, memory, with a network the price of the key passes; then the ratios.
 
     Args:
         settings: of the sweep (`budget_gib`, `batch`, `network`, ...).
@@ -70,7 +70,7 @@ def _rows(results: dict[str, Any], mode: str) -> dict[int, dict[str, Cell]]:
 
 
 def speed_figure(settings: dict[str, Any], columns: dict[str, str], results: dict[str, Any]) -> str:
-    """Return the figure as SVG: samples a second above, memory below, a column for heads alone and one with the network."""
+    """Return the figure as SVG: samples per second above, memory below, a column for heads alone and one with the network."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "attfc", "svg.fonttype": "none"}):
         _draw(settings, columns, results).savefig(buffer, format="svg", metadata={"Date": None})

@@ -33,7 +33,9 @@ __all__ = [
     "write_json",
 ]
 
-JsonOption = Annotated[Path | None, typer.Option("--json", help="also write the figures to this file", dir_okay=False)]
+JsonOption = Annotated[
+    Path | None, typer.Option("--json", help="also write the results to this file, as JSON", dir_okay=False)
+]
 CacheOption = Annotated[
     Path | None,
     typer.Option("--cache", help="folder for the identity index; default: the user's cache folder", file_okay=False),

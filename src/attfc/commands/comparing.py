@@ -115,7 +115,9 @@ def compare(
                 f"{path} was evaluated on {result.protocol}, not on {asked.protocol}: compare needs one protocol"
             )
     if asked is None and not all(saved):
-        example = next((f"{result.protocol} {' '.join(result.paths)}" for result in kept.values()), "lfw FOLDER")
+        example = next(
+            (f"{result.protocol} {' '.join(result.paths)}" for result in kept.values()), "held-out OTHER_PEOPLE"
+        )
         raise UserError(
             f"{other if saved[0] else one} is a model: say on which protocol and data, e.g. attfc compare {one} {other} {example}"
         )

@@ -57,7 +57,7 @@ def inspect_data(
 def preview_data(
     path: SourceArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write", dir_okay=False)] = Path("preview.png"),
-    identities: Annotated[int, typer.Option(min=1, max=100, help="identities to show, a row each")] = 8,
+    identities: Annotated[int, typer.Option(min=1, max=100, help="identities to show, one row per identity")] = 8,
     images: Annotated[int, typer.Option(min=1, max=100, help="images per identity")] = 8,
     seed: Annotated[int, typer.Option(help="seed for who is shown")] = 0,
     edits: EditsOption = None,
@@ -85,7 +85,7 @@ def convert_data(
     follow_links: Annotated[
         bool, typer.Option("--follow-links", help="also take images that links reach outside the folder SRC")
     ] = False,
-    names: Annotated[bool, typer.Option(help="keep names: packed: of the image files; rec: of the people")] = True,
+    names: Annotated[bool, typer.Option(help="keep the names of image files (packed) or of people (rec)")] = True,
     edits: EditsOption = None,
     label_source: LabelSourceOption = "identities",
     cache: CacheOption = None,

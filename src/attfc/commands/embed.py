@@ -1,14 +1,15 @@
 """`attfc embed` and `attfc verify`: embeddings of aligned faces as a file, and two faces compared."""
 
+import io
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
 from attfc.commands.common import CacheOption, JsonOption, ModelIsOption, err, out, progress_bar, write_json
 from attfc.errors import UserError
+from attfc.whole_files import written_whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,6 +43,7 @@ OutputOption = Annotated[
     ),
 ]
 LARGEST_EVALUATION = 2**24
+FEWEST_ACCEPTED = 30  # pairs of strangers above a threshold; of fewer its FAR is not known
 
 
 def embed(
@@ -55,7 +57,7 @@ def embed(
     broken_limit: Annotated[
         float, typer.Option(min=0, max=1, help="largest share of broken images that is left out, not refused")
     ] = 0.01,
-    batch_size: Annotated[int, typer.Option(min=1, help="images in a forward pass")] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="images per forward pass")] = 256,
     workers: Annotated[int, typer.Option(min=0, help="processes that read and decode; 0: this one")] = 0,
     device: DeviceOption = "auto",
     model_is: ModelIsOption = None,
@@ -92,7 +94,8 @@ def embed(
     names = [store.where(int(position)) for position in found.positions[rows]]
     output.parent.mkdir(parents=True, exist_ok=True)
     for path in files:
-        _write(path, WRITERS[path.suffix], found.vectors[rows], names)
+        with written_whole(path) as file:
+            WRITERS[path.suffix](file, found.vectors[rows], names)
     if broken:
         notes.append(
             f"left out {len(broken):,} broken of {len(store):,} images; the first is {broken[0][1]}: {broken[0][2]}"
@@ -105,13 +108,11 @@ def embed(
     write_json(
         json_file,
         {
-            **{
-                "model": opened.facts.to_dict(),
-                "output": str(output),
-                "images": len(names),
-                "embedding_size": size,
-                "flip": flip,
-            },
+            "model": opened.facts.to_dict(),
+            "output": str(output),
+            "images": len(names),
+            "embedding_size": size,
+            "flip": flip,
             "broken": [{"where": where, "reason": reason} for _, where, reason in broken],
             "seconds": found.seconds,
             "notes": notes,
@@ -184,54 +185,40 @@ def _open(model: Path, model_is: list[str] | None, device: str) -> "FaceModel":
 
 
 def _thresholds(model: Path) -> dict[float, float]:
-    """Return FAR -> threshold of a run's last evaluation, beside its `model/`; empty: there is none that can be stated."""
+    """Return FAR -> threshold of a run's last evaluation, beside its `model/`, where 30 pairs of strangers or more passed it; empty: none is."""
     if model.name != "model":  # best/ is of another step than evaluation.json
         return {}
     try:
         with (model.parent / "evaluation.json").open("rb") as file:
             found: Any = json.loads(file.read(LARGEST_EVALUATION))
-        stated = found["all_pairs"]["threshold_at_far"]
-        return {float(far): float(value) for far, value in stated.items() if value is not None}
+        stated, strangers = found["all_pairs"]["threshold_at_far"], int(found["all_pairs"]["impostor_pairs"])
+        sure = {float(far): value for far, value in stated.items() if value is not None}
+        return {far: float(value) for far, value in sure.items() if far * strangers >= FEWEST_ACCEPTED}
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
         return {}
 
 
-def _write(
-    path: Path,
-    write: "Callable[[Path, npt.NDArray[np.float32], list[str]], None]",
-    vectors: "npt.NDArray[np.float32]",
-    names: list[str],
-) -> None:
-    """Write beside `path` and rename: a crash leaves no half of a file."""
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        write(beside, vectors, names)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _write_npy(path: Path, vectors: "npt.NDArray[np.float32]", names: list[str]) -> None:
+def _write_npy(file: BinaryIO, vectors: "npt.NDArray[np.float32]", names: list[str]) -> None:
     import numpy as np
 
-    with path.open("wb") as file:
-        np.save(file, vectors, allow_pickle=False)
+    np.save(file, vectors, allow_pickle=False)
 
 
-def _write_names(path: Path, vectors: "npt.NDArray[np.float32]", names: list[str]) -> None:
+def _write_names(file: BinaryIO, vectors: "npt.NDArray[np.float32]", names: list[str]) -> None:
     # A name with a line break stays one line, so that rows and lines agree.
     lines = [name.replace("\n", "\\n").replace("\r", "\\r") for name in names]
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="surrogateescape")
+    file.write("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
 
 
-def _write_csv(path: Path, vectors: "npt.NDArray[np.float32]", names: list[str]) -> None:
+def _write_csv(file: BinaryIO, vectors: "npt.NDArray[np.float32]", names: list[str]) -> None:
     import csv
 
-    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["name", *(f"e{number}" for number in range(vectors.shape[1]))])
-        for name, vector in zip(names, vectors, strict=True):
-            writer.writerow([name, *(f"{value:.9g}" for value in vector.tolist())])
+    text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
+    writer = csv.writer(text)
+    writer.writerow(["name", *(f"e{number}" for number in range(vectors.shape[1]))])
+    for name, vector in zip(names, vectors, strict=True):
+        writer.writerow([name, *(f"{value:.9g}" for value in vector.tolist())])
+    text.detach()
 
 
 WRITERS = {".npy": _write_npy, ".txt": _write_names, ".csv": _write_csv}

@@ -54,7 +54,7 @@ ThresholdsOption = Annotated[
 BrokenLimitOption = Annotated[
     float, typer.Option(min=0, max=1, help="largest share of unusable images that is counted, not refused")
 ]
-BatchSizeOption = Annotated[int, typer.Option(min=1, help="images in a forward pass")]
+BatchSizeOption = Annotated[int, typer.Option(min=1, help="images per forward pass")]
 WorkersOption = Annotated[int, typer.Option(min=0, help="processes that read, decode and align; 0: this one")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda ...")]
 ModeOption = Annotated[
@@ -74,15 +74,19 @@ EmbeddingsOption = Annotated[
 GroupsOption = Annotated[
     Path | None,
     typer.Option(
-        help="file with a line per identity, name<TAB>group, for figures of all-pairs within groups", dir_okay=False
+        help="file with a line per identity, name<TAB>group, for metrics of all-pairs within groups", dir_okay=False
     ),
 ]
 BudgetOption = Annotated[
-    float, typer.Option(min=0, help="memory of all-pairs for a copy of the embeddings and the scores kept, GiB")
+    float, typer.Option(min=0, help="memory that all-pairs may take for embeddings and scores, GiB")
 ]
 EnrolledOption = Annotated[
     float,
-    typer.Option(min=0, max=1, help="share of the identities that identify enrolls; the others are strangers"),
+    typer.Option(
+        min=0,
+        max=1,
+        help="share of the identities that the protocol identify enrolls; the others are not in the gallery",
+    ),
 ]
 EnrolledImagesOption = Annotated[
     int, typer.Option(min=1, help="images per enrolled identity in the gallery of identify")

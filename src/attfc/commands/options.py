@@ -19,6 +19,10 @@ def options(
     """List the options of a run: meaning, default, and when each acts."""
     from attfc.config.describe import all_options, find_options, option_rows, section_title
 
+    out.print(
+        "These are the defaults of a preset or file. attfc train FOLDER chooses some by itself: add --print-config to see yours.",
+        markup=False,
+    )
     section = None
     for option in find_options(word) if word else all_options():
         if option.section != section:

@@ -72,9 +72,10 @@ def shared_with_run(model: Path, store: "Store") -> "SharedPeople":
         store: the evaluation set.
     """
     from attfc.evaluation.unseen import not_compared
-    from attfc.trained_people import compare_with_saved_run, run_of_model
+    from attfc.trained_people import compare_with_saved_run
+    from attfc.training.run_folder import run_of
 
-    run = run_of_model(model)
+    run = run_of(model)
     if run is None:
         return not_compared(store, "what the model was trained on is not known here")
     with progress_bar("comparing with the training data") as bar:

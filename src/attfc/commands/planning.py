@@ -9,12 +9,16 @@ import typer
 from rich.table import Table
 
 from attfc.commands.common import JsonOption, out, print_table, progress_bar, working, write_json
+from attfc.commands.options import complete_word
+from attfc.commands.training_screen import print_choices, print_notes
 from attfc.errors import UserError
 from attfc.machine import available_memory
 
 if TYPE_CHECKING:
+    import torch
+
     from attfc.config import RunConfig
-    from attfc.planning import HeadMemory, Plan
+    from attfc.planning import HeadRates, Plan
 
 __all__ = ["plan", "presets"]
 
@@ -81,11 +85,14 @@ def _head(config: "RunConfig") -> str:
 
 
 def plan(
-    preset: Annotated[str, typer.Argument(help="a preset's name or a .yaml file", metavar="PRESET")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="options, such as batch_size=64 container.slots=100000", metavar="[KEY=VALUE]..."),
-    ] = None,
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            help="faces, a preset or a .yaml file as `attfc train` takes them; and options, such as batch_size=64",
+            metavar="[DATA | PRESET] [KEY=VALUE]...",
+            autocompletion=complete_word,
+        ),
+    ],
     identities: Annotated[
         int | None, typer.Option(min=2, help="number of identities; default: as the data or the preset say")
     ] = None,
@@ -98,20 +105,12 @@ def plan(
     json_file: JsonOption = None,
 ) -> None:
     """Predict memory and time of a step with every head, and say which fits and which to take."""
-    from attfc.bench.calibration import measure_heads
-    from attfc.build import AMP_DTYPES, build_backbone, choose_device
-    from attfc.config import load_config
+    from attfc.devices import choose_device
     from attfc.plan_advice import advice, answer
-    from attfc.planning import measure_encoder, plan_step
-    from attfc.precision import best_autocast_dtype
+    from attfc.plan_heads import heads_of, measured_encoder, queries_per_epoch, step_options, title_of
+    from attfc.planning import plan_step
 
-    config = load_config(preset, list(overrides or []))
-    known = _known_size(preset, config)
-    if identities is None or (images is None and known is None):
-        found = known or _size_of_data(config)
-        identities, images = identities or found[0], images or found[1]
-    elif images is None and known is not None and known[0] == identities:
-        images = known[1]
+    config, identities, images = _asked_for(words, identities, images)
     if config.center.source == "others" and images is None:
         raise UserError("center.source=others remembers every image, and how many there are is not known: add --images")
     if config.batch_size % ranks:
@@ -120,44 +119,14 @@ def plan(
         )
     batch = config.batch_size // ranks
     device = choose_device(config.device)
-    dtype = best_autocast_dtype(device) if config.precision.amp == "auto" else AMP_DTYPES[config.precision.amp]
-    network = build_backbone(config).to(device)
     with working(f"measuring {config.backbone.name} on {device}: a few steps of small batches"):
-        encoder = measure_encoder(
-            network,
-            int(getattr(network, "image_size", 112)),
-            device=device,
-            autocast_dtype=dtype,
-            channels_last=config.precision.channels_last,
-        )
+        encoder, dtype = measured_encoder(config, device)
     budget = memory * 2**30 if memory is not None else _memory_of(device)
-    rates = None
-    if calibrate:
-        with working(f"measuring the heads on {device}: a few steps each"):
-            rates = measure_heads(
-                device,
-                config.batch_size,  # each rank's rows meet the queries of all
-                embedding_size=config.backbone.embedding_size,
-                keys=max(config.keys.per_query, 1),
-                dtype=config.container.dtype,
-                optimizer=config.optimizer.name,
-            )
+    rates = _rates(config, device) if calibrate else None
+    options = step_options(config, device, budget, ranks, config.optimizer.accumulation)
     plans = [
-        plan_step(
-            title,
-            encoder,
-            head,
-            batch,
-            images=_queries_an_epoch(config, title, images),
-            ranks=ranks,
-            memory_bytes=budget,
-            optimizer=config.optimizer.name,
-            weight_decay=config.optimizer.weight_decay > 0,
-            accumulation=config.optimizer.accumulation,
-            foreach=device.type == "cuda",
-            rates=rates,
-        )
-        for title, head in _heads(config, identities, images, batch, ranks, cached=device.type == "cpu").items()
+        plan_step(title, encoder, head, batch, images=queries_per_epoch(config, title, images), rates=rates, **options)
+        for title, head in heads_of(config, identities, images, batch, ranks, cached=device.type == "cpu").items()
     ]
     where = f"{ranks} x " if ranks > 1 else ""
     kind = str(dtype or "float32").removeprefix("torch.")
@@ -167,18 +136,15 @@ def plan(
         markup=False,
     )
     _print_plans(plans, budget)
-    kept = config.center.table
-    if kept == "file" or (kept == "host" and device.type != "cpu"):
-        out.print(_kept_besides(config, identities, images, ranks), markup=False)
-    said = answer(plans, _asked(config, [each.head for each in plans]), budget)
-    for line in said:
-        out.print(line, markup=False)
+    besides = _kept_besides(config, identities, images, ranks, of_device=device.type == "cpu")
+    said = answer(plans, title_of(config, [each.head for each in plans]), budget)
     sentence = advice(plans, identities, images)
-    out.print(f"advice: {sentence}", markup=False)
+    for line in (*besides, *said, f"advice: {sentence}"):
+        out.print(line, markup=False)
     write_json(
         json_file,
         {
-            "preset": preset,
+            "preset": next((word for word in words if "=" not in word), None),
             "identities": identities,
             "images": images,
             "batch": batch,
@@ -192,69 +158,64 @@ def plan(
     )
 
 
-def _kept_besides(config: "RunConfig", identities: int, images: int | None, ranks: int) -> str:
-    """What AttFC keeps outside of the memory that the plan counts, and what its other form would."""
+def _asked_for(words: list[str], identities: int | None, images: int | None) -> "tuple[RunConfig, int, int | None]":
+    """Return the configuration that the words ask for, identities and images; what `attfc train` would choose is printed."""
+    from attfc.config.arguments import read_words
+
+    asked = read_words(words)
+    if asked.automatic:
+        from attfc.build import settle
+
+        with progress_bar("index") as bar:
+            config, choices, notes, store = settle(asked, bar)
+        print_choices(choices)
+        print_notes(notes)
+        return config, identities or len(store.identities), images or len(store)
+    from attfc.automatic import with_start_weights
+
+    config = with_start_weights(asked)[0].resolve()
+    known = _known_size(next(word for word in words if "=" not in word), config)
+    if identities is None or (images is None and known is None):
+        found = known or _size_of_data(config)
+        return config, identities or found[0], images or found[1]
+    if images is None and known is not None and known[0] == identities:
+        images = known[1]
+    return config, identities, images
+
+
+def _rates(config: "RunConfig", device: "torch.device") -> "HeadRates":
+    from attfc.bench.calibration import measure_heads
+
+    with working(f"measuring the heads on {device}: a few steps each"):
+        return measure_heads(
+            device,
+            config.batch_size,  # each rank's rows meet the queries of all
+            embedding_size=config.backbone.embedding_size,
+            keys=max(config.keys.per_query, 1),
+            dtype=config.container.dtype,
+            optimizer=config.optimizer.name,
+        )
+
+
+def _kept_besides(config: "RunConfig", identities: int, images: int | None, ranks: int, of_device: bool) -> list[str]:
+    """Say what AttFC keeps outside of the memory that the plan counts, and what its other form would; nothing where it keeps all there.
+
+    Args:
+        of_device: host memory is the device's.
+    """
     from attfc.planning import kept_bytes
 
+    place = config.center.table
+    if not (place == "file" or (place == "host" and not of_device)):
+        return []
     size = config.backbone.embedding_size
     table = f"{kept_bytes(identities, size, None, ranks) / 2**30:.1f} GiB"
     remembered = "-" if images is None else f"{kept_bytes(identities, size, images, ranks) / 2**30:.1f} GiB"
     if config.center.source == "others":
-        memory = f"attfc's memory of images: {remembered} a process besides, center.table={config.center.table}"
-        return f"{memory} (center.source=query: {table})"
-    line = f"attfc's table of centers: {table} a process besides, center.table={config.center.table}"
-    return line if images is None else f"{line} (center.source=others, mostly more accurate: {remembered})"
-
-
-def _heads(
-    config: "RunConfig", identities: int, images: int | None, batch: int, ranks: int, cached: bool
-) -> "dict[str, HeadMemory]":
-    """Every head with the configuration's options, by the title of its line."""
-    from attfc.planning import head_memory
-    from attfc.resolved import draws_negatives, negatives_per_step
-
-    slots = max(negatives_per_step(config, identities), config.batch_size)
-    shared: dict[str, Any] = {
-        "embedding_size": config.backbone.embedding_size,
-        "optimizer": config.optimizer.name,
-        "weight_decay": config.optimizer.weight_decay > 0,
-        "block_mib": config.head.block_mib,
-        "ranks": ranks,
-        "cached": cached,
-    }
-    rows: dict[str, Any] = {**shared, "slots": slots, "dtype": config.container.dtype}
-    # On a processor host memory is the device's; `cached` says that it is one.
-    kept = config.center.table
-    rows["table"] = kept == "device" or (kept == "host" and cached)
-    rows["drawn"] = draws_negatives(config)
-    without_keys = dict(rows)
-    if config.center.source == "others" and rows["table"]:
-        without_keys["remembered"] = images
-    keys = max(config.keys.per_query, 1)
-    rate = config.head.sample_rate
-    return {
-        "full_fc": head_memory("full_fc", identities, batch, **shared),
-        f"partial_fc {rate:g}": head_memory("partial_fc", identities, batch, sample_rate=rate, **shared),
-        f"attfc, {slots:,} slots": head_memory("attfc", identities, batch, keys_per_query=keys, **rows),
-        "attfc, no key passes": head_memory("attfc, no key passes", identities, batch, **without_keys),
-        f"dcq, {slots:,} slots": head_memory("dcq", identities, batch, **rows),
-        f"dcp, {slots:,} slots": head_memory("dcp", identities, batch, **rows),
-    }
-
-
-def _queries_an_epoch(config: "RunConfig", title: str, images: int | None) -> int | None:
-    """The images, once each; where a share of the batch is drawn by identity, an epoch is longer (`attfc.data.identity_mix`)."""
-    from attfc.build import identity_share
-
-    share = identity_share(config, title.split(",")[0])
-    return images if images is None or share >= 1 else round(images / (1 - share))
-
-
-def _asked(config: "RunConfig", titles: list[str]) -> str:
-    """The title of the head that the configuration has."""
-    if config.head.name == "attfc" and config.center.source != "keys":
-        return "attfc, no key passes"
-    return next(title for title in titles if title.replace(",", " ").split()[0] == config.head.name)
+        memory = f"attfc's memory of images: {remembered} per process besides, center.table={place}"
+        return [f"{memory} (center.source=query: {table})"]
+    line = f"attfc's table of centers: {table} per process besides, center.table={place}"
+    return [line if images is None else f"{line} (center.source=others, mostly more accurate: {remembered})"]
 
 
 def _print_plans(plans: "list[Plan]", budget: float) -> None:
@@ -270,7 +231,7 @@ def _print_plans(plans: "list[Plan]", budget: float) -> None:
             "-" if each.epoch_hours is None else f"{each.epoch_hours:,.3g}",
         )
     parts = ("parameters", "gradients", "optimizer", "activations", "rows")
-    where = Table("MiB of it", *parts)
+    where = Table("memory, MiB", *parts)
     for each in plans:
         where.add_row(each.head, *(f"{getattr(each, name) / 2**20:,.0f}" for name in parts))
     for shown in (table, where):
@@ -278,6 +239,9 @@ def _print_plans(plans: "list[Plan]", budget: float) -> None:
             column.justify = "right"
         print_table(shown)
         out.print()
+    out.print(
+        "key passes: further images of each person in the batch are embedded too (center.source=keys)", markup=False
+    )
 
 
 def _known_size(preset: str, config: "RunConfig") -> tuple[int, int] | None:

@@ -87,11 +87,12 @@ def _stacked(cell: str) -> list[str]:
     return cell.replace(" [", "\n[").split("\n")
 
 
-def print_table(*tables: Table) -> None:
+def print_table(*tables: Table, to: Screen = out) -> None:
     """Print tables of the same columns below each other, aligned, each after its title; see the module for how they fit.
 
     Args:
         tables: of rich; a column with `justify="right"` holds figures, which are never broken.
+        to: the console; its width counts.
     """
     columns = [
         _Column(
@@ -102,19 +103,19 @@ def print_table(*tables: Table) -> None:
         for place, first in enumerate(tables[0].columns)
     ]
     widths = [column.longest for column in columns]
-    room = out.width if out.is_terminal else None
+    room = to.width if to.is_terminal else None
     if room is not None and _total(widths) > room:
         widths = [column.least for column in columns]
         if _total(widths) > room:
-            _print_blocks(tables, columns, room)
+            _print_blocks(tables, columns, room, to)
             return
         _widen(widths, columns, room)
-    _print_line([column.header for column in columns], widths, columns, style="bold")
+    _print_line([column.header for column in columns], widths, columns, to, style="bold")
     start = 0
     for table in tables:
-        _print_title(table)
+        _print_title(table, to)
         for row in range(start, start + table.row_count):
-            _print_line([column.cells[row] for column in columns], widths, columns)
+            _print_line([column.cells[row] for column in columns], widths, columns, to)
         start += table.row_count
 
 
@@ -123,22 +124,22 @@ def _total(widths: Sequence[int]) -> int:
 
 
 def _widen(widths: list[int], columns: Sequence[_Column], room: int) -> None:
-    """Give what is spare, character by character, to the column that misses most; text first."""
+    """Give what is spare, character by character, to the text that misses least, so that short words stand on one line; figures last."""
     for _ in range(room - _total(widths)):
         missing = [(column.is_number, column.longest - width) for column, width in zip(columns, widths, strict=True)]
         wanting = [place for place, (_, missed) in enumerate(missing) if missed > 0]
         if not wanting:
             return
-        widths[max(wanting, key=lambda place: (not missing[place][0], missing[place][1]))] += 1
+        widths[min(wanting, key=lambda place: missing[place])] += 1
 
 
-def _print_title(table: Table) -> None:
+def _print_title(table: Table, to: Screen) -> None:
     if table.title:
-        out.print(f"\n{table.title}", markup=False)
+        to.print(f"\n{table.title}", markup=False)
 
 
 def _print_line(
-    cells: Sequence[str], widths: Sequence[int], columns: Sequence[_Column], style: str | None = None
+    cells: Sequence[str], widths: Sequence[int], columns: Sequence[_Column], to: Screen, style: str | None = None
 ) -> None:
     """Print a row: as many lines as its highest cell has."""
     stacks = [column.lines(cell, width) for cell, width, column in zip(cells, widths, columns, strict=True)]
@@ -148,18 +149,18 @@ def _print_line(
             text = stack[number] if number < len(stack) else ""
             space = " " * (width - cell_len(text))
             line += GAP + (space + text if column.is_number else text + space)
-        out.print(line[len(GAP) :].rstrip(), markup=False, style=style, soft_wrap=True)
+        to.print(line[len(GAP) :].rstrip(), markup=False, style=style, soft_wrap=True)
 
 
-def _print_blocks(tables: Sequence[Table], columns: Sequence[_Column], room: int) -> None:
+def _print_blocks(tables: Sequence[Table], columns: Sequence[_Column], room: int, to: Screen) -> None:
     """Print a block of lines for each row; a cell whose column has no header stands behind the one before it."""
     names = max(cell_len(column.header) for column in columns)
     row = 0
     for table in tables:
-        _print_title(table)
+        _print_title(table, to)
         for number in range(table.row_count):
             if number:
-                out.print()
+                to.print()
             block: list[tuple[str, list[str]]] = []
             for column in columns:
                 cell = column.cells[row].strip()
@@ -169,7 +170,7 @@ def _print_blocks(tables: Sequence[Table], columns: Sequence[_Column], room: int
                     block.append((column.header, column.lines(cell, room - names - len(GAP))))
             for name, lines in block:
                 space = " " * (names - cell_len(name)) + GAP
-                out.print((name + space + f"\n{' ' * names}{GAP}".join(lines)).rstrip(), markup=False, soft_wrap=True)
+                to.print((name + space + f"\n{' ' * names}{GAP}".join(lines)).rstrip(), markup=False, soft_wrap=True)
             row += 1
 
 

@@ -7,7 +7,7 @@ import typer
 
 from attfc.commands.common import err, out
 from attfc.commands.options import complete_word
-from attfc.commands.training_screen import Screen, print_choices
+from attfc.commands.training_screen import RunScreen, print_choices, print_notes
 from attfc.errors import UserError
 
 __all__ = ["train"]
@@ -36,17 +36,8 @@ def train(
     from attfc.config.describe import commented_yaml
 
     given = list(words or [])
-    if resume == Path("last"):
-        from attfc.training.run_folder import newest_run
-
-        resume = newest_run(given)
-        given = [word for word in given if not word.startswith("output=")]
     if resume is not None:
-        for word in given:
-            if "=" not in word:
-                raise UserError(
-                    f"--resume takes its configuration from {resume / 'config.yaml'}: leave out {word!r} (key=value may stay)"
-                )
+        resume, given = _resumed(resume, given)
         if print_config:
             from attfc.resuming import saved_configuration
 
@@ -75,11 +66,12 @@ def train(
         from attfc.run import carry_out
 
         if print_config:
-            config, choices, _, _ = settle(asked)
+            config, choices, notes, _ = settle(asked)
             print_choices(choices)
+            print_notes(notes)
             out.print(commented_yaml(config), markup=False, end="", soft_wrap=True)
             return
-        with Screen() as screen:
+        with RunScreen() as screen:
             if resume is not None:
                 run = screen.begin(lambda bar: resume_run(resume, given, bar), resumed=True)
                 if not given and (said := finished(run)) is not None:
@@ -96,6 +88,20 @@ def train(
         raise typer.Exit(130) from None
     if run.interrupted:
         raise typer.Exit(130)
+
+
+def _resumed(resume: Path, words: list[str]) -> tuple[Path, list[str]]:
+    """Return the folder of the run to go on with, and the overrides."""
+    if resume == Path("last"):
+        from attfc.training.run_folder import newest_run
+
+        resume, words = newest_run(words), [word for word in words if not word.startswith("output=")]
+    for word in words:
+        if "=" not in word:
+            raise UserError(
+                f"--resume takes its configuration from {resume / 'config.yaml'}: leave out {word!r} (key=value may stay)"
+            )
+    return resume, words
 
 
 def _data_of(words: list[str]) -> str:

@@ -9,31 +9,35 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from attfc.commands.common import err, out, progress_bar
+from attfc.commands.common import err, out, print_table, progress_bar
 
 if TYPE_CHECKING:
     from attfc.build import Run
     from attfc.config.choose import Choice
 
-__all__ = ["Screen", "print_choices"]
+__all__ = ["RunScreen", "print_choices", "print_notes"]
 
-_FINISH_NOTES = 2
+_FINISH_NOTES = 1
 
 
 def print_choices(choices: "list[Choice]") -> None:
     """Print what was chosen from the data and the machine, a row each with its reason; words wrap, nothing is cut off."""
-    table = Table("chosen", "", "why (to change it: key=value, see attfc options)", box=None, pad_edge=False)
-    table.columns[0].no_wrap = True
-    table.columns[2].overflow = "fold"
+    table = Table("chosen", "", "why (change any with key=value)")
     for choice in choices:
         table.add_row(choice.what, choice.shown, choice.why)
-    err.print(table, soft_wrap=False)
+    print_table(table, to=err)
 
 
-class Screen:
+def print_notes(notes: list[str]) -> None:
+    """Print what a reader should know before it begins, a line each."""
+    for note in notes:
+        err.print(f"note: {note}", markup=False)
+
+
+class RunScreen:
     """Speaks for a run; of several ranks, rank 0 alone."""
 
-    def __enter__(self) -> "Screen":
+    def __enter__(self) -> "RunScreen":
         return self
 
     def __exit__(
@@ -58,8 +62,7 @@ class Screen:
     def _announce(self, run: "Run", resumed: bool) -> None:
         if run.choices:
             print_choices(run.choices)
-        for note in run.notes:
-            err.print(f"note: {note}", markup=False)
+        print_notes(run.notes)
         trainer, config = run.trainer, run.config
         err.print(
             f"{run.folder}: {config.head.name} on {config.backbone.name}, {len(run.store.identities):,} people, {len(run.store):,} images, "
@@ -77,7 +80,7 @@ class Screen:
             return
         lines = [] if run.metrics is None else _headline(run.metrics, run.intervals, run.trainer.evaluated_on)
         lines += [f"model   {folder / 'model'}", *([f"report  {run.report}"] if run.report else [])]
-        lines.append(f"next    attfc evaluate {folder} held-out OTHER_PEOPLE; attfc export {folder} model.onnx")
+        lines.append(f"next    attfc evaluate {folder} held-out OTHER_PEOPLE")
         for line in lines:
             out.print(line, markup=False)
 
@@ -86,7 +89,8 @@ def _headline(metrics: dict[str, Any], intervals: Any, heading: str) -> list[str
     """Return at most nine lines: whom the metrics are of, accuracy, TAR at two FARs of all pairs, rank-1, EER, notes."""
     everyone = metrics.get("all_pairs") or {}
     people = everyone.get("identities")
-    behind = "" if people is None else f"; a set of {people:,} people, {everyone['images']:,} images"
+    count = "" if people is None or "rests on" in heading else f"{people:,} people, "
+    behind = "" if people is None else f" ({count}{everyone['images']:,} images)"
     stated = [far for far, tar in (everyone.get("tar_at_far") or {}).items() if tar is not None]
     rows: list[tuple[str, tuple[str, ...], Any]] = [("accuracy of pairs", ("accuracy",), metrics.get("accuracy"))]
     rows += [

@@ -67,7 +67,7 @@ def read_words(words: Iterable[str | os.PathLike[str]]) -> Asked:
         )
     elif preset is None and not named:
         raise UserError(
-            "train on what? attfc train FOLDER, a .rec or a packed set, with any key=value; or a preset: attfc presets lists them"
+            "no data and no preset: write attfc train FOLDER (or a .rec, or a packed set); attfc presets lists the presets"
         )
     automatic = data is not None or preset is None
     return Asked(asked.values, asked.overrides, asked.origin, automatic)

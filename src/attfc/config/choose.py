@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from attfc.config.short_names import short_name
+
 __all__ = ["KEPT_SHARE", "Choice", "Data", "Machine", "choose"]
 
-KEPT_SHARE = 0.1
-FEWEST_WITH_PAIRS = 20  # people of two or more images, so that anybody is kept aside
+KEPT_SHARE, FEWEST_WITH_PAIRS = 0.1, 20  # the second: people of two or more images, so that anybody is kept aside
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Machine:
-    """The device: "cpu", "cuda" or another accelerator; total memory of the smallest in GiB, that of the host, and how many train together."""
+    """The device: "cpu", "cuda" or another accelerator; its total memory in GiB (the smallest of several), the host's, and how many ranks."""
 
     device: str
     memory_gib: float
@@ -39,8 +40,7 @@ class Machine:
     @property
     def card(self) -> int:
         """Return whole GiB of a card that is used as one; 0: as a processor (below 6 GiB, or an accelerator that no test has run)."""
-        gib = round(self.memory_gib)
-        return gib if self.device == "cuda" and gib >= 6 else 0
+        return round(self.memory_gib) if self.device == "cuda" and round(self.memory_gib) >= 6 else 0
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ def choose(data: Data, machine: Machine, given: Mapping[str, Any]) -> list[Choic
 
     def row(what: str, values: Mapping[str, Any], why: str, text: str = "{}") -> list[Any]:
         taken = {key: given.get(key, value) for key, value in values.items()}
-        why = "as given" if all(key in given for key in values) else why
-        shown = ["push" if value is True else "fixed" if value is False else value for value in taken.values()]
+        why = "as given" if all(key in given for key in values) else f"{why} ({short_name(next(iter(values)))}=)"
+        shown = [("push" if each else "fixed") if isinstance(each, bool) else each for each in taken.values()]
         rows.append(Choice(what, taken, text.format(*shown), why))
         return list(taken.values())
 
@@ -74,30 +74,29 @@ def choose(data: Data, machine: Machine, given: Mapping[str, Any]) -> list[Choic
         name, why = "r50", "fewer than 4 million images"
     else:
         name, why = "r100" if card >= 14 else "r50", f"4 million images or more, {card} GiB"
+    starts = given.get("start_from") is not None
     (network,) = row("network", {"backbone.name": name}, why)
+    rows[-1] = replace(rows[-1], why=f"that of start_from={given['start_from']}") if starts else rows[-1]
     small = str(network).endswith("_tiny")
     per_step = 512 if card and images >= 100_000 else 2 ** int(math.log2(min(max(images / 16, 16), 128)))
     most = (512 if card >= 48 else 256 if card >= 14 and network != "r100" else 128) * machine.ranks
-    parts = 1 if "batch_size" in given else math.ceil(per_step / most)
-    accumulation = int(given.get("optimizer.accumulation", parts))
+    accumulation = int(given.get("optimizer.accumulation", 1 if "batch_size" in given else math.ceil(per_step / most)))
     whole = math.ceil(max(per_step // accumulation, 2 * machine.ranks) / machine.ranks) * machine.ranks
     why = f"{images:,} images" + (f"; passes of {most} fit {card} GiB" if card and per_step > most else "")
     values = {"batch_size": whole, "optimizer.accumulation": accumulation}
-    batch, accumulation = row("images per step", values, why, "{} x {}")
-    per_step, starts = int(batch) * int(accumulation), given.get("start_from") is not None
-    base, full_rate = 128 if small else 512, 0.001 if given.get("optimizer.name") == "adamw" else 0.1
-    rate = full_rate * per_step / base / (10 if starts else 1)
-    why = f"{full_rate:g} for {base} images per step" + ", a tenth from given weights" * starts
-    row("learning rate", {"optimizer.learning_rate": rate}, why, "{:g}")
+    batch, accumulation = row("images per step", values, why, "{} x {}" if accumulation > 1 else "{}")
+    per_step = int(batch) * int(accumulation)
+    base, full = 128 if small else 512, 0.001 if given.get("optimizer.name") == "adamw" else 0.1
+    why = f"{full:g} for {base} images per step" + ", a tenth with start_from" * starts
+    row("learning rate", {"optimizer.learning_rate": full * per_step / base / (10 if starts else 1)}, why, "{:g}")
     epochs = (40 if images < 100_000 else 20) if card else min(max(math.ceil(150_000 / max(images, 1)), 1), 25)
-    why = "40 below 100,000 images, else 20" if card else "150,000 images in all, 25 epochs at most"
-    why += ", a quarter from given weights" * starts
-    (epochs,) = row("epochs", {"schedule.epochs": epochs / 4 if starts else epochs}, why, "{:g}")
+    why = "40 below 100,000 images, else 20" if card else "until 150,000 images were shown, at most 25"
+    values = {"schedule.epochs": epochs / 4 if starts else epochs}
+    (epochs,) = row("epochs", values, why + ", a quarter with start_from" * starts, "{:g}")
     run = min(float(epochs), (given.get("schedule.max_steps") or math.inf) * per_step / images)
     if run < epochs:
-        rows[-1] = replace(
-            rows[-1], why=f"{rows[-1].why}; max_steps={given['schedule.max_steps']} ends it after {run:.3g}"
-        )
+        ends = f"; max_steps={given['schedule.max_steps']} ends it after {run:.3g}"
+        rows[-1] = replace(rows[-1], why=rows[-1].why + ends)
     warmup = {"schedule.warmup_epochs": min(1.0 if card else 0.5, run / 10)}
     row("warm-up", warmup, ("an epoch" if card else "half an epoch") + ", at most a tenth of the run", "{:.3g} epochs")
     _head(data, machine, given, mean, int(batch), row)
@@ -111,31 +110,30 @@ def _head(data: Data, machine: Machine, given: Mapping[str, Any], mean: float, b
     """Add the rows of the head: who gives the negatives, where the centers lie, and what the batch's own centers do."""
     people, why = data.identities, "centers are made of embeddings, no row is trained"
     if people <= 200_000 and mean >= 6 and people * 6144 / 2**30 <= (machine.card or machine.host_gib) / 4:
-        why = f"head=full_fc is worth a try too: {mean:.0f} images per identity, and its rows fit"
+        why = f"full_fc is worth a try too: {mean:.0f} images per person, and its rows fit"
     (head,) = row("head", {"head.name": "attfc"}, why)
     if head not in ("attfc", "dcq", "dcp"):
         return
     drawn = head == "attfc" and given.get("negatives.source", "table") == "table"
     if "container.ratio" not in given or "container.slots" in given:
         count = max(min(max(people // 10, 1_000), 20_000, people), 0 if drawn else batch)
-        why = "everybody" if count == people else "a tenth of the people, at least 1,000, at most 20,000"
+        why = (
+            "everybody, since they are few"
+            if count == people
+            else "a tenth of the people, at least 1,000, at most 20,000"
+        )
         row("negatives", {"container.slots": count}, why, "{:,} per step")
     if not drawn:
         return
-    pushes = mean >= 4 and given.get("center.source", "query") != "keys"
-    why = f"{mean:.1f} images per identity; from 4 on the batch's centers push the embeddings they are made of"
-    row("batch's own centers", {"negatives.in_batch_gradient": pushes}, why)
+    with_gradient = mean >= 4 and given.get("center.source", "query") != "keys"
+    why = f"{mean:.1f} images per person; from 4 on, people of one batch also push each other away"
+    row("batch's own centers", {"negatives.in_batch_gradient": with_gradient}, why)
     size = people * 1024 / 2**30
     place = "device" if size <= machine.card / 10 else "host" if size <= machine.host_gib / 4 else "file"
-    values = {"center.table": place}
-    if given.get("center.table", place) == "file":
-        values["center.table_folder"] = given.get("output", "runs")
-    row(
-        "table of centers",
-        values,
-        f"1,024 bytes per identity: {math.ceil(size * 1024):,} MiB",
-        " in ".join(["{}"] * len(values)),
-    )
+    folder = {"center.table_folder": given.get("output", "runs")} if given.get("center.table", place) == "file" else {}
+    values = {"center.table": place, **folder}
+    why = f"1,024 bytes per person: {max(size * 1024, 0.1):,.1f} MiB"
+    row("table of centers", values, why, " in ".join(["{}"] * len(values)))
 
 
 def _kept(data: Data, given: Mapping[str, Any]) -> Choice:
@@ -144,8 +142,9 @@ def _kept(data: Data, given: Mapping[str, Any]) -> Choice:
         return Choice("evaluation", {"eval.share": 0.0}, str(given["eval.root"]), "as given")
     share, people = float(given.get("eval.share", KEPT_SHARE)), f"{data.with_pairs:,} people have two or more images"
     if data.kept_people:
-        how = f"{share:g} of them, as given" if "eval.share" in given else "a tenth of them"
-        why = f"{data.kept_images:,} images, to judge the model on; {people}; {how}, 8 to 1,000, at most a fifth of all images"
+        by_rule = {round(share * data.with_pairs): f"{share:.0%} of them", 8: "at least 8", 1000: "at most 1,000"}
+        how = by_rule.get(data.kept_people, "at most a fifth of all images")
+        why = f"{data.kept_images:,} images, to judge the model on; {people}; {how} (eval.share=)"
         return Choice("kept aside", {"eval.share": share}, f"{data.kept_people:,} people", why)
     why = "as given" if share == 0 else f"{people}, {FEWEST_WITH_PAIRS} are needed; give eval.root=OTHER_PEOPLE"
     return Choice("kept aside", {"eval.share": share}, "nobody", f"no evaluation: {why}")

@@ -208,7 +208,7 @@ class NegativesConfig(Section):
     )
     in_batch_gradient: bool = option(
         False,
-        "these negatives are trained too: the loss moves the embeddings that they are made of away from the other people",
+        "these negatives have a gradient: the loss also moves the embeddings that they are made of away from the other people",
         acts="head.name=attfc and negatives.in_batch=true and center.source!=keys",
     )
     source: Literal["container", "table"] = option(

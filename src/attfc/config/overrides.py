@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from attfc.config.safe_yaml import read_yaml, read_yaml_text
 from attfc.config.schema import RunConfig
+from attfc.config.short_names import SHORT_NAMES
 from attfc.errors import UserError
 
 __all__ = [
@@ -26,21 +27,12 @@ __all__ = [
     "Asked",
     "apply_overrides",
     "config_to_yaml",
+    "dotted",
     "keys_like",
     "load_config",
     "preset_names",
     "read_preset",
 ]
-
-# What may be typed in place of a dotted name, on the command line and in `attfc.train(...)`.
-SHORT_NAMES = {
-    "epochs": "schedule.epochs",
-    "max_steps": "schedule.max_steps",
-    "lr": "optimizer.learning_rate",
-    "backbone": "backbone.name",
-    "head": "head.name",
-}
-
 
 # What a profile governs, once as the AttFC paper and its code have them, once as docs/study.md found best.
 PROFILES: dict[str, dict[str, Any]] = {
@@ -94,7 +86,7 @@ class Asked:
 
     def typed(self) -> frozenset[str]:
         """Return the dotted keys that the overrides set: what was asked for by name, beside what a preset or default says."""
-        return frozenset(_dotted(_parse_overrides(list(self.overrides))))
+        return frozenset(dotted(_parse_overrides(list(self.overrides))))
 
     def given(self) -> dict[str, Any]:
         """Return what is settled already, by dotted name: of the preset, of the command line, and of a profile that somebody named.
@@ -103,8 +95,8 @@ class Asked:
         """
         typed = _parse_overrides(list(self.overrides))
         below = _merge(dict(self.values), typed)
-        keys = _dotted(_merge(PROFILES["published"], below) if below.get("profile") == "published" else below)
-        settled = _dotted(self.resolve().model_dump(mode="json"))
+        keys = dotted(_merge(PROFILES["published"], below) if below.get("profile") == "published" else below)
+        settled = dotted(self.resolve().model_dump(mode="json"))
         return {key: settled.get(key, value) for key, value in keys.items()}
 
     def resolve(self, chosen: Mapping[str, Any] | None = None) -> RunConfig:
@@ -251,10 +243,15 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values by dotted name.
+
+    >>> dotted({"seed": 3, "head": {"name": "attfc"}})
+    {'seed': 3, 'head.name': 'attfc'}
+    """
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat |= dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
 
 

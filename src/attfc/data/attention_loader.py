@@ -1,11 +1,11 @@
 """The attention loader: per sample one query, K other images of its identity as keys, and the label.
 
 One endless stream of samples (`query_stream`): batch t on rank r holds stream numbers [(t * ranks + r) * B, + B), so batches
-are always full, every image is query once an epoch whatever the number of ranks (sources with sampling weights:
+are always full, every image is query once per epoch whatever the number of ranks (sources with sampling weights:
 `weighted_epochs`; batches with a part drawn by identity: `identity_mix`), and the position in the data is one integer. A batch
 is a function of its first stream number: equal with 0 or 8 workers and after a resume in mid-epoch. Workers decode JPEG to uint8
 into shared memory that is used again and again (`batch_ring`); everything else happens on the device (`transforms`). Cost:
-decoding, 1 + K images a sample; the choices take about 3 us a sample, a batch in flight B (1 + K) S^2 3 bytes, and 2 are in
+decoding, 1 + K images per sample; the choices take about 3 us per sample, a batch in flight B (1 + K) S^2 3 bytes, and 2 are in
 flight per worker. Not taken: a per-sample dataset with a collate function, whose Python calls and copies per image cost as much
 as decoding small images.
 Source: AttFC (arXiv 2503.06839). Differences and the options that undo them: `query_stream`.

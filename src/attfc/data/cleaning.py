@@ -4,7 +4,7 @@ Nothing is deleted: each function returns arrays of positions or labels, and `Fi
 (`attfc.data.edits`) that every store honours, with a reason for each image. What takes embeddings (wrong labels, the same
 person under two names) and the whole of `attfc data clean` is in `attfc.evaluation.label_cleaning`.
 
-Cost: every image is read once and, to find broken ones, decoded in full (0.2 to 0.6 ms each); memory some 40 bytes an image. A copy is
+Cost: every image is read once and, to find broken ones, decoded in full (0.2 to 0.6 ms each); memory some 40 bytes per image. A copy is
 the same encoded bytes (`content_hash`), not the same photograph in another size.
 """
 
@@ -346,7 +346,7 @@ class _Step:
 class Findings:
     """Gathers what the steps of a cleaning find, in their order, and makes the edit list and the report of it.
 
-    An image that one step left out is no matter of a later one. Memory: 9 bytes an image, and what the steps hold.
+    An image that one step left out is no matter of a later one. Memory: 9 bytes per image, and what the steps hold.
     """
 
     def __init__(self, store: Store) -> None:

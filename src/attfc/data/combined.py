@@ -2,7 +2,7 @@
 
     CombinedStore([ms1m, ours], weights=[1, 4])
 
-Memory: an offset a source; the identity index, 8 bytes an identity and (unless all sources number their images identity by
+Memory: an offset per source; the identity index, 8 bytes per identity and (unless all sources number their images identity by
 identity) 8 an image, is built when first asked for and is not pickled. With merging also the label of each source's identities
 (8 bytes each), made in one pass over their names, a Python string each while it lasts: some 2 s for 2 M identities. No
 sorting: each identity's images of the first source come first.
@@ -134,7 +134,7 @@ class CombinedStore:
     def weighted_epochs(self, seed: int) -> WeightedEpochs:
         """Return the sequence of queries in which the sources have their weights; its slots are places in `identities.items`.
 
-        Merging costs 8 bytes an image here: a source's slots are then no stretch of the index.
+        Merging costs 8 bytes per image here: a source's slots are then no stretch of the index.
         """
         slots = np.concatenate(self._slots_by_source()) if self._label_of is not None else None
         return WeightedEpochs(self.counts, self.weights, seed, slots=slots)

@@ -1,6 +1,6 @@
 """Which images are the same file: a 64-bit hash of each image's encoded bytes, read once, by several processes.
 
-BLAKE2b, 8 bytes an image, some 24 more for the moment of sorting. Two different files of a whole set of 42 million share a
+BLAKE2b, 8 bytes per image, some 24 more for the moment of sorting. Two different files of a whole set of 42 million share a
 hash with a chance of 5e-5 (of a billion: 3 %), and then one image is taken for another's copy. The same photograph in another
 encoding is not found: that takes embeddings.
 """

@@ -1,6 +1,6 @@
-"""Decoded pixels of a whole store in memory that all worker processes share: each image is decoded once, not once an epoch.
+"""Decoded pixels of a whole store in memory that all worker processes share: each image is decoded once, not once per epoch.
 
-For stores that fit: S^2 x 3 bytes an image (0.59 GB for 15,664 faces of 112 x 112), taken only as images arrive
+For stores that fit: S^2 x 3 bytes per image (0.59 GB for 15,664 faces of 112 x 112), taken only as images arrive
 (`SharedBytes`). Workers fill it lazily without locks: two that decode the same image write the same bytes, and the flag
 is set after the pixels. Not taken: a cache per worker (each would hold everything) and a file (a stale one lies).
 """

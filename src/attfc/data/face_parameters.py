@@ -6,7 +6,7 @@ expression, occlusion, background, blur, noise and JPEG quality. Every number is
 (`random_streams`) of (seed, identity, sample, column): no state, so any sample can be made alone, in any order, on any
 machine.
 
-Cost: about 10 us an image. Normals are the sum of four 16-bit uniforms (exact integer arithmetic, tails end at 3.46),
+Cost: about 10 us per image. Normals are the sum of four 16-bit uniforms (exact integer arithmetic, tails end at 3.46),
 not Box-Muller: the same bits on every platform.
 """
 

@@ -5,7 +5,7 @@ an aligner would; each pixel is taken back into the turned face's own plane; out
 signed distances and ellipses composited with anti-aliased coverage; a height field of bumps gives normals for Lambert
 shading. Features are painted only in the window of the template where they can fall.
 
-Cost: about 1 ms an image on one core (see benchmarks/synthetic.py). Pixels use only + - * / sqrt, comparisons and table
+Cost: about 1 ms per image on one core (see benchmarks/synthetic.py). Pixels use only + - * / sqrt, comparisons and table
 look-ups, which IEEE arithmetic fixes to the bit: an image does not depend on what shares its batch, nor on the width of
 the processor's vectors. A mesh with a texture would look better and cost a hundred times as much.
 

@@ -4,7 +4,7 @@ Of the G queries of a batch (of all ranks together) the first ceil(share G) are 
 number of images they have, then one of the identity's images. The rest are drawn by image. Both parts go through whole keyed
 permutations: no identity comes again by identity before every other one has, its images take turns, and no image comes
 again by image before every other one has. An epoch is one pass of the image part, 1 / (1 - share) times the images; at share 1, which has no
-such part, as many queries as there are images. Cost: two keyed permutations a query, and 8 bytes an identity if some have no image.
+such part, as many queries as there are images. Cost: two keyed permutations per query, and 8 bytes per identity if some have no image.
 Source: the two loaders of F2C (arXiv 2105.10375) and of its code (tiandunx/FFC), where 2 of 3 samples are by identity and the
 instance loader's pass is the epoch. Differs: an identity's images take turns, there each is drawn anew.
 """

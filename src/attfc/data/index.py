@@ -1,7 +1,7 @@
 """Which images belong to which identity: compressed sparse rows over int64 arrays.
 
 `items[offsets[y] : offsets[y + 1]]` are the positions of identity y's images. Where a store numbers its images identity by
-identity, as all but lists and views do, items are 0, 1, 2 ... and are not held at all. Cost: 8 bytes an identity, and 8
+identity, as all but lists and views do, items are 0, 1, 2 ... and are not held at all. Cost: 8 bytes per identity, and 8
 an image unless it is so, in memory or memory-mapped from `.npy` files, whose pages all worker processes share. Opening reads
 the offsets and not the items: to look through 42 M of them would take 0.1 s and make 336 MB resident in every process, so their range
 is checked where they are used. The alternative, a list of lists, costs some 60 bytes an image in every worker and seconds to
@@ -180,7 +180,7 @@ class IdentityIndex:
 
     @property
     def items(self) -> Int64:
-        """All positions by slot: int64 (images,). Whoever needs a few asks `positions_of_slots`: this may cost 8 bytes an image."""
+        """All positions by slot: int64 (images,). Whoever needs a few asks `positions_of_slots`: this may cost 8 bytes per image."""
         if self._items is None:
             self._items = np.arange(self._images, dtype=np.int64)
         if not self._checked:

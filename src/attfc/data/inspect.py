@@ -1,6 +1,6 @@
 """What is in a store: counts, images per identity, sizes and modes, broken files, files that are there twice.
 
-Every image is read, decoded in full and hashed once, by several processes. Memory: 9 bytes an image while reading (a
+Every image is read, decoded in full and hashed once, by several processes. Memory: 9 bytes per image while reading (a
 64-bit hash of the encoded bytes, see `content_hash`; a flag), some 40 for the moment of sorting; lists in the report are
 capped, counts are not.
 """

@@ -2,7 +2,7 @@
 
 A folder with `packed.json`, shards `shard-00000.bin ...` and index arrays (`docs/formats.md` has the bytes). Positions are in
 the order of the bytes, identity by identity, so an identity's query and keys lie close together and come in one read; a folder
-of files costs an open, a read and a close for each. Cost: 12 bytes an image and some 16 bytes and a name an identity, all mapped
+of files costs an open, a read and a close for each. Cost: 12 bytes per image and some 16 bytes and a name per identity, all mapped
 from `.npy` files whose pages every process shares; opening reads what is kept per identity and nothing that is kept per image.
 
 Nothing is believed unchecked. Opening compares every file's size and the checksums of the arrays kept per identity, because a
@@ -29,6 +29,7 @@ from attfc.data.folder import MAX_FILE_BYTES
 from attfc.data.images import BrokenImageError
 from attfc.data.index import IdentityIndex
 from attfc.data.name_table import NameTable, printable
+from attfc.data.read_at import read_at
 from attfc.data.store import EncodedStore
 from attfc.errors import UserError
 
@@ -257,9 +258,9 @@ class PackedStore(EncodedStore):
             # Without a lock: a fork would copy it locked. Who loses the race has opened a file too many.
             file = self._files[slot] = _ShardFile(self.path / shard_name(shard), shard)
         at, wanted = begin - self._starts[shard], end - begin
-        region = os.pread(file.descriptor, wanted, at)
+        region = read_at(file.descriptor, wanted, at)
         while len(region) < wanted:
-            more = os.pread(file.descriptor, wanted - len(region), at + len(region))
+            more = read_at(file.descriptor, wanted - len(region), at + len(region))
             if not more:
                 raise BrokenImageError(
                     f"{shard_name(shard)} is cut short: it ends before byte {at + wanted} of the image at byte {at}"

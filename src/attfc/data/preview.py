@@ -1,4 +1,4 @@
-"""A contact sheet of any store: a row an identity, a column an image, names and positions beneath.
+"""A contact sheet of any store: a row per identity, a column per image, names and positions beneath.
 
 To look at data before training on it: mixed-up identities, crops that are not aligned, duplicates and broken files show at
 a glance. The choice is a hash of the seed, so a sheet can be made again. Cost: the images shown are decoded once.
@@ -21,7 +21,7 @@ _BACKGROUND, _TEXT, _BROKEN = (24, 24, 28), (225, 225, 230), (214, 60, 52)
 
 
 def contact_sheet(store: Store, identities: int = 8, images: int = 8, seed: int = 0, size: int = 112) -> Image.Image:
-    """Draw a few identities of a store, one a row.
+    """Draw a few identities of a store, one per row.
 
     Args:
         store: any store.

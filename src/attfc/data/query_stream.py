@@ -1,6 +1,6 @@
 """Which images make up sample n of the endless training stream: the query, its keys and their augmentation seeds.
 
-Stream number n is element n % N of the keyed permutation of epoch n // N, so every image is query once an epoch; the j-th
+Stream number n is element n % N of the keyed permutation of epoch n // N, so every image is query once per epoch; the j-th
 key is element j of a keyed permutation of the identity's other images, so keys repeat only when all others were used.
 Everything is a hash of (seed, purpose, n, ...): no state, no order, vectorized over the batch (about 3 ms for 1,024 samples
 with two keys on one core, whatever the number of images). Not taken: a shuffled array of all images in every process.
@@ -61,7 +61,7 @@ class QueryStream:
             image of the identity, drawn with replacement, the query included (the published code).
         sampling: "each_once" | "with_replacement" (the published code): how queries are drawn.
         queries: which images are queries, for sources with sampling weights, a part of a batch by identity, or pairs; None: every
-            image once an epoch. Of the pairs, an identity with one image has it twice, the second time mirrored.
+            image once per epoch. Of the pairs, an identity with one image has it twice, the second time mirrored.
 
     Attributes:
         epoch_length: queries in an epoch: the images, unless `queries` says otherwise.

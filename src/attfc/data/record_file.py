@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attfc.data.folder import MAX_FILE_BYTES
+from attfc.data.read_at import read_at
 from attfc.data.text_lines import LineBlock, line_blocks, open_regular, whole_numbers
 from attfc.errors import UserError
 
@@ -62,7 +63,7 @@ _WHOLE, _FIRST, _MIDDLE, _LAST = range(4)
 _HEAD_WORDS = 10  # frame, payload header and two labels: 40 bytes
 _HEAD_BYTES = 4 * _HEAD_WORDS
 _BLOCK_BYTES = 4 << 20
-_WIDE_GAP = 8192  # beyond it, 40 bytes a record are cheaper to read one by one than with all that lies between
+_WIDE_GAP = 8192  # beyond it, 40 bytes per record are cheaper to read one by one than with all that lies between
 _ONE_READ = 1 << 20
 _PROGRESS_EVERY = 16_384
 
@@ -282,9 +283,9 @@ class RecordFile:
             )
 
     def _pread(self, count: int, offset: int) -> bytes:
-        data = os.pread(self._descriptor, count, offset)
+        data = read_at(self._descriptor, count, offset)
         while len(data) < count:
-            more = os.pread(self._descriptor, count - len(data), offset + len(data))
+            more = read_at(self._descriptor, count - len(data), offset + len(data))
             if not more:
                 raise BadRecordError(f"the file ends at byte {offset + len(data)}, it was cut short while in use")
             data += more
@@ -321,10 +322,10 @@ class RecordFile:
         """Return the first ten words at each offset: uint32 (n, 10), zeros beyond the end of the file."""
         first, length = int(offsets[0]), int(offsets[-1] - offsets[0]) + _HEAD_BYTES
         if length > _WIDE_GAP * len(offsets):
-            one_by_one = [os.pread(self._descriptor, _HEAD_BYTES, offset) for offset in offsets.tolist()]
+            one_by_one = [read_at(self._descriptor, _HEAD_BYTES, offset) for offset in offsets.tolist()]
             data = b"".join([head.ljust(_HEAD_BYTES, b"\0") for head in one_by_one])
             return np.frombuffer(data, "<u4").reshape(-1, _HEAD_WORDS)
-        region = os.pread(self._descriptor, length, first)
+        region = read_at(self._descriptor, length, first)
         words = np.frombuffer(region.ljust(length, b"\0"), "<u4")
         heads: npt.NDArray[np.uint32] = words[((offsets - first) >> 2)[:, None] + np.arange(_HEAD_WORDS)]
         return heads
@@ -353,7 +354,7 @@ class RecordFile:
         return RecordHeads(first, flags, both, image_bytes)
 
     def walk(self, progress: Progress | None = None) -> Int64:
-        """Return where each record begins, by going from header to header: what an `.idx` would say. 1.7 us a record.
+        """Return where each record begins, by going from header to header: what an `.idx` would say. 1.7 us per record.
 
         Args:
             progress: called as (bytes done, bytes).
@@ -367,7 +368,7 @@ class RecordFile:
             try:
                 if self.size - at < _FRAME.size:
                     raise BadRecordError(f"{self.size - at} bytes are left, too few for a record")
-                length, cflag = _check_frame(os.pread(self._descriptor, _FRAME.size, at), parts)
+                length, cflag = _check_frame(read_at(self._descriptor, _FRAME.size, at), parts)
                 if length > self.size - at - _FRAME.size:
                     raise BadRecordError(f"declares {length:,} bytes: the file ends at byte {self.size}")
             except (BadRecordError, OSError) as error:

@@ -4,14 +4,14 @@ Two layouts are told apart by the record with key 0:
 
 - InsightFace: it holds two labels [A, B] and no image. Images are keys 1 ... A - 1; the records A ... B - 1 hold one identity's
   range of image keys each. Only those few bytes at the end of the file are read, and two images of at most 512 identities.
-- im2rec: every record is an image with its label. One pass over all headers, 1.1 us a record from the page cache.
+- im2rec: every record is an image with its label. One pass over all headers, 1.1 us per record from the page cache.
 
 All numbers in the records are float32, exact below 2^24 = 16,777,216 and rounded above. Sets of more images than that (Glint360K
 has 17,091,657) therefore have identity ranges that are off by one or more; there the images' own labels, which are small
 numbers, draw the borders, and must fit the rounded ranges. The alternative, own labels throughout, would read the headers of all
-images, spread over the whole file, where 48 bytes an identity do.
+images, spread over the whole file, where 48 bytes per identity do.
 
-Kept: 12 bytes an image, 8 more for the key in im2rec files, and 24 bytes an identity, all mapped.
+Kept: 12 bytes per image, 8 more for the key in im2rec files, and 24 bytes per identity, all mapped.
 """
 
 import json
@@ -391,7 +391,7 @@ def _own_labels_agree(listing: _Listing, kept: Int64, rows: Int64, offsets: Int6
 
     Returns:
         Whether own labels are the identities' numbers, so that each image can be checked when it is read. False where they
-        are numbers of another kind, one an identity, or the same number everywhere.
+        are numbers of another kind, one per identity, or the same number everywhere.
 
     Raises:
         UserError: an identity whose images have different labels, or two identities with the same.

@@ -59,9 +59,9 @@ def read_record_names(rec: Path, rec_bytes: int, numbers: npt.NDArray[np.int64])
         try:
             head = read_head(path, descriptor)
             if not head.startswith(_FORMAT + "\t"):
-                return None, f"{path.name} is no list of identity names ('{_FORMAT}'): identities go by their numbers"
+                return None, f"{path.name} is no list of identity names ('{_FORMAT}'): its numbers stand for the names"
             if not head.endswith(f"\tbytes={rec_bytes}"):
-                return None, f"{path.name} belongs to another {rec.name}: identities go by their numbers"
+                return None, f"{path.name} belongs to another {rec.name}: its numbers stand for the names"
             for block in line_blocks(path, descriptor):
                 tabs = np.append(np.flatnonzero(block.data == 0x09), len(block.data))
                 number_ends = np.minimum(tabs[np.searchsorted(tabs, block.starts)], block.ends)
@@ -72,7 +72,7 @@ def read_record_names(rec: Path, rec_bytes: int, numbers: npt.NDArray[np.int64])
                     shown = block.text(row)[:80].decode("utf-8", "backslashreplace")
                     raise UserError(
                         f"{path}: line {int(block.numbers[row])} ({shown!r}): a line is number<TAB>name, the "
-                        f"name at most {_LONGEST:,} bytes; delete the file to go by numbers"
+                        f"name at most {_LONGEST:,} bytes; delete the file to name people by their numbers"
                     )
                 before = len(names)
                 names |= {
@@ -82,7 +82,9 @@ def read_record_names(rec: Path, rec_bytes: int, numbers: npt.NDArray[np.int64])
                     )
                 }
                 if len(names) - before != len(listed):
-                    raise UserError(f"{path}: a number is listed twice; delete the file to go by numbers")
+                    raise UserError(
+                        f"{path}: a number is listed twice; delete the file to name people by their numbers"
+                    )
         finally:
             os.close(descriptor)
     except OSError as error:

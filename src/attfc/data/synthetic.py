@@ -6,8 +6,8 @@ size: the codec is really run, because its artefacts are part of the data, and b
 would train on one data set and be inspected as another. Rendering directly at 56 x 56 would be faster and was not taken for
 the same reason; the JPEG decoder's own scaling makes the small size cheap.
 
-Cost: see benchmarks/results/synthetic.json (about 2 ms an image on one core, most of it the renderer). Memory: the identity
-index, 8 bytes an image and 8 bytes an identity, built when first asked for.
+Cost: see benchmarks/results/synthetic.json (about 2 ms per image on one core, most of it the renderer). Memory: the identity
+index, 8 bytes per image and 8 bytes per identity, built when first asked for.
 """
 
 import io
@@ -95,7 +95,7 @@ class SyntheticFaces(EncodedStore):
 
     @property
     def identities(self) -> IdentityIndex:
-        """The identity index, built on first use: 8 bytes an image."""
+        """The identity index, built on first use: 8 bytes per image."""
         if self._index is None:
             self._index = IdentityIndex(self._starts(), source=self.name)
         return self._index

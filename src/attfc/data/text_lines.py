@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from attfc.data.read_at import read_at
 from attfc.errors import UserError
 
 __all__ = [
@@ -76,7 +77,9 @@ def open_regular(path: str | bytes | os.PathLike[str]) -> int:
     for _ in range(2):  # before opening, which rewinds some devices, and on what was opened in fact
         if not stat.S_ISREG(os.stat(path).st_mode):
             break
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+        descriptor = os.open(
+            path, os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NONBLOCK", "O_BINARY"))
+        )
         if stat.S_ISREG(os.fstat(descriptor).st_mode):
             return descriptor
         os.close(descriptor)
@@ -100,7 +103,7 @@ def line_blocks(path: str | os.PathLike[str], descriptor: int) -> Iterator[LineB
     done, line, rest = 0, 1, b""
     while True:
         at = done + len(rest)
-        fresh = os.pread(descriptor, min(_BLOCK_BYTES, size - at), at) if at < size else b""
+        fresh = read_at(descriptor, min(_BLOCK_BYTES, size - at), at) if at < size else b""
         block = rest + fresh if rest else fresh
         cut = len(block) if not fresh else block.rfind(b"\n") + 1
         rest = block[cut:]
@@ -191,7 +194,7 @@ def read_head(path: str | os.PathLike[str], descriptor: int) -> str:
     Raises:
         UserError: it is longer than 16 KiB or not UTF-8.
     """
-    head, newline, _ = os.pread(descriptor, MAX_LINE_BYTES, 0).removeprefix(_BOM).partition(b"\n")
+    head, newline, _ = read_at(descriptor, MAX_LINE_BYTES, 0).removeprefix(_BOM).partition(b"\n")
     if not newline and len(head) > MAX_LINE_BYTES - len(_BOM) - 1:
         raise UserError(_too_long(path, 1))
     try:

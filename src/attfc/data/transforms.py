@@ -6,7 +6,7 @@ image: out = V image H^T, two batched matrix products (34 MFLOP an image of 112 
 alone, the default, no product runs. Not taken: grid_sample (aliases where it shrinks, cannot blur) and per-image loops.
 Every number an image gets is a hash of its own seed (`random_streams`): the same on any device, in any batch, on any rank.
 
-Shapes: N images, C = 3 channels, H x W pixels, P random numbers an image.
+Shapes: N images, C = 3 channels, H x W pixels, P random numbers per image.
 
 A seed is an int64 with a layout that matters to the flip only:
   bits 0-23   flip lane: the flip is decided by a hash of these bits alone
@@ -126,7 +126,7 @@ class Augment:
             raise ValueError(f"images must be uint8 (..., 3, H, W), got {images.dtype} {tuple(images.shape)}")
         if seeds.dtype != torch.int64 or seeds.shape != images.shape[:-3]:
             raise ValueError(
-                f"seeds must be int64 {tuple(images.shape[:-3])}, one an image, got {seeds.dtype} {tuple(seeds.shape)}"
+                f"seeds must be int64 {tuple(images.shape[:-3])}, one per image, got {seeds.dtype} {tuple(seeds.shape)}"
             )
         if images.numel() == 0:
             return normalize(images)

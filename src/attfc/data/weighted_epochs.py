@@ -4,7 +4,7 @@ Source i of n_i images and weight w_i is visited v_i = round(w_i n_i) times in e
 that a keyed permutation of the epoch deals out. Its visits, counted over all epochs, run through whole permutations of its
 images: visit g is element g % n_i of permutation g // n_i. So with w = 0.5 two epochs show every image once, with w = 2
 one epoch shows every image twice, and whatever w is, no image comes twice before every other one of its source has come.
-Cost: two keyed permutations a query. Not taken: drawing a source by its weight for each query, after which
+Cost: two keyed permutations per query. Not taken: drawing a source by its weight for each query, after which
 some images have come five times and others never.
 """
 

@@ -27,7 +27,7 @@ __all__ = ["FaceModel", "load"]
 
 
 class FaceModel:
-    """A trained model with its facts; of `load`.
+    """A trained model and its facts; `load` returns it.
 
     Args:
         module: (B, 3, S, S) float32 RGB, ``(x - 127.5) / 127.5`` -> (B, D) float32, with the attribute `image_size`.
@@ -70,7 +70,7 @@ class FaceModel:
             images: a path (image file, folder of images, or any store: see `attfc.open_store`), a uint8 RGB array (height, width, 3) or
                 (N, height, width, 3), a PIL image, a store, or a list that mixes these. Faces are aligned to the ArcFace template, as the model's
                 training images were; of an image that is not square the central square is taken.
-            batch_size: images in a forward pass.
+            batch_size: images per forward pass.
             flip: as evaluation does, add the embedding of the mirror image before normalizing; a second pass.
             device: move the model there first; None: where it is.
             workers: processes that read and decode; 0 = this one.

@@ -64,7 +64,7 @@ def model_card(facts: ModelFacts, precision: str) -> str:
         "| | |",
         "| --- | --- |",
         f"| in | {facts.image_size} x {facts.image_size} pixels, {facts.colours}; five landmarks warped to the ArcFace template |",
-        f"| out | {facts.embedding_size} numbers an image; compare two by their cosine |",
+        f"| out | {facts.embedding_size} numbers per image; compare two by their cosine |",
         f"| weights | {precision}, safetensors |",
         f"| trained on | {root} |",
         f"| licence of the training data | {licence} |",

@@ -77,7 +77,7 @@ class OnnxModel(nn.Module):
     device. Evaluation only: no parameter, no gradient.
 
     Raises:
-        UserError: onnxruntime cannot load or run it, what comes out is not one row an image, or a fixed batch is more than memory is for.
+        UserError: onnxruntime cannot load or run it, what comes out is not one row per image, or a fixed batch is more than memory is for.
     """
 
     def __init__(self, path: Path, facts: OnnxFacts, image_size: int, device: str = "cpu") -> None:
@@ -104,7 +104,7 @@ class OnnxModel(nn.Module):
         self.embedding_size = probe.shape[1]
         if facts.embedding_size not in (None, self.embedding_size):
             raise UserError(
-                f"{self.path} says embedding_size {facts.embedding_size}, but gives {self.embedding_size} numbers an image"
+                f"{self.path} says embedding_size {facts.embedding_size}, but gives {self.embedding_size} numbers per image"
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ class OnnxModel(nn.Module):
             ) from None
         if rows.ndim != 2 or len(rows) != len(images) or not 1 <= rows.shape[1] <= LARGEST_EMBEDDING:
             raise UserError(
-                f"{self.path} gives {rows.shape} for {len(images)} images: an embedding is one row an image"
+                f"{self.path} gives {rows.shape} for {len(images)} images: an embedding is one row per image"
             )
         return np.asarray(rows[:count], dtype=np.float32)
 

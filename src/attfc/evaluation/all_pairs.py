@@ -143,7 +143,7 @@ def score_all_pairs(
     label_N = np.asarray(labels)
     images = len(embeddings)
     if label_N.shape != (images,):
-        raise UserError(f"{label_N.size} labels for {images} embeddings: pass one label a row")
+        raise UserError(f"{label_N.size} labels for {images} embeddings: pass one label per row")
     _, dense, counts = np.unique(label_N, return_inverse=True, return_counts=True)
     genuine_pairs = int((counts * (counts - 1) // 2).sum())
     impostor_pairs = images * (images - 1) // 2 - genuine_pairs
@@ -228,7 +228,7 @@ def score_groups(
     """
     group_N, label_N = np.asarray(groups, dtype=np.str_), np.asarray(labels)
     if group_N.shape != (len(embeddings),):
-        raise UserError(f"{group_N.size} groups for {len(embeddings)} embeddings: pass one a row, '' for none")
+        raise UserError(f"{group_N.size} groups for {len(embeddings)} embeddings: pass one per row, '' for none")
     notes: list[str] = []
     found: dict[str, AllPairs] = {}
     for name in np.unique(group_N[group_N != ""]).tolist():

@@ -1,6 +1,6 @@
 """Embed the images of a store: image and mirror image, summed, then normalized.
 
-The order (sum, then normalize) is that of the published `.bin` protocol. One or two forward passes an image, batched,
+The order (sum, then normalize) is that of the published `.bin` protocol. One or two forward passes per image, batched,
 without gradient, in evaluation mode; the mode of every module and the state of torch's random generator are left as
 they were. Images are RGB, the model's own size, (x - 127.5) / 127.5. A broken image never ends an evaluation: its row
 is zero, flagged and named. Several ranks take turns at the batches of one process, so the embeddings are the same, and each ends with all
@@ -110,7 +110,7 @@ def embed_store(
         model: (B, 3, S, S) float32 RGB in [-1, 1] -> (B, D).
         store: where the images are.
         positions: (N,) which images, None = all; each is embedded as often as it is named.
-        batch_size: images in a forward pass.
+        batch_size: images per forward pass.
         flip: add the embedding of the mirror image before normalizing (a second pass).
         device: where to compute; None = where the model is. The model is not moved.
         workers: processes that read and decode; 0 = this one.

@@ -9,7 +9,6 @@ Trusted like the user's own files; a damaged entry is an error that names the fo
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -238,10 +237,14 @@ def _damaged(folder: Path, what: str) -> UserError:
 
 @contextlib.contextmanager
 def _only_writer(path: Path, entry: Path) -> Iterator[None]:
-    """Hold a lock that ends with the process, however that ends."""
+    """Hold a lock that ends with the process, however that ends; none where the system has no such locks (Windows)."""
     with path.open("w") as file:
         try:
+            import fcntl
+
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            pass
         except BlockingIOError:
             raise UserError(f"{entry}: another process is embedding this list with this model: wait for it") from None
         try:

@@ -75,7 +75,7 @@ def unit_tensor(
     if order is None and (embeddings.ndim != 2 or len(embeddings) <= _CHUNK):
         return torch.from_numpy(unit_rows(embeddings)).float().to(where)
     if embeddings.ndim != 2:
-        raise UserError(f"embeddings have shape {tuple(embeddings.shape)}: pass one row an image, (N, D)")
+        raise UserError(f"embeddings have shape {tuple(embeddings.shape)}: pass one row per image, (N, D)")
     count = len(embeddings) if order is None else len(order)
     rows_MD = torch.empty((count, embeddings.shape[1]), dtype=torch.float32, device=where)
     for start in range(0, count, _CHUNK):

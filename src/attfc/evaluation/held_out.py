@@ -2,7 +2,7 @@
 
 Each image is embedded once however many pairs use it. A list of 6,000 pairs cannot state TAR at FAR 1e-4 with any
 certainty, so the same embeddings are also scored all against all; the two stand apart, under `tar_at_far` and
-`all_pairs`. Cost: one or two forward passes an image (bounded by `gallery_images`), then a few blocked products.
+`all_pairs`. Cost: one or two forward passes per image (bounded by `gallery_images`), then a few blocked products.
 """
 
 from collections.abc import Sequence

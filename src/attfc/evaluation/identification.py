@@ -160,7 +160,7 @@ def identify(
     enrolled_N, label_M = np.asarray(gallery_labels), np.asarray(probe_labels)
     for name, labels, rows in (("gallery", enrolled_N, gallery_32), ("probe", label_M, probe_32)):
         if labels.shape != (len(rows),):
-            raise UserError(f"{labels.shape} {name} labels for {len(rows)} embeddings: pass one label a row")
+            raise UserError(f"{labels.shape} {name} labels for {len(rows)} embeddings: pass one label per row")
     identities, column_N = np.unique(enrolled_N, return_inverse=True)
     own_M = np.minimum(np.searchsorted(identities, label_M), len(identities) - 1)
     mated_M = identities[own_M] == label_M
@@ -298,7 +298,7 @@ def rank_one(
     rows_ND = unit_tensor(embeddings, device)
     _, dense, counts = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
     if len(dense) != len(rows_ND):
-        raise UserError(f"{len(dense)} labels for {len(rows_ND)} embeddings: pass one label a row")
+        raise UserError(f"{len(dense)} labels for {len(rows_ND)} embeddings: pass one label per row")
     probes = np.flatnonzero(counts[dense] >= 2)
     if probes.size == 0 or len(counts) < 2:
         raise UserError(

@@ -7,7 +7,7 @@ threshold, twice. Identities of which no majority reaches the threshold are not 
 equal parts; nobody can tell from them alone which label is wrong.
 
 A few identities at a time: O(N D) time, every row read once (some six passes over it in the cache of the block), memory
-3 x block_rows x D x 4 bytes beside 16 bytes an image; an identity of more than block_rows images is streamed, its rows read
+3 x block_rows x D x 4 bytes beside 16 bytes per image; an identity of more than block_rows images is streamed, its rows read
 once a pass. Embeddings may be a float16 or float32 memory map; rows of length 0 (broken images) count as absent.
 
 Cosines to a center of many images are higher than cosines of pairs: with a cosine r between images of one person it

@@ -103,7 +103,7 @@ def mislabelled(
         policy: "drop" leaves the images out; "move" gives those to another identity whose cosine to its center is at least
             `move_threshold` and `margin` (0.3 if None) above the one to their own center, and leaves out the rest.
         move_threshold: a wrong move costs more than a lost image.
-        block_rows: images at a time (memory: `identity_centers`); margin and "move" hold 2 x D bytes an identity besides.
+        block_rows: images at a time (memory: `identity_centers`); margin and "move" hold 2 x D bytes per identity besides.
         device: where nearest centers are computed.
         progress: called as (images done, images).
 

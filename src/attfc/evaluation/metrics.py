@@ -119,7 +119,7 @@ def unit_rows(vectors: npt.NDArray[Any] | Tensor) -> Floats:
         vectors = vectors.detach().to("cpu", torch.float64).numpy()
     rows = np.asarray(vectors, dtype=np.float64)
     if rows.ndim != 2:
-        raise UserError(f"embeddings have shape {rows.shape}: pass one row an image, (N, D)")
+        raise UserError(f"embeddings have shape {rows.shape}: pass one row per image, (N, D)")
     # Scaled by the largest element first: a row of tiny or huge numbers has a direction too, but its squares overflow.
     peak = np.abs(rows).max(axis=1, initial=0.0, keepdims=True)
     bad = np.flatnonzero(~(np.isfinite(peak) & (peak > 0)).ravel())
@@ -336,7 +336,7 @@ def evaluate_scores(
         raise UserError(f"thresholds={thresholds!r} is unknown: use 'exact' or 'grid'")
     fold_P = fold_numbers(scores_P.size, int(folds)) if np.ndim(folds) == 0 else np.asarray(folds, dtype=np.int64)  # type: ignore[arg-type]
     if fold_P.shape != scores_P.shape:
-        raise UserError(f"{fold_P.shape} fold numbers do not match {scores_P.shape} scores: pass one a pair")
+        raise UserError(f"{fold_P.shape} fold numbers do not match {scores_P.shape} scores: pass one per pair")
     numbers = np.unique(fold_P)
     if numbers.size < 2:
         raise UserError("all pairs are in one fold: the threshold of a fold comes from the others, so use at least 2")
@@ -345,7 +345,9 @@ def evaluate_scores(
         first = int(np.flatnonzero(~np.isfinite(distances_P))[0])
         raise UserError(f"squared distance {first} is {distances_P[first]}: check the model for divergence")
     if distances_P.shape != scores_P.shape:
-        raise UserError(f"{distances_P.shape} squared distances do not match {scores_P.shape} scores: pass one a pair")
+        raise UserError(
+            f"{distances_P.shape} squared distances do not match {scores_P.shape} scores: pass one per pair"
+        )
     accuracies = []
     for number in numbers:
         test = fold_P == number

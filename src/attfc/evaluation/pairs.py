@@ -239,7 +239,7 @@ def generate_pairs(index: IdentityIndex, pairs: int = 6000, seed: int = 0, *, fo
     if int(counts.max()) < 2:
         raise UserError(
             f"none of {len(counts):,} identities has 2 images: genuine pairs need one that has; "
-            "evaluate on a store with several images an identity"
+            "evaluate on a store with several images per identity"
         )
     to_have_genuine = int((counts * (counts - 1) // 2).sum())
     total = int(counts.sum())
@@ -253,7 +253,7 @@ def generate_pairs(index: IdentityIndex, pairs: int = 6000, seed: int = 0, *, fo
     notes: tuple[str, ...] = ()
     if each < pairs // 2:
         scarce = "genuine" if to_have_genuine <= to_have_impostor else "impostor"
-        notes = (f"{2 * each:,} pairs instead of {pairs:,}: the store allows only {each:,} different {scarce} pairs",)
+        notes = (f"{2 * each:,} pairs, not {pairs:,}: the people have only {each:,} different {scarce} pairs",)
     return Pairs(
         first=both[:, 0].copy(),
         second=both[:, 1].copy(),

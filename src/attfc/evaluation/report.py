@@ -158,7 +158,7 @@ def _cards(run: RunRecord) -> str:
         cards.append(("Training loss", short(losses[-1]), "", f"from {short(losses[0])}"))
     speeds = column_of(run.train, "images_per_second")[1]
     if speeds:
-        cards.append(("Images a second", f"{statistics.median(speeds):,.0f}", "", "median, queries trained"))
+        cards.append(("Images per second", f"{statistics.median(speeds):,.0f}", "", "median, queries trained"))
     memory = column_of(run.train, "memory_mib")[1]
     if memory:
         cards.append(("Peak memory", mebibytes(max(memory)), "", "of the training process"))
@@ -331,7 +331,7 @@ def _training(run: RunRecord) -> str:
         )
     plain = (
         ("learning_rate", "Learning rate"),
-        ("images_per_second", "Images a second"),
+        ("images_per_second", "Images per second"),
         ("memory_mib", "Memory, MiB"),
     )
     of_the_head = sorted({name for record in run.train for name in record if finite(record[name]) is not None} - _DRAWN)
@@ -444,8 +444,8 @@ def _timing(run: RunRecord) -> str:
         rows.append(("training time", duration(seconds[-1])))
     speeds = column_of(run.train, "images_per_second")[1]
     if speeds:
-        rows.append(("images a second, median", f"{statistics.median(speeds):,.1f}"))
-        rows.append(("images a second, lowest and highest", f"{min(speeds):,.1f} – {max(speeds):,.1f}"))
+        rows.append(("images per second, median", f"{statistics.median(speeds):,.1f}"))
+        rows.append(("images per second, lowest and highest", f"{min(speeds):,.1f} – {max(speeds):,.1f}"))
     memory = column_of(run.train, "memory_mib")[1]
     if memory:
         rows.append(("peak memory", mebibytes(max(memory))))

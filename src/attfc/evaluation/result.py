@@ -155,7 +155,7 @@ def stated_intervals(figures: Mapping[str, Any], place: FigurePath = ()) -> dict
 
 
 def stated_value(figures: Any, path: FigurePath, computed: float) -> float:
-    """Return a figure as `figures` state it. Below the impostor scores that it keeps one by one a sample computes a figure only closely.
+    """Return a figure as `figures` state it. Below the impostor scores that it keeps one by one, a sample computes a figure only closely.
 
     Where the two are further apart than 0.01 the file contradicts itself: the sample's figure is returned.
     """

@@ -67,7 +67,7 @@ RANKS, FPIRS = (1, 5, 10), (0.01, 0.1)
 
 _POOL_ROWS = 8192  # rows of a block: 32 MiB at 512 numbers in float64
 _BLOCK_SCORES = 2**22  # scores computed at a time
-_SPARSE = 200  # cells a pair: beyond, rows are gathered for each first template instead, which costs so many times as much a score
+_SPARSE = 200  # cells per pair: beyond, rows are gathered for each first template instead, which costs so many times as much a score
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ gradient flows into the embeddings alone, where `in_batch_gradient` asks for it 
 Not taken: a B x C matrix of logits, as in the published code.
 Several ranks share the rows of the container. A step gathers labels, queries and new centers, fetches the stored rows of the own samples (where
 an option uses them) and reduces three sums a query; backward needs nobody, because the rows carry no gradient. With `in_batch_gradient` it gathers
-two numbers a query and adds up the gradients of the batch's centers.
+two numbers per query and adds up the gradients of the batch's centers.
 
 The eight steps (the backbones' are the trainer's): 1 queries of unit length; 2 the key encoder follows the query
 encoder; 3 keys embedded; 4 attention of the query over its keys; 5 the generative class center (GCC); 6 logits against

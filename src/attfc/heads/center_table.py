@@ -5,7 +5,7 @@ fewer slots than identities most queries find no stored center, and the negative
 images than others, always the same ones. The table keeps the latest center of everybody. It answers the second question at any container ratio, and
 `draw` gives negatives as Partial FC samples its classes: those of the batch and a random share of all others, new in each step.
 
-Cost: N x 2D bytes (bfloat16), 1 KB an identity at D = 512: 1 GB a million. A step reads and writes the rows of its batch, B x 2D bytes each way,
+Cost: N x 2D bytes (bfloat16), 1 KB per identity at D = 512: 1 GB per million. A step reads and writes the rows of its batch, B x 2D bytes each way,
 and brings those drawn, S x 2D bytes; where the rows are not on the device the host waits for it. A row of zeros: not seen yet.
 Source: our own; the draw is that of Partial FC (arXiv 2203.15565), without gradient and momentum.
 """

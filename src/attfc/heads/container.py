@@ -4,7 +4,7 @@ Two policies. `fifo` (as published): a ring; an identity may fill several slots;
 `unique`: one slot an identity, refreshed in place; the least recently refreshed identities are evicted.
 Both find an identity's slot in O(1) (`LabelIndex`), handle a batch without a loop over its samples and without a host
 synchronization, and run on the meta device. Memory for C slots of D numbers: C x (4D | 2D | D + 4) bytes of rows
-(float32 | bfloat16 | int8 with one float32 scale a row) and 36 to 52 bytes a slot for label, stamp and index; nothing
+(float32 | bfloat16 | int8 with one float32 scale a row) and 36 to 52 bytes per slot for label, stamp and index; nothing
 depends on the number of identities. Time a step: O(B) for `fifo`; `unique` adds one top-k over C stamps.
 Several ranks: each holds a block of the rows; labels, stamps and index are kept by all (at D = 512 a fiftieth of the rows' memory),
 so every rank decides alone, and alike, who goes where: the evictions are those of one process, and no step waits for a vote.

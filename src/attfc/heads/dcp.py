@@ -13,7 +13,7 @@ The mean over an empty set is 0. The step: 1 the keys of the first `enter_first`
 one that comes back moves newest to previous. Eviction: the identity that came the longest ago.
 
 Cost a step: two passes of the container softmax and two of the hardest rows, 6 products of B x C x D; one key pass of the backbone.
-Memory: two containers, 2 C x (4D | 2D | D + 4) B for float32 | bfloat16 | int8 rows, and 72 to 104 B a slot for labels, stamps and indices, which
+Memory: two containers, 2 C x (4D | 2D | D + 4) B for float32 | bfloat16 | int8 rows, and 72 to 104 B per slot for labels, stamps and indices, which
 both keep. Nothing of size B x C. Every sample runs through both losses and a mask chooses: to split the batch would wait for the device.
 
 Several ranks share the rows of the pool, in the same blocks for both slots: so a rank that holds an identity's newest row holds its previous

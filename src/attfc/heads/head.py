@@ -1,11 +1,11 @@
 """The one contract of all heads: embeddings, labels and keys go in, a scalar loss comes out.
 
-A head declares how many keys a sample it wants (`keys_per_query`, 0 for heads with an FC), keeps everything that a
+A head declares how many keys per sample it wants (`keys_per_query`, 0 for heads with an FC), keeps everything that a
 resumed run needs in its `state_dict`, and offers figures of its last step through `statistics`. The trainer knows no
 head by name. Shared here: the checks of a batch's shapes (on the host, so they cost no device synchronization) and
 the change to unit length in float32 or better, whatever autocast made of the embeddings.
 
-Shape legend of this folder: B batch, K keys a query, D embedding size, C container slots, N identities.
+Shape legend of this folder: B batch, K keys per query, D embedding size, C container slots, N identities.
 """
 
 import torch
@@ -93,7 +93,7 @@ class Head(nn.Module):
         if labels_B.shape != (batch,):
             raise UserError(
                 f"labels have shape {tuple(labels_B.shape)}, the embeddings {tuple(embeddings_BD.shape)}: "
-                f"pass one label a sample, shape ({batch},)"
+                f"pass one label per sample, shape ({batch},)"
             )
         if labels_B.dtype != torch.int64:
             raise UserError(
@@ -104,7 +104,7 @@ class Head(nn.Module):
             raise UserError(f"a label is {int(labels_B.min())}: labels count from 0, negative ones are reserved")
 
     def _check_labels_below(self, every_label_B: Tensor, identities: int, ranks: Ranks) -> None:
-        """Refuse labels that have no row, for heads with a row an identity; seen where looking is free (CPU).
+        """Refuse labels that have no row, for heads with a row per identity; seen where looking is free (CPU).
 
         Takes the labels of all ranks: then all of them refuse, and none waits for one that has left.
         """

@@ -4,7 +4,7 @@ An open-addressing hash table on the device. A label owns a *window* of `PROBES`
 a start and an odd stride, both from a 64-bit mix of the label). Its entry may stand anywhere in the window and a lookup
 reads all of it: one (B, 32) gather. So a deletion leaves no tombstone, there is nothing to rebuild, and the work of
 every call is fixed. The labels themselves are not stored again: an entry is a slot number, checked against the slot's
-label. Memory: 16 to 32 B a slot for the table (int32, at least 4 x slots positions) and 4 B for the way back.
+label. Memory: 16 to 32 B per slot for the table (int32, at least 4 x slots positions) and 4 B for the way back.
 
 A new label claims the first free position of its window; if two of one batch claim the same, the higher slot wins and
 the other tries its next one, `ROUNDS` = 8 times. `insert` says who found no place, and the container then does not keep

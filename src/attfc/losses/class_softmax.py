@@ -48,7 +48,7 @@ def class_softmax(
 
     Args:
         query_BD: (B, D) float, unit length. float64 is computed in float64, everything else in float32.
-        weight_ND: (N, D) float, one row a class, any length above 0: normalized here.
+        weight_ND: (N, D) float, one row per class, any length above 0: normalized here.
         labels_B: (B,) int64 in [0, N).
         margin: adjusts the cosine of the target, elementwise; its `scale` multiplies all logits. Parameters of a margin get no
             gradient from here.

@@ -134,7 +134,7 @@ def container_softmax(
         ranks: where there are several, the rows and the extra rows are this rank's shard of them, queries, positives and labels its own
             share of the batch (all of equal size). The loss is that over the rows of all ranks. Forward gathers the queries and labels and
             reduces (maximum, denominator, weighted sum); backward needs nobody, but for the gradient of the extra rows, which gathers
-            two numbers a query.
+            two numbers per query.
 
     Returns:
         (B,) float32 (float64 for float64), loss per sample, gradient to query_BD, positive_B and extra_rows_ED, differentiable

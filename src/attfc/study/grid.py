@@ -24,13 +24,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from attfc.config import load_config
+from attfc.config.safe_yaml import read_yaml, read_yaml_text
 from attfc.errors import UserError, nearest
 from attfc.study.children import children_end_too, lead_group, leave_at_sigterm
 from attfc.study.vectors import VectorWorld
+from attfc.whole_files import write_json_whole
 
 __all__ = ["Cell", "Study", "read_study", "run_study", "study_records"]
 
@@ -94,10 +95,10 @@ def read_study(path: Path) -> Study:
         UserError: no such file, not YAML, unknown keys or wrong values, an unknown reference, two variants with one file name.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(read_yaml_text(path))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}): give a study's YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} holds {type(values).__name__}, expected a mapping with world, seeds and variants")
@@ -186,7 +187,7 @@ def run_study(
             for number, future in enumerate(as_completed(running), 1):
                 cell = running[future]
                 record = future.result()
-                _write(folder / cell.file, record)
+                write_json_whole(folder / cell.file, record)
                 said(f"{number}/{len(missing)}  {cell.variant}, seed {cell.seed}: {_summary(record)}")
         except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -277,9 +278,3 @@ def _read(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: damaged ({str(error)[:100]}): delete it and run the study again") from None
     return record
-
-
-def _write(path: Path, record: dict[str, Any]) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)

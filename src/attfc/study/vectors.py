@@ -46,7 +46,7 @@ class VectorWorld:
 
     Args:
         identities: people in the training set, >= 2.
-        images: least and most samples a person; the number's logarithm is uniform, so few people have many.
+        images: least and most samples per person; the number's logarithm is uniform, so few people have many.
         seed: of the world: map, people and samples.
         latent, nuisance, hidden, size: dimensions of z, of n, of the map's middle and of x.
         nuisance_scale: s; the larger, the harder.

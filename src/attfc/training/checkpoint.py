@@ -1,6 +1,6 @@
 """Checkpoints: the whole state of a run in one folder, written so that a crash at any instant leaves the last one whole.
 
-``checkpoints/step_000000100/`` holds ``tensors_00000.safetensors`` (one a rank), ``state.json`` (everything that is not a tensor) and
+``checkpoints/step_000000100/`` holds ``tensors_00000.safetensors`` (one per rank), ``state.json`` (everything that is not a tensor) and
 ``manifest.json`` (sizes and checksums, written last). torch.distributed.checkpoint carries the tensors, so DTensors are saved in shards and
 load on another number of ranks. Nothing is pickled, and nothing is ever unpickled: a stranger's checkpoint can be wrong but runs no code.
 

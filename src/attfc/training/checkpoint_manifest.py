@@ -1,6 +1,6 @@
 """The table of contents of a checkpoint, `manifest.json`: written last, so it also says that the checkpoint is whole.
 
-It lists every file with its size and CRC-32, and every tensor with its type, size and chunks (one chunk, or one a rank). It takes the
+It lists every file with its size and CRC-32, and every tensor with its type, size and chunks (one chunk, or one per rank). It takes the
 place of torch.distributed.checkpoint's `.metadata`, which is a pickle. A checkpoint may come from a stranger, so what is read is
 checked before memory is asked for: names, counts, and that all tensors together are no larger than the files that hold them.
 """

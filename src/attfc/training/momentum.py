@@ -96,7 +96,7 @@ class MomentumPair(nn.Module):
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # a compiled loop would compile anew at each step number
     @torch.no_grad()
     def update(self, step: int | None = None) -> None:
-        """Move the key encoder towards the query encoder; call once a step, before the keys are embedded.
+        """Move the key encoder towards the query encoder; call once per step, before the keys are embedded.
 
         Args:
             step: number of this update (for the ramp); default: the pair's own count, which a state_dict keeps.

@@ -2,13 +2,12 @@
 
 `metrics.jsonl` is the record everything else is drawn from: one JSON object a line, flushed as it is written, with `kind` train,
 evaluation or broken. On resume, lines of steps after the checkpoint are dropped, so the file reads as if the run had never stopped.
-Costs a few microseconds a step. On a terminal the line is rich's; otherwise a plain line every few seconds (a log file wants no bars).
+Costs a few microseconds per step. On a terminal the line is rich's; otherwise a plain line every few seconds (a log file wants no bars).
 """
 
 import json
 import math
 import os
-import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -41,6 +40,8 @@ class _Writer(Protocol):
 def memory_mib(device: torch.device) -> float:
     """Peak memory of this process in MiB: of the accelerator if `device` is one, else resident."""
     if device.type == "cpu":
+        import resource  # not on Windows, where nothing is trained
+
         kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return kibibytes / 1024 if sys.platform != "darwin" else kibibytes / 1024**2
     return float(torch.accelerator.max_memory_allocated(device)) / 1024**2
@@ -121,6 +122,7 @@ class ProgressLine:
             MofNCompleteColumn(),
             TextColumn("{task.fields[figures]}", markup=False),
             TimeRemainingColumn(compact=True),
+            TextColumn("left"),
             console=self.console,
             disable=not self.console.is_terminal,
         )
@@ -142,11 +144,14 @@ class ProgressLine:
     def update(self, step: int, figures: dict[str, Any]) -> None:
         """Show the figures of a step (the same keys as a `train` record)."""
         with_center = figures.get("positive_share", 1.0)
-        parts = [f"loss {figures['loss']:.3f}" + (f" ({with_center:.0%} have a center)" if with_center < 0.995 else "")]
+        parts = [
+            f"loss {figures['loss']:.3f}"
+            + (f" ({with_center:.0%} of the images have a center yet)" if with_center < 0.995 else "")
+        ]
         if figures["images_per_second"] is not None:
             parts.append(f"{figures['images_per_second']:,.0f} images/s")
-        parts.append(f"lr {figures['learning_rate']:.2g}")
         if self._bar.disable or self.console.width >= 100:
+            parts.append(f"lr {figures['learning_rate']:.2g}")
             parts.append(f"{figures['memory_mib']:,.0f} MiB")
         text = "  ".join(parts)
         self._bar.update(self._task, completed=step, figures=text)

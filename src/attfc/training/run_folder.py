@@ -7,6 +7,7 @@ The lock is the operating system's (`flock`) on the file `.lock`: a process that
 import contextlib
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from attfc.errors import UserError
 from attfc.training.checkpoint import latest_checkpoint
 from attfc.training.checkpoint_manifest import MANIFEST
 
-__all__ = ["locked", "newest_run", "remove_unsaved"]
+__all__ = ["fresh_folder", "locked", "newest_run", "remove_unsaved", "run_of"]
 
 LOCK = ".lock"
 UNSAVED = {"config.yaml", "environment.json", "metrics.jsonl", "tensorboard", "checkpoints", ".started_in", LOCK}
@@ -100,6 +101,35 @@ def newest_run(overrides: Sequence[str] = ()) -> Path:
             f"--resume last: no run with a checkpoint in {output.absolute()}: give the run's folder, or output=FOLDER that holds the runs"
         )
     return max(found)[1]
+
+
+def fresh_folder(output: Path, name: str) -> Path:
+    """Make and return ``output/name-NUMBER``, with the first number that is free.
+
+    Raises:
+        UserError: it cannot be made there.
+    """
+    safe = re.sub(r"[^\w.-]+", "-", name)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for number in range(1, 100_000):
+            folder = output / f"{safe}-{number:03d}"
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                continue
+            return folder
+    except OSError as error:
+        raise UserError(f"cannot make the run's folder in output={output}: {error.strerror or error}") from None
+    raise UserError(f"output={output} holds 100,000 runs named {safe}: choose another name=")
+
+
+def run_of(path: Path) -> Path | None:
+    """Return the folder of the run that `path` is, or that it is a model of (`model/`, `best/`, a file in them); None: of no run."""
+    folder = path.parent if path.is_file() else path
+    if folder.name in ("model", "best") and (folder.parent / "config.yaml").is_file():
+        return folder.parent
+    return folder if folder == path and (folder / "config.yaml").is_file() else None
 
 
 def remove_unsaved(folder: Path) -> bool:

@@ -21,6 +21,7 @@ from typing import Any, Protocol, get_args
 from pydantic import BaseModel
 
 from attfc.errors import UserError
+from attfc.whole_files import write_json_whole
 
 __all__ = ["TRACKERS", "Tracker", "open_trackers", "refuse_missing", "shared_settings"]
 
@@ -95,7 +96,7 @@ def open_trackers(names: Sequence[str], run_folder: Path, settings: Mapping[str,
         known[name] = tracker.key
         opened.append(_Careful(name, tracker))
     if opened:
-        path.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+        write_json_whole(path, known)
     return opened
 
 

@@ -8,7 +8,7 @@ A loss that is not finite ends the run before it can reach a checkpoint. The los
 launched, so an accelerator never waits for the host. Everything that shapes later losses is in the checkpoint: resume gives the same
 losses, bit for bit on the CPU.
 
-Several ranks: each trains on its share of the batch, DistributedDataParallel averages the gradients of the query encoder (once a step, also under
+Several ranks: each trains on its share of the batch, DistributedDataParallel averages the gradients of the query encoder (once per step, also under
 accumulation). After a step all ranks are equal: the running statistics of BatchNorm are averaged over them, and one small reduction a step
 tells everybody the loss, whether somebody was asked to stop, and whether a broken image was met; so all stop at the same step, on
 accelerators one step after the signal. Rank 0 logs and writes models; a checkpoint is written by all, each its shard, and all evaluate.
@@ -254,7 +254,7 @@ class Trainer:
                 raise Interrupted(text, self.step, saved=True)
         self.ranks.once(lambda: str(save_model(self.run_folder / "model", self.pair.query, self.model_config)))
         if self.evaluate is not None:
-            self.run_evaluation(log, line)
+            self.run_evaluation(log)
 
     def train_step(self, batches: list[Batch]) -> Tensor:
         """One optimizer step over the mean loss of `batches`; returns that loss, detached, without waiting for the device.
