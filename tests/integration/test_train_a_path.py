@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -186,3 +187,35 @@ def test_a_pair_list_that_nobody_is_judged_on_is_said_to_be_unread(people, tmp_p
 def test_a_rate_may_be_written_with_an_exponent(people, tmp_path) -> None:
     run = attfc.train(people, *QUICK, "lr=1e-3", output=tmp_path)
     assert run.config.optimizer.learning_rate == 0.001
+
+
+def test_python_takes_numbers_of_numpy_devices_and_runs_and_refuses_the_rest_in_one_line(people, tmp_path) -> None:
+    run = attfc.train(
+        people, *QUICK, lr=np.float32(0.25), device=torch.device("cpu"), seed=np.int64(3), output=tmp_path
+    )
+    assert (run.config.optimizer.learning_rate, run.config.device, run.config.seed) == (0.25, "cpu", 3)
+    assert attfc.train(people, *QUICK, start_from=run, output=tmp_path).config.start_from == str(run.folder)
+    for wrong in (None, 3, [str(people)], attfc.open_store(people)):
+        with pytest.raises(
+            attfc.UserError, match=f"takes data as a path or synthetic:..., .* not {type(wrong).__name__}"
+        ):
+            attfc.train(wrong)  # type: ignore[arg-type]
+    with pytest.raises(attfc.UserError, match="learning_rate='<object"):
+        attfc.train(people, lr=object())
+
+
+def test_a_screen_that_nobody_reads_ends_the_run_and_leaves_no_folder(people, tmp_path) -> None:
+    command = [sys.executable, "-m", "attfc", "train", str(people), *QUICK, f"output={tmp_path}"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == f"attfc: opening {people} ...\n".encode()
+        process.stderr.close()
+        assert process.wait() == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_given_as_data_says_how_to_go_on_with_it(people, tmp_path, monkeypatch, capsys) -> None:
+    run = attfc.train(people, *QUICK, output=tmp_path)
+    status, _, err = run_main(monkeypatch, capsys, "train", run.folder)
+    assert status == 1
+    assert f"{run.folder} is a run and no data: to go on with it: attfc train --resume {run.folder}; to start" in err

@@ -68,6 +68,8 @@ class progress_bar:  # noqa: N801  reads as a function at its call sites
         return self
 
     def __call__(self, done: int, total: int) -> None:
+        if not err.is_terminal:  # it would leave an empty line
+            return
         if self._task is None:
             self._bar.start()
             self._task = self._bar.add_task("", total=total)

@@ -52,7 +52,7 @@ class RunScreen:
         err.quiet = out.quiet = run.ranks.rank > 0
         try:
             self._announce(run, resumed)
-        except KeyboardInterrupt:
+        except BaseException:  # Ctrl-C, or rich leaves because nobody reads: attfc train ... 2>&1 | head -1
             from attfc.training.run_folder import remove_unsaved
 
             remove_unsaved(run.folder)

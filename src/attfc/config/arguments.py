@@ -5,6 +5,7 @@ A word is, in this order: the name of a preset (`./demo` for a folder of that na
 """
 
 import os
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,10 @@ def read_words(words: Iterable[str | os.PathLike[str]]) -> Asked:
     overrides: list[str] = []
     presets = preset_names()
     for each in words:
+        if not isinstance(each, str | os.PathLike):
+            raise UserError(
+                f"train() takes data as a path or synthetic:..., and options as texts such as 'epochs=5', not {type(each).__name__}"
+            )
         word = os.fspath(each)
         if word in presets or (word.endswith((".yaml", ".yml")) and "=" not in word and not Path(word).is_dir()):
             if preset is not None:
@@ -39,6 +44,13 @@ def read_words(words: Iterable[str | os.PathLike[str]]) -> Asked:
             if data is not None:
                 raise UserError(
                     f"{data} and {word} are two sets of data: give one, or data.sources=[{{root: A}}, {{root: B}}]"
+                )
+            if os.path.isfile(os.path.join(word, "config.yaml")) and os.path.isfile(
+                os.path.join(word, "environment.json")
+            ):
+                raise UserError(
+                    f"{word} is a run and no data: to go on with it: attfc train --resume {shlex.quote(word)}; "
+                    f"to start from its weights: attfc train FOLDER start_from={shlex.quote(word)}"
                 )
             data = word
         elif "=" in word:
@@ -89,13 +101,16 @@ def _section(values: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    return (
-        value
-        if isinstance(value, str)
-        else yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
-    )
+    folder = getattr(value, "folder", value)  # start_from=run
+    if isinstance(folder, os.PathLike):
+        return str(os.fspath(folder))
+    if isinstance(value, str):
+        return value
+    try:  # numbers of numpy and torch are those of Python
+        plain = value.item() if hasattr(value, "item") else value
+        return str(yaml.safe_dump(plain, default_flow_style=True)).removesuffix("...\n").strip()
+    except (yaml.YAMLError, ValueError, RuntimeError):  # torch.device("cpu"); an array of several numbers
+        return str(value)
 
 
 def _unknown(word: str, presets: list[str]) -> str:

@@ -573,8 +573,9 @@ def _close_at_exit(loader: "weakref.ref[AttentionLoader]") -> None:
 
 
 def _leave() -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # closed: attfc train ... >&-
+            stream.flush()
     os._exit(0)
 
 
