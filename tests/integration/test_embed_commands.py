@@ -120,9 +120,10 @@ def test_verify_says_what_a_cosine_means(earlier, flat, face_folder, tmp_path, m
     )
     assert status == 0, err
     found = json.loads((tmp_path / "v.json").read_text())
-    thresholds = json.loads((earlier / "evaluation.json").read_text())["all_pairs"]["threshold_at_far"]
-    stated = {far: value for far, value in thresholds.items() if value is not None}
-    assert stated
+    pairs = json.loads((earlier / "evaluation.json").read_text())["all_pairs"]
+    known = {far: value for far, value in pairs["threshold_at_far"].items() if value is not None}
+    stated = {far: value for far, value in known.items() if float(far) * pairs["impostor_pairs"] >= 30}
+    assert 0 < len(stated) < len(known)
     assert found["threshold_at_far"] == stated
     assert found["same_person_at_far"] == {far: found["cosine"] > value for far, value in stated.items()}
     model = attfc.load(earlier, device="cpu")

@@ -224,9 +224,9 @@ def test_a_name_with_a_line_break_stays_one_line_and_bytes_stay_bytes() -> None:
 
 
 def test_thresholds_are_those_of_the_model_that_was_evaluated_last(tmp_path) -> None:
-    stated = {"all_pairs": {"threshold_at_far": {"0.1": 0.25, "1e-06": None}}}
+    stated = {"all_pairs": {"threshold_at_far": {"0.1": 0.25, "0.01": 0.5, "1e-06": None}, "impostor_pairs": 300}}
     (tmp_path / "evaluation.json").write_text(json.dumps(stated))
-    assert _thresholds(tmp_path / "model") == {0.1: 0.25}
+    assert _thresholds(tmp_path / "model") == {0.1: 0.25}  # 3 pairs of strangers passed the other: too few
     assert _thresholds(tmp_path / "best") == {}  # of another step
     (tmp_path / "evaluation.json").write_text("[]")
     assert _thresholds(tmp_path / "model") == {}

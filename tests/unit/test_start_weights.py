@@ -288,7 +288,7 @@ def test_the_key_encoder_of_a_run_is_taken_if_it_ever_moved_and_counts_its_steps
     checkpoint = save_checkpoint(tmp_path, 3, {"pair": saved.state_dict()})
     record = StartRecord(source="run", kind="run", network="r6_tiny", weights={}, lineage=Lineage())
     (taken,) = StartWeights(record, (), checkpoint, "attfc", None).fill(fresh)
-    assert ("its copy as key encoder" in taken) is not moved
+    assert ("and its key encoder" in taken) is moved
     assert fresh.step == 0
     expected = (saved.key if moved else saved.query).state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in fresh.key.state_dict().items())

@@ -208,7 +208,7 @@ class NegativesConfig(Section):
     )
     in_batch_gradient: bool = option(
         False,
-        "these negatives have a gradient: the loss also moves the embeddings that they are made of away from the other people",
+        "the batch's own centers push: as negatives they have a gradient, which moves the embeddings they are made of away from other people",
         acts="head.name=attfc and negatives.in_batch=true and center.source!=keys",
     )
     source: Literal["container", "table"] = option(
