@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
+from attfc.errors import UserError
 from attfc.evaluation import Pairs, evaluate_store
 from attfc.evaluation.all_pairs import SPARE_FOR_INTERVALS
 from attfc.evaluation.people import heading_with_people
 from attfc.evaluation.result import stated_intervals
 from attfc.precision import AMP_DTYPES
+from attfc.training.interruption import resume_command
 from attfc.whole_files import write_json_whole, written_whole
 
 if TYPE_CHECKING:
@@ -27,20 +29,26 @@ def evaluator_of(run: "Run", pairs: Pairs) -> Callable[[nn.Module, int], dict[st
 
     def evaluate(model: nn.Module, step: int) -> dict[str, Any]:
         last = config.report.write and step == run.trainer.total_steps  # intervals take seconds: once a run
-        result = evaluate_store(
-            model,
-            held_out,
-            pairs=pairs,
-            seed=config.seed,
-            flip=config.eval.flip,
-            batch_size=config.eval.batch_size,
-            all_pairs=config.eval.all_pairs,
-            workers=config.data.workers,
-            autocast_dtype=AMP_DTYPES[config.precision.amp],
-            ranks=run.ranks,
-            spare=SPARE_FOR_INTERVALS if last else 1.0,
-            broken_limit=config.data.broken_limit,
-        )
+        try:
+            result = evaluate_store(
+                model,
+                held_out,
+                pairs=pairs,
+                seed=config.seed,
+                flip=config.eval.flip,
+                batch_size=config.eval.batch_size,
+                all_pairs=config.eval.all_pairs,
+                workers=config.data.workers,
+                autocast_dtype=AMP_DTYPES[config.precision.amp],
+                ranks=run.ranks,
+                spare=SPARE_FOR_INTERVALS if last else 1.0,
+                broken_limit=config.data.broken_limit,
+            )
+        except UserError as error:
+            raise UserError(
+                f"the evaluation at step {step:,} failed: {error}. What was trained is saved up to the last checkpoint: mend that, or raise "
+                f"data.broken_limit, and go on with {resume_command(run.folder)}"
+            ) from error
         figures = result.figures()
         if run.shared is not None:
             run.trainer.evaluated_on = heading_with_people(run.shared.heading, result.people)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -219,3 +220,19 @@ def test_a_run_given_as_data_says_how_to_go_on_with_it(people, tmp_path, monkeyp
     status, _, err = run_main(monkeypatch, capsys, "train", run.folder)
     assert status == 1
     assert f"{run.folder} is a run and no data: to go on with it: attfc train --resume {run.folder}; to start" in err
+
+
+def test_an_evaluation_that_fails_at_the_end_says_how_to_go_on(people, tmp_path, monkeypatch, capsys) -> None:
+    kept = tmp_path / "kept"
+    shutil.copytree(people, kept)
+    for broken in sorted(kept.rglob("0.jpg")):
+        broken.write_bytes(b"no picture")
+    typed = ["demo", *QUICK, f"data.root={people}", f"eval.root={kept}", f"output={tmp_path}", "backbone=r6_tiny"]
+    status, _, err = run_main(monkeypatch, capsys, "train", *typed)
+    assert status == 1
+    assert "the evaluation at step 4 failed: " in err
+    folder = tmp_path / "demo-001"
+    assert f"go on with attfc train --resume {folder}" in " ".join(err.split())
+    status, out, err = run_main(monkeypatch, capsys, "train", "--resume", folder, "data.broken_limit=0.3")
+    assert status == 0, err
+    assert "accuracy of pairs" in out

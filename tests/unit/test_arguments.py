@@ -149,3 +149,8 @@ def test_a_batch_that_does_not_fit_is_cut_unless_its_size_or_parts_were_typed(mo
     assert chosen() == (16, 4, "cut to fit")
     assert chosen("batch_size=32") == (32, 1, "scale, margin")
     assert chosen("optimizer.accumulation=2") == (32, 2, "scale, margin")
+
+
+def test_spaces_around_the_sign_are_named(tmp_path) -> None:
+    with pytest.raises(UserError, match="options are written without spaces around the sign: epochs=3, not epochs = 3"):
+        read_words(["synthetic:", "=", "3"])

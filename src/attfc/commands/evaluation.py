@@ -216,14 +216,12 @@ def evaluate(
             resampled = resample_result(result, resamples, confidence, seed, progress=bar)
         intervals, notes = add_intervals(outcome.figures, resampled), interval_notes(resampled)
         outcome.figures["uncertainty"] = method_of_intervals(resamples, confidence, seed)
-    for note in outcome.people_notes:
-        out.print(f"note: {note}", markup=False)
     outcome.show(intervals)
     if intervals:
         out.print(
             f"[a, b]: {100 * confidence:g} % interval, {resamples:,} bootstrap resamples of identities", markup=False
         )
-    for note in notes:
+    for note in (*notes, *outcome.people_notes):  # who was trained on is said last, where it is read
         out.print(f"note: {note}", markup=False)
     if save is not None:
         from attfc.evaluation.result import save_result
