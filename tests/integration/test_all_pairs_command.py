@@ -114,7 +114,7 @@ def test_figures_are_those_of_a_loop_for_everyone_and_for_each_group(
     ):
         assert wanted in text, wanted
     unknown = "not checked: what the model was trained on is not known here"
-    assert [unknown, *figures["notes"]] == [
+    assert [*figures["notes"], unknown] == [
         line.removeprefix("note: ") for line in out.splitlines() if line.startswith("note: ")
     ]
 

@@ -382,7 +382,7 @@ def test_a_study_that_is_ended_ends_its_cells(tmp_path: Path, name: str) -> None
         for pid in {study.pid, *members, *family_if_any(study.pid)}:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-    assert study.returncode == {"SIGTERM": 143, "SIGINT": 130, "SIGKILL": -9}[name]
+    assert study.returncode == {"SIGTERM": 143, "SIGINT": 130, "SIGKILL": -9}[name], said
     if name != "SIGKILL":
         assert "ended with 0 of 2 cells there; the same command goes on with the others" in said
         assert "Traceback" not in said

@@ -71,5 +71,6 @@ def _signal(child: BaseProcess, number: signal.Signals) -> None:
     try:
         os.killpg(child.pid, number)
     except ProcessLookupError:  # not yet a leader, or gone
-        if child.is_alive():
-            os.kill(child.pid, number)
+        with contextlib.suppress(ProcessLookupError):  # it may go at any moment
+            if child.is_alive():
+                os.kill(child.pid, number)
