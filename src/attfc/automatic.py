@@ -60,12 +60,13 @@ def choose_configuration(
         with_pairs,
         *((0, 0) if kept is None else (len(kept.identities), len(kept))),
     )
-    rows = ranks.once(lambda: choose(data, machine, asked.given()))
-    chosen = _before_the_data(asked.given())
+    given = asked.given()
+    rows = ranks.once(lambda: choose(data, machine, given))
+    chosen = _before_the_data(given)
     for row in rows:
         chosen |= row.values
     config = asked.resolve(chosen)
-    typed = {"batch_size", "optimizer.accumulation"} & asked.given().keys()
+    typed = {"batch_size", "optimizer.accumulation"} & given.keys()
     if typed or config.backbone.name.endswith("_tiny"):  # a tiny network fits wherever torch does
         return config, rows
     budget = machine.memory_gib * 2**30

@@ -5,7 +5,7 @@ changes; nothing follows the sum. A 3x3 stem at full resolution, four stages tha
 flatten - linear - BN. Convolutions have no bias. The feature map, not its mean, goes to the linear layer, so a network is built
 for one image size: any multiple of 8, 112 by default.
 
-Cost at 112 x 112: 2.6 (r18) to 23.4 (r200) G multiply-accumulates per image; activations of r100 take about 110 MiB an image in float32
+Cost at 112 x 112: 2.6 (r18) to 23.4 (r200) G multiply-accumulates per image; activations of r100 take about 110 MiB per image in float32
 while training (`checkpointing=True`: about a third).
 Source: ArcFace (arXiv 1801.07698), section 3.2; state names and shapes of arcface_torch, so its weights load with strict=True.
 """
