@@ -18,7 +18,7 @@ import torch
 from common import write_result
 
 from attfc.evaluation import all_pairs
-from attfc.evaluation.all_pairs import ALL_PAIRS_FARS, score_all_pairs
+from attfc.evaluation.protocols.all_pairs import ALL_PAIRS_FARS, score_all_pairs
 
 DIMENSION = 512
 MFR_IMAGES, MFR_IDENTITIES = 1_624_305, 242_143

@@ -22,11 +22,11 @@ import torch
 from common import write_result
 
 from attfc.data import open_store
-from attfc.data.cleaning import find_duplicates, read_contents
+from attfc.data.cleaning.clean import find_duplicates, read_contents
+from attfc.data.cleaning.identity_centers import center_blocks, identity_centers
+from attfc.data.cleaning.label_cleaning import Mislabelled, mislabelled, overlap_by_embedding
 from attfc.data.content_hash import equal_groups
 from attfc.evaluation import embed_store, evaluate_pairs, generate_pairs
-from attfc.evaluation.identity_centers import center_blocks, identity_centers
-from attfc.evaluation.label_cleaning import Mislabelled, mislabelled, overlap_by_embedding
 from attfc.training.model_files import load_model
 
 Int64 = npt.NDArray[np.int64]

@@ -31,12 +31,20 @@ import numpy as np
 from common import write_result
 
 from attfc.data.index import IdentityIndex
-from attfc.data.packed import ABOUT, FORMAT, VERSION, PackedStore, file_crc32, npy_header, shard_name
-from attfc.data.permutation import permute
-from attfc.data.query_stream import QueryStream
-from attfc.data.record_file import MAGIC
-from attfc.data.record_index import RecordIndex, save_record_index
-from attfc.data.records import RecordStore, _digest
+from attfc.data.sampling.permutation import permute
+from attfc.data.sampling.query_stream import QueryStream
+from attfc.data.stores.packed.packed_store import (
+    ABOUT,
+    FORMAT,
+    VERSION,
+    PackedStore,
+    file_crc32,
+    npy_header,
+    shard_name,
+)
+from attfc.data.stores.rec.record_file import MAGIC
+from attfc.data.stores.rec.record_index import RecordIndex, save_record_index
+from attfc.data.stores.rec.records import RecordStore, _digest
 
 IMAGE_BYTES = 5_000
 SHARD_BYTES = 1 << 30
@@ -361,7 +369,7 @@ def measure(kind: str, folder: Path, repeats: int, steps: int) -> dict[str, Any]
 def timed_first_opening(folder: Path) -> dict[str, float]:
     """Build the index of a RecordIO set in a process of its own; seconds and the most memory it took."""
     code = (
-        "import resource, sys, time; from attfc.data.records import RecordStore; start = time.perf_counter(); "
+        "import resource, sys, time; from attfc.data.stores.rec.records import RecordStore; start = time.perf_counter(); "
         "store = RecordStore(sys.argv[1]); seconds = time.perf_counter() - start; assert store.cache; "
         "print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
     )

@@ -19,7 +19,7 @@ from typing import Any
 
 from common import RESULTS, environment, write_result
 
-from attfc.bench.head_cell import ResidentPeak, in_child
+from attfc.lab.bench.head_cell import ResidentPeak, in_child
 
 TINY = ["backbone.name=r10_tiny"]
 CONTAINER = ["container.slots=100000", "center.source=keys", "center.table=none"]
@@ -69,8 +69,8 @@ def measured(overrides: list[str], gives_back: bool) -> dict[str, Any]:
     if gives_back:
         ctypes.CDLL(None).mallopt(-3, 1 << 17)  # M_MMAP_THRESHOLD; given once, it no longer grows
 
-    from attfc.build import new_run
     from attfc.config import load_config
+    from attfc.run.build import new_run
 
     torch.nn.functional.conv2d(torch.zeros(1, 3, 8, 8, requires_grad=True), torch.zeros(4, 3, 3, 3)).sum().backward()
     torch.zeros(256, 256) @ torch.zeros(256, 256)

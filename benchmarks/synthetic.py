@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from common import write_result
 
-from attfc.data.face_parameters import identity_keys, identity_traits, sample_conditions, sample_keys
-from attfc.data.face_renderer import render_faces
-from attfc.data.synthetic import SyntheticFaces
+from attfc.data.stores.synthetic import SyntheticFaces
+from attfc.synthetic.face_parameters import identity_keys, identity_traits, sample_conditions, sample_keys
+from attfc.synthetic.face_renderer import render_faces
 
 IMAGES, REPEATS = 256, 5
 

@@ -13,8 +13,8 @@ import torch
 from common import median_seconds_each, write_result
 from torch import Tensor
 
-from attfc.build import new_run
 from attfc.config import load_config
+from attfc.run.build import new_run
 
 BATCH = 128
 IDENTITIES = 2360  # as in faces112/train

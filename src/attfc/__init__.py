@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from attfc.backbones import create_backbone, list_backbones
     from attfc.data import AttentionLoader, Augment, SyntheticFaces, open_store
-    from attfc.deploy import FaceModel, from_pretrained, load, open_model
     from attfc.errors import UserError
     from attfc.evaluation import embed_store, evaluate_pairs, evaluate_store
+    from attfc.export import FaceModel, from_pretrained, load, open_model
     from attfc.heads import (
         DCP,
         DCQ,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         generative_class_center,
     )
     from attfc.losses import AdaFace, ArcFace, CombinedMargin, CosFace, Margin, class_softmax, container_softmax
-    from attfc.run import train
+    from attfc.run.train import train
     from attfc.training.model_files import load_model, save_model
     from attfc.training.momentum import MomentumPair
     from attfc.training.optimizers import parameter_groups
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "attfc.backbones": ("create_backbone", "list_backbones"),
     "attfc.data": ("AttentionLoader", "Augment", "SyntheticFaces", "open_store"),
-    "attfc.deploy": ("FaceModel", "from_pretrained", "load", "open_model"),
+    "attfc.export": ("FaceModel", "from_pretrained", "load", "open_model"),
     "attfc.errors": ("UserError",),
     "attfc.evaluation": ("embed_store", "evaluate_pairs", "evaluate_store"),
     "attfc.heads": (
@@ -42,7 +42,7 @@ _HOMES = {
         "generative_class_center",
     ),
     "attfc.losses": ("AdaFace", "ArcFace", "CombinedMargin", "CosFace", "Margin", "class_softmax", "container_softmax"),
-    "attfc.run": ("train",),
+    "attfc.run.train": ("train",),
     "attfc.training.model_files": ("load_model", "save_model"),
     "attfc.training.momentum": ("MomentumPair",),
     "attfc.training.optimizers": ("parameter_groups",),

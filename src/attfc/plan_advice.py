@@ -1,11 +1,11 @@
 """What follows from plans: whether the head that was asked about fits, what to change where it hardly does, which head is the better choice.
 
-Arithmetic on the plans of `attfc.planning` and sentences; nothing is measured here.
+Arithmetic on the plans of `attfc.plan` and sentences; nothing is measured here.
 """
 
 from collections.abc import Sequence
 
-from attfc.planning import Plan
+from attfc.plan import Plan
 
 __all__ = ["advice", "answer", "way_to_save"]
 

@@ -1,6 +1,6 @@
 """The heads as the planner sees them: bytes of each with a configuration's options, and whether one step of the configured head fits.
 
-Nothing is timed here. `passes_that_fit` runs the network on two small batches (`attfc.planning.measure_encoder`), a few seconds.
+Nothing is timed here. `passes_that_fit` runs the network on two small batches (`attfc.plan.measure_encoder`), a few seconds.
 """
 
 from typing import Any
@@ -9,9 +9,9 @@ import torch
 
 from attfc.backbones import create_backbone
 from attfc.config import RunConfig
-from attfc.planning import Encoder, HeadMemory, head_memory, measure_encoder, plan_step
+from attfc.plan import Encoder, HeadMemory, head_memory, measure_encoder, plan_step
 from attfc.precision import AMP_DTYPES, best_autocast_dtype
-from attfc.resolved import draws_negatives, identity_share, negatives_per_step
+from attfc.run.resolved import draws_negatives, identity_share, negatives_per_step
 
 __all__ = ["heads_of", "measured_encoder", "passes_that_fit", "queries_per_epoch", "step_options", "title_of"]
 
@@ -50,7 +50,7 @@ def heads_of(
 
 
 def queries_per_epoch(config: RunConfig, title: str, images: int | None) -> int | None:
-    """Return the images, once each; where a share of the batch is drawn by identity, an epoch is longer (`attfc.data.identity_mix`)."""
+    """Return the images, once each; where a share of the batch is drawn by identity, an epoch is longer (`attfc.data.sampling.identity_mix`)."""
     share = identity_share(config, title.split(",")[0])
     return images if images is None or share >= 1 else round(images / (1 - share))
 

@@ -7,10 +7,10 @@ import torch
 
 from attfc.backbones import create_backbone
 from attfc.data import SyntheticFaces
-from attfc.data.store import Images
+from attfc.data.stores.store import Images
 from attfc.distributed import Ranks
 from attfc.errors import UserError
-from attfc.evaluation.embedding import embed_store
+from attfc.evaluation.embed import embed_store
 
 
 class Faces(SyntheticFaces):

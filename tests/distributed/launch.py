@@ -19,7 +19,7 @@ import torch.distributed as dist
 SECONDS = 90  # a rank that has not answered by then is stuck
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["attfc.build", "torch.distributed.tensor", "torch.distributed.checkpoint"])
+context.set_forkserver_preload(["attfc.run.build", "torch.distributed.tensor", "torch.distributed.checkpoint"])
 
 
 def on_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:

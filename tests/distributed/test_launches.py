@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from attfc.build import resume_run
 from attfc.distributed import join_ranks
 from attfc.errors import UserError
+from attfc.run.build import resume_run
 
 from .faulty_rank import lose
 from .launch import on_ranks

@@ -7,8 +7,8 @@ from tempfile import gettempdir
 
 import pytest
 
-from attfc.build import resume_run
 from attfc.errors import UserError
+from attfc.run.build import resume_run
 
 from .launch import on_ranks
 from .workers import errors, train, train_by_path, train_several
@@ -137,8 +137,8 @@ def test_what_cannot_begin_says_so_on_every_rank(tmp_path) -> None:
 
 
 def test_an_attfc_run_starts_from_a_full_fc_run(runs, tmp_path) -> None:
-    from attfc.build import new_run
     from attfc.config import load_config
+    from attfc.run.build import new_run
 
     from .workers import TINY
 

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attfc.build import new_run, resume_run
 from attfc.config import load_config
 from attfc.config.arguments import read_words
 from attfc.distributed import Ranks, grad_scaler
 from attfc.errors import UserError
 from attfc.heads import DCP, DCQ, AttFC, CenterTable, Container, FullFC, Head, ImageMemory, PartialFC, RowStore
 from attfc.losses import AdaFace, CombinedMargin, CosFace
-from attfc.training.checkpoint import load_checkpoint, save_checkpoint
+from attfc.run.build import new_run, resume_run
+from attfc.training.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from attfc.training.checkpoints.sharded_state import ShardedState
 from attfc.training.optimizers import build_optimizer, parameter_groups
-from attfc.training.sharded_state import ShardedState
 from attfc.training.trainer import Interrupted
 
 D, K, STEPS = 12, 2, 9

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from attfc.build import new_run
 from attfc.config import load_config
+from attfc.run.build import new_run
 
 pytestmark = [
     pytest.mark.gpu,

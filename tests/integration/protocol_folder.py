@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from attfc.data import SyntheticFaces
-from attfc.data.verification_sets import write_verification_set
+from attfc.data.stores.verification_sets import write_verification_set
 from attfc.evaluation.alignment import ARCFACE_TEMPLATE
 
 

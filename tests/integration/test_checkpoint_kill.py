@@ -13,7 +13,7 @@ import time
 
 import torch
 
-from attfc.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from attfc.training.checkpoints.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 
 KILLS = 12
 SERVER = """
@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 import torch.distributed.checkpoint.default_planner
 from attfc.training import checkpoint_storage
-from attfc.training.checkpoint import latest_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
+from attfc.training.checkpoints.checkpoint import latest_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
 
 def state(step):
     return {"step": step, "rows": [torch.full((50_000,), float(step)) for _ in range(4)]}

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from attfc.build import build_head
 from attfc.config import load_config
+from attfc.run.build import build_head
 
 from .commands import attfc, run_main
 from .conftest import TINY

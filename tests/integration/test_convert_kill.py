@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from attfc.data.convert import convert_store
-from attfc.data.folder import FolderStore
-from attfc.data.packed import PackedStore, verify_packed
+from attfc.data.stores.folder import FolderStore
+from attfc.data.stores.packed.packed_store import PackedStore, verify_packed
 
 OPTIONS = {"sync_bytes": 2_000, "shard_bytes": 20_000}
 MOST_RUNS = 60

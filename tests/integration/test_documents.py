@@ -12,11 +12,11 @@ import pytest
 import typer
 from pydantic import BaseModel
 
-from attfc.build import new_run
 from attfc.cli import app
 from attfc.config import RunConfig, load_config, preset_names
 from attfc.config.arguments import read_words
 from attfc.evaluation.alignment import ARCFACE_TEMPLATE
+from attfc.run.build import new_run
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

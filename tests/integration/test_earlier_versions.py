@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from attfc.build import new_run, resume_run
 from attfc.config import load_config
 from attfc.config.translate import translate
 from attfc.heads import AttFC
+from attfc.run.build import new_run, resume_run
 
 from .conftest import TINY
 

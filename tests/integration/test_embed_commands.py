@@ -20,8 +20,8 @@ MORE = ["eval.all_pairs=true", "precision.amp=none", "device=cpu"]
 @pytest.fixture(scope="module")
 def earlier(tmp_path_factory) -> Path:
     """A run on many people, from which others start."""
-    from attfc.build import new_run
     from attfc.config import load_config
+    from attfc.run.build import new_run
 
     more = [
         "data.root=synthetic:identities=60,images=10,seed=0",

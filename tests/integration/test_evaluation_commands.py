@@ -14,14 +14,14 @@ import torch
 from attfc import create_backbone
 from attfc.commands import comparing
 from attfc.data import SyntheticFaces
-from attfc.data.verification_sets import read_verification_set
-from attfc.evaluation.embedding import embed_store
-from attfc.evaluation.identification import identify
-from attfc.evaluation.identification_of_store import choose_gallery
+from attfc.data.stores.verification_sets import read_verification_set
+from attfc.evaluation.bootstrap import IdentityDraw
+from attfc.evaluation.embed import embed_store
 from attfc.evaluation.metrics import evaluate_pairs
-from attfc.evaluation.resampling import IdentityDraw
-from attfc.evaluation.result import read_result, save_result
-from attfc.evaluation.verification import identities_of_set
+from attfc.evaluation.protocols.identification import identify
+from attfc.evaluation.protocols.identification_of_store import choose_gallery
+from attfc.evaluation.protocols.verification import identities_of_set
+from attfc.evaluation.results import read_result, save_result
 from attfc.training.model_files import save_model
 
 from .commands import run_main
@@ -94,7 +94,7 @@ def test_pairs_with_intervals_from_bin_files(tmp_path, models, monkeypatch, caps
 
 
 def _backbone(folder):
-    from attfc.deploy import open_model
+    from attfc.export import open_model
 
     return open_model(folder)[0]
 

@@ -20,9 +20,9 @@ from torch import nn
 import attfc
 from attfc.backbones import backbone_names, create_backbone
 from attfc.data import SyntheticFaces
-from attfc.deploy import Colours, export, export_onnx, open_model
-from attfc.deploy.colours import fed_as
 from attfc.errors import UserError
+from attfc.export import Colours, export, export_onnx, open_model
+from attfc.export.colours import fed_as
 from attfc.training.model_files import save_model
 
 from .commands import run_main
@@ -231,7 +231,7 @@ def test_hub_folder_in_half_keeps_colours_and_figures(tmp_path) -> None:
         json.dumps({"accuracy": 0.8125, "images": 32, "pair_source": "40 generated\n# pairs", "auc": "high"}), "utf-8"
     )
     model, facts = open_model(run)
-    done = attfc.deploy.export_hub_folder(model, facts, tmp_path / "hub", half=True)
+    done = attfc.export.export_hub_folder(model, facts, tmp_path / "hub", half=True)
     assert (done.opset, done.precision) == (None, "float16")
     assert done.bytes < 0.6 * sum(file.stat().st_size for file in (run / "model").iterdir())
     loaded, found = open_model(tmp_path / "hub")

@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from attfc.backbones import create_backbone
 from attfc.backbones.counting import shapes_only
-from attfc.build import build_head, new_run
 from attfc.cli import app
 from attfc.config import RunConfig, load_config, preset_names
+from attfc.run.build import build_head, new_run
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = json.loads((ROOT / "benchmarks" / "published.json").read_text(encoding="utf-8"))["rows"]

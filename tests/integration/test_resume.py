@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from attfc.build import new_run, resume_run
 from attfc.config import load_config
 from attfc.errors import UserError
+from attfc.run.build import new_run, resume_run
 from attfc.training.trainer import Interrupted, Trainer
 
 from .conftest import TINY
@@ -293,12 +293,12 @@ def test_a_finished_run_that_is_resumed_evaluates_again_but_logs_it_once(tmp_pat
 
 
 def test_the_automatic_precision_is_decided_once_and_saved(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("attfc.build.best_autocast_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr("attfc.run.build.best_autocast_dtype", lambda device: torch.bfloat16)
     options = [*TINY, f"output={tmp_path}", "schedule.max_steps=1", "eval.root=null", "precision.amp=auto"]
     run = new_run(load_config("demo", options))
     assert run.trainer.autocast_dtype is torch.bfloat16
     run.trainer.train()
-    monkeypatch.setattr("attfc.build.best_autocast_dtype", lambda device: None)  # resumed on another machine
+    monkeypatch.setattr("attfc.run.build.best_autocast_dtype", lambda device: None)  # resumed on another machine
     assert resume_run(run.folder, []).trainer.autocast_dtype is torch.bfloat16
 
 

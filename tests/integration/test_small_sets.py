@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from attfc.build import build_head, new_run
 from attfc.config import PROFILES, load_config, preset_names
 from attfc.heads import AttFC
-from attfc.resolved import resolve
+from attfc.run.build import build_head, new_run
+from attfc.run.resolved import resolve
 
 SMALL = [
     "data.workers=0",

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import attfc
-from attfc.build import settle
 from attfc.config import load_config
 from attfc.config.arguments import read_words
-from attfc.data.attention_loader import Batch
+from attfc.data.loader import Batch
+from attfc.run.build import settle
 from attfc.training.trainer import Trainer
 
 from .commands import run_main
@@ -146,7 +146,7 @@ def test_an_interrupt_in_python_saves_and_returns_the_run(people, tmp_path, monk
 
 
 def test_what_does_not_fit_is_cut_into_smaller_passes(people, monkeypatch) -> None:
-    monkeypatch.setattr("attfc.automatic.passes_that_fit", lambda *_: 4)
+    monkeypatch.setattr("attfc.run.automatic.passes_that_fit", lambda *_: 4)
     config, rows, _, _ = settle(read_words([people, "backbone=r18"]))
     assert (config.batch_size, config.optimizer.accumulation) == (4, 4)  # 16 images per step, as chosen
     assert (rows[-1].what, rows[-1].shown) == ("cut to fit", "4 x 4")

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attfc.data.verification_sets import read_verification_set, write_verification_set
+from attfc.data.stores.verification_sets import read_verification_set, write_verification_set
 from attfc.errors import UserError
 
 IMAGES = [b"\xff\xd8\xff\xe0'\n\\", b'"\x89PNG\r\n\x1a', b"\0\x80\xff\t'\"", b""]

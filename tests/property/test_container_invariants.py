@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attfc.heads.container import EMPTY, Container
+from attfc.heads.banks.recent import EMPTY, Container
 
 batches_of_labels = st.integers(1, 9).flatmap(
     lambda slots: st.tuples(

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attfc.data import text_lines
-from attfc.data.edits import EditedStore, Edits, compose, read_edits, write_edits
-from attfc.data.synthetic import SyntheticFaces
+from attfc.data.stores.edits import EditedStore, Edits, compose, read_edits, write_edits
+from attfc.data.stores.synthetic import SyntheticFaces
 from attfc.data.text_lines import line_blocks, open_regular, whole_numbers
 from attfc.errors import UserError
 

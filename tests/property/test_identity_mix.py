@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from test_loader_resume import PositionStore, samples  # this folder is on the path
 
 from attfc.data import CombinedStore
-from attfc.data.attention_loader import AttentionLoader
-from attfc.data.identity_mix import IdentityMix
 from attfc.data.index import IdentityIndex
-from attfc.data.query_stream import QueryStream
-from attfc.data.random_streams import hash_words
-from attfc.data.weighted_epochs import WeightedEpochs
+from attfc.data.loader import AttentionLoader
+from attfc.data.sampling.identity_mix import IdentityMix
+from attfc.data.sampling.query_stream import QueryStream
+from attfc.data.sampling.weighted_epochs import WeightedEpochs
 from attfc.errors import UserError
+from attfc.random_streams import hash_words
 
 COUNTS = st.lists(st.integers(0, 9), min_size=1, max_size=10).filter(any)
 SHARES = st.sampled_from([0.0, 0.2, 0.5, 2 / 3, 0.9, 1.0])

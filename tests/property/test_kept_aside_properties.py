@@ -4,9 +4,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attfc.data.edits import EditedStore, Edits
-from attfc.data.kept_aside import kept_aside_labels, split
-from attfc.data.synthetic import SyntheticFaces
+from attfc.data.people.kept_aside import kept_aside_labels, split
+from attfc.data.stores.edits import EditedStore, Edits
+from attfc.data.stores.synthetic import SyntheticFaces
 
 counts = st.lists(st.integers(0, 6), min_size=1, max_size=90)
 

@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attfc.data.edits import LEFT_OUT, EditedStore, read_edits
 from attfc.data.images import BrokenImageError
 from attfc.data.index import IdentityIndex
-from attfc.data.list_file import ListStore
-from attfc.data.name_table import printable
-from attfc.data.store import EncodedStore
+from attfc.data.people.name_table import printable
+from attfc.data.stores.edits import LEFT_OUT, EditedStore, read_edits
+from attfc.data.stores.list_file import ListStore
+from attfc.data.stores.store import EncodedStore
 from attfc.errors import UserError
 
 BLANKS = b" \t\r\v\f"

@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attfc.data.attention_loader import AttentionLoader, Batch
 from attfc.data.index import IdentityIndex
-from attfc.data.query_stream import QueryStream
-from attfc.data.store import Images
+from attfc.data.loader import AttentionLoader, Batch
+from attfc.data.sampling.query_stream import QueryStream
+from attfc.data.stores.store import Images
 
 COUNTS = st.lists(st.integers(1, 9), min_size=1, max_size=12)
 FIELDS = ("queries", "keys", "labels", "positions", "key_positions", "seeds")

@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attfc.data.convert import convert_store
-from attfc.data.folder import FolderStore
-from attfc.data.folder_writer import FolderWriter, _distinct, safe_name
 from attfc.data.images import BrokenImageError
-from attfc.data.packed import IMAGE_NAMES, PER_IDENTITY, PER_IMAGE, PackedStore, verify_packed
-from attfc.data.packed_writer import PackedWriter
+from attfc.data.stores.folder import FolderStore
+from attfc.data.stores.folder_writer import FolderWriter, _distinct, safe_name
+from attfc.data.stores.packed.packed_store import IMAGE_NAMES, PER_IDENTITY, PER_IMAGE, PackedStore, verify_packed
+from attfc.data.stores.packed.packed_writer import PackedWriter
 from attfc.errors import UserError
 
 names = st.one_of(

@@ -8,9 +8,9 @@ from test_identity_mix import COUNTS, SEEDS, index_of  # this folder is on the p
 from test_loader_resume import PositionStore, samples
 
 from attfc.data import CombinedStore
-from attfc.data.attention_loader import AttentionLoader
-from attfc.data.paired_queries import PairedQueries
-from attfc.data.query_stream import QueryStream
+from attfc.data.loader import AttentionLoader
+from attfc.data.sampling.paired_queries import PairedQueries
+from attfc.data.sampling.query_stream import QueryStream
 from attfc.data.transforms import FLIP_LANE
 from attfc.errors import UserError
 

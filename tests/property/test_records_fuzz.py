@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attfc.data.images import BrokenImageError
-from attfc.data.records import RecordStore
+from attfc.data.stores.rec.records import RecordStore
 from attfc.errors import UserError
 
 MAGIC = 0xCED7230A

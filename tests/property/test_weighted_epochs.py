@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attfc.data.random_streams import hash_words
-from attfc.data.weighted_epochs import WeightedEpochs, checked_weights
+from attfc.data.sampling.weighted_epochs import WeightedEpochs, checked_weights
 from attfc.errors import UserError
+from attfc.random_streams import hash_words
 
 sources = st.lists(
     st.tuples(st.integers(1, 30), st.sampled_from([0.0, 0.01, 0.3, 0.5, 1.0, 1.5, 2.0, 3.7])), min_size=1, max_size=4

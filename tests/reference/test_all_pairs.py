@@ -13,9 +13,9 @@ with warnings.catch_warnings():
 
 from attfc.errors import UserError
 from attfc.evaluation import all_pairs as module
-from attfc.evaluation.all_pairs import bytes_needed, score_all_pairs, score_groups
 from attfc.evaluation.exact_scores import STEP, pair_scores, unit_tensor
 from attfc.evaluation.metrics import unit_rows
+from attfc.evaluation.protocols.all_pairs import bytes_needed, score_all_pairs, score_groups
 
 PRECISIONS = ("float32", "bfloat16", "float64")
 FARS = (0.2, 0.03, 0.004, 1e-9)

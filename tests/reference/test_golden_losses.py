@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from attfc.build import new_run
 from attfc.config import load_config
+from attfc.run.build import new_run
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 KEYS = ["center.source=keys", "center.blend=0.8"]

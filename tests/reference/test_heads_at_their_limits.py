@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 
 from attfc.heads import FullFC, PartialFC, RowStore
-from attfc.heads.class_draw import draw_classes
+from attfc.heads.banks.draw import draw_classes
 from attfc.losses import ArcFace, CosFace
 from attfc.training.optimizers import build_optimizer, parameter_groups
 

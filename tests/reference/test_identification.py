@@ -8,8 +8,8 @@ import torch
 
 from attfc.errors import UserError
 from attfc.evaluation.exact_scores import STEP, block_scores, pair_scores, unit_tensor, unusable_rows
-from attfc.evaluation.identification import identify
 from attfc.evaluation.metrics import unit_rows
+from attfc.evaluation.protocols.identification import identify
 
 
 def exact_score(one: np.ndarray, other: np.ndarray) -> float:

@@ -12,7 +12,6 @@ with warnings.catch_warnings():
     from sklearn.model_selection import KFold
     from sklearn.preprocessing import normalize
 
-from attfc.evaluation.identification import rank_one
 from attfc.evaluation.metrics import (
     area_under_roc,
     equal_error_rate,
@@ -23,6 +22,7 @@ from attfc.evaluation.metrics import (
     tar_at_far,
     tar_at_nearest_far,
 )
+from attfc.evaluation.protocols.identification import rank_one
 
 
 def some_pairs(seed: int, pairs: int, decimals: int | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from attfc.data.record_file import RecordFile, RecordWriter, frames, pack_payload, read_index, unpack_payload
-from attfc.data.records import RecordStore, write_insightface_rec
+from attfc.data.stores.rec.record_file import RecordFile, RecordWriter, frames, pack_payload, read_index, unpack_payload
+from attfc.data.stores.rec.records import RecordStore, write_insightface_rec
 
 MAGIC = 0xCED7230A
 WORD = struct.pack("<I", MAGIC)

@@ -7,10 +7,7 @@ import numpy as np
 import pytest
 
 from attfc.errors import UserError
-from attfc.evaluation.all_pairs import score_all_pairs
-from attfc.evaluation.identification import identify, rank_one
-from attfc.evaluation.metrics import area_under_roc, best_threshold, equal_error_rate, evaluate_scores, tar_at_far
-from attfc.evaluation.resampling import (
+from attfc.evaluation.bootstrap import (
     IdentityDraw,
     PairDraw,
     Resampled,
@@ -20,7 +17,10 @@ from attfc.evaluation.resampling import (
     nested,
     resample,
 )
-from attfc.evaluation.result import EvaluationResult, compare_results, resample_result
+from attfc.evaluation.metrics import area_under_roc, best_threshold, equal_error_rate, evaluate_scores, tar_at_far
+from attfc.evaluation.protocols.all_pairs import score_all_pairs
+from attfc.evaluation.protocols.identification import identify, rank_one
+from attfc.evaluation.results import EvaluationResult, compare_results, resample_result
 from attfc.evaluation.samples import PairListSample, SearchSample, ShareSample, TailSample
 
 

@@ -20,8 +20,8 @@ with warnings.catch_warnings():
 from attfc.errors import UserError
 from attfc.evaluation import templates as templates_module
 from attfc.evaluation.alignment import ARCFACE_TEMPLATE, warp_face
-from attfc.evaluation.template_lists import TemplatePairs, read_template_lists
-from attfc.evaluation.templates import (
+from attfc.evaluation.protocols.template_lists import TemplatePairs, read_template_lists
+from attfc.evaluation.protocols.templates import (
     TEMPLATE_FARS,
     TemplateMode,
     evaluate_templates,

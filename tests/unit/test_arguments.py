@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from attfc.automatic import _machine, choose_configuration
 from attfc.config.arguments import read_words, short_overrides
 from attfc.config.translate import translate
 from attfc.data import SyntheticFaces
 from attfc.distributed import ALONE, Ranks
 from attfc.errors import UserError
-from attfc.resolved import fewest_steps_notes, negatives_per_step, resolve
+from attfc.run.automatic import _machine, choose_configuration
+from attfc.run.resolved import fewest_steps_notes, negatives_per_step, resolve
 
 CPU = torch.device("cpu")
 
@@ -138,7 +138,7 @@ def test_people_of_one_image_are_not_counted_as_people_to_keep_aside() -> None:
 
 
 def test_a_batch_that_does_not_fit_is_cut_unless_its_size_or_parts_were_typed(monkeypatch) -> None:
-    monkeypatch.setattr("attfc.automatic.passes_that_fit", lambda *_: 4)
+    monkeypatch.setattr("attfc.run.automatic.passes_that_fit", lambda *_: 4)
     store = SyntheticFaces(100, 20)
 
     def chosen(*overrides: str) -> tuple[int, int, str]:

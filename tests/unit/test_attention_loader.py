@@ -16,9 +16,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from attfc.data.attention_loader import AttentionLoader, Batch
 from attfc.data.index import IdentityIndex
-from attfc.data.store import Images
+from attfc.data.loader import AttentionLoader, Batch
+from attfc.data.stores.store import Images
 from attfc.data.transforms import FLIP_LANE
 from attfc.errors import UserError
 

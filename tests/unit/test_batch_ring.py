@@ -5,10 +5,10 @@ import gc
 import numpy as np
 import pytest
 
-from attfc.data.attention_loader import AttentionLoader
 from attfc.data.batch_ring import BatchRing
-from attfc.data.store import EncodedStore
-from attfc.data.synthetic import SyntheticFaces
+from attfc.data.loader import AttentionLoader
+from attfc.data.stores.store import EncodedStore
+from attfc.data.stores.synthetic import SyntheticFaces
 
 
 def test_a_slot_is_free_again_when_the_last_view_of_its_batch_is_gone() -> None:

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from attfc.build import build_head
 from attfc.config import load_config
 from attfc.errors import UserError
 from attfc.heads import AttFC, CenterTable, RowStore
 from attfc.losses import CosFace
+from attfc.run.build import build_head
 
 SIZE, IDENTITIES = 8, 40
 

@@ -19,14 +19,14 @@ from torch import nn
 
 from attfc.errors import UserError
 from attfc.training import checkpoint, checkpoint_storage
-from attfc.training.checkpoint import (
+from attfc.training.checkpoints.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
     prune_checkpoints,
     save_checkpoint,
 )
-from attfc.training.checkpoint_manifest import DTYPES, is_dense
-from attfc.training.random_state import rng_state, set_rng_state
+from attfc.training.checkpoints.manifest import DTYPES, is_dense
+from attfc.training.checkpoints.random_state import rng_state, set_rng_state
 
 
 def same(left, right) -> bool:
@@ -495,7 +495,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
-from attfc.training.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
+from attfc.training.checkpoints.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
 
 rank, folder, port = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)

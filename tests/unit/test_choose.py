@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from attfc.backbones import create_backbone
 from attfc.backbones.counting import shapes_only
-from attfc.build import new_run
 from attfc.config import Asked
 from attfc.config.choose import Data, Machine, choose
-from attfc.data.kept_aside import people_kept_aside
+from attfc.data.people.kept_aside import people_kept_aside
+from attfc.run.build import new_run
 
 CPU = Machine("cpu", 24, 24)
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from attfc.data import FolderStore
-from attfc.data.cleaning import (
+from attfc.data.cleaning.clean import (
     Contents,
     Findings,
     find_duplicates,
@@ -19,8 +19,8 @@ from attfc.data.cleaning import (
     small_identities,
 )
 from attfc.data.content_hash import content_hash
-from attfc.data.edits import EditedStore, read_edits, write_edits
 from attfc.data.index import IdentityIndex
+from attfc.data.stores.edits import EditedStore, read_edits, write_edits
 from attfc.errors import UserError
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from attfc.deploy.colours import OURS, Colours, FedAs, fed_as
 from attfc.errors import UserError
+from attfc.export.colours import OURS, Colours, FedAs, fed_as
 
 
 class Seen(nn.Module):

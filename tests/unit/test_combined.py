@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from attfc.data.combined import CombinedStore
 from attfc.data.images import BrokenImageError
 from attfc.data.index import IdentityIndex
-from attfc.data.store import EncodedStore, Images, Store
-from attfc.data.synthetic import SyntheticFaces
+from attfc.data.stores.combined import CombinedStore
+from attfc.data.stores.store import EncodedStore, Images, Store
+from attfc.data.stores.synthetic import SyntheticFaces
 from attfc.errors import UserError
 
 

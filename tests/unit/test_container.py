@@ -7,8 +7,8 @@ import torch
 from torch.nn.functional import normalize
 
 from attfc.errors import UserError
-from attfc.heads.container import EMPTY, NOBODY, Container, last_occurrence, merge_centers
-from attfc.heads.label_index import LabelIndex
+from attfc.heads.banks.label_index import LabelIndex
+from attfc.heads.banks.recent import EMPTY, NOBODY, Container, last_occurrence, merge_centers
 
 POLICIES = ["fifo", "unique"]
 DTYPES = ["float32", "bfloat16", "int8"]

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from attfc.errors import UserError
-from attfc.evaluation.comparison_report import write_comparison_report
 from attfc.evaluation.npz_file import read_npz
-from attfc.evaluation.report import write_report
-from attfc.evaluation.result import EvaluationResult, compare_results, read_result, save_result
+from attfc.evaluation.report.compare import write_comparison_report
+from attfc.evaluation.report.run import write_report
+from attfc.evaluation.results import EvaluationResult, compare_results, read_result, save_result
 from attfc.evaluation.samples import PairListSample
+from attfc.files import write_text_whole, written_whole
 from attfc.training.progress import MetricsLog
-from attfc.whole_files import write_text_whole, written_whole
 
 EVALUATION = {
     "accuracy": 0.9,
@@ -38,7 +38,7 @@ EVALUATION = {
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """A run folder with everything a report reads; nothing is drawn, which is what takes time."""
-    monkeypatch.setattr("attfc.evaluation.report.line_figure", lambda *_, **__: "<svg></svg>")
+    monkeypatch.setattr("attfc.evaluation.report.run.line_figure", lambda *_, **__: "<svg></svg>")
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "config.yaml").write_text("name: demo\ndata: {root: faces}\n")
@@ -181,7 +181,7 @@ def full_disk(*_, **__):
 
 def test_a_full_disk_under_report_names_the_path_and_leaves_nothing(run, monkeypatch):
     before = (run / "report.html").read_text()
-    monkeypatch.setattr("attfc.whole_files.Path.replace", full_disk)
+    monkeypatch.setattr("attfc.files.Path.replace", full_disk)
     with pytest.raises(
         UserError, match=r"report\.html cannot be written: No space left on device; make room or permission there"
     ):

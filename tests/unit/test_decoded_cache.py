@@ -6,9 +6,9 @@ import pytest
 import torch
 from test_attention_loader import COUNTS, TinyStore, same, take
 
-from attfc.data.attention_loader import AttentionLoader
 from attfc.data.decoded_cache import DecodedCache
-from attfc.data.store import Images
+from attfc.data.loader import AttentionLoader
+from attfc.data.stores.store import Images
 from attfc.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # Python 3.12

@@ -5,13 +5,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from attfc.build import build_head
 from attfc.config import load_config
 from attfc.config.choose import Data, Machine, choose
 from attfc.errors import UserError
 from attfc.heads import AttFC, CenterTable, FullFC, Head, ImageMemory, PartialFC, RowStore
 from attfc.heads.default_method import default_margin, default_negatives
 from attfc.losses import CosFace
+from attfc.run.build import build_head
 
 SIZE = 16
 BATCH = 128

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from attfc.data.edits import EditedStore, Edits, compose, read_edits, write_edits
 from attfc.data.images import BrokenImageError
 from attfc.data.index import IdentityIndex
-from attfc.data.store import EncodedStore, Store
-from attfc.data.synthetic import SyntheticFaces
+from attfc.data.stores.edits import EditedStore, Edits, compose, read_edits, write_edits
+from attfc.data.stores.store import EncodedStore, Store
+from attfc.data.stores.synthetic import SyntheticFaces
 from attfc.errors import UserError
 
 HEADER = "# attfc edits 1\timages=6\tidentities=3"

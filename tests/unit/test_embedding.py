@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from attfc.data.index import IdentityIndex
-from attfc.data.store import Images
+from attfc.data.stores.store import Images
 from attfc.errors import UserError
-from attfc.evaluation.embedding import embed_store
-from attfc.evaluation.held_out import evaluate_store
-from attfc.evaluation.pairs import Pairs, generate_pairs
+from attfc.evaluation.embed import embed_store
+from attfc.evaluation.protocols.held_out import evaluate_store
+from attfc.evaluation.protocols.pairs import Pairs, generate_pairs
 
 
 class PaintedStore:

@@ -14,9 +14,9 @@ import attfc
 from attfc.backbones import create_backbone
 from attfc.commands.embed import _thresholds, _write_csv, _write_names
 from attfc.data import SyntheticFaces
-from attfc.deploy.face_list import notes_of_images, open_faces
 from attfc.errors import UserError
 from attfc.evaluation import embed_store
+from attfc.export.face_list import notes_of_images, open_faces
 from attfc.training.model_files import save_model
 
 SIZE = 32

@@ -11,14 +11,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from attfc.bench import head_speed
-from attfc.bench.calibration import measure_heads
-from attfc.bench.head_cell import Case, in_child, measure, rehearse
-from attfc.bench.head_speed import Sweep, ratios, run_sweep, settings
-from attfc.bench.speed_page import speed_figure, speed_tables
 from attfc.cli import app
 from attfc.errors import UserError
-from attfc.planning import _Live
+from attfc.lab.bench import head_speed
+from attfc.lab.bench.calibration import measure_heads
+from attfc.lab.bench.head_cell import Case, in_child, measure, rehearse
+from attfc.lab.bench.head_speed import Sweep, ratios, run_sweep, settings
+from attfc.lab.bench.speed_page import speed_figure, speed_tables
+from attfc.plan import _Live
 
 MIB = 2**20
 linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from /proc")

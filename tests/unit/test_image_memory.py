@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-from attfc.build import build_head
 from attfc.config import load_config
 from attfc.errors import UserError
 from attfc.heads import AttFC, CenterTable, ImageMemory, RowStore
 from attfc.losses import CosFace
+from attfc.run.build import build_head
 
 SIZE, IDENTITIES = 8, 12
 COUNTS = torch.tensor([1, 2, 3, 1, 5, 2, 2, 4, 1, 3, 2, 4])

@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from attfc.data.combined import CombinedStore
 from attfc.data.convert import convert_store
-from attfc.data.edits import EditedStore, Edits
 from attfc.data.index import IdentityIndex
-from attfc.data.kept_aside import kept_aside_labels, split
-from attfc.data.opening import open_store
-from attfc.data.store import EncodedStore, Store
-from attfc.data.synthetic import SyntheticFaces
+from attfc.data.people.kept_aside import kept_aside_labels, split
+from attfc.data.stores.combined import CombinedStore
+from attfc.data.stores.edits import EditedStore, Edits
+from attfc.data.stores.opening import open_store
+from attfc.data.stores.store import EncodedStore, Store
+from attfc.data.stores.synthetic import SyntheticFaces
 
 
 class Named(EncodedStore):

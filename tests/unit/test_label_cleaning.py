@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from attfc.data import FolderStore
-from attfc.data.edits import EditedStore
+from attfc.data.cleaning.identity_centers import center_blocks, identity_centers
+from attfc.data.cleaning.label_cleaning import clean, mislabelled, overlap_by_embedding
+from attfc.data.stores.edits import EditedStore
 from attfc.errors import UserError
 from attfc.evaluation import label_cleaning
-from attfc.evaluation.identity_centers import center_blocks, identity_centers
-from attfc.evaluation.label_cleaning import clean, mislabelled, overlap_by_embedding
 
 F64 = npt.NDArray[np.float64]
 
@@ -150,7 +150,7 @@ def slow_center(vectors: F64, threshold: float) -> tuple[F64, bool]:
 @pytest.mark.parametrize("block_rows", [1, 7, 50, 10_000])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_blocks_equal_a_loop(block_rows: int, dtype: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attfc.evaluation.identity_centers._GATHER", 5)
+    monkeypatch.setattr("attfc.data.cleaning.identity_centers._GATHER", 5)
     draw = np.random.default_rng(0)
     labels = np.repeat(np.arange(30), draw.integers(1, 20, 30))
     people = draw.normal(size=(30, 16))

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from attfc.data import list_file, text_lines
-from attfc.data.list_file import ListStore
-from attfc.data.opening import open_store
-from attfc.data.store import Store
+from attfc.data.stores.list_file import ListStore
+from attfc.data.stores.opening import open_store
+from attfc.data.stores.store import Store
 from attfc.errors import UserError
 
 

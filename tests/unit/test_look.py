@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from attfc.data.folder import FolderStore
 from attfc.data.images import BrokenImageError, decode_image
 from attfc.data.look import image_sizes
-from attfc.data.synthetic import SyntheticFaces
+from attfc.data.stores.folder import FolderStore
+from attfc.data.stores.synthetic import SyntheticFaces
 
 WAY = "align faces to the ArcFace template first (docs/formats.md, section Aligned faces)"
 

@@ -8,8 +8,6 @@ import pytest
 import torch
 
 from attfc.errors import UserError
-from attfc.evaluation.all_pairs import score_all_pairs
-from attfc.evaluation.identification import rank_one
 from attfc.evaluation.metrics import (
     area_under_roc,
     best_threshold,
@@ -22,6 +20,8 @@ from attfc.evaluation.metrics import (
     tar_at_nearest_far,
     unit_rows,
 )
+from attfc.evaluation.protocols.all_pairs import score_all_pairs
+from attfc.evaluation.protocols.identification import rank_one
 
 
 def at_degrees(*degrees: float) -> np.ndarray:

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from attfc.backbones import create_backbone
 from attfc.errors import UserError
+from attfc.training.checkpoints.random_state import rng_state, set_rng_state
 from attfc.training.model_files import load_model, save_model
-from attfc.training.random_state import rng_state, set_rng_state
 
 INFO = {"training_data": {"root": "faces", "licence": "CC0"}, "note": "ä"}
 

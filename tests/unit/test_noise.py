@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from attfc.data.edits import EditedStore, Edits
+from attfc.data.cleaning.noise import conflict_noise, flip_noise
 from attfc.data.index import IdentityIndex
-from attfc.data.noise import conflict_noise, flip_noise
-from attfc.data.synthetic import SyntheticFaces
+from attfc.data.stores.edits import EditedStore, Edits
+from attfc.data.stores.synthetic import SyntheticFaces
 from attfc.errors import UserError
 
 IMAGES, PEOPLE = 6000, 50

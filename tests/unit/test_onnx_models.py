@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from attfc.deploy import onnx_model, open_model
 from attfc.errors import UserError
+from attfc.export import onnx_model, open_model
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

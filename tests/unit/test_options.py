@@ -13,7 +13,6 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
-from attfc.build import build_head, identity_share, paired_queries
 from attfc.cli import app
 from attfc.commands.help import EXAMPLES, USES
 from attfc.commands.options import completions, written_as_flag
@@ -30,6 +29,7 @@ from attfc.config.describe import (
 )
 from attfc.config.option import clauses
 from attfc.errors import UserError
+from attfc.run.build import build_head, identity_share, paired_queries
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADS = ("attfc", "full_fc", "partial_fc", "dcq", "dcp")

@@ -18,9 +18,9 @@ from PIL import Image
 
 from attfc.data import packed
 from attfc.data.images import BrokenImageError
-from attfc.data.packed import PackedStore, is_packed, npy_header, verify_packed
-from attfc.data.packed_writer import PackedWriter
-from attfc.data.store import Store
+from attfc.data.stores.packed.packed_store import PackedStore, is_packed, npy_header, verify_packed
+from attfc.data.stores.packed.packed_writer import PackedWriter
+from attfc.data.stores.store import Store
 from attfc.errors import UserError
 
 

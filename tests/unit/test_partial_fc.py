@@ -11,12 +11,12 @@ import attfc
 from attfc.distributed import ALONE
 from attfc.errors import UserError
 from attfc.heads import FullFC, PartialFC, RowStore
-from attfc.heads.class_draw import draw_classes, drawn_classes
+from attfc.heads.banks.draw import draw_classes, drawn_classes
 from attfc.losses import CosFace, Margin
-from attfc.training.checkpoint import load_checkpoint, save_checkpoint
+from attfc.training.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from attfc.training.checkpoints.sharded_state import ShardedState
 from attfc.training.optimizers import build_optimizer, parameter_groups
 from attfc.training.schedule import build_schedule
-from attfc.training.sharded_state import ShardedState
 
 SIZE, IDENTITIES = 8, 60
 CPU = torch.device("cpu")
@@ -347,7 +347,7 @@ def test_a_disk_without_room_is_a_user_error(tmp_path, monkeypatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("attfc.heads.row_store._reserve", full)
+    monkeypatch.setattr("attfc.heads.banks.row_store._reserve", full)
     with pytest.raises(
         UserError, match=r"cannot make a file of 0\.00 GiB for rows in rows_folder=.*: No space left on device"
     ):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from attfc.data import SyntheticFaces, open_store
-from attfc.data.combined import CombinedStore
 from attfc.data.convert import convert_store
-from attfc.data.edits import EditedStore, Edits
-from attfc.data.identity_names import names_of
+from attfc.data.people.identity_names import names_of
+from attfc.data.stores.combined import CombinedStore
+from attfc.data.stores.edits import EditedStore, Edits
 from attfc.errors import UserError
 from attfc.training.people import first_difference, people_of, saved_people
 

@@ -11,14 +11,14 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from attfc.bench import calibration
 from attfc.cli import app
 from attfc.config import load_config
 from attfc.errors import UserError
 from attfc.heads import DCP, AttFC, CenterTable, ImageMemory, RowStore
+from attfc.lab.bench import calibration
 from attfc.losses import CosFace
+from attfc.plan import NOTHING, Encoder, HeadRates, Plan, head_memory, measure_encoder, plan_step
 from attfc.plan_advice import advice, answer
-from attfc.planning import NOTHING, Encoder, HeadRates, Plan, head_memory, measure_encoder, plan_step
 
 CPU = torch.device("cpu")
 

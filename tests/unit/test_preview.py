@@ -8,7 +8,7 @@ from PIL import Image
 
 from attfc.data.index import IdentityIndex
 from attfc.data.preview import contact_sheet
-from attfc.data.store import EncodedStore
+from attfc.data.stores.store import EncodedStore
 from attfc.errors import UserError
 
 COLOURS = [(200, 30, 30), (30, 200, 30), (30, 30, 200), (200, 200, 30), (30, 200, 200), (200, 30, 200)]

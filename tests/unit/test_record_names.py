@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from attfc.data.convert import convert_store
-from attfc.data.edits import EditedStore, Edits
-from attfc.data.kept_aside import kept_aside_labels
-from attfc.data.opening import open_store
-from attfc.data.record_names import write_record_names
-from attfc.data.records import RecordStore
-from attfc.data.store import Store
-from attfc.data.synthetic import SyntheticFaces
+from attfc.data.people.kept_aside import kept_aside_labels
+from attfc.data.stores.edits import EditedStore, Edits
+from attfc.data.stores.opening import open_store
+from attfc.data.stores.rec.record_names import write_record_names
+from attfc.data.stores.rec.records import RecordStore
+from attfc.data.stores.store import Store
+from attfc.data.stores.synthetic import SyntheticFaces
 from attfc.errors import UserError
 
 

@@ -20,8 +20,8 @@ from PIL import Image
 from attfc.data import Store, open_store
 from attfc.data import records as records_module
 from attfc.data.images import BrokenImageError
-from attfc.data.record_file import RecordFile, RecordWriter, pack_payload
-from attfc.data.records import RecordStore
+from attfc.data.stores.rec.record_file import RecordFile, RecordWriter, pack_payload
+from attfc.data.stores.rec.records import RecordStore
 from attfc.errors import UserError
 
 MAGIC = struct.pack("<I", 0xCED7230A)

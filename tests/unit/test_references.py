@@ -58,7 +58,7 @@ def exists(name: str) -> bool:
 
 def test_texts_were_collected() -> None:
     assert len(TEXTS) > 250
-    assert {"README.md", "CONTRIBUTING.md", "docs/decisions.md", "src/attfc/build.py", "Makefile"} <= set(TEXTS)
+    assert {"README.md", "CONTRIBUTING.md", "docs/decisions.md", "src/attfc/run/build.py", "Makefile"} <= set(TEXTS)
 
 
 def test_nothing_refers_to_documents_outside_the_repository() -> None:

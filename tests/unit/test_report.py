@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from attfc.data.index import IdentityIndex
-from attfc.data.store import Images
+from attfc.data.stores.store import Images
 from attfc.errors import UserError
-from attfc.evaluation.report import write_report
-from attfc.evaluation.report_figures import Curve, GroupRate, curve_figure, group_figure, line_figure, roc_figure
-from attfc.evaluation.run_record import read_run
+from attfc.evaluation.report.plots import Curve, GroupRate, curve_figure, group_figure, line_figure, roc_figure
+from attfc.evaluation.report.run import write_report
+from attfc.evaluation.report.run_record import read_run
 
 EVIL = "<script>alert('x')</script>&\"</pre>"
 

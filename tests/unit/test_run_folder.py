@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from attfc.errors import UserError
-from attfc.training.checkpoint import save_checkpoint
+from attfc.training.checkpoints.checkpoint import save_checkpoint
 from attfc.training.run_folder import locked, newest_run, remove_unsaved
 
 HOLDER = """

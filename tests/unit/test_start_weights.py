@@ -9,16 +9,16 @@ import torch
 from torch import nn
 
 from attfc.backbones import create_backbone
-from attfc.build import new_run, resume_run
 from attfc.config import Asked, RunConfig, apply_overrides, load_config, read_preset
 from attfc.data import SyntheticFaces
-from attfc.deploy import load
-from attfc.deploy.colours import OURS, FedAs
-from attfc.deploy.hub_folder import model_card
-from attfc.deploy.model_inputs import ModelFacts
 from attfc.errors import UserError
-from attfc.start_weights import Lineage, StartRecord, StartWeights, _resolved, lineage, read_record, read_start
-from attfc.training.checkpoint import save_checkpoint
+from attfc.export import load
+from attfc.export.colours import OURS, FedAs
+from attfc.export.hub_folder import model_card
+from attfc.export.model_inputs import ModelFacts
+from attfc.run.build import new_run, resume_run
+from attfc.run.start_weights import Lineage, StartRecord, StartWeights, _resolved, lineage, read_record, read_start
+from attfc.training.checkpoints.checkpoint import save_checkpoint
 from attfc.training.model_files import load_model, save_model
 from attfc.training.momentum import MomentumPair
 

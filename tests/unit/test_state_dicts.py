@@ -12,9 +12,9 @@ from torch import nn
 
 from attfc.backbones import backbone_names, create_backbone
 from attfc.backbones.counting import shapes_only
-from attfc.deploy import state_dicts
-from attfc.deploy.state_dicts import read_state_dict, recognise_network
 from attfc.errors import UserError
+from attfc.export import state_dicts
+from attfc.export.state_dicts import read_state_dict, recognise_network
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,9 @@ from torch.overrides import TorchFunctionMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from attfc.build import Run, build_head, new_run
 from attfc.config import load_config
 from attfc.distributed import Ranks
+from attfc.run.build import Run, build_head, new_run
 
 LOOKS = {"_local_scalar_dense", "nonzero", "nonzero_numpy", "is_nonzero", "masked_select", "_unique2", "unique_dim",
          "unique_consecutive", "equal", "repeat_interleave", "bincount", "_assert_async"}  # fmt: skip

@@ -5,7 +5,11 @@ import pickle
 import numpy as np
 import pytest
 
-from attfc.data.face_parameters import (
+from attfc.data.images import decode_image
+from attfc.data.stores.store import Store
+from attfc.data.stores.synthetic import SyntheticFaces
+from attfc.errors import UserError
+from attfc.synthetic.face_parameters import (
     LATENT_SIZE,
     identity_keys,
     identity_latents,
@@ -14,11 +18,7 @@ from attfc.data.face_parameters import (
     sample_keys,
     take_rows,
 )
-from attfc.data.face_renderer import render_faces
-from attfc.data.images import decode_image
-from attfc.data.store import Store
-from attfc.data.synthetic import SyntheticFaces
-from attfc.errors import UserError
+from attfc.synthetic.face_renderer import render_faces
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_latents_are_standard_normal_and_uncorrelated():
 
 def test_every_latent_changes_the_face(monkeypatch):
     """A latent that paints nothing would be an identity nobody can tell."""
-    import attfc.data.face_parameters as parameters
+    import attfc.synthetic.face_parameters as parameters
 
     keys = identity_keys(3, np.arange(12))
     base = identity_latents(keys)
@@ -123,7 +123,7 @@ def test_pixels_are_sane(pixels):
 
 def test_feature_windows_cut_nothing(monkeypatch):
     """Eyes, nose and mouth are painted in fixed windows; the whole image as window must give the same pictures."""
-    import attfc.data.face_renderer as renderer
+    import attfc.synthetic.face_renderer as renderer
 
     keys = identity_keys(2, np.arange(120))
     traits = identity_traits(keys)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from attfc.data.query_stream import mirror_seeds
-from attfc.data.random_streams import hash_words, uniform
+from attfc.data.sampling.query_stream import mirror_seeds
 from attfc.data.transforms import Augment, normalize
 from attfc.errors import UserError
+from attfc.random_streams import hash_words, uniform
 
 EVERYTHING = Augment(
     crop_scale=(0.4, 1.0),

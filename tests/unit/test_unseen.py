@@ -9,11 +9,11 @@ import pytest
 
 from attfc.config import load_config
 from attfc.data import CombinedStore, EditedStore, Edits, SyntheticFaces, convert_store, open_store
-from attfc.data.kept_aside import split
-from attfc.data.records import write_insightface_rec
+from attfc.data.people.kept_aside import split
+from attfc.data.stores.rec.records import write_insightface_rec
 from attfc.evaluation import unseen
 from attfc.evaluation.unseen import SharedPeople, compare_with_training, not_compared
-from attfc.trained_people import compare_with_run
+from attfc.run.trained_people import compare_with_run
 from attfc.training.run_folder import run_of
 
 

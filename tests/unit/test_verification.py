@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from attfc.data.verification_sets import read_verification_set, write_verification_set
+from attfc.data.stores.verification_sets import read_verification_set, write_verification_set
 from attfc.errors import UserError
 from attfc.evaluation.metrics import evaluate_pairs
-from attfc.evaluation.verification import evaluate_pair_list, find_sets, pairs_of_set
+from attfc.evaluation.protocols.verification import evaluate_pair_list, find_sets, pairs_of_set
 
 
 class Means(nn.Module):

@@ -28,15 +28,15 @@ from torch import nn
 
 from attfc.data import FolderStore
 from attfc.data import verification_sets as verification_sets_module
-from attfc.data.restricted_pickle import PlainArray, read_plain_pickle
-from attfc.data.verification_sets import (
+from attfc.data.stores.restricted_pickle import PlainArray, read_plain_pickle
+from attfc.data.stores.verification_sets import (
     VerificationSet,
     make_verification_set,
     read_verification_set,
     write_verification_set,
 )
 from attfc.errors import UserError
-from attfc.evaluation.embedding import embed_store
+from attfc.evaluation.embed import embed_store
 
 IMAGES = [b"\xff\xd8\xff\xe0'\n\\", b'"\x89PNG\r\n\x1a', b"\0\x80\xff\t'\"", b"\xff\xd8\0\0"]
 """Not images, but bytes that every way of writing bytes treats in its own way: quotes, backslash, line ends, zeros, above 127."""
@@ -411,7 +411,14 @@ def from_memo(path: str) -> bytes:
 
 def dotted(path: str) -> bytes:
     # STACK_GLOBAL walks attributes: a harmless module, then anything that it happens to have imported
-    return b"\x80\x04" + short("attfc.data.folder") + short("os.system") + b"\x93" + short(f"touch {path}") + b"\x85R."
+    return (
+        b"\x80\x04"
+        + short("attfc.data.stores.folder")
+        + short("os.system")
+        + b"\x93"
+        + short(f"touch {path}")
+        + b"\x85R."
+    )
 
 
 def inst(path: str) -> bytes:
@@ -481,7 +488,7 @@ EXPLOITS: dict[str, tuple[Callable[[str], bytes], str]] = {
     ),
     "getattr chain": (getattr_chain, "asks for __builtin__.getattr "),
     "name from the memo": (from_memo, "asks for posix.system "),
-    "dotted name": (dotted, "asks for attfc.data.folder.os.system "),
+    "dotted name": (dotted, "asks for attfc.data.stores.folder.os.system "),
     "INST": (inst, "uses the instruction INST "),
     "OBJ": (obj, rf"asks for {__name__}.Made "),
     "NEWOBJ": (newobj, rf"asks for {__name__}.Made "),
@@ -559,7 +566,7 @@ def test_the_interpreter_sees_nothing_but_the_file_being_opened(tmp_path: Path) 
         (tmp_path / f"{number}.bin").write_bytes(make(str(tmp_path / "ran")))
     code = """if True:
         import pickletools, sys
-        from attfc.data.verification_sets import read_verification_set
+        from attfc.data.stores.verification_sets import read_verification_set
         from attfc.errors import UserError
         events, listening = [], False
         sys.addaudithook(lambda event, args: events.append((event, *args[:1])) if listening else None)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from attfc.data import Store
-    from attfc.evaluation.resampling import Interval
-    from attfc.evaluation.resampling import Path as FigurePath
+    from attfc.evaluation.bootstrap import Interval
+    from attfc.evaluation.bootstrap import Path as FigurePath
 
 __all__ = [
     "CacheOption",

@@ -41,8 +41,8 @@ from attfc.commands.rates import FarOption, read_fars
 from attfc.errors import UserError
 
 if TYPE_CHECKING:
-    from attfc.evaluation.resampling import Interval
-    from attfc.evaluation.result import Difference, EvaluationResult
+    from attfc.evaluation.bootstrap import Interval
+    from attfc.evaluation.results import Difference, EvaluationResult
 
 __all__ = ["compare"]
 
@@ -76,8 +76,8 @@ def compare(
     json_file: JsonOption = None,
 ) -> None:
     """Say how much better model A is than model B, figure by figure, and how sure that is."""
-    from attfc.evaluation.resampling import check_resampling
-    from attfc.evaluation.result import compare_results, family_of, read_result
+    from attfc.evaluation.bootstrap import check_resampling
+    from attfc.evaluation.results import compare_results, family_of, read_result
 
     check_resampling(resamples, confidence)
     saved = [path.suffix == ".npz" for path in (one, other)]

@@ -196,7 +196,7 @@ def clean_data(
 ) -> None:
     """Look for broken images, copies, leakage, wrong labels, tiny identities; write an edit list. Deletes nothing."""
     from attfc.data import write_edits
-    from attfc.evaluation.label_cleaning import clean
+    from attfc.data.cleaning.label_cleaning import clean
 
     store = _open(path, edits, label_source, cache)
     evaluation: Store | None = None
@@ -204,8 +204,8 @@ def clean_data(
         evaluation = open_with_bar(against, cache=cache)
     ours, theirs = None, None
     if model is not None:
-        from attfc.deploy import load
         from attfc.evaluation import embed_store
+        from attfc.export import load
 
         opened = load(model, device=device)
         where, backbone = opened.device, opened.module

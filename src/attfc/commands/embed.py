@@ -9,13 +9,13 @@ import typer
 
 from attfc.commands.common import CacheOption, JsonOption, ModelIsOption, err, out, progress_bar, write_json
 from attfc.errors import UserError
-from attfc.whole_files import written_whole
+from attfc.files import written_whole
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from attfc.deploy import FaceModel
+    from attfc.export import FaceModel
 
 __all__ = ["embed", "verify"]
 
@@ -72,8 +72,8 @@ def embed(
         if path.exists() and not overwrite:
             raise UserError(f"{path} exists: name another output, or add --overwrite")
 
-    from attfc.deploy.face_list import notes_of_images, open_faces
-    from attfc.evaluation.embedding import broken_images, embed_store
+    from attfc.evaluation.embed import broken_images, embed_store
+    from attfc.export.face_list import notes_of_images, open_faces
 
     opened = _open(model, model_is, device)
     with progress_bar("index") as bar:
@@ -129,7 +129,7 @@ def verify(
     json_file: JsonOption = None,
 ) -> None:
     """Compare two aligned faces: their cosine, and what it means by the run's own evaluation."""
-    from attfc.deploy.face_list import notes_of_images, open_faces
+    from attfc.export.face_list import notes_of_images, open_faces
 
     opened = _open(model, model_is, device)
     faces = open_faces([first, second])
@@ -175,8 +175,8 @@ def verify(
 
 
 def _open(model: Path, model_is: list[str] | None, device: str) -> "FaceModel":
-    from attfc.deploy import load
-    from attfc.deploy.model_inputs import read_statements
+    from attfc.export import load
+    from attfc.export.model_inputs import read_statements
 
     opened = load(model, device=device, **read_statements(model_is or []))
     for note in opened.facts.notes:

@@ -31,13 +31,13 @@ from attfc.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from attfc.evaluation import AllPairs, AllPairsEvaluation
-    from attfc.evaluation.identification_of_store import StoreIdentification
-    from attfc.evaluation.resampling import Interval
-    from attfc.evaluation.resampling import Path as FigurePath
-    from attfc.evaluation.result import EvaluationResult
-    from attfc.evaluation.templates import TemplateEvaluation
+    from attfc.evaluation.bootstrap import Interval
+    from attfc.evaluation.bootstrap import Path as FigurePath
+    from attfc.evaluation.protocols.identification_of_store import StoreIdentification
+    from attfc.evaluation.protocols.templates import TemplateEvaluation
+    from attfc.evaluation.protocols.verification import PairEvaluation
+    from attfc.evaluation.results import EvaluationResult
     from attfc.evaluation.unseen import SharedPeople
-    from attfc.evaluation.verification import PairEvaluation
 
 __all__ = ["Outcome", "Request", "evaluate", "evaluate_model", "find_protocol", "report"]
 
@@ -201,7 +201,7 @@ def evaluate(
         keep_scores=save is not None,
     )
     if resamples > 0:
-        from attfc.evaluation.resampling import check_resampling
+        from attfc.evaluation.bootstrap import check_resampling
 
         check_resampling(resamples, confidence)
     if save is not None and save.suffix != ".npz":
@@ -210,7 +210,7 @@ def evaluate(
     intervals: Mapping[FigurePath, Interval] = {}
     notes: list[str] = []
     if resamples > 0:
-        from attfc.evaluation.result import add_intervals, interval_notes, method_of_intervals, resample_result
+        from attfc.evaluation.results import add_intervals, interval_notes, method_of_intervals, resample_result
 
         with progress_bar("intervals") as bar:
             resampled = resample_result(result, resamples, confidence, seed, progress=bar)
@@ -224,7 +224,7 @@ def evaluate(
     for note in (*notes, *outcome.people_notes):  # who was trained on is said last, where it is read
         out.print(f"note: {note}", markup=False)
     if save is not None:
-        from attfc.evaluation.result import save_result
+        from attfc.evaluation.results import save_result
 
         save_result(save, result)
     write_json(json_file, {"model": result.model, "protocol": protocol, "paths": list(paths), **outcome.figures})
@@ -247,10 +247,10 @@ def evaluate_model(
     path: Path, asked: Request, model_is: Sequence[str], device: str
 ) -> "tuple[EvaluationResult, Outcome]":
     """Open a model and run a protocol on it; nothing is printed but notes about the model."""
-    from attfc.build import choose_device
-    from attfc.deploy import open_model
-    from attfc.deploy.model_inputs import read_statements
-    from attfc.evaluation.result import EvaluationResult
+    from attfc.evaluation.results import EvaluationResult
+    from attfc.export import open_model
+    from attfc.export.model_inputs import read_statements
+    from attfc.run.build import choose_device
 
     on = choose_device(device)
     module, facts = open_model(path, read_statements(list(model_is)), device=on.type)
@@ -277,8 +277,8 @@ def find_protocol(name: str) -> Callable[[Request, OpenedModel], Outcome]:
 
 def _held_out(asked: Request, model: OpenedModel) -> Outcome:
     from attfc.evaluation import evaluate_store, read_pairs
-    from attfc.evaluation.all_pairs import SPARE_FOR_INTERVALS
     from attfc.evaluation.people import heading_with_people
+    from attfc.evaluation.protocols.all_pairs import SPARE_FOR_INTERVALS
 
     path, store, shared = model.open_data(asked)
     limit = asked.broken_limit
@@ -309,7 +309,7 @@ def _held_out(asked: Request, model: OpenedModel) -> Outcome:
 def _pairs(asked: Request, model: OpenedModel) -> Outcome:
     if asked.pairs is not None:
         return _pairs_of_store(asked, model)
-    from attfc.evaluation.verification import find_sets
+    from attfc.evaluation.protocols.verification import find_sets
 
     files: list[Path] = []
     for path in map(Path, asked.paths):
@@ -323,7 +323,7 @@ def _pairs(asked: Request, model: OpenedModel) -> Outcome:
 
 
 def _named_sets(asked: Request, model: OpenedModel) -> Outcome:
-    from attfc.evaluation.verification import find_sets
+    from attfc.evaluation.protocols.verification import find_sets
 
     if asked.pairs is not None:
         raise UserError(f"{asked.protocol} brings its own pairs: leave out --pairs, or use the protocol pairs")
@@ -332,8 +332,8 @@ def _named_sets(asked: Request, model: OpenedModel) -> Outcome:
 
 
 def _sets(asked: Request, model: OpenedModel, files: list[Path]) -> Outcome:
-    from attfc.data.verification_sets import read_verification_set
-    from attfc.evaluation.verification import evaluate_pair_list, identities_of_set, pairs_of_set
+    from attfc.data.stores.verification_sets import read_verification_set
+    from attfc.evaluation.protocols.verification import evaluate_pair_list, identities_of_set, pairs_of_set
 
     results: list[PairEvaluation] = []
     for file in files:
@@ -360,7 +360,7 @@ def _sets(asked: Request, model: OpenedModel, files: list[Path]) -> Outcome:
 
 def _pairs_of_store(asked: Request, model: OpenedModel) -> Outcome:
     from attfc.evaluation import read_pairs
-    from attfc.evaluation.verification import evaluate_pair_list
+    from attfc.evaluation.protocols.verification import evaluate_pair_list
 
     _, store, shared = model.open_data(asked)
     assert asked.pairs is not None
@@ -442,7 +442,7 @@ def _figure(share: float | None, interval: "Interval | None", places: int = 2, p
 
 def _all_pairs(asked: Request, model: OpenedModel) -> Outcome:
     from attfc.evaluation import ALL_PAIRS_FARS, evaluate_all_pairs, read_groups
-    from attfc.evaluation.all_pairs import SPARE_FOR_INTERVALS
+    from attfc.evaluation.protocols.all_pairs import SPARE_FOR_INTERVALS
 
     if asked.pairs is not None:
         raise UserError("all-pairs scores every pair of images: leave out --pairs")
@@ -503,7 +503,7 @@ def _print_all_pairs(result: "AllPairsEvaluation", intervals: "Mapping[FigurePat
 
 
 def _identify(asked: Request, model: OpenedModel) -> Outcome:
-    from attfc.evaluation.identification_of_store import identify_in_store
+    from attfc.evaluation.protocols.identification_of_store import identify_in_store
 
     if asked.pairs is not None:
         raise UserError("identify searches images, not pairs: leave out --pairs")
@@ -556,8 +556,8 @@ def _print_identification(result: "StoreIdentification", intervals: "Mapping[Fig
 
 def _templates(asked: Request, model: OpenedModel) -> Outcome:
     from attfc.evaluation.embedding_cache import CacheKey, default_cache, model_digest
-    from attfc.evaluation.template_lists import read_template_lists
-    from attfc.evaluation.templates import TemplateMode, evaluate_templates, template_samples
+    from attfc.evaluation.protocols.template_lists import read_template_lists
+    from attfc.evaluation.protocols.templates import TemplateMode, evaluate_templates, template_samples
 
     if asked.pairs is not None:
         raise UserError(f"{asked.protocol} brings its own pairs: leave out --pairs")
@@ -700,8 +700,8 @@ def report(
 ) -> None:
     """Write a run's report.html anew, or a page that sets several models side by side."""
     if all(path.suffix == ".npz" for path in paths):
-        from attfc.evaluation.comparison_report import write_comparison_report
-        from attfc.evaluation.result import read_result
+        from attfc.evaluation.report.compare import write_comparison_report
+        from attfc.evaluation.results import read_result
 
         if pictures:
             raise UserError("--pictures is of a run's report: results hold no pictures")

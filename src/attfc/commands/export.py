@@ -35,8 +35,8 @@ def export(
     if format_name not in formats:
         raise UserError(f"unknown format {format_name!r}: use one of {', '.join(formats)}")
 
-    from attfc.deploy import export_hub_folder, export_onnx, open_model
-    from attfc.deploy.model_inputs import read_statements
+    from attfc.export import export_hub_folder, export_onnx, open_model
+    from attfc.export.model_inputs import read_statements
 
     module, facts = open_model(model, read_statements(model_is or []))
     for note in facts.notes:

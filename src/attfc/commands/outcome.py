@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
     from attfc.commands.evaluation import Request
     from attfc.data import Store
-    from attfc.deploy import ModelFacts
-    from attfc.evaluation.resampling import Interval, Sample
-    from attfc.evaluation.resampling import Path as FigurePath
+    from attfc.evaluation.bootstrap import Interval, Sample
+    from attfc.evaluation.bootstrap import Path as FigurePath
     from attfc.evaluation.unseen import SharedPeople
+    from attfc.export import ModelFacts
 
 __all__ = ["OpenedModel", "Outcome", "shared_with_run"]
 
@@ -72,7 +72,7 @@ def shared_with_run(model: Path, store: "Store") -> "SharedPeople":
         store: the evaluation set.
     """
     from attfc.evaluation.unseen import not_compared
-    from attfc.trained_people import compare_with_saved_run
+    from attfc.run.trained_people import compare_with_saved_run
     from attfc.training.run_folder import run_of
 
     run = run_of(model)

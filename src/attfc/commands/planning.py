@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from attfc.config import RunConfig
-    from attfc.planning import HeadRates, Plan
+    from attfc.plan import HeadRates, Plan
 
 __all__ = ["plan", "presets"]
 
@@ -106,9 +106,9 @@ def plan(
 ) -> None:
     """Predict memory and time of a step with every head, and say which fits and which to take."""
     from attfc.devices import choose_device
+    from attfc.plan import plan_step
     from attfc.plan_advice import advice, answer
     from attfc.plan_heads import heads_of, measured_encoder, queries_per_epoch, step_options, title_of
-    from attfc.planning import plan_step
 
     config, identities, images = _asked_for(words, identities, images)
     if config.center.source == "others" and images is None:
@@ -164,14 +164,14 @@ def _asked_for(words: list[str], identities: int | None, images: int | None) -> 
 
     asked = read_words(words)
     if asked.automatic:
-        from attfc.build import settle
+        from attfc.run.build import settle
 
         with progress_bar("index") as bar:
             config, choices, notes, store = settle(asked, bar)
         print_choices(choices)
         print_notes(notes)
         return config, identities or len(store.identities), images or len(store)
-    from attfc.automatic import with_start_weights
+    from attfc.run.automatic import with_start_weights
 
     config = with_start_weights(asked)[0].resolve()
     known = _known_size(next(word for word in words if "=" not in word), config)
@@ -184,7 +184,7 @@ def _asked_for(words: list[str], identities: int | None, images: int | None) -> 
 
 
 def _rates(config: "RunConfig", device: "torch.device") -> "HeadRates":
-    from attfc.bench.calibration import measure_heads
+    from attfc.lab.bench.calibration import measure_heads
 
     with working(f"measuring the heads on {device}: a few steps each"):
         return measure_heads(
@@ -203,7 +203,7 @@ def _kept_besides(config: "RunConfig", identities: int, images: int | None, rank
     Args:
         of_device: host memory is the device's.
     """
-    from attfc.planning import kept_bytes
+    from attfc.plan import kept_bytes
 
     place = config.center.table
     if not (place == "file" or (place == "host" and not of_device)):
@@ -258,7 +258,7 @@ def _known_size(preset: str, config: "RunConfig") -> tuple[int, int] | None:
 
 
 def _size_of_data(config: "RunConfig") -> tuple[int, int]:
-    from attfc.build import open_training_data
+    from attfc.run.build import open_training_data
 
     with progress_bar("index") as bar:
         store = open_training_data(config, bar)

@@ -28,7 +28,7 @@ def run(
     threads: Annotated[int, typer.Option(min=1, help="processor threads of a cell")] = 1,
 ) -> None:
     """Run what is missing of a study; an interrupted one goes on where it stopped. Ends with the table."""
-    from attfc.study.grid import read_study, run_study
+    from attfc.lab.study.grid import read_study, run_study
 
     read = read_study(study)
     folder = output or Path("studies") / read.name
@@ -52,8 +52,8 @@ def table(
 ) -> None:
     """Print the table of a study's cells as Markdown."""
     from attfc.errors import UserError
-    from attfc.study.grid import read_study, study_records
-    from attfc.study.pages import FIGURES, study_figure, study_table
+    from attfc.lab.study.grid import read_study, study_records
+    from attfc.lab.study.pages import FIGURES, study_figure, study_table
 
     read = read_study(study)
     folder = output or Path("studies") / read.name

@@ -39,7 +39,7 @@ def train(
     if resume is not None:
         resume, given = _resumed(resume, given)
         if print_config:
-            from attfc.resuming import saved_configuration
+            from attfc.run.resuming import saved_configuration
 
             out.print(commented_yaml(saved_configuration(resume, given)), markup=False, end="", soft_wrap=True)
             return
@@ -48,7 +48,7 @@ def train(
         config = asked.resolve()  # what cannot be is refused before anything is opened
         if print_config and not asked.automatic:
             if config.start_from is not None:
-                from attfc.automatic import with_start_weights
+                from attfc.run.automatic import with_start_weights
 
                 config = with_start_weights(asked)[0].resolve()
             out.print(commented_yaml(config), markup=False, end="", soft_wrap=True)
@@ -60,10 +60,10 @@ def train(
 
     began = False
     try:
-        from attfc.build import new_run, resume_run, settle
         from attfc.distributed import leave_ranks
-        from attfc.resuming import finished
-        from attfc.run import carry_out
+        from attfc.run.build import new_run, resume_run, settle
+        from attfc.run.resuming import finished
+        from attfc.run.train import carry_out
 
         if print_config:
             config, choices, notes, _ = settle(asked)

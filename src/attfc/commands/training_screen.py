@@ -12,8 +12,8 @@ from rich.table import Table
 from attfc.commands.common import err, out, print_table, progress_bar
 
 if TYPE_CHECKING:
-    from attfc.build import Run
     from attfc.config.choose import Choice
+    from attfc.run.build import Run
 
 __all__ = ["RunScreen", "print_choices", "print_notes"]
 

@@ -8,51 +8,51 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from attfc.data.attention_loader import AttentionLoader, Batch
-    from attfc.data.combined import CombinedStore
+    from attfc.data.cleaning.noise import conflict_noise, flip_noise
     from attfc.data.convert import Conversion, convert_store
     from attfc.data.decoded_cache import DecodedCache
-    from attfc.data.edits import EditedStore, Edits, read_edits, write_edits
-    from attfc.data.folder import FolderStore
     from attfc.data.images import BrokenImageError, ImageFacts, decode_image, image_facts
     from attfc.data.index import IdentityIndex
     from attfc.data.inspect import BrokenFile, StoreReport, inspect_store
-    from attfc.data.list_file import ListStore
-    from attfc.data.noise import conflict_noise, flip_noise
-    from attfc.data.opening import open_store
-    from attfc.data.packed import PackedCheck, PackedStore, verify_packed
+    from attfc.data.loader import AttentionLoader, Batch
     from attfc.data.preview import contact_sheet
-    from attfc.data.records import RecordStore
-    from attfc.data.store import EncodedStore, Images, Store
-    from attfc.data.synthetic import SyntheticFaces
-    from attfc.data.transforms import Augment, normalize
-    from attfc.data.verification_sets import (
+    from attfc.data.stores.combined import CombinedStore
+    from attfc.data.stores.edits import EditedStore, Edits, read_edits, write_edits
+    from attfc.data.stores.folder import FolderStore
+    from attfc.data.stores.list_file import ListStore
+    from attfc.data.stores.opening import open_store
+    from attfc.data.stores.packed.packed_store import PackedCheck, PackedStore, verify_packed
+    from attfc.data.stores.rec.records import RecordStore
+    from attfc.data.stores.store import EncodedStore, Images, Store
+    from attfc.data.stores.synthetic import SyntheticFaces
+    from attfc.data.stores.verification_sets import (
         VerificationSet,
         make_verification_set,
         read_verification_set,
         write_verification_set,
     )
+    from attfc.data.transforms import Augment, normalize
 
 _HOMES = {
-    "attention_loader": ("AttentionLoader", "Batch"),
-    "combined": ("CombinedStore",),
+    "loader": ("AttentionLoader", "Batch"),
+    "stores.combined": ("CombinedStore",),
     "convert": ("Conversion", "convert_store"),
     "decoded_cache": ("DecodedCache",),
-    "edits": ("EditedStore", "Edits", "read_edits", "write_edits"),
-    "folder": ("FolderStore",),
+    "stores.edits": ("EditedStore", "Edits", "read_edits", "write_edits"),
+    "stores.folder": ("FolderStore",),
     "images": ("BrokenImageError", "ImageFacts", "decode_image", "image_facts"),
     "index": ("IdentityIndex",),
     "inspect": ("BrokenFile", "StoreReport", "inspect_store"),
-    "list_file": ("ListStore",),
-    "noise": ("conflict_noise", "flip_noise"),
-    "opening": ("open_store",),
-    "packed": ("PackedCheck", "PackedStore", "verify_packed"),
+    "stores.list_file": ("ListStore",),
+    "cleaning.noise": ("conflict_noise", "flip_noise"),
+    "stores.opening": ("open_store",),
+    "stores.packed.packed_store": ("PackedCheck", "PackedStore", "verify_packed"),
     "preview": ("contact_sheet",),
-    "records": ("RecordStore",),
-    "store": ("EncodedStore", "Images", "Store"),
-    "synthetic": ("SyntheticFaces",),
+    "stores.rec.records": ("RecordStore",),
+    "stores.store": ("EncodedStore", "Images", "Store"),
+    "stores.synthetic": ("SyntheticFaces",),
     "transforms": ("Augment", "normalize"),
-    "verification_sets": (
+    "stores.verification_sets": (
         "VerificationSet",
         "make_verification_set",
         "read_verification_set",

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from attfc.data.store import Store
+from attfc.data.stores.store import Store
 
 __all__ = ["content_hash", "equal_groups", "examine_chunks"]
 

@@ -15,14 +15,14 @@ from typing import Protocol, cast
 
 import numpy as np
 
-from attfc.data.folder import EXTENSIONS, MAX_FILE_BYTES, FolderStore
-from attfc.data.folder_writer import FolderWriter
 from attfc.data.images import BrokenImageError, decode_image
-from attfc.data.links import refuse_links_out
-from attfc.data.list_file import ListStore
-from attfc.data.packed import LEFT_OUT, PackedStore
-from attfc.data.packed_writer import PackedWriter
-from attfc.data.store import Store
+from attfc.data.stores.folder import EXTENSIONS, MAX_FILE_BYTES, FolderStore
+from attfc.data.stores.folder_writer import FolderWriter
+from attfc.data.stores.links import refuse_links_out
+from attfc.data.stores.list_file import ListStore
+from attfc.data.stores.packed.packed_store import LEFT_OUT, PackedStore
+from attfc.data.stores.packed.packed_writer import PackedWriter
+from attfc.data.stores.store import Store
 from attfc.errors import UserError, nearest
 
 __all__ = ["KINDS", "Conversion", "convert_store", "image_name", "source_digest"]
@@ -298,7 +298,7 @@ def _check_apart(store: Store, target: Path) -> None:
 def _convert_to_records(
     store: Store, target: Path, progress: Progress | None, check: bool, keep_names: bool, give_up_after: int
 ) -> Conversion:
-    from attfc.data.records import write_insightface_rec  # its reader is not needed by those who pack
+    from attfc.data.stores.rec.records import write_insightface_rec  # its reader is not needed by those who pack
 
     written = write_insightface_rec(
         store, target, progress, check=check, keep_names=keep_names, give_up_after=give_up_after

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attfc.data.shared_bytes import SharedBytes
-from attfc.data.store import Images, Store, images_array
+from attfc.data.stores.store import Images, Store, images_array
 from attfc.errors import UserError
 
 __all__ = ["DecodedCache"]

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from attfc.data.content_hash import content_hash, equal_groups, examine_chunks
 from attfc.data.images import BrokenImageError, image_facts
-from attfc.data.store import Store
+from attfc.data.stores.store import Store
 
 __all__ = ["BrokenFile", "StoreReport", "inspect_store"]
 

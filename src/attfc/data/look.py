@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from attfc.data.images import BrokenImageError, image_size
-from attfc.data.store import Store
+from attfc.data.stores.store import Store
 
 __all__ = ["ImageSizes", "image_sizes"]
 

@@ -8,9 +8,9 @@ A sheet of a real store shows real people: it is biometric data, as the store is
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from attfc.data.random_streams import hash_words
-from attfc.data.store import Store
+from attfc.data.stores.store import Store
 from attfc.errors import UserError
+from attfc.random_streams import hash_words
 
 __all__ = ["contact_sheet"]
 

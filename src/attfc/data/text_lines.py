@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from attfc.data.read_at import read_at
+from attfc.data.stores.read_at import read_at
 from attfc.errors import UserError
 
 __all__ = [

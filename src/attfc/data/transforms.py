@@ -21,9 +21,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attfc.data.random_streams import hash_tensor, uniform_tensor
 from attfc.errors import UserError
 from attfc.precision import without_autocast
+from attfc.random_streams import hash_tensor, uniform_tensor
 
 __all__ = ["FLIP_LANE", "OPPOSITE_FLIP", "Augment", "normalize"]
 

@@ -1,12 +1,7 @@
 """How good a model is on people it never saw: pairs, templates, all pairs, identification, with intervals, comparisons and reports."""
 
-from attfc.evaluation.all_pairs import ALL_PAIRS_FARS, AllPairs, HardPairs, score_all_pairs, score_groups
-from attfc.evaluation.all_pairs_of_store import AllPairsEvaluation, evaluate_all_pairs, read_groups
-from attfc.evaluation.comparison_report import write_comparison_report
-from attfc.evaluation.embedding import Embeddings, embed_store
-from attfc.evaluation.held_out import HardestPair, HeldOutEvaluation, evaluate_store
-from attfc.evaluation.identification import Identification, RankOne, identify, rank_one
-from attfc.evaluation.identification_of_store import StoreIdentification, identify_in_store
+from attfc.evaluation.bootstrap import Interval, Resampled, interval_of_difference, resample
+from attfc.evaluation.embed import Embeddings, embed_store
 from attfc.evaluation.metrics import (
     PairScores,
     Roc,
@@ -17,13 +12,14 @@ from attfc.evaluation.metrics import (
     roc,
     tar_at_far,
 )
-from attfc.evaluation.pairs import Pairs, generate_pairs, read_pairs
-from attfc.evaluation.report import write_report
-from attfc.evaluation.resampling import Interval, Resampled, interval_of_difference, resample
-from attfc.evaluation.result import EvaluationResult, compare_results, read_result, save_result
-from attfc.evaluation.samples import PairListSample, SearchSample, ShareSample, TailSample
-from attfc.evaluation.template_lists import TemplateLists, read_template_lists
-from attfc.evaluation.templates import (
+from attfc.evaluation.protocols.all_pairs import ALL_PAIRS_FARS, AllPairs, HardPairs, score_all_pairs, score_groups
+from attfc.evaluation.protocols.all_pairs_of_store import AllPairsEvaluation, evaluate_all_pairs, read_groups
+from attfc.evaluation.protocols.held_out import HardestPair, HeldOutEvaluation, evaluate_store
+from attfc.evaluation.protocols.identification import Identification, RankOne, identify, rank_one
+from attfc.evaluation.protocols.identification_of_store import StoreIdentification, identify_in_store
+from attfc.evaluation.protocols.pairs import Pairs, generate_pairs, read_pairs
+from attfc.evaluation.protocols.template_lists import TemplateLists, read_template_lists
+from attfc.evaluation.protocols.templates import (
     TEMPLATE_FARS,
     TemplateEvaluation,
     TemplateMode,
@@ -32,8 +28,18 @@ from attfc.evaluation.templates import (
     search_templates,
     verify_templates,
 )
+from attfc.evaluation.protocols.verification import (
+    KNOWN_SETS,
+    PairEvaluation,
+    evaluate_pair_list,
+    find_sets,
+    pairs_of_set,
+)
+from attfc.evaluation.report.compare import write_comparison_report
+from attfc.evaluation.report.run import write_report
+from attfc.evaluation.results import EvaluationResult, compare_results, read_result, save_result
+from attfc.evaluation.samples import PairListSample, SearchSample, ShareSample, TailSample
 from attfc.evaluation.unseen import SharedPeople, compare_with_training
-from attfc.evaluation.verification import KNOWN_SETS, PairEvaluation, evaluate_pair_list, find_sets, pairs_of_set
 
 __all__ = [
     "ALL_PAIRS_FARS",

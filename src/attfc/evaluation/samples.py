@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from attfc.evaluation.all_pairs import AllPairs
-from attfc.evaluation.identification import Identification
+from attfc.evaluation.bootstrap import Draw, Path
 from attfc.evaluation.metrics import DISTANCE_GRID, FARS, Thresholds, crossing, far_name, pairs_needed
 from attfc.evaluation.people import dominant_person
-from attfc.evaluation.resampling import Draw, Path
+from attfc.evaluation.protocols.all_pairs import AllPairs
+from attfc.evaluation.protocols.identification import Identification
 from attfc.evaluation.share_sample import ShareSample
 
 __all__ = ["PairListSample", "SearchSample", "ShareSample", "TailSample"]

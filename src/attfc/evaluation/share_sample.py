@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from attfc.evaluation.identification import RankOne
-from attfc.evaluation.resampling import Draw, Path
+from attfc.evaluation.bootstrap import Draw, Path
+from attfc.evaluation.protocols.identification import RankOne
 
 __all__ = ["ShareSample"]
 

@@ -20,16 +20,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from attfc.data.cleaning import comparable_name
-from attfc.data.combined import CombinedStore
+from attfc.data.cleaning.clean import comparable_name
 from attfc.data.content_hash import content_hash
-from attfc.data.edits import EditedStore
-from attfc.data.folder import FolderStore
-from attfc.data.list_file import ListStore
-from attfc.data.packed import PackedStore
-from attfc.data.records import RecordStore
-from attfc.data.store import Store
-from attfc.data.synthetic import SyntheticFaces
+from attfc.data.stores.combined import CombinedStore
+from attfc.data.stores.edits import EditedStore
+from attfc.data.stores.folder import FolderStore
+from attfc.data.stores.list_file import ListStore
+from attfc.data.stores.packed.packed_store import PackedStore
+from attfc.data.stores.rec.records import RecordStore
+from attfc.data.stores.store import Store
+from attfc.data.stores.synthetic import SyntheticFaces
 
 __all__ = ["SharedPeople", "compare_with_training", "not_compared"]
 

@@ -23,12 +23,20 @@ from torch.nn.functional import normalize
 
 from attfc.distributed import ALONE, Ranks, RowShard
 from attfc.errors import UserError, nearest
-from attfc.heads.center_table import CenterTable
+from attfc.heads.banks.images import ImageMemory
+from attfc.heads.banks.recent import (
+    EMPTY,
+    Container,
+    ContainerPolicy,
+    Initial,
+    RowDtype,
+    last_occurrence,
+    merge_centers,
+)
+from attfc.heads.banks.table import CenterTable
 from attfc.heads.class_center import attend
-from attfc.heads.container import EMPTY, Container, ContainerPolicy, Initial, RowDtype, last_occurrence, merge_centers
 from attfc.heads.default_method import Changes, default_arguments
 from attfc.heads.head import Head, margin_of_all, unit_length
-from attfc.heads.image_memory import ImageMemory
 from attfc.losses.container_softmax import Filtering, container_softmax
 from attfc.losses.margins import CosFace, Margin
 

@@ -44,7 +44,7 @@ from torch.nn.functional import normalize
 
 from attfc.distributed import ALONE, Ranks, RowShard
 from attfc.errors import UserError
-from attfc.heads.container import Container, Initial, RowDtype
+from attfc.heads.banks.recent import Container, Initial, RowDtype
 from attfc.heads.head import Head, margin_of_all, unit_length
 from attfc.losses.container_softmax import Filtering, container_softmax
 from attfc.losses.hardest import mean_hardest_cosine

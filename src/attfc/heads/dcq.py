@@ -15,7 +15,7 @@ from torch import Tensor
 from attfc.distributed import ALONE, Ranks, RowShard
 from attfc.errors import UserError
 from attfc.heads.attfc import AttFC
-from attfc.heads.container import Container, Initial, RowDtype
+from attfc.heads.banks.recent import Container, Initial, RowDtype
 from attfc.heads.head import Head
 from attfc.losses.container_softmax import Filtering
 from attfc.losses.margins import Margin

@@ -10,8 +10,8 @@ from typing import Any, TypedDict, get_type_hints
 
 from attfc.distributed import ALONE, Ranks
 from attfc.errors import UserError, nearest
-from attfc.heads.center_table import CenterTable
-from attfc.heads.row_store import RowStore
+from attfc.heads.banks.row_store import RowStore
+from attfc.heads.banks.table import CenterTable
 from attfc.losses.container_softmax import Filtering
 from attfc.losses.margins import CosFace, Margin
 

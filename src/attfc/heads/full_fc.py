@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from attfc.distributed import ALONE, Ranks, RowShard
 from attfc.errors import UserError
+from attfc.heads.banks.row_store import draw_rows
 from attfc.heads.head import Head, unit_length
-from attfc.heads.row_store import draw_rows
 from attfc.losses.class_softmax import class_softmax_and_cosine
 from attfc.losses.container_softmax import Filtering
 from attfc.losses.margins import Margin

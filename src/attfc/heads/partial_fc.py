@@ -29,9 +29,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from attfc.distributed import ALONE, Ranks, RowShard
 from attfc.errors import UserError
-from attfc.heads.class_draw import draw_classes, drawn_classes
+from attfc.heads.banks.draw import draw_classes, drawn_classes
+from attfc.heads.banks.row_store import RowStore, draw_rows, sampled_rows
 from attfc.heads.head import Head, unit_length
-from attfc.heads.row_store import RowStore, draw_rows, sampled_rows
 from attfc.losses.class_softmax import class_softmax_and_cosine
 from attfc.losses.container_softmax import Filtering
 from attfc.losses.margins import Margin

@@ -1,10 +1,10 @@
 """Training: the momentum pair, schedules, optimizers, checkpoints and model files; the loop itself is `attfc.training.trainer`."""
 
-from attfc.training.checkpoint import latest_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
+from attfc.training.checkpoints.checkpoint import latest_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
+from attfc.training.checkpoints.random_state import rng_state, set_rng_state
 from attfc.training.model_files import load_model, save_model
 from attfc.training.momentum import MomentumPair, momentum_at
 from attfc.training.optimizers import build_optimizer, parameter_groups
-from attfc.training.random_state import rng_state, set_rng_state
 from attfc.training.schedule import build_schedule, learning_rate_factor
 
 __all__ = [

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
-from attfc.training.checkpoint import latest_checkpoint
+from attfc.training.checkpoints.checkpoint import latest_checkpoint
 from attfc.training.run_folder import remove_unsaved
 
 __all__ = ["Interrupted", "resume_command", "signals_call", "stopped_unsaved"]

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from attfc.backbones import create_backbone
 from attfc.errors import UserError
-from attfc.training.checkpoint import latest_checkpoint
+from attfc.training.checkpoints.checkpoint import latest_checkpoint
 from attfc.training.interruption import resume_command
 
 __all__ = ["check_colours", "load_model", "model_folder", "save_model"]

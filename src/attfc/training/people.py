@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from attfc.data.identity_names import names_of
-from attfc.data.name_table import printable
-from attfc.data.store import Store
-from attfc.training.checkpoint_manifest import STATE, read_json
+from attfc.data.people.identity_names import names_of
+from attfc.data.people.name_table import printable
+from attfc.data.stores.store import Store
+from attfc.training.checkpoints.manifest import STATE, read_json
 
 __all__ = ["first_difference", "people_of", "saved_people"]
 

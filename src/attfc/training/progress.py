@@ -19,8 +19,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from attfc.files import written_whole
 from attfc.training.trackers import Tracker, shared_numbers
-from attfc.whole_files import written_whole
 
 __all__ = ["Line", "Log", "MetricsLog", "ProgressLine", "Silent", "figure_of", "flat_figures", "memory_mib"]
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, AdamW
 
-from attfc.heads.row_store import RowStore
+from attfc.heads.banks.row_store import RowStore
 
 __all__ = ["RowAdamW", "RowSGD"]
 

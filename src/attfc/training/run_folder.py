@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TextIO
 
 from attfc.errors import UserError
-from attfc.training.checkpoint import latest_checkpoint
-from attfc.training.checkpoint_manifest import MANIFEST
+from attfc.training.checkpoints.checkpoint import latest_checkpoint
+from attfc.training.checkpoints.manifest import MANIFEST
 
 __all__ = ["fresh_folder", "locked", "newest_run", "remove_unsaved", "run_of"]
 

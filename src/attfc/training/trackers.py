@@ -21,7 +21,7 @@ from typing import Any, Protocol, get_args
 from pydantic import BaseModel
 
 from attfc.errors import UserError
-from attfc.whole_files import write_json_whole
+from attfc.files import write_json_whole
 
 __all__ = ["TRACKERS", "Tracker", "open_trackers", "refuse_missing", "shared_settings"]
 

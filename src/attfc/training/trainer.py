@@ -29,21 +29,21 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from attfc.data.attention_loader import AttentionLoader, Batch
+from attfc.data.loader import AttentionLoader, Batch
 from attfc.data.transforms import Augment
 from attfc.distributed import ALONE, AgreedError, Ranks, data_parallel, grad_scaler, lost_rank
 from attfc.errors import UserError
 from attfc.heads.head import Head
 from attfc.precision import autocast
 from attfc.training.batch_norm import average_running_statistics
-from attfc.training.checkpoint import latest_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
+from attfc.training.checkpoints.checkpoint import latest_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
+from attfc.training.checkpoints.random_state import rng_state, set_rng_state
+from attfc.training.checkpoints.sharded_state import ShardedState
 from attfc.training.interruption import Interrupted, resume_command, signals_call, stopped_unsaved
 from attfc.training.model_files import save_model
 from attfc.training.momentum import MomentumPair
 from attfc.training.progress import Line, Log, MetricsLog, ProgressLine, Silent, figure_of, flat_figures, memory_mib
-from attfc.training.random_state import rng_state, set_rng_state
 from attfc.training.run_folder import locked
-from attfc.training.sharded_state import ShardedState
 from attfc.training.trackers import Tracker
 
 __all__ = ["Interrupted", "Trainer"]

@@ -1,0 +1,486 @@
+"""Cleaning with embeddings, and all of cleaning in one call: `attfc data clean`.
+
+Wrong labels: an image far from the robust center of its identity (`identity_centers`). Leakage: an identity of the training set whose
+center is that of an identity of the evaluation set. Both compare cosines with thresholds that depend on the model; docs/formats.md has
+measured ones. Own centers cost O(N D); nearest other centers O(outliers x identities x D) in blocked products on a
+device, overlap O(train identities x evaluation identities x D): never a matrix of all pairs.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from attfc.data.cleaning.clean import (
+    AcrossIdentities,
+    CleaningReport,
+    Duplicates,
+    Findings,
+    find_duplicates,
+    read_contents,
+    small_identities,
+)
+from attfc.data.cleaning.identity_centers import BLOCK_ROWS, center_blocks, identity_centers
+from attfc.data.people.evaluation_people import leave_out_copied_people, leave_out_named_people, note_people
+from attfc.data.stores.store import Store
+from attfc.errors import UserError
+
+__all__ = ["Mislabelled", "Overlap", "clean", "mislabelled", "overlap_by_embedding"]
+
+Int64 = npt.NDArray[np.int64]
+Float32 = npt.NDArray[np.float32]
+Progress = Callable[[int, int], None]
+
+_QUERIES, _CENTERS = 4_096, 16_384  # rows of a block of cosines: 256 MiB
+
+
+@dataclass(frozen=True, eq=False)
+class Mislabelled:
+    """Images whose label is doubtful.
+
+    Attributes:
+        positions: (n,) int64 rising: rows of the embeddings.
+        labels: (n,) the label each has now.
+        moved_to: (n,) the label to give it; -1: leave it out.
+        cosines: (n,) float32 to the center of its own identity, without itself.
+        nearest: (n,) the other identity whose center is closest, -1 if it was not looked for or there is none.
+        nearest_cosines: (n,) float32, NaN likewise.
+        unclear: labels of identities in which no majority agrees (two images that differ, two people in equal parts): left as they are.
+        compared: images that had another one of their identity to be compared with.
+        quantiles: share of the compared images -> cosine to their own center, for choosing a threshold.
+    """
+
+    positions: Int64
+    labels: Int64
+    moved_to: Int64
+    cosines: Float32
+    nearest: Int64
+    nearest_cosines: Float32
+    unclear: Int64
+    compared: int
+    quantiles: dict[float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Overlap:
+    """Identities of a training set that look like one of an evaluation set: rows of one (train, evaluation, cosine) each.
+
+    Attributes:
+        train: (n,) int64 rising.
+        evaluation: (n,) int64 the one whose center is closest.
+        cosines: (n,) float32.
+    """
+
+    train: Int64
+    evaluation: Int64
+    cosines: Float32
+
+
+def mislabelled(
+    embeddings: npt.NDArray[Any],
+    labels: npt.ArrayLike,
+    threshold: float = 0.3,
+    *,
+    margin: float | None = None,
+    policy: Literal["drop", "move"] = "drop",
+    move_threshold: float = 0.7,
+    block_rows: int = BLOCK_ROWS,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> Mislabelled:
+    """Find images that are far from the center of their identity.
+
+    Args:
+        embeddings: (N, D) float16 or float32, any length, array or memory map; rows of length 0 are left alone.
+        labels: (N,) integers; negative: not part of it.
+        threshold: cosine to the own center below which an image is mislabelled; it depends on the model, `quantiles` help to choose.
+        margin: if given, an image counts only if another identity's center is also closer than its own by this cosine. It spares
+            poor photographs, which are far from everybody: with a weak model far fewer sound images are lost for the same number
+            found. It keeps strangers, people of no identity of the set, whom a strong model puts far from every center.
+        policy: "drop" leaves the images out; "move" gives those to another identity whose cosine to its center is at least
+            `move_threshold` and `margin` (0.3 if None) above the one to their own center, and leaves out the rest.
+        move_threshold: a wrong move costs more than a lost image.
+        block_rows: images at a time (memory: `identity_centers`); margin and "move" hold 2 x D bytes per identity besides.
+        device: where nearest centers are computed.
+        progress: called as (images done, images).
+
+    Raises:
+        UserError: shapes that do not fit, a threshold that is no cosine, a row that is not finite.
+    """
+    _check_cosine("threshold", threshold)
+    _check_cosine("move_threshold", move_threshold)
+    if policy not in ("drop", "move"):
+        raise UserError(f"policy={policy!r}: 'drop' or 'move'")
+    label_of = np.asarray(labels, np.int64)
+    elsewhere = policy == "move" or margin is not None
+    rows: list[Int64] = []
+    cosines: list[Float32] = []
+    unclear: list[Int64] = []
+    targets: list[Int64] = []
+    centers: list[npt.NDArray[np.float16]] = []
+    counted = np.zeros(_BINS, np.int64)
+    for block in center_blocks(embeddings, label_of, threshold, block_rows=block_rows, progress=progress):
+        measured = ~np.isnan(block.cosines)
+        counted += np.bincount(_bin(block.cosines[measured]), minlength=_BINS)
+        of_clear = np.repeat(block.clear, np.diff(block.offsets))
+        far = measured & of_clear & (block.cosines < threshold)
+        rows.append(block.rows[far])
+        cosines.append(block.cosines[far])
+        comparable = np.add.reduceat(measured.astype(np.int64), block.offsets[:-1]) > 0
+        unclear.append(block.labels[comparable & ~block.clear])
+        if elsewhere:
+            targets.append(block.labels[block.clear])
+            centers.append(block.centers[block.clear].astype(np.float16))
+    found, cosine = _joined(rows, np.int64), _joined(cosines, np.float32)
+    order = np.argsort(found)
+    found, cosine = found[order], cosine[order]
+    own = label_of[found]
+    nearest, nearest_cosine = np.full(len(found), -1, np.int64), np.full(len(found), np.nan, np.float32)
+    moved_to = np.full(len(found), -1, np.int64)
+    if elsewhere and centers and len(found):
+        nearest, nearest_cosine = _nearest_other(
+            embeddings, found, own, np.concatenate(centers), np.concatenate(targets), torch.device(device)
+        )
+    if policy == "move":
+        closer = nearest_cosine >= cosine + (0.3 if margin is None else margin)
+        moved_to = np.where(closer & (nearest_cosine >= move_threshold), nearest, -1)
+    kept = np.ones(len(found), np.bool_) if margin is None else nearest_cosine >= cosine + margin
+    return Mislabelled(
+        positions=found[kept],
+        labels=own[kept],
+        moved_to=moved_to[kept],
+        cosines=cosine[kept],
+        nearest=nearest[kept],
+        nearest_cosines=nearest_cosine[kept],
+        unclear=_joined(unclear, np.int64),
+        compared=int(counted.sum()),
+        quantiles=_quantiles(counted),
+    )
+
+
+def overlap_by_embedding(
+    train_centers: npt.NDArray[Any],
+    evaluation_centers: npt.NDArray[Any],
+    threshold: float = 0.7,
+    *,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> Overlap:
+    """Find the training identities whose center is close to one of the evaluation set.
+
+    Args:
+        train_centers: (I, D) of `identity_centers`; rows of length 0 match nothing.
+        evaluation_centers: (J, D) of the same model.
+        threshold: cosine from which two centers are one person. Centers of many images are closer than images: for a well-trained model
+            0.7 is the same person or a sibling. Identities of a single image in either set need a lower one.
+        device: where the products are computed, 4,096 x 16,384 at a time.
+        progress: called as (training identities done, training identities).
+
+    Returns:
+        For each identity at or above the threshold its closest one of the evaluation set.
+    """
+    _check_cosine("threshold", threshold)
+    shapes = train_centers.shape, evaluation_centers.shape
+    if any(len(shape) != 2 for shape in shapes) or shapes[0][1] != shapes[1][1]:
+        raise UserError(f"centers of shape {shapes[0]} and {shapes[1]}: both must come from one model")
+    on = torch.device(device)
+    best, closest = np.full(len(train_centers), -1, np.int64), np.full(len(train_centers), -2, np.float32)
+    for start in range(0, len(train_centers), _QUERIES):
+        part = slice(start, start + _QUERIES)
+        queries_BD = _unit_tensor(train_centers[part], on)
+        best[part], closest[part] = _best_center(queries_BD, evaluation_centers)
+        if progress is not None:
+            progress(min(start + _QUERIES, len(train_centers)), len(train_centers))
+    train = np.flatnonzero((closest >= threshold) & (best >= 0))
+    return Overlap(train, best[train], closest[train])
+
+
+def clean(
+    store: Store,
+    *,
+    broken: bool = True,
+    duplicates: AcrossIdentities | None = "drop_all",
+    fewest: int = 1,
+    against: Store | None = None,
+    names: bool = True,
+    embeddings: npt.NDArray[Any] | None = None,
+    against_embeddings: npt.NDArray[Any] | None = None,
+    threshold: float | None = 0.3,
+    margin: float | None = None,
+    policy: Literal["drop", "move"] = "drop",
+    move_threshold: float = 0.7,
+    overlap_threshold: float = 0.7,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+    examples: int = 20,
+    most_comments: int = 2_000_000,
+) -> CleaningReport:
+    """Look for everything that is asked for and return the edit list and the report of it. Deletes nothing.
+
+    In this order, and later steps see only what earlier ones left: broken images, copies, wrong labels, people of the
+    evaluation set, identities that have become too small.
+
+    Args:
+        store: the training set.
+        broken: decode every image and leave out those that fail.
+        duplicates: what to do with equal images across identities (`find_duplicates`); None: do not look for copies.
+        fewest: leave out identities with fewer images than this; 1: none.
+        against: the evaluation set, whose people must not be in the training set. Left out with all their images are identities
+            that hold the same bytes as one of its images (unless duplicates is None) or match by name or embedding.
+        names: compare identity names with those of `against`; names that are mere numbers are not compared.
+        embeddings: (N, D) of all images of the store, in order (zeros for broken ones): looks for wrong labels.
+        against_embeddings: (M, D) of `against`, of the same model: looks for its people by their centers.
+        threshold, margin, policy, move_threshold: of `mislabelled`; threshold None: do not look for wrong labels.
+        overlap_threshold: of `overlap_by_embedding`.
+        workers: processes that read images.
+        device: where nearest centers are computed.
+        progress: called as (done, total) in images, all passes together.
+        examples, most_comments: of `Findings.report`.
+
+    Raises:
+        UserError: an argument that does not fit the others or the store.
+    """
+    _check_arguments(store, against, embeddings, against_embeddings, fewest)
+    reads = broken or duplicates is not None
+    copies = against is not None and duplicates is not None
+    steps = _Progress(
+        progress,
+        len(store) * reads
+        + (len(against) if against is not None and copies else 0)
+        + (len(embeddings) if embeddings is not None and threshold is not None else 0),
+    )
+    findings = Findings(store)
+    contents = read_contents(store, decode=broken, workers=workers, progress=steps.next(len(store))) if reads else None
+    if contents is not None:
+        reasons = contents.reasons
+        findings.leave_out("broken", np.flatnonzero(~contents.sound), lambda i: reasons[i])
+        if duplicates is not None:
+            found = find_duplicates(store, across=duplicates, contents=contents, labels=findings.labels)
+            _leave_out_duplicates(findings, found, duplicates)
+    if embeddings is not None and threshold is not None:
+        wrong = mislabelled(
+            embeddings,
+            findings.labels,
+            threshold,
+            margin=margin,
+            policy=policy,
+            move_threshold=move_threshold,
+            device=device,
+            progress=steps.next(len(store)),
+        )
+        _change_mislabelled(findings, wrong, threshold)
+    if against is not None:
+        before = findings.labels.copy()
+        if contents is not None and copies:
+            theirs = read_contents(against, decode=False, workers=workers, progress=steps.next(len(against)))
+            leave_out_copied_people(findings, contents, against, theirs)
+        if names:
+            leave_out_named_people(findings, against)
+        if embeddings is not None and against_embeddings is not None:
+            _leave_out_faces(findings, embeddings, against, against_embeddings, overlap_threshold, threshold, device)
+        note_people(findings, before, against)
+    small = small_identities(findings.labels, fewest)
+    counts = np.bincount(findings.labels[findings.labels >= 0], minlength=len(store.identities))
+    findings.leave_out_identities(
+        "small_identity",
+        small,
+        lambda i: (
+            f"{store.identity_name(int(small[i]))!r} has {int(counts[small[i]])} images left, fewer than {fewest}"
+        ),
+    )
+    return findings.report(examples=examples, most_comments=most_comments)
+
+
+def _check_arguments(
+    store: Store,
+    against: Store | None,
+    embeddings: npt.NDArray[Any] | None,
+    against_embeddings: npt.NDArray[Any] | None,
+    fewest: int,
+) -> None:
+    if fewest < 1:
+        raise UserError(f"fewest={fewest}: a number of images from 1 is needed")
+    if against_embeddings is not None and (against is None or embeddings is None):
+        raise UserError("against_embeddings need the evaluation set (against) and embeddings of the training set")
+    for which, rows in ((store, embeddings), (against, against_embeddings)):
+        if which is not None and rows is not None and (rows.ndim != 2 or len(rows) != len(which)):
+            raise UserError(
+                f"{which.name}: embeddings of shape {rows.shape} for {len(which)} images: embed all images of the store, in order"
+            )
+
+
+def _leave_out_duplicates(findings: Findings, found: Duplicates, policy: AcrossIdentities) -> None:
+    store = findings.store
+    for reason, chosen in (("duplicate_within", ~found.across), ("duplicate_across", found.across)):
+        _leave_out_same(findings, reason, found.positions[chosen], store, found.copy_of[chosen])
+    if policy == "report" and found.images_across:
+        findings.note(
+            f"{found.images_across:,} images under several identities ({found.groups_across:,} different ones) are left as they are"
+        )
+    for one, two, groups in found.shared[:10]:
+        if groups > 1:
+            findings.note(
+                f"{store.identity_name(one)!r} and {store.identity_name(two)!r} share {groups:,} images: one person under two names?"
+            )
+
+
+def _leave_out_same(findings: Findings, reason: str, positions: Int64, other: Store, others: Int64) -> None:
+    of = "" if other is findings.store else f" of {other.name}"
+    findings.leave_out(reason, positions, lambda i: f"same bytes as {other.where(int(others[i]))}{of}")
+
+
+def _change_mislabelled(findings: Findings, wrong: Mislabelled, threshold: float) -> None:
+    store = findings.store
+    stays, goes = np.flatnonzero(wrong.moved_to < 0), np.flatnonzero(wrong.moved_to >= 0)
+
+    def far(i: int) -> str:
+        row = stays[i]
+        own = f"cosine {wrong.cosines[row]:.2f} to the center of {store.identity_name(int(wrong.labels[row]))!r}"
+        if wrong.nearest[row] < 0:
+            return own
+        return f"{own}, {wrong.nearest_cosines[row]:.2f} to {store.identity_name(int(wrong.nearest[row]))!r}"
+
+    def closer(i: int) -> str:
+        row = goes[i]
+        return (
+            f"cosine {wrong.cosines[row]:.2f} to the center of {store.identity_name(int(wrong.labels[row]))!r}, moved to "
+            f"{store.identity_name(int(wrong.moved_to[row]))!r} ({wrong.nearest_cosines[row]:.2f})"
+        )
+
+    findings.leave_out("mislabelled", wrong.positions[stays], far)
+    findings.move("moved", wrong.positions[goes], wrong.moved_to[goes], closer)
+    if len(wrong.unclear):
+        some = ", ".join(store.identity_name(label) for label in wrong.unclear[:5].tolist())
+        findings.note(
+            f"{len(wrong.unclear):,} identities are left as they are although no majority of their images reaches a cosine of "
+            f"{threshold:g} to the rest, so that nobody can tell which are wrong: {some}{' ...' if len(wrong.unclear) > 5 else ''}"
+        )
+    if wrong.compared and len(wrong.positions) > 0.2 * wrong.compared:
+        findings.note(
+            f"{len(wrong.positions) / wrong.compared:.0%} of the images are below {threshold:g}: is the model good enough, the threshold too "
+            "high? Cosines to the own center: "
+            + ", ".join(f"{share:.0%} below {cosine:.2f}" for share, cosine in wrong.quantiles.items())
+        )
+
+
+def _leave_out_faces(
+    findings: Findings,
+    embeddings: npt.NDArray[Any],
+    against: Store,
+    against_embeddings: npt.NDArray[Any],
+    overlap_threshold: float,
+    threshold: float | None,
+    device: torch.device | str,
+) -> None:
+    keeps = 0.3 if threshold is None else threshold
+    ours = identity_centers(embeddings, findings.labels, len(findings.store.identities), keeps, dtype=np.float16)
+    theirs = identity_centers(against_embeddings, against.identities.labels(), len(against.identities), keeps)
+    overlap = overlap_by_embedding(ours, theirs, overlap_threshold, device=device)
+    if len(overlap.train) > 0.1 * len(ours):
+        findings.note(
+            f"{len(overlap.train):,} of {len(ours):,} identities look like one of {against.name} at a cosine of {overlap_threshold:g}: is the "
+            "model good enough, the threshold too low?"
+        )
+    findings.leave_out_identities(
+        "evaluation_face",
+        overlap.train,
+        lambda i: (
+            f"cosine {overlap.cosines[i]:.2f} between the centers of {findings.store.identity_name(int(overlap.train[i]))!r} and "
+            f"{against.identity_name(int(overlap.evaluation[i]))!r} of {against.name}"
+        ),
+    )
+
+
+class _Progress:
+    """One running total over several passes."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self.progress, self.total, self.done = progress, total, 0
+
+    def next(self, size: int) -> Progress | None:
+        """Return the callback of the next pass, which is `size` of the total whatever it counts itself."""
+        progress, before = self.progress, self.done
+        self.done += size
+        if progress is None:
+            return None
+        return lambda done, of: progress(before + size * done // max(of, 1), self.total)
+
+
+_BINS = 2_001  # cosines -1 ... 1 in steps of 0.001
+_SHARES = (0.01, 0.05, 0.1, 0.25, 0.5)
+
+
+def _bin(cosines: Float32) -> Int64:
+    return np.rint((cosines.astype(np.float64) + 1) * 1000).astype(np.int64)
+
+
+def _quantiles(counted: Int64) -> dict[float, float]:
+    total = int(counted.sum())
+    if not total:
+        return {}
+    below = np.cumsum(counted)
+    return {share: round(int(np.searchsorted(below, share * total)) / 1000 - 1, 3) for share in _SHARES}
+
+
+def _joined(parts: list[Any], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    return np.concatenate([np.zeros(0, dtype), *parts])
+
+
+def _check_cosine(name: str, value: float) -> None:
+    if not -1 <= value <= 1:
+        raise UserError(f"{name}={value}: a cosine from -1 to 1 is needed")
+
+
+def _unit_tensor(rows: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
+    tensor_BD = torch.from_numpy(np.array(rows, np.float32)).to(device)
+    lengths_B1 = torch.linalg.vector_norm(tensor_BD, dim=1, keepdim=True)
+    unit_BD: torch.Tensor = tensor_BD / lengths_B1.clamp_min(torch.finfo(torch.float32).tiny)
+    return unit_BD
+
+
+def _nearest_other(
+    embeddings: npt.NDArray[Any],
+    rows: Int64,
+    own: Int64,
+    centers_CD: npt.NDArray[np.float16],
+    labels_C: Int64,
+    device: torch.device,
+) -> tuple[Int64, Float32]:
+    """Return the label of the closest center that is not of the row's own label, and its cosine; -1, NaN if there is none."""
+    nearest, cosines = np.full(len(rows), -1, np.int64), np.full(len(rows), np.nan, np.float32)
+    # labels_C rises: the place of the own center, or -1 where that identity has none.
+    place = np.minimum(np.searchsorted(labels_C, own), len(labels_C) - 1)
+    excluded = np.where(labels_C[place] == own, place, -1)
+    for start in range(0, len(rows), _QUERIES):
+        part = slice(start, start + _QUERIES)
+        queries_BD = _unit_tensor(embeddings[rows[part]], device)
+        best, best_cosines = _best_center(queries_BD, centers_CD, excluded[part])
+        found = best >= 0
+        nearest[part] = np.where(found, labels_C[best], -1)
+        cosines[part] = np.where(found, best_cosines, np.nan)
+    return nearest, cosines
+
+
+def _best_center(
+    queries_BD: torch.Tensor, centers_CD: npt.NDArray[Any], excluded: Int64 | None = None
+) -> tuple[Int64, Float32]:
+    """Return the place and cosine of the closest center of length > 0; -1 and -2 if there is none."""
+    best = torch.full((len(queries_BD),), -1, dtype=torch.int64, device=queries_BD.device)
+    cosines = torch.full((len(queries_BD),), -2.0, device=queries_BD.device)
+    for start in range(0, len(centers_CD), _CENTERS):
+        block_CD = _unit_tensor(centers_CD[start : start + _CENTERS], queries_BD.device)
+        scores_BC = queries_BD @ block_CD.T
+        scores_BC.masked_fill_((block_CD == 0).all(dim=1), -2.0)
+        if excluded is not None:
+            hit = np.flatnonzero((excluded >= start) & (excluded < start + len(block_CD)))
+            scores_BC[torch.from_numpy(hit), torch.from_numpy(excluded[hit] - start)] = -2.0
+        values, places = scores_BC.max(dim=1)
+        better = values > cosines
+        cosines = torch.where(better, values, cosines)
+        best = torch.where(better, places + start, best)
+    cosines = torch.where((queries_BD == 0).all(dim=1), torch.full_like(cosines, -2.0), cosines)
+    return best.cpu().numpy(), cosines.cpu().numpy()

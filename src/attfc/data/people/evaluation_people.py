@@ -1,0 +1,77 @@
+"""People of an evaluation set who are in a training set too: found by copied images or by name, left out with all their images.
+
+A network that was trained on other photographs of a person knows the face: to leave out the copied photographs alone would leave
+the evaluation as it was. Faces are compared by `attfc.data.cleaning.label_cleaning`.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from attfc.data.cleaning.clean import Contents, Findings, overlap_by_name
+from attfc.data.stores.store import Store
+
+__all__ = ["leave_out_copied_people", "leave_out_named_people", "note_people"]
+
+Int64 = npt.NDArray[np.int64]
+
+_LISTED = 10
+
+
+def leave_out_copied_people(findings: Findings, contents: Contents, against: Store, theirs: Contents) -> None:
+    """Leave out every identity that holds the same bytes as an image of `against`.
+
+    A copy that an earlier step left out counts too, under the label that it had.
+
+    Args:
+        findings: of the training set, after the steps before.
+        contents: of the training set.
+        against, theirs: the evaluation set and its contents.
+    """
+    their_places = np.flatnonzero(theirs.sound)
+    if not len(their_places):
+        return
+    their_places = their_places[np.argsort(theirs.hashes[their_places], kind="stable")]
+    ordered = theirs.hashes[their_places]
+    place = np.minimum(np.searchsorted(ordered, contents.hashes), len(ordered) - 1)
+    copies = np.flatnonzero(contents.sound & (ordered[place] == contents.hashes))
+    copy_of = their_places[place[copies]]
+    store = findings.store
+    labels = np.where(findings.labels[copies] >= 0, findings.labels[copies], findings.before[copies])
+    people, first = np.unique(labels, return_index=True)
+
+    def same(i: int) -> str:
+        return f"same bytes as {against.where(int(copy_of[i]))} of {against.name}"
+
+    def of_person(i: int) -> str:
+        copy = int(first[i])
+        return f"{store.identity_name(int(people[i]))!r} has {store.where(int(copies[copy]))}, {same(copy)}"
+
+    findings.leave_out("evaluation_copy", copies, same)
+    findings.leave_out_identities("evaluation_copy", people, of_person)
+
+
+def leave_out_named_people(findings: Findings, against: Store) -> None:
+    """Leave out every identity that has a name of `against` (`overlap_by_name`)."""
+    pairs = overlap_by_name(findings.store, against)
+    findings.leave_out_identities(
+        "evaluation_name",
+        pairs[:, 0],
+        lambda i: f"{against.name} has a {against.identity_name(int(pairs[i, 1]))!r} too",
+    )
+
+
+def note_people(findings: Findings, labels_before: Int64, against: Store) -> None:
+    """Add to the report who was left out since `labels_before` were the labels, and how many images of each."""
+    gone = labels_before[(labels_before >= 0) & (findings.labels < 0)]
+    people, images = np.unique(gone, return_counts=True)
+    if not len(people):
+        return
+    shown = [
+        f"{findings.store.identity_name(label)!r} ({count:,})"
+        for label, count in zip(people[:_LISTED].tolist(), images[:_LISTED].tolist(), strict=True)
+    ]
+    more = f" and {len(people) - _LISTED:,} more" if len(people) > _LISTED else ""
+    findings.note(
+        f"{len(people):,} people are in {against.name} too and are left out with all their images, {len(gone):,} in all: "
+        f"{', '.join(shown)}{more}"
+    )

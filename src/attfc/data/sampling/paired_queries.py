@@ -1,0 +1,66 @@
+"""Which image is query number n when every batch holds two images of each identity: a pure function of (seed, n), nothing stored.
+
+Queries 2i and 2i + 1 show one person, so that each can be the other's key without a pass of its own (`AttFC(center_source="batch")`). Each epoch
+an identity's images are paired in a new order, and the pairs of all identities come in a new order: every image is query once per epoch.
+An odd image out is paired with the first of its identity, which then comes twice; an identity with one image is paired with itself, and
+the stream shows it mirrored (`QueryStream`). Cost: two keyed permutations per query, and 8 bytes per identity.
+Source: our own; batches of P people with K images each are usual in metric learning (1703.07737), there drawn anew and not once per epoch.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from attfc.data.index import IdentityIndex
+from attfc.data.sampling.permutation import permute
+from attfc.random_streams import below, hash_words
+
+__all__ = ["PairedQueries"]
+
+Int64 = npt.NDArray[np.int64]
+
+# Purposes: the second word of every hash.
+_PAIRS, _WITHIN = 0x70610001, 0x70610002
+
+
+class PairedQueries:
+    """The endless sequence of queries, two of each identity one after the other.
+
+    Args:
+        identities: the index; at least one image.
+        seed: names the sequence.
+
+    Attributes:
+        length: queries in an epoch, twice the pairs: the images, and one more for each identity with an odd number of them.
+
+    >>> pairs = PairedQueries(IdentityIndex.from_labels(np.array([0, 0, 0, 0, 1])), seed=0)
+    >>> slots = pairs.query_slots(np.arange(6)).reshape(3, 2)
+    >>> pairs.length, sorted(pairs.identities.labels_of_slots(slots).tolist()), np.unique(slots).tolist()
+    (6, [[0, 0], [0, 0], [1, 1]], [0, 1, 2, 3, 4])
+    """
+
+    def __init__(self, identities: IdentityIndex, seed: int) -> None:
+        self.identities = identities
+        self.seed = int(seed)
+        counts = np.diff(identities.offsets)
+        self._first_pair: Int64 = np.concatenate([[0], np.cumsum((counts + 1) // 2)])
+        self._pairs = int(self._first_pair[-1])
+        self.length = 2 * self._pairs
+
+    def query_slots(self, numbers: Int64) -> Int64:
+        """Return the slots of queries, places in `identities.items`: int64, shaped as `numbers`.
+
+        Args:
+            numbers: int64 >= 0, places in the endless sequence.
+        """
+        epoch, place = np.divmod(np.asarray(numbers, np.int64), self.length)
+        pair = permute(place // 2, self._pairs, hash_words(self.seed, _PAIRS, epoch))
+        label = np.searchsorted(self._first_pair, pair, side="right") - 1
+        first = self.identities.offsets[label]
+        count = self.identities.offsets[label + 1] - first
+        turn = (2 * (pair - self._first_pair[label]) + place % 2) % count
+        slots: Int64 = first + permute(turn, count, hash_words(self.seed, _WITHIN, label, epoch))
+        return slots
+
+    def drawn_slots(self, hashes: npt.NDArray[np.uint64], numbers: Int64) -> Int64:
+        """Return slots drawn from all images, for queries that cannot be decoded: those lose their partner."""
+        return below(hashes, self.identities.images)

@@ -1,0 +1,269 @@
+"""Several sets as one store: positions and labels one after the other, identities of equal name merged if asked.
+
+    CombinedStore([ms1m, ours], weights=[1, 4])
+
+Memory: an offset per source; the identity index, 8 bytes per identity and (unless all sources number their images identity by
+identity) 8 an image, is built when first asked for and is not pickled. With merging also the label of each source's identities
+(8 bytes each), made in one pass over their names, a Python string each while it lasts: some 2 s for 2 M identities. No
+sorting: each identity's images of the first source come first.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from attfc.data.index import IdentityIndex
+from attfc.data.sampling.weighted_epochs import WeightedEpochs, checked_weights
+from attfc.data.stores.store import Images, Store, images_array
+from attfc.errors import UserError
+
+__all__ = ["CombinedStore"]
+
+Int64 = npt.NDArray[np.int64]
+
+
+class CombinedStore:
+    """A Store over several stores.
+
+    Args:
+        stores: at least one; positions and labels run through them in this order.
+        merge_names: identities that have the same name in different stores are one person. False: every store's identities are
+            people of their own. Merge only where names mean people: two lists with the labels 0, 1, 2 share numbers, not faces.
+        weights: how often each store's images are query in an epoch, on average (see `weighted_epochs`); None: once.
+        names: for messages, one a store; None: the stores' own, numbered where they are equal.
+
+    Raises:
+        UserError: no store, weights that cannot be used, or (merging) a store with two identities of one name.
+    """
+
+    def __init__(
+        self,
+        stores: Sequence[Store],
+        *,
+        merge_names: bool = False,
+        weights: Sequence[float] | None = None,
+        names: Sequence[str] | None = None,
+    ) -> None:
+        if not stores:
+            raise UserError("no sources: a combined store needs at least one")
+        self.stores = tuple(stores)
+        self.names = _distinct([store.name for store in stores] if names is None else list(names))
+        if len(self.names) != len(self.stores):
+            raise UserError(f"{len(self.names)} names for {len(self.stores)} sources: one each is needed")
+        self.merge_names = merge_names
+        self.counts = [len(store) for store in stores]
+        self.weights = [1.0] * len(stores) if weights is None else [float(weight) for weight in weights]
+        checked_weights(self.counts, self.weights)
+        self._starts = np.concatenate([[0], np.cumsum(self.counts)]).astype(np.int64)
+        known = [len(store.identities) for store in stores]
+        self._label_starts = np.concatenate([[0], np.cumsum(known)]).astype(np.int64)
+        self._label_of = _labels_by_name(self.stores, self.names) if merge_names else None
+        self._identities = int(self._label_starts[-1])
+        self._named_by: Int64 | None = None  # for each label, its first place among all stores' identities
+        if self._label_of is not None:
+            joined = np.concatenate(self._label_of)
+            self._named_by = np.unique(joined, return_index=True)[1].astype(np.int64, copy=False)
+            self._identities = len(self._named_by)
+        self._index: IdentityIndex | None = None
+
+    @property
+    def name(self) -> str:
+        """The sources' names joined by " + "."""
+        return " + ".join(self.names)
+
+    @property
+    def identities(self) -> IdentityIndex:
+        """The identity index, built on first use."""
+        if self._index is None:
+            self._index = self._merged_index() if self._label_of is not None else self._joined_index()
+        return self._index
+
+    def _joined_index(self) -> IdentityIndex:
+        consecutive = all(store.identities.consecutive for store in self.stores)
+        items = None if consecutive else np.empty(len(self), np.int64)
+        offsets = np.empty(self._identities + 1, np.int64)
+        offsets[-1] = len(self)
+        for number, store in enumerate(self.stores):
+            start, label = int(self._starts[number]), int(self._label_starts[number])
+            index = store.identities
+            if items is not None:
+                np.add(index.items, start, out=items[start : start + len(store)])
+            np.add(index.offsets[:-1], start, out=offsets[label : label + len(index)])
+        return IdentityIndex(offsets, items, source=self.name)
+
+    def _merged_index(self) -> IdentityIndex:
+        items = np.empty(len(self), np.int64)
+        for number, (slots, store) in enumerate(zip(self._slots_by_source(), self.stores, strict=True)):
+            items[slots] = store.identities.items + self._starts[number]
+        return IdentityIndex(self._merged_offsets(), items, source=self.name)
+
+    def _merged_offsets(self) -> Int64:
+        assert self._label_of is not None
+        offsets = np.zeros(self._identities + 1, np.int64)
+        for labels, store in zip(self._label_of, self.stores, strict=True):
+            offsets[1:][labels] += store.identities.counts()  # within a store no label comes twice
+        return np.cumsum(offsets, out=offsets)
+
+    def _slots_by_source(self) -> list[Int64]:
+        """Where each store's slots lie in the merged index: first store's images first within an identity."""
+        assert self._label_of is not None
+        free = self._merged_offsets()[:-1].copy()
+        found = []
+        for labels, store in zip(self._label_of, self.stores, strict=True):
+            counts = store.identities.counts()
+            first = free[labels] - store.identities.offsets[:-1]
+            found.append(np.repeat(first, counts) + np.arange(len(store), dtype=np.int64))
+            free[labels] += counts
+        return found
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether an epoch is anything but every image once."""
+        return any(weight != 1 for weight in self.weights)
+
+    def own_labels(self, labels: npt.ArrayLike) -> list[Int64]:
+        """Return for each source which of its own labels stand for any of `labels`: rising int64 arrays, one per source."""
+        asked = np.zeros(self._identities, np.bool_)
+        asked[np.asarray(labels, np.int64)] = True
+        if self._label_of is None:
+            return [np.flatnonzero(part) for part in np.split(asked, self._label_starts[1:-1])]
+        return [np.flatnonzero(asked[of]) for of in self._label_of]
+
+    def weighted_epochs(self, seed: int) -> WeightedEpochs:
+        """Return the sequence of queries in which the sources have their weights; its slots are places in `identities.items`.
+
+        Merging costs 8 bytes per image here: a source's slots are then no stretch of the index.
+        """
+        slots = np.concatenate(self._slots_by_source()) if self._label_of is not None else None
+        return WeightedEpochs(self.counts, self.weights, seed, slots=slots)
+
+    @property
+    def ignored(self) -> dict[str, int]:
+        """What the sources left out, each kind with its source's name."""
+        return {
+            f"{name}: {kind}": count
+            for name, store in zip(self.names, self.stores, strict=True)
+            for kind, count in getattr(store, "ignored", {}).items()
+        }
+
+    @property
+    def notes(self) -> list[str]:
+        """The sources' notes, each with its source's name."""
+        sources = zip(self.names, self.stores, strict=True)
+        return [f"{name}: {note}" for name, store in sources for note in getattr(store, "notes", ())]
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return int(self._starts[-1])
+
+    def source_of(self, positions: npt.ArrayLike) -> tuple[Int64, Int64]:
+        """Return the number of the source and the position in it: int64, shaped as `positions`.
+
+        Raises:
+            IndexError: a position outside 0 ... len - 1.
+        """
+        asked = np.asarray(positions, dtype=np.int64)
+        if asked.size and not (int(asked.min()) >= 0 and int(asked.max()) < len(self)):
+            raise IndexError(f"positions {int(asked.min())} ... {int(asked.max())} of a store of {len(self)} images")
+        source = np.searchsorted(self._starts, asked, side="right") - 1
+        return source, asked - self._starts[source]
+
+    def labels(self, positions: npt.ArrayLike) -> Int64:
+        """Return the labels of positions: int64."""
+        source, places = self.source_of(positions)
+        labels = np.empty(source.shape, np.int64)
+        for number in np.unique(source).tolist():
+            rows = source == number
+            own = self.stores[number].labels(places[rows])
+            labels[rows] = own + self._label_starts[number] if self._label_of is None else self._label_of[number][own]
+        return labels
+
+    def read(self, position: int) -> tuple[bytes, int]:
+        """Return the encoded image and its label; raises as the source's `read`."""
+        source, place = self.source_of(position)
+        encoded, own = self.stores[int(source)].read(int(place))
+        if self._label_of is not None:
+            return encoded, int(self._label_of[int(source)][own])
+        return encoded, own + int(self._label_starts[int(source)])
+
+    def read_many(self, positions: Sequence[int]) -> list[bytes | Exception]:
+        """Return each encoded image, or the OSError or BrokenImageError that reading it met; a call a source."""
+        source, places = self.source_of(positions)
+        found: list[bytes | Exception] = [b""] * len(source)
+        for number in np.unique(source).tolist():
+            rows = np.flatnonzero(source == number)
+            for row, item in zip(rows.tolist(), self.stores[number].read_many(places[rows].tolist()), strict=True):
+                found[row] = item
+        return found
+
+    def images(self, positions: npt.ArrayLike, size: int, out: npt.NDArray[np.uint8] | None = None) -> Images:
+        """Return decoded images in the order asked for, one call a source."""
+        source, places = self.source_of(positions)
+        numbers: list[int] = np.unique(source).tolist()
+        if len(numbers) == 1:
+            return self.stores[numbers[0]].images(places, size, out)
+        found = Images(images_array(len(source), size, out))
+        for number in numbers:
+            rows = np.flatnonzero(source == number)
+            part = self.stores[number].images(places[rows], size)
+            found.pixels[rows] = part.pixels
+            found.broken.update((int(rows[row]), reason) for row, reason in part.broken.items())
+        found.broken = dict(sorted(found.broken.items()))
+        return found
+
+    def where(self, position: int) -> str:
+        """Return "source: where in it"."""
+        source, place = self.source_of(position)
+        return f"{self.names[int(source)]}: {self.stores[int(source)].where(int(place))}"
+
+    def identity_name(self, label: int) -> str:
+        """Return the identity's name in its source (with merging: in the first that has it)."""
+        if not 0 <= label < self._identities:
+            raise IndexError(f"label {label} is not one of {self._identities} identities")
+        place = label if self._named_by is None else int(self._named_by[label])
+        source = int(np.searchsorted(self._label_starts, place, side="right")) - 1
+        return self.stores[source].identity_name(place - int(self._label_starts[source]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle without the identity index: decoding workers do not need it."""
+        return {**self.__dict__, "_index": None}
+
+    def __repr__(self) -> str:
+        """Return the sources and the counts."""
+        return f"CombinedStore({self.name!r}, {self._identities:,} identities, {len(self):,} images)"
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Number the second, third ... of equal names."""
+    taken: set[str] = set()
+    result = []
+    for name in names:
+        number, candidate = 1, name
+        while candidate in taken:
+            number += 1
+            candidate = f"{name} ({number})"
+        taken.add(candidate)
+        result.append(candidate)
+    return result
+
+
+def _labels_by_name(stores: Sequence[Store], names: Sequence[str]) -> list[Int64]:
+    """Labels of each store's identities, in the order in which names are first met."""
+    label_of_name: dict[str, int] = {}
+    found = []
+    for store, source in zip(stores, names, strict=True):
+        known = len(store.identities)
+        labels = np.empty(known, np.int64)
+        for own in range(known):
+            labels[own] = label_of_name.setdefault(store.identity_name(own), len(label_of_name))
+        if len(np.unique(labels)) != known:
+            order = np.argsort(labels, kind="stable")
+            twice = order[1:][labels[order][1:] == labels[order][:-1]][0]
+            raise UserError(
+                f"{source}: two identities are called {store.identity_name(int(twice))!r}: they cannot be merged by name with "
+                "other sources'; rename one or combine without merging"
+            )
+        found.append(labels)
+    return found

@@ -1,0 +1,92 @@
+"""Names of identities beside a `.rec` file, which itself holds numbers only: `train.names`, a line `number<TAB>name` each.
+
+    # attfc identity names 1<TAB>identities=2<TAB>bytes=248
+    0<TAB>Ann Lee
+    1<TAB>Bob
+
+`bytes` is the size of the `.rec` file: names that were left beside another one are not taken for its people. Read when the set is
+opened, about 1 M names/s; other tools pass over the file.
+"""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from attfc.data.people.name_table import NameTable, printable
+from attfc.data.text_lines import line_blocks, open_regular, read_head, whole_numbers
+from attfc.errors import UserError
+
+__all__ = ["read_record_names", "write_record_names"]
+
+_FORMAT = "# attfc identity names 1"
+_LONGEST = 4096  # bytes of a name, as in packed folders
+
+
+def _header(identities: int, rec_bytes: int) -> str:
+    return f"{_FORMAT}\tidentities={identities}\tbytes={rec_bytes}"
+
+
+def write_record_names(rec: Path, rec_bytes: int, names: Iterable[str]) -> None:
+    """Write `NAME.names` for `NAME.rec`: the names of identities 0, 1, 2 ... Raises OSError."""
+    lines = [printable(name.encode("utf-8", "surrogatepass")).encode()[:_LONGEST] for name in names]
+    with open(rec.with_suffix(".names"), "wb") as file:
+        file.write(_header(len(lines), rec_bytes).encode() + b"\n")
+        file.writelines(b"%d\t%b\n" % (number, line) for number, line in enumerate(lines))
+
+
+def read_record_names(rec: Path, rec_bytes: int, numbers: npt.NDArray[np.int64]) -> tuple[NameTable | None, str | None]:
+    """Read the names that lie beside a `.rec` file.
+
+    Args:
+        rec: the file. rec_bytes: its size.
+        numbers: int64 (identities,) each identity's number in the file.
+
+    Returns:
+        The name of each identity (b"": none), or None if there are no names of this file; and a note where a file of names is not used.
+
+    Raises:
+        UserError: a line that cannot be understood, a number that is listed twice, a file that cannot be read.
+    """
+    path = rec.with_suffix(".names")
+    if not path.exists():
+        return None, None
+    names: dict[int, bytes] = {}
+    try:
+        descriptor = open_regular(path)
+        try:
+            head = read_head(path, descriptor)
+            if not head.startswith(_FORMAT + "\t"):
+                return None, f"{path.name} is no list of identity names ('{_FORMAT}'): its numbers stand for the names"
+            if not head.endswith(f"\tbytes={rec_bytes}"):
+                return None, f"{path.name} belongs to another {rec.name}: its numbers stand for the names"
+            for block in line_blocks(path, descriptor):
+                tabs = np.append(np.flatnonzero(block.data == 0x09), len(block.data))
+                number_ends = np.minimum(tabs[np.searchsorted(tabs, block.starts)], block.ends)
+                listed, sound = whole_numbers(block.data, block.starts, number_ends)
+                wrong = ~sound | (number_ends >= block.ends) | (block.ends - number_ends > _LONGEST + 1)
+                if bool(wrong.any()):
+                    row = int(wrong.argmax())
+                    shown = block.text(row)[:80].decode("utf-8", "backslashreplace")
+                    raise UserError(
+                        f"{path}: line {int(block.numbers[row])} ({shown!r}): a line is number<TAB>name, the "
+                        f"name at most {_LONGEST:,} bytes; delete the file to name people by their numbers"
+                    )
+                before = len(names)
+                names |= {
+                    number: block.data[start:end].tobytes()
+                    for number, start, end in zip(
+                        listed.tolist(), (number_ends + 1).tolist(), block.ends.tolist(), strict=True
+                    )
+                }
+                if len(names) - before != len(listed):
+                    raise UserError(
+                        f"{path}: a number is listed twice; delete the file to name people by their numbers"
+                    )
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise UserError(f"{path}: names cannot be read ({error.strerror or error})") from None
+    return NameTable.pack(names.get(number, b"") for number in numbers.tolist()), None

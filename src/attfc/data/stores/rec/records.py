@@ -1,0 +1,441 @@
+"""MXNet RecordIO as a store: `train.rec` with `train.idx`, in the InsightFace and the im2rec layout, without MXNet.
+
+Images are numbered identity by identity; of each, 12 bytes of index are mapped (`record_index`), and one `pread` fetches the record.
+What that read shows is compared each time: the magic, the length against the place where the next record begins, the
+image's own label against its identity, and the file's size and time against those of the index. A record that was overwritten, moved
+or cut off is therefore a broken image and not somebody else's face.
+
+`write_insightface_rec` makes such a set of any store.
+"""
+
+import hashlib
+import itertools
+import os
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from attfc.data.images import BrokenImageError, decode_image, image_facts
+from attfc.data.index import IdentityIndex
+from attfc.data.index_cache import IndexCache
+from attfc.data.people.name_table import printable
+from attfc.data.stores.rec.record_file import (
+    MAX_PAYLOAD_BYTES,
+    BadRecordError,
+    RecordFile,
+    RecordWriter,
+    pack_payload,
+    read_header,
+)
+from attfc.data.stores.rec.record_index import (
+    LabelSource,
+    RecordIndex,
+    build_record_index,
+    open_record_index,
+    save_record_index,
+)
+from attfc.data.stores.rec.record_names import read_record_names, write_record_names
+from attfc.data.stores.store import EncodedStore, Store
+from attfc.errors import UserError, nearest
+
+__all__ = ["RecordStore", "RecordsWritten", "write_insightface_rec"]
+
+Int64 = npt.NDArray[np.int64]
+Progress = Callable[[int, int], None]
+
+_FORMAT = "attfc record index 1"
+_SOURCES = ("identities", "images")
+_READ_TOGETHER = 64
+_EXAMPLES = 20
+_LEFT_OUT = "left_out.tsv"
+
+
+class RecordStore(EncodedStore):
+    """A Store over a `.rec` file.
+
+    Args:
+        path: the file, or a folder that holds `train.rec` or a single `.rec`. `train.idx` beside it is used; without it the
+            frames are walked. `property` is compared and never relied on.
+        label_source: for the InsightFace layout, whose labels count: "identities": the identity records' ranges; "images": each
+            image's own label, as arcface_torch does (one pass over all headers). The other layout has own labels only.
+        cache: folder for the index; None: `attfc` in the user's cache folder; where nothing can be written, memory.
+        progress: called as (done, total), from the beginning again for each stage; not called when the cached index is used.
+
+    Raises:
+        UserError: no such file, damaged records or index, ranges or labels that contradict each other.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        label_source: LabelSource = "identities",
+        cache: str | os.PathLike[str] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        if label_source not in _SOURCES:
+            hint = nearest(str(label_source), _SOURCES)
+            raise UserError(f"label_source = {label_source!r}: use one of {', '.join(_SOURCES)}{hint}")
+        self.path = _find(Path(os.path.abspath(path)))
+        self._file = RecordFile(self.path)
+        idx = self.path.with_suffix(".idx")
+        digest = _digest([self.path, idx, self.path.with_name("property")], label_source)
+        places = IndexCache(self.path, "records", digest, cache=cache)
+        found = places.open(self._current)
+        if found is None:
+            built = build_record_index(self._file, idx, label_source=label_source, progress=progress)
+            if self._file.changed():
+                raise UserError(f"{self.path}: was written to while it was being indexed; open it when it is complete")
+            found = places.write(lambda draft: save_record_index(built, draft), self._current) or built
+        self._index = found
+        self._names, note = read_record_names(self.path, self._file.size, found.numbers)
+        self._names_note = [note] if note else []
+        self._names_read = True
+
+    def _current(self, folder: Path) -> RecordIndex:
+        """Open an index and check that it is about the open file."""
+        found = open_record_index(folder)
+        if (found.rec_bytes, found.mtime_ns) != (self._file.size, self._file.mtime_ns):
+            raise UserError(f"{folder}: the index is of an earlier state")
+        return found
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the `.rec` file."""
+        return self.path.parent
+
+    @property
+    def name(self) -> str:
+        """The folder's name for `train.rec`, else the file's."""
+        name = self.folder.name if self.path.name == "train.rec" and self.folder.name else self.path.stem
+        return printable(os.fsencode(name))
+
+    @property
+    def identities(self) -> IdentityIndex:
+        """The identity index; position = slot, since images are numbered identity by identity."""
+        return self._index.index
+
+    @property
+    def ignored(self) -> dict[str, int]:
+        """What was left out: unowned_images (in no identity's range), empty_identities, other_records (beyond both)."""
+        return dict(self._index.ignored)
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences about oddities that do no harm: a `property` that disagrees, a missing `.idx`, names of another file."""
+        return [*self._index.notes, *self._names_note]
+
+    @property
+    def layout(self) -> str:
+        """Either "insightface" or "im2rec"."""
+        return self._index.layout
+
+    @property
+    def cache(self) -> Path | None:
+        """Folder of the cached index; None if it is held in memory."""
+        return self._index.folder
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return self._index.index.images
+
+    def labels(self, positions: npt.ArrayLike) -> Int64:
+        """Return the labels of positions: int64."""
+        return self._index.index.labels_of_slots(positions)
+
+    def read(self, position: int) -> tuple[bytes, int]:
+        """Return the record's image and its label.
+
+        Raises:
+            OSError: the file cannot be read.
+            BrokenImageError: the record is damaged, empty, of another identity, or the file was changed since it was opened.
+        """
+        self._check_position(position)
+        label = int(self._index.index.offsets.searchsorted(position, side="right")) - 1
+        encoded = self._image(position, label)
+        self._check_unchanged()
+        return encoded, label
+
+    def read_many(self, positions: Sequence[int]) -> list[bytes | Exception]:
+        """Return each image, or the OSError or BrokenImageError met; in the order of the file, checked for changes once.
+
+        Raises:
+            IndexError: a position outside 0 ... len - 1.
+        """
+        asked = np.asarray(positions, dtype=np.int64)
+        if not asked.size:
+            return []
+        self._check_position(int(asked.min()))
+        self._check_position(int(asked.max()))
+        labels = (self._index.index.offsets.searchsorted(asked, side="right") - 1).tolist()
+        found: list[bytes | Exception] = [b""] * len(asked)
+        for row in self._index.offsets[asked].argsort(kind="stable").tolist():
+            try:
+                found[row] = self._image(int(asked[row]), labels[row])
+            except (OSError, BrokenImageError) as error:
+                found[row] = error
+        try:
+            self._check_unchanged()
+        except (OSError, BrokenImageError) as error:
+            return [error] * len(asked)
+        return found
+
+    def _check_position(self, position: int) -> None:
+        if not 0 <= position < len(self):
+            raise IndexError(f"position {position} of {len(self)} images")
+
+    def _check_unchanged(self) -> None:
+        """After reading: what was written before would be seen in the file's time."""
+        if self._file.changed():
+            raise BrokenImageError(f"{self.path.name} was written to while in use: start again when it is complete")
+
+    def _image(self, position: int, label: int) -> bytes:
+        index = self._index
+        try:
+            buffer, begin, end = self._file.locate(int(index.offsets[position]), int(index.spans[position]))
+            _, own, image_at = read_header(buffer, begin, end)
+        except BadRecordError as error:
+            raise BrokenImageError(str(error)) from None
+        if index.compare_labels and own != index.numbers[label]:
+            raise BrokenImageError(f"the record's own label {own:g} is not {int(index.numbers[label])}, its identity")
+        if image_at >= end:
+            raise BrokenImageError("the record holds no image")
+        return buffer[image_at:end]
+
+    def where(self, position: int) -> str:
+        """Return "train.rec record KEY at byte OFFSET"."""
+        self._check_position(position)
+        name = printable(os.fsencode(self.path.name))
+        return f"{name} record {self._index.key(position)} at byte {int(self._index.offsets[position])}"
+
+    def identity_name(self, label: int) -> str:
+        """Return the identity's name where `train.names` has one, else its number in the file, which need not be dense."""
+        if not 0 <= label < len(self._index.numbers):
+            raise IndexError(f"label {label} is not one of {len(self._index.numbers)} identities")
+        if not self._names_read:
+            self._names, _ = read_record_names(self.path, self._file.size, self._index.numbers)
+            self._names_read = True
+        name = b"" if self._names is None else self._names[label]
+        return printable(name) if name else str(int(self._index.numbers[label]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle the paths alone where the index is on disk: a worker maps the same pages."""
+        index = self._index
+        state = (self._file.size, self._file.mtime_ns)
+        return {
+            "path": self.path,
+            "state": state,
+            "index": index if index.folder is None else (index.folder, len(self)),
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Reopen what `__getstate__` left."""
+        self.path = state["path"]
+        self._file = RecordFile(self.path)
+        if (self._file.size, self._file.mtime_ns) != state["state"]:
+            raise UserError(f"{self.path}: was replaced or written to while a worker started; start again")
+        index = state["index"]
+        if not isinstance(index, RecordIndex):
+            folder, images = index
+            index = self._current(folder)
+            if index.index.images != images:
+                raise UserError(f"{folder}: the index changed while a worker started; start again")
+        self._index = index
+        self._names, self._names_note = None, []
+        self._names_read = False  # few workers name anybody
+
+    def __repr__(self) -> str:
+        """Return the path and the counts."""
+        return f"RecordStore({str(self.path)!r}, {len(self.identities):,} identities, {len(self):,} images)"
+
+
+def _find(path: Path) -> Path:
+    """Return the `.rec` file that is meant."""
+    if path.suffix == ".idx" and path.with_suffix(".rec").is_file():
+        return path.with_suffix(".rec")
+    if not path.is_dir():
+        return path
+    if (path / "train.rec").is_file():
+        return path / "train.rec"
+    files = sorted(entry.name for entry in path.iterdir() if entry.suffix == ".rec" and entry.is_file())
+    if len(files) == 1:
+        return path / files[0]
+    if files:
+        raise UserError(f"{path}: holds {len(files)} .rec files ({', '.join(files[:5])}): give the path of one")
+    raise UserError(f"{path}: holds no .rec file")
+
+
+def _digest(files: list[Path], label_source: str) -> str:
+    hasher = hashlib.blake2b(f"{_FORMAT} {label_source}".encode(), digest_size=16)
+    for file in files:
+        try:
+            status = file.stat()
+            hasher.update(f"\0{file.name} {status.st_size} {status.st_mtime_ns}".encode("utf-8", "surrogateescape"))
+        except OSError:
+            hasher.update(b"\0missing")
+    return hasher.hexdigest()
+
+
+@dataclass
+class RecordsWritten:
+    """What `write_insightface_rec` did.
+
+    Attributes:
+        folder: where `train.rec`, `train.idx` and `property` are.
+        images, identities, encoded_bytes: what they hold.
+        left_out: images of the source that could not be read (or, with `check`, decoded).
+        left_out_identities: identities of the source without an image that could be taken: later labels are smaller.
+        left_out_file: the list of all left out: position, where, reason, tab separated; None if there are none.
+        examples: "where: reason" of the first 20.
+    """
+
+    folder: Path
+    images: int = 0
+    identities: int = 0
+    encoded_bytes: int = 0
+    left_out: int = 0
+    left_out_identities: int = 0
+    left_out_file: Path | None = None
+    examples: list[str] = field(default_factory=list)
+
+
+def write_insightface_rec(
+    store: Store,
+    folder: str | os.PathLike[str],
+    progress: Progress | None = None,
+    *,
+    check: bool = False,
+    keep_names: bool = True,
+    give_up_after: int = 1000,
+) -> RecordsWritten:
+    """Write a store as `train.rec`, `train.idx` and `property` in the InsightFace layout; images' bytes are not touched.
+
+    Images are taken identity by identity in the order of the store's index; each also holds its label as its own. `train.rec`
+    appears last, by rename, and whole: a run that was interrupted leaves none.
+
+    Args:
+        store: any store.
+        folder: made if it is missing; must not hold `train.rec`.
+        progress: called as (images done, images).
+        check: decode every image and leave out those that cannot be decoded.
+        keep_names: also write `train.names`, the identities' names.
+        give_up_after: this many unreadable images in a row are a source that has gone: stop.
+
+    Raises:
+        UserError: the folder holds a set or cannot be written to, the store has no image that can be read, or more than
+            16,777,216 identities (their labels would collide in float32).
+    """
+    target = Path(os.path.abspath(folder))
+    rec, idx, size_file = target / "train.rec", target / "train.idx", target / "property"
+    identities = len(store.identities)
+    if identities > 1 << 24:
+        raise UserError(
+            f"{store.name}: {identities:,} identities, but RecordIO holds labels as float32, exact for 16,777,216: "
+            "convert to the packed format"
+        )
+    for path in (rec, idx):
+        if os.path.lexists(path):
+            raise UserError(f"{path}: exists already: give a folder without a record set")
+    done = RecordsWritten(target)
+    lines: list[str] = []
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with RecordWriter(rec, idx) as writer:
+            shape, taken = _write_records(store, writer, done, lines, progress, check, give_up_after)
+            if lines:
+                done.left_out_file = target / _LEFT_OUT
+                done.left_out_file.write_text("".join(lines), "utf-8")
+            size_file.write_text(f"{done.identities},{shape[1]},{shape[0]}\n", "utf-8")
+            if keep_names:
+                write_record_names(rec, writer.size, map(store.identity_name, taken))
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror or error})") from None
+    return done
+
+
+def _write_records(
+    store: Store,
+    writer: RecordWriter,
+    done: RecordsWritten,
+    lines: list[str],
+    progress: Progress | None,
+    check: bool,
+    give_up_after: int,
+) -> tuple[tuple[int, int], Sequence[int]]:
+    """Write all records; return width and height of the first image, and the source's labels of the identities written."""
+    index = store.identities
+    shape: tuple[int, int] | None = None
+    firsts, taken = array("q"), array("q")
+    seen = failures = 0
+    writer.append(pack_payload([0.0, 0.0]), key=0)
+    for label in range(len(index)):
+        first = done.images + 1
+        positions = index.of(label)
+        for start in range(0, len(positions), _READ_TOGETHER):
+            chunk = positions[start : start + _READ_TOGETHER].tolist()
+            for position, encoded in zip(chunk, store.read_many(chunk), strict=True):
+                reason = _refusal(encoded, check)
+                if reason is None and isinstance(encoded, bytes):
+                    failures = 0
+                    done.images += 1
+                    done.encoded_bytes += len(encoded)
+                    writer.append(pack_payload(float(len(firsts)), encoded, done.images), done.images)
+                    shape = shape or _shape(encoded)
+                    continue
+                where = store.where(position)
+                failures += isinstance(encoded, Exception)
+                if failures >= give_up_after:
+                    raise UserError(
+                        f"{store.name}: {failures:,} images in a row cannot be read (the last: {where}: {reason}): "
+                        "check that the source is there and start again"
+                    )
+                done.left_out += 1
+                lines.append("\t".join(" ".join(part.split()) for part in (str(position), where, str(reason))) + "\n")
+                if len(done.examples) < _EXAMPLES:
+                    done.examples.append(f"{where}: {reason}")
+            seen += len(chunk)
+            if progress is not None:
+                progress(seen, index.images)
+        if done.images >= first:
+            firsts.append(first)
+            taken.append(label)
+        else:
+            done.left_out_identities += 1
+    if not firsts:
+        raise UserError(f"{store.name}: none of its images could be read: nothing to write")
+    done.identities, after = len(firsts), done.images + 1
+    for key, (first, last) in enumerate(itertools.pairwise([*firsts, after]), after):
+        writer.append(pack_payload([float(first), float(last)], key=key), key)
+    writer.rewrite(pack_payload([float(after), float(after + done.identities)]), 0)
+    return shape or (112, 112), taken
+
+
+def _refusal(encoded: bytes | Exception, check: bool) -> str | None:
+    """Why an image is left out; None: it is not."""
+    if isinstance(encoded, OSError):
+        return f"cannot be read ({encoded.strerror or encoded})"
+    if isinstance(encoded, Exception):
+        return str(encoded)
+    if not encoded:
+        return "empty file"
+    if len(encoded) > MAX_PAYLOAD_BYTES - 64:
+        return f"image of {len(encoded):,} bytes, more than a record takes"
+    if check:
+        try:
+            decode_image(encoded)
+        except BrokenImageError as error:
+            return str(error)
+    return None
+
+
+def _shape(encoded: bytes) -> tuple[int, int] | None:
+    try:
+        facts = image_facts(encoded)
+    except BrokenImageError:
+        return None
+    return facts.width, facts.height

@@ -1,0 +1,189 @@
+"""A store of synthetic faces: any number of identities, nothing on disk, nobody's biometric data.
+
+Image `position` is the photograph (seed, identity, sample) rendered by `face_renderer` at 112 x 112 and encoded as JPEG with
+a quality that is itself one of the nuisances. `images` gives exactly the pixels of decoding what `read` gives, at any
+size: the codec is really run, because its artefacts are part of the data, and because a store whose two ways in differ
+would train on one data set and be inspected as another. Rendering directly at 56 x 56 would be faster and was not taken for
+the same reason; the JPEG decoder's own scaling makes the small size cheap.
+
+Cost: see benchmarks/results/synthetic.json (about 2 ms per image on one core, most of it the renderer). Memory: the identity
+index, 8 bytes per image and 8 bytes per identity, built when first asked for.
+"""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from attfc.data.index import IdentityIndex
+from attfc.data.stores.store import EncodedStore
+from attfc.errors import UserError
+from attfc.random_streams import below, hash_words
+from attfc.synthetic.face_parameters import identity_keys, identity_traits, sample_conditions, sample_keys
+from attfc.synthetic.face_renderer import render_faces
+
+__all__ = ["SyntheticFaces"]
+
+_IMAGE_COUNTS = 0x636F756E  # the stream that draws how many images an identity has
+_BLOCK = 64  # images rendered and encoded together: bounds the memory of one call
+
+I64 = npt.NDArray[np.int64]
+U8 = npt.NDArray[np.uint8]
+
+
+class SyntheticFaces(EncodedStore):
+    """Parametric faces as a store: the same pixels for the same (seed, identity, sample), whatever the batch.
+
+    Positions run identity by identity. Identity numbers are `first_identity` ... `first_identity + identities - 1`, labels
+    count from 0: two stores of one seed whose identity numbers do not meet share nobody (training and evaluation).
+
+    Args:
+        identities: number of people, >= 1.
+        images_per_identity: photographs of each, >= 1; or (lowest, highest): a number drawn for each identity, skewed
+            towards the lowest as in real sets (a share q of the identities has more than lowest + (1 - q)^3 of the range).
+        seed: another seed, other people.
+        first_identity: number of the first person, >= 0.
+
+    Raises:
+        UserError: a number out of range.
+
+    >>> store = SyntheticFaces(identities=3, images_per_identity=2)
+    >>> len(store), store.where(3)
+    (6, 'identity 1/sample 1')
+    >>> store.images([0, 3], size=56).pixels.shape
+    (2, 56, 56, 3)
+    """
+
+    def __init__(
+        self,
+        identities: int,
+        images_per_identity: int | tuple[int, int],
+        seed: int = 0,
+        *,
+        first_identity: int = 0,
+    ) -> None:
+        low, high = (
+            (images_per_identity, images_per_identity) if isinstance(images_per_identity, int) else images_per_identity
+        )
+        if identities < 1:
+            raise UserError(f"identities = {identities}: synthetic faces need at least 1")
+        if not 1 <= low <= high:
+            raise UserError(
+                f"images_per_identity = {images_per_identity}: give a number from 1, or (lowest, highest) in this order"
+            )
+        if first_identity < 0 or first_identity + identities > 2**62:
+            raise UserError(f"first_identity = {first_identity}: must be from 0 to 2^62 - identities")
+        self.seed = seed
+        self.first_identity = first_identity
+        self.images_per_identity = images_per_identity
+        self._count = identities
+        self._each = low if low == high else 0  # 0: the numbers differ
+        self._range = (low, high)
+        self._offsets: I64 | None = None
+        self._index: IdentityIndex | None = None
+        self._length = identities * low if self._each else int(self._starts()[-1])
+
+    @property
+    def name(self) -> str:
+        """A specification that `open_store` understands."""
+        low, high = self._range
+        images = f"{low}" if low == high else f"{low}-{high}"
+        first = f",first={self.first_identity}" if self.first_identity else ""
+        return f"synthetic:identities={self._count},images={images},seed={self.seed}{first}"
+
+    @property
+    def identities(self) -> IdentityIndex:
+        """The identity index, built on first use: 8 bytes per image."""
+        if self._index is None:
+            self._index = IdentityIndex(self._starts(), source=self.name)
+        return self._index
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return self._length
+
+    def labels(self, positions: npt.ArrayLike) -> I64:
+        """Return the labels of positions: int64, shaped as `positions`.
+
+        Raises:
+            IndexError: a position outside 0 ... len - 1.
+        """
+        return self._split(positions)[0]
+
+    def where(self, position: int) -> str:
+        """Return "identity 7/sample 3"; the identity number counts `first_identity` in."""
+        labels, samples = self._split([position])
+        return f"{self.identity_name(int(labels[0]))}/sample {int(samples[0])}"
+
+    def identity_name(self, label: int) -> str:
+        """Return "identity 7": the number that, with the seed, makes this person."""
+        if not 0 <= label < self._count:
+            raise IndexError(f"label {label} is not one of {self._count} identities")
+        return f"identity {self.first_identity + label}"
+
+    def read(self, position: int) -> tuple[bytes, int]:
+        """Return the JPEG of one image (112 x 112) and its label. Several at once are cheaper: `images`."""
+        labels, samples = self._split([position])
+        return self._encoded(labels, samples)[0], int(labels[0])
+
+    def read_many(self, positions: Sequence[int]) -> list[bytes | Exception]:
+        """Return the JPEGs of several images, rendered a block at a time.
+
+        Raises:
+            IndexError: a position outside 0 ... len - 1.
+        """
+        labels, samples = self._split(positions)
+        encoded: list[bytes | Exception] = []
+        for start in range(0, len(labels), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            encoded.extend(self._encoded(labels[block], samples[block]))
+        return encoded
+
+    def _encoded(self, labels_N: I64, samples_N: I64) -> list[bytes]:
+        keys = identity_keys(self.seed, labels_N + self.first_identity)
+        traits = identity_traits(keys)
+        conditions = sample_conditions(sample_keys(keys, samples_N), traits)
+        pixels = render_faces(traits, conditions)
+        return [_jpeg(image, int(quality)) for image, quality in zip(pixels, conditions.quality, strict=True)]
+
+    def _split(self, positions: npt.ArrayLike) -> tuple[I64, I64]:
+        """Label and sample number of each position."""
+        asked = np.asarray(positions, dtype=np.int64)
+        if asked.size and not (int(asked.min()) >= 0 and int(asked.max()) < self._length):
+            raise IndexError(f"positions {int(asked.min())} ... {int(asked.max())} of a store of {self._length} images")
+        if self._each:
+            return asked // self._each, asked % self._each
+        starts = self._starts()
+        labels: I64 = np.searchsorted(starts, asked, side="right").astype(np.int64) - 1
+        return labels, asked - starts[labels]
+
+    def _starts(self) -> I64:
+        """First position of every identity, and the number of images: int64 (identities + 1,)."""
+        if self._offsets is None:
+            if self._each:
+                self._offsets = np.arange(self._count + 1, dtype=np.int64) * self._each
+            else:
+                low, high = self._range
+                numbers = np.arange(self.first_identity, self.first_identity + self._count, dtype=np.int64)
+                share = below(hash_words(_IMAGE_COUNTS, self.seed, numbers), 1 << 20)
+                # Integer arithmetic: a rounded cube would move every later position on another machine.
+                cube = share * share // (1 << 20) * share // (1 << 20)
+                self._offsets = np.zeros(self._count + 1, dtype=np.int64)
+                np.cumsum(low + (cube * (high - low + 1)) // (1 << 20), out=self._offsets[1:])
+        return self._offsets
+
+    def __getstate__(self) -> dict[str, object]:
+        """Pickle without the arrays: a spawned worker builds them again faster than it would receive them."""
+        return {**self.__dict__, "_offsets": None, "_index": None}
+
+    def __repr__(self) -> str:
+        """Return the specification."""
+        return f"SyntheticFaces({self.name!r})"
+
+
+def _jpeg(pixels: U8, quality: int) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", quality=quality)
+    return stream.getvalue()

@@ -1,0 +1,259 @@
+"""Verification sets: lfw.bin, cfp_fp.bin, agedb_30.bin: encoded images, two by two, and whether each two show one person.
+
+The format of InsightFace: a pickle of (images, same) with 2 P images and P booleans; pair i is images 2i and 2i + 1. Writers differ:
+Python 2 or 3, protocols 0 to 5, an image as bytes or as the uint8 array that OpenCV's imencode returns, lists or arrays of
+either. All are read, by `restricted_pickle`, never by Python's unpickler: such files are passed from hand to hand.
+
+Cost: the file's bytes in memory once (protocols 0 to 2 of Python 3: twice while reading); nothing is decoded before it is asked for.
+"""
+
+import os
+import pickle
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from attfc.data.images import BrokenImageError, decode_image
+from attfc.data.people.name_table import printable
+from attfc.data.stores.restricted_pickle import MAX_FILE_BYTES, PlainArray, describe, read_plain_pickle
+from attfc.data.stores.store import Images, Store, images_array
+from attfc.errors import UserError
+
+__all__ = ["VerificationSet", "make_verification_set", "read_verification_set", "write_verification_set"]
+
+Bools = npt.NDArray[np.bool_]
+
+_PROTOCOL = 4  # compact, and read by every Python since 3.4; arcface_torch's pickle.load(f, encoding="bytes") takes it
+
+
+@dataclass(frozen=True, eq=False)
+class VerificationSet:
+    """2 P encoded images and P times same or not; gives images as a store does, so `embed_store` takes it.
+
+    Attributes:
+        name: "lfw" for lfw.bin.
+        encoded: 2 P images as they were written (JPEG, PNG ...); pair i is images 2i and 2i + 1.
+        same: (P,) bool, true where both images of a pair show one person.
+        path: the file; None if there is none.
+    """
+
+    name: str
+    encoded: list[bytes]
+    same: Bools
+    path: Path | None = None
+
+    def __len__(self) -> int:
+        """Return the number of images, twice that of pairs."""
+        return len(self.encoded)
+
+    def where(self, position: int) -> str:
+        """Return which image this is, for messages."""
+        return f"image {position} (pair {position // 2}, {'second' if position % 2 else 'first'})"
+
+    def images(self, positions: npt.ArrayLike, size: int, out: npt.NDArray[np.uint8] | None = None) -> Images:
+        """Decode images.
+
+        Args:
+            positions: (N,) integers, 0 ... 2 P - 1.
+            size: side in pixels of the square results.
+            out: uint8 (N, size, size, 3) to decode into; None: a new array.
+
+        Returns:
+            Images: uint8 (N, size, size, 3) RGB; what cannot be decoded is black and named in `broken`.
+
+        Raises:
+            IndexError: a position outside the set.
+        """
+        asked = np.asarray(positions, dtype=np.int64)
+        if asked.size and not 0 <= int(asked.min()) <= int(asked.max()) < len(self.encoded):
+            raise IndexError(f"positions {asked.min()} ... {asked.max()} of a set of {len(self.encoded)} images")
+        found = Images(images_array(len(asked), size, out))
+        for row, position in enumerate(asked.tolist()):
+            try:
+                found.pixels[row] = decode_image(self.encoded[position], size)
+            except BrokenImageError as error:
+                found.pixels[row] = 0
+                found.broken[row] = str(error)
+        return found
+
+    def __repr__(self) -> str:
+        """Return name and counts, not the images."""
+        return f"VerificationSet({self.name!r}, {len(self.same):,} pairs, {int(self.same.sum()):,} of one person)"
+
+
+def read_verification_set(path: str | os.PathLike[str], *, max_bytes: int = MAX_FILE_BYTES) -> VerificationSet:
+    """Read a `.bin` file. Nothing in it is executed, and no image is decoded.
+
+    Args:
+        path: the file.
+        max_bytes: refuse larger files.
+
+    Raises:
+        UserError: no such file; not a pickle; cut short or with something after its end; a pickle that asks for anything but
+            lists, bytes, numbers and arrays; not (images, same); counts that do not fit; no pairs.
+    """
+    shown = printable(os.fsencode(path))
+    content = read_plain_pickle(path, max_bytes=max_bytes)
+    if not isinstance(content, tuple | list) or len(content) != 2:
+        raise UserError(f"{shown}: holds {describe(content)}: a verification set is a tuple (images, same or not)")
+    encoded = [_encoded(shown, number, image) for number, image in enumerate(_elements(shown, "images", content[0]))]
+    same = _same(shown, content[1])
+    _check_counts(shown, len(encoded), len(same))
+    return VerificationSet(_name(path), encoded, same, Path(path))
+
+
+def write_verification_set(path: str | os.PathLike[str], encoded: Sequence[bytes], same: npt.ArrayLike) -> None:
+    """Write a `.bin` file that this library and InsightFace's scripts read (Python 3.4 or newer).
+
+    The file appears whole or not at all; one of that name is replaced. An image that occurs several times as the same
+    object is written once.
+
+    Args:
+        path: the file, by custom `NAME.bin`.
+        encoded: 2 P images as JPEG or PNG ...; pair i is images 2i and 2i + 1.
+        same: (P,) booleans, or whole numbers 0 and 1.
+
+    Raises:
+        UserError: counts that do not fit, no pairs, an image that is not bytes, or the file cannot be written.
+    """
+    shown = printable(os.fsencode(path))
+    target = Path(os.path.abspath(path))
+    for number, image in enumerate(encoded):
+        if not isinstance(image, bytes):
+            raise UserError(
+                f"{shown}: image {number} is {type(image).__name__}: bytes are needed, as a JPEG file has them"
+            )
+    flags = np.asarray(same)
+    if flags.ndim != 1 or (flags.dtype != np.bool_ and not (flags.dtype.kind in "iu" and np.isin(flags, (0, 1)).all())):
+        raise UserError(f"{shown}: same is {flags.dtype} of shape {flags.shape}: a row of booleans is needed")
+    _check_counts(shown, len(encoded), len(flags))
+    draft = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    try:
+        with open(draft, "wb") as file:
+            pickle.dump((list(encoded), flags.astype(np.bool_).tolist()), file, protocol=_PROTOCOL)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, target)
+    except OSError as error:
+        raise UserError(f"{shown}: cannot be written ({error.strerror or error})") from None
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def make_verification_set(
+    store: Store,
+    positions: npt.ArrayLike,
+    same: npt.ArrayLike,
+    path: str | os.PathLike[str],
+    progress: Callable[[int, int], None] | None = None,
+) -> VerificationSet:
+    """Write pairs of a store's images as a `.bin` file; the bytes of the images stay as they are.
+
+    Every image is read and decoded once, however many pairs it is in, and is held in memory.
+
+    Args:
+        store: where the images are.
+        positions: (P, 2) integers, the two images of each pair.
+        same: (P,) booleans.
+        path: the file to write.
+        progress: called as (images done, images).
+
+    Returns:
+        What was written.
+
+    Raises:
+        UserError: positions outside the store, counts that do not fit, an image that is broken, or the file cannot be written.
+    """
+    shown = printable(os.fsencode(path))
+    pairs = np.asarray(positions)
+    if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype.kind not in "iu":
+        raise UserError(
+            f"{shown}: positions are {pairs.dtype} of shape {pairs.shape}: whole numbers (pairs, 2) are needed"
+        )
+    _check_counts(shown, pairs.size, len(np.asarray(same)))
+    if int(pairs.min()) < 0 or int(pairs.max()) >= len(store):
+        raise UserError(
+            f"{shown}: positions {pairs.min()} ... {pairs.max()}, but {store.name} has images 0 ... {len(store) - 1}: "
+            "use the store that the pairs were made for"
+        )
+    unique, places = np.unique(pairs.ravel(), return_inverse=True)
+    distinct: list[bytes] = []
+    for position in unique.tolist():
+        distinct.append(_sound(store, position))
+        if progress is not None and (len(distinct) % 64 == 0 or len(distinct) == len(unique)):
+            progress(len(distinct), len(unique))
+    encoded = [distinct[place] for place in places.tolist()]
+    write_verification_set(path, encoded, same)
+    return VerificationSet(_name(path), encoded, np.asarray(same).astype(np.bool_), Path(path))
+
+
+def _sound(store: Store, position: int) -> bytes:
+    try:
+        encoded, _ = store.read(position)
+        decode_image(encoded)
+    except (OSError, BrokenImageError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise UserError(
+            f"{store.name}: {store.where(position)}: {reason}: a verification set must be whole; repair the image or leave "
+            "its pairs out"
+        ) from None
+    return encoded
+
+
+def _name(path: str | os.PathLike[str]) -> str:
+    return printable(os.fsencode(os.path.basename(path))).removesuffix(".bin")
+
+
+def _check_counts(shown: str, images: int, pairs: int) -> None:
+    if images != 2 * pairs:
+        raise UserError(
+            f"{shown}: {images:,} images for {pairs:,} pairs, which need {2 * pairs:,} (pair i is images 2i and 2i + 1)"
+        )
+    if pairs == 0:
+        raise UserError(f"{shown}: holds no pairs: at least one is needed")
+
+
+def _elements(shown: str, what: str, value: object) -> Sequence[object]:
+    """Return a list's or an object array's elements."""
+    if isinstance(value, PlainArray) and value.dtype == "O" and len(value.shape) == 1 and value.values is not None:
+        return value.values
+    if isinstance(value, list | tuple):
+        return value
+    raise UserError(f"{shown}: {what} are {describe(value)}: a list or a row of objects is needed")
+
+
+def _encoded(shown: str, number: int, image: object) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, PlainArray) and image.dtype == "|u1" and isinstance(image.values, bytes):
+        if max(image.shape, default=0) == len(image.values):  # a row, or a column, as older versions of OpenCV have it
+            return image.values
+        if not image.values:
+            return b""
+        raise UserError(
+            f"{shown}: image {number} is {describe(image)}: pixels, it seems; the encoded bytes of a JPEG or PNG are needed"
+        )
+    raise UserError(f"{shown}: image {number} is {describe(image)}: bytes or a row of uint8 are needed")
+
+
+def _same(shown: str, value: object) -> Bools:
+    if isinstance(value, PlainArray) and isinstance(value.values, bytes) and len(value.shape) == 1:
+        flags = np.frombuffer(
+            value.values, value.dtype.replace("b", "u")
+        )  # a byte of 2 would be a boolean of its own kind
+        wrong = np.flatnonzero((flags != 0) & (flags != 1))
+        if wrong.size:
+            raise UserError(
+                f"{shown}: same-or-not of pair {wrong[0]} is {flags[wrong[0]]}: true or false (1 or 0) is needed"
+            )
+        return flags.astype(np.bool_)
+    elements = _elements(shown, "same-or-not", value)
+    for number, element in enumerate(elements):
+        if not isinstance(element, int) or element not in (0, 1):
+            found = str(element) if isinstance(element, int) else describe(element)
+            raise UserError(f"{shown}: same-or-not of pair {number} is {found}: true or false (1 or 0) is needed")
+    return np.array(elements, dtype=np.bool_)

@@ -1,0 +1,270 @@
+"""All pairs of a store's images, the protocol of MFR-ALL: TAR at FAR 1e-4, 1e-5 and 1e-6, of all people and within groups of them.
+
+Every image is embedded once (image and mirror), then scored against every other (`all_pairs`). Broken images are left out and counted.
+The list of groups is read in one pass; only identities of the store take memory.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from attfc.data.stores.store import Store
+from attfc.data.text_lines import line_blocks, open_regular
+from attfc.errors import UserError
+from attfc.evaluation.bootstrap import Path as FigurePath
+from attfc.evaluation.bootstrap import Sample
+from attfc.evaluation.embed import broken_images, check_broken_limit, embed_store
+from attfc.evaluation.metrics import far_name
+from attfc.evaluation.people import few_people
+from attfc.evaluation.protocols.all_pairs import ALL_PAIRS_FARS, AllPairs, check_budget, score_all_pairs, score_groups
+from attfc.evaluation.samples import TailSample
+
+__all__ = ["AllPairsEvaluation", "Groups", "evaluate_all_pairs", "rates_at_common_threshold", "read_groups"]
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """The group of each identity of a store.
+
+    Attributes:
+        of_label: (identities,) text, "" = in no group.
+        source: the file's name.
+        notes: what a reader of the figures should know.
+    """
+
+    of_label: npt.NDArray[np.str_]
+    source: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class AllPairsEvaluation:
+    """What `evaluate_all_pairs` found.
+
+    Attributes:
+        name: of the store.
+        everyone: over all pairs of usable images.
+        groups: over the pairs within each group, by name; empty without groups.
+        at_common_threshold: group -> FAR -> (TAR, FAR within the group) at the threshold that gives *everyone* this FAR.
+        images: how many were embedded, the broken ones included.
+        broken: (position, where, reason) of the images that could not be used.
+        embedding_seconds, scoring_seconds: wall time.
+        notes: what a reader of the figures should know.
+    """
+
+    name: str
+    everyone: AllPairs
+    groups: Mapping[str, AllPairs]
+    at_common_threshold: Mapping[str, Mapping[float, tuple[float, float]]]
+    images: int
+    broken: tuple[tuple[int, str, str], ...]
+    embedding_seconds: float
+    scoring_seconds: float
+    notes: tuple[str, ...]
+
+    def figures(self) -> dict[str, Any]:
+        """Return the figures as plain JSON types, FARs as text, unknown figures as None."""
+        return {
+            "all_pairs": self.everyone.to_dict(),
+            "groups": {
+                name: {**found.to_dict(), "at_common_threshold": _plain(self.at_common_threshold[name])}
+                for name, found in self.groups.items()
+            },
+            "images": self.images,
+            "broken": len(self.broken),
+            "embedding_seconds": self.embedding_seconds,
+            "scoring_seconds": self.scoring_seconds,
+            "notes": list(self.notes),
+        }
+
+    def samples(self) -> dict[FigurePath, list[Sample]]:
+        """Return the scores behind the figures, by where these stand in `figures()`, for intervals by identity."""
+        holders: dict[FigurePath, AllPairs] = {("all_pairs",): self.everyone}
+        holders.update({("groups", name): found for name, found in self.groups.items()})
+        return {
+            path: [TailSample.of_all_pairs(found)]
+            for path, found in holders.items()
+            if any(tar is not None for tar in found.tar_at_far.values())
+        }
+
+
+def _plain(rates: Mapping[float, tuple[float, float]]) -> dict[str, dict[str, float]]:
+    return {far_name(far): {"tar": tar, "far": within} for far, (tar, within) in rates.items()}
+
+
+def rates_at_common_threshold(
+    everyone: AllPairs, group_of_identity: npt.NDArray[np.str_], groups: Mapping[str, AllPairs]
+) -> dict[str, dict[float, tuple[float, float]]]:
+    """Return, for each group and FAR, TAR and FAR within the group at the threshold that gives everyone this FAR.
+
+    A system has one threshold: this says whom it serves worse. A group's own threshold (`score_groups`) hides it.
+
+    Args:
+        everyone: all pairs.
+        group_of_identity: (identities,) text, in the order of `everyone`'s labels; "" = in no group.
+        groups: the groups to give, with their numbers of pairs.
+    """
+    genuine_group = group_of_identity[everyone.genuine_labels]
+    top_group = group_of_identity[everyone.top_labels]
+    found: dict[str, dict[float, tuple[float, float]]] = {}
+    for name, within in groups.items():
+        genuine = everyone.genuine_scores[genuine_group == name]
+        impostors = everyone.top_impostors[(top_group == name).all(axis=1)]
+        found[name] = {
+            far: (float(np.mean(genuine > threshold)), int(np.sum(impostors > threshold)) / within.impostor_pairs)
+            for far, threshold in everyone.threshold_at_far.items()
+            if threshold is not None
+        }
+    return found
+
+
+def read_groups(path: str | Path, store: Store) -> Groups:
+    """Read a list of groups: a line an identity, its name in the store, a tab, the group's name.
+
+    Blank lines and lines that begin with `#` are skipped. Identities that the store lacks are counted in a note, as are those of the store
+    that the file lacks: these are in no group.
+
+    Raises:
+        UserError: no such file; a line of another form, not UTF-8, or that puts an identity into a second group; no line that names an
+            identity of the store.
+    """
+    file = Path(path)
+    names, name_of_label = np.unique(
+        np.array([store.identity_name(label) for label in range(len(store.identities))], dtype=np.object_),
+        return_inverse=True,
+    )
+    place_of = {name: place for place, name in enumerate(names.tolist())}
+    found: dict[int, str] = {}
+    strange, first_strange = 0, ""
+    for number, line in _lines(file):
+        identity, tab, group = line.partition("\t")
+        identity, group = identity.strip(), group.strip()
+        if not tab or not identity or not group or "\t" in group:
+            raise UserError(
+                f"{file} line {number}: {line[:80]!r} is no identity, a tab and a group: write name<TAB>group"
+            )
+        place = place_of.get(identity)
+        if place is None:
+            strange, first_strange = strange + 1, first_strange or identity
+        elif found.setdefault(place, group) != group:
+            raise UserError(
+                f"{file} line {number}: {identity!r} is in group {group!r} and in {found[place]!r}: an identity has one group"
+            )
+    if not found:
+        example = f"it has {first_strange!r}, " if strange else "it is empty, "
+        raise UserError(
+            f"{file} names no identity of {store.name}: {example}the store has {names[0]!r}: write name<TAB>group, names as in the store"
+        )
+    notes = []
+    if strange:
+        notes.append(
+            f"{file.name}: {strange:,} lines name identities that {store.name} lacks; the first is {first_strange!r}"
+        )
+    if len(found) < len(names):
+        notes.append(f"{file.name}: {len(names) - len(found):,} of {len(names):,} identities are in no group")
+    of_name = np.array([found.get(place, "") for place in range(len(names))], dtype=np.str_)
+    return Groups(of_name[name_of_label], file.name, tuple(notes))
+
+
+def _lines(file: Path) -> Iterator[tuple[int, str]]:
+    try:
+        descriptor = open_regular(file)
+    except OSError as error:
+        raise UserError(f"{file}: groups cannot be read ({error.strerror or error})") from None
+    try:
+        for block in line_blocks(file, descriptor):
+            for row, number in enumerate(block.numbers.tolist()):
+                try:
+                    yield number, block.text(row).decode("utf-8")
+                except UnicodeDecodeError:
+                    raise UserError(f"{file} line {number} is not UTF-8 text: save it as UTF-8") from None
+    finally:
+        os.close(descriptor)
+
+
+def evaluate_all_pairs(
+    model: nn.Module,
+    store: Store,
+    *,
+    groups: Groups | None = None,
+    fars: Sequence[float] = ALL_PAIRS_FARS,
+    budget: int = 4 * 2**30,
+    spare: float = 1.0,
+    broken_limit: float = 0.01,
+    flip: bool = True,
+    batch_size: int = 256,
+    device: torch.device | str | None = None,
+    workers: int = 0,
+    autocast_dtype: torch.dtype | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> AllPairsEvaluation:
+    """Embed a store of unseen identities and score all pairs of its images.
+
+    Args:
+        model: (B, 3, S, S) float32 RGB in [-1, 1] -> (B, D), with an `image_size`; its mode is left as it was.
+        store: the images.
+        groups: from `read_groups`: also score the pairs within each group.
+        fars, budget, spare: see `score_all_pairs`; a FAR that cannot be stated is None, and a note says why.
+        broken_limit: the largest share of broken images that is left out and counted; a larger one is an error.
+        flip, batch_size, device, workers, autocast_dtype: see `embed_store`.
+        progress: called as (images done, images), then as (pairs done, pairs) of everyone's pairs.
+
+    Raises:
+        UserError: too many broken images; no genuine or no impostor pair; a model that gives NaN or zeros; a budget too small for the
+            embeddings, before anything is embedded where the model has an `embedding_size`.
+    """
+    check_broken_limit(broken_limit)
+    size = getattr(model, "embedding_size", None)
+    if isinstance(size, int):
+        check_budget(budget, size, store.identities.counts(), device)
+    embeddings = embed_store(
+        model,
+        store,
+        batch_size=batch_size,
+        flip=flip,
+        device=device,
+        workers=workers,
+        autocast_dtype=autocast_dtype,
+        progress=progress,
+    )
+    positions_N = embeddings.positions
+    broken = broken_images(embeddings, store.name, store.where, broken_limit)
+    notes: tuple[str, ...] = ()
+    vectors, valid = embeddings.vectors, embeddings.valid
+    if broken:
+        _, where, reason = broken[0]
+        notes = (
+            f"{len(broken):,} of {len(positions_N):,} images are broken and left out; the first is {where}: {reason}",
+        )
+        vectors = vectors[valid]
+    start = time.perf_counter()
+    labels = store.labels(positions_N[valid])
+    options: dict[str, Any] = {"fars": fars, "budget": budget, "spare": spare, "device": device}
+    everyone = score_all_pairs(vectors, labels, progress=progress, **options)
+    notes = (*few_people(everyone.carriers), *notes, *everyone.notes)
+    within: dict[str, AllPairs] = {}
+    common: dict[str, dict[float, tuple[float, float]]] = {}
+    if groups is not None:
+        within, more = score_groups(vectors, labels, groups.of_label[labels], **options)
+        small = (f"group {name} {note}" for name, found in within.items() for note in few_people(found.carriers))
+        notes = (*notes, *groups.notes, *more, *small)
+        common = rates_at_common_threshold(everyone, groups.of_label[np.unique(labels)], within)
+    return AllPairsEvaluation(
+        name=store.name,
+        everyone=everyone,
+        groups=within,
+        at_common_threshold=common,
+        images=len(positions_N),
+        broken=broken,
+        embedding_seconds=embeddings.seconds,
+        scoring_seconds=time.perf_counter() - start,
+        notes=notes,
+    )

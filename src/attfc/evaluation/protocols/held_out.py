@@ -1,0 +1,319 @@
+"""Everything about one model on one store of people it never saw: pairs, all pairs, rank-one.
+
+Each image is embedded once however many pairs use it. A list of 6,000 pairs cannot state TAR at FAR 1e-4 with any
+certainty, so the same embeddings are also scored all against all; the two stand apart, under `tar_at_far` and
+`all_pairs`. Cost: one or two forward passes per image (bounded by `gallery_images`), then a few blocked products.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from attfc.data.stores.store import Store
+from attfc.distributed import ALONE, Ranks
+from attfc.errors import UserError
+from attfc.evaluation.bootstrap import Path, Sample, nested
+from attfc.evaluation.embed import Embeddings, broken_images, check_broken_limit, embed_store
+from attfc.evaluation.metrics import FARS, PairScores, Thresholds, cosine_of_pairs, evaluate_scores
+from attfc.evaluation.people import few_people
+from attfc.evaluation.protocols.all_pairs import AllPairs, score_all_pairs
+from attfc.evaluation.protocols.identification import RankOne
+from attfc.evaluation.protocols.identification import rank_one as identify
+from attfc.evaluation.protocols.pairs import Pairs, generate_pairs
+from attfc.evaluation.results import EvaluationResult, interval_notes, method_of_intervals, resample_result
+from attfc.evaluation.samples import EXACT_IMPOSTORS, PairListSample, ShareSample, TailSample
+
+__all__ = ["HardestPair", "HeldOutEvaluation", "evaluate_store"]
+
+Ints = npt.NDArray[np.int64]
+
+_RUN_RESAMPLES, _RUN_CONFIDENCE, _RUN_EXACT = 400, 0.95, 2**16  # 2.5 s for 300 identities x 8 images and 3,000 pairs
+
+
+@dataclass(frozen=True)
+class HardestPair:
+    """A pair that fooled the model: positions in the store, where they come from, and the cosine."""
+
+    same: bool
+    score: float
+    first: int
+    second: int
+    first_where: str
+    second_where: str
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOutEvaluation:
+    """What `evaluate_store` found.
+
+    Attributes:
+        pair_scores: figures of the list of pairs.
+        pairs: the pairs scored, without those that use a broken image.
+        skipped_pairs: how many those were.
+        embeddings: of every image embedded, positions rising.
+        rank_one, all_pairs: None if not asked for or not possible; `notes` says why.
+        hardest: worst genuine, then worst impostor pairs; of all pairs if those were scored, else of the list.
+        broken: (position, where, reason) of the images that could not be used.
+        notes: what a reader of the figures should know.
+        pair_sample: the list of pairs with the identities behind it, for intervals.
+    """
+
+    pair_scores: PairScores
+    pairs: Pairs
+    skipped_pairs: int
+    embeddings: Embeddings
+    rank_one: RankOne | None
+    all_pairs: AllPairs | None
+    hardest: tuple[HardestPair, ...]
+    broken: tuple[tuple[int, str, str], ...]
+    notes: tuple[str, ...]
+    pair_sample: PairListSample
+
+    def samples(self, exact: int = EXACT_IMPOSTORS) -> dict[Path, list[Sample]]:
+        """Return the scores behind the figures, by where these stand in `figures()`, for intervals by identity.
+
+        exact: how many of the highest impostor scores of all pairs are drawn one by one; fewer are quicker.
+        """
+        found: dict[Path, list[Sample]] = {(): [self.pair_sample]}
+        if self.rank_one is not None:
+            found[()].append(ShareSample.of_rank_one(self.rank_one))
+        if self.all_pairs is not None and any(tar is not None for tar in self.all_pairs.tar_at_far.values()):
+            found["all_pairs",] = [TailSample.of_all_pairs(self.all_pairs, exact)]
+        return found
+
+    @property
+    def people(self) -> int:
+        """How many people the figures rest on: those with a genuine pair, or found again by rank-one."""
+        ranked = 0 if self.rank_one is None else ShareSample.of_rank_one(self.rank_one).carriers
+        return max(self.pair_sample.carriers, ranked)
+
+    def figures(self) -> dict[str, Any]:
+        """Return the figures in the form of a run folder's `evaluation.json`: plain JSON types, unknown ones as None."""
+        seconds = self.embeddings.seconds
+        figures = {
+            **self.pair_scores.to_dict(),
+            "pair_source": self.pairs.source,
+            "skipped_pairs": self.skipped_pairs,
+            "rank_one": None if self.rank_one is None else self.rank_one.rate,
+            "rank_one_probes": 0 if self.rank_one is None else self.rank_one.probes,
+            "all_pairs": None if self.all_pairs is None else self.all_pairs.to_dict(),
+            "people": self.people,
+            "images": len(self.embeddings.positions),
+            "broken": len(self.broken),
+            "embedding_seconds": seconds,
+            "embedded_images_per_second": len(self.embeddings.positions) / seconds if seconds > 0 else None,
+        }
+        return {**figures, "notes": [*few_people(self.people), *self.pair_sample.notes(), *self.notes]}
+
+    def figures_with_intervals(self, seed: int = 0) -> dict[str, Any]:
+        """Return `figures()` as they are and beside them 95 % intervals by identity, for the end of a run: 400 resamples, a few seconds.
+
+        `intervals` is laid out as the figures are, those of all pairs within it under `all_pairs`.
+        """
+        figures, samples = self.figures(), self.samples(_RUN_EXACT)
+        result = EvaluationResult("", "held-out", (), figures, samples)
+        resampled = resample_result(result, _RUN_RESAMPLES, _RUN_CONFIDENCE, seed)
+        intervals = {
+            (*place, *path): interval
+            for place, several in resampled.items()
+            for one in several
+            for path, interval in one.intervals().items()
+        }
+        return {
+            **figures,
+            "intervals": nested(intervals),
+            "interval_identities": self.people,
+            "interval_notes": interval_notes(resampled),
+            "uncertainty": method_of_intervals(_RUN_RESAMPLES, _RUN_CONFIDENCE, seed),
+        }
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the arrays of a run folder's `evaluation.npz`; none needs pickle.
+
+        scores, same, first, second, fold: (P,) the list of pairs. all_pairs_far, all_pairs_tar: points of the ROC over
+        all pairs, if scored. hardest_*: HardestPair by column. broken_*: the images that could not be used.
+        """
+        far, tar = (np.zeros(0), np.zeros(0)) if self.all_pairs is None else self.all_pairs.curve()
+        return {
+            "scores": self.pair_scores.scores,
+            "same": self.pair_scores.same,
+            "first": self.pairs.first,
+            "second": self.pairs.second,
+            "fold": self.pairs.fold,
+            "all_pairs_far": far,
+            "all_pairs_tar": tar,
+            "hardest_same": np.array([pair.same for pair in self.hardest], dtype=np.bool_),
+            "hardest_scores": np.array([pair.score for pair in self.hardest], dtype=np.float64),
+            "hardest_first": np.array([pair.first for pair in self.hardest], dtype=np.int64),
+            "hardest_second": np.array([pair.second for pair in self.hardest], dtype=np.int64),
+            "hardest_first_where": np.array([pair.first_where for pair in self.hardest], dtype=np.str_),
+            "hardest_second_where": np.array([pair.second_where for pair in self.hardest], dtype=np.str_),
+            "broken_positions": np.array([position for position, _, _ in self.broken], dtype=np.int64),
+            "broken_where": np.array([where for _, where, _ in self.broken], dtype=np.str_),
+            "broken_reasons": np.array([reason for _, _, reason in self.broken], dtype=np.str_),
+        }
+
+
+def evaluate_store(
+    model: nn.Module,
+    store: Store,
+    *,
+    pairs: Pairs | None = None,
+    generated_pairs: int = 6000,
+    seed: int = 0,
+    folds: int = 10,
+    thresholds: Thresholds = "exact",
+    fars: Sequence[float] = FARS,
+    rank_one: bool = True,
+    all_pairs: bool = True,
+    gallery_images: int = 10_000,
+    hardest: int = 12,
+    spare: float = 1.0,
+    broken_limit: float = 0.01,
+    flip: bool = True,
+    batch_size: int = 256,
+    device: torch.device | str | None = None,
+    workers: int = 0,
+    autocast_dtype: torch.dtype | None = None,
+    ranks: Ranks = ALONE,
+) -> HeldOutEvaluation:
+    """Evaluate a backbone on a store of identities that it was not trained on.
+
+    Args:
+        model: (B, 3, S, S) RGB in [-1, 1] -> (B, D), with an `image_size`; its mode is left as it was.
+        store: the images.
+        pairs: pairs to verify, from `read_pairs`; None = `generated_pairs` pairs drawn with `seed`.
+        folds: folds of generated pairs; given pairs bring their own.
+        thresholds, fars: see `evaluate_scores`.
+        rank_one, all_pairs: also identify, and score every image against every other.
+        gallery_images: these two use the whole store, or whole identities drawn by `seed` up to so many images.
+        hardest: how many of the worst genuine and of the worst impostor pairs to name.
+        spare: see `score_all_pairs`; intervals of the all-pairs figures want 2.
+        broken_limit: the largest share of broken images that is left out and counted; a larger one is an error.
+        flip, batch_size, device, workers, autocast_dtype, ranks: see `embed_store`. Ranks share the embedding; each then has all figures.
+
+    Raises:
+        UserError: the store allows no pairs, too many images are broken, or the model gives NaN or zeros.
+    """
+    check_broken_limit(broken_limit)
+    try:
+        wanted = generate_pairs(store.identities, generated_pairs, seed, folds=folds) if pairs is None else pairs
+    except UserError as error:
+        raise UserError(f"{store.name}: {error}") from None
+    if len(wanted) == 0:
+        raise UserError(f"{wanted.source}: no pairs to evaluate")
+    gallery, notes = _gallery(store, gallery_images, seed) if rank_one or all_pairs else (np.zeros(0, np.int64), ())
+    embeddings = embed_store(
+        model,
+        store,
+        np.union1d(wanted.positions(), gallery),
+        batch_size=batch_size,
+        flip=flip,
+        device=device,
+        workers=workers,
+        autocast_dtype=autocast_dtype,
+        ranks=ranks,
+    )
+    valid_N, positions_N = embeddings.valid, embeddings.positions
+    broken = broken_images(embeddings, store.name, store.where, broken_limit, wanted.missing)
+    first_P, second_P = np.searchsorted(positions_N, wanted.first), np.searchsorted(positions_N, wanted.second)
+    usable_P = valid_N[first_P] & valid_N[second_P]
+    skipped = int((~usable_P).sum())
+    if skipped:
+        notes = (
+            *notes,
+            f"{skipped:,} of {len(wanted):,} pairs were skipped: they use one of {len(broken)} broken images",
+        )
+    kept = wanted.keep(usable_P)
+    if len(np.unique(kept.same)) < 2:
+        where, reason = broken[0][1:] if broken else ("?", "?")
+        raise UserError(
+            f"{store.name}: of {len(wanted)} pairs {int(kept.same.sum())} genuine and {int((~kept.same).sum())} impostor pairs "
+            f"are left, since {len(broken)} images are broken; the first is {where}: {reason}"
+            if broken
+            else f"{wanted.source}: all pairs are of one kind: verification needs genuine and impostor pairs"
+        )
+    scores = cosine_of_pairs(embeddings.vectors, first_P[usable_P], second_P[usable_P])
+    figures = evaluate_scores(scores, kept.same, kept.fold, thresholds=thresholds, fars=fars)
+
+    rows = np.flatnonzero(valid_N & np.isin(positions_N, gallery))
+    labels = store.labels(positions_N[rows])
+    counts = np.unique(labels, return_counts=True)[1]
+    ranked: RankOne | None = None
+    everything: AllPairs | None = None
+    if (rank_one or all_pairs) and (len(counts) < 2 or counts.max() < 2):
+        notes = (*notes, "rank-one and all pairs are left out: they need two identities, one of them with two images")
+    else:
+        vectors = torch.from_numpy(embeddings.vectors[rows])
+        on = device if device is not None else next((p.device for p in model.parameters()), torch.device("cpu"))
+        if rank_one:
+            ranked = identify(vectors, labels, device=on)
+        if all_pairs:
+            everything = score_all_pairs(vectors, labels, fars=fars, hardest=hardest, spare=spare, device=on)
+            notes = (*notes, *everything.notes)
+    return HeldOutEvaluation(
+        pair_scores=figures,
+        pairs=kept,
+        skipped_pairs=skipped + wanted.skipped,
+        embeddings=embeddings,
+        rank_one=ranked,
+        all_pairs=everything,
+        hardest=_hardest(store, hardest, kept, scores, everything, positions_N[rows]),
+        broken=broken,
+        notes=(*wanted.notes, *figures.notes, *notes),
+        pair_sample=PairListSample.of(
+            scores,
+            kept.same,
+            kept.fold,
+            store.labels(kept.first),
+            store.labels(kept.second),
+            thresholds=thresholds,
+            fars=fars,
+        ),
+    )
+
+
+def _gallery(store: Store, limit: int, seed: int) -> tuple[Ints, tuple[str, ...]]:
+    """All positions, or those of whole identities drawn by seed, up to `limit` images."""
+    if limit < 2:
+        raise UserError(f"gallery_images={limit}: use at least 2")
+    if len(store) <= limit:
+        return np.arange(len(store), dtype=np.int64), ()
+    index = store.identities
+    labels = np.random.default_rng([seed, 1]).permutation(len(index))
+    labels = labels[np.cumsum(index.counts()[labels]) <= limit]
+    chosen = np.concatenate([np.zeros(0, np.int64), *(index.of(int(label)) for label in labels)])
+    note = (
+        f"rank-one and all pairs are over {len(chosen):,} of {len(store):,} images, "
+        f"those of {len(labels):,} identities (gallery_images)"
+    )
+    return np.sort(chosen), (note,)
+
+
+def _hardest(
+    store: Store,
+    number: int,
+    pairs: Pairs,
+    scores: npt.NDArray[np.float64],
+    everything: AllPairs | None,
+    gallery_positions: Ints,
+) -> tuple[HardestPair, ...]:
+    found: list[tuple[bool, float, int, int]] = []
+    if everything is not None:
+        for same, worst in ((True, everything.hardest_genuine), (False, everything.hardest_impostor)):
+            first, second = gallery_positions[worst.first].tolist(), gallery_positions[worst.second].tolist()
+            found += [(same, *rest) for rest in zip(worst.scores.tolist(), first, second, strict=True)]
+    else:
+        for same in (True, False):
+            kind = np.flatnonzero(pairs.same == same)
+            order = kind[np.argsort(scores[kind] if same else -scores[kind], kind="stable")][:number]
+            found += [(same, float(scores[p]), int(pairs.first[p]), int(pairs.second[p])) for p in order]
+    return tuple(
+        HardestPair(same, score, first, second, store.where(first), store.where(second))
+        for same, score, first, second in found
+    )

@@ -1,0 +1,355 @@
+"""A model's result on a protocol with the scores behind its figures, for intervals, comparisons and curves; and the file that keeps it.
+
+`attfc evaluate ... --save FILE` writes a `.npz` (uncompressed, no pickle): the figures as JSON text, and the arrays of every sample. An all-pairs or
+template result keeps all genuine scores and the highest impostor scores, not all. Names of people and files are not in it; scores and numbers of
+identities are.
+
+A file from elsewhere is hostile until read: no pickle, no member larger than the file, headers checked before anything is allocated.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from attfc.errors import UserError
+from attfc.evaluation.bootstrap import (
+    IdentityDraw,
+    Interval,
+    Resampled,
+    Sample,
+    check_resampling,
+    interval_of_difference,
+    nested,
+    resample,
+)
+from attfc.evaluation.bootstrap import Path as FigurePath
+from attfc.evaluation.npz_file import read_npz
+from attfc.evaluation.samples import PairListSample, SearchSample, ShareSample, TailSample
+from attfc.files import written_whole
+
+__all__ = [
+    "Difference",
+    "EvaluationResult",
+    "add_intervals",
+    "compare_results",
+    "family_of",
+    "interval_notes",
+    "method_of_intervals",
+    "read_result",
+    "resample_result",
+    "save_result",
+    "stated_intervals",
+    "stated_value",
+]
+
+Progress = Callable[[int, int], None]
+
+_FORMAT = "attfc result 1"
+_KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (PairListSample, TailSample, SearchSample, ShareSample)}
+_MOST_TEXT = 64 * 2**20
+_MOST_IDENTITIES = 2**26  # a weight each takes 0.5 GiB
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationResult:
+    """What one model did on one protocol.
+
+    Attributes:
+        model: where it was, as the user wrote it. protocol, paths: likewise.
+        figures: as in `--json`.
+        samples: where figures stand in `figures` -> the scores behind them.
+    """
+
+    model: str
+    protocol: str
+    paths: tuple[str, ...]
+    figures: dict[str, Any] = field(repr=False)
+    samples: Mapping[FigurePath, Sequence[Sample]] = field(repr=False)
+
+
+def resample_result(
+    result: EvaluationResult, resamples: int, confidence: float, seed: int, progress: Progress | None = None
+) -> dict[FigurePath, list[Resampled]]:
+    """Resample every sample of a result: one `Resampled` for each, at the same places.
+
+    Raises:
+        UserError: see `resample`.
+    """
+    check_resampling(resamples, confidence)
+    found: dict[FigurePath, list[Resampled]] = {}
+    total = sum(map(len, result.samples.values()))
+    for place, samples in result.samples.items():
+        for sample in samples:
+            resampled = resample(sample, resamples, confidence, seed)
+            found.setdefault(place, []).append(_as_stated(resampled, result, place))
+            if progress is not None:
+                progress(sum(map(len, found.values())), total)
+    return found
+
+
+def add_intervals(
+    figures: dict[str, Any], resampled: Mapping[FigurePath, Sequence[Resampled]]
+) -> dict[FigurePath, Interval]:
+    """Write `intervals` and `interval_notes` beside the figures they belong to; return the intervals by the figure's whole path."""
+    found: dict[FigurePath, Interval] = {}
+    for place, several in resampled.items():
+        holder = figures
+        for name in place:
+            holder = holder[name]
+        intervals = {path: interval for one in several for path, interval in one.intervals().items()}
+        holder["intervals"] = nested(intervals)
+        holder["interval_identities"] = max(one.carriers for one in several)
+        holder["interval_notes"] = list(dict.fromkeys(note for one in several for note in one.notes()))
+        found.update({(*place, *path): interval for path, interval in intervals.items()})
+    return found
+
+
+def interval_notes(resampled: Mapping[FigurePath, Sequence[Resampled]]) -> list[str]:
+    """Return what a reader of the intervals should know, each note once, after the places that it is of."""
+    places: dict[str, list[str]] = {}
+    for place, several in resampled.items():
+        for note in dict.fromkeys(note for one in several for note in one.notes()):
+            places.setdefault(note, []).append(" ".join(place).replace("_", " "))
+    return [f"{', '.join(filter(None, of))}: {note}" if any(of) else note for note, of in places.items()]
+
+
+def method_of_intervals(resamples: int, confidence: float, seed: int) -> dict[str, Any]:
+    """Return what stands beside figures with intervals, as `uncertainty`."""
+    return {
+        "method": "bootstrap by identity (docs/evaluation.md)",
+        "confidence": confidence,
+        "resamples": resamples,
+        "seed": seed,
+    }
+
+
+def stated_intervals(figures: Mapping[str, Any], place: FigurePath = ()) -> dict[FigurePath, Interval]:
+    """Return the intervals that stand in figures (what `add_intervals` wrote), by the figure's whole path; what is none is left out.
+
+    >>> stated_intervals({"auc": 0.9, "intervals": {"auc": [0.8, 0.95]}, "all_pairs": {"notes": []}})
+    {('auc',): Interval(value=0.9, low=0.8, high=0.95)}
+    """
+    found: dict[FigurePath, Interval] = {}
+
+    def gather(values: Any, bounds: Any, path: FigurePath) -> None:
+        if isinstance(values, Mapping) and isinstance(bounds, Mapping):
+            for name, inner in bounds.items():
+                gather(values.get(name), inner, (*path, str(name)))
+        elif _is_number(values) and isinstance(bounds, list) and len(bounds) == 2 and all(map(_is_number, bounds)):
+            found[path] = Interval(float(values), float(bounds[0]), float(bounds[1]))
+
+    gather(figures, figures.get("intervals"), place)
+    for name, value in figures.items():
+        if isinstance(value, Mapping) and name != "intervals":
+            found.update(stated_intervals(value, (*place, str(name))))
+    return found
+
+
+def stated_value(figures: Any, path: FigurePath, computed: float) -> float:
+    """Return a figure as `figures` state it. Below the impostor scores that it keeps one by one, a sample computes a figure only closely.
+
+    Where the two are further apart than 0.01 the file contradicts itself: the sample's figure is returned.
+    """
+    for name in path:
+        figures = figures.get(name) if isinstance(figures, Mapping) else None
+    return float(figures) if _is_number(figures) and abs(figures - computed) <= 0.01 else computed
+
+
+def _as_stated(resampled: Resampled, result: EvaluationResult, place: FigurePath) -> Resampled:
+    values = {path: stated_value(result.figures, (*place, *path), value) for path, value in resampled.values.items()}
+    return dataclasses.replace(resampled, values=values)
+
+
+def _is_number(value: Any) -> bool:
+    # Compared, not converted: a whole number in JSON may be larger than any float.
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A figure of two models, and that of the first minus that of the second; notes say what a reader of the intervals should know."""
+
+    path: FigurePath
+    one: Interval
+    other: Interval
+    difference: Interval
+    notes: tuple[str, ...] = ()
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval of the difference leaves out 0."""
+        low, high = self.difference.low, self.difference.high
+        return low is not None and high is not None and (low > 0 or high < 0)
+
+
+def compare_results(
+    one: EvaluationResult,
+    other: EvaluationResult,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[Difference]:
+    """Compare two models on the same protocol, the same people drawn for both.
+
+    Raises:
+        UserError: other protocols, other pairs or people, other settings; nothing in common.
+    """
+    if family_of(one.protocol) != family_of(other.protocol):
+        raise UserError(
+            f"{one.model} was evaluated on {one.protocol}, {other.model} on {other.protocol}: compare needs one protocol"
+        )
+    common = [place for place in one.samples if place in other.samples]
+    if not common:
+        raise UserError(
+            f"{one.model} and {other.model} have no figures in common ({_places(one)}; {_places(other)}): evaluate both on the same data"
+        )
+    for place in common:
+        for first, second in zip(one.samples[place], other.samples[place], strict=False):
+            _check_comparable(one, other, place, first, second)
+    found: list[Difference] = []
+    for done, place in enumerate(common, start=1):
+        for first, second in zip(one.samples[place], other.samples[place], strict=False):
+            both = [
+                _as_stated(resample(sample, resamples, confidence, seed), result, place)
+                for result, sample in ((one, first), (other, second))
+            ]
+            notes = tuple(interval_notes({place: both[:1]}))  # the same people: the same notes
+            for path in both[0].values:
+                if path in both[1].values:
+                    intervals = [resampled.interval(path) for resampled in both]
+                    difference = interval_of_difference(both[0], both[1], path)
+                    found.append(Difference((*place, *path), intervals[0], intervals[1], difference, notes))
+        if progress is not None:
+            progress(done, len(common))
+    return found
+
+
+def family_of(protocol: str) -> str:
+    """Return what two results must share to be compared: the protocol, but a set by name is evaluated as any list of pairs."""
+    return protocol if protocol in ("held-out", "all-pairs", "identify", "ijbb", "ijbc") else "pairs"
+
+
+def _places(result: EvaluationResult) -> str:
+    return ", ".join(".".join(place) or "figures" for place in result.samples) or "none with scores"
+
+
+def _check_comparable(
+    one: EvaluationResult, other: EvaluationResult, place: FigurePath, first: Sample, second: Sample
+) -> None:
+    facts, others = first.facts(), second.facts()
+    where = f"{'.'.join(place)}: " if place else ""
+    if type(first) is not type(second) or facts.keys() != others.keys():
+        raise UserError(f"{where}{one.model} and {other.model} keep other kinds of scores: evaluate both anew")
+    for name, values in facts.items():
+        if values.shape != others[name].shape or not np.array_equal(values, others[name]):
+            counts = f" ({values.size:,} and {others[name].size:,})" if values.shape != others[name].shape else ""
+            raise UserError(
+                f"{where}the {name} of {one.model} and of {other.model} differ{counts}: both must be evaluated on the same data "
+                "with the same options and --seed, and leave out the same broken images"
+            )
+
+
+def save_result(path: str | os.PathLike[str], result: EvaluationResult) -> None:
+    """Write a result in one piece, over an older one.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    listed: list[dict[str, Any]] = []
+    for place, samples in result.samples.items():
+        for sample in samples:
+            settings: dict[str, Any] = {}
+            for entry in dataclasses.fields(sample):  # type: ignore[arg-type]  # all of `samples` are dataclasses
+                value = getattr(sample, entry.name)
+                if isinstance(value, np.ndarray):
+                    arrays[f"{len(listed)}.{entry.name}"] = value
+                else:
+                    settings[entry.name] = value
+            listed.append({"place": place, "kind": type(sample).__name__, "settings": settings})
+    facts = {
+        "format": _FORMAT,
+        "model": result.model,
+        "protocol": result.protocol,
+        "paths": result.paths,
+        "figures": result.figures,
+        "samples": listed,
+    }
+    text = json.dumps(facts, ensure_ascii=False, default=str).encode("utf-8")
+    target = Path(path)
+    with written_whole(target) as file:
+        np.savez(file, facts=np.frombuffer(text, dtype=np.uint8), **arrays)  # type: ignore[arg-type]
+
+
+def read_result(path: str | os.PathLike[str]) -> EvaluationResult:
+    """Read a result.
+
+    Raises:
+        UserError: no such file, not a result, or damaged.
+    """
+    file = Path(path)
+    try:
+        arrays = read_npz(file)
+        if "facts" not in arrays or arrays["facts"].dtype != np.uint8 or arrays["facts"].size > _MOST_TEXT:
+            raise ValueError("it has no facts")
+        facts = json.loads(arrays.pop("facts").tobytes().decode("utf-8"))
+        if facts["format"] != _FORMAT:
+            raise UserError(f"{file} is {str(facts['format'])[:40]!r}, not {_FORMAT!r}: evaluate again with --save")
+        samples: dict[FigurePath, list[Sample]] = {}
+        for number, entry in enumerate(facts["samples"]):
+            sample = _sample(number, entry, arrays)
+            figures = sample.figures(IdentityDraw(np.ones(sample.identities)))
+            if not all(math.isfinite(value) for value in figures.values()):
+                raise ValueError(f"sample {number} gives no figures")
+            place = tuple(map(str, entry["place"]))
+            if not isinstance(functools.reduce(lambda holder, name: holder[name], place, facts["figures"]), dict):
+                raise ValueError(f"sample {number} is of figures that are not there")
+            samples.setdefault(place, []).append(sample)
+        return EvaluationResult(
+            str(facts["model"]),
+            str(facts["protocol"]),
+            tuple(map(str, facts["paths"])),
+            dict(facts["figures"]),
+            samples,
+        )
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such file: `attfc evaluate ... --save FILE` writes results") from None
+    except Exception as error:  # what its numbers lead to is as open as what they are
+        raise UserError(
+            f"{file} is no result of `attfc evaluate --save`, or damaged ({error}): evaluate again"
+        ) from None
+
+
+def _sample(number: int, entry: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> Sample:
+    kind = _KINDS[entry["kind"]]
+    values: dict[str, Any] = {}
+    for one in dataclasses.fields(kind):
+        if f"{number}.{one.name}" in arrays:
+            values[one.name] = arrays[f"{number}.{one.name}"]
+        elif one.name in entry["settings"] or one.default_factory is dataclasses.MISSING:
+            setting = entry["settings"][one.name]
+            values[one.name] = tuple(setting) if isinstance(setting, list) else setting
+        # else: an array that came later than the file; empty, its figures have no interval
+    sample: Sample = kind(**values)
+    if "same" in values and not 1 == values["same"].ndim == values["scores"].ndim:
+        raise ValueError(f"sample {number} has no row of scores")
+    if not 1 <= sample.identities <= _MOST_IDENTITIES or any(
+        values[name].size and (int(values[name].min()) < 0 or int(values[name].max()) >= sample.identities)
+        for name in values
+        if name in ("first", "second")
+        or (name.endswith(("_identities", "_first", "_second")) and values[name].dtype.kind in "iu")
+    ):
+        raise ValueError(f"sample {number} names identities that it has not")
+    return sample

@@ -1,0 +1,305 @@
+"""A trained model out of attfc: one ONNX file, or a folder in the layout of the Hugging Face hub.
+
+Nothing is written before it is proven: the file is made beside its place, opened again the way `attfc evaluate` opens it, and its
+embeddings are compared with those of the torch module, in a batch and alone. Only then one rename puts it there. Cost: torch's exporter
+takes about 15 s the first time in a process (it loads its tables of operators), then 3 s for a tiny network; see docs/export.md.
+"""
+
+import copy
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from attfc.data.stores.store import Store
+from attfc.data.stores.synthetic import SyntheticFaces
+from attfc.errors import UserError
+from attfc.export.colours import FedAs
+from attfc.export.half import to_float16
+from attfc.export.hub_folder import model_card
+from attfc.export.model_inputs import ModelFacts, open_model
+from attfc.export.origins import start_weights_text, training_data_of
+from attfc.training.model_files import save_model
+
+__all__ = ["OPSET", "Exported", "export_hub_folder", "export_onnx"]
+
+OPSET = 18  # the first that torch's exporter writes without conversion; onnxruntime has it since 1.14
+LEAST_COSINE = {"float32": 0.99999, "float16": 0.9995}
+CHECK_IMAGES = 32
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote, and how well it agrees with the torch module.
+
+    Attributes:
+        path: file or folder. bytes: of all files.
+        format: "onnx" or "hf". precision: of the weights, "float32" or "float16". opset: of the ONNX file, None for "hf".
+        images, images_from: how many images were compared, and of what.
+        least_cosine, mean_cosine: between the embeddings of both.
+        norm_error: largest relative difference of the embeddings' lengths.
+    """
+
+    path: Path
+    bytes: int
+    format: str
+    precision: str
+    opset: int | None
+    images: int
+    images_from: str
+    least_cosine: float
+    mean_cosine: float
+    norm_error: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain JSON types."""
+        return {**asdict(self), "path": str(self.path)}
+
+
+def export_onnx(
+    model: nn.Module, facts: ModelFacts, path: Path, *, half: bool = False, check_images: Store | None = None
+) -> Exported:
+    """Write `model` as one ONNX file (opset 18): input "input" (batch, 3, S, S), output "embedding" (batch, D), both float32, any batch.
+
+    The graph takes RGB as (x - 127.5) / 127.5 and says so in its metadata, beside embedding size, image size, network, precision, training
+    data and its licence, and attfc's version. The insightface package feeds it the same pixels (its rule looks for nodes named "Sub" and
+    "Mul", which do not occur).
+
+    Args:
+        model, facts: of `open_model`.
+        path: ends in .onnx; must not exist.
+        half: weights and products in float16.
+        check_images: a store whose images are compared (up to 32); None: synthetic faces.
+
+    Raises:
+        UserError: the extra ``attfc[onnx]`` is missing, the path exists, the model is ONNX already, a cosine below 0.99999 (float32) or
+            0.9995 (float16). No file is left then.
+    """
+    path, precision = Path(path), "float16" if half else "float32"
+    if facts.kind == "ONNX":
+        raise UserError(f"{facts.path} is an ONNX file already: export the run or the state dict that it came from")
+    if path.suffix != ".onnx":
+        raise UserError(f"{path} does not end in .onnx: name the file, such as {path / 'model.onnx'}")
+    images, images_from = _images(check_images, facts.image_size)
+    expected = _embeddings(model, images)
+    with _beside(path) as folder:
+        proto = _to_onnx(model, facts)
+        if half:
+            to_float16(proto)
+        _describe(proto, facts, precision)
+        _check_proto(proto, facts)
+        written = folder / path.name
+        with written.open("wb") as file:
+            file.write(proto.SerializeToString())
+            file.flush()
+            os.fsync(file.fileno())
+        del proto
+        reopened, _ = open_model(written)
+        figures = _compare(reopened, images, expected, precision, f"{facts.path} as ONNX")
+        size = written.stat().st_size
+        _put(written, path)
+    return Exported(path, size, "onnx", precision, OPSET, len(images), images_from, *figures)
+
+
+def export_hub_folder(
+    model: nn.Module, facts: ModelFacts, path: Path, *, half: bool = False, check_images: Store | None = None
+) -> Exported:
+    """Write `model` as a folder for the Hugging Face hub: model.safetensors, config.json and a model card, README.md.
+
+    `attfc.from_pretrained(folder)` and `attfc evaluate` open it. With `half` the weights are stored in float16 and computed with in float32.
+
+    Args:
+        model, facts: of `open_model`.
+        path: a folder that does not exist or is empty.
+        half, check_images: as in `export_onnx`.
+
+    Raises:
+        UserError: as in `export_onnx`. No folder is left then.
+    """
+    path, precision = Path(path), "float16" if half else "float32"
+    if facts.kind == "ONNX":
+        raise UserError(
+            f"{facts.path} is an ONNX file, which has no state dict: export the run or the state dict that it came from"
+        )
+    images, images_from = _images(check_images, facts.image_size)
+    expected = _embeddings(model, images)
+    backbone = model.model if isinstance(model, FedAs) else model
+    if half:
+        backbone = copy.deepcopy(backbone).half()
+        for name, value in backbone.state_dict().items():
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise UserError(
+                    f"{facts.path}: {name!r} is beyond float16's 65504: export it in float32, without --half"
+                )
+    config = {
+        "model_type": "attfc",
+        "network": facts.network,
+        "options": dict(facts.options),
+        "training_data": facts.training_data,
+        "weights_precision": precision,
+        **facts.colours.to_dict(),
+    }
+    with _beside(path) as folder:
+        written = save_model(folder / "model", backbone, config)
+        reopened, _ = open_model(written)
+        figures = _compare(reopened, images, expected, precision, f"{facts.path} as a folder")
+        (written / "README.md").write_text(model_card(facts, precision), encoding="utf-8")
+        size = sum(file.stat().st_size for file in written.iterdir())
+        _put(written, path)
+    return Exported(path, size, "hf", precision, None, len(images), images_from, *figures)
+
+
+def _to_onnx(model: nn.Module, facts: ModelFacts) -> Any:
+    """Return the ModelProto of `model`, without the traces of this machine that torch's exporter leaves in it."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"ONNX export needs {error.name}: pip install 'attfc[onnx]'") from None
+    size = facts.image_size
+    example = torch.zeros(2, 3, size, size)
+    try:
+        with torch.no_grad():
+            program = torch.onnx.export(
+                model.eval(),
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=["input"],
+                output_names=["embedding"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise UserError(
+            f"network {facts.network} cannot be written as ONNX by torch {torch.__version__}: {str(error).splitlines()[0][:300]}"
+        ) from error
+    assert program is not None
+    try:
+        proto = program.model_proto
+    except ValueError as error:  # protobuf's limit
+        raise UserError(f"network {facts.network} does not fit into one ONNX file of 2 GiB: try --half") from error
+    graph = proto.graph
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    return proto
+
+
+def _describe(proto: Any, facts: ModelFacts, precision: str) -> None:
+    root, licence = training_data_of(facts.training_data)
+    started = start_weights_text(facts.training_data)
+    version = metadata.version("attfc")
+    values = {
+        "attfc": version,
+        "network": facts.network,
+        "embedding_size": facts.embedding_size,
+        "image_size": facts.image_size,
+        # Of the graph's input, which FedAs has made ours, whatever the network inside wants.
+        "colour_order": "RGB",
+        "mean": 127.5,
+        "std": 127.5,
+        "precision": precision,
+        "training_data": root,
+        "training_data_licence": licence,
+        **({"start_weights": started} if started else {}),
+    }
+    del proto.metadata_props[:]
+    for key, value in values.items():
+        proto.metadata_props.add(key=key, value=str(value))
+    proto.producer_name, proto.producer_version = "attfc", version
+    proto.doc_string = (
+        "Face embedding: RGB, (x - 127.5) / 127.5, aligned to the ArcFace template; compare embeddings by cosine."
+    )
+    proto.graph.name = facts.network
+
+
+def _check_proto(proto: Any, facts: ModelFacts) -> None:
+    import onnx
+
+    try:
+        onnx.checker.check_model(proto)
+    except onnx.checker.ValidationError as error:
+        raise UserError(
+            f"network {facts.network} gives a graph that ONNX refuses: {str(error).splitlines()[0][:300]}"
+        ) from error
+    # insightface takes a graph whose first eight nodes are named Sub... and Mul... for one that normalizes its pixels itself.
+    names = [node.name for node in proto.graph.node[:8]]
+    assert not any(name.startswith(("Sub", "_minus", "Mul", "_mul")) for name in names), names
+
+
+def _images(store: Store | None, size: int) -> tuple[Tensor, str]:
+    """Return up to 32 images (N, 3, S, S), RGB in [-1, 1], spread over the store."""
+    source = SyntheticFaces(CHECK_IMAGES // 2, 2, seed=0) if store is None else store
+    positions = np.unique(np.linspace(0, len(source) - 1, min(CHECK_IMAGES, len(source))).astype(np.int64))
+    if not len(positions):
+        raise UserError(f"{source.name}: no images to check the export with")
+    images = source.images(positions, size)
+    sound = [row for row in range(len(positions)) if row not in images.broken]
+    if not sound:
+        raise UserError(f"{source.name}: all {len(positions)} images taken to check the export are broken")
+    pixels = torch.from_numpy(images.pixels)[sound]
+    images_NCSS: Tensor = (pixels.permute(0, 3, 1, 2).float() - 127.5) / 127.5
+    return images_NCSS, "synthetic faces" if store is None else source.name
+
+
+def _embeddings(model: nn.Module, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        rows: Tensor = model.eval()(images).double()
+    if not bool(torch.isfinite(rows).all()) or not bool((torch.linalg.vector_norm(rows, dim=1) > 0).all()):
+        raise UserError(
+            "the model gives NaN, infinity or zeros on the images to check with: it has diverged, there is nothing to export"
+        )
+    return rows
+
+
+def _compare(
+    model: nn.Module, images: Tensor, expected: Tensor, precision: str, what: str
+) -> tuple[float, float, float]:
+    """Return least cosine, mean cosine and largest relative difference of lengths; batches of all images and of one."""
+    with torch.no_grad():
+        rows = model(images).double()
+        alone = model(images[:1]).double()
+    rows, expected = torch.cat([rows, alone]), torch.cat([expected, expected[:1]])
+    cosines = torch.nn.functional.cosine_similarity(rows, expected, dim=1)
+    lengths = torch.linalg.vector_norm(rows, dim=1) / torch.linalg.vector_norm(expected, dim=1)
+    least, needed = float(cosines.min()), LEAST_COSINE[precision]
+    if not least >= needed:  # also where it is NaN
+        hint = "; its numbers leave float16's range, export it without --half" if precision == "float16" else ""
+        raise UserError(
+            f"{what} ({precision}) differs from the torch module: cosine {least:.6f} on image {int(cosines.argmin())} of {len(images)}, needed are "
+            f"{needed}: nothing was written{hint}"
+        )
+    return least, float(cosines.mean()), float((lengths - 1).abs().max())
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A folder beside `path` to write into; gone afterwards, whatever happens."""
+    if path.exists() and not (path.is_dir() and path.suffix != ".onnx" and not any(path.iterdir())):
+        raise UserError(f"{path} exists: name another, or remove it first")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".exporting_", dir=path.parent) as name:
+            yield Path(name)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; make room or permission there") from error
+
+
+def _put(written: Path, path: Path) -> None:
+    if path.is_dir():
+        path.rmdir()  # empty, or it would have been refused
+    if written.is_dir():
+        shutil.move(written, path)
+    else:
+        written.replace(path)

@@ -1,0 +1,270 @@
+"""The speed tables: samples per second and memory of the heads against the number of identities, under a budget of memory.
+
+For each size and head the planner says whether a step fits; then it is tried in a child process with that limit (`head_cell`), whatever
+the planner said. So `-` in the tables has been seen and not computed, and each disagreement is counted. Two ratios are
+taken again with both sides in one process in turns: a busy moment of the machine then meets both.
+Cost: the default sizes take some 20 minutes on two cores, most of it the full FC and the largest containers.
+
+Source: the speed benchmark of arcface_torch (data parallel, model parallel, Partial FC 0.1 on eight V100 of 32 GB; samples per second and MB a GPU).
+Here: one device, one process, and what the table is about, AttFC, beside them.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attfc.backbones import create_backbone
+from attfc.errors import UserError
+from attfc.lab.bench.head_cell import Case, in_child, measure, measure_in_turns
+from attfc.plan import NOTHING, Encoder, head_memory, measure_encoder, plan_step
+from attfc.precision import best_autocast_dtype
+
+__all__ = ["IDENTITIES", "Sweep", "ratios", "run_sweep"]
+
+IDENTITIES = (
+    *(125_000, 250_000, 500_000, 1_000_000, 1_400_000, 2_000_000),
+    *(4_000_000, 5_500_000, 8_000_000, 16_000_000, 29_000_000, 100_000_000),
+)
+FIXED = "attfc fixed"
+TURNS = {"fixed container": 9, "against partial_fc": 3}
+"""Rounds of what is timed in turns."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is measured: four columns of heads, at each number of identities, alone and with a network."""
+
+    identities: tuple[int, ...] = IDENTITIES
+    budget_gib: float = 16.0
+    batch: int = 128
+    embedding_size: int = 512
+    keys: int = 2
+    sample_rate: float = 0.1
+    ratio: float = 0.1
+    slots: int = 100_000
+    network: str | None = "r10_tiny"
+    steps: int = 9
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.slots < self.batch:
+            raise UserError(
+                f"{self.slots} slots are fewer than the batch ({self.batch}): raise --slots or lower --batch"
+            )
+        if not self.identities or min(self.identities) < self.batch:
+            raise UserError(f"identities {self.identities} must each be at least the batch ({self.batch})")
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """`head` alone, and with the network, if there is one."""
+        return ("head",) if self.network is None else ("head", "network")
+
+    def columns(self) -> dict[str, str]:
+        """Titles of the columns by their short names."""
+        return {
+            "full_fc": "full FC",
+            "partial_fc": f"Partial FC {self.sample_rate:g}",
+            "attfc ratio": f"AttFC, ratio {self.ratio:g}",
+            FIXED: f"AttFC, {self.slots:,} slots",
+        }
+
+    def case(self, column: str, identities: int, mode: str = "head", limited: bool = True) -> Case:
+        """Return one cell."""
+        slots = {"attfc ratio": max(round(self.ratio * identities), self.batch), FIXED: self.slots}.get(column)
+        return Case(
+            head="attfc" if slots else column,  # type: ignore[arg-type]
+            identities=identities,
+            slots=slots,
+            sample_rate=self.sample_rate,
+            network=self.network if mode == "network" else None,
+            batch=self.batch,
+            embedding_size=self.embedding_size,
+            keys=self.keys,
+            steps=self.steps,
+            device=self.device,
+            budget_bytes=int(self.budget_gib * 2**30) if limited else None,
+        )
+
+    def cells(self, mode: str) -> Iterator[tuple[str, Case]]:
+        """Yield (column, case) of every cell of a mode."""
+        for identities in self.identities:
+            for column in self.columns():
+                yield column, self.case(column, identities, mode)
+
+
+def run_sweep(sweep: Sweep, lines: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Measure every cell and the ratios; a cell that stands in `lines` already is not measured again.
+
+    Args:
+        lines: a JSON line is appended for each cell as it is done: after an interruption the next call goes on there.
+        say: takes a line of progress.
+
+    Returns:
+        `cells`, `in_turns`, `ratios`, all for JSON.
+
+    Raises:
+        UserError: a device whose memory cannot be measured here.
+    """
+    if not Path("/proc/self/clear_refs").exists() and not sweep.device.startswith("cuda"):
+        raise UserError("memory is measured through /proc/self, which only Linux has: run the speed tables there")
+    done = _read(lines)
+    encoder = _encoder(sweep)
+
+    def once(key: dict[str, Any], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        name = json.dumps(key, sort_keys=True)
+        if name not in done:
+            done[name] = work()
+            with lines.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"key": key, "found": done[name]}) + "\n")
+        return done[name]
+
+    cells: list[dict[str, Any]] = []
+    turns: dict[str, Any] = {}
+    for mode in sweep.modes:
+        for column, case in sweep.cells(mode):
+            planned = _planned(case, encoder)
+            found = once({"case": case.to_dict()}, partial(_try, case, not planned["fits"]))
+            cells.append({"mode": mode, "column": column, "case": case.to_dict(), "planned": planned, **found})
+            say(_line(cells[-1]))
+        if mode == "head":
+            for name, (cases, rounds) in _compared(sweep, cells).items():
+                asked = {column: case.to_dict() for column, case in cases.items()}
+                found = once({"turns": asked}, partial(in_child, measure_in_turns, cases, rounds))
+                turns[name] = {"cases": asked, **found}
+                say(f"{name}: " + ", ".join(f"{column} {taken:.3f} s" for column, taken in found["seconds"].items()))
+    return {"cells": cells, "in_turns": turns, "ratios": ratios(sweep, cells, turns)}
+
+
+def _read(lines: Path) -> dict[str, dict[str, Any]]:
+    if not lines.exists():
+        return {}
+    done = {}
+    for text in lines.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(text)
+        except json.JSONDecodeError:  # the line at which it was interrupted
+            continue
+        done[json.dumps(record["key"], sort_keys=True)] = record["found"]
+    return done
+
+
+def _encoder(sweep: Sweep) -> Encoder | None:
+    if sweep.network is None:
+        return None
+    device = torch.device(sweep.device)
+    network = create_backbone(sweep.network, embedding_size=sweep.embedding_size).to(device)
+    size = int(getattr(network, "image_size", 112))
+    return measure_encoder(network, size, device=device, autocast_dtype=best_autocast_dtype(device))
+
+
+def _planned(case: Case, encoder: Encoder | None) -> dict[str, Any]:
+    """Return what the planner says of a case."""
+    head = head_memory(
+        case.head,
+        case.identities,
+        case.batch,
+        embedding_size=case.embedding_size,
+        slots=case.slots,
+        sample_rate=case.sample_rate,
+        keys_per_query=case.keys,
+    )
+    plan = plan_step(
+        case.head,
+        NOTHING if case.network is None or encoder is None else encoder,
+        head,
+        case.batch,
+        memory_bytes=case.budget_bytes,
+        foreach=case.device.startswith("cuda"),
+    )
+    return {"peak_bytes": plan.peak, "fits": plan.fits}
+
+
+def _try(case: Case, rehearsal: bool) -> dict[str, Any]:
+    """Measure a case in a child; a library of it that gives up under the limit (abort, segmentation fault) did not fit either."""
+    try:
+        return in_child(measure, case, rehearsal)
+    except ChildProcessError as error:
+        if case.budget_bytes is not None and str(error).endswith(("signal 6", "signal 11")):
+            return {"fits": False, "why": f"the process {error} under the limit"}
+        if str(error).endswith("signal 9"):
+            raise UserError(
+                f"the machine ended {case.head} at {case.identities:,} identities before the budget was reached: it has less memory free than "
+                f"{(case.budget_bytes or 0) / 2**30:.1f} GiB; lower --budget-gib or close other programs, and call again"
+            ) from None
+        raise
+
+
+def _line(cell: dict[str, Any]) -> str:
+    case = cell["case"]
+    where = f"{case['identities']:>11,} {cell['column']:<12} {case['network'] or 'head only':<10}"
+    if not cell["fits"]:
+        return f"{where} does not fit (planned: {cell['planned']['peak_bytes'] / 2**30:.1f} GiB)"
+    planned = cell["planned"]["peak_bytes"] / 2**20
+    return f"{where} {cell['samples_per_second']:9.1f} samples/s {cell['peak_bytes'] / 2**20:9,.0f} MiB (planned: {planned:,.0f})"
+
+
+def _compared(sweep: Sweep, cells: list[dict[str, Any]]) -> dict[str, tuple[dict[str, Case], int]]:
+    """Return the pairs to be timed in turns: AttFC at the ends of the sizes, and against Partial FC where that still fits."""
+    ends = {f"{n:,}": sweep.case(FIXED, n, limited=False) for n in (min(sweep.identities), max(sweep.identities))}
+    compared: dict[str, tuple[dict[str, Case], int]] = (
+        {"fixed container": (ends, TURNS["fixed container"])} if len(ends) == 2 else {}
+    )
+    if largest := _largest_partial(cells):
+        pair = {column: sweep.case(column, largest, limited=False) for column in ("partial_fc", FIXED)}
+        compared["against partial_fc"] = (pair, TURNS["against partial_fc"])
+    return compared
+
+
+def _largest_partial(cells: list[dict[str, Any]]) -> int:
+    fitting = [cell["case"]["identities"] for cell in cells if _is(cell, "head", "partial_fc") and cell["fits"]]
+    return max(fitting, default=0)
+
+
+def _is(cell: dict[str, Any], mode: str, column: str, identities: int | None = None) -> bool:
+    return (cell["mode"], cell["column"]) == (mode, column) and identities in (None, cell["case"]["identities"])
+
+
+def ratios(sweep: Sweep, cells: list[dict[str, Any]], turns: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what the measured figures say when compared: `what` and `measured`; what to hope for is the reader's matter."""
+    found: list[dict[str, Any]] = []
+
+    def add(what: str, measured: float) -> None:
+        found.append({"what": what, "measured": measured})
+
+    if "fixed container" in turns:
+        (few, quick), (many, slow) = turns["fixed container"]["seconds"].items()
+        add(f"step of AttFC with {sweep.slots:,} slots at {many} identities / at {few}", slow / quick)
+        memory = [cell["peak_bytes"] for cell in cells if _is(cell, "head", FIXED) and cell["fits"]]
+        if memory:
+            add(f"its memory, largest / smallest over all {len(memory)} sizes", max(memory) / min(memory))
+    if "against partial_fc" in turns:
+        at, seconds = _largest_partial(cells), turns["against partial_fc"]["seconds"]
+        name = sweep.columns()
+        add(
+            f"step of {name[FIXED]} / of {name['partial_fc']}, heads alone, {at:,} identities",
+            seconds[FIXED] / seconds["partial_fc"],
+        )
+        peaks = [
+            cell["peak_bytes"]
+            for column in (FIXED, "partial_fc")
+            for cell in cells
+            if _is(cell, "head", column, at) and cell["fits"]
+        ]
+        if len(peaks) == 2:
+            add(
+                f"memory of {name[FIXED]} / of {name['partial_fc']}, heads alone, {at:,} identities",
+                peaks[0] / peaks[1],
+            )
+    agree = sum(cell["planned"]["fits"] is cell["fits"] for cell in cells)
+    add("cells in which trying contradicted the planner", len(cells) - agree)
+    return found
+
+
+def settings(sweep: Sweep) -> dict[str, Any]:
+    """Return the sweep for JSON."""
+    return asdict(sweep)

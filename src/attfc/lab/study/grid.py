@@ -1,0 +1,280 @@
+"""Grids of a study: a YAML file of variants and seeds, run cell by cell in child processes, one JSON a cell, resumed where it stopped.
+
+    world: {kind: vectors, identities: 10000}      # or {kind: faces}
+    preset: demo
+    overrides: [batch_size=256]                    # of every cell
+    reference: full_fc                             # what the others are compared with
+    seeds: [0, 1, 2]
+    variants:
+      full_fc: [head.name=full_fc]
+      attfc: []
+
+A cell that is there already is not run again; one that was run with other settings stops the study before anything runs, because a table
+of two settings would say nothing. A cell that fails (a loss that is not finite, say) is a result too and stays in the tables.
+"""
+
+import json
+import multiprocessing
+import os
+import re
+import subprocess
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from attfc.config import load_config
+from attfc.config.safe_yaml import read_yaml, read_yaml_text
+from attfc.errors import UserError, nearest
+from attfc.files import write_json_whole
+from attfc.lab.study.children import children_end_too, lead_group, leave_at_sigterm
+from attfc.lab.study.vectors import VectorWorld
+
+__all__ = ["Cell", "Study", "read_study", "run_study", "study_records"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class _Vectors(_Strict):
+    kind: Literal["vectors"]
+    width: Annotated[int, Field(ge=1)] = 256
+
+
+VectorsSection = create_model(
+    "VectorsSection",
+    __base__=_Vectors,
+    __doc__="The vector world: arguments of `VectorWorld`, and the encoder's width.",
+    **{option.name: (option.type, option.default) for option in fields(VectorWorld)},  # type: ignore[call-overload]
+)
+
+
+class FacesSection(_Strict):
+    """Images, real or synthetic: `attfc train` itself; where they are stands in the overrides, `{faces}` for the folder given."""
+
+    kind: Literal["faces"]
+
+
+class Study(_Strict):
+    """A study as its file says it; see the module."""
+
+    name: str
+    world: Annotated[VectorsSection | FacesSection, Field(discriminator="kind")]
+    preset: str = "demo"
+    overrides: list[str] = []
+    reference: str | None = None
+    seeds: Annotated[list[int], Field(min_length=1)] = [0]
+    variants: Annotated[dict[str, list[str]], Field(min_length=1)]
+
+
+class Cell(_Strict):
+    """One training: a variant with a seed."""
+
+    study: str
+    variant: str
+    seed: int
+    world: dict[str, Any]
+    preset: str
+    overrides: list[str]
+
+    @property
+    def file(self) -> str:
+        """Name of the cell's result."""
+        slug = re.sub(r"[^a-z0-9._=]+", "-", self.variant.lower()).strip("-")
+        return f"{slug}.seed{self.seed}.json"
+
+
+def read_study(path: Path) -> Study:
+    """Read and check a study's file.
+
+    Raises:
+        UserError: no such file, not YAML, unknown keys or wrong values, an unknown reference, two variants with one file name.
+    """
+    try:
+        values = read_yaml(read_yaml_text(path))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}): give a study's YAML file") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds {type(values).__name__}, expected a mapping with world, seeds and variants")
+    try:
+        study = Study.model_validate({"name": path.stem, **values})
+    except ValidationError as error:
+        raise UserError(f"{path}: {'; '.join(_fault(fault) for fault in error.errors())}") from None
+    if study.reference is not None and study.reference not in study.variants:
+        raise UserError(f"{path}: reference {study.reference!r} is none of the variants: {', '.join(study.variants)}")
+    names: dict[str, str] = {}
+    for cell in _cells(study):
+        if (other := names.setdefault(cell.file, cell.variant)) != cell.variant:
+            raise UserError(f"{path}: variants {other!r} and {cell.variant!r} share the file {cell.file}: rename one")
+    return study
+
+
+def _fault(fault: Any) -> str:
+    place = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        known = {*Study.model_fields, *VectorsSection.model_fields}
+        return f"unknown key {place!r}{nearest(str(fault['loc'][-1]), known)}"
+    return f"{place}={fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+
+
+def _cells(study: Study) -> list[Cell]:
+    world = study.world.model_dump(mode="json")
+    return [
+        Cell(
+            study=study.name,
+            variant=variant,
+            seed=seed,
+            world=world,
+            preset=study.preset,
+            overrides=[*study.overrides, *overrides],
+        )
+        for seed in study.seeds
+        for variant, overrides in study.variants.items()
+    ]
+
+
+def run_study(
+    study: Study,
+    folder: Path,
+    *,
+    faces: Path | None = None,
+    only: Sequence[str] = (),
+    parallel: int = 1,
+    threads: int = 1,
+    said: Callable[[str], object] = print,
+) -> list[dict[str, Any]]:
+    """Run what is missing of a study, cell by cell, and return all records, those of earlier calls included.
+
+    Args:
+        study: of `read_study`.
+        folder: where the cells' JSON files are.
+        faces: what `{faces}` in overrides stands for.
+        only: variants to run; none: all.
+        parallel: cells at a time, each in a process of its own.
+        threads: processor threads of a cell. With more cells and threads than cores the seconds mean nothing.
+        said: takes a line a cell.
+
+    Raises:
+        UserError: an override that `attfc train` would refuse, a cell with other settings, `{faces}` without `faces`, an unknown `only`.
+    """
+    unknown = [name for name in only if name not in study.variants]
+    if unknown:
+        raise UserError(f"{study.name} has no variant {unknown[0]!r}: it has {', '.join(study.variants)}")
+    cells = [cell for cell in _cells(study) if not only or cell.variant in only]
+    for cell in cells:
+        load_config(cell.preset, cell.overrides)
+        if faces is None and any("{faces}" in override for override in cell.overrides):
+            raise UserError(f"{study.name}, {cell.variant}: an override names {{faces}}: say where with --faces FOLDER")
+    done = {(record["variant"], record["seed"]) for record in _records(folder, cells)}
+    missing = [cell for cell in cells if (cell.variant, cell.seed) not in done]
+    said(f"{study.name}: {len(cells)} cells, {len(done)} there, {len(missing)} to run")
+    folder.mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("spawn")
+    with (
+        ProcessPoolExecutor(parallel, mp_context=context, max_tasks_per_child=1, initializer=lead_group) as pool,
+        children_end_too(),
+    ):
+        running = {
+            pool.submit(_run_cell, cell, None if faces is None else str(faces), threads): cell for cell in missing
+        }
+        try:
+            for number, future in enumerate(as_completed(running), 1):
+                cell = running[future]
+                record = future.result()
+                write_json_whole(folder / cell.file, record)
+                said(f"{number}/{len(missing)}  {cell.variant}, seed {cell.seed}: {_summary(record)}")
+        except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                there = len(_records(folder, cells))
+                said(f"ended with {there} of {len(cells)} cells there; the same command goes on with the others")
+            raise
+    return _records(folder, cells)
+
+
+def study_records(study: Study, folder: Path) -> list[dict[str, Any]]:
+    """Return the records of a study's cells that are there, by variant and seed.
+
+    Raises:
+        UserError: a damaged file, or a cell run with other settings.
+    """
+    order = {variant: number for number, variant in enumerate(study.variants)}
+    return sorted(_records(folder, _cells(study)), key=lambda record: (order[record["variant"]], record["seed"]))
+
+
+def _records(folder: Path, cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    records = []
+    for cell in cells:
+        path = folder / cell.file
+        if not path.exists():
+            continue
+        record = _read(path)
+        for key, value in cell.model_dump(mode="json").items():
+            if record.get(key) != value:
+                raise UserError(
+                    f"{path}: was run with another {key} ({json.dumps(record.get(key))[:200]}): delete it, or give the study another --output"
+                )
+        records.append(record)
+    return records
+
+
+def _run_cell(cell: Cell, faces: str | None, threads: int) -> dict[str, Any]:
+    """In a child process: train one cell."""
+    leave_at_sigterm()
+    import torch
+
+    from attfc.lab.study.cells import run_faces, run_vectors
+
+    torch.set_num_threads(threads)
+    overrides = [override.replace("{faces}", faces or "") for override in cell.overrides]
+    if cell.world["kind"] == "vectors":
+        options = {name: value for name, value in cell.world.items() if name not in ("kind", "width")}
+        world = VectorWorld(**{**options, "images": tuple(options["images"])})
+        found = run_vectors(world, cell.preset, overrides, cell.seed, cell.world["width"])
+    else:
+        found = run_faces(cell.preset, overrides, cell.seed, threads)
+    return {
+        **cell.model_dump(mode="json"),
+        "threads": threads,
+        **_commit(),
+        "load_average": os.getloadavg()[0],
+        **found,
+    }
+
+
+def _commit() -> dict[str, Any]:
+    """The commit of the source at hand, if it is a checkout."""
+    try:
+        asked = {"cwd": Path(__file__).parent, "capture_output": True, "text": True, "check": True, "timeout": 30}
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], **asked).stdout.strip()  # type: ignore[call-overload]
+        dirty = subprocess.run(["git", "status", "--porcelain", "--", "../.."], **asked).stdout.strip()  # type: ignore[call-overload]
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": None}
+    return {"commit": commit, "commit_dirty": bool(dirty)}
+
+
+def _summary(record: dict[str, Any]) -> str:
+    if "failed" in record:
+        return f"failed: {record['failed']}"
+    figures = record["figures"]["test"]
+    shown = [f"{name} {figures[name]:.4f}" for name in _HEADLINES if name in figures]
+    return f"{', '.join(shown)}; {record['seconds']:.0f} s, {record['samples_per_second']:,.0f} samples/s"
+
+
+_HEADLINES = ("tar_at_far/0.01", "tar_at_far/0.0001", "rank_one")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record, dict) or not {"variant", "seed"} <= set(record):
+            raise ValueError("no cell of a study")
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: damaged ({str(error)[:100]}): delete it and run the study again") from None
+    return record

@@ -1,0 +1,69 @@
+"""Which people of an evaluation a run was trained on: its own training data, and those of the runs that it started from."""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+from attfc.config import RunConfig
+from attfc.config.schema import DataConfig
+from attfc.data import CombinedStore, Store
+from attfc.data.people.kept_aside import split
+from attfc.errors import UserError
+from attfc.evaluation.unseen import SharedPeople, compare_with_training, not_compared
+from attfc.run.resuming import saved_configuration, with_found_data
+from attfc.run.start_weights import Lineage, lineage, read_record
+
+__all__ = ["compare_with_run", "compare_with_saved_run"]
+
+Progress = Callable[[int, int], None]
+
+
+def compare_with_saved_run(run: Path, evaluation: Store, progress: Progress | None = None) -> SharedPeople:
+    """Compare an evaluation set with everybody whom the run of a folder was trained on."""
+    try:
+        config, record = saved_configuration(run), read_record(run)
+    except (UserError, OSError) as error:
+        return not_compared(evaluation, f"what the run was trained on cannot be read ({error})")
+    with contextlib.suppress(UserError):  # where they are not found, the path is named below
+        config = with_found_data(config, run)[0]
+    return compare_with_run(config, evaluation, progress, earlier=None if record is None else record.lineage)
+
+
+def compare_with_run(
+    config: RunConfig,
+    evaluation: Store,
+    progress: Progress | None = None,
+    *,
+    training: Store | None = None,
+    earlier: Lineage | None = None,
+) -> SharedPeople:
+    """Compare an evaluation set with everybody whom a run was trained on.
+
+    Args:
+        config: of the run.
+        evaluation: the people to evaluate on.
+        progress: called as (images read, images to read).
+        training: the run's training data, if they are open already.
+        earlier: who stands behind the start weights, if that is known already.
+    """
+    unknown = ""
+    try:
+        stores = [training if training is not None else _training_data(config, config.data, config.eval.share)]
+    except (UserError, OSError) as error:
+        return not_compared(evaluation, f"the run's training data cannot be opened ({error})")
+    if config.start_from is not None:
+        try:
+            earlier = lineage(config.start_from) if earlier is None else earlier
+            unknown = "whether the start weights saw them is unknown" if earlier.foreign else ""
+            stores += [_training_data(config, one.data, one.share) for one in earlier.runs]
+        except (UserError, OSError):
+            unknown = "the training data of a run that it started from cannot be opened"
+    everybody = stores[0] if len(stores) == 1 else CombinedStore(stores)
+    return compare_with_training(everybody, evaluation, progress, unknown=unknown)
+
+
+def _training_data(config: RunConfig, data: DataConfig, share: float) -> Store:
+    from attfc.run.build import open_training_data  # which imports this module
+
+    store = open_training_data(config.model_copy(update={"data": data}))
+    return split(store, share)[0] if share else store

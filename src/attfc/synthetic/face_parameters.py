@@ -1,0 +1,383 @@
+"""Numbers behind a synthetic face: what stays with an identity and what changes with every sample.
+
+An identity is a 48-d latent, approximately standard normal; `identity_traits` turns it into geometry (pixels of the
+112 x 112 ArcFace template), colours and styles. `sample_conditions` draws the nuisances of one photograph: pose, light,
+expression, occlusion, background, blur, noise and JPEG quality. Every number is a counter-based hash
+(`random_streams`) of (seed, identity, sample, column): no state, so any sample can be made alone, in any order, on any
+machine.
+
+Cost: about 10 us per image. Normals are the sum of four 16-bit uniforms (exact integer arithmetic, tails end at 3.46),
+not Box-Muller: the same bits on every platform.
+"""
+
+from dataclasses import dataclass, fields
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from attfc.random_streams import hash_words, uniform
+
+__all__ = [
+    "LATENT_SIZE",
+    "Conditions",
+    "Traits",
+    "identity_keys",
+    "identity_latents",
+    "identity_traits",
+    "sample_conditions",
+    "sample_keys",
+    "take_rows",
+]
+
+LATENT_SIZE = 48
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
+U64 = npt.NDArray[np.uint64]
+
+# Purposes: each draws from its own stream of the hash.
+_LATENTS, _EXTRAS, _CONDITIONS, _EXPRESSIONS = range(1, 5)
+_FACES = 0x66616365  # apart from the loader's streams, which may use the same seed
+
+
+def _uniforms(keys_N: U64, purpose: int, count: int) -> F64:
+    """(N, count) float64 in [0, 1)."""
+    drawn: F64 = uniform(hash_words(keys_N[:, None], purpose, np.arange(count))).astype(np.float64)
+    return drawn
+
+
+def _normals(keys_N: U64, purpose: int, count: int) -> F64:
+    """(N, count) float64, mean 0, variance 1, bounded by 3.47 (Irwin-Hall of four)."""
+    bits = hash_words(keys_N[:, None], purpose, np.arange(count))
+    low = np.uint64(0xFFFF)
+    total = (bits & low) + ((bits >> np.uint64(16)) & low) + ((bits >> np.uint64(32)) & low) + (bits >> np.uint64(48))
+    normal: F64 = (total.astype(np.float64) / 65535.0 - 2.0) * 3.0**0.5
+    return normal
+
+
+def identity_keys(seed: int, identities_N: I64) -> U64:
+    """One 64-bit key an identity: a hash of (seed, identity)."""
+    return hash_words(_FACES, seed, identities_N)
+
+
+def sample_keys(keys_N: U64, samples_N: I64) -> U64:
+    """One 64-bit key a photograph: a hash of (identity key, sample number)."""
+    return hash_words(keys_N, samples_N)
+
+
+def identity_latents(keys_N: U64) -> F64:
+    """(N, 48) latents, approximately standard normal."""
+    return _normals(keys_N, _LATENTS, LATENT_SIZE)
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What stays with an identity: float32 arrays of N rows. Lengths in template pixels, depths towards the viewer."""
+
+    face_half_width: F32
+    chin_drop: F32  # outline centre to chin
+    skull_rise: F32  # outline centre to the top of the skull
+    squareness: F32  # superellipse exponent of the lower face
+    jaw: F32  # share by which the outline bulges at the jaw angle
+    cheek: F32  # ... at the cheekbones
+    chin_width: F32  # ... at the chin's sides
+    temple: F32
+    eye_x: F32
+    eye_half_width: F32
+    eye_upper: F32
+    eye_lower: F32
+    eye_tilt: F32
+    eye_fold: F32  # visibility of the lid's crease
+    iris_radius: F32
+    iris_colour: F32  # (N, 3)
+    lash: F32
+    brow_gap: F32
+    brow_thickness: F32
+    brow_slope: F32
+    brow_arch: F32
+    brow_half_length: F32
+    brow_strength: F32
+    nose_drop: F32
+    nose_depth: F32
+    nose_wing: F32
+    nose_bridge_width: F32
+    nose_bridge: F32
+    nose_ball: F32
+    nostril: F32
+    mouth_drop: F32
+    mouth_half_width: F32
+    lip_upper: F32
+    lip_lower: F32
+    mouth_curve: F32
+    cupid: F32
+    lip_colour: F32  # (N, 3)
+    ear_size: F32
+    ear_out: F32
+    ear_y: F32
+    skin: F32  # (N, 3)
+    blush: F32
+    hair: F32  # (N, 3)
+    hair_length: F32  # 0 cropped ... 1 to the shoulders
+    hair_volume: F32
+    hairline: F32  # share of the skull's rise where hair begins at the middle of the forehead
+    recession: F32
+    fringe: F32
+    parting: F32
+    curl: F32
+    bald: F32
+    moustache: F32
+    beard: F32
+    goatee: F32
+    stubble: F32
+    age: F32
+    freckles: F32
+    spots: F32  # (N, 3 * SPOTS): x, y in [-1, 1], strength
+    glasses_habit: F32
+    glasses_round: F32
+    glasses_size: F32
+    glasses_thickness: F32
+    glasses_colour: F32  # (N, 3)
+    lipstick_habit: F32
+
+
+SPOTS = 14
+
+
+def _logistic(x: F64) -> F64:
+    return np.asarray(1.0 / (1.0 + np.exp(-x)))
+
+
+def _ramp(x: F64) -> F64:
+    return np.clip(x, 0.0, 1.0)
+
+
+def identity_traits(keys_N: U64) -> Traits:
+    """Geometry, colours and styles of N identities from their latents (and, for moles, more of the same hash)."""
+    z = identity_latents(keys_N).T
+    extra = _uniforms(keys_N, _EXTRAS, 3 * SPOTS + 4)
+    man = np.tanh(1.6 * z[0])  # a soft two-humped axis: jaw, brows, beard and hair follow it
+    old = _ramp(0.32 + 0.26 * z[1])
+    melanin = _logistic(1.25 * z[2] - 0.75)
+    dark = melanin[:, None]
+    red = 0.5 + 0.22 * z[3][:, None]
+    absorbed = np.array([0.05, 0.19, 0.30]) + 0.92 * dark * np.array([1.10, 1.46, 1.80])
+    skin = np.exp(-absorbed - red * np.array([0.0, 0.13, 0.12]) - old[:, None] * np.array([0.04, 0.05, 0.07]))
+
+    eumelanin = np.clip(0.62 + 0.30 * z[37] + 0.55 * (melanin - 0.3), 0.16, 1.15)
+    pheomelanin = np.clip(0.45 + 0.45 * z[38], 0.1, 1.6) * np.clip(1.15 - eumelanin, 0.0, 1.0)
+    hair = np.exp(
+        -eumelanin[:, None] * np.array([2.1, 2.4, 2.7]) - pheomelanin[:, None] * np.array([0.0, 0.5, 1.15]) - 0.12
+    )
+    grey = _ramp((old - 0.62 + 0.1 * z[40]) * 3.0)[:, None]
+    hair = hair * (1 - grey) + (0.50 + 0.22 * old[:, None]) * grey
+
+    iris_dark = _logistic(1.6 * z[18] + 3.2 * (melanin - 0.22))[:, None]
+    hue = _logistic(1.5 * z[17])[:, None]
+    light_iris = np.array([0.36, 0.52, 0.66]) * (1 - hue) + np.array([0.42, 0.50, 0.30]) * hue
+    iris = light_iris * (1 - iris_dark) + np.array([0.26, 0.15, 0.08]) * iris_dark
+
+    lip = skin * np.array([0.90, 0.66, 0.66]) * (1 - 0.05 * z[3][:, None])
+    lip = lip * (1 - 0.12 * np.maximum(man, 0)[:, None])
+
+    long_hair = _ramp(0.37 - 0.42 * man + 0.28 * z[39])
+    bald = _ramp((0.9 * man + 1.1 * old + 0.55 * z[41] - 1.35) * 1.4)
+    beard_draw = z[45] + 1.5 * man - 1.0
+    beard_kind = extra[:, 0]
+    grown = _ramp(beard_draw * 1.5)
+    frames = np.array(
+        [[0.05, 0.05, 0.06], [0.25, 0.14, 0.08], [0.55, 0.50, 0.42], [0.10, 0.14, 0.35], [0.5, 0.08, 0.1]]
+    )
+    spots = extra[:, 4:].reshape(-1, SPOTS, 3).copy()
+    spots[:, :, :2] = spots[:, :, :2] * 2 - 1
+    moles = np.arange(SPOTS) < 3  # three candidates for moles, the rest freckles
+    freckles = _ramp(0.55 * z[46] - 0.35 - 0.9 * (melanin - 0.25))
+    spots[:, :, 2] = np.where(
+        moles,
+        0.85 * (spots[:, :, 2] < 0.38),
+        0.5 * freckles[:, None] * (0.4 + 0.6 * spots[:, :, 2]),
+    )
+
+    values: dict[str, F64] = {
+        "face_half_width": 37.0 + 2.3 * z[4] + 0.9 * man,
+        "chin_drop": 47.0 + 2.8 * z[8] + 1.3 * man + 0.8 * z[5],
+        "skull_rise": 62.0 + 2.5 * z[11] + 1.2 * z[5],
+        "squareness": np.clip(2.12 + 0.24 * z[7] + 0.16 * man, 1.72, 3.0),
+        "jaw": 0.012 + 0.042 * z[6] + 0.03 * man,
+        "cheek": 0.01 + 0.025 * z[10],
+        "chin_width": 0.03 * z[9] + 0.022 * man,
+        "temple": -0.02 + 0.02 * z[36],
+        "eye_x": 17.6 * (1 + 0.055 * z[13]),
+        "eye_half_width": np.clip(7.9 * (1 + 0.10 * z[12] + 0.03 * z[13]) - 0.2 * man, 5.6, 10.4),
+        "eye_upper": np.clip(3.8 + 0.50 * z[15] + 0.30 * z[12] - 0.3 * man, 2.1, 5.6),
+        "eye_lower": np.clip(2.2 + 0.30 * z[12] - 0.15 * z[15], 1.2, 3.4),
+        "eye_tilt": 0.05 - 0.025 * man + 0.075 * z[14],
+        "eye_fold": _logistic(1.5 * z[16] + 0.6),
+        "iris_radius": 3.55 + 0.18 * z[12],
+        "iris_colour": iris,
+        "lash": np.clip(0.55 - 0.30 * man + 0.1 * z[16], 0.15, 1.0),
+        "brow_gap": 9.6 - 0.8 * man + 1.25 * z[21],
+        "brow_thickness": np.clip(1.75 + 0.45 * man + 0.50 * z[19], 0.75, 3.6),
+        "brow_slope": 0.04 - 0.05 * man + 0.10 * z[20],
+        "brow_arch": np.clip(2.0 - 0.8 * man + 0.9 * z[22], 0.1, 4.5),
+        "brow_half_length": 10.6 + 0.8 * man + 0.95 * z[23],
+        "brow_strength": np.clip(0.78 + 0.10 * z[19] + 0.06 * man, 0.45, 0.97),
+        "nose_drop": 20.3 + 1.7 * z[24] + 0.4 * man,
+        "nose_depth": 13.0 + 1.8 * z[27] + 1.0 * man,
+        "nose_wing": np.clip(7.0 + 0.95 * z[25] + 1.5 * (melanin - 0.3) + 0.4 * man, 4.6, 10.5),
+        "nose_bridge_width": np.clip(5.6 + 0.8 * z[26] + 0.3 * z[25], 3.8, 8.2),
+        "nose_bridge": np.clip(5.2 - 0.9 * z[26] + 0.8 * man, 2.0, 9.0),
+        "nose_ball": np.clip(1.0 + 0.35 * z[28], 0.25, 2.0),
+        "nostril": np.clip(0.55 + 0.20 * z[28] - 0.10 * z[27], 0.1, 1.0),
+        "mouth_drop": 40.7 + 1.2 * z[33] + 0.6 * z[24],
+        "mouth_half_width": np.clip(13.4 + 1.35 * z[29] + 0.4 * man, 9.0, 17.5),
+        "lip_upper": np.clip(2.7 + 0.75 * z[30] - 0.55 * man + 1.2 * (melanin - 0.3) - 0.6 * old, 0.9, 5.6),
+        "lip_lower": np.clip(3.7 + 0.85 * z[31] - 0.45 * man + 1.2 * (melanin - 0.3) - 0.6 * old, 1.4, 6.8),
+        "mouth_curve": 0.9 * z[32],
+        "cupid": np.clip(0.32 + 0.18 * z[34], 0.0, 0.8),
+        "lip_colour": lip,
+        "ear_size": np.clip(10.0 + 1.2 * z[35] + 0.8 * man + 1.2 * old, 7.0, 14.5),
+        "ear_out": np.clip(1.2 + 1.5 * z[36], -2.5, 5.0),
+        "ear_y": 6.0 + 1.2 * z[36],
+        "skin": skin,
+        "blush": np.clip(0.5 + 0.28 * z[3] - 0.4 * (melanin - 0.2), 0.05, 1.2),
+        "hair": hair,
+        "hair_length": long_hair,
+        "hair_volume": np.clip(0.10 + 0.055 * z[40] + 0.13 * _ramp(0.5 * z[44]), 0.02, 0.36),
+        "hairline": np.clip(0.735 + 0.035 * z[41] + 0.02 * man + 0.06 * old, 0.62, 0.97),
+        "recession": np.clip(0.03 + 0.045 * z[42] + 0.05 * man * (0.5 + old), -0.08, 0.26),
+        "fringe": _ramp((z[43] - 0.25 * man - 0.55) * 1.3) * (1 - bald),
+        "parting": np.tanh(2.0 * (extra[:, 1] * 2 - 1)),
+        "curl": _ramp(0.25 + 0.40 * z[44] + 0.7 * (melanin - 0.45)),
+        "bald": bald,
+        "moustache": grown * ((beard_kind < 0.22) | (beard_kind > 0.55)),
+        "beard": grown * (beard_kind > 0.62),
+        "goatee": grown * (beard_kind > 0.40),
+        "stubble": _ramp(0.30 + 0.30 * z[45]) * _ramp(2 * man),
+        "age": old,
+        "freckles": freckles,
+        "spots": spots.reshape(-1, 3 * SPOTS),
+        "glasses_habit": np.where(z[47] > 0.65, 0.75, np.where(z[47] > 0.35, 0.3, 0.04)),
+        "glasses_round": _logistic(3.0 * (extra[:, 2] * 4 - 2)),
+        "glasses_size": 11.3 + 0.9 * np.abs(z[47]) * (extra[:, 2] * 2 - 1),
+        "glasses_thickness": 0.8 + 1.1 * extra[:, 3] ** 2,
+        "glasses_colour": frames[(extra[:, 3] * 977).astype(np.int64) % len(frames)],
+        "lipstick_habit": _ramp(0.32 - 0.5 * man + 0.15 * z[31]) * (man < 0.2),
+    }
+    return Traits(**{name: value.astype(np.float32) for name, value in values.items()})
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What changes with every photograph: float32 arrays of N rows. Angles in radians, lengths in template pixels."""
+
+    yaw: F32
+    pitch: F32
+    jitter_angle: F32
+    jitter_scale: F32
+    jitter_x: F32
+    jitter_y: F32
+    smile: F32
+    mouth_open: F32
+    eye_open: F32
+    brow_raise: F32
+    gaze_x: F32
+    gaze_y: F32
+    light_x: F32
+    light_y: F32
+    ambient: F32
+    diffuse: F32
+    light_colour: F32  # (N, 3)
+    shadow: F32
+    shadow_angle: F32
+    shadow_offset: F32
+    background: F32  # (N, 6): two colours
+    backdrop: F32  # (N, 8): direction, stripes, two blobs
+    cloth: F32  # (N, 3)
+    hair_change: F32  # (N, 3): volume, fringe, length
+    strands: F32  # (N, 2): where the strand noise starts
+    glasses: F32
+    lipstick: F32
+    lipstick_colour: F32  # (N, 3)
+    occluder: F32  # 0 none, 1 cloth, 2 hand, 3 sunglasses, 4 object, 5 hat
+    occluder_shape: F32  # (N, 6) in [0, 1)
+    occluder_colour: F32  # (N, 3)
+    blur: F32
+    noise: F32
+    noise_offset: F32
+    brightness: F32
+    contrast: F32
+    saturation: F32
+    quality: F32
+
+
+def sample_conditions(keys_N: U64, traits: Traits) -> Conditions:
+    """Nuisances of N photographs; habits of the identity (glasses, lipstick) set how often those are worn."""
+    u = _uniforms(keys_N, _CONDITIONS, 60).T
+    z = _normals(keys_N, _EXPRESSIONS, 16).T
+    side = np.where(u[0] < 0.5, -1.0, 1.0)
+    light_angle = 0.45 + 0.42 * np.abs(z[5])  # away from the camera's axis
+    light_turn = side * (0.4 + 1.35 * u[1])  # from overhead towards the sides
+    warmth = 0.075 * z[6]
+    tint = 0.03 * z[7]
+    hard = u[2] ** 1.3
+    exposure = np.exp(0.14 * z[8])
+    colours = u[8:14].T.reshape(-1, 2, 3)
+    level = 0.10 + 0.85 * u[14:16].T
+    backgrounds = level[:, :, None] * (0.62 + 0.5 * (colours - 0.5) + 0.25)
+    wild = u[35]
+    kind = np.select(
+        [wild < 0.045, wild < 0.085, wild < 0.125, wild < 0.165, wild < 0.22], [1.0, 2.0, 3.0, 4.0, 5.0], 0.0
+    )
+    skinlike = np.stack([0.78 + 0.15 * u[36], 0.58 + 0.15 * u[36], 0.46 + 0.15 * u[36]], axis=1)
+    occluder_colour = np.where((kind == 2.0)[:, None], skinlike, 0.08 + 0.85 * u[37:40].T)
+    values: dict[str, F64] = {
+        "yaw": np.clip(0.27 * z[0], -0.62, 0.62),
+        "pitch": np.clip(0.13 * z[1], -0.35, 0.35),
+        "jitter_angle": 0.035 * z[2],
+        "jitter_scale": 0.03 * z[3],
+        "jitter_x": 1.3 * z[4],
+        "jitter_y": 1.3 * z[9],
+        "smile": _ramp(1.5 * u[3] - 0.55),
+        "mouth_open": _ramp(2.2 * u[4] - 1.35) * (0.35 + 0.65 * u[5]),
+        "eye_open": np.where(u[6] < 0.04, 0.08, 0.72 + 0.42 * u[7]),
+        "brow_raise": 1.1 * z[10],
+        "gaze_x": 1.1 * z[11],
+        "gaze_y": 0.5 * z[12],
+        "light_x": np.sin(light_angle) * np.sin(light_turn),
+        "light_y": -np.sin(light_angle) * np.cos(light_turn),
+        "ambient": exposure * (0.80 - 0.42 * hard),
+        "diffuse": exposure * (0.32 + 0.55 * hard),
+        "light_colour": np.stack([1 + warmth, 1 + tint, 1 - warmth], axis=1),
+        "shadow": np.where(u[16] < 0.16, 0.25 + 0.35 * u[17], 0.0),
+        "shadow_angle": 6.28318 * u[18],
+        "shadow_offset": 30.0 * (u[19] - 0.35),
+        "background": backgrounds.reshape(-1, 6),
+        "backdrop": u[20:28].T,
+        "cloth": 0.06 + 0.85 * u[28:31].T,
+        "hair_change": z[13:16].T,
+        "strands": u[31:33].T,
+        "glasses": (u[33] < traits.glasses_habit).astype(np.float64),
+        "lipstick": np.where(u[34] < traits.lipstick_habit, 0.35 + 0.5 * u[40], 0.0),
+        "lipstick_colour": np.stack([0.55 + 0.3 * u[41], 0.10 + 0.25 * u[42], 0.18 + 0.25 * u[43]], axis=1),
+        "occluder": kind,
+        "occluder_shape": u[44:50].T,
+        "occluder_colour": occluder_colour,
+        "blur": np.where(u[50] < 0.45, 0.0, 2.0 * np.maximum(u[50] - 0.45, 0.0) ** 1.4),
+        "noise": 0.004 + 0.032 * u[51] ** 2.5,
+        "noise_offset": u[52],
+        "brightness": 0.16 * (u[53] * 2 - 1),
+        "contrast": 0.55 * (u[54] * 2 - 1),
+        "saturation": np.where(u[55] < 0.06, 0.0, 0.72 + 0.5 * u[56]),
+        "quality": np.floor(38 + 58 * u[57]),
+    }
+    return Conditions(**{name: value.astype(np.float32) for name, value in values.items()})
+
+
+Table = TypeVar("Table", Traits, Conditions)
+
+
+def take_rows(table: Table, rows: slice | I64) -> Table:
+    """The same table with some of its rows."""
+    return type(table)(**{field.name: getattr(table, field.name)[rows] for field in fields(table)})

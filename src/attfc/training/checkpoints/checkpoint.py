@@ -1,0 +1,366 @@
+"""Checkpoints: the whole state of a run in one folder, written so that a crash at any instant leaves the last one whole.
+
+``checkpoints/step_000000100/`` holds ``tensors_00000.safetensors`` (one per rank), ``state.json`` (everything that is not a tensor) and
+``manifest.json`` (sizes and checksums, written last). torch.distributed.checkpoint carries the tensors, so DTensors are saved in shards and
+load on another number of ranks. Nothing is pickled, and nothing is ever unpickled: a stranger's checkpoint can be wrong but runs no code.
+
+Order of a save: a hidden temporary folder beside the last checkpoint -> its files, each forced to the disk -> the folder itself -> one
+rename -> the parent folder. Until the rename nothing visible has changed. Disk: the new checkpoint stands beside the old ones until they
+are pruned. Memory: one tensor. Time: the disk's, and about 1 s a GB for checksums.
+
+Layout: a tensor comes back with the strides it had (channels-last momentum stays so), values bit for bit.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import re
+import shutil
+import warnings
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attfc.distributed import Ranks
+from attfc.errors import UserError
+from attfc.training.checkpoints.manifest import (
+    DTYPES,
+    MANIFEST,
+    MAX_JSON_BYTES,
+    STATE,
+    Manifest,
+    SavedFile,
+    SavedTensor,
+    crc32_of,
+    is_dense,
+    read_json,
+    read_manifest,
+)
+from attfc.training.checkpoints.state_tree import join_state, split_state
+
+__all__ = ["latest_checkpoint", "load_checkpoint", "prune_checkpoints", "remove_leftovers", "save_checkpoint"]
+
+# A save of a step that is there already moves the old one to .step_N.old for an instant; it counts as a checkpoint until the new one is in place.
+_WHOLE = re.compile(r"step_([0-9]{9,})|\.step_([0-9]{9,})\.old")
+_LEFTOVER = re.compile(r"\.step_[0-9]{9,}\.(partial|old|removed)")
+
+
+def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
+    """Write `state` to ``folder/step_<step, nine digits>/``, atomically; all ranks call it where there are several.
+
+    Args:
+        folder: of the run's checkpoints; made if missing.
+        step: >= 0; a checkpoint of the same step is replaced.
+        state: nested dicts, lists and tuples of tensors (DTensors too) and None, bool, int, float, str. With several ranks, values
+            that are not DTensors are taken from rank 0.
+
+    Returns:
+        The folder of the checkpoint.
+
+    Raises:
+        UserError: it could not be written (disk full, no permission ...): what was written is removed again, earlier checkpoints stand.
+        TypeError: a value of `state` that a checkpoint cannot hold.
+    """
+    if step < 0:
+        raise ValueError(f"step {step} is negative")
+    folder = Path(folder)
+    final = folder / f"step_{step:09d}"
+    partial = folder / f".step_{step:09d}.partial"
+    tree, tensors = split_state(state)
+    text = json.dumps(tree).encode()
+    if len(text) > MAX_JSON_BYTES:
+        raise TypeError(
+            f"the state without its tensors takes {len(text)} bytes as JSON, more than {MAX_JSON_BYTES}: keep long lists as tensors"
+        )
+    for name, tensor in tensors.items():
+        _check_savable(name, tensor)
+    strides = {
+        name: tuple(tensor.stride())
+        for name, tensor in tensors.items()
+        if not tensor.is_contiguous() and is_dense(tuple(tensor.shape), tuple(tensor.stride()))
+    }
+
+    def begin() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
+        partial.mkdir()
+
+    def finish(saved: dict[str, SavedTensor], files: dict[str, SavedFile]) -> None:
+        _write_durably(partial / STATE, text)
+        manifest = Manifest(step, saved, {**files, STATE: SavedFile(len(text), zlib.crc32(text))})
+        _write_durably(partial / MANIFEST, manifest.to_json().encode())
+        _sync_folder(partial)
+        _put_in_place(partial, final)
+
+    try:
+        _save_tensors(partial, tensors, begin, finish, strides)
+    except BaseException as error:
+        if _is_coordinator():
+            with contextlib.suppress(OSError):
+                remove_leftovers(folder)
+        if isinstance(error, OSError):
+            needed = len(text) + sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
+            raise UserError(_failure(error, final, needed)) from error
+        raise
+    return final
+
+
+def load_checkpoint(
+    path: Path,
+    into: Mapping[str, Any] | None = None,
+    *,
+    place: Callable[[str, tuple[int, ...], torch.dtype], Tensor | None] | None = None,
+    only: Collection[str] | None = None,
+) -> dict[str, Any]:
+    """Read a checkpoint back: the state as it was saved; all ranks call it where there are several.
+
+    Args:
+        path: a folder that `save_checkpoint` returned.
+        into: None: every tensor is new, on the CPU; whoever owns the state copies it (``module.load_state_dict``). This serves optimizers too,
+            whose momentum does not exist before their first step. Otherwise a state of the same nesting: tensors that it has are filled in
+            place (a DTensor reads its own shard only), tensors that only the checkpoint has are new.
+        place: asked as place(name, size, dtype) for each tensor that `into` does not have: the tensor to fill, or None for a new one. So a rank
+            reads its own shard of a tensor that does not exist yet.
+        only: the first keys of the state that are wanted; default all. The others are neither read nor returned.
+
+    Returns:
+        The state; with `into`, its tensors where it had them.
+
+    Raises:
+        UserError: missing, damaged (a checksum differs) or forged; or `into` holds a tensor that the checkpoint lacks or has in another
+            size or type, as on resume with another network. Nothing of `into` has changed then.
+    """
+    path = Path(path)
+    ranks = Ranks.world()
+    manifest, tree = ranks.together(lambda: _read_and_check(path, ranks))
+    if only is not None:
+        tree = {key: tree[key] for key in only if key in tree} if isinstance(tree, dict) else tree
+        wanted = {name: tensor for name, tensor in manifest.tensors.items() if name.split("/")[0].split("~")[0] in only}
+        manifest = replace(manifest, tensors=wanted)
+    tensors = _targets(path, manifest, into, place)
+    try:
+        state = join_state(tree, tensors)
+    except (UserError, RecursionError) as error:
+        raise UserError(f"{path / STATE} is damaged or forged: {error}") from None
+    if not isinstance(state, dict):
+        raise UserError(f"{path / STATE} is damaged or forged: it holds no state")
+    _load_tensors(path, manifest, tensors)
+    return state
+
+
+def _read_and_check(path: Path, ranks: Ranks) -> tuple[Manifest, Any]:
+    """Return table of contents and tree; the ranks share the work of the checksums."""
+    if not path.is_dir():
+        raise UserError(f"there is no checkpoint at {path}")
+    manifest = read_manifest(path)
+    for number, (name, file) in enumerate(manifest.files.items()):
+        if number % ranks.size == ranks.rank and crc32_of(path / name) != file.crc32:
+            raise UserError(
+                f"checkpoint {path} is damaged: the checksum of {name} differs from the one written; remove it to resume from an earlier one"
+            )
+    return manifest, read_json(path / STATE)
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """Return the newest whole checkpoint of `folder`, or None; temporary and damaged ones are passed over. Reads sizes, not contents."""
+    return next((path for _, path in _candidates(Path(folder)) if _is_whole(path)), None)
+
+
+def prune_checkpoints(folder: Path, keep: int) -> list[Path]:
+    """Remove all but the newest `keep` whole checkpoints, and what is older than them; returns the paths removed.
+
+    Raises:
+        UserError: keep < 1.
+    """
+    if keep < 1:
+        raise UserError(f"cannot keep {keep} checkpoints: a run needs at least its last one (checkpoint.keep=1)")
+    folder = Path(folder)
+    if not _is_coordinator():
+        return []
+    removed = []
+    kept = 0
+    for step, path in _candidates(folder):
+        if kept < keep:
+            kept += _is_whole(path)
+            continue
+        condemned = folder / f".step_{step:09d}.removed"
+        shutil.rmtree(condemned, ignore_errors=True)
+        if path.name.startswith("step_"):  # a crash in mid-removal must not leave half a checkpoint under its name
+            path.rename(condemned)
+            shutil.rmtree(condemned, ignore_errors=True)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+        removed.append(path)
+    return removed
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what an interrupted save or removal left behind, and finish a replacement that was cut short; `save_checkpoint` calls it."""
+    for path in list(folder.iterdir()):
+        match = _LEFTOVER.fullmatch(path.name)
+        if match is None or path.is_symlink() or not path.is_dir():
+            continue
+        final = folder / path.name.removeprefix(".").rsplit(".", 1)[0]
+        if match[1] == "old" and not final.exists():
+            path.rename(final)
+        else:
+            shutil.rmtree(path)
+
+
+def _candidates(folder: Path) -> list[tuple[int, Path]]:
+    """Return (step, path) of everything that is named as a checkpoint, newest first."""
+    if not folder.is_dir():
+        return []
+    found = []
+    for path in folder.iterdir():
+        match = _WHOLE.fullmatch(path.name)
+        if match and path.is_dir() and not path.is_symlink():
+            found.append((int(match[1] or match[2]), match[1] is not None, path))
+    return [(step, path) for step, _, path in sorted(found, reverse=True)]
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        read_manifest(path)
+    except UserError:
+        return False
+    return True
+
+
+def _check_savable(name: str, tensor: Tensor) -> None:
+    if tensor.layout != torch.strided or tensor.dtype not in DTYPES.values() or tensor.device.type == "meta":
+        raise TypeError(
+            f"tensor {name!r} of the state ({tensor.dtype}, {tensor.layout}, on {tensor.device}) cannot be saved: "
+            f"a checkpoint holds dense tensors of {', '.join(str(dtype).removeprefix('torch.') for dtype in DTYPES.values())}"
+        )
+
+
+def _targets(
+    path: Path,
+    manifest: Manifest,
+    into: Mapping[str, Any] | None,
+    place: Callable[[str, tuple[int, ...], torch.dtype], Tensor | None] | None,
+) -> dict[str, Tensor]:
+    """Return a tensor to fill for every tensor of the checkpoint."""
+    given = {} if into is None else split_state(into)[1]
+    for name, tensor in given.items():
+        saved = manifest.tensors.get(name)
+        if saved is None:
+            raise UserError(
+                f"checkpoint {path} has no tensor {name!r}: it is of another network, head or optimizer; resume with the run's own configuration"
+            )
+        if tuple(tensor.shape) != saved.size or tensor.dtype != DTYPES[saved.dtype]:
+            raise UserError(
+                f"checkpoint {path} has {name!r} as {DTYPES[saved.dtype]} {saved.size}, this run needs {tensor.dtype} {tuple(tensor.shape)}: "
+                "it is of another network, head or optimizer; resume with the run's own configuration"
+            )
+    targets = {}
+    for name, saved in manifest.tensors.items():
+        target = None
+        if name in given and given[name].device.type != "meta":
+            target = given[name].detach()
+        elif place is not None:
+            target = place(name, saved.size, DTYPES[saved.dtype])
+        targets[name] = _new(saved) if target is None else target
+    return targets
+
+
+def _new(saved: SavedTensor) -> Tensor:
+    dtype = DTYPES[saved.dtype]
+    if saved.strides is None:
+        return torch.empty(saved.size, dtype=dtype, device="cpu")
+    return torch.empty_strided(saved.size, saved.strides, dtype=dtype, device="cpu")
+
+
+def _save_tensors(
+    folder: Path,
+    tensors: dict[str, Tensor],
+    begin: Callable[[], None],
+    finish: Callable[[dict[str, SavedTensor], dict[str, SavedFile]], None],
+    strides: dict[str, tuple[int, ...]],
+) -> None:
+    # Imported here: torch.distributed.checkpoint takes a second, and models are loaded without it.
+    from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    from attfc.training.checkpoints.storage import FolderWriter
+
+    writer = FolderWriter(folder, begin, finish, strides)
+    with _quiet_and_unwrapped():
+        # What is not in shards comes from rank 0, whole: left to itself, DCP takes each tensor from the rank that has written least.
+        planner = DefaultSavePlanner(flatten_state_dict=False, dedup_save_to_lowest_rank=True)
+        save(dict(tensors), storage_writer=writer, planner=planner)
+
+
+def _load_tensors(path: Path, manifest: Manifest, tensors: dict[str, Tensor]) -> None:
+    from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    from attfc.training.checkpoints.storage import FolderReader
+
+    reader = FolderReader(path, manifest)
+    with _quiet_and_unwrapped():
+        load(dict(tensors), storage_reader=reader, planner=DefaultLoadPlanner(flatten_state_dict=False))
+
+
+@contextlib.contextmanager
+def _quiet_and_unwrapped() -> Iterator[None]:
+    """Silence DCP's note that there is no process group (for us the normal case), and raise what happened in place of its wrapper.
+
+    DCP catches everything, Ctrl-C included, and raises a CheckpointException (a BaseException) with the failures by rank.
+    """
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"torch\.distributed is (disabled|unavailable)", UserWarning)
+            yield
+    except CheckpointException as error:
+        causes = [failure[0] for _, failure in sorted(error.failures.items())]
+        raise next((cause for cause in causes if isinstance(cause, OSError)), causes[0]) from None
+
+
+def _is_coordinator() -> bool:
+    group = torch.distributed
+    return not (group.is_available() and group.is_initialized()) or group.get_rank() == 0
+
+
+def _failure(error: OSError, final: Path, needed: int) -> str:
+    reason = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        existing = next(parent for parent in (final.parent, *final.parent.parents) if parent.exists())
+        free = shutil.disk_usage(existing).free
+        reason += f" (needs {needed / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free)"
+    return f"cannot save checkpoint {final}: {reason}; what was saved before is untouched: make room or permission there, then resume the run"
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _put_in_place(partial: Path, final: Path) -> None:
+    old = final.with_name(f".{final.name}.old")
+    if final.exists():
+        final.rename(old)
+    partial.rename(final)
+    _sync_folder(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Force a folder's entries to the disk, where the system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,120 @@
+"""Rows in a checkpoint: those in shards as DTensors, so that each rank writes its own block and any other number of ranks reads its own.
+
+A head names the entries of its state that are a block of rows (`Head.row_shards`). If such an entry is a parameter, the optimizer's tensors for it
+(momentum, Adam's averages) are in the same blocks. In training all of them are plain tensors; they are wrapped for the save and
+unwrapped after the load. Nothing is copied, and no rank ever holds all rows. Rows that live in a file (`RowStore`), which may be larger than
+the memory, are read from the checkpoint into that file, and so is their momentum.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from attfc.distributed import Ranks, RowShard
+from attfc.heads.banks.row_store import RowStore
+from attfc.training.row_optimizers import RowAdamW, RowSGD
+
+__all__ = ["ShardedState"]
+
+
+class ShardedState:
+    """Which tensors of a trainer's state are blocks of rows, or live in a file.
+
+    Args:
+        shards: `Head.row_shards()`.
+        head: under "head" in the state.
+        optimizer: under "optimizer" in the state.
+        ranks: those that share the rows.
+    """
+
+    def __init__(self, shards: Mapping[str, RowShard], head: nn.Module, optimizer: Optimizer, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._named = {f"head/{name}": shard for name, shard in shards.items()}
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        numbers = {id(parameter): number for number, parameter in enumerate(parameters)}
+        self._trained = {
+            numbers[id(parameter)]: shards[name]
+            for name, parameter in head.named_parameters()
+            if name in shards and id(parameter) in numbers
+        }
+        stores = optimizer.stores if isinstance(optimizer, RowSGD | RowAdamW) else {}
+        self._filed: dict[str, tuple[Tensor, RowStore]] = {}
+        """By the beginning of their names in the state: parameters in a file, and the store of their state."""
+        for name, parameter in head.named_parameters():
+            if parameter in stores and stores[parameter].place == "file":
+                self._filed[f"head/{name}"] = parameter, stores[parameter]
+                self._filed[f"optimizer/state/{numbers[id(parameter)]}/"] = parameter, stores[parameter]
+        self._meshes: dict[str, Any] = {}
+
+    def spread(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Return the state of all ranks: this rank's blocks as DTensors."""
+        if not self._named:
+            return state
+        head = {
+            name: self._whole(value, self._named[f"head/{name}"]) if f"head/{name}" in self._named else value
+            for name, value in state["head"].items()
+        }
+        rows = {
+            number: {
+                name: self._whole(value, self._trained[number]) if self._is_block(value, number) else value
+                for name, value in entries.items()
+            }
+            for number, entries in state["optimizer"]["state"].items()
+        }
+        return {**state, "head": head, "optimizer": {**state["optimizer"], "state": rows}}
+
+    def place(self, name: str, size: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
+        """Return what a tensor of a checkpoint is to be read into: a DTensor for this rank's block, the file it lives in, or None: a new one."""
+        shard = self._named.get(name)
+        match = re.match(r"optimizer/state/([0-9]+)/", name)
+        if match:
+            shard = self._trained.get(int(match[1]))
+        if shard is not None and (not size or size[0] != shard.rows):
+            shard = None
+        own = size if shard is None else (len(shard), *size[1:])
+        block = self._in_file(match[0] if match else name, own, dtype)
+        if shard is None:
+            return block
+        return self._whole(torch.empty(own, dtype=dtype) if block is None else block, shard)
+
+    def _in_file(self, name: str, size: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
+        """Return the mapped memory of rows or of their state, if that is where they live."""
+        parameter, store = self._filed.get(name, (None, None))
+        if parameter is None or store is None or (size, dtype) != (tuple(parameter.shape), parameter.dtype):
+            return None
+        return parameter.detach() if name.startswith("head/") else store.zeros(*size, dtype=dtype)
+
+    def collect(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Undo `spread`: plain tensors, this rank's blocks."""
+        if not self._named:
+            return state
+        from torch.distributed.tensor import DTensor
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, DTensor):
+                return value.to_local()
+            return {key: plain(entry) for key, entry in value.items()} if isinstance(value, dict) else value
+
+        return {**state, "head": plain(state["head"]), "optimizer": plain(state["optimizer"])}
+
+    def _is_block(self, value: Any, number: int) -> bool:
+        shard = self._trained.get(number)
+        return shard is not None and isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == len(shard)
+
+    def _whole(self, block: Tensor, shard: RowShard) -> Tensor:
+        from torch.distributed.device_mesh import DeviceMesh
+        from torch.distributed.tensor import DTensor, Shard
+
+        kind = block.device.type  # a state is saved from the device and read on the processor
+        if kind not in self._meshes:
+            assert self._ranks.group is not None
+            self._meshes[kind] = DeviceMesh.from_group(self._ranks.group, kind)
+        size = torch.Size((shard.rows, *block.shape[1:]))
+        strides = torch.empty(size, device="meta").stride()
+        return DTensor.from_local(
+            block.detach(), self._meshes[kind], [Shard(0)], run_check=False, shape=size, stride=strides
+        )
