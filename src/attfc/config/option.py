@@ -6,15 +6,46 @@ center.source=keys|query or head.name=dcp`. `and` binds before `or`; `|` separat
 """
 
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated, Any
 
+from annotated_types import GroupedMetadata, Interval
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["NotNegative", "Positive", "Section", "Share", "clauses", "option"]
+__all__ = ["NotNegative", "Option", "Positive", "Section", "Share", "clauses", "option"]
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
+
+
+@dataclass(frozen=True)
+class Option(GroupedMetadata):
+    """What a reader knows of an argument that a run's configuration may set: `scale: Annotated[float, Option("factor of all cosines", gt=0)] = 64.0`.
+
+    A head, margin, center rule or bank describes its options so in its own signature; arguments without an `Option` are supplied by the run.
+    The signature is read from the source text, because importing a head imports torch (`attfc.config.signatures`). So an annotation is made of
+    built-in types, `Literal`, `Annotated`, `Path`, `Option` and names that a module of attfc gives to such; a default is a constant.
+
+    Attributes:
+        meaning: one sentence or two, without a full stop at the end.
+        unit: of the number, such as "steps" or "MiB".
+        null: what None means.
+        gt, ge, lt, le: bounds of a number: above, from, below, to.
+    """
+
+    meaning: str
+    unit: str | None = None
+    null: str | None = None
+    gt: float | None = None
+    ge: float | None = None
+    lt: float | None = None
+    le: float | None = None
+
+    def __iter__(self) -> Iterator[object]:
+        """Return the bounds, for pydantic."""
+        return iter(Interval(self.gt, self.ge, self.lt, self.le))
 
 
 class Section(BaseModel):
