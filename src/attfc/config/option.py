@@ -8,9 +8,8 @@ center.source=keys|query or head.name=dcp`. `and` binds before `or`; `|` separat
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Literal
 
-from annotated_types import GroupedMetadata, Interval
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = ["NotNegative", "Option", "Positive", "Section", "Share", "clauses", "option"]
@@ -21,7 +20,7 @@ NotNegative = Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True)
-class Option(GroupedMetadata):
+class Option:
     """What a reader knows of an argument that a run's configuration may set: `scale: Annotated[float, Option("factor of all cosines", gt=0)] = 64.0`.
 
     A head, margin, center rule or bank describes its options so in its own signature; arguments without an `Option` are supplied by the run.
@@ -43,9 +42,12 @@ class Option(GroupedMetadata):
     lt: float | None = None
     le: float | None = None
 
+    __is_annotated_types_grouped_metadata__: ClassVar[Literal[True]] = True
+
     def __iter__(self) -> Iterator[object]:
-        """Return the bounds, for pydantic."""
-        return iter(Interval(self.gt, self.ge, self.lt, self.le))
+        """Return the bounds as pydantic takes them."""
+        bounds: dict[str, Any] = {"gt": self.gt, "ge": self.ge, "lt": self.lt, "le": self.le}
+        return iter(Field(**bounds).metadata)
 
 
 class Section(BaseModel):
