@@ -54,7 +54,7 @@ class _Memo(dict[int, Any]):
 class RestrictedUnpickler(pickle._Unpickler):
     """Python's unpickler, of which only the instructions in `admitted` are there.
 
-    A subclass names them and overrides `find_class`, `call`, `build` and `persistent_load`, of which each refuses everything here.
+    A subclass names them and overrides `find_class`, `call` and `build`, of which each refuses everything here.
 
     Args:
         file: open at the pickle's first byte.
