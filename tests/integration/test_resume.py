@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from attfc.config import load_config
 from attfc.errors import UserError
 from attfc.run.build import new_run, resume_run
+from attfc.training.step import TrainStep
 from attfc.training.trainer import Interrupted, Trainer
 
 from .conftest import TINY
@@ -197,13 +198,13 @@ def test_resume_without_a_checkpoint_says_so(tmp_path) -> None:
 
 def test_nan_loss_stops_with_step_positions_and_advice(tmp_path, monkeypatch) -> None:
     run = new_run(load_config("demo", [*TINY, f"output={tmp_path}", "head.name=full_fc"]))
-    original = Trainer.forward
+    original = TrainStep.loss
 
     def poisoned(self, batch):
         loss = original(self, batch)
-        return loss * float("nan") if self.step == 5 else loss
+        return loss * float("nan") if run.trainer.step == 5 else loss
 
-    monkeypatch.setattr(Trainer, "forward", poisoned)
+    monkeypatch.setattr(TrainStep, "loss", poisoned)
     with pytest.raises(
         UserError, match="the loss or its gradient is nan at step 6, in the batch of sample positions"
     ) as caught:
