@@ -123,6 +123,7 @@ class AttFC(Head):
         ranks: Ranks | None = None,
     ) -> None:
         center = OwnEmbedding() if center is None else center
+        _refuse_strangers(center, negatives, stored)
         super().__init__(
             embedding_size,
             margin,
@@ -334,6 +335,17 @@ class AttFC(Head):
         for bank in self.banks:
             figures |= bank.statistics()
         return figures
+
+
+def _refuse_strangers(center: CenterRule, negatives: Bank | None, stored: Bank | None) -> None:
+    """Refuse what is no part at all."""
+    for name, part, kind, example in (
+        ("center", center, CenterRule, "a center rule, such as OwnEmbedding(share=...)"),
+        ("negatives", negatives, Bank, "a bank, such as CenterTable(count=...)"),
+        ("stored", stored, Bank, "a bank, such as CenterTable()"),
+    ):
+        if part is not None and not isinstance(part, kind):
+            raise UserError(f"AttFC: {name} is {part!r}: give {example}")
 
 
 def _refuse_misfits(center: CenterRule, negatives: Bank, stored: Bank | None, in_batch: str) -> None:

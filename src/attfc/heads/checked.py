@@ -40,11 +40,13 @@ def checked(**former: str) -> Callable[[Init[T, P]], Init[T, P]]:
             for name in kwargs:
                 if name in former and name not in signature.parameters:
                     raise TypeError(f"{kind} has no argument {name}: write {former[name]}")
+            unknown = [name for name in kwargs if name not in signature.parameters]
             try:
                 given = signature.bind(self, *args, **kwargs).arguments
             except TypeError as error:
-                instead = "".join(f"; {name} is now {spelling}" for name, spelling in former.items())
-                raise TypeError(f"{kind}: {error}{instead}" if len(args) > 2 else f"{kind}: {error}") from None
+                raise TypeError(
+                    f"{kind}: {error}{nearest(unknown[0], signature.parameters) if unknown else ''}"
+                ) from None
             for name, value in given.items():
                 for fault in _faults(hints().get(name), value):
                     raise UserError(f"{kind}: {name} is {value!r}{fault}")
