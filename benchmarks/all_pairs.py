@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from common import write_result
 
-from attfc.evaluation import all_pairs
+from attfc.evaluation.protocols import all_pairs
 from attfc.evaluation.protocols.all_pairs import ALL_PAIRS_FARS, score_all_pairs
 
 DIMENSION = 512

@@ -10,7 +10,8 @@ import torch
 from attfc import create_backbone
 from attfc.data import SyntheticFaces, open_store
 from attfc.errors import UserError
-from attfc.evaluation import all_pairs_of_store, embed_store
+from attfc.evaluation import embed_store
+from attfc.evaluation.protocols import all_pairs_of_store
 from attfc.evaluation.protocols.all_pairs_of_store import read_groups
 from attfc.training.model_files import save_model
 

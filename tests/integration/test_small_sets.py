@@ -18,7 +18,8 @@ from attfc.heads import (
     Pairs,
     RecentCenters,
 )
-from attfc.run.build import build_head, new_run
+from attfc.run.build import new_run
+from attfc.run.components import build_head
 from attfc.run.resolved import resolve
 
 SMALL = [

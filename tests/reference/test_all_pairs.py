@@ -12,9 +12,9 @@ with warnings.catch_warnings():
     from sklearn.metrics import roc_curve
 
 from attfc.errors import UserError
-from attfc.evaluation import all_pairs as module
 from attfc.evaluation.exact_scores import STEP, pair_scores, unit_tensor
 from attfc.evaluation.metrics import unit_rows
+from attfc.evaluation.protocols import all_pairs as module
 from attfc.evaluation.protocols.all_pairs import bytes_needed, score_all_pairs, score_groups
 
 PRECISIONS = ("float32", "bfloat16", "float64")

@@ -18,8 +18,8 @@ with warnings.catch_warnings():
     from sklearn.metrics import roc_auc_score, roc_curve
 
 from attfc.errors import UserError
-from attfc.evaluation import templates as templates_module
 from attfc.evaluation.alignment import ARCFACE_TEMPLATE, warp_face
+from attfc.evaluation.protocols import templates as templates_module
 from attfc.evaluation.protocols.template_lists import TemplatePairs, read_template_lists
 from attfc.evaluation.protocols.templates import (
     TEMPLATE_FARS,

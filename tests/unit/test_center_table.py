@@ -13,7 +13,7 @@ from attfc.heads import AttFC, CenterTable, KeyAttention, OwnEmbedding, Pairs, R
 from attfc.heads.banks.bank import Bank
 from attfc.heads.centers import CenterRule
 from attfc.losses import CosFace
-from attfc.run.build import build_head
+from attfc.run.components import build_head
 
 SIZE, IDENTITIES = 8, 40
 

@@ -12,7 +12,7 @@ from attfc.heads import AttFC, CenterTable, FullFC, Head, OtherImages, OwnEmbedd
 from attfc.heads.attfc import default_margin
 from attfc.heads.banks.bank import usual_count
 from attfc.losses import CosFace
-from attfc.run.build import build_head
+from attfc.run.components import build_head
 
 SIZE = 16
 BATCH = 128

@@ -14,7 +14,7 @@ from attfc.errors import UserError
 from attfc.heads import AttFC, CenterTable, ImageMemory, OtherImages, OwnEmbedding, RecentCenters
 from attfc.heads.banks.bank import Bank
 from attfc.losses import CosFace
-from attfc.run.build import build_head
+from attfc.run.components import build_head
 
 SIZE, IDENTITIES = 8, 12
 COUNTS = torch.tensor([1, 2, 3, 1, 5, 2, 2, 4, 1, 3, 2, 4])

@@ -247,10 +247,10 @@ def evaluate_model(
     path: Path, asked: Request, model_is: Sequence[str], device: str
 ) -> "tuple[EvaluationResult, Outcome]":
     """Open a model and run a protocol on it; nothing is printed but notes about the model."""
+    from attfc.devices import choose_device
     from attfc.evaluation.results import EvaluationResult
     from attfc.export import open_model
     from attfc.export.model_inputs import read_statements
-    from attfc.run.build import choose_device
 
     on = choose_device(device)
     module, facts = open_model(path, read_statements(list(model_is)), device=on.type)

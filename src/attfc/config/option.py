@@ -24,7 +24,7 @@ class Option:
     """What a reader knows of an argument that a run's configuration may set: `scale: Annotated[float, Option("factor of all cosines", gt=0)] = 64.0`.
 
     A head, margin, center rule or bank describes its options so in its own signature; arguments without an `Option` are supplied by the run.
-    The signature is read from the source text, because importing a head imports torch (`attfc.config.signatures`). So an annotation is made of
+    The signature is read from the source text, because importing a head imports torch at the start of a command. So an annotation is made of
     built-in types, `Literal`, `Annotated`, `Path`, `Option` and names that a module of attfc gives to such; a default is a constant.
 
     Attributes:
