@@ -20,8 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attfc.errors import UserError
-from attfc.evaluation.bootstrap import IdentityDraw, Sample
-from attfc.evaluation.bootstrap import Path as FigurePath
+from attfc.evaluation.bootstrap import FigurePath, IdentityDraw, Sample
 from attfc.evaluation.metrics import roc
 from attfc.evaluation.report.people import notes_of_result
 from attfc.evaluation.report.plots import (
@@ -33,7 +32,8 @@ from attfc.evaluation.report.plots import (
     with_colours,
 )
 from attfc.evaluation.results import EvaluationResult, stated_value
-from attfc.evaluation.samples import PairListSample, SearchSample, TailSample
+from attfc.evaluation.samples import PairListSample, SearchSample
+from attfc.evaluation.tail_sample import TailSample
 from attfc.files import write_text_whole
 
 __all__ = ["write_comparison_report"]

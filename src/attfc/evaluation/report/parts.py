@@ -5,8 +5,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from attfc.evaluation.bootstrap import Interval
-from attfc.evaluation.bootstrap import Path as FigurePath
+from attfc.evaluation.bootstrap import FigurePath, Interval
 
 __all__ = [
     "Cell",

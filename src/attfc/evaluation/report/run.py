@@ -22,8 +22,7 @@ from PIL import Image
 
 from attfc.data.stores.store import Store
 from attfc.errors import UserError
-from attfc.evaluation.bootstrap import Interval
-from attfc.evaluation.bootstrap import Path as FigurePath
+from attfc.evaluation.bootstrap import FigurePath, Interval
 from attfc.evaluation.report.parts import (
     Cell,
     bounds_text,
