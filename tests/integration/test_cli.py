@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from attfc.config import load_config
-from attfc.run.build import build_head
+from attfc.run.components import build_head
 
 from .commands import attfc, run_main
 from .conftest import TINY

@@ -16,7 +16,8 @@ from attfc.backbones import create_backbone
 from attfc.backbones.counting import shapes_only
 from attfc.cli import app
 from attfc.config import RunConfig, load_config, preset_names
-from attfc.run.build import build_head, new_run
+from attfc.run.build import new_run
+from attfc.run.components import build_head
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = json.loads((ROOT / "benchmarks" / "published.json").read_text(encoding="utf-8"))["rows"]

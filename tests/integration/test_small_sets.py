@@ -9,7 +9,8 @@ import torch
 
 from attfc.config import PROFILES, load_config, preset_names
 from attfc.heads import AttFC
-from attfc.run.build import build_head, new_run
+from attfc.run.build import new_run
+from attfc.run.components import build_head
 from attfc.run.resolved import resolve
 
 SMALL = [

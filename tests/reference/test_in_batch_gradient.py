@@ -9,7 +9,7 @@ from attfc.config import load_config
 from attfc.errors import UserError
 from attfc.heads import AttFC, CenterTable, ImageMemory
 from attfc.losses import CosFace
-from attfc.run.build import build_head
+from attfc.run.components import build_head
 
 SIZE, IDENTITIES, IMAGES = 6, 10, 30  # three images each
 LABELS = torch.arange(IMAGES) // 3

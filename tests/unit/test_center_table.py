@@ -10,7 +10,7 @@ from attfc.config import load_config
 from attfc.errors import UserError
 from attfc.heads import AttFC, CenterTable, RowStore
 from attfc.losses import CosFace
-from attfc.run.build import build_head
+from attfc.run.components import build_head
 
 SIZE, IDENTITIES = 8, 40
 

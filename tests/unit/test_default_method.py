@@ -11,7 +11,7 @@ from attfc.errors import UserError
 from attfc.heads import AttFC, CenterTable, FullFC, Head, ImageMemory, PartialFC, RowStore
 from attfc.heads.default_method import default_margin, default_negatives
 from attfc.losses import CosFace
-from attfc.run.build import build_head
+from attfc.run.components import build_head
 
 SIZE = 16
 BATCH = 128

@@ -12,7 +12,7 @@ from attfc.config import load_config
 from attfc.errors import UserError
 from attfc.heads import AttFC, CenterTable, ImageMemory, RowStore
 from attfc.losses import CosFace
-from attfc.run.build import build_head
+from attfc.run.components import build_head
 
 SIZE, IDENTITIES = 8, 12
 COUNTS = torch.tensor([1, 2, 3, 1, 5, 2, 2, 4, 1, 3, 2, 4])

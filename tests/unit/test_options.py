@@ -29,7 +29,8 @@ from attfc.config.describe import (
 )
 from attfc.config.option import clauses
 from attfc.errors import UserError
-from attfc.run.build import build_head, identity_share, paired_queries
+from attfc.run.components import build_head
+from attfc.run.resolved import identity_share, paired_queries
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADS = ("attfc", "full_fc", "partial_fc", "dcq", "dcp")

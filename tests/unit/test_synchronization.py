@@ -20,7 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from attfc.config import load_config
 from attfc.distributed import Ranks
-from attfc.run.build import Run, build_head, new_run
+from attfc.run.build import Run, new_run
+from attfc.run.components import build_head
 
 LOOKS = {"_local_scalar_dense", "nonzero", "nonzero_numpy", "is_nonzero", "masked_select", "_unique2", "unique_dim",
          "unique_consecutive", "equal", "repeat_interleave", "bincount", "_assert_async"}  # fmt: skip

@@ -50,9 +50,10 @@ def heads(
     Each cell is measured in a process of its own. With --json, an interrupted call continues: the cells done so far stand in
     FILE.cells.jsonl until all are.
     """
+    from attfc.devices import choose_device
     from attfc.lab.bench.head_speed import IDENTITIES, Sweep, run_sweep, settings
     from attfc.lab.bench.speed_page import speed_figure, speed_tables
-    from attfc.run.build import choose_device, environment
+    from attfc.machine import environment
 
     sizes = IDENTITIES if identities is None else tuple(sorted({_count(text) for text in identities.split(",")}))
     chosen = choose_device(device)

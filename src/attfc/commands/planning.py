@@ -258,7 +258,7 @@ def _known_size(preset: str, config: "RunConfig") -> tuple[int, int] | None:
 
 
 def _size_of_data(config: "RunConfig") -> tuple[int, int]:
-    from attfc.run.build import open_training_data
+    from attfc.run.data import open_training_data
 
     with progress_bar("index") as bar:
         store = open_training_data(config, bar)

@@ -18,12 +18,12 @@ __all__ = ["open_subject", "shared_with_run"]
 
 def open_subject(path: Path, asked: EvaluationOptions) -> "tuple[Subject, ModelFacts]":
     """Open a model for a protocol; print notes about it."""
+    from attfc.devices import choose_device
     from attfc.evaluation import Embedder
     from attfc.evaluation.embedding_cache import CacheKey, model_digest
     from attfc.evaluation.protocols.protocol import Subject
     from attfc.export import open_model
     from attfc.export.model_inputs import read_statements
-    from attfc.run.build import choose_device
 
     on = choose_device(asked.device)
     module, facts = open_model(path, read_statements(asked.model_is or []), device=on.type)

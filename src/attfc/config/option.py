@@ -6,15 +6,48 @@ center.source=keys|query or head.name=dcp`. `and` binds before `or`; `|` separat
 """
 
 import re
-from typing import Annotated, Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["NotNegative", "Positive", "Section", "Share", "clauses", "option"]
+__all__ = ["NotNegative", "Option", "Positive", "Section", "Share", "clauses", "option"]
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a reader knows of an argument that a run's configuration may set: `scale: Annotated[float, Option("factor of all cosines", gt=0)] = 64.0`.
+
+    A head, margin, center rule or bank describes its options so in its own signature; arguments without an `Option` are supplied by the run.
+    The signature is read from the source text, because importing a head imports torch at the start of a command. So an annotation is made of
+    built-in types, `Literal`, `Annotated`, `Path`, `Option` and names that a module of attfc gives to such; a default is a constant.
+
+    Attributes:
+        meaning: one sentence or two, without a full stop at the end.
+        unit: of the number, such as "steps" or "MiB".
+        null: what None means.
+        gt, ge, lt, le: bounds of a number: above, from, below, to.
+    """
+
+    meaning: str
+    unit: str | None = None
+    null: str | None = None
+    gt: float | None = None
+    ge: float | None = None
+    lt: float | None = None
+    le: float | None = None
+
+    __is_annotated_types_grouped_metadata__: ClassVar[Literal[True]] = True
+
+    def __iter__(self) -> Iterator[object]:
+        """Return the bounds as pydantic takes them."""
+        bounds: dict[str, Any] = {"gt": self.gt, "ge": self.ge, "lt": self.lt, "le": self.le}
+        return iter(Field(**bounds).metadata)
 
 
 class Section(BaseModel):

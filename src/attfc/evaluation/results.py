@@ -45,6 +45,7 @@ __all__ = [
     "add_intervals",
     "compare_results",
     "figures_with_intervals",
+    "finite",
     "interval_notes",
     "method_of_intervals",
     "read_result",
@@ -171,8 +172,10 @@ def stated_intervals(figures: Mapping[str, Any], place: FigurePath = ()) -> dict
         if isinstance(values, Mapping) and isinstance(bounds, Mapping):
             for name, inner in bounds.items():
                 gather(values.get(name), inner, (*path, str(name)))
-        elif _is_number(values) and isinstance(bounds, list) and len(bounds) == 2 and all(map(_is_number, bounds)):
-            found[path] = Interval(float(values), float(bounds[0]), float(bounds[1]))
+        elif isinstance(bounds, list) and len(bounds) == 2:
+            value, low, high = map(finite, (values, *bounds))
+            if value is not None and low is not None and high is not None:
+                found[path] = Interval(value, low, high)
 
     gather(figures, figures.get("intervals"), place)
     for name, value in figures.items():
@@ -188,7 +191,8 @@ def stated_value(figures: Any, path: FigurePath, computed: float) -> float:
     """
     for name in path:
         figures = figures.get(name) if isinstance(figures, Mapping) else None
-    return float(figures) if _is_number(figures) and abs(figures - computed) <= 0.01 else computed
+    stated = finite(figures)
+    return computed if stated is None or abs(stated - computed) > 0.01 else stated
 
 
 def _as_stated(resampled: Resampled, result: EvaluationResult, place: FigurePath) -> Resampled:
@@ -196,9 +200,11 @@ def _as_stated(resampled: Resampled, result: EvaluationResult, place: FigurePath
     return dataclasses.replace(resampled, values=values)
 
 
-def _is_number(value: Any) -> bool:
+def finite(value: object) -> float | None:
+    """Return a finite number, None for anything else that JSON may hold."""
     # Compared, not converted: a whole number in JSON may be larger than any float.
-    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
+    known = isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
+    return float(value) if known else None  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ takes about 15 s the first time in a process (it loads its tables of operators),
 """
 
 import copy
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from attfc.export.half import to_float16
 from attfc.export.hub_folder import model_card
 from attfc.export.model_inputs import ModelFacts, open_model
 from attfc.export.origins import start_weights_text, training_data_of
+from attfc.files import sync
 from attfc.training.model_files import save_model
 
 __all__ = ["OPSET", "Exported", "export_hub_folder", "export_onnx"]
@@ -100,8 +100,7 @@ def export_onnx(
         written = folder / path.name
         with written.open("wb") as file:
             file.write(proto.SerializeToString())
-            file.flush()
-            os.fsync(file.fileno())
+            sync(file)
         del proto
         reopened, _ = open_model(written)
         figures = _compare(reopened, images, expected, precision, f"{facts.path} as ONNX")

@@ -1,6 +1,6 @@
 """Partial FC: a trained class center for every identity, of which a step sees the batch's and a random share of the others.
 
-A step draws S = round(r N) classes (at least B), those of the batch always among them (`class_draw`), gathers their rows and
+A step draws S = round(r N) classes (at least B), those of the batch always among them (`draw`), gathers their rows and
 computes the margin softmax over these alone (`class_softmax`, streamed). The gradient of `weight` is a sparse tensor of the S
 rows, so there is no N x D gradient, and an optimizer for rows (`attfc.training.row_optimizers`) changes those rows and their
 momentum only: a row that is not sampled keeps both bit for bit, and no weight decay reaches it. Memory: N D 4 B twice (rows,

@@ -1,46 +1,43 @@
-"""Configuration -> objects: the only place where both meet.
+"""A run put together: `new_run` and `resume_run` build it, `finish_run` writes what a reader wants to see at its end."""
 
-Each `build_*` takes the resolved `RunConfig` and hands plain arguments to a component; `new_run` and `resume_run` put a whole run together,
-and `finish_run` writes what a reader wants to see at its end.
-"""
-
-import math
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 
-from attfc.backbones import create_backbone
-from attfc.config import Asked, RunConfig, SourceConfig, config_to_yaml
+from attfc.config import Asked, RunConfig, config_to_yaml
 from attfc.config.choose import Choice
 from attfc.config.overrides import dotted
-from attfc.data import AttentionLoader, Augment, CombinedStore, DecodedCache, Store, SyntheticFaces, open_store
+from attfc.data import Augment, Store, SyntheticFaces
 from attfc.data.look import image_sizes
-from attfc.data.people.kept_aside import split
 from attfc.devices import choose_device
 from attfc.distributed import ALONE, AgreedError, Ranks, claim_gpu, join_ranks, launched_ranks
 from attfc.errors import UserError
 from attfc.evaluation import write_report
 from attfc.evaluation.bootstrap import Interval
 from attfc.evaluation.unseen import SharedPeople
-from attfc.export.colours import Colours, fed_as
 from attfc.export.face_model import FaceModel, load
 from attfc.files import write_json_whole, write_text_whole
-from attfc.heads import DCP, DCQ, AttFC, CenterTable, FullFC, Head, ImageMemory, PartialFC, RowStore
-from attfc.losses import AdaFace, ArcFace, CombinedMargin, CosFace, Margin
 from attfc.machine import environment
 from attfc.precision import AMP_DTYPES, best_autocast_dtype
 from attfc.run.automatic import choose_configuration, first_configuration, with_start_weights
+from attfc.run.components import (
+    build_backbone,
+    build_head,
+    build_loader,
+    build_pair,
+    optimizer_of,
+    schedule_of,
+)
+from attfc.run.data import open_data
 from attfc.run.evaluating import evaluator_of
 from attfc.run.judged_pairs import judged_pairs
-from attfc.run.resolved import fewest_steps_notes, identity_share, negatives_per_step, paired_queries, resolve
+from attfc.run.resolved import fewest_steps_notes, resolve
 from attfc.run.resuming import (
     check_people,
     note_start_folder,
@@ -55,33 +52,13 @@ from attfc.run.trained_people import compare_with_run
 from attfc.training.batch_norm import synchronize_batch_norm
 from attfc.training.checkpoints.checkpoint import latest_checkpoint
 from attfc.training.checkpoints.manifest import read_manifest
-from attfc.training.momentum import MomentumPair
-from attfc.training.optimizers import build_optimizer, parameter_groups
 from attfc.training.people import people_of
 from attfc.training.run_folder import fresh_folder, locked, remove_unsaved
-from attfc.training.schedule import build_schedule
 from attfc.training.trackers import TRACKERS, open_trackers, refuse_missing, shared_settings
 from attfc.training.trainer import Trainer
+from attfc.typing import Progress
 
-__all__ = [
-    "Run",
-    "build_backbone",
-    "build_head",
-    "build_margin",
-    "build_pair",
-    "choose_device",
-    "environment",
-    "finish_run",
-    "identity_share",
-    "new_run",
-    "open_held_out",
-    "open_training_data",
-    "optimizer_of",
-    "paired_queries",
-    "resume_run",
-    "schedule_of",
-    "settle",
-]
+__all__ = ["Run", "finish_run", "new_run", "resume_run", "settle"]
 
 AMP_NAMES: dict[torch.dtype | None, Literal["none", "bfloat16", "float16"]] = {
     None: "none",
@@ -123,172 +100,7 @@ class Run:
         return load(self.folder)
 
 
-def build_margin(config: RunConfig) -> Margin:
-    """Build the margin on the positive cosine."""
-    margin = config.margin
-    if margin.name == "arcface":
-        return ArcFace(margin.scale, margin.margin, gradient=margin.gradient, beyond_pi=margin.beyond_pi)
-    if margin.name == "cosface":
-        return CosFace(margin.scale, margin.margin, gradient=margin.gradient)
-    if margin.name == "adaface":
-        return AdaFace(margin.scale, margin.margin, margin.h, gradient=margin.gradient)
-    return CombinedMargin(
-        margin.scale, margin.m1, margin.m2, margin.m3, gradient=margin.gradient, beyond_pi=margin.beyond_pi
-    )
-
-
-def build_head(config: RunConfig, identities: int, ranks: Ranks = ALONE, *, images: int | None = None) -> Head:
-    """Build the head for a training set of that many identities.
-
-    Args:
-        images: of the training set; `center.source=others` remembers each of them, nothing else asks.
-
-    Raises:
-        UserError: fewer than two identities, or a container smaller than the batch.
-    """
-    if identities < 2:
-        raise UserError(
-            f"{_data_name(config)} holds {identities} identity: training tells identities apart, so it needs at least 2"
-        )
-    margin = build_margin(config)
-    if config.head.name == "partial_fc" or config.head.rows != "device":
-        if ranks.size > 1 and config.distributed.rows == "replicated":
-            raise UserError(
-                f"distributed.rows=replicated is for head.name=full_fc with head.rows=device, and this is {config.head.name} with "
-                f"head.rows={config.head.rows}, whose gradients name single rows: take distributed.rows=sharded"
-            )
-        return PartialFC(
-            config.backbone.embedding_size,
-            identities,
-            margin,
-            # A full FC whose rows are elsewhere is a Partial FC that brings all of them.
-            config.head.sample_rate if config.head.name == "partial_fc" else 1.0,
-            seed=config.seed,
-            interclass_filtering_threshold=config.head.interclass_filtering_threshold,
-            filtering=config.head.filtering,
-            rows=RowStore(config.head.rows, _folder(config.head.rows_folder)),
-            block_mib=config.head.block_mib,
-            ranks=ranks,
-        )
-    if config.head.name == "full_fc":
-        return FullFC(
-            config.backbone.embedding_size,
-            identities,
-            margin,
-            interclass_filtering_threshold=config.head.interclass_filtering_threshold,
-            filtering=config.head.filtering,
-            block_mib=config.head.block_mib,
-            ranks=ranks if config.distributed.rows == "sharded" else ALONE,
-        )
-    resolved, _ = resolve(config, identities)
-    config, slots = resolved, negatives_per_step(resolved, identities)
-    if config.head.name == "dcp":
-        return DCP(
-            config.backbone.embedding_size,
-            slots,
-            margin,
-            enter_first=config.head.enter_first,
-            hardest_weight=config.head.hardest_weight,
-            dtype=config.container.dtype,
-            initial=config.container.initial,
-            interclass_filtering_threshold=config.head.interclass_filtering_threshold,
-            filtering=config.head.filtering,
-            block_mib=config.head.block_mib,
-            ranks=ranks,
-        )
-    if config.head.name == "dcq":
-        return DCQ(
-            config.backbone.embedding_size,
-            slots,
-            margin,
-            dtype=config.container.dtype,
-            initial=config.container.initial,
-            interclass_filtering_threshold=config.head.interclass_filtering_threshold,
-            filtering=config.head.filtering,
-            block_mib=config.head.block_mib,
-            ranks=ranks,
-        )
-    table = memory = None
-    if config.center.table != "none":
-        place = RowStore(config.center.table, _folder(config.center.table_folder))
-        size = config.backbone.embedding_size
-        if config.center.source == "others":
-            if images is None:
-                raise ValueError("center.source=others: build_head needs the number of images")
-            memory = ImageMemory(images, identities, size, place=place, seed=config.seed, ranks=ranks)
-        else:
-            table = CenterTable(identities, size, place=place, seed=config.seed, ranks=ranks)
-    return AttFC(
-        config.backbone.embedding_size,
-        slots,
-        margin,
-        keys_per_query=config.keys.per_query,
-        center_source=config.center.source,
-        temperature=config.attention.temperature,
-        include_stored_center=config.attention.include_stored_center,
-        center_blend=config.center.blend,
-        policy=config.container.policy,
-        dtype=config.container.dtype,
-        initial=config.container.initial,
-        in_batch_negatives=config.negatives.in_batch,
-        in_batch_gradient=config.negatives.in_batch_gradient,
-        interclass_filtering_threshold=config.head.interclass_filtering_threshold,
-        filtering=config.head.filtering,
-        block_mib=config.head.block_mib,
-        table=table,
-        memory=memory,
-        negatives=config.negatives.source,
-        ranks=ranks,
-    )
-
-
-def _folder(name: str | None) -> Path | None:
-    return Path(os.path.expanduser(name)) if name else None
-
-
-def open_training_data(config: RunConfig, progress: Callable[[int, int], None] | None = None) -> Store:
-    """Open data.root with its edits, or data.sources as one store."""
-    data = config.data
-    stores = [
-        open_store(
-            source.root, edits=source.edits, label_source=data.label_source, cache=data.index_cache, progress=progress
-        )
-        for source in data.sources or [SourceConfig(root=data.root, edits=data.edits)]
-    ]
-    if not data.sources:
-        return stores[0]
-    return CombinedStore(stores, merge_names=data.merge_names, weights=[source.weight for source in data.sources])
-
-
-def open_held_out(config: RunConfig, progress: Callable[[int, int], None] | None = None) -> Store | None:
-    """Open the people of eval.root, if there are any."""
-    if config.eval.root is None:
-        return None
-    return open_store(
-        config.eval.root,
-        edits=config.eval.edits,
-        label_source=config.data.label_source,
-        cache=config.eval.index_cache,
-        progress=progress,
-    )
-
-
-def _data_name(config: RunConfig) -> str:
-    roots = [source.root for source in config.data.sources]
-    return f"data.sources ({', '.join(roots)})" if roots else f"data.root={config.data.root}"
-
-
-def build_backbone(config: RunConfig) -> nn.Module:
-    """Build the network with fresh weights; one that wants other colours than ours stands behind their conversion."""
-    backbone = config.backbone
-    network = create_backbone(
-        backbone.name, embedding_size=backbone.embedding_size, image_size=backbone.image_size, **backbone.options
-    )
-    wants = {"colour_order": backbone.colour_order, "mean": backbone.mean, "std": backbone.std}
-    return fed_as(network, Colours.read(wants, "backbone"))
-
-
-def new_run(wanted: RunConfig | Asked, progress: Callable[[int, int], None] | None = None) -> Run:
+def new_run(wanted: RunConfig | Asked, progress: Progress | None = None) -> Run:
     """Make the run's folder ``output/name-NUMBER`` with its configuration and environment, and put the run together."""
     asked, start = with_start_weights(Asked.of(wanted))
     run = _assemble(asked, None, progress, start.record if start else None)
@@ -322,7 +134,7 @@ def _see(folder: Path) -> None:
         )
 
 
-def resume_run(folder: Path, overrides: list[str], progress: Callable[[int, int], None] | None = None) -> Run:
+def resume_run(folder: Path, overrides: list[str], progress: Progress | None = None) -> Run:
     """Put a run together again from its folder and take up its newest whole checkpoint.
 
     Raises:
@@ -373,9 +185,7 @@ def finish_run(run: Run) -> Path | None:
     return write_report(run.folder, store=run.held_out, pictures=run.config.report.pictures)
 
 
-def settle(
-    asked: Asked, progress: Callable[[int, int], None] | None = None
-) -> tuple[RunConfig, list[Choice], list[str], Store]:
+def settle(asked: Asked, progress: Progress | None = None) -> tuple[RunConfig, list[Choice], list[str], Store]:
     """Return the configuration as `new_run` would build and save it, with the choices made, the notes and the training set; nothing is built."""
     asked, _ = with_start_weights(asked)
     config = first_configuration(asked)
@@ -389,13 +199,13 @@ def _settle(
     config: RunConfig,
     device: torch.device,
     ranks: Ranks,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> tuple[RunConfig, list[Choice], list[str], Store, Store | None]:
     """Open the data, choose what nobody asked for, and settle what that means for these data."""
     # One process a host opens first, and writes the index that the others then find.
     first = os.environ.get("LOCAL_RANK", "0") == "0"
-    stores = ranks.together(lambda: _open(config, progress) if first else None)
-    stores = ranks.together(lambda: stores or _open(config, None))
+    stores = ranks.together(lambda: open_data(config, progress) if first else None)
+    stores = ranks.together(lambda: stores or open_data(config, None))
     assert stores is not None
     store, held_out = stores
     choices: list[Choice] = []
@@ -416,7 +226,7 @@ def _settle(
 def _assemble(
     asked: Asked,
     folder: Path | None,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
     start: StartRecord | None = None,
 ) -> Run:
     config = first_configuration(asked)
@@ -434,7 +244,7 @@ def _assemble(
     image_size = int(getattr(backbone, "image_size", 112))
     if config.precision.channels_last:
         backbone = backbone.to(memory_format=torch.channels_last)
-    loader = _build_loader(
+    loader = build_loader(
         config, store, head.keys_per_query, image_size, pin_memory=device.type == "cuda", notes=notes, ranks=ranks
     )
     _compare("data", ranks.objects({**loader.state_dict(), "name": store.name}))
@@ -535,103 +345,3 @@ def _compare(what: str, said: list[dict[str, Any]]) -> None:
                     f"ranks differ in their {what}: {key} is {said[0].get(key)!r} on rank 0 and {values.get(key)!r} on rank {number}: "
                     "start the same command, with the same data and packages, on every host"
                 )
-
-
-def _open(config: RunConfig, progress: Callable[[int, int], None] | None) -> tuple[Store, Store | None]:
-    store = open_training_data(config, progress)
-    return split(store, config.eval.share) if config.eval.share else (store, open_held_out(config, progress))
-
-
-def _build_loader(
-    config: RunConfig,
-    store: Store,
-    keys_per_query: int,
-    image_size: int,
-    pin_memory: bool,
-    notes: list[str],
-    ranks: Ranks,
-) -> AttentionLoader:
-    cache = None
-    if config.data.decoded_cache_mib:
-        needed = math.ceil(len(store) * (3 * image_size**2 + 1) / 2**20)
-        if needed <= config.data.decoded_cache_mib:
-            cache = DecodedCache(store, image_size, config.data.decoded_cache_mib)
-            notes.append(
-                f"the first epoch decodes {len(store):,} images into memory ({needed:,} MiB); later ones are faster"
-            )
-        else:
-            notes.append(
-                f"decoded images take {needed:,} MiB, more than data.decoded_cache_mib={config.data.decoded_cache_mib}: "
-                "each is decoded every time it is used (raise it if you have the memory)"
-            )
-    return AttentionLoader(
-        store,
-        config.batch_size // ranks.size,
-        keys_per_query,
-        config.seed,
-        image_size=image_size,
-        workers=config.data.workers,
-        rank=ranks.rank,
-        ranks=ranks.size,
-        distinct_keys=config.keys.distinct,
-        sampling=config.keys.sampling,
-        identity_share=identity_share(config, config.head.name),
-        paired=paired_queries(config),
-        broken_limit=config.data.broken_limit,
-        decoded_cache=cache,
-        pin_memory=pin_memory,
-    )
-
-
-def build_pair(config: RunConfig, backbone: nn.Module) -> MomentumPair:
-    """Put the query encoder and its key encoder together."""
-    return MomentumPair(
-        backbone,
-        config.key_encoder.momentum,
-        schedule=config.key_encoder.momentum_schedule,
-        batch_norm=config.key_encoder.batch_norm,
-    )
-
-
-def optimizer_of(config: RunConfig, pair: MomentumPair, head: Head) -> torch.optim.Optimizer:
-    """Build the optimizer of the query encoder and the head."""
-    return build_optimizer(
-        config.optimizer.name,
-        parameter_groups(
-            [pair.query, head],
-            weight_decay=config.optimizer.weight_decay,
-            decay_norms_and_biases=config.optimizer.decay_norms_and_biases,
-            head_learning_rate_scale=config.optimizer.head_learning_rate_scale,
-        ),
-        learning_rate=config.optimizer.learning_rate,
-        momentum=config.optimizer.momentum,
-        stores={head.weight: head.rows} if isinstance(head, PartialFC) and head.rows.place != "device" else None,
-    )
-
-
-def schedule_of(
-    config: RunConfig, optimizer: torch.optim.Optimizer, epoch_length: int, notes: list[str] | None = None
-) -> tuple[LambdaLR, int]:
-    """Build the schedule of the learning rate, and return the optimizer steps of the run with it.
-
-    A warm-up that does not fit the run is cut to a tenth of it; `notes` is told.
-    """
-    images = config.batch_size * config.optimizer.accumulation
-    steps = math.ceil(config.schedule.epochs * epoch_length / images)
-    total = min(steps, config.schedule.max_steps) if config.schedule.max_steps else steps
-    warmup = round(config.schedule.warmup_epochs * epoch_length / images)
-    if warmup >= total:
-        if notes is not None:
-            notes.append(
-                f"the warm-up of {warmup} step{'s' * (warmup != 1)} does not fit a run of {total}: it takes {total // 10}"
-            )
-        warmup = total // 10
-    schedule = build_schedule(
-        optimizer,
-        config.schedule.name,
-        total=total,
-        warmup=warmup,
-        power=config.schedule.power,
-        final=config.schedule.final,
-    )
-    return schedule, total

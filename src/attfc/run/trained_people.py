@@ -1,7 +1,6 @@
 """Which people of an evaluation a run was trained on: its own training data, and those of the runs that it started from."""
 
 import contextlib
-from collections.abc import Callable
 from pathlib import Path
 
 from attfc.config import RunConfig
@@ -10,12 +9,12 @@ from attfc.data import CombinedStore, Store
 from attfc.data.people.kept_aside import split
 from attfc.errors import UserError
 from attfc.evaluation.unseen import SharedPeople, compare_with_training, not_compared
+from attfc.run.data import open_training_data
 from attfc.run.resuming import saved_configuration, with_found_data
 from attfc.run.start_weights import Lineage, lineage, read_record
+from attfc.typing import Progress
 
 __all__ = ["compare_with_run", "compare_with_saved_run"]
-
-Progress = Callable[[int, int], None]
 
 
 def compare_with_saved_run(run: Path, evaluation: Store, progress: Progress | None = None) -> SharedPeople:
@@ -63,7 +62,5 @@ def compare_with_run(
 
 
 def _training_data(config: RunConfig, data: DataConfig, share: float) -> Store:
-    from attfc.run.build import open_training_data  # which imports this module
-
     store = open_training_data(config.model_copy(update={"data": data}))
     return split(store, share)[0] if share else store

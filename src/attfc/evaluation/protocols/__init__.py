@@ -52,6 +52,8 @@ def board_of(name: str, data: str, place: FigurePath) -> Board:
         name: of the protocol, as the result has it. data: the name of what it was evaluated on.
         place: of the figures within the result's.
     """
-    if place[:1] == ("sets",):
-        return pairs.PROTOCOL.board(name, data, place)
-    return _BY_NAME.get(name, held_out.PROTOCOL).board(name, data, place)
+    protocol = pairs.PROTOCOL if place[:1] == ("sets",) else _BY_NAME.get(name, held_out.PROTOCOL)
+    try:
+        return protocol.board(name, data, place)
+    except IndexError:  # a result from elsewhere may have its figures anywhere
+        return held_out.PROTOCOL.board(name, data, place)

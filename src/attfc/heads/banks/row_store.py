@@ -7,7 +7,7 @@ The file is working memory, not a save: it changes with every step, so after a c
 no name (it is removed from the folder as soon as it is open, and its room is given back when the process ends, however it
 ends), two runs never share it, and a checkpoint holds the rows as it holds everything.
 
-Prefetching. The next step's draw is known one step ahead (`class_draw`), the next batch's own classes are not. `file`: a
+Prefetching. The next step's draw is known one step ahead (`draw`), the next batch's own classes are not. `file`: a
 thread touches the pages of the next draw, of the rows and of their state, while the device is busy; this changes no value. `host`:
 nothing is copied ahead: the draw overlaps with the rows that this step is about to change, and the gathered block would be stale.
 Cost of a step with S sampled rows of D numbers: S D 4 B to the device, S D 4 B of gradient back, and the update on the host.

@@ -34,18 +34,10 @@ from attfc.export.hub_folder import from_pretrained
 from attfc.heads import Head
 from attfc.lab.bench.head_cell import ResidentPeak
 from attfc.lab.study.vectors import VectorEncoder, VectorWorld
-from attfc.run.build import (
-    build_backbone,
-    build_head,
-    build_pair,
-    environment,
-    identity_share,
-    open_held_out,
-    open_training_data,
-    optimizer_of,
-    paired_queries,
-    schedule_of,
-)
+from attfc.machine import environment
+from attfc.run.components import build_backbone, build_head, build_pair, optimizer_of, schedule_of
+from attfc.run.data import open_held_out, open_training_data
+from attfc.run.resolved import identity_share, paired_queries
 from attfc.training.momentum import MomentumPair
 
 __all__ = ["evaluate_faces", "evaluate_vectors", "run_faces", "run_vectors"]
