@@ -4,8 +4,8 @@ Each function takes the resolved `RunConfig` and hands plain arguments to a comp
 """
 
 import math
-import os
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +17,22 @@ from attfc.data import AttentionLoader, DecodedCache, Store
 from attfc.distributed import ALONE, Ranks
 from attfc.errors import UserError
 from attfc.export.colours import Colours, fed_as
-from attfc.heads import DCP, DCQ, AttFC, CenterTable, FullFC, Head, ImageMemory, PartialFC, RowStore
+from attfc.heads import (
+    DCP,
+    DCQ,
+    AttFC,
+    CenterTable,
+    FullFC,
+    Head,
+    ImageMemory,
+    KeyAttention,
+    OtherImages,
+    OwnEmbedding,
+    Pairs,
+    PartialFC,
+    RecentCenters,
+)
+from attfc.heads.centers import CenterRule
 from attfc.losses import AdaFace, ArcFace, CombinedMargin, CosFace, Margin
 from attfc.run.resolved import identity_share, negatives_per_step, paired_queries, resolve
 from attfc.training.momentum import MomentumPair
@@ -62,100 +77,61 @@ def build_head(config: RunConfig, identities: int, ranks: Ranks = ALONE, *, imag
         raise UserError(
             f"{_data_name(config)} holds {identities} identity: training tells identities apart, so it needs at least 2"
         )
-    margin = build_margin(config)
-    if config.head.name == "partial_fc" or config.head.rows != "device":
+    head, size, margin = config.head, config.backbone.embedding_size, build_margin(config)
+    options: dict[str, Any] = {
+        "filter_above": head.interclass_filtering_threshold, "filtering": head.filtering, "block_mib": head.block_mib, "ranks": ranks
+    }  # fmt: skip
+    if head.name == "partial_fc" or head.rows != "device":
         if ranks.size > 1 and config.distributed.rows == "replicated":
             raise UserError(
-                f"distributed.rows=replicated is for head.name=full_fc with head.rows=device, and this is {config.head.name} with "
-                f"head.rows={config.head.rows}, whose gradients name single rows: take distributed.rows=sharded"
+                f"distributed.rows=replicated is for head.name=full_fc with head.rows=device, and this is {head.name} with "
+                f"head.rows={head.rows}, whose gradients name single rows: take distributed.rows=sharded"
             )
+        # A full FC whose rows are elsewhere is a Partial FC that brings all of them.
+        share = head.sample_rate if head.name == "partial_fc" else 1.0
         return PartialFC(
-            config.backbone.embedding_size,
-            identities,
-            margin,
-            # A full FC whose rows are elsewhere is a Partial FC that brings all of them.
-            config.head.sample_rate if config.head.name == "partial_fc" else 1.0,
-            seed=config.seed,
-            interclass_filtering_threshold=config.head.interclass_filtering_threshold,
-            filtering=config.head.filtering,
-            rows=RowStore(config.head.rows, _folder(config.head.rows_folder)),
-            block_mib=config.head.block_mib,
-            ranks=ranks,
+            size, identities, margin, share, place=head.rows, folder=head.rows_folder, seed=config.seed, **options
         )
-    if config.head.name == "full_fc":
-        return FullFC(
-            config.backbone.embedding_size,
-            identities,
-            margin,
-            interclass_filtering_threshold=config.head.interclass_filtering_threshold,
-            filtering=config.head.filtering,
-            block_mib=config.head.block_mib,
-            ranks=ranks if config.distributed.rows == "sharded" else ALONE,
-        )
-    resolved, _ = resolve(config, identities)
-    config, slots = resolved, negatives_per_step(resolved, identities)
-    if config.head.name == "dcp":
-        return DCP(
-            config.backbone.embedding_size,
-            slots,
-            margin,
-            enter_first=config.head.enter_first,
-            hardest_weight=config.head.hardest_weight,
-            dtype=config.container.dtype,
-            initial=config.container.initial,
-            interclass_filtering_threshold=config.head.interclass_filtering_threshold,
-            filtering=config.head.filtering,
-            block_mib=config.head.block_mib,
-            ranks=ranks,
-        )
-    if config.head.name == "dcq":
-        return DCQ(
-            config.backbone.embedding_size,
-            slots,
-            margin,
-            dtype=config.container.dtype,
-            initial=config.container.initial,
-            interclass_filtering_threshold=config.head.interclass_filtering_threshold,
-            filtering=config.head.filtering,
-            block_mib=config.head.block_mib,
-            ranks=ranks,
-        )
-    table = memory = None
-    if config.center.table != "none":
-        place = RowStore(config.center.table, _folder(config.center.table_folder))
-        size = config.backbone.embedding_size
-        if config.center.source == "others":
-            if images is None:
-                raise ValueError("center.source=others: build_head needs the number of images")
-            memory = ImageMemory(images, identities, size, place=place, seed=config.seed, ranks=ranks)
-        else:
-            table = CenterTable(identities, size, place=place, seed=config.seed, ranks=ranks)
-    return AttFC(
-        config.backbone.embedding_size,
-        slots,
-        margin,
-        keys_per_query=config.keys.per_query,
-        center_source=config.center.source,
-        temperature=config.attention.temperature,
-        include_stored_center=config.attention.include_stored_center,
-        center_blend=config.center.blend,
-        policy=config.container.policy,
-        dtype=config.container.dtype,
-        initial=config.container.initial,
-        in_batch_negatives=config.negatives.in_batch,
-        in_batch_gradient=config.negatives.in_batch_gradient,
-        interclass_filtering_threshold=config.head.interclass_filtering_threshold,
-        filtering=config.head.filtering,
-        block_mib=config.head.block_mib,
-        table=table,
-        memory=memory,
-        negatives=config.negatives.source,
-        ranks=ranks,
+    if head.name == "full_fc":
+        options["ranks"] = ranks if config.distributed.rows == "sharded" else ALONE
+        return FullFC(size, identities, margin, **options)
+    config, _ = resolve(config, identities)
+    count = negatives_per_step(config, identities)
+    options["identities"] = identities
+    if head.name != "attfc":
+        options |= {"count": count, "dtype": config.container.dtype, "initial": config.container.initial}
+    if head.name == "dcp":
+        return DCP(size, margin, enter_first=head.enter_first, hardest_weight=head.hardest_weight, **options)
+    if head.name == "dcq":
+        return DCQ(size, margin, **options)
+    return AttFC(size, margin, **_parts(config, count, images), **options)
+
+
+def _parts(config: RunConfig, count: int, images: int | None) -> dict[str, Any]:
+    """Return center rule, banks and what the batch's own centers do, as `AttFC` takes them."""
+    center, draws = config.center, config.negatives.source == "table"
+    place: dict[str, Any] = {"place": center.table, "folder": center.table_folder, "seed": config.seed}
+    rules: dict[str, Callable[[], CenterRule]] = {
+        "keys": lambda: KeyAttention(
+            config.keys.per_query, config.attention.temperature, config.attention.include_stored_center, center.blend
+        ),
+        "query": lambda: OwnEmbedding(center.blend),
+        "batch": lambda: Pairs(center.blend),
+        "others": lambda: OtherImages(images),  # type: ignore[arg-type]
+    }
+    if center.source == "others" and images is None:
+        raise ValueError("center.source=others: build_head needs the number of images")
+    kept = ImageMemory if center.source == "others" else CenterTable
+    recent = RecentCenters(
+        count=count, policy=config.container.policy, dtype=config.container.dtype, initial=config.container.initial
     )
-
-
-def _folder(name: str | None) -> Path | None:
-    return Path(os.path.expanduser(name)) if name else None
+    gradient = "push" if config.negatives.in_batch_gradient else "fixed"
+    return {
+        "center": rules[center.source](),
+        "negatives": kept(count=count, **place) if draws else recent,
+        "stored": None if draws or center.table == "none" else kept(**place),
+        "in_batch": gradient if config.negatives.in_batch else "none",
+    }
 
 
 def _data_name(config: RunConfig) -> str:

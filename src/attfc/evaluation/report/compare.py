@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from attfc.errors import UserError
-from attfc.evaluation.bootstrap import IdentityDraw, Interval, Sample
-from attfc.evaluation.bootstrap import Path as FigurePath
+from attfc.evaluation.bootstrap import FigurePath, IdentityDraw, Interval, Sample
+from attfc.evaluation.protocols import board_of
 from attfc.evaluation.report.curves import curves_of
 from attfc.evaluation.report.page import (
     Beside,
@@ -36,15 +36,6 @@ from attfc.evaluation.results import EvaluationResult, finite, stated_intervals,
 
 __all__ = ["write_comparison_report"]
 
-_SET_NAMES = {
-    "lfw": "LFW",
-    "cfp_fp": "CFP-FP",
-    "agedb_30": "AgeDB-30",
-    "calfw": "CALFW",
-    "cplfw": "CPLFW",
-    "ijbb": "IJB-B",
-    "ijbc": "IJB-C",
-}
 _COUNTS = {
     "genuine_pairs": "genuine pairs",
     "impostor_pairs": "impostor pairs",
@@ -157,44 +148,20 @@ def _boards(results: Sequence[EvaluationResult], names: Mapping[str, str]) -> li
         for place, samples in result.samples.items():
             if place[:1] == ("groups",):
                 continue
-            key, title, columns = _identity_of(result, place)
-            board = boards.setdefault(key, _Board(title, columns))
+            found = board_of(result.protocol, Path(result.paths[0]).name if result.paths else "?", place)
+            board = boards.setdefault(found.key, _Board(found.title, found.columns))
             holder: Any = result.figures
             for part in place:
                 holder = holder[part]
             name = names[result.model]
             if name in board.entries:
-                raise UserError(f"{title}: two results of {result.model}: pass one of them")
+                raise UserError(f"{found.title}: two results of {result.model}: pass one of them")
             board.entries[name] = _Entry(samples, holder)
             if place == ("all_pairs",) and (groups := _mapping(result.figures.get("groups"))):
                 board.groups[name] = groups
             for note in notes_of_result(result.figures, holder):
                 board.notes.setdefault(note, []).append(name)
     return list(boards.values())
-
-
-def _identity_of(result: EvaluationResult, place: FigurePath) -> tuple[FigurePath, str, Columns]:
-    """What makes two results stand in one table; its title; its columns in the summary."""
-    data = Path(result.paths[0]).name if result.paths else "?"
-    protocol = result.protocol
-    if place[:1] == ("sets",):
-        name = _SET_NAMES.get(place[1], place[1])
-        return ("sets", place[1]), f"{name}: pairs", ((name, ("accuracy",)),)
-    if place[:1] == ("modes",):
-        name, key = _SET_NAMES.get(protocol, protocol), (protocol, *place)
-        if place[2] == "verification":
-            fars = (("1E-4", "0.0001"), ("1E-5", "1e-05"))
-            return key, f"{name}, {place[1]}: 1:1", [(f"{name}({far})", ("tar_at_far", at)) for far, at in fars]
-        return key, f"{name}, {place[1]}: 1:N", ((f"{name} rank 1", ("rank", "1")),)
-    key = (protocol, data, *place)
-    if place == ("all_pairs",):
-        column = ("MFR-ALL" if "mfr" in data.lower() else f"{data}(1E-6)", ("tar_at_far", "1e-06"))
-        if protocol == "held-out":
-            column = (f"{data} all pairs(1E-3)", ("tar_at_far", "0.001"))
-        return key, f"{data}: all pairs", (column,)
-    if protocol == "identify":
-        return key, f"{data}: identification", ((f"{data} rank 1", ("rank", "1")),)
-    return key, f"{data}: pairs", ((f"{data} pairs", ("accuracy",)),)
 
 
 def _cell(value: float | None, path: FigurePath, bounds: str) -> Cell:

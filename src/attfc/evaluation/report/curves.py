@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from attfc.evaluation.bootstrap import Sample
 from attfc.evaluation.report.plots import CERTAIN_FALSE_ACCEPTS, Curve, CurveKind, roc_of_list
-from attfc.evaluation.samples import PairListSample, SearchSample, TailSample
+from attfc.evaluation.samples import PairListSample, SearchSample
+from attfc.evaluation.tail_sample import TailSample
 
 __all__ = ["curves_of"]
 

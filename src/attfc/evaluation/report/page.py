@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from attfc.evaluation.bootstrap import Interval
-from attfc.evaluation.bootstrap import Path as FigurePath
+from attfc.evaluation.bootstrap import FigurePath, Interval
 from attfc.evaluation.report.plots import with_colours
 from attfc.files import write_text_whole
 from attfc.templates import filled_in

@@ -18,7 +18,7 @@ from PIL import Image
 
 from attfc.data.stores.store import Store
 from attfc.errors import UserError
-from attfc.evaluation.bootstrap import Path as FigurePath
+from attfc.evaluation.bootstrap import FigurePath
 from attfc.evaluation.report.page import (
     Beside,
     Block,

@@ -12,11 +12,12 @@ from typing import Literal
 
 import torch
 
-from attfc.heads import DCP, AttFC, FullFC, Head, PartialFC
+from attfc.heads import DCP, AttFC, FullFC, Head, KeyAttention, PartialFC, RecentCenters
 from attfc.heads.banks.recent import RowDtype
 from attfc.losses import CosFace
 from attfc.plan import HeadRates
 from attfc.training.optimizers import build_optimizer, parameter_groups
+from attfc.training.step import Inputs, head_alone
 
 __all__ = ["measure_heads"]
 
@@ -46,10 +47,17 @@ def measure_heads(
     rows = max(rows, 2 * batch)
     size = embedding_size
     heads: dict[str, Callable[[], Head]] = {
-        "container": lambda: AttFC(size, rows, margin, keys_per_query=keys, dtype=dtype, initial="random"),
-        "pool": lambda: DCP(size, rows, margin, dtype=dtype, initial="random"),
+        "container": lambda: AttFC(
+            size,
+            margin,
+            identities=None,
+            center=KeyAttention(keys=keys, share=0.8),
+            negatives=RecentCenters(count=rows, policy="unique", dtype=dtype, initial="random"),
+            in_batch="fixed",
+        ),
+        "pool": lambda: DCP(size, margin, count=rows, dtype=dtype, initial="random"),
         "dense": lambda: FullFC(size, rows, margin),
-        "sampled": lambda: PartialFC(size, 2 * rows, margin, sample_rate=0.5),
+        "sampled": lambda: PartialFC(size, 2 * rows, margin, share=0.5),
     }
     with torch.random.fork_rng():  # a plan leaves the generator of its caller alone
         seconds = {
@@ -65,6 +73,7 @@ def _step_seconds(
     trained = (
         build_optimizer(optimizer, parameter_groups([head]), learning_rate=1e-3) if list(head.parameters()) else None
     )
+    take_step = head_alone(head, trained, device)
     size = head.embedding_size
     taken = []
     for _ in range(1 + repeats):
@@ -72,11 +81,7 @@ def _step_seconds(
         keys = torch.randn(batch, head.keys_per_query, size, device=device) if head.keys_per_query else None
         labels = torch.randint(rows, (batch,), device=device)
         start = time.perf_counter()
-        if trained is not None:
-            trained.zero_grad(set_to_none=True)
-        head(embeddings, labels, keys).backward()
-        if trained is not None:
-            trained.step()
+        take_step([Inputs(embeddings, labels, keys)])
         if device.type != "cpu":
             torch.accelerator.synchronize(device)
         taken.append(time.perf_counter() - start)
