@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from attfc.distributed import ALONE, Ranks, RowShard
+from attfc.distributed import ALONE, Ranks
 from attfc.errors import UserError
 from attfc.heads.banks.sharded_rows import ShardedRows
 
@@ -66,11 +66,16 @@ class Recalled(NamedTuple):
 
 
 class Negatives(NamedTuple):
-    """Rows (S, D) of this rank that a step compares with, their labels int64 (S,), -1 for none, and the scales of int8 rows (S,)."""
+    """Rows (S, D) of this rank that a step compares with, their labels int64 (S,), -1 for none, and the scales of int8 rows (S,).
+
+    A bank that trains rows gives those in `trained_TD`, with gradient, and their labels; the batch's new centers of these identities do not join.
+    """
 
     rows_SD: Tensor
     labels_S: Tensor
     scales_S: Tensor | None = None
+    trained_TD: Tensor | None = None
+    trained_labels_T: Tensor | None = None
 
     def without(self, labels_B: Tensor) -> "Negatives":
         """Return the same rows, those of these identities labelled -1."""
@@ -183,6 +188,15 @@ class Bank(nn.Module):
         """Return this rank's blocks by the names of their buffers."""
         raise NotImplementedError
 
+    def footprint(self, everyone: int, block_mib: float, cached: bool) -> tuple[float, float, int]:
+        """Return the bytes that it holds on the device and that a step works with, and the rows that a step passes over; on one rank.
+
+        Args:
+            everyone: samples of all ranks.
+            block_mib, cached: as `block_bytes`.
+        """
+        raise NotImplementedError
+
     def memory_bytes(self) -> int:
         """Return the bytes of this rank's buffers."""
         return sum(buffer.nbytes for buffer in self.buffers())
@@ -200,7 +214,7 @@ class Bank(nn.Module):
         raise NotImplementedError
 
 
-def shards_of(banks: list[Bank], ranks: Ranks) -> dict[str, RowShard]:
+def shards_of(banks: list[Bank], ranks: Ranks) -> dict[str, ShardedRows]:
     """Return the blocks of all banks, by the names of their tensors in the head's state; nothing where ranks share nothing."""
     if ranks.size == 1:
         return {}
