@@ -248,10 +248,10 @@ class ListedRows(CenterTable):
 
     def negatives(self, every_label_B: Tensor) -> Negatives:
         negatives = super().negatives(every_label_B)
-        if len(self.listed) == 0:
-            return negatives
-        negatives = negatives.without(self.listed)
-        return negatives._replace(trained_TD=normalize(self.weight, dim=1), trained_labels_T=self.listed)
+        return negatives.without(self.listed) if len(self.listed) else negatives
+
+    def trained(self) -> tuple[Tensor, Tensor] | None:
+        return (normalize(self.weight, dim=1), self.listed) if len(self.listed) else None
 
 
 def test_a_bank_that_trains_nobody_is_the_default() -> None:

@@ -298,9 +298,9 @@ class AttFC(Head):
         """Return this rank's rows before the batch is kept, and its part of the batch's new centers, if they join, with their labels."""
         every_label_B = batch.every_label_B
         negatives = self.negatives.negatives(every_label_B)
-        trained_TD, trained_labels_T = negatives.trained_TD, negatives.trained_labels_T
+        trained = self.negatives.trained()
         if self.in_batch == "none":
-            return negatives, trained_TD, trained_labels_T
+            return negatives, *(trained or (None, None))
         new_BD, new_labels_B = every_new_BD, every_label_B
         if self.negatives.one_per_identity:
             last_B = last_occurrence(every_label_B)
@@ -309,10 +309,10 @@ class AttFC(Head):
             new_labels_B = torch.where(last_B == places_B, every_label_B, EMPTY)
             negatives = negatives.without(every_label_B)  # the new centers stand in for the stored ones of the batch
         new_BD, new_labels_B = self.ranks.own(new_BD), self.ranks.own(new_labels_B)
-        if trained_TD is not None and trained_labels_T is not None:
-            joins_B = ~torch.isin(new_labels_B, trained_labels_T)
-            new_labels_B = torch.cat([torch.where(joins_B, new_labels_B, EMPTY), trained_labels_T])
-            new_BD = torch.cat([new_BD, trained_TD])
+        if trained is not None:
+            joins_B = ~torch.isin(new_labels_B, trained[1])
+            new_BD = torch.cat([new_BD, trained[0]])
+            new_labels_B = torch.cat([torch.where(joins_B, new_labels_B, EMPTY), trained[1]])
         return negatives, new_BD, new_labels_B
 
     @torch.no_grad()

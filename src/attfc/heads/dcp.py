@@ -197,7 +197,7 @@ class DCP(Head):
         return softmax + self.hardest_weight * push
 
     def _softmax(self, slot: RecentCenters, query_BD: Tensor, positive_B: Tensor, labels_B: Tensor) -> Tensor:
-        rows_CD, row_labels_C, scales_C, *_ = slot.negatives()
+        rows_CD, row_labels_C, scales_C = slot.negatives()
         scale, ranks = self.margin.scale, self.ranks
         return container_softmax(
             query_BD, positive_B, rows_CD, row_labels_C, labels_B, scale, row_scales_C=scales_C, ranks=ranks, **self.streaming
@@ -205,7 +205,7 @@ class DCP(Head):
 
     def _push(self, slot: RecentCenters, query_BD: Tensor, labels_B: Tensor) -> Tensor:
         """Return the mean of each sample's hardest cosines, clipped at 0, (B,)."""
-        rows_CD, row_labels_C, scales_C, *_ = slot.negatives()
+        rows_CD, row_labels_C, scales_C = slot.negatives()
         options = {name: value for name, value in self.streaming.items() if name != "filtering"}
         return mean_hardest_cosine(
             query_BD, rows_CD, row_labels_C, labels_B, self.hardest, row_scales_C=scales_C, ranks=self.ranks, **options

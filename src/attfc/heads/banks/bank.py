@@ -66,16 +66,11 @@ class Recalled(NamedTuple):
 
 
 class Negatives(NamedTuple):
-    """Rows (S, D) of this rank that a step compares with, their labels int64 (S,), -1 for none, and the scales of int8 rows (S,).
-
-    A bank that trains rows gives those in `trained_TD`, with gradient, and their labels; the batch's new centers of these identities do not join.
-    """
+    """Rows (S, D) of this rank that a step compares with, their labels int64 (S,), -1 for none, and the scales of int8 rows (S,)."""
 
     rows_SD: Tensor
     labels_S: Tensor
     scales_S: Tensor | None = None
-    trained_TD: Tensor | None = None
-    trained_labels_T: Tensor | None = None
 
     def without(self, labels_B: Tensor) -> "Negatives":
         """Return the same rows, those of these identities labelled -1."""
@@ -175,6 +170,13 @@ class Bank(nn.Module):
             every_label_B: (B,) int64, of all ranks.
         """
         raise NotImplementedError
+
+    def trained(self) -> tuple[Tensor, Tensor] | None:
+        """Return rows (T, D) with gradient, negatives of every step, and their labels int64 (T,), for a bank that trains some, in one process.
+
+        The batch's new centers of these identities do not join; `recall` gives the trained ones as theirs.
+        """
+        return None
 
     def update(self, batch: Batch, every_new_BD: Tensor, recalled: Recalled) -> None:
         """Keep the new centers of all ranks' samples, (B, D) of unit length."""
