@@ -19,7 +19,6 @@ import shutil
 import warnings
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +91,8 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
 
     def finish(saved: dict[str, SavedTensor], files: dict[str, SavedFile]) -> None:
         _write_durably(partial / STATE, text)
-        manifest = Manifest(step, saved, {**files, STATE: SavedFile(len(text), zlib.crc32(text))})
-        _write_durably(partial / MANIFEST, manifest.to_json().encode())
+        files = {**files, STATE: SavedFile(bytes=len(text), crc32=zlib.crc32(text))}
+        _write_durably(partial / MANIFEST, Manifest(step=step, files=files, tensors=saved).model_dump_json().encode())
         sync_folder(partial)
         _put_in_place(partial, final)
 
@@ -141,7 +140,7 @@ def load_checkpoint(
     if only is not None:
         tree = {key: tree[key] for key in only if key in tree} if isinstance(tree, dict) else tree
         wanted = {name: tensor for name, tensor in manifest.tensors.items() if name.split("/")[0].split("~")[0] in only}
-        manifest = replace(manifest, tensors=wanted)
+        manifest = manifest.model_copy(update={"tensors": wanted})
     tensors = _targets(path, manifest, into, place)
     try:
         state = join_state(tree, tensors)

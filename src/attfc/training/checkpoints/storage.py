@@ -106,7 +106,7 @@ class FolderWriter(StorageWriter):
                 flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
                 checked.write(flat.numpy().data)
             sync(file)
-        written = _Written(name, SavedFile(checked.bytes, checked.crc32))
+        written = _Written(name, SavedFile(bytes=checked.bytes, crc32=checked.crc32))
         future.set_result([WriteResult(item.index, 0, written) for item in items])
         return future
 
@@ -125,8 +125,12 @@ class FolderWriter(StorageWriter):
                 Chunk(tuple(chunk.offsets), tuple(chunk.sizes), places[name, tuple(chunk.offsets)])
                 for chunk in entry.chunks
             )
-            dtype = DTYPE_NAMES[entry.properties.dtype]
-            tensors[name] = SavedTensor(dtype, tuple(entry.size), self._strides.get(name), chunks)
+            tensors[name] = SavedTensor(
+                dtype=DTYPE_NAMES[entry.properties.dtype],
+                size=tuple(entry.size),
+                strides=self._strides.get(name),
+                chunks=chunks,
+            )
         self._finish(tensors, files)
 
     @classmethod
