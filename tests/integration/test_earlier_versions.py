@@ -8,7 +8,8 @@ import yaml
 from attfc.config import load_config
 from attfc.config.translate import translate
 from attfc.heads import AttFC
-from attfc.run.build import new_run, resume_run
+from attfc.run.build import new_run
+from attfc.run.resuming import resume_run
 
 from .conftest import TINY
 
