@@ -23,6 +23,7 @@ from torch import Tensor
 
 from attfc.errors import UserError
 from attfc.evaluation.metrics import unit_rows
+from attfc.typing import Int64
 
 __all__ = ["STEP", "block_scores", "pair_scores", "product_error", "unit_tensor", "unusable_rows"]
 
@@ -41,7 +42,7 @@ def product_error(dimension: int, dtype: torch.dtype) -> float:
     return error / (1 - error) * 1.00001
 
 
-def unusable_rows(embeddings: npt.NDArray[Any] | Tensor) -> npt.NDArray[np.int64]:
+def unusable_rows(embeddings: npt.NDArray[Any] | Tensor) -> Int64:
     """Return the rows that have no direction: NaN, infinity or all zeros. (N, D) -> rising row numbers."""
     found = [np.zeros(0, dtype=np.int64)]
     for start in range(0, len(embeddings), _CHUNK):
@@ -57,7 +58,7 @@ def unusable_rows(embeddings: npt.NDArray[Any] | Tensor) -> npt.NDArray[np.int64
 def unit_tensor(
     embeddings: npt.NDArray[Any] | Tensor,
     device: torch.device | str | None = None,
-    order: npt.NDArray[np.int64] | None = None,
+    order: Int64 | None = None,
 ) -> Tensor:
     """Return (N, D) float32 unit rows on a device; None = where the tensor is, the CPU for an array.
 

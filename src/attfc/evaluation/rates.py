@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from attfc.errors import UserError
 from attfc.evaluation.score_checks import checked_pairs, checked_scores
+from attfc.typing import Float64
 
 __all__ = [
     "FARS",
@@ -56,7 +57,7 @@ def allowed_weight(rate: float, total: float) -> int:
     return math.floor(rate * total + _SLACK)
 
 
-def barred_place(upto: npt.NDArray[np.float64], rate: float, total: float) -> int:
+def barred_place(upto: Float64, rate: float, total: float) -> int:
     """Return the place of the first impostor that stays out when `rate` of their weight may be accepted.
 
     Args:

@@ -4,14 +4,12 @@ import numpy as np
 import numpy.typing as npt
 
 from attfc.errors import UserError
+from attfc.typing import Bools, Float64
 
 __all__ = ["checked_pairs", "checked_scores"]
 
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 
-
-def checked_scores(scores: npt.ArrayLike, what: str = "score") -> Floats:
+def checked_scores(scores: npt.ArrayLike, what: str = "score") -> Float64:
     """Return (P,) float64 scores.
 
     Raises:
@@ -38,7 +36,7 @@ def checked_scores(scores: npt.ArrayLike, what: str = "score") -> Floats:
     return scores_P
 
 
-def checked_pairs(scores: npt.ArrayLike, same: npt.ArrayLike, both_kinds: bool = True) -> tuple[Floats, Bools]:
+def checked_pairs(scores: npt.ArrayLike, same: npt.ArrayLike, both_kinds: bool = True) -> tuple[Float64, Bools]:
     """Return (P,) float64 scores, and (P,) true where both images show one person.
 
     Raises:

@@ -24,7 +24,7 @@ Source: the protocol of MFR-ALL (InsightFace challenge), which scores all pairs 
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -41,6 +41,7 @@ from attfc.evaluation.protocols.highest_impostors import COLUMNS, ROWS, highest_
 from attfc.evaluation.rates import FARS, allowed_weight, check_rates, far_name, not_stated, pairs_needed, tar_of_kinds
 from attfc.evaluation.tail_sample import EXACT_IMPOSTORS, TailSample, tail_of
 from attfc.precision import fast_bfloat16, without_autocast
+from attfc.typing import Float32, Float64, Int64, Progress
 
 __all__ = [
     "ALL_PAIRS_FARS",
@@ -53,8 +54,6 @@ __all__ = [
     "score_groups",
 ]
 
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 Precision = Literal["auto", "float32", "bfloat16", "float64"]
 
 ALL_PAIRS_FARS: tuple[float, ...] = (1e-4, 1e-5, 1e-6)
@@ -69,9 +68,9 @@ _BYTES_SCRATCH = 2**27  # pairs being scored again, a tile in float64
 class HardPairs:
     """The pairs that fooled the model most, worst first: rows of the embeddings, and the cosine."""
 
-    first: Ints
-    second: Ints
-    scores: Floats
+    first: Int64
+    second: Int64
+    scores: Float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,13 +91,13 @@ class AllPairs:
     """
 
     images: int
-    genuine_scores: npt.NDArray[np.float32]
-    genuine_labels: Ints
-    top_impostors: npt.NDArray[np.float32]
-    top_labels: Ints
-    top_codes: Ints
+    genuine_scores: Float32
+    genuine_labels: Int64
+    top_impostors: Float32
+    top_labels: Int64
+    top_codes: Int64
     identities: int
-    identity_images: Ints
+    identity_images: Int64
     impostor_pairs: int
     tar_at_far: dict[float, float | None]
     threshold_at_far: dict[float, float | None]
@@ -160,7 +159,7 @@ class AllPairs:
             "notes": list(self.notes),
         }
 
-    def curve(self, points: int = 200) -> tuple[Floats, Floats]:
+    def curve(self, points: int = 200) -> tuple[Float64, Float64]:
         """Return (FAR, TAR) for plotting: numbers of false accepts spread evenly over the logarithm, each exact."""
         most = len(self.top_impostors) - 1 if len(self.top_impostors) < self.impostor_pairs else self.impostor_pairs
         if most < 1:
@@ -220,7 +219,7 @@ def score_all_pairs(
     spare: float = 1.0,
     precision: Precision = "auto",
     device: torch.device | str | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> AllPairs:
     """Score all pairs of images and return exact TAR at FAR.
 
@@ -377,7 +376,7 @@ def _full_float32() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def _genuine(rows_ND: Tensor, starts: Ints) -> npt.NDArray[np.float32]:
+def _genuine(rows_ND: Tensor, starts: Int64) -> Float32:
     """Scores of all pairs within an identity, identity by identity, (0, 1), (0, 2) ... (1, 2) ... of its rows."""
     partners = _partners(starts)
     scores = np.empty(int(partners.sum()), dtype=np.float32)
@@ -394,12 +393,12 @@ def _genuine(rows_ND: Tensor, starts: Ints) -> npt.NDArray[np.float32]:
     return scores
 
 
-def _partners(starts: Ints) -> Ints:
+def _partners(starts: Int64) -> Int64:
     """How many later rows of its identity each row has."""
     return np.repeat(starts[1:], np.diff(starts)) - np.arange(starts[-1]) - 1
 
 
-def _hardest_genuine(genuine: npt.NDArray[np.float32], order: Ints, starts: Ints, number: int) -> HardPairs:
+def _hardest_genuine(genuine: Float32, order: Int64, starts: Int64, number: int) -> HardPairs:
     number = min(number, len(genuine))
     lowest = np.argpartition(genuine, number - 1)[:number] if number else np.zeros(0, dtype=np.int64)
     lowest = lowest[np.lexsort((lowest, genuine[lowest]))]
@@ -409,10 +408,10 @@ def _hardest_genuine(genuine: npt.NDArray[np.float32], order: Ints, starts: Ints
     return _hard_pairs(order[first], order[second], genuine[lowest])
 
 
-def _hard_pairs(first: Ints, second: Ints, scores: npt.NDArray[np.float32]) -> HardPairs:
+def _hard_pairs(first: Int64, second: Int64, scores: Float32) -> HardPairs:
     return HardPairs(np.minimum(first, second), np.maximum(first, second), scores.astype(np.float64))
 
 
-def _threshold(top: npt.NDArray[np.float32], far: float, impostor_pairs: int) -> float:
+def _threshold(top: Float32, far: float, impostor_pairs: int) -> float:
     allowed = allowed_weight(far, impostor_pairs)
     return -1.0 if allowed >= impostor_pairs else float(top[allowed])

@@ -30,10 +30,9 @@ from attfc.evaluation.protocols.search import rank_one as identify
 from attfc.evaluation.rates import FARS
 from attfc.evaluation.samples import PairListSample
 from attfc.evaluation.tail_sample import EXACT_IMPOSTORS
+from attfc.typing import Float64, Int64
 
 __all__ = ["PROTOCOL", "HardestPair", "HeldOutEvaluation", "evaluate_store"]
-
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -244,7 +243,7 @@ def _refuse_one_kind(store: Store, wanted: Pairs, kept: Pairs, broken: Sequence[
     )
 
 
-def _gallery(store: Store, limit: int, seed: int) -> tuple[Ints, tuple[str, ...]]:
+def _gallery(store: Store, limit: int, seed: int) -> tuple[Int64, tuple[str, ...]]:
     """All positions, or those of whole identities drawn by seed, up to `limit` images."""
     if limit < 2:
         raise UserError(f"gallery_images={limit}: use at least 2")
@@ -265,9 +264,9 @@ def _hardest(
     store: Store,
     number: int,
     pairs: Pairs,
-    scores: npt.NDArray[np.float64],
+    scores: Float64,
     everything: AllPairs | None,
-    gallery_positions: Ints,
+    gallery_positions: Int64,
 ) -> tuple[HardestPair, ...]:
     found: list[tuple[bool, float, int, int]] = []
     if everything is not None:

@@ -21,11 +21,10 @@ from attfc.errors import UserError
 from attfc.evaluation.exact_scores import block_scores, unit_tensor
 from attfc.evaluation.rates import far_name, not_stated, tar_of_kinds
 from attfc.evaluation.samples import SearchSample, ShareSample
+from attfc.typing import Bools, Float64, Int64
 
 __all__ = ["Identification", "RankOne", "identify", "rank_one", "search_sample"]
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 Strangers = Literal["absent", "mate_removed"]
 
 _TIE = 1e-6  # cosines of float32 products are rounded by about this much; equal images must count as equal
@@ -48,10 +47,10 @@ class Identification:
     gallery_rows: int
     rank_rates: dict[int, float | None]
     tpir_at_fpir: dict[float, float | None]
-    probe_ranks: Ints
-    mate_scores: Floats
+    probe_ranks: Int64
+    mate_scores: Float64
     probe_labels: npt.NDArray[Any]
-    stranger_scores: Floats
+    stranger_scores: Float64
     stranger_labels: npt.NDArray[Any]
     notes: tuple[str, ...] = ()
 
@@ -75,8 +74,8 @@ class RankOne:
     rate: float
     probes: int
     gallery: int
-    hits: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_), repr=False, compare=False)
-    labels: Ints = field(default_factory=lambda: np.zeros(0, np.int64), repr=False, compare=False)
+    hits: Bools = field(default_factory=lambda: np.zeros(0, np.bool_), repr=False, compare=False)
+    labels: Int64 = field(default_factory=lambda: np.zeros(0, np.int64), repr=False, compare=False)
 
     def sample(self) -> ShareSample:
         """Return the probes with the identities behind them, for intervals."""
@@ -90,7 +89,7 @@ def search_sample(searches: Sequence[Identification]) -> SearchSample:
     labels, number = np.unique(np.concatenate([*probes, *strangers]), return_inverse=True)
     mated = sum(map(len, probes))
 
-    def numbered(parts: list[npt.NDArray[Any]]) -> Ints:
+    def numbered(parts: list[npt.NDArray[Any]]) -> Int64:
         return np.repeat(np.arange(len(parts)), [len(part) for part in parts])
 
     def stated(rates: list[Mapping[Any, float | None]]) -> tuple[Any, ...]:
@@ -216,8 +215,8 @@ def identify(
 
 
 def _search(
-    gallery_ND: Tensor, column_N: Ints, identities: int, probe_MD: Tensor, own_M: Ints, budget: int
-) -> tuple[Floats, Ints, Floats]:
+    gallery_ND: Tensor, column_N: Int64, identities: int, probe_MD: Tensor, own_M: Int64, budget: int
+) -> tuple[Float64, Int64, Float64]:
     """For each probe: score of its own identity (-inf without), others scoring as high, best score of the others (-inf if none)."""
     on = probe_MD.device
     gallery_64, columns = gallery_ND.double(), torch.from_numpy(column_N).to(on)
@@ -285,7 +284,7 @@ def rank_one(
             "an identity with two images and a second identity"
         )
     labels_N = torch.from_numpy(dense).to(rows_ND.device)
-    found: list[npt.NDArray[np.bool_]] = []
+    found: list[Bools] = []
     for start in range(0, len(probes), block):
         probe_B = torch.from_numpy(probes[start : start + block]).to(rows_ND.device)
         scores_BN = rows_ND[probe_B] @ rows_ND.T

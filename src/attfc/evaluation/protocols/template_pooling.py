@@ -19,10 +19,10 @@ from torch import Tensor
 
 from attfc.errors import UserError
 from attfc.evaluation.exact_scores import block_scores, unit_tensor
+from attfc.typing import Float32, Int64
 
 __all__ = ["TemplateMode", "Templates", "pool_templates", "score_template_pairs"]
 
-Ints = npt.NDArray[np.int64]
 
 _POOL_ROWS = 8192  # rows of a block: 32 MiB at 512 numbers in float64
 _BLOCK_SCORES = 2**22  # scores computed at a time
@@ -77,12 +77,12 @@ class Templates:
         empty: (E,) int64 ids of templates that have faces but none of use, or whose faces cancel out.
     """
 
-    ids: Ints
+    ids: Int64
     vectors: Tensor
-    faces: Ints
-    empty: Ints
+    faces: Int64
+    empty: Int64
 
-    def rows(self, ids: Ints) -> Ints:
+    def rows(self, ids: Int64) -> Int64:
         """Return the row of each id, -1 where the template has no face."""
         if not len(self.ids):
             return np.full(len(ids), -1, dtype=np.int64)
@@ -164,7 +164,7 @@ def pool_templates(
     return Templates(found, unit_tensor(sums_TD[sound_T]), faces, np.setdiff1d(ids, found))
 
 
-def _blocks_of_segments(starts: Ints, total: int, rows: int) -> list[tuple[int, int]]:
+def _blocks_of_segments(starts: Int64, total: int, rows: int) -> list[tuple[int, int]]:
     """Ranges of segments that hold about `rows` rows each; a larger segment is a block of its own."""
     blocks, first = [], 0
     while first < len(starts):
@@ -176,7 +176,7 @@ def _blocks_of_segments(starts: Ints, total: int, rows: int) -> list[tuple[int, 
     return blocks
 
 
-def score_template_pairs(vectors_TD: Tensor, first_P: Ints, second_P: Ints) -> npt.NDArray[np.float32]:
+def score_template_pairs(vectors_TD: Tensor, first_P: Int64, second_P: Int64) -> Float32:
     """Return the exact cosine of each pair of rows, (P,) float32, multiples of 2^-24 (see `exact_scores`).
 
     IJB compares few templates with many, so the matrix of all scores between them holds only a few times the pairs asked for: it is
@@ -207,11 +207,11 @@ def score_template_pairs(vectors_TD: Tensor, first_P: Ints, second_P: Ints) -> n
     return scores
 
 
-def _dense(rows_P: Ints, total: int) -> tuple[Ints, npt.NDArray[Any]]:
+def _dense(rows_P: Int64, total: int) -> tuple[Int64, npt.NDArray[Any]]:
     """Return the rows that occur, rising, and for each of `rows_P` its place among them, in as few bits as it takes."""
     present = np.zeros(total, dtype=np.bool_)
     present[rows_P] = True
-    found: Ints = np.flatnonzero(present).astype(np.int64)
+    found: Int64 = np.flatnonzero(present).astype(np.int64)
     place: npt.NDArray[Any] = np.zeros(total, dtype=np.uint16 if len(found) < 2**16 else np.int64)
     place[found] = np.arange(len(found))
     return found, place[rows_P]

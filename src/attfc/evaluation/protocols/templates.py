@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from attfc.errors import UserError
 from attfc.evaluation.bootstrap import FigurePath, Sample, linked_identities
-from attfc.evaluation.embed import BrokenImage, Embedder, Progress, check_broken_limit
+from attfc.evaluation.embed import BrokenImage, Embedder, check_broken_limit
 from attfc.evaluation.embedding_cache import FaceEmbeddings, default_cache
 from attfc.evaluation.metrics import ScoredPairs
 from attfc.evaluation.protocols.protocol import Board, Cell, Outcome, Protocol, Subject, Table, noted, one_path
@@ -31,6 +30,7 @@ from attfc.evaluation.protocols.template_lists import SubjectList, TemplateLists
 from attfc.evaluation.protocols.template_pooling import TemplateMode, Templates, pool_templates, score_template_pairs
 from attfc.evaluation.rates import far_name, not_stated
 from attfc.evaluation.tail_sample import TailSample
+from attfc.typing import Bools, Float32, Int64, Progress
 
 __all__ = [
     "PROTOCOL",
@@ -45,8 +45,6 @@ __all__ = [
     "verify_templates",
 ]
 
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 SET_NAMES = {"ijbb": "IJB-B", "ijbc": "IJB-C"}
 TEMPLATE_FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -76,7 +74,7 @@ class TemplateVerification:
     skipped_genuine: int
     skipped_impostors: int
     notes: tuple[str, ...]
-    scores: npt.NDArray[np.float32] = field(repr=False)
+    scores: Float32 = field(repr=False)
     same: Bools = field(repr=False)
     scored: Bools = field(repr=False)
 
@@ -191,7 +189,7 @@ def search_templates(
     if lost_probes:
         notes.append(f"{lost_probes:,} of {len(probe_rows):,} probes were left out: no usable face")
     found: dict[str, Identification] = {}
-    enrolled: list[tuple[Tensor, Ints]] = []
+    enrolled: list[tuple[Tensor, Int64]] = []
     lost_enrolled = 0
     for gallery in galleries:
         rows = templates.rows(gallery.templates)
@@ -375,7 +373,7 @@ def _evaluate_mode(
     )
 
 
-def subjects_of_templates(lists: TemplateLists) -> tuple[Ints, Ints]:
+def subjects_of_templates(lists: TemplateLists) -> tuple[Int64, Int64]:
     """Return all template numbers, rising, and who each shows, numbered from 0, as far as the lists say.
 
     Galleries and probes name subjects; templates of a genuine pair show one.
