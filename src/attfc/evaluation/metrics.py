@@ -21,12 +21,20 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from attfc.errors import UserError
-from attfc.evaluation.rates import FARS, allowed_weight, barred_place, check_rates, far_name, not_stated, tar_at_far
-from attfc.evaluation.score_checks import checked_pairs
+from attfc.evaluation.rates import (
+    FARS,
+    allowed_weight,
+    barred_place,
+    check_rates,
+    checked_pairs,
+    far_name,
+    not_stated,
+    tar_at_far,
+)
+from attfc.evaluation.unit_rows import cosine_of_pairs, squared_distances_of_pairs, unit_rows
 from attfc.typing import Bools, Float64, Int64
 
 __all__ = [
@@ -36,17 +44,14 @@ __all__ = [
     "ScoredPairs",
     "Thresholds",
     "area_under_roc",
-    "cosine_of_pairs",
     "crossing",
     "equal_error_rate",
     "evaluate_pairs",
     "evaluate_scores",
     "fold_numbers",
     "roc",
-    "squared_distances_of_pairs",
     "tar_at_far",
     "tar_at_nearest_far",
-    "unit_rows",
 ]
 
 Thresholds = Literal["exact", "grid"]
@@ -104,51 +109,6 @@ class PairScores:
             "tar_at_far": {far_name(far): tar for far, tar in self.tar_at_far.items()},
             "notes": list(self.notes),
         }
-
-
-def unit_rows(vectors: npt.NDArray[Any] | Tensor) -> Float64:
-    """Return the rows at length 1, in float64 on the CPU.
-
-    Raises:
-        UserError: a row holds NaN or infinity, or has length 0; the message names the first such row and counts them.
-    """
-    if isinstance(vectors, Tensor):
-        vectors = vectors.detach().to("cpu", torch.float64).numpy()
-    rows = np.asarray(vectors, dtype=np.float64)
-    if rows.ndim != 2:
-        raise UserError(f"embeddings have shape {rows.shape}: pass one row per image, (N, D)")
-    # Scaled by the largest element first: a row of tiny or huge numbers has a direction too, but its squares overflow.
-    peak = np.abs(rows).max(axis=1, initial=0.0, keepdims=True)
-    bad = np.flatnonzero(~(np.isfinite(peak) & (peak > 0)).ravel())
-    if bad.size:
-        first = int(bad[0])
-        what = "length 0" if peak[first, 0] == 0 else "NaN or infinity"
-        raise UserError(
-            f"embedding {first} has {what} ({bad.size} of {len(rows)} embeddings are unusable): "
-            "check the model for divergence, lower the learning rate or take an earlier checkpoint"
-        )
-    scaled = rows / peak
-    return np.asarray(scaled / np.linalg.norm(scaled, axis=1, keepdims=True), dtype=np.float64)
-
-
-def cosine_of_pairs(unit_ND: npt.NDArray[Any], first_P: Int64, second_P: Int64) -> Float64:
-    """Return the cosines of pairs of unit rows, (P,) float64, 65,536 pairs at a time."""
-    scores = np.empty(len(first_P), dtype=np.float64)
-    for start in range(0, len(first_P), 65536):
-        part = slice(start, start + 65536)
-        left, right = unit_ND[first_P[part]].astype(np.float64), unit_ND[second_P[part]].astype(np.float64)
-        scores[part] = np.einsum("pd,pd->p", left, right)
-    return scores
-
-
-def squared_distances_of_pairs(unit_ND: npt.NDArray[Any], first_P: Int64, second_P: Int64) -> Float64:
-    """Return |a - b|^2 of pairs of rows, (P,) float64, from the differences as the published scripts do, not as 2 - 2 cos."""
-    distances = np.empty(len(first_P), dtype=np.float64)
-    for start in range(0, len(first_P), 65536):
-        part = slice(start, start + 65536)
-        difference = unit_ND[first_P[part]].astype(np.float64) - unit_ND[second_P[part]].astype(np.float64)
-        distances[part] = np.sum(np.square(difference), axis=1)
-    return distances
 
 
 def fold_numbers(pairs: int, folds: int) -> Int64:

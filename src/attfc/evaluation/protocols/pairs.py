@@ -20,20 +20,13 @@ from attfc.data.stores.verification_sets import VerificationSet, read_verificati
 from attfc.errors import UserError, nearest
 from attfc.evaluation.bootstrap import FigurePath, linked_identities
 from attfc.evaluation.embed import BrokenImage, Embedder, ImageSource
-from attfc.evaluation.metrics import (
-    PairScores,
-    Thresholds,
-    cosine_of_pairs,
-    evaluate_scores,
-    fold_numbers,
-    squared_distances_of_pairs,
-    unit_rows,
-)
+from attfc.evaluation.metrics import PairScores, Thresholds, evaluate_scores, fold_numbers
 from attfc.evaluation.people import few_people
 from attfc.evaluation.protocols.pair_lists import Pairs, read_pairs
 from attfc.evaluation.protocols.protocol import Board, Cell, Outcome, Protocol, Subject, Table, one_path
 from attfc.evaluation.rates import FARS, far_name
 from attfc.evaluation.samples import PairListSample
+from attfc.evaluation.unit_rows import cosine_of_pairs, squared_distances_of_pairs, unit_rows
 from attfc.evaluation.unseen import SharedPeople
 from attfc.typing import Int64, Progress
 

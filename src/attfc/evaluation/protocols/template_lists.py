@@ -21,9 +21,10 @@ import numpy as np
 from attfc.data.text_lines import BLANK, LineBlock, line_blocks, open_regular, whole_numbers
 from attfc.errors import UserError
 from attfc.evaluation.alignment import similarity_to_template
+from attfc.evaluation.bootstrap import linked_identities
 from attfc.typing import Bools, Float64, Int64, Progress
 
-__all__ = ["FaceList", "SubjectList", "TemplateLists", "TemplatePairs", "read_template_lists"]
+__all__ = ["FaceList", "SubjectList", "TemplateLists", "TemplatePairs", "read_template_lists", "subjects_of_templates"]
 
 
 _NOT_BLANK = ~BLANK & (np.arange(256) != 0x0A)
@@ -334,3 +335,29 @@ def _whole(word: bytes) -> bool:
 def _malformed(path: Path, number: int, line: bytes, what: str) -> UserError:
     shown = line[:80].decode("utf-8", "backslashreplace")
     return UserError(f"{path}: line {number}: {shown!r}: a line is {what}")
+
+
+def subjects_of_templates(lists: TemplateLists) -> tuple[Int64, Int64]:
+    """Return all template numbers, rising, and who each shows, numbered from 0, as far as the lists say.
+
+    Galleries and probes name subjects; templates of a genuine pair show one.
+    """
+    pairs = lists.pairs
+    named = [*lists.galleries, *(() if lists.probes is None else (lists.probes,))]
+    ids = np.unique(
+        np.concatenate(
+            [
+                lists.faces.templates,
+                *(one.templates for one in named),
+                *(() if pairs is None else (pairs.first, pairs.second)),
+            ]
+        )
+    )
+    subjects = np.unique(np.concatenate([np.zeros(0, np.int64), *(one.subjects for one in named)]))
+    first = [np.searchsorted(ids, one.templates) for one in named]
+    second = [len(ids) + np.searchsorted(subjects, one.subjects) for one in named]
+    if pairs is not None:
+        first.append(np.searchsorted(ids, pairs.first[pairs.same]))
+        second.append(np.searchsorted(ids, pairs.second[pairs.same]))
+    linked = linked_identities(len(ids) + len(subjects), np.concatenate(first), np.concatenate(second))
+    return ids, np.unique(linked[: len(ids)], return_inverse=True)[1].astype(np.int64)
