@@ -159,15 +159,15 @@ def test_a_run_that_is_being_trained_is_not_resumed(tmp_path) -> None:
 
 def signalled(monkeypatch, number, step, times=1):
     """Send this process a signal in the middle of a step."""
-    original = Trainer.forward
+    original = Trainer.train_step
 
-    def forward(self, batch):
+    def train_step(self, batches):
         if self.step + 1 == step:
             for _ in range(times):
                 os.kill(os.getpid(), number)
-        return original(self, batch)
+        return original(self, batches)
 
-    monkeypatch.setattr(Trainer, "forward", forward)
+    monkeypatch.setattr(Trainer, "train_step", train_step)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -78,7 +78,8 @@ class RunScreen:
         if run.interrupted:
             err.print(run.stopped, markup=False)
             return
-        lines = [] if run.metrics is None else _headline(run.metrics, run.intervals, run.trainer.evaluated_on)
+        evaluation = run.trainer.evaluation
+        lines = _headline(evaluation.last, run.intervals, evaluation.on) if evaluation and evaluation.last else []
         lines += [f"model   {folder / 'model'}", *([f"report  {run.report}"] if run.report else [])]
         lines.append(f"next    attfc evaluate {folder} held-out OTHER_PEOPLE")
         for line in lines:

@@ -35,8 +35,7 @@ from attfc.run.components import (
     schedule_of,
 )
 from attfc.run.data import open_data
-from attfc.run.evaluating import evaluator_of
-from attfc.run.judged_pairs import judged_pairs
+from attfc.run.evaluating import evaluation_of, judged_pairs
 from attfc.run.resolved import fewest_steps_notes, resolve
 from attfc.run.resuming import (
     check_people,
@@ -53,7 +52,9 @@ from attfc.training.batch_norm import synchronize_batch_norm
 from attfc.training.checkpoints.checkpoint import latest_checkpoint
 from attfc.training.checkpoints.manifest import read_manifest
 from attfc.training.people import people_of
+from attfc.training.progress import RunLog
 from attfc.training.run_folder import fresh_folder, locked, remove_unsaved
+from attfc.training.step import Augmented, TrainStep
 from attfc.training.trackers import TRACKERS, open_trackers, refuse_missing, shared_settings
 from attfc.training.trainer import Trainer
 from attfc.typing import Progress
@@ -88,7 +89,7 @@ class Run:
     @property
     def metrics(self) -> dict[str, Any] | None:
         """Metrics of the last evaluation, as in evaluation.json; None where there was none."""
-        return self.trainer.last_evaluation
+        return None if self.trainer.evaluation is None else self.trainer.evaluation.last
 
     @property
     def model(self) -> FaceModel:
@@ -258,32 +259,33 @@ def _assemble(
     schedule, total_steps = schedule_of(config, optimizer, loader.epoch_length, notes)
     notes += fewest_steps_notes(config, len(store), total_steps)
     trainer = Trainer(
-        pair=pair,
-        head=head,
-        loader=loader,
-        augment=Augment(**config.augment.model_dump()),
-        optimizer=optimizer,
-        schedule=schedule,
-        device=device,
-        total_steps=total_steps,
-        run_folder=folder or Path(),
+        TrainStep(
+            pair,
+            head,
+            optimizer,
+            Augmented(Augment(**config.augment.model_dump()), device, config.precision.channels_last),
+            device=device,
+            autocast_dtype=AMP_DTYPES[config.precision.amp],
+            clip=config.optimizer.clip,
+            ranks=ranks,
+        ),
+        schedule,
+        loader,
+        total_steps,
+        folder or Path(),
         model_config={
             "network": config.backbone.name,
             "options": config.backbone.options,
             "training_data": training_data(config, start),
         },
-        autocast_dtype=AMP_DTYPES[config.precision.amp],
-        channels_last=config.precision.channels_last,
         accumulation=config.optimizer.accumulation,
-        clip=config.optimizer.clip,
-        evaluate_every=config.eval.every,
-        best_by=config.eval.best_by,
         checkpoint_every=config.checkpoint.every,
         keep_checkpoints=config.checkpoint.keep,
-        log_every=config.log.every,
-        tensorboard=config.log.tensorboard,
-        open_trackers=lambda run_folder: open_trackers(trackers, run_folder, shared_settings(config)),
-        ranks=ranks,
+        log=RunLog(
+            config.log.every,
+            config.log.tensorboard,
+            lambda run_folder: open_trackers(trackers, run_folder, shared_settings(config)),
+        ),
         people=people_of(store),
     )
     ranks.draw_apart(0)
@@ -294,7 +296,7 @@ def _assemble(
         earlier = None if start is None else start.lineage
         run.shared = ranks.once(lambda: compare_with_run(config, held_out, progress, training=store, earlier=earlier))
         notes += filter(None, [run.shared.screen_note])
-        trainer.evaluate = evaluator_of(run, pairs)
+        trainer.evaluation = evaluation_of(run, pairs)
     elif config.eval.pairs:
         notes.append(f"eval.pairs={config.eval.pairs} is not read: set eval.root= to the images of its people")
     return run

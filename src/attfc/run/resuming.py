@@ -167,7 +167,7 @@ def finished(run: "Run") -> str | None:
     """Return what to say of a resumed run that has nothing left to do; None: it has."""
     trainer, folder = run.trainer, run.folder
     written = [folder / "model" / "model.safetensors"]
-    if trainer.evaluate is not None:
+    if trainer.evaluation is not None:
         written.append(folder / "evaluation.json")
     if run.config.report.write:
         written.append(folder / "report.html")
