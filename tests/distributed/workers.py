@@ -29,7 +29,8 @@ from attfc.heads import (
     RecentCenters,
 )
 from attfc.losses import AdaFace, CombinedMargin, CosFace
-from attfc.run.build import new_run, resume_run
+from attfc.run.build import new_run
+from attfc.run.resuming import resume_run
 from attfc.training.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from attfc.training.checkpoints.sharded_state import ShardedState
 from attfc.training.optimizers import build_optimizer, parameter_groups
