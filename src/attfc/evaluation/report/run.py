@@ -18,7 +18,7 @@ from PIL import Image
 
 from attfc.data.stores.store import Store
 from attfc.errors import UserError
-from attfc.evaluation.bootstrap import FigurePath
+from attfc.evaluation.bootstrap import FigurePath, figure_at
 from attfc.evaluation.report.page import (
     Beside,
     Block,
@@ -46,7 +46,7 @@ from attfc.evaluation.report.people import (
     tar_columns,
 )
 from attfc.evaluation.report.plots import line_figure, roc_figure, score_figure
-from attfc.evaluation.report.run_record import RunRecord, column_of, drawn_from, read_run, setting
+from attfc.evaluation.report.run_record import RunRecord, column_of, drawn_from, read_run
 from attfc.evaluation.results import finite, stated_intervals
 
 __all__ = ["write_report"]
@@ -99,8 +99,8 @@ def write_report(run_folder: str | os.PathLike[str], store: Store | None = None,
 
 def _heading(run: RunRecord) -> tuple[str, str]:
     """What the run is of, and its state."""
-    named = [setting(run.config, part, "name") or setting(run.config, part) for part in ("head", "backbone")]
-    parts = [*named, setting(run.config, "data", "root"), run.environment.get("started")]
+    named = [figure_at(run.config, (part, "name")) or run.config.get(part) for part in ("head", "backbone")]
+    parts = [*named, figure_at(run.config, ("data", "root")), run.environment.get("started")]
     steps = column_of(run.train, "step")[1]
     at = f" at step {steps[-1]:,.0f}" if steps else ""
     state = "finished" if run.finished else f"not finished{at}: interrupted or still running"
@@ -192,7 +192,7 @@ def _verification(run: RunRecord) -> list[Block]:
         return []
     drawn: list[Block] = []
     if (listed := _list_of_pairs(run)) is not None:
-        curve, impostors = None, finite(setting(figures, "all_pairs", "impostor_pairs"))
+        curve, impostors = None, finite(figure_at(figures, ("all_pairs", "impostor_pairs")))
         if impostors and len(run.arrays.get("all_pairs_far", ())):
             curve = (run.arrays["all_pairs_far"], run.arrays["all_pairs_tar"], int(impostors))
         drawn = [
@@ -214,7 +214,7 @@ def _verification(run: RunRecord) -> list[Block]:
 
 def _about_intervals(figures: Mapping[str, Any]) -> str:
     """What the brackets are, where there are any."""
-    confidence, resamples = (finite(setting(figures, "uncertainty", name)) for name in ("confidence", "resamples"))
+    confidence, resamples = (finite(figure_at(figures, ("uncertainty", name))) for name in ("confidence", "resamples"))
     if confidence is None or resamples is None or not stated_intervals(figures):
         return ""
     people = finite(figures.get("interval_identities"))
@@ -295,7 +295,7 @@ def _training(run: RunRecord) -> list[Block]:
 
 def _tar_of_step(record: Mapping[str, Any]) -> dict[str, Any]:
     holder = record["all_pairs"] if isinstance(record.get("all_pairs"), dict) else record
-    return {"step": record.get("step"), "tar": setting(holder, "tar_at_far", "0.01")}
+    return {"step": record.get("step"), "tar": figure_at(holder, ("tar_at_far", "0.01"))}
 
 
 def _hardest_pairs(run: RunRecord, store: Store | None) -> list[Pair]:

@@ -6,7 +6,7 @@ error with its file and line, except the last line of metrics.jsonl, which a kil
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ from attfc.errors import UserError
 from attfc.evaluation.npz_file import read_npz
 from attfc.evaluation.results import finite
 
-__all__ = ["RunRecord", "column_of", "drawn_from", "read_run", "setting"]
+__all__ = ["RunRecord", "column_of", "drawn_from", "read_run"]
 
 Drawn = TypeVar("Drawn")
 
@@ -112,14 +112,6 @@ def column_of(records: Sequence[dict[str, Any]], name: str) -> tuple[list[float]
     both = [(finite(record.get("step")), finite(record.get(name))) for record in records]
     found = [(step, value) for step, value in both if step is not None and value is not None]
     return [step for step, _ in found], [value for _, value in found]
-
-
-def setting(values: Mapping[str, Any], *path: str) -> Any:
-    """Return a value of nested mappings, None where there is none."""
-    value: Any = values
-    for name in path:
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value
 
 
 def _read_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
