@@ -140,6 +140,25 @@ def run_heads(cases: list[tuple[str, dict[str, Any], torch.dtype]]) -> list[dict
     return [run_head(*case) for case in cases]
 
 
+def full_state(kind: str, options: dict[str, Any], dtype: torch.dtype) -> tuple[dict[str, Tensor], bool]:
+    """A head's state with the rows of all ranks after some steps, and whether a new head on these ranks takes it up as it was."""
+    ranks = Ranks.world()
+    torch.manual_seed(1)
+    head, again = build(kind, options, dtype), build(kind, options, dtype)
+    for embeddings_BD, labels_B, keys_BKD in batches(dtype, labels_of(kind, options)):
+        keys_BKD = ranks.own(keys_BKD[:, : K if kind == "attfc" else 1])
+        head(ranks.own(embeddings_BD), ranks.own(labels_B), keys_BKD, **positions(head, labels_B, ranks))
+    state = head.full_state_dict()
+    again.load_state_dict(state)
+    mine, taken = head.state_dict(), again.state_dict()
+    return state, all(torch.equal(mine[name], taken[name]) for name in mine)
+
+
+def full_states(cases: list[tuple[str, dict[str, Any], torch.dtype]]) -> list[tuple[dict[str, Tensor], bool]]:
+    """`full_state` for each case, all in the same processes."""
+    return [full_state(*case) for case in cases]
+
+
 def refusals(cases: list[tuple[str, dict[str, Any]]]) -> list[str]:
     """What each head says where it cannot be built or meets a batch that it cannot take; a wrong label is on one rank only."""
     said = []
