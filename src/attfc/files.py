@@ -93,11 +93,12 @@ def read_json(path: Path, most: int, too_large: str, damaged: str = "is damaged"
     try:
         with path.open("rb") as file:
             data = file.read(most + 1)
-        if len(data) > most:
-            raise UserError(f"{path} is larger than {most} bytes: {too_large}")
-        return json.loads(data)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if len(data) > most:
+        raise UserError(f"{path} is larger than {most} bytes: {too_large}")
+    try:
+        return json.loads(data)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} {damaged}: {str(error)[:100]}") from None
 
