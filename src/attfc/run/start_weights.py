@@ -34,7 +34,6 @@ from attfc.training.run_folder import run_of
 
 __all__ = [
     "RECORD",
-    "EarlierData",
     "Lineage",
     "StartRecord",
     "StartWeights",

@@ -24,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from attfc.files import written_whole
 from attfc.training.trackers import TensorBoard, Tracker, shared_numbers
 
-__all__ = ["MetricsLog", "ProgressLine", "RunLog", "Stopwatch", "figure_of", "memory_mib"]
+__all__ = ["MetricsLog", "RunLog", "Stopwatch", "figure_of", "memory_mib"]
 
 SECONDS_BETWEEN_PLAIN_LINES = 15.0
 
