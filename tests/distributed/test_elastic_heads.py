@@ -8,30 +8,47 @@ import pytest
 import torch
 
 from .launch import on_ranks
-from .workers import STEPS, go_on, go_on_several
+from .workers import IMAGES, STEPS, go_on, go_on_several
 
-FILE = {"rows": "file", "rows_folder": gettempdir()}
+FILE = {"place": "file", "folder": gettempdir()}
+KEYS, OWN = ("keys", {"share": 0.8}), ("own", {"share": 0.8})
+
+
+def recent(count: int) -> tuple[str, dict[str, Any]]:
+    return "recent", {"count": count, "policy": "unique"}
+
+
 CASES: dict[str, tuple[str, dict[str, Any], torch.dtype, str]] = {
-    "attfc": ("attfc", {"slots": 41}, torch.float32, "sgd"),
+    "attfc": ("attfc", {"rule": KEYS, "bank": recent(41), "in_batch": "fixed"}, torch.float32, "sgd"),
     "attfc table": (
         "attfc",
-        {"slots": 25, "table": "host", "negatives": "table", "center_source": "query"},
+        {"rule": OWN, "bank": ("table", {"count": 25}), "in_batch": "fixed"},
         torch.float32,
         "sgd",
     ),
-    "attfc table file": ("attfc", {"slots": 19, "table": "file", "table_folder": gettempdir()}, torch.float32, "sgd"),
+    "attfc table file": (
+        "attfc",
+        {"rule": KEYS, "bank": recent(19), "stored": ("table", FILE), "in_batch": "fixed"},
+        torch.float32,
+        "sgd",
+    ),
     # In float32 a rounding of ranks may tip a bfloat16 number of the memory.
-    "attfc others": ("attfc", {"slots": 25, "negatives": "table", "center_source": "others"}, torch.float64, "sgd"),
+    "attfc others": (
+        "attfc",
+        {"rule": ("others", {"images": IMAGES}), "bank": ("memory", {"count": 25}), "in_batch": "fixed"},
+        torch.float64,
+        "sgd",
+    ),
     "full_fc": ("full_fc", {}, torch.float64, "sgd"),
     "full_fc adamw": ("full_fc", {"identities": 6}, torch.float64, "adamw"),
-    "partial_fc": ("partial_fc", {"sample_rate": 0.4}, torch.float64, "sgd"),
-    "partial_fc adamw": ("partial_fc", {"sample_rate": 0.4, "margin": "adaface"}, torch.float64, "adamw"),
-    "partial_fc host": ("partial_fc", {"sample_rate": 0.6, "rows": "host"}, torch.float32, "sgd"),
-    "partial_fc file": ("partial_fc", {"sample_rate": 0.5, **FILE}, torch.float32, "sgd"),
-    "full_fc file adamw": ("partial_fc", {"sample_rate": 1.0, **FILE}, torch.float32, "adamw"),
-    "dcq": ("dcq", {"slots": 30, "dtype": "int8"}, torch.float32, "sgd"),
-    "dcp": ("dcp", {"slots": 25}, torch.float32, "sgd"),
-    "dcp int8": ("dcp", {"slots": 22, "dtype": "int8", "initial": "random"}, torch.float32, "sgd"),
+    "partial_fc": ("partial_fc", {"share": 0.4}, torch.float64, "sgd"),
+    "partial_fc adamw": ("partial_fc", {"share": 0.4, "margin": "adaface"}, torch.float64, "adamw"),
+    "partial_fc host": ("partial_fc", {"share": 0.6, "place": "host"}, torch.float32, "sgd"),
+    "partial_fc file": ("partial_fc", {"share": 0.5, **FILE}, torch.float32, "sgd"),
+    "full_fc file adamw": ("partial_fc", {"share": 1.0, **FILE}, torch.float32, "adamw"),
+    "dcq": ("dcq", {"count": 30, "dtype": "int8"}, torch.float32, "sgd"),
+    "dcp": ("dcp", {"count": 25}, torch.float32, "sgd"),
+    "dcp int8": ("dcp", {"count": 22, "dtype": "int8", "initial": "random"}, torch.float32, "sgd"),
 }
 STOP = 5
 Answer = dict[str, list[torch.Tensor]]

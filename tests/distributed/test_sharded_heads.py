@@ -4,62 +4,70 @@ import pytest
 import torch
 
 from .launch import on_ranks
-from .workers import refusals, run_head, run_heads, scaled_steps
+from .workers import IMAGES, refusals, run_head, run_heads, scaled_steps
+
+
+def attfc(
+    rule: str = "keys", count: int = 41, policy: str = "unique", share: float = 0.8, in_batch: str = "fixed",
+    bank: str = "recent", stored: str | None = None, dtype: str = "float32", initial: str = "empty",
+    include_stored: bool = False, **rest: object,
+) -> dict[str, object]:  # fmt: skip
+    """Parts of an AttFC by name, as `workers.build` puts them together."""
+    options = {"keys": {"share": share, "include_stored": include_stored}, "others": {"images": IMAGES}}
+    slots = {"policy": policy, "dtype": dtype, "initial": initial} if bank == "recent" else {}
+    kept = {} if stored is None else {"stored": (stored, {})}
+    rule_options = options.get(rule, {"share": share})
+    return {"rule": (rule, rule_options), "bank": (bank, {"count": count, **slots}), "in_batch": in_batch} | kept | rest
+
 
 ATTFC = {
-    "published": {"policy": "fifo", "center_blend": 0.0, "in_batch_negatives": False, "slots": 41},
-    "tuned": {"slots": 41},
-    "fifo in batch": {"policy": "fifo", "slots": 29, "include_stored_center": True},
-    "int8 random": {"dtype": "int8", "slots": 32, "initial": "random"},
-    "bfloat16 query": {"dtype": "bfloat16", "center_source": "query", "slots": 30},
-    "filtered": {"interclass_filtering_threshold": 0.2, "filtering": "zero", "slots": 16},
-    "adaface": {"margin": "adaface", "slots": 25},
-    "table": {"table": "host", "center_source": "query", "slots": 17},
-    "drawn": {"table": "host", "negatives": "table", "slots": 25},
-    "batch": {"center_source": "batch", "slots": 17},
-    "others": {"center_source": "others", "negatives": "table", "slots": 25},
-    "drawn, two-way": {
-        "table": "host",
-        "center_source": "query",
-        "negatives": "table",
-        "slots": 25,
-        "in_batch_gradient": True,
-    },
-    "batch, two-way": {"center_source": "batch", "slots": 17, "in_batch_gradient": True, "policy": "fifo"},
-    "others, two-way": {"center_source": "others", "negatives": "table", "slots": 25, "in_batch_gradient": True},
-    "others, recent negatives": {"center_source": "others", "slots": 17},
-    "table and keys": {"table": "device", "include_stored_center": True, "policy": "fifo", "slots": 17},
+    "published": attfc(policy="fifo", share=0.0, in_batch="none"),
+    "tuned": attfc(),
+    "fifo in batch": attfc(policy="fifo", count=29, include_stored=True),
+    "int8 random": attfc(dtype="int8", count=32, initial="random"),
+    "bfloat16 query": attfc("own", dtype="bfloat16", count=30),
+    "filtered": attfc(filter_above=0.2, filtering="zero", count=16),
+    "adaface": attfc(margin="adaface", count=25),
+    "table": attfc("own", stored="table", count=17),
+    "drawn": attfc(bank="table", count=25),
+    "batch": attfc("pairs", count=17),
+    "others": attfc("others", bank="memory", count=25),
+    "drawn, two-way": attfc("own", bank="table", count=25, in_batch="push"),
+    "batch, two-way": attfc("pairs", count=17, in_batch="push", policy="fifo"),
+    "others, two-way": attfc("others", bank="memory", count=25, in_batch="push"),
+    "others, recent negatives": attfc("others", count=17),
+    "table and keys": attfc(stored="table", include_stored=True, policy="fifo", count=17),
 }
 FULL = {
     "cosface": {},
     "adaface": {"margin": "adaface", "identities": 5},
-    "filtered": {"interclass_filtering_threshold": 0.1},
-    "arcface zero": {"margin": "combined", "interclass_filtering_threshold": 0.3, "filtering": "zero"},
+    "filtered": {"filter_above": 0.1},
+    "arcface zero": {"margin": "combined", "filter_above": 0.3, "filtering": "zero"},
 }
 # At 0.4 a step sees 15 of 37 classes, at 0.01 as many as the batch.
 PARTIAL = {
-    "cosface": {"sample_rate": 0.4},
-    "adaface": {"sample_rate": 0.4, "margin": "adaface"},
-    "of the batch": {"sample_rate": 0.01, "seed": 5},
-    "of all": {"sample_rate": 1.0},
-    "of the first rank": {"identities": 600, "labels": 90, "sample_rate": 0.01},
+    "cosface": {"share": 0.4},
+    "adaface": {"share": 0.4, "margin": "adaface"},
+    "of the batch": {"share": 0.01, "seed": 5},
+    "of all": {"share": 1.0},
+    "of the first rank": {"identities": 600, "labels": 90, "share": 0.01},
     "few identities": {"identities": 5},  # of four ranks, the last has none
-    "filtered": {"sample_rate": 0.5, "interclass_filtering_threshold": 0.1},
+    "filtered": {"share": 0.5, "filter_above": 0.1},
     "combined zero": {
-        "sample_rate": 0.4,
+        "share": 0.4,
         "margin": "combined",
-        "interclass_filtering_threshold": 0.3,
+        "filter_above": 0.3,
         "filtering": "zero",
     },
 }
-DCQS = {"cosface": {"slots": 41}, "int8 random": {"dtype": "int8", "slots": 30, "initial": "random"}}
+DCQS = {"cosface": {"count": 41}, "int8 random": {"dtype": "int8", "count": 30, "initial": "random"}}
 DCPS = {
-    "cosface": {"slots": 41},
-    "all enter first": {"slots": 25, "enter_first": 1.0, "margin": "adaface"},
-    "nobody enters first": {"slots": 30, "enter_first": 0.0, "hardest_weight": 0.7, "margin": "combined"},
-    "int8 random": {"dtype": "int8", "slots": 33, "initial": "random"},
-    "bfloat16": {"dtype": "bfloat16", "slots": 19},
-    "filtered": {"slots": 29, "interclass_filtering_threshold": 0.2, "filtering": "zero"},
+    "cosface": {"count": 41},
+    "all enter first": {"count": 25, "enter_first": 1.0, "margin": "adaface"},
+    "nobody enters first": {"count": 30, "enter_first": 0.0, "hardest_weight": 0.7, "margin": "combined"},
+    "int8 random": {"dtype": "int8", "count": 33, "initial": "random"},
+    "bfloat16": {"dtype": "bfloat16", "count": 19},
+    "filtered": {"count": 29, "filter_above": 0.2, "filtering": "zero"},
 }
 
 CASES = {
@@ -71,7 +79,7 @@ CASES = {
     "attfc in float32": ("attfc", ATTFC["tuned"], torch.float32),
     "full_fc in float32": ("full_fc", {}, torch.float32),
     "partial_fc in float32": ("partial_fc", PARTIAL["cosface"], torch.float32),
-    "partial_fc on the host": ("partial_fc", {"sample_rate": 0.4, "rows": "host"}, torch.float32),
+    "partial_fc on the host": ("partial_fc", {"share": 0.4, "place": "host"}, torch.float32),
     "dcq in float32": ("dcq", DCQS["cosface"], torch.float32),
     "dcp in float32": ("dcp", DCPS["cosface"], torch.float32),
 }
@@ -129,14 +137,14 @@ def test_what_cannot_be_shared_is_refused_on_every_rank() -> None:
             "full_fc",
             {"identities": 1},
         ),
-        "container has 1 slots, fewer than the 2 ranks that share them": ("dcp", {"slots": 1}),
+        "container has 1 slots, fewer than the 2 ranks that share them": ("dcp", {"count": 1}),
         "container has 15 slots, which is smaller than the batch (16): raise slots to at least 16": (
             "dcp",
-            {"slots": 15},
+            {"count": 15},
         ),
         "container has 14 slots, which is smaller than the batch (16): raise slots to at least 16": (
             "dcq",
-            {"slots": 14},
+            {"count": 14},
         ),
         "label 36 is outside 0 to 35: build the head with identities = the data set's": (
             "partial_fc",

@@ -13,7 +13,21 @@ from attfc.config import load_config
 from attfc.config.arguments import read_words
 from attfc.distributed import Ranks, grad_scaler
 from attfc.errors import UserError
-from attfc.heads import DCP, DCQ, AttFC, CenterTable, Container, FullFC, Head, ImageMemory, PartialFC, RowStore
+from attfc.heads import (
+    DCP,
+    DCQ,
+    AttFC,
+    CenterTable,
+    FullFC,
+    Head,
+    ImageMemory,
+    KeyAttention,
+    OtherImages,
+    OwnEmbedding,
+    Pairs,
+    PartialFC,
+    RecentCenters,
+)
 from attfc.losses import AdaFace, CombinedMargin, CosFace
 from attfc.run.build import new_run, resume_run
 from attfc.training.checkpoints.checkpoint import load_checkpoint, save_checkpoint
@@ -44,10 +58,19 @@ def batches(dtype: torch.dtype, identities: int, batch: int = 16) -> list[tuple[
 
 IDENTITIES = 37  # of heads with a row per identity
 IMAGES = 180  # three of each of the other heads' identities
+PARTS: dict[str, Any] = {
+    "keys": KeyAttention,
+    "own": OwnEmbedding,
+    "pairs": Pairs,
+    "others": OtherImages,
+    "recent": RecentCenters,
+    "table": CenterTable,
+    "memory": ImageMemory,
+}
 
 
 def build(kind: str, options: dict[str, Any], dtype: torch.dtype) -> Head:
-    """A head over these ranks; `rows` is a kind of RowStore, `rows_folder` its folder, `labels` of the batches."""
+    """A head over these ranks; `rule`, `bank` and `stored` name parts of AttFC with their options, `labels` are of the batches."""
     options = {
         "block_mib": 0.001,
         **options,
@@ -57,20 +80,12 @@ def build(kind: str, options: dict[str, Any], dtype: torch.dtype) -> Head:
     options.pop("labels", None)
     identities = options.pop("identities", IDENTITIES)
     if kind == "attfc":
-        place = options.pop("table", None)
-        if place:
-            folder = options.pop("table_folder", None)
-            store = RowStore(place, Path(folder) if folder else None)
-            options["table"] = CenterTable(60, D, place=store, ranks=options["ranks"])
-        if options.get("center_source") == "others":
-            options["memory"] = ImageMemory(IMAGES, 60, D, ranks=options["ranks"])
-        return AttFC(D, keys_per_query=K, **options)
-    if kind == "full_fc":
-        return FullFC(D, identities, **options).to(dtype)
-    if kind == "partial_fc":
-        folder = options.pop("rows_folder", None)
-        rows = RowStore(options.pop("rows", "device"), Path(folder) if folder else None)
-        return PartialFC(D, identities, rows=rows, **options).to(dtype)
+        parts = {"center": "rule", "negatives": "bank", "stored": "stored"}
+        named = {part: PARTS[options[name][0]](**options[name][1]) for part, name in parts.items() if name in options}
+        rest = {name: value for name, value in options.items() if name not in parts.values()}
+        return AttFC(D, identities=60, **named, **rest)
+    if kind in ("full_fc", "partial_fc"):
+        return {"full_fc": FullFC, "partial_fc": PartialFC}[kind](D, identities, **options).to(dtype)
     return {"dcq": DCQ, "dcp": DCP}[kind](D, **options)
 
 
@@ -90,7 +105,7 @@ def run_head(kind: str, options: dict[str, Any], dtype: torch.dtype) -> dict[str
     ranks = Ranks.world()
     torch.manual_seed(1)
     head = build(kind, options, dtype)
-    containers = [module for module in head.modules() if isinstance(module, Container)]
+    containers = [module for module in head.modules() if isinstance(module, RecentCenters)]
     losses, gradients, weights, labels, figures = [], [], [], [], []
     for embeddings_BD, labels_B, keys_BKD in batches(dtype, labels_of(kind, options)):
         own_BD = ranks.own(embeddings_BD).clone().requires_grad_()
@@ -108,10 +123,11 @@ def run_head(kind: str, options: dict[str, Any], dtype: torch.dtype) -> dict[str
                 head.weight -= weights[-1]
     last = [container.rows.double() for container in containers]
     last += [head.weight.detach()] if hasattr(head, "weight") else []
-    last += [head.table.rows.double()] if isinstance(head, AttFC) and head.table is not None else []
-    last += [head.memory.rows.double(), head.memory.sums] if isinstance(head, AttFC) and head.memory is not None else []
+    banks = head.banks if isinstance(head, AttFC) else []
+    last += [bank.rows.double() for bank in banks if isinstance(bank, CenterTable | ImageMemory)]
+    last += [bank.sums for bank in banks if isinstance(bank, ImageMemory)]
     scales = [container.row_scales for container in containers if container.row_scales is not None]
-    margin = [buffer.clone() for buffer in head.margin.buffers()] if kind != "dcq" else []
+    margin = [buffer.clone() for buffer in head.margin.buffers()]
     shards = [*weights, *last, *scales]
     return {
         "losses": losses, "gradients": gradients, "figures": figures, "labels": labels, "margin": margin, "shards": shards
@@ -138,7 +154,7 @@ def scaled_steps() -> tuple[Tensor, bool, float]:
     """The rows after two steps with a gradient scaler; whether a third, in which rank 1 overflows, changed them; the scale after it."""
     ranks = Ranks.world()
     torch.manual_seed(1)
-    head = build("partial_fc", {"sample_rate": 0.4}, torch.float64)
+    head = build("partial_fc", {"share": 0.4}, torch.float64)
     optimizer = build_optimizer("sgd", parameter_groups([head], weight_decay=0.01), learning_rate=0.2)
     scaler = grad_scaler(torch.device("cpu"), True, ranks)
     for number, (embeddings_BD, labels_B, _) in enumerate(batches(torch.float64, IDENTITIES)[:3]):

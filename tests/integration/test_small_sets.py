@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from attfc.config import PROFILES, load_config, preset_names
-from attfc.heads import AttFC
+from attfc.heads import (
+    AttFC,
+    CenterTable,
+    ImageMemory,
+    KeyAttention,
+    OtherImages,
+    OwnEmbedding,
+    Pairs,
+    RecentCenters,
+)
 from attfc.run.build import new_run
 from attfc.run.components import build_head
 from attfc.run.resolved import resolve
@@ -76,6 +85,9 @@ def test_fewer_images_than_a_batch_and_fewer_than_20_steps_are_said_before_the_s
     assert again.trainer.total_steps == 50
 
 
+RULES = {"keys": KeyAttention, "query": OwnEmbedding, "batch": Pairs, "others": OtherImages}
+
+
 @pytest.mark.parametrize("profile", sorted(PROFILES))
 def test_what_is_saved_is_what_is_built(profile: str) -> None:
     """Over all presets: the head that is built has the parts that the resolved configuration names."""
@@ -89,13 +101,14 @@ def test_what_is_saved_is_what_is_built(profile: str) -> None:
             if not isinstance(head, AttFC):
                 continue
             kinds.add(name)
-            assert head.slots == config.container.slots
-            assert (head.table is not None) == (config.center.table != "none")
-            assert (head.container is None) == (config.negatives.source == "table")
-            assert head.in_batch_gradient == config.negatives.in_batch_gradient
-            assert head.in_batch_negatives == config.negatives.in_batch
-            assert head.center_source == config.center.source
-            assert head.center_blend == config.center.blend
+            assert head.negatives.size == config.container.slots
+            kinds_of_banks = {type(bank) for bank in head.banks}
+            assert bool(kinds_of_banks & {CenterTable, ImageMemory}) == (config.center.table != "none")
+            assert (RecentCenters not in kinds_of_banks) == (config.negatives.source == "table")
+            assert (head.in_batch == "push") == config.negatives.in_batch_gradient
+            assert (head.in_batch != "none") == config.negatives.in_batch
+            assert isinstance(head.center, RULES[config.center.source])
+            assert getattr(head.center, "share", config.center.blend) == config.center.blend
     assert {"demo", "faces112"} <= kinds
     assert len(kinds) >= 8
 

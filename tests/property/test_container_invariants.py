@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attfc.heads.banks.recent import EMPTY, Container
+from attfc.heads.banks.bank import EMPTY
+from attfc.heads.banks.recent import RecentCenters
 
 batches_of_labels = st.integers(1, 9).flatmap(
     lambda slots: st.tuples(
@@ -22,7 +23,7 @@ def numbered_rows(start: int, count: int) -> torch.Tensor:
     return torch.stack([torch.arange(start, start + count, dtype=torch.float32), torch.ones(count)], dim=1)
 
 
-def check_index_against_linear_scan(container: Container) -> None:
+def check_index_against_linear_scan(container: RecentCenters) -> None:
     everybody = torch.arange(16)
     found, rows = container.lookup(everybody)
     for label in everybody.tolist():
@@ -37,7 +38,7 @@ def check_index_against_linear_scan(container: Container) -> None:
 @given(batches_of_labels)
 def test_fifo_is_a_ring(case: tuple[int, list[list[int]]]) -> None:
     slots, batches = case
-    container = Container(slots, 2)
+    container = RecentCenters(count=slots).bind(2, None)
     ring: deque[tuple[int, float]] = deque(maxlen=slots)
     count = 0
     for batch in batches:
@@ -57,7 +58,7 @@ def test_fifo_is_a_ring(case: tuple[int, list[list[int]]]) -> None:
 @given(batches_of_labels)
 def test_unique_is_a_least_recently_refreshed_dictionary(case: tuple[int, list[list[int]]]) -> None:
     slots, batches = case
-    container = Container(slots, 2, policy="unique")
+    container = RecentCenters(count=slots, policy="unique").bind(2, None)
     table_size = container.memory_bytes()
     newest_last: OrderedDict[int, None] = OrderedDict()
     slot_of: dict[int, int] = {}
@@ -88,7 +89,7 @@ def test_unique_is_a_least_recently_refreshed_dictionary(case: tuple[int, list[l
 @quick
 @given(st.lists(st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=40), min_size=1, max_size=4))
 def test_any_label_is_found_again(batches: list[list[int]]) -> None:
-    container = Container(200, 2, policy="unique")
+    container = RecentCenters(count=200, policy="unique").bind(2, None)
     for batch in batches:
         container.enqueue(numbered_rows(0, len(batch)), torch.tensor(batch))
     seen = sorted({label for batch in batches for label in batch})

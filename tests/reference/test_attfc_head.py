@@ -9,31 +9,35 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from attfc.heads import AttFC, FullFC
+from attfc.heads import AttFC, FullFC, KeyAttention, OwnEmbedding, RecentCenters
 from attfc.losses import ArcFace, CosFace, Margin, container_softmax
 
 SIZE = 6
 
-PLAIN = {
-    "policy": "fifo",
-    "in_batch_negatives": False,
-    "center_blend": 0.0,
-}  # the published steps; defaults are the tuned ones
+
+def attfc(
+    slots: int, margin: Margin, size: int = SIZE, *, policy: str = "fifo", dtype: str = "float32", initial: str = "empty",
+    source: str = "keys", share: float = 0.0, include_stored: bool = False, temperature: float = 1.0,
+    in_batch: str = "none", **filters: object,
+) -> AttFC:  # fmt: skip
+    """The published parts, but for what is given."""
+    rule = OwnEmbedding(share) if source == "query" else KeyAttention(2, temperature, include_stored, share)
+    bank = RecentCenters(count=slots, policy=policy, dtype=dtype, initial=initial)
+    return AttFC(size, margin, identities=None, center=rule, negatives=bank, in_batch=in_batch, **filters)
 
 
 class SlowAttFC:
     """The steps of docs/heads.md, one by one, in float64; rows in a deque (fifo) or an OrderedDict (unique)."""
 
     def __init__(
-        self, slots: int, scale: float, m: float, *, temperature=1.0, include_stored_center=False, center_blend=0.0,
-        policy="fifo", in_batch_negatives=False, center_source="keys", interclass_filtering_threshold=None,
-        filtering="drop", in_batch_gradient=False,
+        self, slots: int, scale: float, m: float, *, temperature=1.0, include_stored=False, share=0.0,
+        policy="fifo", in_batch="none", source="keys", filter_above=None, filtering="drop",
     ) -> None:  # fmt: skip
         self.slots, self.scale, self.m, self.temperature = slots, scale, m, temperature
-        self.include, self.blend, self.policy = include_stored_center, center_blend, policy
-        self.in_batch, self.source = in_batch_negatives, center_source
-        self.pushes_back = in_batch_gradient
-        self.threshold, self.filtering = interclass_filtering_threshold, filtering
+        self.include, self.blend, self.policy = include_stored, share, policy
+        self.in_batch, self.source = in_batch != "none", source
+        self.pushes_back = in_batch == "push"
+        self.threshold, self.filtering = filter_above, filtering
         self.ring: deque[tuple[int, Tensor]] = deque(maxlen=slots)
         self.pool: OrderedDict[int, Tensor] = OrderedDict()
 
@@ -109,35 +113,23 @@ class SlowAttFC:
 
 CASES: list[dict] = [
     *(
-        {"policy": policy, "in_batch_negatives": negatives, "center_blend": blend, "include_stored_center": include}
+        {"policy": policy, "in_batch": negatives, "share": blend, "include_stored": include}
         for policy, negatives, blend, include in itertools.product(
-            ["fifo", "unique"], [False, True], [0.0, 0.7], [False, True]
+            ["fifo", "unique"], ["none", "fixed"], [0.0, 0.7], [False, True]
         )
     ),
     *(
-        {"policy": policy, "center_source": "query", "center_blend": blend, "in_batch_negatives": negatives}
-        for policy, blend, negatives in itertools.product(["fifo", "unique"], [0.0, 0.8], [False, True])
+        {"policy": policy, "source": "query", "share": blend, "in_batch": negatives}
+        for policy, blend, negatives in itertools.product(["fifo", "unique"], [0.0, 0.8], ["none", "fixed"])
     ),
     *(
-        {
-            "policy": policy,
-            "center_source": "query",
-            "center_blend": blend,
-            "in_batch_negatives": True,
-            "in_batch_gradient": True,
-        }
+        {"policy": policy, "source": "query", "share": blend, "in_batch": "push"}
         for policy, blend in itertools.product(["fifo", "unique"], [0.0, 0.7])
     ),
-    {
-        "policy": "unique",
-        "center_source": "query",
-        "in_batch_negatives": True,
-        "in_batch_gradient": True,
-        "interclass_filtering_threshold": 0.2,
-    },
+    {"policy": "unique", "source": "query", "in_batch": "push", "filter_above": 0.2},
     {"temperature": 0.1},
-    {"policy": "unique", "interclass_filtering_threshold": 0.3, "in_batch_negatives": True},
-    {"policy": "fifo", "interclass_filtering_threshold": 0.2, "filtering": "zero"},
+    {"policy": "unique", "filter_above": 0.3, "in_batch": "fixed"},
+    {"policy": "fifo", "filter_above": 0.2, "filtering": "zero"},
 ]
 
 
@@ -146,7 +138,7 @@ def test_attfc_equals_the_slow_loop(options: dict) -> None:
     generator = torch.Generator().manual_seed(0)
     slots, scale, m = 12, 10.0, 0.2
     slow = SlowAttFC(slots, scale, m, **options)
-    fast = AttFC(SIZE, slots, CosFace(scale=scale, margin=m), **PLAIN | options)
+    fast = attfc(slots, CosFace(scale=scale, margin=m), **options)
     for step in range(14):
         samples = int(torch.randint(1, 9, (1,), generator=generator)) if step else slots
         labels = torch.randint(0, 20, (samples,), generator=generator)
@@ -172,10 +164,8 @@ def test_attfc_equals_the_slow_loop(options: dict) -> None:
 def test_narrow_rows_stay_near_the_slow_loop(policy: str, dtype: str, tolerance: float) -> None:
     generator = torch.Generator().manual_seed(0)
     size = 32
-    slow = SlowAttFC(40, 10.0, 0.2, policy=policy, center_blend=0.5)
-    fast = AttFC(
-        size, 40, CosFace(scale=10.0, margin=0.2), **PLAIN | {"policy": policy, "dtype": dtype, "center_blend": 0.5}
-    )
+    slow = SlowAttFC(40, 10.0, 0.2, policy=policy, share=0.5)
+    fast = attfc(40, CosFace(scale=10.0, margin=0.2), size, policy=policy, dtype=dtype, share=0.5)
     for _ in range(8):
         labels = torch.randint(0, 50, (8,), generator=generator)
         embeddings = torch.randn(8, size, generator=generator)
@@ -189,9 +179,7 @@ def test_narrow_rows_stay_near_the_slow_loop(policy: str, dtype: str, tolerance:
 def test_full_fc_equals_dense_autograd(margin: Margin, threshold: float | None, filtering: str) -> None:
     torch.manual_seed(0)
     identities, samples = 37, 9
-    head = FullFC(
-        SIZE, identities, margin, interclass_filtering_threshold=threshold, filtering=filtering, block_mib=0.001
-    )
+    head = FullFC(SIZE, identities, margin, filter_above=threshold, filtering=filtering, block_mib=0.001)
     assert float(head.weight.detach().std()) == pytest.approx(0.01, rel=0.2)
     embeddings = torch.randn(samples, SIZE, requires_grad=True)
     labels = torch.randint(0, identities, (samples,))
@@ -221,14 +209,14 @@ def test_a_container_that_holds_every_center_is_a_full_fc(policy: str) -> None:
     torch.manual_seed(0)
     identities = 50
     full = FullFC(SIZE, identities, ArcFace(scale=16.0, margin=0.3))
-    attfc = AttFC(SIZE, identities, ArcFace(scale=16.0, margin=0.3), keys_per_query=1, **PLAIN | {"policy": policy})
+    held = attfc(identities, ArcFace(scale=16.0, margin=0.3), policy=policy)
     centers = normalize(full.weight.detach())
-    attfc.container.enqueue(centers, torch.arange(identities))
-    attfc.eval()
+    held.container.enqueue(centers, torch.arange(identities))
+    held.eval()
     labels = torch.randint(0, identities, (20,))
     one = torch.randn(20, SIZE, requires_grad=True)
     two = one.detach().clone().requires_grad_()
-    loss, expected = attfc(one, labels, 3 * centers[labels].unsqueeze(1)), full(two, labels)
+    loss, expected = held(one, labels, 3 * centers[labels].unsqueeze(1)), full(two, labels)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
     loss.backward()
     expected.backward()
@@ -238,7 +226,7 @@ def test_a_container_that_holds_every_center_is_a_full_fc(policy: str) -> None:
 def test_in_batch_negatives_of_an_empty_unique_container_are_the_next_steps_container() -> None:
     """Negatives with in-batch centers before the enqueue = the container's rows after it."""
     torch.manual_seed(0)
-    head = AttFC(SIZE, 30, Margin(scale=10.0), policy="unique", in_batch_negatives=True, center_blend=0.0)
+    head = attfc(30, Margin(scale=10.0), policy="unique", in_batch="fixed")
     for _ in range(3):
         labels = torch.randint(0, 15, (10,))
         embeddings, keys = torch.randn(10, SIZE), torch.randn(10, 2, SIZE)
@@ -256,11 +244,8 @@ def test_in_batch_negatives_of_an_empty_unique_container_are_the_next_steps_cont
 def test_a_step_runs_on_the_meta_device(policy: str, dtype: str) -> None:
     with torch.device("meta"):
         heads = [
-            AttFC(
-                SIZE, 20, CosFace(), policy=policy, dtype=dtype, in_batch_negatives=True, center_blend=0.5,
-                include_stored_center=True, initial="random",
-            ),
-            AttFC(SIZE, 20, CosFace(), policy=policy, dtype=dtype, center_source="query"),
+            attfc(20, CosFace(), policy=policy, dtype=dtype, in_batch="fixed", share=0.5, include_stored=True, initial="random"),
+            attfc(20, CosFace(), policy=policy, dtype=dtype, source="query", share=0.8, in_batch="fixed"),
             FullFC(SIZE, 20, ArcFace()),
         ]  # fmt: skip
         for head in heads:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
-from attfc.heads import FullFC, PartialFC, RowStore
+from attfc.heads import FullFC, PartialFC
 from attfc.heads.banks.draw import draw_classes
 from attfc.losses import ArcFace, CosFace
 from attfc.training.optimizers import build_optimizer, parameter_groups
@@ -39,7 +39,7 @@ def trained(head: torch.nn.Module, dtype: torch.dtype, name: str, steps: int = 6
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_partial_fc_at_rate_1_is_the_full_fc(dtype: torch.dtype, name: str, filtering: str | None) -> None:
-    options = {} if filtering is None else {"interclass_filtering_threshold": 0.2, "filtering": filtering}
+    options = {} if filtering is None else {"filter_above": 0.2, "filtering": filtering}
     full = FullFC(SIZE, IDENTITIES, ArcFace(scale=16.0, margin=0.3), **options).to(dtype)
     part = PartialFC(SIZE, IDENTITIES, ArcFace(scale=16.0, margin=0.3), 1.0, **options).to(dtype)
     part.weight.data.copy_(full.weight.data)
@@ -59,10 +59,9 @@ def test_partial_fc_below_rate_1_is_a_dense_classifier_of_the_sampled_classes(
     place: str, threshold: float | None, tmp_path
 ) -> None:
     """Dense logits of the drawn columns, torch's autograd, SGD with momentum and decay written out, in float64."""
-    store = RowStore(place, tmp_path if place == "file" else None)
     head = PartialFC(
-        SIZE, IDENTITIES, CosFace(scale=16.0, margin=0.25), 0.4, seed=7, rows=store,
-        interclass_filtering_threshold=threshold,
+        SIZE, IDENTITIES, CosFace(scale=16.0, margin=0.25), 0.4, seed=7, place=place,
+        folder=tmp_path if place == "file" else None, filter_above=threshold,
     )  # fmt: skip
     weight, momentum = head.weight.detach().double().clone(), torch.zeros(IDENTITIES, SIZE, dtype=torch.float64)
     draw = torch.Generator().manual_seed(1)

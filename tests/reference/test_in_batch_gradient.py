@@ -7,7 +7,7 @@ from torch.nn.functional import normalize
 
 from attfc.config import load_config
 from attfc.errors import UserError
-from attfc.heads import AttFC, CenterTable, ImageMemory
+from attfc.heads import AttFC, CenterTable, KeyAttention, OtherImages, OwnEmbedding, Pairs, RecentCenters
 from attfc.losses import CosFace
 from attfc.run.components import build_head
 
@@ -15,14 +15,13 @@ SIZE, IDENTITIES, IMAGES = 6, 10, 30  # three images each
 LABELS = torch.arange(IMAGES) // 3
 
 
-def attfc(source: str, **options: object) -> AttFC:
-    kept: dict[str, object] = {"memory": ImageMemory(IMAGES, IDENTITIES, SIZE)} if source == "others" else {}
-    if source == "query":
-        kept = {"table": CenterTable(IDENTITIES, SIZE)}
-    if source != "batch":
-        kept["negatives"] = "table"
-    made = {"center_blend": 0.6, "center_source": source, "in_batch_gradient": True} | kept | options
-    return AttFC(SIZE, IDENTITIES, CosFace(scale=8.0, margin=0.2), **made)  # type: ignore[arg-type]
+RULES = {"query": lambda: OwnEmbedding(0.6), "others": lambda: OtherImages(IMAGES), "batch": lambda: Pairs(0.6)}
+
+
+def attfc(source: str, in_batch: str = "push") -> AttFC:
+    negatives = RecentCenters(count=IDENTITIES, policy="unique") if source == "batch" else None
+    margin = CosFace(scale=8.0, margin=0.2)
+    return AttFC(SIZE, margin, identities=IDENTITIES, center=RULES[source](), negatives=negatives, in_batch=in_batch)
 
 
 def step(head: AttFC, embeddings: Tensor, positions: Tensor) -> Tensor:
@@ -35,8 +34,8 @@ def drawn(count: int, seed: int) -> tuple[Tensor, Tensor]:
     return 3 * embeddings, torch.randint(IMAGES, (count,), generator=generator)
 
 
-def filled(source: str, **options: object) -> AttFC:
-    head = attfc(source, **options)
+def filled(source: str, in_batch: str = "push") -> AttFC:
+    head = attfc(source, in_batch)
     for seed in range(4):  # some identities stay unseen
         step(head, *drawn(4, seed))
     return head.eval()
@@ -50,14 +49,14 @@ def test_all_of_the_gradient_is_there(source: str) -> None:
     assert len(set(LABELS[positions].tolist())) < 7, "one identity twice, whose centers are merged"
     inputs = embeddings.requires_grad_()
     assert torch.autograd.gradcheck(lambda given: step(head, given, positions), inputs)
-    one_way = filled(source, in_batch_gradient=False)
+    one_way = filled(source, "fixed")
     assert step(one_way, inputs, positions) == step(head, inputs, positions)
     with pytest.raises(RuntimeError, match="Jacobian mismatch"):
         torch.autograd.gradcheck(lambda given: step(one_way, given, positions), inputs)
 
 
 def test_of_pairs_the_negatives_alone_pass_it_on() -> None:
-    head = attfc("batch", in_batch_negatives=True)
+    head = attfc("batch")
     embeddings = drawn(4, 0)[0].requires_grad_()
     labels = torch.tensor([3, 3, 5, 5])
     (mine,) = torch.autograd.grad(head(embeddings, labels), embeddings)
@@ -72,8 +71,8 @@ def test_of_pairs_the_negatives_alone_pass_it_on() -> None:
 @pytest.mark.parametrize("source", ["query", "others", "batch"])
 def test_it_pushes_apart_and_changes_nothing_that_is_kept(source: str) -> None:
     kept = []
-    for pushes in (True, False):
-        head = attfc(source, in_batch_gradient=pushes)
+    for in_batch in ("push", "fixed"):
+        head = attfc(source, in_batch)
         for seed in range(3):
             embeddings, positions = drawn(6, seed)
             step(head, embeddings.requires_grad_(), positions).backward()
@@ -82,12 +81,11 @@ def test_it_pushes_apart_and_changes_nothing_that_is_kept(source: str) -> None:
     assert all(torch.equal(one, other) for one, other in zip(kept[0].values(), kept[1].values(), strict=True))
 
 
-@pytest.mark.parametrize(
-    "options", [{"center_source": "keys"}, {"center_source": "batch", "in_batch_negatives": False}]
-)
-def test_without_centers_of_the_batch_there_is_nothing_to_push(options: dict) -> None:
-    with pytest.raises(UserError, match=r"in_batch_gradient is set with .*set in_batch_negatives=True and"):
-        AttFC(SIZE, 20, CosFace(scale=8.0), in_batch_gradient=True, **options)
+def test_keys_have_nothing_to_push() -> None:
+    with pytest.raises(
+        UserError, match=r'^in_batch="push" does not go with center=KeyAttention: keys carry no gradient; take'
+    ):
+        AttFC(SIZE, CosFace(scale=8.0), identities=IDENTITIES, center=KeyAttention(), negatives=CenterTable())
 
 
 @pytest.mark.parametrize(
@@ -103,4 +101,4 @@ def test_a_configuration_says_nothing_where_it_does_not_apply(overrides: list[st
     config = load_config("demo", ["negatives.in_batch_gradient=true", "container.ratio=0.5", *overrides])
     head = build_head(config, IDENTITIES, images=IMAGES)
     assert isinstance(head, AttFC)
-    assert head.in_batch_gradient is pushes
+    assert (head.in_batch == "push") is pushes

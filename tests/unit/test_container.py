@@ -7,11 +7,16 @@ import torch
 from torch.nn.functional import normalize
 
 from attfc.errors import UserError
+from attfc.heads.banks.bank import EMPTY, last_occurrence, merge_centers
 from attfc.heads.banks.label_index import LabelIndex
-from attfc.heads.banks.recent import EMPTY, NOBODY, Container, last_occurrence, merge_centers
+from attfc.heads.banks.recent import NOBODY, RecentCenters
 
 POLICIES = ["fifo", "unique"]
 DTYPES = ["float32", "bfloat16", "int8"]
+
+
+def container_of(slots: int, size: int, **options: object) -> RecentCenters:
+    return RecentCenters(count=slots, **options).bind(size, None)  # type: ignore[arg-type]
 
 
 def unit_rows(*degrees: float) -> torch.Tensor:
@@ -24,7 +29,7 @@ def labels(*values: int) -> torch.Tensor:
 
 
 def test_fifo_overwrites_the_oldest_rows_and_wraps_around() -> None:
-    container = Container(5, 2)
+    container = container_of(5, 2)
     container.enqueue(unit_rows(0, 10, 20), labels(0, 1, 2))
     container.enqueue(unit_rows(30, 40, 50), labels(3, 4, 5))
     assert container.labels.tolist() == [5, 1, 2, 3, 4]
@@ -34,7 +39,7 @@ def test_fifo_overwrites_the_oldest_rows_and_wraps_around() -> None:
 
 
 def test_fifo_takes_a_batch_as_large_as_the_container_at_any_pointer() -> None:
-    container = Container(3, 2)
+    container = container_of(3, 2)
     container.enqueue(unit_rows(0, 1), labels(0, 1))
     container.enqueue(unit_rows(2, 3, 4), labels(2, 3, 4))
     assert container.labels.tolist() == [3, 4, 2]
@@ -42,7 +47,7 @@ def test_fifo_takes_a_batch_as_large_as_the_container_at_any_pointer() -> None:
 
 
 def test_fifo_looks_up_the_most_recent_row_of_a_label_until_the_last_one_is_overwritten() -> None:
-    container = Container(4, 2)
+    container = container_of(4, 2)
     container.enqueue(unit_rows(0, 10, 20), labels(7, 8, 7))
     found, rows = container.lookup(labels(7, 8, 9))
     assert found.tolist() == [True, True, False]
@@ -57,7 +62,7 @@ def test_fifo_looks_up_the_most_recent_row_of_a_label_until_the_last_one_is_over
 
 
 def test_unique_refreshes_in_place_and_evicts_the_least_recently_refreshed() -> None:
-    container = Container(3, 2, policy="unique")
+    container = container_of(3, 2, policy="unique")
     container.enqueue(unit_rows(0, 10, 20), labels(10, 11, 12))
     container.enqueue(unit_rows(5), labels(10))  # 10 keeps its slot; 11 is now the oldest
     assert container.labels.tolist() == [10, 11, 12]
@@ -70,14 +75,14 @@ def test_unique_refreshes_in_place_and_evicts_the_least_recently_refreshed() -> 
 
 
 def test_unique_never_evicts_an_identity_of_the_same_batch() -> None:
-    container = Container(3, 2, policy="unique")
+    container = container_of(3, 2, policy="unique")
     container.enqueue(unit_rows(0, 10, 20), labels(10, 11, 12))
     container.enqueue(unit_rows(30, 1), labels(13, 10))  # 10 is the oldest, but comes again in this batch
     assert container.labels.tolist() == [10, 13, 12]
 
 
 def test_unique_stores_the_renormalized_mean_of_an_identity_seen_several_times_in_a_batch() -> None:
-    container = Container(4, 2, policy="unique")
+    container = container_of(4, 2, policy="unique")
     container.enqueue(unit_rows(0, 45, 90), labels(3, 4, 3))
     assert int(container.fill) == 2
     found, rows = container.lookup(labels(3, 4))
@@ -87,7 +92,7 @@ def test_unique_stores_the_renormalized_mean_of_an_identity_seen_several_times_i
 
 
 def test_unique_orders_recency_within_a_batch_by_the_last_sample() -> None:
-    container = Container(3, 2, policy="unique")
+    container = container_of(3, 2, policy="unique")
     container.enqueue(unit_rows(0, 10, 20), labels(5, 6, 5))
     container.enqueue(unit_rows(30), labels(7))
     container.enqueue(unit_rows(40), labels(8))  # full: 6 was last seen before 5
@@ -104,7 +109,7 @@ def test_last_occurrence_and_merge() -> None:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_batch_larger_than_the_container_is_refused_with_both_values(policy: str) -> None:
-    container = Container(1000, 2, policy=policy)
+    container = container_of(1000, 2, policy=policy)
     with pytest.raises(UserError) as error:
         container.enqueue(torch.zeros(1024, 2), torch.arange(1024))
     assert str(error.value) == (
@@ -116,28 +121,28 @@ def test_a_batch_larger_than_the_container_is_refused_with_both_values(policy: s
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"slots": 0}, "container has 0 slots: slots must be at least the batch size"),
+        ({"slots": 0}, "RecentCenters: count is 0, and must be at least 1: slots"),
         (
             {"policy": "fifa"},
-            "container policy is 'fifa': choose one of fifo, unique; did you mean 'fifo'?",
+            "RecentCenters: policy is 'fifa': choose one of fifo, unique; did you mean 'fifo'?",
         ),
         (
             {"dtype": "float16"},
-            "container dtype is 'float16': choose one of float32, bfloat16, int8; did you mean 'bfloat16'?",
+            "RecentCenters: dtype is 'float16': choose one of float32, bfloat16, int8; did you mean 'bfloat16'?",
         ),
-        ({"initial": "zeros"}, "container initial is 'zeros': choose one of empty, random"),
+        ({"initial": "zeros"}, "RecentCenters: initial is 'zeros': choose one of empty, random"),
     ],
 )
 def test_wrong_options_are_named(options: dict, message: str) -> None:
     with pytest.raises(UserError) as error:
-        Container(**({"slots": 4, "embedding_size": 2} | options))
+        container_of(**({"slots": 4, "size": 2} | options))
     assert str(error.value) == message
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0.0), ("bfloat16", 2**-8), ("int8", 0.5 / 127)])
 def test_storage_types_return_rows_to_their_precision(dtype: str, tolerance: float) -> None:
     torch.manual_seed(0)
-    container = Container(64, 32, dtype=dtype)
+    container = container_of(64, 32, dtype=dtype)
     rows = normalize(torch.randn(64, 32), dim=1)
     container.enqueue(rows, torch.arange(64))
     found, stored = container.lookup(torch.arange(64))
@@ -151,7 +156,7 @@ def test_storage_types_return_rows_to_their_precision(dtype: str, tolerance: flo
 def test_random_rows_are_negatives_for_everybody_and_are_evicted_first() -> None:
     torch.manual_seed(0)
     for policy in POLICIES:
-        container = Container(4, 8, policy=policy, initial="random")
+        container = container_of(4, 8, policy=policy, initial="random")
         rows, row_labels, _ = container.negatives()
         torch.testing.assert_close(rows.norm(dim=1), torch.ones(4))
         assert row_labels.tolist() == [NOBODY] * 4
@@ -163,7 +168,7 @@ def test_random_rows_are_negatives_for_everybody_and_are_evicted_first() -> None
 
 
 def test_only_slots_that_may_be_filled_are_offered_as_negatives() -> None:
-    container = Container(10, 2, policy="unique")
+    container = container_of(10, 2, policy="unique")
     assert container.negatives()[0].shape == (0, 2)
     container.enqueue(unit_rows(0, 1, 2), labels(0, 1, 0))
     rows, row_labels, _ = container.negatives()
@@ -172,15 +177,15 @@ def test_only_slots_that_may_be_filled_are_offered_as_negatives() -> None:
     assert rows.data_ptr() == container.rows.data_ptr()  # a view
 
 
-def test_labels_without_marks_the_slots_of_the_given_identities() -> None:
-    container = Container(4, 2, policy="unique")
+def test_negatives_without_some_identities_mark_their_rows() -> None:
+    container = container_of(4, 2, policy="unique")
     container.enqueue(unit_rows(0, 1, 2), labels(0, 1, 2))
-    assert container.labels_without(labels(1, 5, 1)).tolist() == [0, EMPTY, 2]
+    assert container.negatives().without(labels(1, 5, 1)).labels_S.tolist() == [0, EMPTY, 2]
     assert container.labels.tolist() == [0, 1, 2, EMPTY]
 
 
 def test_mean_age_counts_steps_since_the_last_refresh() -> None:
-    container = Container(4, 2, policy="unique")
+    container = container_of(4, 2, policy="unique")
     container.enqueue(unit_rows(0, 1), labels(0, 1))
     assert float(container.mean_age()) == 0
     container.enqueue(unit_rows(0), labels(0))
@@ -193,10 +198,10 @@ def test_mean_age_counts_steps_since_the_last_refresh() -> None:
 def test_save_and_load_continue_as_if_nothing_had_happened(policy: str, dtype: str) -> None:
     torch.manual_seed(0)
     batches = [(normalize(torch.randn(6, 8), dim=1), torch.randint(0, 30, (6,))) for _ in range(20)]
-    straight = Container(13, 8, policy=policy, dtype=dtype)
+    straight = container_of(13, 8, policy=policy, dtype=dtype)
     for batch in batches[:9]:
         straight.enqueue(*batch)
-    resumed = Container(13, 8, policy=policy, dtype=dtype)
+    resumed = container_of(13, 8, policy=policy, dtype=dtype)
     resumed.load_state_dict(copy.deepcopy(straight.state_dict()))
     for batch in batches[9:]:
         straight.enqueue(*batch)
@@ -207,9 +212,9 @@ def test_save_and_load_continue_as_if_nothing_had_happened(policy: str, dtype: s
 
 
 def test_loading_restores_how_far_the_slots_are_filled() -> None:
-    container = Container(9, 2)
+    container = container_of(9, 2)
     container.enqueue(unit_rows(0, 1, 2), labels(0, 1, 2))
-    other = Container(9, 2)
+    other = container_of(9, 2)
     other.load_state_dict(container.state_dict())
     assert other.negatives()[0].shape == (3, 2)
 
@@ -235,9 +240,9 @@ def test_loading_restores_how_far_the_slots_are_filled() -> None:
     ],
 )
 def test_a_checkpoint_of_another_container_is_refused(other: dict, message: str) -> None:
-    state = Container(8, 2).state_dict()
+    state = container_of(8, 2).state_dict()
     with pytest.raises(UserError) as error:
-        Container(**({"slots": 8, "embedding_size": 2} | other)).load_state_dict(state)
+        container_of(**({"slots": 8, "size": 2} | other)).load_state_dict(state)
     assert str(error.value) == message
 
 
@@ -245,7 +250,7 @@ def test_a_checkpoint_of_another_container_is_refused(other: dict, message: str)
 def test_a_row_that_finds_no_place_in_the_index_is_not_kept(policy: str) -> None:
     """Forced: with one probe, labels collide all the time. The index must still agree with the slots."""
     torch.manual_seed(0)
-    container = Container(40, 4, policy=policy)
+    container = container_of(40, 4, policy=policy)
     container.index = LabelIndex(40, probes=1, rounds=1)
     for _ in range(30):
         given = torch.randint(0, 60, (20,))
@@ -261,7 +266,7 @@ def test_a_row_that_finds_no_place_in_the_index_is_not_kept(policy: str) -> None
 
 def test_the_index_holds_a_full_container_at_its_tightest() -> None:
     slots = 2048  # a power of two: the table is exactly 4 x slots, the fullest it can be
-    container = Container(slots, 2, policy="unique")
+    container = container_of(slots, 2, policy="unique")
     torch.manual_seed(0)
     for start in range(0, 6 * slots, 512):
         container.enqueue(torch.zeros(512, 2), torch.randperm(512) * 1_000_003 + start)
@@ -269,7 +274,7 @@ def test_the_index_holds_a_full_container_at_its_tightest() -> None:
 
 
 def test_large_labels_do_not_collide() -> None:
-    container = Container(4, 2, policy="unique")
+    container = container_of(4, 2, policy="unique")
     container.enqueue(unit_rows(0, 1), labels(2**24, 2**24 + 1))  # equal as float32
     container.enqueue(unit_rows(2), labels(2**62))
     assert container.lookup(labels(2**24, 2**24 + 1, 2**24 + 2, 2**62))[0].tolist() == [True, True, False, True]
@@ -279,7 +284,7 @@ def test_large_labels_do_not_collide() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_runs_on_the_meta_device(policy: str, dtype: str) -> None:
     with torch.device("meta"):
-        container = Container(10, 4, policy=policy, dtype=dtype, initial="random")
+        container = container_of(10, 4, policy=policy, dtype=dtype, initial="random")
         container.enqueue(torch.zeros(3, 4), torch.zeros(3, dtype=torch.int64))
         found, rows = container.lookup(torch.zeros(3, dtype=torch.int64))
     assert found.shape == (3,)
@@ -292,7 +297,7 @@ def test_runs_on_the_meta_device(policy: str, dtype: str) -> None:
 
 def test_arguments_are_not_modified() -> None:
     for policy in POLICIES:
-        container = Container(4, 2, policy=policy)
+        container = container_of(4, 2, policy=policy)
         centers, given = unit_rows(0, 1, 2), labels(1, 2, 1)
         container.enqueue(centers, given)
         assert torch.equal(centers, unit_rows(0, 1, 2))

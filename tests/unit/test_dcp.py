@@ -89,8 +89,8 @@ def test_dcp_equals_a_loop_over_an_ordered_dictionary(
 ) -> None:
     adjust, phi = MARGINS[margin]
     head = DCP(
-        SIZE, SLOTS, adjust, enter_first=enter_first, hardest_weight=0.7,
-        interclass_filtering_threshold=threshold, filtering=filtering,
+        SIZE, adjust, count=SLOTS, enter_first=enter_first, hardest_weight=0.7, filter_above=threshold,
+        filtering=filtering,
     )  # fmt: skip
     pool: Pool = OrderedDict()
     shares = []
@@ -115,7 +115,7 @@ def test_dcp_equals_a_loop_over_an_ordered_dictionary(
 
 
 def test_an_absent_sample_pushes_away_what_is_near_and_nothing_else() -> None:
-    head = DCP(2, 8, CosFace(scale=SCALE), enter_first=0.0)
+    head = DCP(2, CosFace(scale=SCALE), count=8, enter_first=0.0)
     rows = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
     head(rows, torch.tensor([1, 2]), rows.unsqueeze(1))
     sixty = torch.tensor([[0.5, math.sqrt(0.75)]]).requires_grad_()
@@ -141,7 +141,7 @@ numbered_batches = st.integers(2, 9).flatmap(
 @given(numbered_batches)
 def test_the_pool_is_a_least_recently_used_dictionary_of_pairs(case: tuple[int, float, list[list[int]]]) -> None:
     slots, enter_first, batches = case
-    head = DCP(4, slots, CosFace(scale=SCALE), enter_first=enter_first)
+    head = DCP(4, CosFace(scale=SCALE), count=slots, enter_first=enter_first)
     pool: Pool = OrderedDict()
     draw = torch.Generator().manual_seed(0)
     for labels in batches:
@@ -162,7 +162,7 @@ def test_the_pool_is_a_least_recently_used_dictionary_of_pairs(case: tuple[int, 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_storage_types_keep_the_previous_rows_as_they_were_and_the_loss_near(dtype: Any) -> None:
-    exact, head = (DCP(SIZE, SLOTS, CosFace(scale=SCALE), dtype=kind) for kind in ("float32", dtype))
+    exact, head = (DCP(SIZE, CosFace(scale=SCALE), count=SLOTS, dtype=kind) for kind in ("float32", dtype))
     for step in range(8):
         embeddings, labels, keys = batch(step)
         before, rows = head.newest.lookup(labels)
@@ -175,7 +175,7 @@ def test_storage_types_keep_the_previous_rows_as_they_were_and_the_loss_near(dty
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 def test_a_save_in_between_changes_nothing(dtype: Any) -> None:
-    whole, cut, resumed = (DCP(SIZE, SLOTS, AdaFace(scale=SCALE), dtype=dtype) for _ in range(3))
+    whole, cut, resumed = (DCP(SIZE, AdaFace(scale=SCALE), count=SLOTS, dtype=dtype) for _ in range(3))
     losses = [whole(*batch(step)) for step in range(9)]
     for step in range(5):
         cut(*batch(step))
@@ -183,27 +183,27 @@ def test_a_save_in_between_changes_nothing(dtype: Any) -> None:
     assert [torch.equal(resumed(*batch(step)), losses[step]) for step in range(5, 9)] == [True] * 4
     assert resumed.statistics() == whole.statistics()
     with pytest.raises(UserError, match="the checkpoint's container has 12 slots of 6 numbers, this one 13 of 6"):
-        DCP(SIZE, SLOTS + 1, AdaFace(scale=SCALE), dtype=dtype).load_state_dict(cut.state_dict())
+        DCP(SIZE, AdaFace(scale=SCALE), count=SLOTS + 1, dtype=dtype).load_state_dict(cut.state_dict())
 
 
 def test_a_margin_with_figures_of_the_batch_sees_each_sample_once() -> None:
     margin, alone = AdaFace(scale=SCALE, averaging=0.5), AdaFace(scale=SCALE, averaging=0.5)
     embeddings, labels, keys = batch(0)
-    DCP(SIZE, SLOTS, margin)(embeddings, labels, keys)
+    DCP(SIZE, margin, count=SLOTS)(embeddings, labels, keys)
     alone(torch.zeros(5), embeddings.norm(dim=1))
     torch.testing.assert_close([margin.norm_mean, margin.norm_std], [alone.norm_mean, alone.norm_std])
 
 
 def test_evaluation_leaves_the_pool_alone_and_random_rows_push_from_the_start() -> None:
-    head = DCP(SIZE, SLOTS, CosFace(scale=SCALE), initial="random").eval()
+    head = DCP(SIZE, CosFace(scale=SCALE), count=SLOTS, initial="random").eval()
     before = copy.deepcopy(head.state_dict())
     assert head(*batch(0)).item() > 0.0
     assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
-    assert DCP(SIZE, SLOTS, CosFace(scale=SCALE)).eval()(*batch(0)).item() == 0.0  # empty: nobody to push
+    assert DCP(SIZE, CosFace(scale=SCALE), count=SLOTS).eval()(*batch(0)).item() == 0.0  # empty: nobody to push
 
 
 def test_statistics_and_the_number_of_hardest_slots() -> None:
-    head = DCP(SIZE, 200, CosFace(scale=SCALE), enter_first=1.0)
+    head = DCP(SIZE, CosFace(scale=SCALE), count=200, enter_first=1.0)
     for step in range(3):
         head(*batch(step))
     figures = head.statistics()
@@ -211,13 +211,13 @@ def test_statistics_and_the_number_of_hardest_slots() -> None:
     assert figures["hardest_cosine"] == 0.0
     assert figures["fill"] == len({int(label) for step in range(3) for label in batch(step)[1]}) / 200
     assert 0.0 < figures["center_age"] < 2.0
-    assert [DCP(1, slots, CosFace()).hardest for slots in (10, 20_000, 30_000, 1_000_000)] == [3, 4, 6, 10]
+    assert [DCP(1, CosFace(), count=slots).hardest for slots in (10, 20_000, 30_000, 1_000_000)] == [3, 4, 6, 10]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_runs_on_the_meta_device(dtype: Any) -> None:
     with torch.device("meta"):
-        head = DCP(SIZE, SLOTS, CosFace(scale=SCALE), dtype=dtype)
+        head = DCP(SIZE, CosFace(scale=SCALE), count=SLOTS, dtype=dtype)
         for _ in range(2):
             embeddings = torch.zeros(5, SIZE, requires_grad=True)
             loss = head(embeddings, torch.zeros(5, dtype=torch.int64), torch.zeros(5, 1, SIZE))
@@ -228,14 +228,26 @@ def test_runs_on_the_meta_device(dtype: Any) -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: DCP(4, 8, CosFace(), enter_first=1.5), "enter_first is 1.5: it is a share of the batch, from 0 to 1"),
-        (lambda: DCP(4, 8, CosFace(), hardest_weight=-1), "hardest_weight is -1: it must be finite and at least 0"),
-        (lambda: DCP(SIZE, 4, CosFace())(*batch(0)), r"container has 4 slots, which is smaller than the batch \(5\)"),
         (
-            lambda: DCP(SIZE, 8, CosFace())(*batch(0)[:2]),
+            lambda: DCP(4, CosFace(), count=8, enter_first=1.5),
+            "DCP: enter_first is 1.5, and must be at least 0 and at most 1: share of the batch",
+        ),
+        (
+            lambda: DCP(4, CosFace(), count=8, hardest_weight=-1),
+            "DCP: hardest_weight is -1, and must be at least 0 and below inf: weight of the loss",
+        ),
+        (
+            lambda: DCP(SIZE, CosFace(), count=4)(*batch(0)),
+            r"container has 4 slots, which is smaller than the batch \(5\)",
+        ),
+        (
+            lambda: DCP(SIZE, CosFace(), count=8)(*batch(0)[:2]),
             r"DCP got keys of shape None: it takes one key a query, shape \(5, 1, 6\)",
         ),
-        (lambda: DCP(SIZE, 8, CosFace())(*batch(0)[:2], torch.ones(5, 2, SIZE)), r"DCP got keys of shape \(5, 2, 6\)"),
+        (
+            lambda: DCP(SIZE, CosFace(), count=8)(*batch(0)[:2], torch.ones(5, 2, SIZE)),
+            r"DCP got keys of shape \(5, 2, 6\)",
+        ),
         (
             lambda: hardest_rows(torch.ones(1, 2), torch.ones(3, 2), torch.arange(3), torch.tensor([0]), 0),
             "count is 0: at least 1",

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import normalize
 
 from attfc.errors import UserError
-from attfc.heads import DCQ, AttFC
+from attfc.heads import DCQ, AttFC, KeyAttention, RecentCenters
 from attfc.losses import CosFace
 
 SIZE, SLOTS = 6, 12
@@ -25,7 +25,7 @@ def batch(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("threshold", [None, 0.3])
 def test_dcq_equals_a_loop_over_a_queue(threshold: float | None) -> None:
-    head = DCQ(SIZE, SLOTS, CosFace(scale=10.0, margin=0.2), interclass_filtering_threshold=threshold)
+    head = DCQ(SIZE, CosFace(scale=10.0, margin=0.2), count=SLOTS, filter_above=threshold)
     queue: deque[tuple[int, torch.Tensor]] = deque(maxlen=SLOTS)
     for step in range(9):
         embeddings, labels, keys = batch(step)
@@ -51,22 +51,23 @@ def test_dcq_equals_a_loop_over_a_queue(threshold: float | None) -> None:
 @pytest.mark.parametrize("temperature", [0.05, 1.0, 30.0])
 def test_dcq_equals_attfc_at_one_key_whatever_the_temperature(temperature: float) -> None:
     margin = CosFace(scale=10.0, margin=0.2)
-    attfc = AttFC(
-        SIZE, SLOTS, margin, keys_per_query=1, temperature=temperature, policy="fifo", center_blend=0.0,
-        in_batch_negatives=False,
-    )  # fmt: skip
-    head = DCQ(SIZE, SLOTS, margin)
+    rule, queue = KeyAttention(1, temperature), RecentCenters(count=SLOTS)
+    attfc = AttFC(SIZE, margin, identities=None, center=rule, negatives=queue, in_batch="none")
+    head = DCQ(SIZE, margin, count=SLOTS)
     for step in range(6):
         assert torch.equal(head(*batch(step)), attfc(*batch(step)))
 
 
-def test_a_save_in_between_changes_nothing() -> None:
-    whole, cut = (DCQ(SIZE, SLOTS, CosFace(scale=10.0)) for _ in range(2))
+@pytest.mark.parametrize("old", [False, True], ids=["now", "by version 0.1"])
+def test_a_save_in_between_changes_nothing(old: bool) -> None:
+    whole, cut = (DCQ(SIZE, CosFace(scale=10.0), count=SLOTS) for _ in range(2))
     losses = [whole(*batch(step)) for step in range(6)]
     for step in range(3):
         cut(*batch(step))
-    resumed = DCQ(SIZE, SLOTS, CosFace(scale=10.0))
-    resumed.load_state_dict(copy.deepcopy(cut.state_dict()))
+    resumed = DCQ(SIZE, CosFace(scale=10.0), count=SLOTS)
+    resumed.load_state_dict(
+        {(f"attfc.{name}" if old else name): copy.deepcopy(each) for name, each in cut.state_dict().items()}
+    )
     assert [torch.equal(resumed(*batch(step)), losses[step]) for step in range(3, 6)] == [True] * 3
     assert "attention_entropy" not in resumed.statistics()
 
@@ -76,4 +77,4 @@ def test_another_number_of_keys_is_refused() -> None:
     with pytest.raises(
         UserError, match=r"DCQ got keys of shape \(5, 2, 6\): it takes one key a query, shape \(B, 1, 6\)"
     ):
-        DCQ(SIZE, SLOTS, CosFace())(embeddings, labels, keys.expand(5, 2, SIZE))
+        DCQ(SIZE, CosFace(), count=SLOTS)(embeddings, labels, keys.expand(5, 2, SIZE))

@@ -8,8 +8,9 @@ from torch.nn.functional import normalize
 from attfc.config import load_config
 from attfc.config.choose import Data, Machine, choose
 from attfc.errors import UserError
-from attfc.heads import AttFC, CenterTable, FullFC, Head, ImageMemory, PartialFC, RowStore
-from attfc.heads.default_method import default_margin, default_negatives
+from attfc.heads import AttFC, CenterTable, FullFC, Head, OtherImages, OwnEmbedding, Pairs, PartialFC
+from attfc.heads.attfc import default_margin
+from attfc.heads.banks.bank import usual_count
 from attfc.losses import CosFace
 from attfc.run.components import build_head
 
@@ -48,7 +49,7 @@ def test_default_is_what_the_configuration_builds(identities: int, negatives: in
     built = build_head(
         load_config("ms1mv3_attfc_r50", [*overrides, "margin.name=cosface", "margin.margin=0.4"]), identities
     )
-    same_steps(AttFC.default(SIZE, identities, seed=3), built, identities)
+    same_steps(AttFC.default(SIZE, identities, negatives=CenterTable(seed=3)), built, identities)
 
 
 def test_published_is_what_its_profile_builds() -> None:
@@ -63,21 +64,20 @@ def test_default_numbers_follow_the_identities() -> None:
     expected = {2: (2, 32), 1000: (1000, 32), 49_999: (4999, 32), 50_000: (5000, 64), 1_000_000: (20_000, 64)}
     for identities, (negatives, scale) in expected.items():
         head = AttFC.default(2, identities)
-        assert (head.slots, head.margin.scale, head.center_blend) == (negatives, scale, 0.6)
+        assert isinstance(head.center, OwnEmbedding)
+        assert (head.negatives.size, head.margin.scale, head.center.share) == (negatives, scale, 0.6)
         assert isinstance(head.margin, CosFace)
         assert head.margin.m3 == 0.4
     changed = AttFC.default(
         2,
         10,
         margin=CosFace(16.0, 0.2),
-        negatives=5,
-        in_batch_negatives=False,
-        rows=RowStore("device"),
-        center_blend=0.0,
+        negatives=CenterTable(count=5, place="device"),
+        in_batch="none",
+        center=OwnEmbedding(share=0.0),
     )
-    assert (changed.slots, changed.margin.scale, changed.in_batch_gradient) == (5, 16.0, False)
-    assert changed.table is not None
-    assert changed.table.place.place == "device"
+    assert (changed.negatives.size, changed.margin.scale, changed.in_batch) == (5, 16.0, "none")
+    assert changed.table.store.place == "device"
 
 
 @pytest.mark.parametrize("identities", [2, 60, 999, 10_009, 49_999, 50_000, 92_431, 3_000_000])
@@ -86,7 +86,7 @@ def test_default_numbers_are_those_that_the_command_line_chooses(identities: int
     chosen = {key: value for row in rows for key, value in row.values.items()}
     margin = default_margin(identities)
     assert isinstance(margin, CosFace)
-    assert default_negatives(identities) == chosen["container.slots"]
+    assert usual_count(identities) == chosen["container.slots"]
     assert (margin.scale, margin.m3) == (chosen["margin.scale"], chosen["margin.margin"])
 
 
@@ -143,17 +143,18 @@ def test_published_takes_more_slots_than_identities_and_refuses_fewer_than_the_b
 @pytest.mark.parametrize(
     ("identities", "changes", "message"),
     [
-        (10, {"center_blnd": 0.5}, "AttFC.default has no option 'center_blnd'; did you mean 'center_blend'? (options: margin, negatives, "),
-        (10, {"policy": "fifo"}, "AttFC.default has no option 'policy', which belongs to another method: build that one with AttFC(...)"),
-        (10, {"slots": 5}, "AttFC.default has no option 'slots', which belongs to another method"),
+        (10, {"in_btch": "none"}, "AttFC: got an unexpected keyword argument 'in_btch'; did you mean 'in_batch'?"),
+        (10, {"policy": "fifo"}, "AttFC has no argument policy: write negatives=RecentCenters(policy=...)"),
+        (10, {"center_blend": 0.5}, "AttFC has no argument center_blend: write center=OwnEmbedding(share=...), or the share"),
         (1, {}, "identities is 1: training tells identities apart, so it needs at least 2"),
-        (10, {"negatives": 0}, "negatives is 0: give the number of centers drawn in a step, 1 or more"),
-        (10, {"negatives": "table"}, "negatives is 'table': give the number of centers drawn in a step, 1 or more"),
-        (10, {"in_batch_negatives": False, "in_batch_gradient": True}, "in_batch_gradient is set with"),
+        (10, {"negatives": 5}, "AttFC: negatives is 5: give a bank, such as CenterTable(count=...)"),
+        (10, {"negatives": "table"}, "AttFC: negatives is 'table': give a bank, such as CenterTable(count=...)"),
+        (10, {"center": "query"}, "AttFC: center is 'query': give a center rule, such as OwnEmbedding(share=...)"),
+        (10, {"in_batch_gradient": True}, "AttFC has no argument in_batch_gradient: write in_batch="),
     ],
 )  # fmt: skip
 def test_wrong_options_are_refused(identities: int, changes: dict, message: str) -> None:
-    with pytest.raises(UserError) as error:
+    with pytest.raises((UserError, TypeError)) as error:
         AttFC.default(SIZE, identities, **changes)
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
@@ -168,14 +169,12 @@ def test_statistics_say_which_share_had_a_positive() -> None:
     assert head(embeddings, torch.tensor([0, 0, 1, 1])).item() > 0
     assert head.statistics()["positive_share"] == 1
 
-    table = CenterTable(3, SIZE)
-    pairs = AttFC(SIZE, 3, margin, center_source="batch", table=table, negatives="table")
+    pairs = AttFC(SIZE, margin, identities=3, center=Pairs())
     pairs(embeddings, labels)  # the first two are each other's; the others are alone and not stored yet
     assert pairs.statistics()["positive_share"] == 0.5
     assert pairs.statistics()["stored_share"] == 0
 
-    memory = ImageMemory(4, 3, SIZE)
-    others = AttFC(SIZE, 3, margin, center_source="others", memory=memory, negatives="table")
+    others = AttFC(SIZE, margin, identities=3, center=OtherImages(images=4))
     for share in (0, 1):
         others(embeddings, labels, positions_B=torch.arange(4))
         assert others.statistics()["positive_share"] == share

@@ -2,13 +2,23 @@
 
 import copy
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch.nn.functional import normalize
 
 from attfc.errors import UserError
-from attfc.heads import AttFC, FullFC, Head, generative_class_center
+from attfc.heads import (
+    AttFC,
+    FullFC,
+    Head,
+    KeyAttention,
+    OwnEmbedding,
+    Pairs,
+    RecentCenters,
+    generative_class_center,
+)
 from attfc.losses import AdaFace, ArcFace, CosFace, Margin
 
 SIZE = 8
@@ -66,16 +76,15 @@ def test_the_center_has_no_gradient_and_is_float32() -> None:
     assert generative_class_center(query.double(), keys.double()).dtype == torch.float64
 
 
-# center_source="batch"
+# pairs
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"policy": "fifo", "in_batch_negatives": False, "slots": 16}, {"center_blend": 0.0}]
-)
+@pytest.mark.parametrize("options", [{}, {"policy": "fifo", "in_batch": "none", "count": 16}, {"share": 0.0}])
 def test_in_pairs_each_query_is_the_others_key(options: dict[str, object]) -> None:
     """The same as K = 1 with the neighbour's embedding, which takes a key pass there."""
-    made = {"slots": 32, "policy": "unique", "in_batch_negatives": True, "center_blend": 0.5} | options
-    pairs, keys = attfc(center_source="batch", **made), attfc(keys_per_query=1, **made)
+    made = {"policy": "unique", "in_batch": "fixed", "share": 0.5} | options
+    share = made.pop("share")
+    pairs, keys = attfc(center=Pairs(share), **made), attfc(center=KeyAttention(1, share=share), **made)
     assert pairs.keys_per_query == 0
     for seed in range(6):
         embeddings, labels, _ = batch(seed, samples=6)
@@ -90,7 +99,7 @@ def test_in_pairs_each_query_is_the_others_key(options: dict[str, object]) -> No
 
 
 def test_a_query_whose_neighbour_is_somebody_else_has_its_stored_center_or_nothing() -> None:
-    head = attfc(center_source="batch", center_blend=0.5, policy="unique", in_batch_negatives=False)
+    head = attfc(center=Pairs(0.5), policy="unique")
     first = torch.eye(SIZE)[:2]
     assert float(head(first, torch.tensor([3, 4]))) == 0.0  # no partner, nothing stored
     embeddings = torch.eye(SIZE)[[0, 2]].requires_grad_()
@@ -106,21 +115,17 @@ def test_a_query_whose_neighbour_is_somebody_else_has_its_stored_center_or_nothi
 
 def test_pairs_need_an_even_batch() -> None:
     with pytest.raises(UserError, match="got 3 queries: 2i and 2i"):
-        attfc(center_source="batch")(torch.eye(SIZE)[:3], torch.tensor([1, 1, 2]))
+        attfc(center=Pairs())(torch.eye(SIZE)[:3], torch.tensor([1, 1, 2]))
 
 
 # errors
 
 
-PLAIN = {
-    "policy": "fifo",
-    "in_batch_negatives": False,
-    "center_blend": 0.0,
-}  # the published steps; defaults are the tuned ones
-
-
-def attfc(**options: object) -> AttFC:
-    return AttFC(**({"embedding_size": SIZE, "slots": 32, "margin": CosFace(scale=16.0)} | PLAIN | options))  # type: ignore[arg-type]
+def attfc(size: int = SIZE, margin: Margin | None = None, **options: object) -> AttFC:
+    """With the published parts: two keys, a first-in first-out container of 32, nothing of the batch; its options go to the container."""
+    bank = {name: options.pop(name) for name in ("count", "policy", "dtype", "initial") if name in options}
+    parts = {"center": KeyAttention(), "negatives": RecentCenters(**{"count": 32} | bank), "in_batch": "none"} | options
+    return AttFC(size, margin or CosFace(scale=16.0), identities=None, **parts)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -163,7 +168,7 @@ def attfc(**options: object) -> AttFC:
         (
             (torch.zeros(4, 8), torch.arange(4)),
             "AttFC got no keys: pass head(embeddings, labels, keys) with the key encoder's (B, K, D), "
-            'or build it with center_source="query"',
+            "or build it with center=OwnEmbedding()",
         ),
         (
             (torch.zeros(33, 8), torch.arange(33), torch.zeros(33, 2, 8)),
@@ -181,23 +186,28 @@ def test_wrong_batches_are_refused_in_one_line(arguments: tuple[torch.Tensor, ..
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("build", "message"),
     [
-        ({"slots": 0}, "container has 0 slots"),
-        ({"keys_per_query": 0}, "keys_per_query is 0: AttFC generates centers from keys"),
-        ({"temperature": 0.0}, "temperature is 0.0: it divides cosines and must be above 0"),
-        ({"center_blend": 1.0}, "center_blend is 1.0: the stored row's share must lie in 0 <= share < 1"),
+        (lambda: RecentCenters(count=0), "RecentCenters: count is 0, and must be at least 1: slots"),
         (
-            {"center_source": "queries"},
-            "center_source is 'queries': choose keys, query, batch or others; did you mean 'query'?",
+            lambda: RecentCenters(share=1.5),
+            "RecentCenters: share is 1.5, and must be above 0 and at most 1: slots as a",
         ),
-        ({"center_source": "query", "include_stored_center": True}, "include_stored_center is set with center_source"),
-        ({"embedding_size": 0}, "embedding_size is 0"),
+        (lambda: RecentCenters(share=0.1, count=9), "RecentCenters got share=0.1 and count=9: give one of them"),
+        (lambda: KeyAttention(keys=0), "KeyAttention: keys is 0, and must be at least 1: keys per query"),
+        (lambda: KeyAttention(temperature=0.0), "KeyAttention: temperature is 0.0, and must be above 0: below 1, keys"),
+        (lambda: OwnEmbedding(share=1.0), "OwnEmbedding: share is 1.0, and must be at least 0 and below 1: share of"),
+        (
+            lambda: attfc(in_batch="psh"),
+            "AttFC: in_batch is 'psh': choose one of push, fixed, none; did you mean 'push'?",
+        ),
+        (lambda: attfc(filtering="drp"), "AttFC: filtering is 'drp': choose one of drop, zero; did you mean 'drop'?"),
+        (lambda: attfc(size=0), "embedding_size is 0"),
     ],
 )
-def test_wrong_options_are_refused(options: dict, message: str) -> None:
+def test_wrong_options_are_refused(build: Callable[[], object], message: str) -> None:
     with pytest.raises(UserError) as error:
-        attfc(**options)
+        build()
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
 
@@ -217,7 +227,7 @@ def test_full_fc_refuses_labels_out_of_range_and_no_identities() -> None:
 
 
 def test_the_batch_meets_the_container_as_it_was_before() -> None:
-    head = AttFC(2, 4, Margin(scale=4.0), keys_per_query=1, **PLAIN)
+    head = attfc(2, Margin(scale=4.0), count=4)
     query, keys = directions(0), directions(0).unsqueeze(1)
     assert head(query, torch.tensor([0]), keys).item() == 0  # no negatives: not even itself
     assert head(query, torch.tensor([0]), keys).item() == 0  # its own row is masked
@@ -233,7 +243,7 @@ def test_nothing_is_enqueued_in_eval() -> None:
 
 
 def test_arguments_stay_as_they_were() -> None:
-    for options in ({}, {"policy": "unique", "in_batch_negatives": True, "center_blend": 0.5}):
+    for options in ({}, {"policy": "unique", "in_batch": "fixed", "center": KeyAttention(share=0.5)}):
         head = attfc(**options)
         arguments = batch()
         copies = [argument.clone() for argument in arguments]
@@ -243,7 +253,7 @@ def test_arguments_stay_as_they_were() -> None:
 
 
 def test_gradient_reaches_the_embeddings_only() -> None:
-    head = attfc(in_batch_negatives=True)
+    head = attfc(in_batch="fixed")
     head(*batch(1))
     embeddings, labels, keys = batch(2)
     embeddings.requires_grad_()
@@ -287,7 +297,7 @@ def test_adaface_receives_the_norms_of_the_embeddings() -> None:
 
 
 def test_centers_from_queries_need_no_keys_and_train_on_stored_identities_only() -> None:
-    head = AttFC(2, 4, Margin(scale=4.0), center_source="query", **PLAIN | {"center_blend": 0.75})
+    head = attfc(2, Margin(scale=4.0), count=4, center=OwnEmbedding(0.75))
     assert head.keys_per_query == 0
     embeddings = directions(0, 90).requires_grad_()
     loss = head(embeddings, torch.tensor([0, 1]))
@@ -312,7 +322,7 @@ def test_centers_from_queries_need_no_keys_and_train_on_stored_identities_only()
 
 
 def test_statistics_of_a_step() -> None:
-    head = AttFC(2, 4, Margin(scale=4.0), **PLAIN)
+    head = attfc(2, Margin(scale=4.0), count=4)
     assert head.statistics() == {"fill": 0.0, "center_age": 0.0}
     keys = torch.stack([directions(0), directions(60)], dim=1)
     head(directions(0), torch.tensor([3]), keys)
@@ -327,20 +337,21 @@ def test_statistics_of_a_step() -> None:
 
 OPTIONS: list[dict] = [
     {},
-    {"policy": "unique", "in_batch_negatives": True, "center_blend": 0.8, "include_stored_center": True},
-    {"policy": "unique", "dtype": "int8", "center_blend": 0.8},
+    {"policy": "unique", "in_batch": "fixed", "center": {"share": 0.8, "include_stored": True}},
+    {"policy": "unique", "dtype": "int8", "center": {"share": 0.8}},
     {"dtype": "bfloat16", "initial": "random"},
-    {"policy": "unique", "center_source": "query", "center_blend": 0.5},
+    {"policy": "unique", "center": {"keys": None, "share": 0.5}},
 ]
 
 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_save_load_step_equals_the_uninterrupted_run(options: dict, tmp_path) -> None:
-    straight = attfc(slots=11, **options)
+    rule = dict(options.get("center", {}))
+    kind = OwnEmbedding if rule.pop("keys", 2) is None else KeyAttention
+    straight, resumed = (attfc(count=11, **options | {"center": kind(**rule)}) for _ in range(2))
     for seed in range(5):
         straight(*batch(seed))
     torch.save(straight.state_dict(), tmp_path / "head.pt")
-    resumed = attfc(slots=11, **options)
     resumed.load_state_dict(torch.load(tmp_path / "head.pt", weights_only=True))
     for seed in range(5, 10):
         assert torch.equal(straight(*batch(seed)), resumed(*batch(seed)))
@@ -348,7 +359,7 @@ def test_save_load_step_equals_the_uninterrupted_run(options: dict, tmp_path) ->
 
 def test_changing_the_number_of_slots_is_a_clear_error() -> None:
     with pytest.raises(UserError, match="the checkpoint's container has 11 slots of 8 numbers, this one 32 of 8"):
-        attfc().load_state_dict(attfc(slots=11).state_dict())
+        attfc().load_state_dict(attfc(count=11).state_dict())
 
 
 def test_no_matrix_of_batch_times_identities_is_held() -> None:
@@ -357,7 +368,7 @@ def test_no_matrix_of_batch_times_identities_is_held() -> None:
     generator = torch.Generator().manual_seed(0)
     heads: list[Head] = [
         FullFC(SIZE, rows, Margin(scale=16.0), block_mib=0.05),
-        attfc(slots=rows, initial="random", block_mib=0.05),
+        attfc(count=rows, initial="random", block_mib=0.05),
     ]
     for head in heads:
         sizes: list[int] = []
@@ -376,7 +387,13 @@ def test_no_matrix_of_batch_times_identities_is_held() -> None:
 def test_attfc_in_a_bare_loop() -> None:
     """The README's example: a head in anybody's loop."""
     backbone = torch.nn.Linear(12, SIZE)
-    head = AttFC(embedding_size=SIZE, slots=64, margin=ArcFace(scale=16.0, margin=0.5))
+    head = attfc(
+        margin=ArcFace(scale=16.0, margin=0.5),
+        center=KeyAttention(share=0.8),
+        policy="unique",
+        in_batch="fixed",
+        count=64,
+    )
     optimizer = torch.optim.SGD(backbone.parameters(), lr=0.1)
     generator = torch.Generator().manual_seed(0)
     people = torch.randn(16, 12, generator=generator)

@@ -1,5 +1,6 @@
 """The memory of every image: what it keeps, centers of the others, and AttFC with it."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from torch.nn.functional import normalize
 
 from attfc.config import load_config
 from attfc.errors import UserError
-from attfc.heads import AttFC, CenterTable, ImageMemory, RowStore
+from attfc.heads import AttFC, CenterTable, ImageMemory, OtherImages, OwnEmbedding, RecentCenters
+from attfc.heads.banks.bank import Bank
 from attfc.losses import CosFace
 from attfc.run.components import build_head
 
@@ -20,9 +22,17 @@ LABELS = torch.arange(IDENTITIES).repeat_interleave(COUNTS)
 IMAGES = len(LABELS)
 
 
-def attfc(slots: int = IDENTITIES, **options: object) -> AttFC:
-    memory = ImageMemory(IMAGES, IDENTITIES, SIZE, **options.pop("memory", {}))  # type: ignore[arg-type]
-    return AttFC(SIZE, slots, CosFace(scale=16.0), center_source="others", memory=memory, **options)  # type: ignore[arg-type]
+def memory_of(**options: object) -> ImageMemory:
+    return ImageMemory(**options).bind(SIZE, IDENTITIES, images=IMAGES)  # type: ignore[arg-type]
+
+
+def recent() -> RecentCenters:
+    return RecentCenters(count=IDENTITIES, policy="unique")
+
+
+def attfc(negatives: Bank | None = None, images: int = IMAGES, **options: object) -> AttFC:
+    parts = {"center": OtherImages(images), "negatives": negatives, "in_batch": "fixed"} | options
+    return AttFC(SIZE, CosFace(scale=16.0), identities=IDENTITIES, **parts)  # type: ignore[arg-type]
 
 
 def batches(count: int, batch: int = 9) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -41,14 +51,14 @@ def steps(head: AttFC, count: int = 12) -> list[float]:
 @given(st.lists(st.lists(st.integers(0, IMAGES - 1), min_size=1, max_size=12), min_size=1, max_size=15))
 @settings(max_examples=40, deadline=None)
 def test_sums_are_those_of_the_last_embeddings_whatever_came(history: list[list[int]]) -> None:
-    memory, last = ImageMemory(IMAGES, IDENTITIES, SIZE), torch.zeros(IMAGES, SIZE)
+    memory, last = memory_of(), torch.zeros(IMAGES, SIZE)
     for positions in map(torch.tensor, history):
         embeddings = normalize(torch.randn(len(positions), SIZE, generator=torch.Generator().manual_seed(3)), dim=1)
-        memory.store(embeddings, memory.recall(LABELS[positions], positions)[0], LABELS[positions], positions)
+        memory.store_images(embeddings, memory.lookup(LABELS[positions], positions)[0], LABELS[positions], positions)
         for row, position in enumerate(positions):
             last[position] = embeddings[row].bfloat16().float()
     everybody = torch.arange(IMAGES)
-    kept, sums = memory.recall(LABELS, everybody)
+    kept, sums = memory.lookup(LABELS, everybody)
     assert torch.equal(kept, last)
     others, any_others = memory.others(kept, sums)
     for position in everybody:
@@ -59,7 +69,7 @@ def test_sums_are_those_of_the_last_embeddings_whatever_came(history: list[list[
 
 
 def test_the_positive_is_the_mean_of_the_other_images_and_never_ones_own() -> None:
-    head = attfc(in_batch_negatives=False)
+    head = attfc(in_batch="none")
     first = normalize(torch.randn(3, SIZE), dim=1)
     of_four = torch.arange(IMAGES)[LABELS == 4]
     head(first, LABELS[of_four[:3]], positions_B=of_four[:3])
@@ -85,9 +95,7 @@ def test_an_image_without_others_has_itself_and_at_first_sight_nobody_anything()
 
 
 def test_gradient_flows_into_the_queries_alone_and_is_that_of_differences() -> None:
-    head = attfc(
-        negatives="table", in_batch_negatives=False
-    ).double()  # the batch's own centers move with the queries, without gradient
+    head = attfc(in_batch="none").double()  # the batch's own centers move with the queries, without gradient
     steps(head, 9)
     head.eval()
     embeddings, positions = batches(1)[0]
@@ -96,11 +104,12 @@ def test_gradient_flows_into_the_queries_alone_and_is_that_of_differences() -> N
     )
 
 
-@pytest.mark.parametrize("in_batch", [True, False])
-def test_drawing_everybody_is_a_container_with_a_slot_for_everyone(in_batch: bool) -> None:
+@pytest.mark.parametrize("in_batch", ["fixed", "none"])
+def test_drawing_everybody_is_a_container_with_a_slot_for_everyone(in_batch: str) -> None:
     """Not where an identity comes twice in a batch: the container keeps the mean of its centers, the memory all images."""
-    drawn, held = (attfc(negatives=source, in_batch_negatives=in_batch) for source in ("table", "container"))
-    assert drawn.container is None
+    drawn, held = (attfc(bank, in_batch=in_batch) for bank in (None, recent()))
+    assert drawn.banks == [drawn.memory]
+    assert held.banks == [held.container, held.memory]
     firsts = torch.cat([torch.zeros(1, dtype=torch.long), COUNTS.cumsum(0)[:-1]])
     for number in range(6):
         at = firsts + torch.minimum(torch.tensor(number), COUNTS - 1)
@@ -110,32 +119,30 @@ def test_drawing_everybody_is_a_container_with_a_slot_for_everyone(in_batch: boo
 
 
 def test_who_was_not_seen_is_nobodys_negative_and_draws_are_new_in_each_step() -> None:
-    memory = ImageMemory(IMAGES, IDENTITIES, SIZE)
+    memory = memory_of()
     at = torch.tensor([0, 1, 2])
-    memory.store(torch.eye(SIZE)[:3], memory.recall(LABELS[at], at)[0], LABELS[at], at)
-    rows, labels = memory.draw(torch.tensor([5]), IDENTITIES)
+    memory.store_images(torch.eye(SIZE)[:3], memory.lookup(LABELS[at], at)[0], LABELS[at], at)
+    rows, labels, _ = memory.negatives(torch.tensor([5]))
     assert sorted(set(labels.tolist())) == [-1, 0, 1]
     torch.testing.assert_close(rows[labels >= 0].norm(dim=1), torch.ones(2))
-    before = memory.draw(torch.tensor([5]), 5)
-    assert torch.equal(before[0], memory.draw(torch.tensor([5]), 5)[0]), "a look draws nothing new"
-    memory.store(torch.eye(SIZE)[:1], memory.recall(LABELS[:1], at[:1])[0], LABELS[:1], at[:1])
-    assert len(memory.draw(torch.tensor([5, 6, 7]), 1)[1]) == 3, "never fewer than the batch"
+    memory.size = 4
+    before = memory.negatives(torch.tensor([5]))[1]
+    assert torch.equal(before, memory.negatives(torch.tensor([5]))[1]), "a look draws nothing new"
+    memory.store_images(torch.eye(SIZE)[:1], memory.lookup(LABELS[:1], at[:1])[0], LABELS[:1], at[:1])
+    assert len(memory.negatives(torch.tensor([5, 6, 7]))[1]) == 7, "those of the batch on top"
 
 
 def test_in_eval_nothing_is_kept() -> None:
     head = attfc().eval()
     steps(head, 2)
-    assert head.memory is not None
     assert not head.memory.rows.any()
     assert not head.memory.sums.any()
 
 
 @pytest.mark.parametrize("place", ["host", "file"])
 def test_what_is_outside_the_device_stays_there_as_it_is(place: str, tmp_path: Path) -> None:
-    store = RowStore(place, tmp_path if place == "file" else None)  # type: ignore[arg-type]
-    head = attfc(memory={"place": store})
+    head = attfc(ImageMemory(place=place, folder=tmp_path if place == "file" else None))  # type: ignore[arg-type]
     steps(head, 3)
-    assert head.memory is not None
     rows, sums = head.memory.rows, head.memory.sums
     head.double()
     assert (head.memory.rows is rows, head.memory.sums is sums) == (True, True)
@@ -143,20 +150,13 @@ def test_what_is_outside_the_device_stays_there_as_it_is(place: str, tmp_path: P
     assert {head.memory.rows.device.type, head.memory.sums.device.type} == {"cpu"}
 
 
-@pytest.mark.parametrize("negatives", ["container", "table"])
-def test_a_saved_memory_goes_on_and_others_are_refused(negatives: str) -> None:
-    head, again = attfc(negatives=negatives), attfc(negatives=negatives)
+@pytest.mark.parametrize("negatives", [recent, lambda: None], ids=["recent centers", "its own rows"])
+def test_a_saved_memory_goes_on_and_others_are_refused(negatives: Callable[[], Bank | None]) -> None:
+    head, again = attfc(negatives()), attfc(negatives())
     steps(head)
     again.load_state_dict(head.state_dict())
     assert steps(head) == steps(again)
-    other = AttFC(
-        SIZE,
-        IDENTITIES,
-        CosFace(scale=16.0),
-        center_source="others",
-        memory=ImageMemory(IMAGES + 1, IDENTITIES, SIZE),
-        negatives=negatives,  # type: ignore[arg-type]
-    )
+    other = attfc(negatives(), images=IMAGES + 1)
     with pytest.raises(
         UserError, match=rf"memory of images holds rows of shape \({IMAGES}, 8\) .* this one \({IMAGES + 1}, 8\)"
     ):
@@ -164,7 +164,7 @@ def test_a_saved_memory_goes_on_and_others_are_refused(negatives: str) -> None:
 
 
 def test_bytes_are_those_stated() -> None:
-    memory = ImageMemory(1000, 300, 64)
+    memory = ImageMemory().bind(64, 300, images=1000)
     assert memory.memory_bytes() == 1000 * 2 * 64 + 300 * 4 * 65
 
 
@@ -172,12 +172,12 @@ def test_the_configuration_builds_it_where_it_says() -> None:
     others = ["center.source=others", "batch_size=16", "container.ratio=0.1"]
     head = build_head(load_config("demo", others), 200, images=700)
     assert isinstance(head, AttFC)
-    assert head.memory is not None
-    assert (head.memory.images, head.memory.identities, head.table, head.container) == (700, 200, None, None)
+    assert isinstance(head.memory, ImageMemory)
+    assert (head.memory.images, head.memory.identities, head.banks) == (700, 200, [head.memory])
     everyone = load_config("demo", [*others, "container.ratio=1"])
     held = build_head(everyone, 200, images=700)
     assert isinstance(held, AttFC)
-    assert (held.container, held.slots) == (None, 200)  # everybody is drawn
+    assert (held.banks, held.negatives.size) == ([held.memory], 200)  # everybody is drawn
     with pytest.raises(UserError, match=r"center\.table=none gives it no place: set center.table=host"):
         load_config("demo", ["center.source=others", "center.table=none"])
 
@@ -191,15 +191,13 @@ def test_what_cannot_be() -> None:
         head(embeddings, LABELS[positions])
     with pytest.raises(UserError, match=r"got torch.int64 of shape \(3,\)"):
         head(embeddings, LABELS[positions], positions_B=positions[:3])
-    with pytest.raises(UserError, match=rf"position 99 is outside 0 to {IMAGES - 1}: build the memory with images"):
+    with pytest.raises(UserError, match=rf"position 99 is outside 0 to {IMAGES - 1}: build OtherImages with images"):
         head(embeddings, LABELS[positions], positions_B=torch.where(positions == positions[0], 99, positions))
     with pytest.raises(UserError, match=r"label 12 is outside 0 to 11"):
         head(embeddings, LABELS[positions] * 0 + 12, positions_B=positions)
-    with pytest.raises(UserError, match='center_source is "others" without a memory of images'):
-        AttFC(SIZE, 12, CosFace(scale=16.0), center_source="others")
-    with pytest.raises(UserError, match='center_source is "query" with a memory of images'):
-        AttFC(SIZE, 12, CosFace(scale=16.0), center_source="query", memory=ImageMemory(IMAGES, IDENTITIES, SIZE))
-    with pytest.raises(UserError, match="leave the table out"):
-        attfc(table=CenterTable(IDENTITIES, SIZE))
+    with pytest.raises(UserError, match="ImageMemory does not go with center=OwnEmbedding, which remembers no images"):
+        attfc(ImageMemory(), center=OwnEmbedding())
+    with pytest.raises(UserError, match="negatives=CenterTable does not go with center=OtherImages"):
+        attfc(CenterTable())
     with pytest.raises(UserError, match="it needs at least one image an identity"):
-        ImageMemory(3, 4, SIZE)
+        ImageMemory().bind(SIZE, 4, images=3)

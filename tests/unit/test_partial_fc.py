@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 def head(**options: object) -> PartialFC:
     torch.manual_seed(0)
-    return PartialFC(SIZE, IDENTITIES, CosFace(scale=16.0, margin=0.2), **({"sample_rate": 0.3} | options))
+    return PartialFC(SIZE, IDENTITIES, CosFace(scale=16.0, margin=0.2), **({"share": 0.3} | options))
 
 
 def optimizer_of(*modules: torch.nn.Module, name: str = "sgd", **options: object) -> torch.optim.Optimizer:
@@ -124,7 +124,7 @@ def test_only_sampled_rows_and_their_momentum_change_and_the_others_stay_bit_for
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_a_row_that_comes_again_goes_on_where_it_was(name: str) -> None:
     """Each row equals an own dense optimizer that saw only the gradients of the steps in which the row was sampled."""
-    trained = head(sample_rate=0.2)
+    trained = head(share=0.2)
     optimizer = optimizer_of(trained, name=name)
     rows = [trained.weight.detach()[n].double().requires_grad_() for n in range(IDENTITIES)]
     kind = torch.optim.SGD if name == "sgd" else torch.optim.AdamW
@@ -185,7 +185,7 @@ def test_the_scaler_unscales_skips_and_lowers_its_scale() -> None:
 def test_the_schedule_and_a_dense_parameter_beside_the_rows() -> None:
     network, twin = torch.nn.Linear(SIZE, SIZE), torch.nn.Linear(SIZE, SIZE)
     twin.load_state_dict(network.state_dict())
-    trained = head(sample_rate=1.0)
+    trained = head(share=1.0)
     full = FullFC(SIZE, IDENTITIES, CosFace(scale=16.0, margin=0.2))
     full.weight.data.copy_(trained.weight.data)
     pairs = [(network, trained, optimizer_of(network, trained)), (twin, full, optimizer_of(twin, full))]
@@ -205,9 +205,8 @@ def test_the_schedule_and_a_dense_parameter_beside_the_rows() -> None:
 @pytest.mark.parametrize("place", ["device", "host", "file"])
 def test_a_resumed_run_is_the_uninterrupted_one(name: str, place: str, tmp_path) -> None:
     def built() -> tuple[PartialFC, torch.optim.Optimizer]:
-        store = RowStore(place, tmp_path if place == "file" else None)
-        made = head(rows=store)
-        stores = {made.weight: store} if place != "device" else None
+        made = head(place=place, folder=tmp_path if place == "file" else None)
+        stores = {made.weight: made.rows} if place != "device" else None
         return made, optimizer_of(made, name=name, stores=stores)
 
     whole, optimizer = built()
@@ -235,7 +234,7 @@ def test_eval_takes_the_next_draw_and_leaves_it_the_next() -> None:
 
 
 def test_a_batch_larger_than_the_sample_keeps_all_its_classes() -> None:
-    trained = head(sample_rate=0.01)
+    trained = head(share=0.01)
     embeddings, labels = torch.randn(30, SIZE), torch.arange(30)
     trained(embeddings, labels).backward()
     assert torch.equal(trained.weight.grad.coalesce().indices()[0], labels)
@@ -243,7 +242,7 @@ def test_a_batch_larger_than_the_sample_keeps_all_its_classes() -> None:
 
 def test_a_step_runs_on_the_meta_device() -> None:
     with torch.device("meta"):
-        trained = PartialFC(SIZE, IDENTITIES, Margin(), 0.5, rows=RowStore())
+        trained = PartialFC(SIZE, IDENTITIES, Margin(), 0.5)
     trained = trained.to("meta")
     embeddings = torch.randn(5, SIZE, device="meta", requires_grad=True)
     loss = trained(embeddings, torch.zeros(5, dtype=torch.int64, device="meta"))
@@ -253,15 +252,21 @@ def test_a_step_runs_on_the_meta_device() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: head(sample_rate=0.0), "sample_rate is 0.0: it is a share of the identities, 0 < r <= 1, usually 0.1"),
-        (lambda: head(sample_rate=1.5), "sample_rate is 1.5: it is a share of the identities, 0 < r <= 1, usually 0.1"),
+        (
+            lambda: head(share=0.0),
+            "PartialFC: share is 0.0, and must be above 0 and at most 1: share of the identities that a step sees",
+        ),
+        (
+            lambda: head(share=1.5),
+            "PartialFC: share is 1.5, and must be above 0 and at most 1: share of the identities that a step sees",
+        ),
         (lambda: PartialFC(SIZE, 0, Margin()), "identities is 0: a classifier needs at least 1 identity"),
         (
             lambda: head()(torch.zeros(1, SIZE), torch.tensor([60])),
             "label 60 is outside 0 to 59: build the head with identities = the data set's number of identities",
         ),
-        (lambda: RowStore("disc"), "rows is 'disc': choose one of device, host, file"),
-        (lambda: RowStore("file"), "rows=file needs rows_folder: a folder on a fast disk"),
+        (lambda: RowStore("disc"), "place is 'disc': choose one of device, host, file"),
+        (lambda: RowStore("file"), "place=file needs folder: a folder on a fast disk"),
     ],
 )
 def test_wrong_options_are_refused_in_one_line(make, message: str) -> None:
@@ -275,8 +280,8 @@ def test_wrong_options_are_refused_in_one_line(make, message: str) -> None:
 
 
 def test_rows_in_a_file_are_the_rows_in_memory_and_leave_nothing_behind(tmp_path) -> None:
-    store = RowStore("file", tmp_path / "new" / "folder")
-    filed, memory = head(rows=store), head()
+    filed, memory = head(place="file", folder=tmp_path / "new" / "folder"), head()
+    store = filed.rows
     pairs = [(filed, optimizer_of(filed, stores={filed.weight: store})), (memory, optimizer_of(memory))]
     for step in range(5):
         first, second = (train_step(trained, optimizer, step) for trained, optimizer in pairs)
@@ -292,9 +297,8 @@ def test_rows_in_a_file_are_the_rows_in_memory_and_leave_nothing_behind(tmp_path
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_a_checkpoint_is_read_into_the_file_and_not_into_memory(name: str, tmp_path) -> None:
     def built() -> tuple[PartialFC, torch.optim.Optimizer, ShardedState]:
-        store = RowStore("file", tmp_path)
-        made = head(rows=store)
-        optimizer = optimizer_of(made, name=name, stores={made.weight: store})
+        made = head(place="file", folder=tmp_path)
+        optimizer = optimizer_of(made, name=name, stores={made.weight: made.rows})
         return made, optimizer, ShardedState(made.row_shards(), made, optimizer, ALONE)
 
     whole, first, _ = built()
@@ -316,10 +320,9 @@ def test_a_checkpoint_is_read_into_the_file_and_not_into_memory(name: str, tmp_p
 
 
 def test_what_is_prefetched_is_the_next_draw_and_the_batch_is_the_rest(tmp_path) -> None:
-    store = RowStore("file", tmp_path)
-    trained = head(rows=store)
+    trained = head(place="file", folder=tmp_path)
     asked = []
-    store.prefetch = asked.append  # type: ignore[method-assign]
+    trained.rows.prefetch = asked.append  # type: ignore[method-assign]
     for step in range(5):
         trained(*batch(step)).backward()
         sampled = draw_classes(batch(step + 1)[1], IDENTITIES, 18, 0, step + 1)
@@ -333,8 +336,8 @@ def test_what_is_prefetched_is_the_next_draw_and_the_batch_is_the_rest(tmp_path)
 
 
 def test_rows_on_the_host_stay_there_as_they_are(tmp_path) -> None:
-    for store in (RowStore("host"), RowStore("file", tmp_path)):
-        trained = head(rows=store)
+    for place, folder in (("host", None), ("file", tmp_path)):
+        trained = head(place=place, folder=folder)
         address = trained.weight.data_ptr()
         trained.double().to("meta")
         assert trained.weight.data_ptr() == address
@@ -349,9 +352,9 @@ def test_a_disk_without_room_is_a_user_error(tmp_path, monkeypatch) -> None:
 
     monkeypatch.setattr("attfc.heads.banks.row_store._reserve", full)
     with pytest.raises(
-        UserError, match=r"cannot make a file of 0\.00 GiB for rows in rows_folder=.*: No space left on device"
+        UserError, match=r"cannot make a file of 0\.00 GiB for rows in folder=.*: No space left on device"
     ):
-        head(rows=RowStore("file", tmp_path))
+        head(place="file", folder=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from attfc.cli import app
 from attfc.config import load_config
 from attfc.errors import UserError
-from attfc.heads import DCP, AttFC, CenterTable, ImageMemory, RowStore
+from attfc.heads import DCP, CenterTable, ImageMemory, RecentCenters
 from attfc.lab.bench import calibration
 from attfc.losses import CosFace
 from attfc.plan import NOTHING, Encoder, HeadRates, Plan, head_memory, measure_encoder, plan_step
@@ -66,13 +66,13 @@ def test_a_view_is_not_counted_twice() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_container_bytes_are_the_containers_own(dtype: str) -> None:
     with torch.device("meta"):
-        own = AttFC(64, 5000, CosFace(), dtype=dtype).container.memory_bytes()  # type: ignore[arg-type]
+        own = RecentCenters(count=5000, dtype=dtype).bind(64, None).memory_bytes()  # type: ignore[arg-type]
     planned = head_memory("attfc", 10**6, 128, embedding_size=64, slots=5000, dtype=dtype).rows
     assert planned == pytest.approx(own, rel=1e-3)
 
 
 def test_a_table_of_centers_counts_where_its_memory_is_counted() -> None:
-    own = CenterTable(9000, 64, place=RowStore("host")).memory_bytes()
+    own = CenterTable().bind(64, 9000).memory_bytes()
     size: dict[str, Any] = {"embedding_size": 64, "slots": 5000}
     for name in ("attfc", "attfc, no key passes"):
         with_table, without = (head_memory(name, 9000, 128, table=table, **size).rows for table in (True, False))  # type: ignore[arg-type]
@@ -85,7 +85,7 @@ def test_a_table_of_centers_counts_where_its_memory_is_counted() -> None:
 
 
 def test_a_memory_of_images_counts_where_its_memory_is_counted() -> None:
-    own = ImageMemory(70_001, 9000, 64).memory_bytes()
+    own = ImageMemory().bind(64, 9000, images=70_001).memory_bytes()
     size: dict[str, Any] = {"embedding_size": 64, "slots": 5000, "drawn": True}
     assert head_memory("attfc, no key passes", 9000, 128, remembered=70_001, **size).rows == own
     assert head_memory("attfc, no key passes", 9000, 128, remembered=70_001, ranks=2, **size).rows == pytest.approx(
@@ -122,7 +122,7 @@ def test_a_plan_says_what_is_kept_besides_and_what_the_other_form_would_keep(tmp
 
 def test_pool_bytes_are_the_pools_own() -> None:
     with torch.device("meta"):
-        head = DCP(64, 5000, CosFace())
+        head = DCP(64, CosFace(), count=5000)
     own = sum(buffer.nbytes for buffer in head.buffers())
     planned = head_memory("dcp", 10**6, 128, embedding_size=64, slots=5000)
     assert planned.rows == pytest.approx(own, rel=1e-3)

@@ -11,7 +11,7 @@ import torch
 from attfc.backbones import create_backbone
 from attfc.data import AttentionLoader, Augment, SyntheticFaces
 from attfc.errors import UserError
-from attfc.heads import AttFC, FullFC
+from attfc.heads import AttFC, FullFC, Head, KeyAttention, RecentCenters
 from attfc.losses import CosFace
 from attfc.training.momentum import MomentumPair
 from attfc.training.optimizers import build_optimizer, parameter_groups
@@ -32,7 +32,10 @@ def make_trainer(
     store = SyntheticFaces(6, 8, seed=0)
     backbone = create_backbone("r6_tiny", embedding_size=32)
     margin = CosFace(16.0, 0.1)
-    head = FullFC(32, 6, margin) if head_name == "full_fc" else AttFC(32, 24, margin, keys_per_query=2)
+    head: Head = FullFC(32, 6, margin)
+    if head_name != "full_fc":
+        container = RecentCenters(count=24, policy="unique")
+        head = AttFC(32, margin, identities=6, center=KeyAttention(share=0.8), negatives=container, in_batch="fixed")
     pair = MomentumPair(backbone, 0.9).to(device)
     head = head.to(device)
     optimizer = build_optimizer(

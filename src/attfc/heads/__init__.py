@@ -2,10 +2,10 @@
 
 from attfc.heads.attfc import AttFC
 from attfc.heads.banks.images import ImageMemory
-from attfc.heads.banks.recent import Container
+from attfc.heads.banks.recent import RecentCenters
 from attfc.heads.banks.row_store import RowStore
 from attfc.heads.banks.table import CenterTable
-from attfc.heads.class_center import generative_class_center
+from attfc.heads.centers import KeyAttention, OtherImages, OwnEmbedding, Pairs, generative_class_center
 from attfc.heads.dcp import DCP
 from attfc.heads.dcq import DCQ
 from attfc.heads.full_fc import FullFC
@@ -17,11 +17,15 @@ __all__ = [
     "DCQ",
     "AttFC",
     "CenterTable",
-    "Container",
     "FullFC",
     "Head",
     "ImageMemory",
+    "KeyAttention",
+    "OtherImages",
+    "OwnEmbedding",
+    "Pairs",
     "PartialFC",
+    "RecentCenters",
     "RowStore",
     "generative_class_center",
 ]

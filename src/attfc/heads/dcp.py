@@ -37,16 +37,20 @@ ArcFace 0.5 at scale 32).
 """
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from attfc.distributed import ALONE, Ranks, RowShard
+from attfc.config.option import Option
+from attfc.distributed import Ranks, RowShard
 from attfc.errors import UserError
-from attfc.heads.banks.recent import Container, Initial, RowDtype
+from attfc.heads.banks.recent import RecentCenters
+from attfc.heads.checked import checked
 from attfc.heads.head import Head, margin_of_all, unit_length
-from attfc.losses.container_softmax import Filtering, container_softmax
+from attfc.heads.options import BlockMib, FilterAbove, Filtering, InitialRows, RowType, SlotCount, SlotShare
+from attfc.losses.container_softmax import container_softmax
 from attfc.losses.hardest import mean_hardest_cosine
 from attfc.losses.margins import Margin
 
@@ -58,63 +62,67 @@ class DCP(Head):
 
     Args:
         embedding_size: D.
-        slots: C, identities in the pool; at least the batch size.
         margin: margin on the positive; owns the scale s.
+        identities: N; labels are 0 to N - 1. None: any label, with a `count`.
+        share, count: C, identities in the pool; at least the batch size.
         enter_first: share of the batch, from its start, whose keys enter the pool before the loss: samples i < share * B. At 1 nobody is ever
             absent, at 0 whoever the steps before have not stored.
-        hardest_weight: factor of the absent samples' term, >= 0.
-        dtype: storage of the rows; all arithmetic is float32.
-        initial: `empty`, or `random` unit rows as negatives until they are overwritten (published code).
-        interclass_filtering_threshold: negatives with a cosine above it are taken for label noise; None: no filtering.
-        filtering: what becomes of those in the softmax, `drop` or `zero`; they are never among the hardest.
-        block_mib: temporary memory of the streaming passes, MiB.
-        ranks: the processes that share the pool; each calls `forward` with its share of the batch, all of equal size. The mean over ranks of what
-            they return is the loss that one process has for the whole batch.
+        hardest_weight: factor of the absent samples' term.
+        dtype, initial: as `RecentCenters`.
+        filter_above, filtering: as every head (`Head`); negatives above it are never among the hardest.
+        block_mib, ranks: as every head.
 
     Raises:
-        UserError: a share outside 0 ... 1, a negative weight; as `Container`.
+        UserError: an option out of its range; as `RecentCenters`.
 
     In `eval()` nothing enters: the loss is that against the pool as it stands.
 
-    >>> head = DCP(embedding_size=4, slots=8, margin=Margin(scale=16.0), enter_first=0.5)
+    >>> head = DCP(4, Margin(scale=16.0), count=8, enter_first=0.5)
     >>> loss = head(torch.eye(4)[:2].requires_grad_(), torch.tensor([0, 1]), torch.eye(4)[:2].unsqueeze(1))
     >>> head.statistics()["present_share"], head.newest.fill
     (0.5, tensor(2))
     """
 
+    @checked(slots="count=...", interclass_filtering_threshold="filter_above=...")
     def __init__(
         self,
         embedding_size: int,
-        slots: int,
         margin: Margin,
         *,
-        enter_first: float = 2 / 3,
-        hardest_weight: float = 1.0,
-        dtype: RowDtype = "float32",
-        initial: Initial = "empty",
-        interclass_filtering_threshold: float | None = None,
+        identities: int | None = None,
+        share: SlotShare = None,
+        count: SlotCount = None,
+        enter_first: Annotated[
+            float, Option("share of the batch, from its start, whose keys enter the pool before the loss", ge=0, le=1)
+        ] = 0.6666666666666666,
+        hardest_weight: Annotated[
+            float, Option("weight of the loss of samples whose identity is not in the pool", ge=0, lt=float("inf"))
+        ] = 1.0,
+        dtype: RowType = "float32",
+        initial: InitialRows = "empty",
+        filter_above: FilterAbove = None,
         filtering: Filtering = "drop",
-        block_mib: float = 32.0,
-        ranks: Ranks = ALONE,
+        block_mib: BlockMib = 32.0,
+        ranks: Ranks | None = None,
     ) -> None:
-        super().__init__(embedding_size, keys_per_query=1)
-        if not 0 <= enter_first <= 1:
-            raise UserError(
-                f"enter_first is {enter_first}: it is a share of the batch, from 0 to 1 (published: two thirds)"
-            )
-        if not 0 <= hardest_weight < math.inf:
-            raise UserError(f"hardest_weight is {hardest_weight}: it must be finite and at least 0 (published: 1)")
-        self.margin = margin
+        super().__init__(
+            embedding_size,
+            margin,
+            keys_per_query=1,
+            filter_above=filter_above,
+            filtering=filtering,
+            block_mib=block_mib,
+            ranks=ranks,
+        )
+        self.identities = identities
         self.enter_first = enter_first
         self.hardest_weight = hardest_weight
-        self.interclass_filtering_threshold = interclass_filtering_threshold
-        self.filtering: Filtering = filtering
-        self.block_mib = block_mib
-        self.ranks = ranks
-        self.hardest = min(max(int(0.0002 * slots), 3), 10)
         # Both take the same labels in the same order: the same identities stand in the same slots.
-        self.newest = Container(slots, embedding_size, policy="unique", dtype=dtype, initial=initial, ranks=ranks)
-        self.previous = Container(slots, embedding_size, policy="unique", dtype=dtype, initial=initial, ranks=ranks)
+        self.newest, self.previous = (
+            RecentCenters(share, count, "unique", dtype, initial).bind(embedding_size, identities, self.ranks)
+            for _ in range(2)
+        )
+        self.hardest = min(max(int(0.0002 * self.newest.slots), 3), 10)
 
     def forward(self, embeddings_BD: Tensor, labels_B: Tensor, keys_BKD: Tensor | None = None) -> Tensor:
         """Return the loss of the batch; its keys enter the pool.
@@ -138,6 +146,7 @@ class DCP(Head):
         query_BD, norms_B = unit_length(embeddings_BD)
         every_key_BD = self.ranks.gather(unit_length(keys_BKD[:, 0].detach())[0])
         every_label_B = self.ranks.gather(labels_B)
+        self._check_labels_below(every_label_B, self.identities)
         first = math.ceil(self.enter_first * batch * self.ranks.size)
         if self.training:
             self._enter(every_key_BD[:first], every_label_B[:first])
@@ -185,53 +194,33 @@ class DCP(Head):
             }
         return softmax + self.hardest_weight * push
 
-    def _softmax(self, slot: Container, query_BD: Tensor, positive_B: Tensor, labels_B: Tensor) -> Tensor:
-        rows_CD, row_labels_C, row_scales_C = slot.negatives()
+    def _softmax(self, slot: RecentCenters, query_BD: Tensor, positive_B: Tensor, labels_B: Tensor) -> Tensor:
+        rows_CD, row_labels_C, scales_C = slot.negatives()
+        scale, ranks = self.margin.scale, self.ranks
         return container_softmax(
-            query_BD,
-            positive_B,
-            rows_CD,
-            row_labels_C,
-            labels_B,
-            self.margin.scale,
-            row_scales_C=row_scales_C,
-            block_mib=self.block_mib,
-            filtering_threshold=self.interclass_filtering_threshold,
-            filtering=self.filtering,
-            ranks=self.ranks,
-        )
+            query_BD, positive_B, rows_CD, row_labels_C, labels_B, scale, row_scales_C=scales_C, ranks=ranks, **self.streaming
+        )  # fmt: skip
 
-    def _push(self, slot: Container, query_BD: Tensor, labels_B: Tensor) -> Tensor:
+    def _push(self, slot: RecentCenters, query_BD: Tensor, labels_B: Tensor) -> Tensor:
         """Return the mean of each sample's hardest cosines, clipped at 0, (B,)."""
-        rows_CD, row_labels_C, row_scales_C = slot.negatives()
+        rows_CD, row_labels_C, scales_C = slot.negatives()
+        options = {name: value for name, value in self.streaming.items() if name != "filtering"}
         return mean_hardest_cosine(
-            query_BD,
-            rows_CD,
-            row_labels_C,
-            labels_B,
-            self.hardest,
-            row_scales_C=row_scales_C,
-            filtering_threshold=self.interclass_filtering_threshold,
-            block_mib=self.block_mib,
-            ranks=self.ranks,
+            query_BD, rows_CD, row_labels_C, labels_B, self.hardest, row_scales_C=scales_C, ranks=self.ranks, **options
         )
 
     def row_shards(self) -> dict[str, RowShard]:
         """The rows of both slots and their scales, if ranks share them."""
         if self.ranks.size == 1:
             return {}
-        names = ["rows", "row_scales"] if self.newest.row_scales is not None else ["rows"]
-        return dict.fromkeys([f"{slot}.{name}" for slot in ("newest", "previous") for name in names], self.newest.shard)
+        shards = self.newest.row_shards()
+        return {f"{slot}.{name}": shard for slot in ("newest", "previous") for name, shard in shards.items()}
 
     def statistics(self) -> dict[str, float]:
         """Return, of the last step: `positive_cosine`, of the samples present with their newest slot, before the margin; `present_share`
         of the samples; `hardest_cosine`, the absent samples' mean push; and of the pool: `fill` share, `center_age`, steps.
         """
-        figures = super().statistics()
-        if self.newest.fill.device.type != "meta":
-            figures["fill"] = float(self.newest.fill) / self.newest.slots
-            parts = (
-                1 if self.enter_first in (0, 1) else 2
-            )  # a step enters in as many parts, and the container counts parts
-            figures["center_age"] = float(self.newest.mean_age()) / parts
+        figures = super().statistics() | self.newest.statistics()
+        if "center_age" in figures and self.enter_first not in (0, 1):
+            figures["center_age"] /= 2  # a step enters in two parts, and the container counts parts
         return figures

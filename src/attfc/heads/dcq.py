@@ -2,7 +2,7 @@
 
 That is AttFC without its additions, and older than it: one key (so there is nothing to attend to), a first-in first-out queue that
 holds an identity as often as it came, rows of the sample's own identity masked out, the batch's own centers not among the negatives.
-So the head is an AttFC with these values, under its own name, with the options that DCQ has. Cost: as AttFC with K = 1: one
+So the head is an AttFC of these parts, under its own name, with the options that DCQ has. Cost: as AttFC with K = 1: one
 pass over the queue, one key pass of the backbone; C D 4 B of queue.
 Source: Dynamic Class Queue (arXiv 2105.11113) and its code. Differs: the queue starts empty and not with random rows
 (`initial="random"`); labels are int64 and not float32; the key batch is not shuffled between devices before its BatchNorm (that is the
@@ -12,71 +12,67 @@ here it is whatever is passed.
 
 from torch import Tensor
 
-from attfc.distributed import ALONE, Ranks, RowShard
+from attfc.distributed import Ranks
 from attfc.errors import UserError
 from attfc.heads.attfc import AttFC
-from attfc.heads.banks.recent import Container, Initial, RowDtype
-from attfc.heads.head import Head
-from attfc.losses.container_softmax import Filtering
+from attfc.heads.banks.recent import RecentCenters
+from attfc.heads.centers import KeyAttention
+from attfc.heads.checked import checked
+from attfc.heads.options import BlockMib, FilterAbove, Filtering, InitialRows, RowType, SlotCount, SlotShare
 from attfc.losses.margins import Margin
 
 __all__ = ["DCQ"]
 
 
-class DCQ(Head):
+class DCQ(AttFC):
     """The DCQ head; `loss = head(embeddings, labels, keys)` with one key a sample.
 
     Args:
         embedding_size: D.
-        slots: C, the queue's length; at least the batch size.
         margin: margin on the positive; owns the scale s.
-        dtype: storage of the rows; all arithmetic is float32.
-        initial: `empty`, or `random` unit rows as negatives until they are overwritten (published code).
-        interclass_filtering_threshold: negatives with a cosine above it are taken for label noise; None: no filtering.
-        filtering: what becomes of those, `drop` or `zero`.
-        block_mib: temporary memory of the streaming pass, MiB.
-        ranks: the processes that share the queue, as in AttFC.
+        identities: N; labels are 0 to N - 1. None: any label, with a `count`.
+        share, count, dtype, initial: of the queue, as `RecentCenters`; at least the batch size.
+        filter_above, filtering, block_mib, ranks: as every head (`Head`).
 
     In `eval()` the loss is computed and nothing is enqueued.
     """
 
+    @checked(slots="count=...", interclass_filtering_threshold="filter_above=...")
     def __init__(
         self,
         embedding_size: int,
-        slots: int,
         margin: Margin,
         *,
-        dtype: RowDtype = "float32",
-        initial: Initial = "empty",
-        interclass_filtering_threshold: float | None = None,
+        identities: int | None = None,
+        share: SlotShare = None,
+        count: SlotCount = None,
+        dtype: RowType = "float32",
+        initial: InitialRows = "empty",
+        filter_above: FilterAbove = None,
         filtering: Filtering = "drop",
-        block_mib: float = 32.0,
-        ranks: Ranks = ALONE,
+        block_mib: BlockMib = 32.0,
+        ranks: Ranks | None = None,
     ) -> None:
-        super().__init__(embedding_size, keys_per_query=1)
-        self.attfc = AttFC(
+        super().__init__(
             embedding_size,
-            slots,
             margin,
-            keys_per_query=1,
-            center_blend=0.0,
-            policy="fifo",
-            dtype=dtype,
-            in_batch_negatives=False,
-            initial=initial,
-            interclass_filtering_threshold=interclass_filtering_threshold,
+            identities=identities,
+            center=KeyAttention(keys=1),
+            negatives=RecentCenters(share, count, "fifo", dtype, initial),
+            in_batch="none",
+            filter_above=filter_above,
             filtering=filtering,
             block_mib=block_mib,
             ranks=ranks,
         )
 
-    @property
-    def container(self) -> Container:
-        """The queue."""
-        assert self.attfc.container is not None
-        return self.attfc.container
-
-    def forward(self, embeddings_BD: Tensor, labels_B: Tensor, keys_BKD: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        embeddings_BD: Tensor,
+        labels_B: Tensor,
+        keys_BKD: Tensor | None = None,
+        positions_B: Tensor | None = None,
+    ) -> Tensor:
         """Return the mean loss of the batch and enqueue its class centers.
 
         Args:
@@ -92,15 +88,15 @@ class DCQ(Head):
             raise UserError(
                 f"DCQ got keys of shape {shape}: it takes one key a query, shape (B, 1, {self.embedding_size})"
             )
-        loss: Tensor = self.attfc(embeddings_BD, labels_B, keys_BKD)
-        return loss
-
-    def row_shards(self) -> dict[str, RowShard]:
-        """The queue's rows, if ranks share them."""
-        return {f"attfc.{name}": shard for name, shard in self.attfc.row_shards().items()}
+        return super().forward(embeddings_BD, labels_B, keys_BKD)
 
     def statistics(self) -> dict[str, float]:
         """Return, of the last step: `positive_cosine`, mean before the margin; of the queue: `fill` share, `center_age`, steps."""
-        figures = self.attfc.statistics()
+        figures = super().statistics()
         figures.pop("attention_entropy", None)  # of one key
         return figures
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
+        for name in [name for name in state_dict if name.startswith(f"{prefix}attfc.")]:  # saved before version 0.2
+            state_dict[prefix + name.removeprefix(f"{prefix}attfc.")] = state_dict.pop(name)
+        super()._load_from_state_dict(state_dict, prefix, *args)

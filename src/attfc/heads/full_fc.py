@@ -8,76 +8,55 @@ step); or model parallel, each rank has a block of the rows and their momentum, 
 Source: ArcFace (arXiv 1801.07698); arcface_torch at sample rate 1.
 """
 
-import torch
+from typing import Any
+
 from torch import Tensor, nn
 
-from attfc.distributed import ALONE, Ranks, RowShard
+from attfc.distributed import Ranks, RowShard
 from attfc.errors import UserError
-from attfc.heads.banks.row_store import draw_rows
+from attfc.heads.banks.row_store import RowStore, draw_rows
+from attfc.heads.checked import checked
 from attfc.heads.head import Head, unit_length
+from attfc.heads.options import BlockMib, FilterAbove, Filtering
 from attfc.losses.class_softmax import class_softmax_and_cosine
-from attfc.losses.container_softmax import Filtering
 from attfc.losses.margins import Margin
 
-__all__ = ["FullFC"]
+__all__ = ["FullFC", "TrainedRows"]
 
 
-class FullFC(Head):
-    """Fully connected classifier on unit embeddings and unit class centers, with a margin.
+class TrainedRows(Head):
+    """Base of the heads with one trained class center for every identity, whose loss is a softmax over those of a step.
 
     Args:
-        embedding_size: D.
         identities: N; labels are 0 to N - 1.
-        margin: margin on the right identity's cosine; owns the scale s.
-        interclass_filtering_threshold: other identities with a cosine above it are taken for label noise; None: off.
-        filtering: what becomes of those, `drop` (out of the softmax) or `zero` (cosine 0, as in arcface_torch).
-        block_mib: temporary memory of the streaming passes, MiB.
-        ranks: the processes that share the rows; `weight` is then the block `shard` of them. Each rank calls `forward` with its share of the
-            batch, all of equal size, and gets the mean loss of that share; the rows' gradient is that of the mean over all ranks.
+        store: where the rows live.
 
-    `weight` (N, D) float32 is a parameter, normal with standard deviation 0.01 as in arcface_torch; not normalized in
-    storage, so weight decay shortens its rows and that raises their effective learning rate.
-
-    >>> head = FullFC(embedding_size=8, identities=100, margin=Margin(scale=16.0))
-    >>> head(torch.randn(4, 8), torch.tensor([3, 1, 4, 1])).shape
-    torch.Size([])
+    Attribute `shard`: the block of the rows that is this rank's `weight`.
     """
 
-    def __init__(
-        self,
-        embedding_size: int,
-        identities: int,
-        margin: Margin,
-        *,
-        interclass_filtering_threshold: float | None = None,
-        filtering: Filtering = "drop",
-        block_mib: float = 32.0,
-        ranks: Ranks = ALONE,
-    ) -> None:
-        super().__init__(embedding_size, keys_per_query=0)
-        if identities < 1:
-            raise UserError(f"identities is {identities}: a classifier needs at least 1 identity")
-        if identities < ranks.size:
+    def __init__(self, embedding_size: int, identities: int, margin: Margin, store: RowStore, **options: Any) -> None:
+        super().__init__(embedding_size, margin, **options)
+        if not 1 <= identities < 1 << 31:
+            raise UserError(f"identities is {identities}: a classifier needs at least 1 identity and fewer than 2**31")
+        if identities < self.ranks.size:
             raise UserError(
-                f"{identities} identities are fewer than the {ranks.size} ranks that share their rows: start fewer processes, or replicate the "
-                f"rows (distributed.rows=replicated)"
+                f"{identities} identities are fewer than the {self.ranks.size} ranks that share their rows: start fewer processes"
+                f"{self.instead_of_sharing}"
             )
         self.identities = identities
-        self.ranks = ranks
-        self.shard = ranks.shard(identities)
-        self.margin = margin
-        self.interclass_filtering_threshold = interclass_filtering_threshold
-        self.filtering: Filtering = filtering
-        self.block_mib = block_mib
-        self.weight = nn.Parameter(torch.empty(len(self.shard), embedding_size))
+        self.shard = self.ranks.shard(identities)
+        self.rows = store
+        self.weight = nn.Parameter(store.zeros(len(self.shard), embedding_size))
         self.reset_parameters()
+
+    instead_of_sharing = ""
 
     def reset_parameters(self) -> None:
         """Draw the weight anew from torch's global generator: the same for any number of ranks."""
         draw_rows(self.weight, self.shard)
 
     def forward(self, embeddings_BD: Tensor, labels_B: Tensor, keys_BKD: Tensor | None = None) -> Tensor:
-        """Return the mean loss of the batch; gradient to the embeddings and to `weight`.
+        """Return the mean loss of the batch over the classes of the step; gradient to the embeddings, and to their rows of `weight`.
 
         Args:
             embeddings_BD: (B, D) float of any dtype and length; computed in float32 (float64 stays).
@@ -88,27 +67,69 @@ class FullFC(Head):
             UserError: wrong shapes or types; a label out of range (seen on the CPU, where looking is free).
         """
         self._check_batch(embeddings_BD, labels_B)
-        if labels_B.device.type == "cpu":
-            self._check_labels_below(self.ranks.gather(labels_B), self.identities, self.ranks)
         query_BD, norms_B = unit_length(embeddings_BD)
+        rows_SD, places_B, first = self._rows_of_step(labels_B)
         loss_B, cosine_B = class_softmax_and_cosine(
             query_BD,
-            self.weight,
-            labels_B,
+            rows_SD,
+            places_B,
             self.margin,
             norms_B=norms_B,
-            block_mib=self.block_mib,
-            filtering_threshold=self.interclass_filtering_threshold,
-            filtering=self.filtering,
             ranks=self.ranks,
-            first_class=self.shard.start,
+            first_class=first,
+            **self.streaming,
         )
         self._last_step = {"positive_cosine": cosine_B.mean()}
         return loss_B.mean()
+
+    def _rows_of_step(self, labels_B: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Return this rank's rows of the step, the place of each label among the rows of all ranks, and that of this rank's first."""
+        raise NotImplementedError
 
     def row_shards(self) -> dict[str, RowShard]:
         """The weight, if ranks share it."""
         return {"weight": self.shard} if self.ranks.size > 1 else {}
 
     def extra_repr(self) -> str:
-        return f"embedding_size={self.embedding_size}, identities={self.identities}"
+        return f"embedding_size={self.embedding_size}, identities={self.identities}, rows={self.rows.place}"
+
+
+class FullFC(TrainedRows):
+    """Fully connected classifier on unit embeddings and unit class centers, with a margin.
+
+    Args:
+        embedding_size: D.
+        identities: N; labels are 0 to N - 1.
+        margin: margin on the right identity's cosine; owns the scale s.
+        filter_above, filtering, block_mib: as every head (`Head`).
+        ranks: as every head; `weight` is then the block `shard` of the rows, whose gradient is that of the mean over all ranks.
+
+    `weight` (N, D) float32 is a parameter, normal with standard deviation 0.01 as in arcface_torch; not normalized in
+    storage, so weight decay shortens its rows and that raises their effective learning rate.
+
+    >>> head = FullFC(embedding_size=8, identities=100, margin=Margin(scale=16.0))
+    >>> head(torch.randn(4, 8), torch.tensor([3, 1, 4, 1])).shape
+    torch.Size([])
+    """
+
+    instead_of_sharing = ", or replicate the rows (distributed.rows=replicated)"
+
+    @checked(interclass_filtering_threshold="filter_above=...")
+    def __init__(
+        self,
+        embedding_size: int,
+        identities: int,
+        margin: Margin,
+        *,
+        filter_above: FilterAbove = None,
+        filtering: Filtering = "drop",
+        block_mib: BlockMib = 32.0,
+        ranks: Ranks | None = None,
+    ) -> None:
+        options = {"filter_above": filter_above, "filtering": filtering, "block_mib": block_mib, "ranks": ranks}
+        super().__init__(embedding_size, identities, margin, RowStore(), **options)
+
+    def _rows_of_step(self, labels_B: Tensor) -> tuple[Tensor, Tensor, int]:
+        if labels_B.device.type == "cpu":
+            self._check_labels_below(self.ranks.gather(labels_B), self.identities)
+        return self.weight, labels_B, self.shard.start

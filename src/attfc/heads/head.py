@@ -8,11 +8,14 @@ the change to unit length in float32 or better, whatever autocast made of the em
 Shape legend of this folder: B batch, K keys per query, D embedding size, C container slots, N identities.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from attfc.distributed import Ranks, RowShard
 from attfc.errors import UserError
+from attfc.losses.container_softmax import Filtering
 from attfc.losses.margins import Margin
 from attfc.losses.numbers import check_numbers
 
@@ -47,22 +50,44 @@ def margin_of_all(margin: Margin, cosine_XB: Tensor, norms_B: Tensor, ranks: Ran
 class Head(nn.Module):
     """Base of all heads: `loss = head(embeddings_BD, labels_B, keys_BKD)`.
 
-    Attributes:
+    Args:
         embedding_size: D, the length of an embedding.
+        margin: margin on the positive; owns the scale s.
         keys_per_query: keys that the attention loader should deliver for each query; 0: the head takes none.
+        filter_above: negatives with a cosine above it are taken for mislabelled images of the same identity; None: no filtering.
+        filtering: what becomes of those, `drop` (out of the softmax) or `zero` (cosine 0, as in arcface_torch).
+        block_mib: temporary memory of the streaming passes, MiB.
+        ranks: the processes that share the rows; each calls `forward` with its share of the batch, all of equal size, and gets the mean loss of that
+            share. The mean of these over ranks is the loss that one process has for the whole batch. None: all processes of torch.distributed.
+
+    Attributes:
         takes_positions: the head is called with `positions_B`, (B,) int64, too: where the images stand in the data set.
+        streaming: the options of a pass over rows, as the losses take them.
     """
 
-    embedding_size: int
-    keys_per_query: int
     takes_positions: bool = False
 
-    def __init__(self, embedding_size: int, keys_per_query: int) -> None:
+    def __init__(
+        self,
+        embedding_size: int,
+        margin: Margin,
+        *,
+        keys_per_query: int = 0,
+        filter_above: float | None = None,
+        filtering: Filtering = "drop",
+        block_mib: float = 32.0,
+        ranks: Ranks | None = None,
+    ) -> None:
         super().__init__()
         if embedding_size < 1:
             raise UserError(f"embedding_size is {embedding_size}: an embedding needs at least 1 number")
         self.embedding_size = embedding_size
+        self.margin = margin
         self.keys_per_query = keys_per_query
+        self.streaming: dict[str, Any] = {
+            "filtering_threshold": filter_above, "filtering": filtering, "block_mib": block_mib
+        }  # fmt: skip
+        self.ranks = Ranks.world() if ranks is None else ranks
         self._last_step: dict[str, Tensor] = {}
 
     def forward(self, embeddings_BD: Tensor, labels_B: Tensor, keys_BKD: Tensor | None = None) -> Tensor:
@@ -103,10 +128,11 @@ class Head(nn.Module):
         if labels_B.device.type == "cpu" and bool((labels_B < 0).any()):
             raise UserError(f"a label is {int(labels_B.min())}: labels count from 0, negative ones are reserved")
 
-    def _check_labels_below(self, every_label_B: Tensor, identities: int, ranks: Ranks) -> None:
-        """Refuse labels that have no row, for heads with a row per identity; seen where looking is free (CPU).
+    def _check_labels_below(self, every_label_B: Tensor, identities: int | None) -> None:
+        """Refuse labels that there are no identities for, if their number is known; seen where looking is free (CPU).
 
         Takes the labels of all ranks: then all of them refuse, and none waits for one that has left.
         """
         fix = "build the head with identities = the data set's number of identities"
-        check_numbers(every_label_B, identities, "label", fix, ranks)
+        if identities is not None:
+            check_numbers(every_label_B, identities, "label", fix, self.ranks)

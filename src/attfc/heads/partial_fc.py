@@ -20,139 +20,106 @@ under it, here the gradient says which rows it is about; its loss is in half pre
 """
 
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Optimizer, SparseAdam
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from attfc.distributed import ALONE, Ranks, RowShard
+from attfc.config.option import Option
+from attfc.distributed import Ranks
 from attfc.errors import UserError
 from attfc.heads.banks.draw import draw_classes, drawn_classes
-from attfc.heads.banks.row_store import RowStore, draw_rows, sampled_rows
-from attfc.heads.head import Head, unit_length
-from attfc.losses.class_softmax import class_softmax_and_cosine
-from attfc.losses.container_softmax import Filtering
+from attfc.heads.banks.row_store import RowStore, sampled_rows
+from attfc.heads.checked import checked
+from attfc.heads.full_fc import TrainedRows
+from attfc.heads.options import BlockMib, FilterAbove, Filtering
 from attfc.losses.margins import Margin
 
 __all__ = ["PartialFC"]
 
 
-class PartialFC(Head):
+class PartialFC(TrainedRows):
     """Classifier on unit embeddings and unit class centers, over a sample of the classes, with a margin.
 
     Args:
         embedding_size: D.
         identities: N; labels are 0 to N - 1.
         margin: margin on the right identity's cosine; owns the scale s.
-        sample_rate: r, 0 < r <= 1: share of the identities in a step. Fewer than the batch are never taken.
+        share: r, share of the identities in a step. Fewer than the batch are never taken.
+        place, folder: where rows and momentum live; default: on the device of the head.
         seed: names the draws; draw number t is a function of (seed, t).
-        interclass_filtering_threshold: other identities with a cosine above it are taken for label noise; None: off.
-        filtering: what becomes of those, `drop` (out of the softmax) or `zero` (cosine 0, as in arcface_torch).
-        rows: where the rows live; default: on the device of the head.
-        block_mib: temporary memory of the streaming passes, MiB.
-        ranks: the processes that share the rows; `weight` is then the block `shard` of them. Each rank calls `forward` with its share of the
-            batch, all of equal size, and gets the mean loss of that share; the rows' gradient is that of the mean over all ranks.
+        filter_above, filtering, block_mib: as every head (`Head`).
+        ranks: as every head; `weight` is then the block `shard` of the rows, whose gradient is that of the mean over all ranks.
 
     Raises:
-        UserError: `sample_rate` outside (0, 1], no identity, fewer identities than ranks.
+        UserError: `share` outside (0, 1], no identity, fewer identities than ranks.
 
     `weight` (N, D) float32 is a parameter, drawn as `FullFC` draws it. Its gradient is sparse: train it with `attfc.RowSGD` or
     `attfc.RowAdamW`; those of torch that refuse it say so by these names. In `eval()` the loss is that of the next draw, which stays the next.
 
-    >>> head = PartialFC(embedding_size=8, identities=100, margin=Margin(scale=16.0), sample_rate=0.1)
+    >>> head = PartialFC(embedding_size=8, identities=100, margin=Margin(scale=16.0), share=0.1)
     >>> head(torch.randn(4, 8), torch.tensor([3, 1, 4, 1])).backward()
     >>> head.weight.grad.values().shape  # of 100 rows
     torch.Size([10, 8])
     """
 
+    @checked(sample_rate="share=...", interclass_filtering_threshold="filter_above=...", rows="place=..., folder=...")
     def __init__(
         self,
         embedding_size: int,
         identities: int,
         margin: Margin,
-        sample_rate: float = 0.1,
+        share: Annotated[
+            float, Option("share of the identities that a step sees; those of the batch always", gt=0, le=1)
+        ] = 0.1,
         *,
+        place: Annotated[
+            Literal["device", "host", "file"],
+            Option(
+                "where the trained centers and their momentum live; host and file bring those of a step to the device"
+            ),
+        ] = "device",
+        folder: Annotated[
+            str | Path | None,
+            Option(
+                "folder on a fast disk for the trained centers and their momentum", null="none; place=file needs one"
+            ),
+        ] = None,
         seed: int = 0,
-        interclass_filtering_threshold: float | None = None,
+        filter_above: FilterAbove = None,
         filtering: Filtering = "drop",
-        rows: RowStore | None = None,
-        block_mib: float = 32.0,
-        ranks: Ranks = ALONE,
+        block_mib: BlockMib = 32.0,
+        ranks: Ranks | None = None,
     ) -> None:
-        super().__init__(embedding_size, keys_per_query=0)
-        if not 1 <= identities < 1 << 31:
-            raise UserError(f"identities is {identities}: a classifier needs at least 1 identity and fewer than 2**31")
-        if not 0 < sample_rate <= 1:
-            raise UserError(f"sample_rate is {sample_rate}: it is a share of the identities, 0 < r <= 1, usually 0.1")
-        if identities < ranks.size:
-            raise UserError(
-                f"{identities} identities are fewer than the {ranks.size} ranks that share their rows: start fewer processes"
-            )
-        self.identities = identities
-        self.ranks = ranks
-        self.shard = ranks.shard(identities)
-        self.margin = margin
-        self.sample_rate = sample_rate
+        options = {"filter_above": filter_above, "filtering": filtering, "block_mib": block_mib, "ranks": ranks}
+        super().__init__(embedding_size, identities, margin, RowStore(place, folder), **options)
+        self.share = share
         self.seed = seed
-        self.interclass_filtering_threshold = interclass_filtering_threshold
-        self.filtering: Filtering = filtering
-        self.block_mib = block_mib
-        self.rows = RowStore() if rows is None else rows
         self.draws = 0
         """Draws so far: the number of the next one."""
-        self.weight = nn.Parameter(self.rows.zeros(len(self.shard), embedding_size))
         self.weight.register_post_accumulate_grad_hook(self._keep_coalesced)  # type: ignore[no-untyped-call]
         self._sampled = 0
         _explain_refusals()
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the weight anew from torch's global generator: the same for any number of ranks."""
-        draw_rows(self.weight, self.shard)
 
     def classes_in_a_step(self, batch: int) -> int:
         """Return S, the classes of a step with that many samples (of all ranks): round(r N), but never fewer than those or more than N."""
-        return min(self.identities, max(round(self.sample_rate * self.identities), batch))
+        return min(self.identities, max(round(self.share * self.identities), batch))
 
-    def forward(self, embeddings_BD: Tensor, labels_B: Tensor, keys_BKD: Tensor | None = None) -> Tensor:
-        """Return the mean loss of the batch over the sampled classes; gradient to the embeddings, and to their rows of `weight`.
-
-        Args:
-            embeddings_BD: (B, D) float of any dtype and length; computed in float32 (float64 stays).
-            labels_B: (B,) int64, 0 <= label < identities; not modified.
-            keys_BKD: ignored; the trainer passes (B, 0, D) or nothing.
-
-        Raises:
-            UserError: wrong shapes or types; a label out of range (seen on the CPU, where looking is free).
-        """
-        self._check_batch(embeddings_BD, labels_B)
+    def _rows_of_step(self, labels_B: Tensor) -> tuple[Tensor, Tensor, int]:
         every_label_B = self.ranks.gather(labels_B)
-        self._check_labels_below(every_label_B, self.identities, self.ranks)
-        query_BD, norms_B = unit_length(embeddings_BD)
+        self._check_labels_below(every_label_B, self.identities)
         count = self.classes_in_a_step(len(every_label_B))
         sampled_S = draw_classes(every_label_B, self.identities, count, self.seed, self.draws)
         first, own_S = self._own(sampled_S)
-        loss_B, cosine_B = class_softmax_and_cosine(
-            query_BD,
-            sampled_rows(self.weight, own_S),
-            torch.searchsorted(sampled_S, labels_B),
-            self.margin,
-            norms_B=norms_B,
-            block_mib=self.block_mib,
-            filtering_threshold=self.interclass_filtering_threshold,
-            filtering=self.filtering,
-            ranks=self.ranks,
-            first_class=first,
-        )
-        self._last_step = {"positive_cosine": cosine_B.mean()}
         if self.training:
             self.draws += 1
             self._sampled = len(own_S)
             if self.rows.place == "file" and count < self.identities:
                 self.rows.prefetch(self.next_draw(count))
-        return loss_B.mean()
+        return sampled_rows(self.weight, own_S), torch.searchsorted(sampled_S, labels_B), first
 
     def _own(self, sampled_S: Tensor) -> tuple[int, Tensor]:
         """Return how many sampled classes stand on the ranks before this one, and the rows of `weight` that are sampled here."""
@@ -190,10 +157,6 @@ class PartialFC(Head):
         finally:
             self._parameters["weight"] = weight
 
-    def row_shards(self) -> dict[str, RowShard]:
-        """The weight, if ranks share it."""
-        return {"weight": self.shard} if self.ranks.size > 1 else {}
-
     def get_extra_state(self) -> Tensor:
         """Return the number of the next draw, so that a resumed run goes on with it."""
         return torch.tensor(self.draws, dtype=torch.int64, device="cpu")
@@ -203,10 +166,7 @@ class PartialFC(Head):
         self.draws = int(state)
 
     def extra_repr(self) -> str:
-        return (
-            f"embedding_size={self.embedding_size}, identities={self.identities}, sample_rate={self.sample_rate:g}, "
-            f"rows={self.rows.place}"
-        )
+        return f"{super().extra_repr()}, share={self.share:g}"
 
 
 @cache

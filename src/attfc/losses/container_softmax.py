@@ -47,9 +47,9 @@ class NegativeSum:
         weighted_sum_BD: (B, D) sum_j exp(logit_ij - maximum_i) row_j; None where it was not asked for.
     """
 
-    maximum_B: Tensor  # noqa: N815
-    denominator_B: Tensor  # noqa: N815
-    weighted_sum_BD: Tensor | None  # noqa: N815
+    maximum_B: Tensor
+    denominator_B: Tensor
+    weighted_sum_BD: Tensor | None
 
     def merge(self, other: "NegativeSum") -> "NegativeSum":
         """Return the sum over both parts of the rows; the order of merging changes the rounding only."""

@@ -3,9 +3,11 @@
 Each function takes the resolved `RunConfig` and hands plain arguments to a component; `attfc.run.build` puts a run together from them.
 """
 
+import inspect
 import math
-import os
-from pathlib import Path
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,13 +15,14 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from attfc.backbones import create_backbone
 from attfc.config import RunConfig
+from attfc.config.kinds import KINDS, Part
+from attfc.config.schema import KeyEncoderConfig
 from attfc.data import AttentionLoader, DecodedCache, Store
 from attfc.distributed import ALONE, Ranks
 from attfc.errors import UserError
 from attfc.export.colours import Colours, fed_as
-from attfc.heads import DCP, DCQ, AttFC, CenterTable, FullFC, Head, ImageMemory, PartialFC, RowStore
-from attfc.losses import AdaFace, ArcFace, CombinedMargin, CosFace, Margin
-from attfc.run.resolved import identity_share, negatives_per_step, paired_queries, resolve
+from attfc.heads import Head, PartialFC
+from attfc.run.resolved import identity_share, paired_queries, resolve
 from attfc.training.momentum import MomentumPair
 from attfc.training.optimizers import build_optimizer, parameter_groups
 from attfc.training.schedule import build_schedule
@@ -28,134 +31,53 @@ __all__ = [
     "build_backbone",
     "build_head",
     "build_loader",
-    "build_margin",
     "build_pair",
+    "build_part",
     "optimizer_of",
     "schedule_of",
 ]
 
 
-def build_margin(config: RunConfig) -> Margin:
-    """Build the margin on the positive cosine."""
-    margin = config.margin
-    if margin.name == "arcface":
-        return ArcFace(margin.scale, margin.margin, gradient=margin.gradient, beyond_pi=margin.beyond_pi)
-    if margin.name == "cosface":
-        return CosFace(margin.scale, margin.margin, gradient=margin.gradient)
-    if margin.name == "adaface":
-        return AdaFace(margin.scale, margin.margin, margin.h, gradient=margin.gradient)
-    return CombinedMargin(
-        margin.scale, margin.m1, margin.m2, margin.m3, gradient=margin.gradient, beyond_pi=margin.beyond_pi
-    )
+def build_part(section: str, part: Part, supplied: Mapping[str, Any]) -> Any:
+    """Build a head, margin, center rule or bank from its options and from those of the supplied arguments that its class takes."""
+    module, _, name = KINDS[section][part.kind].partition(":")
+    component = getattr(import_module(module), name)
+    takes = inspect.signature(component).parameters
+    return component(**part.options, **{key: value for key, value in supplied.items() if key in takes})
 
 
 def build_head(config: RunConfig, identities: int, ranks: Ranks = ALONE, *, images: int | None = None) -> Head:
     """Build the head for a training set of that many identities.
 
     Args:
-        images: of the training set; `center.source=others` remembers each of them, nothing else asks.
+        images: of the training set; a rule that remembers each of them asks.
 
     Raises:
-        UserError: fewer than two identities, or a container smaller than the batch.
+        UserError: fewer than two identities, parts that do not go together, or a container smaller than the batch.
     """
     if identities < 2:
         raise UserError(
             f"{_data_name(config)} holds {identities} identity: training tells identities apart, so it needs at least 2"
         )
-    margin = build_margin(config)
-    if config.head.name == "partial_fc" or config.head.rows != "device":
-        if ranks.size > 1 and config.distributed.rows == "replicated":
-            raise UserError(
-                f"distributed.rows=replicated is for head.name=full_fc with head.rows=device, and this is {config.head.name} with "
-                f"head.rows={config.head.rows}, whose gradients name single rows: take distributed.rows=sharded"
-            )
-        return PartialFC(
-            config.backbone.embedding_size,
-            identities,
-            margin,
-            # A full FC whose rows are elsewhere is a Partial FC that brings all of them.
-            config.head.sample_rate if config.head.name == "partial_fc" else 1.0,
-            seed=config.seed,
-            interclass_filtering_threshold=config.head.interclass_filtering_threshold,
-            filtering=config.head.filtering,
-            rows=RowStore(config.head.rows, _folder(config.head.rows_folder)),
-            block_mib=config.head.block_mib,
-            ranks=ranks,
+    config, _ = resolve(config, identities)
+    replicated = config.distributed.rows == "replicated" and ranks.size > 1
+    if replicated and config.head.kind == "partial_fc":
+        raise UserError(
+            "distributed.rows=replicated is for head.kind=full_fc, and this is partial_fc, whose gradients name single rows: take "
+            "distributed.rows=sharded"
         )
-    if config.head.name == "full_fc":
-        return FullFC(
-            config.backbone.embedding_size,
-            identities,
-            margin,
-            interclass_filtering_threshold=config.head.interclass_filtering_threshold,
-            filtering=config.head.filtering,
-            block_mib=config.head.block_mib,
-            ranks=ranks if config.distributed.rows == "sharded" else ALONE,
-        )
-    resolved, _ = resolve(config, identities)
-    config, slots = resolved, negatives_per_step(resolved, identities)
-    if config.head.name == "dcp":
-        return DCP(
-            config.backbone.embedding_size,
-            slots,
-            margin,
-            enter_first=config.head.enter_first,
-            hardest_weight=config.head.hardest_weight,
-            dtype=config.container.dtype,
-            initial=config.container.initial,
-            interclass_filtering_threshold=config.head.interclass_filtering_threshold,
-            filtering=config.head.filtering,
-            block_mib=config.head.block_mib,
-            ranks=ranks,
-        )
-    if config.head.name == "dcq":
-        return DCQ(
-            config.backbone.embedding_size,
-            slots,
-            margin,
-            dtype=config.container.dtype,
-            initial=config.container.initial,
-            interclass_filtering_threshold=config.head.interclass_filtering_threshold,
-            filtering=config.head.filtering,
-            block_mib=config.head.block_mib,
-            ranks=ranks,
-        )
-    table = memory = None
-    if config.center.table != "none":
-        place = RowStore(config.center.table, _folder(config.center.table_folder))
-        size = config.backbone.embedding_size
-        if config.center.source == "others":
-            if images is None:
-                raise ValueError("center.source=others: build_head needs the number of images")
-            memory = ImageMemory(images, identities, size, place=place, seed=config.seed, ranks=ranks)
-        else:
-            table = CenterTable(identities, size, place=place, seed=config.seed, ranks=ranks)
-    return AttFC(
-        config.backbone.embedding_size,
-        slots,
-        margin,
-        keys_per_query=config.keys.per_query,
-        center_source=config.center.source,
-        temperature=config.attention.temperature,
-        include_stored_center=config.attention.include_stored_center,
-        center_blend=config.center.blend,
-        policy=config.container.policy,
-        dtype=config.container.dtype,
-        initial=config.container.initial,
-        in_batch_negatives=config.negatives.in_batch,
-        in_batch_gradient=config.negatives.in_batch_gradient,
-        interclass_filtering_threshold=config.head.interclass_filtering_threshold,
-        filtering=config.head.filtering,
-        block_mib=config.head.block_mib,
-        table=table,
-        memory=memory,
-        negatives=config.negatives.source,
-        ranks=ranks,
-    )
-
-
-def _folder(name: str | None) -> Path | None:
-    return Path(os.path.expanduser(name)) if name else None
+    supplied: dict[str, Any] = {
+        "embedding_size": config.backbone.embedding_size,
+        "identities": identities,
+        "images": images,
+        "seed": config.seed,
+        "ranks": ALONE if replicated and config.head.kind == "full_fc" else ranks,
+        "in_batch": config.in_batch,
+    }
+    parts = {section: getattr(config, section) for section in KINDS if section != "head"}
+    supplied |= {section: part and build_part(section, part, supplied) for section, part in parts.items()}
+    head: Head = build_part("head", config.head, supplied)
+    return head
 
 
 def _data_name(config: RunConfig) -> str:
@@ -175,12 +97,8 @@ def build_backbone(config: RunConfig) -> nn.Module:
 
 def build_pair(config: RunConfig, backbone: nn.Module) -> MomentumPair:
     """Put the query encoder and its key encoder together."""
-    return MomentumPair(
-        backbone,
-        config.key_encoder.momentum,
-        schedule=config.key_encoder.momentum_schedule,
-        batch_norm=config.key_encoder.batch_norm,
-    )
+    keys = config.key_encoder or KeyEncoderConfig()
+    return MomentumPair(backbone, keys.momentum, schedule=keys.momentum_schedule, batch_norm=keys.batch_norm)
 
 
 def optimizer_of(config: RunConfig, pair: MomentumPair, head: Head) -> torch.optim.Optimizer:
@@ -259,9 +177,9 @@ def build_loader(
         workers=config.data.workers,
         rank=ranks.rank,
         ranks=ranks.size,
-        distinct_keys=config.keys.distinct,
-        sampling=config.keys.sampling,
-        identity_share=identity_share(config, config.head.name),
+        distinct_keys=config.key_encoder is None or config.key_encoder.distinct_keys,
+        sampling=config.data.sampling,
+        identity_share=identity_share(config),
         paired=paired_queries(config),
         broken_limit=config.data.broken_limit,
         decoded_cache=cache,

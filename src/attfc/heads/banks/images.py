@@ -13,94 +13,91 @@ present embedding subtracted in place of its last one, which needs no rows of im
 Source: our own; a memory of every image's embedding as in instance discrimination (arXiv 1805.01978), used for centers here.
 """
 
+from typing import Annotated, Literal
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from attfc.distributed import ALONE, Ranks, RowShard
+from attfc.config.option import Option
 from attfc.errors import UserError
+from attfc.heads.banks.bank import EMPTY, Batch, Negatives, Recalled, last_occurrence
 from attfc.heads.banks.kept_rows import KeptRows
-from attfc.heads.banks.recent import EMPTY, last_occurrence, write_rows
-from attfc.heads.banks.row_store import RowStore
-from attfc.losses.numbers import check_numbers
+from attfc.heads.banks.sharded_rows import ShardedRows
+from attfc.heads.checked import checked
+from attfc.heads.options import DrawnCount, DrawnShare, Folder
 
 __all__ = ["ImageMemory"]
 
 
 class ImageMemory(KeptRows):
-    """Last embeddings of M images and their sums over N identities; everything it holds is in its `state_dict`.
+    """Last embeddings of M images and their sums over N identities, for `OtherImages`; everything it holds is in its `state_dict`.
 
     Args:
-        images: M; positions are 0 ... M - 1. An image stays with its identity.
-        identities: N; labels are 0 ... N - 1.
-        embedding_size: D.
-        place: where both live; `device`: they move with the module.
+        share, count: centers (of all images of an identity) drawn as negatives in a step, of the identities or absolute; default: a tenth of the
+            identities, at least 1,000, at most 20,000. Those of the batch come on top.
+        place, folder: where both live; `device`: they move with the module.
         seed: names the draws.
-        ranks: those that share the rows: `rows` and `sums` then hold the blocks `image_shard` and `shard`, and all calls take the whole batch, the
-            same on every rank.
 
-    Buffers: `rows` (M, D) bfloat16, zeros for an image not seen yet; `sums` (N, D + 1) float32, the last number counts the images seen.
-    Attribute `draws`: steps so far, the number of the next draw; saved too.
+    Buffers: `rows` (M, D) bfloat16, zeros for an image not seen yet; `sums` (N, D + 1) float32, the last number counts the images seen. Of both this
+    rank's block. Attribute `draws`: steps so far, the number of the next draw; saved too.
 
-    Raises:
-        UserError: fewer identities than ranks, or fewer images than identities.
-
-    >>> memory = ImageMemory(images=3, identities=2, embedding_size=2)
+    >>> memory = ImageMemory().bind(embedding_size=2, identities=2, images=3)
     >>> labels, positions = torch.tensor([0, 0, 1]), torch.tensor([0, 1, 2])
-    >>> memory.store(torch.eye(2)[[0, 1, 1]], memory.recall(labels, positions)[0], labels, positions)
-    >>> memory.others(*memory.recall(labels, positions))[0]  # of the first image the second, and the other way round; the third is alone
+    >>> memory.store_images(torch.eye(2)[[0, 1, 1]], memory.lookup(labels, positions)[0], labels, positions)
+    >>> memory.others(*memory.lookup(labels, positions))[0]  # of the first image the second, and the other way round; the third is alone
     tensor([[0., 1.],
             [1., 0.],
             [0., 0.]])
     """
 
+    state_name = "memory"
     rows: Tensor
     sums: Tensor
 
+    @checked(
+        images="OtherImages(images=M)", identities="AttFC(..., identities=N)", embedding_size="AttFC(D, ...)",
+        ranks="AttFC(..., ranks=...)",
+    )  # fmt: skip
     def __init__(
         self,
-        images: int,
-        identities: int,
-        embedding_size: int,
-        *,
-        place: RowStore | None = None,
+        share: DrawnShare = None,
+        count: DrawnCount = None,
+        place: Annotated[
+            Literal["device", "host", "file"],
+            Option(
+                "where the embedding of every image is kept (2 bytes per number and image, 4 per number and identity)"
+            ),
+        ] = "host",
+        folder: Folder = None,
         seed: int = 0,
-        ranks: Ranks = ALONE,
     ) -> None:
-        if not ranks.size <= identities <= images:
+        super().__init__(share, count, place, folder, seed)
+
+    def _take_memory(self, identities: int | None, images: int | None) -> None:
+        super()._take_memory(identities, images)
+        if images is None:
+            raise UserError("ImageMemory keeps a row per image: it goes with center=OtherImages(images=M)")
+        if not self.ranks.size <= self.identities <= images:
             raise UserError(
-                f"the memory of images has {images} images of {identities} identities and {ranks.size} ranks that share its rows: it needs at least "
-                "one image an identity and one identity a rank"
+                f"the memory of images has {images} images of {identities} identities and {self.ranks.size} ranks that share its rows: it needs at "
+                "least one image an identity and one identity a rank"
             )
-        super().__init__(identities, place, seed, ranks)
         self.images = images
-        self.image_shard = ranks.shard(images)
-        self.register_buffer("rows", self.place.zeros(len(self.image_shard), embedding_size, dtype=torch.bfloat16))
-        self.register_buffer("sums", self.place.zeros(len(self.shard), embedding_size + 1))
+        self.image_shard = ShardedRows.of(images, self.ranks)
+        rows_MD = self.store.zeros(len(self.image_shard), self.embedding_size, dtype=torch.bfloat16)
+        self.register_buffer("rows", rows_MD)
+        self.register_buffer("sums", self.store.zeros(len(self.shard), self.embedding_size + 1))
 
-    def recall(self, labels_B: Tensor, positions_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what is kept of a batch: float32 (B, D) last embeddings and (B, D + 1) sums; zeros for who was not seen yet.
-
-        Several ranks: zeros for rows of another rank, the sum over ranks has them all.
-
-        Args:
-            labels_B: (B,) int64, 0 <= label < N.
-            positions_B: (B,) int64, 0 <= position < M.
-        """
-        self._check(labels_B, positions_B)
-        return _lookup(self.rows, self.image_shard, positions_B), _lookup(self.sums, self.shard, labels_B)
-
-    def _check(self, labels_B: Tensor, positions_B: Tensor) -> None:
-        """Refuse labels and positions without a row; they go where the rows are in any case."""
-        self.check_labels(labels_B.to(self.sums.device))
-        fix = "build the memory with images = the data set's number of images"
-        check_numbers(positions_B.to(self.rows.device), self.images, "position", fix, self.ranks)
+    def lookup(self, labels_B: Tensor, positions_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what is kept: float32 (B, D) last embeddings and (B, D + 1) sums; zeros for who was not seen yet, and for rows of another rank."""
+        return self.image_shard.read(self.rows, positions_B), self.shard.read(self.sums, labels_B)
 
     def others(self, last_BD: Tensor, sums_BX: Tensor) -> tuple[Tensor, Tensor]:
         """Return the sum of the other images' embeddings, (B, D), zeros where there are none, and whether there are any, bool (B,).
 
         Args:
-            last_BD, sums_BX: of `recall`.
+            last_BD, sums_BX: of `lookup`.
         """
         count_B = sums_BX[:, -1] - last_BD.any(dim=1).to(sums_BX.dtype)
         any_B = count_B > 0.5
@@ -108,82 +105,62 @@ class ImageMemory(KeptRows):
         return torch.where(any_B.unsqueeze(1), sums_BX[:, :-1] - last_BD, 0.0), any_B
 
     @torch.no_grad()
-    def draw(self, labels_B: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Return the centers (of all images) of the batch's identities and of random others, unit length (S, D), and their labels, int64 (S,).
-
-        The label is -1 for who was not seen yet. Several ranks: of those drawn, the same on all ranks, the ones of this rank's block.
-
-        Args:
-            labels_B: (B,) int64, 0 <= label < N; of all ranks.
-            count: S, at least B and at most N of them are taken.
-        """
-        drawn_S = self.drawn(labels_B.to(self.sums.device), count)
-        sums_SX = self.sums.index_select(0, drawn_S - self.shard.start)
-        labels_S = torch.where(sums_SX[:, -1] > 0.5, drawn_S, EMPTY)
-        return normalize(sums_SX[:, :-1], dim=1).to(labels_B.device), labels_S.to(labels_B.device)
+    def recall(self, batch: Batch) -> Recalled:
+        """Return the centers of the other images of this rank's samples."""
+        assert batch.every_position_B is not None
+        kept = self.lookup(batch.every_label_B, batch.every_position_B)
+        last_BD, sums_BX = (self.ranks.sum_own(each) for each in kept)
+        others_BD, found_B = self.others(last_BD, sums_BX)
+        return Recalled(found_B, normalize(others_BD.to(batch.query_BD.dtype), dim=1), last_BD, others_BD)
 
     @torch.no_grad()
-    def store(self, embeddings_BD: Tensor, last_BD: Tensor, labels_B: Tensor, positions_B: Tensor) -> None:
+    def negatives(self, every_label_B: Tensor) -> Negatives:
+        """Return the centers (of all images) of the batch's identities and of random others, unit length; who was not seen yet has the label -1.
+
+        Several ranks: of those drawn, the same on all ranks, the ones of this rank's block.
+        """
+        drawn_S = self._drawn(every_label_B, self.sums.device)
+        sums_SX = self.sums.index_select(0, drawn_S - self.shard.start)
+        labels_S = torch.where(sums_SX[:, -1] > 0.5, drawn_S, EMPTY)
+        return Negatives(normalize(sums_SX[:, :-1], dim=1).to(every_label_B.device), labels_S.to(every_label_B.device))
+
+    def update(self, batch: Batch, every_new_BD: Tensor, recalled: Recalled) -> None:
+        """Keep the queries' embeddings."""
+        assert recalled.last_BD is not None
+        assert batch.every_position_B is not None
+        every_query_BD = self.ranks.gather(batch.query_BD.detach())
+        every_last_BD = self.ranks.gather(recalled.last_BD)
+        self.store_images(every_query_BD, every_last_BD, batch.every_label_B, batch.every_position_B)
+
+    @torch.no_grad()
+    def store_images(self, embeddings_BD: Tensor, last_BD: Tensor, labels_B: Tensor, positions_B: Tensor) -> None:
         """Keep the embeddings of a batch, and end the step: the next draw is another. An image twice in the batch: the last counts.
 
         Args:
             embeddings_BD: (B, D) float, unit length.
-            last_BD: (B, D) of `recall`, from before the batch; several ranks: gathered.
+            last_BD: (B, D) of `lookup`, from before the batch; several ranks: summed up and gathered.
             labels_B, positions_B: (B,) int64.
         """
-        self._check(labels_B, positions_B)
         self.draws += 1
         last_B = last_occurrence(positions_B)
         embeddings_BD = embeddings_BD[last_B].to(self.rows.dtype)
         counts_B = last_B == torch.arange(last_B.shape[0], device=last_B.device)
         new_B = ~last_BD.any(dim=1, keepdim=True)
         change_BX = torch.cat([embeddings_BD.float() - last_BD, new_B.float()], dim=1) * counts_B.unsqueeze(1)
-        _write(self.rows, self.image_shard, positions_B, embeddings_BD)
-        if len(self.shard) == 0:
-            return
-        home_B = labels_B.to(self.sums.device) - self.shard.start
-        ours_B = (home_B >= 0) & (home_B < len(self.shard))
-        change_BX = torch.where(ours_B.unsqueeze(1), change_BX.to(self.sums.device), 0.0)
-        self.sums.index_add_(0, torch.where(ours_B, home_B, 0), change_BX)
+        self.image_shard.write(self.rows, positions_B, embeddings_BD)
+        if len(self.shard):
+            place_B, ours_B = self.shard.locate(labels_B.to(self.sums.device))
+            self.sums.index_add_(0, place_B, torch.where(ours_B.unsqueeze(1), change_BX.to(self.sums.device), 0.0))
 
-    def row_shards(self) -> dict[str, RowShard]:
-        """This rank's blocks by the names of their buffers."""
+    def row_shards(self) -> dict[str, ShardedRows]:
+        """This rank's blocks of images and of identities."""
         return {"rows": self.image_shard, "sums": self.shard}
 
-    def memory_bytes(self) -> int:
-        """Return the bytes of this rank's rows and sums."""
-        return self.rows.nbytes + self.sums.nbytes
-
     def extra_repr(self) -> str:
-        return f"images={self.images}, identities={self.identities}, embedding_size={self.rows.shape[1]}, place={self.place.place}"
+        return f"images={self.images}, identities={self.identities}, embedding_size={self.embedding_size}, place={self.store.place}"
 
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
-        for name, shard in self.row_shards().items():
-            own, whole = getattr(self, name), state_dict.get(prefix + name)
-            if whole is not None and self.ranks.size > 1 and whole.shape[0] == shard.rows:
-                state_dict[prefix + name] = whole = whole[shard.block]
-            if whole is not None and (whole.shape, whole.dtype) != (own.shape, own.dtype):
-                raise UserError(
-                    f"the checkpoint's memory of images holds {name} of shape {tuple(whole.shape)} ({whole.dtype}), this one {tuple(own.shape)} "
-                    f"({own.dtype}): build the head with the checkpoint's images, identities and size"
-                )
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _lookup(rows_NX: Tensor, shard: RowShard, indices_B: Tensor) -> Tensor:
-    """Rows as float32 on the device of the indices; zeros for those of another rank."""
-    if len(shard) == 0:
-        return torch.zeros(indices_B.shape[0], rows_NX.shape[1], device=indices_B.device)
-    here_B = indices_B.to(rows_NX.device) - shard.start
-    ours_B = (here_B >= 0) & (here_B < len(shard))
-    found_BX = rows_NX.index_select(0, torch.where(ours_B, here_B, 0)).float()
-    return torch.where(ours_B.unsqueeze(1), found_BX, 0.0).to(indices_B.device)
-
-
-def _write(rows_NX: Tensor, shard: RowShard, indices_B: Tensor, new_BX: Tensor) -> None:
-    """Write rows of this rank's block; equal indices have equal rows."""
-    if len(shard) == 0:
-        return
-    here_B = indices_B.to(rows_NX.device) - shard.start
-    ours_B = None if len(shard) == shard.rows else (here_B >= 0) & (here_B < len(shard))
-    write_rows(rows_NX, here_B if ours_B is None else torch.where(ours_B, here_B, 0), new_BX.to(rows_NX.device), ours_B)
+    def _misfit(self, name: str, saved: Tensor, own: Tensor) -> str:
+        return (
+            f"the checkpoint's memory of images holds {name} of shape {tuple(saved.shape)} ({saved.dtype}), this one {tuple(own.shape)} "
+            f"({own.dtype}): build the head with the checkpoint's images, identities and size"
+        )

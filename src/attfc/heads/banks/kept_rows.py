@@ -1,59 +1,60 @@
 """What the table of centers and the memory of images have in common: rows that live where a `RowStore` says, and draws of identities."""
 
-import torch
-from torch import Tensor, nn
+from pathlib import Path
 
-from attfc.distributed import ALONE, Ranks
+import torch
+from torch import Tensor
+
+from attfc.errors import UserError
+from attfc.heads.banks.bank import Bank
 from attfc.heads.banks.draw import draw_classes
-from attfc.heads.banks.row_store import RowStore
-from attfc.losses.numbers import check_numbers
+from attfc.heads.banks.row_store import RowPlace, RowStore
+from attfc.heads.banks.sharded_rows import ShardedRows
 
 __all__ = ["KeptRows"]
 
 
-class KeptRows(nn.Module):
-    """Base of modules whose buffers, all of them, live in `place`, and from whose identities each step draws.
+class KeptRows(Bank):
+    """Base of banks that keep all identities, whose buffers, all of them, live in `place`, and from whose identities each step draws `size`.
 
     Args:
-        identities: N; labels are 0 ... N - 1.
-        place: where the buffers live; `device`: they move with the module. None: in host memory.
+        place: where the buffers live; `device`: they move with the module.
+        folder: for `file`.
         seed: names the draws.
-        ranks: those that share the rows; `shard` is this rank's block of the identities.
 
     Attribute `draws`: steps so far, the number of the next draw; saved too.
     """
 
-    def __init__(self, identities: int, place: RowStore | None = None, seed: int = 0, ranks: Ranks = ALONE) -> None:
-        super().__init__()
-        self.identities = identities
-        self.place = RowStore("host") if place is None else place
-        self.ranks = ranks
-        self.shard = ranks.shard(identities)
+    identities: int
+
+    def __init__(
+        self, share: float | None, count: int | None, place: RowPlace, folder: str | Path | None, seed: int
+    ) -> None:
+        super().__init__(share, count)
+        self.store = RowStore(place, folder)
         self.seed = seed
         self.draws = 0
 
-    def drawn(self, labels_B: Tensor, count: int) -> Tensor:
-        """Return the identities of this step's draw, int64 (S,) on the device of the labels: the batch's and random others, of this rank's block.
+    def _take_memory(self, identities: int | None, images: int | None) -> None:
+        if identities is None:
+            raise UserError(f"{type(self).__name__} keeps a row per identity: give the head identities=N")
+        self.identities = identities
+        self.shard = ShardedRows.of(identities, self.ranks)
 
-        Args:
-            labels_B: (B,) int64, 0 <= label < N; of all ranks.
-            count: S, at least B and at most N of them are taken, over all ranks.
+    def _drawn(self, every_label_B: Tensor, device: torch.device) -> Tensor:
+        """Return the identities of this step's draw, int64 (S,) on that device, ascending: the batch's and random others, of this rank's block.
+
+        Over all ranks B + `size` of them: `size` others, and one more for each sample that repeats an identity of the batch.
         """
-        self.check_labels(labels_B)
-        count = min(max(count, labels_B.shape[0]), self.identities)
-        drawn_S = draw_classes(labels_B, self.identities, count, self.seed, self.draws)
+        count = min(self.size + len(every_label_B), self.identities)
+        drawn_S = draw_classes(every_label_B.to(device), self.identities, count, self.seed, self.draws)
         if self.ranks.size > 1:
             drawn_S = drawn_S[(drawn_S >= self.shard.start) & (drawn_S < self.shard.stop)]
         return drawn_S
 
-    def check_labels(self, labels_B: Tensor) -> None:
-        """Refuse labels without a row, wherever looking at them is free (CPU)."""
-        fix = f"build the {type(self).__name__} with identities = the data set's number of identities"
-        check_numbers(labels_B, self.identities, "label", fix, self.ranks)
-
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
         """Rows in host memory or in a file stay there, in their type, when the head is moved or cast."""
-        if self.place.place == "device":
+        if self.store.place == "device":
             return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         kept, self._buffers = self._buffers, {}
         try:

@@ -11,79 +11,55 @@ so every rank decides alone, and alike, who goes where: the evictions are those 
 Source: AttFC (arXiv 2503.06839), DCC; `unique` is our own, near the class pool of F2C (arXiv 2105.10375).
 """
 
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 
-from attfc.distributed import ALONE, Ranks, RowShard
-from attfc.errors import UserError, nearest
+from attfc.config.option import Option
+from attfc.distributed import RowShard
+from attfc.errors import UserError
+from attfc.heads.banks.bank import EMPTY, Bank, Batch, Negatives, Recalled, last_occurrence, merge_centers
 from attfc.heads.banks.label_index import LabelIndex
+from attfc.heads.banks.sharded_rows import ShardedRows
+from attfc.heads.checked import checked
+from attfc.heads.options import InitialRows, RowType, SlotCount, SlotShare
 
-__all__ = ["Container", "ContainerPolicy", "Initial", "RowDtype", "last_occurrence", "merge_centers", "write_rows"]
+__all__ = ["ContainerPolicy", "Initial", "RecentCenters", "RowDtype"]
 
 ContainerPolicy = Literal["fifo", "unique"]
 RowDtype = Literal["float32", "bfloat16", "int8"]
 Initial = Literal["empty", "random"]
 
-EMPTY = -1  # label of a slot that holds nothing: never a negative
 NOBODY = -2  # label of the random rows of `initial="random"`: a negative for everybody
+_POLICIES = ("fifo", "unique")
 _ORDER_BITS = 24  # a stamp is (step << 24) + the sample's place in its batch
 _STORAGE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+_USUAL_SHARE = 0.1
 
 
-def last_occurrence(labels_B: Tensor) -> Tensor:
-    """Return for each sample the place in the batch of the last sample with its label, int64 (B,)."""
-    sorted_B, order_B = torch.sort(labels_B, stable=True)
-    return order_B[torch.searchsorted(sorted_B, labels_B, right=True) - 1]
-
-
-def merge_centers(centers_BD: Tensor, last_B: Tensor) -> Tensor:
-    """Give all samples of one identity the renormalized mean of their centers; single ones keep theirs bit for bit."""
-    sums_BD = torch.zeros_like(centers_BD).index_add_(0, last_B, centers_BD)
-    counts_B = torch.zeros_like(last_B).index_add_(0, last_B, torch.ones_like(last_B))
-    return torch.where((counts_B[last_B] > 1).unsqueeze(1), normalize(sums_BD, dim=1)[last_B], centers_BD)
-
-
-def write_rows(rows_CX: Tensor, slots_B: Tensor, new_BX: Tensor, ours_B: Tensor | None = None) -> None:
-    """Write rows in place, those of `ours_B` alone (None: all), without waiting for the device.
-
-    To leave out the others would wait for it to count them. So their writes repeat one that is ours, and if none is, they write back what
-    is there; `slots_B` may be anything where `ours_B` is false.
-    """
-    if ours_B is not None:
-        # An index of one element: one without dimensions is read by the host.
-        first, any_ours = ours_B.int().argmax().view(1), ours_B.any()
-        slot = torch.where(any_ours, slots_B[first], 0)
-        slots_B = torch.where(ours_B, slots_B, slot)
-        wide_B = ours_B.view(-1, *[1] * (new_BX.dim() - 1))
-        new_BX = torch.where(wide_B, new_BX, torch.where(any_ours, new_BX[first], rows_CX[slot]))
-    rows_CX[slots_B] = new_BX
-
-
-class Container(nn.Module):
+class RecentCenters(Bank):
     """Fixed-size store of class centers; everything it holds is in its `state_dict`.
 
     Args:
-        slots: C >= 1; a batch may not be larger.
-        embedding_size: D.
+        share, count: slots, of the identities or absolute; default: a tenth of the identities. A batch may not be larger; more slots than
+            identities are no fault.
         policy: `fifo` or `unique`.
-        dtype: storage of the rows; int8 keeps a float32 scale a row (row = int8 * scale).
+        dtype: storage of the rows; all arithmetic is float32. int8 keeps a float32 scale a row (row = int8 * scale).
         initial: `empty`: slots without a row are no negatives; `random` (published code): random unit rows that match
             nobody stand in until they are overwritten, drawn from torch's global generator.
-        ranks: the processes that share the rows: `rows` and `row_scales` then hold the block `shard` alone, and all calls
-            take the whole batch, the same on every rank.
 
     Raises:
-        UserError: unknown option, `slots` < 1 or fewer than ranks; in `load_state_dict`: another number of slots, size, dtype or policy.
+        UserError: unknown option, fewer than 1 slot or than ranks; in `load_state_dict`: another number of slots, size, dtype or policy.
 
-    Buffers: `rows` (C, D), `row_scales` float32 (C,) for int8 only, `labels` int64 (C,) (-1 empty, -2 random row),
+    Buffers: `rows` (C, D), `row_scales` float32 (C,) for int8 only, of both this rank's block, `labels` int64 (C,) (-1 empty, -2 random row),
     `stamps` int64 (C,) last refresh, `pointer`, `fill`, `step`, `reach`, `policy_code` int64 scalars, and the index.
     `reach` bounds the slots that may be filled; it is saved, because it decides how a pass is cut into blocks and so how its
     sums round: without it a resumed run would not be the uninterrupted one bit for bit.
     """
 
+    state_name = "container"
     rows: Tensor
     row_scales: Tensor | None
     labels: Tensor
@@ -94,43 +70,41 @@ class Container(nn.Module):
     reach: Tensor
     policy_code: Tensor
 
+    @checked(slots="count=...", embedding_size="AttFC(D, ...)", ranks="AttFC(..., ranks=...)")
     def __init__(
         self,
-        slots: int,
-        embedding_size: int,
-        *,
-        policy: ContainerPolicy = "fifo",
-        dtype: RowDtype = "float32",
-        initial: Initial = "empty",
-        ranks: Ranks = ALONE,
+        share: SlotShare = None,
+        count: SlotCount = None,
+        policy: Annotated[
+            Literal["fifo", "unique"],
+            Option(
+                "what a new center replaces: the oldest one (fifo), or its identity's own, where that has a slot (unique)"
+            ),
+        ] = "fifo",
+        dtype: RowType = "float32",
+        initial: InitialRows = "empty",
     ) -> None:
-        super().__init__()
-        if slots < 1:
-            raise UserError(f"container has {slots} slots: slots must be at least the batch size")
-        if slots >= 1 << 29:
-            raise UserError(f"container has {slots} slots: the label index ends at {(1 << 29) - 1}, lower slots")
-        if slots < ranks.size:
-            raise UserError(
-                f"container has {slots} slots, fewer than the {ranks.size} ranks that share them: raise slots or start fewer processes"
-            )
-        for name, value, choices in (
-            ("policy", policy, get_args(ContainerPolicy)),
-            ("dtype", dtype, get_args(RowDtype)),
-            ("initial", initial, get_args(Initial)),
-        ):
-            if value not in choices:
-                hint = nearest(str(value), choices)
-                raise UserError(f"container {name} is {value!r}: choose one of {', '.join(choices)}{hint}")
-        self.slots = slots
-        self.embedding_size = embedding_size
+        super().__init__(share, count)
         self.policy = policy
         self.dtype = dtype
         self.initial = initial
-        self.ranks = ranks
-        self.shard = ranks.shard(slots)
+        self.one_per_identity = policy == "unique"
+
+    def _usual(self, identities: int) -> int:
+        return max(1, round(_USUAL_SHARE * identities))
+
+    def _take_memory(self, identities: int | None, images: int | None) -> None:
+        slots = self.slots = self.size
+        if slots >= 1 << 29:
+            raise UserError(f"container has {slots} slots: the label index ends at {(1 << 29) - 1}, lower slots")
+        if slots < self.ranks.size:
+            raise UserError(
+                f"container has {slots} slots, fewer than the {self.ranks.size} ranks that share them: raise slots or start fewer processes"
+            )
+        self.shard = ShardedRows.of(slots, self.ranks)
         held = len(self.shard)
-        self.register_buffer("rows", torch.zeros(held, embedding_size, dtype=_STORAGE[dtype]))
-        self.register_buffer("row_scales", torch.zeros(held) if dtype == "int8" else None)
+        self.register_buffer("rows", torch.zeros(held, self.embedding_size, dtype=_STORAGE[self.dtype]))
+        self.register_buffer("row_scales", torch.zeros(held) if self.dtype == "int8" else None)
         self.register_buffer("labels", torch.empty(slots, dtype=torch.int64))
         self.register_buffer("stamps", torch.empty(slots, dtype=torch.int64))
         for name in ("pointer", "fill", "step", "reach", "policy_code"):
@@ -146,7 +120,7 @@ class Container(nn.Module):
         self.stamps.copy_(torch.arange(-self.slots, 0, device=self.stamps.device))
         for counter in (self.pointer, self.fill, self.step):
             counter.zero_()
-        self.policy_code.fill_(get_args(ContainerPolicy).index(self.policy))
+        self.policy_code.fill_(_POLICIES.index(self.policy))
         self.index.clear()
         self.rows.zero_()
         if self.row_scales is not None:
@@ -165,24 +139,16 @@ class Container(nn.Module):
     def extra_repr(self) -> str:
         return f"slots={self.slots}, embedding_size={self.embedding_size}, policy={self.policy}, dtype={self.dtype}"
 
-    def memory_bytes(self) -> int:
-        """Return the bytes of all buffers, the index included."""
-        return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
-
-    def negatives(self) -> tuple[Tensor, Tensor, Tensor | None]:
+    def negatives(self, every_label_B: Tensor | None = None) -> Negatives:
         """Return rows, labels and row scales (int8 only) of all slots that may be filled: views, not copies.
 
         Slots fill up from number 0, so the tail that no step has reached yet is left out (known on the host). Several
         ranks: of this rank's block.
         """
-        filled = self._filled()
-        scales = None if self.row_scales is None else self.row_scales[: len(filled)]
-        return self.rows[: len(filled)], self.labels[filled.block], scales
-
-    def _filled(self) -> RowShard:
-        """Return the part of this rank's block that may be filled."""
         stop = min(max(self._high_water, self.shard.start), self.shard.stop)
-        return RowShard(self.slots, self.shard.start, stop)
+        filled = RowShard(self.slots, self.shard.start, stop)
+        scales = None if self.row_scales is None else self.row_scales[: len(filled)]
+        return Negatives(self.rows[: len(filled)], self.labels[filled.block], scales)
 
     @torch.no_grad()
     def lookup(self, labels_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -192,23 +158,19 @@ class Container(nn.Module):
         the label. Rows are as stored: bfloat16 and int8 ones are nearly unit length.
         """
         slots_B = self.index.lookup(labels_B, self.labels)
-        found_B = slots_B >= 0
-        if len(self.shard) == 0:
-            return found_B, self.rows.new_zeros(labels_B.shape[0], self.embedding_size, dtype=torch.float32)
-        held_B = found_B if self.ranks.size == 1 else found_B & self._holds(slots_B)
-        rows_BD = self._decode(torch.where(held_B, slots_B - self.shard.start, 0))
-        return found_B, torch.where(held_B.unsqueeze(1), rows_BD, 0.0)
+        rows_BD = self.shard.read(self.rows, slots_B)
+        if self.row_scales is not None:
+            rows_BD = rows_BD * self.shard.read(self.row_scales.unsqueeze(1), slots_B)
+        return slots_B >= 0, rows_BD
 
-    def _holds(self, slots_B: Tensor) -> Tensor:
-        return (slots_B >= self.shard.start) & (slots_B < self.shard.stop)
+    def recall(self, batch: Batch) -> Recalled:
+        """Return the stored centers of this rank's samples; with `fifo` the most recent ones."""
+        found_B, rows_BD = self.lookup(batch.every_label_B)
+        return Recalled(self.ranks.own(found_B), normalize(self.ranks.sum_own(rows_BD), dim=1))
 
-    @torch.no_grad()
-    def labels_without(self, labels_B: Tensor) -> Tensor:
-        """Return the labels of `negatives()` with the slots of these identities marked empty (`fifo`: the most recent)."""
-        slots_B = self.index.lookup(labels_B, self.labels)
-        labels_C = torch.cat([self.labels, self.labels.new_empty(1)])  # one more, for the writes of absent identities
-        labels_C[torch.where(slots_B >= 0, slots_B, self.slots)] = EMPTY
-        return labels_C[self._filled().block]
+    def update(self, batch: Batch, every_new_BD: Tensor, recalled: Recalled) -> None:
+        """Enqueue the new centers."""
+        self.enqueue(every_new_BD, batch.every_label_B)
 
     def check_room(self, batch: int) -> None:
         """Raise the error of a batch that is larger than the container."""
@@ -293,23 +255,11 @@ class Container(nn.Module):
         return slots_B, (found_B | placed_B)[last_B], before_B
 
     def _store(self, slots_B: Tensor, rows_BD: Tensor) -> None:
-        if len(self.shard) == 0:
-            return
-        scales_B = None
         if self.row_scales is not None:
             scales_B = (rows_BD.abs().amax(dim=1) / 127).clamp_min(1e-12).float()
             rows_BD = (rows_BD / scales_B.unsqueeze(1)).round()
-        rows_BD = rows_BD.to(self.rows.dtype)
-        ours_B = None
-        if self.ranks.size > 1:
-            ours_B, slots_B = self._holds(slots_B), slots_B - self.shard.start
-        write_rows(self.rows, slots_B, rows_BD, ours_B)
-        if self.row_scales is not None and scales_B is not None:
-            write_rows(self.row_scales, slots_B, scales_B, ours_B)
-
-    def _decode(self, slots_B: Tensor) -> Tensor:
-        rows_BD = self.rows[slots_B].float()
-        return rows_BD if self.row_scales is None else rows_BD * self.row_scales[slots_B].unsqueeze(1)
+            self.shard.write(self.row_scales, slots_B, scales_B)
+        self.shard.write(self.rows, slots_B, rows_BD)
 
     def mean_age(self) -> Tensor:
         """Return the mean number of steps since the filled slots' last refresh (0: the last batch); a scalar tensor."""
@@ -317,25 +267,31 @@ class Container(nn.Module):
         ages_C = self.step - (self.stamps >> _ORDER_BITS)
         return torch.where(real_C, ages_C, 0).sum() / real_C.sum().clamp_min(1)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name in ("rows", "row_scales"):  # a state of the whole container: take our block
-            whole = state_dict.get(prefix + name)
-            if self.ranks.size > 1 and whole is not None and whole.shape[0] == self.slots:
-                state_dict[prefix + name] = whole[self.shard.block]
-        rows, code = state_dict.get(prefix + "rows"), state_dict.get(prefix + "policy_code")
-        if rows is not None and rows.shape != self.rows.shape:
-            raise UserError(
-                f"the checkpoint's container has {rows.shape[0]} slots of {rows.shape[1]} numbers, this one "
+    def statistics(self) -> dict[str, float]:
+        """Return `fill`, the share of the slots, and `center_age`, the mean age of the filled ones in batches."""
+        if self.fill.device.type == "meta":
+            return {}
+        return {"fill": float(self.fill) / self.slots, "center_age": float(self.mean_age())}
+
+    def row_shards(self) -> dict[str, ShardedRows]:
+        """This rank's block of the rows and of their scales."""
+        return dict.fromkeys(["rows"] if self.row_scales is None else ["rows", "row_scales"], self.shard)
+
+    def _misfit(self, name: str, saved: Tensor, own: Tensor) -> str:
+        if saved.shape != own.shape:
+            return (
+                f"the checkpoint's container has {saved.shape[0]} slots of {saved.shape[1]} numbers, this one "
                 f"{self.slots} of {self.embedding_size}: build the head with the checkpoint's slots and embedding_size"
             )
-        if rows is not None and rows.dtype != self.rows.dtype:
-            saved = str(rows.dtype).removeprefix("torch.")
-            raise UserError(
-                f"the checkpoint's container holds {saved} rows, this one {self.dtype}: "
-                f"build the head with the checkpoint's container dtype"
-            )
+        return (
+            f"the checkpoint's container holds {str(saved.dtype).removeprefix('torch.')} rows, this one {self.dtype}: "
+            f"build the head with the checkpoint's container dtype"
+        )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        code = state_dict.get(prefix + "policy_code")
         if code is not None and code.device.type != "meta" and self.policy_code.device.type != "meta":
-            saved = get_args(ContainerPolicy)[int(code)]
+            saved = _POLICIES[int(code)]
             if saved != self.policy:
                 raise UserError(
                     f"the checkpoint's container has the policy {saved}, this one {self.policy}: "

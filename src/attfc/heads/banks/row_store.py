@@ -46,19 +46,17 @@ class RowStore:
         UserError: unknown place; `file` without a folder, or a folder with another place.
     """
 
-    def __init__(self, place: RowPlace = "device", folder: Path | None = None) -> None:
+    def __init__(self, place: RowPlace = "device", folder: str | Path | None = None) -> None:
         if place not in get_args(RowPlace):
             raise UserError(
-                f"rows is {place!r}: choose one of {', '.join(get_args(RowPlace))}{nearest(str(place), get_args(RowPlace))}"
+                f"place is {place!r}: choose one of {', '.join(get_args(RowPlace))}{nearest(str(place), get_args(RowPlace))}"
             )
         if place == "file" and folder is None:
-            raise UserError(
-                "rows=file needs rows_folder: a folder on a fast disk with room for the rows and their state"
-            )
+            raise UserError("place=file needs folder: a folder on a fast disk with room for the rows and their state")
         if place != "file" and folder is not None:
-            raise UserError(f"rows_folder is {folder}, but rows={place} uses no file: set rows=file or leave it out")
+            raise UserError(f"folder is {folder}, but place={place} uses no file: set place=file or leave it out")
         self.place = place
-        self.folder = folder
+        self.folder = None if folder is None else Path(folder).expanduser()
         self._mapped: list[Tensor] = []
         self._thread: ThreadPoolExecutor | None = None
         self._prefetch: Future[int] | None = None
@@ -121,7 +119,7 @@ class RowStore:
                 memory = mmap.mmap(file.fileno(), size)  # the mapping outlives the file object
         except OSError as error:
             raise UserError(
-                f"cannot make a file of {size / 2**30:.2f} GiB for rows in rows_folder={self.folder}: "
+                f"cannot make a file of {size / 2**30:.2f} GiB for rows in folder={self.folder}: "
                 f"{error.strerror or error}; choose a folder with more room"
             ) from None
         return torch.frombuffer(memory, dtype=dtype).view(shape)

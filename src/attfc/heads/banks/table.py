@@ -2,22 +2,27 @@
 
 The container answers two questions: what pushes a query away (negatives), and where its own identity was seen before (the stored center). With
 fewer slots than identities most queries find no stored center, and the negatives are those who came last: where some people have many more
-images than others, always the same ones. The table keeps the latest center of everybody. It answers the second question at any container ratio, and
-`draw` gives negatives as Partial FC samples its classes: those of the batch and a random share of all others, new in each step.
+images than others, always the same ones. The table keeps the latest center of everybody. It answers the second question at any size, and
+its negatives are drawn as Partial FC samples its classes: those of the batch and a random share of all others, new in each step.
 
 Cost: N x 2D bytes (bfloat16), 1 KB per identity at D = 512: 1 GB per million. A step reads and writes the rows of its batch, B x 2D bytes each way,
 and brings those drawn, S x 2D bytes; where the rows are not on the device the host waits for it. A row of zeros: not seen yet.
 Source: our own; the draw is that of Partial FC (arXiv 2203.15565), without gradient and momentum.
 """
 
+from typing import Annotated, Literal
+
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
-from attfc.distributed import ALONE, Ranks
+from attfc.config.option import Option
 from attfc.errors import UserError
+from attfc.heads.banks.bank import EMPTY, Batch, Negatives, Recalled, last_occurrence, merge_centers
 from attfc.heads.banks.kept_rows import KeptRows
-from attfc.heads.banks.recent import EMPTY, last_occurrence, merge_centers, write_rows
-from attfc.heads.banks.row_store import RowStore
+from attfc.heads.banks.sharded_rows import ShardedRows
+from attfc.heads.checked import checked
+from attfc.heads.options import DrawnCount, DrawnShare, Folder
 
 __all__ = ["CenterTable"]
 
@@ -26,112 +31,97 @@ class CenterTable(KeptRows):
     """The latest center of each of N identities; everything it holds is in its `state_dict`.
 
     Args:
-        identities: N; labels are 0 ... N - 1.
-        embedding_size: D.
-        place: where the rows live; `device`: they move with the module.
-        dtype: of the rows. bfloat16 rounds a number by up to 0.4 %, less than one image moves a center.
+        share, count: centers drawn as negatives in a step, of the identities or absolute; default: a tenth of the identities, at least 1,000, at
+            most 20,000. Those of the batch come on top.
+        place, folder: where the rows live; `device`: they move with the module.
         seed: names the draws.
-        ranks: those that share the rows: `rows` then holds the block `shard`, and all calls take the whole batch, the same on every rank.
 
-    Buffer: `rows` (N, D), this rank's block of it. Attribute `draws`: steps so far, the number of the next draw; saved too.
+    Buffer: `rows` (N, D) bfloat16, this rank's block of it: rounds a number by up to 0.4 %, less than one image moves a center.
+    Attribute `draws`: steps so far, the number of the next draw; saved too.
 
-    Raises:
-        UserError: no identity, or fewer than ranks.
-
-    >>> table = CenterTable(identities=3, embedding_size=2)
-    >>> table.store(torch.tensor([[0.0, 1.0]]), torch.tensor([2]))
+    >>> table = CenterTable().bind(embedding_size=2, identities=3)
+    >>> table.store_centers(torch.tensor([[0.0, 1.0]]), torch.tensor([2]))
     >>> table.lookup(torch.tensor([2, 0]))
     tensor([[0., 1.],
             [0., 0.]])
     """
 
+    state_name = "table"
     rows: Tensor
 
+    @checked(identities="AttFC(..., identities=N)", embedding_size="AttFC(D, ...)", ranks="AttFC(..., ranks=...)")
     def __init__(
         self,
-        identities: int,
-        embedding_size: int,
-        *,
-        place: RowStore | None = None,
-        dtype: torch.dtype = torch.bfloat16,
+        share: DrawnShare = None,
+        count: DrawnCount = None,
+        place: Annotated[
+            Literal["device", "host", "file"],
+            Option("where the latest center of every identity is kept (2 bytes per number)"),
+        ] = "host",
+        folder: Folder = None,
         seed: int = 0,
-        ranks: Ranks = ALONE,
     ) -> None:
-        if identities < ranks.size:
+        super().__init__(share, count, place, folder, seed)
+
+    def _take_memory(self, identities: int | None, images: int | None) -> None:
+        super()._take_memory(identities, images)
+        if self.identities < self.ranks.size:
             raise UserError(
-                f"the table of centers has {identities} identities, fewer than the {ranks.size} ranks that share its rows: "
+                f"the table of centers has {identities} identities, fewer than the {self.ranks.size} ranks that share its rows: "
                 "it needs at least one identity a rank, start fewer processes"
             )
-        super().__init__(identities, place, seed, ranks)
-        self.register_buffer("rows", self.place.zeros(len(self.shard), embedding_size, dtype=dtype))
+        rows_ND = self.store.zeros(len(self.shard), self.embedding_size, dtype=torch.bfloat16)
+        self.register_buffer("rows", rows_ND)
 
     def lookup(self, labels_B: Tensor) -> Tensor:
-        """Return the centers, float32 (B, D), zeros for who was not seen yet; several ranks: zeros for rows of another rank, the sum has them all.
+        """Return the centers as stored, float32 (B, D), zeros for who was not seen yet, and for rows of another rank.
 
         Args:
             labels_B: (B,) int64, 0 <= label < N.
         """
-        here_B, own_B = self._own(labels_B)
-        if len(self.shard) == 0:
-            return torch.zeros(labels_B.shape[0], self.rows.shape[1], device=labels_B.device)
-        found_BD = self.rows.index_select(0, here_B).to(labels_B.device).float()
-        return found_BD if own_B is None else torch.where(own_B.to(labels_B.device).unsqueeze(1), found_BD, 0.0)
+        return self.shard.read(self.rows, labels_B)
+
+    def recall(self, batch: Batch) -> Recalled:
+        """Return the stored centers of this rank's samples."""
+        stored_BD = self.ranks.sum_own(self.lookup(batch.every_label_B))
+        return Recalled(stored_BD.any(dim=1), normalize(stored_BD, dim=1))
 
     @torch.no_grad()
-    def draw(self, labels_B: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Return the centers of the batch's identities and of random others, as stored (S, D), and their labels, int64 (S,).
+    def negatives(self, every_label_B: Tensor) -> Negatives:
+        """Return the centers of the batch's identities and of random others, as stored; who was not seen yet has the label -1.
 
-        The label is -1 for who was not seen yet. Several ranks: of those drawn, the same on all ranks, the ones of this rank's block.
-
-        Args:
-            labels_B: (B,) int64, 0 <= label < N; of all ranks.
-            count: S, at least B and at most N of them are taken.
+        Several ranks: of those drawn, the same on all ranks, the ones of this rank's block.
         """
-        drawn_S = self.drawn(labels_B.to(self.rows.device), count)
+        drawn_S = self._drawn(every_label_B, self.rows.device)
         rows_SD = self.rows.index_select(0, drawn_S - self.shard.start)
         labels_S = torch.where(rows_SD.any(dim=1), drawn_S, EMPTY)
-        return rows_SD.to(labels_B.device), labels_S.to(labels_B.device)
+        return Negatives(rows_SD.to(every_label_B.device), labels_S.to(every_label_B.device))
+
+    def update(self, batch: Batch, every_new_BD: Tensor, recalled: Recalled) -> None:
+        """Keep the new centers."""
+        self.store_centers(every_new_BD, batch.every_label_B)
 
     @torch.no_grad()
-    def store(self, centers_BD: Tensor, labels_B: Tensor) -> None:
+    def store_centers(self, centers_BD: Tensor, labels_B: Tensor) -> None:
         """Keep the centers of a batch, and end the step: the next draw is another. Several samples of one identity: the renormalized mean of theirs.
 
         Args:
             centers_BD: (B, D) float, unit length.
             labels_B: (B,) int64, 0 <= label < N.
         """
-        here_B, own_B = self._own(labels_B)
         self.draws += 1
-        if len(self.shard) == 0:
-            return
-        centers_BD = merge_centers(
-            centers_BD, last_occurrence(labels_B)
-        )  # equal rows for equal labels: write order does not matter
-        write_rows(self.rows, here_B, centers_BD.to(self.rows.device, self.rows.dtype), own_B)
+        # Equal rows for equal labels: write order does not matter.
+        self.shard.write(self.rows, labels_B, merge_centers(centers_BD, last_occurrence(labels_B)))
 
-    def _own(self, labels_B: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return places in `rows`, 0 for those of another rank, and which are our own (None: all)."""
-        labels_B = labels_B.to(self.rows.device)
-        self.check_labels(labels_B)
-        if self.ranks.size == 1:
-            return labels_B, None
-        own_B = (labels_B >= self.shard.start) & (labels_B < self.shard.stop)
-        return torch.where(own_B, labels_B - self.shard.start, 0), own_B
-
-    def memory_bytes(self) -> int:
-        """Return the bytes of this rank's rows."""
-        return self.rows.nbytes
+    def row_shards(self) -> dict[str, ShardedRows]:
+        """This rank's block."""
+        return {"rows": self.shard}
 
     def extra_repr(self) -> str:
-        return f"identities={self.identities}, embedding_size={self.rows.shape[1]}, place={self.place.place}"
+        return f"identities={self.identities}, embedding_size={self.embedding_size}, place={self.store.place}"
 
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
-        whole = state_dict.get(prefix + "rows")
-        if whole is not None and self.ranks.size > 1 and whole.shape[0] == self.identities:
-            state_dict[prefix + "rows"] = whole = whole[self.shard.block]
-        if whole is not None and (whole.shape, whole.dtype) != (self.rows.shape, self.rows.dtype):
-            raise UserError(
-                f"the checkpoint's table of centers holds {whole.shape[0]} identities of {whole.shape[1]} numbers ({whole.dtype}), this one "
-                f"{self.rows.shape[0]} of {self.rows.shape[1]} ({self.rows.dtype}): build the head with the checkpoint's identities and size"
-            )
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def _misfit(self, name: str, saved: Tensor, own: Tensor) -> str:
+        return (
+            f"the checkpoint's table of centers holds {saved.shape[0]} identities of {saved.shape[1]} numbers ({saved.dtype}), this one "
+            f"{own.shape[0]} of {own.shape[1]} ({own.dtype}): build the head with the checkpoint's identities and size"
+        )

@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from attfc.heads import DCP, AttFC, FullFC, Head, PartialFC
+from attfc.heads import DCP, AttFC, FullFC, Head, KeyAttention, PartialFC, RecentCenters
 from attfc.heads.banks.recent import RowDtype
 from attfc.losses import CosFace
 from attfc.plan import HeadRates
@@ -46,10 +46,17 @@ def measure_heads(
     rows = max(rows, 2 * batch)
     size = embedding_size
     heads: dict[str, Callable[[], Head]] = {
-        "container": lambda: AttFC(size, rows, margin, keys_per_query=keys, dtype=dtype, initial="random"),
-        "pool": lambda: DCP(size, rows, margin, dtype=dtype, initial="random"),
+        "container": lambda: AttFC(
+            size,
+            margin,
+            identities=None,
+            center=KeyAttention(keys=keys, share=0.8),
+            negatives=RecentCenters(count=rows, policy="unique", dtype=dtype, initial="random"),
+            in_batch="fixed",
+        ),
+        "pool": lambda: DCP(size, margin, count=rows, dtype=dtype, initial="random"),
         "dense": lambda: FullFC(size, rows, margin),
-        "sampled": lambda: PartialFC(size, 2 * rows, margin, sample_rate=0.5),
+        "sampled": lambda: PartialFC(size, 2 * rows, margin, share=0.5),
     }
     with torch.random.fork_rng():  # a plan leaves the generator of its caller alone
         seconds = {

@@ -31,7 +31,7 @@ from torch.nn.functional import normalize
 from torch.optim import Optimizer
 
 from attfc.backbones import create_backbone
-from attfc.heads import AttFC, Container, FullFC, Head, PartialFC
+from attfc.heads import AttFC, FullFC, Head, KeyAttention, PartialFC, RecentCenters
 from attfc.losses import CosFace
 from attfc.precision import autocast, best_autocast_dtype
 from attfc.training.momentum import MomentumPair
@@ -73,17 +73,18 @@ class Case:
 
 
 def build_head(case: Case) -> Head:
-    """Build the head with the library's defaults; its container is still empty."""
+    """Build the head; of AttFC the form with keys and a container, still empty."""
     margin = CosFace(64.0, 0.4)
     if case.head == "full_fc":
         return FullFC(case.embedding_size, case.identities, margin)
     if case.head == "partial_fc":
         return PartialFC(case.embedding_size, case.identities, margin, case.sample_rate)
     assert case.slots is not None
-    return AttFC(case.embedding_size, case.slots, margin, keys_per_query=case.keys)
+    rule, container = KeyAttention(keys=case.keys, share=0.8), RecentCenters(count=case.slots, policy="unique")
+    return AttFC(case.embedding_size, margin, identities=None, center=rule, negatives=container, in_batch="fixed")
 
 
-def fill(container: Container, identities: int) -> None:
+def fill(container: RecentCenters, identities: int) -> None:
     """Give every slot an identity of its own, so that a pass meets all of them; in small batches, for little memory."""
     slots, size = container.slots, container.embedding_size
     device = container.labels.device
@@ -125,8 +126,8 @@ class Training:
         torch.manual_seed(0)
         with self.device:  # drawn where it is trained: millions of rows take a processor many seconds
             self.head = build_head(case)
-        if isinstance(self.head, AttFC) and self.head.container is not None:
-            fill(self.head.container, case.identities)
+        if isinstance(self.head, AttFC) and isinstance(self.head.negatives, RecentCenters):
+            fill(self.head.negatives, case.identities)
         self.pair: MomentumPair | None = None
         self.dtype: torch.dtype | None = None
         modules: list[nn.Module] = [self.head]

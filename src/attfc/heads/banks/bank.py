@@ -1,0 +1,207 @@
+"""A bank: what it remembers of class centers, which of them are this step's negatives, and what a step changes in it.
+
+A head binds a bank to its embedding size, identities and ranks; only then it takes memory. In a step the head asks it three things, each of the
+samples of all ranks: `recall`, what is stored of their identities; `negatives`, the rows that the loss compares with; `update`, keep their centers.
+What a bank costs says each kind, in numbers too (`memory`).
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from attfc.distributed import ALONE, Ranks, RowShard
+from attfc.errors import UserError
+from attfc.heads.banks.sharded_rows import ShardedRows
+
+__all__ = [
+    "EMPTY",
+    "Bank",
+    "Batch",
+    "Negatives",
+    "Recalled",
+    "last_occurrence",
+    "merge_centers",
+    "shards_of",
+    "usual_count",
+]
+
+EMPTY = -1  # label of a row that holds nothing: never a negative
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A step as center rules and banks see it: this rank's samples, and what all ranks have to know.
+
+    Attributes:
+        query_BD: (B, D) embeddings of unit length, with gradient.
+        labels_B: (B,) int64; `every_label_B`: those of all ranks.
+        keys_BKD: (B, K, D) as they came, if any.
+        every_position_B: positions of all ranks' images in the data set, int64, for a rule that takes them.
+    """
+
+    query_BD: Tensor
+    labels_B: Tensor
+    every_label_B: Tensor
+    keys_BKD: Tensor | None = None
+    every_position_B: Tensor | None = None
+
+
+class Recalled(NamedTuple):
+    """What is stored of this rank's samples.
+
+    Attributes:
+        found_B: (B,) bool, who has a stored center.
+        center_BD: (B, D) float, of unit length; zeros for the others.
+        last_BD: of a memory of images: the last embedding of each sample's own image, zeros for one not seen yet.
+        others_BD: of a memory of images: the sum of the last embeddings of the identity's other images; `center_BD` is its direction.
+    """
+
+    found_B: Tensor
+    center_BD: Tensor
+    last_BD: Tensor | None = None
+    others_BD: Tensor | None = None
+
+
+class Negatives(NamedTuple):
+    """Rows (S, D) of this rank that a step compares with, their labels int64 (S,), -1 for none, and the scales of int8 rows (S,)."""
+
+    rows_SD: Tensor
+    labels_S: Tensor
+    scales_S: Tensor | None = None
+
+    def without(self, labels_B: Tensor) -> "Negatives":
+        """Return the same rows, those of these identities labelled -1."""
+        sorted_B = labels_B.sort().values
+        place_S = torch.searchsorted(sorted_B, self.labels_S).clamp_max_(len(sorted_B) - 1)
+        return self._replace(labels_S=torch.where(sorted_B[place_S] == self.labels_S, EMPTY, self.labels_S))
+
+
+def usual_count(identities: int) -> int:
+    """Return the centers drawn in a step unless told otherwise: a tenth of the identities, at least 1,000, at most 20,000, never more than there are.
+
+    >>> [usual_count(identities) for identities in (60, 9_000, 92_431, 2_000_000)]
+    [60, 1000, 9243, 20000]
+    """
+    return min(identities, max(1000, min(20_000, identities // 10)))
+
+
+def last_occurrence(labels_B: Tensor) -> Tensor:
+    """Return for each sample the place in the batch of the last sample with its label, int64 (B,)."""
+    sorted_B, order_B = torch.sort(labels_B, stable=True)
+    return order_B[torch.searchsorted(sorted_B, labels_B, right=True) - 1]
+
+
+def merge_centers(centers_BD: Tensor, last_B: Tensor) -> Tensor:
+    """Give all samples of one identity the renormalized mean of their centers; single ones keep theirs bit for bit."""
+    sums_BD = torch.zeros_like(centers_BD).index_add_(0, last_B, centers_BD)
+    counts_B = torch.zeros_like(last_B).index_add_(0, last_B, torch.ones_like(last_B))
+    return torch.where((counts_B[last_B] > 1).unsqueeze(1), normalize(sums_BD, dim=1)[last_B], centers_BD)
+
+
+class Bank(nn.Module):
+    """Base of the banks.
+
+    Args:
+        share: size as a share of the identities; `count`: absolute. At most one of them.
+
+    Attributes:
+        size: rows that it has or draws, once it is bound.
+        one_per_identity: whether an identity has at most one row; then a new center of the batch stands in for the stored one.
+        state_name: under this name a head registers it, so this is what its tensors are called in a checkpoint.
+    """
+
+    state_name: str
+    one_per_identity = True
+    size: int
+
+    def __init__(self, share: float | None, count: int | None) -> None:
+        super().__init__()
+        if share is not None and count is not None:
+            raise UserError(f"{type(self).__name__} got share={share:g} and count={count}: give one of them")
+        self.share = share
+        self.count = count
+
+    def bind(
+        self, embedding_size: int, identities: int | None, ranks: Ranks = ALONE, images: int | None = None
+    ) -> Self:
+        """Take the memory of this rank's rows, on torch's current default device; heads do this when they are built.
+
+        Raises:
+            UserError: bound before; sizes that cannot be.
+        """
+        if hasattr(self, "size"):
+            raise UserError(f"this {type(self).__name__} belongs to a head already: give each head its own")
+        self.size = self.size_of(identities)
+        self.ranks = ranks
+        self.embedding_size = embedding_size
+        self._take_memory(identities, images)
+        return self
+
+    def size_of(self, identities: int | None) -> int:
+        """Return the rows that it has, or draws in a step, with that many identities."""
+        if self.count is not None:
+            return self.count
+        if identities is None:
+            raise UserError(
+                f"{type(self).__name__} has no count: give the head identities=N, of which it takes a share"
+            )
+        return self._usual(identities) if self.share is None else max(1, round(self.share * identities))
+
+    def _usual(self, identities: int) -> int:
+        return usual_count(identities)
+
+    def _take_memory(self, identities: int | None, images: int | None) -> None:
+        raise NotImplementedError
+
+    def check_room(self, batch: int) -> None:
+        """Refuse a batch of that many samples, of all ranks, if it cannot be kept."""
+
+    def recall(self, batch: Batch) -> Recalled:
+        """Return what is stored of this rank's samples."""
+        raise NotImplementedError
+
+    def negatives(self, every_label_B: Tensor) -> Negatives:
+        """Return this rank's rows of the step, before anything of the batch is kept.
+
+        Args:
+            every_label_B: (B,) int64, of all ranks.
+        """
+        raise NotImplementedError
+
+    def update(self, batch: Batch, every_new_BD: Tensor, recalled: Recalled) -> None:
+        """Keep the new centers of all ranks' samples, (B, D) of unit length."""
+        raise NotImplementedError
+
+    def statistics(self) -> dict[str, float]:
+        """Return figures of the bank for the log."""
+        return {}
+
+    def row_shards(self) -> dict[str, ShardedRows]:
+        """Return this rank's blocks by the names of their buffers."""
+        raise NotImplementedError
+
+    def memory_bytes(self) -> int:
+        """Return the bytes of this rank's buffers."""
+        return sum(buffer.nbytes for buffer in self.buffers())
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
+        for name, shard in self.row_shards().items():
+            own, saved = getattr(self, name), shard.take_block(state_dict, prefix + name)
+            if saved is not None and (saved.shape, saved.dtype) != (own.shape, own.dtype):
+                raise UserError(self._misfit(name, saved, own))
+            if saved is not None:
+                state_dict[prefix + name] = saved
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _misfit(self, name: str, saved: Tensor, own: Tensor) -> str:
+        raise NotImplementedError
+
+
+def shards_of(banks: list[Bank], ranks: Ranks) -> dict[str, RowShard]:
+    """Return the blocks of all banks, by the names of their tensors in the head's state; nothing where ranks share nothing."""
+    if ranks.size == 1:
+        return {}
+    return {f"{bank.state_name}.{name}": shard for bank in banks for name, shard in bank.row_shards().items()}

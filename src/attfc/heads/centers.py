@@ -1,0 +1,302 @@
+"""Center rules: who is a query's positive, and which center of its identity is kept.
+
+`KeyAttention` (published) makes the generative class center (GCC) from a few key embeddings, by attention; `OwnEmbedding` (default) blends the
+query's own embedding into the stored center, `Pairs` that of the other query of the identity in the batch; `OtherImages` takes the mean of what is
+remembered of the identity's other images. A rule keeps nothing itself: what is stored comes from a bank. Cost: O(B D), of keys O(B K D).
+
+Source: AttFC (arXiv 2503.06839), steps 4 and 5 of `attfc.heads.attfc`. Differs: softmax in float32. The other three are our own.
+"""
+
+import math
+from typing import Annotated, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from attfc.config.option import Option
+from attfc.distributed import Ranks
+from attfc.errors import UserError
+from attfc.heads.banks.bank import Batch, Recalled
+from attfc.heads.checked import checked
+from attfc.heads.head import unit_length
+from attfc.heads.options import StoredShare
+from attfc.losses.numbers import check_numbers
+
+__all__ = [
+    "CenterRule",
+    "KeyAttention",
+    "OtherImages",
+    "OwnEmbedding",
+    "Pairs",
+    "Proposal",
+    "attend",
+    "generative_class_center",
+]
+
+
+class Proposal(NamedTuple):
+    """What a rule makes of a batch.
+
+    Attributes:
+        positive_BD: (B, D) the positives, of unit length where there is one.
+        new_BD: (B, D) the identities' new centers, of unit length, with the gradient of the embeddings that were given with it.
+        has_positive_B: (B,) bool; the others teach nothing. None: all have one.
+        figures: scalars for the log.
+    """
+
+    positive_BD: Tensor
+    new_BD: Tensor
+    has_positive_B: Tensor | None = None
+    figures: dict[str, Tensor] = {}  # noqa: RUF012
+
+
+class CenterRule(nn.Module):
+    """Base of the rules: `rule(batch, present_BD, recalled)`.
+
+    Attributes:
+        keys_per_query: keys that the loader should deliver.
+        uses_stored: whether it looks at what is stored.
+        images: of the data set, for a rule that remembers each of them.
+    """
+
+    keys_per_query = 0
+    uses_stored = True
+    images: int | None = None
+
+    def forward(self, batch: Batch, present_BD: Tensor, recalled: Recalled) -> Proposal:
+        """Return positives and new centers.
+
+        Args:
+            present_BD: (B, D) the queries as parts of new centers, with gradient only if new centers are to have one.
+            recalled: what the bank knows of the samples.
+        """
+        raise NotImplementedError
+
+    def _blend(self, center_BD: Tensor, recalled: Recalled, share: float) -> Tensor:
+        """Return the new centers, with that share of the stored ones; who is not stored takes the new one alone."""
+        if share == 0:
+            return center_BD
+        stored_BD = recalled.center_BD.to(center_BD.dtype)
+        blended_BD = normalize(share * stored_BD + (1 - share) * center_BD, dim=1)
+        return torch.where(recalled.found_B.unsqueeze(1), blended_BD, center_BD)
+
+
+class KeyAttention(CenterRule):
+    """The generative class center of K keys is the positive, and is kept (arXiv 2503.06839).
+
+    Args:
+        keys: K that the loader should deliver; any K >= 1 works.
+        temperature: tau of the attention.
+        include_stored: the identity's stored center joins its keys as one more candidate.
+        share: of the stored center in the new one. An identity that is not stored takes its new center alone.
+    """
+
+    @checked(keys_per_query="keys=...", include_stored_center="include_stored=...", center_blend="share=...")
+    def __init__(
+        self,
+        keys: Annotated[int, Option("keys per query: other images of its person", ge=1)] = 2,
+        temperature: Annotated[
+            float,
+            Option("below 1, keys similar to the query weigh more; above 1, all weigh more alike", unit="cosine", gt=0),
+        ] = 1.0,
+        include_stored: Annotated[
+            bool, Option("the identity's stored center joins the keys as one more candidate")
+        ] = False,
+        share: StoredShare = 0.0,
+    ) -> None:
+        super().__init__()
+        self.keys_per_query = keys
+        self.temperature = temperature
+        self.include_stored = include_stored
+        self.share = share
+        self.uses_stored = include_stored or share > 0
+
+    @torch.no_grad()
+    def forward(self, batch: Batch, present_BD: Tensor, recalled: Recalled) -> Proposal:
+        """Steps 4 and 5, with the stored center where the options want it.
+
+        Raises:
+            UserError: no keys.
+        """
+        if batch.keys_BKD is None:
+            raise UserError(
+                "AttFC got no keys: pass head(embeddings, labels, keys) with the key encoder's (B, K, D), "
+                "or build it with center=OwnEmbedding()"
+            )
+        candidates = (recalled.center_BD, recalled.found_B) if self.include_stored else (None, None)
+        center_BD, weights_BK = attend(batch.query_BD, batch.keys_BKD, self.temperature, *candidates)
+        entropy = -torch.xlogy(weights_BK, weights_BK).sum(dim=1).mean()
+        new_BD = self._blend(center_BD, recalled, self.share)
+        return Proposal(new_BD, new_BD, None, {"attention_entropy": entropy})
+
+
+class OwnEmbedding(CenterRule):
+    """The stored center is the positive; the query's own embedding, blended with it, is kept. No key encoder.
+
+    A sample whose identity is not stored has no positive but itself, which teaches nothing: it counts 0 in the mean (the divisor stays B).
+
+    Args:
+        share: of the stored center in the new one.
+    """
+
+    @checked(center_blend="share=...")
+    def __init__(
+        self,
+        share: StoredShare = 0.6,
+    ) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, batch: Batch, present_BD: Tensor, recalled: Recalled) -> Proposal:
+        """Return the stored centers as positives."""
+        new_BD = self._blend(present_BD, recalled, self.share)
+        return Proposal(recalled.center_BD.to(new_BD.dtype), new_BD, recalled.found_B)
+
+
+class Pairs(CenterRule):
+    """Queries 2i and 2i + 1 show one identity, and the embedding of each is the other's only key. No key encoder.
+
+    A query whose neighbour is of another identity (a broken image was replaced) is treated as with `OwnEmbedding`.
+
+    Args:
+        share: of the stored center in the new one.
+    """
+
+    @checked(center_blend="share=...")
+    def __init__(
+        self,
+        share: StoredShare = 0.6,
+    ) -> None:
+        super().__init__()
+        self.share = share
+        self.uses_stored = share > 0
+
+    def forward(self, batch: Batch, present_BD: Tensor, recalled: Recalled) -> Proposal:
+        """Return centers of the neighbours.
+
+        Raises:
+            UserError: an odd number of queries.
+        """
+        labels_B = batch.labels_B
+        if labels_B.shape[0] % 2:
+            raise UserError(
+                f"center=Pairs got {labels_B.shape[0]} queries: 2i and 2i + 1 are each other's key, pass an even number"
+            )
+        paired_B = labels_B == labels_B.view(-1, 2).flip(1).flatten()
+        partner_BD = present_BD.view(-1, 2, present_BD.shape[1]).flip(1).flatten(0, 1)
+        partner_BD = torch.where(paired_B.unsqueeze(1), partner_BD, present_BD)
+        new_BD = self._blend(partner_BD, recalled, self.share)
+        positive_BD = torch.where(paired_B.unsqueeze(1), new_BD.detach(), recalled.center_BD.to(new_BD.dtype))
+        return Proposal(positive_BD, new_BD, recalled.found_B | paired_B)
+
+
+class OtherImages(CenterRule):
+    """The mean of the remembered embeddings of the identity's other images is the positive. No key encoder; the head takes positions.
+
+    Embeddings are of at most an epoch ago. An image without others has its own as positive; one whose identity was not seen yet teaches
+    nothing. What is kept for the negatives is the mean with the query's own.
+
+    Args:
+        images: M of the data set; positions are 0 to M - 1. An image stays with its identity.
+    """
+
+    @checked(memory="OtherImages(images=M) alone; place and folder are those of ImageMemory")
+    def __init__(self, images: int) -> None:
+        super().__init__()
+        self.images = images
+
+    def forward(self, batch: Batch, present_BD: Tensor, recalled: Recalled) -> Proposal:
+        """Return centers of the other images."""
+        assert recalled.last_BD is not None
+        assert recalled.others_BD is not None
+        dtype, found_B1 = batch.query_BD.dtype, recalled.found_B.unsqueeze(1)
+        positive_BD = torch.where(found_B1, recalled.center_BD, normalize(recalled.last_BD, dim=1).to(dtype))
+        new_BD = normalize(recalled.others_BD.to(dtype) + present_BD, dim=1)
+        return Proposal(positive_BD, new_BD, recalled.found_B | recalled.last_BD.any(dim=1))
+
+    def positions(self, positions_B: Tensor | None, labels_B: Tensor, ranks: Ranks) -> Tensor:
+        """Return the positions of all ranks' images.
+
+        Raises:
+            UserError: none given, or wrong ones.
+        """
+        if positions_B is None or positions_B.shape != labels_B.shape or positions_B.dtype != torch.int64:
+            given = "none" if positions_B is None else f"{positions_B.dtype} of shape {tuple(positions_B.shape)}"
+            raise UserError(
+                f"center=OtherImages needs the images' positions in the data set, int64 of shape {tuple(labels_B.shape)}, and got {given}: "
+                "pass head(embeddings, labels, positions_B=batch.positions)"
+            )
+        every_position_B = ranks.gather(positions_B.to(labels_B.device))
+        assert self.images is not None
+        fix = "build OtherImages with images = the data set's number of images"
+        check_numbers(every_position_B, self.images, "position", fix, ranks)
+        return every_position_B
+
+
+def generative_class_center(
+    query_BD: Tensor,
+    keys_BKD: Tensor,
+    temperature: float = 1.0,
+    *,
+    stored_BD: Tensor | None = None,
+    stored_B: Tensor | None = None,
+) -> Tensor:
+    """Blend K key embeddings of one identity into its unit-length class center.
+
+    a = softmax_k(cos(query, key_k) / temperature);  center = normalize(sum_k a_k key_k)
+
+    Args:
+        query_BD: (B, D) float; any length; detached here, the weights carry no gradient.
+        keys_BKD: (B, K, D) float on the same device; not normalized: longer keys weigh more.
+        temperature: > 0, in units of cosine.
+        stored_BD: (B, D) the identities' stored centers, one more candidate each, given the mean length of the
+            sample's keys: at unit length it would vanish beside keys that are ten times as long.
+        stored_B: (B,) bool, who has a stored center; the others attend over their keys alone.
+
+    Returns:
+        (B, D) float32 (float64 for float64 keys), unit length, no gradient.
+
+    Raises:
+        UserError: no keys, shapes that do not fit, temperature <= 0.
+
+    Source: AttFC (arXiv 2503.06839), attention loader. Differs: softmax in float32.
+
+    >>> keys = torch.tensor([[[2.0, 0.0], [2.0, 0.0]]])
+    >>> generative_class_center(torch.tensor([[1.0, 0.0]]), keys)
+    tensor([[1., 0.]])
+    """
+    return attend(query_BD, keys_BKD, temperature, stored_BD, stored_B)[0]
+
+
+@torch.no_grad()
+def attend(
+    query_BD: Tensor, keys_BKD: Tensor, temperature: float, stored_BD: Tensor | None, stored_B: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return the centers and the attention weights, (B, K) or (B, K + 1) with stored centers."""
+    if keys_BKD.dim() != 3 or (keys_BKD.shape[0], keys_BKD.shape[2]) != tuple(query_BD.shape):
+        batch, size = query_BD.shape
+        raise UserError(
+            f"keys have shape {tuple(keys_BKD.shape)}, the queries {tuple(query_BD.shape)}: "
+            f"embed K images a query with the key encoder, shape ({batch}, K, {size})"
+        )
+    if keys_BKD.shape[1] == 0:
+        raise UserError("keys_BKD holds no keys (K = 0): the attention loader needs keys_per_query >= 1")
+    if not temperature > 0:
+        raise UserError(f"temperature is {temperature}: it divides cosines and must be above 0 (published: 1)")
+    query_BD, _ = unit_length(query_BD)
+    candidates_BKD = keys_BKD if keys_BKD.dtype == torch.float64 else keys_BKD.float()
+    lengths_BK = candidates_BKD.norm(dim=2)
+    if stored_BD is not None:
+        stored_BD = normalize(stored_BD.to(candidates_BKD.dtype), dim=1) * lengths_BK.mean(dim=1, keepdim=True)
+        candidates_BKD = torch.cat([candidates_BKD, stored_BD.unsqueeze(1)], dim=1)
+        lengths_BK = candidates_BKD.norm(dim=2)
+    # A product and a sum, not a matmul: neither autocast nor TF32 may round the cosines.
+    cosines_BK = (query_BD.unsqueeze(1) * candidates_BKD).sum(dim=2) / lengths_BK.clamp_min(1e-12)
+    logits_BK = cosines_BK / temperature
+    if stored_BD is not None and stored_B is not None:
+        absent_BK = torch.zeros_like(logits_BK, dtype=torch.bool)
+        absent_BK[:, -1] = ~stored_B
+        logits_BK = logits_BK.masked_fill(absent_BK, -math.inf)
+    weights_BK = logits_BK.softmax(dim=1)
+    return normalize((weights_BK.unsqueeze(2) * candidates_BKD).sum(dim=1), dim=1), weights_BK
