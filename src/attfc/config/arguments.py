@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from attfc.config.overrides import SHORT_NAMES, Asked, preset_names, read_preset
+from attfc.config.layers import Asked, preset_names, read_preset
+from attfc.config.short_names import SHORT_NAMES
 from attfc.errors import UserError, nearest
 
 __all__ = ["read_words", "short_overrides"]

@@ -170,8 +170,9 @@ def options_page() -> str:
         "",
         "Every option of `attfc train`, made from the schema by `make docs`. `attfc options WORD` shows the same in a terminal.",
         "An option is typed as `section.option=value`; in a YAML file it stands in its section. Short names are for the command line and Python.",
-        "A word for `head`, `margin`, `center`, `negatives` or `stored` is its kind: `head=full_fc` is `head.kind=full_fc`. `center`, `negatives`, `stored` and "
-        "`in_batch` are parts of `head.kind=attfc`; `key_encoder` is there where keys are embedded: `center.kind=key_attention`, `head.kind=dcq|dcp`.",
+        "A word for `head`, `margin`, `center`, `negatives` or `stored` is its kind: `head=full_fc` is `head.kind=full_fc`. "
+        "`center`, `negatives`, `stored` and `in_batch` are parts of `head.kind=attfc`. "
+        "`key_encoder` is there where keys are embedded: `center.kind=key_attention`, `head.kind=dcq|dcp`.",
         "`a|b` in a condition means either of both values.",
         "",
     ]
@@ -239,7 +240,17 @@ def _options(section: str) -> Iterator[Option]:
         default = default_kind(section)
         published = profile_values("published").get(section, {}).get("kind", default)
         short = section if SHORT_NAMES.get(section) == f"{section}.kind" else None
-        yield Option(f"{section}.kind", MEANINGS[section], default, published, " | ".join(KINDS[section]), None, None, None, short)
+        yield Option(
+            f"{section}.kind",
+            MEANINGS[section],
+            default,
+            published,
+            " | ".join(KINDS[section]),
+            None,
+            None,
+            None,
+            short,
+        )
     for option, kinds in found.values():
         everyone = section not in KINDS or len(kinds) == len(KINDS[section])
         yield option if everyone else replace(option, kinds=tuple(kinds))
@@ -250,7 +261,7 @@ def _option(key: str, field: FieldInfo) -> Option:
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     said = next((each for each in field.metadata if isinstance(each, Described)), None)
     default = field.get_default(call_default_factory=True) if key != "in_batch" else IN_BATCH[1]
-    takes = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+    takes: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
     published = dotted(profile_values("published")).get(key, default) if key != "profile" else default
     return Option(
         key=key,

@@ -1,7 +1,7 @@
 """The parts that a configuration names by their kind: heads, margins, center rules, banks. The only place that lists them.
 
-A new head, margin, rule or bank is its own file and a line here. The options of a kind, with their defaults, bounds and meanings, are those of
-the class's own signature (`attfc.config.signatures`); each kind becomes a model that takes these and nothing else, and a section is one of its models.
+A new head, margin, rule or bank is its own file and a line here. The options of a kind, with their defaults, bounds and meanings, are those of the
+class's own signature (`attfc.config.signatures`); each kind becomes a model that takes these and nothing else, and a section is one of its models.
 """
 
 from collections.abc import Mapping
@@ -65,10 +65,11 @@ MEANINGS = {
     "head": "the head; full_fc: a trained center per identity; partial_fc: the same, a sample of them per step; attfc, dcq, dcp: centers made from "
     "embeddings",
     "margin": "kind of margin: arcface adds an angle, cosface subtracts a cosine, combined does both, adaface adapts to image quality",
-    "center": "what a class center is made from; own_embedding: the embedding itself, blended with the stored center; key_attention: further images "
-    "through the key encoder; pairs: the person's other image in the batch; other_images: the remembered embeddings of all other images of the person",
-    "negatives": "where they come from; center_table: centers drawn at random from a table of all identities, new in each step; recent_centers: the most "
-    "recent centers; image_memory: centers drawn from the remembered embeddings of all images",
+    "center": "what a class center is made from; own_embedding: the embedding itself, blended with the stored center; key_attention: further "
+    "images through the key encoder; pairs: the person's other image in the batch; other_images: the remembered embeddings of all other images of "
+    "the person",
+    "negatives": "where they come from; center_table: centers drawn at random from a table of all identities, new in each step; recent_centers: "
+    "the most recent centers; image_memory: centers drawn from the remembered embeddings of all images",
 }
 """What the kinds of a section are, for a reader."""
 
@@ -87,7 +88,7 @@ _WITH_KEYS = frozenset({"key_attention", "dcq", "dcp"})
 class Part(Section):
     """A section of some kind: `kind` and the options that this kind has."""
 
-    kind: str
+    kind: str = ""
 
     def get(self, name: str, otherwise: Any = None) -> Any:
         """Return an option, or `otherwise` where the kind has none of that name."""

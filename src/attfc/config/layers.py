@@ -1,7 +1,7 @@
 """Layers of a configuration: profile, what is chosen, preset or YAML file, then the `key=value` overrides of the command line.
 
-Later wins: the defaults of each kind (`kinds`), the profile, what is chosen from data and machine (`choose`), the preset (a name in attfc/presets or a path
-to a YAML file), the overrides. Five rules beside a plain merge of mappings:
+Later wins: the defaults of each kind (`kinds`), the profile, what is chosen from data and machine (`choose`), the preset (a name in attfc/presets
+or a path to a YAML file), the overrides. Five rules beside a plain merge of mappings:
 1. A layer that names another kind of a section replaces what lies below; options that every kind of the section has stay, such as sizes of banks.
 2. A typed option that the final kind lacks is refused, and one that is inherited is dropped.
 3. A word in place of a section is its kind. Sections that the head is not put together from are absent; typed ones are refused.
@@ -11,7 +11,7 @@ to a YAML file), the overrides. Five rules beside a plain merge of mappings:
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -20,7 +20,17 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from attfc.config.kinds import (KINDS, banks_beside, common_options, default_kind, in_batch_beside, kind_in, kinds_with, model_of, sections_of)
+from attfc.config.kinds import (
+    KINDS,
+    banks_beside,
+    common_options,
+    default_kind,
+    in_batch_beside,
+    kind_in,
+    kinds_with,
+    model_of,
+    sections_of,
+)
 from attfc.config.messages import explain, one_of
 from attfc.config.overrides import dotted, nested, parse_overrides, unknown_kind
 from attfc.config.profiles import PROFILES, profile_values
@@ -92,7 +102,9 @@ class Asked:
         by_name = typed.get("profile")
         profile = by_name if "profile" in typed else values.get("profile")
         if profile is not None and profile not in PROFILES:
-            raise UserError(f"profile={profile!r} is unknown: choose one of {', '.join(PROFILES)}, or null for the defaults")
+            raise UserError(
+                f"profile={profile!r} is unknown: choose one of {', '.join(PROFILES)}, or null for the defaults"
+            )
         merged = _over({}, profile_values(profile)) if profile else {}
         for layer in (nested(chosen), values):
             merged = _over(merged, layer)
@@ -101,16 +113,20 @@ class Asked:
         return _settled(_over(merged, typed), typed, self.origin)
 
 
-def read_preset(preset: str, overrides: list[str] | None = None, identities: int | None = None) -> Asked:
+def read_preset(
+    preset: str,
+    overrides: list[str] | None = None,
+    translated: Callable[[dict[str, Any]], dict[str, Any]] = translate,
+) -> Asked:
     """Return what a preset, or a YAML file, and overrides ask for.
 
     Args:
-        identities: of the data, where the file may be one of attfc 0.1; see `attfc.config.translate`.
+        translated: from the values of a file to those of this version.
 
     Raises:
         UserError: unknown preset, unreadable YAML.
     """
-    return Asked(translate(_read_values(preset), identities), tuple(overrides or []), preset)
+    return Asked(translated(_read_values(preset)), tuple(overrides or []), preset)
 
 
 def load_config(preset: str, overrides: list[str] | None = None) -> RunConfig:
@@ -216,7 +232,9 @@ def _fit(values: dict[str, Any], typed: Mapping[str, Any]) -> None:
     center = kind_in(values, "center")
     fitting = banks_beside(center)
     if "kind" not in (typed.get("negatives") or {}) and kind_in(values, "negatives") not in fitting:
-        values["negatives"] = {**values["negatives"], "kind": fitting[0]} if "negatives" in values else {"kind": fitting[0]}
+        values["negatives"] = (
+            {**values["negatives"], "kind": fitting[0]} if "negatives" in values else {"kind": fitting[0]}
+        )
     if values.get("stored") and "stored" not in typed and kind_in(values, "stored") != fitting[0]:
         values["stored"] = None
     if values.get("in_batch") == "push" and "in_batch" not in typed and in_batch_beside(center) != "push":
@@ -238,5 +256,7 @@ def _absent(section: str, typed: Any, head: str, center: str | None) -> str:
     name, value = next(iter(dotted({section: typed}).items()))
     if section == "key_encoder":
         of = f"head.kind={head}" + (f" and center.kind={center}" if head == "attfc" else "")
-        return f"{name}={value}: no keys are embedded with {of}; they are with center=key_attention, head=dcq or head=dcp"
+        return (
+            f"{name}={value}: no keys are embedded with {of}; they are with center=key_attention, head=dcq or head=dcp"
+        )
     return f"{name}={value}: head.kind={head} has no {section}; head=attfc has"

@@ -10,7 +10,16 @@ from attfc.config.kinds import KINDS, model_of
 from attfc.config.schema import KeyEncoderConfig, RunConfig
 from attfc.config.short_names import SHORT_NAMES
 
-__all__ = ["all_keys", "explain", "keys_like", "known_annotation", "models_of_section", "no_section", "one_of", "section_model"]
+__all__ = [
+    "all_keys",
+    "explain",
+    "keys_like",
+    "known_annotation",
+    "models_of_section",
+    "no_section",
+    "one_of",
+    "section_model",
+]
 
 
 def models_of_section(name: str) -> list[type[BaseModel]]:

@@ -12,7 +12,11 @@ from attfc.config.kinds import IN_BATCH, KINDS, Part, default_kind, model_of, se
 from attfc.config.option import NotNegative, Option, Positive, Section, Share, option
 
 if TYPE_CHECKING:
-    Head = Margin = Center = Negatives = Stored = Part
+    Head = Part
+    Margin = Part
+    Center = Part
+    Negatives = Part
+    Stored = Part
     InBatch = str
 else:
     Head, Margin, Center, Negatives, Stored = map(union_of, ("head", "margin", "center", "negatives", "stored"))
@@ -264,7 +268,9 @@ class LogConfig(Section):
 class RunConfig(Section):
     """One training run."""
 
-    format: Literal[2] = option(2, "version of the spelling of these options; a file without it is read as attfc 0.1 wrote it")
+    format: Literal[2] = option(
+        2, "version of the spelling of these options; a file without it is read as attfc 0.1 wrote it"
+    )
     name: str = option(
         "run", "name of the run; its folder is NAME-001 or the next free number", min_length=1, max_length=100
     )
@@ -296,9 +302,13 @@ class RunConfig(Section):
     center: Center | None = None
     negatives: Negatives | None = None
     stored: Stored | None = option(
-        None, "another bank that says what is stored of an identity, such as {kind: center_table, place: host}", null="the negatives say it"
+        None,
+        "another bank that says what is stored of an identity, such as {kind: center_table, place: host}",
+        null="the negatives say it",
     )
-    in_batch: InBatch | None = option(None, next(each.meaning for each in get_args(IN_BATCH[0]) if isinstance(each, Option)))
+    in_batch: InBatch | None = option(
+        None, next(each.meaning for each in get_args(IN_BATCH[0]) if isinstance(each, Option))
+    )
     key_encoder: KeyEncoderConfig | None = None
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
@@ -348,5 +358,7 @@ class RunConfig(Section):
                     f"{section}.place=file needs {section}.folder, a folder on a fast disk, and nothing else uses it"
                 )
             if part and None not in (part.get("share"), part.get("count")):
-                raise ValueError(f"{section}.share={part.get('share'):g} and {section}.count={part.get('count')}: give one of them")
+                raise ValueError(
+                    f"{section}.share={part.get('share'):g} and {section}.count={part.get('count')}: give one of them"
+                )
         return self

@@ -1,8 +1,8 @@
 """The options of a component, read from the source text of its constructor: importing a head imports torch, which takes seconds.
 
-An argument is an option where its annotation holds an `Option`. Names in the annotation are looked up as Python would: in the module, in the modules of
-attfc that it imports them from (as text too), in the standard library. What cannot be had without running a module, a class of ours or of torch, is no
-part of an option. Cost: some 3 ms per module, once. Not taken: a second description of every head in the configuration.
+An argument is an option where its annotation holds an `Option`. Names in the annotation are looked up as Python would: in the module, in the
+modules of attfc that it imports them from (as text too), in the standard library. What cannot be had without running a module, a class of ours
+or of torch, is no part of an option. Cost: some 3 ms per module, once. Not taken: a second description of every head in the configuration.
 """
 
 import ast
@@ -36,7 +36,9 @@ def _meaning(module: str, name: str) -> Any:
         LookupError: it is nothing that can be had from text.
     """
     for node in _module(module).body:
-        if isinstance(node, ast.Assign) and any(isinstance(each, ast.Name) and each.id == name for each in node.targets):
+        if isinstance(node, ast.Assign) and any(
+            isinstance(each, ast.Name) and each.id == name for each in node.targets
+        ):
             return _value(module, node.value)
         if isinstance(node, ast.ImportFrom):
             found = next((each.name for each in node.names if (each.asname or each.name) == name), None)
@@ -54,7 +56,7 @@ def _value(module: str, node: ast.expr) -> Any:
     """Return the value of an expression made of constants, names and calls of `Option`."""
     names = {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
     scope = {name: _meaning(module, name) for name in names}
-    return eval(compile(ast.Expression(node), module, "eval"), {"__builtins__": {}}, scope)  # noqa: S307  our own source
+    return eval(compile(ast.Expression(node), module, "eval"), {"__builtins__": {}}, scope)
 
 
 def _class(home: str) -> tuple[str, ast.ClassDef]:
@@ -73,7 +75,9 @@ def described_arguments(home: str) -> dict[str, tuple[Any, Any]]:
     init = next(each for each in node.body if isinstance(each, ast.FunctionDef) and each.name == "__init__")
     arguments = [*init.args.posonlyargs, *init.args.args]
     defaults = dict(zip([each.arg for each in reversed(arguments)], reversed(init.args.defaults), strict=False))
-    defaults |= {each.arg: value for each, value in zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True) if value}
+    defaults |= {
+        each.arg: value for each, value in zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True) if value
+    }
     options: dict[str, tuple[Any, Any]] = {}
     for argument in (*arguments, *init.args.kwonlyargs):
         if argument.annotation is None or argument.arg not in defaults:

@@ -68,7 +68,13 @@ _OLD: dict[str, tuple[Any, Any]] = {
     "negatives.source": ("table", "container"),
 }
 _SAME = {f"margin.{name}" for name in ("margin", "m1", "m2", "m3", "h", "gradient", "beyond_pi")} | {
-    *("head.enter_first", "head.hardest_weight", "key_encoder.momentum", "key_encoder.momentum_schedule", "key_encoder.batch_norm")
+    *(
+        "head.enter_first",
+        "head.hardest_weight",
+        "key_encoder.momentum",
+        "key_encoder.momentum_schedule",
+        "key_encoder.batch_norm",
+    )
 }
 GONE = frozenset(_OLD) - _SAME
 """Keys that 0.1 had and this version has not."""
@@ -108,7 +114,9 @@ def translate(
     kept.pop("profile", None)
     new = nested(_written(_new(old), flat, profile))
     for section, part in new.items():
-        kept[section] = {**part, **kept[section]} if isinstance(kept.get(section), dict) and isinstance(part, dict) else part
+        kept[section] = (
+            {**part, **kept[section]} if isinstance(kept.get(section), dict) and isinstance(part, dict) else part
+        )
     return {"format": FORMAT, **({"profile": profile} if profile else {}), **kept}
 
 
@@ -117,7 +125,9 @@ def _is_new(sections: Mapping[str, Any]) -> bool:
     old_shape = any(name in sections for name in ("container", "keys", "attention"))
     words = any(isinstance(sections.get(section), str) for section in KINDS)
     parts = [sections[section] for section in KINDS if isinstance(sections.get(section), dict)]
-    return not old_shape and (words or "in_batch" in sections or "stored" in sections or any("kind" in part for part in parts))
+    return not old_shape and (
+        words or "in_batch" in sections or "stored" in sections or any("kind" in part for part in parts)
+    )
 
 
 def _kept_a_container(old: Mapping[str, Any], identities: int | None, tensors: Collection[str]) -> bool:
@@ -144,10 +154,19 @@ def _new(old: Mapping[str, Any]) -> dict[str, _Translated]:
 
     head, source = old["head.name"], old["center.source"]
     trained_elsewhere = head == "full_fc" and old["head.rows"] != "device"
-    put("head.kind", "head.name", *(("head.rows",) if trained_elsewhere else ()), value="partial_fc" if trained_elsewhere else head)
+    put(
+        "head.kind",
+        "head.name",
+        *(("head.rows",) if trained_elsewhere else ()),
+        value="partial_fc" if trained_elsewhere else head,
+    )
     put("head.filter_above", "head.interclass_filtering_threshold")
     if trained_elsewhere or head == "partial_fc":
-        put("head.share", "head.name" if trained_elsewhere else "head.sample_rate", value=1.0 if trained_elsewhere else ...)
+        put(
+            "head.share",
+            "head.name" if trained_elsewhere else "head.sample_rate",
+            value=1.0 if trained_elsewhere else ...,
+        )
         put("head.place", "head.rows")
         put("head.folder", "head.rows_folder")
     if head == "dcp":
@@ -178,7 +197,9 @@ def _new(old: Mapping[str, Any]) -> dict[str, _Translated]:
         put("center.include_stored", "attention.include_stored_center")
     bank = "image_memory" if source == "others" else "center_table"
     draws = old["center.table"] != "none" and old["negatives.source"] == "table"
-    put("negatives.kind", "negatives.source", "center.table", "center.source", value=bank if draws else "recent_centers")
+    put(
+        "negatives.kind", "negatives.source", "center.table", "center.source", value=bank if draws else "recent_centers"
+    )
     put(f"negatives.{size[0]}", size[1])
     if draws or old["center.table"] != "none":
         section = "negatives" if draws else "stored"
@@ -236,8 +257,8 @@ def new_spelling(typed: Mapping[str, Any], context: Mapping[str, Any]) -> list[s
     >>> new_spelling({"center.source": "keys", "keys.per_query": 1}, {})
     ['center=key_attention', 'center.share=0.6', 'center.keys=1']
     """
-    known = {key: tuned for key, (tuned, _) in _OLD.items()} | context
-    before, after = _new(known), _new(known | typed)
+    known = {key: tuned for key, (tuned, _) in _OLD.items()} | dict(context)
+    before, after = _new(known), _new(known | dict(typed))
     written: dict[str, Any] = {}
     for key, (value, sources) in after.items():
         section, _, name = key.rpartition(".")
@@ -247,8 +268,14 @@ def new_spelling(typed: Mapping[str, Any], context: Mapping[str, Any]) -> list[s
         else:
             kind = after[f"{section}.kind"][0] if section in KINDS else None
             asked = bool(typed.keys() & set(sources))
-            if kind and kind != before.get(f"{section}.kind", (None,))[0] and sources[0] not in ("container.ratio", "container.slots"):
-                asked |= value != model_of(section, kind).model_fields[name].default and name not in common_options(section)
+            if (
+                kind
+                and kind != before.get(f"{section}.kind", (None,))[0]
+                and sources[0] not in ("container.ratio", "container.slots")
+            ):
+                asked |= value != model_of(section, kind).model_fields[name].default and name not in common_options(
+                    section
+                )
         if asked:
             written[section if name == "kind" else key] = value
     return [f"{key}={as_typed(value)}" for key, value in written.items()]
@@ -265,9 +292,15 @@ def _as_old(values: Mapping[str, Any]) -> dict[str, Any]:
     if "center" in kinds:
         old["center.source"] = {new: source for source, new in RULES.items()}.get(kinds["center"], "query")
     if kinds.get("negatives") == "recent_centers":
-        old |= {"negatives.source": "container", "center.table": flat.get("stored.place", "host") if "stored" in kinds else "none"}
+        old |= {
+            "negatives.source": "container",
+            "center.table": flat.get("stored.place", "host") if "stored" in kinds else "none",
+        }
         old["container.policy"] = flat.get("negatives.policy", "fifo")
     if "in_batch" in flat:
-        old |= {"negatives.in_batch": flat["in_batch"] != "none", "negatives.in_batch_gradient": flat["in_batch"] == "push"}
+        old |= {
+            "negatives.in_batch": flat["in_batch"] != "none",
+            "negatives.in_batch_gradient": flat["in_batch"] == "push",
+        }
     same = {"center.share": "center.blend", "negatives.share": "container.ratio", "negatives.count": "container.slots"}
     return old | {same[key]: value for key, value in flat.items() if key in same}

@@ -32,11 +32,14 @@ BeyondPi = Literal["linear", "wrap", "clip"]
 Scale = Annotated[float, Option("factor of all cosines before the softmax; 32 suits a few thousand identities", gt=0)]
 Size = Annotated[float, Option("size of the margin: radians for arcface, cosine for cosface and adaface")]
 Derivative = Annotated[
-    Gradient, Option("derivative of the margin: the exact one, or 1 everywhere (straight_through, as the published code)")
+    Gradient,
+    Option("derivative of the margin: the exact one, or 1 everywhere (straight_through, as the published code)"),
 ]
 Beyond = Annotated[
     Literal["linear", "wrap"],
-    Option("where angle and margin together exceed pi: continue in a straight line, or let the cosine turn back (wrap)"),
+    Option(
+        "where angle and margin together exceed pi: continue in a straight line, or let the cosine turn back (wrap)"
+    ),
 ]
 
 

@@ -4,11 +4,12 @@ import math
 import os
 import shlex
 from collections.abc import Iterable
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attfc.config import RunConfig, read_preset
+from attfc.config.overrides import dotted
 from attfc.config.translate import translate
 from attfc.errors import UserError
 from attfc.training.checkpoints.checkpoint import latest_checkpoint
@@ -30,6 +31,7 @@ __all__ = [
     "with_found_data",
 ]
 
+_FIXED = ("backbone", "head", "negatives", "stored")
 STARTED_IN = ".started_in"
 MAX_PATH_BYTES = 1 << 16
 
@@ -48,10 +50,12 @@ def saved_configuration(folder: Path, overrides: Iterable[str] = ()) -> RunConfi
     path = folder / "config.yaml"
     if not path.is_file():
         raise UserError(f"{folder} is not a run: it has no config.yaml")
-    asked = read_preset(str(path), list(overrides))
     checkpoint = latest_checkpoint(folder / "checkpoints")
     tensors = () if checkpoint is None else read_manifest(checkpoint).tensors
-    return replace(asked, values=translate(dict(asked.values), tensors)).resolve()
+    asked = read_preset(str(path), list(overrides), partial(translate, tensors=tensors, saved=True))
+    if "profile" in asked.typed():
+        raise UserError("profile= is for a new run: a resumed one keeps the method that its saved state belongs to")
+    return asked.resolve()
 
 
 def with_found_data(config: RunConfig, folder: Path) -> tuple[RunConfig, list[str]]:
@@ -108,22 +112,20 @@ def _bases(config: RunConfig, folder: Path) -> list[Path]:
 
 def refuse_other_network(before: RunConfig, after: RunConfig) -> None:
     """Raise UserError where overrides change what the saved state describes."""
-    fixed = ("backbone", "head", "container")
-    # Where the rows of Partial FC live is no part of what is saved: another host may have another disk, or more memory.
-    free = {"block_mib", "rows_folder"} | ({"rows"} if after.head.name == before.head.name == "partial_fc" else set())
     if before.optimizer.name != after.optimizer.name or before.batch_size != after.batch_size:
         raise UserError(
             f"optimizer.name={before.optimizer.name}, batch_size={before.batch_size} in the saved run, {after.optimizer.name}, "
             f"{after.batch_size} now: a resumed run keeps both (its steps and optimizer state count in them); start a new run"
         )
-    for section in fixed:
-        old, new = getattr(before, section).model_dump(), getattr(after, section).model_dump()
-        for key in old:
-            if old[key] != new[key] and key not in free:
-                raise UserError(
-                    f"{section}.{key} is {old[key]!r} in the saved run and {new[key]!r} now: a resumed run keeps its network, head and container; "
-                    "start a new run to change them"
-                )
+    old, new = (dotted(config.model_dump(include={*_FIXED})) for config in (before, after))
+    # Where rows live is no part of what is saved: another host may have another disk, or more memory.
+    free = {f"{section}.{name}" for section in _FIXED for name in ("block_mib", "place", "folder")}
+    for key in sorted((old.keys() | new.keys()) - free):
+        if old.get(key) != new.get(key):
+            raise UserError(
+                f"{key} is {old.get(key)!r} in the saved run and {new.get(key)!r} now: a resumed run keeps its network, head and container; "
+                "start a new run to change them"
+            )
 
 
 def check_people(run: "Run", checkpoint: Path, overrides: list[str]) -> list[str]:
