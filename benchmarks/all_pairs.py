@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from common import write_result
 
-from attfc.evaluation import all_pairs
-from attfc.evaluation.protocols.all_pairs import ALL_PAIRS_FARS, score_all_pairs
+from attfc.evaluation import ALL_PAIRS_FARS, score_all_pairs
+from attfc.evaluation.protocols.highest_impostors import COLUMNS, ROWS
 
 DIMENSION = 512
 MFR_IMAGES, MFR_IDENTITIES = 1_624_305, 242_143
@@ -41,7 +41,7 @@ class BareProducts:
 
     def __init__(self, rows: np.ndarray, every: int = 4) -> None:
         self.rows = torch.from_numpy(rows)
-        self.height, self.width, self.every = all_pairs._ROWS["cpu"], all_pairs._COLUMNS["cpu"], every
+        self.height, self.width, self.every = ROWS["cpu"], COLUMNS["cpu"], every
         self.buffer = torch.empty(self.height * self.width)
         self.block = self.pairs = 0
         self.seconds = self.processor_seconds = 0.0

@@ -31,7 +31,6 @@ import numpy as np
 from common import write_result
 
 from attfc.data.index import IdentityIndex
-from attfc.data.sampling.permutation import permute
 from attfc.data.sampling.query_stream import QueryStream
 from attfc.data.stores.packed.packed_store import (
     ABOUT,
@@ -45,6 +44,7 @@ from attfc.data.stores.packed.packed_store import (
 from attfc.data.stores.rec.record_file import MAGIC
 from attfc.data.stores.rec.record_index import RecordIndex, save_record_index
 from attfc.data.stores.rec.records import RecordStore, _digest
+from attfc.random_streams import permute
 
 IMAGE_BYTES = 5_000
 SHARD_BYTES = 1 << 30

@@ -20,6 +20,7 @@ from attfc.commands import (
     models,
     options,
     planning,
+    report,
     study,
     training,
 )
@@ -40,7 +41,7 @@ for command in (
     training.train,
     evaluation.evaluate,
     comparing.compare,
-    evaluation.report,
+    report.report,
     export.export,
     embed.embed,
     embed.verify,

@@ -6,7 +6,7 @@ The command line turns a `UserError` into one line on stderr and exit status 1; 
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["UserError", "nearest"]
+__all__ = ["UserError", "first_line", "nearest"]
 
 
 class UserError(ValueError):
@@ -17,3 +17,12 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the known word closest to `word`, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an exception of another library says, 300 characters at most; its kind where it says nothing.
+
+    >>> first_line(ValueError("no such operator\\nat ...")), first_line(KeyError())
+    ('no such operator', 'KeyError')
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

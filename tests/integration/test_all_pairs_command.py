@@ -10,8 +10,8 @@ import torch
 from attfc import create_backbone
 from attfc.data import SyntheticFaces, open_store
 from attfc.errors import UserError
-from attfc.evaluation import all_pairs_of_store, embed_store
-from attfc.evaluation.protocols.all_pairs_of_store import read_groups
+from attfc.evaluation import Embedder, embed_store
+from attfc.evaluation.protocols.all_pairs import evaluate_all_pairs, read_groups
 from attfc.training.model_files import save_model
 
 from .commands import run_main
@@ -60,10 +60,10 @@ def test_a_budget_that_is_too_small_is_refused_before_anything_is_embedded(model
     def never(*_, **__):
         raise AssertionError("embedded")
 
-    monkeypatch.setattr(all_pairs_of_store, "embed_store", never)
+    monkeypatch.setattr(Embedder, "embed", never)
     store = open_store(faces, cache=tmp_path / "cache")
     with pytest.raises(UserError, match="is too small for 154 embeddings of 32 numbers"):
-        all_pairs_of_store.evaluate_all_pairs(model[1], store, budget=1000)
+        evaluate_all_pairs(model[1], store, budget=1000)
 
 
 def test_figures_are_those_of_a_loop_for_everyone_and_for_each_group(

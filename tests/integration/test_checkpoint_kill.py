@@ -21,7 +21,7 @@ import os, sys
 from pathlib import Path
 import torch
 import torch.distributed.checkpoint.default_planner
-from attfc.training import checkpoint_storage
+from attfc.training.checkpoints import storage
 from attfc.training.checkpoints.checkpoint import latest_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
 
 def state(step):

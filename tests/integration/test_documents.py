@@ -41,11 +41,13 @@ def test_python_snippets_of_the_readme_run() -> None:
 
 def test_python_of_the_page_of_heads_trains() -> None:
     names: dict[str, Any] = {}
-    (snippet,) = python_of("heads.md")
+    snippet, parts = python_of("heads.md")
     assert len([line for line in snippet.splitlines() if line.strip() and not line.startswith("import")]) < 15
     exec(compile(snippet, "heads.md", "exec"), names)
     assert names["head"].statistics()["positive_share"] == 1
     assert 0 < float(names["loss"].detach()) < 25
+    exec(compile(parts, "heads.md", "exec"), names)
+    assert names["with_a_table"].stored is names["with_a_table"].table
 
 
 def test_measured_tables_are_those_of_their_results(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,9 +18,9 @@ from attfc.data.stores.verification_sets import read_verification_set
 from attfc.evaluation.bootstrap import IdentityDraw
 from attfc.evaluation.embed import embed_store
 from attfc.evaluation.metrics import evaluate_pairs
-from attfc.evaluation.protocols.identification import identify
-from attfc.evaluation.protocols.identification_of_store import choose_gallery
-from attfc.evaluation.protocols.verification import identities_of_set
+from attfc.evaluation.protocols.identification import choose_gallery
+from attfc.evaluation.protocols.pairs import identities_of_set
+from attfc.evaluation.protocols.search import identify
 from attfc.evaluation.results import read_result, save_result
 from attfc.training.model_files import save_model
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from attfc.data.index import IdentityIndex
 from attfc.evaluation.metrics import area_under_roc, equal_error_rate, evaluate_scores, roc, tar_at_far
-from attfc.evaluation.protocols.pairs import generate_pairs
+from attfc.evaluation.protocols.pair_lists import generate_pairs
 
 
 @st.composite

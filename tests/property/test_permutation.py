@@ -8,8 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attfc.data.sampling.permutation import permute
-from attfc.random_streams import below, hash_tensor, hash_words, uniform, uniform_tensor
+from attfc.random_streams import below, hash_tensor, hash_words, permute, uniform, uniform_tensor
 
 WORD = st.integers(-(2**63), 2**63 - 1)
 MASK = 2**64 - 1

@@ -12,10 +12,11 @@ with warnings.catch_warnings():
     from sklearn.metrics import roc_curve
 
 from attfc.errors import UserError
-from attfc.evaluation import all_pairs as module
 from attfc.evaluation.exact_scores import STEP, pair_scores, unit_tensor
 from attfc.evaluation.metrics import unit_rows
-from attfc.evaluation.protocols.all_pairs import bytes_needed, score_all_pairs, score_groups
+from attfc.evaluation.protocols import all_pairs_scores
+from attfc.evaluation.protocols import highest_impostors as module
+from attfc.evaluation.protocols.all_pairs_scores import bytes_needed, score_all_pairs, score_groups
 
 PRECISIONS = ("float32", "bfloat16", "float64")
 FARS = (0.2, 0.03, 0.004, 1e-9)
@@ -161,7 +162,7 @@ def test_few_pairs_are_scored_again_unless_all_are_near(monkeypatch) -> None:
     rng = np.random.default_rng(4)
     labels = rng.integers(0, 150, 600)
     rows = rng.normal(size=(150, 32))[labels] + rng.normal(size=(600, 32))
-    monkeypatch.setattr(module, "_COLUMNS", {"cpu": 64})
+    monkeypatch.setitem(module.COLUMNS, "cpu", 64)
     results = {
         precision: score_all_pairs(rows, labels, fars=(1e-3,), precision=precision, block=50)
         for precision in PRECISIONS
@@ -194,7 +195,7 @@ def test_the_bound_holds_and_a_product_beyond_it_is_noticed(precision, monkeypat
         honest(self, products + wrong, codes)
 
     monkeypatch.setattr(module._Highest, "add_products", watched)
-    monkeypatch.setattr(module, "_COLUMNS", {"cpu": 16})
+    monkeypatch.setitem(module.COLUMNS, "cpu", 16)
     wrong = 0.0
     score_all_pairs(rows, labels, fars=(0.01,), precision=precision, block=8)
     assert sum(seen) > 10
@@ -220,7 +221,7 @@ def test_precision_is_chosen_by_the_processor_and_by_how_many_are_kept(monkeypat
     rows, labels = people(7, "plain")
     assert score_all_pairs(rows, labels, fars=(0.1,)).precision == "float64"
     for fast, chosen in ((True, "bfloat16"), (False, "float32")):
-        monkeypatch.setattr(module, "fast_bfloat16", lambda device, fast=fast: fast)
+        monkeypatch.setattr(all_pairs_scores, "fast_bfloat16", lambda device, fast=fast: fast)
         assert score_all_pairs(rows, labels, fars=(1e-3,), hardest=0).precision == chosen
 
 

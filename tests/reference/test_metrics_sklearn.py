@@ -22,7 +22,7 @@ from attfc.evaluation.metrics import (
     tar_at_far,
     tar_at_nearest_far,
 )
-from attfc.evaluation.protocols.identification import rank_one
+from attfc.evaluation.protocols.search import rank_one
 
 
 def some_pairs(seed: int, pairs: int, decimals: int | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -17,11 +17,12 @@ from attfc.evaluation.bootstrap import (
     nested,
     resample,
 )
-from attfc.evaluation.metrics import area_under_roc, best_threshold, equal_error_rate, evaluate_scores, tar_at_far
-from attfc.evaluation.protocols.all_pairs import score_all_pairs
-from attfc.evaluation.protocols.identification import identify, rank_one
+from attfc.evaluation.metrics import area_under_roc, equal_error_rate, evaluate_scores, tar_at_far
+from attfc.evaluation.protocols.all_pairs_scores import score_all_pairs
+from attfc.evaluation.protocols.search import identify, rank_one, search_sample
 from attfc.evaluation.results import EvaluationResult, compare_results, resample_result
-from attfc.evaluation.samples import PairListSample, SearchSample, ShareSample, TailSample
+from attfc.evaluation.samples import PairListSample, ShareSample
+from attfc.evaluation.tail_sample import TailSample
 
 
 def made_list(seed: int, pairs: int = 400, people: int = 30) -> tuple[np.ndarray, ...]:
@@ -94,7 +95,7 @@ def test_tail_of_all_pairs_is_that_of_copies_of_people() -> None:
     labels = np.repeat(np.arange(25), rng.integers(1, 5, 25))
     rows = rng.normal(size=(25, 6))[labels] + 0.7 * rng.normal(size=(len(labels), 6))
     found = score_all_pairs(rows, labels, fars=(0.1, 0.01), spare=8.0)
-    sample = TailSample.of_all_pairs(found)
+    sample = found.sample()
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     for draw in identity_draws(25, 6, 5):
         genuine, impostor = [], []
@@ -115,7 +116,7 @@ def test_person_balanced_tar_of_copied_people_weighs_each_copy_alike() -> None:
     labels = np.repeat(np.arange(12), [30, *[4] * 9, 1, 1])  # one person with 435 of 489 genuine pairs
     rows = rng.normal(size=(12, 6))[labels] + 0.7 * rng.normal(size=(len(labels), 6))
     found = score_all_pairs(rows, labels, fars=(0.1, 0.01), spare=8.0)
-    sample = TailSample.of_all_pairs(found)
+    sample = found.sample()
     everybody = sample.figures(IdentityDraw(np.ones(12)))
     for far, tar in found.person_balanced_tar_at_far.items():
         assert everybody["person_balanced_tar_at_far", f"{far:g}"] == pytest.approx(tar, abs=1e-12)
@@ -192,7 +193,7 @@ def test_search_is_that_of_copies_of_probes() -> None:
     labels = rng.integers(0, 30, 150)
     probes = np.concatenate([gallery, rng.normal(size=(10, 8))])[labels] + 0.8 * rng.normal(size=(150, 8))
     found = identify(gallery, np.arange(20), probes, labels, (1, 5, 50), (0.1, 0.5, 1e-3))
-    sample = SearchSample.of([found])
+    sample = search_sample([found])
     assert (sample.rank_limits, sample.fpirs) == ((1, 5), (0.1, 0.5))
     searched = np.unique(labels)
     for draw in identity_draws(sample.identities, 6, 2):
@@ -203,7 +204,7 @@ def test_search_is_that_of_copies_of_probes() -> None:
             assert figures["rank", str(rank)] == pytest.approx(rate)
         for fpir, tpir in expected.tpir_at_fpir.items():
             assert figures["tpir_at_fpir", f"{fpir:g}"] == pytest.approx(tpir)
-    two = SearchSample.of([found, found])
+    two = search_sample([found, found])
     assert two.figures(IdentityDraw(np.ones(two.identities))) == sample.figures(
         IdentityDraw(np.ones(sample.identities))
     )
@@ -213,7 +214,7 @@ def test_rank_one_is_that_of_copies_of_probes() -> None:
     rng = np.random.default_rng(8)
     labels = np.repeat(np.arange(20), 3)
     found = rank_one(rng.normal(size=(20, 4))[labels] + rng.normal(size=(60, 4)), labels)
-    sample = ShareSample.of_rank_one(found)
+    sample = found.sample()
     assert sample.figures(IdentityDraw(np.ones(20))) == {("rank_one",): found.rate}
     draw = next(identity_draws(20, 1, 0))
     hits = np.repeat(found.hits, draw.weights[found.labels].astype(int))
@@ -289,7 +290,6 @@ def test_links_of_links_are_one_identity() -> None:
     found = linked_identities(510, chain[:-1], chain[1:])
     assert len(np.unique(found[chain])) == 1
     assert len(np.unique(found)) == 11
-    assert best_threshold([0.9, 0.1], [True, False]) == 0.5
 
 
 NORMAL_TRUTH = {"genuine person": 0.08, "impostor person": 0.05, "pair": 0.1, "mean": 0.5}

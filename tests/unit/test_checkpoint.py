@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from attfc.errors import UserError
-from attfc.training import checkpoint, checkpoint_storage
+from attfc.training.checkpoints import checkpoint
+from attfc.training.checkpoints import storage as checkpoint_storage
 from attfc.training.checkpoints.checkpoint import (
     latest_checkpoint,
     load_checkpoint,

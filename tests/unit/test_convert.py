@@ -13,16 +13,17 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from attfc.data import folder_writer, packed_writer
 from attfc.data.convert import convert_store
 from attfc.data.images import BrokenImageError
 from attfc.data.index import IdentityIndex
+from attfc.data.stores import folder_writer
 from attfc.data.stores.combined import CombinedStore
 from attfc.data.stores.edits import EditedStore, Edits
 from attfc.data.stores.folder import FolderStore
 from attfc.data.stores.folder_writer import extension_of, safe_name
 from attfc.data.stores.list_file import ListStore
 from attfc.data.stores.opening import open_store
+from attfc.data.stores.packed import packed_writer
 from attfc.data.stores.packed.packed_store import PackedStore
 from attfc.data.stores.rec.records import RecordStore
 from attfc.data.stores.store import EncodedStore

@@ -12,7 +12,8 @@ from attfc.data.stores.store import Images
 from attfc.errors import UserError
 from attfc.evaluation.embed import embed_store
 from attfc.evaluation.protocols.held_out import evaluate_store
-from attfc.evaluation.protocols.pairs import Pairs, generate_pairs
+from attfc.evaluation.protocols.pair_lists import Pairs, generate_pairs
+from attfc.evaluation.results import figures_with_intervals
 
 
 class PaintedStore:
@@ -179,7 +180,7 @@ def test_evaluation_of_a_model_that_sees_the_colour() -> None:
     worst = min(float(rows[i] @ rows[j]) for i in range(48) for j in range(i) if i // 4 == j // 4)
     assert found.hardest[0].score == pytest.approx(worst, abs=1e-5)
     assert found.hardest[0].first_where == f"painted/{found.hardest[0].first}.png"
-    more = found.figures_with_intervals(seed=1)
+    more = figures_with_intervals(found, seed=1)
     low, high = more["intervals"]["auc"]
     assert low <= figures["auc"] <= high
     assert low < high

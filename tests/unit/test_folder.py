@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from attfc.data import FolderStore, Store, open_store
-from attfc.data import folder as folder_module
+from attfc.data.stores import folder as folder_module
 from attfc.errors import UserError
 
 OLD = time.time() - 1000

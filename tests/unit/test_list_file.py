@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from attfc.data import list_file, text_lines
+from attfc.data import text_lines
+from attfc.data.stores import list_file
 from attfc.data.stores.list_file import ListStore
 from attfc.data.stores.opening import open_store
 from attfc.data.stores.store import Store

@@ -10,7 +10,6 @@ import torch
 from attfc.errors import UserError
 from attfc.evaluation.metrics import (
     area_under_roc,
-    best_threshold,
     equal_error_rate,
     evaluate_pairs,
     evaluate_scores,
@@ -20,8 +19,8 @@ from attfc.evaluation.metrics import (
     tar_at_nearest_far,
     unit_rows,
 )
-from attfc.evaluation.protocols.all_pairs import score_all_pairs
-from attfc.evaluation.protocols.identification import rank_one
+from attfc.evaluation.protocols.all_pairs_scores import score_all_pairs
+from attfc.evaluation.protocols.search import rank_one
 
 
 def at_degrees(*degrees: float) -> np.ndarray:
@@ -50,6 +49,10 @@ def test_threshold_of_a_fold_comes_from_the_other_folds() -> None:
 def test_folds_are_contiguous_and_the_first_ones_take_what_is_left_over() -> None:
     assert fold_numbers(7, 3).tolist() == [0, 0, 0, 1, 1, 2, 2]
     assert np.bincount(fold_numbers(6000, 10)).tolist() == [600] * 10
+
+
+def best_threshold(scores, same, thresholds: str = "exact") -> float:
+    return evaluate_scores(scores, same, np.arange(len(scores)) % 2, thresholds=thresholds).threshold
 
 
 def test_threshold_lies_midway_and_of_equally_good_ones_the_middle_is_taken() -> None:
@@ -187,7 +190,6 @@ OF_PAIRS = [
         equal_error_rate,
         tar_at_far,
         tar_at_nearest_far,
-        best_threshold,
         evaluate_scores,
     )
 ]

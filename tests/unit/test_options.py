@@ -29,6 +29,7 @@ from attfc.config.describe import (
 )
 from attfc.config.option import clauses
 from attfc.errors import UserError
+from attfc.heads.banks.kept_rows import KeptRows
 from attfc.run.components import build_head
 from attfc.run.resolved import identity_share, paired_queries
 
@@ -170,10 +171,11 @@ def built(config: RunConfig) -> dict[str, Any]:
         for key, value in vars(module).items()
         if isinstance(value, int | float | str | bool | None)
     }
-    table = head.table if getattr(head, "table", None) is not None else getattr(head, "memory", None)
     found |= {
         "type": type(head).__name__,
-        "kept": table is not None and table.place.place,
+        "rule": type(getattr(head, "center", None)).__name__,
+        "kept": [bank.store.place for bank in getattr(head, "banks", []) if isinstance(bank, KeptRows)],
+        **head.streaming,
         "rows": getattr(head, "rows", None) and head.rows.place,
     }
     found |= {
@@ -181,13 +183,9 @@ def built(config: RunConfig) -> dict[str, Any]:
         "paired": paired_queries(config),
         "mix": identity_share(config, config.head.name),
     }
-    # Kept by the head, and read by nothing: a filter that filters nothing, an attention without keys, a blend without stored centers.
+    # Kept by the head, and read by nothing: a filter that filters nothing.
     if config.head.interclass_filtering_threshold is None:
-        found = {key: value for key, value in found.items() if not key.endswith(".filtering")}
-    if not head.keys_per_query:
-        found.pop(".temperature", None)
-    if not getattr(head, "uses_stored", True):
-        found.pop(".center_blend", None)
+        del found["filtering"]
     if head.keys_per_query:
         found |= {"distinct": config.keys.distinct, **config.key_encoder.model_dump()}
     return found

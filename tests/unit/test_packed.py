@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from attfc.data import packed
 from attfc.data.images import BrokenImageError
+from attfc.data.stores.packed import packed_store as packed
 from attfc.data.stores.packed.packed_store import PackedStore, is_packed, npy_header, verify_packed
 from attfc.data.stores.packed.packed_writer import PackedWriter
 from attfc.data.stores.store import Store

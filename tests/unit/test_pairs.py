@@ -5,7 +5,7 @@ import pytest
 
 from attfc.data.index import IdentityIndex
 from attfc.errors import UserError
-from attfc.evaluation.protocols.pairs import generate_pairs, read_pairs
+from attfc.evaluation.protocols.pair_lists import generate_pairs, read_pairs
 
 PEOPLE = {"Ann_Lee": [1, 2, 4, 10], "Bo_Ek": [1, 2], "Cy_Ray": [1]}
 

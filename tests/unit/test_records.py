@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 
 from attfc.data import Store, open_store
-from attfc.data import records as records_module
 from attfc.data.images import BrokenImageError
+from attfc.data.stores.rec import records as records_module
 from attfc.data.stores.rec.record_file import RecordFile, RecordWriter, pack_payload
 from attfc.data.stores.rec.records import RecordStore
 from attfc.errors import UserError

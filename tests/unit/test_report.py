@@ -196,6 +196,15 @@ def test_everything_is_there_and_nothing_is_loaded_or_run(run) -> None:
     assert not list(run.glob(".report*"))
 
 
+def test_the_name_of_a_metric_cannot_leave_its_figure(undrawn) -> None:
+    evil = f'"><script>\\1 {EVIL}'
+    (undrawn / "metrics.jsonl").write_text(json.dumps({"kind": "train", "step": 1, evil: 0.5}) + "\n")
+    page = Page(write_report(undrawn).read_text())
+    assert "script" not in page.tags
+    assert page.tags.count("svg") == 3
+    assert "<script>" in page.text
+
+
 def test_intervals_stand_below_the_figures_they_belong_to(undrawn) -> None:
     file = undrawn / "evaluation.json"
     figures = json.loads(file.read_text())

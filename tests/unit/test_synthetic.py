@@ -123,16 +123,14 @@ def test_pixels_are_sane(pixels):
 
 def test_feature_windows_cut_nothing(monkeypatch):
     """Eyes, nose and mouth are painted in fixed windows; the whole image as window must give the same pictures."""
-    import attfc.synthetic.face_renderer as renderer
+    from attfc.synthetic import canvas
 
     keys = identity_keys(2, np.arange(120))
     traits = identity_traits(keys)
     conditions = sample_conditions(sample_keys(keys, np.arange(120)), traits)
     windowed = render_faces(traits, conditions).astype(int)
     whole = slice(0, 112)
-    monkeypatch.setattr(renderer, "_EYES", (whole, (whole, whole)))
-    monkeypatch.setattr(renderer, "_NOSE", (whole, whole))
-    monkeypatch.setattr(renderer, "_MOUTH", (whole, whole))
+    monkeypatch.setattr(canvas, "WINDOWS", dict.fromkeys(canvas.WINDOWS, (whole, whole)))
     difference = np.abs(render_faces(traits, conditions) - windowed)
     assert (difference > 4).mean() < 1e-5
 

@@ -12,7 +12,7 @@ from torch import nn
 from attfc.data.stores.verification_sets import read_verification_set, write_verification_set
 from attfc.errors import UserError
 from attfc.evaluation.metrics import evaluate_pairs
-from attfc.evaluation.protocols.verification import evaluate_pair_list, find_sets, pairs_of_set
+from attfc.evaluation.protocols.pairs import evaluate_pair_list, find_sets, pairs_of_set
 
 
 class Means(nn.Module):
@@ -53,7 +53,7 @@ def test_figures_are_those_of_image_plus_mirror_image(made) -> None:
     figures = result.figures()
     assert (figures["pairs"], figures["skipped_pairs"], figures["broken"]) == (60, 0, 0)
     assert figures["tar_at_far"]["0.001"] is None
-    assert len(result.arrays()["scores"]) == 60
+    assert len(result.scores.scores) == 60
 
 
 def test_pairs_of_broken_images_are_counted_and_their_neighbours_keep_their_folds(made, tmp_path) -> None:

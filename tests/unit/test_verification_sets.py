@@ -27,7 +27,7 @@ from PIL import Image
 from torch import nn
 
 from attfc.data import FolderStore
-from attfc.data import verification_sets as verification_sets_module
+from attfc.data.stores import verification_sets as verification_sets_module
 from attfc.data.stores.restricted_pickle import PlainArray, read_plain_pickle
 from attfc.data.stores.verification_sets import (
     VerificationSet,

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from attfc.data import Store
-    from attfc.evaluation.bootstrap import Interval
-    from attfc.evaluation.bootstrap import Path as FigurePath
+    from attfc.evaluation.bootstrap import FigurePath, Interval
 
 __all__ = [
     "CacheOption",
@@ -97,7 +96,7 @@ def open_with_bar(path: str, **options: Any) -> "Store":
 
 
 def print_figures(
-    figures: dict[str, Any],
+    figures: "Mapping[str, Any]",
     intervals: "Mapping[FigurePath, Interval] | None" = None,
     heading: str = "on unseen identities",
 ) -> None:
@@ -108,7 +107,7 @@ def print_figures(
     for column in table.columns[1:]:
         column.justify = "right"
 
-    def rows(values: dict[str, Any], path: "FigurePath") -> None:
+    def rows(values: "Mapping[str, Any]", path: "FigurePath") -> None:
         for name, value in values.items():
             label = " ".join((*path, name)).replace("_", " ")
             if isinstance(value, dict):

@@ -7,37 +7,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from attfc.commands.common import (
-    CacheOption,
-    JsonOption,
-    ModelIsOption,
-    err,
-    out,
-    print_table,
-    progress_bar,
-    write_json,
-)
-from attfc.commands.evaluation import (
-    BatchSizeOption,
-    BrokenLimitOption,
-    BudgetOption,
-    ConfidenceOption,
-    DeviceOption,
-    EmbeddingsOption,
-    EnrolledImagesOption,
-    EnrolledOption,
-    GeneratedPairsOption,
-    GroupsOption,
-    ModeOption,
-    PairsOption,
-    Request,
-    SeedOption,
-    ThresholdsOption,
-    WorkersOption,
-    evaluate_model,
-    make_request,
-)
-from attfc.commands.rates import FarOption, read_fars
+from attfc.commands.common import JsonOption, err, out, print_table, progress_bar, write_json
+from attfc.commands.evaluation import evaluate_model
+from attfc.commands.evaluation_options import EvaluationOptions, takes_options
 from attfc.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,83 +19,26 @@ if TYPE_CHECKING:
 __all__ = ["compare"]
 
 
+@takes_options
 def compare(
     one: Annotated[Path, typer.Argument(help="a model, as for evaluate, or a file of evaluate --save", metavar="A")],
     other: Annotated[Path, typer.Argument(help="the other one", metavar="B")],
+    asked: EvaluationOptions,
     protocol: Annotated[
         str | None, typer.Argument(help="as for evaluate; left out when A and B are files of evaluate --save")
     ] = None,
     paths: Annotated[list[str] | None, typer.Argument(help="the data of the protocol", metavar="PATH...")] = None,
-    pairs: PairsOption = None,
-    generated_pairs: GeneratedPairsOption = 6000,
-    seed: SeedOption = 0,
-    thresholds: ThresholdsOption = None,
-    broken_limit: BrokenLimitOption = 0.01,
-    batch_size: BatchSizeOption = 256,
-    workers: WorkersOption = 0,
-    device: DeviceOption = "auto",
-    mode: ModeOption = "N1D1F1",
-    embeddings: EmbeddingsOption = None,
-    groups: GroupsOption = None,
-    far: FarOption = None,
-    budget_gib: BudgetOption = 4.0,
-    enrolled: EnrolledOption = 0.5,
-    enrolled_images: EnrolledImagesOption = 1,
-    confidence: ConfidenceOption = 0.95,
     resamples: Annotated[int, typer.Option(help="how often the identities are drawn again, at least 20")] = 1000,
-    model_is: ModelIsOption = None,
-    cache: CacheOption = None,
     json_file: JsonOption = None,
 ) -> None:
     """Say how much better model A is than model B, figure by figure, and how sure that is."""
     from attfc.evaluation.bootstrap import check_resampling
-    from attfc.evaluation.results import compare_results, family_of, read_result
+    from attfc.evaluation.results import compare_results
 
-    check_resampling(resamples, confidence)
-    saved = [path.suffix == ".npz" for path in (one, other)]
-    asked = None
-    if protocol is not None:
-        asked = make_request(
-            protocol=protocol,
-            paths=tuple(paths or ()),
-            pairs=pairs,
-            generated_pairs=generated_pairs,
-            seed=seed,
-            thresholds=thresholds,
-            broken_limit=broken_limit,
-            batch_size=batch_size,
-            workers=workers,
-            cache=cache,
-            mode=mode,
-            embeddings=embeddings,
-            groups=groups,
-            fars=read_fars(far or ()),
-            budget_gib=budget_gib,
-            enrolled=enrolled,
-            enrolled_images=enrolled_images,
-            intervals=True,
-            keep_scores=True,
-        )
-        if all(saved):
-            raise UserError(
-                f"{one} and {other} are results already: leave out {protocol} {' '.join(paths or ())}".rstrip()
-            )
-    kept = {path: read_result(path) for path in (one, other) if path.suffix == ".npz"}
-    for path, result in kept.items():  # before a model is evaluated for nothing
-        if asked is not None and family_of(asked.protocol) != family_of(result.protocol):
-            raise UserError(
-                f"{path} was evaluated on {result.protocol}, not on {asked.protocol}: compare needs one protocol"
-            )
-    if asked is None and not all(saved):
-        example = next(
-            (f"{result.protocol} {' '.join(result.paths)}" for result in kept.values()), "held-out OTHER_PEOPLE"
-        )
-        raise UserError(
-            f"{other if saved[0] else one} is a model: say on which protocol and data, e.g. attfc compare {one} {other} {example}"
-        )
-    results = [kept[path] if path in kept else _evaluated(path, asked, model_is or [], device) for path in (one, other)]
+    check_resampling(resamples, asked.confidence)
+    results = _results((one, other), protocol, paths or [], asked)
     with progress_bar("resamples") as bar:
-        differences = compare_results(results[0], results[1], resamples, confidence, seed, progress=bar)
+        differences = compare_results(results[0], results[1], resamples, asked.confidence, asked.seed, progress=bar)
     notes = list(dict.fromkeys(note for difference in differences for note in difference.notes))
     if results[0].paths != results[1].paths:
         of_a, of_b = (" ".join(result.paths) for result in results)
@@ -132,7 +47,7 @@ def compare(
         unseen = result.figures.get("unseen")
         if isinstance(unseen, dict) and unseen.get("warning"):
             notes.insert(0, f"{letter}: {unseen['warning']}")
-    _print_differences(results, differences, confidence, resamples)
+    _print_differences(results, differences, asked.confidence, resamples)
     for note in notes:
         out.print(f"note: {note}", markup=False)
     write_json(
@@ -142,19 +57,48 @@ def compare(
             "b": results[1].model,
             "protocol": results[0].protocol,
             "paths": list(results[0].paths),
-            "confidence": confidence,
+            "confidence": asked.confidence,
             "resamples": resamples,
-            "seed": seed,
+            "seed": asked.seed,
             "differences": [_plain(difference) for difference in differences],
             "notes": notes,
         },
     )
 
 
-def _evaluated(path: Path, asked: Request | None, model_is: list[str], device: str) -> "EvaluationResult":
-    assert asked is not None
-    err.print(f"evaluating {path}", markup=False)
-    return evaluate_model(path, asked, model_is, device)[0]
+def _results(
+    models: tuple[Path, Path], protocol: str | None, paths: list[str], asked: EvaluationOptions
+) -> "list[EvaluationResult]":
+    """Return both results: read where a file of `evaluate --save` was named, else evaluated."""
+    from attfc.evaluation.protocols import family_of, find_protocol
+    from attfc.evaluation.results import read_result
+
+    saved = [path.suffix == ".npz" for path in models]
+    if protocol is not None:
+        find_protocol(protocol).taken(protocol, asked.for_protocols(keep_scores=True))
+        if all(saved):
+            raise UserError(
+                f"{models[0]} and {models[1]} are results already: leave out {protocol} {' '.join(paths)}".rstrip()
+            )
+    kept = {path: read_result(path) for path, known in zip(models, saved, strict=True) if known}
+    for path, result in kept.items():  # before a model is evaluated for nothing
+        if protocol is not None and family_of(protocol) != family_of(result.protocol):
+            raise UserError(f"{path} was evaluated on {result.protocol}, not on {protocol}: compare needs one protocol")
+    found = []
+    for path in models:
+        if path in kept:
+            found.append(kept[path])
+            continue
+        if protocol is None:
+            example = next(
+                (f"{result.protocol} {' '.join(result.paths)}" for result in kept.values()), "held-out OTHER_PEOPLE"
+            )
+            raise UserError(
+                f"{path} is a model: say on which protocol and data, e.g. attfc compare {models[0]} {models[1]} {example}"
+            )
+        err.print(f"evaluating {path}", markup=False)
+        found.append(evaluate_model(path, protocol, paths, asked, keep_scores=True)[0])
+    return found
 
 
 def _plain(difference: "Difference") -> dict[str, Any]:

@@ -72,7 +72,7 @@ def embed(
         if path.exists() and not overwrite:
             raise UserError(f"{path} exists: name another output, or add --overwrite")
 
-    from attfc.evaluation.embed import broken_images, embed_store
+    from attfc.evaluation.embed import Embedder
     from attfc.export.face_list import notes_of_images, open_faces
 
     opened = _open(model, model_is, device)
@@ -80,16 +80,8 @@ def embed(
         store = open_faces(images, cache=cache, progress=bar)
     notes = notes_of_images(store, opened.facts.image_size)
     with progress_bar("faces") as bar:
-        found = embed_store(
-            opened.module,
-            store,
-            batch_size=batch_size,
-            flip=flip,
-            device=opened.device,
-            workers=workers,
-            progress=bar,
-        )
-    broken = broken_images(found, store.name, store.where, broken_limit)
+        embedder = Embedder(opened.module, batch_size, flip, opened.device, workers)
+        found, broken = embedder.embed_within(store, None, broken_limit, progress=bar)
     rows = found.valid.nonzero()[0]
     names = [store.where(int(position)) for position in found.positions[rows]]
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """How good a model is on people it never saw: pairs, templates, all pairs, identification, with intervals, comparisons and reports."""
 
 from attfc.evaluation.bootstrap import Interval, Resampled, interval_of_difference, resample
-from attfc.evaluation.embed import Embeddings, embed_store
+from attfc.evaluation.embed import Embedder, Embeddings, embed_store
 from attfc.evaluation.metrics import (
     PairScores,
     Roc,
@@ -12,33 +12,33 @@ from attfc.evaluation.metrics import (
     roc,
     tar_at_far,
 )
-from attfc.evaluation.protocols.all_pairs import ALL_PAIRS_FARS, AllPairs, HardPairs, score_all_pairs, score_groups
-from attfc.evaluation.protocols.all_pairs_of_store import AllPairsEvaluation, evaluate_all_pairs, read_groups
+from attfc.evaluation.protocols.all_pairs import AllPairsEvaluation, evaluate_all_pairs, read_groups
+from attfc.evaluation.protocols.all_pairs_scores import (
+    ALL_PAIRS_FARS,
+    AllPairs,
+    HardPairs,
+    score_all_pairs,
+    score_groups,
+)
 from attfc.evaluation.protocols.held_out import HardestPair, HeldOutEvaluation, evaluate_store
-from attfc.evaluation.protocols.identification import Identification, RankOne, identify, rank_one
-from attfc.evaluation.protocols.identification_of_store import StoreIdentification, identify_in_store
-from attfc.evaluation.protocols.pairs import Pairs, generate_pairs, read_pairs
+from attfc.evaluation.protocols.identification import StoreIdentification, identify_in_store
+from attfc.evaluation.protocols.pair_lists import Pairs, generate_pairs, read_pairs
+from attfc.evaluation.protocols.pairs import KNOWN_SETS, PairEvaluation, evaluate_pair_list, find_sets, pairs_of_set
+from attfc.evaluation.protocols.search import Identification, RankOne, identify, rank_one
 from attfc.evaluation.protocols.template_lists import TemplateLists, read_template_lists
+from attfc.evaluation.protocols.template_pooling import TemplateMode, pool_templates
 from attfc.evaluation.protocols.templates import (
     TEMPLATE_FARS,
     TemplateEvaluation,
-    TemplateMode,
     evaluate_templates,
-    pool_templates,
     search_templates,
     verify_templates,
-)
-from attfc.evaluation.protocols.verification import (
-    KNOWN_SETS,
-    PairEvaluation,
-    evaluate_pair_list,
-    find_sets,
-    pairs_of_set,
 )
 from attfc.evaluation.report.compare import write_comparison_report
 from attfc.evaluation.report.run import write_report
 from attfc.evaluation.results import EvaluationResult, compare_results, read_result, save_result
-from attfc.evaluation.samples import PairListSample, SearchSample, ShareSample, TailSample
+from attfc.evaluation.samples import PairListSample, SearchSample, ShareSample
+from attfc.evaluation.tail_sample import TailSample
 from attfc.evaluation.unseen import SharedPeople, compare_with_training
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "TEMPLATE_FARS",
     "AllPairs",
     "AllPairsEvaluation",
+    "Embedder",
     "Embeddings",
     "EvaluationResult",
     "HardPairs",

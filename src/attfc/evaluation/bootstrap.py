@@ -30,10 +30,10 @@ from attfc.errors import UserError
 
 __all__ = [
     "Draw",
+    "FigurePath",
     "IdentityDraw",
     "Interval",
     "PairDraw",
-    "Path",
     "Resampled",
     "Sample",
     "identity_draws",
@@ -46,7 +46,7 @@ __all__ = [
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
-Path = tuple[str, ...]
+FigurePath = tuple[str, ...]
 """Where a figure stands among the others: ("accuracy",), ("tar_at_far", "0.001")."""
 
 PAIR_DRAWS = 500  # of the second bootstrap: a variance to within a sixteenth
@@ -136,7 +136,7 @@ class Sample(Protocol):
     def carriers(self) -> int:
         """How many of them can show an error of the model: those with a genuine pair, those searched."""
 
-    def figures(self, draw: Draw) -> dict[Path, float]:
+    def figures(self, draw: Draw) -> dict[FigurePath, float]:
         """Return the figures under the weights of a draw; NaN for one that the draw leaves without a pair."""
 
     def facts(self) -> dict[str, npt.NDArray[Any]]:
@@ -178,17 +178,17 @@ class Resampled:
         confidence: of the intervals.
     """
 
-    values: dict[Path, float]
-    by_identity: dict[Path, Floats] = field(repr=False)
-    by_pair: dict[Path, Floats] = field(repr=False)
+    values: dict[FigurePath, float]
+    by_identity: dict[FigurePath, Floats] = field(repr=False)
+    by_pair: dict[FigurePath, Floats] = field(repr=False)
     carriers: int
     confidence: float
 
-    def intervals(self) -> dict[Path, Interval]:
+    def intervals(self) -> dict[FigurePath, Interval]:
         """Return the interval of every figure."""
         return {path: self.interval(path) for path in self.values}
 
-    def interval(self, path: Path) -> Interval:
+    def interval(self, path: FigurePath) -> Interval:
         """Return the interval of one figure."""
         value = self.values[path]
         low, high = _bounds(value, self.by_identity[path], self.by_pair[path], self.confidence)
@@ -222,7 +222,7 @@ def _bounds(
     return value + drawn_in * (float(low) - value), value + drawn_in * (float(high) - value)
 
 
-def interval_of_difference(one: Resampled, other: Resampled, path: Path) -> Interval:
+def interval_of_difference(one: Resampled, other: Resampled, path: FigurePath) -> Interval:
     """Return `one` minus `other` of a figure, the same people drawn for both.
 
     Both must come from `resample` with the same seed and number of resamples, of samples with equal `facts`.
@@ -271,11 +271,11 @@ def check_resampling(resamples: int, confidence: float) -> None:
         raise UserError(f"confidence={confidence} is no confidence: use a number from 0.5 to below 1, e.g. 0.95")
 
 
-def _columns(values: Mapping[Path, float], rows: list[dict[Path, float]]) -> dict[Path, Floats]:
+def _columns(values: Mapping[FigurePath, float], rows: list[dict[FigurePath, float]]) -> dict[FigurePath, Floats]:
     return {path: np.array([row[path] for row in rows], dtype=np.float64) for path in values}
 
 
-def nested(intervals: Mapping[Path, Interval]) -> dict[str, Any]:
+def nested(intervals: Mapping[FigurePath, Interval]) -> dict[str, Any]:
     """Return the bounds laid out as the figures are, for JSON: {"auc": [0.9, 0.95], "tar_at_far": {"0.001": [...]}}."""
     laid: dict[str, Any] = {}
     for path, interval in intervals.items():

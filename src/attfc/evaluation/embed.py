@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +19,44 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from attfc.data.stores.store import Images, Store
+from attfc.data.stores.store import Images
 from attfc.distributed import ALONE, Ranks
 from attfc.errors import UserError
 from attfc.precision import autocast
 
-__all__ = ["Embeddings", "broken_images", "check_broken_limit", "device_of", "embed_store", "evaluation_mode"]
+__all__ = [
+    "BrokenImage",
+    "Embedder",
+    "Embeddings",
+    "ImageSource",
+    "Progress",
+    "check_broken_limit",
+    "device_of",
+    "embed_store",
+]
+
+Progress = Callable[[int, int], None]
+"""Called as (done, in all)."""
+
+BrokenImage = tuple[int, str, str]
+"""(position, where, reason) of an image that could not be used."""
+
+
+class ImageSource(Protocol):
+    """What embedding needs of a store or a verification set."""
+
+    @property
+    def name(self) -> str:
+        """Short name for messages."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+
+    def where(self, position: int) -> str:
+        """Return which image this is, for messages."""
+
+    def images(self, positions: npt.ArrayLike, size: int, out: npt.NDArray[np.uint8] | None = None) -> Images:
+        """Return decoded RGB images; broken ones black and named."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,22 +90,22 @@ class _Batches(Dataset[tuple[Tensor, dict[int, str]]]):
     """Decoded batches by number, a rank's own: of R ranks every R-th; what a loader worker runs."""
 
     def __init__(
-        self, store: Store, positions_N: npt.NDArray[np.int64], batch_size: int, size: int, rank: int, ranks: int
+        self, source: ImageSource, positions_N: npt.NDArray[np.int64], batch_size: int, size: int, ranks: Ranks
     ) -> None:
-        self.store, self.positions_N, self.batch_size, self.size = store, positions_N, batch_size, size
-        self.starts = range(rank * batch_size, len(positions_N), ranks * batch_size)
+        self.source, self.positions_N, self.batch_size, self.size = source, positions_N, batch_size, size
+        self.starts = range(ranks.rank * batch_size, len(positions_N), ranks.size * batch_size)
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def __getitem__(self, number: int) -> tuple[Tensor, dict[int, str]]:
         start = self.starts[number]
-        images: Images = self.store.images(self.positions_N[start : start + self.batch_size], self.size)
+        images = self.source.images(self.positions_N[start : start + self.batch_size], self.size)
         return torch.from_numpy(images.pixels), {start + row: reason for row, reason in images.broken.items()}
 
 
 @contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put every module into evaluation mode and give each its own mode back, also after an exception."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -90,19 +123,145 @@ def device_of(model: nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
+@dataclass(frozen=True)
+class Embedder:
+    """A backbone and how it embeds: what every protocol takes, so that it says nothing of batches and devices itself.
+
+    Attributes:
+        model: (B, 3, S, S) float32 RGB in [-1, 1] -> (B, D); its mode is left as it was, and it is not moved.
+        batch_size: images per forward pass.
+        flip: add the embedding of the mirror image before normalizing (a second pass).
+        device: where to compute; None = where the model is.
+        workers: processes that read and decode; 0 = this one.
+        autocast_dtype: torch.bfloat16 or torch.float16 for mixed precision, None = the model's own precision.
+        image_size: side in pixels; None = the model's `image_size` attribute.
+        ranks: the processes that embed together; all call this alike, with equal models, and get all embeddings.
+
+    Raises:
+        UserError: a batch size below 1.
+    """
+
+    model: nn.Module
+    batch_size: int = 256
+    flip: bool = True
+    device: torch.device | str | None = None
+    workers: int = 0
+    autocast_dtype: torch.dtype | None = None
+    image_size: int | None = None
+    ranks: Ranks = ALONE
+
+    def __post_init__(self) -> None:
+        """Refuse what embeds nothing."""
+        if self.batch_size < 1:
+            raise UserError(f"batch_size={self.batch_size}: use at least 1")
+
+    @staticmethod
+    def of(model: "nn.Module | Embedder") -> "Embedder":
+        """Return an embedder as it is, a backbone's with the defaults."""
+        return model if isinstance(model, Embedder) else Embedder(model)
+
+    @property
+    def on(self) -> torch.device:
+        """The device it computes on."""
+        return device_of(self.model) if self.device is None else torch.device(self.device)
+
+    def passes(self, batches: Dataset[Any], mirror: bool) -> Iterator[tuple[Any, ...]]:
+        """Yield (embeddings (B, D), those of the mirror images or None, whatever else the batch has) of each batch.
+
+        Args:
+            batches: items (uint8 (B, S, S, 3) RGB, ...) by number.
+            mirror: whether the mirror images are embedded too.
+        """
+        # A loader draws a seed; from torch's global generator that would change the training after it.
+        loader = DataLoader(batches, batch_size=None, num_workers=self.workers, generator=torch.Generator())
+        with torch.no_grad(), _evaluation_mode(self.model), autocast(self.on, self.autocast_dtype):
+            for pixels_BSSC, *rest in loader:
+                # A view of (B, S, S, 3) memory: channels-last already, no copy.
+                images_BCSS = (pixels_BSSC.to(self.on, non_blocking=True).permute(0, 3, 1, 2).float() - 127.5) / 127.5
+                image_BD = self.model(images_BCSS).float()
+                yield image_BD, self.model(images_BCSS.flip(3)).float() if mirror else None, *rest
+
+    def embed(
+        self, source: ImageSource, positions: npt.ArrayLike | None = None, progress: Progress | None = None
+    ) -> Embeddings:
+        """Embed images; see `embed_store`."""
+        start = time.perf_counter()
+        positions_N = np.arange(len(source)) if positions is None else np.asarray(positions, dtype=np.int64).ravel()
+        if len(positions_N) == 0:
+            raise UserError(f"{source.name}: no images to embed")
+        size = getattr(self.model, "image_size", None) if self.image_size is None else self.image_size
+        if not isinstance(size, int):
+            raise UserError(f"{type(self.model).__name__} has no image_size attribute: pass image_size=112")
+        ranks = self.ranks
+
+        def rows_of_rank() -> tuple[list[npt.NDArray[np.float32]], dict[int, str]]:
+            rows: list[Tensor] = []
+            broken: dict[int, str] = {}
+            batches = _Batches(source, positions_N, self.batch_size, size, ranks)
+            for image_BD, mirror_BD, broken_rows in self.passes(batches, self.flip):
+                rows.append(image_BD if mirror_BD is None else (image_BD + mirror_BD) / 2)
+                broken.update(broken_rows)
+                if progress is not None:
+                    progress(min(len(rows) * ranks.size * self.batch_size, len(positions_N)), len(positions_N))
+            return [row.cpu().numpy() for row in rows], broken
+
+        parts = ranks.objects(ranks.together(rows_of_rank))
+        broken = {row: reason for _, reasons in parts for row, reason in sorted(reasons.items())}
+        raw_ND = torch.from_numpy(
+            np.concatenate([part[turn] for turn in range(len(parts[0][0])) for part, _ in parts if turn < len(part)])
+        )
+        raw_ND[list(broken)] = 0.0
+        norms_N = torch.linalg.vector_norm(raw_ND, dim=1)
+        bad = [row for row in torch.nonzero(~usable_lengths(norms_N)).ravel().tolist() if row not in broken]
+        if bad:
+            raise UserError(
+                f"{source.name}: the embedding of {source.where(int(positions_N[bad[0]]))} has {fault_of(norms_N[bad[0]])} "
+                f"({len(bad)} of {len(positions_N)} images): the model has diverged; "
+                "take an earlier checkpoint, lower the learning rate or evaluate without mixed precision"
+            )
+        vectors_ND = raw_ND / norms_N.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
+        return Embeddings(positions_N, vectors_ND.numpy(), norms_N.numpy(), broken, time.perf_counter() - start)
+
+    def embed_within(
+        self,
+        source: ImageSource,
+        positions: npt.ArrayLike | None,
+        broken_limit: float,
+        *,
+        missing: int = 0,
+        progress: Progress | None = None,
+    ) -> tuple[Embeddings, tuple[BrokenImage, ...]]:
+        """Embed images of which a share may be broken; return the embeddings and every broken image, in the order of the rows.
+
+        Args:
+            source, positions, progress: see `embed_store`.
+            broken_limit: the largest share of the images that may be broken or missing.
+            missing: images that are asked for and not in the source; they have no row.
+
+        Raises:
+            UserError: more are; a figure without them would be that of another set.
+        """
+        check_broken_limit(broken_limit)
+        found = self.embed(source, positions, progress)
+        places = [(int(found.positions[row]), reason) for row, reason in sorted(found.broken.items())]
+        broken = tuple((position, source.where(position), reason) for position, reason in places)
+        images, lost = len(found.positions) + missing, len(broken) + missing
+        if lost > broken_limit * images:
+            first = f"; the first is {broken[0][1]}: {broken[0][2]}" if broken else ""
+            raise UserError(
+                f"{source.name}: {lost:,} of {images:,} images are broken{' or missing' if missing else ''}, "
+                f"more than the limit of {broken_limit:g}{first}: repair the set, or raise --broken-limit (of a training run: data.broken_limit)"
+            )
+        return found, broken
+
+
 def embed_store(
     model: nn.Module,
-    store: Store,
+    store: ImageSource,
     positions: npt.ArrayLike | None = None,
     *,
-    batch_size: int = 256,
-    flip: bool = True,
-    device: torch.device | str | None = None,
-    workers: int = 0,
-    autocast_dtype: torch.dtype | None = None,
-    image_size: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    ranks: Ranks = ALONE,
+    progress: Progress | None = None,
+    **options: Any,
 ) -> Embeddings:
     """Embed images of a store with a backbone.
 
@@ -110,14 +269,8 @@ def embed_store(
         model: (B, 3, S, S) float32 RGB in [-1, 1] -> (B, D).
         store: where the images are.
         positions: (N,) which images, None = all; each is embedded as often as it is named.
-        batch_size: images per forward pass.
-        flip: add the embedding of the mirror image before normalizing (a second pass).
-        device: where to compute; None = where the model is. The model is not moved.
-        workers: processes that read and decode; 0 = this one.
-        autocast_dtype: torch.bfloat16 or torch.float16 for mixed precision, None = the model's own precision.
-        image_size: side in pixels; None = the model's `image_size` attribute.
         progress: called as (images done, images).
-        ranks: the processes that embed together; all call this alike, with equal models, and get all embeddings.
+        options: batch_size, flip, device, workers, autocast_dtype, image_size, ranks: see `Embedder`.
 
     Returns:
         Embeddings; broken images have zero rows and are named in `broken`.
@@ -125,59 +278,7 @@ def embed_store(
     Raises:
         UserError: NaN, infinity or length 0 in an embedding of a sound image; no images; a model without `image_size`.
     """
-    start = time.perf_counter()
-    positions_N = np.arange(len(store)) if positions is None else np.asarray(positions, dtype=np.int64).ravel()
-    if len(positions_N) == 0:
-        raise UserError(f"{store.name}: no images to embed")
-    if batch_size < 1:
-        raise UserError(f"batch_size={batch_size}: use at least 1")
-    size = getattr(model, "image_size", None) if image_size is None else image_size
-    if not isinstance(size, int):
-        raise UserError(f"{type(model).__name__} has no image_size attribute: pass image_size=112")
-    on = device_of(model) if device is None else torch.device(device)
-    loader = DataLoader(
-        _Batches(store, positions_N, batch_size, size, ranks.rank, ranks.size),
-        batch_size=None,
-        num_workers=workers,
-        # A loader draws a seed; from torch's global generator that would change the training after it.
-        generator=torch.Generator(),
-    )
-
-    def embed() -> tuple[list[npt.NDArray[np.float32]], dict[int, str]]:
-        rows: list[Tensor] = []
-        broken: dict[int, str] = {}
-        with torch.no_grad(), evaluation_mode(model), autocast(on, autocast_dtype):
-            for pixels_BSSC, broken_rows in loader:
-                # A view of (B, S, S, 3) memory: channels-last already, no copy.
-                images_BCSS = (pixels_BSSC.to(on, non_blocking=True).permute(0, 3, 1, 2).float() - 127.5) / 127.5
-                sum_BD = model(images_BCSS).float()
-                if flip:
-                    sum_BD = (sum_BD + model(images_BCSS.flip(3)).float()) / 2
-                rows.append(sum_BD)
-                broken.update(broken_rows)
-                if progress is not None:
-                    progress(min(len(rows) * ranks.size * batch_size, len(positions_N)), len(positions_N))
-        return [row.cpu().numpy() for row in rows], broken
-
-    parts = ranks.objects(ranks.together(embed))
-    broken = {row: reason for _, reasons in parts for row, reason in sorted(reasons.items())}
-    raw_ND = torch.from_numpy(
-        np.concatenate([part[turn] for turn in range(len(parts[0][0])) for part, _ in parts if turn < len(part)])
-    )
-    raw_ND[list(broken)] = 0.0
-    norms_N = torch.linalg.vector_norm(raw_ND, dim=1)
-    bad = torch.nonzero(~(torch.isfinite(norms_N) & (norms_N > 0))).ravel()
-    bad = bad[~torch.isin(bad, torch.tensor(list(broken), dtype=torch.int64))]
-    if len(bad):
-        first = int(bad[0])
-        what = "length 0" if norms_N[first] == 0 else "NaN or infinity"
-        raise UserError(
-            f"{store.name}: the embedding of {store.where(int(positions_N[first]))} has {what} "
-            f"({len(bad)} of {len(positions_N)} images): the model has diverged; "
-            "take an earlier checkpoint, lower the learning rate or evaluate without mixed precision"
-        )
-    vectors_ND = raw_ND / norms_N.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
-    return Embeddings(positions_N, vectors_ND.numpy(), norms_N.numpy(), broken, time.perf_counter() - start)
+    return Embedder(model, **options).embed(store, positions, progress)
 
 
 def check_broken_limit(broken_limit: float) -> None:
@@ -186,29 +287,11 @@ def check_broken_limit(broken_limit: float) -> None:
         raise UserError(f"broken_limit={broken_limit} is no share: use a number from 0 to 1")
 
 
-def broken_images(
-    embeddings: Embeddings, name: str, where: Callable[[int], str], broken_limit: float, missing: int = 0
-) -> tuple[tuple[int, str, str], ...]:
-    """Return (position, where, reason) of every broken image, in the order of the rows.
+def usable_lengths(norms_N: Tensor) -> Tensor:
+    """Return (N,) true where an embedding of such a length has a direction."""
+    return torch.isfinite(norms_N) & (norms_N > 0)
 
-    Args:
-        embeddings: of `embed_store`.
-        name, where: of the source, for messages.
-        broken_limit: the largest share of the images that may be broken or missing.
-        missing: images that are asked for and not in the source; they have no row.
 
-    Raises:
-        UserError: more are; a figure without them would be that of another set.
-    """
-    positions_N = embeddings.positions
-    broken = tuple(
-        (int(positions_N[row]), where(int(positions_N[row])), reason)
-        for row, reason in sorted(embeddings.broken.items())
-    )
-    if len(broken) + missing > broken_limit * (len(positions_N) + missing):
-        first = f"; the first is {broken[0][1]}: {broken[0][2]}" if broken else ""
-        raise UserError(
-            f"{name}: {len(broken) + missing:,} of {len(positions_N) + missing:,} images are broken{' or missing' if missing else ''}, "
-            f"more than the limit of {broken_limit:g}{first}: repair the set, or raise --broken-limit (of a training run: data.broken_limit)"
-        )
-    return broken
+def fault_of(length: float | Tensor) -> str:
+    """Return what is wrong with an embedding of a length that is not usable."""
+    return "length 0" if length == 0 else "NaN or infinity"

@@ -24,11 +24,11 @@ import torch
 from torch import Tensor, nn
 
 from attfc.errors import UserError
+from attfc.files import lock, replacing
+from attfc.typing import Float32, Progress
 
 __all__ = ["CacheKey", "FaceEmbeddings", "cached_embeddings", "default_cache", "model_digest"]
 
-Floats32 = npt.NDArray[np.float32]
-Progress = Callable[[int, int], None]
 Batch = tuple[Tensor, Tensor, dict[int, str], tuple[int, ...]]
 
 _FORMAT = "attfc embeddings 1"
@@ -48,8 +48,8 @@ class FaceEmbeddings:
         reused: how many rows were there already.
     """
 
-    image: Floats32
-    mirror: Floats32
+    image: Float32
+    mirror: Float32
     broken: dict[int, str] = field(default_factory=dict)
     remarked: tuple[int, ...] = ()
     seconds: float = 0.0
@@ -166,9 +166,8 @@ def _fill(
         for array in arrays:
             array.flush()
         state.update(rows=done, seconds=before + time.monotonic() - began)
-        draft = state_file.with_suffix(".part")
-        draft.write_text(json.dumps(state), encoding="utf-8")
-        draft.replace(state_file)
+        with replacing(state_file) as file:
+            file.write(json.dumps(state).encode())
 
     try:
         for image_BD, mirror_BD, broken, remarked in embed(start) if start < rows else ():
@@ -239,14 +238,8 @@ def _damaged(folder: Path, what: str) -> UserError:
 def _only_writer(path: Path, entry: Path) -> Iterator[None]:
     """Hold a lock that ends with the process, however that ends; none where the system has no such locks (Windows)."""
     with path.open("w") as file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:
-            pass
-        except BlockingIOError:
-            raise UserError(f"{entry}: another process is embedding this list with this model: wait for it") from None
+        if not lock(file):
+            raise UserError(f"{entry}: another process is embedding this list with this model: wait for it")
         try:
             yield
         finally:

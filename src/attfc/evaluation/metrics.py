@@ -13,6 +13,8 @@ scripts: TAR at FAR is taken on all pairs at once, at a FAR that does not exceed
 from the others by interpolation (pairs), or the nearest point of the curve, on either side (`tar_at_nearest_far`).
 """
 
+import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -23,29 +25,26 @@ import torch
 from torch import Tensor
 
 from attfc.errors import UserError
-from attfc.evaluation.rates import FARS, far_name, pairs_needed, tar_at_far, tar_of_kinds
+from attfc.evaluation.rates import FARS, allowed_weight, barred_place, check_rates, far_name, not_stated, tar_at_far
 from attfc.evaluation.score_checks import checked_pairs
 
 __all__ = [
-    "DISTANCE_GRID",
-    "FARS",
+    "Accepts",
     "PairScores",
     "Roc",
+    "ScoredPairs",
+    "Thresholds",
     "area_under_roc",
-    "best_threshold",
     "cosine_of_pairs",
     "crossing",
     "equal_error_rate",
     "evaluate_pairs",
     "evaluate_scores",
-    "far_name",
     "fold_numbers",
-    "pairs_needed",
     "roc",
     "squared_distances_of_pairs",
     "tar_at_far",
     "tar_at_nearest_far",
-    "tar_of_kinds",
     "unit_rows",
 ]
 
@@ -169,14 +168,158 @@ def fold_numbers(pairs: int, folds: int) -> Ints:
     return np.repeat(np.arange(folds, dtype=np.int64), sizes)
 
 
-def _counts(scores_P: Floats, same_P: Bools) -> tuple[Ints, Ints, Floats]:
-    """Return false accepts, true accepts and threshold at every distinct score, falling; int64, int64, float64."""
-    rising = np.sort(scores_P)
-    values = rising[np.append(0, np.flatnonzero(np.diff(rising)) + 1)]  # distinct, rising
-    at_least = rising.size - np.searchsorted(rising, values)
-    genuine = np.sort(scores_P[same_P])
-    true_accepts = genuine.size - np.searchsorted(genuine, values)
-    return (at_least - true_accepts)[::-1], true_accepts[::-1], values[::-1]
+def _last_of_value(sorted_P: Floats) -> Ints:
+    """Of equal neighbours the last."""
+    return np.flatnonzero(np.append(sorted_P[1:] != sorted_P[:-1], True))
+
+
+@dataclass(frozen=True, eq=False)
+class Accepts:
+    """Weight of false and of true accepts at falling thresholds; the last pair is that of all pairs, and neither is 0."""
+
+    false: Floats
+    true: Floats
+
+    @property
+    def area(self) -> float:
+        """P(genuine score > impostor score) + P(equal) / 2, from whole numbers (Mann-Whitney)."""
+        twice_below = (
+            2.0 * self.false[-1] - np.append(0.0, self.false[:-1]) - self.false
+        )  # those below, and below or equal
+        return float(np.diff(self.true, prepend=0.0) @ twice_below / (2.0 * self.true[-1] * self.false[-1]))
+
+    @property
+    def equal_error_rate(self) -> float:
+        """The rate at which false accepts equal false rejects."""
+        return crossing(1.0 - (self.false[-1] - self.false) / self.false[-1], 1.0 - self.true / self.true[-1])
+
+    def tar(self, far: float) -> float:
+        """Return the share of genuine pairs above the first impostor that stays out; see `tar_at_far`."""
+        place = barred_place(self.false, far, self.false[-1])
+        return 1.0 if place == len(self.false) else float(self.true[place - 1] / self.true[-1]) if place else 0.0
+
+    def tar_at_far(self, fars: Sequence[float]) -> dict[float, float | None]:
+        """Return `tar`, None for a FAR that so few impostors cannot state."""
+        return {far: self.tar(far) if allowed_weight(far, self.false[-1]) else None for far in fars}
+
+    def tar_at_nearest_far(self, fars: Sequence[float]) -> dict[float, float]:
+        """See the function of this name."""
+        corner = np.ones(len(self.false), dtype=np.bool_)
+        corner[1:-1] = (np.diff(self.false, 2) != 0) | (np.diff(self.true, 2) != 0)
+        far = np.append(0.0, self.false[corner] / self.false[-1])[::-1]
+        tar = np.append(0.0, self.true[corner] / self.true[-1])[::-1]
+        return {rate: float(tar[np.argmin(np.abs(far - rate))]) for rate in fars}
+
+
+class ScoredPairs:
+    """P scored pairs, sorted once: every metric follows under any weights, in a pass over the pairs.
+
+    Weights are whole numbers, how often a pair counts, so that their sums are exact. None: each pair once.
+
+    Args:
+        scores_P: float64. same_P: true where both images show one person.
+        fold_P: (P,) int64, 0 ... folds - 1, for the accuracy; None: all in one.
+        distances_P: squared distances, for thresholds of the published grid; None: thresholds lie between the scores.
+    """
+
+    def __init__(
+        self, scores_P: npt.NDArray[Any], same_P: Bools, fold_P: Ints | None = None, distances_P: Floats | None = None
+    ) -> None:
+        self._same_P, self._distances_P = same_P, distances_P
+        self._fold_P = np.zeros(len(same_P), np.int64) if fold_P is None else fold_P
+        self._falling = np.argsort(scores_P)[::-1]
+        self._scores = scores_P[self._falling]
+        self._last = _last_of_value(self._scores)
+        self.values = self._scores[self._last]
+        """The distinct scores, falling."""
+
+    def accepts(self, weights_P: Floats | None = None) -> Accepts:
+        """Return what is accepted at every distinct score, the pairs that score at least that."""
+        genuine = self._same_P[self._falling]
+        weights = np.ones(len(genuine)) if weights_P is None else weights_P[self._falling]
+        upto, true = np.cumsum(weights), np.cumsum(np.where(genuine, weights, 0.0))
+        return Accepts((upto - true)[self._last], true[self._last])
+
+    def accuracies(self, weights_P: Floats | None = None) -> Floats:
+        """Return the share of right answers in each fold that has weight, at the threshold that is best on the other folds."""
+        weights_P = np.ones(len(self._same_P)) if weights_P is None else weights_P
+        if self._distances_P is not None:
+            right_FT = self._right_on_grid(weights_P)
+            weight_F = np.bincount(self._fold_P, weights_P, len(right_FT))
+            best_F = np.argmax(right_FT.sum(axis=0) - right_FT, axis=1)
+            drawn = weight_F > 0
+            on_grid: Floats = right_FT[np.arange(len(right_FT)), best_F][drawn] / weight_F[drawn]
+            return on_grid
+        falling = self._falling[weights_P[self._falling] > 0]
+        scores, fold = self._scores[weights_P[self._falling] > 0], self._fold_P[falling]
+        signed = np.where(self._same_P, weights_P, -weights_P)[falling]
+        shares = []
+        for number in np.unique(fold).tolist():
+            test = fold == number
+            if test.all():
+                return np.array([math.nan])
+            right = (scores[test] >= _best_threshold(scores[~test], signed[~test])) == (signed[test] > 0)
+            weights = np.abs(signed[test])
+            shares.append(weights[right].sum() / weights.sum())
+        return np.array(shares)
+
+    def best_threshold(self) -> float:
+        """Return the cosine with the most right answers ("same" when score >= threshold).
+
+        Between the scores: of several best gaps, one beyond either end included, the middle one. On the grid: the strictest of the best squared
+        distances 0, 0.01 ... 3.99, as the published scripts take it, as the least cosine that it accepts.
+        """
+        if self._distances_P is None:
+            return _best_threshold(self._scores, np.where(self._same_P, 1.0, -1.0)[self._falling])
+        distance = DISTANCE_GRID[np.argmax(self._right_on_grid(np.ones(len(self._same_P))).sum(axis=0))]
+        return float(np.nextafter(1.0 - distance / 2.0, np.inf))
+
+    @functools.cached_property
+    def _cells(self) -> Ints:
+        """Fold and the first distance of the grid that takes the pair for one person, as one number."""
+        assert self._distances_P is not None
+        return self._fold_P * (len(DISTANCE_GRID) + 1) + np.searchsorted(DISTANCE_GRID, self._distances_P, side="right")
+
+    def _right_on_grid(self, weights_P: Floats) -> Floats:
+        """Weight of the right answers of each fold at each distance of the grid, (folds, 400)."""
+        folds = int(self._fold_P.max()) + 1
+        signed = np.where(self._same_P, weights_P, -weights_P)
+        steps = np.bincount(self._cells, signed, folds * (len(DISTANCE_GRID) + 1)).reshape(folds, -1)
+        impostor = ~self._same_P
+        impostors_F = np.bincount(self._fold_P[impostor], weights_P[impostor], folds).astype(np.float64)
+        right_FT: Floats = impostors_F[:, None] + np.cumsum(steps, axis=1)[:, :-1]
+        return right_FT
+
+
+def crossing(accepts: Floats, rejects: Floats) -> float:
+    """Return the error rate at which false accepts equal false rejects, on the straight line between two points of the curve.
+
+    Args:
+        accepts: rate of false accepts, from the strictest threshold on: rising to 1.
+        rejects: rate of false rejects, falling to 0. At the threshold above all scores they are 0 and 1.
+    """
+    k = int(np.argmax(accepts >= rejects))
+    accepted, rejected = (accepts[k - 1], rejects[k - 1]) if k else (0.0, 1.0)
+    if rejected == rejects[k]:
+        return float(rejected)
+    gap = accepted - rejected
+    share = gap / (gap - (accepts[k] - rejects[k]))
+    return float(accepted + share * (accepts[k] - accepted))
+
+
+def _best_threshold(falling: Floats, signed: Floats) -> float:
+    """Return the best gap between scores that fall; weights are negative for impostors."""
+    last = _last_of_value(falling)
+    right = np.append(0.0, np.cumsum(signed)[last])  # less the impostors' weight, which is the same everywhere
+    values = falling[last]
+    best = np.flatnonzero(right == right.max())
+    place = int(best[best.size // 2])
+    if place == 0:
+        return float(np.nextafter(values[0], np.inf))
+    if place == len(values):
+        return float(values[-1])
+    middle = (values[place - 1] + values[place]) / 2
+    return float(middle if middle > values[place] else values[place - 1])  # neighbours in floating point have no middle
 
 
 def roc(scores: npt.ArrayLike, same: npt.ArrayLike) -> Roc:
@@ -189,11 +332,12 @@ def roc(scores: npt.ArrayLike, same: npt.ArrayLike) -> Roc:
     Raises:
         UserError: scores that are not finite, or pairs of one kind only.
     """
-    false_accepts, true_accepts, thresholds = _counts(*checked_pairs(scores, same))
+    pairs = ScoredPairs(*checked_pairs(scores, same))
+    accepts = pairs.accepts()
     return Roc(
-        far=np.concatenate([[0.0], false_accepts / false_accepts[-1]]),
-        tar=np.concatenate([[0.0], true_accepts / true_accepts[-1]]),
-        thresholds=np.concatenate([[np.inf], thresholds]),
+        far=np.append(0.0, accepts.false / accepts.false[-1]),
+        tar=np.append(0.0, accepts.true / accepts.true[-1]),
+        thresholds=np.append(np.inf, pairs.values),
     )
 
 
@@ -203,11 +347,7 @@ def area_under_roc(scores: npt.ArrayLike, same: npt.ArrayLike) -> float:
     >>> area_under_roc([0.9, 0.5, 0.5, 0.1], [True, True, False, False])
     0.875
     """
-    scores_P, same_P = checked_pairs(scores, same)
-    genuine, impostor = scores_P[same_P], np.sort(scores_P[~same_P])
-    below = np.searchsorted(impostor, genuine, side="left")
-    not_above = np.searchsorted(impostor, genuine, side="right")
-    return int(below.sum() + not_above.sum()) / (2 * genuine.size * impostor.size)
+    return ScoredPairs(*checked_pairs(scores, same)).accepts().area
 
 
 def equal_error_rate(scores: npt.ArrayLike, same: npt.ArrayLike) -> float:
@@ -216,31 +356,7 @@ def equal_error_rate(scores: npt.ArrayLike, same: npt.ArrayLike) -> float:
     >>> equal_error_rate([0.9, 0.5, 0.6, 0.1], [True, True, False, False])
     0.5
     """
-    scores_P, same_P = checked_pairs(scores, same)
-    values, counts = np.unique(scores_P[same_P], return_counts=True)
-    impostor = np.sort(scores_P[~same_P])
-    accepted = np.cumsum(counts[::-1])
-    # Down the genuine scores: first the impostors between two of them come in, then those equal to the next with it.
-    before = 1.0 - (accepted - counts[::-1]) / accepted[-1]  # false rejects before that genuine score comes in
-    after = 1.0 - accepted / accepted[-1]
-    above = 1.0 - np.searchsorted(impostor, values[::-1], side="right") / impostor.size
-    with_equal = 1.0 - np.searchsorted(impostor, values[::-1], side="left") / impostor.size
-    return crossing(before, after, above, with_equal)
-
-
-def crossing(before: Floats, after: Floats, above: Floats, with_equal: Floats) -> float:
-    """Return the equal error rate: down the distinct genuine scores, on the straight line between two points of the curve.
-
-    Args:
-        before, after: false rejects before and after the pairs of a score come in.
-        above, with_equal: false accepts above that score, and with those equal to it.
-    """
-    k = int(np.argmax(with_equal >= after))
-    if above[k] >= before[k]:
-        return float(before[k])
-    gap = above[k] - before[k]
-    share = gap / (gap - (with_equal[k] - after[k]))
-    return float(above[k] + share * (with_equal[k] - above[k]))
+    return ScoredPairs(*checked_pairs(scores, same)).accepts().equal_error_rate
 
 
 def tar_at_nearest_far(scores: npt.ArrayLike, same: npt.ArrayLike, fars: Sequence[float] = FARS) -> dict[float, float]:
@@ -254,59 +370,7 @@ def tar_at_nearest_far(scores: npt.ArrayLike, same: npt.ArrayLike, fars: Sequenc
     >>> tar_at_nearest_far(scores, same, [0.3])
     {0.3: 1.0}
     """
-    false_accepts, true_accepts, _ = _counts(*checked_pairs(scores, same))
-    turns = (np.diff(false_accepts, 2) != 0) | (np.diff(true_accepts, 2) != 0)
-    corner = np.ones(len(false_accepts), dtype=np.bool_)
-    corner[1:-1] = turns
-    far = np.append(0.0, false_accepts[corner] / false_accepts[-1])[::-1]
-    tar = np.append(0.0, true_accepts[corner] / true_accepts[-1])[::-1]
-    return {rate: float(tar[np.argmin(np.abs(far - rate))]) for rate in fars}
-
-
-def _candidates(scores_P: Floats) -> Floats:
-    """Thresholds from strict to lax; a pair is accepted when its score >= threshold."""
-    values = np.unique(scores_P)[::-1]
-    middle = (values[:-1] + values[1:]) / 2
-    middle = np.where(middle > values[1:], middle, values[:-1])  # neighbours in floating point have no middle
-    return np.concatenate([[np.nextafter(values[0], np.inf)], middle, [values[-1]]])
-
-
-def _best_distance(distances_P: Floats, same_P: Bools) -> float:
-    """Return the squared distance of the grid with the most right answers, the smallest of the best."""
-    genuine, impostor = np.sort(distances_P[same_P]), np.sort(distances_P[~same_P])
-    right = (
-        np.searchsorted(genuine, DISTANCE_GRID) + impostor.size - np.searchsorted(impostor, DISTANCE_GRID)
-    )  # same: distance < grid
-    return float(DISTANCE_GRID[np.argmax(right)])
-
-
-def best_threshold(scores: npt.ArrayLike, same: npt.ArrayLike, thresholds: Thresholds = "exact") -> float:
-    """Return the threshold with the most right answers ("same" when score >= threshold).
-
-    `exact` tries every gap between two scores and one beyond either end; of several best ones it takes the middle one.
-    `grid` takes the scores for cosines, tries squared distances (2 - 2 cos) 0, 0.01 ... 3.99 and takes the strictest of
-    the best, as the published scripts do.
-
-    >>> best_threshold([0.9, 0.7, 0.3, 0.1], [True, True, False, False])
-    0.5
-    """
-    scores_P, same_P = checked_pairs(scores, same, both_kinds=False)
-    return _best_threshold(scores_P, same_P, thresholds)
-
-
-def _best_threshold(scores_P: Floats, same_P: Bools, thresholds: Thresholds = "exact") -> float:
-    if thresholds == "grid":
-        return _as_cosine(_best_distance(2.0 - 2.0 * scores_P, same_P))
-    genuine, impostor = np.sort(scores_P[same_P]), np.sort(scores_P[~same_P])
-    candidates = _candidates(scores_P)
-    right = genuine.size - np.searchsorted(genuine, candidates) + np.searchsorted(impostor, candidates)
-    best = np.flatnonzero(right == right.max())
-    return float(candidates[best[best.size // 2]])
-
-
-def _as_cosine(distance: float) -> float:
-    """The least cosine whose squared distance is below `distance`."""
-    return float(np.nextafter(1.0 - distance / 2.0, np.inf))
+    return ScoredPairs(*checked_pairs(scores, same)).accepts().tar_at_nearest_far(fars)
 
 
 def evaluate_scores(
@@ -324,7 +388,8 @@ def evaluate_scores(
         scores: (P,) similarities, higher = same person.
         same: (P,) true where both images show one person.
         folds: number of contiguous folds in the order given (LFW), or (P,) the fold number of every pair.
-        thresholds: candidates for the accuracy, see `best_threshold`; each fold's comes from the other folds alone.
+        thresholds: candidates for the accuracy: "exact" every gap between two scores, "grid" the published scripts' squared distances. Each
+            fold's comes from the other folds alone.
         fars: false accept rates for TAR at FAR.
         squared_distances: (P,) of the unit vectors, which the grid is of; None: 2 - 2 score.
 
@@ -337,7 +402,7 @@ def evaluate_scores(
     fold_P = fold_numbers(scores_P.size, int(folds)) if np.ndim(folds) == 0 else np.asarray(folds, dtype=np.int64)  # type: ignore[arg-type]
     if fold_P.shape != scores_P.shape:
         raise UserError(f"{fold_P.shape} fold numbers do not match {scores_P.shape} scores: pass one per pair")
-    numbers = np.unique(fold_P)
+    numbers, fold_P = np.unique(fold_P, return_inverse=True)
     if numbers.size < 2:
         raise UserError("all pairs are in one fold: the threshold of a fold comes from the others, so use at least 2")
     distances_P = 2.0 - 2.0 * scores_P if squared_distances is None else np.asarray(squared_distances, np.float64)
@@ -348,35 +413,21 @@ def evaluate_scores(
         raise UserError(
             f"{distances_P.shape} squared distances do not match {scores_P.shape} scores: pass one per pair"
         )
-    accuracies = []
-    for number in numbers:
-        test = fold_P == number
-        if thresholds == "grid":
-            accepted = distances_P[test] < _best_distance(distances_P[~test], same_P[~test])
-        else:
-            accepted = scores_P[test] >= _best_threshold(scores_P[~test], same_P[~test])
-        accuracies.append(float(np.mean(accepted == same_P[test])))
-    genuine, impostor = scores_P[same_P], scores_P[~same_P]
-    tars = tar_of_kinds(genuine, impostor, fars)
-    notes = tuple(
-        f"TAR at FAR {far_name(far)} is not stated: {impostor.size:,} impostor pairs, "
-        f"at least {pairs_needed(far):,} needed"
-        for far, tar in tars.items()
-        if tar is None
-    )
+    check_rates(fars)
+    pairs = ScoredPairs(scores_P, same_P, fold_P, distances_P if thresholds == "grid" else None)
+    accepts, accuracies = pairs.accepts(), pairs.accuracies()
+    genuine, tars = int(same_P.sum()), accepts.tar_at_far(fars)
     return PairScores(
         accuracy=float(np.mean(accuracies)),
         std=float(np.std(accuracies)),
-        threshold=_as_cosine(_best_distance(distances_P, same_P))
-        if thresholds == "grid"
-        else _best_threshold(scores_P, same_P),
-        auc=area_under_roc(scores_P, same_P),
-        eer=equal_error_rate(scores_P, same_P),
+        threshold=pairs.best_threshold(),
+        auc=accepts.area,
+        eer=accepts.equal_error_rate,
         tar_at_far=tars,
-        fold_accuracies=tuple(accuracies),
-        genuine=genuine.size,
-        impostors=impostor.size,
-        notes=notes,
+        fold_accuracies=tuple(accuracies.tolist()),
+        genuine=genuine,
+        impostors=same_P.size - genuine,
+        notes=tuple(not_stated(tars, same_P.size - genuine, "TAR at FAR")),
         scores=scores_P,
         same=same_P,
     )

@@ -1,7 +1,7 @@
 """TAR at FAR: the rate of accepted genuine pairs at a rate of accepted impostors; which FARs a number of pairs can state."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +9,17 @@ import numpy.typing as npt
 from attfc.errors import UserError
 from attfc.evaluation.score_checks import checked_pairs, checked_scores
 
-__all__ = ["FARS", "far_name", "pairs_needed", "tar_at_far", "tar_of_kinds"]
+__all__ = [
+    "FARS",
+    "allowed_weight",
+    "barred_place",
+    "check_rates",
+    "far_name",
+    "not_stated",
+    "pairs_needed",
+    "tar_at_far",
+    "tar_of_kinds",
+]
 
 FARS: tuple[float, ...] = (1e-1, 1e-2, 1e-3, 1e-4)
 _SLACK = 1e-9  # FAR x impostors in floating point: 0.29 x 100 is 28.999999999999996
@@ -23,6 +33,38 @@ def far_name(far: float) -> str:
 def pairs_needed(far: float) -> int:
     """Return the least number of impostor pairs that can state a FAR: 1 / FAR, rounded up."""
     return math.ceil(1.0 / far - _SLACK)
+
+
+def not_stated(rates: Mapping[float, object], impostors: int, what: str, of: str = "impostor pairs") -> list[str]:
+    """Return a note for each rate that so many impostors cannot state: those whose value is None."""
+    return [
+        f"{what} {far_name(rate)} is not stated: {impostors:,} {of}, at least {pairs_needed(rate):,} needed"
+        for rate, value in rates.items()
+        if value is None
+    ]
+
+
+def check_rates(fars: Sequence[float]) -> None:
+    """Refuse a FAR that is no rate."""
+    for far in fars:
+        if not 0 < far <= 1:
+            raise UserError(f"FAR {far} is not a rate: use a number above 0 and at most 1")
+
+
+def allowed_weight(rate: float, total: float) -> int:
+    """Return how many of so many impostors may be accepted at a rate: rate x total, rounded down."""
+    return math.floor(rate * total + _SLACK)
+
+
+def barred_place(upto: npt.NDArray[np.float64], rate: float, total: float) -> int:
+    """Return the place of the first impostor that stays out when `rate` of their weight may be accepted.
+
+    Args:
+        upto: weight of the 1, 2 ... highest impostor scores.
+        rate: FAR or FPIR.
+        total: weight of all impostors; some of the lowest may be missing in `upto`.
+    """
+    return int(np.searchsorted(upto, allowed_weight(rate, total), side="right"))
 
 
 def tar_at_far(
@@ -73,10 +115,9 @@ def tar_of_kinds(
     if genuine_G.size == 0 or total == 0:
         raise UserError(f"{genuine_G.size} genuine and {total} impostor scores: TAR at FAR needs at least one of each")
     found: dict[float, float | None] = {}
+    check_rates(fars)
     for far in fars:
-        if not 0 < far <= 1:
-            raise UserError(f"FAR {far} is not a rate: use a number above 0 and at most 1")
-        allowed = min(math.floor(far * total + _SLACK), total)
+        allowed = min(allowed_weight(far, total), total)
         if allowed == 0 or (allowed >= highest.size and allowed < total):
             found[far] = None
         else:

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from attfc.training.model_files import check_colours
 
-__all__ = ["OURS", "Colours", "FedAs", "fed_as"]
+__all__ = ["COLOUR_KEYS", "OURS", "Colours", "FedAs", "fed_as"]
+
+COLOUR_KEYS = ("colour_order", "mean", "std")
 
 Channels = tuple[float, float, float]
 
@@ -34,8 +36,9 @@ class Colours:
             UserError: a value that is none; the message starts with `where`.
         """
         check_colours(values, where)
-        mean, std = (_three(values[name]) for name in ("mean", "std"))
-        return cls(str(values["colour_order"]), mean, std)
+        check = (values[name] for name in ("mean", "std"))
+        mean, std = (value if isinstance(value, list | tuple) else [value] * 3 for value in check)
+        return cls(values["colour_order"], *((float(a), float(b), float(c)) for a, b, c in (mean, std)))
 
     def to_dict(self) -> dict[str, Any]:
         """Return "colour_order", "mean" and "std" as a configuration holds them: one number where all three are equal."""
@@ -76,14 +79,10 @@ def fed_as(model: nn.Module, colours: Colours) -> nn.Module:
     return model if colours == OURS else FedAs(model, colours)
 
 
-def _three(value: Any) -> Channels:
-    numbers = [float(number) for number in (value if isinstance(value, list | tuple) else [value] * 3)]
-    return numbers[0], numbers[1], numbers[2]
-
-
 def _one(value: Channels) -> float | list[float]:
     return value[0] if len(set(value)) == 1 else list(value)
 
 
 def _shown(value: Channels) -> str:
-    return f"{value[0]:g}" if len(set(value)) == 1 else "(" + ", ".join(f"{number:g}" for number in value) + ")"
+    texts = [f"{number:g}" for number in value]
+    return texts[0] if len(set(value)) == 1 else f"({', '.join(texts)})"

@@ -6,11 +6,8 @@ takes about 15 s the first time in a process (it loads its tables of operators),
 """
 
 import copy
-import os
-import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -22,12 +19,13 @@ from torch import Tensor, nn
 
 from attfc.data.stores.store import Store
 from attfc.data.stores.synthetic import SyntheticFaces
-from attfc.errors import UserError
+from attfc.errors import UserError, first_line
 from attfc.export.colours import FedAs
 from attfc.export.half import to_float16
 from attfc.export.hub_folder import model_card
 from attfc.export.model_inputs import ModelFacts, open_model
 from attfc.export.origins import start_weights_text, training_data_of
+from attfc.files import replacing
 from attfc.training.model_files import save_model
 
 __all__ = ["OPSET", "Exported", "export_hub_folder", "export_onnx"]
@@ -89,25 +87,18 @@ def export_onnx(
         raise UserError(f"{facts.path} is an ONNX file already: export the run or the state dict that it came from")
     if path.suffix != ".onnx":
         raise UserError(f"{path} does not end in .onnx: name the file, such as {path / 'model.onnx'}")
-    images, images_from = _images(check_images, facts.image_size)
-    expected = _embeddings(model, images)
-    with _beside(path) as folder:
+
+    def write(folder: Path) -> Path:
         proto = _to_onnx(model, facts)
         if half:
             to_float16(proto)
         _describe(proto, facts, precision)
         _check_proto(proto, facts)
-        written = folder / path.name
-        with written.open("wb") as file:
+        with replacing(folder / path.name) as file:
             file.write(proto.SerializeToString())
-            file.flush()
-            os.fsync(file.fileno())
-        del proto
-        reopened, _ = open_model(written)
-        figures = _compare(reopened, images, expected, precision, f"{facts.path} as ONNX")
-        size = written.stat().st_size
-        _put(written, path)
-    return Exported(path, size, "onnx", precision, OPSET, len(images), images_from, *figures)
+        return folder / path.name
+
+    return _export(write, model, facts, path, "onnx", precision, check_images)
 
 
 def export_hub_folder(
@@ -130,16 +121,6 @@ def export_hub_folder(
         raise UserError(
             f"{facts.path} is an ONNX file, which has no state dict: export the run or the state dict that it came from"
         )
-    images, images_from = _images(check_images, facts.image_size)
-    expected = _embeddings(model, images)
-    backbone = model.model if isinstance(model, FedAs) else model
-    if half:
-        backbone = copy.deepcopy(backbone).half()
-        for name, value in backbone.state_dict().items():
-            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                raise UserError(
-                    f"{facts.path}: {name!r} is beyond float16's 65504: export it in float32, without --half"
-                )
     config = {
         "model_type": "attfc",
         "network": facts.network,
@@ -148,14 +129,52 @@ def export_hub_folder(
         "weights_precision": precision,
         **facts.colours.to_dict(),
     }
-    with _beside(path) as folder:
+
+    def write(folder: Path) -> Path:
+        backbone = model.model if isinstance(model, FedAs) else model
+        if half:
+            backbone = copy.deepcopy(backbone).half()
+            for name, value in backbone.state_dict().items():
+                if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                    raise UserError(
+                        f"{facts.path}: {name!r} is beyond float16's 65504: export it in float32, without --half"
+                    )
         written = save_model(folder / "model", backbone, config)
-        reopened, _ = open_model(written)
-        figures = _compare(reopened, images, expected, precision, f"{facts.path} as a folder")
         (written / "README.md").write_text(model_card(facts, precision), encoding="utf-8")
-        size = sum(file.stat().st_size for file in written.iterdir())
-        _put(written, path)
-    return Exported(path, size, "hf", precision, None, len(images), images_from, *figures)
+        return written
+
+    return _export(write, model, facts, path, "hf", precision, check_images)
+
+
+def _export(
+    write: Callable[[Path], Path],
+    model: nn.Module,
+    facts: ModelFacts,
+    path: Path,
+    kind: str,
+    precision: str,
+    check_images: Store | None,
+) -> Exported:
+    """Write into a folder beside `path`, open what was written, compare its embeddings, and put it at `path`."""
+    images, images_from = _images(check_images, facts.image_size)
+    expected = _embeddings(model, images)
+    if path.exists() and not (path.is_dir() and kind == "hf" and not any(path.iterdir())):
+        raise UserError(f"{path} exists: name another, or remove it first")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".exporting_", dir=path.parent) as folder:
+            written = write(Path(folder))
+            reopened, _ = open_model(written)
+            what = f"{facts.path} as {'ONNX' if kind == 'onnx' else 'a folder'}"
+            figures = _compare(reopened, images, expected, precision, what)
+            size = sum(file.stat().st_size for file in (written.iterdir() if written.is_dir() else [written]))
+            if path.is_dir():
+                path.rmdir()  # empty, or it would have been refused
+            written.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; make room or permission there") from error
+    opset = OPSET if kind == "onnx" else None
+    return Exported(path, size, kind, precision, opset, len(images), images_from, *figures)
 
 
 def _to_onnx(model: nn.Module, facts: ModelFacts) -> Any:
@@ -182,7 +201,7 @@ def _to_onnx(model: nn.Module, facts: ModelFacts) -> Any:
             )
     except torch.onnx.errors.OnnxExporterError as error:
         raise UserError(
-            f"network {facts.network} cannot be written as ONNX by torch {torch.__version__}: {str(error).splitlines()[0][:300]}"
+            f"network {facts.network} cannot be written as ONNX by torch {torch.__version__}: {first_line(error)}"
         ) from error
     assert program is not None
     try:
@@ -230,9 +249,7 @@ def _check_proto(proto: Any, facts: ModelFacts) -> None:
     try:
         onnx.checker.check_model(proto)
     except onnx.checker.ValidationError as error:
-        raise UserError(
-            f"network {facts.network} gives a graph that ONNX refuses: {str(error).splitlines()[0][:300]}"
-        ) from error
+        raise UserError(f"network {facts.network} gives a graph that ONNX refuses: {first_line(error)}") from error
     # insightface takes a graph whose first eight nodes are named Sub... and Mul... for one that normalizes its pixels itself.
     names = [node.name for node in proto.graph.node[:8]]
     assert not any(name.startswith(("Sub", "_minus", "Mul", "_mul")) for name in names), names
@@ -281,25 +298,3 @@ def _compare(
             f"{needed}: nothing was written{hint}"
         )
     return least, float(cosines.mean()), float((lengths - 1).abs().max())
-
-
-@contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """A folder beside `path` to write into; gone afterwards, whatever happens."""
-    if path.exists() and not (path.is_dir() and path.suffix != ".onnx" and not any(path.iterdir())):
-        raise UserError(f"{path} exists: name another, or remove it first")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".exporting_", dir=path.parent) as name:
-            yield Path(name)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; make room or permission there") from error
-
-
-def _put(written: Path, path: Path) -> None:
-    if path.is_dir():
-        path.rmdir()  # empty, or it would have been refused
-    if written.is_dir():
-        shutil.move(written, path)
-    else:
-        written.replace(path)

@@ -16,10 +16,17 @@ from attfc.errors import UserError
 from attfc.export.face_model import load
 from attfc.export.model_inputs import ModelFacts
 from attfc.export.origins import licences, start_weights_text, training_data_of
+from attfc.templates import filled_in
 
 __all__ = ["from_pretrained", "model_card"]
 
 MOST_JSON = 2**24
+FIGURES = {
+    "accuracy": "accuracy, 10 folds",
+    "auc": "area under the ROC",
+    "eer": "equal error rate",
+    "rank_one": "rank-1 identification",
+}
 
 
 def from_pretrained(folder: Path | str) -> nn.Module:
@@ -45,7 +52,6 @@ def from_pretrained(folder: Path | str) -> nn.Module:
 def model_card(facts: ModelFacts, precision: str) -> str:
     """Return the text of README.md for a model."""
     root, licence = map(_line, training_data_of(facts.training_data))
-    started = start_weights_text(facts.training_data)
     front = {
         "library_name": "attfc",
         "pipeline_tag": "image-feature-extraction",
@@ -54,70 +60,31 @@ def model_card(facts: ModelFacts, precision: str) -> str:
         "license_name": _line(licences(facts.training_data)),
         "tags": ["face-recognition", "face-verification", "image-embedding", "arcface", _line(facts.network)],
     }
-    lines = [
-        "---",
-        yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(),
-        "---",
-        "",
-        f"# {_line(facts.network)}: a face embedding network",
-        "",
-        "| | |",
-        "| --- | --- |",
-        f"| in | {facts.image_size} x {facts.image_size} pixels, {facts.colours}; five landmarks warped to the ArcFace template |",
-        f"| out | {facts.embedding_size} numbers per image; compare two by their cosine |",
-        f"| weights | {precision}, safetensors |",
-        f"| trained on | {root} |",
-        f"| licence of the training data | {licence} |",
-        *([f"| started from | {_line(started)} |"] if started else []),
-        f"| written by | attfc {metadata.version('attfc')} |",
-        "",
-        "```python",
-        "import attfc",
-        "",
-        'model = attfc.load("FOLDER")  # this folder; nothing is downloaded',
-        f'embeddings = model.embed(["a.jpg", "b.jpg"])  # aligned faces -> (2, {facts.embedding_size}), unit length',
-        "cosine = embeddings[0] @ embeddings[1]",
-        "# model.module is the network: float32 RGB, (x - 127.5) / 127.5,",
-        f"# (B, 3, {facts.image_size}, {facts.image_size}) -> (B, {facts.embedding_size})",
-        "```",
-        "",
-        "## Figures",
-        "",
-        *_figures(facts.path),
-        "",
-        "## Before it is used on people",
-        "",
-        "- Measure it on the people and cameras it will meet; error rates differ between groups of people, and this card states them for none.",
-        "- An embedding identifies a person: it is biometric data, and in many places the law treats it as such.",
-        "- A score is no proof of identity; choose the threshold by the rate of false accepts that the use allows.",
-        "",
-    ]
-    return "\n".join(lines)
+    evaluation = _evaluation(facts.path)
+    return filled_in(
+        Path(__file__).with_name("model_card.md"),
+        front=yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(),
+        facts=facts,
+        network=_line(facts.network),
+        precision=precision,
+        root=root,
+        licence=licence,
+        started=_line(start_weights_text(facts.training_data) or ""),
+        version=metadata.version("attfc"),
+        images=evaluation.get("images", 0),
+        pair_source=_line(evaluation.get("pair_source")),
+        figures=[(name, evaluation[key]) for key, name in FIGURES.items() if isinstance(evaluation.get(key), float)],
+    )
 
 
-def _figures(folder: Path) -> list[str]:
-    """Return the rows of a run's evaluation.json (beside the model's folder), or a line that says there are none."""
+def _evaluation(folder: Path) -> dict[str, Any]:
+    """Return a run's evaluation.json, beside the model's folder; empty if there is none that can be read."""
     try:
         with (folder.parent / "evaluation.json").open("rb") as file:
-            found: Any = json.loads(file.read(MOST_JSON))
+            found = json.loads(file.read(MOST_JSON))
     except (OSError, ValueError, RecursionError):
         found = None
-    names = {
-        "accuracy": "accuracy, 10 folds",
-        "auc": "area under the ROC",
-        "eer": "equal error rate",
-        "rank_one": "rank-1 identification",
-    }
-    rows = []
-    if isinstance(found, dict):
-        rows = [
-            f"| {title} | {found[name]:.4f} |" for name, title in names.items() if isinstance(found.get(name), float)
-        ]
-    if not rows:
-        return ["None were found beside the model; `attfc evaluate` measures them."]
-    pairs = found.get("pair_source")
-    source = f"On people it was not trained on ({found.get('images', 0):,} images; pairs: {_line(pairs)}):"
-    return [source, "", "| figure | value |", "| --- | --- |", *rows]
+    return found if isinstance(found, dict) else {}
 
 
 def _line(value: object) -> str:

@@ -14,7 +14,7 @@ from typing import Any, cast
 from torch import nn
 
 from attfc.errors import UserError, nearest
-from attfc.export.colours import OURS, Colours, fed_as
+from attfc.export.colours import COLOUR_KEYS, OURS, Colours, fed_as
 from attfc.export.onnx_model import OnnxModel, read_onnx_facts
 from attfc.export.state_dicts import read_state_dict, recognise_network
 from attfc.training.model_files import CONFIG, WEIGHTS, load_model, model_folder
@@ -23,7 +23,6 @@ __all__ = ["ModelFacts", "open_model", "read_statements"]
 
 STATE_DICTS = (".pt", ".pth", ".safetensors")
 KEYS = ("network", "image_size", "embedding_size", "colour_order", "mean", "std", "training_data", "licence")
-COLOUR_KEYS = ("colour_order", "mean", "std")
 
 
 @dataclass(frozen=True)
@@ -137,23 +136,10 @@ def _open_folder(folder: Path, said: Mapping[str, Any]) -> tuple[nn.Module, Mode
     backbone, config = load_model(folder, any_colours=True)
     where = str(folder / CONFIG)
     colours = Colours.read(config, where)
-    for key in ("network", "image_size", "embedding_size"):
-        _agree(where, key, config[key], said)
-    for key, value in colours.to_dict().items():
-        _agree(where, key, value, said)
+    _agree(where, {key: config[key] for key in ("network", "image_size", "embedding_size")} | colours.to_dict(), said)
     training_data = _training_data(config.get("training_data", "unknown"), said)
     notes = _colour_notes(colours, where)
-    return fed_as(backbone, colours), ModelFacts(
-        path=folder,
-        kind="folder",
-        network=str(config["network"]),
-        options=config["options"],
-        embedding_size=int(config["embedding_size"]),
-        image_size=int(config["image_size"]),
-        colours=colours,
-        training_data=training_data,
-        notes=notes,
-    )
+    return _found(folder, "folder", config["network"], backbone, colours, training_data, notes, config["options"])
 
 
 def _open_state_dict(path: Path, said: Mapping[str, Any]) -> tuple[nn.Module, ModelFacts]:
@@ -161,26 +147,14 @@ def _open_state_dict(path: Path, said: Mapping[str, Any]) -> tuple[nn.Module, Mo
     size = said.get("image_size")
     _check_number("image_size", size)
     backbone = recognise_network(path, tensors, said.get("network"), size)
-    embedding_size, image_size = cast(int, backbone.embedding_size), cast(int, backbone.image_size)
-    _agree(str(path), "embedding_size", embedding_size, said)
+    _agree(str(path), {"embedding_size": backbone.embedding_size}, said)
     name = str(backbone.name)
-    counters = sum(key not in tensors for key in backbone.state_dict())
-    if counters:
+    if counters := sum(key not in tensors for key in backbone.state_dict()):
         notes = (*notes, f"set {counters} counters of BatchNorm (num_batches_tracked), which it lacks, to 0")
     if "network" not in said:
         notes = (f"recognised as {name} by the names and shapes of its {len(tensors)} tensors", *notes)
     colours, more = _said_colours(path, "a state dict", said, "what arcface_torch trains with")
-    return fed_as(backbone, colours), ModelFacts(
-        path=path,
-        kind="state dict",
-        network=name,
-        options={},
-        embedding_size=embedding_size,
-        image_size=image_size,
-        colours=colours,
-        training_data=_training_data("unknown", said),
-        notes=(*notes, *more),
-    )
+    return _found(path, "state dict", name, backbone, colours, _training_data("unknown", said), (*notes, *more))
 
 
 def _open_onnx(path: Path, said: Mapping[str, Any], device: str) -> tuple[nn.Module, ModelFacts]:
@@ -189,36 +163,40 @@ def _open_onnx(path: Path, said: Mapping[str, Any], device: str) -> tuple[nn.Mod
     if size is None:
         raise UserError(f"{path} takes images of any size: say which it was trained on, image_size=112")
     _check_number("image_size", size)
-    if facts.image_size is not None:
-        _agree(str(path), "image_size", facts.image_size, said)
-    for key, value in facts.stated.items():
-        _agree(f"{path}, {facts.stated_by}", key, value, said)
+    _agree(str(path), {"image_size": size}, said)
+    _agree(f"{path}, {facts.stated_by}", facts.stated, said)
     colours, notes = _said_colours(
         path, "the file", said, "what the insightface package feeds", facts.stated, facts.stated_by
     )
-    model = OnnxModel(path, facts, size, device)
-    _agree(str(path), "embedding_size", model.embedding_size, said)
-    network = facts.metadata.get("network", model.name)
-    if "network" in facts.metadata:
-        _agree(f"{path}, its metadata", "network", network, said)
-    stated: Any = facts.metadata.get("training_data", "unknown")
-    if "training_data_licence" in facts.metadata:
-        stated = {"root": stated, "licence": facts.metadata["training_data_licence"]}
-        if "start_weights" in facts.metadata:
-            stated["start_weights"] = facts.metadata["start_weights"]
+    model, metadata = OnnxModel(path, facts, size, device), facts.metadata
+    _agree(str(path), {"embedding_size": model.embedding_size}, said)
+    if "network" in metadata:
+        _agree(f"{path}, its metadata", {"network": metadata["network"]}, said)
+    stated: Any = metadata.get("training_data", "unknown")
+    if "training_data_licence" in metadata:
+        stated = {"root": stated, "licence": metadata["training_data_licence"]}
+        if "start_weights" in metadata:
+            stated["start_weights"] = metadata["start_weights"]
     if facts.batch is not None:
         notes = (*notes, f"the file runs batches of {facts.batch} only: images are fed in such batches")
-    return fed_as(model, colours).eval(), ModelFacts(
-        path=path,
-        kind="ONNX",
-        network=network,
-        options={},
-        embedding_size=model.embedding_size,
-        image_size=size,
-        colours=colours,
-        training_data=_training_data(stated, said),
-        notes=notes,
-    )
+    network = metadata.get("network", model.name)
+    return _found(path, "ONNX", network, model, colours, _training_data(stated, said), notes)
+
+
+def _found(
+    path: Path,
+    kind: str,
+    network: str,
+    model: nn.Module,
+    colours: Colours,
+    training_data: Any,
+    notes: tuple[str, ...],
+    options: Mapping[str, Any] | None = None,
+) -> tuple[nn.Module, ModelFacts]:
+    """Return the model as it is fed, and its facts."""
+    sizes = cast(int, model.embedding_size), cast(int, model.image_size)
+    facts = ModelFacts(path, kind, network, options or {}, *sizes, colours, training_data, notes)
+    return fed_as(model, colours).eval(), facts
 
 
 def _said_colours(
@@ -244,15 +222,13 @@ def _colour_notes(colours: Colours, where: str) -> tuple[str, ...]:
     return () if colours == OURS else (f"fed with {colours}, as stated by {where}; attfc's own models take {OURS}",)
 
 
-def _agree(where: str, key: str, stated: Any, said: Mapping[str, Any]) -> None:
-    if key not in said:
-        return
-    given = said[key]
-    same = [given] * 3 if isinstance(stated, list) and not isinstance(given, list) else given
-    if isinstance(same, list) and not isinstance(stated, list):
-        stated = [stated] * len(same)
-    if same != stated:
-        raise UserError(f"{where}: {key} is {stated!r}, you said {given!r}: leave it out, or correct the model")
+def _agree(where: str, stated: Mapping[str, Any], said: Mapping[str, Any]) -> None:
+    """Refuse what the caller says otherwise than the model."""
+    for key, value in stated.items():
+        given = said.get(key, value)
+        one, other = (each if isinstance(each, list) else [each] * 3 for each in (value, given))
+        if one != other:
+            raise UserError(f"{where}: {key} is {value!r}, you said {given!r}: leave it out, or correct the model")
 
 
 def _check_number(key: str, value: Any) -> None:
@@ -262,17 +238,13 @@ def _check_number(key: str, value: Any) -> None:
 
 def _training_data(stated: Any, said: Mapping[str, Any]) -> Any:
     """Return what the model was trained on, with the caller's words where the model is silent."""
-    root, licence = (
-        (stated.get("root", "unknown"), stated.get("licence", "unknown"))
-        if isinstance(stated, Mapping)
-        else (stated, "unknown")
-    )
+    known = stated if isinstance(stated, Mapping) else {"root": stated}
     silent = (None, "", "unknown")
-    root = said.get("training_data", "unknown") if root in silent else root
-    licence = said.get("licence", "unknown") if licence in silent else licence
-    if licence in silent and not isinstance(stated, Mapping):
-        return root
-    started = (
-        {"start_weights": stated["start_weights"]} if isinstance(stated, Mapping) and "start_weights" in stated else {}
+    root, licence = (
+        said.get(word, "unknown") if known.get(key) in silent else known[key]
+        for key, word in (("root", "training_data"), ("licence", "licence"))
     )
+    if licence in silent and known is not stated:
+        return root
+    started = {"start_weights": known["start_weights"]} if "start_weights" in known else {}
     return {"root": root, "licence": licence, **started}

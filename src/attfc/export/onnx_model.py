@@ -9,6 +9,7 @@ mean and deviation the graph may tell: networks converted from MXNet begin with 
 with constants that centre 0 to 1. What neither says is unknown, and said so.
 """
 
+import importlib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -22,14 +23,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from attfc.errors import UserError
-from attfc.export.colours import OURS, Colours
+from attfc.errors import UserError, first_line
+from attfc.export.colours import COLOUR_KEYS, OURS, Colours
 
 __all__ = ["OnnxFacts", "OnnxModel", "read_onnx_facts"]
 
 LARGEST_FILE, LARGEST_WEIGHTS = 2**31 - 1, 16 * 2**30  # protobuf's own limit; of weights in other files
 LARGEST_IMAGE, LARGEST_EMBEDDING, LARGEST_TEXT = 4_096, 65_536, 2**16
 LARGEST_RUN = 2**28  # numbers in the images of one run, where the file fixes the batch
+AFFINE = {"Sub": "shift", "Add": "shift", "Mul": "scale", "Div": "scale"}
 EXTERNAL = 1  # TensorProto's number, as those below
 FLOATS: dict[int, np.dtype[Any]] = {1: np.dtype(np.float32), 10: np.dtype(np.float16)}
 
@@ -89,7 +91,7 @@ class OnnxModel(nn.Module):
                 f"{self.path} runs batches of {facts.batch:,} images of {image_size} pixels only, more than {LARGEST_RUN:,} numbers: export it "
                 "with a dynamic batch"
             )
-        ort = _onnxruntime()
+        ort = _imported("onnxruntime")
         options = ort.SessionOptions()
         options.log_severity_level = 4  # what goes wrong is raised
         options.intra_op_num_threads = torch.get_num_threads()
@@ -99,7 +101,7 @@ class OnnxModel(nn.Module):
         try:
             self.session = ort.InferenceSession(str(self.path), options, providers=providers)
         except Exception as error:  # onnxruntime's own classes have no common base but Exception
-            raise UserError(f"{self.path} cannot be loaded by onnxruntime: {_first_line(error)}") from None
+            raise UserError(f"{self.path} cannot be loaded by onnxruntime: {first_line(error)}") from None
         probe = self.forward(torch.zeros(1, 3, image_size, image_size))
         self.embedding_size = probe.shape[1]
         if facts.embedding_size not in (None, self.embedding_size):
@@ -126,7 +128,7 @@ class OnnxModel(nn.Module):
             (rows,) = self.session.run([self.facts.output_name], {self.facts.input_name: images})
         except Exception as error:  # see above
             raise UserError(
-                f"{self.path} fails on {len(images)} images of shape {images.shape[1:]}: {_first_line(error)}"
+                f"{self.path} fails on {len(images)} images of shape {images.shape[1:]}: {first_line(error)}"
             ) from None
         if rows.ndim != 2 or len(rows) != len(images) or not 1 <= rows.shape[1] <= LARGEST_EMBEDDING:
             raise UserError(
@@ -189,7 +191,7 @@ def read_onnx_facts(path: Path) -> OnnxFacts:
 
 
 def _parse(path: Path) -> Any:
-    onnx = _onnx()
+    onnx = _imported("onnx")
     try:
         size = path.stat().st_size
         if size > LARGEST_FILE:
@@ -202,7 +204,7 @@ def _parse(path: Path) -> Any:
     try:
         model = onnx.load_model_from_string(data)
     except Exception as error:  # protobuf's DecodeError, and what hostile bytes lead to
-        raise UserError(f"{path} is no ONNX file, or damaged: {_first_line(error)}") from None
+        raise UserError(f"{path} is no ONNX file, or damaged: {first_line(error)}") from None
     if not model.graph.node or not model.ir_version:
         raise UserError(f"{path} is no ONNX file: there is no graph in it")
     return model
@@ -233,31 +235,20 @@ def _check_external(path: Path, model: Any) -> None:
             raise UserError(f"{path}: its weights have more than {LARGEST_WEIGHTS:,} bytes: no face network has that")
 
 
-def _tensors(model: Any) -> Iterator[Any]:
-    """Yield every tensor of a model: of its graph, of graphs inside nodes, of functions, of attributes."""
-    graphs = [
-        model.graph,
-        *(info.initialization for info in model.training_info),
-        *(info.algorithm for info in model.training_info),
-    ]
-    nodes = [node for function in model.functions for node in function.node]
-    while graphs or nodes:
-        if graphs:
-            graph = graphs.pop()
-            yield from graph.initializer
-            for sparse in graph.sparse_initializer:
-                yield from (sparse.values, sparse.indices)
-            nodes.extend(graph.node)
-        else:
-            for attribute in nodes.pop().attribute:
-                yield from (attribute.t, *attribute.tensors)
-                for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
-                    yield from (sparse.values, sparse.indices)
-                graphs.extend(graph for graph in (attribute.g, *attribute.graphs) if graph.node or graph.initializer)
+def _tensors(message: Any) -> Iterator[Any]:
+    """Yield every tensor in a protobuf message: of its graph, of graphs inside nodes, of functions, of attributes."""
+    for field, value in message.ListFields():
+        if field.message_type is None:
+            continue
+        for part in [value] if hasattr(value, "ListFields") else value:
+            if field.message_type.name == "TensorProto":
+                yield part
+            else:
+                yield from _tensors(part)
 
 
 def _stated_colours(path: Path, metadata: Mapping[str, str], graph: Any) -> tuple[dict[str, Any], str]:
-    values: dict[str, Any] = {name: metadata[name] for name in ("colour_order", "mean", "std") if name in metadata}
+    values: dict[str, Any] = {name: metadata[name] for name in COLOUR_KEYS if name in metadata}
     for name in values.keys() & {"mean", "std"}:
         with suppress(ValueError, RecursionError):  # what is no JSON is refused in a moment, as the text that it is
             values[name] = json.loads(metadata[name])
@@ -275,32 +266,33 @@ def _stated_colours(path: Path, metadata: Mapping[str, str], graph: Any) -> tupl
 
 def _largest_pixel(graph: Any) -> int | None:
     """Return 255 or 1, where the graph begins with an affine map of constants that centres values 0 to 255 or 0 to 1; None = it does not say."""
-    constants, scaled, shifted = _small_constants(graph), False, False
+    constants, kinds = _small_constants(graph), set()
     value = next(item.name for item in graph.input if item.name not in {tensor.name for tensor in graph.initializer})
     factor, offset = np.ones(1), np.zeros(1)  # of each channel: what the nodes so far make of x is factor x + offset
     for node in graph.node[:16]:
         if value not in node.input:
             continue
-        first, other = node.input[0], [name for name in node.input if name != value]
-        if node.op_type in ("Cast", "Identity", "Transpose"):
-            pass
-        elif node.op_type not in ("Sub", "Add", "Mul", "Div") or len(other) != 1 or other[0] not in constants:
-            break
-        elif node.op_type in ("Sub", "Add"):
-            constant, shifted = constants[other[0]], True
-            if node.op_type == "Sub" and first != value:
-                factor, offset = -factor, -offset
-            offset = offset - constant if node.op_type == "Sub" and first == value else offset + constant
-        elif node.op_type == "Div" and first != value:
-            break
-        else:
-            constant, scaled = constants[other[0]], True
-            if node.op_type == "Div" and not constant.all():
-                return None
-            by = 1 / constant if node.op_type == "Div" else constant
-            factor, offset = factor * by, offset * by
+        if node.op_type not in ("Cast", "Identity", "Transpose"):
+            others = [name for name in node.input if name != value]
+            turned = node.input[0] != value  # constant - x, constant / x
+            if node.op_type not in AFFINE or len(others) != 1 or others[0] not in constants:
+                break
+            constant = constants[others[0]]
+            if node.op_type == "Div":
+                if turned:
+                    break
+                if not constant.all():
+                    return None
+                constant = 1 / constant
+            elif node.op_type == "Sub":
+                if turned:
+                    factor, offset = -factor, -offset
+                else:
+                    constant = -constant
+            kinds.add(kind := AFFINE[node.op_type])
+            factor, offset = (factor * constant, offset * constant) if kind == "scale" else (factor, offset + constant)
         value = node.output[0]
-    if not (scaled and shifted and factor.all()):
+    if len(kinds) < 2 or not factor.all():
         return None
     centre = -offset / factor
     if bool(((centre >= 32) & (centre <= 224)).all()):
@@ -353,21 +345,8 @@ def _listed(values: list[Any]) -> str:
     return ", ".join(shown) + (f" and {len(values) - 4} more" if len(values) > 4 else "") or "nothing"
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-
-
-def _onnx() -> Any:
+def _imported(name: str) -> Any:
     try:
-        import onnx
+        return importlib.import_module(name)
     except ImportError:
-        raise UserError("ONNX files need onnx: pip install 'attfc[onnx]'") from None
-    return onnx
-
-
-def _onnxruntime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError:
-        raise UserError("ONNX files need onnxruntime: pip install 'attfc[onnx]'") from None
-    return onnxruntime
+        raise UserError(f"ONNX files need {name}: pip install 'attfc[onnx]'") from None

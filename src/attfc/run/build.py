@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -56,6 +56,7 @@ from attfc.training.people import people_of
 from attfc.training.run_folder import fresh_folder, locked, remove_unsaved
 from attfc.training.trackers import TRACKERS, open_trackers, refuse_missing, shared_settings
 from attfc.training.trainer import Trainer
+from attfc.typing import Progress
 
 __all__ = ["Run", "finish_run", "new_run", "resume_run", "settle"]
 
@@ -99,7 +100,7 @@ class Run:
         return load(self.folder)
 
 
-def new_run(wanted: RunConfig | Asked, progress: Callable[[int, int], None] | None = None) -> Run:
+def new_run(wanted: RunConfig | Asked, progress: Progress | None = None) -> Run:
     """Make the run's folder ``output/name-NUMBER`` with its configuration and environment, and put the run together."""
     asked, start = with_start_weights(Asked.of(wanted))
     run = _assemble(asked, None, progress, start.record if start else None)
@@ -133,7 +134,7 @@ def _see(folder: Path) -> None:
         )
 
 
-def resume_run(folder: Path, overrides: list[str], progress: Callable[[int, int], None] | None = None) -> Run:
+def resume_run(folder: Path, overrides: list[str], progress: Progress | None = None) -> Run:
     """Put a run together again from its folder and take up its newest whole checkpoint.
 
     Raises:
@@ -184,9 +185,7 @@ def finish_run(run: Run) -> Path | None:
     return write_report(run.folder, store=run.held_out, pictures=run.config.report.pictures)
 
 
-def settle(
-    asked: Asked, progress: Callable[[int, int], None] | None = None
-) -> tuple[RunConfig, list[Choice], list[str], Store]:
+def settle(asked: Asked, progress: Progress | None = None) -> tuple[RunConfig, list[Choice], list[str], Store]:
     """Return the configuration as `new_run` would build and save it, with the choices made, the notes and the training set; nothing is built."""
     asked, _ = with_start_weights(asked)
     config = first_configuration(asked)
@@ -200,7 +199,7 @@ def _settle(
     config: RunConfig,
     device: torch.device,
     ranks: Ranks,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> tuple[RunConfig, list[Choice], list[str], Store, Store | None]:
     """Open the data, choose what nobody asked for, and settle what that means for these data."""
     # One process a host opens first, and writes the index that the others then find.
@@ -227,7 +226,7 @@ def _settle(
 def _assemble(
     asked: Asked,
     folder: Path | None,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
     start: StartRecord | None = None,
 ) -> Run:
     config = first_configuration(asked)

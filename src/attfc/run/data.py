@@ -1,15 +1,14 @@
 """The people that a run trains on, and those that it is judged on."""
 
-from collections.abc import Callable
-
 from attfc.config import RunConfig, SourceConfig
 from attfc.data import CombinedStore, Store, open_store
 from attfc.data.people.kept_aside import split
+from attfc.typing import Progress
 
 __all__ = ["open_data", "open_held_out", "open_training_data"]
 
 
-def open_training_data(config: RunConfig, progress: Callable[[int, int], None] | None = None) -> Store:
+def open_training_data(config: RunConfig, progress: Progress | None = None) -> Store:
     """Open data.root with its edits, or data.sources as one store."""
     data = config.data
     stores = [
@@ -23,7 +22,7 @@ def open_training_data(config: RunConfig, progress: Callable[[int, int], None] |
     return CombinedStore(stores, merge_names=data.merge_names, weights=[source.weight for source in data.sources])
 
 
-def open_held_out(config: RunConfig, progress: Callable[[int, int], None] | None = None) -> Store | None:
+def open_held_out(config: RunConfig, progress: Progress | None = None) -> Store | None:
     """Open the people of eval.root, if there are any."""
     if config.eval.root is None:
         return None
@@ -36,7 +35,7 @@ def open_held_out(config: RunConfig, progress: Callable[[int, int], None] | None
     )
 
 
-def open_data(config: RunConfig, progress: Callable[[int, int], None] | None = None) -> tuple[Store, Store | None]:
+def open_data(config: RunConfig, progress: Progress | None = None) -> tuple[Store, Store | None]:
     """Open both; `eval.share` of the people of training are kept aside to be judged on."""
     store = open_training_data(config, progress)
     return split(store, config.eval.share) if config.eval.share else (store, open_held_out(config, progress))

@@ -7,10 +7,10 @@ import numpy as np
 from torch import nn
 
 from attfc.errors import UserError
-from attfc.evaluation import Pairs, evaluate_store
+from attfc.evaluation import Embedder, Pairs, evaluate_store
 from attfc.evaluation.people import heading_with_people
-from attfc.evaluation.protocols.all_pairs import SPARE_FOR_INTERVALS
-from attfc.evaluation.results import stated_intervals
+from attfc.evaluation.protocols.all_pairs_scores import SPARE_FOR_INTERVALS
+from attfc.evaluation.results import figures_with_intervals, stated_intervals
 from attfc.files import write_json_whole, written_whole
 from attfc.precision import AMP_DTYPES
 from attfc.training.interruption import resume_command
@@ -31,16 +31,18 @@ def evaluator_of(run: "Run", pairs: Pairs) -> Callable[[nn.Module, int], dict[st
         last = config.report.write and step == run.trainer.total_steps  # intervals take seconds: once a run
         try:
             result = evaluate_store(
-                model,
+                Embedder(
+                    model,
+                    batch_size=config.eval.batch_size,
+                    flip=config.eval.flip,
+                    workers=config.data.workers,
+                    autocast_dtype=AMP_DTYPES[config.precision.amp],
+                    ranks=run.ranks,
+                ),
                 held_out,
                 pairs=pairs,
                 seed=config.seed,
-                flip=config.eval.flip,
-                batch_size=config.eval.batch_size,
                 all_pairs=config.eval.all_pairs,
-                workers=config.data.workers,
-                autocast_dtype=AMP_DTYPES[config.precision.amp],
-                ranks=run.ranks,
                 spare=SPARE_FOR_INTERVALS if last else 1.0,
                 broken_limit=config.data.broken_limit,
             )
@@ -54,7 +56,7 @@ def evaluator_of(run: "Run", pairs: Pairs) -> Callable[[nn.Module, int], dict[st
             run.trainer.evaluated_on = heading_with_people(run.shared.heading, result.people)
         if run.ranks.rank:
             return figures
-        written = result.figures_with_intervals(config.seed) if last else figures
+        written = figures_with_intervals(result, config.seed) if last else figures
         run.intervals = stated_intervals(written)
         unseen = {} if run.shared is None else {"unseen": run.shared.to_dict()}
         write_json_whole(run.folder / "evaluation.json", {"step": step, **written, **unseen})

@@ -22,8 +22,8 @@ from attfc.backbones.counting import shapes_only
 from attfc.config import RunConfig, load_config
 from attfc.config.schema import BackboneConfig, DataConfig, Section
 from attfc.errors import UserError
-from attfc.export.colours import Colours
-from attfc.export.model_inputs import COLOUR_KEYS, STATE_DICTS, ModelFacts, open_model
+from attfc.export.colours import COLOUR_KEYS, Colours
+from attfc.export.model_inputs import STATE_DICTS, ModelFacts, open_model
 from attfc.export.origins import training_data_of
 from attfc.export.state_dicts import UnknownNetworkError
 from attfc.training.checkpoints.checkpoint import latest_checkpoint, load_checkpoint

@@ -1,7 +1,6 @@
 """Which people of an evaluation a run was trained on: its own training data, and those of the runs that it started from."""
 
 import contextlib
-from collections.abc import Callable
 from pathlib import Path
 
 from attfc.config import RunConfig
@@ -13,10 +12,9 @@ from attfc.evaluation.unseen import SharedPeople, compare_with_training, not_com
 from attfc.run.data import open_training_data
 from attfc.run.resuming import saved_configuration, with_found_data
 from attfc.run.start_weights import Lineage, lineage, read_record
+from attfc.typing import Progress
 
 __all__ = ["compare_with_run", "compare_with_saved_run"]
-
-Progress = Callable[[int, int], None]
 
 
 def compare_with_saved_run(run: Path, evaluation: Store, progress: Progress | None = None) -> SharedPeople:

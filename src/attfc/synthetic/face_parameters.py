@@ -10,13 +10,14 @@ Cost: about 10 us per image. Normals are the sum of four 16-bit uniforms (exact 
 not Box-Muller: the same bits on every platform.
 """
 
-from dataclasses import dataclass, fields
-from typing import TypeVar
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from attfc.random_streams import hash_words, uniform
+from attfc.random_streams import hash_words, normal, uniform
 
 __all__ = [
     "LATENT_SIZE",
@@ -49,12 +50,8 @@ def _uniforms(keys_N: U64, purpose: int, count: int) -> F64:
 
 
 def _normals(keys_N: U64, purpose: int, count: int) -> F64:
-    """(N, count) float64, mean 0, variance 1, bounded by 3.47 (Irwin-Hall of four)."""
-    bits = hash_words(keys_N[:, None], purpose, np.arange(count))
-    low = np.uint64(0xFFFF)
-    total = (bits & low) + ((bits >> np.uint64(16)) & low) + ((bits >> np.uint64(32)) & low) + (bits >> np.uint64(48))
-    normal: F64 = (total.astype(np.float64) / 65535.0 - 2.0) * 3.0**0.5
-    return normal
+    """(N, count) float64, about standard normal, bounded by 3.47."""
+    return normal(hash_words(keys_N[:, None], purpose, np.arange(count)))
 
 
 def identity_keys(seed: int, identities_N: I64) -> U64:
@@ -153,53 +150,33 @@ def _ramp(x: F64) -> F64:
     return np.clip(x, 0.0, 1.0)
 
 
+class _Person(NamedTuple):
+    """What the traits of N identities are made of."""
+
+    z: F64  # (48, N) latents
+    extra: F64  # (N, 3 * SPOTS + 4) in [0, 1), more of the same hash
+    man: F64  # a soft two-humped axis: jaw, brows, beard and hair follow it
+    old: F64
+    melanin: F64
+
+
 def identity_traits(keys_N: U64) -> Traits:
     """Geometry, colours and styles of N identities from their latents (and, for moles, more of the same hash)."""
     z = identity_latents(keys_N).T
-    extra = _uniforms(keys_N, _EXTRAS, 3 * SPOTS + 4)
-    man = np.tanh(1.6 * z[0])  # a soft two-humped axis: jaw, brows, beard and hair follow it
-    old = _ramp(0.32 + 0.26 * z[1])
-    melanin = _logistic(1.25 * z[2] - 0.75)
-    dark = melanin[:, None]
-    red = 0.5 + 0.22 * z[3][:, None]
-    absorbed = np.array([0.05, 0.19, 0.30]) + 0.92 * dark * np.array([1.10, 1.46, 1.80])
-    skin = np.exp(-absorbed - red * np.array([0.0, 0.13, 0.12]) - old[:, None] * np.array([0.04, 0.05, 0.07]))
-
-    eumelanin = np.clip(0.62 + 0.30 * z[37] + 0.55 * (melanin - 0.3), 0.16, 1.15)
-    pheomelanin = np.clip(0.45 + 0.45 * z[38], 0.1, 1.6) * np.clip(1.15 - eumelanin, 0.0, 1.0)
-    hair = np.exp(
-        -eumelanin[:, None] * np.array([2.1, 2.4, 2.7]) - pheomelanin[:, None] * np.array([0.0, 0.5, 1.15]) - 0.12
+    person = _Person(
+        z,
+        extra=_uniforms(keys_N, _EXTRAS, 3 * SPOTS + 4),
+        man=np.tanh(1.6 * z[0]),
+        old=_ramp(0.32 + 0.26 * z[1]),
+        melanin=_logistic(1.25 * z[2] - 0.75),
     )
-    grey = _ramp((old - 0.62 + 0.1 * z[40]) * 3.0)[:, None]
-    hair = hair * (1 - grey) + (0.50 + 0.22 * old[:, None]) * grey
+    values = {"age": person.old} | _geometry(person) | _colours(person) | _styles(person)
+    return Traits(**{name: value.astype(np.float32) for name, value in values.items()})
 
-    iris_dark = _logistic(1.6 * z[18] + 3.2 * (melanin - 0.22))[:, None]
-    hue = _logistic(1.5 * z[17])[:, None]
-    light_iris = np.array([0.36, 0.52, 0.66]) * (1 - hue) + np.array([0.42, 0.50, 0.30]) * hue
-    iris = light_iris * (1 - iris_dark) + np.array([0.26, 0.15, 0.08]) * iris_dark
 
-    lip = skin * np.array([0.90, 0.66, 0.66]) * (1 - 0.05 * z[3][:, None])
-    lip = lip * (1 - 0.12 * np.maximum(man, 0)[:, None])
-
-    long_hair = _ramp(0.37 - 0.42 * man + 0.28 * z[39])
-    bald = _ramp((0.9 * man + 1.1 * old + 0.55 * z[41] - 1.35) * 1.4)
-    beard_draw = z[45] + 1.5 * man - 1.0
-    beard_kind = extra[:, 0]
-    grown = _ramp(beard_draw * 1.5)
-    frames = np.array(
-        [[0.05, 0.05, 0.06], [0.25, 0.14, 0.08], [0.55, 0.50, 0.42], [0.10, 0.14, 0.35], [0.5, 0.08, 0.1]]
-    )
-    spots = extra[:, 4:].reshape(-1, SPOTS, 3).copy()
-    spots[:, :, :2] = spots[:, :, :2] * 2 - 1
-    moles = np.arange(SPOTS) < 3  # three candidates for moles, the rest freckles
-    freckles = _ramp(0.55 * z[46] - 0.35 - 0.9 * (melanin - 0.25))
-    spots[:, :, 2] = np.where(
-        moles,
-        0.85 * (spots[:, :, 2] < 0.38),
-        0.5 * freckles[:, None] * (0.4 + 0.6 * spots[:, :, 2]),
-    )
-
-    values: dict[str, F64] = {
+def _geometry(person: _Person) -> dict[str, F64]:
+    z, _, man, old, melanin = person
+    return {
         "face_half_width": 37.0 + 2.3 * z[4] + 0.9 * man,
         "chin_drop": 47.0 + 2.8 * z[8] + 1.3 * man + 0.8 * z[5],
         "skull_rise": 62.0 + 2.5 * z[11] + 1.2 * z[5],
@@ -215,7 +192,6 @@ def identity_traits(keys_N: U64) -> Traits:
         "eye_tilt": 0.05 - 0.025 * man + 0.075 * z[14],
         "eye_fold": _logistic(1.5 * z[16] + 0.6),
         "iris_radius": 3.55 + 0.18 * z[12],
-        "iris_colour": iris,
         "lash": np.clip(0.55 - 0.30 * man + 0.1 * z[16], 0.15, 1.0),
         "brow_gap": 9.6 - 0.8 * man + 1.25 * z[21],
         "brow_thickness": np.clip(1.75 + 0.45 * man + 0.50 * z[19], 0.75, 3.6),
@@ -236,14 +212,64 @@ def identity_traits(keys_N: U64) -> Traits:
         "lip_lower": np.clip(3.7 + 0.85 * z[31] - 0.45 * man + 1.2 * (melanin - 0.3) - 0.6 * old, 1.4, 6.8),
         "mouth_curve": 0.9 * z[32],
         "cupid": np.clip(0.32 + 0.18 * z[34], 0.0, 0.8),
-        "lip_colour": lip,
         "ear_size": np.clip(10.0 + 1.2 * z[35] + 0.8 * man + 1.2 * old, 7.0, 14.5),
         "ear_out": np.clip(1.2 + 1.5 * z[36], -2.5, 5.0),
         "ear_y": 6.0 + 1.2 * z[36],
+    }
+
+
+def _colours(person: _Person) -> dict[str, F64]:
+    z, extra, man, old, melanin = person
+    dark = melanin[:, None]
+    red = 0.5 + 0.22 * z[3][:, None]
+    absorbed = np.array([0.05, 0.19, 0.30]) + 0.92 * dark * np.array([1.10, 1.46, 1.80])
+    skin = np.exp(-absorbed - red * np.array([0.0, 0.13, 0.12]) - old[:, None] * np.array([0.04, 0.05, 0.07]))
+
+    eumelanin = np.clip(0.62 + 0.30 * z[37] + 0.55 * (melanin - 0.3), 0.16, 1.15)
+    pheomelanin = np.clip(0.45 + 0.45 * z[38], 0.1, 1.6) * np.clip(1.15 - eumelanin, 0.0, 1.0)
+    hair = np.exp(
+        -eumelanin[:, None] * np.array([2.1, 2.4, 2.7]) - pheomelanin[:, None] * np.array([0.0, 0.5, 1.15]) - 0.12
+    )
+    grey = _ramp((old - 0.62 + 0.1 * z[40]) * 3.0)[:, None]
+    hair = hair * (1 - grey) + (0.50 + 0.22 * old[:, None]) * grey
+
+    iris_dark = _logistic(1.6 * z[18] + 3.2 * (melanin - 0.22))[:, None]
+    hue = _logistic(1.5 * z[17])[:, None]
+    light_iris = np.array([0.36, 0.52, 0.66]) * (1 - hue) + np.array([0.42, 0.50, 0.30]) * hue
+    iris = light_iris * (1 - iris_dark) + np.array([0.26, 0.15, 0.08]) * iris_dark
+
+    lip = skin * np.array([0.90, 0.66, 0.66]) * (1 - 0.05 * z[3][:, None])
+    lip = lip * (1 - 0.12 * np.maximum(man, 0)[:, None])
+    spots = extra[:, 4:].reshape(-1, SPOTS, 3).copy()
+    spots[:, :, :2] = spots[:, :, :2] * 2 - 1
+    moles = np.arange(SPOTS) < 3  # three candidates for moles, the rest freckles
+    freckles = _ramp(0.55 * z[46] - 0.35 - 0.9 * (melanin - 0.25))
+    spots[:, :, 2] = np.where(
+        moles,
+        0.85 * (spots[:, :, 2] < 0.38),
+        0.5 * freckles[:, None] * (0.4 + 0.6 * spots[:, :, 2]),
+    )
+    return {
         "skin": skin,
         "blush": np.clip(0.5 + 0.28 * z[3] - 0.4 * (melanin - 0.2), 0.05, 1.2),
+        "lip_colour": lip,
+        "iris_colour": iris,
         "hair": hair,
-        "hair_length": long_hair,
+        "freckles": freckles,
+        "spots": spots.reshape(-1, 3 * SPOTS),
+    }
+
+
+def _styles(person: _Person) -> dict[str, F64]:
+    z, extra, man, old, melanin = person
+    bald = _ramp((0.9 * man + 1.1 * old + 0.55 * z[41] - 1.35) * 1.4)
+    beard_kind = extra[:, 0]
+    grown = _ramp((z[45] + 1.5 * man - 1.0) * 1.5)
+    frames = np.array(
+        [[0.05, 0.05, 0.06], [0.25, 0.14, 0.08], [0.55, 0.50, 0.42], [0.10, 0.14, 0.35], [0.5, 0.08, 0.1]]
+    )
+    return {
+        "hair_length": _ramp(0.37 - 0.42 * man + 0.28 * z[39]),
         "hair_volume": np.clip(0.10 + 0.055 * z[40] + 0.13 * _ramp(0.5 * z[44]), 0.02, 0.36),
         "hairline": np.clip(0.735 + 0.035 * z[41] + 0.02 * man + 0.06 * old, 0.62, 0.97),
         "recession": np.clip(0.03 + 0.045 * z[42] + 0.05 * man * (0.5 + old), -0.08, 0.26),
@@ -255,9 +281,6 @@ def identity_traits(keys_N: U64) -> Traits:
         "beard": grown * (beard_kind > 0.62),
         "goatee": grown * (beard_kind > 0.40),
         "stubble": _ramp(0.30 + 0.30 * z[45]) * _ramp(2 * man),
-        "age": old,
-        "freckles": freckles,
-        "spots": spots.reshape(-1, 3 * SPOTS),
         "glasses_habit": np.where(z[47] > 0.65, 0.75, np.where(z[47] > 0.35, 0.3, 0.04)),
         "glasses_round": _logistic(3.0 * (extra[:, 2] * 4 - 2)),
         "glasses_size": 11.3 + 0.9 * np.abs(z[47]) * (extra[:, 2] * 2 - 1),
@@ -265,7 +288,6 @@ def identity_traits(keys_N: U64) -> Traits:
         "glasses_colour": frames[(extra[:, 3] * 977).astype(np.int64) % len(frames)],
         "lipstick_habit": _ramp(0.32 - 0.5 * man + 0.15 * z[31]) * (man < 0.2),
     }
-    return Traits(**{name: value.astype(np.float32) for name, value in values.items()})
 
 
 @dataclass(frozen=True)
@@ -378,6 +400,11 @@ def sample_conditions(keys_N: U64, traits: Traits) -> Conditions:
 Table = TypeVar("Table", Traits, Conditions)
 
 
+def each_field(table: Table, function: Callable[[Any], Any]) -> Table:
+    """Return the table with `function` of each array."""
+    return type(table)(**{name: function(values) for name, values in vars(table).items()})
+
+
 def take_rows(table: Table, rows: slice | I64) -> Table:
-    """The same table with some of its rows."""
-    return type(table)(**{field.name: getattr(table, field.name)[rows] for field in fields(table)})
+    """Return the same table with some of its rows."""
+    return each_field(table, lambda values: values[rows])

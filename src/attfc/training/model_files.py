@@ -8,7 +8,6 @@ any memory is taken. Each file is replaced by one rename, the weights first: a c
 
 import json
 import math
-import os
 import re
 import shlex
 import shutil
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 
 from attfc.backbones import create_backbone
 from attfc.errors import UserError
+from attfc.files import read_json, sync
 from attfc.training.checkpoints.checkpoint import latest_checkpoint
 from attfc.training.interruption import resume_command
 
@@ -87,7 +87,7 @@ def save_model(folder: Path, backbone: nn.Module, config: Mapping[str, Any] | No
             )  # safetensors makes it the owner's alone, whatever the umask
             for file in (WEIGHTS, CONFIG):
                 with (partial / file).open("rb") as stream:
-                    os.fsync(stream.fileno())
+                    sync(stream)
             for file in (WEIGHTS, CONFIG):
                 (partial / file).replace(folder / file)
     except (OSError, SafetensorError) as error:
@@ -174,19 +174,9 @@ def check_colours(values: Mapping[str, Any], where: str) -> None:
 
 def _read_config(folder: Path, any_colours: bool) -> dict[str, Any]:
     path = folder / CONFIG
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_CONFIG_BYTES + 1)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: a model is a folder with {WEIGHTS} and {CONFIG}") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    if len(data) > MAX_CONFIG_BYTES:
-        raise UserError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes: no model of attfc has that")
-    try:
-        config = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no JSON: {str(error)[:100]}") from None
+    if not path.exists():
+        raise UserError(f"{path} is missing: a model is a folder with {WEIGHTS} and {CONFIG}")
+    config = read_json(path, MAX_CONFIG_BYTES, "no model of attfc has that", damaged="is no JSON")
     if not isinstance(config, dict):
         raise UserError(f"{path} is no JSON object")
     _check_config(config, str(path), any_colours)

@@ -16,7 +16,7 @@ import numpy as np
 from attfc.data.people.identity_names import names_of
 from attfc.data.people.name_table import printable
 from attfc.data.stores.store import Store
-from attfc.training.checkpoints.manifest import STATE, read_json
+from attfc.training.checkpoints.manifest import STATE, read_state
 
 __all__ = ["first_difference", "people_of", "saved_people"]
 
@@ -47,7 +47,7 @@ def saved_people(checkpoint: Path) -> dict[str, Any]:
     Raises:
         UserError: its state.json is missing, too large or no JSON.
     """
-    state = read_json(checkpoint / STATE)
+    state = read_state(checkpoint / STATE)
     people = state.get("people") if isinstance(state, dict) else None
     if isinstance(people, dict):
         return people

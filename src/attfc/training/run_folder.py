@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from attfc.errors import UserError
+from attfc.files import lock
 from attfc.training.checkpoints.checkpoint import latest_checkpoint
 from attfc.training.checkpoints.manifest import MANIFEST
 
@@ -41,7 +42,7 @@ def locked(folder: Path) -> Iterator[None]:
         yield
         return
     with file:
-        if not _take(file):
+        if not lock(file):
             file.seek(0)
             owner = file.read(100).strip() or "another process"
             raise UserError(
@@ -55,21 +56,6 @@ def locked(folder: Path) -> Iterator[None]:
             yield
         finally:
             _held.discard(file)
-
-
-def _take(file: TextIO) -> bool:
-    """Whether nobody else has it; True also where there are no locks."""
-    try:
-        import fcntl
-    except ImportError:
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a network disk without locks
-        pass
-    return True
 
 
 def _let_go() -> None:

@@ -18,11 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from attfc.data.index import IdentityIndex
-from attfc.data.sampling.permutation import permute
 from attfc.data.stores.edits import Edits
 from attfc.data.stores.store import Store
 from attfc.errors import UserError
-from attfc.random_streams import below, hash_words
+from attfc.random_streams import below, hash_words, permute
 
 __all__ = ["conflict_noise", "flip_noise"]
 

@@ -15,10 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from attfc.data.index import IdentityIndex
-from attfc.data.sampling.permutation import permute
 from attfc.data.sampling.weighted_epochs import WeightedEpochs
 from attfc.errors import UserError
-from attfc.random_streams import below, hash_words, mix64
+from attfc.random_streams import below, hash_words, mix64, permute
 
 __all__ = ["IdentityMix"]
 

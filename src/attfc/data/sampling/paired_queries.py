@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attfc.data.index import IdentityIndex
-from attfc.data.sampling.permutation import permute
-from attfc.random_streams import below, hash_words
+from attfc.random_streams import below, hash_words, permute
 
 __all__ = ["PairedQueries"]
 

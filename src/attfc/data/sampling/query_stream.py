@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from attfc.data.index import IdentityIndex
 from attfc.data.sampling.identity_mix import IdentityMix
 from attfc.data.sampling.paired_queries import PairedQueries
-from attfc.data.sampling.permutation import permute
 from attfc.data.sampling.weighted_epochs import WeightedEpochs
 from attfc.data.transforms import FLIP_LANE, OPPOSITE_FLIP
 from attfc.errors import UserError, nearest
-from attfc.random_streams import below, hash_words
+from attfc.random_streams import below, hash_words, permute
 
 __all__ = ["SAMPLINGS", "QueryStream", "Samples", "mirror_seeds"]
 

@@ -13,9 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from attfc.data.sampling.permutation import permute
 from attfc.errors import UserError
-from attfc.random_streams import below, hash_words, mix64
+from attfc.random_streams import below, hash_words, mix64, permute
 
 __all__ = ["WeightedEpochs", "checked_weights"]
 

@@ -5,8 +5,10 @@ certainty, so the same embeddings are also scored all against all; the two stand
 `all_pairs`. Cost: one or two forward passes per image (bounded by `gallery_images`), then a few blocked products.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,24 +17,23 @@ import torch
 from torch import nn
 
 from attfc.data.stores.store import Store
-from attfc.distributed import ALONE, Ranks
 from attfc.errors import UserError
-from attfc.evaluation.bootstrap import Path, Sample, nested
-from attfc.evaluation.embed import Embeddings, broken_images, check_broken_limit, embed_store
-from attfc.evaluation.metrics import FARS, PairScores, Thresholds, cosine_of_pairs, evaluate_scores
-from attfc.evaluation.people import few_people
-from attfc.evaluation.protocols.all_pairs import AllPairs, score_all_pairs
-from attfc.evaluation.protocols.identification import RankOne
-from attfc.evaluation.protocols.identification import rank_one as identify
-from attfc.evaluation.protocols.pairs import Pairs, generate_pairs
-from attfc.evaluation.results import EvaluationResult, interval_notes, method_of_intervals, resample_result
-from attfc.evaluation.samples import EXACT_IMPOSTORS, PairListSample, ShareSample, TailSample
+from attfc.evaluation.bootstrap import FigurePath, Sample
+from attfc.evaluation.embed import BrokenImage, Embedder, Embeddings
+from attfc.evaluation.metrics import PairScores, Thresholds, cosine_of_pairs, evaluate_scores
+from attfc.evaluation.people import few_people, heading_with_people
+from attfc.evaluation.protocols.all_pairs_scores import SPARE_FOR_INTERVALS, AllPairs, score_all_pairs
+from attfc.evaluation.protocols.pair_lists import Pairs, generate_pairs, read_pairs
+from attfc.evaluation.protocols.protocol import Board, Listing, Outcome, Protocol, Subject, noted
+from attfc.evaluation.protocols.search import RankOne
+from attfc.evaluation.protocols.search import rank_one as identify
+from attfc.evaluation.rates import FARS
+from attfc.evaluation.samples import PairListSample
+from attfc.evaluation.tail_sample import EXACT_IMPOSTORS
 
-__all__ = ["HardestPair", "HeldOutEvaluation", "evaluate_store"]
+__all__ = ["PROTOCOL", "HardestPair", "HeldOutEvaluation", "evaluate_store"]
 
 Ints = npt.NDArray[np.int64]
-
-_RUN_RESAMPLES, _RUN_CONFIDENCE, _RUN_EXACT = 400, 0.95, 2**16  # 2.5 s for 300 identities x 8 images and 3,000 pairs
 
 
 @dataclass(frozen=True)
@@ -70,26 +71,26 @@ class HeldOutEvaluation:
     rank_one: RankOne | None
     all_pairs: AllPairs | None
     hardest: tuple[HardestPair, ...]
-    broken: tuple[tuple[int, str, str], ...]
+    broken: tuple[BrokenImage, ...]
     notes: tuple[str, ...]
     pair_sample: PairListSample
 
-    def samples(self, exact: int = EXACT_IMPOSTORS) -> dict[Path, list[Sample]]:
+    def samples(self, exact: int = EXACT_IMPOSTORS) -> dict[FigurePath, list[Sample]]:
         """Return the scores behind the figures, by where these stand in `figures()`, for intervals by identity.
 
         exact: how many of the highest impostor scores of all pairs are drawn one by one; fewer are quicker.
         """
-        found: dict[Path, list[Sample]] = {(): [self.pair_sample]}
+        found: dict[FigurePath, list[Sample]] = {(): [self.pair_sample]}
         if self.rank_one is not None:
-            found[()].append(ShareSample.of_rank_one(self.rank_one))
+            found[()].append(self.rank_one.sample())
         if self.all_pairs is not None and any(tar is not None for tar in self.all_pairs.tar_at_far.values()):
-            found["all_pairs",] = [TailSample.of_all_pairs(self.all_pairs, exact)]
+            found["all_pairs",] = [self.all_pairs.sample(exact)]
         return found
 
     @property
     def people(self) -> int:
         """How many people the figures rest on: those with a genuine pair, or found again by rank-one."""
-        ranked = 0 if self.rank_one is None else ShareSample.of_rank_one(self.rank_one).carriers
+        ranked = 0 if self.rank_one is None else self.rank_one.sample().carriers
         return max(self.pair_sample.carriers, ranked)
 
     def figures(self) -> dict[str, Any]:
@@ -110,28 +111,6 @@ class HeldOutEvaluation:
         }
         return {**figures, "notes": [*few_people(self.people), *self.pair_sample.notes(), *self.notes]}
 
-    def figures_with_intervals(self, seed: int = 0) -> dict[str, Any]:
-        """Return `figures()` as they are and beside them 95 % intervals by identity, for the end of a run: 400 resamples, a few seconds.
-
-        `intervals` is laid out as the figures are, those of all pairs within it under `all_pairs`.
-        """
-        figures, samples = self.figures(), self.samples(_RUN_EXACT)
-        result = EvaluationResult("", "held-out", (), figures, samples)
-        resampled = resample_result(result, _RUN_RESAMPLES, _RUN_CONFIDENCE, seed)
-        intervals = {
-            (*place, *path): interval
-            for place, several in resampled.items()
-            for one in several
-            for path, interval in one.intervals().items()
-        }
-        return {
-            **figures,
-            "intervals": nested(intervals),
-            "interval_identities": self.people,
-            "interval_notes": interval_notes(resampled),
-            "uncertainty": method_of_intervals(_RUN_RESAMPLES, _RUN_CONFIDENCE, seed),
-        }
-
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return the arrays of a run folder's `evaluation.npz`; none needs pickle.
 
@@ -147,20 +126,30 @@ class HeldOutEvaluation:
             "fold": self.pairs.fold,
             "all_pairs_far": far,
             "all_pairs_tar": tar,
-            "hardest_same": np.array([pair.same for pair in self.hardest], dtype=np.bool_),
-            "hardest_scores": np.array([pair.score for pair in self.hardest], dtype=np.float64),
-            "hardest_first": np.array([pair.first for pair in self.hardest], dtype=np.int64),
-            "hardest_second": np.array([pair.second for pair in self.hardest], dtype=np.int64),
-            "hardest_first_where": np.array([pair.first_where for pair in self.hardest], dtype=np.str_),
-            "hardest_second_where": np.array([pair.second_where for pair in self.hardest], dtype=np.str_),
-            "broken_positions": np.array([position for position, _, _ in self.broken], dtype=np.int64),
-            "broken_where": np.array([where for _, where, _ in self.broken], dtype=np.str_),
-            "broken_reasons": np.array([reason for _, _, reason in self.broken], dtype=np.str_),
+            **_columns(
+                "hardest",
+                [dataclasses.astuple(pair) for pair in self.hardest],
+                same=np.bool_,
+                scores=np.float64,
+                first=np.int64,
+                second=np.int64,
+                first_where=np.str_,
+                second_where=np.str_,
+            ),
+            **_columns("broken", self.broken, positions=np.int64, where=np.str_, reasons=np.str_),
         }
 
 
+def _columns(prefix: str, rows: Sequence[tuple[Any, ...]], **kinds: Any) -> dict[str, npt.NDArray[Any]]:
+    """Rows as arrays, one per column, whose names and types are given in order."""
+    return {
+        f"{prefix}_{name}": np.array([row[place] for row in rows], dtype=kind)
+        for place, (name, kind) in enumerate(kinds.items())
+    }
+
+
 def evaluate_store(
-    model: nn.Module,
+    model: nn.Module | Embedder,
     store: Store,
     *,
     pairs: Pairs | None = None,
@@ -175,17 +164,11 @@ def evaluate_store(
     hardest: int = 12,
     spare: float = 1.0,
     broken_limit: float = 0.01,
-    flip: bool = True,
-    batch_size: int = 256,
-    device: torch.device | str | None = None,
-    workers: int = 0,
-    autocast_dtype: torch.dtype | None = None,
-    ranks: Ranks = ALONE,
 ) -> HeldOutEvaluation:
     """Evaluate a backbone on a store of identities that it was not trained on.
 
     Args:
-        model: (B, 3, S, S) RGB in [-1, 1] -> (B, D), with an `image_size`; its mode is left as it was.
+        model: the backbone, or an `Embedder` that says how it embeds. Ranks share the embedding; each then has all figures.
         store: the images.
         pairs: pairs to verify, from `read_pairs`; None = `generated_pairs` pairs drawn with `seed`.
         folds: folds of generated pairs; given pairs bring their own.
@@ -195,12 +178,10 @@ def evaluate_store(
         hardest: how many of the worst genuine and of the worst impostor pairs to name.
         spare: see `score_all_pairs`; intervals of the all-pairs figures want 2.
         broken_limit: the largest share of broken images that is left out and counted; a larger one is an error.
-        flip, batch_size, device, workers, autocast_dtype, ranks: see `embed_store`. Ranks share the embedding; each then has all figures.
 
     Raises:
         UserError: the store allows no pairs, too many images are broken, or the model gives NaN or zeros.
     """
-    check_broken_limit(broken_limit)
     try:
         wanted = generate_pairs(store.identities, generated_pairs, seed, folds=folds) if pairs is None else pairs
     except UserError as error:
@@ -208,54 +189,35 @@ def evaluate_store(
     if len(wanted) == 0:
         raise UserError(f"{wanted.source}: no pairs to evaluate")
     gallery, notes = _gallery(store, gallery_images, seed) if rank_one or all_pairs else (np.zeros(0, np.int64), ())
-    embeddings = embed_store(
-        model,
-        store,
-        np.union1d(wanted.positions(), gallery),
-        batch_size=batch_size,
-        flip=flip,
-        device=device,
-        workers=workers,
-        autocast_dtype=autocast_dtype,
-        ranks=ranks,
+    embedder = Embedder.of(model)
+    embeddings, broken = embedder.embed_within(
+        store, np.union1d(wanted.positions(), gallery), broken_limit, missing=wanted.missing
     )
-    valid_N, positions_N = embeddings.valid, embeddings.positions
-    broken = broken_images(embeddings, store.name, store.where, broken_limit, wanted.missing)
-    first_P, second_P = np.searchsorted(positions_N, wanted.first), np.searchsorted(positions_N, wanted.second)
-    usable_P = valid_N[first_P] & valid_N[second_P]
-    skipped = int((~usable_P).sum())
+    kept, first_P, second_P = wanted.with_rows(embeddings)
+    skipped = len(wanted) - len(kept)
     if skipped:
         notes = (
             *notes,
             f"{skipped:,} of {len(wanted):,} pairs were skipped: they use one of {len(broken)} broken images",
         )
-    kept = wanted.keep(usable_P)
-    if len(np.unique(kept.same)) < 2:
-        where, reason = broken[0][1:] if broken else ("?", "?")
-        raise UserError(
-            f"{store.name}: of {len(wanted)} pairs {int(kept.same.sum())} genuine and {int((~kept.same).sum())} impostor pairs "
-            f"are left, since {len(broken)} images are broken; the first is {where}: {reason}"
-            if broken
-            else f"{wanted.source}: all pairs are of one kind: verification needs genuine and impostor pairs"
-        )
-    scores = cosine_of_pairs(embeddings.vectors, first_P[usable_P], second_P[usable_P])
+    _refuse_one_kind(store, wanted, kept, broken)
+    scores = cosine_of_pairs(embeddings.vectors, first_P, second_P)
     figures = evaluate_scores(scores, kept.same, kept.fold, thresholds=thresholds, fars=fars)
 
-    rows = np.flatnonzero(valid_N & np.isin(positions_N, gallery))
-    labels = store.labels(positions_N[rows])
+    rows = np.flatnonzero(embeddings.valid & np.isin(embeddings.positions, gallery))
+    labels = store.labels(embeddings.positions[rows])
     counts = np.unique(labels, return_counts=True)[1]
-    ranked: RankOne | None = None
-    everything: AllPairs | None = None
+    ranked, everything = None, None
     if (rank_one or all_pairs) and (len(counts) < 2 or counts.max() < 2):
         notes = (*notes, "rank-one and all pairs are left out: they need two identities, one of them with two images")
     else:
         vectors = torch.from_numpy(embeddings.vectors[rows])
-        on = device if device is not None else next((p.device for p in model.parameters()), torch.device("cpu"))
         if rank_one:
-            ranked = identify(vectors, labels, device=on)
+            ranked = identify(vectors, labels, device=embedder.on)
         if all_pairs:
-            everything = score_all_pairs(vectors, labels, fars=fars, hardest=hardest, spare=spare, device=on)
+            everything = score_all_pairs(vectors, labels, fars=fars, hardest=hardest, spare=spare, device=embedder.on)
             notes = (*notes, *everything.notes)
+    sides = (store.labels(kept.first), store.labels(kept.second))
     return HeldOutEvaluation(
         pair_scores=figures,
         pairs=kept,
@@ -263,18 +225,22 @@ def evaluate_store(
         embeddings=embeddings,
         rank_one=ranked,
         all_pairs=everything,
-        hardest=_hardest(store, hardest, kept, scores, everything, positions_N[rows]),
+        hardest=_hardest(store, hardest, kept, scores, everything, embeddings.positions[rows]),
         broken=broken,
         notes=(*wanted.notes, *figures.notes, *notes),
-        pair_sample=PairListSample.of(
-            scores,
-            kept.same,
-            kept.fold,
-            store.labels(kept.first),
-            store.labels(kept.second),
-            thresholds=thresholds,
-            fars=fars,
-        ),
+        pair_sample=PairListSample.of(scores, kept.same, kept.fold, *sides, thresholds=thresholds, fars=fars),
+    )
+
+
+def _refuse_one_kind(store: Store, wanted: Pairs, kept: Pairs, broken: Sequence[BrokenImage]) -> None:
+    if len(np.unique(kept.same)) == 2:
+        return
+    if not broken:
+        raise UserError(f"{wanted.source}: all pairs are of one kind: verification needs genuine and impostor pairs")
+    genuine = int(kept.same.sum())
+    raise UserError(
+        f"{store.name}: of {len(wanted)} pairs {genuine} genuine and {len(kept) - genuine} impostor pairs "
+        f"are left, since {len(broken)} images are broken; the first is {broken[0][1]}: {broken[0][2]}"
     )
 
 
@@ -317,3 +283,42 @@ def _hardest(
         HardestPair(same, score, first, second, store.where(first), store.where(second))
         for same, score, first, second in found
     )
+
+
+def _run(
+    subject: Subject,
+    name: str,
+    paths: Sequence[str],
+    *,
+    pairs: Path | None,
+    generated_pairs: int,
+    seed: int,
+    thresholds: Thresholds | None,
+    broken_limit: float,
+    keep_scores: bool,
+) -> Outcome:
+    path, store, shared = subject.open_store(name, paths)
+    result = evaluate_store(
+        subject.embedder,
+        store,
+        pairs=read_pairs(pairs, store, broken_limit=broken_limit) if pairs is not None else None,
+        generated_pairs=generated_pairs,
+        seed=seed,
+        thresholds=thresholds or "exact",
+        spare=SPARE_FOR_INTERVALS if keep_scores else 1.0,
+        broken_limit=broken_limit,
+    )
+    figures = result.figures()
+    listing = Listing(heading_with_people(shared.heading, result.people), figures)
+    facts = {"store": path, "pairs_file": str(pairs) if pairs else None}
+    return Outcome({**facts, **figures}, result.samples(), [listing, *noted(figures["notes"])], shared)
+
+
+def _board(protocol: str, data: str, place: FigurePath) -> Board:
+    if place == ("all_pairs",):
+        column = (f"{data} all pairs(1E-3)", ("tar_at_far", "0.001"))
+        return Board((protocol, data, *place), f"{data}: all pairs", (column,))
+    return Board((protocol, data), f"{data}: pairs", ((f"{data} pairs", ("accuracy",)),))
+
+
+PROTOCOL = Protocol(("held-out",), _run, _board)

@@ -1,319 +1,197 @@
-"""Identification: whose face is it (closed set), and is it anybody's we know (open set)?
+"""Identification on a store of unseen people: some are enrolled, everybody is searched.
 
-`identify` searches probes in a gallery: rank-k rates and the CMC curve over the probes whose person is enrolled, TPIR at
-FPIR and the DIR curve with the probes whose person is not. `rank_one` is the leave-one-out figure of a held-out store.
-Blocked matrix products on the device of your choice: O(probes x gallery x D) time, memory within a budget in bytes.
+A share of the identities with enough images, drawn by seed, is enrolled with `enrolled_images` images each, drawn too. All other images are probes:
+those of enrolled identities have a mate in the gallery (closed set: rank-k, CMC), those of the others have none (open set: TPIR at FPIR, DIR
+curve). Every image is embedded once. Who is enrolled depends on the seed and the store alone, so two models are searched in the same gallery.
 
-Sources: Grother, Ngan, Hanaoka, NIST FRVT part 2 (FNIR and FPIR; TPIR = 1 - FNIR); Maze et al. 2018 (IJB-C 1:N);
-Phillips et al. 2011 (detection and identification rate).
+Sources: see `search`.
 """
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
+from torch import nn
 
+from attfc.data.index import IdentityIndex
+from attfc.data.stores.store import Store
 from attfc.errors import UserError
-from attfc.evaluation.exact_scores import block_scores, unit_tensor
-from attfc.evaluation.metrics import far_name, pairs_needed, tar_of_kinds
+from attfc.evaluation.bootstrap import FigurePath, Sample
+from attfc.evaluation.embed import BrokenImage, Embedder, Progress
+from attfc.evaluation.people import few_people
+from attfc.evaluation.protocols.protocol import Board, Cell, Outcome, Protocol, Subject, Table, noted
+from attfc.evaluation.protocols.search import Identification, identify, search_sample
 
-__all__ = ["Identification", "RankOne", "identify", "rank_one", "unit_tensor"]
+__all__ = ["PROTOCOL", "StoreIdentification", "choose_gallery", "identify_in_store"]
 
-Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-Strangers = Literal["absent", "mate_removed"]
-
-_TIE = 1e-6  # cosines of float32 products are rounded by about this much; equal images must count as equal
-_BYTES_A_SCORE = 48  # of a block: float64 product, two float64 results of rounding, masks, the maximum an identity
-_CURVE_POINTS = 1000
 
 
 @dataclass(frozen=True, eq=False)
-class Identification:
-    """What `identify` found. M mated probes (their person is in the gallery), S searches of strangers.
+class StoreIdentification:
+    """What `identify_in_store` found.
 
     Attributes:
-        gallery: enrolled identities. gallery_rows: enrolled embeddings.
-        rank_rates: rank -> share of mated probes of that rank or a better one; None above the size of the gallery.
-        tpir_at_fpir: FPIR -> TPIR; None where the strangers are too few to state it; `notes` says so.
-        cmc_ranks, cmc_rates: the CMC curve, ranks 1 ... min(gallery, 100).
-        dir_fpir, dir_tpir, dir_thresholds: the DIR curve, at most 1,000 points from the strictest threshold on, each exact.
-        probe_ranks: (M,) int64. mate_scores: (M,) best score with the own identity. probe_labels: (M,) as given.
-        stranger_scores: (S,) best score with anybody. stranger_labels: (S,) as given.
+        name: of the store. found: the figures and curves.
+        images: how many were embedded, the broken ones included. broken: (position, where, reason).
+        embedding_seconds, search_seconds: wall time.
+        notes: what a reader of the figures should know.
     """
 
-    gallery: int
-    gallery_rows: int
-    rank_rates: dict[int, float | None]
-    tpir_at_fpir: dict[float, float | None]
-    cmc_ranks: Ints
-    cmc_rates: Floats
-    dir_fpir: Floats
-    dir_tpir: Floats
-    dir_thresholds: Floats
-    probe_ranks: Ints
-    mate_scores: Floats
-    probe_labels: npt.NDArray[Any]
-    stranger_scores: Floats
-    stranger_labels: npt.NDArray[Any]
-    notes: tuple[str, ...] = ()
+    name: str
+    found: Identification
+    images: int
+    broken: tuple[BrokenImage, ...]
+    embedding_seconds: float
+    search_seconds: float
+    notes: tuple[str, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the figures: plain JSON types, rates as text, unknown figures as None."""
+    def figures(self) -> dict[str, Any]:
+        """Return the figures as plain JSON types, rates as text, unknown figures as None."""
         return {
-            "gallery_identities": self.gallery,
-            "gallery_rows": self.gallery_rows,
-            "mated_probes": len(self.probe_ranks),
-            "stranger_searches": len(self.stranger_scores),
-            "rank": {str(rank): rate for rank, rate in self.rank_rates.items()},
-            "tpir_at_fpir": {far_name(fpir): tpir for fpir, tpir in self.tpir_at_fpir.items()},
+            **self.found.to_dict(),
+            "images": self.images,
+            "broken": len(self.broken),
+            "embedding_seconds": self.embedding_seconds,
+            "search_seconds": self.search_seconds,
             "notes": list(self.notes),
         }
 
-    def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Return the curves and what they were made of, for `.npz`; labels as int64 where they are integers, else text."""
-        return {
-            "cmc_rank": self.cmc_ranks,
-            "cmc_rate": self.cmc_rates,
-            "dir_fpir": self.dir_fpir,
-            "dir_tpir": self.dir_tpir,
-            "dir_threshold": self.dir_thresholds,
-            "probe_rank": self.probe_ranks,
-            "mate_score": self.mate_scores,
-            "probe_label": _plain(self.probe_labels),
-            "stranger_score": self.stranger_scores,
-            "stranger_label": _plain(self.stranger_labels),
-        }
+    def samples(self) -> dict[FigurePath, list[Sample]]:
+        """Return the searches behind the figures, for intervals by identity."""
+        return {(): [search_sample([self.found])]}
 
 
-@dataclass(frozen=True)
-class RankOne:
-    """Share of probes whose nearest other image shows the same person, with the counts behind it; hits, labels: (probes,)."""
-
-    rate: float
-    probes: int
-    gallery: int
-    hits: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_), repr=False, compare=False)
-    labels: Ints = field(default_factory=lambda: np.zeros(0, np.int64), repr=False, compare=False)
-
-
-def identify(
-    gallery_ND: npt.NDArray[Any] | Tensor,
-    gallery_labels: npt.ArrayLike,
-    probe_MD: npt.NDArray[Any] | Tensor,
-    probe_labels: npt.ArrayLike,
-    ranks: Sequence[int] = (1, 5, 10),
-    fpirs: Sequence[float] = (0.01, 0.1),
-    *,
-    strangers: Strangers = "absent",
-    within_rank: int | None = 1,
-    device: torch.device | str | None = None,
-    budget: int = 2**30,
-) -> Identification:
-    """Search every probe in the gallery.
-
-    The score of a probe and an enrolled identity is the best exact score (`exact_scores`) with one of its rows.
-    The rank of a mated probe is 1 + the number of *other* identities that score at least as high as its own: ties count
-    against the model, so a collapsed one finds nobody. Of S strangers floor(FPIR x S) may be accepted: the threshold is
-    the best score of the next one, and a mated probe is found when its rank is at most `within_rank` and its own identity
-    scores *above* that threshold. Equal scores are accepted or rejected together.
-
-    Args:
-        gallery_ND: (N, D) any length but 0; one row or several an identity (best of them), one template in IJB.
-        gallery_labels: (N,) integers or text.
-        probe_MD: (M, D).
-        probe_labels: (M,) of the same kind. A probe whose label is not in the gallery has no mate: it is left out of the
-            rank rates, and is a stranger in the open-set figures.
-        ranks: >= 1. fpirs: false positive identification rates, in (0, 1].
-        strangers: "absent": the probes without a mate. "mate_removed": every mated probe is searched a second time with its
-            own identity taken out of the gallery, and these searches (with those of the absent) are the strangers; as in the
-            published IJB 1:N script, where all probes have mates.
-        within_rank: rank that a true positive must reach; None = the score alone decides, as in that script.
-        device: where to multiply; None = where the probes are.
-        budget: bytes for copies and blocks.
-
-    Returns:
-        Identification. Without strangers, or with fewer than 1 / FPIR, the TPIR is None and `notes` says so.
+def choose_gallery(index: IdentityIndex, enrolled: float = 0.5, enrolled_images: int = 1, seed: int = 0) -> Ints:
+    """Return the positions to enroll, rising: `enrolled_images` of a share of the identities that have more images than that.
 
     Raises:
-        UserError: no mated probe; rows with NaN or of length 0; sizes that do not match; a budget that does not suffice.
-
-    >>> rows = np.array([[1.0, 0.0], [0.0, 1.0]])
-    >>> found = identify(rows, [7, 8], np.array([[0.9, 0.1], [0.6, 0.7], [-1.0, 0.1]]), [7, 7, 9], ranks=(1, 2), fpirs=(1.0,))
-    >>> found.rank_rates, found.tpir_at_fpir, len(found.stranger_scores)
-    ({1: 0.5, 2: 1.0}, {1.0: 0.5}, 1)
+        UserError: a share that is none, or too few identities with an image left to search.
     """
-    if strangers not in ("absent", "mate_removed"):
-        raise UserError(f"strangers={strangers!r} is unknown: use 'absent' or 'mate_removed'")
-    if min(ranks, default=1) < 1 or (within_rank is not None and within_rank < 1):
-        raise UserError(f"ranks={tuple(ranks)}, within_rank={within_rank}: the best rank is 1")
-    where = device if device is not None else probe_MD.device if isinstance(probe_MD, Tensor) else "cpu"
-    gallery_32, probe_32 = unit_tensor(gallery_ND, where), unit_tensor(probe_MD, where)
-    if gallery_32.shape[1] != probe_32.shape[1]:
+    if not 0 < enrolled <= 1:
+        raise UserError(f"enrolled={enrolled} is no share of the identities: use a number above 0 and at most 1")
+    candidates = np.flatnonzero(index.counts() > enrolled_images)
+    number = round(enrolled * len(candidates))
+    if number < 1:
         raise UserError(
-            f"the gallery has {gallery_32.shape[1]} numbers an embedding, the probes {probe_32.shape[1]}: embed both with one model"
+            f"{len(candidates):,} of {len(index):,} identities have more than {enrolled_images} images, and {enrolled:g} of them is none: "
+            "enroll fewer images of each, or a larger share"
         )
-    enrolled_N, label_M = np.asarray(gallery_labels), np.asarray(probe_labels)
-    for name, labels, rows in (("gallery", enrolled_N, gallery_32), ("probe", label_M, probe_32)):
-        if labels.shape != (len(rows),):
-            raise UserError(f"{labels.shape} {name} labels for {len(rows)} embeddings: pass one label per row")
-    identities, column_N = np.unique(enrolled_N, return_inverse=True)
-    own_M = np.minimum(np.searchsorted(identities, label_M), len(identities) - 1)
-    mated_M = identities[own_M] == label_M
-    if not mated_M.any():
-        raise UserError(
-            f"none of {len(label_M):,} probes shows one of the {len(identities):,} enrolled identities: "
-            "rank rates need a probe with a mate; check that gallery and probes use the same labels"
-        )
-    own_M[~mated_M] = -1
-    mate_M, ahead_M, other_M = _search(gallery_32, column_N, len(identities), probe_32, own_M, budget)
+    rng = np.random.default_rng([seed, 2])
+    chosen = np.sort(rng.permutation(candidates)[:number])
+    return np.sort(
+        np.concatenate([rng.choice(index.of(int(label)), enrolled_images, replace=False) for label in chosen])
+    ).astype(np.int64)
 
-    probe_ranks = 1 + ahead_M[mated_M]
-    mate_scores = mate_M[mated_M]
-    stranger_M = np.ones_like(mated_M) if strangers == "mate_removed" and len(identities) > 1 else ~mated_M
-    stranger_scores = other_M[stranger_M]
+
+def identify_in_store(
+    model: nn.Module | Embedder,
+    store: Store,
+    *,
+    enrolled: float = 0.5,
+    enrolled_images: int = 1,
+    seed: int = 0,
+    ranks: Sequence[int] = (1, 5, 10),
+    fpirs: Sequence[float] = (0.01, 0.1),
+    broken_limit: float = 0.01,
+    progress: Progress | None = None,
+) -> StoreIdentification:
+    """Embed a store of unseen identities, enroll some of them and search everybody.
+
+    Args:
+        model: the backbone, or an `Embedder` that says how it embeds.
+        store: the images.
+        enrolled: share of the identities that are enrolled, of those with an image left to search.
+        enrolled_images: images of each in the gallery; the best of them counts.
+        seed: draws who is enrolled, and with which images.
+        ranks, fpirs: see `identify`.
+        broken_limit: the largest share of broken images that is left out and counted; a larger one is an error.
+        progress: called as (images done, images).
+
+    Raises:
+        UserError: nobody to enroll or no mated probe; too many broken images; a model that gives NaN or zeros.
+    """
+    embedder = Embedder.of(model)
+    gallery = choose_gallery(store.identities, enrolled, enrolled_images, seed)
+    embeddings, broken = embedder.embed_within(store, None, broken_limit, progress=progress)
+    positions, valid = embeddings.positions, embeddings.valid
     notes: list[str] = []
-    rates: dict[int, float | None] = {}
-    for rank in ranks:
-        rates[rank] = float(np.mean(probe_ranks <= rank)) if rank <= len(identities) else None
-        if rates[rank] is None:
-            notes.append(f"rank {rank} is not stated: the gallery has only {len(identities):,} identities")
-    # A true positive that fails by rank can never be accepted: its score sinks below every threshold.
-    in_rank = probe_ranks <= (len(identities) if within_rank is None else within_rank)
-    counted = np.where(in_rank, mate_scores, -np.inf)
-    tpirs: dict[float, float | None] = dict.fromkeys(fpirs)
-    fpir_curve, tpir_curve, threshold_curve = np.zeros(0), np.zeros(0), np.zeros(0)
-    if stranger_scores.size:
-        tpirs = tar_of_kinds(counted, stranger_scores, fpirs)
-        for fpir in fpirs:
-            if fpir == 1.0:  # everybody is accepted, but a wrong rank stays wrong
-                tpirs[fpir] = float(np.mean(in_rank))
-        fpir_curve, tpir_curve, threshold_curve = _dir_curve(counted, stranger_scores)
-    notes += [
-        f"TPIR at FPIR {far_name(fpir)} is not stated: {stranger_scores.size:,} searches of people who are not enrolled, "
-        f"at least {pairs_needed(fpir):,} needed"
-        for fpir, tpir in tpirs.items()
-        if tpir is None
-    ]
-    cmc_ranks = np.arange(1, min(len(identities), 100) + 1)
-    cmc = np.searchsorted(np.sort(probe_ranks), cmc_ranks, side="right") / len(probe_ranks)
-    return Identification(
-        gallery=len(identities),
-        gallery_rows=len(gallery_32),
-        rank_rates=rates,
-        tpir_at_fpir=tpirs,
-        cmc_ranks=cmc_ranks,
-        cmc_rates=cmc,
-        dir_fpir=fpir_curve,
-        dir_tpir=tpir_curve,
-        dir_thresholds=threshold_curve,
-        probe_ranks=probe_ranks,
-        mate_scores=mate_scores,
-        probe_labels=label_M[mated_M],
-        stranger_scores=stranger_scores,
-        stranger_labels=label_M[stranger_M],
-        notes=tuple(notes),
+    in_gallery = np.isin(positions, gallery)
+    if broken:
+        lost = int((in_gallery & ~valid).sum())
+        notes.append(
+            f"{len(broken):,} of {len(positions):,} images are broken and left out, {lost:,} of them enrolled; "
+            f"the first is {broken[0][1]}: {broken[0][2]}"
+        )
+    start = time.perf_counter()
+    enrolled_rows, probe_rows = np.flatnonzero(in_gallery & valid), np.flatnonzero(~in_gallery & valid)
+    if not len(enrolled_rows) or not len(probe_rows):
+        raise UserError(
+            f"{store.name}: {len(enrolled_rows):,} images to enroll and {len(probe_rows):,} to search are left: both are needed"
+        )
+    found = identify(
+        embeddings.vectors[enrolled_rows],
+        store.labels(positions[enrolled_rows]),
+        embeddings.vectors[probe_rows],
+        store.labels(positions[probe_rows]),
+        ranks,
+        fpirs,
+        device=embedder.device,
+    )
+    return StoreIdentification(
+        name=store.name,
+        found=found,
+        images=len(positions),
+        broken=broken,
+        embedding_seconds=embeddings.seconds,
+        search_seconds=time.perf_counter() - start,
+        notes=(*few_people(len(np.unique(found.probe_labels))), *notes, *found.notes),
     )
 
 
-def _search(
-    gallery_ND: Tensor, column_N: Ints, identities: int, probe_MD: Tensor, own_M: Ints, budget: int
-) -> tuple[Floats, Ints, Floats]:
-    """For each probe: score of its own identity (-inf without), others scoring as high, best score of the others (-inf if none)."""
-    on = probe_MD.device
-    gallery_64, columns = gallery_ND.double(), torch.from_numpy(column_N).to(on)
-    room = budget - 2 * gallery_64.nbytes - probe_MD.nbytes
-    block = min(4096, room // (_BYTES_A_SCORE * len(gallery_ND)))
-    if block < 1:
-        need = 2 * gallery_64.nbytes + probe_MD.nbytes + _BYTES_A_SCORE * len(gallery_ND)
-        raise UserError(
-            f"budget={budget:,} bytes is too small for a gallery of {len(gallery_ND):,} rows: at least {need:,} are needed"
-        )
-    mate_M, other_M, ahead_M = np.empty(len(own_M)), np.empty(len(own_M)), np.empty(len(own_M), dtype=np.int64)
-    for start in range(0, len(own_M), block):
-        part = slice(start, start + block)
-        scores_BG = block_scores(probe_MD[part].double(), gallery_64)
-        if identities < len(gallery_ND):
-            best_BI = torch.full((len(scores_BG), identities), -torch.inf, dtype=torch.float64, device=on)
-            scores_BG = best_BI.scatter_reduce_(1, columns.expand_as(scores_BG), scores_BG, "amax")
-        else:
-            scores_BG = scores_BG[:, torch.argsort(columns)]
-        own_B = torch.from_numpy(own_M[part]).to(on)
-        has_B = own_B >= 0
-        mate_B = torch.where(has_B, scores_BG.gather(1, own_B.clamp_min(0)[:, None])[:, 0], torch.inf)
-        rows_B = torch.nonzero(has_B).ravel()
-        scores_BG[rows_B, own_B[rows_B]] = -torch.inf
-        ahead_M[part] = (scores_BG >= mate_B[:, None]).sum(dim=1).cpu().numpy()
-        other_M[part] = scores_BG.amax(dim=1).cpu().numpy()
-        mate_M[part] = torch.where(has_B, mate_B, -torch.inf).cpu().numpy()
-    return mate_M, ahead_M, other_M
-
-
-def _dir_curve(counted_M: Floats, stranger_S: Floats) -> tuple[Floats, Floats, Floats]:
-    """(FPIR, TPIR, threshold) at numbers of accepted strangers spread evenly over the logarithm; accepted is what scores above."""
-    falling = np.sort(stranger_S)[::-1]
-    accepts = np.unique(np.append(0, np.geomspace(1, len(falling), _CURVE_POINTS).astype(np.int64)))
-    threshold = np.append(falling, -2.0)[accepts]
-    accepted = len(falling) - np.searchsorted(falling[::-1], threshold, side="right")
-    found = np.sort(counted_M)
-    tpir = (len(found) - np.searchsorted(found, threshold, side="right")) / len(found)
-    _, first = np.unique(accepted, return_index=True)
-    return accepted[first] / len(falling), tpir[first], threshold[first]
-
-
-def _plain(labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return labels.astype(np.int64) if labels.dtype.kind in "iub" else labels.astype(np.str_)
-
-
-def rank_one(
-    embeddings: npt.NDArray[Any] | Tensor,
-    labels: npt.ArrayLike,
+def _run(
+    subject: Subject,
+    name: str,
+    paths: Sequence[str],
     *,
-    block: int = 1024,
-    device: torch.device | str | None = None,
-) -> RankOne:
-    """Return the rank-one identification rate, leaving one out.
-
-    Every image of an identity with at least two images is a probe, all other images (also those of identities with a
-    single image) are its gallery. A probe counts as found when its best score with an image of the same person is above
-    its best score with anybody else's by more than 1e-6: ties are misses, so a collapsed model scores 0 instead of
-    whatever the sorting does.
-
-    Args:
-        embeddings: (N, D) any length but 0.
-        labels: (N,) integers, any.
-        block: probes at a time; block x N scores are held.
-        device: where to multiply; None = where the embeddings are.
-
-    Raises:
-        UserError: no identity with two images, or no second identity; embeddings that are not finite or have length 0.
-
-    >>> rank_one(np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]), [0, 0, 1])
-    RankOne(rate=1.0, probes=2, gallery=2)
-    """
-    rows_ND = unit_tensor(embeddings, device)
-    _, dense, counts = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
-    if len(dense) != len(rows_ND):
-        raise UserError(f"{len(dense)} labels for {len(rows_ND)} embeddings: pass one label per row")
-    probes = np.flatnonzero(counts[dense] >= 2)
-    if probes.size == 0 or len(counts) < 2:
-        raise UserError(
-            f"{len(rows_ND)} images of {len(counts)} identities: rank-one identification needs "
-            "an identity with two images and a second identity"
+    enrolled: float,
+    enrolled_images: int,
+    seed: int,
+    broken_limit: float,
+) -> Outcome:
+    path, store, shared = subject.open_store(name, paths)
+    with subject.progress("faces") as progress:
+        result = identify_in_store(
+            subject.embedder,
+            store,
+            enrolled=enrolled,
+            enrolled_images=enrolled_images,
+            seed=seed,
+            broken_limit=broken_limit,
+            progress=progress,
         )
-    labels_N = torch.from_numpy(dense).to(rows_ND.device)
-    found: list[npt.NDArray[np.bool_]] = []
-    for start in range(0, len(probes), block):
-        probe_B = torch.from_numpy(probes[start : start + block]).to(rows_ND.device)
-        scores_BN = rows_ND[probe_B] @ rows_ND.T
-        same_BN = labels_N[probe_B, None] == labels_N
-        impostor_B = scores_BN.masked_fill(same_BN, -2.0).amax(dim=1)
-        same_BN[torch.arange(len(probe_B), device=probe_B.device), probe_B] = False  # not the probe itself
-        genuine_B = scores_BN.masked_fill(~same_BN, -2.0).amax(dim=1)
-        found.append((genuine_B > impostor_B + _TIE).cpu().numpy())
-    hits = np.concatenate(found)
-    return RankOne(int(hits.sum()) / len(probes), len(probes), len(rows_ND) - 1, hits, dense[probes].astype(np.int64))
+    figures = {"store": path, **result.figures()}
+    return Outcome(figures, result.samples(), [_table(result), *noted(result.notes)], shared)
+
+
+def _table(result: StoreIdentification) -> Table:
+    figures = result.found.to_dict()
+    rates = [(name, rate) for name in ("rank", "tpir_at_fpir") for rate in figures[name]]
+    titles = (f"rank {rate}" if name == "rank" else f"TPIR@{rate}" for name, rate in rates)
+    counts = {"enrolled": "gallery_identities", "mated probes": "mated_probes", "strangers": "stranger_searches"}
+    row: list[str | Cell] = [
+        result.name,
+        *(Cell(place) for place in rates),
+        *(Cell((name,), "count") for name in counts.values()),
+    ]
+    return Table(("1:N, %", *titles, *counts), [row])
+
+
+def _board(protocol: str, data: str, place: FigurePath) -> Board:
+    return Board((protocol, data), f"{data}: identification", ((f"{data} rank 1", ("rank", "1")),))
+
+
+PROTOCOL = Protocol(("identify",), _run, _board, without_pairs="searches images, not pairs: leave out --pairs")

@@ -1,305 +1,335 @@
-"""Lists of image pairs to verify: read from an LFW `pairs.txt`, or drawn from any store's identity index.
+"""Pair protocols: LFW, CFP-FP, AgeDB-30, CALFW, CPLFW and any list of pairs, one model.
 
-Both give positions in a store, whether the two images show one person, and the fold of each pair. Reading costs one
-dictionary over the store's identity names; drawing costs O(identities + pairs). Nothing is decoded here.
+Every image is embedded once however many pairs use it: image and mirror image, summed, normalized. A pair that uses a broken image is
+left out, counted and named; its neighbours keep their folds. More broken images than `broken_limit` is an error: the figure would be that of
+another set.
 
-Source: the file format of Labeled Faces in the Wild (pairs.txt, pairsDevTest.txt).
+Sources: LFW protocol (Huang et al. 2007); the `.bin` sets of InsightFace.
 """
 
-import dataclasses
-import os
-import re
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import nn
 
-from attfc.data.index import IdentityIndex
-from attfc.data.stores.store import Store
+from attfc.data.stores.verification_sets import VerificationSet, read_verification_set
 from attfc.errors import UserError, nearest
+from attfc.evaluation.bootstrap import FigurePath, linked_identities
+from attfc.evaluation.embed import BrokenImage, Embedder, ImageSource, Progress
+from attfc.evaluation.metrics import (
+    PairScores,
+    Thresholds,
+    cosine_of_pairs,
+    evaluate_scores,
+    fold_numbers,
+    squared_distances_of_pairs,
+    unit_rows,
+)
+from attfc.evaluation.people import few_people
+from attfc.evaluation.protocols.pair_lists import Pairs, read_pairs
+from attfc.evaluation.protocols.protocol import Board, Cell, Outcome, Protocol, Subject, Table, one_path
+from attfc.evaluation.rates import FARS, far_name
+from attfc.evaluation.samples import PairListSample
+from attfc.evaluation.unseen import SharedPeople
 
-__all__ = ["Pairs", "generate_pairs", "read_pairs"]
+__all__ = [
+    "KNOWN_SETS",
+    "NAMED_SETS",
+    "PROTOCOL",
+    "PairEvaluation",
+    "evaluate_pair_list",
+    "find_sets",
+    "identities_of_set",
+    "pairs_of_set",
+]
 
 Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
+
+KNOWN_SETS = {"lfw": "LFW", "cfp_fp": "CFP-FP", "agedb_30": "AgeDB-30", "calfw": "CALFW", "cplfw": "CPLFW"}
+"""The sets of the field's tables, in their order, with the names they have there; `NAME.bin` in a folder."""
 
 
 @dataclass(frozen=True, eq=False)
-class Pairs:
-    """P pairs of positions in a store.
+class PairEvaluation:
+    """What `evaluate_pair_list` found.
 
     Attributes:
-        first, second: (P,) int64 positions.
-        same: (P,) true where both images show one person.
-        fold: (P,) int64 fold of each pair, 0 ... folds - 1.
-        source: where the list comes from: a file name, or "generated (seed 0)".
-        skipped: pairs of the list that are left out since an image of theirs is missing. missing: how many images these are.
-        notes: what a reader of the figures should know, e.g. that the store allowed fewer pairs than asked for.
+        name: of the set.
+        scores: the figures, with the cosines of the pairs scored.
+        pairs: the pairs scored, without those that use a broken image.
+        skipped_pairs: how many those were.
+        images: how many were embedded.
+        broken: (position, where, reason) of the images that could not be used.
+        seconds: wall time of embedding.
+        notes: what a reader of the figures should know.
+        sample: the pairs scored with the identities behind them, for intervals; None if these are unknown.
     """
 
-    first: Ints
-    second: Ints
-    same: Bools
-    fold: Ints
-    source: str
-    notes: tuple[str, ...] = ()
-    skipped: int = 0
-    missing: int = 0
+    name: str
+    scores: PairScores
+    pairs: Pairs
+    skipped_pairs: int
+    images: int
+    broken: tuple[BrokenImage, ...]
+    seconds: float
+    notes: tuple[str, ...]
+    sample: PairListSample | None = None
 
-    def __len__(self) -> int:
-        """Return the number of pairs."""
-        return len(self.same)
-
-    def positions(self) -> Ints:
-        """Return every position that occurs, once, rising."""
-        return np.unique(np.concatenate([self.first, self.second]))
-
-    def keep(self, chosen_P: Bools) -> "Pairs":
-        """Return the pairs where `chosen_P` is true; folds keep their numbers."""
-        chosen = {name: getattr(self, name)[chosen_P] for name in ("first", "second", "same", "fold")}
-        return dataclasses.replace(self, **chosen)
-
-
-def _stratified_folds(pairs_of_kind: int, folds: int) -> Ints:
-    """Contiguous folds within one kind of pairs, so that every fold holds both kinds."""
-    return np.arange(pairs_of_kind, dtype=np.int64) * folds // pairs_of_kind
+    def figures(self) -> dict[str, Any]:
+        """Return the figures as plain JSON types, FARs as text, unknown figures as None."""
+        return {
+            **self.scores.to_dict(),
+            "pair_source": self.pairs.source,
+            "skipped_pairs": self.skipped_pairs,
+            "images": self.images,
+            "broken": len(self.broken),
+            "embedding_seconds": self.seconds,
+            "notes": list(self.notes),
+        }
 
 
-def _two_folds_at_least(source: str, pairs_of_kind: int, folds: int) -> int:
-    if folds < 2:
-        raise UserError(f"folds={folds}: the threshold of a fold comes from the others, so use at least 2")
-    if pairs_of_kind < 2:
-        raise UserError(f"{source}: {pairs_of_kind} genuine pair is not enough for 2 folds: at least 2 are needed")
-    return min(folds, pairs_of_kind)
-
-
-class _ImagesOfPerson:
-    """Finds the i-th image of a person by file name, else by the order of the names."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.label_of = {store.identity_name(label): label for label in range(len(store.identities))}
-        self.known: dict[str, tuple[dict[int, int], bool]] = {}
-        self.named: set[tuple[str, int]] = set()
-        self.missing: dict[tuple[str, int], str] = {}  # and where it is named first
-
-    def numbered(self, name: str) -> tuple[dict[int, int], bool]:
-        """Return image number -> position, and whether the numbers come from file names."""
-        if name not in self.known:
-            positions = self.store.identities.of(self.label_of[name]).tolist()
-            stems = {p: Path(self.store.where(p)).stem for p in positions}
-            # "Ann_Lee_0007" is image 7 whatever else is missing; counting is only right when no file carries a number.
-            form = re.compile(re.escape(name) + r"_0*(\d+)")
-            matches = {p: form.fullmatch(stem) for p, stem in stems.items()}
-            by_name = {int(match[1]): p for p, match in matches.items() if match}
-            by_order = dict(enumerate(sorted(positions, key=lambda p: (stems[p], p)), start=1))
-            self.known[name] = (by_name, True) if by_name else (by_order, False)
-        return self.known[name]
-
-    def position(self, name: str, number: str, at: str) -> int:
-        """Return where an image is, -1 if it is missing."""
-        if not number.isdecimal():
-            raise UserError(f"{at}: {number!r} is not an image number: write 1 for the first image of {name!r}")
-        if name not in self.label_of and ("/" in name or "\\" in name):
-            raise UserError(f"{at}: {name!r} is a path: write the identity's name and the number of the image")
-        self.named.add((name, int(number)))
-        found = self.numbered(name)[0].get(int(number), -1) if name in self.label_of else -1
-        if found < 0:
-            self.missing.setdefault((name, int(number)), at)
-        return found
-
-    def refuse_missing(self, limit: float) -> None:
-        """Raise if more of the images that the list names are missing than the limit allows."""
-        if len(self.missing) <= limit * len(self.named):
-            return
-        (name, number), at = next(iter(self.missing.items()))
-        counts = f"{len(self.missing):,} of {len(self.named):,} images that the list names are missing, more than the limit of {limit:g}"
-        if name not in self.label_of:
-            raise UserError(
-                f"{at}: nobody in {self.store.name} is named {name!r}{nearest(name, self.label_of)}: "
-                f"use the store that the pair list was made for ({counts})"
-            )
-        images, by_name = self.numbered(name)
-        has = f"files numbered {_few(sorted(images))}" if by_name else f"{len(images)} images"
-        raise UserError(
-            f"{at}: {name!r} has no image {number} in {self.store.name} ({has}): "
-            f"add {name}_{number:04d}.jpg or remove the pair ({counts})"
-        )
-
-
-def _few(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers[:6])) + (" ..." if len(numbers) > 6 else "")
-
-
-def read_pairs(path: str | os.PathLike[str], store: Store, *, folds: int = 10, broken_limit: float = 0.01) -> Pairs:
-    """Read an LFW pair list and find its images in a store.
-
-    The first line is `folds<TAB>n` (n pairs of each kind a fold, fold after fold), or `n` alone: n genuine pairs,
-    then n impostor pairs, without folds; those are cut into `folds` folds that hold both kinds. Then
-    `name<TAB>i<TAB>j` is a genuine pair and `name<TAB>i<TAB>other<TAB>j` an impostor pair. Image i of a person is the
-    file `<name>_000i.*`; if no file of the person carries a number, the i-th in order of file names.
-
-    Args:
-        path: the file, UTF-8, with or without a byte order mark; lines end with LF or CR LF.
-        store: where names and images are looked up.
-        folds: folds for a list without folds of its own.
-        broken_limit: the largest share of the images named that may be missing; their pairs are left out and counted.
+def find_sets(folder: Path, names: Sequence[str] = ()) -> list[Path]:
+    """Return the `.bin` files of a folder: the named ones in that order, or all, those of the field's tables first.
 
     Raises:
-        UserError: the file is not of this form, or too many of its names or images are not in the store; with file and line number.
-        OSError: the file cannot be read.
+        UserError: no such folder, a named set is not there, or no set at all.
     """
-    file = Path(path)
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 text (byte {error.start}): pass the pair list of LFW's form") from None
-    header = lines[0].split() if lines else []
-    if len(header) not in (1, 2) or not all(word.isdecimal() and int(word) > 0 for word in header):
-        shown = lines[0][:60] if lines else "nothing"
-        raise UserError(f"{file} line 1: {shown!r} is no header: write '<folds> <pairs of each kind a fold>' or '<n>'")
-    file_folds, each = (int(header[0]), int(header[1])) if len(header) == 2 else (1, int(header[0]))
-    body = [(number, line) for number, line in enumerate(lines[1:], start=2) if line.strip()]
-    if len(body) != 2 * file_folds * each:
+    if not folder.is_dir():
         raise UserError(
-            f"{file}: {len(body)} pairs, but line 1 announces {file_folds} x 2 x {each} = {2 * file_folds * each}: "
-            "the file is cut short or its header is wrong"
+            f"{folder} is no folder: pass the one that holds {', '.join(names or KNOWN_SETS)} as .bin files"
         )
-    images = _ImagesOfPerson(store)
-    first, second, same = _look_up(file, body, images)
-    images.refuse_missing(broken_limit)
-    same_P = np.array(same, dtype=np.bool_)
-    fold_P = np.repeat(np.arange(file_folds, dtype=np.int64), 2 * each)
-    read = Pairs(np.array(first, dtype=np.int64), np.array(second, dtype=np.int64), same_P, fold_P, file.name)
-    there_P = (read.first >= 0) & (read.second >= 0)
-    pairs, skipped = read.keep(there_P), int((~there_P).sum())
-    notes: tuple[str, ...] = ()
-    if skipped:
-        line = next(iter(images.missing.values())).rsplit(" ", 1)[1]  # no name: the note stands in files that travel
+    there = {path.name.removesuffix(".bin"): path for path in sorted(folder.glob("*.bin")) if path.is_file()}
+    for name in names:
+        if name not in there:
+            has = f"it has {', '.join(there)}" if there else "it has no .bin file"
+            raise UserError(f"{folder} has no {name}.bin{nearest(name, there)}: {has}")
+    if not there:
+        raise UserError(
+            f"{folder} has no .bin file: pass the folder that holds {', '.join(KNOWN_SETS)}, or --pairs FILE with a folder of images"
+        )
+    ordered = names or [
+        *(name for name in KNOWN_SETS if name in there),
+        *(name for name in there if name not in KNOWN_SETS),
+    ]
+    return [there[name] for name in ordered]
+
+
+def pairs_of_set(verification_set: VerificationSet, folds: int = 10) -> Pairs:
+    """Return the pairs of a `.bin` set: images 2i and 2i + 1, contiguous folds in the order of the file; one fold per pair if these are fewer.
+
+    Raises:
+        UserError: a single pair.
+    """
+    pairs, source = len(verification_set.same), f"{verification_set.name}.bin"
+    if pairs < 2:
+        raise UserError(
+            f"{source}: 1 pair is not enough: the threshold of a fold comes from the others, so at least 2 are needed"
+        )
+    first = np.arange(0, 2 * pairs, 2, dtype=np.int64)
+    notes = (f"{source} has only {pairs} pairs: {pairs} folds instead of {folds}",) if pairs < folds else ()
+    return Pairs(first, first + 1, verification_set.same, fold_numbers(pairs, min(folds, pairs)), source, notes)
+
+
+def identities_of_set(verification_set: VerificationSet) -> Ints:
+    """Return who each image of a `.bin` set shows, as far as the set says: (2 P,) int64.
+
+    The files name nobody. Images of a genuine pair show one person, and so do images of equal bytes; one person may remain several
+    identities where no pair joins them. Intervals by these identities are then too narrow, less so than intervals by pairs.
+    """
+    digests = [hashlib.blake2b(encoded, digest_size=16).digest() for encoded in verification_set.encoded]
+    number_of = {digest: number for number, digest in enumerate(dict.fromkeys(digests))}
+    picture = np.array([number_of[digest] for digest in digests], dtype=np.int64)
+    genuine = np.flatnonzero(verification_set.same)
+    linked = linked_identities(len(number_of), picture[2 * genuine], picture[2 * genuine + 1])
+    return linked[picture]
+
+
+def evaluate_pair_list(
+    model: nn.Module | Embedder,
+    source: ImageSource,
+    pairs: Pairs,
+    *,
+    identities: Callable[[Ints], Ints] | None = None,
+    thresholds: Thresholds = "grid",
+    fars: Sequence[float] = FARS,
+    broken_limit: float = 0.01,
+    progress: Progress | None = None,
+) -> PairEvaluation:
+    """Verify a list of pairs with a backbone.
+
+    Args:
+        model: the backbone, or an `Embedder` that says how it embeds.
+        source: the images: a store, or a verification set.
+        pairs: positions in `source`, from `pairs_of_set`, `read_pairs` or `generate_pairs`.
+        identities: gives the identity of each position: `store.labels`, or `identities_of_set(...).take`; None: the result has no sample.
+        thresholds: "grid", the published scripts' 400 squared distances, or "exact"; see `evaluate_scores`.
+        fars: false accept rates for TAR at FAR.
+        broken_limit: the largest share of broken images that is counted; a larger one is an error.
+        progress: called as (images done, images).
+
+    Raises:
+        UserError: too many broken images, pairs of one kind only, or a model that gives NaN or zeros.
+    """
+    embeddings, broken = Embedder.of(model).embed_within(
+        source, pairs.positions(), broken_limit, missing=pairs.missing, progress=progress
+    )
+    kept, first_P, second_P = pairs.with_rows(embeddings)
+    notes = pairs.notes
+    if len(kept) < len(pairs):
         notes = (
-            f"{skipped:,} of {len(read):,} pairs of {file.name} were left out: {len(images.missing):,} of their images "
-            f"{'is' if len(images.missing) == 1 else 'are'} missing; the first is on line {line}",
+            *notes,
+            f"{len(pairs) - len(kept):,} of {len(pairs):,} pairs were skipped: they use one of {len(broken):,} broken images; "
+            f"the first is {broken[0][1]}: {broken[0][2]}",
         )
-    if file_folds == 1:
-        fewest = int(min(pairs.same.sum(), (~pairs.same).sum()))
-        used = _two_folds_at_least(str(file), fewest, folds)
-        for kind in (pairs.same, ~pairs.same):
-            pairs.fold[kind] = _stratified_folds(int(kind.sum()), used)
-        notes = (*notes, f"{file.name} has no folds: its pairs were cut into {used} folds of both kinds")
-    return dataclasses.replace(pairs, notes=notes, skipped=skipped, missing=len(images.missing))
-
-
-def _look_up(
-    file: Path, body: list[tuple[int, str]], images: _ImagesOfPerson
-) -> tuple[list[int], list[int], list[bool]]:
-    """Return the positions of the two images of each line, -1 for a missing one, and whether they show one person."""
-    first, second, same = [], [], []
-    for number, line in body:
-        at = f"{file} line {number}"
-        words = [word.strip() for word in line.split("\t")] if "\t" in line else line.split()
-        if len(words) == 3:
-            words.insert(2, words[0])
-        elif len(words) != 4:
-            raise UserError(
-                f"{at}: {len(words)} fields in {line[:80]!r}: "
-                "write name, i, j (one person) or name, i, name, j (two people)"
-            )
-        elif words[0] == words[2]:
-            raise UserError(f"{at}: an impostor pair names {words[0]!r} twice: write name, i, j for one person")
-        first.append(images.position(words[0], words[1], at))
-        second.append(images.position(words[2], words[3], at))
-        if first[-1] == second[-1] >= 0:
-            raise UserError(f"{at}: image {words[1]} of {words[0]!r} is paired with itself: use two different images")
-        same.append(words[0] == words[2])
-    return first, second, same
-
-
-def generate_pairs(index: IdentityIndex, pairs: int = 6000, seed: int = 0, *, folds: int = 10) -> Pairs:
-    """Draw as many genuine as impostor pairs, none twice; the same for the same index, number and seed.
-
-    Genuine pairs are spread evenly: every identity with two images gives one before any gives a second. Impostor pairs
-    join two identities drawn evenly, an image of each drawn evenly. Genuine and impostor pairs alternate, and
-    every fold holds both.
-
-    Args:
-        index: the store's identities.
-        pairs: how many in all; fewer come, with a note, when the images do not allow so many.
-        seed: any integer >= 0.
-        folds: number of folds; no more than genuine pairs.
-
-    Raises:
-        UserError: pairs < 4; fewer than 2 identities with images; fewer than 2 genuine pairs to be had.
-    """
-    if pairs < 4:
-        raise UserError(f"pairs={pairs}: two genuine and two impostor pairs are the least, so use at least 4")
-    counts = index.counts()
-    if int((counts > 0).sum()) < 2:
-        raise UserError(f"{int((counts > 0).sum())} identity has images: impostor pairs need at least 2 identities")
-    if int(counts.max()) < 2:
-        raise UserError(
-            f"none of {len(counts):,} identities has 2 images: genuine pairs need one that has; "
-            "evaluate on a store with several images per identity"
+    unit_ND = np.zeros(embeddings.vectors.shape, dtype=np.float64)
+    unit_ND[embeddings.valid] = unit_rows(embeddings.vectors[embeddings.valid])
+    distances_P = squared_distances_of_pairs(unit_ND, first_P, second_P) if thresholds == "grid" else None
+    scores = evaluate_scores(
+        cosine_of_pairs(unit_ND, first_P, second_P),
+        kept.same,
+        kept.fold,
+        thresholds=thresholds,
+        fars=fars,
+        squared_distances=distances_P,
+    )
+    sample = None
+    if identities is not None:
+        sample = PairListSample.of(
+            scores.scores,
+            kept.same,
+            kept.fold,
+            identities(kept.first),
+            identities(kept.second),
+            thresholds=thresholds,
+            distances=distances_P,
+            fars=fars,
         )
-    to_have_genuine = int((counts * (counts - 1) // 2).sum())
-    total = int(counts.sum())
-    to_have_impostor = (total * total - int((counts * counts).sum())) // 2
-    each = min(pairs // 2, to_have_genuine, to_have_impostor)
-    folds = _two_folds_at_least(f"an index of {len(counts)} identities", each, folds)
-    rng = np.random.default_rng(seed)
-    genuine = _draw_genuine(index, counts, each, rng)
-    impostor = _draw_impostor(index, counts, each, to_have_impostor, rng)
-    both = np.stack([genuine, impostor], axis=1).reshape(-1, 2)  # genuine, impostor, genuine, ...
-    notes: tuple[str, ...] = ()
-    if each < pairs // 2:
-        scarce = "genuine" if to_have_genuine <= to_have_impostor else "impostor"
-        notes = (f"{2 * each:,} pairs, not {pairs:,}: the people have only {each:,} different {scarce} pairs",)
-    return Pairs(
-        first=both[:, 0].copy(),
-        second=both[:, 1].copy(),
-        same=np.tile([True, False], each),
-        fold=np.repeat(_stratified_folds(each, folds), 2),
-        source=f"generated (seed {seed})",
-        notes=notes,
+    people = () if sample is None else (*few_people(sample.carriers), *sample.notes())
+    return PairEvaluation(
+        name=source.name,
+        scores=scores,
+        pairs=kept,
+        skipped_pairs=len(pairs) - len(kept) + pairs.skipped,
+        images=len(embeddings.positions),
+        broken=broken,
+        seconds=embeddings.seconds,
+        notes=(*people, *notes, *scores.notes),
+        sample=sample,
     )
 
 
-def _draw_genuine(index: IdentityIndex, counts: Ints, each: int, rng: np.random.Generator) -> Ints:
-    labels = rng.permutation(np.flatnonzero(counts >= 2))
-    to_have = counts[labels] * (counts[labels] - 1) // 2
-    # The number of full rounds in which every identity that still can gives one pair; the rest comes from one more.
-    low, high = 0, int(to_have.max())
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if int(np.minimum(to_have, middle).sum()) <= each else (low, middle - 1)
-    quota = np.minimum(to_have, low)
-    more = np.flatnonzero(to_have > low)[: each - int(quota.sum())]
-    quota[more] += 1
-    drawn: list[Ints] = []
-    for label, number, possible in zip(labels[quota > 0], quota[quota > 0], to_have[quota > 0], strict=True):
-        code = rng.choice(int(possible), int(number), replace=False).astype(np.int64)
-        later = ((1 + np.sqrt(8.0 * code + 1)) / 2).astype(np.int64)  # pair code = later (later - 1) / 2 + earlier
-        later -= later * (later - 1) // 2 > code
-        later += later * (later + 1) // 2 <= code
-        items = index.of(int(label))
-        drawn.append(np.stack([items[code - later * (later - 1) // 2], items[later]], axis=1))
-    return rng.permutation(np.concatenate(drawn), axis=0)
+def _run(
+    subject: Subject,
+    name: str,
+    paths: Sequence[str],
+    *,
+    pairs: Path | None,
+    thresholds: Thresholds | None,
+    broken_limit: float,
+) -> Outcome:
+    """Evaluate a store with a list of pairs, or sets of pairs: files and folders of them."""
+    options = {"thresholds": thresholds or "grid", "broken_limit": broken_limit}
+    if pairs is not None:
+        _, store, shared = subject.open_store(name, paths)
+        listed = read_pairs(pairs, store, broken_limit=broken_limit)
+        return _outcome([_evaluate(subject, store, listed, store.labels, options)], options, str(pairs), shared)
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            files += find_sets(path)
+        elif path.suffix == ".bin":
+            files.append(path)
+        else:
+            raise UserError(f"{path} is no .bin file and no folder of them: for a store of images add --pairs FILE")
+    return _run_sets(subject, files, options)
 
 
-def _draw_impostor(index: IdentityIndex, counts: Ints, each: int, to_have: int, rng: np.random.Generator) -> Ints:
-    labels = np.flatnonzero(counts)
-    if to_have <= 4 * each:  # so few that drawing would mostly repeat: write them all down and draw from those
-        everything = [
-            np.stack(np.meshgrid(index.of(int(label)), index.items[index.offsets[label + 1] :]), axis=-1).reshape(-1, 2)
-            for label in labels[:-1]
-        ]
-        return rng.choice(np.concatenate(everything), each, replace=False, axis=0)
-    kept = np.zeros((0, 2), dtype=np.int64)
-    while len(kept) < each:
-        chosen = labels[rng.integers(len(labels), size=(2 * each, 2))]
-        chosen = chosen[chosen[:, 0] != chosen[:, 1]]
-        drawn = index.items[index.offsets[chosen] + rng.integers(counts[chosen])]
-        kept = np.concatenate([kept, drawn])
-        _, fresh = np.unique(np.sort(kept, axis=1), axis=0, return_index=True)
-        kept = kept[np.sort(fresh)]
-    return kept[:each]
+def _run_named_sets(
+    subject: Subject, name: str, paths: Sequence[str], *, thresholds: Thresholds | None, broken_limit: float
+) -> Outcome:
+    folder = Path(one_path(name, paths, "the folder that holds NAME.bin"))
+    options = {"thresholds": thresholds or "grid", "broken_limit": broken_limit}
+    return _run_sets(subject, find_sets(folder, name.split(",")), options)
+
+
+def _run_sets(subject: Subject, files: Sequence[Path], options: dict[str, Any]) -> Outcome:
+    results: list[PairEvaluation] = []
+    for file in files:
+        found = read_verification_set(file)
+        if any(result.name == found.name for result in results):
+            raise UserError(f"{file}: a second set named {found.name}: evaluate it in a run of its own")
+        results.append(_evaluate(subject, found, pairs_of_set(found), identities_of_set(found).take, options))
+    return _outcome(results, options)
+
+
+def _evaluate(
+    subject: Subject, source: ImageSource, pairs: Pairs, identities: Callable[[Ints], Ints], options: dict[str, Any]
+) -> PairEvaluation:
+    with subject.progress(source.name) as progress:
+        return evaluate_pair_list(subject.embedder, source, pairs, identities=identities, progress=progress, **options)
+
+
+def _outcome(
+    results: Sequence[PairEvaluation],
+    options: dict[str, Any],
+    pairs_file: str | None = None,
+    shared: SharedPeople | None = None,
+) -> Outcome:
+    figures = {
+        "thresholds": options["thresholds"],
+        "pairs_file": pairs_file,
+        "sets": {result.name: result.figures() for result in results},
+    }
+    concerned: dict[str, list[str]] = {}
+    for result in results:
+        for note in result.notes:
+            concerned.setdefault(note, []).append(result.name)
+    return Outcome(
+        figures,
+        {("sets", result.name): [result.sample] for result in results if result.sample is not None},
+        # Notes below: a figure with skipped pairs is not that of the whole set.
+        [_table([result.name for result in results]), *(f"{', '.join(of)}: {note}" for note, of in concerned.items())],
+        shared,
+    )
+
+
+def _table(names: Sequence[str]) -> Table:
+    header = ("set", "pairs", "accuracy %", "± std", "AUC", "EER %", "TAR@1e-3 %", "TAR@1e-2 %", "skipped")
+    rows: list[list[str | Cell]] = []
+    for name in names:
+        at = ("sets", name)
+        rows.append(
+            [
+                name,
+                Cell((*at, "pairs"), "count"),
+                Cell((*at, "accuracy")),
+                Cell((*at, "accuracy_std")),
+                Cell((*at, "auc"), "share"),
+                Cell((*at, "eer")),
+                *(Cell((*at, "tar_at_far", far_name(far))) for far in (1e-3, 1e-2)),
+                Cell((*at, "skipped_pairs"), "count"),
+            ]
+        )
+    return Table(header, rows)
+
+
+def board_of_pairs(protocol: str, data: str, place: FigurePath) -> Board:
+    """Return where a list of pairs stands in a report."""
+    name = KNOWN_SETS.get(place[1], place[1])
+    return Board(("sets", place[1]), f"{name}: pairs", ((name, ("accuracy",)),))
+
+
+PROTOCOL = Protocol(("pairs",), _run, board_of_pairs, family="pairs")
+NAMED_SETS = Protocol(
+    tuple(KNOWN_SETS),
+    _run_named_sets,
+    board_of_pairs,
+    family="pairs",
+    without_pairs="brings its own pairs: leave out --pairs, or use the protocol pairs",
+    joined=True,
+)

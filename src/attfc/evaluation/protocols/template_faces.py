@@ -6,23 +6,22 @@ lies outside the crop is it not the crop that the landmarks were found in, and t
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from attfc.data.images import BrokenImageError, decode_image
 from attfc.data.text_lines import open_regular
 from attfc.errors import UserError
 from attfc.evaluation.alignment import warp_face
-from attfc.evaluation.embed import device_of, evaluation_mode
+from attfc.evaluation.embed import Embedder, Progress, fault_of, usable_lengths
 from attfc.evaluation.embedding_cache import Batch, CacheKey, FaceEmbeddings, cached_embeddings, model_digest
 from attfc.evaluation.protocols.template_lists import FaceList
-from attfc.precision import autocast
 
 __all__ = ["FaceImages", "embed_faces"]
 
@@ -94,43 +93,36 @@ def _check_landmarks(points: npt.NDArray[np.float64], width: int, height: int) -
 
 
 def embed_faces(
-    model: nn.Module,
+    embedder: Embedder,
     folder: Path,
     faces: FaceList,
     cache: Path,
     *,
     model_key: str | None = None,
-    batch_size: int = 256,
-    device: torch.device | str | None = None,
-    workers: int = 0,
-    autocast_dtype: torch.dtype | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> FaceEmbeddings:
     """Return the embeddings of all faces and of their mirror images, from the cache as far as they are there.
 
     Args:
-        model: (B, 3, S, S) float32 RGB in [-1, 1] -> (B, D), with `image_size` and `embedding_size`; its mode is left as it was.
+        embedder: of a backbone with `image_size` and `embedding_size`; its workers read, decode and align, and mirror images are always embedded.
         folder: loose_crop.
         faces: the list.
         cache: folder of the cache, see `embedding_cache`.
         model_key: names the model's contents in the cache; None = a digest of its state_dict.
-        batch_size, device, workers, autocast_dtype: as in `embed_store`; workers read, decode and align.
         progress: called as (faces done, faces).
 
     Raises:
         UserError: a model without image_size or embedding_size, or one that gives another size, NaN, infinity or length 0; what the cache raises.
     """
+    model = embedder.model
     image_size, embedding_size = (_size_of(model, name) for name in ("image_size", "embedding_size"))
-    if batch_size < 1:
-        raise UserError(f"batch_size={batch_size}: use at least 1")
-    on = device_of(model) if device is None else torch.device(device)
     # The folder's time changes when an image comes or goes; one that is overwritten in place goes unnoticed.
     status = os.stat(folder)
     key = CacheKey(
         model_key if model_key is not None else model_digest(model),
         image_size=image_size,
         embedding_size=embedding_size,
-        precision=autocast_dtype,
+        precision=embedder.autocast_dtype,
         folder=os.path.realpath(folder),
         changed=status.st_mtime_ns,
     )
@@ -138,17 +130,15 @@ def embed_faces(
     key.add("landmarks", faces.landmarks).add("unusable", repr(sorted(faces.unusable.items())).encode())
 
     def embed(start: int) -> Iterator[Batch]:
-        images = FaceImages(folder, faces, image_size, batch_size, start)
-        loader = DataLoader(images, batch_size=None, num_workers=workers, generator=torch.Generator())
-        with torch.no_grad(), evaluation_mode(model), autocast(on, autocast_dtype):
-            for number, (pixels_BSSC, broken, outside) in enumerate(loader):
-                first = start + number * batch_size
-                images_BCSS = (pixels_BSSC.to(on, non_blocking=True).permute(0, 3, 1, 2).float() - 127.5) / 127.5
-                image_BD, mirror_BD = model(images_BCSS).float().cpu(), model(images_BCSS.flip(3)).float().cpu()
-                rows = [face - first for face in broken]
-                image_BD[rows], mirror_BD[rows] = 0.0, 0.0
-                _refuse_unusable(faces, first, broken, image_BD, mirror_BD)
-                yield image_BD, mirror_BD, broken, tuple(outside)
+        first = start
+        images = FaceImages(folder, faces, image_size, embedder.batch_size, start)
+        for *both, broken, outside in embedder.passes(images, mirror=True):
+            image_BD, mirror_BD = (vectors.cpu() for vectors in both)
+            rows = [face - first for face in broken]
+            image_BD[rows], mirror_BD[rows] = 0.0, 0.0
+            _refuse_unusable(faces, first, broken, image_BD, mirror_BD)
+            yield image_BD, mirror_BD, broken, tuple(outside)
+            first += len(image_BD)
 
     return cached_embeddings(cache, key, len(faces), embedding_size, embed, progress)
 
@@ -163,10 +153,9 @@ def _size_of(model: nn.Module, name: str) -> int:
 def _refuse_unusable(faces: FaceList, first: int, broken: dict[int, str], *both: Tensor) -> None:
     for vectors_BD in both:
         norms_B = torch.linalg.vector_norm(vectors_BD, dim=1)
-        for row in torch.nonzero(~(torch.isfinite(norms_B) & (norms_B > 0))).ravel().tolist():
+        for row in torch.nonzero(~usable_lengths(norms_B)).ravel().tolist():
             if first + row not in broken:
-                what = "length 0" if norms_B[row] == 0 else "NaN or infinity"
                 raise UserError(
-                    f"the embedding of {faces.names[first + row]} has {what}: the model has diverged; take an earlier checkpoint, or "
-                    "evaluate without mixed precision"
+                    f"the embedding of {faces.names[first + row]} has {fault_of(norms_B[row])}: the model has diverged; "
+                    "take an earlier checkpoint, or evaluate without mixed precision"
                 )

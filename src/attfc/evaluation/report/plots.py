@@ -5,6 +5,7 @@ page's font. A figure costs about 50 ms and 10 to 60 KB; curves of more than 1,0
 of neighbours. matplotlib is imported by the first figure, not by those who only evaluate.
 """
 
+import html
 import io
 import itertools
 import re
@@ -25,11 +26,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Curve",
+    "CurveKind",
     "GroupRate",
     "curve_figure",
     "group_figure",
     "line_figure",
     "roc_figure",
+    "roc_of_list",
     "score_figure",
     "with_colours",
 ]
@@ -102,6 +105,13 @@ def line_figure(
     return _svg(figure, label, key)
 
 
+def roc_of_list(scores: Floats, same: npt.NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    """Return FAR and TAR of a list of pairs, of equal FARs the highest TAR."""
+    curve = roc(scores, same)
+    last = np.append(np.flatnonzero(np.diff(curve.far)), len(curve.far) - 1)
+    return curve.far[last], curve.tar[last]
+
+
 def roc_figure(
     scores: Floats,
     same: npt.NDArray[np.bool_],
@@ -119,10 +129,8 @@ def roc_figure(
     """
     label = "ROC: true accept rate over false accept rate, logarithmic"
     figure, axes = _axes(label)
-    curve = roc(scores, same)
     impostors = int((~same).sum())
-    last = np.append(np.flatnonzero(np.diff(curve.far)), len(curve.far) - 1)  # of equal FARs the highest TAR
-    drawn = [(f"pairs ({impostors:,} impostor)", curve.far[last], curve.tar[last], impostors, SECOND, "--")]
+    drawn = [(f"pairs ({impostors:,} impostor)", *roc_of_list(scores, same), impostors, SECOND, "--")]
     if all_pairs is not None and len(all_pairs[0]):
         drawn.append((f"all pairs ({all_pairs[2]:,} impostor)", *all_pairs, FIRST, "-"))
     for name, far, tar, count, colour, style in drawn:
@@ -146,6 +154,9 @@ def roc_figure(
     return _svg(figure, label, key)
 
 
+CurveKind = Literal["roc", "det", "cmc", "dir"]
+
+
 @dataclass(frozen=True, eq=False)
 class Curve:
     """A model's curve: name, (K,) x rising, (K,) y, and from which x on it rests on enough errors to be trusted."""
@@ -161,7 +172,7 @@ def curve_figure(
     label: str,
     *,
     key: str,
-    kind: Literal["roc", "det", "cmc", "dir"],
+    kind: CurveKind,
     x_label: str,
     y_label: str,
 ) -> str:
@@ -405,6 +416,6 @@ def _svg(figure: "Figure", label: str, key: str) -> str:
     text = re.sub(r'href="#', f'href="#{key}-', text)
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)  # older matplotlib
     text = re.sub(r"; font-family: [^;\"]*", "", text)
-    return re.sub(
-        r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{label}">', text, count=1
-    )
+    head, _, rest = text.partition(">")
+    box = head.partition('viewBox="')[2].partition('"')[0]
+    return f'<svg viewBox="{box}" role="img" aria-label="{html.escape(label)}">{rest}'

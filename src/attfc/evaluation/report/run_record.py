@@ -6,18 +6,21 @@ error with its file and line, except the last line of metrics.jsonl, which a kil
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy.typing as npt
 
 from attfc.config.safe_yaml import read_yaml, read_yaml_text
 from attfc.errors import UserError
 from attfc.evaluation.npz_file import read_npz
+from attfc.evaluation.results import finite
 
-__all__ = ["RunRecord", "drawn_from", "read_run"]
+__all__ = ["RunRecord", "column_of", "drawn_from", "read_run", "setting"]
+
+Drawn = TypeVar("Drawn")
 
 _MOST_JSON_BYTES, _MOST_LOG_BYTES = 64 * 2**20, 2**30
 _LEAST_UNPACKED = 64 * 2**20
@@ -87,7 +90,7 @@ def read_run(folder: str | os.PathLike[str]) -> RunRecord:
     )
 
 
-def drawn_from(draw: Callable[[RunRecord], str], run: RunRecord, folder: Path, source: str) -> str:
+def drawn_from(draw: Callable[[RunRecord], Drawn], run: RunRecord, folder: Path, source: str) -> Drawn:
     """Draw a part of a page about a run; values that cannot be drawn are the fault of the file, `source`, that they come from.
 
     Raises:
@@ -102,6 +105,21 @@ def drawn_from(draw: Callable[[RunRecord], str], run: RunRecord, folder: Path, s
         raise UserError(
             f"{folder}: no report can be made of what {source} holds ({reason}): remove the file, or evaluate again"
         ) from error
+
+
+def column_of(records: Sequence[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:
+    """Return steps and values of one field, leaving out records without it."""
+    both = [(finite(record.get("step")), finite(record.get(name))) for record in records]
+    found = [(step, value) for step, value in both if step is not None and value is not None]
+    return [step for step, _ in found], [value for _, value in found]
+
+
+def setting(values: Mapping[str, Any], *path: str) -> Any:
+    """Return a value of nested mappings, None where there is none."""
+    value: Any = values
+    for name in path:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
 
 
 def _read_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:

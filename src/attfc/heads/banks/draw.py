@@ -8,7 +8,7 @@ Cost: 12 rounds of five vectorized operations on int32 over count + sqrt(N) elem
 int64 a drawn class; nothing of size N. Not taken: `rand(N).topk(count)` (arcface_torch) and `randperm(N)`, which touch all N
 classes and draw from a generator whose state a resume would have to carry; one class of each of `count` strata (cheaper, sorted
 for nothing, but two classes of one stratum would never meet).
-Source: the sampling of Partial FC (arXiv 2203.15565, section 3); the permutation as in `attfc.data.sampling.permutation`, with tables for the
+Source: the sampling of Partial FC (arXiv 2203.15565, section 3); the permutation as in `attfc.random_streams.permute`, with tables for the
 rounds, which pay where thousands of elements of one permutation are wanted.
 """
 

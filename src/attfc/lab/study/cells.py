@@ -28,8 +28,8 @@ from attfc.data.sampling.query_stream import QueryStream
 from attfc.data.stores.store import Store
 from attfc.errors import UserError
 from attfc.evaluation.embed import embed_store
-from attfc.evaluation.protocols.all_pairs import score_all_pairs
-from attfc.evaluation.protocols.identification import rank_one
+from attfc.evaluation.protocols.all_pairs_scores import score_all_pairs
+from attfc.evaluation.protocols.search import rank_one
 from attfc.export.hub_folder import from_pretrained
 from attfc.heads import Head
 from attfc.lab.bench.head_cell import ResidentPeak

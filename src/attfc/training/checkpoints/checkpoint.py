@@ -14,7 +14,6 @@ Layout: a tensor comes back with the strides it had (channels-last momentum stay
 import contextlib
 import errno
 import json
-import os
 import re
 import shutil
 import warnings
@@ -29,6 +28,7 @@ from torch import Tensor
 
 from attfc.distributed import Ranks
 from attfc.errors import UserError
+from attfc.files import crc32_of, sync, sync_folder
 from attfc.training.checkpoints.manifest import (
     DTYPES,
     MANIFEST,
@@ -37,10 +37,9 @@ from attfc.training.checkpoints.manifest import (
     Manifest,
     SavedFile,
     SavedTensor,
-    crc32_of,
     is_dense,
-    read_json,
     read_manifest,
+    read_state,
 )
 from attfc.training.checkpoints.state_tree import join_state, split_state
 
@@ -95,7 +94,7 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
         _write_durably(partial / STATE, text)
         manifest = Manifest(step, saved, {**files, STATE: SavedFile(len(text), zlib.crc32(text))})
         _write_durably(partial / MANIFEST, manifest.to_json().encode())
-        _sync_folder(partial)
+        sync_folder(partial)
         _put_in_place(partial, final)
 
     try:
@@ -164,7 +163,7 @@ def _read_and_check(path: Path, ranks: Ranks) -> tuple[Manifest, Any]:
             raise UserError(
                 f"checkpoint {path} is damaged: the checksum of {name} differs from the one written; remove it to resume from an earlier one"
             )
-    return manifest, read_json(path / STATE)
+    return manifest, read_state(path / STATE)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -343,8 +342,7 @@ def _failure(error: OSError, final: Path, needed: int) -> str:
 def _write_durably(path: Path, data: bytes) -> None:
     with path.open("wb") as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+        sync(file)
 
 
 def _put_in_place(partial: Path, final: Path) -> None:
@@ -352,15 +350,5 @@ def _put_in_place(partial: Path, final: Path) -> None:
     if final.exists():
         final.rename(old)
     partial.rename(final)
-    _sync_folder(final.parent)
+    sync_folder(final.parent)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Force a folder's entries to the disk, where the system can."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -8,7 +8,6 @@ checked before memory is asked for: names, counts, and that all tensors together
 import json
 import math
 import re
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from attfc.errors import UserError
+from attfc.files import read_json
 
 __all__ = [
     "DTYPES",
@@ -23,10 +23,9 @@ __all__ = [
     "Manifest",
     "SavedFile",
     "SavedTensor",
-    "crc32_of",
     "is_dense",
-    "read_json",
     "read_manifest",
+    "read_state",
 ]
 
 FORMAT = "attfc checkpoint"
@@ -110,7 +109,7 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         UserError: not a checkpoint, a damaged one, or one that asks for more than its files hold.
     """
-    data = read_json(folder / MANIFEST)
+    data = read_state(folder / MANIFEST)
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise UserError(f"{folder / MANIFEST} is not the manifest of an attfc checkpoint")
     if data.get("version") != VERSION:
@@ -132,35 +131,15 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file of bounded size.
+def read_state(path: Path) -> Any:
+    """Read a JSON file of a checkpoint; a link is not followed.
 
     Raises:
         UserError: missing, unreadable, too large, or no JSON.
     """
-    try:
-        if path.is_symlink() or not path.is_file():
-            raise UserError(f"{path} is missing")
-        with path.open("rb") as file:
-            text = file.read(MAX_JSON_BYTES + 1)
-        if len(text) > MAX_JSON_BYTES:
-            raise UserError(f"{path} is larger than {MAX_JSON_BYTES} bytes: no checkpoint of attfc writes that")
-        return json.loads(text)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except UserError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: {str(error)[:100]}") from None
-
-
-def crc32_of(path: Path) -> int:
-    """Return the CRC-32 of a file, read in 4 MiB pieces."""
-    value = 0
-    with path.open("rb") as file:
-        while piece := file.read(4 << 20):
-            value = zlib.crc32(piece, value)
-    return value
+    if path.is_symlink():
+        raise UserError(f"{path} is missing")
+    return read_json(path, MAX_JSON_BYTES, "no checkpoint of attfc writes that")
 
 
 def is_dense(size: tuple[int, ...], strides: tuple[int, ...]) -> bool:

@@ -8,11 +8,10 @@ Chunks are named by their tensor, followed by ``[offsets]`` where they are a par
 
 import json
 import os
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,6 +28,7 @@ from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, W
 from torch.futures import Future
 
 from attfc.errors import UserError
+from attfc.files import ChecksumFile, sync
 from attfc.training.checkpoints.manifest import DTYPES, Chunk, Manifest, SavedFile, SavedTensor
 
 __all__ = ["FolderReader", "FolderWriter"]
@@ -98,17 +98,15 @@ class FolderWriter(StorageWriter):
             header[chunk] = {"dtype": DTYPE_NAMES[dtype], "shape": list(sizes), "data_offsets": [position, end]}
             position = end
         with (self.folder / name).open("wb") as file:
-            crc = _write_header(file, header)
+            checked = ChecksumFile(file)
+            _write_header(checked, header)
             for item in items:
                 tensor = planner.resolve_data(item)
                 assert isinstance(tensor, Tensor)
                 flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-                data = flat.numpy().data
-                file.write(data)
-                crc = zlib.crc32(data, crc)
-            file.flush()
-            os.fsync(file.fileno())
-            written = _Written(name, SavedFile(file.tell(), crc))
+                checked.write(flat.numpy().data)
+            sync(file)
+        written = _Written(name, SavedFile(checked.bytes, checked.crc32))
         future.set_result([WriteResult(item.index, 0, written) for item in items])
         return future
 
@@ -216,12 +214,10 @@ class FolderReader(StorageReader):
         return False
 
 
-def _write_header(file: BinaryIO, header: dict[str, Any]) -> int:
+def _write_header(file: ChecksumFile, header: dict[str, Any]) -> None:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    start = len(text).to_bytes(8, "little") + text
-    file.write(start)
-    return zlib.crc32(start)
+    file.write(len(text).to_bytes(8, "little") + text)
 
 
 def _properties(item: WriteItem) -> tuple[torch.dtype, tuple[int, ...], tuple[int, ...]]:

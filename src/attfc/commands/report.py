@@ -1,0 +1,66 @@
+"""`attfc report`: a run's page written anew, or a page that sets several models side by side."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from attfc.commands.common import err, out
+from attfc.errors import UserError
+
+__all__ = ["report"]
+
+
+def report(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            help="a run's folder; or files of evaluate --save, to set models side by side", metavar="RUN|RESULT..."
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="page to write for results, .html or .md; default report.html", dir_okay=False),
+    ] = None,
+    pictures: Annotated[
+        bool,
+        typer.Option("--pictures", help="show faces of a run's hardest pairs; only for stores you may show"),
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="overwrite a page of results that is there already")] = False,
+) -> None:
+    """Write a run's report.html anew, or a page that sets several models side by side."""
+    if all(path.suffix == ".npz" for path in paths):
+        from attfc.evaluation.report.compare import write_comparison_report
+        from attfc.evaluation.results import read_result
+
+        if pictures:
+            raise UserError("--pictures is of a run's report: results hold no pictures")
+        target, results = output or Path("report.html"), [read_result(path) for path in paths]
+        if target.exists() and not force:
+            raise UserError(f"{target} is there already: name another page with --output, or overwrite it with --force")
+        write_comparison_report(target, results)
+        out.print(str(target), markup=False, soft_wrap=True)
+        return
+    if len(paths) > 1 or output is not None:
+        strange = next(path for path in paths if path.suffix != ".npz")
+        raise UserError(
+            f"{strange} is no result: models are set side by side from files of `attfc evaluate ... --save FILE.npz`; "
+            "a run's own report goes into its folder: attfc report RUN"
+        )
+    from attfc.config import load_config
+    from attfc.data import open_store
+    from attfc.evaluation import write_report
+
+    run, store = paths[0], None
+    if pictures:
+        config = load_config(str(run / "config.yaml"))
+        if config.eval.root is None:
+            raise UserError(
+                f"{run} was not evaluated (eval.root is not set), so there are no pairs to picture: leave out --pictures"
+            )
+        store = open_store(config.eval.root, cache=config.eval.index_cache)
+    was_there = (run / "report.html").exists()
+    written = write_report(run, store=store, pictures=pictures)
+    if was_there:  # it is made of the run's files and of nothing else, so no work is lost; it is said all the same
+        err.print("note: the run's earlier report is replaced", markup=False)
+    out.print(str(written), markup=False, soft_wrap=True)

@@ -1,0 +1,209 @@
+"""The highest impostor scores of all pairs of images, exactly: tiles of the matrix of products, of which few scores are kept.
+
+A product in float32 or bfloat16 is off by at most `error` (a proven bound, see `all_pairs_scores`), so a pair is thrown away only when even
+product + error stays below the n-th highest lower bound found so far; all others are scored again exactly. Tiles in which many pairs pass (the
+first ones; a collapsed model) are computed in float64 at once.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from attfc.evaluation.exact_scores import STEP, block_scores, pair_scores, product_error
+
+__all__ = ["COLUMNS", "ROWS", "highest_impostors"]
+
+Ints = npt.NDArray[np.int64]
+
+COLUMNS = {"cpu": 4096, "cuda": 32_768}
+"""Columns of a tile: 16 MiB on the CPU, so that the passes after the product find it in the cache."""
+ROWS = {"cpu": 1024, "cuda": 4096}
+_DENSE = 1 / 32  # share of a tile from which float64 for all of it is cheaper than pair by pair
+
+
+def highest_impostors(
+    rows_ND: Tensor,
+    labels: Ints,
+    starts: Ints,
+    keep: int,
+    precision: str,
+    height: int,
+    width: int,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[npt.NDArray[np.float32], Ints, int]:
+    """The `keep` highest impostor scores, falling, their pair numbers (row x N + column), and how many were scored again."""
+    images, on = len(rows_ND), rows_ND.device
+    product = _Product(rows_ND, precision, height, width)
+    kept = _Highest(keep, rows_ND, product.error)
+    labels_N, columns_N = torch.from_numpy(labels).to(on), torch.arange(images, device=on)
+    total = images * (images - 1) // 2
+    done = 0
+    for start in range(0, images - 1, height):
+        stop = min(start + height, images)
+        mixed = max(
+            stop, int(starts[labels[stop - 1] + 1])
+        )  # from here on all columns are other people, and later ones
+        for left in range(start, images, width):
+            right = min(left + width, images)
+            barred = None
+            if left < mixed:
+                barred = (labels_N[start:stop, None] == labels_N[left:right]) | (
+                    columns_N[start:stop, None] >= columns_N[left:right]
+                )
+            product.tile(start, stop, left, right, barred, kept)
+        done += (stop - start) * (images - stop) + (stop - start) * (stop - start - 1) // 2
+        if progress is not None:
+            progress(done, total)
+    top, codes = kept.falling()
+    return top.cpu().numpy(), codes.cpu().numpy(), kept.verified
+
+
+class _Product:
+    """Scores tiles and hands on what may be among the highest."""
+
+    def __init__(self, rows_ND: Tensor, precision: str, height: int, width: int) -> None:
+        self.rows_ND, self.precision = rows_ND, precision
+        dimension = rows_ND.shape[1]
+        self.operand, self.error = rows_ND, product_error(dimension, torch.float32) + STEP / 2
+        self.float32_output = True
+        if precision == "bfloat16":
+            self.operand = rows_ND.bfloat16()
+            # The residual of a row is exact in float32; its length is summed in float64, in parts.
+            d = max(
+                float((a.double() - b.double()).norm(dim=1).max())
+                for a, b in zip(torch.split(rows_ND, 16_384), torch.split(self.operand, 16_384), strict=True)
+            )
+            self.float32_output = rows_ND.device.type == "cuda"
+            rounded = 0.0 if self.float32_output else 2.0**-8 * (1 + d) ** 2
+            self.error = d * (2 + d) + 4 * product_error(dimension, torch.float32) * (1 + d) ** 2 + rounded + STEP / 2
+        elif precision == "float64":
+            self.error = 0.0
+        height, width = min(height, len(rows_ND)), min(width, len(rows_ND))
+        output = torch.float32 if self.float32_output else torch.bfloat16
+        self.buffer = torch.empty(height * width if precision != "float64" else 0, dtype=output, device=rows_ND.device)
+
+    def tile(self, start: int, stop: int, left: int, right: int, barred: Tensor | None, kept: "_Highest") -> None:
+        images = len(self.rows_ND)
+        floor = kept.floor()
+        if self.precision != "float64" and floor > -math.inf:
+            shape = (stop - start, right - left)
+            scores_BM = self.buffer[: shape[0] * shape[1]].view(shape)
+            if self.precision == "bfloat16" and self.float32_output:
+                torch.mm(self.operand[start:stop], self.operand[left:right].T, out_dtype=torch.float32, out=scores_BM)
+            else:
+                torch.mm(self.operand[start:stop], self.operand[left:right].T, out=scores_BM)
+            if barred is not None:
+                scores_BM.masked_fill_(barred, -2.0)
+            scores_BM = scores_BM.float()  # the floor is a float32, which bfloat16 would round
+            places = _above(scores_BM, floor, int(_DENSE * shape[0] * shape[1]))
+            if places is not None:
+                codes = (start + places // shape[1]) * images + left + places % shape[1]
+                kept.add_products(scores_BM.view(-1)[places], codes)
+                return
+        for begin in range(start, stop, 256):  # float64 and its rounding hold several times the memory of float32
+            end = min(begin + 256, stop)
+            scores_BM = block_scores(self.rows_ND[begin:end].double(), self.rows_ND[left:right].double())
+            if barred is not None:
+                scores_BM.masked_fill_(barred[begin - start : end - start], -2.0)
+            places = _above(scores_BM, max(kept.lowest, -1.9), scores_BM.numel())
+            assert places is not None
+            codes = (begin + places // (right - left)) * images + left + places % (right - left)
+            kept.add_scores(scores_BM.view(-1)[places].float(), codes)
+
+
+def _above(scores_BM: Tensor, floor: float, most: int) -> Tensor | None:
+    """The places of a contiguous tile above the floor, row by row: (P,) int64; None where they are more than `most`."""
+    if scores_BM.device.type == "cpu":  # 2 ms a tile; torch.nonzero alone takes ten times as long
+        passed = scores_BM.numpy() > floor
+        return None if np.count_nonzero(passed) > most else torch.from_numpy(np.flatnonzero(passed))
+    places = torch.nonzero((scores_BM > floor).view(-1)).ravel()
+    return None if len(places) > most else places
+
+
+class _Highest:
+    """The k highest of a stream of scores, exactly, with their pair numbers.
+
+    Exact scores and products (known to within `error`) are held apart. `lowest` is at most the k-th highest score of the whole
+    stream: the k-th highest of what is certain so far. Anything that cannot exceed it changes nothing.
+    """
+
+    def __init__(self, k: int, rows_ND: Tensor, error: float) -> None:
+        self.k, self.rows_ND, self.error = k, rows_ND, error
+        self.lowest = -math.inf
+        on = rows_ND.device
+        self.scores: list[tuple[Tensor, Tensor]] = [_nothing(on)]
+        self.products: list[tuple[Tensor, Tensor]] = [_nothing(on)]
+        self.held = self.verified = 0
+
+    def floor(self) -> float:
+        """Products that are not above this cannot belong to the highest; rounded down to float32, in which they are compared."""
+        if self.lowest == -math.inf:
+            return -math.inf
+        return float(np.nextafter(np.float32(self.lowest - self.error), np.float32(-np.inf)))
+
+    def add_scores(self, scores: Tensor, codes: Tensor) -> None:
+        if len(scores) > self.k:
+            scores, places = torch.topk(scores, self.k, sorted=False)
+            codes = codes[places]
+        self.scores.append((scores, codes))
+        self._grow(len(scores))
+
+    def add_products(self, products: Tensor, codes: Tensor) -> None:
+        self.products.append((products, codes))
+        self._grow(len(products))
+
+    def _grow(self, number: int) -> None:
+        self.held += number
+        if self.held > 2 * self.k or (self.lowest == -math.inf and self.held >= self.k):
+            self._shrink()
+            if self.held > 2 * self.k:  # too many products within the error of the k-th highest
+                self._verify()
+
+    def _shrink(self) -> None:
+        (scores, codes), (products, numbers) = _joined(self.scores), _joined(self.products)
+        if len(scores) > self.k:
+            scores, places = torch.topk(scores, self.k, sorted=False)
+            codes = codes[places]
+        certain = torch.cat([scores.double(), products.double() - self.error])
+        if len(certain) >= self.k:
+            self.lowest = max(self.lowest, float(torch.topk(certain, self.k, sorted=False).values.min()))
+        stays = scores >= self.lowest
+        possible = products.double() + self.error > self.lowest
+        self.scores, self.products = [(scores[stays], codes[stays])], [(products[possible], numbers[possible])]
+        self.held = int(stays.sum()) + int(possible.sum())
+
+    def _verify(self) -> None:
+        products, numbers = _joined(self.products)
+        images = len(self.rows_ND)
+        scores = pair_scores(self.rows_ND, numbers // images, numbers % images)
+        self.verified += len(scores)
+        if len(scores):
+            off = float((scores.double() - products.double()).abs().max())
+            if not off <= self.error:
+                raise RuntimeError(
+                    f"a product differs from its exact score by {off:.3g}, more than the proven {self.error:.3g}: this device does not "
+                    "compute as it should; use precision='float64' and report it"
+                )
+        self.scores.append((scores, numbers))
+        self.products = [_nothing(self.rows_ND.device)]
+        self._shrink()
+
+    def falling(self) -> tuple[Tensor, Tensor]:
+        self._shrink()
+        self._verify()
+        scores, codes = _joined(self.scores)
+        by_pair = torch.argsort(codes)
+        order = by_pair[torch.argsort(scores[by_pair], descending=True, stable=True)][: self.k]
+        return scores[order], codes[order]
+
+
+def _nothing(device: torch.device) -> tuple[Tensor, Tensor]:
+    return torch.zeros(0, device=device), torch.zeros(0, dtype=torch.int64, device=device)
+
+
+def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    return torch.cat([scores for scores, _ in parts]), torch.cat([codes for _, codes in parts])

@@ -1,0 +1,312 @@
+"""Lists of image pairs to verify: read from an LFW `pairs.txt`, or drawn from any store's identity index.
+
+Both give positions in a store, whether the two images show one person, and the fold of each pair. Reading costs one
+dictionary over the store's identity names; drawing costs O(identities + pairs). Nothing is decoded here.
+
+Source: the file format of Labeled Faces in the Wild (pairs.txt, pairsDevTest.txt).
+"""
+
+import dataclasses
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from attfc.data.index import IdentityIndex
+from attfc.data.stores.store import Store
+from attfc.errors import UserError, nearest
+from attfc.evaluation.embed import Embeddings
+
+__all__ = ["Pairs", "generate_pairs", "read_pairs"]
+
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """P pairs of positions in a store.
+
+    Attributes:
+        first, second: (P,) int64 positions.
+        same: (P,) true where both images show one person.
+        fold: (P,) int64 fold of each pair, 0 ... folds - 1.
+        source: where the list comes from: a file name, or "generated (seed 0)".
+        skipped: pairs of the list that are left out since an image of theirs is missing. missing: how many images these are.
+        notes: what a reader of the figures should know, e.g. that the store allowed fewer pairs than asked for.
+    """
+
+    first: Ints
+    second: Ints
+    same: Bools
+    fold: Ints
+    source: str
+    notes: tuple[str, ...] = ()
+    skipped: int = 0
+    missing: int = 0
+
+    def __len__(self) -> int:
+        """Return the number of pairs."""
+        return len(self.same)
+
+    def positions(self) -> Ints:
+        """Return every position that occurs, once, rising."""
+        return np.unique(np.concatenate([self.first, self.second]))
+
+    def with_rows(self, embeddings: Embeddings) -> "tuple[Pairs, Ints, Ints]":
+        """Return the pairs of which neither image is broken, and the rows of their images in `embeddings`, positions rising."""
+        first_P, second_P = (np.searchsorted(embeddings.positions, side) for side in (self.first, self.second))
+        usable_P = embeddings.valid[first_P] & embeddings.valid[second_P]
+        return self.keep(usable_P), first_P[usable_P], second_P[usable_P]
+
+    def keep(self, chosen_P: Bools) -> "Pairs":
+        """Return the pairs where `chosen_P` is true; folds keep their numbers."""
+        chosen = {name: getattr(self, name)[chosen_P] for name in ("first", "second", "same", "fold")}
+        return dataclasses.replace(self, **chosen)
+
+
+def _stratified_folds(pairs_of_kind: int, folds: int) -> Ints:
+    """Contiguous folds within one kind of pairs, so that every fold holds both kinds."""
+    return np.arange(pairs_of_kind, dtype=np.int64) * folds // pairs_of_kind
+
+
+def _two_folds_at_least(source: str, pairs_of_kind: int, folds: int) -> int:
+    if folds < 2:
+        raise UserError(f"folds={folds}: the threshold of a fold comes from the others, so use at least 2")
+    if pairs_of_kind < 2:
+        raise UserError(f"{source}: {pairs_of_kind} genuine pair is not enough for 2 folds: at least 2 are needed")
+    return min(folds, pairs_of_kind)
+
+
+class _ImagesOfPerson:
+    """Finds the i-th image of a person by file name, else by the order of the names."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.label_of = {store.identity_name(label): label for label in range(len(store.identities))}
+        self.known: dict[str, tuple[dict[int, int], bool]] = {}
+        self.named: set[tuple[str, int]] = set()
+        self.missing: dict[tuple[str, int], str] = {}  # and where it is named first
+
+    def numbered(self, name: str) -> tuple[dict[int, int], bool]:
+        """Return image number -> position, and whether the numbers come from file names."""
+        if name not in self.known:
+            positions = self.store.identities.of(self.label_of[name]).tolist()
+            stems = {p: Path(self.store.where(p)).stem for p in positions}
+            # "Ann_Lee_0007" is image 7 whatever else is missing; counting is only right when no file carries a number.
+            form = re.compile(re.escape(name) + r"_0*(\d+)")
+            matches = {p: form.fullmatch(stem) for p, stem in stems.items()}
+            by_name = {int(match[1]): p for p, match in matches.items() if match}
+            by_order = dict(enumerate(sorted(positions, key=lambda p: (stems[p], p)), start=1))
+            self.known[name] = (by_name, True) if by_name else (by_order, False)
+        return self.known[name]
+
+    def position(self, name: str, number: str, at: str) -> int:
+        """Return where an image is, -1 if it is missing."""
+        if not number.isdecimal():
+            raise UserError(f"{at}: {number!r} is not an image number: write 1 for the first image of {name!r}")
+        if name not in self.label_of and ("/" in name or "\\" in name):
+            raise UserError(f"{at}: {name!r} is a path: write the identity's name and the number of the image")
+        self.named.add((name, int(number)))
+        found = self.numbered(name)[0].get(int(number), -1) if name in self.label_of else -1
+        if found < 0:
+            self.missing.setdefault((name, int(number)), at)
+        return found
+
+    def refuse_missing(self, limit: float) -> None:
+        """Raise if more of the images that the list names are missing than the limit allows."""
+        if len(self.missing) <= limit * len(self.named):
+            return
+        (name, number), at = next(iter(self.missing.items()))
+        counts = f"{len(self.missing):,} of {len(self.named):,} images that the list names are missing, more than the limit of {limit:g}"
+        if name not in self.label_of:
+            raise UserError(
+                f"{at}: nobody in {self.store.name} is named {name!r}{nearest(name, self.label_of)}: "
+                f"use the store that the pair list was made for ({counts})"
+            )
+        images, by_name = self.numbered(name)
+        has = f"files numbered {_few(sorted(images))}" if by_name else f"{len(images)} images"
+        raise UserError(
+            f"{at}: {name!r} has no image {number} in {self.store.name} ({has}): "
+            f"add {name}_{number:04d}.jpg or remove the pair ({counts})"
+        )
+
+
+def _few(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers[:6])) + (" ..." if len(numbers) > 6 else "")
+
+
+def read_pairs(path: str | os.PathLike[str], store: Store, *, folds: int = 10, broken_limit: float = 0.01) -> Pairs:
+    """Read an LFW pair list and find its images in a store.
+
+    The first line is `folds<TAB>n` (n pairs of each kind a fold, fold after fold), or `n` alone: n genuine pairs,
+    then n impostor pairs, without folds; those are cut into `folds` folds that hold both kinds. Then
+    `name<TAB>i<TAB>j` is a genuine pair and `name<TAB>i<TAB>other<TAB>j` an impostor pair. Image i of a person is the
+    file `<name>_000i.*`; if no file of the person carries a number, the i-th in order of file names.
+
+    Args:
+        path: the file, UTF-8, with or without a byte order mark; lines end with LF or CR LF.
+        store: where names and images are looked up.
+        folds: folds for a list without folds of its own.
+        broken_limit: the largest share of the images named that may be missing; their pairs are left out and counted.
+
+    Raises:
+        UserError: the file is not of this form, or too many of its names or images are not in the store; with file and line number.
+        OSError: the file cannot be read.
+    """
+    file = Path(path)
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 text (byte {error.start}): pass the pair list of LFW's form") from None
+    header = lines[0].split() if lines else []
+    if len(header) not in (1, 2) or not all(word.isdecimal() and int(word) > 0 for word in header):
+        shown = lines[0][:60] if lines else "nothing"
+        raise UserError(f"{file} line 1: {shown!r} is no header: write '<folds> <pairs of each kind a fold>' or '<n>'")
+    file_folds, each = (int(header[0]), int(header[1])) if len(header) == 2 else (1, int(header[0]))
+    body = [(number, line) for number, line in enumerate(lines[1:], start=2) if line.strip()]
+    if len(body) != 2 * file_folds * each:
+        raise UserError(
+            f"{file}: {len(body)} pairs, but line 1 announces {file_folds} x 2 x {each} = {2 * file_folds * each}: "
+            "the file is cut short or its header is wrong"
+        )
+    images = _ImagesOfPerson(store)
+    first, second, same = _look_up(file, body, images)
+    images.refuse_missing(broken_limit)
+    same_P = np.array(same, dtype=np.bool_)
+    fold_P = np.repeat(np.arange(file_folds, dtype=np.int64), 2 * each)
+    read = Pairs(np.array(first, dtype=np.int64), np.array(second, dtype=np.int64), same_P, fold_P, file.name)
+    there_P = (read.first >= 0) & (read.second >= 0)
+    pairs, skipped = read.keep(there_P), int((~there_P).sum())
+    notes: tuple[str, ...] = ()
+    if skipped:
+        line = next(iter(images.missing.values())).rsplit(" ", 1)[1]  # no name: the note stands in files that travel
+        notes = (
+            f"{skipped:,} of {len(read):,} pairs of {file.name} were left out: {len(images.missing):,} of their images "
+            f"{'is' if len(images.missing) == 1 else 'are'} missing; the first is on line {line}",
+        )
+    if file_folds == 1:
+        fewest = int(min(pairs.same.sum(), (~pairs.same).sum()))
+        used = _two_folds_at_least(str(file), fewest, folds)
+        for kind in (pairs.same, ~pairs.same):
+            pairs.fold[kind] = _stratified_folds(int(kind.sum()), used)
+        notes = (*notes, f"{file.name} has no folds: its pairs were cut into {used} folds of both kinds")
+    return dataclasses.replace(pairs, notes=notes, skipped=skipped, missing=len(images.missing))
+
+
+def _look_up(
+    file: Path, body: list[tuple[int, str]], images: _ImagesOfPerson
+) -> tuple[list[int], list[int], list[bool]]:
+    """Return the positions of the two images of each line, -1 for a missing one, and whether they show one person."""
+    first, second, same = [], [], []
+    for number, line in body:
+        at = f"{file} line {number}"
+        words = [word.strip() for word in line.split("\t")] if "\t" in line else line.split()
+        if len(words) == 3:
+            words.insert(2, words[0])
+        elif len(words) != 4:
+            raise UserError(
+                f"{at}: {len(words)} fields in {line[:80]!r}: "
+                "write name, i, j (one person) or name, i, name, j (two people)"
+            )
+        elif words[0] == words[2]:
+            raise UserError(f"{at}: an impostor pair names {words[0]!r} twice: write name, i, j for one person")
+        first.append(images.position(words[0], words[1], at))
+        second.append(images.position(words[2], words[3], at))
+        if first[-1] == second[-1] >= 0:
+            raise UserError(f"{at}: image {words[1]} of {words[0]!r} is paired with itself: use two different images")
+        same.append(words[0] == words[2])
+    return first, second, same
+
+
+def generate_pairs(index: IdentityIndex, pairs: int = 6000, seed: int = 0, *, folds: int = 10) -> Pairs:
+    """Draw as many genuine as impostor pairs, none twice; the same for the same index, number and seed.
+
+    Genuine pairs are spread evenly: every identity with two images gives one before any gives a second. Impostor pairs
+    join two identities drawn evenly, an image of each drawn evenly. Genuine and impostor pairs alternate, and
+    every fold holds both.
+
+    Args:
+        index: the store's identities.
+        pairs: how many in all; fewer come, with a note, when the images do not allow so many.
+        seed: any integer >= 0.
+        folds: number of folds; no more than genuine pairs.
+
+    Raises:
+        UserError: pairs < 4; fewer than 2 identities with images; fewer than 2 genuine pairs to be had.
+    """
+    if pairs < 4:
+        raise UserError(f"pairs={pairs}: two genuine and two impostor pairs are the least, so use at least 4")
+    counts = index.counts()
+    if int((counts > 0).sum()) < 2:
+        raise UserError(f"{int((counts > 0).sum())} identity has images: impostor pairs need at least 2 identities")
+    if int(counts.max()) < 2:
+        raise UserError(
+            f"none of {len(counts):,} identities has 2 images: genuine pairs need one that has; "
+            "evaluate on a store with several images per identity"
+        )
+    to_have_genuine = int((counts * (counts - 1) // 2).sum())
+    total = int(counts.sum())
+    to_have_impostor = (total * total - int((counts * counts).sum())) // 2
+    each = min(pairs // 2, to_have_genuine, to_have_impostor)
+    folds = _two_folds_at_least(f"an index of {len(counts)} identities", each, folds)
+    rng = np.random.default_rng(seed)
+    genuine = _draw_genuine(index, counts, each, rng)
+    impostor = _draw_impostor(index, counts, each, to_have_impostor, rng)
+    both = np.stack([genuine, impostor], axis=1).reshape(-1, 2)  # genuine, impostor, genuine, ...
+    notes: tuple[str, ...] = ()
+    if each < pairs // 2:
+        scarce = "genuine" if to_have_genuine <= to_have_impostor else "impostor"
+        notes = (f"{2 * each:,} pairs, not {pairs:,}: the people have only {each:,} different {scarce} pairs",)
+    return Pairs(
+        first=both[:, 0].copy(),
+        second=both[:, 1].copy(),
+        same=np.tile([True, False], each),
+        fold=np.repeat(_stratified_folds(each, folds), 2),
+        source=f"generated (seed {seed})",
+        notes=notes,
+    )
+
+
+def _draw_genuine(index: IdentityIndex, counts: Ints, each: int, rng: np.random.Generator) -> Ints:
+    labels = rng.permutation(np.flatnonzero(counts >= 2))
+    to_have = counts[labels] * (counts[labels] - 1) // 2
+    # The number of full rounds in which every identity that still can gives one pair; the rest comes from one more.
+    low, high = 0, int(to_have.max())
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if int(np.minimum(to_have, middle).sum()) <= each else (low, middle - 1)
+    quota = np.minimum(to_have, low)
+    more = np.flatnonzero(to_have > low)[: each - int(quota.sum())]
+    quota[more] += 1
+    drawn: list[Ints] = []
+    for label, number, possible in zip(labels[quota > 0], quota[quota > 0], to_have[quota > 0], strict=True):
+        code = rng.choice(int(possible), int(number), replace=False).astype(np.int64)
+        later = ((1 + np.sqrt(8.0 * code + 1)) / 2).astype(np.int64)  # pair code = later (later - 1) / 2 + earlier
+        later -= later * (later - 1) // 2 > code
+        later += later * (later + 1) // 2 <= code
+        items = index.of(int(label))
+        drawn.append(np.stack([items[code - later * (later - 1) // 2], items[later]], axis=1))
+    return rng.permutation(np.concatenate(drawn), axis=0)
+
+
+def _draw_impostor(index: IdentityIndex, counts: Ints, each: int, to_have: int, rng: np.random.Generator) -> Ints:
+    labels = np.flatnonzero(counts)
+    if to_have <= 4 * each:  # so few that drawing would mostly repeat: write them all down and draw from those
+        everything = [
+            np.stack(np.meshgrid(index.of(int(label)), index.items[index.offsets[label + 1] :]), axis=-1).reshape(-1, 2)
+            for label in labels[:-1]
+        ]
+        return rng.choice(np.concatenate(everything), each, replace=False, axis=0)
+    kept = np.zeros((0, 2), dtype=np.int64)
+    while len(kept) < each:
+        chosen = labels[rng.integers(len(labels), size=(2 * each, 2))]
+        chosen = chosen[chosen[:, 0] != chosen[:, 1]]
+        drawn = index.items[index.offsets[chosen] + rng.integers(counts[chosen])]
+        kept = np.concatenate([kept, drawn])
+        _, fresh = np.unique(np.sort(kept, axis=1), axis=0, return_index=True)
+        kept = kept[np.sort(fresh)]
+    return kept[:each]

@@ -1,0 +1,170 @@
+"""What a protocol is: one file that says how it evaluates, which scores stand behind its figures, what is shown of them, and a line in `PROTOCOLS`.
+
+A protocol's file defines a `Protocol`: the names under which it is asked for, and `run(subject, name, paths, *, ...)`, whose keyword arguments are
+the options of `attfc evaluate` that it takes. It returns an `Outcome`: figures as plain JSON types, samples by where their figures stand, and tables
+whose cells name figures by their place. Intervals, `--json`, `--save`, `attfc compare` and the reports work on these, whatever the protocol. Its
+functions (`evaluate_store`, ...) are usable without all this.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from attfc.data.stores.store import Store
+from attfc.errors import UserError
+from attfc.evaluation.bootstrap import FigurePath, Interval, Sample
+from attfc.evaluation.embed import Embedder, Progress
+from attfc.evaluation.unseen import SharedPeople
+
+__all__ = ["Board", "Cell", "Listing", "Outcome", "Protocol", "Subject", "Table", "noted", "one_path"]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model to evaluate.
+
+    Attributes:
+        embedder: the backbone on its device.
+        digest: gives the key of its contents, under which embeddings are kept.
+        open_path: opens a store and compares its people with those whom the model was trained on.
+        progress: gives a bar with a title.
+    """
+
+    embedder: Embedder
+    digest: Callable[[], str]
+    open_path: Callable[[str], tuple[Store, SharedPeople]]
+    progress: Callable[[str], AbstractContextManager[Progress]]
+
+    def open_store(self, name: str, paths: Sequence[str]) -> tuple[str, Store, SharedPeople]:
+        """Return the only path of a protocol of a store, the store, and whether its people were trained on."""
+        path = one_path(name, paths, "an image folder, any other store, or a synthetic: spec")
+        return path, *self.open_path(path)
+
+
+def one_path(name: str, paths: Sequence[str], what: str) -> str:
+    """Return the only path, of a protocol that takes one."""
+    if len(paths) != 1:
+        raise UserError(f"{name} takes one path, {what}; {len(paths)} were given")
+    return paths[0]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure of a table, by its place: in percent with two places, as it is with four, or as a count."""
+
+    path: FigurePath
+    form: Literal["percent", "share", "count"] = "percent"
+
+    def text(self, figures: Mapping[str, Any], intervals: Mapping[FigurePath, Interval]) -> str:
+        """Return the figure with its interval, `-` for one that cannot be stated."""
+        value: Any = figures
+        for name in self.path:
+            value = value.get(name) if isinstance(value, Mapping) else None
+        if value is None:
+            return "-"
+        if self.form == "count":
+            return f"{value:,}"
+        interval = dataclasses.replace(intervals.get(self.path, Interval(value, None, None)), value=value)
+        text = interval.text(2, percent=True) if self.form == "percent" else interval.text(4)
+        return text if self.path in intervals else text.split(" ")[0]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of figures: its header, and rows of a name and cells; text stands as it is."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str | Cell]]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All figures, one below the other, under a heading."""
+
+    heading: str
+    figures: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a protocol found.
+
+    Attributes:
+        figures: plain JSON types. samples: the scores behind them, by where they stand in `figures`.
+        shown: tables and lines for the screen, in order.
+        shared: whether the people were trained on, where the protocol is of a store.
+    """
+
+    figures: dict[str, Any]
+    samples: Mapping[FigurePath, Sequence[Sample]]
+    shown: Sequence[str | Table | Listing]
+    shared: SharedPeople | None = None
+
+    def __post_init__(self) -> None:
+        """Put what is known of the people beside the figures."""
+        if self.shared is not None:
+            self.figures["unseen"] = self.shared.to_dict()
+
+    @property
+    def people_notes(self) -> list[str]:
+        """What the screen says about the people."""
+        note = None if self.shared is None else self.shared.screen_note
+        return [] if note is None else [note]
+
+
+def noted(notes: Sequence[str]) -> list[str]:
+    """Return notes as lines for the screen."""
+    return [f"note: {note}" for note in notes]
+
+
+@dataclass(frozen=True)
+class Board:
+    """Where figures stand in a report on several models.
+
+    Attributes:
+        key: results with equal keys share a table. title: above it.
+        columns: (name, figure) of its columns in the summary.
+    """
+
+    key: FigurePath
+    title: str
+    columns: tuple[tuple[str, FigurePath], ...]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A protocol: what a file of this room registers.
+
+    Attributes:
+        names: under which it is asked for.
+        run: (subject, name, paths, *, options) -> outcome; name as typed. Its keyword arguments are the options that it takes.
+        board: (name, its data's name, place of figures) -> where they stand in a report.
+        family: results of one family can be compared; empty: those of one name.
+        without_pairs: what to say where `--pairs` is given and not taken, after the name.
+        joined: several names can be asked for at once, joined by commas.
+    """
+
+    names: tuple[str, ...]
+    run: Callable[..., Outcome]
+    board: Callable[[str, str, FigurePath], Board]
+    family: str = ""
+    without_pairs: str = "takes no list of pairs: leave out --pairs"
+    joined: bool = False
+
+    def taken(self, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options that this protocol takes.
+
+        Raises:
+            UserError: `pairs`, `groups` or `fars` are given, which only some protocols take.
+        """
+        taken = inspect.signature(self.run).parameters
+        if options["pairs"] is not None and "pairs" not in taken:
+            raise UserError(f"{name} {self.without_pairs}")
+        if options["groups"] is not None and "groups" not in taken:
+            raise UserError(f"--groups is of the protocol all-pairs: leave it out of {name}")
+        if options["fars"] and "fars" not in taken:
+            raise UserError(f"--far is an option of the protocol all-pairs: leave it out of {name}")
+        return {option: value for option, value in options.items() if option in taken}

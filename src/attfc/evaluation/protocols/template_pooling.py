@@ -1,0 +1,217 @@
+"""Pool faces into templates, and score pairs of templates.
+
+A template's vector is sum over its medias of (mean over the media's faces of weight x embedding), at unit length; the embedding is image + mirror
+image and the weight the detector score, unless the mode says otherwise (`TemplateMode`). Pooling reads the embeddings once, a block at a time,
+sorted by template and media, and adds up segments: no loop over templates. Scores are the exact cosines of `exact_scores`, so equal templates tie.
+
+Sources: Whitelam et al. 2017 (IJB-B), Maze et al. 2018 (IJB-C); weights and pooling as in InsightFace's IJB scripts.
+"""
+
+import itertools
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from attfc.errors import UserError
+from attfc.evaluation.exact_scores import block_scores, unit_tensor
+
+__all__ = ["TemplateMode", "Templates", "pool_templates", "score_template_pairs"]
+
+Ints = npt.NDArray[np.int64]
+
+_POOL_ROWS = 8192  # rows of a block: 32 MiB at 512 numbers in float64
+_BLOCK_SCORES = 2**22  # scores computed at a time
+_SPARSE = 200  # cells per pair: beyond, rows are gathered for each first template instead, which costs so many times as much a score
+
+
+@dataclass(frozen=True)
+class TemplateMode:
+    """The three switches of the published script, by its names; the default is N1D1F1.
+
+    Attributes:
+        norm: N1, embeddings keep their length, which the pooling then uses as a weight; N0, each is brought to unit length first.
+            (InsightFace's ijb_11.py and arcface_torch mean this by N1; its ijb_evals.py means the opposite.)
+        detector_score: D1, each face weighs as much as its detector score.
+        flip: F1, the embedding is image + mirror image.
+    """
+
+    norm: bool = True
+    detector_score: bool = True
+    flip: bool = True
+
+    @staticmethod
+    def parse(text: str) -> "TemplateMode":
+        """Return the mode of "N1D1F1"; switches that are not named are on.
+
+        >>> str(TemplateMode.parse("d0"))
+        'N1D0F1'
+        """
+        if not re.fullmatch(r"(?i:(N[01])?(D[01])?(F[01])?)", text) or not text:
+            raise UserError(f"mode {text!r} is unknown: use N, D and F with 0 or 1, as in N1D1F1, or all")
+        on = {text[k].upper(): text[k + 1] == "1" for k in range(0, len(text), 2)}
+        return TemplateMode(on.get("N", True), on.get("D", True), on.get("F", True))
+
+    @staticmethod
+    def all() -> tuple["TemplateMode", ...]:
+        """Return the eight modes, the default first."""
+        return tuple(TemplateMode(*on) for on in itertools.product((True, False), repeat=3))
+
+    def __str__(self) -> str:
+        """Return the script's name: N1D1F1."""
+        return f"N{int(self.norm)}D{int(self.detector_score)}F{int(self.flip)}"
+
+
+@dataclass(frozen=True, eq=False)
+class Templates:
+    """T templates that have a face.
+
+    Attributes:
+        ids: (T,) int64 rising, numbers as the lists have them.
+        vectors: (T, D) float32 unit rows.
+        faces: (T,) int64 usable faces of each.
+        empty: (E,) int64 ids of templates that have faces but none of use, or whose faces cancel out.
+    """
+
+    ids: Ints
+    vectors: Tensor
+    faces: Ints
+    empty: Ints
+
+    def rows(self, ids: Ints) -> Ints:
+        """Return the row of each id, -1 where the template has no face."""
+        if not len(self.ids):
+            return np.full(len(ids), -1, dtype=np.int64)
+        places = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
+        return np.where(self.ids[places] == ids, places, -1)
+
+
+def pool_templates(
+    image_ND: npt.NDArray[Any],
+    templates: npt.ArrayLike,
+    medias: npt.ArrayLike,
+    *,
+    mirror: npt.NDArray[Any] | None = None,
+    weights: npt.ArrayLike | None = None,
+    usable: npt.ArrayLike | None = None,
+    normalize: bool = False,
+) -> Templates:
+    """Pool faces into templates.
+
+    v_t = normalize( sum over medias m of t of  1/n_tm  sum over faces i of (t, m) of  w_i e_i ),  e_i = image_i + mirror_i
+
+    Args:
+        image_ND: (N, D) embeddings of any length but 0; memory-mapped arrays are read once.
+        templates, medias: (N,) int64; a media belongs to its template, equal numbers in two templates are two medias.
+        mirror: (N, D) embeddings of the mirrored images, None = none are added.
+        weights: (N,) >= 0, e.g. detector scores; None = 1.
+        usable: (N,) false for faces to leave out; they do not count in n_tm either.
+        normalize: bring e_i to unit length first.
+
+    Raises:
+        UserError: sizes that do not match; NaN, infinity or length 0 in the embedding of a usable face; no usable face at all.
+    """
+    template_N, media_N = np.asarray(templates, dtype=np.int64), np.asarray(medias, dtype=np.int64)
+    weight_N = np.ones(len(template_N)) if weights is None else np.asarray(weights, dtype=np.float64)
+    usable_N = np.ones(len(template_N), np.bool_) if usable is None else np.asarray(usable, dtype=np.bool_)
+    for name, array in (
+        ("medias", media_N),
+        ("embeddings", image_ND),
+        ("mirror", mirror),
+        ("weights", weight_N),
+        ("usable", usable_N),
+    ):
+        if array is not None and len(array) != len(template_N):
+            raise UserError(f"{len(array)} {name} for {len(template_N)} faces: pass one of each a face")
+    ids = np.unique(template_N)
+    order = np.lexsort((media_N, template_N))
+    order = order[usable_N[order]]
+    if not order.size:
+        raise UserError(f"none of {len(template_N)} faces is usable: there is nothing to pool")
+    template_S, media_S = template_N[order], media_N[order]
+    new_template = np.append(True, template_S[1:] != template_S[:-1])
+    new_media = new_template | np.append(True, media_S[1:] != media_S[:-1])
+    faces_of_media = np.diff(np.append(np.flatnonzero(new_media), len(order)))
+    factor_S = weight_N[order] / np.repeat(faces_of_media, faces_of_media)
+    starts = np.flatnonzero(new_template)
+    sums_TD = np.empty((len(starts), image_ND.shape[1]), dtype=np.float64)
+    for first, last in _blocks_of_segments(starts, len(order), _POOL_ROWS):
+        begin, end = int(starts[first]), int(starts[last]) if last < len(starts) else len(order)
+        rows = order[begin:end]
+        rows_BD = np.asarray(image_ND[rows], dtype=np.float64)
+        if mirror is not None:
+            rows_BD += mirror[rows]
+        norms_B = np.sqrt(np.einsum("nd,nd->n", rows_BD, rows_BD))
+        bad = np.flatnonzero(~(np.isfinite(norms_B) & (norms_B > 0)))
+        if bad.size:
+            what = "length 0" if norms_B[bad[0]] == 0 else "NaN or infinity"
+            raise UserError(
+                f"the embedding of face {rows[bad[0]]} (template {template_N[rows[bad[0]]]}) has {what}: the model has diverged, or the face should "
+                "be left out"
+            )
+        rows_BD *= (factor_S[begin:end] / norms_B if normalize else factor_S[begin:end])[:, None]
+        np.add.reduceat(rows_BD, starts[first:last] - begin, axis=0, out=sums_TD[first:last])
+    length_T = np.linalg.norm(sums_TD, axis=1)
+    sound_T = length_T > 0
+    found = template_S[starts][sound_T]
+    faces = np.diff(np.append(starts, len(order)))[sound_T]
+    if not sound_T.any():
+        raise UserError(f"all {len(sound_T)} templates add up to length 0: are all weights 0?")
+    return Templates(found, unit_tensor(sums_TD[sound_T]), faces, np.setdiff1d(ids, found))
+
+
+def _blocks_of_segments(starts: Ints, total: int, rows: int) -> list[tuple[int, int]]:
+    """Ranges of segments that hold about `rows` rows each; a larger segment is a block of its own."""
+    blocks, first = [], 0
+    while first < len(starts):
+        last = max(int(np.searchsorted(starts, starts[first] + rows, side="right")) - 1, first + 1)
+        if total - starts[first] <= rows:
+            last = len(starts)
+        blocks.append((first, last))
+        first = last
+    return blocks
+
+
+def score_template_pairs(vectors_TD: Tensor, first_P: Ints, second_P: Ints) -> npt.NDArray[np.float32]:
+    """Return the exact cosine of each pair of rows, (P,) float32, multiples of 2^-24 (see `exact_scores`).
+
+    IJB compares few templates with many, so the matrix of all scores between them holds only a few times the pairs asked for: it is
+    computed a block of rows at a time, and the block's pairs are picked from it. Sparser lists are taken by first template.
+
+    Args:
+        vectors_TD: float32 unit rows.
+        first_P, second_P: row numbers.
+    """
+    scores = np.empty(len(first_P), dtype=np.float32)
+    left, left_P = _dense(first_P, len(vectors_TD))
+    right, right_P = _dense(second_P, len(vectors_TD))
+    sparse = len(left) * len(right) > _SPARSE * len(first_P)
+    order = np.argsort(left_P, kind="stable")  # a radix sort where the numbers have 16 bits, as in IJB
+    step = 1 if sparse else max(1, _BLOCK_SCORES // max(len(right), 1))
+    starts = np.arange(0, len(left), step)
+    bounds = np.searchsorted(left_P[order], np.append(starts, len(left)))
+    right_MD = vectors_TD[torch.from_numpy(right)].double()
+    for start, begin, end in zip(starts.tolist(), bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        pairs = order[begin:end]
+        columns = right_P[pairs].astype(np.int64)
+        left_BD = vectors_TD[torch.from_numpy(left[start : start + step])].double()
+        if sparse:
+            scores[pairs] = block_scores(left_BD, right_MD[torch.from_numpy(columns)])[0].float().numpy()
+        else:
+            block_BM = block_scores(left_BD, right_MD).float().numpy()
+            scores[pairs] = block_BM[left_P[pairs].astype(np.int64) - start, columns]
+    return scores
+
+
+def _dense(rows_P: Ints, total: int) -> tuple[Ints, npt.NDArray[Any]]:
+    """Return the rows that occur, rising, and for each of `rows_P` its place among them, in as few bits as it takes."""
+    present = np.zeros(total, dtype=np.bool_)
+    present[rows_P] = True
+    found: Ints = np.flatnonzero(present).astype(np.int64)
+    place: npt.NDArray[Any] = np.zeros(total, dtype=np.uint16 if len(found) < 2**16 else np.int64)
+    place[found] = np.arange(len(found))
+    return found, place[rows_P]

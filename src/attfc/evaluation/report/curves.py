@@ -1,0 +1,100 @@
+"""The curves that the scores of a result allow: ROC and DET of pairs, CMC and DIR of searches, a curve per model.
+
+Numbers of false accepts are spread evenly over the logarithm; each point is exact as far as single scores are kept, then stands at the ranks kept.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from attfc.evaluation.bootstrap import Sample
+from attfc.evaluation.report.plots import CERTAIN_FALSE_ACCEPTS, Curve, CurveKind, roc_of_list
+from attfc.evaluation.samples import PairListSample, SearchSample
+from attfc.evaluation.tail_sample import TailSample
+
+__all__ = ["curves_of"]
+
+Floats = npt.NDArray[np.float64]
+
+_POINTS = 400
+_CMC_RANKS = 50
+_PALE = "pale: fewer than 30 errors, uncertain"
+_ABOUT: dict[CurveKind, tuple[tuple[str, str], str]] = {
+    "roc": (("false accept rate", "true accept rate"), _PALE),
+    "det": (("false accept rate", "false reject rate"), f"{_PALE}; axes in normal deviates"),
+    "cmc": (("rank", "share of the probes"), "probes whose person is enrolled"),
+    "dir": (("false positive identification rate", "true positive identification rate"), _PALE),
+}
+"""Labels of the axes, and a hint."""
+
+
+def curves_of(
+    samples: Mapping[str, Sequence[Sample]],
+) -> list[tuple[CurveKind, list[Curve], tuple[str, str], str]]:
+    """Return kind, curves, labels of the axes and hint of each figure that the samples of the models allow."""
+    found: dict[CurveKind, list[Curve]] = {kind: [] for kind in _ABOUT}
+    for model, several in samples.items():
+        for sample in several:
+            if isinstance(sample, PairListSample | TailSample):
+                far, tar, impostors = _list_roc(sample) if isinstance(sample, PairListSample) else _tail_roc(sample)
+                certain = CERTAIN_FALSE_ACCEPTS / impostors
+                found["roc"].append(Curve(model, far, tar, certain))
+                found["det"].append(Curve(model, far, 1.0 - tar, certain))
+            elif isinstance(sample, SearchSample):
+                found["cmc"].append(_cmc(model, sample))
+                found["dir"] += _dir(model, sample)
+    return [(kind, curves, *_ABOUT[kind]) for kind, curves in found.items() if curves]
+
+
+def _list_roc(sample: PairListSample) -> tuple[Floats, Floats, int]:
+    return *roc_of_list(sample.scores, sample.same), int((~sample.same).sum())
+
+
+def _tail_roc(sample: TailSample) -> tuple[Floats, Floats, int]:
+    falling, total = sample.impostor_scores, sample.impostor_pairs
+    most = len(falling) - 1 if len(falling) < total else total
+    accepts = _spread(most)
+    barred = np.append(falling, -2.0)[accepts]
+    deep = sample.deep_counts > most
+    far = np.concatenate([accepts, sample.deep_counts[deep]]) / total
+    barred = np.concatenate([barred, sample.deep_scores[deep]])
+    accepted = len(sample.genuine_scores) - np.searchsorted(sample.genuine_scores, barred, side="right")
+    return far, accepted / len(sample.genuine_scores), total
+
+
+def _spread(most: int) -> npt.NDArray[np.int64]:
+    return np.unique(np.geomspace(1, max(most, 1), _POINTS).astype(np.int64))
+
+
+def _over_galleries(sample: SearchSample, curve: Callable[[int], Floats]) -> Floats:
+    galleries = int(sample.probe_gallery.max()) + 1
+    return np.asarray(np.mean([curve(gallery) for gallery in range(galleries)], axis=0), dtype=np.float64)
+
+
+def _cmc(model: str, sample: SearchSample) -> Curve:
+    ranks = np.arange(1, _CMC_RANKS + 1)
+
+    def rates(gallery: int) -> Floats:
+        found = np.sort(sample.ranks[sample.probe_gallery == gallery])
+        return np.searchsorted(found, ranks, side="right") / len(found)
+
+    return Curve(model, ranks.astype(np.float64), _over_galleries(sample, rates))
+
+
+def _dir(model: str, sample: SearchSample) -> list[Curve]:
+    """The curve, none where a gallery was searched for no stranger."""
+    fewest = int(np.bincount(sample.stranger_gallery, minlength=int(sample.probe_gallery.max()) + 1).min())
+    if not fewest:
+        return []
+    fpirs = _spread(fewest) / fewest
+
+    def rates(gallery: int) -> Floats:
+        strangers = np.sort(sample.strangers[sample.stranger_gallery == gallery])[::-1]
+        mine = sample.probe_gallery == gallery
+        found = np.sort(np.where(sample.ranks <= sample.worst_rank, sample.mates, -np.inf)[mine])
+        allowed = np.floor(fpirs * len(strangers) + 1e-9).astype(np.int64)
+        barred = np.append(strangers, -2.0)[np.minimum(allowed, len(strangers))]
+        return 1.0 - np.searchsorted(found, barred, side="right") / len(found)
+
+    return [Curve(model, fpirs, _over_galleries(sample, rates), CERTAIN_FALSE_ACCEPTS / fewest)]

@@ -1,0 +1,279 @@
+"""The scores of lists too long to keep whole (IJB-C, MFR-ALL), with the identities behind them, ready to be weighted: see `samples`.
+
+TAR at FAR from all genuine scores and the highest impostor scores; of a list AUC and EER too, from the number of impostors above each genuine
+score. Exact as far as the 262,144 highest. Further down it is interpolated between 200 ranks, and the weight of the pairs above a rank is taken
+from how many of them each identity is in: w_i w_j to first order, w_i + w_j - 1. The single pair weighs nothing there.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from attfc.evaluation.bootstrap import Draw, FigurePath
+from attfc.evaluation.metrics import crossing
+from attfc.evaluation.rates import allowed_weight, barred_place, far_name, pairs_needed
+
+__all__ = ["EXACT_IMPOSTORS", "TailSample", "tail_of"]
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Floats32 = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
+
+EXACT_IMPOSTORS = 2**18
+_RANKS, _RANK_CELLS = 200, 2**25  # fewer ranks where identities are very many: 256 MiB while they are counted
+_LANDING, _MOST_LANDINGS = 4096, 32
+
+
+@dataclass(frozen=True, eq=False)
+class TailSample:
+    """All genuine scores and the highest impostor scores of a long list.
+
+    Attributes:
+        genuine_scores: (G,) rising. genuine_identities: (G,) int64.
+        impostor_scores: (M,) the highest, falling. impostor_first, impostor_second: (M,) their identities.
+        impostor_codes: (M,) int64 which pair it is, the same number for every model.
+        impostor_pairs: how many were scored in all.
+        deep_scores: (K,) thresholds further down, falling; deep_counts: (K,) impostor pairs above each; deep_identities: (K, n) how many of them an
+            identity is in. Empty where the highest scores are all.
+        identity_pairs: (n,) impostor pairs an identity is in.
+        identity_images: (n,) images, if all pairs of images were scored; else empty.
+        fars: which TAR to give.
+        genuine_above, genuine_not_below: (G,) int64 impostor pairs that score above each genuine pair, and at least as high; empty where that is not
+            known (all pairs): no AUC and no EER then.
+    """
+
+    genuine_scores: Floats
+    genuine_identities: Ints
+    impostor_scores: Floats
+    impostor_first: Ints
+    impostor_second: Ints
+    impostor_codes: Ints
+    impostor_pairs: int
+    deep_scores: Floats
+    deep_counts: Floats
+    deep_identities: Floats32
+    identity_pairs: Floats
+    identity_images: Floats
+    fars: tuple[float, ...]
+    genuine_above: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    genuine_not_below: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+    @staticmethod
+    def of_list(
+        scores: npt.NDArray[Any],
+        same: Bools,
+        first: Ints,
+        second: Ints,
+        *,
+        codes: Ints | None = None,
+        fars: Sequence[float],
+        exact: int = EXACT_IMPOSTORS,
+    ) -> "TailSample":
+        """Return the sample of a list of scored pairs.
+
+        Args:
+            scores, same: (P,).
+            first, second: (P,) identities from 0.
+            codes: (P,) which pair of the list each is; None = all, in order.
+            fars: those with fewer than 1 / FAR impostor pairs are left out.
+            exact: how many of the highest impostor scores to keep one by one.
+        """
+        impostor, genuine = np.flatnonzero(~same), np.flatnonzero(same)
+        genuine = genuine[np.argsort(scores[genuine], kind="stable")]
+        identities = int(max(first.max(), second.max())) + 1
+        pairs_I = np.bincount(np.concatenate([first[impostor], second[impostor]]), minlength=identities)
+        rising = np.sort(scores[impostor])
+        return tail_of(
+            (scores[genuine], first[genuine]),
+            (scores[impostor], first[impostor], second[impostor], impostor if codes is None else codes[impostor]),
+            exact,
+            impostor_pairs=len(impostor),
+            identity_pairs=pairs_I.astype(np.float64),
+            identity_images=np.zeros(0),
+            fars=tuple(far for far in fars if len(impostor) >= pairs_needed(far)),
+            genuine_above=len(rising) - np.searchsorted(rising, scores[genuine], side="right"),
+            genuine_not_below=len(rising) - np.searchsorted(rising, scores[genuine], side="left"),
+        )
+
+    @property
+    def identities(self) -> int:
+        """How many identities there are."""
+        return len(self.identity_pairs)
+
+    @functools.cached_property
+    def carriers(self) -> int:
+        """How many identities have a genuine pair."""
+        return len(np.unique(self.genuine_identities))
+
+    def facts(self) -> dict[str, npt.NDArray[Any]]:
+        """Return how many pairs each identity is in, and the FARs."""
+        return {
+            "genuine pairs of the identities": np.bincount(self.genuine_identities, minlength=self.identities),
+            "impostor pairs of the identities": self.identity_pairs,
+            "FARs": np.array(self.fars),
+        }
+
+    def figures(self, draw: Draw) -> dict[FigurePath, float]:
+        """Return tar_at_far, of all pairs also person_balanced_tar_at_far, of a list auc and eer, under the weights of a draw."""
+        falling = np.cumsum(draw.of_pairs(self.impostor_first, self.impostor_second, self.impostor_codes))
+        weights_I = draw.of(np.arange(self.identities))
+        kinds = {"tar_at_far": weights_I}
+        if len(self.identity_images):
+            total = draw.all_pairs(self.identity_images)
+            kinds["person_balanced_tar_at_far"] = weights_I * self._balance
+        elif len(falling) == self.impostor_pairs:
+            total = float(falling[-1])
+        else:
+            total = draw.linear(self.identity_pairs, self.impostor_pairs)
+        ranked: list[FigurePath] = [("auc",), ("eer",)] if len(self.genuine_above) else []
+        genuine = {name: float(weights @ self._genuine_pairs) for name, weights in kinds.items()}
+        if total <= 0 or genuine["tar_at_far"] == 0:
+            tars: list[FigurePath] = [(name, far_name(far)) for name in kinds for far in self.fars]
+            return dict.fromkeys([*tars, *ranked], math.nan)
+        deep = functools.cache(lambda: self._deep_weights(draw))
+        found: dict[FigurePath, float] = {}
+        for far in self.fars:
+            barred = barred_place(falling, far, total)
+            if barred < len(falling):
+                threshold = float(self.impostor_scores[barred])
+            elif len(falling) == self.impostor_pairs:
+                threshold = -2.0  # all may be accepted
+            elif len(self.deep_scores):
+                threshold = float(np.interp(allowed_weight(far, total), deep(), self.deep_scores))
+            else:
+                threshold = float(self.impostor_scores[-1])
+            for name, weights in kinds.items():
+                found[name, far_name(far)] = self._accepted(weights, threshold) / genuine[name]
+        if ranked:
+            found.update(zip(ranked, self._auc_and_eer(draw, falling, deep, total), strict=True))
+        return found
+
+    def _auc_and_eer(
+        self, draw: Draw, falling: Floats, deep: Callable[[], Floats], total: float
+    ) -> tuple[float, float]:
+        """As `metrics`, from the weight of the impostors above each genuine score. `falling` is the weight of the 1, 2 ... highest."""
+        last = np.flatnonzero(np.append(self.genuine_scores[1:] != self.genuine_scores[:-1], True))
+        upto = np.cumsum(draw.of(self.genuine_identities))[last]  # at the distinct genuine scores, rising
+        above_D, with_equal_D = (
+            np.minimum(self._weight_of_highest(counts[last], falling, deep, total) / total, 1.0)
+            for counts in (self.genuine_above, self.genuine_not_below)
+        )
+        auc = 1.0 - float(np.diff(upto, prepend=0.0) @ (above_D + with_equal_D)) / (2.0 * float(upto[-1]))
+        before_D = upto / upto[-1]
+        rejects = np.stack([before_D, np.append(0.0, before_D[:-1])], axis=1)
+        accepts = np.stack(
+            [above_D, with_equal_D], axis=1
+        )  # two points at each score: without its genuine pairs, and with them
+        return auc, crossing(accepts[::-1].ravel(), rejects[::-1].ravel())
+
+    def _weight_of_highest(self, counts: Ints, falling: Floats, deep: Callable[[], Floats], total: float) -> Floats:
+        """Weight of so many of the highest impostor scores: summed where these were kept, below it their number times the mean weight of one.
+
+        The mean weight changes slowly with the rank, the number is exact: with weights 1 the figures are those of `metrics`.
+        """
+        kept = len(falling)
+        weights = np.append(0.0, falling)[np.minimum(counts, kept)]
+        below = counts > kept
+        if below.any():
+            beyond = self.deep_counts > kept
+            ranks = np.concatenate([[kept], self.deep_counts[beyond], [self.impostor_pairs]])
+            upto = np.maximum.accumulate(np.concatenate([falling[-1:], deep()[beyond], [total]]))
+            weights[below] = counts[below] * np.interp(np.log(counts[below]), np.log(ranks), upto / ranks)
+        return weights
+
+    def _deep_weights(self, draw: Draw) -> Floats:
+        rows = zip(self.deep_identities, self.deep_counts, strict=True)
+        rising: Floats = np.maximum.accumulate(np.array([draw.linear(row, float(pairs)) for row, pairs in rows]))
+        return rising
+
+    @functools.cached_property
+    def _genuine_pairs(self) -> Floats:
+        return np.bincount(self.genuine_identities, minlength=self.identities).astype(np.float64)
+
+    @functools.cached_property
+    def _balance(self) -> Floats:
+        """Weight of a genuine pair of each identity if all identities that have one weigh alike."""
+        return np.where(self._genuine_pairs > 0, 1.0 / np.maximum(self._genuine_pairs, 1.0), 0.0)
+
+    @functools.cached_property
+    def _landings(self) -> dict[int, Floats]:
+        """Place in the genuine scores -> genuine pairs of each identity from there on; see `_accepted`."""
+        return {}
+
+    def _accepted(self, weights_I: Floats, threshold: float) -> float:
+        """Weight of the genuine pairs above a threshold, those of an identity weighing alike.
+
+        Thresholds of a FAR lie close together: counts per identity are kept for every 4,096th place, and only the pairs up to the next such place
+        are weighted one by one.
+        """
+        place = int(np.searchsorted(self.genuine_scores, threshold, side="right"))
+        landing = min(-(-place // _LANDING) * _LANDING, len(self.genuine_scores))
+        if landing not in self._landings:
+            if len(self._landings) >= _MOST_LANDINGS:
+                self._landings.clear()
+            counts = np.bincount(self.genuine_identities[landing:], minlength=self.identities)
+            self._landings[landing] = counts.astype(np.float64)
+        return float(weights_I @ self._landings[landing] + weights_I[self.genuine_identities[place:landing]].sum())
+
+
+def tail_of(
+    genuine: tuple[npt.NDArray[Any], Ints],
+    impostors: tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], Ints],
+    exact: int,
+    **facts: Any,
+) -> TailSample:
+    """Return the sample of scored pairs of which only the highest impostor scores are kept.
+
+    Args:
+        genuine: scores, rising, and identities.
+        impostors: scores, both identities, and which pair each is.
+        exact: how many of the highest to keep one by one.
+        facts: the other fields of `TailSample`.
+    """
+    scores, first, second, codes = impostors
+    identities = len(facts["identity_pairs"])
+    kept = np.arange(len(scores))
+    deep: dict[str, Any] = {
+        "deep_scores": np.zeros(0),
+        "deep_counts": np.zeros(0),
+        "deep_identities": np.zeros((0, identities), dtype=np.float32),
+    }
+    if len(scores) > exact:
+        kept = np.argpartition(-scores, exact - 1)[:exact]
+        deep = _deep(scores, first, second, identities, exact)
+    kept = kept[np.argsort(-scores[kept], kind="stable")]
+    return TailSample(
+        genuine_scores=genuine[0].astype(np.float64),
+        genuine_identities=genuine[1],
+        impostor_scores=scores[kept].astype(np.float64),
+        impostor_first=first[kept].astype(np.int64),
+        impostor_second=second[kept].astype(np.int64),
+        impostor_codes=codes[kept],
+        **deep,
+        **facts,
+    )
+
+
+def _deep(scores: npt.NDArray[Any], first: Ints, second: Ints, identities: int, exact: int) -> dict[str, Any]:
+    """Distinct thresholds, how many scores are above each, and how many of those each identity is in."""
+    number = max(20, min(_RANKS, _RANK_CELLS // identities))
+    ranks = np.unique(np.geomspace(exact / 2, len(scores) - 1, number).astype(np.int64))
+    thresholds = np.unique(np.sort(scores)[::-1][ranks])  # rising
+    places = np.searchsorted(thresholds, scores, side="left")  # above thresholds[0 ... place - 1]
+    cells = len(thresholds) + 1
+    counted = np.zeros(cells * identities, dtype=np.int64)
+    for side in (first, second):
+        counted += np.bincount(places * identities + side, minlength=cells * identities)
+    above = np.cumsum(counted.reshape(cells, identities)[::-1], axis=0)[:-1]  # the strictest threshold first
+    counts = np.cumsum(np.bincount(places, minlength=cells)[::-1])[:-1]
+    return {
+        "deep_scores": thresholds[::-1].astype(np.float64),
+        "deep_counts": counts.astype(np.float64),
+        "deep_identities": above.astype(np.float32),
+    }
