@@ -62,7 +62,7 @@ def place_of_centers(config: RunConfig) -> str | None:
 
 def queries_per_epoch(config: RunConfig, title: str, images: int | None) -> int | None:
     """Return the images, once each; where a share of the batch is drawn by identity, an epoch is longer (`attfc.data.sampling.identity_mix`)."""
-    share = identity_share(config, title.split(",")[0])
+    share = identity_share(config, title.replace(",", " ").split()[0])
     return images if images is None or share >= 1 else round(images / (1 - share))
 
 

@@ -53,15 +53,14 @@ def completions(before: list[str], incomplete: str) -> list[str]:
     apart = apart if apart in dict(named) else ""
     key, equals, value = f"{apart}={incomplete}".partition("=") if apart else incomplete.partition("=")
     found = [(name, option) for name, option in named if name == key or (not equals and name.startswith(key))]
-    if len(found) == 1:
+    if len({(name, option.takes) for name, option in found}) == 1:  # of one kind, or alike in several
         name, option = found[0]
         choices = ["true", "false"] if option.takes == "true or false" else option.takes.split(" | ")
         if len(choices) > 1:
             return [choice if apart else f"{name}={choice}" for choice in choices if choice.startswith(value)]
-    if apart:
-        return [as_typed(option.default) for _, option in found if not value]
-    presets = [name for name in preset_names() if not equals and name.startswith(incomplete)]
-    return presets + [f"{name}={as_typed(option.default)}" for name, option in found if not value]
+    shown = [("" if apart else f"{name}=") + as_typed(option.default) for name, option in found if not value]
+    presets = [name for name in preset_names() if not equals and not apart and name.startswith(incomplete)]
+    return list(dict.fromkeys(presets + shown))
 
 
 def written_as_flag(words: list[str], flags: set[str]) -> str | None:

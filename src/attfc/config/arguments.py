@@ -18,7 +18,7 @@ from attfc.errors import UserError, nearest
 
 __all__ = ["read_words", "short_overrides"]
 
-SHORT_IN_PYTHON = (*SHORT_NAMES, "batch_size", "seed", "device", "output", "name", "start_from")
+SHORT_IN_PYTHON = (*SHORT_NAMES, "head", "batch_size", "seed", "device", "output", "name", "start_from")
 
 
 def read_words(words: Iterable[str | os.PathLike[str]]) -> Asked:

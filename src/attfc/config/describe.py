@@ -239,18 +239,8 @@ def _options(section: str) -> Iterator[Option]:
     if section in KINDS:
         default = default_kind(section)
         published = profile_values("published").get(section, {}).get("kind", default)
-        short = section if SHORT_NAMES.get(section) == f"{section}.kind" else None
-        yield Option(
-            f"{section}.kind",
-            MEANINGS[section],
-            default,
-            published,
-            " | ".join(KINDS[section]),
-            None,
-            None,
-            None,
-            short,
-        )
+        takes = " | ".join(KINDS[section])
+        yield Option(f"{section}.kind", MEANINGS[section], default, published, takes, None, None, None, short=section)
     for option, kinds in found.values():
         everyone = section not in KINDS or len(kinds) == len(KINDS[section])
         yield option if everyone else replace(option, kinds=tuple(kinds))

@@ -110,7 +110,10 @@ class Asked:
             merged = _over(merged, layer)
         if by_name:
             merged = _over(merged, profile_values(by_name), replacing=True)
-        return _settled(_over(merged, typed), typed, self.origin)
+        merged = _over(merged, typed)
+        if profile:  # below all that was said of the margin, whatever kind it has become
+            merged["margin"] = {**profile_values(profile)["margin"], **merged["margin"]}
+        return _settled(merged, typed, self.origin)
 
 
 def read_preset(

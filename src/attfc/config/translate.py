@@ -1,8 +1,8 @@
 """Configurations of attfc 0.1 in the spelling of today: the only place that knows the old one.
 
-0.1 had one section for each matter (`container`, `keys`, `attention`) and asked of each option whether it said anything; today a head, margin, rule or bank
-owns its options. `translate` reads a saved run, a checkpoint or a file without `format: 2`; `refuse_old_spelling` names the new spelling of what was typed.
-What the old defaults and profiles had otherwise than the parts have it today is written out, so that what is built stays the same.
+0.1 had one section for each matter (`container`, `keys`, `attention`) and asked of each option whether it said anything; today a head, margin, rule
+or bank owns its options. `translate` reads a saved run, a checkpoint or a file without `format: 2`; `refuse_old_spelling` names the new spelling of
+what was typed. What the old defaults had otherwise than the parts have it today is written out, so that what is built stays the same.
 
 Saved runs of 0.1 come in two generations. Those without `eval.share`, the older ones,
 - kept a container with a slot for everyone, and no table of centers, where they said a table and a container ratio of 1;
@@ -135,10 +135,7 @@ def _kept_a_container(old: Mapping[str, Any], identities: int | None, tensors: C
     if tensors:
         return any(name.startswith("head/container.") for name in tensors)
     slots, ratio = old["container.slots"], old["container.ratio"] or 0
-    if slots is None or identities is None:
-        everyone = slots is None and ratio >= 1
-    else:
-        everyone = slots >= identities
+    everyone = ratio >= 1 if slots is None else identities is not None and slots >= identities
     return bool(old["container.policy"] == "unique" and everyone)
 
 

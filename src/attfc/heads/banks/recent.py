@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from attfc.config.option import Option
 from attfc.config.choose import USUAL_SHARE
+from attfc.config.option import Option
 from attfc.distributed import RowShard
 from attfc.errors import UserError
 from attfc.heads.banks.bank import EMPTY, Bank, Batch, Negatives, Recalled, last_occurrence, merge_centers
