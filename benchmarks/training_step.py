@@ -51,7 +51,7 @@ def measure(overrides: list[str], repeats: int) -> dict[str, Any]:
     gradient = torch.randn(BATCH, 512, generator=generator) / 512
 
     def autocast() -> torch.autocast:
-        return torch.autocast("cpu", torch.bfloat16, enabled=trainer.autocast_dtype is not None)
+        return torch.autocast("cpu", torch.bfloat16, enabled=trainer.take_step.autocast_dtype is not None)
 
     def embed() -> Tensor:
         with autocast():

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from attfc.run.build import resume_run
+from attfc.run.resuming import resume_run
 
 from .embedding_workers import embed, embed_several
 from .launch import on_ranks
@@ -44,7 +44,7 @@ def test_a_run_of_two_ranks_has_the_figures_of_one_process(tmp_path) -> None:
     written = json.loads((Path(folder) / "evaluation.json").read_text())
     assert written["step"] == 3
     trainer = resume_run(Path(folder), []).trainer
-    figures = trainer.evaluate(trainer.pair.query, 3)
+    figures = trainer.evaluation.evaluate(trainer.pair.query, 3)
     untimed = [name for name in figures if "second" not in name]
     assert {name: written[name] for name in untimed} == json.loads(
         json.dumps({name: figures[name] for name in untimed})

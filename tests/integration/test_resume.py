@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 
 from attfc.config import load_config
 from attfc.errors import UserError
-from attfc.run.build import new_run, resume_run
+from attfc.run.build import new_run
+from attfc.run.resuming import resume_run
+from attfc.training.step import TrainStep
 from attfc.training.trainer import Interrupted, Trainer
 
 from .conftest import TINY
@@ -198,13 +200,13 @@ def test_resume_without_a_checkpoint_says_so(tmp_path) -> None:
 
 def test_nan_loss_stops_with_step_positions_and_advice(tmp_path, monkeypatch) -> None:
     run = new_run(load_config("demo", [*TINY, f"output={tmp_path}", "head=full_fc"]))
-    original = Trainer.forward
+    original = TrainStep.loss
 
     def poisoned(self, batch):
         loss = original(self, batch)
-        return loss * float("nan") if self.step == 5 else loss
+        return loss * float("nan") if run.trainer.step == 5 else loss
 
-    monkeypatch.setattr(Trainer, "forward", poisoned)
+    monkeypatch.setattr(TrainStep, "loss", poisoned)
     with pytest.raises(
         UserError, match="the loss or its gradient is nan at step 6, in the batch of sample positions"
     ) as caught:
@@ -218,13 +220,13 @@ def test_nan_loss_stops_with_step_positions_and_advice(tmp_path, monkeypatch) ->
 def test_a_signal_during_an_evaluation_saves_that_step(tmp_path) -> None:
     run = new_run(load_config("demo", [*TINY, f"output={tmp_path}", "eval.every=3", "checkpoint.every=0"]))
     trainer = run.trainer
-    evaluate = trainer.evaluate
+    evaluate = trainer.evaluation.evaluate
 
     def interrupted(model, step):
         trainer._stop = True
         return evaluate(model, step)
 
-    trainer.evaluate = interrupted
+    trainer.evaluation.evaluate = interrupted
     with pytest.raises(Interrupted, match="saved at step 3"):
         trainer.train()
     assert resume_run(run.folder, []).trainer.step == 3
@@ -297,10 +299,10 @@ def test_the_automatic_precision_is_decided_once_and_saved(tmp_path, monkeypatch
     monkeypatch.setattr("attfc.run.build.best_autocast_dtype", lambda device: torch.bfloat16)
     options = [*TINY, f"output={tmp_path}", "schedule.max_steps=1", "eval.root=null", "precision.amp=auto"]
     run = new_run(load_config("demo", options))
-    assert run.trainer.autocast_dtype is torch.bfloat16
+    assert run.trainer.take_step.autocast_dtype is torch.bfloat16
     run.trainer.train()
     monkeypatch.setattr("attfc.run.build.best_autocast_dtype", lambda device: None)  # resumed on another machine
-    assert resume_run(run.folder, []).trainer.autocast_dtype is torch.bfloat16
+    assert resume_run(run.folder, []).trainer.take_step.autocast_dtype is torch.bfloat16
 
 
 def test_seconds_count_every_step_of_an_interrupted_run(tmp_path, monkeypatch) -> None:

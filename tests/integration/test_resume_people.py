@@ -13,8 +13,8 @@ from attfc.config import load_config
 from attfc.data import SyntheticFaces
 from attfc.errors import UserError
 from attfc.files import crc32_of
-from attfc.run.build import new_run, resume_run
-from attfc.run.resuming import finished
+from attfc.run.build import new_run
+from attfc.run.resuming import finished, resume_run
 from attfc.training.checkpoints.manifest import STATE
 from attfc.training.run_folder import locked
 from attfc.training.trainer import Interrupted, Trainer
@@ -159,15 +159,15 @@ def test_a_run_that_is_being_trained_is_not_resumed(tmp_path) -> None:
 
 def signalled(monkeypatch, number, step, times=1):
     """Send this process a signal in the middle of a step."""
-    original = Trainer.forward
+    original = Trainer.train_step
 
-    def forward(self, batch):
+    def train_step(self, batches):
         if self.step + 1 == step:
             for _ in range(times):
                 os.kill(os.getpid(), number)
-        return original(self, batch)
+        return original(self, batches)
 
-    monkeypatch.setattr(Trainer, "forward", forward)
+    monkeypatch.setattr(Trainer, "train_step", train_step)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -15,7 +15,9 @@ from attfc.heads import AttFC, FullFC, Head, KeyAttention, RecentCenters
 from attfc.losses import CosFace
 from attfc.training.momentum import MomentumPair
 from attfc.training.optimizers import build_optimizer, parameter_groups
+from attfc.training.progress import RunLog
 from attfc.training.schedule import build_schedule
+from attfc.training.step import Augmented, TrainStep
 from attfc.training.trainer import Trainer
 
 
@@ -44,20 +46,16 @@ def make_trainer(
         learning_rate=0.1,
         momentum=0.9,
     )
+    where = torch.device(device)
     return Trainer(
-        pair=pair,
-        head=head,
-        loader=AttentionLoader(store, batch_size, head.keys_per_query, 0, image_size=56, workers=0),
-        augment=Augment(flip=0.5),
-        optimizer=optimizer,
+        TrainStep(pair, head, optimizer, Augmented(Augment(flip=0.5), where), device=where),
         schedule=build_schedule(optimizer, "cosine", total=total_steps, warmup=0),
-        device=torch.device(device),
+        loader=AttentionLoader(store, batch_size, head.keys_per_query, 0, image_size=56, workers=0),
         total_steps=total_steps,
         run_folder=folder,
         model_config={"network": "r6_tiny", "options": {}, "training_data": {"root": "synthetic", "licence": "none"}},
         accumulation=accumulation,
-        log_every=1,
-        tensorboard=False,
+        log=RunLog(every=1, tensorboard=False),
     )
 
 
@@ -70,7 +68,7 @@ def trained(trainer: Trainer) -> list[torch.nn.Parameter]:
 def test_model_head_and_loss_run_on_the_meta_device(tmp_path, head_name) -> None:
     trainer = make_trainer(tmp_path, head_name, device="meta")
     batch = next(iter(trainer.loader))
-    loss = trainer.forward(batch)
+    loss = trainer.take_step.loss(batch)
     assert loss.device.type == "meta"
     assert loss.shape == ()
     loss.backward()
@@ -84,12 +82,12 @@ def test_gradient_accumulation_descends_the_mean_loss_of_its_batches(tmp_path) -
     losses, gradients = [], []
     for batch in batches:
         trainer.optimizer.zero_grad()
-        loss = trainer.forward(batch)
+        loss = trainer.take_step.loss(batch)
         loss.backward()
         losses.append(loss.detach())
         gradients.append([parameter.grad.clone() for parameter in trained(trainer)])
     seen = []
-    trainer.clip = 0.0
+    trainer.take_step.clip = 0.0
     trainer.optimizer.register_step_pre_hook(
         lambda *_: seen.extend(parameter.grad.clone() for parameter in trained(trainer))
     )
@@ -116,7 +114,7 @@ def make_state_after(folder: Path, batches: int) -> dict[str, object]:
 
 def test_the_gradient_is_clipped_to_the_norm_that_was_asked(tmp_path) -> None:
     trainer = make_trainer(tmp_path, "full_fc")
-    trainer.clip = 1e-3
+    trainer.take_step.clip = 1e-3
     trainer.train_step([next(iter(trainer.loader))])
     norm = math.sqrt(sum(float(parameter.grad.double().square().sum()) for parameter in trained(trainer)))
     assert norm == pytest.approx(1e-3, rel=1e-3)
@@ -124,11 +122,11 @@ def test_the_gradient_is_clipped_to_the_norm_that_was_asked(tmp_path) -> None:
 
 def test_float16_steps_under_the_gradient_scaler(tmp_path) -> None:
     trainer = make_trainer(tmp_path, "full_fc", total_steps=6)
-    trainer.autocast_dtype = torch.float16
-    trainer.__post_init__()
-    assert trainer.scaler.is_enabled()
+    step = trainer.take_step
+    trainer.take_step = TrainStep(step.pair, step.head, step.optimizer, step.prepare, autocast_dtype=torch.float16)
+    assert trainer.take_step.scaler.is_enabled()
     before = [parameter.detach().clone() for parameter in trained(trainer)]
-    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
+    trainer.take_step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
     for batch in trainer.loader.batches(2):
         assert torch.isfinite(trainer.train_step([batch]))
     assert any(not torch.equal(old, new) for old, new in zip(before, trained(trainer), strict=True))

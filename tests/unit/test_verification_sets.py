@@ -6,11 +6,13 @@ import collections
 import contextlib
 import copyreg
 import functools
+import gc
 import io
 import multiprocessing
 import os
 import pickle
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -26,18 +28,21 @@ import pytest
 from PIL import Image
 from torch import nn
 
+import attfc
 from attfc.data import FolderStore
 from attfc.data.stores import verification_sets as verification_sets_module
-from attfc.data.stores.restricted_pickle import PlainArray, read_plain_pickle
+from attfc.data.stores.plain_pickle import PlainArray
 from attfc.data.stores.verification_sets import (
     VerificationSet,
     make_verification_set,
+    read_plain_pickle,
     read_verification_set,
     write_verification_set,
 )
 from attfc.errors import UserError
 from attfc.evaluation.embed import embed_store
 
+SOURCE = Path(attfc.__file__).parents[1]
 IMAGES = [b"\xff\xd8\xff\xe0'\n\\", b'"\x89PNG\r\n\x1a', b"\0\x80\xff\t'\"", b"\xff\xd8\0\0"]
 """Not images, but bytes that every way of writing bytes treats in its own way: quotes, backslash, line ends, zeros, above 127."""
 
@@ -821,6 +826,69 @@ def test_memory_is_the_files_own(tmp_path: Path) -> None:
         tracemalloc.stop()
         assert found.encoded == images
         assert peak < times * 3_000_000 + 300_000
+
+
+OUTCOMES = """if True:
+    import io, json, sys
+    from pathlib import Path
+    from attfc.data.stores.plain_pickle import PlainUnpickler
+    from attfc.errors import UserError
+
+    def shown(value):
+        parts = [getattr(value, name) for name in ("dtype", "shape", "values")] if hasattr(value, "shape") else value
+        return [shown(part) for part in parts] if isinstance(parts, (list, tuple)) else repr(parts)
+
+    for path in sorted(Path(sys.argv[1]).iterdir()):
+        content = path.read_bytes()
+        try:
+            print(path.name, shown(PlainUnpickler(io.BytesIO(content), "x.bin", len(content)).load()))
+        except UserError as error:
+            print(path.name, error)
+        except RecursionError:
+            print(path.name, "a value that holds itself, or is very deep")
+"""
+
+
+def test_every_supported_python_reads_and_refuses_the_same(tmp_path: Path) -> None:
+    """The table that is cut is the library's own, and private: each Python that is installed gives the same answers (numpy need not be there)."""
+    sets = [zlib.decompress(base64.b64decode(written)) for written in WRITTEN_ELSEWHERE.values()]
+    sets += [make(str(tmp_path / "ran")) for make, _ in EXPLOITS.values()] + [content for content, _ in BOMBS.values()]
+    (tmp_path / "sets").mkdir()
+    for number, content in enumerate(sets):
+        (tmp_path / "sets" / f"{number:03d}.bin").write_bytes(content)
+
+    def outcomes(python: str) -> str:
+        return subprocess.run(
+            [python, "-c", OUTCOMES, str(tmp_path / "sets")],
+            env={**os.environ, "PYTHONPATH": str(SOURCE)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+
+    expected = outcomes(sys.executable)
+    assert expected.count("refused: the pickle") >= len(EXPLOITS)
+    assert len(expected.splitlines()) == len(sets)
+    pythons = [shutil.which(f"python3.{minor}") for minor in range(11, 16)]
+    pythons += map(str, Path.home().glob(".pyenv/versions/3.1[1-9].*/bin/python3"))
+    for python in filter(None, pythons):
+        if subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode == 0:
+            assert outcomes(python) == expected, python
+
+
+def test_a_set_lives_no_longer_than_its_last_user(tmp_path: Path) -> None:
+    """No cycle of references keeps 60 MB until the next collection."""
+    path = save(tmp_path, pickle.dumps(([bytes(1_000_000), b""], [True])))
+    read_verification_set(path)
+    gc.disable()
+    tracemalloc.start()
+    try:
+        for _ in range(3):
+            read_verification_set(path)
+        assert tracemalloc.get_traced_memory()[0] < 500_000
+    finally:
+        tracemalloc.stop()
+        gc.enable()
 
 
 def test_the_reader_alone_gives_plain_values(tmp_path: Path) -> None:

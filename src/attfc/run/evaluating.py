@@ -1,27 +1,53 @@
-"""The evaluation of a run while it trains, and the files that it leaves in the run's folder."""
+"""How a run is judged: the pairs, the evaluation while it trains, and the files that it leaves in the run's folder."""
 
-from collections.abc import Callable
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
 
+from attfc.config import RunConfig
+from attfc.data import Store
 from attfc.errors import UserError
-from attfc.evaluation import Embedder, Pairs, evaluate_store
+from attfc.evaluation import Embedder, Pairs, evaluate_store, generate_pairs, read_pairs
 from attfc.evaluation.people import heading_with_people
 from attfc.evaluation.protocols.all_pairs_scores import SPARE_FOR_INTERVALS
 from attfc.evaluation.results import figures_with_intervals, stated_intervals
 from attfc.files import write_json_whole, written_whole
 from attfc.precision import AMP_DTYPES
 from attfc.training.interruption import resume_command
+from attfc.training.trainer import Evaluation
 
 if TYPE_CHECKING:
     from attfc.run.build import Run
 
-__all__ = ["evaluator_of"]
+__all__ = ["evaluation_of", "judged_pairs"]
 
 
-def evaluator_of(run: "Run", pairs: Pairs) -> Callable[[nn.Module, int], dict[str, Any]]:
+def judged_pairs(config: RunConfig, held_out: Store) -> Pairs:
+    """Read `eval.pairs`, or draw pairs of the people that the run is judged on.
+
+    Raises:
+        UserError: the list cannot be read or names others, or the people allow no pairs.
+    """
+    if not config.eval.pairs:
+        try:
+            return generate_pairs(held_out.identities, config.eval.generated_pairs, config.seed)
+        except UserError as error:
+            raise UserError(f"{held_out.name}, to be evaluated on: {error}; or set eval.root=OTHER_PEOPLE") from None
+    path = Path(os.path.expanduser(config.eval.pairs))
+    try:
+        return read_pairs(path, held_out, broken_limit=config.data.broken_limit)
+    except OSError as error:
+        raise UserError(f"eval.pairs={config.eval.pairs}: {error.strerror}") from None
+    except UserError as error:
+        if config.eval.root is not None:
+            raise
+        raise UserError(f"{error}; set eval.root= to the images of the people in the list") from None
+
+
+def evaluation_of(run: "Run", pairs: Pairs) -> Evaluation:
     """Evaluate on the held-out store; leaves evaluation.json and evaluation.npz in the run's folder."""
     config = run.config
     held_out = run.held_out
@@ -53,7 +79,7 @@ def evaluator_of(run: "Run", pairs: Pairs) -> Callable[[nn.Module, int], dict[st
             ) from error
         figures = result.figures()
         if run.shared is not None:
-            run.trainer.evaluated_on = heading_with_people(run.shared.heading, result.people)
+            evaluation.on = heading_with_people(run.shared.heading, result.people)
         if run.ranks.rank:
             return figures
         written = figures_with_intervals(result, config.seed) if last else figures
@@ -65,4 +91,5 @@ def evaluator_of(run: "Run", pairs: Pairs) -> Callable[[nn.Module, int], dict[st
             np.savez_compressed(file, **arrays)
         return figures
 
-    return evaluate
+    evaluation = Evaluation(evaluate, config.eval.every, config.eval.best_by)
+    return evaluation

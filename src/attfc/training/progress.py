@@ -5,12 +5,14 @@ evaluation or broken. On resume, lines of steps after the checkpoint are dropped
 Costs a few microseconds per step. On a terminal the line is rich's; otherwise a plain line every few seconds (a log file wants no bars).
 """
 
+import contextlib
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -22,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from attfc.files import written_whole
 from attfc.training.trackers import Tracker, shared_numbers
 
-__all__ = ["Line", "Log", "MetricsLog", "ProgressLine", "Silent", "figure_of", "flat_figures", "memory_mib"]
+__all__ = ["MetricsLog", "ProgressLine", "RunLog", "Stopwatch", "figure_of", "memory_mib"]
 
 SECONDS_BETWEEN_PLAIN_LINES = 15.0
 
@@ -137,12 +139,11 @@ class ProgressLine:
     ) -> None:
         self._bar.stop()
 
-    def advance(self, step: int) -> None:
-        """Move the bar to a step; its figures stay."""
+    def update(self, step: int, figures: dict[str, Any] | None = None) -> None:
+        """Move to a step and show its figures (the same keys as a `train` record); None: those that are shown stay."""
         self._bar.update(self._task, completed=step)
-
-    def update(self, step: int, figures: dict[str, Any]) -> None:
-        """Show the figures of a step (the same keys as a `train` record)."""
+        if figures is None:
+            return
         with_center = figures.get("positive_share", 1.0)
         parts = [
             f"loss {figures['loss']:.3f}"
@@ -154,7 +155,7 @@ class ProgressLine:
             parts.append(f"lr {figures['learning_rate']:.2g}")
             parts.append(f"{figures['memory_mib']:,.0f} MiB")
         text = "  ".join(parts)
-        self._bar.update(self._task, completed=step, figures=text)
+        self._bar.update(self._task, figures=text)
         now = time.monotonic()
         if self._bar.disable and (now - self._last_plain > SECONDS_BETWEEN_PLAIN_LINES or step == self._total):
             self._last_plain = now
@@ -164,6 +165,81 @@ class ProgressLine:
     def say(self, text: str) -> None:
         """Print a line above the bar."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@dataclass
+class RunLog:
+    """What a run says of its steps while it is open: records in `MetricsLog`, and the progress line. Closed (all ranks but 0), it says nothing.
+
+    Args:
+        every: steps between records of the training.
+        tensorboard: as for `MetricsLog`.
+        open_trackers: called with the run's folder when training begins; gives those that get the numbers too.
+    """
+
+    every: int = 10
+    tensorboard: bool = True
+    open_trackers: Callable[[Path], Sequence[Tracker]] = lambda _: ()
+    _open: tuple[MetricsLog, ProgressLine] | None = field(default=None, init=False)
+
+    @contextlib.contextmanager
+    def opened(self, run_folder: Path, step: int, total_steps: int) -> Iterator[None]:
+        """Open for the steps after `step`."""
+        log = MetricsLog(
+            run_folder,
+            step + 1,
+            self.tensorboard,
+            trackers=self.open_trackers(run_folder),
+            evaluates_again=step >= total_steps,
+        )
+        with contextlib.closing(log), ProgressLine(total_steps, step) as line:
+            self._open = log, line
+            try:
+                yield
+            finally:
+                self._open = None
+
+    def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Append a record to the log; one of the training is shown too."""
+        if self._open:
+            self._open[0].write(kind, step, values)
+            if kind == "train":
+                self._open[1].update(step, values)
+
+    def show(self, step: int, figures: dict[str, Any] | None = None) -> None:
+        """Move the bar to a step, with new figures if there are any."""
+        if self._open:
+            self._open[1].update(step, figures)
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        if self._open:
+            self._open[1].say(text)
+
+
+class Stopwatch:
+    """Seconds of training: evaluations and saves are left out."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._since = 0.0
+
+    def start(self) -> None:
+        """Count from now on."""
+        self._since = time.perf_counter()
+
+    def read(self) -> float:
+        """Return the seconds so far."""
+        now = time.perf_counter()
+        self.seconds, self._since = self.seconds + now - self._since, now
+        return self.seconds
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Count nothing while this context lasts."""
+        self.read()
+        yield
+        self.start()
 
 
 def _drop_from(path: Path, step: int, evaluates_again: bool) -> None:
@@ -189,39 +265,16 @@ def _finite(value: Any) -> Any:
     return value
 
 
-class Silent:
-    """Takes the place of the log and the progress line on all ranks but 0."""
-
-    def write(self, *_: object) -> None: ...
-
-    def update(self, *_: object) -> None: ...
-
-    def advance(self, *_: object) -> None: ...
-
-    def say(self, *_: object) -> None: ...
-
-    def close(self) -> None: ...
-
-    def __enter__(self) -> "Silent":
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-
-Log = MetricsLog | Silent
-Line = ProgressLine | Silent
-
-
-def flat_figures(figures: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+def _flat(figures: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
     """Yield the numbers of an evaluation by name, those of nested figures with the outer name before them."""
     for name, value in figures.items():
         if isinstance(value, dict):
-            yield from flat_figures(value, f"{prefix}{name}_")
+            yield from _flat(value, f"{prefix}{name}_")
         elif isinstance(value, int | float) and not isinstance(value, bool):
             yield prefix + name, float(value)
 
 
 def figure_of(figures: dict[str, Any], name: str) -> float | None:
     """Return a finite number of an evaluation by that name; None: there is none."""
-    value = dict(flat_figures(figures)).get(name)
+    value = dict(_flat(figures)).get(name)
     return value if value is not None and math.isfinite(value) else None

@@ -1,66 +1,59 @@
 """The training loop: one process or several, any head, any device; stops and resumes at any step.
 
-One step: (1) the key encoder follows the query encoder, (2) the keys of the batch are embedded without gradient in one pass, (3) the queries
-are embedded, (4) the head turns both into a loss, (5) backward, clip, optimizer, schedule. With gradient accumulation a step takes several
-batches. The trainer knows no head by name: a head with ``keys_per_query == 0`` simply gets no keys (and costs no key passes).
+The step itself is `attfc.training.step`. A loss that is not finite ends the run before it can reach a checkpoint. Everything that shapes
+later losses is in the checkpoint: resume gives the same losses, bit for bit on the CPU.
 
-A loss that is not finite ends the run before it can reach a checkpoint. The loss of a step is looked at when the next one has been
-launched, so an accelerator never waits for the host. Everything that shapes later losses is in the checkpoint: resume gives the same
-losses, bit for bit on the CPU.
-
-Several ranks: each trains on its share of the batch, DistributedDataParallel averages the gradients of the query encoder (once per step, also under
-accumulation). After a step all ranks are equal: the running statistics of BatchNorm are averaged over them, and one small reduction a step
-tells everybody the loss, whether somebody was asked to stop, and whether a broken image was met; so all stop at the same step, on
-accelerators one step after the signal. Rank 0 logs and writes models; a checkpoint is written by all, each its shard, and all evaluate.
+Several ranks: after a step all are equal, and one small sum per step tells everybody the loss, whether somebody was asked to stop, and
+whether a broken image was met; so all stop at the same step, on accelerators one step after the signal. Rank 0 logs and writes models; a
+checkpoint is written by all, each its shard, and all evaluate.
 """
 
 import contextlib
 import math
 import signal
-import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from attfc.data.loader import AttentionLoader, Batch
-from attfc.data.transforms import Augment
-from attfc.distributed import ALONE, AgreedError, Ranks, data_parallel, grad_scaler, lost_rank
+from attfc.distributed import lost_rank
 from attfc.errors import UserError
-from attfc.heads.head import Head
-from attfc.precision import autocast
-from attfc.training.batch_norm import average_running_statistics
-from attfc.training.checkpoints.checkpoint import latest_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
+from attfc.training.checkpoints.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
 from attfc.training.checkpoints.random_state import rng_state, set_rng_state
 from attfc.training.checkpoints.sharded_state import ShardedState
 from attfc.training.interruption import Interrupted, resume_command, signals_call, stopped_unsaved
 from attfc.training.model_files import save_model
-from attfc.training.momentum import MomentumPair
-from attfc.training.progress import Line, Log, MetricsLog, ProgressLine, Silent, figure_of, flat_figures, memory_mib
+from attfc.training.progress import RunLog, Stopwatch, figure_of, memory_mib
+from attfc.training.reports import StepReport, reduce_step
 from attfc.training.run_folder import locked
-from attfc.training.trackers import Tracker
+from attfc.training.step import TrainStep
 
-__all__ = ["Interrupted", "Trainer"]
+__all__ = ["Evaluation", "Interrupted", "Trainer"]
 
 LOSS_SMOOTHING = 0.9  # of the loss as logged
 
 
 @dataclass
-class _Word:
-    """What all ranks say about a step; read on the host when the copy has arrived."""
+class Evaluation:
+    """How a run is judged while it trains.
 
-    step: int
-    batches: list[Batch]
-    own: Tensor  # loss of this rank
-    figures: Tensor  # on the host: mean loss, ranks asked to stop, broken images
-    arrived: Any  # an event of the accelerator, or None
-    heard: bool = False
+    Args:
+        evaluate: called as evaluate(query_encoder, step) on all ranks; returns figures for the log, of which rank 0's count.
+        every: steps; 0: at the end alone.
+        best_by: the figure by which `best/` is chosen (larger is better).
+        on: whom it evaluates on, for the progress line.
+    """
+
+    evaluate: Callable[[nn.Module, int], dict[str, Any]]
+    every: int = 0
+    best_by: str = "accuracy"
+    on: str = "on unseen identities"
+    last: dict[str, Any] | None = None
 
 
 @dataclass
@@ -68,65 +61,45 @@ class Trainer:
     """Trains a query encoder under a head.
 
     Args:
-        pair: query encoder and key encoder, on `device`.
-        head: any head of attfc.heads, on `device`.
+        take_step: encoders, head and optimizer, and how they take a step over batches of the loader.
+        schedule: of the optimizer's learning rate.
         loader: yields uint8 batches, this rank's share; its batch size is the size of one pass.
-        augment: uint8 images + seeds -> float images in [-1, 1], on the device.
-        optimizer, schedule: over the parameters of the query encoder and the head.
         total_steps: optimizer steps of the whole run.
         run_folder: where metrics, checkpoints and models go.
         model_config: what `config.json` of the exported backbone says.
-        autocast_dtype: bfloat16 or float16 for mixed precision (float16 brings a gradient scaler), None for float32.
         accumulation: batches an optimizer step; their mean loss is descended.
-        clip: largest gradient norm of the query encoder; 0 is off.
-        evaluate: called as evaluate(query_encoder, step) every `evaluate_every` steps, on all ranks; returns figures for the log, of which
-            rank 0's count.
-        open_trackers: called with the run's folder when training begins; gives those that get the numbers too.
-        best_by: the figure of `evaluate` by which `best/` is chosen (larger is better).
-        ranks: the processes that train together; built with the same arguments on each, but for the loader's rank.
+        evaluation: how and when the query encoder is judged; None: it is not.
+        checkpoint_every: steps between checkpoints; 0: at the end alone. keep_checkpoints: how many stay.
+        log: the record of the steps and the progress line.
         people: `people_of` the training set, for its checkpoints.
     """
 
-    pair: MomentumPair
-    head: Head
-    loader: AttentionLoader
-    augment: Augment
-    optimizer: Optimizer
+    take_step: TrainStep
     schedule: LambdaLR
-    device: torch.device
+    loader: AttentionLoader
     total_steps: int
     run_folder: Path
     model_config: dict[str, Any]
-    autocast_dtype: torch.dtype | None = None
-    channels_last: bool = False
     accumulation: int = 1
-    clip: float = 5.0
-    evaluate: Callable[[nn.Module, int], dict[str, Any]] | None = None
-    evaluate_every: int = 0
-    evaluated_on: str = "on unseen identities"  # whom `evaluate` evaluates on, for the progress line
-    best_by: str = "accuracy"
+    evaluation: Evaluation | None = None
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
-    log_every: int = 10
-    tensorboard: bool = True
-    open_trackers: Callable[[Path], Sequence[Tracker]] = lambda _: ()
-    ranks: Ranks = ALONE
+    log: RunLog = field(default_factory=RunLog)
     people: dict[str, Any] = field(default_factory=dict)
     step: int = field(default=0, init=False)
     best: float = field(default=-math.inf, init=False)
-    last_evaluation: dict[str, Any] | None = field(default=None, init=False)
     _average: float | None = field(default=None, init=False)
-    _seconds: float = field(default=0.0, init=False)
+    _clock: Stopwatch = field(default_factory=Stopwatch, init=False)
     _first_step: int = field(default=0, init=False)  # of this process
     _rate: float = field(default=0.0, init=False)  # that the last step used
     _stop: bool = field(default=False, init=False)
     _asked: bool = field(default=False, init=False)  # somebody's _stop, as all ranks know it
 
     def __post_init__(self) -> None:
-        self.scaler = grad_scaler(self.device, self.autocast_dtype is torch.float16, self.ranks)
+        take = self.take_step
+        self.pair, self.head, self.optimizer = take.pair, take.head, take.optimizer
+        self.device, self.ranks = take.device, take.ranks
         self._sharded = ShardedState(self.head.row_shards(), self.head, self.optimizer, self.ranks)
-        self._encoder = data_parallel(self.pair.query, self.ranks, self.device)
-        self._scoring = data_parallel(self.head, self.ranks, self.device, apart=self.head.row_shards())
 
     def train(self) -> None:
         """Run to `total_steps` from wherever the state stands; saves on the way, at the end, and when told to stop.
@@ -138,176 +111,105 @@ class Trainer:
                 checkpoint stands.
         """
         self._first_step = self.step
+        first = self.ranks.rank == 0
         try:
             with (
-                locked(self.run_folder) if self.ranks.rank == 0 else contextlib.nullcontext(),
+                locked(self.run_folder) if first else contextlib.nullcontext(),
                 signals_call(self._ask_to_stop),
+                self.log.opened(self.run_folder, self.step, self.total_steps) if first else contextlib.nullcontext(),
+                contextlib.closing(self.loader),
             ):
-                self._train()
+                self._run()
         except KeyboardInterrupt:
             raise stopped_unsaved(self.run_folder, self.step, self.ranks.rank) from None
+        except OSError as error:
+            raise UserError(
+                f"cannot write into {self.run_folder}: {error.strerror or error}; the checkpoints saved so far stand: "
+                f"make room or permission there, then {resume_command(self.run_folder)}"
+            ) from error
+        except RuntimeError as error:
+            if self.ranks.size == 1 or not lost_rank(error):
+                raise
+            raise UserError(
+                f"rank {self.ranks.rank} lost another rank at step {self.step + 1} ({' '.join(str(error).split())[:200]}): that one's own "
+                f"message says why; the checkpoints saved so far stand: {resume_command(self.run_folder)}"
+            ) from error
 
-    def _train(self) -> None:
-        log: Log = Silent()
-        if self.ranks.rank == 0:
-            log = MetricsLog(
-                self.run_folder,
-                first_step=self.step + 1,
-                tensorboard=self.tensorboard,
-                trackers=self.open_trackers(self.run_folder),
-                evaluates_again=self.step >= self.total_steps,
-            )
-        with (
-            contextlib.closing(log),
-            contextlib.closing(self.loader),
-            ProgressLine(self.total_steps, self.step) if self.ranks.rank == 0 else Silent() as line,
-        ):
-            try:
-                self._run(log, line)
-            except OSError as error:
-                raise UserError(
-                    f"cannot write into {self.run_folder}: {error.strerror or error}; the checkpoints saved so far stand: "
-                    f"make room or permission there, then {resume_command(self.run_folder)}"
-                ) from error
-            except RuntimeError as error:
-                if self.ranks.size == 1 or not lost_rank(error):
-                    raise
-                raise UserError(
-                    f"rank {self.ranks.rank} lost another rank at step {self.step + 1} ({' '.join(str(error).split())[:200]}): that one's own "
-                    f"message says why; the checkpoints saved so far stand: {resume_command(self.run_folder)}"
-                ) from error
-
-    def _run(self, log: Log, line: Line) -> None:
+    def _run(self) -> None:
         batches = self.loader.batches(self.loader.step + (self.total_steps - self.step) * self.accumulation)
-        window_start, window_steps = time.perf_counter(), 0
-        counted = window_start  # until when `seconds` has been counted
-        pending: _Word | None = None
+        clock = self._clock
+        clock.start()
+        logged = clock.seconds, self.step
+        report: StepReport | None = None
         self.pair.query.train()
         self.head.train()
-        first = self.step + 1
         while self.step < self.total_steps:
             group = [next(batches) for _ in range(self.accumulation)]
             loss = self.train_step(group)
             self.step += 1
-            window_steps += 1
-            word = self._tell(loss, group)
-            if pending is not None:  # heard now, when the next step has been launched
-                self._hear(pending, log)
-            pending = word
+            report, before = reduce_step(self.step, loss, group, self._stop, self.ranks), report
+            if before is not None:  # heard now, when the next step has been launched
+                self._hear(before)
             last = self.step == self.total_steps
-            logs = self.step % self.log_every == 0 or last
+            logs = self._due(self.log.every) or last
             saves = self._due(self.checkpoint_every) or last
-            evaluates = self._due(self.evaluate_every) and not last
-            shows = self.step == first  # the bar has a loss from the first step on
-            if self.device.type == "cpu" or logs or saves or evaluates or shows:
-                self._hear(pending, log)
-            evaluates = evaluates and not self._asked
+            evaluates = self.evaluation is not None and self._due(self.evaluation.every) and not last
+            shows = self.step == self._first_step + 1  # the bar has a loss from the first step on
+            if loss.device.type == "cpu" or logs or saves or evaluates or shows:
+                self._hear(report)
             if logs:
-                now = time.perf_counter()
-                elapsed, self._seconds, counted = now - window_start, self._seconds + now - counted, now
-                images = window_steps * self.accumulation * self.loader.batch_size * self.ranks.size
-                self._log_step(float(pending.figures[0]), images / elapsed, log, line)
-                window_start, window_steps = now, 0
-            elif shows:
-                line.update(self.step, self._figures(float(pending.figures[0]), None))
+                seconds = clock.read() - logged[0]
+                images = (self.step - logged[1]) * self.accumulation * self.loader.batch_size * self.ranks.size
+                self._log_step(float(report.figures[0]), images / seconds)
+                logged = clock.seconds, self.step
             else:
-                line.advance(self.step)
-            if evaluates:
-                paused = time.perf_counter()
-                self.run_evaluation(log, line)
-                pause = time.perf_counter() - paused
-                window_start, counted = window_start + pause, counted + pause
+                self.log.show(self.step, self._figures(float(report.figures[0]), None) if shows else None)
+            if evaluates and not self._asked:
+                with clock.paused():
+                    self.log.say(self.run_evaluation())
             # Read once: a signal after this line is for the next step. Several ranks know only of what was told.
             stop = self._asked or (self.ranks.size == 1 and self._stop)
             if stop or saves:
-                paused = time.perf_counter()
-                self._seconds, counted = self._seconds + paused - counted, paused
-                self._hear(pending, log)
-                self.save()
-                pause = time.perf_counter() - paused
-                window_start, counted = window_start + pause, counted + pause
+                with clock.paused():
+                    self._hear(report)
+                    self.save()
             if stop and not last:
                 text = f"saved at step {self.step:,}; go on with: {resume_command(self.run_folder)}"
                 raise Interrupted(text, self.step, saved=True)
-        self.ranks.once(lambda: str(save_model(self.run_folder / "model", self.pair.query, self.model_config)))
-        if self.evaluate is not None:
-            self.run_evaluation(log)
+        self._export("model")
+        if self.evaluation is not None:
+            self.run_evaluation()
 
     def train_step(self, batches: list[Batch]) -> Tensor:
-        """One optimizer step over the mean loss of `batches`; returns that loss, detached, without waiting for the device.
-
-        It is NaN if the gradient was not finite. Several ranks: the loss of this rank's batches; the step is that of all ranks' mean.
-        """
-        if self.head.keys_per_query:
-            self.pair.update(self.step)
-        self.optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=self.device)
-        for number, batch in enumerate(batches):
-            with self._without_reduction() if number < len(batches) - 1 else contextlib.nullcontext():
-                loss = self.forward(batch) / len(batches)
-                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.pair.query.parameters(), self.clip or math.inf)
+        """Take one step over `batches` and move the schedule; returns the loss as `TrainStep` does."""
+        loss = self.take_step(batches)
         self._rate = float(self.optimizer.param_groups[0]["lr"])
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        # A replicated head has figures of its rank's share too (AdaFace's norms); one in shards saw the whole batch.
-        average_running_statistics([self.pair] if self._scoring is self.head else [self.pair, self.head], self.ranks)
-        with warnings.catch_warnings() if self.scaler.is_enabled() and self.step == 0 else contextlib.nullcontext():
-            if self.scaler.is_enabled() and self.step == 0:
+        with warnings.catch_warnings():
+            if self.take_step.scaler.is_enabled() and self.step == 0:
                 # The scaler begins too high and skips the first steps; the schedule takes that for a wrong order of calls.
                 warnings.simplefilter("ignore", UserWarning)
             self.schedule.step()
-        # A gradient that is not finite makes the loss so too, and the run stops before the weights are saved. With a scaler
-        # it is no fault: that step was skipped and the next is scaled down.
-        return total if self.scaler.is_enabled() else total + 0.0 * norm
-
-    def forward(self, batch: Batch) -> Tensor:
-        """Loss of one batch, with gradient: keys embedded in one no-gradient pass, then the queries, then the head."""
-        seeds = batch.seeds.to(self.device, non_blocking=True)
-        labels = batch.labels.to(self.device, non_blocking=True)
-        keys = None
-        with autocast(self.device, self.autocast_dtype):
-            if self.head.keys_per_query:
-                images = self._images(batch.keys.flatten(0, 1), seeds[:, 1:].reshape(-1))
-                keys = self.pair.embed_keys(images.view(*batch.keys.shape[:2], *images.shape[1:]))
-            queries = self._images(batch.queries, seeds[:, 0])
-            embeddings = self._encoder(queries)
-        at = {"positions_B": batch.positions.to(self.device, non_blocking=True)} if self.head.takes_positions else {}
-        loss: Tensor = self._scoring(embeddings, labels, keys, **at)
         return loss
 
-    @contextlib.contextmanager
-    def _without_reduction(self) -> Iterator[None]:
-        """Gradients add up on this rank; the last batch of a step reduces them all."""
-        with contextlib.ExitStack() as stack:
-            for module in (self._encoder, self._scoring):
-                if isinstance(module, nn.parallel.DistributedDataParallel):
-                    stack.enter_context(module.no_sync())
-            yield
-
-    def run_evaluation(self, log: Log, line: Line | None = None) -> None:
-        """Evaluate the query encoder, record the figures, and keep it in ``best/`` if it is the best so far."""
-        evaluate = self.evaluate
-        assert evaluate is not None
-        own = self.ranks.together(lambda: evaluate(self.pair.query, self.step))
+    def run_evaluation(self) -> str:
+        """Evaluate the query encoder, record the figures, and keep it in ``best/`` if it is the best so far; return a line that says them."""
+        evaluation = self.evaluation
+        assert evaluation is not None
+        own = self.ranks.together(lambda: evaluation.evaluate(self.pair.query, self.step))
         # Another host may differ in the last digit, and all must agree on the best.
-        figures = self.ranks.once(lambda: own)
+        figures = evaluation.last = self.ranks.once(lambda: own)
         self.pair.query.train()
-        self.last_evaluation = figures
-        log.write("evaluation", self.step, figures)
-        score = figure_of(figures, self.best_by)
+        self.log.write("evaluation", self.step, figures)
+        score = figure_of(figures, evaluation.best_by)
         if score is not None and score > self.best:
             self.best = score
-            self.ranks.once(lambda: str(save_model(self.run_folder / "best", self.pair.query, self.model_config)))
-        if line is not None:
-            shown = "  ".join(
-                f"{name} {value:.4f}"
-                for name, value in flat_figures(figures)
-                if name in ("accuracy", "auc", "eer", "rank_one")
-            )
-            line.say(f"step {self.step}: {self.evaluated_on}  {shown}")
+            self._export("best")
+        values = {name: figure_of(figures, name) for name in ("accuracy", "auc", "eer", "rank_one")}
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items() if value is not None)
+        return f"step {self.step}: {evaluation.on}  {shown}"
+
+    def _export(self, name: str) -> None:
+        self.ranks.once(lambda: str(save_model(self.run_folder / name, self.pair.query, self.model_config)))
 
     def save(self) -> Path:
         """Write a checkpoint of everything and prune old ones."""
@@ -331,20 +233,26 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """Everything that shapes later steps. Several ranks: of sharded rows, this rank's own."""
         return {
-            "pair": self.pair.state_dict(),
-            "head": self.head.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "scaler": self.scaler.state_dict(),
+            **{name: part.state_dict() for name, part in self._parts().items()},
             "rng": rng_state(),
-            "loader": self.loader.state_dict(),
             "people": self.people,
             "trainer": {
                 "step": self.step,
                 "best": None if math.isinf(self.best) else self.best,
                 "average": self._average,
-                "seconds": self._seconds,
+                "seconds": self._clock.seconds,
             },
+        }
+
+    def _parts(self) -> dict[str, Any]:
+        """Return what keeps its own state, by the name of that in a checkpoint."""
+        return {
+            "pair": self.pair,
+            "head": self.head,
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+            "scaler": self.take_step.scaler,
+            "loader": self.loader,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> float:
@@ -357,17 +265,13 @@ class Trainer:
             {name: value for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups
         ]
         try:
-            self.pair.load_state_dict(state["pair"])
-            self.head.load_state_dict(state["head"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.schedule.load_state_dict(state["schedule"])
-            if self.scaler.is_enabled() and state["scaler"]:
-                self.scaler.load_state_dict(state["scaler"])
-            self.loader.load_state_dict(state["loader"])
+            for name, part in self._parts().items():
+                if name != "scaler" or (part.is_enabled() and state["scaler"]):
+                    part.load_state_dict(state[name])
             rate = float(state["optimizer"]["param_groups"][0]["lr"])
             self._apply(configured)
             own = state["trainer"]
-            self.step, self._average, self._seconds = int(own["step"]), own["average"], float(own["seconds"])
+            self.step, self._average, self._clock.seconds = int(own["step"]), own["average"], float(own["seconds"])
             self.best = -math.inf if own["best"] is None else float(own["best"])
             set_rng_state(state["rng"])
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
@@ -387,18 +291,12 @@ class Trainer:
             # Unchanged, this is the saved rate, bit for bit.
             group.update(values | {"lr": values["initial_lr"] * factor(self.schedule.last_epoch)})
 
-    def _images(self, images: Tensor, seeds: Tensor) -> Tensor:
-        images = self.augment(images.to(self.device, non_blocking=True), seeds)
-        return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
-
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
 
-    def _log_step(self, loss: float, images_per_second: float, log: Log, line: Line) -> None:
+    def _log_step(self, loss: float, images_per_second: float) -> None:
         self._average = loss if self._average is None else LOSS_SMOOTHING * self._average + (1 - LOSS_SMOOTHING) * loss
-        figures = self._figures(loss, images_per_second)
-        log.write("train", self.step, figures)
-        line.update(self.step, figures)
+        self.log.write("train", self.step, self._figures(loss, images_per_second))
 
     def _figures(self, loss: float, images_per_second: float | None) -> dict[str, Any]:
         """Return what is logged of the step that was taken last; the rate is the one that it used."""
@@ -410,58 +308,22 @@ class Trainer:
             "learning_rate": self._rate,
             "images_per_second": images_per_second,
             "memory_mib": max(memory for _, memory in said),
-            "seconds": self._seconds,
+            "seconds": self._clock.seconds,
             **{name: sum(statistics[name] for statistics, _ in said) / len(said) for name in said[0][0]},
         }
 
-    def _tell(self, loss: Tensor, batches: list[Batch]) -> _Word:
-        """Reduce what every rank must know of this step, and send it to the host without waiting for it."""
-        facts = [float(self._stop), float(sum(len(batch.broken) for batch in batches))]
-        # Filled on the device: a copy from ordinary memory might wait.
-        figures = self.ranks.sum(torch.stack([loss / self.ranks.size, *(loss.new_full((), fact) for fact in facts)]))
-        if figures.device.type != "cuda":
-            return _Word(self.step, batches, loss, figures.to("cpu"), None)
-        host = torch.empty(len(figures), pin_memory=True).copy_(figures, non_blocking=True)
-        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        arrived.record()
-        return _Word(self.step, batches, loss, host, arrived)
-
-    def _hear(self, word: _Word, log: Log) -> None:
+    def _hear(self, report: StepReport) -> None:
         """Act on what all ranks said about a step: stop where the loss is not finite, remember who was asked to stop, log broken images."""
-        if word.heard:
+        if report.heard:
             return
-        word.heard = True
-        if word.arrived is not None:
-            word.arrived.synchronize()
-        loss, asked, broken = word.figures.tolist()
+        loss, asked, broken = report.read()
         if not math.isfinite(loss):
-            self._stop_for(loss, word)
-        self._asked = self._asked or asked > 0
+            raise report.fault(loss, self.loader.store, self.run_folder, self.ranks)
+        self._asked = self._asked or asked
         if broken > 0:
-            mine = [entry for batch in word.batches for entry in batch.broken]
+            mine = [entry for batch in report.batches for entry in batch.broken]
             for position, where, reason in (entry for entries in self.ranks.objects(mine) for entry in entries):
-                log.write("broken", word.step, {"position": position, "where": where, "reason": reason})
-
-    def _stop_for(self, loss: float, word: _Word) -> None:
-        positions = [int(position) for batch in word.batches for position in batch.positions]
-        shown = ", ".join(map(str, positions[:16])) + (
-            f", ... ({len(positions)} in all)" if len(positions) > 16 else ""
-        )
-        where = self.loader.store.where(positions[0])
-        saved = (
-            "the last checkpoint stands"
-            if latest_checkpoint(self.run_folder / "checkpoints")
-            else "nothing was saved so far"
-        )
-        fault = (
-            f"the loss or its gradient is {loss} at step {word.step}, in the batch of sample positions {shown} (the first is {where}); "
-            f"{saved}. "
-            "Try a smaller optimizer.learning_rate, a longer schedule.warmup_epochs, optimizer.clip=1, or precision.amp=none"
-        )
-        if self.ranks.size == 1:
-            raise UserError(fault)
-        said = self.ranks.objects((math.isfinite(float(word.own)), fault))
-        raise AgreedError(next((text for finite, text in said if not finite), fault))
+                self.log.write("broken", report.step, {"position": position, "where": where, "reason": reason})
 
     def _ask_to_stop(self, number: int) -> None:
         """SIGTERM and the first Ctrl-C ask the loop to save and leave. A second Ctrl-C ends at once, and so does any signal before a step is done."""

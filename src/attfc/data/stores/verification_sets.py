@@ -9,7 +9,9 @@ Cost: the file's bytes in memory once (protocols 0 to 2 of Python 3: twice while
 
 import os
 import pickle
+import re
 import secrets
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +21,17 @@ import numpy.typing as npt
 
 from attfc.data.images import BrokenImageError, decode_image
 from attfc.data.people.name_table import printable
-from attfc.data.stores.restricted_pickle import MAX_FILE_BYTES, PlainArray, describe, read_plain_pickle
+from attfc.data.stores.plain_pickle import PlainArray, PlainUnpickler
+from attfc.data.stores.restricted_pickle import describe
 from attfc.data.stores.store import Images, Store, images_array
 from attfc.errors import UserError
 
 __all__ = ["VerificationSet", "make_verification_set", "read_verification_set", "write_verification_set"]
 
 Bools = npt.NDArray[np.bool_]
+
+MAX_FILE_BYTES = 4 * 1024**3
+"""Larger files are refused: the largest public set has 0.2 GiB."""
 
 _PROTOCOL = 4  # compact, and read by every Python since 3.4; arcface_torch's pickle.load(f, encoding="bytes") takes it
 
@@ -104,6 +110,67 @@ def read_verification_set(path: str | os.PathLike[str], *, max_bytes: int = MAX_
     same = _same(shown, content[1])
     _check_counts(shown, len(encoded), len(same))
     return VerificationSet(_name(path), encoded, same, Path(path))
+
+
+def read_plain_pickle(path: str | os.PathLike[str], *, max_bytes: int = MAX_FILE_BYTES) -> object:
+    """Return what a pickle holds: lists, tuples, bytes, str, int, bool, None and `PlainArray`, nested in any way.
+
+    Python 2's `str` comes as bytes, and so does `bytearray`. Lists may hold themselves. Protocols 0 to 5.
+
+    Args:
+        path: the file.
+        max_bytes: refuse larger files.
+
+    Raises:
+        UserError: no such file, not a pickle, cut short, something after its end, a name or an instruction that plain data has no
+            use for; with the byte offset.
+    """
+    shown = printable(os.fsencode(path))
+    try:
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):  # before opening: a pipe would wait for its writer
+            raise UserError(f"{shown}: is {'a folder' if stat.S_ISDIR(mode) else 'no regular file'}: pass a .bin file")
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > max_bytes:
+                raise UserError(f"{shown}: {size:,} bytes, more than the limit of {max_bytes:,}: raise max_bytes")
+            start = file.read(64)
+            file.seek(0)
+            if not _START.match(start):
+                raise UserError(f"{shown}: not a pickle ({_kind(start)}): {_FIX}")
+            return PlainUnpickler(file, shown, size).load()
+    except FileNotFoundError:
+        raise UserError(f"{shown}: no such file{_hint(Path(path))}") from None
+    except OSError as error:
+        raise UserError(f"{shown}: cannot be read ({error.strerror or error})") from None
+
+
+_START = re.compile(rb"\x80|[(\]]|c[A-Za-z_][\w.]*\n")  # protocols 2 to 5; in 0 and 1 a tuple, a list, or a name
+_FIX = "pass a verification set, a pickle of (encoded images, same or not)"
+_STARTS = {
+    b"\xff\xd8\xff": "a JPEG image",
+    b"\x89PNG": "a PNG image",
+    b"\x1f\x8b": "packed with gzip; unpack it first",
+    b"PK\x03\x04": "a zip archive, as torch.save and np.savez write; unpack it first",
+    b"\x93NUMPY": "a NumPy array file",
+    b"\x0a\x23\xd7\xce": "MXNet RecordIO, the format of a training set",
+    b"\x89HDF": "an HDF5 file",
+}
+
+
+def _kind(start: bytes) -> str:
+    if not start:
+        return "an empty file"
+    return next((kind for magic, kind in _STARTS.items() if start.startswith(magic)), f"it starts with {start[:8]!r}")
+
+
+def _hint(path: Path) -> str:
+    try:
+        others = sorted(other.name for other in path.parent.iterdir() if other.suffix == ".bin")
+    except OSError:
+        return ""
+    shown = ", ".join(printable(os.fsencode(name)) for name in others[:8])
+    return f"; {printable(os.fsencode(path.parent))} holds {shown}" if others else ""
 
 
 def write_verification_set(path: str | os.PathLike[str], encoded: Sequence[bytes], same: npt.ArrayLike) -> None:

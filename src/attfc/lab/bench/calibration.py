@@ -17,6 +17,7 @@ from attfc.heads.banks.recent import RowDtype
 from attfc.losses import CosFace
 from attfc.plan import HeadRates
 from attfc.training.optimizers import build_optimizer, parameter_groups
+from attfc.training.step import Inputs, head_alone
 
 __all__ = ["measure_heads"]
 
@@ -72,6 +73,7 @@ def _step_seconds(
     trained = (
         build_optimizer(optimizer, parameter_groups([head]), learning_rate=1e-3) if list(head.parameters()) else None
     )
+    take_step = head_alone(head, trained, device)
     size = head.embedding_size
     taken = []
     for _ in range(1 + repeats):
@@ -79,11 +81,7 @@ def _step_seconds(
         keys = torch.randn(batch, head.keys_per_query, size, device=device) if head.keys_per_query else None
         labels = torch.randint(rows, (batch,), device=device)
         start = time.perf_counter()
-        if trained is not None:
-            trained.zero_grad(set_to_none=True)
-        head(embeddings, labels, keys).backward()
-        if trained is not None:
-            trained.step()
+        take_step([Inputs(embeddings, labels, keys)])
         if device.type != "cpu":
             torch.accelerator.synchronize(device)
         taken.append(time.perf_counter() - start)

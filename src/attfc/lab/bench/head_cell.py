@@ -33,9 +33,10 @@ from torch.optim import Optimizer
 from attfc.backbones import create_backbone
 from attfc.heads import AttFC, FullFC, Head, KeyAttention, PartialFC, RecentCenters
 from attfc.losses import CosFace
-from attfc.precision import autocast, best_autocast_dtype
+from attfc.precision import best_autocast_dtype
 from attfc.training.momentum import MomentumPair
 from attfc.training.optimizers import build_optimizer, parameter_groups
+from attfc.training.step import Inputs, TrainStep, head_alone
 
 __all__ = ["Case", "HeadKind", "ResidentPeak", "in_child", "measure", "measure_in_turns", "rehearse"]
 
@@ -128,22 +129,26 @@ class Training:
             self.head = build_head(case)
         if isinstance(self.head, AttFC) and isinstance(self.head.negatives, RecentCenters):
             fill(self.head.negatives, case.identities)
-        self.pair: MomentumPair | None = None
         self.dtype: torch.dtype | None = None
         modules: list[nn.Module] = [self.head]
         if case.network is not None:
             network = create_backbone(case.network, embedding_size=case.embedding_size)
             self.size = int(getattr(network, "image_size", 112))
-            self.pair = MomentumPair(network.to(self.device).to(memory_format=torch.channels_last))
-            self.pair.train()
+            pair = MomentumPair(network.to(self.device).to(memory_format=torch.channels_last))
+            pair.train()
+            pair.key.register_forward_hook(self._keys_are_embedded)
             self.dtype = best_autocast_dtype(self.device)
-            modules.insert(0, self.pair.query)
+            modules.insert(0, pair.query)
         self.optimizer: Optimizer | None = None
         if any(parameter.requires_grad for module in modules for parameter in module.parameters()):
             self.optimizer = build_optimizer("sgd", parameter_groups(modules), learning_rate=0.01)
+        if case.network is None:
+            self.take_step = head_alone(self.head, self.optimizer, self.device)
+        else:
+            assert self.optimizer is not None
+            self.take_step = TrainStep(pair, self.head, self.optimizer, device=self.device, autocast_dtype=self.dtype)
         self.generator = torch.Generator(self.device).manual_seed(1)
-        self.key_seconds = 0.0
-        self.processor_seconds = 0.0
+        self.key_seconds = self.processor_seconds = self._start = 0.0
 
     def settle(self) -> None:
         """Give every trained parameter its momentum, written: zeros that nobody has touched are not resident, those of a long training are."""
@@ -156,41 +161,28 @@ class Training:
         """One step on a new batch; return its seconds, without those of making the batch."""
         case, device = self.case, self.device
         labels = torch.randint(case.identities, (case.batch,), device=device, generator=self.generator)
-        if self.pair is None:
-            embeddings = self._random(case.batch, case.embedding_size).requires_grad_()
-            keys = self._random(case.batch, case.keys, case.embedding_size) if case.keys_per_query else None
-        else:
-            images = self._images(case.batch)
-            key_images = self._images(case.batch * case.keys) if case.keys_per_query else None
-        start, processor_start = self._now(), time.process_time()
-        if self.optimizer is not None:
-            self.optimizer.zero_grad(set_to_none=True)
-        if self.pair is not None:
-            keys = None
-            if key_images is not None:
-                self.pair.update()
-                with autocast(device, self.dtype):
-                    keys = self.pair.embed_keys(key_images.view(case.batch, case.keys, *key_images.shape[1:]))
-                self.key_seconds = self._now() - start
-            with autocast(device, self.dtype):
-                embeddings = self.pair.query(images)
-        loss: Tensor = self.head(embeddings, labels, keys)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if self.pair is not None:
-            nn.utils.clip_grad_norm_(self.pair.query.parameters(), 5.0)
-        if self.optimizer is not None:
-            self.optimizer.step()
-        seconds = self._now() - start
+        make = self._images if case.network else self._random
+        queries, keys = make(case.batch), make(case.batch * case.keys) if case.keys_per_query else None
+        if case.network is None:
+            queries.requires_grad_()
+        if keys is not None:
+            keys = keys.view(case.batch, case.keys, *keys.shape[1:])
+        self._start, processor_start = self._now(), time.process_time()
+        loss = self.take_step([Inputs(queries, labels, keys)])
+        seconds = self._now() - self._start
         self.processor_seconds = time.process_time() - processor_start
-        if not math.isfinite(float(loss.detach())):
-            raise ArithmeticError(f"the loss of {case} is {float(loss.detach())}")
+        if not math.isfinite(float(loss)):
+            raise ArithmeticError(f"the loss of {case} is {float(loss)}")
         return seconds
 
-    def _random(self, *shape: int) -> Tensor:
-        return torch.randn(*shape, device=self.device, generator=self.generator)
+    def _keys_are_embedded(self, *_: Any) -> None:
+        self.key_seconds = self._now() - self._start
+
+    def _random(self, count: int) -> Tensor:
+        return torch.randn(count, self.case.embedding_size, device=self.device, generator=self.generator)
 
     def _images(self, count: int) -> Tensor:
-        images = self._random(count, 3, self.size, self.size)
+        images = torch.randn(count, 3, self.size, self.size, device=self.device, generator=self.generator)
         return images.contiguous(memory_format=torch.channels_last)
 
     def _now(self) -> float:

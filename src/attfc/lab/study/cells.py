@@ -38,7 +38,8 @@ from attfc.machine import environment
 from attfc.run.components import build_backbone, build_head, build_pair, optimizer_of, schedule_of
 from attfc.run.data import open_held_out, open_training_data
 from attfc.run.resolved import identity_share, paired_queries
-from attfc.training.momentum import MomentumPair
+from attfc.training.step import Inputs, TrainStep, head_alone
+from attfc.typing import Int64
 
 __all__ = ["evaluate_faces", "evaluate_vectors", "run_faces", "run_vectors"]
 
@@ -80,6 +81,9 @@ def run_vectors(
     )
     optimizer = optimizer_of(config, pair, head)
     schedule, steps = schedule_of(config, optimizer, stream.epoch_length)
+    take_step = TrainStep(
+        pair, head, optimizer, lambda numbers_B: _observed(world, stream, numbers_B), clip=config.optimizer.clip
+    )
     record: dict[str, Any] = {
         "config": config.model_dump(mode="json"),
         "identities": len(index),
@@ -95,7 +99,7 @@ def run_vectors(
         start = time.perf_counter()
         first = (step - 1) * images
         numbers = np.arange(first, first + images).reshape(-1, config.batch_size)
-        loss = _step(world, stream, numbers, pair, head, optimizer, config.optimizer.clip)
+        loss = float(take_step(list(numbers)))
         schedule.step()
         losses, since = losses + loss, since + 1
         seconds += time.perf_counter() - start
@@ -121,34 +125,15 @@ def run_vectors(
     return record
 
 
-def _step(
-    world: VectorWorld,
-    stream: QueryStream,
-    numbers_AB: np.ndarray[Any, np.dtype[np.int64]],
-    pair: MomentumPair,
-    head: Head,
-    optimizer: torch.optim.Optimizer,
-    clip: float,
-) -> float:
-    """One optimizer step over A batches, in the order of `Trainer.train_step`; returns their mean loss."""
-    if head.keys_per_query:
-        pair.update()
-    optimizer.zero_grad(set_to_none=True)
-    total = 0.0
-    for numbers_B in numbers_AB:
-        samples = stream.samples(numbers_B)
-        positions = np.concatenate([samples.positions, samples.key_positions.ravel()])
-        views = np.concatenate([samples.seeds[:, 0], samples.seeds[:, 1:].ravel()])
-        seen = torch.from_numpy(world.observe(*world.samples_at(positions), views))
-        batch, keys = samples.key_positions.shape
-        keys_BKD = pair.embed_keys(seen[batch:].view(batch, keys, -1)) if keys else None
-        at = {"positions_B": torch.from_numpy(samples.positions)} if head.takes_positions else {}
-        loss = head(pair.query(seen[:batch]), torch.from_numpy(samples.labels), keys_BKD, **at) / len(numbers_AB)
-        loss.backward()
-        total += float(loss.detach())
-    nn.utils.clip_grad_norm_(pair.query.parameters(), clip or math.inf)
-    optimizer.step()
-    return total
+def _observed(world: VectorWorld, stream: QueryStream, numbers_B: Int64) -> Inputs:
+    """What the encoders see of the samples of these numbers."""
+    samples = stream.samples(numbers_B)
+    positions = np.concatenate([samples.positions, samples.key_positions.ravel()])
+    views = np.concatenate([samples.seeds[:, 0], samples.seeds[:, 1:].ravel()])
+    seen = torch.from_numpy(world.observe(*world.samples_at(positions), views))
+    batch, keys = samples.key_positions.shape
+    keys_BKX = seen[batch:].view(batch, keys, -1) if keys else None
+    return Inputs(seen[:batch], torch.from_numpy(samples.labels), keys_BKX, torch.from_numpy(samples.positions))
 
 
 @torch.no_grad()
@@ -171,9 +156,7 @@ def evaluate_vectors(world: VectorWorld, encoder: nn.Module, split: str) -> dict
     return _open_set(embeddings, persons, FARS)
 
 
-def _open_set(
-    embeddings_ND: Tensor, persons_N: np.ndarray[Any, np.dtype[np.int64]], fars: tuple[float, ...]
-) -> dict[str, float]:
+def _open_set(embeddings_ND: Tensor, persons_N: Int64, fars: tuple[float, ...]) -> dict[str, float]:
     """TAR at FAR over all pairs of rows, and rank-1."""
     pairs = score_all_pairs(embeddings_ND, persons_N, fars=fars, hardest=0)
     figures = {f"tar_at_far/{far:g}": tar for far, tar in pairs.tar_at_far.items() if tar is not None}
@@ -185,11 +168,9 @@ def _head_bytes_of(config: RunConfig, identities: int, images: int) -> int:
     head = build_head(config, identities, images=images)
     optimizer = optimizer_of(config, build_pair(config, build_backbone(config)), head)
     batch, keys, size = config.batch_size, head.keys_per_query, config.backbone.embedding_size
-    embeddings = torch.randn(batch, size, requires_grad=True)
-    labels = torch.arange(batch) % identities
-    at = {"positions_B": torch.arange(batch) % images} if head.takes_positions else {}
-    head(embeddings, labels, torch.randn(batch, keys, size) if keys else None, **at).backward()
-    optimizer.step()
+    numbers, given = torch.arange(batch), torch.randn(batch, keys, size) if keys else None
+    seen = Inputs(torch.randn(batch, size, requires_grad=True), numbers % identities, given, numbers % images)
+    head_alone(head, optimizer, torch.device("cpu"))([seen])
     return _head_bytes(head, optimizer)
 
 

@@ -24,7 +24,7 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
-from attfc.data.stores.folder import MAX_FILE_BYTES
+from attfc.data.stores.image_files import MAX_FILE_BYTES
 from attfc.data.stores.read_at import read_at
 from attfc.data.text_lines import LineBlock, line_blocks, open_regular, whole_numbers
 from attfc.errors import UserError

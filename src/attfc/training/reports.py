@@ -1,0 +1,75 @@
+"""What all ranks say about a step: its loss, whether somebody was asked to stop, and how many broken images it met.
+
+One small sum per step tells everybody, so all act at the same step. The answer is looked at when the next step has been launched: an
+accelerator never waits for the host.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attfc.data.loader import Batch
+from attfc.data.stores.store import Store
+from attfc.distributed import AgreedError, Ranks
+from attfc.errors import UserError
+from attfc.training.checkpoints.checkpoint import latest_checkpoint
+
+__all__ = ["StepReport", "reduce_step"]
+
+
+@dataclass
+class StepReport:
+    """A step as all ranks know it; `read` it once the device has brought the figures."""
+
+    step: int
+    batches: list[Batch]  # of this rank
+    own: Tensor  # loss of this rank
+    figures: Tensor  # on the host: mean loss, ranks asked to stop, broken images
+    arrived: Any  # an event of the accelerator, or None
+    heard: bool = False
+
+    def read(self) -> tuple[float, bool, int]:
+        """Return the mean loss, whether a rank was asked to stop, and the broken images of all ranks; waits for the device."""
+        self.heard = True
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        loss, asked, broken = self.figures.tolist()
+        return loss, asked > 0, int(broken)
+
+    def fault(self, loss: float, store: Store, run_folder: Path, ranks: Ranks) -> UserError:
+        """Return the error of a loss that is not finite: the step, the positions of the samples, what to try; all ranks say the same."""
+        positions = [int(position) for batch in self.batches for position in batch.positions]
+        shown = ", ".join(map(str, positions[:16])) + (
+            f", ... ({len(positions)} in all)" if len(positions) > 16 else ""
+        )
+        saved = (
+            "the last checkpoint stands"
+            if latest_checkpoint(run_folder / "checkpoints")
+            else "nothing was saved so far"
+        )
+        text = (
+            f"the loss or its gradient is {loss} at step {self.step}, in the batch of sample positions {shown} "
+            f"(the first is {store.where(positions[0])}); {saved}. "
+            "Try a smaller optimizer.learning_rate, a longer schedule.warmup_epochs, optimizer.clip=1, or precision.amp=none"
+        )
+        if ranks.size == 1:
+            return UserError(text)
+        said = ranks.objects((math.isfinite(float(self.own)), text))
+        return AgreedError(next((theirs for finite, theirs in said if not finite), text))
+
+
+def reduce_step(step: int, loss: Tensor, batches: list[Batch], asked: bool, ranks: Ranks) -> StepReport:
+    """Sum what every rank must know of a step, and send it to the host without waiting for it."""
+    facts = [float(asked), float(sum(len(batch.broken) for batch in batches))]
+    # Filled on the device: a copy from ordinary memory might wait.
+    figures = ranks.sum(torch.stack([loss / ranks.size, *(loss.new_full((), fact) for fact in facts)]))
+    if figures.device.type != "cuda":
+        return StepReport(step, batches, loss, figures.to("cpu"), None)
+    host = torch.empty(len(figures), pin_memory=True).copy_(figures, non_blocking=True)
+    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    arrived.record()
+    return StepReport(step, batches, loss, host, arrived)
