@@ -20,7 +20,6 @@ from attfc.typing import Int64
 
 __all__ = ["IdentityIndex", "checked_positions", "open_array"]
 
-
 _OFFSETS = "offsets.npy"
 _ITEMS = "items.npy"
 _CHECKED_WHEN_OPENED = 1 << 20  # items; more are checked where they are used

@@ -21,7 +21,6 @@ from attfc.typing import Bools, Int64, Progress
 
 __all__ = ["AcrossIdentities", "Contents", "Duplicates", "Examined", "find_duplicates", "read_contents"]
 
-
 AcrossIdentities = Literal["drop_all", "keep_first", "report"]
 
 _CHUNK = 256

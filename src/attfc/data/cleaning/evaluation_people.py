@@ -24,7 +24,6 @@ __all__ = [
     "overlap_by_name",
 ]
 
-
 _LISTED = 10
 
 _SPACES = re.compile(r"[\s_]+")

@@ -16,7 +16,6 @@ from attfc.typing import Int64
 
 __all__ = ["REASONS", "CleaningReport", "Findings", "small_identities"]
 
-
 REASONS = {
     "broken": "broken images",
     "duplicate_within": "copies within an identity (the first is kept)",

@@ -25,7 +25,6 @@ from attfc.typing import Int64
 
 __all__ = ["SAMPLINGS", "QueryStream", "Samples", "mirror_seeds", "queries_of"]
 
-
 SAMPLINGS = ("each_once", "with_replacement")
 
 # Purposes: the second word of every hash. Changing one changes every batch of every seed.
