@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from attfc.data.cleaning.clean import comparable_name
+from attfc.data.cleaning.evaluation_people import comparable_name
 from attfc.data.content_hash import content_hash
 from attfc.data.stores.combined import CombinedStore
 from attfc.data.stores.edits import EditedStore
