@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from attfc.config import load_config
-from attfc.plan_heads import passes_that_fit
+from attfc.run.planning import passes_that_fit
 
 
 def divided(gib: float, *typed: str, ranks: int = 1) -> int:
