@@ -21,7 +21,7 @@ from attfc.heads import (
 )
 from attfc.heads.memory import HeadMemory
 from attfc.losses import CosFace
-from attfc.losses.container_softmax import LARGEST_BLOCK
+from attfc.losses.streaming_pass import LARGEST_BLOCK
 
 HeadName = Literal["full_fc", "partial_fc", "attfc", "attfc, no key passes", "dcq", "dcp"]
 _ROW_BYTES = {"float32": lambda D: 4 * D, "bfloat16": lambda D: 2 * D, "int8": lambda D: D + 4}
