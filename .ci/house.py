@@ -46,8 +46,13 @@ def tokens(text: str, tree: ast.Module) -> int:
         for node in ast.walk(tree)
         if isinstance(node, Documented) and ast.get_docstring(node, clean=False) is not None
     }
-    every = tokenize.generate_tokens(io.StringIO(text).readline)
-    return sum(token.type not in SILENT and token.start not in docstrings for token in every)
+    count = inside = 0
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        name = tokenize.tok_name[token.type]
+        inside -= name == "FSTRING_END"  # from Python 3.12 on an f-string is several tokens: counted as one, as before
+        count += not inside and name != "FSTRING_END" and token.type not in SILENT and token.start not in docstrings
+        inside += name == "FSTRING_START"
+    return count
 
 
 def imported(tree: ast.Module, modules: set[str]) -> Iterator[str]:

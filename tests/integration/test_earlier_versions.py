@@ -9,7 +9,8 @@ import yaml
 from attfc.config import load_config
 from attfc.config.translate import translate
 from attfc.heads import AttFC
-from attfc.run.build import new_run, resume_run
+from attfc.run.build import new_run
+from attfc.run.resuming import resume_run
 
 from .commands import run_main
 from .conftest import TINY

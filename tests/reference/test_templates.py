@@ -21,14 +21,11 @@ from attfc.errors import UserError
 from attfc.evaluation import Embedder
 from attfc.evaluation.alignment import ARCFACE_TEMPLATE, warp_face
 from attfc.evaluation.protocols import template_pooling as templates_module
-from attfc.evaluation.protocols.template_lists import TemplatePairs, read_template_lists
-from attfc.evaluation.protocols.template_pooling import TemplateMode, pool_templates, score_template_pairs
-from attfc.evaluation.protocols.templates import (
-    TEMPLATE_FARS,
-    evaluate_templates,
-    subjects_of_templates,
-    verify_templates,
-)
+from attfc.evaluation.protocols import template_scores
+from attfc.evaluation.protocols.template_lists import TemplatePairs, read_template_lists, subjects_of_templates
+from attfc.evaluation.protocols.template_pooling import TemplateMode, pool_templates
+from attfc.evaluation.protocols.template_scores import TEMPLATE_FARS, score_template_pairs, verify_templates
+from attfc.evaluation.protocols.templates import evaluate_templates
 
 FARS = (1e-3, 1e-2, 1e-1)
 
@@ -351,9 +348,9 @@ def test_pooling_of_scattered_faces_in_every_mode(block, monkeypatch) -> None:
 @pytest.mark.parametrize("sparse", [False, True])
 def test_pair_scores_are_the_exact_cosines_on_either_way(sparse, monkeypatch) -> None:
     if sparse:
-        monkeypatch.setattr(templates_module, "_SPARSE", 0)
+        monkeypatch.setattr(template_scores, "_SPARSE", 0)
     else:
-        monkeypatch.setattr(templates_module, "_BLOCK_SCORES", 500)
+        monkeypatch.setattr(template_scores, "_BLOCK_SCORES", 500)
     rng = np.random.default_rng(4)
     rows = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(70, 24))), dim=1).float()
     rows[11] = rows[3]

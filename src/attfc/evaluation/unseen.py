@@ -13,7 +13,6 @@ training image (an `lstat` each in folders and lists). Not taken: comparing embe
 """
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,12 +29,10 @@ from attfc.data.stores.packed.packed_store import PackedStore
 from attfc.data.stores.rec.records import RecordStore
 from attfc.data.stores.store import Store
 from attfc.data.stores.synthetic import SyntheticFaces
+from attfc.typing import Bools, Int64, Progress
 
 __all__ = ["SharedPeople", "compare_with_training", "not_compared"]
 
-Int64 = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
-Progress = Callable[[int, int], None]
 
 _ALL_IMAGES = 200_000
 _SOME_IMAGES = 10_000

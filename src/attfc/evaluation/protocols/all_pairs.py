@@ -19,7 +19,7 @@ from attfc.data.stores.store import Store
 from attfc.data.text_lines import line_blocks, open_regular
 from attfc.errors import UserError
 from attfc.evaluation.bootstrap import FigurePath, Sample
-from attfc.evaluation.embed import BrokenImage, Embedder, Progress
+from attfc.evaluation.embed import BrokenImage, Embedder
 from attfc.evaluation.people import few_people
 from attfc.evaluation.protocols.all_pairs_scores import (
     ALL_PAIRS_FARS,
@@ -31,6 +31,7 @@ from attfc.evaluation.protocols.all_pairs_scores import (
 )
 from attfc.evaluation.protocols.protocol import Board, Cell, Outcome, Protocol, Subject, Table, noted
 from attfc.evaluation.rates import far_name
+from attfc.typing import Progress
 
 __all__ = ["PROTOCOL", "AllPairsEvaluation", "Groups", "evaluate_all_pairs", "rates_at_common_threshold", "read_groups"]
 

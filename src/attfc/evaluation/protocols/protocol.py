@@ -16,8 +16,9 @@ from typing import Any, Literal
 from attfc.data.stores.store import Store
 from attfc.errors import UserError
 from attfc.evaluation.bootstrap import FigurePath, Interval, Sample
-from attfc.evaluation.embed import Embedder, Progress
+from attfc.evaluation.embed import Embedder
 from attfc.evaluation.unseen import SharedPeople
+from attfc.typing import Progress
 
 __all__ = ["Board", "Cell", "Listing", "Outcome", "Protocol", "Subject", "Table", "noted", "one_path"]
 

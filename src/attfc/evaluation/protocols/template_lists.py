@@ -12,23 +12,20 @@ what one list has and the other lacks is counted. 15.7 million pairs are read in
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from attfc.data.text_lines import BLANK, LineBlock, line_blocks, open_regular, whole_numbers
 from attfc.errors import UserError
 from attfc.evaluation.alignment import similarity_to_template
+from attfc.evaluation.bootstrap import linked_identities
+from attfc.typing import Bools, Float64, Int64, Progress
 
-__all__ = ["FaceList", "SubjectList", "TemplateLists", "TemplatePairs", "read_template_lists"]
+__all__ = ["FaceList", "SubjectList", "TemplateLists", "TemplatePairs", "read_template_lists", "subjects_of_templates"]
 
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
-Progress = Callable[[int, int], None]
 
 _NOT_BLANK = ~BLANK & (np.arange(256) != 0x0A)
 
@@ -46,10 +43,10 @@ class FaceList:
     """
 
     names: tuple[str, ...]
-    landmarks: Floats
-    detector_scores: Floats
-    templates: Ints
-    medias: Ints
+    landmarks: Float64
+    detector_scores: Float64
+    templates: Int64
+    medias: Int64
     unusable: dict[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -61,8 +58,8 @@ class FaceList:
 class TemplatePairs:
     """P pairs of templates: (P,) int64 numbers as the list has them, (P,) true where both show one person."""
 
-    first: Ints
-    second: Ints
+    first: Int64
+    second: Int64
     same: Bools
 
     def __len__(self) -> int:
@@ -75,8 +72,8 @@ class SubjectList:
     """Templates of a gallery or of the probes, each once, and whom they show: (n,) int64 both."""
 
     name: str
-    templates: Ints
-    subjects: Ints
+    templates: Int64
+    subjects: Int64
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,8 +178,8 @@ def _read_faces(points_file: Path, template_file: Path, counts: dict[str, int], 
 
 
 def _drop_repeated(
-    names: list[str], templates: Ints, medias: Ints, file: Path, counts: dict[str, int], notes: list[str]
-) -> Ints:
+    names: list[str], templates: Int64, medias: Int64, file: Path, counts: dict[str, int], notes: list[str]
+) -> Int64:
     """Return the face lines to use, rising: each (name, template, media) once."""
     number_of = {name: number for number, name in enumerate(dict.fromkeys(names))}
     keys = np.stack([np.array([number_of[name] for name in names], dtype=np.int64), templates, medias], axis=1)
@@ -196,7 +193,7 @@ def _drop_repeated(
     return np.flatnonzero(fresh)
 
 
-def _read_landmarks(path: Path) -> tuple[list[str], Floats]:
+def _read_landmarks(path: Path) -> tuple[list[str], Float64]:
     names: list[str] = []
     rows: list[list[float]] = []
     for number, line in _lines(path):
@@ -213,7 +210,7 @@ def _read_landmarks(path: Path) -> tuple[list[str], Floats]:
     return names, np.array(rows, dtype=np.float64)
 
 
-def _read_templates(path: Path) -> tuple[list[str], Ints, Ints]:
+def _read_templates(path: Path) -> tuple[list[str], Int64, Int64]:
     names: list[str] = []
     rows: list[tuple[int, int]] = []
     for number, line in _lines(path):
@@ -230,7 +227,7 @@ def _read_templates(path: Path) -> tuple[list[str], Ints, Ints]:
 
 def _read_pairs(path: Path, counts: dict[str, int], notes: list[str], progress: Progress | None) -> TemplatePairs:
     what = "template, template, 1 or 0 (3 fields)"
-    parts: list[npt.NDArray[np.int64]] = []
+    parts: list[Int64] = []
     for block, size in _blocks(path):
         numbers = _number_table(path, block, 3, what)
         wrong = np.flatnonzero(numbers[:, 2] > 1)
@@ -311,7 +308,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
             yield number, text[start:end]
 
 
-def _number_table(path: Path, block: LineBlock, columns: int, what: str) -> npt.NDArray[np.int64]:
+def _number_table(path: Path, block: LineBlock, columns: int, what: str) -> Int64:
     """Return the whole numbers of a block's lines, (lines, columns)."""
     filled = _NOT_BLANK[block.data]
     filled[: int(block.starts[0]) if len(block.starts) else None] = False  # a byte order mark is no field
@@ -338,3 +335,29 @@ def _whole(word: bytes) -> bool:
 def _malformed(path: Path, number: int, line: bytes, what: str) -> UserError:
     shown = line[:80].decode("utf-8", "backslashreplace")
     return UserError(f"{path}: line {number}: {shown!r}: a line is {what}")
+
+
+def subjects_of_templates(lists: TemplateLists) -> tuple[Int64, Int64]:
+    """Return all template numbers, rising, and who each shows, numbered from 0, as far as the lists say.
+
+    Galleries and probes name subjects; templates of a genuine pair show one.
+    """
+    pairs = lists.pairs
+    named = [*lists.galleries, *(() if lists.probes is None else (lists.probes,))]
+    ids = np.unique(
+        np.concatenate(
+            [
+                lists.faces.templates,
+                *(one.templates for one in named),
+                *(() if pairs is None else (pairs.first, pairs.second)),
+            ]
+        )
+    )
+    subjects = np.unique(np.concatenate([np.zeros(0, np.int64), *(one.subjects for one in named)]))
+    first = [np.searchsorted(ids, one.templates) for one in named]
+    second = [len(ids) + np.searchsorted(subjects, one.subjects) for one in named]
+    if pairs is not None:
+        first.append(np.searchsorted(ids, pairs.first[pairs.same]))
+        second.append(np.searchsorted(ids, pairs.second[pairs.same]))
+    linked = linked_identities(len(ids) + len(subjects), np.concatenate(first), np.concatenate(second))
+    return ids, np.unique(linked[: len(ids)], return_inverse=True)[1].astype(np.int64)

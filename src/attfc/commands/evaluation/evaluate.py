@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from attfc.commands.common import JsonOption, out, print_figures, print_table, progress_bar, write_json
-from attfc.commands.evaluation_options import EvaluationOptions, takes_options
-from attfc.commands.subject import open_subject
+from attfc.commands.evaluation.options import EvaluationOptions, takes_options
+from attfc.commands.evaluation.subject import open_subject
 from attfc.errors import UserError
 
 if TYPE_CHECKING:
