@@ -17,7 +17,18 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "attfc"
 TOKENS_OF_0_1 = 272_633
 FILE_LINES, FUNCTION_LINES, FOLDER_FILES = 450, 80, 15
 FLOORS = (
-    {"config", "devices", "distributed", "errors", "files", "machine", "precision", "random_streams", "typing"},
+    {
+        "config",
+        "devices",
+        "distributed",
+        "errors",
+        "files",
+        "machine",
+        "precision",
+        "random_streams",
+        "templates",
+        "typing",
+    },
     {"backbones", "losses", "synthetic"},
     {"data", "heads"},
     {"evaluation", "plan"},

@@ -237,6 +237,11 @@ class IdentityIndex:
             self._check_range(positions)
         return positions
 
+    def spans(self, labels: Int64) -> tuple[Int64, Int64]:
+        """Return the first slot of each label and how many it has: int64, shaped as `labels`."""
+        first: Int64 = self.offsets[labels]
+        return first, self.offsets[labels + 1] - first
+
     def counts(self) -> Int64:
         """Return the number of images of every identity: int64 (identities,)."""
         return np.diff(self.offsets)

@@ -37,6 +37,7 @@ __all__ = [
     "PairDraw",
     "Resampled",
     "Sample",
+    "figure_at",
     "identity_draws",
     "interval_of_difference",
     "linked_identities",
@@ -271,6 +272,17 @@ def check_resampling(resamples: int, confidence: float) -> None:
 
 def _columns(values: Mapping[FigurePath, float], rows: list[dict[FigurePath, float]]) -> dict[FigurePath, Float64]:
     return {path: np.array([row[path] for row in rows], dtype=np.float64) for path in values}
+
+
+def figure_at(figures: Any, path: FigurePath) -> Any:
+    """Return what stands at a place of nested figures, None where nothing does.
+
+    >>> figure_at({"tar_at_far": {"0.001": 0.9}}, ("tar_at_far", "0.001"))
+    0.9
+    """
+    for name in path:
+        figures = figures.get(name) if isinstance(figures, Mapping) else None
+    return figures
 
 
 def nested(intervals: Mapping[FigurePath, Interval]) -> dict[str, Any]:

@@ -28,7 +28,6 @@ from attfc.evaluation.protocols.template_faces import embed_faces
 from attfc.evaluation.protocols.template_lists import (
     TemplateLists,
     read_template_lists,
-    subjects_of_templates,
 )
 from attfc.evaluation.protocols.template_pooling import TemplateMode, pool_templates
 from attfc.evaluation.protocols.template_scores import (
@@ -42,13 +41,12 @@ from attfc.evaluation.protocols.template_scores import (
 )
 from attfc.evaluation.rates import far_name
 from attfc.evaluation.tail_sample import TailSample
-from attfc.typing import Progress
+from attfc.typing import Int64, Progress
 
 __all__ = [
     "PROTOCOL",
     "TemplateEvaluation",
     "evaluate_templates",
-    "template_samples",
 ]
 
 
@@ -60,30 +58,40 @@ class TemplateEvaluation:
     """What `evaluate_templates` found in one mode.
 
     Attributes:
-        name: "ijbc". mode: N1D1F1.
+        lists, embeddings: what was evaluated. mode: N1D1F1.
+        templates: how many have a face of use. empty: ids of those that have faces but none of use.
         verification: 1:1, None without a list of pairs. search: 1:N, None without galleries.
-        faces, templates, empty_templates: how many.
-        broken: (face, name, reason) of those that could not be used.
-        outside: faces used with a landmark outside their crop.
-        counts: faults of the lists that were counted.
-        seconds: wall time of embedding, over all attempts. reused: embeddings that were in the cache.
-        cache: where they lie.
     """
 
-    name: str
+    lists: TemplateLists
+    embeddings: FaceEmbeddings
     mode: TemplateMode
+    templates: int
+    empty: Int64
     verification: TemplateVerification | None
     search: TemplateSearch | None
-    faces: int
-    templates: int
-    empty_templates: int
-    broken: tuple[BrokenImage, ...]
-    outside: int
-    counts: dict[str, int]
-    seconds: float
-    reused: int
-    cache: Path | None
-    notes: tuple[str, ...]
+
+    @property
+    def broken(self) -> tuple[BrokenImage, ...]:
+        """(face, name, reason) of those that could not be used."""
+        names = self.lists.faces.names
+        return tuple((face, names[face], reason) for face, reason in sorted(self.embeddings.broken.items()))
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the figures should know."""
+        people = [] if self.search is None else few_people(self.search.people)
+        notes = [*people, *self.lists.notes]
+        if broken := self.broken:
+            faces = len(self.lists.faces)
+            notes.append(
+                f"{len(broken):,} of {faces:,} faces were left out; the first is {broken[0][1]}: {broken[0][2]}"
+            )
+        if self.embeddings.remarked:
+            notes.append(f"{len(self.embeddings.remarked):,} faces have a landmark outside their crop: used")
+        if len(self.empty):
+            notes.append(f"{len(self.empty):,} templates have no usable face, the first is {self.empty[0]}")
+        return [*notes, *(note for part in (self.verification, self.search) if part is not None for note in part.notes)]
 
     def figures(self) -> dict[str, Any]:
         """Return the figures as plain JSON types, rates as text, unknown figures as None."""
@@ -91,16 +99,28 @@ class TemplateEvaluation:
             "mode": str(self.mode),
             "verification": None if self.verification is None else self.verification.to_dict(),
             "search": None if self.search is None else self.search.to_dict(),
-            "faces": self.faces,
+            "faces": len(self.lists.faces),
             "templates": self.templates,
-            "templates_without_face": self.empty_templates,
+            "templates_without_face": len(self.empty),
             "broken": len(self.broken),
-            "faces_with_landmarks_outside": self.outside,
-            "list_faults": dict(self.counts),
-            "embedding_seconds": self.seconds,
-            "embeddings_reused": self.reused,
-            "notes": list(self.notes),
+            "faces_with_landmarks_outside": len(self.embeddings.remarked),
+            "list_faults": dict(self.lists.counts),
+            "embedding_seconds": self.embeddings.seconds,
+            "embeddings_reused": self.embeddings.reused,
+            "notes": self.notes,
         }
+
+    def samples(self) -> dict[FigurePath, list[Sample]]:
+        """Return the scores behind the 1:1 and 1:N figures, by where these stand in `figures()`, for intervals by subject."""
+        found: dict[FigurePath, list[Sample]] = {}
+        one, pairs = self.verification, self.lists.pairs
+        if one is not None and pairs is not None:
+            first, second = (self.lists.subjects_of(side[one.scored]) for side in (pairs.first, pairs.second))
+            codes, fars = np.flatnonzero(one.scored), tuple(one.tar_at_far)
+            found["verification",] = [TailSample.of_list(one.scores, one.same, first, second, codes=codes, fars=fars)]
+        if self.search is not None:
+            found["search",] = [search_sample(list(self.search.galleries.values()))]
+        return found
 
 
 def evaluate_templates(
@@ -132,100 +152,36 @@ def evaluate_templates(
     """
     check_broken_limit(broken_limit)
     faces = lists.faces
-    if len(faces.unusable) > broken_limit * len(faces):  # before the hours of embedding
-        raise _too_many(lists, faces.unusable, broken_limit)
-    embedder = Embedder.of(model)
-    embeddings = embed_faces(
-        embedder, lists.folder / "loose_crop", faces, cache, model_key=model_key, progress=progress
-    )
-    if len(embeddings.broken) > broken_limit * len(faces):
-        raise _too_many(lists, embeddings.broken, broken_limit)
-    return tuple(_evaluate_mode(lists, embeddings, mode, fars, ranks, fpirs) for mode in modes)
-
-
-def _evaluate_mode(
-    lists: TemplateLists,
-    embeddings: FaceEmbeddings,
-    mode: TemplateMode,
-    fars: Sequence[float],
-    ranks: Sequence[int],
-    fpirs: Sequence[float],
-) -> TemplateEvaluation:
-    faces = lists.faces
+    _refuse_unusable(lists, faces.unusable, broken_limit)  # before the hours of embedding
+    crops = lists.folder / "loose_crop"
+    embeddings = embed_faces(Embedder.of(model), crops, faces, cache, model_key=model_key, progress=progress)
+    _refuse_unusable(lists, embeddings.broken, broken_limit)
     usable = np.ones(len(faces), dtype=np.bool_)
     usable[list(embeddings.broken)] = False
-    templates = pool_templates(
-        embeddings.image,
-        faces.templates,
-        faces.medias,
-        mirror=embeddings.mirror if mode.flip else None,
-        weights=faces.detector_scores if mode.detector_score else None,
-        usable=usable,
-        normalize=not mode.norm,
-    )
-    verification = None if lists.pairs is None else verify_templates(templates, lists.pairs, fars)
-    search = None if lists.probes is None else search_templates(templates, lists.galleries, lists.probes, ranks, fpirs)
-    broken = tuple((face, faces.names[face], reason) for face, reason in sorted(embeddings.broken.items()))
-    notes = list(lists.notes)
-    if broken:
-        notes.append(
-            f"{len(broken):,} of {len(faces):,} faces were left out; the first is {broken[0][1]}: {broken[0][2]}"
+    results = []
+    for mode in modes:
+        pooled = pool_templates(
+            embeddings.image,
+            faces.templates,
+            faces.medias,
+            mirror=embeddings.mirror if mode.flip else None,
+            weights=faces.detector_scores if mode.detector_score else None,
+            usable=usable,
+            normalize=not mode.norm,
         )
-    if embeddings.remarked:
-        notes.append(f"{len(embeddings.remarked):,} faces have a landmark outside their crop: used")
-    if len(templates.empty):
-        notes.append(f"{len(templates.empty):,} templates have no usable face, the first is {templates.empty[0]}")
-    return TemplateEvaluation(
-        name=lists.name,
-        mode=mode,
-        verification=verification,
-        search=search,
-        faces=len(faces),
-        templates=len(templates.ids),
-        empty_templates=len(templates.empty),
-        broken=broken,
-        outside=len(embeddings.remarked),
-        counts=lists.counts,
-        seconds=embeddings.seconds,
-        reused=embeddings.reused,
-        cache=embeddings.folder,
-        notes=(
-            *(few_people(search.people) if search is not None else ()),
-            *notes,
-            *(verification.notes if verification is not None else ()),
-            *(search.notes if search is not None else ()),
-        ),
-    )
+        one = None if lists.pairs is None else verify_templates(pooled, lists.pairs, fars)
+        search = None if lists.probes is None else search_templates(pooled, lists.galleries, lists.probes, ranks, fpirs)
+        results.append(TemplateEvaluation(lists, embeddings, mode, len(pooled.ids), pooled.empty, one, search))
+    return tuple(results)
 
 
-def template_samples(result: TemplateEvaluation, lists: TemplateLists) -> dict[FigurePath, list[Sample]]:
-    """Return the samples of a result's 1:1 and 1:N figures, by where these stand in `figures()`, for intervals by subject."""
-    found: dict[FigurePath, list[Sample]] = {}
-    if result.verification is not None:
-        one, pairs = result.verification, lists.pairs
-        assert pairs is not None
-        ids, subjects = subjects_of_templates(lists)
-        found["verification",] = [
-            TailSample.of_list(
-                one.scores,
-                one.same,
-                subjects[np.searchsorted(ids, pairs.first[one.scored])],
-                subjects[np.searchsorted(ids, pairs.second[one.scored])],
-                codes=np.flatnonzero(one.scored),
-                fars=tuple(one.tar_at_far),
-            )
-        ]
-    if result.search is not None:
-        found["search",] = [search_sample(list(result.search.galleries.values()))]
-    return found
-
-
-def _too_many(lists: TemplateLists, broken: dict[int, str], limit: float) -> UserError:
-    face = min(broken)
-    return UserError(
-        f"{lists.folder}: {len(broken):,} of {len(lists.faces):,} faces cannot be used, more than the limit of {limit:g}; the first is "
-        f"{lists.faces.names[face]}: {broken[face]}: complete the folder, or raise --broken-limit"
-    )
+def _refuse_unusable(lists: TemplateLists, unusable: dict[int, str], limit: float) -> None:
+    if len(unusable) > limit * len(lists.faces):
+        face = min(unusable)
+        raise UserError(
+            f"{lists.folder}: {len(unusable):,} of {len(lists.faces):,} faces cannot be used, more than the limit of {limit:g}; the first is "
+            f"{lists.faces.names[face]}: {unusable[face]}: complete the folder, or raise --broken-limit"
+        )
 
 
 def _run(
@@ -254,13 +210,16 @@ def _run(
     samples = {
         ("modes", str(result.mode), *place): several
         for result in results
-        for place, several in (template_samples(result, lists) if keep_scores else {}).items()
+        for place, several in (result.samples() if keep_scores else {}).items()
     }
     first = results[0]
-    figures = {"modes": {str(result.mode): result.figures() for result in results}, "embeddings": str(first.cache)}
+    figures = {
+        "modes": {str(result.mode): result.figures() for result in results},
+        "embeddings": str(first.embeddings.folder),
+    }
     shown: list[str | Table] = [
-        f"{first.name}: {first.faces:,} faces, {first.templates:,} templates; {first.reused:,} embeddings were there, "
-        f"all are in {first.cache}"
+        f"{name}: {len(lists.faces):,} faces, {first.templates:,} templates; {first.embeddings.reused:,} embeddings were there, "
+        f"all are in {first.embeddings.folder}"
     ]
     if first.verification is not None:
         shown += _verification_table(list(figures["modes"]), first.verification)
