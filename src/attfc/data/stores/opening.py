@@ -1,7 +1,7 @@
 """One name for any data: what `open_store` finds at a path, or `synthetic:...` for rendered faces that need no disk."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from attfc.data.stores.edits import EditedStore, read_edits
@@ -10,6 +10,7 @@ from attfc.data.stores.packed.packed_store import PackedStore, is_packed
 from attfc.data.stores.rec.record_index import LabelSource
 from attfc.data.stores.store import Store
 from attfc.errors import UserError, nearest
+from attfc.typing import Progress
 
 __all__ = ["open_store"]
 
@@ -28,7 +29,7 @@ def open_store(
     edits: Iterable[str | os.PathLike[str]] = (),
     label_source: LabelSource = "identities",
     cache: str | os.PathLike[str] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Store:
     """Open a source of face images.
 
@@ -62,7 +63,7 @@ def _open(
     path_or_spec: str | os.PathLike[str],
     label_source: LabelSource,
     cache: str | os.PathLike[str] | None,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> Store:
     spec = os.path.expanduser(os.fspath(path_or_spec))  # the shell leaves the ~ of data.root=~/faces
     if spec == _SYNTHETIC or spec.startswith(_SYNTHETIC + ":"):

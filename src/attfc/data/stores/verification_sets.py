@@ -12,7 +12,7 @@ import pickle
 import re
 import secrets
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,10 +25,9 @@ from attfc.data.stores.plain_pickle import PlainArray, PlainUnpickler
 from attfc.data.stores.restricted_pickle import describe
 from attfc.data.stores.store import Images, Store, images_array
 from attfc.errors import UserError
+from attfc.typing import Bools, Progress, UInt8
 
 __all__ = ["VerificationSet", "make_verification_set", "read_verification_set", "write_verification_set"]
-
-Bools = npt.NDArray[np.bool_]
 
 MAX_FILE_BYTES = 4 * 1024**3
 """Larger files are refused: the largest public set has 0.2 GiB."""
@@ -60,7 +59,7 @@ class VerificationSet:
         """Return which image this is, for messages."""
         return f"image {position} (pair {position // 2}, {'second' if position % 2 else 'first'})"
 
-    def images(self, positions: npt.ArrayLike, size: int, out: npt.NDArray[np.uint8] | None = None) -> Images:
+    def images(self, positions: npt.ArrayLike, size: int, out: UInt8 | None = None) -> Images:
         """Decode images.
 
         Args:
@@ -216,7 +215,7 @@ def make_verification_set(
     positions: npt.ArrayLike,
     same: npt.ArrayLike,
     path: str | os.PathLike[str],
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> VerificationSet:
     """Write pairs of a store's images as a `.bin` file; the bytes of the images stay as they are.
 

@@ -15,7 +15,6 @@ Kept: 12 bytes per image, 8 more for the key in im2rec files, and 24 bytes per i
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,13 +26,10 @@ from attfc.data.index import IdentityIndex, open_array
 from attfc.data.people.name_table import printable
 from attfc.data.stores.rec.record_file import RecordFile, read_index
 from attfc.errors import UserError
+from attfc.typing import Bools, Float32, Int64, Progress
 
 __all__ = ["LabelSource", "RecordIndex", "build_record_index", "open_record_index", "save_record_index"]
 
-Int64 = npt.NDArray[np.int64]
-Float32 = npt.NDArray[np.float32]
-Bools = npt.NDArray[np.bool_]
-Progress = Callable[[int, int], None]
 LabelSource = Literal["identities", "images"]
 
 EXACT_BITS = 24
