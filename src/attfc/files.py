@@ -38,7 +38,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with draft.open("w+b") as file:
+        with draft.open("w+b", buffering=1 << 20) as file:
             yield file
             sync(file)
         draft.replace(path)

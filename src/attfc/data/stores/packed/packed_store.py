@@ -31,7 +31,9 @@ from attfc.data.people.name_table import NameTable, printable
 from attfc.data.stores.folder import MAX_FILE_BYTES
 from attfc.data.stores.read_at import read_at
 from attfc.data.stores.store import EncodedStore
+from attfc.data.stores.writer import UNFINISHED
 from attfc.errors import UserError
+from attfc.files import crc32_of
 
 __all__ = ["ABOUT", "PackedCheck", "PackedStore", "is_packed", "verify_packed"]
 
@@ -40,8 +42,6 @@ Int64 = npt.NDArray[np.int64]
 FORMAT = "attfc packed"
 VERSION = 1
 ABOUT = "packed.json"
-UNFINISHED = "unfinished.json"
-LEFT_OUT = "left_out.tsv"
 
 OFFSETS = "offsets.npy"
 ENDS = "image_ends.npy"
@@ -504,18 +504,14 @@ def _map_names(folder: Path, kind: str, count: int) -> NameTable:
 
 
 def file_crc32(path: Path) -> int:
-    """Return the CRC-32 of a file, read through a small buffer: mapped, it would count as this process's memory.
+    """Return the CRC-32 of a file.
 
     Raises:
         UserError: missing, not a file, not readable.
     """
-    crc = 0
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise UserError(f"{path}: not a file: {_RESTORE}")
-        with open(path, "rb", buffering=0) as file:
-            while block := file.read(1 << 20):
-                crc = zlib.crc32(block, crc)
+        return crc32_of(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}): {_RESTORE}") from None
-    return crc

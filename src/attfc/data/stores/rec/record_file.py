@@ -10,16 +10,12 @@ that dies of SIGBUS when a mapped file is cut short. Files come from outside: ea
 limit of 256 MiB before anything is allocated.
 """
 
-import contextlib
-import itertools
 import os
-import secrets
 import struct
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -30,15 +26,20 @@ from attfc.data.text_lines import LineBlock, line_blocks, open_regular, whole_nu
 from attfc.errors import UserError
 
 __all__ = [
+    "FIRST",
+    "FRAME",
+    "HEADER",
+    "LAST",
+    "LENGTH_BITS",
     "MAGIC",
+    "MAGIC_BYTES",
     "MAX_PARTS",
     "MAX_PAYLOAD_BYTES",
+    "MIDDLE",
     "BadRecordError",
     "RecordFile",
     "RecordHeader",
     "RecordHeads",
-    "RecordWriter",
-    "pack_payload",
     "read_index",
     "unpack_payload",
 ]
@@ -52,13 +53,13 @@ MAX_PAYLOAD_BYTES = MAX_FILE_BYTES
 MAX_PARTS = 65_536
 """Parts of one record. Chance puts the magic into one 5 KB image of three million; a file made to keep us busy has millions of parts."""
 
-_MAGIC_BYTES = MAGIC.to_bytes(4, "little")
-_FRAME = struct.Struct("<II")
-_HEADER = struct.Struct("<IfQQ")
+MAGIC_BYTES = MAGIC.to_bytes(4, "little")
+FRAME = struct.Struct("<II")
+HEADER = struct.Struct("<IfQQ")
 _FIRST_LABEL = struct.Struct("<f")
-_LENGTH_BITS = 29
-_LENGTH_MASK = (1 << _LENGTH_BITS) - 1
-_WHOLE, _FIRST, _MIDDLE, _LAST = range(4)
+LENGTH_BITS = 29
+_LENGTH_MASK = (1 << LENGTH_BITS) - 1
+WHOLE, FIRST, MIDDLE, LAST = range(4)
 
 _HEAD_WORDS = 10  # frame, payload header and two labels: 40 bytes
 _HEAD_BYTES = 4 * _HEAD_WORDS
@@ -88,79 +89,36 @@ class RecordHeader:
     id2: int
 
 
-def pack_payload(labels: float | Sequence[float], image: bytes = b"", key: int = 0, id2: int = 0) -> bytes:
-    """Return the payload of a record: header, labels, image.
-
-    Args:
-        labels: one number (flag 0), or several, even one in a list (flag = their number).
-
-    >>> len(pack_payload(3.0, b"jpeg")), len(pack_payload([1.0, 2.0]))
-    (28, 32)
-    """
-    if isinstance(labels, int | float):
-        return _HEADER.pack(0, labels, key, id2) + image
-    return _HEADER.pack(len(labels), 0.0, key, id2) + struct.pack(f"<{len(labels)}f", *labels) + image
-
-
 def unpack_payload(payload: bytes) -> tuple[RecordHeader, bytes]:
     """Return the header and the image of a payload.
 
     Raises:
         BadRecordError: it is shorter than its header and labels.
 
+    >>> from attfc.data.stores.rec.record_writer import pack_payload
     >>> header, image = unpack_payload(pack_payload([1.0, 7.0], b"jpeg", key=5))
     >>> header.flag, header.labels.tolist(), header.id, image
     (2, [1.0, 7.0], 5, b'jpeg')
     """
     flag, label, image_at = read_header(payload, 0, len(payload))
-    _, _, key, id2 = _HEADER.unpack_from(payload)
+    _, _, key, id2 = HEADER.unpack_from(payload)
     labels = np.array([label], np.float32)
     if flag:
-        labels = np.frombuffer(payload, "<f4", flag, _HEADER.size).astype(np.float32, copy=False)
+        labels = np.frombuffer(payload, "<f4", flag, HEADER.size).astype(np.float32, copy=False)
     return RecordHeader(flag, labels, key, id2), payload[image_at:]
 
 
 def read_header(buffer: bytes, begin: int, end: int) -> tuple[int, float, int]:
     """Return flag, first label, and where the image begins, of the payload at begin ... end."""
-    if end - begin < _HEADER.size:
-        raise BadRecordError(f"payload of {end - begin} bytes has no room for the header of {_HEADER.size}")
-    flag, label, _, _ = _HEADER.unpack_from(buffer, begin)
-    image_at = begin + _HEADER.size + 4 * flag
+    if end - begin < HEADER.size:
+        raise BadRecordError(f"payload of {end - begin} bytes has no room for the header of {HEADER.size}")
+    flag, label, _, _ = HEADER.unpack_from(buffer, begin)
+    image_at = begin + HEADER.size + 4 * flag
     if image_at > end:
         raise BadRecordError(f"payload of {end - begin:,} bytes declares {flag:,} labels, which do not fit into it")
     if flag:
-        (label,) = _FIRST_LABEL.unpack_from(buffer, begin + _HEADER.size)
+        (label,) = _FIRST_LABEL.unpack_from(buffer, begin + HEADER.size)
     return flag, label, image_at
-
-
-def frames(payload: bytes) -> list[bytes]:
-    """Return a payload as it lies in the file: a list of bytes to be written one after the other.
-
-    Raises:
-        UserError: more bytes or parts than the reader takes.
-
-    >>> b"".join(frames(b"jpeg!")).hex(" ", 4)
-    '0a23d7ce 05000000 6a706567 21000000'
-    """
-    if len(payload) > MAX_PAYLOAD_BYTES:
-        raise UserError(f"record of {len(payload):,} bytes, more than the limit of {MAX_PAYLOAD_BYTES:,}")
-    cuts: list[int] = []
-    at = payload.find(_MAGIC_BYTES)
-    while at >= 0:
-        if at % 4 == 0:
-            cuts.append(at)
-        at = payload.find(_MAGIC_BYTES, at + (4 if at % 4 == 0 else 1))
-    if len(cuts) >= MAX_PARTS:
-        raise UserError(f"record of {len(cuts) + 1:,} parts, more than the limit of {MAX_PARTS:,}")
-    pad = bytes(-len(payload) % 4)
-    if not cuts:
-        return [_FRAME.pack(MAGIC, len(payload)), payload, pad]
-    parts: list[bytes] = []
-    for number, (begin, end) in enumerate(itertools.pairwise([-4, *cuts, len(payload)])):
-        cflag = _FIRST if number == 0 else _LAST if number == len(cuts) else _MIDDLE
-        part = payload[begin + 4 : end]
-        parts += [_FRAME.pack(MAGIC, cflag << _LENGTH_BITS | len(part)), part]
-    return [*parts, pad]
 
 
 @dataclass(frozen=True)
@@ -232,15 +190,15 @@ class RecordFile:
     def locate(self, offset: int, span: int | None = None) -> tuple[bytes, int, int]:
         """Return a buffer and where in it the payload begins and ends: as `read`, without the copy."""
         room = self.size - offset
-        if offset < 0 or offset % 4 or room < _FRAME.size:
+        if offset < 0 or offset % 4 or room < FRAME.size:
             raise BadRecordError(f"no record can begin at byte {offset} of a file of {self.size:,} bytes")
         limit = room if span is None else min(span, room)
-        region = self._pread(_FRAME.size if span is None else min(limit, _ONE_READ), offset)
-        if len(region) >= _FRAME.size:
-            magic, length = _FRAME.unpack_from(region)
-            end = _FRAME.size + length  # a part of several has a cflag, which makes it longer than any region
+        region = self._pread(FRAME.size if span is None else min(limit, _ONE_READ), offset)
+        if len(region) >= FRAME.size:
+            magic, length = FRAME.unpack_from(region)
+            end = FRAME.size + length  # a part of several has a cflag, which makes it longer than any region
             if magic == MAGIC and end + (-end % 4) == len(region) == limit:  # nearly every record
-                return region, _FRAME.size, end
+                return region, FRAME.size, end
         payload, end = self._join(offset, region, limit, room)
         if span is not None and end < limit:
             self._check_follower(offset, region, end, limit)
@@ -251,10 +209,10 @@ class RecordFile:
         pieces: list[bytes] = []
         at = total = 0
         while True:
-            if at + _FRAME.size > limit:
+            if at + FRAME.size > limit:
                 raise BadRecordError(f"part {len(pieces) + 1} of the record is missing: {_beyond(offset, limit, room)}")
-            length, cflag = _check_frame(self._part(offset, region, at, _FRAME.size), len(pieces))
-            begin = at + _FRAME.size
+            length, cflag = _check_frame(self._part(offset, region, at, FRAME.size), len(pieces))
+            begin = at + FRAME.size
             if begin + length > limit:
                 raise BadRecordError(f"declares {length:,} bytes: {_beyond(offset, limit, room)}")
             total += length + (4 if pieces else 0)
@@ -264,8 +222,8 @@ class RecordFile:
                 raise BadRecordError(f"record of more than {MAX_PARTS:,} parts")
             pieces.append(self._part(offset, region, begin, length))
             at = begin + length + (-length % 4)
-            if cflag in (_WHOLE, _LAST):
-                return _MAGIC_BYTES.join(pieces), at
+            if cflag in (WHOLE, LAST):
+                return MAGIC_BYTES.join(pieces), at
             if length % 4:
                 raise BadRecordError(f"part {len(pieces)} of the record has {length} bytes, not a multiple of 4")
 
@@ -277,7 +235,7 @@ class RecordFile:
     def _check_follower(self, offset: int, region: bytes, end: int, limit: int) -> None:
         """An index may leave records out, so a record may end before the next one that is listed; a frame must follow."""
         follower = self._part(offset, region, end, 4) if end + 4 <= limit else b""
-        if follower != _MAGIC_BYTES:
+        if follower != MAGIC_BYTES:
             raise BadRecordError(
                 f"ends at byte {offset + end} where no record follows; the next listed one begins at byte {offset + limit}"
             )
@@ -333,15 +291,15 @@ class RecordFile:
     def _heads_of(self, keys: Int64, offsets: Int64, spans: Int64, first: int) -> RecordHeads:
         words = self._words(offsets)
         length = words[:, 1].astype(np.int64)
-        cflag = length >> _LENGTH_BITS
+        cflag = length >> LENGTH_BITS
         length &= _LENGTH_MASK
         flags = words[:, 2].astype(np.int64)
-        image_bytes = length - _HEADER.size - 4 * flags
+        image_bytes = length - HEADER.size - 4 * flags
         labels = np.where(flags > 0, words[:, 8], words[:, 3])
         second = np.where(flags > 1, words[:, 9], 0)
         both = np.stack([labels, second], axis=1).astype(np.uint32).view(np.float32)
-        plain = (words[:, 0] == MAGIC) & (cflag == _WHOLE) & (length <= spans - _FRAME.size)
-        plain &= (length >= _HEADER.size) & (image_bytes >= 0) & (length <= MAX_PAYLOAD_BYTES)
+        plain = (words[:, 0] == MAGIC) & (cflag == WHOLE) & (length <= spans - FRAME.size)
+        plain &= (length >= HEADER.size) & (image_bytes >= 0) & (length <= MAX_PAYLOAD_BYTES)
         for row in np.flatnonzero(~plain).tolist():  # damaged, or of several parts
             try:
                 header, image = unpack_payload(self.read(int(offsets[row]), int(spans[row])))
@@ -366,18 +324,18 @@ class RecordFile:
         at = parts = frames_seen = 0
         while at < self.size:
             try:
-                if self.size - at < _FRAME.size:
+                if self.size - at < FRAME.size:
                     raise BadRecordError(f"{self.size - at} bytes are left, too few for a record")
-                length, cflag = _check_frame(read_at(self._descriptor, _FRAME.size, at), parts)
-                if length > self.size - at - _FRAME.size:
+                length, cflag = _check_frame(read_at(self._descriptor, FRAME.size, at), parts)
+                if length > self.size - at - FRAME.size:
                     raise BadRecordError(f"declares {length:,} bytes: the file ends at byte {self.size}")
             except (BadRecordError, OSError) as error:
                 where = f"{self.path}: record {max(len(starts) - bool(parts), 0)} at byte {at}"
                 raise UserError(f"{where}: {error}; {_RESTORE}") from None
             if parts == 0:
                 starts.append(at)
-            parts = parts + 1 if cflag in (_FIRST, _MIDDLE) else 0
-            at += _FRAME.size + length + (-length % 4)
+            parts = parts + 1 if cflag in (FIRST, MIDDLE) else 0
+            at += FRAME.size + length + (-length % 4)
             frames_seen += 1
             if progress is not None and frames_seen % _PROGRESS_EVERY == 0:
                 progress(at, self.size)
@@ -395,13 +353,13 @@ _RESTORE = "damaged or cut short: fetch it again"
 
 def _check_frame(frame: bytes, parts: int) -> tuple[int, int]:
     """Return length and cflag of a frame that follows `parts` parts of its record."""
-    if len(frame) < _FRAME.size:
+    if len(frame) < FRAME.size:
         raise BadRecordError("the file was cut short while in use")
-    magic, word = _FRAME.unpack(frame)
+    magic, word = FRAME.unpack(frame)
     if magic != MAGIC:
         raise BadRecordError(f"no record begins there (0x{magic:08x} instead of 0x{MAGIC:08x})")
-    cflag = word >> _LENGTH_BITS
-    if cflag not in ((_MIDDLE, _LAST) if parts else (_WHOLE, _FIRST)):
+    cflag = word >> LENGTH_BITS
+    if cflag not in ((MIDDLE, LAST) if parts else (WHOLE, FIRST)):
         wanted = "2 or 3 (a further part)" if parts else "0 or 1 (the beginning of a record)"
         raise BadRecordError(f"cflag {cflag} where {wanted} must stand")
     return word & _LENGTH_MASK, cflag
@@ -485,7 +443,7 @@ def _parse_lines(path: str | os.PathLike[str], block: LineBlock, rec_bytes: int)
             f"{os.fspath(path)}: line {int(block.numbers[row])} ({shown!r}) is not 'KEY<TAB>OFFSET', two whole numbers; "
             "delete the file to have it rebuilt from the .rec file"
         )
-    wrong = np.flatnonzero((offsets % 4 != 0) | (offsets > rec_bytes - _FRAME.size))
+    wrong = np.flatnonzero((offsets % 4 != 0) | (offsets > rec_bytes - FRAME.size))
     if wrong.size:
         row = int(wrong[0])
         odd = offsets[row] % 4 != 0
@@ -494,97 +452,3 @@ def _parse_lines(path: str | os.PathLike[str], block: LineBlock, rec_bytes: int)
             f"{os.fspath(path)}: line {int(block.numbers[row])} places record {int(keys[row])} at byte {int(offsets[row])}, {why}"
         )
     return keys, offsets
-
-
-class RecordWriter:
-    """Writes a `.rec` file and its `.idx`; both appear whole, by rename, when the block ends without an exception.
-
-    Args:
-        path_rec, path_idx: the files to make; existing ones are replaced.
-
-    Raises:
-        UserError: they cannot be written, a key was given twice, a payload is too large (all methods).
-
-    """
-
-    def __init__(self, path_rec: str | os.PathLike[str], path_idx: str | os.PathLike[str]) -> None:
-        self.path_rec, self.path_idx = Path(os.path.abspath(path_rec)), Path(os.path.abspath(path_idx))
-        self.size = 0
-        self._keys = array("q")
-        draft = f".building-{os.getpid()}-{secrets.token_hex(4)}"
-        self._drafts = [path.with_name(path.name + draft) for path in (self.path_rec, self.path_idx)]
-        self._files: list[IO[bytes]] = []
-
-    def __enter__(self) -> "RecordWriter":
-        """Open the two drafts."""
-        try:
-            for draft in self._drafts:
-                self._files.append(open(draft, "xb", buffering=1 << 20))
-        except OSError as error:
-            self._remove()
-            raise self._failure(error) from None
-        return self
-
-    def append(self, payload: bytes, key: int) -> int:
-        """Write one record and return the byte at which it begins."""
-        if not 0 <= key < 1 << 59:
-            raise UserError(f"{self.path_idx}: key {key}: a whole number of at most 17 digits is needed")
-        offset = self.size
-        try:
-            for piece in frames(payload):
-                self._files[0].write(piece)
-                self.size += len(piece)
-            self._files[1].write(b"%d\t%d\n" % (key, offset))
-        except OSError as error:
-            raise self._failure(error) from None
-        self._keys.append(key)
-        return offset
-
-    def rewrite(self, payload: bytes, offset: int) -> None:
-        """Replace a record that was appended at `offset` by one of the same length."""
-        try:
-            self._files[0].flush()
-            self._files[0].seek(offset)
-            self._files[0].write(b"".join(frames(payload)))
-            self._files[0].flush()
-            self._files[0].seek(self.size)
-        except OSError as error:
-            raise self._failure(error) from None
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Put both files in place; after an exception remove them."""
-        if kind is not None:
-            self._remove()
-            return
-        try:
-            self._check_keys()
-            for file in self._files:
-                file.flush()
-                os.fsync(file.fileno())
-                file.close()
-            # The .rec last: who sees it finds its .idx.
-            for draft, path in zip(self._drafts[::-1], (self.path_idx, self.path_rec), strict=True):
-                os.replace(draft, path)
-        except OSError as error:
-            raise self._failure(error) from None
-        finally:
-            self._remove()
-
-    def _check_keys(self) -> None:
-        keys = np.frombuffer(self._keys, np.int64) if self._keys else _NONE
-        if not bool((keys[1:] > keys[:-1]).all()):
-            ordered = np.sort(keys)
-            again = ordered[1:][ordered[1:] == ordered[:-1]]
-            if again.size:
-                raise UserError(f"{self.path_idx}: key {int(again[0])} was given twice")
-
-    def _remove(self) -> None:
-        for file in self._files:
-            with contextlib.suppress(OSError):
-                file.close()
-        for draft in self._drafts:
-            with contextlib.suppress(OSError):
-                draft.unlink()
-
-    def _failure(self, error: OSError) -> UserError:
-        return UserError(f"{self.path_rec}: cannot be written ({error.strerror or error})")
