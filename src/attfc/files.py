@@ -6,6 +6,7 @@ Cost: `replacing` waits for the disk (some milliseconds on an SSD). `crc32_of` r
 import contextlib
 import json
 import os
+import threading
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ __all__ = [
     "ChecksumFile",
     "crc32_of",
     "lock",
+    "read_at",
     "read_json",
     "replacing",
     "sync",
@@ -157,3 +159,15 @@ def lock(file: IO[Any] | int) -> bool:
     except OSError:
         pass
     return True
+
+
+_turn = threading.Lock()
+
+
+def read_at(descriptor: int, count: int, offset: int) -> bytes:
+    """Return up to `count` bytes from `offset`: `os.pread` where the system has it (Linux, macOS), else one thread after the other."""
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, count, offset)
+    with _turn:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        return os.read(descriptor, count)

@@ -13,7 +13,8 @@ import pytest
 
 from attfc.data.convert import convert_store
 from attfc.data.stores.folder import FolderStore
-from attfc.data.stores.packed.packed_store import PackedStore, verify_packed
+from attfc.data.stores.packed.packed_check import verify_packed
+from attfc.data.stores.packed.packed_store import PackedStore
 
 OPTIONS = {"sync_bytes": 2_000, "shard_bytes": 20_000}
 MOST_RUNS = 60

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from attfc.data.convert import convert_store
-from attfc.data.stores.rec.record_file import RecordFile, read_index, unpack_payload
+from attfc.data.stores.rec.idx_file import read_index
+from attfc.data.stores.rec.record_file import RecordFile, unpack_payload
 from attfc.data.stores.rec.record_writer import RecordWriter, frames, pack_payload
 from attfc.data.stores.rec.records import RecordStore
 

@@ -18,7 +18,9 @@ from PIL import Image
 
 from attfc.data.images import BrokenImageError
 from attfc.data.stores.packed import packed_store as packed
-from attfc.data.stores.packed.packed_store import PackedStore, is_packed, npy_header, verify_packed
+from attfc.data.stores.packed.packed_check import verify_packed
+from attfc.data.stores.packed.packed_format import npy_header
+from attfc.data.stores.packed.packed_store import PackedStore, is_packed
 from attfc.data.stores.packed.packed_writer import PackedWriter
 from attfc.data.stores.store import Store
 from attfc.errors import UserError

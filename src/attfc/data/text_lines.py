@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from attfc.data.stores.read_at import read_at
 from attfc.errors import UserError
+from attfc.files import read_at
 
 __all__ = [
     "BLANK",

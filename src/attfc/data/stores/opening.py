@@ -7,7 +7,7 @@ from pathlib import Path
 from attfc.data.stores.edits import EditedStore, read_edits
 from attfc.data.stores.folder import FolderStore
 from attfc.data.stores.packed.packed_store import PackedStore, is_packed
-from attfc.data.stores.rec.record_index import LabelSource
+from attfc.data.stores.rec.record_layouts import LabelSource
 from attfc.data.stores.store import Store
 from attfc.errors import UserError, nearest
 

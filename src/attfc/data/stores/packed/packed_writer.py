@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from attfc.data.people.name_table import printable
-from attfc.data.stores.packed.packed_store import (
+from attfc.data.stores.packed.packed_format import (
     ABOUT,
     CHECKSUMS,
     ENDS,

@@ -1,4 +1,4 @@
-"""MXNet RecordIO as bytes: frames, the header of their payloads, and the `.idx` text that says where they begin. No MXNet.
+"""MXNet RecordIO as bytes: frames, and the header of their payloads. No MXNet.
 
 A frame is the magic 0xced7230a, a word of 3 bits `cflag` and 29 bits length, the payload, zeros up to a multiple of 4. Where
 the magic stands in a payload at a multiple of 4 it is taken out and the payload goes into several frames (cflag 1, 2 ..., 3; 0 is a
@@ -13,7 +13,6 @@ limit of 256 MiB before anything is allocated.
 import os
 import struct
 from array import array
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from attfc.data.stores.folder import MAX_FILE_BYTES
-from attfc.data.stores.read_at import read_at
-from attfc.data.text_lines import LineBlock, line_blocks, open_regular, whole_numbers
+from attfc.data.text_lines import open_regular
 from attfc.errors import UserError
+from attfc.files import read_at
+from attfc.typing import Bools, Float32, Int64, Progress
 
 __all__ = [
     "FIRST",
@@ -40,13 +40,9 @@ __all__ = [
     "RecordFile",
     "RecordHeader",
     "RecordHeads",
-    "read_index",
     "unpack_payload",
 ]
 
-Int64 = npt.NDArray[np.int64]
-Float32 = npt.NDArray[np.float32]
-Progress = Callable[[int, int], None]
 
 MAGIC = 0xCED7230A
 MAX_PAYLOAD_BYTES = MAX_FILE_BYTES
@@ -123,19 +119,24 @@ def read_header(buffer: bytes, begin: int, end: int) -> tuple[int, float, int]:
 
 @dataclass(frozen=True)
 class RecordHeads:
-    """The headers of consecutive entries of the offsets given to `RecordFile.heads`.
+    """What the headers of some records say, row by row.
 
     Attributes:
-        first: which entry the first row is about.
+        first, second: float32 (n,) the first two labels; the second is 0 where there is none.
         flags: int64 (n,) number of labels, 0 for one in the header.
-        labels: float32 (n, 2) the first two labels; the second is 0 where there is none.
         image_bytes: int64 (n,) size of what follows the labels.
     """
 
-    first: int
+    first: Float32
+    second: Float32
     flags: Int64
-    labels: Float32
     image_bytes: Int64
+
+    @property
+    def imageless(self) -> Bools:
+        """Two labels and nothing else: record 0 and identity records."""
+        imageless: Bools = (self.flags == 2) & (self.image_bytes == 0)
+        return imageless
 
 
 class RecordFile:
@@ -249,14 +250,12 @@ class RecordFile:
             data += more
         return data
 
-    def heads(
-        self, keys: Int64, offsets: Int64, spans: Int64, progress: Progress | None = None
-    ) -> Iterator[RecordHeads]:
+    def heads(self, keys: Int64, offsets: Int64, spans: Int64, progress: Progress | None = None) -> RecordHeads:
         """Read the headers of many records, vectorized, in blocks of some thousand; 1.1 us a record of 5 KB in the page cache.
 
         Args:
             keys: int64 (n,) for messages.
-            offsets: int64 (n,) rising.
+            offsets: int64 (n,) in any order; they are read in rising order.
             spans: int64 (n,) bytes from each to where the next record begins: no record may be longer.
             progress: called as (records done, records).
 
@@ -264,17 +263,21 @@ class RecordFile:
             UserError: a record that is damaged, as far as its header shows it; the message names file, key and offset.
         """
         done, count = 0, len(offsets)
+        heads = RecordHeads(*np.empty((2, count), np.float32), *np.empty((2, count), np.int64))
+        order = np.arange(count) if bool((offsets[1:] > offsets[:-1]).all()) else np.argsort(offsets, kind="stable")
+        ordered = offsets[order]
         while done < count:
-            stop = int(np.searchsorted(offsets, offsets[done] + _BLOCK_BYTES))
-            block = offsets[done:stop]
+            stop = int(np.searchsorted(ordered, ordered[done] + _BLOCK_BYTES))
+            rows = order[done:stop]
             try:
-                yield self._heads_of(keys[done:stop], block, spans[done:stop], done)
+                self._read_heads(heads, rows, keys[rows], ordered[done:stop], spans[rows])
             except OSError as error:
-                where = f"{self.path}: byte {int(block[0])}"
+                where = f"{self.path}: byte {int(ordered[done])}"
                 raise UserError(f"{where}: cannot be read ({error.strerror or error})") from None
             done = stop
             if progress is not None:
                 progress(done, count)
+        return heads
 
     def _words(self, offsets: Int64) -> npt.NDArray[np.uint32]:
         """Return the first ten words at each offset: uint32 (n, 10), zeros beyond the end of the file."""
@@ -288,28 +291,28 @@ class RecordFile:
         heads: npt.NDArray[np.uint32] = words[((offsets - first) >> 2)[:, None] + np.arange(_HEAD_WORDS)]
         return heads
 
-    def _heads_of(self, keys: Int64, offsets: Int64, spans: Int64, first: int) -> RecordHeads:
+    def _read_heads(self, heads: RecordHeads, rows: Int64, keys: Int64, offsets: Int64, spans: Int64) -> None:
         words = self._words(offsets)
         length = words[:, 1].astype(np.int64)
         cflag = length >> LENGTH_BITS
         length &= _LENGTH_MASK
         flags = words[:, 2].astype(np.int64)
         image_bytes = length - HEADER.size - 4 * flags
-        labels = np.where(flags > 0, words[:, 8], words[:, 3])
-        second = np.where(flags > 1, words[:, 9], 0)
-        both = np.stack([labels, second], axis=1).astype(np.uint32).view(np.float32)
+        heads.flags[rows], heads.image_bytes[rows] = flags, image_bytes
+        heads.first[rows] = np.where(flags > 0, words[:, 8], words[:, 3]).view(np.float32)
+        heads.second[rows] = np.where(flags > 1, words[:, 9], np.uint32(0)).view(np.float32)
         plain = (words[:, 0] == MAGIC) & (cflag == WHOLE) & (length <= spans - FRAME.size)
         plain &= (length >= HEADER.size) & (image_bytes >= 0) & (length <= MAX_PAYLOAD_BYTES)
-        for row in np.flatnonzero(~plain).tolist():  # damaged, or of several parts
+        for place in np.flatnonzero(~plain).tolist():  # damaged, or of several parts
+            row, offset = rows[place], int(offsets[place])
             try:
-                header, image = unpack_payload(self.read(int(offsets[row]), int(spans[row])))
+                header, image = unpack_payload(self.read(offset, int(spans[place])))
             except BadRecordError as error:
-                where = f"record {int(keys[row])} at byte {int(offsets[row])}"
-                raise UserError(f"{self.path}: {where}: {error}; {_RESTORE}") from None
-            flags[row], image_bytes[row] = header.flag, len(image)
-            both[row] = 0
-            both[row, : min(len(header.labels), 2)] = header.labels[:2]
-        return RecordHeads(first, flags, both, image_bytes)
+                raise UserError(
+                    f"{self.path}: record {int(keys[place])} at byte {offset}: {error}; {_RESTORE}"
+                ) from None
+            heads.flags[row], heads.image_bytes[row] = header.flag, len(image)
+            heads.first[row], heads.second[row] = (*header.labels[:2], 0.0)[:2]
 
     def walk(self, progress: Progress | None = None) -> Int64:
         """Return where each record begins, by going from header to header: what an `.idx` would say. 1.7 us per record.
@@ -368,87 +371,3 @@ def _check_frame(frame: bytes, parts: int) -> tuple[int, int]:
 def _beyond(offset: int, limit: int, room: int) -> str:
     what = "the file ends" if limit == room else "the next record begins"
     return f"{what} at byte {offset + limit}"
-
-
-def read_index(path: str | os.PathLike[str], rec_bytes: int, progress: Progress | None = None) -> tuple[Int64, Int64]:
-    """Read an `.idx` file: lines of key and offset. 0.3 us a line, vectorized.
-
-    Args:
-        path: the file. Fields are apart by tabs or spaces, lines end in LF or CR LF, the last one perhaps in nothing.
-        rec_bytes: size of the `.rec` file.
-        progress: called as (bytes done, bytes).
-
-    Returns:
-        keys, offsets: int64 (n,), in rising order of the keys.
-
-    Raises:
-        UserError: no such file, empty, a line that is not two whole numbers, an offset that is no multiple of 4 or beyond the
-            `.rec` file, a key or an offset that is listed twice.
-    """
-    keys: list[Int64] = []
-    offsets: list[Int64] = []
-    try:
-        descriptor = open_regular(path)
-        try:
-            size = os.fstat(descriptor).st_size
-            for block in line_blocks(path, descriptor):
-                block_keys, block_offsets = _parse_lines(path, block, rec_bytes)
-                keys.append(block_keys)
-                offsets.append(block_offsets)
-                if progress is not None:
-                    progress(block.offset + len(block.data), max(size, block.offset + len(block.data)))
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise UserError(f"{os.fspath(path)}: cannot be read ({error.strerror or error})") from None
-    all_keys, all_offsets = np.concatenate(keys or [_NONE]), np.concatenate(offsets or [_NONE])
-    if not all_keys.size:
-        raise UserError(f"{os.fspath(path)}: lists no record; delete it to have it rebuilt from the .rec file")
-    if not bool((all_keys[1:] > all_keys[:-1]).all()):
-        order = np.argsort(all_keys, kind="stable")
-        all_keys, all_offsets = all_keys[order], all_offsets[order]
-        again = np.flatnonzero(all_keys[1:] == all_keys[:-1])
-        if again.size:
-            first, second = (int(offset) for offset in all_offsets[again[0] : again[0] + 2])
-            raise UserError(
-                f"{os.fspath(path)}: key {int(all_keys[again[0]])} is listed twice, at bytes {first} and {second}"
-            )
-    if not bool((all_offsets[1:] > all_offsets[:-1]).all()):
-        order = np.argsort(all_offsets, kind="stable")
-        again = np.flatnonzero(all_offsets[order[1:]] == all_offsets[order[:-1]])
-        if again.size:
-            first, second = (int(key) for key in all_keys[order[again[0] : again[0] + 2]])
-            at = int(all_offsets[order[again[0]]])
-            raise UserError(f"{os.fspath(path)}: keys {first} and {second} both begin at byte {at} of the .rec file")
-    return all_keys, all_offsets
-
-
-_NONE: Int64 = np.zeros(0, np.int64)
-
-
-def _parse_lines(path: str | os.PathLike[str], block: LineBlock, rec_bytes: int) -> tuple[Int64, Int64]:
-    data, starts, ends = block.data, block.starts, block.ends
-    blanks = np.append(np.flatnonzero((data == 0x09) | (data == 0x20)), [len(data)])
-    first = np.searchsorted(blanks, starts)
-    last = np.searchsorted(blanks, ends) - 1
-    # Two fields: the blanks within the line are one stretch.
-    two = (last >= first) & (blanks[np.maximum(last, 0)] - blanks[first] == last - first)
-    keys, keys_sound = whole_numbers(data, starts, np.where(two, blanks[first], starts))
-    offsets, offsets_sound = whole_numbers(data, np.where(two, blanks[np.maximum(last, 0)] + 1, ends), ends)
-    wrong = np.flatnonzero(~(two & keys_sound & offsets_sound))
-    if wrong.size:
-        row = int(wrong[0])
-        shown = block.text(row)[:60].decode("utf-8", "backslashreplace")
-        raise UserError(
-            f"{os.fspath(path)}: line {int(block.numbers[row])} ({shown!r}) is not 'KEY<TAB>OFFSET', two whole numbers; "
-            "delete the file to have it rebuilt from the .rec file"
-        )
-    wrong = np.flatnonzero((offsets % 4 != 0) | (offsets > rec_bytes - FRAME.size))
-    if wrong.size:
-        row = int(wrong[0])
-        odd = offsets[row] % 4 != 0
-        why = "which is not a multiple of 4" if odd else f"but the .rec file ends at byte {rec_bytes}: cut short?"
-        raise UserError(
-            f"{os.fspath(path)}: line {int(block.numbers[row])} places record {int(keys[row])} at byte {int(offsets[row])}, {why}"
-        )
-    return keys, offsets

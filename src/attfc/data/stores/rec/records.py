@@ -24,13 +24,8 @@ from attfc.data.stores.rec.record_file import (
     RecordFile,
     read_header,
 )
-from attfc.data.stores.rec.record_index import (
-    LabelSource,
-    RecordIndex,
-    build_record_index,
-    open_record_index,
-    save_record_index,
-)
+from attfc.data.stores.rec.record_index import RecordIndex, open_record_index, save_record_index
+from attfc.data.stores.rec.record_layouts import LabelSource, build_record_index
 from attfc.data.stores.rec.record_names import read_record_names
 from attfc.data.stores.store import EncodedStore
 from attfc.errors import UserError, nearest
