@@ -22,7 +22,7 @@ import torch
 from common import write_result
 
 from attfc.data import open_store
-from attfc.data.cleaning.clean import find_duplicates, read_contents
+from attfc.data.cleaning.duplicates import find_duplicates, read_contents
 from attfc.data.cleaning.identity_centers import center_blocks, identity_centers
 from attfc.data.cleaning.label_cleaning import Mislabelled, mislabelled, overlap_by_embedding
 from attfc.data.content_hash import equal_groups

@@ -26,7 +26,7 @@ import yaml
 from common import write_result
 
 from attfc.data import open_store, write_edits
-from attfc.data.cleaning.label_cleaning import clean
+from attfc.data.cleaning.clean import clean
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"

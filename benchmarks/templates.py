@@ -17,7 +17,7 @@ from common import write_result
 
 from attfc.evaluation.protocols.template_lists import SubjectList, TemplatePairs, read_template_lists
 from attfc.evaluation.protocols.template_pooling import pool_templates
-from attfc.evaluation.protocols.templates import search_templates, verify_templates
+from attfc.evaluation.protocols.template_scores import search_templates, verify_templates
 
 FACES, ENROLLED, PROBES, PAIRS, GENUINE, SIZE = 469_375, 3_531, 19_593, 15_658_489, 19_557, 512
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from attfc.backbones import create_backbone, list_backbones
+    from attfc.commands.training_screen import train
     from attfc.data import AttentionLoader, Augment, SyntheticFaces, open_store
     from attfc.errors import UserError
     from attfc.evaluation import embed_store, evaluate_pairs, evaluate_store
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
         generative_class_center,
     )
     from attfc.losses import AdaFace, ArcFace, CombinedMargin, CosFace, Margin, class_softmax, container_softmax
-    from attfc.run.train import train
     from attfc.training.model_files import load_model, save_model
     from attfc.training.momentum import MomentumPair
     from attfc.training.optimizers import parameter_groups
@@ -47,7 +47,7 @@ _HOMES = {
         *("Pairs", "PartialFC", "RecentCenters", "RowStore", "generative_class_center"),
     ),
     "attfc.losses": ("AdaFace", "ArcFace", "CombinedMargin", "CosFace", "Margin", "class_softmax", "container_softmax"),
-    "attfc.run.train": ("train",),
+    "attfc.commands.training_screen": ("train",),
     "attfc.training.model_files": ("load_model", "save_model"),
     "attfc.training.momentum": ("MomentumPair",),
     "attfc.training.optimizers": ("parameter_groups",),

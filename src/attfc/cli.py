@@ -12,19 +12,17 @@ import typer
 
 from attfc.commands import (
     benchmarks,
-    comparing,
     data,
     embed,
-    evaluation,
     export,
     models,
     options,
     planning,
-    report,
     study,
     training,
 )
 from attfc.commands.common import err, out
+from attfc.commands.evaluation import compare, evaluate, report
 from attfc.commands.help import CommandsByUse
 from attfc.errors import UserError
 
@@ -39,8 +37,8 @@ app = typer.Typer(
 )
 for command in (
     training.train,
-    evaluation.evaluate,
-    comparing.compare,
+    evaluate.evaluate,
+    compare.compare,
     report.report,
     export.export,
     embed.embed,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from attfc.run.build import resume_run
+from attfc.run.resuming import resume_run
 
 from .embedding_workers import embed, embed_several
 from .launch import on_ranks

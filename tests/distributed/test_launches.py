@@ -20,7 +20,7 @@ import torch
 
 from attfc.distributed import join_ranks
 from attfc.errors import UserError
-from attfc.run.build import resume_run
+from attfc.run.resuming import resume_run
 
 from .faulty_rank import lose
 from .launch import on_ranks

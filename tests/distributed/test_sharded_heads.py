@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from .launch import on_ranks
-from .workers import IMAGES, refusals, run_head, run_heads, scaled_steps
+from .workers import IMAGES, full_state, full_states, refusals, run_head, run_heads, scaled_steps
 
 
 def attfc(
@@ -125,6 +125,31 @@ def test_a_rank_without_any_of_the_drawn_rows_takes_part(on_two) -> None:
     assert min(touched[1]) == 0
     assert max(touched[1]) > 0
     assert min(touched[0]) > 10
+
+
+WHOLE = (
+    "attfc drawn",
+    "attfc int8 random",
+    "attfc others",
+    "full_fc cosface",
+    "partial_fc cosface",
+    "dcq cosface",
+    "dcp int8 random",
+)
+
+
+def test_the_full_state_has_the_rows_of_all_ranks_and_any_number_of_them_takes_it_up() -> None:
+    said = on_ranks(2, full_states, [CASES[name] for name in WHOLE])
+    for number, name in enumerate(WHOLE):
+        (state, taken), (other, too) = (part[number] for part in said)
+        expected, _ = full_state(*CASES[name])
+        assert taken, name
+        assert too, name
+        assert state.keys() == other.keys() == expected.keys()
+        for key, value in expected.items():
+            assert torch.equal(state[key], other[key])
+            assert state[key].dtype == value.dtype
+            torch.testing.assert_close(state[key], value, rtol=1e-5, atol=1 if value.dtype == torch.int8 else 1e-2)
 
 
 def test_what_cannot_be_shared_is_refused_on_every_rank() -> None:

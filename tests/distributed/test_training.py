@@ -8,7 +8,7 @@ from tempfile import gettempdir
 import pytest
 
 from attfc.errors import UserError
-from attfc.run.build import resume_run
+from attfc.run.resuming import resume_run
 
 from .launch import on_ranks
 from .workers import errors, train, train_by_path, train_several

@@ -29,7 +29,8 @@ from attfc.heads import (
     RecentCenters,
 )
 from attfc.losses import AdaFace, CombinedMargin, CosFace
-from attfc.run.build import new_run, resume_run
+from attfc.run.build import new_run
+from attfc.run.resuming import resume_run
 from attfc.training.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from attfc.training.checkpoints.sharded_state import ShardedState
 from attfc.training.optimizers import build_optimizer, parameter_groups
@@ -137,6 +138,25 @@ def run_head(kind: str, options: dict[str, Any], dtype: torch.dtype) -> dict[str
 def run_heads(cases: list[tuple[str, dict[str, Any], torch.dtype]]) -> list[dict[str, list[Tensor]]]:
     """`run_head` for each case, all in the same processes."""
     return [run_head(*case) for case in cases]
+
+
+def full_state(kind: str, options: dict[str, Any], dtype: torch.dtype) -> tuple[dict[str, Tensor], bool]:
+    """A head's state with the rows of all ranks after some steps, and whether a new head on these ranks takes it up as it was."""
+    ranks = Ranks.world()
+    torch.manual_seed(1)
+    head, again = build(kind, options, dtype), build(kind, options, dtype)
+    for embeddings_BD, labels_B, keys_BKD in batches(dtype, labels_of(kind, options)):
+        keys_BKD = ranks.own(keys_BKD[:, : K if kind == "attfc" else 1])
+        head(ranks.own(embeddings_BD), ranks.own(labels_B), keys_BKD, **positions(head, labels_B, ranks))
+    state = head.full_state_dict()
+    again.load_state_dict(state)
+    mine, taken = head.state_dict(), again.state_dict()
+    return state, all(torch.equal(mine[name], taken[name]) for name in mine)
+
+
+def full_states(cases: list[tuple[str, dict[str, Any], torch.dtype]]) -> list[tuple[dict[str, Tensor], bool]]:
+    """`full_state` for each case, all in the same processes."""
+    return [full_state(*case) for case in cases]
 
 
 def refusals(cases: list[tuple[str, dict[str, Any]]]) -> list[str]:

@@ -41,12 +41,14 @@ def test_python_snippets_of_the_readme_run() -> None:
 
 def test_python_of_the_page_of_heads_trains() -> None:
     names: dict[str, Any] = {}
-    snippet, parts = python_of("heads.md")
+    snippet, save, parts = python_of("heads.md")
     assert len([line for line in snippet.splitlines() if line.strip() and not line.startswith("import")]) < 15
     exec(compile(snippet, "heads.md", "exec"), names)
     assert names["head"].statistics()["positive_share"] == 1
     assert 0 < float(names["loss"].detach()) < 25
-    exec(compile(parts, "heads.md", "exec"), names)
+    for more in (save, parts):
+        exec(compile(more, "heads.md", "exec"), names)
+    assert names["again"].table.draws == names["head"].table.draws > 0
     assert names["with_a_table"].stored is names["with_a_table"].table
 
 

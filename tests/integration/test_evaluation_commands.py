@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from attfc import create_backbone
-from attfc.commands import comparing
+from attfc.commands.evaluation import compare as comparing
 from attfc.data import SyntheticFaces
 from attfc.data.stores.verification_sets import read_verification_set
 from attfc.evaluation.bootstrap import IdentityDraw

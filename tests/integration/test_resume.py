@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from attfc.config import load_config
 from attfc.errors import UserError
-from attfc.run.build import new_run, resume_run
+from attfc.run.build import new_run
+from attfc.run.resuming import resume_run
 from attfc.training.step import TrainStep
 from attfc.training.trainer import Interrupted, Trainer
 

@@ -13,8 +13,8 @@ from attfc.config import load_config
 from attfc.data import SyntheticFaces
 from attfc.errors import UserError
 from attfc.files import crc32_of
-from attfc.run.build import new_run, resume_run
-from attfc.run.resuming import finished
+from attfc.run.build import new_run
+from attfc.run.resuming import finished, resume_run
 from attfc.training.checkpoints.manifest import STATE
 from attfc.training.run_folder import locked
 from attfc.training.trainer import Interrupted, Trainer

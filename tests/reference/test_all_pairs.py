@@ -12,11 +12,11 @@ with warnings.catch_warnings():
     from sklearn.metrics import roc_curve
 
 from attfc.errors import UserError
-from attfc.evaluation.exact_scores import STEP, pair_scores, unit_tensor
-from attfc.evaluation.metrics import unit_rows
+from attfc.evaluation.exact_scores import STEP, pair_scores
 from attfc.evaluation.protocols import all_pairs_scores
 from attfc.evaluation.protocols import highest_impostors as module
 from attfc.evaluation.protocols.all_pairs_scores import bytes_needed, score_all_pairs, score_groups
+from attfc.evaluation.unit_rows import unit_rows, unit_tensor
 
 PRECISIONS = ("float32", "bfloat16", "float64")
 FARS = (0.2, 0.03, 0.004, 1e-9)

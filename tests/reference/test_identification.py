@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from attfc.errors import UserError
-from attfc.evaluation.exact_scores import STEP, block_scores, pair_scores, unit_tensor, unusable_rows
-from attfc.evaluation.metrics import unit_rows
+from attfc.evaluation.exact_scores import STEP, block_scores, pair_scores
 from attfc.evaluation.protocols.search import identify
+from attfc.evaluation.unit_rows import unit_rows, unit_tensor, unusable_rows
 
 
 def exact_score(one: np.ndarray, other: np.ndarray) -> float:

@@ -21,14 +21,11 @@ from attfc.errors import UserError
 from attfc.evaluation import Embedder
 from attfc.evaluation.alignment import ARCFACE_TEMPLATE, warp_face
 from attfc.evaluation.protocols import template_pooling as templates_module
+from attfc.evaluation.protocols import template_scores
 from attfc.evaluation.protocols.template_lists import TemplatePairs, read_template_lists
-from attfc.evaluation.protocols.template_pooling import TemplateMode, pool_templates, score_template_pairs
-from attfc.evaluation.protocols.templates import (
-    TEMPLATE_FARS,
-    evaluate_templates,
-    subjects_of_templates,
-    verify_templates,
-)
+from attfc.evaluation.protocols.template_pooling import TemplateMode, pool_templates
+from attfc.evaluation.protocols.template_scores import TEMPLATE_FARS, score_template_pairs, verify_templates
+from attfc.evaluation.protocols.templates import evaluate_templates
 
 FARS = (1e-3, 1e-2, 1e-1)
 
@@ -287,11 +284,11 @@ def test_a_second_mode_and_a_second_protocol_embed_nothing(folder, tmp_path) -> 
     model = Colours()
     lists = read_template_lists(root, "ijbc")
     (first,) = evaluate_templates(Embedder(model, 200), lists, tmp_path)
-    assert (model.passes, first.reused) == (2 * -(-len(content["faces"]) // 200), 0)
+    assert (model.passes, first.embeddings.reused) == (2 * -(-len(content["faces"]) // 200), 0)
     model.passes = 0
     results = evaluate_templates(model, lists, tmp_path, TemplateMode.all())
     assert model.passes == 0
-    assert {result.reused for result in results} == {len(content["faces"])}
+    assert {result.embeddings.reused for result in results} == {len(content["faces"])}
     assert results[0].figures()["verification"] == first.figures()["verification"]
     assert len({result.verification.tar_at_far[1e-1] for result in results if result.verification}) > 3
     other = Colours(seed=1)
@@ -351,9 +348,9 @@ def test_pooling_of_scattered_faces_in_every_mode(block, monkeypatch) -> None:
 @pytest.mark.parametrize("sparse", [False, True])
 def test_pair_scores_are_the_exact_cosines_on_either_way(sparse, monkeypatch) -> None:
     if sparse:
-        monkeypatch.setattr(templates_module, "_SPARSE", 0)
+        monkeypatch.setattr(template_scores, "_SPARSE", 0)
     else:
-        monkeypatch.setattr(templates_module, "_BLOCK_SCORES", 500)
+        monkeypatch.setattr(template_scores, "_BLOCK_SCORES", 500)
     rng = np.random.default_rng(4)
     rows = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(70, 24))), dim=1).float()
     rows[11] = rows[3]
@@ -393,11 +390,13 @@ def test_a_broken_limit_that_is_no_share_is_refused(folder, tmp_path) -> None:
 def test_people_behind_templates_are_those_of_the_lists(folder, tmp_path) -> None:
     root, content = folder
     lists = read_template_lists(root, "ijbc")
-    ids, subjects = subjects_of_templates(lists)
+    assert lists.pairs is not None
+    ids = np.unique(np.concatenate([lists.faces.templates, lists.pairs.first, lists.pairs.second]))
+    subjects = lists.subjects_of(ids)
     expected = [content["subject_of"][t] for t in ids.tolist()]
     np.testing.assert_array_equal(subjects[:, None] == subjects, np.equal.outer(expected, expected))
     only_pairs = dataclasses.replace(lists, galleries=(), probes=None)
-    linked = subjects_of_templates(only_pairs)[1]
+    linked = only_pairs.subjects_of(ids)
     for (a, b), same in zip(content["pairs"], content["labels"], strict=True):
         if same:
             assert linked[np.searchsorted(ids, a)] == linked[np.searchsorted(ids, b)]

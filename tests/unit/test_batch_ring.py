@@ -5,8 +5,8 @@ import gc
 import numpy as np
 import pytest
 
-from attfc.data.batch_ring import BatchRing
 from attfc.data.loader import AttentionLoader
+from attfc.data.loading.batch_ring import BatchRing
 from attfc.data.stores.store import EncodedStore
 from attfc.data.stores.synthetic import SyntheticFaces
 

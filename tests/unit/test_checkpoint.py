@@ -172,30 +172,11 @@ def test_optimizer_schedule_and_random_state_resume_bit_for_bit(tmp_path):
 
 def test_filled_in_place(tmp_path):
     path = save_checkpoint(tmp_path, 0, {"model": {"w": torch.ones(2, 2)}, "optimizer": {0: torch.full((2,), 5.0)}})
-    mine = {"model": {"w": torch.zeros(2, 2)}, "optimizer": {}}
-    loaded = load_checkpoint(path, into=mine)
-    assert torch.equal(mine["model"]["w"], torch.ones(2, 2))
-    assert loaded["model"]["w"].data_ptr() == mine["model"]["w"].data_ptr()
+    mine = torch.zeros(2, 2)
+    loaded = load_checkpoint(path, place=lambda name, size, dtype: mine if name == "model/w" else None)
+    assert torch.equal(mine, torch.ones(2, 2))
+    assert loaded["model"]["w"].data_ptr() == mine.data_ptr()
     assert torch.equal(loaded["optimizer"][0], torch.full((2,), 5.0))  # created lazily: only the checkpoint has it
-
-
-@pytest.mark.parametrize(
-    ("into", "text"),
-    [
-        (
-            {"w": torch.zeros(3, 2)},
-            r"has 'w' as torch.float32 \(2, 2\), this run needs torch.float32 \(3, 2\): .*another network",
-        ),
-        ({"w": torch.zeros(2, 2).half()}, r"this run needs torch.float16"),
-        ({"other": torch.zeros(1)}, "has no tensor 'other': it is of another network"),
-    ],
-)
-def test_another_network_is_refused_and_nothing_changes(tmp_path, into, text):
-    path = save_checkpoint(tmp_path, 0, {"a": torch.ones(2), "w": torch.ones(2, 2)})
-    first = torch.zeros(2)
-    with pytest.raises(UserError, match=text):
-        load_checkpoint(path, into={"a": first, **into})
-    assert not first.any()
 
 
 @pytest.mark.parametrize(
@@ -428,15 +409,18 @@ def test_no_module_of_ours_unpickles():
             "tensors take",
         ),
         (lambda m: m["tensors"].update({f"w{i}": m["tensors"]["weight"] for i in range(100)}), "tensors take"),
-        (lambda m: m["tensors"]["weight"].update(size=[-1]), "-1 is not a size"),
-        (lambda m: m["tensors"]["weight"].update(size=[True]), "True is not a size"),
-        (lambda m: m["tensors"]["weight"].update(size=[1] * 100), "not a list of sizes"),
+        (lambda m: m["tensors"]["weight"].update(size=[-1]), "size.0: .* greater than or equal to 0, not -1"),
+        (lambda m: m["tensors"]["weight"].update(size=[True]), "size.0: .* valid integer, not True"),
+        (lambda m: m["tensors"]["weight"].update(size=[1] * 100), "size: .*at most 32 items"),
         (lambda m: m["tensors"]["weight"].update(strides=[0, 0]), "cannot have strides"),
         (lambda m: m["tensors"]["weight"].update(strides=[2**40, 1]), "cannot have strides"),
         (lambda m: m["tensors"]["weight"].update(dtype="OBJ"), "unknown type 'OBJ'"),
         (lambda m: m["tensors"]["weight"].update(dtype=["F32"]), "damaged or forged"),
         (lambda m: m["tensors"]["weight"]["chunks"][0].__setitem__(2, "../../secret"), "damaged or forged"),
-        (lambda m: m["files"].update({"../../etc/passwd": {"bytes": 1, "crc32": 0}}), "lists file '../../etc/passwd'"),
+        (
+            lambda m: m["files"].update({"../../etc/passwd": {"bytes": 1, "crc32": 0}}),
+            r"files\.\.\./\.\./etc/passwd\..*should match pattern",
+        ),
         (
             lambda m: m["files"].update({"tensors_00001.safetensors": {"bytes": 1, "crc32": 0}}),
             "tensors_00001.* is missing",
@@ -506,10 +490,11 @@ state = {"rows": distribute_tensor(rows, mesh, [Shard(0)]), "columns": distribut
          "bias": distribute_tensor(bias, mesh, [Replicate()]), "plain": bias + 1, "step": 3}
 path = save_checkpoint(folder / "c", 3, state)
 into = {"rows": distribute_tensor(torch.zeros(7, 3), mesh, [Shard(1)]), "plain": torch.zeros(3)}
-loaded = load_checkpoint(path, into)
+loaded = load_checkpoint(path, place=lambda name, *_: into.get(name))
 assert loaded["rows"] .full_tensor().equal(rows), loaded["rows"]
 assert into["plain"].equal(bias + 1) and loaded["columns"].equal(rows) and loaded["step"] == 3
-one = load_checkpoint(folder / "single" / "step_000000001", {"rows": distribute_tensor(torch.zeros(7, 3), mesh, [Shard(0)])})
+mine = distribute_tensor(torch.zeros(7, 3), mesh, [Shard(0)])
+one = load_checkpoint(folder / "single" / "step_000000001", place=lambda *_: mine)
 assert one["rows"].to_local().shape[0] in (3, 4) and one["rows"].full_tensor().equal(rows)
 save_checkpoint(folder / "c", 4, state)
 prune_checkpoints(folder / "c", 1)

@@ -9,15 +9,9 @@ import pytest
 from PIL import Image
 
 from attfc.data import FolderStore
-from attfc.data.cleaning.clean import (
-    Contents,
-    Findings,
-    find_duplicates,
-    normal_name,
-    overlap_by_name,
-    read_contents,
-    small_identities,
-)
+from attfc.data.cleaning.duplicates import Contents, find_duplicates, read_contents
+from attfc.data.cleaning.evaluation_people import normal_name, overlap_by_name
+from attfc.data.cleaning.findings import Findings, small_identities
 from attfc.data.content_hash import content_hash
 from attfc.data.index import IdentityIndex
 from attfc.data.stores.edits import EditedStore, read_edits, write_edits

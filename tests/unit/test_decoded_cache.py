@@ -6,8 +6,8 @@ import pytest
 import torch
 from test_attention_loader import COUNTS, TinyStore, same, take
 
-from attfc.data.decoded_cache import DecodedCache
 from attfc.data.loader import AttentionLoader
+from attfc.data.loading.decoded_cache import DecodedCache
 from attfc.data.stores.store import Images
 from attfc.errors import UserError
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from attfc.data import FolderStore, Store, open_store
 from attfc.data.stores import folder as folder_module
+from attfc.data.stores import image_files
 from attfc.errors import UserError
 
 OLD = time.time() - 1000
@@ -173,7 +174,7 @@ def test_bad_files_are_named_rows_not_exceptions(root: Path, monkeypatch: pytest
     )
     store = FolderStore(root)
     (root / "Bad" / "3.jpg").unlink()
-    monkeypatch.setattr(folder_module, "MAX_FILE_BYTES", 2000)
+    monkeypatch.setattr(image_files, "MAX_FILE_BYTES", 2000)
     rows = store.images(store.identities.of(1), 16)
     assert list(rows.broken) == [0, 1, 2, 3, 4]
     assert rows.broken[0] == "empty file"
@@ -252,7 +253,7 @@ def test_a_full_disk_leaves_no_half_index(root: Path, tmp_path: Path, monkeypatc
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder_module, "_save", fail)
+        patch.setattr(folder_module._FolderTables, "save", fail)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
         store = FolderStore(root)
     assert store.cache is None

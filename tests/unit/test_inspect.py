@@ -35,7 +35,9 @@ def store(tmp_path: Path) -> FolderStore:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_report(store: FolderStore, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attfc.data.inspect._CHUNK", 5)  # several chunks even here (forked workers inherit it)
+    monkeypatch.setattr(
+        "attfc.data.cleaning.duplicates._CHUNK", 5
+    )  # several chunks even here (forked workers inherit it)
     seen: list[tuple[int, int]] = []
     report = inspect_store(store, workers=workers, progress=lambda done, total: seen.append((done, total)))
     assert (report.identities, report.images) == (4, 16)

@@ -11,8 +11,9 @@ from PIL import Image
 
 from attfc.data import FolderStore
 from attfc.data.cleaning import label_cleaning
+from attfc.data.cleaning.clean import clean
 from attfc.data.cleaning.identity_centers import center_blocks, identity_centers
-from attfc.data.cleaning.label_cleaning import clean, mislabelled, overlap_by_embedding
+from attfc.data.cleaning.label_cleaning import mislabelled, overlap_by_embedding
 from attfc.data.stores.edits import EditedStore
 from attfc.errors import UserError
 

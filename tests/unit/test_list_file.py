@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from attfc.data import text_lines
-from attfc.data.stores import list_file
+from attfc.data.stores import image_files, list_file
 from attfc.data.stores.list_file import ListStore
 from attfc.data.stores.opening import open_store
 from attfc.data.stores.store import Store
@@ -29,7 +29,7 @@ def jpeg(level: int = 0) -> bytes:
 @pytest.fixture
 def old(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lists count as written long ago: a test cannot set back the time of a file's last change."""
-    monkeypatch.setattr(list_file, "_RACY_NS", -(10**15))
+    monkeypatch.setattr(list_file, "RACY_NS", -(10**15))
 
 
 class Parses:
@@ -196,7 +196,7 @@ def test_bad_files_are_named_rows_and_no_device_is_opened(tmp_path: Path, monkey
         "a" * 5000,
     ]
     store = ListStore(listed(tmp_path, "".join(f"{name} 1\n" for name in names)))
-    monkeypatch.setattr(list_file, "MAX_FILE_BYTES", 2000)
+    monkeypatch.setattr(image_files, "MAX_FILE_BYTES", 2000)
     opened: list[bytes] = []
     really_open = os.open
     monkeypatch.setattr(os, "open", lambda path, *rest: (opened.append(path), really_open(path, *rest))[1])

@@ -17,10 +17,10 @@ from attfc.evaluation.metrics import (
     roc,
     tar_at_far,
     tar_at_nearest_far,
-    unit_rows,
 )
 from attfc.evaluation.protocols.all_pairs_scores import score_all_pairs
 from attfc.evaluation.protocols.search import rank_one
+from attfc.evaluation.unit_rows import unit_rows
 
 
 def at_degrees(*degrees: float) -> np.ndarray:

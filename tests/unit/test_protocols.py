@@ -6,7 +6,7 @@ import pytest
 import typer
 
 from attfc import cli
-from attfc.commands.evaluation_options import EvaluationOptions
+from attfc.commands.evaluation.options import EvaluationOptions
 from attfc.errors import UserError
 from attfc.evaluation.bootstrap import Interval
 from attfc.evaluation.protocols import PROTOCOLS, board_of, family_of, find_protocol

@@ -16,7 +16,8 @@ from attfc.export import load
 from attfc.export.colours import OURS, FedAs
 from attfc.export.hub_folder import model_card
 from attfc.export.model_inputs import ModelFacts
-from attfc.run.build import new_run, resume_run
+from attfc.run.build import new_run
+from attfc.run.resuming import resume_run
 from attfc.run.start_weights import Lineage, StartRecord, StartWeights, _resolved, lineage, read_record, read_start
 from attfc.training.checkpoints.checkpoint import save_checkpoint
 from attfc.training.model_files import load_model, save_model

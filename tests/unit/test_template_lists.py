@@ -12,7 +12,8 @@ from attfc.errors import UserError
 from attfc.evaluation.embedding_cache import CacheKey, cached_embeddings, model_digest
 from attfc.evaluation.protocols.template_lists import TemplatePairs, read_template_lists
 from attfc.evaluation.protocols.template_pooling import pool_templates
-from attfc.evaluation.protocols.templates import evaluate_templates, verify_templates
+from attfc.evaluation.protocols.template_scores import verify_templates
+from attfc.evaluation.protocols.templates import evaluate_templates
 
 POINTS = "38 51 73 51 56 71 41 92 70 92"
 FILES = {

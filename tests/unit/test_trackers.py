@@ -11,7 +11,8 @@ import pytest
 
 from attfc.config import RunConfig, load_config
 from attfc.errors import UserError
-from attfc.run.build import new_run, resume_run
+from attfc.run.build import new_run
+from attfc.run.resuming import resume_run
 from attfc.training.progress import MetricsLog
 from attfc.training.trackers import open_trackers, refuse_missing, shared_numbers, shared_settings
 

@@ -81,6 +81,21 @@ def test_copies_under_other_names_are_found_by_their_bytes(tmp_path) -> None:
     assert compare(training, evaluation).shared_images == 1
 
 
+@pytest.mark.parametrize("where", ["training", "evaluation"])
+def test_a_file_under_several_people_of_one_set_makes_nobody_seen(tmp_path, where) -> None:
+    blank = b"no picture available"
+    several, one = {name: [*photos(name), blank] for name in "12"}, {"3": [*photos("3"), blank], "4": photos("1")[:1]}
+    training, evaluation = (several, one) if where == "training" else (one, several)
+    found = compare(folder(tmp_path / "a", training), folder(tmp_path / "b", evaluation))
+    assert (found.shared_identities, found.shared_images) == (1, 1)  # the true copy
+    root = folder(tmp_path / "c", {"9": [blank]})
+    twice = CombinedStore([open_store(root), open_store(root)])
+    seen = compare_with_training(twice, open_store(folder(tmp_path / "d", {"8": [blank]})))
+    assert (
+        seen.shared_identities == 1
+    )  # one person of a set that is read twice, as a run and the run it started from do
+
+
 @pytest.mark.parametrize("kind", ["packed", "records", "list"])
 def test_every_kind_of_store_is_compared_by_its_bytes(tmp_path, kind: str, monkeypatch) -> None:
     faces = SyntheticFaces(6, 3, seed=3)

@@ -196,7 +196,7 @@ def clean_data(
 ) -> None:
     """Look for broken images, copies, leakage, wrong labels, tiny identities; write an edit list. Deletes nothing."""
     from attfc.data import write_edits
-    from attfc.data.cleaning.label_cleaning import clean
+    from attfc.data.cleaning.clean import clean
 
     store = _open(path, edits, label_source, cache)
     evaluation: Store | None = None

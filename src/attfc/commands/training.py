@@ -39,7 +39,7 @@ def train(
     if resume is not None:
         resume, given = _resumed(resume, given)
         if print_config:
-            from attfc.run.resuming import saved_configuration
+            from attfc.run.saved import saved_configuration
 
             out.print(commented_yaml(saved_configuration(resume, given)), markup=False, end="", soft_wrap=True)
             return
@@ -61,9 +61,8 @@ def train(
     began = False
     try:
         from attfc.distributed import leave_ranks
-        from attfc.run.build import new_run, resume_run, settle
-        from attfc.run.resuming import finished
-        from attfc.run.train import carry_out
+        from attfc.run.build import new_run, settle
+        from attfc.run.resuming import finished, resume_run
 
         if print_config:
             config, choices, notes, _ = settle(asked)
@@ -81,7 +80,7 @@ def train(
             else:
                 run = screen.begin(lambda bar: new_run(asked, bar))
             began = True
-            carry_out(run)
+            run.train()
             screen.finish(run)
     except KeyboardInterrupt:
         err.print("stopped" if began else "stopped before the first step: nothing was saved", markup=False)

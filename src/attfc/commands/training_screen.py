@@ -1,8 +1,10 @@
-"""What `attfc train` shows: what was chosen and why, notes, the bar while it trains, and a finish of a dozen lines.
+"""One line to a trained model: `attfc.train(data)`; and what it and the command show.
 
-Everything else is in the report and in evaluation.json.
+That is what was chosen and why, notes, the bar while it trains, and a finish of a dozen lines. Everything else is in the report and in
+evaluation.json.
 """
 
+import os
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from attfc.config.choose import Choice
     from attfc.run.build import Run
 
-__all__ = ["RunScreen", "print_choices", "print_notes"]
+__all__ = ["RunScreen", "print_choices", "print_notes", "train"]
 
 _FINISH_NOTES = 1
 
@@ -32,6 +34,33 @@ def print_notes(notes: list[str]) -> None:
     """Print what a reader should know before it begins, a line each."""
     for note in notes:
         err.print(f"note: {note}", markup=False)
+
+
+def train(data: str | os.PathLike[str], *overrides: str, **short: Any) -> "Run":
+    """Train on a set of faces, judge the model on people kept aside, and write the report.
+
+    Args:
+        data: a folder with one folder per person, `train.rec`, a packed set, a list file, "synthetic:..."; or the name of a preset.
+        overrides: as on the command line, such as "optimizer.weight_decay=1e-4"; also a preset's name.
+        short: epochs, max_steps, lr, batch_size, backbone, head, seed, device, output, name, start_from.
+
+    Returns:
+        The run: `run.metrics` (of people kept aside; None where there are none), `run.model` (as `attfc.load`), `run.report` (path of the HTML page),
+        `run.folder`, `run.config`. An interrupt (Ctrl-C, a notebook's stop button) saves after the current step and returns the run with
+        `run.interrupted` set; `attfc train --resume` goes on with it. Before the first step is done nothing is saved and the folder is removed;
+        `run.stopped` says which.
+
+    Raises:
+        UserError: data, an option or a combination that cannot be trained; one line that names the value and the fix.
+    """
+    from attfc.config.arguments import read_words, short_overrides
+    from attfc.run.build import new_run
+
+    with RunScreen() as screen:
+        run = screen.begin(lambda bar: new_run(read_words([data, *overrides, *short_overrides(short)]), bar))
+        run.train()
+        screen.finish(run)
+    return run
 
 
 class RunScreen:

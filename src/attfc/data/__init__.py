@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from attfc.data.cleaning.noise import conflict_noise, flip_noise
     from attfc.data.convert import Conversion, convert_store
-    from attfc.data.decoded_cache import DecodedCache
     from attfc.data.images import BrokenImageError, ImageFacts, decode_image, image_facts
     from attfc.data.index import IdentityIndex
     from attfc.data.inspect import BrokenFile, StoreReport, inspect_store
     from attfc.data.loader import AttentionLoader, Batch
+    from attfc.data.loading.decoded_cache import DecodedCache
     from attfc.data.preview import contact_sheet
     from attfc.data.stores.combined import CombinedStore
     from attfc.data.stores.edits import EditedStore, Edits, read_edits, write_edits
@@ -38,7 +38,7 @@ _HOMES = {
     "loader": ("AttentionLoader", "Batch"),
     "stores.combined": ("CombinedStore",),
     "convert": ("Conversion", "convert_store"),
-    "decoded_cache": ("DecodedCache",),
+    "loading.decoded_cache": ("DecodedCache",),
     "stores.edits": ("EditedStore", "Edits", "read_edits", "write_edits"),
     "stores.folder": ("FolderStore",),
     "images": ("BrokenImageError", "ImageFacts", "decode_image", "image_facts"),

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from attfc.data.images import BrokenImageError, decode_image
+from attfc.data.images import BrokenImageError, decode_image, reason_of
 from attfc.data.stores.folder import EXTENSIONS, FolderStore
 from attfc.data.stores.folder_writer import FolderWriter
 from attfc.data.stores.links import refuse_links_out
@@ -188,10 +188,8 @@ def _copy(
 
 def _reason(encoded: Encoded, check: bool, writer: StoreWriter) -> str | None:
     """Why an image is left out; None: it is not."""
-    if isinstance(encoded, OSError):
-        return f"cannot be read ({encoded.strerror or encoded})"
     if isinstance(encoded, Exception):
-        return str(encoded)
+        return reason_of(encoded) if isinstance(encoded, OSError) else str(encoded)
     reason = writer.refusal(encoded)
     if check and reason is None:
         try:

@@ -24,7 +24,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-__all__ = ["MAX_PIXELS", "BrokenImageError", "ImageFacts", "decode_image", "image_facts", "image_size"]
+__all__ = ["MAX_PIXELS", "BrokenImageError", "ImageFacts", "decode_image", "image_facts", "image_size", "reason_of"]
 
 MAX_PIXELS = 64 * 1024 * 1024
 """Largest width x height that is decoded: 192 MiB of RGB. A 20 KB PNG may declare far more."""
@@ -44,6 +44,11 @@ _warnings_lock = threading.Lock()
 
 class BrokenImageError(ValueError):
     """The bytes are not an image that can be used; the message is a short reason without a path."""
+
+
+def reason_of(error: OSError | BrokenImageError) -> str:
+    """Return why an image could not be read or decoded: one line without the path."""
+    return str(error) if isinstance(error, BrokenImageError) else f"cannot be read ({error.strerror or error})"
 
 
 @dataclass(frozen=True)

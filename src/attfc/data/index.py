@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from attfc.errors import UserError
 
-__all__ = ["IdentityIndex", "open_array"]
+__all__ = ["IdentityIndex", "checked_positions", "open_array"]
 
 Int64 = npt.NDArray[np.int64]
 
@@ -52,6 +52,19 @@ def open_array(path: Path, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     array = array.view(np.ndarray)  # the same mapped pages; np.memmap's own indexing is several times slower
     array.flags.writeable = False
     return array
+
+
+def checked_positions(positions: npt.ArrayLike, images: int, of: str = "store", what: str = "positions") -> Int64:
+    """Return positions as int64, shaped as they are.
+
+    Raises:
+        IndexError: one outside 0 ... images - 1.
+    """
+    asked = np.asarray(positions, dtype=np.int64)
+    if asked.size and not 0 <= int(asked.min()) <= int(asked.max()) < images:
+        article = "an" if of == "index" else "a"
+        raise IndexError(f"{what} {int(asked.min())} ... {int(asked.max())} of {article} {of} of {images} images")
+    return asked
 
 
 class IdentityIndex:
@@ -224,6 +237,11 @@ class IdentityIndex:
             self._check_range(positions)
         return positions
 
+    def spans(self, labels: Int64) -> tuple[Int64, Int64]:
+        """Return the first slot of each label and how many it has: int64, shaped as `labels`."""
+        first: Int64 = self.offsets[labels]
+        return first, self.offsets[labels + 1] - first
+
     def counts(self) -> Int64:
         """Return the number of images of every identity: int64 (identities,)."""
         return np.diff(self.offsets)
@@ -234,9 +252,7 @@ class IdentityIndex:
         Raises:
             IndexError: a slot outside 0 ... images - 1.
         """
-        asked = np.asarray(slots, dtype=np.int64)
-        if asked.size and not (int(asked.min()) >= 0 and int(asked.max()) < self._images):
-            raise IndexError(f"slots {int(asked.min())} ... {int(asked.max())} of an index of {self._images} images")
+        asked = checked_positions(slots, self._images, "index", "slots")
         return np.searchsorted(self.offsets, asked, side="right") - 1
 
     def labels(self) -> Int64:

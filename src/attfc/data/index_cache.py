@@ -8,21 +8,38 @@ the whole index, also when two processes build it at once.
 
 import contextlib
 import hashlib
+import json
 import os
+import re
 import secrets
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from attfc.errors import UserError
 
-__all__ = ["IndexCache"]
+__all__ = ["RACY_NS", "IndexCache", "read_about"]
 
 T = TypeVar("T")
 
+RACY_NS = 2_000_000_000
+"""What changed less than this before it was looked at may have changed once more in the same tick of its clock."""
+
 _FORGOTTEN_SECONDS = 86_400
+
+
+def read_about(folder: Path, kind: str, read: Callable[[dict[str, Any]], T]) -> T:
+    """Return what `read` makes of the index in a folder, given its `about.json`.
+
+    Raises:
+        UserError: whatever is wrong with it, since it may have come with somebody's data set.
+    """
+    try:
+        return read(json.loads((folder / "about.json").read_text("utf-8")))
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise UserError(f"{folder}: damaged {kind} index ({error}); delete it to have it rebuilt") from None
 
 
 class IndexCache:
@@ -46,28 +63,34 @@ class IndexCache:
             home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
             self.place = Path(home) / "attfc" / key if os.path.isabs(home) else None
 
-    def open(self, opener: Callable[[Path], T]) -> T | None:
-        """Return what `opener(folder)` makes of the index, or None where there is none that opens.
+    def get(
+        self,
+        opener: Callable[[Path], T],
+        build: Callable[[], T],
+        save: Callable[[T, Path], None],
+        current: Callable[[T], bool] = lambda _: True,
+    ) -> T:
+        """Return the index: the cached one, else what `build` makes, opened from where `save(index, folder)` put it.
 
-        UserError and OSError from the opener (damaged, or removed by another process in this instant) mean: there is none.
+        An index that does not open (UserError, OSError: damaged, or removed by another process in this instant) or is not
+        `current` is made anew; one that cannot be saved (a full disk, no permission) stays in memory.
         """
         if self.place is not None and (self.place / self.digest).is_dir():
             with contextlib.suppress(UserError, OSError):
-                return opener(self.place / self.digest)
-        return None
-
-    def write(self, fill: Callable[[Path], None], opener: Callable[[Path], T]) -> T | None:
-        """Let `fill(draft folder)` write the index and open it where it then lies; None: it cannot be written."""
+                found = opener(self.place / self.digest)
+                if current(found):
+                    return found
+        made = build()
         if self.place is None:
-            return None
+            return made
         draft = self.place / f"building-{os.getpid()}-{secrets.token_hex(4)}"
         try:
             self.place.mkdir(parents=True, exist_ok=True)
             draft.mkdir(self._mode)
         except OSError:
-            return None
+            return made
         try:
-            fill(draft)
+            save(made, draft)
             for file in draft.iterdir():
                 with open(file, "rb") as handle:
                     os.fsync(handle.fileno())
@@ -78,7 +101,7 @@ class IndexCache:
                 draft.rename(target)
             return opener(target)
         except (OSError, UserError):  # a full disk, or another process's clean-up
-            return None
+            return made
         finally:
             self._clean(self.place, draft)
 
@@ -89,9 +112,7 @@ class IndexCache:
         except OSError:
             return
         for old in others:
-            is_index = (
-                len(old.name) == 32 and all(c in "0123456789abcdef" for c in old.name) and old.name != self.digest
-            )
+            is_index = re.fullmatch("[0-9a-f]{32}", old.name) is not None and old.name != self.digest
             is_ours = old.name.startswith(draft.name)
             with contextlib.suppress(OSError):
                 age = time.time() - old.stat().st_mtime

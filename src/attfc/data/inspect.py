@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from attfc.data.content_hash import content_hash, equal_groups, examine_chunks
-from attfc.data.images import BrokenImageError, image_facts
+from attfc.data.cleaning.duplicates import Contents, Examined, read_contents
+from attfc.data.content_hash import equal_groups
 from attfc.data.stores.store import Store
 
 __all__ = ["BrokenFile", "StoreReport", "inspect_store"]
 
-_CHUNK = 256
 _BIN_STARTS = (0, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
 _DISTINCT_SIZES = 10_000  # loose crops may have a size each: count the rest together
 
@@ -120,27 +119,22 @@ def inspect_store(
     Raises:
         BrokenProcessPool: a worker was killed, e.g. for its memory.
     """
-    total = len(store)
-    hashes = np.zeros(total, np.uint64)
-    sound = np.zeros(total, np.bool_)
-    sizes: Counter[str] = Counter()
-    modes: Counter[str] = Counter()
-    formats: Counter[str] = Counter()
+    sizes, modes, formats = Counter[str](), Counter[str](), Counter[str]()
     broken: list[BrokenFile] = []
-    done = 0
-    for found in examine_chunks(store, _examine, chunk=_CHUNK, workers=workers):
-        span = slice(found.start, found.start + len(found.hashes))
-        hashes[span], sound[span] = found.hashes, found.sound
-        for size, count in found.sizes.items():
+
+    def tally(start: int, found: Examined) -> None:
+        for facts, count in found.facts.items():
+            size = f"{facts.width} x {facts.height}"
             sizes[size if size in sizes or len(sizes) < _DISTINCT_SIZES else "other"] += count
-        modes.update(found.modes)
-        formats.update(found.formats)
-        broken.extend(BrokenFile(p, store.where(p), reason) for p, reason in found.broken[: list_limit - len(broken)])
-        done += len(found.hashes)
-        if progress is not None:
-            progress(done, total)
+            modes[facts.mode] += count
+            formats[facts.format] += count
+        listed = found.broken[: list_limit - len(broken)]
+        broken.extend(BrokenFile(start + row, store.where(start + row), reason) for row, reason in listed)
+
+    contents = read_contents(store, workers=workers, progress=progress, tally=tally)
+    total = len(store)
     counts = store.identities.counts()
-    within, across = _duplicates(store, hashes, sound, list_limit)
+    within, across = _duplicates(store, contents, list_limit)
     return StoreReport(
         name=store.name,
         identities=len(counts),
@@ -156,7 +150,7 @@ def inspect_store(
         sizes=dict(sizes.most_common(20)),
         modes=dict(modes.most_common()),
         formats=dict(formats.most_common()),
-        broken_images=int(total - sound.sum()),
+        broken_images=len(contents.reasons),
         broken=tuple(broken),
         duplicate_images_within=within[0],
         duplicate_images_across=across[0],
@@ -164,45 +158,6 @@ def inspect_store(
         duplicates_across=tuple(across[1]),
         ignored=dict(getattr(store, "ignored", {})),
     )
-
-
-@dataclass
-class _Examined:
-    start: int
-    hashes: npt.NDArray[np.uint64]
-    sound: npt.NDArray[np.bool_]
-    sizes: Counter[str]
-    modes: Counter[str]
-    formats: Counter[str]
-    broken: list[tuple[int, str]]
-
-
-def _examine(store: Store, positions: range) -> _Examined:
-    found = _Examined(
-        positions.start,
-        np.zeros(len(positions), np.uint64),
-        np.zeros(len(positions), np.bool_),
-        Counter(),
-        Counter(),
-        Counter(),
-        [],
-    )
-    for row, position in enumerate(positions):
-        try:
-            encoded, _ = store.read(position)
-            facts = image_facts(encoded)
-        except BrokenImageError as error:
-            found.broken.append((position, str(error)))
-            continue
-        except OSError as error:
-            found.broken.append((position, f"cannot be read ({error.strerror or error})"))
-            continue
-        found.hashes[row] = content_hash(encoded)
-        found.sound[row] = True
-        found.sizes[f"{facts.width} x {facts.height}"] += 1
-        found.modes[facts.mode] += 1
-        found.formats[facts.format] += 1
-    return found
 
 
 def _histogram(counts: npt.NDArray[np.int64]) -> tuple[tuple[int, int | None, int], ...]:
@@ -217,11 +172,9 @@ def _histogram(counts: npt.NDArray[np.int64]) -> tuple[tuple[int, int | None, in
 _Groups = tuple[int, list[tuple[str, ...]]]
 
 
-def _duplicates(
-    store: Store, hashes: npt.NDArray[np.uint64], sound: npt.NDArray[np.bool_], limit: int
-) -> tuple[_Groups, _Groups]:
+def _duplicates(store: Store, contents: Contents, limit: int) -> tuple[_Groups, _Groups]:
     """Return (images beyond the first of their group, first groups) within an identity and across identities."""
-    order, starts, lengths = equal_groups(hashes, sound)
+    order, starts, lengths = equal_groups(contents.hashes, contents.sound)
     surplus = {False: 0, True: 0}
     groups: dict[bool, list[tuple[int, tuple[str, ...]]]] = {False: [], True: []}
     for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):

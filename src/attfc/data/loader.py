@@ -13,71 +13,28 @@ Source: AttFC (arXiv 2503.06839). Differences and the options that undo them: `q
 
 import atexit
 import itertools
-import multiprocessing.util
-import os
-import signal
-import sys
+import math
 import weakref
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
 import torch
 import torch.multiprocessing
-from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Sampler
 
-from attfc.data.batch_ring import BatchRing
-from attfc.data.decoded_cache import DecodedCache
+from attfc.data.loading.batch_ring import BatchRing
+from attfc.data.loading.decode import Batch, Batches, Broken, Decoded, Failure, is_worker_death, prepare_worker
+from attfc.data.loading.decoded_cache import DecodedCache
 from attfc.data.sampling.identity_mix import IdentityMix
-from attfc.data.sampling.paired_queries import PairedQueries
-from attfc.data.sampling.query_stream import QueryStream, Samples, mirror_seeds
-from attfc.data.stores.combined import CombinedStore
-from attfc.data.stores.store import Images, Store
+from attfc.data.sampling.query_stream import QueryStream, queries_of
+from attfc.data.stores.store import Store
 from attfc.errors import UserError
 
 __all__ = ["AttentionLoader", "Batch"]
 
-Int64 = NDArray[np.int64]
-Broken = tuple[int, str, str]
-
-_SUBSTITUTES = 32  # tries before a query, or a key, is given up
 _JUDGED_AFTER = 20  # broken images that the limit must allow before the share means something: 2,000 images at 1 %
-GRACE_SECONDS = 20  # how long a worker outlives a SIGTERM
-
-
-@dataclass
-class Batch:
-    """One training batch.
-
-    Attributes:
-        queries: uint8 (B, 3, S, S) RGB, channels-last memory.
-        keys: uint8 (B, K, 3, S, S) RGB, each image channels-last; `keys.flatten(0, 1)` is a view.
-        labels: int64 (B,).
-        positions: int64 (B,) store positions of the queries.
-        key_positions: int64 (B, K) store positions of the keys.
-        seeds: int64 (B, 1 + K) augmentation seeds for `Augment`, the query's first.
-        broken: (position, where, reason) of each image that could not be decoded and was replaced in this batch.
-    """
-
-    queries: Tensor
-    keys: Tensor
-    labels: Tensor
-    positions: Tensor
-    key_positions: Tensor
-    seeds: Tensor
-    broken: tuple[Broken, ...] = ()
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        """Return the batch with its tensors on a device; `positions` and `key_positions` stay, they are for messages."""
-        moved = {
-            name: getattr(self, name).to(device, non_blocking=non_blocking)
-            for name in ("queries", "keys", "labels", "seeds")
-        }
-        return replace(self, **moved)
 
 
 class AttentionLoader:
@@ -156,37 +113,11 @@ class AttentionLoader:
             raise UserError(f"loader start_method = {start_method!r}: this system knows {', '.join(methods)}")
         if decoded_cache is not None:
             decoded_cache.check(store, image_size)
-        weighted = store.weighted_epochs(seed) if isinstance(store, CombinedStore) and store.has_weights else None
-        mix, pairs = None, None
-        if paired:
-            for clash, name in (
-                (identity_share != 0, f"identity_share = {identity_share:g}"),
-                (weighted is not None, "weights of sources"),
-                (sampling != "each_once", f"sampling = {sampling!r}"),
-            ):
-                if clash:
-                    raise UserError(
-                        f"queries in pairs do not go with {name}: each says on its own which image comes next, take one of them"
-                    )
-            if batch_size % 2:
-                raise UserError(
-                    f"queries in pairs need an even batch_size, and it is {batch_size} a rank: take {batch_size + 1}"
-                )
-            pairs = PairedQueries(store.identities, seed)
-        if identity_share != 0:
-            if isinstance(store, CombinedStore) and 0 in store.weights:
-                raise UserError(
-                    f"{store.name}: a source has weight 0 and identity_share = {identity_share:g} draws identities of all sources: "
-                    "leave the source out"
-                )
-            mix = IdentityMix(store.identities, identity_share, batch_size * ranks, seed, images=weighted)
+        queries = queries_of(
+            store, seed, batch_size, ranks, sampling=sampling, identity_share=identity_share, paired=paired
+        )
         stream = QueryStream(
-            store.identities,
-            keys_per_query,
-            seed,
-            distinct_keys=distinct_keys,
-            sampling=sampling,
-            queries=pairs or mix or weighted,
+            store.identities, keys_per_query, seed, distinct_keys=distinct_keys, sampling=sampling, queries=queries
         )
         self.store = store
         self.batch_size = batch_size
@@ -196,12 +127,11 @@ class AttentionLoader:
         self.workers = workers
         self.broken_limit = broken_limit
         self._rank, self._ranks = rank, ranks
-        self._mixed = {"mixed_batch": 0, "by_identity": 0}
-        if mix is not None:
-            self._mixed = {"mixed_batch": mix.batch, "by_identity": mix.by_identity}
+        mix = queries if isinstance(queries, IdentityMix) else None
+        self._mixed = {"mixed_batch": mix.batch if mix else 0, "by_identity": mix.by_identity if mix else 0}
         self._pin_memory, self._start_method, self._prefetch = pin_memory, start_method, prefetch
-        self._batches = _Batches(store, stream, batch_size, image_size, decoded_cache)
-        self._iterator: Iterator[_Decoded | _Failure] | None = None
+        self._batches = Batches(store, stream, batch_size, image_size, decoded_cache)
+        self._iterator: Iterator[Decoded | Failure] | None = None
         self._closes_at_exit = False
         self._counts_crc32: int | None = None
         self._samples_seen = self._steps = self._images_seen = self._broken_seen = 0
@@ -301,25 +231,24 @@ class AttentionLoader:
         """Stop the workers."""
         self.close()
 
-    def _start(self) -> "Iterator[_Decoded | _Failure]":
+    def _start(self) -> Iterator[Decoded | Failure]:
         stride = self.batch_size * self._ranks
         starts = _Starts(self._samples_seen + self._rank * self.batch_size, stride)
         if self.workers:
             # Prefetched, one in the hands of the training step and one that it has not let go of yet.
-            batch_bytes = self._batches.images * self.image_size**2 * 3
-            self._batches.ring = BatchRing(self.workers, self._prefetch + 2, batch_bytes)
+            self._batches.ring = BatchRing(self.workers, self._prefetch + 2, math.prod(self._batches.shape))
         loader = DataLoader(
             self._batches,
             batch_size=None,
             sampler=starts,
             num_workers=self.workers,
             pin_memory=self._pin_memory,
-            worker_init_fn=_prepare_worker,
+            worker_init_fn=prepare_worker,
             multiprocessing_context=self._start_method if self.workers else None,
             prefetch_factor=self._prefetch if self.workers else None,
             generator=torch.Generator(),  # without it DataLoader draws from the global one and shifts the training
         )
-        return cast(Iterator[_Decoded | _Failure], iter(loader))
+        return cast(Iterator[Decoded | Failure], iter(loader))
 
     def _next(self) -> Batch:
         if self._iterator is None:
@@ -331,7 +260,7 @@ class AttentionLoader:
             decoded = next(self._iterator)
         except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
             self.close()
-            if self.workers and _is_worker_death(error):
+            if self.workers and is_worker_death(error):
                 raise UserError(
                     f"a loader worker died ({' '.join(str(error).split()) or type(error).__name__}), most often for lack of "
                     f"memory: lower workers ({self.workers}) or batch_size ({self.batch_size}), or give /dev/shm more room"
@@ -340,7 +269,7 @@ class AttentionLoader:
         except BaseException:
             self.close()
             raise
-        if isinstance(decoded, _Failure):
+        if isinstance(decoded, Failure):
             self.close()
             raise UserError(decoded.message)
         self._samples_seen += self.batch_size * self._ranks
@@ -348,7 +277,7 @@ class AttentionLoader:
         self._images_seen += decoded.images
         self._broken_seen += len(decoded.broken)
         self._judge(decoded.broken)
-        return decoded.batch(self.batch_size, self.keys_per_query)
+        return decoded.batch()
 
     def _judge(self, broken: tuple[Broken, ...]) -> None:
         """Stop when more than `broken_limit` of the images seen were broken."""
@@ -367,45 +296,6 @@ class AttentionLoader:
             )
 
 
-@dataclass
-class _Decoded:
-    """What a worker sends: pixels by their slot in the ring (or a tensor, through shared memory) and the small rest."""
-
-    pixels: "Tensor | _Slot"  # uint8 (B + B K, S, S, 3): the queries, then the keys of each
-    integers: Tensor  # int64 (B (3 + 2 K),): labels, positions, key positions, seeds
-    broken: tuple[Broken, ...]
-    images: int  # images decoded or tried
-
-    def pin_memory(self) -> "_Decoded":
-        """Called by DataLoader's pinning thread."""
-        pixels = self.pixels if isinstance(self.pixels, Tensor) else self.pixels.pixels()
-        return replace(self, pixels=pixels.pin_memory(), integers=self.integers.pin_memory())
-
-    def batch(self, batch_size: int, keys_per_query: int) -> Batch:
-        """Return views of the two tensors, no copy."""
-        pixels = self.pixels if isinstance(self.pixels, Tensor) else self.pixels.pixels()
-        size = pixels.shape[1]
-        queries = pixels[:batch_size].permute(0, 3, 1, 2)
-        keys = pixels[batch_size:].view(batch_size, keys_per_query, size, size, 3).permute(0, 1, 4, 2, 3)
-        integers = self.integers.view(3 + 2 * keys_per_query, batch_size)
-        return Batch(
-            queries,
-            keys,
-            labels=integers[0],
-            positions=integers[1],
-            key_positions=integers[2 : 2 + keys_per_query].reshape(batch_size, keys_per_query),
-            seeds=integers[2 + keys_per_query :].reshape(batch_size, 1 + keys_per_query),
-            broken=self.broken,
-        )
-
-
-@dataclass
-class _Failure:
-    """A user-fault error on its way out of a worker: DataLoader would wrap the exception in a traceback's text."""
-
-    message: str
-
-
 class _Starts(Sampler[int]):
     """First stream numbers of this rank's batches, without end."""
 
@@ -416,171 +306,8 @@ class _Starts(Sampler[int]):
         return itertools.count(self.first, self.stride)
 
 
-class _Batches(Dataset["_Decoded | _Failure"]):
-    """Decoded batches by their first stream number: what runs in the workers."""
-
-    def __init__(
-        self, store: Store, stream: QueryStream, batch_size: int, image_size: int, cache: DecodedCache | None
-    ) -> None:
-        self.store, self.stream, self.cache = store, stream, cache
-        self.batch_size, self.image_size = batch_size, image_size
-        self.images = batch_size * (1 + stream.keys_per_query)
-        self.ring: BatchRing | None = None
-
-    def __getitem__(self, start: int) -> "_Decoded | _Failure":
-        try:
-            return self._decoded(np.arange(start, start + self.batch_size, dtype=np.int64))
-        except (UserError, OSError) as error:
-            return _Failure(str(error))
-
-    def _decoded(self, numbers: Int64) -> _Decoded:
-        samples = self.stream.samples(numbers)
-        repair = _Repair(self.store, self.cache or self.store, self.image_size)
-        positions = np.concatenate([samples.positions, samples.key_positions.ravel()])
-        pixels, slot = self._room()
-        images = repair.images(positions, pixels.numpy())
-        if images.broken:
-            _replace_broken(samples, images, numbers, self.stream, repair)
-        integers = np.concatenate(
-            [samples.labels, samples.positions, samples.key_positions.ravel(), samples.seeds.ravel()]
-        )
-        return _Decoded(pixels if slot is None else slot, torch.from_numpy(integers), repair.broken(), repair.tried)
-
-    def _room(self) -> tuple[Tensor, "_Slot | None"]:
-        """Room for the decoded images of a batch, uint8 (images, S, S, 3), and its slot in the ring if it lies there."""
-        shape = (self.images, self.image_size, self.image_size, 3)
-        worker = get_worker_info()
-        claimed = self.ring.claim(worker.id) if worker is not None and self.ring is not None else None
-        if self.ring is None or worker is None or claimed is None:
-            return torch.empty(shape, dtype=torch.uint8), None
-        slot, memory = claimed
-        return torch.from_numpy(memory).view(shape), _Slot(self.ring.number, worker.id, slot, shape)
-
-
-@dataclass(frozen=True)
-class _Slot:
-    """Where in the ring a batch's pixels are."""
-
-    ring: int
-    worker: int
-    slot: int
-    shape: tuple[int, int, int, int]
-
-    def pixels(self) -> Tensor:
-        ring = BatchRing.of_number(self.ring)
-        assert ring is not None, "the ring lives as long as its iterator"
-        return ring.hand_out(self.worker, self.slot).view(self.shape)
-
-
-class _Repair:
-    """Decodes images of one batch and remembers which were broken."""
-
-    def __init__(self, store: Store, source: Store | DecodedCache, size: int) -> None:
-        self._store, self._source, self._size = store, source, size
-        self._broken: dict[int, str] = {}
-        self._tried: set[int] = set()
-
-    @property
-    def tried(self) -> int:
-        """Different images asked for."""
-        return len(self._tried)
-
-    def images(self, positions: Int64, out: NDArray[np.uint8] | None = None) -> Images:
-        """Decode; uint8 (N, S, S, 3), broken rows black and named."""
-        images = self._source.images(positions, self._size, out)
-        if out is not None and images.pixels is not out:  # somebody's store that takes no hint
-            out[...] = images.pixels
-            images.pixels = out
-        self._tried.update(positions.tolist())
-        self._broken.update((int(positions[row]), reason) for row, reason in sorted(images.broken.items()))
-        return images
-
-    def broken(self) -> tuple[Broken, ...]:
-        """(position, where, reason) of every broken image met, in the order of meeting."""
-        return tuple((position, self._store.where(position), reason) for position, reason in self._broken.items())
-
-
-def _replace_broken(samples: Samples, images: Images, numbers: Int64, stream: QueryStream, repair: _Repair) -> None:
-    """Put substitutes in the place of broken images: a function of the stream number, as everything else. In place.
-
-    A query: another sample of the stream with its own keys. A key: an unused other image of the identity, else another
-    of the sample's keys, else the query, mirrored. A loop over the broken rows: they are few or the run stops.
-    """
-    batch_size, keys_per_query = samples.key_positions.shape
-    broken = set(images.broken)
-    attempts = {}
-    for row in sorted(row for row in broken if row < batch_size):
-        for attempt in range(1, _SUBSTITUTES + 1):
-            other = stream.samples(numbers[row : row + 1], attempt)
-            found = repair.images(np.concatenate([other.positions, other.key_positions[0]]))
-            if 0 not in found.broken:
-                break
-        else:
-            listed = "; ".join(f"{where}: {reason}" for _, where, reason in repair.broken()[:3])
-            raise UserError(f"a query and its {_SUBSTITUTES} substitutes are broken ({listed}): check the data")
-        attempts[row] = attempt
-        samples.labels[row], samples.positions[row] = other.labels[0], other.positions[0]
-        samples.key_positions[row], samples.seeds[row] = other.key_positions[0], other.seeds[0]
-        first = batch_size + row * keys_per_query
-        images.pixels[row] = found.pixels[0]
-        images.pixels[first : first + keys_per_query] = found.pixels[1:]
-        broken -= {row, *range(first, first + keys_per_query)}
-        broken |= {first + place - 1 for place in found.broken}
-    for row in sorted({(place - batch_size) // keys_per_query for place in broken}):
-        places = range(batch_size + row * keys_per_query, batch_size + (row + 1) * keys_per_query)
-        good = [place for place in places if place not in broken]
-        spares = stream.spare_keys(int(numbers[row]), attempts.get(row, 0), _SUBSTITUTES).tolist()
-        for place in (place for place in places if place in broken):
-            column = place - places.start
-            while spares:
-                position = spares.pop(0)
-                found = repair.images(np.array([position], dtype=np.int64))
-                if not found.broken:
-                    samples.key_positions[row, column] = position
-                    images.pixels[place] = found.pixels[0]
-                    break
-            else:
-                if good:
-                    samples.key_positions[row, column] = samples.key_positions[row, good[0] - places.start]
-                    images.pixels[place] = images.pixels[good[0]]
-                else:
-                    samples.key_positions[row, column] = samples.positions[row]
-                    samples.seeds[row, column + 1] = mirror_seeds(samples.seeds[row, column + 1], samples.seeds[row, 0])
-                    images.pixels[place] = images.pixels[row]
-
-
-def _prepare_worker(_: int) -> None:
-    torch.set_num_threads(1)
-    # Ctrl-C reaches the whole process group: the main process alone decides, and stops the workers quietly.
-    # SIGTERM often does too (a scheduler that ends a job): the worker goes on for a while, so that the main process can save.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _leave_later)
-    # A spawned worker that shuts its interpreter down while the queue's thread copies a batch is aborted by the C++ runtime
-    # (seen with torch 2.15); leave as forked workers do, after multiprocessing's own clean-up.
-    multiprocessing.util.Finalize(None, _leave, exitpriority=-1000)
-
-
-def _leave_later(*_: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.alarm(GRACE_SECONDS)  # its default action ends the process
-
-
 def _close_at_exit(loader: "weakref.ref[AttentionLoader]") -> None:
     """Stop the workers before multiprocessing's own exit, which would send SIGTERM and wait."""
     living = loader()
     if living is not None:
         living.close()
-
-
-def _leave() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # closed: attfc train ... >&-
-            stream.flush()
-    os._exit(0)
-
-
-def _is_worker_death(error: BaseException) -> bool:
-    text = str(error)
-    if text.startswith("Caught "):  # an exception inside a living worker
-        return False
-    return not isinstance(error, RuntimeError) or "DataLoader worker" in text

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from attfc.data.images import BrokenImageError, image_size
+from attfc.data.images import BrokenImageError, image_size, reason_of
 from attfc.data.stores.store import Store
 
 __all__ = ["ImageSizes", "image_sizes"]
@@ -61,10 +61,7 @@ def image_sizes(store: Store, count: int = 200) -> ImageSizes:
                 raise encoded
             found[image_size(encoded)] += 1
         except (OSError, BrokenImageError) as error:
-            reason = (
-                str(error) if isinstance(error, BrokenImageError) else f"cannot be read ({error.strerror or error})"
-            )
-            example = example or f"{store.where(position)}: {reason}"
+            example = example or f"{store.where(position)}: {reason_of(error)}"
     readable = sum(found.values())
     square = sum(number for (width, height), number in found.items() if width == height)
     return ImageSizes(

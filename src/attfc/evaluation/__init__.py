@@ -27,13 +27,8 @@ from attfc.evaluation.protocols.pairs import KNOWN_SETS, PairEvaluation, evaluat
 from attfc.evaluation.protocols.search import Identification, RankOne, identify, rank_one
 from attfc.evaluation.protocols.template_lists import TemplateLists, read_template_lists
 from attfc.evaluation.protocols.template_pooling import TemplateMode, pool_templates
-from attfc.evaluation.protocols.templates import (
-    TEMPLATE_FARS,
-    TemplateEvaluation,
-    evaluate_templates,
-    search_templates,
-    verify_templates,
-)
+from attfc.evaluation.protocols.template_scores import TEMPLATE_FARS, search_templates, verify_templates
+from attfc.evaluation.protocols.templates import TemplateEvaluation, evaluate_templates
 from attfc.evaluation.report.compare import write_comparison_report
 from attfc.evaluation.report.run import write_report
 from attfc.evaluation.results import EvaluationResult, compare_results, read_result, save_result

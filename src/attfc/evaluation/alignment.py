@@ -13,14 +13,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from attfc.typing import Float32, Float64, UInt8
+
 __all__ = ["ARCFACE_TEMPLATE", "TEMPLATE_SIZE", "similarity_to_template", "warp_face"]
 
-Floats = npt.NDArray[np.float64]
 
 TEMPLATE_SIZE = 112
 """Side of the square that the template is for, in pixels."""
 
-ARCFACE_TEMPLATE: Floats = np.array(
+ARCFACE_TEMPLATE: Float64 = np.array(
     [(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)]
 )
 """(5, 2) x, y in pixels of 112 x 112: left eye, right eye, nose, left mouth corner, right mouth corner, as seen in the image."""
@@ -28,7 +29,7 @@ ARCFACE_TEMPLATE: Floats = np.array(
 _LEAST_SPREAD = 1e-3  # pixels: landmarks that all lie on one point have no size
 
 
-def similarity_to_template(landmarks: npt.ArrayLike, template: npt.ArrayLike = ARCFACE_TEMPLATE) -> Floats:
+def similarity_to_template(landmarks: npt.ArrayLike, template: npt.ArrayLike = ARCFACE_TEMPLATE) -> Float64:
     """Return the similarities that take landmarks to the template with the least squared error.
 
     Args:
@@ -57,9 +58,7 @@ def similarity_to_template(landmarks: npt.ArrayLike, template: npt.ArrayLike = A
     return np.stack([np.stack([a.real, -a.imag, b.real], -1), np.stack([a.imag, a.real, b.imag], -1)], -2)
 
 
-def warp_face(
-    pixels: npt.NDArray[np.uint8], landmarks: npt.ArrayLike, size: int = TEMPLATE_SIZE
-) -> npt.NDArray[np.uint8]:
+def warp_face(pixels: UInt8, landmarks: npt.ArrayLike, size: int = TEMPLATE_SIZE) -> UInt8:
     """Return the aligned face.
 
     Args:
@@ -87,7 +86,7 @@ def warp_face(
     return np.asarray(Image.fromarray(face).resize((size, size), Image.Resampling.BILINEAR))
 
 
-def sample_bilinear(pixels: npt.NDArray[np.uint8], x: Floats, y: Floats) -> npt.NDArray[np.uint8]:
+def sample_bilinear(pixels: UInt8, x: Float64, y: Float64) -> UInt8:
     """Sample an image between its pixels; what lies outside counts as black, also in the blend at the border.
 
     Args:
@@ -108,13 +107,13 @@ def sample_bilinear(pixels: npt.NDArray[np.uint8], x: Floats, y: Floats) -> npt.
     flat = framed.reshape(-1).view(np.complex128)
     first = ((top + 2) * (width + 5) + (left + 2)).astype(np.int64)
 
-    def shifted(by: int) -> npt.NDArray[np.float32]:
-        gathered: npt.NDArray[np.float32] = flat.take(first + by).view(np.float32)
+    def shifted(by: int) -> Float32:
+        gathered: Float32 = flat.take(first + by).view(np.float32)
         return gathered.reshape(*first.shape, 4)
 
     upper, lower = shifted(0), shifted(width + 5)
     upper += (shifted(1) - upper) * share_x
     lower += (shifted(width + 6) - lower) * share_x
     upper += (lower - upper) * share_y
-    face: npt.NDArray[np.uint8] = (upper[..., :channels] + np.float32(0.5)).astype(np.uint8)
+    face: UInt8 = (upper[..., :channels] + np.float32(0.5)).astype(np.uint8)
     return face

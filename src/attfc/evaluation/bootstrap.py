@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attfc.errors import UserError
+from attfc.typing import Float64, Int64
 
 __all__ = [
     "Draw",
@@ -36,6 +37,7 @@ __all__ = [
     "PairDraw",
     "Resampled",
     "Sample",
+    "figure_at",
     "identity_draws",
     "interval_of_difference",
     "linked_identities",
@@ -43,9 +45,6 @@ __all__ = [
     "resample",
 ]
 
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 FigurePath = tuple[str, ...]
 """Where a figure stands among the others: ("accuracy",), ("tar_at_far", "0.001")."""
 
@@ -56,16 +55,16 @@ FEW_IDENTITIES = 30
 class Draw(Protocol):
     """The weights of one resample."""
 
-    def of(self, identities: Ints) -> Floats:
+    def of(self, identities: Int64) -> Float64:
         """Return the weights of what belongs to one identity each, (K,)."""
 
-    def of_pairs(self, first: Ints, second: Ints, codes: Ints) -> Floats:
+    def of_pairs(self, first: Int64, second: Int64, codes: Int64) -> Float64:
         """Return the weights of impostor pairs, (K,); `codes` tell pairs apart, in every order and list of them."""
 
     def linear(self, counts_I: npt.NDArray[Any], pairs: float) -> float:
         """Return the weight of so many impostor pairs to first order, from how many of them each identity is in."""
 
-    def all_pairs(self, images_I: Floats) -> float:
+    def all_pairs(self, images_I: Float64) -> float:
         """Return the weight of all impostor pairs of identities with so many images."""
 
 
@@ -73,13 +72,13 @@ class IdentityDraw:
     """Identities drawn again: (n,) how often each was drawn."""
 
     def __init__(self, weights: npt.ArrayLike) -> None:
-        self.weights: Floats = np.asarray(weights, dtype=np.float64)
+        self.weights: Float64 = np.asarray(weights, dtype=np.float64)
 
-    def of(self, identities: Ints) -> Floats:
+    def of(self, identities: Int64) -> Float64:
         """Return each identity's weight."""
         return self.weights[identities]
 
-    def of_pairs(self, first: Ints, second: Ints, codes: Ints) -> Floats:
+    def of_pairs(self, first: Int64, second: Int64, codes: Int64) -> Float64:
         """Return the product of the two weights; one weight where a list calls two images of one identity an impostor pair."""
         weights = self.weights[first]
         weights *= np.where(first == second, 1.0, self.weights[second])
@@ -89,7 +88,7 @@ class IdentityDraw:
         """Return sum of w_i + w_j - 1 over the pairs: the product without (w_i - 1)(w_j - 1)."""
         return float(counts_I @ self.weights) - pairs
 
-    def all_pairs(self, images_I: Floats) -> float:
+    def all_pairs(self, images_I: Float64) -> float:
         """Return sum of w_i w_j m_i m_j over i < j."""
         weighted = self.weights * images_I
         return float((weighted.sum() ** 2 - (weighted**2).sum()) / 2)
@@ -103,11 +102,11 @@ class PairDraw:
     def __init__(self, number: int, seed: int) -> None:
         self._salt = np.random.default_rng([seed, 1, number]).integers(2**63, dtype=np.uint64)
 
-    def of(self, identities: Ints) -> Floats:
+    def of(self, identities: Int64) -> Float64:
         """Return ones."""
         return np.ones(len(identities))
 
-    def of_pairs(self, first: Ints, second: Ints, codes: Ints) -> Floats:
+    def of_pairs(self, first: Int64, second: Int64, codes: Int64) -> Float64:
         """Return Poisson(1) numbers, the same for the same code."""
         with np.errstate(over="ignore"):  # splitmix64 is meant to wrap around
             mixed = (codes.astype(np.uint64) + self._salt) * np.uint64(0x9E3779B97F4A7C15)
@@ -120,7 +119,7 @@ class PairDraw:
         """Return the number of pairs: where they are so many, the single one does not matter."""
         return pairs
 
-    def all_pairs(self, images_I: Floats) -> float:
+    def all_pairs(self, images_I: Float64) -> float:
         """Return the number of pairs."""
         return float((images_I.sum() ** 2 - (images_I**2).sum()) / 2)
 
@@ -179,8 +178,8 @@ class Resampled:
     """
 
     values: dict[FigurePath, float]
-    by_identity: dict[FigurePath, Floats] = field(repr=False)
-    by_pair: dict[FigurePath, Floats] = field(repr=False)
+    by_identity: dict[FigurePath, Float64] = field(repr=False)
+    by_pair: dict[FigurePath, Float64] = field(repr=False)
     carriers: int
     confidence: float
 
@@ -210,7 +209,7 @@ class Resampled:
 
 
 def _bounds(
-    value: float, by_identity: Floats, by_pair: Floats, confidence: float
+    value: float, by_identity: Float64, by_pair: Float64, confidence: float
 ) -> tuple[float, float] | tuple[None, None]:
     known, pairs = by_identity[np.isfinite(by_identity)], by_pair[np.isfinite(by_pair)]
     if known.size < max(2, by_identity.size / 2):
@@ -271,8 +270,19 @@ def check_resampling(resamples: int, confidence: float) -> None:
         raise UserError(f"confidence={confidence} is no confidence: use a number from 0.5 to below 1, e.g. 0.95")
 
 
-def _columns(values: Mapping[FigurePath, float], rows: list[dict[FigurePath, float]]) -> dict[FigurePath, Floats]:
+def _columns(values: Mapping[FigurePath, float], rows: list[dict[FigurePath, float]]) -> dict[FigurePath, Float64]:
     return {path: np.array([row[path] for row in rows], dtype=np.float64) for path in values}
+
+
+def figure_at(figures: Any, path: FigurePath) -> Any:
+    """Return what stands at a place of nested figures, None where nothing does.
+
+    >>> figure_at({"tar_at_far": {"0.001": 0.9}}, ("tar_at_far", "0.001"))
+    0.9
+    """
+    for name in path:
+        figures = figures.get(name) if isinstance(figures, Mapping) else None
+    return figures
 
 
 def nested(intervals: Mapping[FigurePath, Interval]) -> dict[str, Any]:
@@ -286,7 +296,7 @@ def nested(intervals: Mapping[FigurePath, Interval]) -> dict[str, Any]:
     return laid
 
 
-def linked_identities(count: int, first: Ints, second: Ints) -> Ints:
+def linked_identities(count: int, first: Int64, second: Int64) -> Int64:
     """Number the groups of things that links join, directly or over others: (count,) int64, dense from 0.
 
     For lists that name no people: two images of a genuine pair show one person. Two groups may still be one person, whom the list nowhere

@@ -8,7 +8,7 @@ of them (N x D x 4 B).
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -23,6 +23,7 @@ from attfc.data.stores.store import Images
 from attfc.distributed import ALONE, Ranks
 from attfc.errors import UserError
 from attfc.precision import autocast
+from attfc.typing import Bools, Float32, Int64, Progress, UInt8
 
 __all__ = [
     "BrokenImage",
@@ -35,8 +36,6 @@ __all__ = [
     "embed_store",
 ]
 
-Progress = Callable[[int, int], None]
-"""Called as (done, in all)."""
 
 BrokenImage = tuple[int, str, str]
 """(position, where, reason) of an image that could not be used."""
@@ -55,7 +54,7 @@ class ImageSource(Protocol):
     def where(self, position: int) -> str:
         """Return which image this is, for messages."""
 
-    def images(self, positions: npt.ArrayLike, size: int, out: npt.NDArray[np.uint8] | None = None) -> Images:
+    def images(self, positions: npt.ArrayLike, size: int, out: UInt8 | None = None) -> Images:
         """Return decoded RGB images; broken ones black and named."""
 
 
@@ -72,14 +71,14 @@ class Embeddings:
         seconds: wall time, reading and decoding included.
     """
 
-    positions: npt.NDArray[np.int64]
-    vectors: npt.NDArray[np.float32]
-    norms: npt.NDArray[np.float32]
+    positions: Int64
+    vectors: Float32
+    norms: Float32
     broken: dict[int, str] = field(default_factory=dict)
     seconds: float = 0.0
 
     @property
-    def valid(self) -> npt.NDArray[np.bool_]:
+    def valid(self) -> Bools:
         """(N,) false for broken images."""
         mask = np.ones(len(self.positions), dtype=np.bool_)
         mask[list(self.broken)] = False
@@ -89,9 +88,7 @@ class Embeddings:
 class _Batches(Dataset[tuple[Tensor, dict[int, str]]]):
     """Decoded batches by number, a rank's own: of R ranks every R-th; what a loader worker runs."""
 
-    def __init__(
-        self, source: ImageSource, positions_N: npt.NDArray[np.int64], batch_size: int, size: int, ranks: Ranks
-    ) -> None:
+    def __init__(self, source: ImageSource, positions_N: Int64, batch_size: int, size: int, ranks: Ranks) -> None:
         self.source, self.positions_N, self.batch_size, self.size = source, positions_N, batch_size, size
         self.starts = range(ranks.rank * batch_size, len(positions_N), ranks.size * batch_size)
 
@@ -194,7 +191,7 @@ class Embedder:
             raise UserError(f"{type(self.model).__name__} has no image_size attribute: pass image_size=112")
         ranks = self.ranks
 
-        def rows_of_rank() -> tuple[list[npt.NDArray[np.float32]], dict[int, str]]:
+        def rows_of_rank() -> tuple[list[Float32], dict[int, str]]:
             rows: list[Tensor] = []
             broken: dict[int, str] = {}
             batches = _Batches(source, positions_N, self.batch_size, size, ranks)

@@ -8,12 +8,11 @@ goes on where it was. One process writes an entry, a second one is told so. Cost
 Trusted like the user's own files; a damaged entry is an error that names the folder to delete.
 """
 
-import contextlib
 import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from attfc.errors import UserError
-from attfc.files import lock, replacing
+from attfc.files import lock, write_json_whole
 from attfc.typing import Float32, Progress
 
 __all__ = ["CacheKey", "FaceEmbeddings", "cached_embeddings", "default_cache", "model_digest"]
@@ -32,6 +31,7 @@ __all__ = ["CacheKey", "FaceEmbeddings", "cached_embeddings", "default_cache", "
 Batch = tuple[Tensor, Tensor, dict[int, str], tuple[int, ...]]
 
 _FORMAT = "attfc embeddings 1"
+_ARRAYS = ("image.npy", "mirror.npy")
 _SAVE_SECONDS = 10.0
 
 
@@ -134,12 +134,18 @@ def cached_embeddings(
     if whole.is_dir():
         return _open(whole, rows, size, rows)
     partial.mkdir(parents=True, exist_ok=True)
-    with _only_writer(place / f"{key.digest}.lock", whole):
-        if whole.is_dir():  # the other one has just finished it
-            return _open(whole, rows, size, rows)
-        reused = _fill(partial, rows, size, embed, progress)
-        partial.rename(whole)
-        return _open(whole, rows, size, reused)
+    lock_file = place / f"{key.digest}.lock"
+    with lock_file.open("w") as file:
+        if not lock(file):
+            raise UserError(f"{whole}: another process is embedding this list with this model: wait for it")
+        try:
+            if whole.is_dir():  # the other one has just finished it
+                return _open(whole, rows, size, rows)
+            reused = _fill(partial, rows, size, embed, progress)
+            partial.rename(whole)
+        finally:
+            lock_file.unlink(missing_ok=True)
+    return _open(whole, rows, size, reused)
 
 
 def _fill(
@@ -149,47 +155,45 @@ def _fill(
     state: dict[str, Any] = {"rows": 0, "broken": {}, "remarked": [], "seconds": 0.0}
     if state_file.exists():
         state = _read_state(state_file)
-        arrays = [_array(partial / name, rows, size, "r+") for name in ("image.npy", "mirror.npy")]
     else:
-        arrays = [
+        for name in _ARRAYS:
             np.lib.format.open_memmap(partial / name, mode="w+", dtype=np.float32, shape=(rows, size))
-            for name in ("image.npy", "mirror.npy")
-        ]
+    arrays = [_array(partial / name, rows, size, "r+") for name in _ARRAYS]
     start: int = state["rows"]
-    done = start
     began = saved = time.monotonic()
-    before = float(state["seconds"])
-    if progress is not None:
-        progress(done, rows)
+    before = state["seconds"]
 
     def save() -> None:
         for array in arrays:
             array.flush()
-        state.update(rows=done, seconds=before + time.monotonic() - began)
-        with replacing(state_file) as file:
-            file.write(json.dumps(state).encode())
+        state["seconds"] = before + time.monotonic() - began
+        write_json_whole(state_file, state)
 
+    if progress is not None:
+        progress(start, rows)
     try:
-        for image_BD, mirror_BD, broken, remarked in embed(start) if start < rows else ():
-            stop = done + len(image_BD)
-            if stop > rows or image_BD.shape[1] != size or image_BD.shape != mirror_BD.shape:
+        for *both, broken, remarked in embed(start) if start < rows else ():
+            done, stop = state["rows"], state["rows"] + len(both[0])
+            if stop > rows or any(vectors_BD.shape != (stop - done, size) for vectors_BD in both):
+                shapes = " and ".join(str(tuple(vectors_BD.shape)) for vectors_BD in both)
                 raise UserError(
-                    f"the model gave embeddings of {tuple(image_BD.shape)} and {tuple(mirror_BD.shape)}, {size} numbers for each of "
+                    f"the model gave embeddings of {shapes}, {size} numbers for each of "
                     f"{rows - done} images are expected: is its embedding_size right?"
                 )
-            arrays[0][done:stop], arrays[1][done:stop] = image_BD.numpy(), mirror_BD.numpy()
+            for array, vectors_BD in zip(arrays, both, strict=True):
+                array[done:stop] = vectors_BD.numpy()
             state["broken"].update({str(row): reason for row, reason in broken.items()})
             state["remarked"].extend(remarked)
-            done = stop
+            state["rows"] = stop
             if progress is not None:
-                progress(done, rows)
+                progress(stop, rows)
             if time.monotonic() - saved > _SAVE_SECONDS:
                 save()
                 saved = time.monotonic()
     finally:
         save()
-    if done != rows:
-        raise UserError(f"{done:,} of {rows:,} images were embedded: the list ended early")
+    if state["rows"] != rows:
+        raise UserError(f"{state['rows']:,} of {rows:,} images were embedded: the list ended early")
     return start
 
 
@@ -197,9 +201,10 @@ def _open(folder: Path, rows: int, size: int, reused: int) -> FaceEmbeddings:
     state = _read_state(folder / "state.json")
     if state["rows"] != rows:
         raise _damaged(folder, f"{state['rows']} rows, {rows} expected")
+    image, mirror = (_array(folder / name, rows, size, "r") for name in _ARRAYS)
     return FaceEmbeddings(
-        image=_array(folder / "image.npy", rows, size, "r"),
-        mirror=_array(folder / "mirror.npy", rows, size, "r"),
+        image,
+        mirror,
         broken={int(row): str(reason) for row, reason in state["broken"].items()},
         remarked=tuple(int(row) for row in state["remarked"]),
         seconds=float(state["seconds"]),
@@ -213,11 +218,9 @@ def _read_state(path: Path) -> dict[str, Any]:
         state = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(state["rows"], int) or not isinstance(state["broken"], dict) or state["rows"] < 0:
             raise ValueError("rows")
-        float(state["seconds"])
-        list(state["remarked"])
+        return {**state, "seconds": float(state["seconds"]), "remarked": list(state["remarked"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path.parent, f"state.json: {error}") from None
-    return dict(state)
 
 
 def _array(path: Path, rows: int, size: int, mode: Any) -> "np.memmap[Any, np.dtype[np.float32]]":
@@ -232,15 +235,3 @@ def _array(path: Path, rows: int, size: int, mode: Any) -> "np.memmap[Any, np.dt
 
 def _damaged(folder: Path, what: str) -> UserError:
     return UserError(f"{folder}: damaged embeddings ({what}): delete that folder to have them made anew")
-
-
-@contextlib.contextmanager
-def _only_writer(path: Path, entry: Path) -> Iterator[None]:
-    """Hold a lock that ends with the process, however that ends; none where the system has no such locks (Windows)."""
-    with path.open("w") as file:
-        if not lock(file):
-            raise UserError(f"{entry}: another process is embedding this list with this model: wait for it")
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)

@@ -14,21 +14,14 @@ Source of the error bound: Higham, Accuracy and Stability of Numerical Algorithm
 """
 
 import math
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from attfc.errors import UserError
-from attfc.evaluation.metrics import unit_rows
-
-__all__ = ["STEP", "block_scores", "pair_scores", "product_error", "unit_tensor", "unusable_rows"]
+__all__ = ["STEP", "block_scores", "pair_scores", "product_error"]
 
 STEP = 2.0**-24  # distance of neighbouring scores, in units of cosine
 _ROUNDOFF = {torch.float64: 2.0**-53, torch.float32: 2.0**-24}
-_CHUNK = 16_384  # rows at a time
 _PAIRS = 4096  # pairs at a time: 3 x 16 MiB at 512 dimensions
 
 
@@ -41,62 +34,11 @@ def product_error(dimension: int, dtype: torch.dtype) -> float:
     return error / (1 - error) * 1.00001
 
 
-def unusable_rows(embeddings: npt.NDArray[Any] | Tensor) -> npt.NDArray[np.int64]:
-    """Return the rows that have no direction: NaN, infinity or all zeros. (N, D) -> rising row numbers."""
-    found = [np.zeros(0, dtype=np.int64)]
-    for start in range(0, len(embeddings), _CHUNK):
-        part = embeddings[start : start + _CHUNK]
-        rows = (
-            part.detach().to("cpu", torch.float64).numpy() if isinstance(part, Tensor) else np.asarray(part, np.float64)
-        )
-        peak = np.abs(rows).max(axis=1, initial=0.0)
-        found.append(start + np.flatnonzero(~(np.isfinite(peak) & (peak > 0))))
-    return np.concatenate(found)
-
-
-def unit_tensor(
-    embeddings: npt.NDArray[Any] | Tensor,
-    device: torch.device | str | None = None,
-    order: npt.NDArray[np.int64] | None = None,
-) -> Tensor:
-    """Return (N, D) float32 unit rows on a device; None = where the tensor is, the CPU for an array.
-
-    Normalized in float64, 16,384 rows at a time: memory-mapped arrays of any size are read once.
-
-    Args:
-        embeddings: (N, D) any length but 0.
-        device: where to put the rows.
-        order: (M,) which rows, in which order; None = all, as they stand.
-
-    Raises:
-        UserError: rows of no direction, or not (N, D); the message names the first and counts them.
-    """
-    where = device if device is not None else embeddings.device if isinstance(embeddings, Tensor) else "cpu"
-    if order is None and (embeddings.ndim != 2 or len(embeddings) <= _CHUNK):
-        return torch.from_numpy(unit_rows(embeddings)).float().to(where)
-    if embeddings.ndim != 2:
-        raise UserError(f"embeddings have shape {tuple(embeddings.shape)}: pass one row per image, (N, D)")
-    count = len(embeddings) if order is None else len(order)
-    rows_MD = torch.empty((count, embeddings.shape[1]), dtype=torch.float32, device=where)
-    for start in range(0, count, _CHUNK):
-        part = embeddings[start : start + _CHUNK] if order is None else embeddings[order[start : start + _CHUNK]]
-        try:
-            unit = unit_rows(part)
-        except UserError:
-            bad = unusable_rows(embeddings)
-            raise UserError(
-                f"embedding {bad[0]} has length 0, NaN or infinity ({bad.size} of {len(embeddings)} embeddings are unusable): "
-                "check the model for divergence, or leave these rows out"
-            ) from None
-        rows_MD[start : start + len(unit)] = torch.from_numpy(unit).float()
-    return rows_MD
-
-
 def pair_scores(rows_ND: Tensor, first_P: Tensor, second_P: Tensor) -> Tensor:
     """Return the scores of pairs of rows: (P,) float32, multiples of 2^-24.
 
     Args:
-        rows_ND: float32 unit rows, from `unit_tensor`.
+        rows_ND: float32 unit rows, from `unit_rows.unit_tensor`.
         first_P, second_P: (P,) int64 row numbers on the same device.
     """
     scores_P = torch.empty(len(first_P), dtype=torch.float32, device=rows_ND.device)

@@ -21,12 +21,21 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from attfc.errors import UserError
-from attfc.evaluation.rates import FARS, allowed_weight, barred_place, check_rates, far_name, not_stated, tar_at_far
-from attfc.evaluation.score_checks import checked_pairs
+from attfc.evaluation.rates import (
+    FARS,
+    allowed_weight,
+    barred_place,
+    check_rates,
+    checked_pairs,
+    far_name,
+    not_stated,
+    tar_at_far,
+)
+from attfc.evaluation.unit_rows import cosine_of_pairs, squared_distances_of_pairs, unit_rows
+from attfc.typing import Bools, Float64, Int64
 
 __all__ = [
     "Accepts",
@@ -35,25 +44,19 @@ __all__ = [
     "ScoredPairs",
     "Thresholds",
     "area_under_roc",
-    "cosine_of_pairs",
     "crossing",
     "equal_error_rate",
     "evaluate_pairs",
     "evaluate_scores",
     "fold_numbers",
     "roc",
-    "squared_distances_of_pairs",
     "tar_at_far",
     "tar_at_nearest_far",
-    "unit_rows",
 ]
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 Thresholds = Literal["exact", "grid"]
 
-DISTANCE_GRID: Floats = np.arange(0, 4, 0.01)
+DISTANCE_GRID: Float64 = np.arange(0, 4, 0.01)
 """Squared distances of unit vectors that are tried as thresholds, as in the published scripts."""
 
 
@@ -64,9 +67,9 @@ class Roc:
     Point 0 is (0, 0) at threshold +inf; at point k every pair with score >= thresholds[k] is accepted.
     """
 
-    far: Floats
-    tar: Floats
-    thresholds: Floats
+    far: Float64
+    tar: Float64
+    thresholds: Float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +91,7 @@ class PairScores:
     genuine: int
     impostors: int
     notes: tuple[str, ...] = ()
-    scores: Floats = field(default_factory=lambda: np.zeros(0), repr=False)
+    scores: Float64 = field(default_factory=lambda: np.zeros(0), repr=False)
     same: Bools = field(default_factory=lambda: np.zeros(0, dtype=np.bool_), repr=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -108,52 +111,7 @@ class PairScores:
         }
 
 
-def unit_rows(vectors: npt.NDArray[Any] | Tensor) -> Floats:
-    """Return the rows at length 1, in float64 on the CPU.
-
-    Raises:
-        UserError: a row holds NaN or infinity, or has length 0; the message names the first such row and counts them.
-    """
-    if isinstance(vectors, Tensor):
-        vectors = vectors.detach().to("cpu", torch.float64).numpy()
-    rows = np.asarray(vectors, dtype=np.float64)
-    if rows.ndim != 2:
-        raise UserError(f"embeddings have shape {rows.shape}: pass one row per image, (N, D)")
-    # Scaled by the largest element first: a row of tiny or huge numbers has a direction too, but its squares overflow.
-    peak = np.abs(rows).max(axis=1, initial=0.0, keepdims=True)
-    bad = np.flatnonzero(~(np.isfinite(peak) & (peak > 0)).ravel())
-    if bad.size:
-        first = int(bad[0])
-        what = "length 0" if peak[first, 0] == 0 else "NaN or infinity"
-        raise UserError(
-            f"embedding {first} has {what} ({bad.size} of {len(rows)} embeddings are unusable): "
-            "check the model for divergence, lower the learning rate or take an earlier checkpoint"
-        )
-    scaled = rows / peak
-    return np.asarray(scaled / np.linalg.norm(scaled, axis=1, keepdims=True), dtype=np.float64)
-
-
-def cosine_of_pairs(unit_ND: npt.NDArray[Any], first_P: Ints, second_P: Ints) -> Floats:
-    """Return the cosines of pairs of unit rows, (P,) float64, 65,536 pairs at a time."""
-    scores = np.empty(len(first_P), dtype=np.float64)
-    for start in range(0, len(first_P), 65536):
-        part = slice(start, start + 65536)
-        left, right = unit_ND[first_P[part]].astype(np.float64), unit_ND[second_P[part]].astype(np.float64)
-        scores[part] = np.einsum("pd,pd->p", left, right)
-    return scores
-
-
-def squared_distances_of_pairs(unit_ND: npt.NDArray[Any], first_P: Ints, second_P: Ints) -> Floats:
-    """Return |a - b|^2 of pairs of rows, (P,) float64, from the differences as the published scripts do, not as 2 - 2 cos."""
-    distances = np.empty(len(first_P), dtype=np.float64)
-    for start in range(0, len(first_P), 65536):
-        part = slice(start, start + 65536)
-        difference = unit_ND[first_P[part]].astype(np.float64) - unit_ND[second_P[part]].astype(np.float64)
-        distances[part] = np.sum(np.square(difference), axis=1)
-    return distances
-
-
-def fold_numbers(pairs: int, folds: int) -> Ints:
+def fold_numbers(pairs: int, folds: int) -> Int64:
     """Number P pairs by contiguous folds, as the LFW protocol does; the first P % folds of them hold one more pair.
 
     >>> fold_numbers(5, 2)
@@ -168,7 +126,7 @@ def fold_numbers(pairs: int, folds: int) -> Ints:
     return np.repeat(np.arange(folds, dtype=np.int64), sizes)
 
 
-def _last_of_value(sorted_P: Floats) -> Ints:
+def _last_of_value(sorted_P: Float64) -> Int64:
     """Of equal neighbours the last."""
     return np.flatnonzero(np.append(sorted_P[1:] != sorted_P[:-1], True))
 
@@ -177,8 +135,8 @@ def _last_of_value(sorted_P: Floats) -> Ints:
 class Accepts:
     """Weight of false and of true accepts at falling thresholds; the last pair is that of all pairs, and neither is 0."""
 
-    false: Floats
-    true: Floats
+    false: Float64
+    true: Float64
 
     @property
     def area(self) -> float:
@@ -223,7 +181,7 @@ class ScoredPairs:
     """
 
     def __init__(
-        self, scores_P: npt.NDArray[Any], same_P: Bools, fold_P: Ints | None = None, distances_P: Floats | None = None
+        self, scores_P: npt.NDArray[Any], same_P: Bools, fold_P: Int64 | None = None, distances_P: Float64 | None = None
     ) -> None:
         self._same_P, self._distances_P = same_P, distances_P
         self._fold_P = np.zeros(len(same_P), np.int64) if fold_P is None else fold_P
@@ -233,14 +191,14 @@ class ScoredPairs:
         self.values = self._scores[self._last]
         """The distinct scores, falling."""
 
-    def accepts(self, weights_P: Floats | None = None) -> Accepts:
+    def accepts(self, weights_P: Float64 | None = None) -> Accepts:
         """Return what is accepted at every distinct score, the pairs that score at least that."""
         genuine = self._same_P[self._falling]
         weights = np.ones(len(genuine)) if weights_P is None else weights_P[self._falling]
         upto, true = np.cumsum(weights), np.cumsum(np.where(genuine, weights, 0.0))
         return Accepts((upto - true)[self._last], true[self._last])
 
-    def accuracies(self, weights_P: Floats | None = None) -> Floats:
+    def accuracies(self, weights_P: Float64 | None = None) -> Float64:
         """Return the share of right answers in each fold that has weight, at the threshold that is best on the other folds."""
         weights_P = np.ones(len(self._same_P)) if weights_P is None else weights_P
         if self._distances_P is not None:
@@ -248,7 +206,7 @@ class ScoredPairs:
             weight_F = np.bincount(self._fold_P, weights_P, len(right_FT))
             best_F = np.argmax(right_FT.sum(axis=0) - right_FT, axis=1)
             drawn = weight_F > 0
-            on_grid: Floats = right_FT[np.arange(len(right_FT)), best_F][drawn] / weight_F[drawn]
+            on_grid: Float64 = right_FT[np.arange(len(right_FT)), best_F][drawn] / weight_F[drawn]
             return on_grid
         falling = self._falling[weights_P[self._falling] > 0]
         scores, fold = self._scores[weights_P[self._falling] > 0], self._fold_P[falling]
@@ -275,23 +233,23 @@ class ScoredPairs:
         return float(np.nextafter(1.0 - distance / 2.0, np.inf))
 
     @functools.cached_property
-    def _cells(self) -> Ints:
+    def _cells(self) -> Int64:
         """Fold and the first distance of the grid that takes the pair for one person, as one number."""
         assert self._distances_P is not None
         return self._fold_P * (len(DISTANCE_GRID) + 1) + np.searchsorted(DISTANCE_GRID, self._distances_P, side="right")
 
-    def _right_on_grid(self, weights_P: Floats) -> Floats:
+    def _right_on_grid(self, weights_P: Float64) -> Float64:
         """Weight of the right answers of each fold at each distance of the grid, (folds, 400)."""
         folds = int(self._fold_P.max()) + 1
         signed = np.where(self._same_P, weights_P, -weights_P)
         steps = np.bincount(self._cells, signed, folds * (len(DISTANCE_GRID) + 1)).reshape(folds, -1)
         impostor = ~self._same_P
         impostors_F = np.bincount(self._fold_P[impostor], weights_P[impostor], folds).astype(np.float64)
-        right_FT: Floats = impostors_F[:, None] + np.cumsum(steps, axis=1)[:, :-1]
+        right_FT: Float64 = impostors_F[:, None] + np.cumsum(steps, axis=1)[:, :-1]
         return right_FT
 
 
-def crossing(accepts: Floats, rejects: Floats) -> float:
+def crossing(accepts: Float64, rejects: Float64) -> float:
     """Return the error rate at which false accepts equal false rejects, on the straight line between two points of the curve.
 
     Args:
@@ -307,7 +265,7 @@ def crossing(accepts: Floats, rejects: Floats) -> float:
     return float(accepted + share * (accepts[k] - accepted))
 
 
-def _best_threshold(falling: Floats, signed: Floats) -> float:
+def _best_threshold(falling: Float64, signed: Float64) -> float:
     """Return the best gap between scores that fall; weights are negative for impostors."""
     last = _last_of_value(falling)
     right = np.append(0.0, np.cumsum(signed)[last])  # less the impostors' weight, which is the same everywhere

@@ -1,7 +1,6 @@
 """How many people stand behind a metric, and whether one of them is most of it: the sentences that go with the metric."""
 
-import numpy as np
-import numpy.typing as npt
+from attfc.typing import Int64
 
 __all__ = ["FEW_PEOPLE", "dominant_person", "few_people", "heading_with_people", "rests_on"]
 
@@ -28,7 +27,7 @@ def heading_with_people(heading: str, people: object) -> str:
     return f"{heading}; {rests_on(people)}, too few to judge a model" if few and isinstance(people, int) else heading
 
 
-def dominant_person(pairs_I: npt.NDArray[np.int64], of: str) -> list[str]:
+def dominant_person(pairs_I: Int64, of: str) -> list[str]:
     """Return a note if one identity holds more than a fifth of the genuine pairs, and more than others do.
 
     Args:

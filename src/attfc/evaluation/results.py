@@ -8,11 +8,10 @@ A file from elsewhere is hostile until read: no pickle, no member larger than th
 """
 
 import dataclasses
-import functools
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from attfc.evaluation.bootstrap import (
     Resampled,
     Sample,
     check_resampling,
+    figure_at,
     interval_of_difference,
     nested,
     resample,
@@ -38,6 +38,7 @@ from attfc.evaluation.protocols.held_out import HeldOutEvaluation
 from attfc.evaluation.samples import PairListSample, SearchSample, ShareSample
 from attfc.evaluation.tail_sample import TailSample
 from attfc.files import written_whole
+from attfc.typing import Progress
 
 __all__ = [
     "Difference",
@@ -46,8 +47,6 @@ __all__ = [
     "compare_results",
     "figures_with_intervals",
     "finite",
-    "interval_notes",
-    "method_of_intervals",
     "read_result",
     "resample_result",
     "save_result",
@@ -55,10 +54,8 @@ __all__ = [
     "stated_value",
 ]
 
-Progress = Callable[[int, int], None]
-
 _FORMAT = "attfc result 1"
-_RUN_RESAMPLES, _RUN_CONFIDENCE, _RUN_EXACT = 400, 0.95, 2**16  # 2.5 s for 300 identities x 8 images and 3,000 pairs
+_RUN_RESAMPLES, _RUN_EXACT = 400, 2**16  # 2.5 s for 300 identities x 8 images and 3,000 pairs
 _KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (PairListSample, TailSample, SearchSample, ShareSample)}
 _MOST_TEXT = 64 * 2**20
 _MOST_IDENTITIES = 2**26  # a weight each takes 0.5 GiB
@@ -94,28 +91,28 @@ def resample_result(
     total = sum(map(len, result.samples.values()))
     for place, samples in result.samples.items():
         for sample in samples:
-            resampled = resample(sample, resamples, confidence, seed)
-            found.setdefault(place, []).append(_as_stated(resampled, result, place))
+            found.setdefault(place, []).append(_as_stated(sample, result, place, resamples, confidence, seed))
             if progress is not None:
                 progress(sum(map(len, found.values())), total)
     return found
 
 
 def add_intervals(
-    figures: dict[str, Any], resampled: Mapping[FigurePath, Sequence[Resampled]]
-) -> dict[FigurePath, Interval]:
-    """Write `intervals` and `interval_notes` beside the figures they belong to; return the intervals by the figure's whole path."""
-    found: dict[FigurePath, Interval] = {}
+    result: EvaluationResult, resamples: int, confidence: float, seed: int, progress: Progress | None = None
+) -> tuple[dict[FigurePath, Interval], list[str]]:
+    """Write `intervals` and `interval_notes` beside the figures of a result that they belong to, and `uncertainty` beside all.
+
+    Returns:
+        The intervals by the figure's whole path, and what a reader of them should know, each note once, after the places that it is of.
+    """
+    resampled = resample_result(result, resamples, confidence, seed, progress)
     for place, several in resampled.items():
-        holder = figures
-        for name in place:
-            holder = holder[name]
-        intervals = {path: interval for one in several for path, interval in one.intervals().items()}
-        holder["intervals"] = nested(intervals)
+        holder = figure_at(result.figures, place)
+        holder["intervals"] = nested(_intervals({(): several}))
         holder["interval_identities"] = max(one.carriers for one in several)
-        holder["interval_notes"] = list(dict.fromkeys(note for one in several for note in one.notes()))
-        found.update({(*place, *path): interval for path, interval in intervals.items()})
-    return found
+        holder["interval_notes"] = _notes({(): several})
+    result.figures["uncertainty"] = _method(resamples, confidence, seed)
+    return _intervals(resampled), _notes(resampled)
 
 
 def figures_with_intervals(found: HeldOutEvaluation, seed: int = 0) -> dict[str, Any]:
@@ -123,26 +120,28 @@ def figures_with_intervals(found: HeldOutEvaluation, seed: int = 0) -> dict[str,
 
     `intervals` is laid out as the figures are, those of all pairs within it under `all_pairs`.
     """
-    figures = found.figures()
-    result = EvaluationResult("", "held-out", (), figures, found.samples(_RUN_EXACT))
-    resampled = resample_result(result, _RUN_RESAMPLES, _RUN_CONFIDENCE, seed)
-    intervals = {
+    result = EvaluationResult("", "held-out", (), found.figures(), found.samples(_RUN_EXACT))
+    resampled = resample_result(result, _RUN_RESAMPLES, 0.95, seed)
+    return {
+        **result.figures,
+        "intervals": nested(_intervals(resampled)),
+        "interval_identities": found.people,
+        "interval_notes": _notes(resampled),
+        "uncertainty": _method(_RUN_RESAMPLES, 0.95, seed),
+    }
+
+
+def _intervals(resampled: Mapping[FigurePath, Sequence[Resampled]]) -> dict[FigurePath, Interval]:
+    return {
         (*place, *path): interval
         for place, several in resampled.items()
         for one in several
         for path, interval in one.intervals().items()
     }
-    return {
-        **figures,
-        "intervals": nested(intervals),
-        "interval_identities": found.people,
-        "interval_notes": interval_notes(resampled),
-        "uncertainty": method_of_intervals(_RUN_RESAMPLES, _RUN_CONFIDENCE, seed),
-    }
 
 
-def interval_notes(resampled: Mapping[FigurePath, Sequence[Resampled]]) -> list[str]:
-    """Return what a reader of the intervals should know, each note once, after the places that it is of."""
+def _notes(resampled: Mapping[FigurePath, Sequence[Resampled]]) -> list[str]:
+    """Each note once, after the places that it is of."""
     places: dict[str, list[str]] = {}
     for place, several in resampled.items():
         for note in dict.fromkeys(note for one in several for note in one.notes()):
@@ -150,14 +149,9 @@ def interval_notes(resampled: Mapping[FigurePath, Sequence[Resampled]]) -> list[
     return [f"{', '.join(filter(None, of))}: {note}" if any(of) else note for note, of in places.items()]
 
 
-def method_of_intervals(resamples: int, confidence: float, seed: int) -> dict[str, Any]:
-    """Return what stands beside figures with intervals, as `uncertainty`."""
-    return {
-        "method": "bootstrap by identity (docs/evaluation.md)",
-        "confidence": confidence,
-        "resamples": resamples,
-        "seed": seed,
-    }
+def _method(resamples: int, confidence: float, seed: int) -> dict[str, Any]:
+    method = "bootstrap by identity (docs/evaluation.md)"
+    return {"method": method, "confidence": confidence, "resamples": resamples, "seed": seed}
 
 
 def stated_intervals(figures: Mapping[str, Any], place: FigurePath = ()) -> dict[FigurePath, Interval]:
@@ -189,15 +183,16 @@ def stated_value(figures: Any, path: FigurePath, computed: float) -> float:
 
     Where the two are further apart than 0.01 the file contradicts itself: the sample's figure is returned.
     """
-    for name in path:
-        figures = figures.get(name) if isinstance(figures, Mapping) else None
-    stated = finite(figures)
+    stated = finite(figure_at(figures, path))
     return computed if stated is None or abs(stated - computed) > 0.01 else stated
 
 
-def _as_stated(resampled: Resampled, result: EvaluationResult, place: FigurePath) -> Resampled:
-    values = {path: stated_value(result.figures, (*place, *path), value) for path, value in resampled.values.items()}
-    return dataclasses.replace(resampled, values=values)
+def _as_stated(
+    sample: Sample, result: EvaluationResult, place: FigurePath, resamples: int, confidence: float, seed: int
+) -> Resampled:
+    found = resample(sample, resamples, confidence, seed)
+    values = {path: stated_value(result.figures, (*place, *path), value) for path, value in found.values.items()}
+    return dataclasses.replace(found, values=values)
 
 
 def finite(value: object) -> float | None:
@@ -241,27 +236,30 @@ def compare_results(
         raise UserError(
             f"{one.model} was evaluated on {one.protocol}, {other.model} on {other.protocol}: compare needs one protocol"
         )
-    common = [place for place in one.samples if place in other.samples]
+    common = [
+        (place, both)
+        for place, samples in one.samples.items()
+        for both in zip(samples, other.samples.get(place, ()), strict=False)
+    ]
     if not common:
         raise UserError(
             f"{one.model} and {other.model} have no figures in common ({_places(one)}; {_places(other)}): evaluate both on the same data"
         )
-    for place in common:
-        for first, second in zip(one.samples[place], other.samples[place], strict=False):
-            _check_comparable(one, other, place, first, second)
+    for place, both in common:
+        _check_comparable(one, other, place, *both)
     found: list[Difference] = []
-    for done, place in enumerate(common, start=1):
-        for first, second in zip(one.samples[place], other.samples[place], strict=False):
-            both = [
-                _as_stated(resample(sample, resamples, confidence, seed), result, place)
-                for result, sample in ((one, first), (other, second))
-            ]
-            notes = tuple(interval_notes({place: both[:1]}))  # the same people: the same notes
-            for path in both[0].values:
-                if path in both[1].values:
-                    intervals = [resampled.interval(path) for resampled in both]
-                    difference = interval_of_difference(both[0], both[1], path)
-                    found.append(Difference((*place, *path), intervals[0], intervals[1], difference, notes))
+    for done, (place, both) in enumerate(common, start=1):
+        first, second = (
+            _as_stated(sample, result, place, resamples, confidence, seed)
+            for result, sample in zip((one, other), both, strict=True)
+        )
+        notes = tuple(_notes({place: [first]}))  # the same people: the same notes
+        for path in first.values:
+            if path in second.values:
+                difference = interval_of_difference(first, second, path)
+                found.append(
+                    Difference((*place, *path), first.interval(path), second.interval(path), difference, notes)
+                )
         if progress is not None:
             progress(done, len(common))
     return found
@@ -297,13 +295,11 @@ def save_result(path: str | os.PathLike[str], result: EvaluationResult) -> None:
     listed: list[dict[str, Any]] = []
     for place, samples in result.samples.items():
         for sample in samples:
-            settings: dict[str, Any] = {}
-            for entry in dataclasses.fields(sample):  # type: ignore[arg-type]  # all of `samples` are dataclasses
-                value = getattr(sample, entry.name)
-                if isinstance(value, np.ndarray):
-                    arrays[f"{len(listed)}.{entry.name}"] = value
-                else:
-                    settings[entry.name] = value
+            values = vars(sample)
+            names = [entry.name for entry in dataclasses.fields(sample)]  # type: ignore[arg-type]  # all of `samples` are dataclasses
+            of_arrays = [name for name in names if isinstance(values[name], np.ndarray)]
+            arrays.update({f"{len(listed)}.{name}": values[name] for name in of_arrays})
+            settings = {name: values[name] for name in names if name not in of_arrays}
             listed.append({"place": place, "kind": type(sample).__name__, "settings": settings})
     facts = {
         "format": _FORMAT,
@@ -314,8 +310,7 @@ def save_result(path: str | os.PathLike[str], result: EvaluationResult) -> None:
         "samples": listed,
     }
     text = json.dumps(facts, ensure_ascii=False, default=str).encode("utf-8")
-    target = Path(path)
-    with written_whole(target) as file:
+    with written_whole(Path(path)) as file:
         np.savez(file, facts=np.frombuffer(text, dtype=np.uint8), **arrays)  # type: ignore[arg-type]
 
 
@@ -340,7 +335,7 @@ def read_result(path: str | os.PathLike[str]) -> EvaluationResult:
             if not all(math.isfinite(value) for value in figures.values()):
                 raise ValueError(f"sample {number} gives no figures")
             place = tuple(map(str, entry["place"]))
-            if not isinstance(functools.reduce(lambda holder, name: holder[name], place, facts["figures"]), dict):
+            if not isinstance(figure_at(facts["figures"], place), dict):
                 raise ValueError(f"sample {number} is of figures that are not there")
             samples.setdefault(place, []).append(sample)
         return EvaluationResult(

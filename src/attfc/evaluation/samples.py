@@ -20,12 +20,9 @@ from attfc.evaluation.bootstrap import Draw, FigurePath
 from attfc.evaluation.metrics import ScoredPairs, Thresholds
 from attfc.evaluation.people import dominant_person
 from attfc.evaluation.rates import FARS, barred_place, far_name, pairs_needed
+from attfc.typing import Bools, Float64, Int64
 
 __all__ = ["PairListSample", "SearchSample", "ShareSample"]
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +36,12 @@ class PairListSample:
         fars: which TAR to give; those with fewer than 1 / FAR impostor pairs are left out.
     """
 
-    scores: Floats
+    scores: Float64
     same: Bools
-    fold: Ints
-    first: Ints
-    second: Ints
-    distances: Floats
+    fold: Int64
+    first: Int64
+    second: Int64
+    distances: Float64
     fars: tuple[float, ...] = FARS
 
     @staticmethod
@@ -125,7 +122,7 @@ class ShareSample:
 
     name: str
     hits: Bools
-    probe_identities: Ints
+    probe_identities: Int64
 
     @functools.cached_property
     def identities(self) -> int:
@@ -158,13 +155,13 @@ class SearchSample:
         searched: identities in all.
     """
 
-    ranks: Ints
-    mates: Floats
-    probe_identities: Ints
-    probe_gallery: Ints
-    strangers: Floats
-    stranger_identities: Ints
-    stranger_gallery: Ints
+    ranks: Int64
+    mates: Float64
+    probe_identities: Int64
+    probe_gallery: Int64
+    strangers: Float64
+    stranger_identities: Int64
+    stranger_gallery: Int64
     rank_limits: tuple[int, ...]
     fpirs: tuple[float, ...]
     searched: int
@@ -206,7 +203,7 @@ class SearchSample:
         return {path: float(np.mean(values)) for path, values in found.items()}
 
     @functools.cached_property
-    def _galleries(self) -> list[tuple[Ints, Ints, Floats]]:
+    def _galleries(self) -> list[tuple[Int64, Int64, Float64]]:
         """Probes, strangers from the highest score down, and these scores, of each gallery."""
         found = []
         for gallery in range(int(self.probe_gallery.max()) + 1):
@@ -216,6 +213,6 @@ class SearchSample:
         return found
 
 
-def _share(weights: Floats, hits: Bools) -> float:
+def _share(weights: Float64, hits: Bools) -> float:
     total = weights.sum()
     return float(weights[hits].sum() / total) if total else math.nan

@@ -17,13 +17,10 @@ import numpy.typing as npt
 from attfc.evaluation.bootstrap import Draw, FigurePath
 from attfc.evaluation.metrics import crossing
 from attfc.evaluation.rates import allowed_weight, barred_place, far_name, pairs_needed
+from attfc.typing import Bools, Float32, Float64, Int64
 
 __all__ = ["EXACT_IMPOSTORS", "TailSample", "tail_of"]
 
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
-Floats32 = npt.NDArray[np.float32]
-Bools = npt.NDArray[np.bool_]
 
 EXACT_IMPOSTORS = 2**18
 _RANKS, _RANK_CELLS = 200, 2**25  # fewer ranks where identities are very many: 256 MiB while they are counted
@@ -48,30 +45,30 @@ class TailSample:
             known (all pairs): no AUC and no EER then.
     """
 
-    genuine_scores: Floats
-    genuine_identities: Ints
-    impostor_scores: Floats
-    impostor_first: Ints
-    impostor_second: Ints
-    impostor_codes: Ints
+    genuine_scores: Float64
+    genuine_identities: Int64
+    impostor_scores: Float64
+    impostor_first: Int64
+    impostor_second: Int64
+    impostor_codes: Int64
     impostor_pairs: int
-    deep_scores: Floats
-    deep_counts: Floats
-    deep_identities: Floats32
-    identity_pairs: Floats
-    identity_images: Floats
+    deep_scores: Float64
+    deep_counts: Float64
+    deep_identities: Float32
+    identity_pairs: Float64
+    identity_images: Float64
     fars: tuple[float, ...]
-    genuine_above: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    genuine_not_below: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    genuine_above: Int64 = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    genuine_not_below: Int64 = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     @staticmethod
     def of_list(
         scores: npt.NDArray[Any],
         same: Bools,
-        first: Ints,
-        second: Ints,
+        first: Int64,
+        second: Int64,
         *,
-        codes: Ints | None = None,
+        codes: Int64 | None = None,
         fars: Sequence[float],
         exact: int = EXACT_IMPOSTORS,
     ) -> "TailSample":
@@ -155,7 +152,7 @@ class TailSample:
         return found
 
     def _auc_and_eer(
-        self, draw: Draw, falling: Floats, deep: Callable[[], Floats], total: float
+        self, draw: Draw, falling: Float64, deep: Callable[[], Float64], total: float
     ) -> tuple[float, float]:
         """As `metrics`, from the weight of the impostors above each genuine score. `falling` is the weight of the 1, 2 ... highest."""
         last = np.flatnonzero(np.append(self.genuine_scores[1:] != self.genuine_scores[:-1], True))
@@ -172,7 +169,7 @@ class TailSample:
         )  # two points at each score: without its genuine pairs, and with them
         return auc, crossing(accepts[::-1].ravel(), rejects[::-1].ravel())
 
-    def _weight_of_highest(self, counts: Ints, falling: Floats, deep: Callable[[], Floats], total: float) -> Floats:
+    def _weight_of_highest(self, counts: Int64, falling: Float64, deep: Callable[[], Float64], total: float) -> Float64:
         """Weight of so many of the highest impostor scores: summed where these were kept, below it their number times the mean weight of one.
 
         The mean weight changes slowly with the rank, the number is exact: with weights 1 the figures are those of `metrics`.
@@ -187,26 +184,26 @@ class TailSample:
             weights[below] = counts[below] * np.interp(np.log(counts[below]), np.log(ranks), upto / ranks)
         return weights
 
-    def _deep_weights(self, draw: Draw) -> Floats:
+    def _deep_weights(self, draw: Draw) -> Float64:
         rows = zip(self.deep_identities, self.deep_counts, strict=True)
-        rising: Floats = np.maximum.accumulate(np.array([draw.linear(row, float(pairs)) for row, pairs in rows]))
+        rising: Float64 = np.maximum.accumulate(np.array([draw.linear(row, float(pairs)) for row, pairs in rows]))
         return rising
 
     @functools.cached_property
-    def _genuine_pairs(self) -> Floats:
+    def _genuine_pairs(self) -> Float64:
         return np.bincount(self.genuine_identities, minlength=self.identities).astype(np.float64)
 
     @functools.cached_property
-    def _balance(self) -> Floats:
+    def _balance(self) -> Float64:
         """Weight of a genuine pair of each identity if all identities that have one weigh alike."""
         return np.where(self._genuine_pairs > 0, 1.0 / np.maximum(self._genuine_pairs, 1.0), 0.0)
 
     @functools.cached_property
-    def _landings(self) -> dict[int, Floats]:
+    def _landings(self) -> dict[int, Float64]:
         """Place in the genuine scores -> genuine pairs of each identity from there on; see `_accepted`."""
         return {}
 
-    def _accepted(self, weights_I: Floats, threshold: float) -> float:
+    def _accepted(self, weights_I: Float64, threshold: float) -> float:
         """Weight of the genuine pairs above a threshold, those of an identity weighing alike.
 
         Thresholds of a FAR lie close together: counts per identity are kept for every 4,096th place, and only the pairs up to the next such place
@@ -223,8 +220,8 @@ class TailSample:
 
 
 def tail_of(
-    genuine: tuple[npt.NDArray[Any], Ints],
-    impostors: tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], Ints],
+    genuine: tuple[npt.NDArray[Any], Int64],
+    impostors: tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], Int64],
     exact: int,
     **facts: Any,
 ) -> TailSample:
@@ -260,7 +257,7 @@ def tail_of(
     )
 
 
-def _deep(scores: npt.NDArray[Any], first: Ints, second: Ints, identities: int, exact: int) -> dict[str, Any]:
+def _deep(scores: npt.NDArray[Any], first: Int64, second: Int64, identities: int, exact: int) -> dict[str, Any]:
     """Distinct thresholds, how many scores are above each, and how many of those each identity is in."""
     number = max(20, min(_RANKS, _RANK_CELLS // identities))
     ranks = np.unique(np.geomspace(exact / 2, len(scores) - 1, number).astype(np.int64))

@@ -6,21 +6,20 @@ the names are compared without case, spaces and underscores, and names that are 
 Content: evaluation images whose encoded bytes are among the training images. All of them where both sets hold at most 200,000 images
 together. Else 10,000 of them, drawn with a fixed seed, against the training images of equal byte length. At most 200,000 training images are
 read then: the evaluation images of the commonest lengths are left unchecked, and the result says how many were checked. The same photograph in
-another encoding is not found.
+another encoding is not found. A file that stands under several people of one set is a placeholder, and makes nobody a person seen in training.
 
 Cost: one string per identity; one read per compared image, some 20,000 a second from memory; above 200,000 images also the byte length of each
 training image (an `lstat` each in folders and lists). Not taken: comparing embeddings of all people, which takes a model that is good already.
 """
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from attfc.data.cleaning.clean import comparable_name
+from attfc.data.cleaning.evaluation_people import comparable_name
 from attfc.data.content_hash import content_hash
 from attfc.data.stores.combined import CombinedStore
 from attfc.data.stores.edits import EditedStore
@@ -30,12 +29,12 @@ from attfc.data.stores.packed.packed_store import PackedStore
 from attfc.data.stores.rec.records import RecordStore
 from attfc.data.stores.store import Store
 from attfc.data.stores.synthetic import SyntheticFaces
+from attfc.typing import Bools, Int64, Progress
 
 __all__ = ["SharedPeople", "compare_with_training", "not_compared"]
 
-Int64 = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
-Progress = Callable[[int, int], None]
+
+UInt64 = npt.NDArray[np.uint64]
 
 _ALL_IMAGES = 200_000
 _SOME_IMAGES = 10_000
@@ -259,7 +258,8 @@ def _by_content(training: Store, evaluation: Store, progress: Progress | None) -
         return none_I, 0, 0, "image content (the training images' byte lengths are not known)"
     positions, checked_N = found
     hashes_M, _ = _read(training, positions, progress)
-    equal_N = checked_N & np.isin(hashes_N, hashes_M)
+    nobodys = np.append(_placeholders(training, positions, hashes_M), _placeholders(evaluation, chosen, hashes_N))
+    equal_N = checked_N & np.isin(hashes_N, hashes_M) & ~np.isin(hashes_N, nobodys)
     none_I[np.unique(evaluation.labels(chosen[equal_N]))] = True
     count = int(checked_N.sum())
     of = f"all {count:,}" if count == len(evaluation) else f"{count:,} of {len(evaluation):,}"
@@ -267,11 +267,19 @@ def _by_content(training: Store, evaluation: Store, progress: Progress | None) -
     return none_I, int(equal_N.sum()), count, f"the bytes of {of} evaluation images with {others}"
 
 
+def _placeholders(store: Store, positions: Int64, hashes: UInt64) -> UInt64:
+    """Return the hashes of files that stand under several people of one set: placeholders and broken files, which show nobody."""
+    owners = [hashes, _origins(store, positions)[1].astype(np.uint64), store.labels(positions).astype(np.uint64)]
+    of_set, people = np.unique(np.unique(np.stack(owners), axis=1)[:2], axis=1, return_counts=True)
+    found: UInt64 = of_set[0][people > 1]
+    return found
+
+
 def _bases(store: Store) -> list[Store]:
     return _origins(store, np.zeros(0, np.int64))[0]
 
 
-def _read(store: Store, positions: Int64, progress: Progress | None) -> tuple[npt.NDArray[np.uint64], Int64]:
+def _read(store: Store, positions: Int64, progress: Progress | None) -> tuple[UInt64, Int64]:
     """Return content hash and byte length of images; length 0 for those that cannot be read."""
     hashes, lengths = np.zeros(len(positions), np.uint64), np.zeros(len(positions), np.int64)
     for start in range(0, len(positions), _CHUNK):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from attfc.config.option import Option
-from attfc.distributed import Ranks, RowShard
+from attfc.distributed import Ranks
 from attfc.errors import UserError
 from attfc.heads.banks.bank import (
     EMPTY,
@@ -34,10 +34,12 @@ from attfc.heads.banks.bank import (
 )
 from attfc.heads.banks.images import ImageMemory
 from attfc.heads.banks.recent import RecentCenters
+from attfc.heads.banks.sharded_rows import ShardedRows
 from attfc.heads.banks.table import CenterTable
 from attfc.heads.centers import CenterRule, KeyAttention, OtherImages, OwnEmbedding, Proposal
 from attfc.heads.checked import checked
 from attfc.heads.head import Head, margin_of_all, unit_length
+from attfc.heads.memory import HeadMemory
 from attfc.heads.options import BlockMib, FilterAbove, Filtering
 from attfc.losses.container_softmax import container_softmax
 from attfc.losses.margins import CosFace, Margin
@@ -296,8 +298,9 @@ class AttFC(Head):
         """Return this rank's rows before the batch is kept, and its part of the batch's new centers, if they join, with their labels."""
         every_label_B = batch.every_label_B
         negatives = self.negatives.negatives(every_label_B)
+        trained = self.negatives.trained()
         if self.in_batch == "none":
-            return negatives, None, None
+            return negatives, *(trained or (None, None))
         new_BD, new_labels_B = every_new_BD, every_label_B
         if self.negatives.one_per_identity:
             last_B = last_occurrence(every_label_B)
@@ -305,7 +308,12 @@ class AttFC(Head):
             new_BD = merge_centers(every_new_BD, last_B)
             new_labels_B = torch.where(last_B == places_B, every_label_B, EMPTY)
             negatives = negatives.without(every_label_B)  # the new centers stand in for the stored ones of the batch
-        return negatives, self.ranks.own(new_BD), self.ranks.own(new_labels_B)
+        new_BD, new_labels_B = self.ranks.own(new_BD), self.ranks.own(new_labels_B)
+        if trained is not None:
+            joins_B = ~torch.isin(new_labels_B, trained[1])
+            new_BD = torch.cat([new_BD, trained[0]])
+            new_labels_B = torch.cat([torch.where(joins_B, new_labels_B, EMPTY), trained[1]])
+        return negatives, new_BD, new_labels_B
 
     @torch.no_grad()
     def _note(self, cosine_B: Tensor, recalled: Recalled, proposal: Proposal) -> None:
@@ -322,7 +330,15 @@ class AttFC(Head):
         if self.center.uses_stored:
             self._last_step["stored_share"] = recalled.found_B.float().mean()
 
-    def row_shards(self) -> dict[str, RowShard]:
+    def footprint(self, batch: int, *, cached: bool = True) -> HeadMemory:
+        """The banks, a pass over the negatives, and what a step makes of queries and keys. Nothing is trained."""
+        everyone, block_mib = batch * self.ranks.size, self.streaming["block_mib"]
+        held = sum(bank.footprint(everyone, block_mib, cached)[0] for bank in self.banks)
+        _, working, streamed = self.negatives.footprint(everyone, block_mib, cached)
+        working += everyone * self.embedding_size * 4 * (self.keys_per_query + 6)
+        return HeadMemory(held, 0.0, working, self.keys_per_query, streamed, "container")
+
+    def row_shards(self) -> dict[str, ShardedRows]:
         """The rows of the banks, if ranks share them."""
         return shards_of(self.banks, self.ranks)
 

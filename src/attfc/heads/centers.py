@@ -77,7 +77,7 @@ class CenterRule(nn.Module):
         """Return the new centers, with that share of the stored ones; who is not stored takes the new one alone."""
         if share == 0:
             return center_BD
-        stored_BD = recalled.center_BD.to(center_BD.dtype)
+        stored_BD = recalled.center_BD.detach().to(center_BD.dtype)
         blended_BD = normalize(share * stored_BD + (1 - share) * center_BD, dim=1)
         return torch.where(recalled.found_B.unsqueeze(1), blended_BD, center_BD)
 

@@ -44,11 +44,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from attfc.config.option import Option
-from attfc.distributed import Ranks, RowShard
+from attfc.distributed import Ranks
 from attfc.errors import UserError
 from attfc.heads.banks.recent import RecentCenters
+from attfc.heads.banks.sharded_rows import ShardedRows
 from attfc.heads.checked import checked
 from attfc.heads.head import Head, margin_of_all, unit_length
+from attfc.heads.memory import HeadMemory
 from attfc.heads.options import BlockMib, FilterAbove, Filtering, InitialRows, RowType, SlotCount, SlotShare
 from attfc.losses.container_softmax import container_softmax
 from attfc.losses.hardest import mean_hardest_cosine
@@ -209,7 +211,14 @@ class DCP(Head):
             query_BD, rows_CD, row_labels_C, labels_B, self.hardest, row_scales_C=scales_C, ranks=self.ranks, **options
         )
 
-    def row_shards(self) -> dict[str, RowShard]:
+    def footprint(self, batch: int, *, cached: bool = True) -> HeadMemory:
+        """Both slots, a pass over one, and both slots' hardest rows, kept for backward. Nothing is trained."""
+        everyone = batch * self.ranks.size
+        held, working, streamed = self.newest.footprint(everyone, self.streaming["block_mib"], cached)
+        working += everyone * self.embedding_size * 4 * (7 + 2 * (self.hardest + 6))
+        return HeadMemory(2 * held, 0.0, working, 1, streamed, "pool")
+
+    def row_shards(self) -> dict[str, ShardedRows]:
         """The rows of both slots and their scales, if ranks share them."""
         if self.ranks.size == 1:
             return {}

@@ -12,11 +12,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attfc.distributed import Ranks, RowShard
+from attfc.distributed import Ranks
 from attfc.errors import UserError
 from attfc.heads.banks.row_store import RowStore, draw_rows
+from attfc.heads.banks.sharded_rows import ShardedRows
 from attfc.heads.checked import checked
 from attfc.heads.head import Head, unit_length
+from attfc.heads.memory import BACKWARD_BYTES, HeadMemory, block_bytes
 from attfc.heads.options import BlockMib, FilterAbove, Filtering
 from attfc.losses.class_softmax import class_softmax_and_cosine
 from attfc.losses.margins import Margin
@@ -44,7 +46,7 @@ class TrainedRows(Head):
                 f"{self.instead_of_sharing}"
             )
         self.identities = identities
-        self.shard = self.ranks.shard(identities)
+        self.shard = ShardedRows.of(identities, self.ranks)
         self.rows = store
         self.weight = nn.Parameter(store.zeros(len(self.shard), embedding_size))
         self.reset_parameters()
@@ -86,9 +88,15 @@ class TrainedRows(Head):
         """Return this rank's rows of the step, the place of each label among the rows of all ranks, and that of this rank's first."""
         raise NotImplementedError
 
-    def row_shards(self) -> dict[str, RowShard]:
+    def row_shards(self) -> dict[str, ShardedRows]:
         """The weight, if ranks share it."""
         return {"weight": self.shard} if self.ranks.size > 1 else {}
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
+        saved = self.shard.take_block(state_dict, prefix + "weight")
+        if saved is not None:
+            state_dict[prefix + "weight"] = saved
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         return f"embedding_size={self.embedding_size}, identities={self.identities}, rows={self.rows.place}"
@@ -107,6 +115,7 @@ class FullFC(TrainedRows):
     `weight` (N, D) float32 is a parameter, normal with standard deviation 0.01 as in arcface_torch; not normalized in
     storage, so weight decay shortens its rows and that raises their effective learning rate.
 
+    >>> import torch
     >>> head = FullFC(embedding_size=8, identities=100, margin=Margin(scale=16.0))
     >>> head(torch.randn(4, 8), torch.tensor([3, 1, 4, 1])).shape
     torch.Size([])
@@ -128,6 +137,13 @@ class FullFC(TrainedRows):
     ) -> None:
         options = {"filter_above": filter_above, "filtering": filtering, "block_mib": block_mib, "ranks": ranks}
         super().__init__(embedding_size, identities, margin, RowStore(), **options)
+
+    def footprint(self, batch: int, *, cached: bool = True) -> HeadMemory:
+        """Rows and their gradient."""
+        rows, size = len(self.shard), self.weight.nbytes
+        row_bytes = BACKWARD_BYTES * (batch * self.ranks.size + self.embedding_size)
+        working = block_bytes(rows, row_bytes, self.streaming["block_mib"], cached) + rows * 12
+        return HeadMemory(size, size, working, 0, rows, "dense")
 
     def _rows_of_step(self, labels_B: Tensor) -> tuple[Tensor, Tensor, int]:
         if labels_B.device.type == "cpu":

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attfc.distributed import Ranks, RowShard
+from attfc.distributed import Ranks
 from attfc.errors import UserError
+from attfc.heads.banks.sharded_rows import ShardedRows
+from attfc.heads.memory import HeadMemory
 from attfc.losses.container_softmax import Filtering
 from attfc.losses.margins import Margin
 from attfc.losses.numbers import check_numbers
@@ -94,7 +96,21 @@ class Head(nn.Module):
         """Return the mean loss of the batch, a scalar with gradient to `embeddings_BD` and the head's parameters."""
         raise NotImplementedError
 
-    def row_shards(self) -> dict[str, RowShard]:
+    def footprint(self, batch: int, *, cached: bool = True) -> HeadMemory:
+        """Return the bytes on one rank, of what it holds and of a step, by its own formula; on the meta device nothing is allocated for it.
+
+        Args:
+            batch: samples of one rank.
+            cached: a processor, where blocks are kept small enough for its cache and host memory is the device's.
+        """
+        raise NotImplementedError
+
+    def full_state_dict(self) -> dict[str, Any]:
+        """Return `state_dict` with the rows of all ranks, on every rank; all ranks call it. `load_state_dict` takes it at any number of ranks."""
+        state = self.state_dict()
+        return state | {name: shard.gather(state[name], self.ranks) for name, shard in self.row_shards().items()}
+
+    def row_shards(self) -> dict[str, ShardedRows]:
         """Return which entries of `state_dict` are this rank's block of rows, by name; nothing where the head is whole on every rank."""
         return {}
 

@@ -35,6 +35,7 @@ from attfc.heads.banks.draw import draw_classes, drawn_classes
 from attfc.heads.banks.row_store import RowStore, sampled_rows
 from attfc.heads.checked import checked
 from attfc.heads.full_fc import TrainedRows
+from attfc.heads.memory import BACKWARD_BYTES, HeadMemory, block_bytes
 from attfc.heads.options import BlockMib, FilterAbove, Filtering
 from attfc.losses.margins import Margin
 
@@ -107,6 +108,17 @@ class PartialFC(TrainedRows):
     def classes_in_a_step(self, batch: int) -> int:
         """Return S, the classes of a step with that many samples (of all ranks): round(r N), but never fewer than those or more than N."""
         return min(self.identities, max(round(self.share * self.identities), batch))
+
+    def footprint(self, batch: int, *, cached: bool = True) -> HeadMemory:
+        """Rows where they count, and the sampled rows and their gradient."""
+        everyone = batch * self.ranks.size
+        sampled = min(len(self.shard), max(round(self.share * len(self.shard)), everyone))
+        small = sampled * self.embedding_size * 4.0
+        row_bytes = BACKWARD_BYTES * (everyone + self.embedding_size)
+        # The rows and their gradient; five int64 per class for the draw, its sort and their norms.
+        working = block_bytes(sampled, row_bytes, self.streaming["block_mib"], cached) + small + sampled * 40
+        held = self.weight.nbytes if self.rows.counts(cached) else 0
+        return HeadMemory(held, small, working, 0, sampled, "sampled")
 
     def _rows_of_step(self, labels_B: Tensor) -> tuple[Tensor, Tensor, int]:
         every_label_B = self.ranks.gather(labels_B)

@@ -1,4 +1,7 @@
-"""A run put together: `new_run` and `resume_run` build it, `finish_run` writes what a reader wants to see at its end."""
+"""A run put together from its configuration: `new_run` builds it in a new folder, `Run.train` carries it out.
+
+`attfc.run.resuming` takes up a saved one.
+"""
 
 import os
 import platform
@@ -16,7 +19,7 @@ from attfc.config.overrides import dotted
 from attfc.data import Augment, Store, SyntheticFaces
 from attfc.data.look import image_sizes
 from attfc.devices import choose_device
-from attfc.distributed import ALONE, AgreedError, Ranks, claim_gpu, join_ranks, launched_ranks
+from attfc.distributed import ALONE, AgreedError, Ranks, claim_gpu, join_ranks, launched_ranks, leave_ranks
 from attfc.errors import UserError
 from attfc.evaluation import write_report
 from attfc.evaluation.bootstrap import Interval
@@ -37,29 +40,20 @@ from attfc.run.components import (
 from attfc.run.data import open_data
 from attfc.run.evaluating import evaluation_of, judged_pairs
 from attfc.run.resolved import fewest_steps_notes, resolve
-from attfc.run.resuming import (
-    check_people,
-    note_start_folder,
-    rate_note,
-    refuse_other_network,
-    saved_configuration,
-    what_is_left,
-    with_found_data,
-)
-from attfc.run.start_weights import RECORD, StartRecord, read_record, training_data
+from attfc.run.saved import note_start_folder
+from attfc.run.start_weights import RECORD, StartRecord, training_data
 from attfc.run.trained_people import compare_with_run
 from attfc.training.batch_norm import synchronize_batch_norm
-from attfc.training.checkpoints.checkpoint import latest_checkpoint
-from attfc.training.checkpoints.manifest import read_manifest
+from attfc.training.interruption import Interrupted
 from attfc.training.people import people_of
 from attfc.training.progress import RunLog
-from attfc.training.run_folder import fresh_folder, locked, remove_unsaved
+from attfc.training.run_folder import fresh_folder, remove_unsaved
 from attfc.training.step import Augmented, TrainStep
 from attfc.training.trackers import TRACKERS, open_trackers, refuse_missing, shared_settings
 from attfc.training.trainer import Trainer
 from attfc.typing import Progress
 
-__all__ = ["Run", "finish_run", "new_run", "resume_run", "settle"]
+__all__ = ["Run", "assemble", "new_run", "settle"]
 
 AMP_NAMES: dict[torch.dtype | None, Literal["none", "bfloat16", "float16"]] = {
     None: "none",
@@ -70,7 +64,7 @@ AMP_NAMES: dict[torch.dtype | None, Literal["none", "bfloat16", "float16"]] = {
 
 @dataclass
 class Run:
-    """A run put together: `trainer.train()` starts or continues it."""
+    """A run put together: `train()` starts or continues it."""
 
     config: RunConfig
     folder: Path
@@ -100,11 +94,26 @@ class Run:
         """
         return load(self.folder)
 
+    def train(self) -> "Run":
+        """Train from wherever the run stands, and write its report; `interrupted` says whether it was stopped."""
+        try:
+            self.trainer.train()
+        except Interrupted as stop:
+            self.interrupted, self.stopped = True, str(stop)
+            if not stop.saved:
+                leave_ranks()
+                return self
+        if self.config.report.write and self.ranks.rank == 0:
+            self.report = write_report(self.folder, store=self.held_out, pictures=self.config.report.pictures)
+        self.ranks.barrier()  # torchrun ends all ranks as soon as one has left
+        leave_ranks()
+        return self
+
 
 def new_run(wanted: RunConfig | Asked, progress: Progress | None = None) -> Run:
     """Make the run's folder ``output/name-NUMBER`` with its configuration and environment, and put the run together."""
     asked, start = with_start_weights(Asked.of(wanted))
-    run = _assemble(asked, None, progress, start.record if start else None)
+    run = assemble(asked, None, progress, start.record if start else None)
     if start is not None:
         run.notes += start.fill(run.trainer.pair)
     config = run.config
@@ -133,57 +142,6 @@ def _see(folder: Path) -> None:
         raise UserError(
             f"host {platform.node()} does not see {folder}, which rank 0 has made: set output= to a folder that all hosts share"
         )
-
-
-def resume_run(folder: Path, overrides: list[str], progress: Progress | None = None) -> Run:
-    """Put a run together again from its folder and take up its newest whole checkpoint.
-
-    Raises:
-        UserError: no run there, one that is being trained, data of other people, or overrides that change what the saved state
-            describes (network, head, container).
-    """
-    before, config = saved_configuration(folder), saved_configuration(folder, overrides)
-    refuse_other_network(before, config)
-    if os.environ.get("RANK", "0") == "0":
-        with locked(folder):  # taken again by `Trainer.train`; asked here, before minutes of reading data
-            pass
-    config, notes = with_found_data(config, folder)
-    run = _assemble(Asked.of(config), folder, progress, read_record(folder))
-    run.notes += notes
-    found, faults = run.ranks.once(lambda: _newest(folder / "checkpoints"))
-    if not found:
-        raise UserError(
-            f"{folder} has no whole checkpoint to resume from (looked in {folder / 'checkpoints'}"
-            + (f"; {faults[0]}" if faults else "")
-            + "): start the run anew"
-        )
-    run.notes += [f"{fault}; resumed from {found}" for fault in faults]
-    run.notes += run.ranks.together(lambda: check_people(run, Path(found), overrides))
-    run.notes += rate_note(run, saved=run.trainer.load(Path(found)))
-    run.notes += what_is_left(run, overrides)
-    if run.config != before and run.ranks.rank == 0:  # the next resume goes on with these values
-        write_text_whole(folder / "config.yaml", config_to_yaml(run.config))
-    return run
-
-
-def _newest(checkpoints: Path) -> tuple[str, list[str]]:
-    """Return the newest whole checkpoint, and what is wrong with those that are newer."""
-    found = latest_checkpoint(checkpoints)
-    newer = [path for path in checkpoints.glob("step_*") if found is None or path.name > found.name.removeprefix(".")]
-    faults = []
-    for path in sorted(newer, reverse=True):
-        try:
-            read_manifest(path)
-        except UserError as error:
-            faults.append(str(error))
-    return str(found or ""), faults
-
-
-def finish_run(run: Run) -> Path | None:
-    """Write the report of a finished or interrupted run, if the configuration wants one."""
-    if not run.config.report.write or run.ranks.rank:
-        return None
-    return write_report(run.folder, store=run.held_out, pictures=run.config.report.pictures)
 
 
 def settle(asked: Asked, progress: Progress | None = None) -> tuple[RunConfig, list[Choice], list[str], Store]:
@@ -224,12 +182,8 @@ def _settle(
     return config, choices, list(dict.fromkeys(notes)), store, held_out
 
 
-def _assemble(
-    asked: Asked,
-    folder: Path | None,
-    progress: Progress | None,
-    start: StartRecord | None = None,
-) -> Run:
+def assemble(asked: Asked, folder: Path | None, progress: Progress | None, start: StartRecord | None = None) -> Run:
+    """Put a run together, new or in its `folder`; of the state nothing is read yet."""
     config = first_configuration(asked)
     if config.threads is not None:
         torch.set_num_threads(config.threads)

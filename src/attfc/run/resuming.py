@@ -1,112 +1,74 @@
-"""What is asked before a saved run goes on: where its data are, whether they are the same people, what changes for the learning rate."""
+"""How a saved run goes on: `resume_run`, and what is asked before: the same network, the same people, something left to train.
+
+The state itself is taken up by `Trainer.load` from what `attfc.training.checkpoints` wrote.
+"""
 
 import math
 import os
 import shlex
-from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from attfc.config import RunConfig, read_preset
-from attfc.config.translate import translate
+from attfc.config import Asked, RunConfig, config_to_yaml
 from attfc.errors import UserError
+from attfc.files import write_text_whole
+from attfc.run.build import Run, assemble
+from attfc.run.saved import saved_configuration, with_found_data
+from attfc.run.start_weights import read_record
 from attfc.training.checkpoints.checkpoint import latest_checkpoint
 from attfc.training.checkpoints.manifest import read_manifest
 from attfc.training.interruption import resume_command
 from attfc.training.people import first_difference, saved_people
+from attfc.training.run_folder import locked
+from attfc.typing import Progress
 
-if TYPE_CHECKING:
-    from attfc.run.build import Run
-
-__all__ = [
-    "check_people",
-    "finished",
-    "note_start_folder",
-    "rate_note",
-    "refuse_other_network",
-    "saved_configuration",
-    "what_is_left",
-    "with_found_data",
-]
-
-STARTED_IN = ".started_in"
-MAX_PATH_BYTES = 1 << 16
+__all__ = ["finished", "resume_run"]
 
 
-def note_start_folder(folder: Path) -> None:
-    """Write down in a run folder where relative paths of its configuration begin."""
-    (folder / STARTED_IN).write_bytes(os.fsencode(Path.cwd()))
-
-
-def saved_configuration(folder: Path, overrides: Iterable[str] = ()) -> RunConfig:
-    """Return the configuration of a run's folder with overrides, of an earlier version as this one would have saved it.
+def resume_run(folder: Path, overrides: list[str], progress: Progress | None = None) -> Run:
+    """Put a run together again from its folder and take up its newest whole checkpoint.
 
     Raises:
-        UserError: no run there, or an override that cannot be.
+        UserError: no run there, one that is being trained, data of other people, or overrides that change what the saved state
+            describes (network, head, container).
     """
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise UserError(f"{folder} is not a run: it has no config.yaml")
-    asked = read_preset(str(path), list(overrides))
-    checkpoint = latest_checkpoint(folder / "checkpoints")
-    tensors = () if checkpoint is None else read_manifest(checkpoint).tensors
-    return replace(asked, values=translate(dict(asked.values), tensors)).resolve()
+    before, config = saved_configuration(folder), saved_configuration(folder, overrides)
+    _refuse_other_network(before, config)
+    if os.environ.get("RANK", "0") == "0":
+        with locked(folder):  # taken again by `Trainer.train`; asked here, before minutes of reading data
+            pass
+    config, notes = with_found_data(config, folder)
+    run = assemble(Asked.of(config), folder, progress, read_record(folder))
+    run.notes += notes
+    found, faults = run.ranks.once(lambda: _newest(folder / "checkpoints"))
+    if not found:
+        raise UserError(
+            f"{folder} has no whole checkpoint to resume from (looked in {folder / 'checkpoints'}"
+            + (f"; {faults[0]}" if faults else "")
+            + "): start the run anew"
+        )
+    run.notes += [f"{fault}; resumed from {found}" for fault in faults]
+    run.notes += run.ranks.together(lambda: _check_people(run, Path(found), overrides))
+    run.notes += _rate_note(run, saved=run.trainer.load(Path(found)))
+    run.notes += _what_is_left(run, overrides)
+    if run.config != before and run.ranks.rank == 0:  # the next resume goes on with these values
+        write_text_whole(folder / "config.yaml", config_to_yaml(run.config))
+    return run
 
 
-def with_found_data(config: RunConfig, folder: Path) -> tuple[RunConfig, list[str]]:
-    """Make paths absolute that are relative to the folder in which the run was started, where this is another; with a note for each.
-
-    Raises:
-        UserError: data that are in neither; the folders searched are named.
-    """
-    bases = _bases(config, folder)
-    notes: list[str] = []
-
-    def found(key: str, path: str) -> str:
-        if not path or path.startswith("synthetic") or os.path.isabs(os.path.expanduser(path)) or Path(path).exists():
-            return path
-        there = next((base / path for base in bases if (base / path).exists()), None)
-        if there is None:
-            searched = ", ".join(map(str, dict.fromkeys([Path.cwd(), *bases])))
-            raise UserError(
-                f"{key}={path} is in none of the folders searched ({searched}): give its place as {key}=PATH"
-            )
-        notes.append(f"{key}={path} was found as {there}")
-        return str(there)
-
-    config = config.model_copy(deep=True)
-    data, held_out = config.data, config.eval
-    if data.sources:
-        for number, source in enumerate(data.sources):
-            source.root = found(f"data.sources.{number}.root", source.root)
-            source.edits = [found(f"data.sources.{number}.edits", path) for path in source.edits]
-    else:
-        data.root = found("data.root", data.root)
-        data.edits = [found("data.edits", path) for path in data.edits]
-    if held_out.root is not None:
-        held_out.root = found("eval.root", held_out.root)
-    held_out.edits = [found("eval.edits", path) for path in held_out.edits]
-    if held_out.pairs is not None:
-        held_out.pairs = found("eval.pairs", held_out.pairs)
-    return config, notes
+def _newest(checkpoints: Path) -> tuple[str, list[str]]:
+    """Return the newest whole checkpoint, and what is wrong with those that are newer."""
+    found = latest_checkpoint(checkpoints)
+    newer = [path for path in checkpoints.glob("step_*") if found is None or path.name > found.name.removeprefix(".")]
+    faults = []
+    for path in sorted(newer, reverse=True):
+        try:
+            read_manifest(path)
+        except UserError as error:
+            faults.append(str(error))
+    return str(found or ""), faults
 
 
-def _bases(config: RunConfig, folder: Path) -> list[Path]:
-    """Where the run may have been started: as it was written down, and as its place under `output` tells if all was moved."""
-    bases = []
-    try:
-        with (folder / STARTED_IN).open("rb") as file:
-            bases.append(Path(os.fsdecode(file.read(MAX_PATH_BYTES))))
-    except OSError:
-        pass
-    output, parent = Path(config.output), folder.resolve().parent
-    if not output.is_absolute() and output.parts == parent.parts[len(parent.parts) - len(output.parts) :]:
-        bases.append(Path(*parent.parts[: len(parent.parts) - len(output.parts)]))
-    return [base for base in bases if base.is_absolute()]
-
-
-def refuse_other_network(before: RunConfig, after: RunConfig) -> None:
+def _refuse_other_network(before: RunConfig, after: RunConfig) -> None:
     """Raise UserError where overrides change what the saved state describes."""
     fixed = ("backbone", "head", "container")
     # Where the rows of Partial FC live is no part of what is saved: another host may have another disk, or more memory.
@@ -126,7 +88,7 @@ def refuse_other_network(before: RunConfig, after: RunConfig) -> None:
                 )
 
 
-def check_people(run: "Run", checkpoint: Path, overrides: list[str]) -> list[str]:
+def _check_people(run: Run, checkpoint: Path, overrides: list[str]) -> list[str]:
     """Compare the training set with the one of a checkpoint.
 
     Returns:
@@ -151,7 +113,7 @@ def check_people(run: "Run", checkpoint: Path, overrides: list[str]) -> list[str
     return []
 
 
-def rate_note(run: "Run", saved: float) -> list[str]:
+def _rate_note(run: Run, saved: float) -> list[str]:
     """Say what changes for the learning rate where a changed configuration changes it."""
     trainer = run.trainer
     now = float(trainer.optimizer.param_groups[0]["lr"])
@@ -163,7 +125,7 @@ def rate_note(run: "Run", saved: float) -> list[str]:
     ]
 
 
-def finished(run: "Run") -> str | None:
+def finished(run: Run) -> str | None:
     """Return what to say of a resumed run that has nothing left to do; None: it has."""
     trainer, folder = run.trainer, run.folder
     written = [folder / "model" / "model.safetensors"]
@@ -179,7 +141,7 @@ def finished(run: "Run") -> str | None:
     )
 
 
-def what_is_left(run: "Run", overrides: list[str]) -> list[str]:
+def _what_is_left(run: Run, overrides: list[str]) -> list[str]:
     """Say of a run that is resumed with changes where they leave it nothing to train.
 
     Raises:
@@ -197,7 +159,7 @@ def what_is_left(run: "Run", overrides: list[str]) -> list[str]:
     ]
 
 
-def _longer(run: "Run") -> str:
+def _longer(run: Run) -> str:
     """Return the command that doubles the steps of a run."""
     trainer, schedule = run.trainer, run.config.schedule
     longer, more = [], 2 * max(trainer.step, trainer.total_steps)

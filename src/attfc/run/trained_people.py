@@ -10,7 +10,7 @@ from attfc.data.people.kept_aside import split
 from attfc.errors import UserError
 from attfc.evaluation.unseen import SharedPeople, compare_with_training, not_compared
 from attfc.run.data import open_training_data
-from attfc.run.resuming import saved_configuration, with_found_data
+from attfc.run.saved import saved_configuration, with_found_data
 from attfc.run.start_weights import Lineage, lineage, read_record
 from attfc.typing import Progress
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, AdamW
+from torch.optim import SGD, AdamW, Optimizer
 
 from attfc.heads.banks.row_store import RowStore
 
@@ -27,11 +27,80 @@ __all__ = ["RowAdamW", "RowSGD"]
 
 Stores = Mapping[Tensor, RowStore]
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
+State = dict[str, Any]
 _BLOCK_BYTES = {"cpu": 4 << 20}  # of a block of rows: a few such fit a cache; elsewhere fewer, larger launches
 _BLOCK_BYTES_ELSEWHERE = 64 << 20
 
 
-class RowSGD(SGD):
+class _RowWise(Optimizer):
+    """The parent's optimizer (the class behind this one) for dense gradients, and `_update_rows` for sparse ones."""
+
+    def __init__(self, params: Parameters, stores: Stores | None, **options: Any) -> None:
+        super().__init__(params, **options)
+        self.stores: Stores = stores or {}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step; a closure is evaluated first."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        sparse: list[tuple[Tensor, Tensor]] = []
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and parameter.grad.is_sparse:
+                    gradient = parameter.grad.coalesce()  # at once if the head vouched for it
+                    self._update(parameter, gradient, group)
+                    sparse.append((parameter, gradient))
+                    parameter.grad = None
+        dense_step: Any = super().step
+        if getattr(
+            dense_step, "hooked", False
+        ):  # torch wraps the parent's step too once a plain parent exists: hooks would run twice
+            dense_step = dense_step.__func__.__wrapped__.__get__(self)
+        try:
+            dense_step()
+        finally:
+            for parameter, gradient in sparse:
+                parameter.grad = gradient
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up a saved state; state that lives in a store is copied into it, if it is not there already."""
+        super().load_state_dict(state_dict)
+        for parameter, state in self.state.items():
+            if parameter in self.stores:
+                for name, value in state.items():
+                    there = isinstance(value, Tensor) and self.stores[parameter].holds(value)
+                    if isinstance(value, Tensor) and value.shape == parameter.shape and not there:
+                        state[name] = self._zeros_like(parameter).copy_(value)
+
+    def _zeros_like(self, parameter: Tensor) -> Tensor:
+        store = self.stores.get(parameter)
+        if store is None:
+            return torch.zeros_like(parameter)
+        return store.zeros(*parameter.shape, dtype=parameter.dtype, device=parameter.device)
+
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        """Walk over the named rows a block at a time, so that temporaries stay small and in cache."""
+        state = self.state[parameter]
+        self._prepare(parameter, state, group)
+        rows, values = gradient.indices()[0], gradient.values()
+        bytes_a_row = max(1, values[:1].numel() * values.element_size())
+        block = max(1, _BLOCK_BYTES.get(parameter.device.type, _BLOCK_BYTES_ELSEWHERE) // bytes_a_row)
+        for start in range(0, len(rows), block):
+            self._update_rows(parameter, rows[start : start + block], values[start : start + block], state, group)
+
+    def _prepare(self, parameter: Tensor, state: State, group: State) -> None:
+        """Make what is missing of the state of a parameter with a sparse gradient."""
+        raise NotImplementedError
+
+    def _update_rows(self, parameter: Tensor, rows: Tensor, values: Tensor, state: State, group: State) -> None:
+        raise NotImplementedError
+
+
+class RowSGD(_RowWise, SGD):
     """SGD with momentum and weight decay, row by row for sparse gradients.
 
     g = gradient + decay w;  m = momentum m + g;  w = w - lr m, for the rows named by the gradient.
@@ -56,21 +125,25 @@ class RowSGD(SGD):
         *,
         stores: Stores | None = None,
     ) -> None:
-        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
-        self.stores: Stores = stores or {}
+        super().__init__(params, stores, lr=lr, momentum=momentum, weight_decay=weight_decay)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step; a closure is evaluated first."""
-        return _step(self, SGD.step, _sgd_rows, closure)
+    def _prepare(self, parameter: Tensor, state: State, group: State) -> None:
+        if group["momentum"] and state.get("momentum_buffer") is None:
+            state["momentum_buffer"] = self._zeros_like(parameter)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up a saved state; state that lives in a store is copied into it."""
-        super().load_state_dict(state_dict)
-        _move_in(self)
+    def _update_rows(self, parameter: Tensor, rows: Tensor, values: Tensor, state: State, group: State) -> None:
+        old = parameter.index_select(0, rows)
+        step = values
+        if group["weight_decay"]:
+            step = step.add(old, alpha=group["weight_decay"])
+        if group["momentum"]:
+            buffer = state["momentum_buffer"]
+            step = buffer.index_select(0, rows).mul_(group["momentum"]).add_(step)
+            buffer.index_copy_(0, rows, step)
+        parameter.index_copy_(0, rows, old.add_(step, alpha=-group["lr"]))
 
 
-class RowAdamW(AdamW):
+class RowAdamW(_RowWise, AdamW):
     """AdamW, row by row for sparse gradients; arguments as `torch.optim.AdamW`, and `stores` as `RowSGD`."""
 
     def __init__(
@@ -83,122 +156,28 @@ class RowAdamW(AdamW):
         *,
         stores: Stores | None = None,
     ) -> None:
-        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
-        self.stores: Stores = stores or {}
+        super().__init__(params, stores, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step; a closure is evaluated first."""
-        return _step(self, AdamW.step, _adamw_rows, closure)
+    def _prepare(self, parameter: Tensor, state: State, group: State) -> None:
+        for name in ("exp_avg", "exp_avg_sq"):
+            if name not in state:
+                state[name] = self._zeros_like(parameter)
+        taken = state.setdefault("step", torch.zeros(()))  # the parameter's; a loaded one may be of a dense run
+        if "row_steps" not in state:
+            state["row_steps"] = torch.full((len(parameter),), float(taken), device=parameter.device)
+        taken += 1
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up a saved state; state that lives in a store is copied into it."""
-        super().load_state_dict(state_dict)
-        _move_in(self)
-
-
-RowUpdate = Callable[[Tensor, Tensor, Tensor, dict[str, Any], dict[str, Any]], None]
-
-
-def _step(
-    optimizer: RowSGD | RowAdamW, dense_step: Callable[..., Any], update: RowUpdate, closure: Callable[[], float] | None
-) -> float | None:
-    """Update the rows of sparse gradients, and leave the others to the parent, which does not see the sparse ones."""
-    loss = None
-    if closure is not None:
-        with torch.enable_grad():
-            loss = closure()
-    sparse: list[tuple[Tensor, Tensor]] = []
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            gradient = parameter.grad
-            if gradient is None or not gradient.is_sparse:
-                continue
-            gradient = gradient.coalesce()  # at once if the head vouched for it
-            _update(optimizer, parameter, gradient, group, update)
-            sparse.append((parameter, gradient))
-            parameter.grad = None
-    if getattr(
-        dense_step, "hooked", False
-    ):  # torch wraps the parent's step too once a plain parent exists: hooks would run twice
-        dense_step = dense_step.__wrapped__  # type: ignore[attr-defined]
-    try:
-        dense_step(optimizer)
-    finally:
-        for parameter, gradient in sparse:
-            parameter.grad = gradient
-    return loss
-
-
-def _update(
-    optimizer: RowSGD | RowAdamW, parameter: Tensor, gradient: Tensor, group: dict[str, Any], update: RowUpdate
-) -> None:
-    """Walk over the named rows a block at a time, so that temporaries stay small and in cache."""
-    state = optimizer.state[parameter]
-    _prepare_state(optimizer, parameter, state, group)
-    rows, values = gradient.indices()[0], gradient.values()
-    bytes_a_row = max(1, values[:1].numel() * values.element_size())
-    block = max(1, _BLOCK_BYTES.get(parameter.device.type, _BLOCK_BYTES_ELSEWHERE) // bytes_a_row)
-    for start in range(0, len(rows), block):
-        update(parameter, rows[start : start + block], values[start : start + block], state, group)
-
-
-def _prepare_state(
-    optimizer: RowSGD | RowAdamW, parameter: Tensor, state: dict[str, Any], group: dict[str, Any]
-) -> None:
-    if isinstance(optimizer, RowSGD):
-        if group["momentum"] and state.get("momentum_buffer") is None:
-            state["momentum_buffer"] = _zeros_like(optimizer, parameter)
-        return
-    for name in ("exp_avg", "exp_avg_sq"):
-        if name not in state:
-            state[name] = _zeros_like(optimizer, parameter)
-    taken = state.setdefault("step", torch.zeros(()))  # the parameter's; a loaded one may be of a dense run
-    if "row_steps" not in state:
-        state["row_steps"] = torch.full((len(parameter),), float(taken), device=parameter.device)
-    taken += 1
-
-
-def _zeros_like(optimizer: RowSGD | RowAdamW, parameter: Tensor) -> Tensor:
-    store = optimizer.stores.get(parameter)
-    if store is None:
-        return torch.zeros_like(parameter)
-    return store.zeros(*parameter.shape, dtype=parameter.dtype, device=parameter.device)
-
-
-def _move_in(optimizer: RowSGD | RowAdamW) -> None:
-    """Copy loaded state of stored parameters to where their state lives, if it is not there already."""
-    for parameter, state in optimizer.state.items():
-        if parameter in optimizer.stores:
-            for name, value in state.items():
-                there = isinstance(value, Tensor) and optimizer.stores[parameter].holds(value)
-                if isinstance(value, Tensor) and value.shape == parameter.shape and not there:
-                    state[name] = _zeros_like(optimizer, parameter).copy_(value)
-
-
-def _sgd_rows(parameter: Tensor, rows: Tensor, values: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-    old = parameter.index_select(0, rows)
-    step = values
-    if group["weight_decay"]:
-        step = step.add(old, alpha=group["weight_decay"])
-    if group["momentum"]:
-        buffer = state["momentum_buffer"]
-        step = buffer.index_select(0, rows).mul_(group["momentum"]).add_(step)
-        buffer.index_copy_(0, rows, step)
-    parameter.index_copy_(0, rows, old.add_(step, alpha=-group["lr"]))
-
-
-def _adamw_rows(parameter: Tensor, rows: Tensor, values: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-    beta1, beta2 = group["betas"]
-    steps = state["row_steps"].index_select(0, rows).add_(1)
-    state["row_steps"].index_copy_(0, rows, steps)
-    steps = steps.double().unsqueeze(1)  # 1 - 0.999^t cancels in float32
-    old = parameter.index_select(0, rows).mul_(1 - group["lr"] * group["weight_decay"])
-    mean = state["exp_avg"].index_select(0, rows).lerp_(values, 1 - beta1)
-    square = state["exp_avg_sq"].index_select(0, rows).mul_(beta2).addcmul_(values, values, value=1 - beta2)
-    state["exp_avg"].index_copy_(0, rows, mean)
-    state["exp_avg_sq"].index_copy_(0, rows, square)
-    rate = (group["lr"] / (1 - beta1**steps)).to(old.dtype)
-    root = (1 - beta2**steps).sqrt().to(old.dtype)
-    old.sub_(mean.mul_(rate).div_(square.sqrt_().div_(root).add_(group["eps"])))
-    parameter.index_copy_(0, rows, old)
+    def _update_rows(self, parameter: Tensor, rows: Tensor, values: Tensor, state: State, group: State) -> None:
+        beta1, beta2 = group["betas"]
+        steps = state["row_steps"].index_select(0, rows).add_(1)
+        state["row_steps"].index_copy_(0, rows, steps)
+        steps = steps.double().unsqueeze(1)  # 1 - 0.999^t cancels in float32
+        old = parameter.index_select(0, rows).mul_(1 - group["lr"] * group["weight_decay"])
+        mean = state["exp_avg"].index_select(0, rows).lerp_(values, 1 - beta1)
+        square = state["exp_avg_sq"].index_select(0, rows).mul_(beta2).addcmul_(values, values, value=1 - beta2)
+        state["exp_avg"].index_copy_(0, rows, mean)
+        state["exp_avg_sq"].index_copy_(0, rows, square)
+        rate = (group["lr"] / (1 - beta1**steps)).to(old.dtype)
+        root = (1 - beta2**steps).sqrt().to(old.dtype)
+        old.sub_(mean.mul_(rate).div_(square.sqrt_().div_(root).add_(group["eps"])))
+        parameter.index_copy_(0, rows, old)

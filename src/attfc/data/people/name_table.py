@@ -41,6 +41,13 @@ class NameTable:
         return cls(np.frombuffer(b"".join(rows), np.uint8), offsets)
 
     @classmethod
+    def of(cls, known: "NameTable | npt.NDArray[np.int64]", labels: npt.NDArray[np.int64]) -> "NameTable":
+        """Make the table of the names at `labels`, or of the numbers there."""
+        return (
+            known.take(labels) if isinstance(known, NameTable) else cls.pack(b"%d" % n for n in known[labels].tolist())
+        )
+
+    @classmethod
     def open(cls, folder: Path, name: str) -> "NameTable":
         """Map what `save` wrote. Raises UserError (damaged) or FileNotFoundError."""
         return cls(
@@ -60,6 +67,16 @@ class NameTable:
     def __getitem__(self, number: int) -> bytes:
         """Return one name, 0 <= number < len."""
         return self.data[self.offsets[number] : self.offsets[number + 1]].tobytes()
+
+    def take(self, labels: npt.NDArray[np.int64]) -> "NameTable":
+        """Return the names at `labels`, in their order: no copy of neighbours."""
+        starts = self.offsets[labels]
+        lengths = self.offsets[labels + 1] - starts
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64, copy=False)
+        if len(labels) and bool((starts[1:] == starts[:-1] + lengths[:-1]).all()):  # the usual case
+            return NameTable(self.data[int(starts[0]) : int(starts[0]) + int(offsets[-1])], offsets)
+        places = np.repeat(starts - offsets[:-1], lengths) + np.arange(int(offsets[-1]), dtype=np.int64)
+        return NameTable(self.data[places], offsets)
 
     def sound(self, *, forbidden: bytes = b"/\0") -> bool:
         """Whether offsets and data fit, no name is empty, and none holds a forbidden byte (by default: leads out of its folder)."""

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attfc.data.index import IdentityIndex
-from attfc.data.sampling.weighted_epochs import WeightedEpochs
+from attfc.data.sampling.weighted_epochs import EachImageOnce, WeightedEpochs
 from attfc.errors import UserError
 from attfc.random_streams import below, hash_words, mix64, permute
 
@@ -64,11 +64,10 @@ class IdentityMix:
             raise UserError(
                 f"a share of {share:g} by identity leaves no image of a batch of {batch}: raise the batch, or lower the share"
             )
-        self._images = images
-        once = identities.images if images is None else images.length
-        self.length = -(-once * batch // by_image) if by_image else identities.images
+        self._images = images or EachImageOnce(identities.images, seed, _IMAGES)
+        self.length = -(-self._images.length * batch // by_image) if by_image else identities.images
         """Queries in an epoch."""
-        counts = np.diff(identities.offsets)
+        counts = identities.counts()
         # Edits may leave an identity without an image: it keeps its label and is not drawn.
         self._drawn: Int64 | None = None if bool(counts.all()) else np.flatnonzero(counts).astype(np.int64, copy=False)
         self._identities = len(identities) if self._drawn is None else len(self._drawn)
@@ -85,36 +84,24 @@ class IdentityMix:
         slots[by_identity] = self._by_identity(batches[by_identity] * self.by_identity + places[by_identity])
         by_image = ~by_identity
         first = batches * (self.batch - self.by_identity) - self.by_identity
-        slots[by_image] = self._by_image(first[by_image] + places[by_image])
+        slots[by_image] = self._images.query_slots(first[by_image] + places[by_image])
         return slots
 
     def drawn_slots(self, hashes: npt.NDArray[np.uint64], numbers: Int64) -> Int64:
         """Return slots drawn with replacement from one hash each, by identity or by image as the place in the batch says."""
         by_identity = np.asarray(numbers, np.int64) % self.batch < self.by_identity
         label = self._label(below(hashes, self._identities))
-        first, count = self._images_of(label)
+        first, count = self.identities.spans(label)
         slots = first + below(mix64(hashes), count)
-        if self._images is not None:
-            return np.where(by_identity, slots, self._images.drawn_slots(hashes, numbers))
-        return np.where(by_identity, slots, below(hashes, self.identities.images))
+        return np.where(by_identity, slots, self._images.drawn_slots(hashes, numbers))
 
     def _by_identity(self, draws: Int64) -> Int64:
         # In each cycle an identity comes once: the cycle's number is also how often the identity has come before.
         cycle, place = np.divmod(draws, self._identities)
         label = self._label(permute(place, self._identities, hash_words(self.seed, _IDENTITIES, cycle)))
-        first, count = self._images_of(label)
+        first, count = self.identities.spans(label)
         turn, image = np.divmod(cycle, count)
         return first + permute(image, count, hash_words(self.seed, _TURNS, label, turn))
 
-    def _by_image(self, draws: Int64) -> Int64:
-        if self._images is not None:
-            return self._images.query_slots(draws)
-        cycle, place = np.divmod(draws, self.identities.images)
-        return permute(place, self.identities.images, hash_words(self.seed, _IMAGES, cycle))
-
     def _label(self, identities: Int64) -> Int64:
         return identities if self._drawn is None else self._drawn[identities]
-
-    def _images_of(self, labels: Int64) -> tuple[Int64, Int64]:
-        first: Int64 = self.identities.offsets[labels]
-        return first, self.identities.offsets[labels + 1] - first

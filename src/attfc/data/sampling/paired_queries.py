@@ -40,7 +40,7 @@ class PairedQueries:
     def __init__(self, identities: IdentityIndex, seed: int) -> None:
         self.identities = identities
         self.seed = int(seed)
-        counts = np.diff(identities.offsets)
+        counts = identities.counts()
         self._first_pair: Int64 = np.concatenate([[0], np.cumsum((counts + 1) // 2)])
         self._pairs = int(self._first_pair[-1])
         self.length = 2 * self._pairs
@@ -54,11 +54,9 @@ class PairedQueries:
         epoch, place = np.divmod(np.asarray(numbers, np.int64), self.length)
         pair = permute(place // 2, self._pairs, hash_words(self.seed, _PAIRS, epoch))
         label = np.searchsorted(self._first_pair, pair, side="right") - 1
-        first = self.identities.offsets[label]
-        count = self.identities.offsets[label + 1] - first
+        first, count = self.identities.spans(label)
         turn = (2 * (pair - self._first_pair[label]) + place % 2) % count
-        slots: Int64 = first + permute(turn, count, hash_words(self.seed, _WITHIN, label, epoch))
-        return slots
+        return first + permute(turn, count, hash_words(self.seed, _WITHIN, label, epoch))
 
     def drawn_slots(self, hashes: npt.NDArray[np.uint64], numbers: Int64) -> Int64:
         """Return slots drawn from all images, for queries that cannot be decoded: those lose their partner."""

@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from attfc.data.index import IdentityIndex
 from attfc.data.sampling.identity_mix import IdentityMix
 from attfc.data.sampling.paired_queries import PairedQueries
-from attfc.data.sampling.weighted_epochs import WeightedEpochs
+from attfc.data.sampling.weighted_epochs import EachImageOnce, WeightedEpochs
+from attfc.data.stores.combined import CombinedStore
+from attfc.data.stores.store import Store
 from attfc.data.transforms import FLIP_LANE, OPPOSITE_FLIP
 from attfc.errors import UserError, nearest
 from attfc.random_streams import below, hash_words, permute
 
-__all__ = ["SAMPLINGS", "QueryStream", "Samples", "mirror_seeds"]
+__all__ = ["SAMPLINGS", "QueryStream", "Samples", "mirror_seeds", "queries_of"]
 
 Int64 = NDArray[np.int64]
 
@@ -46,6 +48,43 @@ class Samples:
     positions: Int64
     key_positions: Int64
     seeds: Int64
+
+
+Queries = EachImageOnce | WeightedEpochs | IdentityMix | PairedQueries
+
+
+def queries_of(
+    store: Store, seed: int, batch_size: int, ranks: int, *, sampling: str, identity_share: float, paired: bool
+) -> Queries | None:
+    """Return which images of a store are queries, where that is not every image once per epoch (`AttentionLoader`).
+
+    Raises:
+        UserError: choices that do not go together.
+    """
+    weighted = store.weighted_epochs(seed) if isinstance(store, CombinedStore) and store.has_weights else None
+    if paired:
+        for clash, name in (
+            (identity_share != 0, f"identity_share = {identity_share:g}"),
+            (weighted is not None, "weights of sources"),
+            (sampling != "each_once", f"sampling = {sampling!r}"),
+        ):
+            if clash:
+                raise UserError(
+                    f"queries in pairs do not go with {name}: each says on its own which image comes next, take one of them"
+                )
+        if batch_size % 2:
+            raise UserError(
+                f"queries in pairs need an even batch_size, and it is {batch_size} a rank: take {batch_size + 1}"
+            )
+        return PairedQueries(store.identities, seed)
+    if identity_share == 0:
+        return weighted
+    if isinstance(store, CombinedStore) and 0 in store.weights:
+        raise UserError(
+            f"{store.name}: a source has weight 0 and identity_share = {identity_share:g} draws identities of all sources: "
+            "leave the source out"
+        )
+    return IdentityMix(store.identities, identity_share, batch_size * ranks, seed, images=weighted)
 
 
 class QueryStream:
@@ -77,7 +116,7 @@ class QueryStream:
         *,
         distinct_keys: bool = True,
         sampling: str = "each_once",
-        queries: WeightedEpochs | IdentityMix | PairedQueries | None = None,
+        queries: Queries | None = None,
     ) -> None:
         if keys_per_query < 0:
             raise UserError(f"keys_per_query = {keys_per_query}: set it to 0 (FC heads) or more")
@@ -89,8 +128,8 @@ class QueryStream:
         self.seed = int(seed)
         self.distinct_keys = distinct_keys
         self.sampling = sampling
-        self.queries = queries
-        self.epoch_length = identities.images if queries is None else queries.length
+        self.queries: Queries = queries or EachImageOnce(identities.images, seed, _ORDER)
+        self.epoch_length = self.queries.length
 
     def samples(self, numbers: Int64, attempt: int = 0) -> Samples:
         """Return the samples of stream numbers.
@@ -108,11 +147,11 @@ class QueryStream:
             self.seed, _AUGMENTATION, numbers[:, None], attempt, np.arange(1 + self.keys_per_query)[None, :]
         )
         seeds = (hashes >> np.uint64(1)).astype(np.int64)  # the sign bit is the opposite flip's
+        alone = index.spans(labels)[1] == 1
         if self.distinct_keys:
-            alone = index.offsets[labels + 1] - index.offsets[labels] == 1
             seeds[alone, 1:] = mirror_seeds(seeds[alone, 1:], seeds[alone, :1])
         if isinstance(self.queries, PairedQueries):
-            second = (numbers % 2 == 1) & (index.offsets[labels + 1] - index.offsets[labels] == 1)
+            second = (numbers % 2 == 1) & alone
             firsts = hash_words(self.seed, _AUGMENTATION, numbers[second] - 1, 0, 0) >> np.uint64(1)
             seeds[second, 0] = mirror_seeds(seeds[second, 0], firsts.astype(np.int64))
         return Samples(labels, index.positions_of_slots(slots), key_positions, seeds)
@@ -125,7 +164,7 @@ class QueryStream:
         numbers = np.array([number], dtype=np.int64)
         slots = self._query_slots(numbers, attempt)
         labels = self.identities.labels_of_slots(slots)
-        others = int(self.identities.offsets[labels[0] + 1] - self.identities.offsets[labels[0]]) - 1
+        others = int(self.identities.spans(labels)[1][0]) - 1
         first = self.keys_per_query
         end = min(first + limit, others) if self.distinct_keys else first + limit
         columns = np.arange(first, max(first, end))[None, :]
@@ -133,20 +172,14 @@ class QueryStream:
 
     def _query_slots(self, numbers: Int64, attempt: int) -> Int64:
         """Places in `index.items`: int64 (B,)."""
-        images = self.identities.images
         if attempt or self.sampling == "with_replacement":
-            hashes = hash_words(self.seed, _QUERY, numbers, attempt)
-            return below(hashes, images) if self.queries is None else self.queries.drawn_slots(hashes, numbers)
-        if self.queries is not None:
-            return self.queries.query_slots(numbers)
-        places: Int64 = numbers % images
-        return permute(places, images, hash_words(self.seed, _ORDER, numbers // images))
+            return self.queries.drawn_slots(hash_words(self.seed, _QUERY, numbers, attempt), numbers)
+        return self.queries.query_slots(numbers)
 
     def _key_positions(self, numbers: Int64, attempt: int, slots: Int64, labels: Int64, columns: Int64) -> Int64:
         """Store positions of the keys number `columns` (B, J) of each sample: int64 (B, J)."""
         index = self.identities
-        first = index.offsets[labels][:, None]
-        count = index.offsets[labels + 1][:, None] - first
+        first, count = (column[:, None] for column in index.spans(labels))
         if self.distinct_keys:
             others = np.maximum(count - 1, 1)
             keys = hash_words(self.seed, _KEYS, numbers[:, None], attempt, columns // others)

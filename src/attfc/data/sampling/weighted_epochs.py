@@ -16,7 +16,7 @@ import numpy.typing as npt
 from attfc.errors import UserError
 from attfc.random_streams import below, hash_words, mix64, permute
 
-__all__ = ["WeightedEpochs", "checked_weights"]
+__all__ = ["EachImageOnce", "WeightedEpochs", "checked_weights"]
 
 Int64 = npt.NDArray[np.int64]
 
@@ -51,6 +51,31 @@ def checked_weights(counts: Sequence[int], weights: Sequence[float]) -> list[int
     if sum(visits) > 1 << 62:
         raise UserError(f"sampling weights make an epoch of {sum(visits)} images: lower them")
     return visits
+
+
+class EachImageOnce:
+    """The endless sequence of queries in which an epoch is a keyed permutation of all images.
+
+    Args:
+        images: in the index.
+        seed: names the sequence.
+        purpose: the second word of its hashes.
+
+    Attributes:
+        length: queries in an epoch.
+    """
+
+    def __init__(self, images: int, seed: int, purpose: int) -> None:
+        self.length, self._seed, self._purpose = images, int(seed), purpose
+
+    def query_slots(self, numbers: Int64) -> Int64:
+        """Return the slots of queries: int64, shaped as `numbers`."""
+        epoch, place = np.divmod(numbers, self.length)
+        return permute(place, self.length, hash_words(self._seed, self._purpose, epoch))
+
+    def drawn_slots(self, hashes: npt.NDArray[np.uint64], numbers: Int64) -> Int64:
+        """Return slots drawn with replacement, from one hash each; wherever in the sequence."""
+        return below(hashes, self.length)
 
 
 class WeightedEpochs:
@@ -102,7 +127,6 @@ class WeightedEpochs:
 
     def drawn_slots(self, hashes: npt.NDArray[np.uint64], numbers: Int64) -> Int64:
         """Return slots drawn with replacement, by weight and within a source evenly, from one hash each; wherever in the sequence."""
-        del numbers
         source, _ = self._visited(below(hashes, self.length))
         return self._answer(self._first_image[source] + below(mix64(hashes), self._counts[source]))
 

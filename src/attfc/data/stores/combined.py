@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from attfc.data.index import IdentityIndex
+from attfc.data.index import IdentityIndex, checked_positions
+from attfc.data.people.identity_names import joined_names, names_of
+from attfc.data.people.name_table import NameTable
 from attfc.data.sampling.weighted_epochs import WeightedEpochs, checked_weights
 from attfc.data.stores.store import Images, Store, images_array
 from attfc.errors import UserError
@@ -164,9 +166,7 @@ class CombinedStore:
         Raises:
             IndexError: a position outside 0 ... len - 1.
         """
-        asked = np.asarray(positions, dtype=np.int64)
-        if asked.size and not (int(asked.min()) >= 0 and int(asked.max()) < len(self)):
-            raise IndexError(f"positions {int(asked.min())} ... {int(asked.max())} of a store of {len(self)} images")
+        asked = checked_positions(positions, len(self))
         source = np.searchsorted(self._starts, asked, side="right") - 1
         return source, asked - self._starts[source]
 
@@ -218,13 +218,25 @@ class CombinedStore:
         source, place = self.source_of(position)
         return f"{self.names[int(source)]}: {self.stores[int(source)].where(int(place))}"
 
+    def _named(self, labels: npt.ArrayLike) -> tuple[Int64, Int64]:
+        """Which source names each label (with merging: the first that has it), and its label there."""
+        places = np.asarray(labels, np.int64)
+        places = places if self._named_by is None else self._named_by[places]
+        source = np.searchsorted(self._label_starts, places, side="right") - 1
+        return source, places - self._label_starts[source]
+
     def identity_name(self, label: int) -> str:
         """Return the identity's name in its source (with merging: in the first that has it)."""
         if not 0 <= label < self._identities:
             raise IndexError(f"label {label} is not one of {self._identities} identities")
-        place = label if self._named_by is None else int(self._named_by[label])
-        source = int(np.searchsorted(self._label_starts, place, side="right")) - 1
-        return self.stores[source].identity_name(place - int(self._label_starts[source]))
+        source, own = self._named(label)
+        return self.stores[int(source)].identity_name(int(own))
+
+    def identity_names(self, labels: Int64) -> NameTable:
+        """Return the names of many identities."""
+        source, own = self._named(labels)
+        rows = [np.flatnonzero(source == number) for number in range(len(self.stores))]
+        return joined_names(rows, [names_of(store, own[row]) for store, row in zip(self.stores, rows, strict=True)])
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle without the identity index: decoding workers do not need it."""

@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from attfc.data.index import IdentityIndex
-from attfc.data.people.name_table import printable
+from attfc.data.index import IdentityIndex, checked_positions
+from attfc.data.people.identity_names import joined_names, names_of
+from attfc.data.people.name_table import NameTable, printable
 from attfc.data.stores.store import Images, Store
 from attfc.data.text_lines import MAX_LINE_BYTES, LineBlock, line_blocks, open_regular, read_head, whole_numbers
 from attfc.errors import UserError
@@ -372,9 +373,7 @@ class EditedStore:
         Raises:
             IndexError: a position outside 0 ... len - 1.
         """
-        asked = np.asarray(positions, dtype=np.int64)
-        if asked.size and not (int(asked.min()) >= 0 and int(asked.max()) < self._length):
-            raise IndexError(f"positions {int(asked.min())} ... {int(asked.max())} of a store of {self._length} images")
+        asked = checked_positions(positions, self._length)
         if self._left is not None:
             return np.asarray(self._left[asked], np.int64)
         moved: Int64 = asked + np.searchsorted(self._gaps, asked, side="right")
@@ -417,6 +416,15 @@ class EditedStore:
             raise IndexError(f"label {label} is not one of {len(self._used)} identities")
         edited = int(self._used[label])
         return self.store.identity_name(edited) if edited < len(self.store.identities) else f"new-{edited}"
+
+    def identity_names(self, labels: Int64) -> NameTable:
+        """Return the names of many identities."""
+        below = self._used[labels]
+        old = below < len(self.store.identities)
+        if old.all():
+            return names_of(self.store, below)
+        made = NameTable.pack(f"new-{label}".encode() for label in below[~old].tolist())
+        return joined_names([np.flatnonzero(old), np.flatnonzero(~old)], [names_of(self.store, below[old]), made])
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle without the identity index: decoding workers do not need it."""

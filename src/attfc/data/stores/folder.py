@@ -17,19 +17,18 @@ import json
 import os
 import time
 from array import array
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from attfc.data.images import BrokenImageError
 from attfc.data.index import IdentityIndex, open_array
-from attfc.data.index_cache import IndexCache
+from attfc.data.index_cache import RACY_NS, IndexCache, read_about
 from attfc.data.people.name_table import NameTable, printable
-from attfc.data.stores.store import EncodedStore
+from attfc.data.stores.image_files import ImageFiles, Tables, read_image
 from attfc.errors import UserError
 
 __all__ = ["EXTENSIONS", "FolderStore"]
@@ -57,17 +56,92 @@ _UNREAD = (
         ".tiff",
     ],
 )
-MAX_FILE_BYTES = 256 * 1024 * 1024
-"""Larger files are reported as broken and not read: no face is that large, and one such file could exhaust a worker."""
 
 Progress = Callable[[int, int], None]
 
 _FORMAT = b"attfc folder index 2"
-_RACY_NS = 2_000_000_000
 _IGNORED = ("hidden", "other_files", "deeper_folders", "empty_folders", "files_beside_folders")
 
 
-class FolderStore(EncodedStore):
+@dataclass(frozen=True)
+class _Folders:
+    """The folders under the root, in the order of their bytes, and the digest under which an index is cached."""
+
+    names: list[bytes]
+    links: list[bool]
+    changed_ns: npt.NDArray[np.int64]
+    hidden: int
+    files: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class _FolderTables(Tables):
+    """Of a folder: `paths` are the names of the files."""
+
+    identities: NameTable
+    entries: npt.NDArray[np.int64]  # of every listed folder, those without images included
+    ignored: dict[str, int]
+    unread: dict[str, int]  # ending -> pictures of a format that is not read
+    links: npt.NDArray[np.int64]  # positions of images that are links or lie in an identity folder that is one
+
+    @classmethod
+    def open(cls, folder: Path) -> "_FolderTables":
+        """Map a cached index."""
+        tables = read_about(
+            folder,
+            "folder",
+            lambda about: cls(
+                index=IdentityIndex.open(folder, consecutive=True),
+                identities=NameTable.open(folder, "identity"),
+                paths=NameTable.open(folder, "file"),
+                scanned_ns=int(about["scanned_ns"]),
+                folder=folder,
+                entries=open_array(folder / "entries.npy", np.int64),
+                ignored={kind: int(about["ignored"][kind]) for kind in _IGNORED},
+                unread={ending: int(about["unread"][ending]) for ending in _UNREAD if ending in about["unread"]},
+                links=open_array(folder / "links.npy", np.int64),
+            ),
+        )
+        index, links = tables.index, tables.links
+        sound = (
+            tables.identities.sound()
+            and tables.paths.sound()
+            and len(tables.identities) == len(index)
+            and len(tables.paths) == index.images
+            and bool((index.counts() > 0).all())
+            and bool((links[1:] > links[:-1]).all())
+            and (not len(links) or (int(links[0]) >= 0 and int(links[-1]) < index.images))
+        )
+        if not sound:
+            raise UserError(f"{folder}: damaged folder index (its arrays contradict each other); delete it")
+        return tables
+
+    def save(self, draft: Path) -> None:
+        """Write what `open` maps."""
+        self.index.save(draft)
+        self.identities.save(draft, "identity")
+        self.paths.save(draft, "file")
+        for name in ("entries", "links"):
+            np.save(draft / f"{name}.npy", getattr(self, name), allow_pickle=False)
+        about = {name: getattr(self, name) for name in ("scanned_ns", "ignored", "unread")}
+        (draft / "about.json").write_text(json.dumps({"format": _FORMAT.decode(), **about}), "utf-8")
+
+    def current(self, root: Path, folders: _Folders) -> bool:
+        """Whether the index still describes the folders: those that had just changed then are counted again."""
+        if len(self.entries) != len(folders.names):
+            return False
+        fresh = np.flatnonzero(folders.changed_ns >= self.scanned_ns - RACY_NS).tolist()
+        try:
+            return all(
+                len(os.listdir(os.fsencode(root) + b"/" + folders.names[number])) == self.entries[number]
+                for number in fresh
+            )
+        except OSError:
+            return False
+
+
+class FolderStore(ImageFiles):
     """A Store over a folder of identity folders.
 
     Args:
@@ -87,30 +161,16 @@ class FolderStore(EncodedStore):
         cache: str | os.PathLike[str] | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self.root = Path(os.path.abspath(root))
+        super().__init__(root, root)
         folders = _list_folders(self.root)
-        places = IndexCache(self.root, "folder", folders.digest, cache=cache)
-        tables = places.open(lambda folder: _current(_open_tables(folder), self.root, folders))
-        if tables is None:
-            scanned = _scan(self.root, folders, progress)
-            tables = places.write(lambda draft: _save(scanned, draft), _open_tables) or scanned
-        beside = {"hidden": folders.hidden, "files_beside_folders": folders.files}
-        self._ignored = {kind: count + beside.get(kind, 0) for kind, count in tables.ignored.items()}
-        self._hold(tables)
-
-    def _hold(self, tables: "_Tables") -> None:
-        self._tables = tables
-        self._prefix = os.path.join(os.fsencode(self.root), b"")
-
-    @property
-    def name(self) -> str:
-        """The folder's own name."""
-        return printable(os.fsencode(self.root.name or str(self.root)))
-
-    @property
-    def identities(self) -> IdentityIndex:
-        """The identity index; position = slot, since images are numbered identity by identity."""
-        return self._tables.index
+        self._tables: _FolderTables = IndexCache(self.root, "folder", folders.digest, cache=cache).get(
+            _FolderTables.open,
+            lambda: _scan(self.root, folders, progress),
+            _FolderTables.save,
+            lambda tables: tables.current(self.root, folders),
+        )
+        beside = Counter(hidden=folders.hidden, files_beside_folders=folders.files)
+        self._ignored = {kind: count + beside[kind] for kind, count in self._tables.ignored.items()}
 
     @property
     def ignored(self) -> dict[str, int]:
@@ -121,10 +181,10 @@ class FolderStore(EncodedStore):
     def notes(self) -> list[str]:
         """Sentences about pictures that are not read, and about links."""
         unread = self._tables.unread
-        renamed = _counted({ending: count for ending, count in unread.items() if ending in _JPEG_BY_OTHER_NAMES})
-        others = _counted({ending: count for ending, count in unread.items() if ending not in _JPEG_BY_OTHER_NAMES})
-        notes = [f"not read: {renamed} (JPEG under another name: rename to .jpg)"] if renamed else []
-        notes += [f"not read: {others} (convert to .jpg or .png)"] if others else []
+        notes = []
+        for renamed, advice in ((True, "JPEG under another name: rename to .jpg"), (False, "convert to .jpg or .png")):
+            found = {end: count for end, count in unread.items() if (end in _JPEG_BY_OTHER_NAMES) == renamed}
+            notes += [f"not read: {_counted(found)} ({advice})"] if found else []
         links = len(self._tables.links)
         return notes + ([f"images reached by symbolic links: {links:,} of {len(self):,}"] if links else [])
 
@@ -136,15 +196,6 @@ class FolderStore(EncodedStore):
             if not real.startswith(root):
                 return position, printable(real)
         return None
-
-    @property
-    def cache(self) -> Path | None:
-        """Folder of the cached index; None if it is held in memory."""
-        return self._tables.folder
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return self._tables.index.images
 
     def labels(self, positions: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Return the labels of positions: int64."""
@@ -162,81 +213,20 @@ class FolderStore(EncodedStore):
             BrokenImageError: more than 256 MiB.
         """
         path, label = self._path_and_label(position)
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))  # a file object costs as much again
-        try:
-            size = os.fstat(descriptor).st_size
-            if size > MAX_FILE_BYTES:
-                raise BrokenImageError(f"file of {size:,} bytes, more than the limit of {MAX_FILE_BYTES:,}")
-            encoded = os.read(descriptor, size)
-            while len(encoded) < size and (more := os.read(descriptor, size - len(encoded))):
-                encoded += more
-            return encoded, label
-        finally:
-            os.close(descriptor)
+        return read_image(
+            os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        ), label  # a file object costs as much again
 
     def _path_and_label(self, position: int) -> tuple[bytes, int]:
         tables = self._tables
-        if not 0 <= position < len(tables.file_names):
-            raise IndexError(f"position {position} of {len(tables.file_names)} images")
+        if not 0 <= position < len(self):
+            raise IndexError(f"position {position} of {len(self)} images")
         label = int(tables.index.offsets.searchsorted(position, side="right")) - 1
-        return self._prefix + tables.identity_names[label] + b"/" + tables.file_names[position], label
+        return self._prefix + tables.identities[label] + b"/" + tables.paths[position], label
 
     def where(self, position: int) -> str:
         """Return "identity/file" in printable form."""
         return printable(self._path_and_label(position)[0][len(self._prefix) :])
-
-    def identity_name(self, label: int) -> str:
-        """Return the identity folder's name in printable form."""
-        return printable(self._tables.identity_names[label])
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickle the paths alone where the index is on disk: a worker maps the same pages."""
-        tables = self._tables
-        kept = tables if tables.folder is None else (tables.folder, len(self))
-        return {"root": self.root, "ignored": self._ignored, "tables": kept}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Reopen what `__getstate__` left."""
-        self.root = state["root"]
-        self._ignored = state["ignored"]
-        tables = state["tables"]
-        if not isinstance(tables, _Tables):
-            folder, images = tables
-            tables = _open_tables(folder)
-            if tables.index.images != images:
-                raise UserError(f"{folder}: the index changed while a worker started; start again")
-        self._hold(tables)
-
-    def __repr__(self) -> str:
-        """Return the root and the counts."""
-        return f"FolderStore({str(self.root)!r}, {len(self.identities):,} identities, {len(self):,} images)"
-
-
-@dataclass(frozen=True)
-class _Tables:
-    """Everything known about the folder's images; arrays mapped from `folder`, or in memory if that is None."""
-
-    index: IdentityIndex
-    identity_names: NameTable
-    file_names: NameTable
-    entries: npt.NDArray[np.int64]  # of every listed folder, those without images included
-    scanned_ns: int
-    ignored: dict[str, int]
-    unread: dict[str, int]  # ending -> pictures of a format that is not read
-    links: npt.NDArray[np.int64]  # positions of images that are links or lie in an identity folder that is one
-    folder: Path | None
-
-
-@dataclass(frozen=True)
-class _Folders:
-    """The folders under the root, in the order of their bytes, and the digest under which an index is cached."""
-
-    names: list[bytes]
-    links: list[bool]
-    changed_ns: npt.NDArray[np.int64]
-    hidden: int
-    files: int
-    digest: str
 
 
 def _list_folders(root: Path) -> _Folders:
@@ -263,30 +253,28 @@ def _list_folders(root: Path) -> _Folders:
     for name, changed_ns, size, link in found:
         hasher.update(b"%d %d %d %d %b" % (len(name), changed_ns, size, link, name))
     return _Folders(
-        [name for name, _, _, _ in found],
-        [link for _, _, _, link in found],
-        np.array([changed_ns for _, changed_ns, _, _ in found], np.int64),
+        [name for name, *_ in found],
+        [link for *_, link in found],
+        np.array([changed_ns for _, changed_ns, *_ in found], np.int64),
         hidden,
         files,
         hasher.hexdigest(),
     )
 
 
-def _scan(root: Path, folders: _Folders, progress: Progress | None) -> _Tables:
+def _scan(root: Path, folders: _Folders, progress: Progress | None) -> _FolderTables:
     started_ns = time.time_ns()
-    root_bytes = os.fsencode(root)
     identity_names: list[bytes] = []
     offsets, name_ends, links = array("q", [0]), array("q", [0]), array("q")
     names = bytearray()
-    entries_of = np.zeros(len(folders.names), np.int64)
-    ignored, unread = dict.fromkeys(_IGNORED, 0), dict[str, int]()
     total = len(folders.names)
+    entries_of = np.zeros(total, np.int64)
+    ignored, unread = dict.fromkeys(_IGNORED, 0), Counter[str]()
     for number, folder in enumerate(folders.names):
-        entries_of[number], images = _scan_folder(root_bytes, folder, ignored, unread)
+        entries_of[number], images = _scan_folder(os.fsencode(root), folder, ignored, unread)
         if images:
-            images.sort()
             identity_names.append(folder)
-            for name, is_link in images:
+            for name, is_link in sorted(images):
                 if is_link or folders.links[number]:
                     links.append(len(name_ends) - 1)
                 names += name
@@ -296,24 +284,23 @@ def _scan(root: Path, folders: _Folders, progress: Progress | None) -> _Tables:
             ignored["empty_folders"] += 1
         if progress is not None and (number % 256 == 255 or number == total - 1):
             progress(number + 1, total)
-    file_names = NameTable(np.frombuffer(bytes(names), np.uint8), np.array(name_ends, np.int64))
     if not identity_names:
         raise UserError(_nothing_found(root, ignored, unread, folders))
-    return _Tables(
-        IdentityIndex(np.array(offsets, np.int64)),
-        NameTable.pack(identity_names),
-        file_names,
-        entries_of,
-        started_ns,
-        ignored,
-        unread,
-        np.array(links, np.int64),
-        None,
+    return _FolderTables(
+        index=IdentityIndex(np.array(offsets, np.int64)),
+        identities=NameTable.pack(identity_names),
+        paths=NameTable(np.frombuffer(bytes(names), np.uint8), np.array(name_ends, np.int64)),
+        scanned_ns=started_ns,
+        folder=None,
+        entries=entries_of,
+        ignored=ignored,
+        unread=dict(unread),
+        links=np.array(links, np.int64),
     )
 
 
 def _scan_folder(
-    root: bytes, folder: bytes, ignored: dict[str, int], unread: dict[str, int]
+    root: bytes, folder: bytes, ignored: dict[str, int], unread: Counter[str]
 ) -> tuple[int, list[tuple[bytes, bool]]]:
     """Return the number of entries of an identity folder, and its images: name, and whether it is a link."""
     images: list[tuple[bytes, bool]] = []
@@ -332,7 +319,7 @@ def _scan_folder(
                     ignored["other_files"] += 1
                     ending = os.path.splitext(entry.name)[1].lower().decode("ascii", "replace")
                     if ending in _UNREAD:
-                        unread[ending] = unread.get(ending, 0) + 1
+                        unread[ending] += 1
     except OSError as error:
         # Skipping it would lose an identity and shift every label after it.
         where = f"{printable(root)}/{printable(folder)}"
@@ -354,61 +341,3 @@ def _nothing_found(root: Path, in_folders: dict[str, int], unread: dict[str, int
         hint = "; put the images of each person into a folder of their own"
     hint += f"; not read: {_counted(unread)} (convert to .jpg or .png)" if unread else ""
     return f"{printable(os.fsencode(root))}: no images: {expected}; found {seen or 'an empty folder'}{hint}"
-
-
-def _current(tables: _Tables, root: Path, folders: _Folders) -> _Tables:
-    """Return the cached tables if they still describe the folders, else raise UserError."""
-    if len(tables.entries) != len(folders.names) or not _unchanged(root, folders, tables):
-        raise UserError(f"{tables.folder}: the index is of an earlier state")
-    return tables
-
-
-def _unchanged(root: Path, folders: _Folders, tables: _Tables) -> bool:
-    for number in np.flatnonzero(folders.changed_ns >= tables.scanned_ns - _RACY_NS).tolist():
-        try:
-            if len(os.listdir(os.fsencode(root) + b"/" + folders.names[number])) != tables.entries[number]:
-                return False
-        except OSError:
-            return False
-    return True
-
-
-def _open_tables(folder: Path) -> _Tables:
-    """Map a cached index. Raises UserError if it is damaged: it may have come with somebody's data set."""
-    try:
-        about = json.loads((folder / "about.json").read_text("utf-8"))
-        scanned_ns = int(about["scanned_ns"])
-        ignored = {kind: int(about["ignored"][kind]) for kind in _IGNORED}
-        unread = {ending: int(about["unread"][ending]) for ending in _UNREAD if ending in about["unread"]}
-        index = IdentityIndex.open(folder, consecutive=True)
-        identity_names, file_names = NameTable.open(folder, "identity"), NameTable.open(folder, "file")
-        entries, links = (open_array(folder / f"{name}.npy", np.int64) for name in ("entries", "links"))
-    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise UserError(f"{folder}: damaged folder index ({error}); delete it to have it rebuilt") from None
-    sound = (
-        identity_names.sound()
-        and file_names.sound()
-        and len(identity_names) == len(index)
-        and len(file_names) == index.images
-        and bool((index.counts() > 0).all())
-        and bool((links[1:] > links[:-1]).all())
-        and (not len(links) or (int(links[0]) >= 0 and int(links[-1]) < index.images))
-    )
-    if not sound:
-        raise UserError(f"{folder}: damaged folder index (its arrays contradict each other); delete it")
-    return _Tables(index, identity_names, file_names, entries, scanned_ns, ignored, unread, links, folder)
-
-
-def _save(tables: _Tables, draft: Path) -> None:
-    tables.index.save(draft)
-    tables.identity_names.save(draft, "identity")
-    tables.file_names.save(draft, "file")
-    np.save(draft / "entries.npy", tables.entries, allow_pickle=False)
-    np.save(draft / "links.npy", tables.links, allow_pickle=False)
-    about = {
-        "format": _FORMAT.decode(),
-        "scanned_ns": tables.scanned_ns,
-        "ignored": tables.ignored,
-        "unread": tables.unread,
-    }
-    (draft / "about.json").write_text(json.dumps(about), "utf-8")

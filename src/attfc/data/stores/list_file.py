@@ -29,12 +29,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from attfc.data.images import BrokenImageError
-from attfc.data.index import IdentityIndex, open_array
-from attfc.data.index_cache import IndexCache
+from attfc.data.index import IdentityIndex, checked_positions, open_array
+from attfc.data.index_cache import RACY_NS, IndexCache, read_about
 from attfc.data.people.name_table import NameTable, printable
+from attfc.data.stores.image_files import ImageFiles, Tables, read_image
 from attfc.data.stores.list_columns import IMAGE_ENDINGS, ListLayout
-from attfc.data.stores.store import EncodedStore
 from attfc.data.text_lines import MAX_LINE_BYTES, LineBlock, line_blocks, open_regular, whole_numbers
 from attfc.errors import UserError
 
@@ -43,14 +42,59 @@ __all__ = ["ListStore"]
 Int64 = npt.NDArray[np.int64]
 Progress = Callable[[int, int], None]
 
-MAX_FILE_BYTES = 256 * 1024 * 1024
-"""Larger files are reported as broken and not read, as by `FolderStore`."""
-
 _FORMAT = "attfc list index 2"
-_RACY_NS = 2_000_000_000
 
 
-class ListStore(EncodedStore):
+@dataclass(frozen=True)
+class _ListTables(Tables):
+    """Of a list: `identities` are its own labels, numbers or names."""
+
+    labels: Int64
+
+    @classmethod
+    def open(cls, folder: Path) -> "_ListTables":
+        """Map a cached index."""
+
+        def read(about: dict[str, Any]) -> _ListTables:
+            return cls(
+                index=IdentityIndex.open(folder),
+                identities=open_array(folder / "numbers.npy", np.int64)
+                if about["numbers"]
+                else NameTable.open(folder, "identity"),
+                paths=NameTable.open(folder, "path"),
+                scanned_ns=int(about["scanned_ns"]),
+                folder=folder,
+                labels=open_array(folder / "labels.npy", np.int64),
+            )
+
+        tables = read_about(folder, "list", read)
+        known, paths = tables.identities, tables.paths
+        sound = (
+            len(tables.labels) == tables.index.images == len(paths)
+            and len(known) == len(tables.index)
+            and int(paths.offsets[-1]) == len(paths.data)
+            and (not isinstance(known, NameTable) or known.sound(forbidden=b"\0"))
+            and len(paths) > 0
+        )
+        if not sound:
+            raise UserError(f"{folder}: damaged list index (its arrays contradict each other); delete it")
+        return tables
+
+    def save(self, draft: Path) -> None:
+        """Write what `open` maps."""
+        self.index.save(draft)
+        np.save(draft / "labels.npy", self.labels, allow_pickle=False)
+        self.paths.save(draft, "path")
+        named = isinstance(self.identities, NameTable)
+        if isinstance(self.identities, NameTable):
+            self.identities.save(draft, "identity")
+        else:
+            np.save(draft / "numbers.npy", self.identities, allow_pickle=False)
+        about = {"format": _FORMAT, "scanned_ns": self.scanned_ns, "numbers": not named}
+        (draft / "about.json").write_text(json.dumps(about), "utf-8")
+
+
+class ListStore(ImageFiles):
     """A Store over a text file of paths and labels.
 
     Only regular files are read (symbolic links are followed): a list that names a device or FIFO gets a broken image, not a
@@ -76,49 +120,32 @@ class ListStore(EncodedStore):
         cache: str | os.PathLike[str] | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self.path = Path(os.path.abspath(path))
-        self.root = self.path.parent if root is None else Path(os.path.abspath(root))
+        super().__init__(path, Path(path).parent if root is None else root)
+        self.path = self._source
         try:
             descriptor = open_regular(self.path)
+            try:
+                self._tables: _ListTables = self._opened(descriptor, cache, progress)
+            finally:
+                os.close(descriptor)
         except OSError as error:
             raise UserError(f"{self.path}: list cannot be read ({error.strerror or error})") from None
-        try:
-            status = os.fstat(descriptor)
-            places = IndexCache(self.path, "list", _digest(status), cache=cache)
-            tables = places.open(lambda folder: _settled(_open_tables(folder), status))
-            if tables is None:
-                parsed = _parse(self.path, descriptor, status, progress)
-                if _digest(os.fstat(descriptor)) != _digest(status):
-                    raise UserError(f"{self.path}: the list changed while it was read; open it again")
-                tables = places.write(lambda draft: _save(parsed, draft), _open_tables) or parsed
-        except OSError as error:
-            raise UserError(f"{self.path}: list cannot be read ({error.strerror or error})") from None
-        finally:
-            os.close(descriptor)
-        self._hold(tables)
 
-    def _hold(self, tables: "_Tables") -> None:
-        self._tables = tables
-        self._prefix = os.path.join(os.fsencode(self.root), b"")
+    def _opened(self, descriptor: int, cache: str | os.PathLike[str] | None, progress: Progress | None) -> _ListTables:
+        status = os.fstat(descriptor)
 
-    @property
-    def name(self) -> str:
-        """The list's file name."""
-        return printable(os.fsencode(self.path.name))
+        def parsed() -> _ListTables:
+            tables = _parse(self.path, descriptor, status, progress)
+            if _digest(os.fstat(descriptor)) != _digest(status):
+                raise UserError(f"{self.path}: the list changed while it was read; open it again")
+            return tables
 
-    @property
-    def identities(self) -> IdentityIndex:
-        """The identity index."""
-        return self._tables.index
+        def settled(tables: _ListTables) -> bool:
+            """Whether the list was so old when it was parsed that it cannot have changed in the same tick."""
+            return max(status.st_mtime_ns, status.st_ctime_ns) < tables.scanned_ns - RACY_NS
 
-    @property
-    def cache(self) -> Path | None:
-        """Folder of the cached index; None if it is held in memory."""
-        return self._tables.folder
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self._tables.labels)
+        places = IndexCache(self.path, "list", _digest(status), cache=cache)
+        return places.get(_ListTables.open, parsed, _ListTables.save, settled)
 
     def labels(self, positions: npt.ArrayLike) -> Int64:
         """Return the labels of positions: int64.
@@ -126,10 +153,7 @@ class ListStore(EncodedStore):
         Raises:
             IndexError: a position outside 0 ... len - 1.
         """
-        asked = np.asarray(positions, dtype=np.int64)
-        if asked.size and not (int(asked.min()) >= 0 and int(asked.max()) < len(self)):
-            raise IndexError(f"positions {int(asked.min())} ... {int(asked.max())} of a list of {len(self)} images")
-        labels = np.asarray(self._tables.labels[asked])
+        labels = np.asarray(self._tables.labels[checked_positions(positions, len(self), "list")])
         # Here and not at the start: to look through a cached index of 42 M images takes a second.
         if labels.size and not (int(labels.min()) >= 0 and int(labels.max()) < len(self.identities)):
             raise UserError(f"{self.cache}: damaged list index (a label out of range); delete it to have it rebuilt")
@@ -175,68 +199,15 @@ class ListStore(EncodedStore):
             OSError: the file is missing, may not be read, or is not a regular file.
             BrokenImageError: more than 256 MiB.
         """
-        return _read_regular(self.image_path(position)), int(self._tables.labels[position])
+        try:
+            descriptor = open_regular(self.image_path(position))
+        except ValueError:  # a NUL byte: the cached index is damaged
+            raise OSError(errno.EINVAL, "not a path") from None
+        return read_image(descriptor), int(self._tables.labels[position])
 
     def where(self, position: int) -> str:
         """Return the path as the list has it, in printable form."""
         return printable(self._listed(position))
-
-    def identity_name(self, label: int) -> str:
-        """Return the list's own label, number or name, in printable form."""
-        if not 0 <= label < len(self.identities):
-            raise IndexError(f"label {label} is not one of {len(self.identities)} identities")
-        known = self._tables.known
-        return printable(known[label]) if isinstance(known, NameTable) else str(int(known[label]))
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickle the paths alone where the index is on disk: a worker maps the same pages."""
-        tables = self._tables
-        kept = tables if tables.folder is None else (tables.folder, len(self))
-        return {"path": self.path, "root": self.root, "tables": kept}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Reopen what `__getstate__` left."""
-        self.path, self.root = state["path"], state["root"]
-        tables = state["tables"]
-        if not isinstance(tables, _Tables):
-            folder, images = tables
-            tables = _open_tables(folder)
-            if len(tables.labels) != images:
-                raise UserError(f"{folder}: the index changed while a worker started; start again")
-        self._hold(tables)
-
-    def __repr__(self) -> str:
-        """Return the path and the counts."""
-        return f"ListStore({str(self.path)!r}, {len(self.identities):,} identities, {len(self):,} images)"
-
-
-def _read_regular(path: bytes) -> bytes:
-    try:
-        descriptor = open_regular(path)
-    except ValueError:  # a NUL byte: the cached index is damaged
-        raise OSError(errno.EINVAL, "not a path") from None
-    try:
-        size = os.fstat(descriptor).st_size
-        if size > MAX_FILE_BYTES:
-            raise BrokenImageError(f"file of {size:,} bytes, more than the limit of {MAX_FILE_BYTES:,}")
-        encoded = os.read(descriptor, size)
-        while len(encoded) < size and (more := os.read(descriptor, size - len(encoded))):
-            encoded += more
-        return encoded
-    finally:
-        os.close(descriptor)
-
-
-@dataclass(frozen=True)
-class _Tables:
-    """Everything the list says; arrays mapped from `folder`, or in memory if that is None."""
-
-    index: IdentityIndex
-    labels: Int64
-    paths: NameTable
-    known: NameTable | Int64  # the list's own label of each identity
-    scanned_ns: int
-    folder: Path | None
 
 
 def _digest(status: os.stat_result) -> str:
@@ -245,18 +216,11 @@ def _digest(status: os.stat_result) -> str:
     return hashlib.blake2b(facts.encode(), digest_size=16).hexdigest()
 
 
-def _settled(tables: _Tables, status: os.stat_result) -> _Tables:
-    """Return cached tables unless the list was so fresh when they were made that it may have changed in the same tick."""
-    if max(status.st_mtime_ns, status.st_ctime_ns) >= tables.scanned_ns - _RACY_NS:
-        raise UserError(f"{tables.folder}: the index may be of an earlier state")
-    return tables
-
-
 class _NamesMetError(Exception):
     """A label that is a name, in a pass that reads numbers."""
 
 
-def _parse(path: Path, descriptor: int, status: os.stat_result, progress: Progress | None) -> _Tables:
+def _parse(path: Path, descriptor: int, status: os.stat_result, progress: Progress | None) -> _ListTables:
     scanned_ns = time.time_ns()
     labels: _Numbers | _Names = _Numbers(path)
     try:
@@ -267,7 +231,7 @@ def _parse(path: Path, descriptor: int, status: os.stat_result, progress: Progre
     if not len(paths):
         raise UserError(f"{path}: no images: a line `path label` for each is expected")
     dense, known = labels.finished()
-    return _Tables(IdentityIndex.from_labels(dense), dense, paths, known, scanned_ns, None)
+    return _ListTables(IdentityIndex.from_labels(dense), known, paths, scanned_ns, None, dense)
 
 
 def _pass(path: Path, descriptor: int, size: int, labels: "_Numbers | _Names", progress: Progress | None) -> NameTable:
@@ -374,41 +338,3 @@ class _Names:
         rank = np.empty(len(ordered), np.int64)
         rank[[self._number_of[name] for name in ordered]] = np.arange(len(ordered))
         return rank[np.frombuffer(self._taken, np.int64)], NameTable.pack(ordered)
-
-
-def _open_tables(folder: Path) -> _Tables:
-    """Map a cached index. Raises UserError if it is damaged."""
-    try:
-        about = json.loads((folder / "about.json").read_text("utf-8"))
-        scanned_ns, numbers = int(about["scanned_ns"]), bool(about["numbers"])
-        index = IdentityIndex.open(folder)
-        labels = open_array(folder / "labels.npy", np.int64)
-        paths = NameTable.open(folder, "path")
-        known: NameTable | Int64 = (
-            open_array(folder / "numbers.npy", np.int64) if numbers else NameTable.open(folder, "identity")
-        )
-    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise UserError(f"{folder}: damaged list index ({error}); delete it to have it rebuilt") from None
-    sound = (
-        len(labels) == index.images == len(paths)
-        and len(known) == len(index)
-        and int(paths.offsets[-1]) == len(paths.data)
-        and (not isinstance(known, NameTable) or known.sound(forbidden=b"\0"))
-        and len(labels) > 0
-    )
-    if not sound:
-        raise UserError(f"{folder}: damaged list index (its arrays contradict each other); delete it")
-    return _Tables(index, labels, paths, known, scanned_ns, folder)
-
-
-def _save(tables: _Tables, draft: Path) -> None:
-    tables.index.save(draft)
-    np.save(draft / "labels.npy", tables.labels, allow_pickle=False)
-    tables.paths.save(draft, "path")
-    numbers = not isinstance(tables.known, NameTable)
-    if isinstance(tables.known, NameTable):
-        tables.known.save(draft, "identity")
-    else:
-        np.save(draft / "numbers.npy", tables.known, allow_pickle=False)
-    about = {"format": _FORMAT, "scanned_ns": tables.scanned_ns, "numbers": numbers}
-    (draft / "about.json").write_text(json.dumps(about), "utf-8")

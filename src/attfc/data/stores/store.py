@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from attfc.data.images import BrokenImageError, decode_image
+from attfc.data.images import BrokenImageError, decode_image, reason_of
 from attfc.data.index import IdentityIndex
 
 __all__ = ["EncodedStore", "Images", "Store", "images_array"]
@@ -108,10 +108,8 @@ class EncodedStore:
                 if isinstance(encoded, Exception):
                     raise encoded
                 pixels[row] = decode_image(encoded, size)
-            except BrokenImageError as error:
-                reasons[row] = str(error)
-            except OSError as error:
-                reasons[row] = f"cannot be read ({error.strerror or error})"
+            except (OSError, BrokenImageError) as error:
+                reasons[row] = reason_of(error)
         for row in reasons:
             pixels[row] = 0
         first = rows[places]

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from attfc.data.index import IdentityIndex
+from attfc.data.index import IdentityIndex, checked_positions
+from attfc.data.people.name_table import NameTable
 from attfc.data.stores.store import EncodedStore
 from attfc.errors import UserError
 from attfc.random_streams import below, hash_words
@@ -123,6 +124,11 @@ class SyntheticFaces(EncodedStore):
             raise IndexError(f"label {label} is not one of {self._count} identities")
         return f"identity {self.first_identity + label}"
 
+    def identity_names(self, labels: I64) -> NameTable:
+        """Return the names of many identities, each with the seed: "identity 7" alone is somebody else in every seed."""
+        start = f"seed {self.seed} identity "
+        return NameTable.pack(f"{start}{number}".encode() for number in (labels + self.first_identity).tolist())
+
     def read(self, position: int) -> tuple[bytes, int]:
         """Return the JPEG of one image (112 x 112) and its label. Several at once are cheaper: `images`."""
         labels, samples = self._split([position])
@@ -150,9 +156,7 @@ class SyntheticFaces(EncodedStore):
 
     def _split(self, positions: npt.ArrayLike) -> tuple[I64, I64]:
         """Label and sample number of each position."""
-        asked = np.asarray(positions, dtype=np.int64)
-        if asked.size and not (int(asked.min()) >= 0 and int(asked.max()) < self._length):
-            raise IndexError(f"positions {int(asked.min())} ... {int(asked.max())} of a store of {self._length} images")
+        asked = checked_positions(positions, self._length)
         if self._each:
             return asked // self._each, asked % self._each
         starts = self._starts()

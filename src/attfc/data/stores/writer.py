@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar
 
-from attfc.data.stores.folder import MAX_FILE_BYTES
+from attfc.data.stores.image_files import MAX_FILE_BYTES
 from attfc.errors import UserError
 from attfc.files import lock, replacing, sync, sync_folder
 

@@ -19,7 +19,7 @@ from attfc.data.stores.store import Store
 from attfc.data.text_lines import line_blocks, open_regular
 from attfc.errors import UserError
 from attfc.evaluation.bootstrap import FigurePath, Sample
-from attfc.evaluation.embed import BrokenImage, Embedder, Progress
+from attfc.evaluation.embed import BrokenImage, Embedder
 from attfc.evaluation.people import few_people
 from attfc.evaluation.protocols.all_pairs_scores import (
     ALL_PAIRS_FARS,
@@ -31,6 +31,7 @@ from attfc.evaluation.protocols.all_pairs_scores import (
 )
 from attfc.evaluation.protocols.protocol import Board, Cell, Outcome, Protocol, Subject, Table, noted
 from attfc.evaluation.rates import far_name
+from attfc.typing import Progress
 
 __all__ = ["PROTOCOL", "AllPairsEvaluation", "Groups", "evaluate_all_pairs", "rates_at_common_threshold", "read_groups"]
 
@@ -142,12 +143,8 @@ def read_groups(path: str | Path, store: Store) -> Groups:
             identity of the store.
     """
     file = Path(path)
-    names, name_of_label = np.unique(
-        np.array([store.identity_name(label) for label in range(len(store.identities))], dtype=np.object_),
-        return_inverse=True,
-    )
-    place_of = {name: place for place, name in enumerate(names.tolist())}
-    found: dict[int, str] = {}
+    names = [store.identity_name(label) for label in range(len(store.identities))]
+    group_of: dict[str, str] = dict.fromkeys(names, "")
     strange, first_strange = 0, ""
     for number, line in _lines(file):
         identity, tab, group = line.partition("\t")
@@ -156,27 +153,28 @@ def read_groups(path: str | Path, store: Store) -> Groups:
             raise UserError(
                 f"{file} line {number}: {line[:80]!r} is no identity, a tab and a group: write name<TAB>group"
             )
-        place = place_of.get(identity)
-        if place is None:
+        if identity not in group_of:
             strange, first_strange = strange + 1, first_strange or identity
-        elif found.setdefault(place, group) != group:
+        elif group_of[identity] not in ("", group):
             raise UserError(
-                f"{file} line {number}: {identity!r} is in group {group!r} and in {found[place]!r}: an identity has one group"
+                f"{file} line {number}: {identity!r} is in group {group!r} and in {group_of[identity]!r}: an identity has one group"
             )
-    if not found:
+        else:
+            group_of[identity] = group
+    without = sum(not group for group in group_of.values())
+    if without == len(group_of):
         example = f"it has {first_strange!r}, " if strange else "it is empty, "
         raise UserError(
-            f"{file} names no identity of {store.name}: {example}the store has {names[0]!r}: write name<TAB>group, names as in the store"
+            f"{file} names no identity of {store.name}: {example}the store has {min(names)!r}: write name<TAB>group, names as in the store"
         )
     notes = []
     if strange:
         notes.append(
             f"{file.name}: {strange:,} lines name identities that {store.name} lacks; the first is {first_strange!r}"
         )
-    if len(found) < len(names):
-        notes.append(f"{file.name}: {len(names) - len(found):,} of {len(names):,} identities are in no group")
-    of_name = np.array([found.get(place, "") for place in range(len(names))], dtype=np.str_)
-    return Groups(of_name[name_of_label], file.name, tuple(notes))
+    if without:
+        notes.append(f"{file.name}: {without:,} of {len(group_of):,} identities are in no group")
+    return Groups(np.array([group_of[name] for name in names], dtype=np.str_), file.name, tuple(notes))
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:

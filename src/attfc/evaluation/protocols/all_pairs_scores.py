@@ -24,9 +24,9 @@ Source: the protocol of MFR-ALL (InsightFace challenge), which scores all pairs 
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -35,12 +35,14 @@ import torch
 from torch import Tensor
 
 from attfc.errors import UserError
-from attfc.evaluation.exact_scores import pair_scores, unit_tensor
+from attfc.evaluation.exact_scores import pair_scores
 from attfc.evaluation.people import dominant_person
 from attfc.evaluation.protocols.highest_impostors import COLUMNS, ROWS, highest_impostors
 from attfc.evaluation.rates import FARS, allowed_weight, check_rates, far_name, not_stated, pairs_needed, tar_of_kinds
 from attfc.evaluation.tail_sample import EXACT_IMPOSTORS, TailSample, tail_of
+from attfc.evaluation.unit_rows import unit_tensor
 from attfc.precision import fast_bfloat16, without_autocast
+from attfc.typing import Float32, Float64, Int64, Progress
 
 __all__ = [
     "ALL_PAIRS_FARS",
@@ -53,8 +55,6 @@ __all__ = [
     "score_groups",
 ]
 
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 Precision = Literal["auto", "float32", "bfloat16", "float64"]
 
 ALL_PAIRS_FARS: tuple[float, ...] = (1e-4, 1e-5, 1e-6)
@@ -62,6 +62,7 @@ SPARE_FOR_INTERVALS = 2.0
 """Impostor scores to keep, times those that the largest FAR needs: a resample's threshold may lie lower."""
 _FLOAT64_FROM = 1 / 200  # share of impostors kept from which all tiles are computed in float64
 _BYTES_KEPT = 96  # score and pair number (12), up to twice as many as asked for, and three times as much while sorting
+_GENUINE_PAIRS = 100_000  # scored at a time
 _BYTES_SCRATCH = 2**27  # pairs being scored again, a tile in float64
 
 
@@ -69,9 +70,9 @@ _BYTES_SCRATCH = 2**27  # pairs being scored again, a tile in float64
 class HardPairs:
     """The pairs that fooled the model most, worst first: rows of the embeddings, and the cosine."""
 
-    first: Ints
-    second: Ints
-    scores: Floats
+    first: Int64
+    second: Int64
+    scores: Float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,34 +80,56 @@ class AllPairs:
     """Scores over all pairs of N images; a pair counts once, no image is paired with itself.
 
     Attributes:
+        identity_images: (identities,) images of each, identities in the order of the sorted labels.
         genuine_scores: (G,) float32, all of them, by identity.
-        genuine_labels: (G,) the identity of each, numbered from 0 in the order of the sorted labels.
         top_impostors: (K,) float32, the highest impostor scores, falling; as many as the largest stated FAR needs.
         top_labels: (K, 2) the two identities of each. top_codes: (K,) int64 which pair it is, by the place of its rows in `embeddings`.
-        identities: how many there are, those with one image included. identity_images: (identities,) images of each.
-        impostor_pairs: how many impostor pairs were scored.
         tar_at_far: over pairs; None for a FAR that cannot be stated; `notes` says why.
-        threshold_at_far: a pair is accepted when its score is *above* this; None as above.
         hardest_genuine: the lowest genuine scores. hardest_impostor: the highest impostor scores.
         precision: what the products were computed in. verified: impostor pairs scored again exactly.
     """
 
-    images: int
-    genuine_scores: npt.NDArray[np.float32]
-    genuine_labels: Ints
-    top_impostors: npt.NDArray[np.float32]
-    top_labels: Ints
-    top_codes: Ints
-    identities: int
-    identity_images: Ints
-    impostor_pairs: int
+    identity_images: Int64
+    genuine_scores: Float32
+    top_impostors: Float32
+    top_labels: Int64
+    top_codes: Int64
     tar_at_far: dict[float, float | None]
-    threshold_at_far: dict[float, float | None]
     hardest_genuine: HardPairs
     hardest_impostor: HardPairs
     precision: str
     verified: int
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+
+    @property
+    def images(self) -> int:
+        """N."""
+        return int(self.identity_images.sum())
+
+    @property
+    def identities(self) -> int:
+        """How many there are, those with one image included."""
+        return len(self.identity_images)
+
+    @property
+    def impostor_pairs(self) -> int:
+        """How many impostor pairs were scored."""
+        return self.images * (self.images - 1) // 2 - len(self.genuine_scores)
+
+    @property
+    def genuine_labels(self) -> Int64:
+        """(G,) the identity of each genuine pair."""
+        return np.repeat(np.arange(self.identities), _pairs_of(self.identity_images))
+
+    @property
+    def threshold_at_far(self) -> dict[float, float | None]:
+        """A pair is accepted when its score is *above* this; None for a FAR that cannot be stated."""
+        falling = np.append(self.top_impostors, np.float32(-1.0))  # all are accepted
+        allowed = {far: allowed_weight(far, self.impostor_pairs) for far in self.tar_at_far}
+        return {
+            far: None if tar is None else float(falling[min(allowed[far], len(falling) - 1)])
+            for far, tar in self.tar_at_far.items()
+        }
 
     @property
     def carriers(self) -> int:
@@ -120,12 +143,11 @@ class AllPairs:
         An identity of m images has m (m - 1) / 2 pairs, so that in `tar_at_far` a person weighs by the square of their images. The thresholds are
         the same.
         """
-        pairs_I = self.identity_images * (self.identity_images - 1) // 2
+        pairs_I = _pairs_of(self.identity_images)
         starts_C, pairs_C = (np.cumsum(pairs_I) - pairs_I)[pairs_I > 0], pairs_I[pairs_I > 0]
-        found: dict[float, float | None] = {}
-        for far, tar in self.tar_at_far.items():
-            found[far], threshold = tar, self.threshold_at_far[far]
-            if threshold is not None and tar != 1.0:
+        found = dict(self.tar_at_far)
+        for far, threshold in self.threshold_at_far.items():
+            if threshold is not None and found[far] != 1.0:
                 accepted_C = np.add.reduceat(self.genuine_scores > threshold, starts_C, dtype=np.int64)
                 found[far] = float(np.mean(accepted_C / pairs_C))
         return found
@@ -146,6 +168,10 @@ class AllPairs:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures in the form of a run folder; counts of unordered pairs, of ordered ones beside them."""
+        rates = {
+            name: {far_name(far): rate for far, rate in getattr(self, name).items()}
+            for name in ("tar_at_far", "person_balanced_tar_at_far", "threshold_at_far")
+        }
         return {
             "images": self.images,
             "identities": self.identities,
@@ -153,14 +179,12 @@ class AllPairs:
             "impostor_pairs": self.impostor_pairs,
             "ordered_genuine_pairs": 2 * len(self.genuine_scores),
             "ordered_impostor_pairs": 2 * self.impostor_pairs,
-            "tar_at_far": {far_name(far): tar for far, tar in self.tar_at_far.items()},
-            "person_balanced_tar_at_far": {far_name(far): tar for far, tar in self.person_balanced_tar_at_far.items()},
-            "threshold_at_far": {far_name(far): threshold for far, threshold in self.threshold_at_far.items()},
+            **rates,
             "precision": self.precision,
             "notes": list(self.notes),
         }
 
-    def curve(self, points: int = 200) -> tuple[Floats, Floats]:
+    def curve(self, points: int = 200) -> tuple[Float64, Float64]:
         """Return (FAR, TAR) for plotting: numbers of false accepts spread evenly over the logarithm, each exact."""
         most = len(self.top_impostors) - 1 if len(self.top_impostors) < self.impostor_pairs else self.impostor_pairs
         if most < 1:
@@ -170,6 +194,11 @@ class AllPairs:
         barred = np.append(self.top_impostors, np.float32(-2.0))[accepts]  # the first impostor that stays out
         tar = (len(genuine) - np.searchsorted(genuine, barred, side="right")) / len(genuine)
         return accepts / self.impostor_pairs, tar
+
+
+def _pairs_of(images_I: Int64) -> Int64:
+    """Genuine pairs of identities with so many images."""
+    return images_I * (images_I - 1) // 2
 
 
 def bytes_needed(images: int, dimension: int, genuine_pairs: int, kept: int, device: str = "cpu") -> int:
@@ -193,7 +222,7 @@ def check_budget(
         UserError: too small.
     """
     images_I = np.asarray(counts, dtype=np.int64)
-    images, genuine_pairs = int(images_I.sum()), int((images_I * (images_I - 1) // 2).sum())
+    images, genuine_pairs = int(images_I.sum()), int(_pairs_of(images_I).sum())
     fixed = bytes_needed(images, dimension, genuine_pairs, 0, _kind(device))
     room = (budget - fixed) // _BYTES_KEPT
     if room < max(2, hardest):
@@ -220,7 +249,7 @@ def score_all_pairs(
     spare: float = 1.0,
     precision: Precision = "auto",
     device: torch.device | str | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> AllPairs:
     """Score all pairs of images and return exact TAR at FAR.
 
@@ -244,70 +273,79 @@ def score_all_pairs(
         UserError: no genuine or no impostor pair; embeddings that are not finite or have length 0; a FAR that is no rate; a
             budget that does not hold the embeddings.
     """
-    label_N = np.asarray(labels)
-    images = len(embeddings)
-    if label_N.shape != (images,):
-        raise UserError(f"{label_N.size} labels for {images} embeddings: pass one label per row")
-    _, dense, counts = np.unique(label_N, return_inverse=True, return_counts=True)
-    genuine_pairs = int((counts * (counts - 1) // 2).sum())
-    impostor_pairs = images * (images - 1) // 2 - genuine_pairs
-    if genuine_pairs == 0 or impostor_pairs == 0:
-        raise UserError(
-            f"{images} images of {len(counts)} identities make {genuine_pairs} genuine and "
-            f"{impostor_pairs} impostor pairs: all-pairs figures need both kinds"
-        )
+    dense_N, images_I = _identities(labels, len(embeddings))
     check_rates(fars)
     if spare < 1:
         raise UserError(f"spare={spare}: 1 keeps the impostor scores that the largest FAR needs; use at least 1")
-    order = np.argsort(dense, kind="stable")
     where = device if device is not None else embeddings.device if isinstance(embeddings, Tensor) else "cpu"
-    kind = _kind(where)
-    room = check_budget(budget, embeddings.shape[1], counts, where, hardest)
-    wants = {
-        far: min(impostor_pairs, math.floor(far * impostor_pairs) + 2) for far in fars
-    }  # the threshold, and rounding
-    stated = max((want for want in wants.values() if want <= room), default=0)
+    kind, images = _kind(where), len(embeddings)
+    impostor_pairs = images * (images - 1) // 2 - int(_pairs_of(images_I).sum())
+    room = check_budget(budget, embeddings.shape[1], images_I, where, hardest)
+    wants = (_wanted(far, impostor_pairs) for far in fars)
+    stated = max((want for want in wants if want <= room), default=0)
     keep = min(impostor_pairs, room, max(hardest, 2, math.ceil(spare * stated) if stated else room))
+    order = np.argsort(dense_N, kind="stable")
     rows_ND = unit_tensor(embeddings, where, order)
     chosen = _choose(precision, rows_ND, keep / impostor_pairs)
-    starts = np.concatenate([[0], np.cumsum(counts)])
+    starts = np.append(0, np.cumsum(images_I))
     with torch.no_grad(), without_autocast(rows_ND), _full_float32():
         genuine = _genuine(rows_ND, starts)
         top, codes, verified = highest_impostors(
-            rows_ND, dense[order], starts, keep, chosen, block or ROWS[kind], COLUMNS[kind], progress
+            rows_ND, dense_N[order], starts, keep, chosen, block or ROWS[kind], COLUMNS[kind], progress
         )
     tars = tar_of_kinds(genuine, top, fars, impostor_pairs)
-    notes = []
-    for far, tar in tars.items():
-        if impostor_pairs < pairs_needed(far):
-            notes += not_stated({far: tar}, impostor_pairs, "all pairs: TAR at FAR")
-        elif tar is None:
-            notes.append(
-                f"all pairs: TAR at FAR {far_name(far)} is not stated: it takes a budget of "
-                f"{bytes_needed(images, embeddings.shape[1], genuine_pairs, wants[far], kind):,} bytes, budget is {budget:,}"
-            )
-    notes += dominant_person(counts * (counts - 1) // 2, "all pairs")
     first_K, second_K = order[codes // images], order[codes % images]
     return AllPairs(
-        images=images,
+        identity_images=images_I,
         genuine_scores=genuine,
-        genuine_labels=np.repeat(np.arange(len(counts)), counts * (counts - 1) // 2),
         top_impostors=top,
-        top_labels=np.stack([dense[first_K], dense[second_K]], axis=1),
+        top_labels=np.stack([dense_N[first_K], dense_N[second_K]], axis=1),
         top_codes=np.minimum(first_K, second_K) * images + np.maximum(first_K, second_K),
-        identities=len(counts),
-        identity_images=counts.astype(np.int64),
-        impostor_pairs=impostor_pairs,
         tar_at_far=tars,
-        threshold_at_far={
-            far: None if tar is None else _threshold(top, far, impostor_pairs) for far, tar in tars.items()
-        },
         hardest_genuine=_hardest_genuine(genuine, order, starts, hardest),
         hardest_impostor=_hard_pairs(first_K[:hardest], second_K[:hardest], top[:hardest]),
         precision=chosen,
         verified=verified,
-        notes=tuple(notes),
+        notes=tuple(_notes(tars, images_I, impostor_pairs, embeddings.shape[1], kind, budget)),
     )
+
+
+def _identities(labels: npt.ArrayLike, images: int) -> tuple[Int64, Int64]:
+    """Return the identity of each image, numbered from 0, and the images of each identity."""
+    label_N = np.asarray(labels)
+    if label_N.shape != (images,):
+        raise UserError(f"{label_N.size} labels for {images} embeddings: pass one label per row")
+    _, dense_N, images_I = np.unique(label_N, return_inverse=True, return_counts=True)
+    genuine_pairs = int(_pairs_of(images_I).sum())
+    impostor_pairs = images * (images - 1) // 2 - genuine_pairs
+    if genuine_pairs == 0 or impostor_pairs == 0:
+        raise UserError(
+            f"{images} images of {len(images_I)} identities make {genuine_pairs} genuine and "
+            f"{impostor_pairs} impostor pairs: all-pairs figures need both kinds"
+        )
+    return dense_N, images_I.astype(np.int64)
+
+
+def _wanted(far: float, impostor_pairs: int) -> int:
+    """How many of the highest impostor scores a FAR needs: with the threshold, and one for rounding."""
+    return min(impostor_pairs, math.floor(far * impostor_pairs) + 2)
+
+
+def _notes(
+    tars: dict[float, float | None], images_I: Int64, impostor_pairs: int, dimension: int, kind: str, budget: int
+) -> list[str]:
+    notes: list[str] = []
+    pairs_I = _pairs_of(images_I)
+    for far, tar in tars.items():
+        if impostor_pairs < pairs_needed(far):
+            notes += not_stated({far: tar}, impostor_pairs, "all pairs: TAR at FAR")
+        elif tar is None:
+            kept = _wanted(far, impostor_pairs)
+            needed = bytes_needed(int(images_I.sum()), dimension, int(pairs_I.sum()), kept, kind)
+            notes.append(
+                f"all pairs: TAR at FAR {far_name(far)} is not stated: it takes a budget of {needed:,} bytes, budget is {budget:,}"
+            )
+    return notes + dominant_person(pairs_I, "all pairs")
 
 
 def score_groups(
@@ -344,10 +382,9 @@ def score_groups(
     without = int((group_N == "").sum())
     if without:
         notes.append(f"{without:,} of {len(group_N):,} images are in no group")
-    pairs = np.unique(
-        np.stack([np.unique(label_N, return_inverse=True)[1], np.unique(group_N, return_inverse=True)[1]]), axis=1
-    )
-    several = int((np.bincount(pairs[0]) > 1).sum())
+    codes = (np.unique(of, return_inverse=True)[1] for of in (label_N, group_N))
+    labels_in_groups = np.unique(np.stack(list(codes)), axis=1)[0]
+    several = int((np.bincount(labels_in_groups) > 1).sum())
     if several:
         notes.append(f"{several:,} identities have images in several groups; pairs across groups are in none")
     return found, tuple(notes)
@@ -377,42 +414,37 @@ def _full_float32() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def _genuine(rows_ND: Tensor, starts: Ints) -> npt.NDArray[np.float32]:
+def _genuine(rows_ND: Tensor, starts: Int64) -> Float32:
     """Scores of all pairs within an identity, identity by identity, (0, 1), (0, 2) ... (1, 2) ... of its rows."""
-    partners = _partners(starts)
-    scores = np.empty(int(partners.sum()), dtype=np.float32)
-    ends = np.cumsum(partners)
-    begin = 0
-    while begin < len(partners):  # some 100,000 pairs at a time, at least one row's
-        done = int(ends[begin] - partners[begin])
-        end = max(begin + 1, int(np.searchsorted(ends, done + 100_000)))
-        first = np.repeat(np.arange(begin, end), partners[begin:end])
-        second = first + 1 + done + np.arange(len(first)) - (ends - partners)[first]
-        part = pair_scores(rows_ND, *(torch.from_numpy(side).to(rows_ND.device) for side in (first, second)))
-        scores[done : done + len(first)] = part.cpu().numpy()
-        begin = end
+    scores = np.empty(int(_pairs_of(np.diff(starts)).sum()), dtype=np.float32)
+    later, upto = _later_rows(starts)
+    for start in range(0, len(scores), _GENUINE_PAIRS):
+        part = slice(start, min(start + _GENUINE_PAIRS, len(scores)))
+        first, second = _rows_of_pairs(np.arange(part.start, part.stop), later, upto)
+        found = pair_scores(rows_ND, *(torch.from_numpy(side).to(rows_ND.device) for side in (first, second)))
+        scores[part] = found.cpu().numpy()
     return scores
 
 
-def _partners(starts: Ints) -> Ints:
-    """How many later rows of its identity each row has."""
-    return np.repeat(starts[1:], np.diff(starts)) - np.arange(starts[-1]) - 1
+def _later_rows(starts: Int64) -> tuple[Int64, Int64]:
+    """How many later rows of its identity each row has: its genuine pairs; and the pairs of all rows up to it."""
+    later = np.repeat(starts[1:], np.diff(starts)) - np.arange(starts[-1]) - 1
+    return later, np.cumsum(later)
 
 
-def _hardest_genuine(genuine: npt.NDArray[np.float32], order: Ints, starts: Ints, number: int) -> HardPairs:
+def _rows_of_pairs(numbers: Int64, later: Int64, upto: Int64) -> tuple[Int64, Int64]:
+    """Both rows of genuine pairs by their numbers."""
+    first = np.searchsorted(upto, numbers, side="right")
+    return first, first + 1 + numbers - (upto - later)[first]
+
+
+def _hardest_genuine(genuine: Float32, order: Int64, starts: Int64, number: int) -> HardPairs:
     number = min(number, len(genuine))
     lowest = np.argpartition(genuine, number - 1)[:number] if number else np.zeros(0, dtype=np.int64)
     lowest = lowest[np.lexsort((lowest, genuine[lowest]))]
-    ends = np.cumsum(_partners(starts))
-    first = np.searchsorted(ends, lowest, side="right")
-    second = first + 1 + lowest - (ends - _partners(starts))[first]
+    first, second = _rows_of_pairs(lowest, *_later_rows(starts))
     return _hard_pairs(order[first], order[second], genuine[lowest])
 
 
-def _hard_pairs(first: Ints, second: Ints, scores: npt.NDArray[np.float32]) -> HardPairs:
+def _hard_pairs(first: Int64, second: Int64, scores: Float32) -> HardPairs:
     return HardPairs(np.minimum(first, second), np.maximum(first, second), scores.astype(np.float64))
-
-
-def _threshold(top: npt.NDArray[np.float32], far: float, impostor_pairs: int) -> float:
-    allowed = allowed_weight(far, impostor_pairs)
-    return -1.0 if allowed >= impostor_pairs else float(top[allowed])

@@ -20,7 +20,7 @@ from attfc.data.stores.store import Store
 from attfc.errors import UserError
 from attfc.evaluation.bootstrap import FigurePath, Sample
 from attfc.evaluation.embed import BrokenImage, Embedder, Embeddings
-from attfc.evaluation.metrics import PairScores, Thresholds, cosine_of_pairs, evaluate_scores
+from attfc.evaluation.metrics import PairScores, Thresholds, evaluate_scores
 from attfc.evaluation.people import few_people, heading_with_people
 from attfc.evaluation.protocols.all_pairs_scores import SPARE_FOR_INTERVALS, AllPairs, score_all_pairs
 from attfc.evaluation.protocols.pair_lists import Pairs, generate_pairs, read_pairs
@@ -30,10 +30,10 @@ from attfc.evaluation.protocols.search import rank_one as identify
 from attfc.evaluation.rates import FARS
 from attfc.evaluation.samples import PairListSample
 from attfc.evaluation.tail_sample import EXACT_IMPOSTORS
+from attfc.evaluation.unit_rows import cosine_of_pairs
+from attfc.typing import Float64, Int64
 
 __all__ = ["PROTOCOL", "HardestPair", "HeldOutEvaluation", "evaluate_store"]
-
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -190,16 +190,13 @@ def evaluate_store(
         raise UserError(f"{wanted.source}: no pairs to evaluate")
     gallery, notes = _gallery(store, gallery_images, seed) if rank_one or all_pairs else (np.zeros(0, np.int64), ())
     embedder = Embedder.of(model)
-    embeddings, broken = embedder.embed_within(
-        store, np.union1d(wanted.positions(), gallery), broken_limit, missing=wanted.missing
-    )
+    positions = np.union1d(wanted.positions(), gallery)
+    embeddings, broken = embedder.embed_within(store, positions, broken_limit, missing=wanted.missing)
     kept, first_P, second_P = wanted.with_rows(embeddings)
     skipped = len(wanted) - len(kept)
     if skipped:
-        notes = (
-            *notes,
-            f"{skipped:,} of {len(wanted):,} pairs were skipped: they use one of {len(broken)} broken images",
-        )
+        note = f"{skipped:,} of {len(wanted):,} pairs were skipped: they use one of {len(broken)} broken images"
+        notes = (*notes, note)
     _refuse_one_kind(store, wanted, kept, broken)
     scores = cosine_of_pairs(embeddings.vectors, first_P, second_P)
     figures = evaluate_scores(scores, kept.same, kept.fold, thresholds=thresholds, fars=fars)
@@ -244,7 +241,7 @@ def _refuse_one_kind(store: Store, wanted: Pairs, kept: Pairs, broken: Sequence[
     )
 
 
-def _gallery(store: Store, limit: int, seed: int) -> tuple[Ints, tuple[str, ...]]:
+def _gallery(store: Store, limit: int, seed: int) -> tuple[Int64, tuple[str, ...]]:
     """All positions, or those of whole identities drawn by seed, up to `limit` images."""
     if limit < 2:
         raise UserError(f"gallery_images={limit}: use at least 2")
@@ -265,9 +262,9 @@ def _hardest(
     store: Store,
     number: int,
     pairs: Pairs,
-    scores: npt.NDArray[np.float64],
+    scores: Float64,
     everything: AllPairs | None,
-    gallery_positions: Ints,
+    gallery_positions: Int64,
 ) -> tuple[HardestPair, ...]:
     found: list[tuple[bool, float, int, int]] = []
     if everything is not None:

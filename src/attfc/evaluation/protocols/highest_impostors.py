@@ -6,18 +6,16 @@ first ones; a collapsed model) are computed in float64 at once.
 """
 
 import math
-from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from attfc.evaluation.exact_scores import STEP, block_scores, pair_scores, product_error
+from attfc.typing import Float32, Int64, Progress
 
 __all__ = ["COLUMNS", "ROWS", "highest_impostors"]
 
-Ints = npt.NDArray[np.int64]
 
 COLUMNS = {"cpu": 4096, "cuda": 32_768}
 """Columns of a tile: 16 MiB on the CPU, so that the passes after the product find it in the cache."""
@@ -27,14 +25,14 @@ _DENSE = 1 / 32  # share of a tile from which float64 for all of it is cheaper t
 
 def highest_impostors(
     rows_ND: Tensor,
-    labels: Ints,
-    starts: Ints,
+    labels: Int64,
+    starts: Int64,
     keep: int,
     precision: str,
     height: int,
     width: int,
-    progress: Callable[[int, int], None] | None,
-) -> tuple[npt.NDArray[np.float32], Ints, int]:
+    progress: Progress | None,
+) -> tuple[Float32, Int64, int]:
     """The `keep` highest impostor scores, falling, their pair numbers (row x N + column), and how many were scored again."""
     images, on = len(rows_ND), rows_ND.device
     product = _Product(rows_ND, precision, height, width)

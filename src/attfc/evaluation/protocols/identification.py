@@ -13,21 +13,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from torch import nn
 
 from attfc.data.index import IdentityIndex
 from attfc.data.stores.store import Store
 from attfc.errors import UserError
 from attfc.evaluation.bootstrap import FigurePath, Sample
-from attfc.evaluation.embed import BrokenImage, Embedder, Progress
+from attfc.evaluation.embed import BrokenImage, Embedder
 from attfc.evaluation.people import few_people
 from attfc.evaluation.protocols.protocol import Board, Cell, Outcome, Protocol, Subject, Table, noted
 from attfc.evaluation.protocols.search import Identification, identify, search_sample
+from attfc.typing import Int64, Progress
 
 __all__ = ["PROTOCOL", "StoreIdentification", "choose_gallery", "identify_in_store"]
-
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +63,7 @@ class StoreIdentification:
         return {(): [search_sample([self.found])]}
 
 
-def choose_gallery(index: IdentityIndex, enrolled: float = 0.5, enrolled_images: int = 1, seed: int = 0) -> Ints:
+def choose_gallery(index: IdentityIndex, enrolled: float = 0.5, enrolled_images: int = 1, seed: int = 0) -> Int64:
     """Return the positions to enroll, rising: `enrolled_images` of a share of the identities that have more images than that.
 
     Raises:

@@ -13,17 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from attfc.data.index import IdentityIndex
 from attfc.data.stores.store import Store
 from attfc.errors import UserError, nearest
 from attfc.evaluation.embed import Embeddings
+from attfc.typing import Bools, Int64
 
 __all__ = ["Pairs", "generate_pairs", "read_pairs"]
-
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,10 +36,10 @@ class Pairs:
         notes: what a reader of the figures should know, e.g. that the store allowed fewer pairs than asked for.
     """
 
-    first: Ints
-    second: Ints
+    first: Int64
+    second: Int64
     same: Bools
-    fold: Ints
+    fold: Int64
     source: str
     notes: tuple[str, ...] = ()
     skipped: int = 0
@@ -52,11 +49,11 @@ class Pairs:
         """Return the number of pairs."""
         return len(self.same)
 
-    def positions(self) -> Ints:
+    def positions(self) -> Int64:
         """Return every position that occurs, once, rising."""
         return np.unique(np.concatenate([self.first, self.second]))
 
-    def with_rows(self, embeddings: Embeddings) -> "tuple[Pairs, Ints, Ints]":
+    def with_rows(self, embeddings: Embeddings) -> "tuple[Pairs, Int64, Int64]":
         """Return the pairs of which neither image is broken, and the rows of their images in `embeddings`, positions rising."""
         first_P, second_P = (np.searchsorted(embeddings.positions, side) for side in (self.first, self.second))
         usable_P = embeddings.valid[first_P] & embeddings.valid[second_P]
@@ -68,7 +65,7 @@ class Pairs:
         return dataclasses.replace(self, **chosen)
 
 
-def _stratified_folds(pairs_of_kind: int, folds: int) -> Ints:
+def _stratified_folds(pairs_of_kind: int, folds: int) -> Int64:
     """Contiguous folds within one kind of pairs, so that every fold holds both kinds."""
     return np.arange(pairs_of_kind, dtype=np.int64) * folds // pairs_of_kind
 
@@ -271,7 +268,7 @@ def generate_pairs(index: IdentityIndex, pairs: int = 6000, seed: int = 0, *, fo
     )
 
 
-def _draw_genuine(index: IdentityIndex, counts: Ints, each: int, rng: np.random.Generator) -> Ints:
+def _draw_genuine(index: IdentityIndex, counts: Int64, each: int, rng: np.random.Generator) -> Int64:
     labels = rng.permutation(np.flatnonzero(counts >= 2))
     to_have = counts[labels] * (counts[labels] - 1) // 2
     # The number of full rounds in which every identity that still can gives one pair; the rest comes from one more.
@@ -282,7 +279,7 @@ def _draw_genuine(index: IdentityIndex, counts: Ints, each: int, rng: np.random.
     quota = np.minimum(to_have, low)
     more = np.flatnonzero(to_have > low)[: each - int(quota.sum())]
     quota[more] += 1
-    drawn: list[Ints] = []
+    drawn: list[Int64] = []
     for label, number, possible in zip(labels[quota > 0], quota[quota > 0], to_have[quota > 0], strict=True):
         code = rng.choice(int(possible), int(number), replace=False).astype(np.int64)
         later = ((1 + np.sqrt(8.0 * code + 1)) / 2).astype(np.int64)  # pair code = later (later - 1) / 2 + earlier
@@ -293,7 +290,7 @@ def _draw_genuine(index: IdentityIndex, counts: Ints, each: int, rng: np.random.
     return rng.permutation(np.concatenate(drawn), axis=0)
 
 
-def _draw_impostor(index: IdentityIndex, counts: Ints, each: int, to_have: int, rng: np.random.Generator) -> Ints:
+def _draw_impostor(index: IdentityIndex, counts: Int64, each: int, to_have: int, rng: np.random.Generator) -> Int64:
     labels = np.flatnonzero(counts)
     if to_have <= 4 * each:  # so few that drawing would mostly repeat: write them all down and draw from those
         everything = [

@@ -14,28 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from torch import nn
 
 from attfc.data.stores.verification_sets import VerificationSet, read_verification_set
 from attfc.errors import UserError, nearest
 from attfc.evaluation.bootstrap import FigurePath, linked_identities
-from attfc.evaluation.embed import BrokenImage, Embedder, ImageSource, Progress
-from attfc.evaluation.metrics import (
-    PairScores,
-    Thresholds,
-    cosine_of_pairs,
-    evaluate_scores,
-    fold_numbers,
-    squared_distances_of_pairs,
-    unit_rows,
-)
+from attfc.evaluation.embed import BrokenImage, Embedder, ImageSource
+from attfc.evaluation.metrics import PairScores, Thresholds, evaluate_scores, fold_numbers
 from attfc.evaluation.people import few_people
 from attfc.evaluation.protocols.pair_lists import Pairs, read_pairs
 from attfc.evaluation.protocols.protocol import Board, Cell, Outcome, Protocol, Subject, Table, one_path
 from attfc.evaluation.rates import FARS, far_name
 from attfc.evaluation.samples import PairListSample
+from attfc.evaluation.unit_rows import cosine_of_pairs, squared_distances_of_pairs, unit_rows
 from attfc.evaluation.unseen import SharedPeople
+from attfc.typing import Int64, Progress
 
 __all__ = [
     "KNOWN_SETS",
@@ -48,7 +41,6 @@ __all__ = [
     "pairs_of_set",
 ]
 
-Ints = npt.NDArray[np.int64]
 
 KNOWN_SETS = {"lfw": "LFW", "cfp_fp": "CFP-FP", "agedb_30": "AgeDB-30", "calfw": "CALFW", "cplfw": "CPLFW"}
 """The sets of the field's tables, in their order, with the names they have there; `NAME.bin` in a folder."""
@@ -135,7 +127,7 @@ def pairs_of_set(verification_set: VerificationSet, folds: int = 10) -> Pairs:
     return Pairs(first, first + 1, verification_set.same, fold_numbers(pairs, min(folds, pairs)), source, notes)
 
 
-def identities_of_set(verification_set: VerificationSet) -> Ints:
+def identities_of_set(verification_set: VerificationSet) -> Int64:
     """Return who each image of a `.bin` set shows, as far as the set says: (2 P,) int64.
 
     The files name nobody. Images of a genuine pair show one person, and so do images of equal bytes; one person may remain several
@@ -154,7 +146,7 @@ def evaluate_pair_list(
     source: ImageSource,
     pairs: Pairs,
     *,
-    identities: Callable[[Ints], Ints] | None = None,
+    identities: Callable[[Int64], Int64] | None = None,
     thresholds: Thresholds = "grid",
     fars: Sequence[float] = FARS,
     broken_limit: float = 0.01,
@@ -268,7 +260,7 @@ def _run_sets(subject: Subject, files: Sequence[Path], options: dict[str, Any]) 
 
 
 def _evaluate(
-    subject: Subject, source: ImageSource, pairs: Pairs, identities: Callable[[Ints], Ints], options: dict[str, Any]
+    subject: Subject, source: ImageSource, pairs: Pairs, identities: Callable[[Int64], Int64], options: dict[str, Any]
 ) -> PairEvaluation:
     with subject.progress(source.name) as progress:
         return evaluate_pair_list(subject.embedder, source, pairs, identities=identities, progress=progress, **options)

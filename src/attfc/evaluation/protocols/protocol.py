@@ -15,9 +15,10 @@ from typing import Any, Literal
 
 from attfc.data.stores.store import Store
 from attfc.errors import UserError
-from attfc.evaluation.bootstrap import FigurePath, Interval, Sample
-from attfc.evaluation.embed import Embedder, Progress
+from attfc.evaluation.bootstrap import FigurePath, Interval, Sample, figure_at
+from attfc.evaluation.embed import Embedder
 from attfc.evaluation.unseen import SharedPeople
+from attfc.typing import Progress
 
 __all__ = ["Board", "Cell", "Listing", "Outcome", "Protocol", "Subject", "Table", "noted", "one_path"]
 
@@ -60,9 +61,7 @@ class Cell:
 
     def text(self, figures: Mapping[str, Any], intervals: Mapping[FigurePath, Interval]) -> str:
         """Return the figure with its interval, `-` for one that cannot be stated."""
-        value: Any = figures
-        for name in self.path:
-            value = value.get(name) if isinstance(value, Mapping) else None
+        value = figure_at(figures, self.path)
         if value is None:
             return "-"
         if self.form == "count":

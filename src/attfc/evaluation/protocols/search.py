@@ -18,16 +18,17 @@ import torch
 from torch import Tensor
 
 from attfc.errors import UserError
-from attfc.evaluation.exact_scores import block_scores, unit_tensor
+from attfc.evaluation.exact_scores import block_scores
 from attfc.evaluation.rates import far_name, not_stated, tar_of_kinds
 from attfc.evaluation.samples import SearchSample, ShareSample
+from attfc.evaluation.unit_rows import unit_tensor
+from attfc.typing import Bools, Float64, Int64
 
 __all__ = ["Identification", "RankOne", "identify", "rank_one", "search_sample"]
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 Strangers = Literal["absent", "mate_removed"]
 
+_STRANGERS = "searches of people who are not enrolled"
 _TIE = 1e-6  # cosines of float32 products are rounded by about this much; equal images must count as equal
 _BYTES_A_SCORE = 48  # of a block: float64 product, two float64 results of rounding, masks, the maximum an identity
 
@@ -48,10 +49,10 @@ class Identification:
     gallery_rows: int
     rank_rates: dict[int, float | None]
     tpir_at_fpir: dict[float, float | None]
-    probe_ranks: Ints
-    mate_scores: Floats
+    probe_ranks: Int64
+    mate_scores: Float64
     probe_labels: npt.NDArray[Any]
-    stranger_scores: Floats
+    stranger_scores: Float64
     stranger_labels: npt.NDArray[Any]
     notes: tuple[str, ...] = ()
 
@@ -75,8 +76,8 @@ class RankOne:
     rate: float
     probes: int
     gallery: int
-    hits: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_), repr=False, compare=False)
-    labels: Ints = field(default_factory=lambda: np.zeros(0, np.int64), repr=False, compare=False)
+    hits: Bools = field(default_factory=lambda: np.zeros(0, np.bool_), repr=False, compare=False)
+    labels: Int64 = field(default_factory=lambda: np.zeros(0, np.int64), repr=False, compare=False)
 
     def sample(self) -> ShareSample:
         """Return the probes with the identities behind them, for intervals."""
@@ -90,7 +91,7 @@ def search_sample(searches: Sequence[Identification]) -> SearchSample:
     labels, number = np.unique(np.concatenate([*probes, *strangers]), return_inverse=True)
     mated = sum(map(len, probes))
 
-    def numbered(parts: list[npt.NDArray[Any]]) -> Ints:
+    def numbered(parts: list[npt.NDArray[Any]]) -> Int64:
         return np.repeat(np.arange(len(parts)), [len(part) for part in parts])
 
     def stated(rates: list[Mapping[Any, float | None]]) -> tuple[Any, ...]:
@@ -135,8 +136,7 @@ def identify(
         gallery_ND: (N, D) any length but 0; one row or several an identity (best of them), one template in IJB.
         gallery_labels: (N,) integers or text.
         probe_MD: (M, D).
-        probe_labels: (M,) of the same kind. A probe whose label is not in the gallery has no mate: it is left out of the
-            rank rates, and is a stranger in the open-set figures.
+        probe_labels: (M,) of the same kind. A probe whose label is not in the gallery has no rank, and is a stranger in the open-set figures.
         ranks: >= 1. fpirs: false positive identification rates, in (0, 1].
         strangers: "absent": the probes without a mate. "mate_removed": every mated probe is searched a second time with its
             own identity taken out of the gallery, and these searches (with those of the absent) are the strangers; as in the
@@ -162,47 +162,25 @@ def identify(
         raise UserError(f"ranks={tuple(ranks)}, within_rank={within_rank}: the best rank is 1")
     where = device if device is not None else probe_MD.device if isinstance(probe_MD, Tensor) else "cpu"
     gallery_32, probe_32 = unit_tensor(gallery_ND, where), unit_tensor(probe_MD, where)
-    if gallery_32.shape[1] != probe_32.shape[1]:
-        raise UserError(
-            f"the gallery has {gallery_32.shape[1]} numbers an embedding, the probes {probe_32.shape[1]}: embed both with one model"
-        )
-    enrolled_N, label_M = np.asarray(gallery_labels), np.asarray(probe_labels)
-    for name, labels, rows in (("gallery", enrolled_N, gallery_32), ("probe", label_M, probe_32)):
-        if labels.shape != (len(rows),):
-            raise UserError(f"{labels.shape} {name} labels for {len(rows)} embeddings: pass one label per row")
-    identities, column_N = np.unique(enrolled_N, return_inverse=True)
-    own_M = np.minimum(np.searchsorted(identities, label_M), len(identities) - 1)
-    mated_M = identities[own_M] == label_M
-    if not mated_M.any():
-        raise UserError(
-            f"none of {len(label_M):,} probes shows one of the {len(identities):,} enrolled identities: "
-            "rank rates need a probe with a mate; check that gallery and probes use the same labels"
-        )
-    own_M[~mated_M] = -1
-    mate_M, ahead_M, other_M = _search(gallery_32, column_N, len(identities), probe_32, own_M, budget)
+    identities, column_N, label_M, own_M = _mates(gallery_32, gallery_labels, probe_32, probe_labels)
+    mate_M, ahead_M, other_M = _search(gallery_32, column_N, identities, probe_32, own_M, budget)
 
-    probe_ranks = 1 + ahead_M[mated_M]
-    mate_scores = mate_M[mated_M]
-    stranger_M = np.ones_like(mated_M) if strangers == "mate_removed" and len(identities) > 1 else ~mated_M
-    stranger_scores = other_M[stranger_M]
-    notes: list[str] = []
-    rates: dict[int, float | None] = {}
-    for rank in ranks:
-        rates[rank] = float(np.mean(probe_ranks <= rank)) if rank <= len(identities) else None
-        if rates[rank] is None:
-            notes.append(f"rank {rank} is not stated: the gallery has only {len(identities):,} identities")
+    mated_M = own_M >= 0
+    stranger_M = np.ones_like(mated_M) if strangers == "mate_removed" and identities > 1 else ~mated_M
+    probe_ranks, mate_scores, stranger_scores = 1 + ahead_M[mated_M], mate_M[mated_M], other_M[stranger_M]
+    rates = {rank: float(np.mean(probe_ranks <= rank)) if rank <= identities else None for rank in ranks}
+    notes = [
+        f"rank {k} is not stated: the gallery has only {identities:,} identities" for k in ranks if rates[k] is None
+    ]
     # A true positive that fails by rank can never be accepted: its score sinks below every threshold.
-    in_rank = probe_ranks <= (len(identities) if within_rank is None else within_rank)
-    counted = np.where(in_rank, mate_scores, -np.inf)
+    in_rank = probe_ranks <= (identities if within_rank is None else within_rank)
     tpirs: dict[float, float | None] = dict.fromkeys(fpirs)
     if stranger_scores.size:
-        tpirs = tar_of_kinds(counted, stranger_scores, fpirs)
-        for fpir in fpirs:
-            if fpir == 1.0:  # everybody is accepted, but a wrong rank stays wrong
-                tpirs[fpir] = float(np.mean(in_rank))
-    notes += not_stated(tpirs, stranger_scores.size, "TPIR at FPIR", "searches of people who are not enrolled")
+        tpirs = tar_of_kinds(np.where(in_rank, mate_scores, -np.inf), stranger_scores, fpirs)
+        if 1.0 in tpirs:  # everybody is accepted, but a wrong rank stays wrong
+            tpirs[1.0] = float(np.mean(in_rank))
     return Identification(
-        gallery=len(identities),
+        gallery=identities,
         gallery_rows=len(gallery_32),
         rank_rates=rates,
         tpir_at_fpir=tpirs,
@@ -211,13 +189,36 @@ def identify(
         probe_labels=label_M[mated_M],
         stranger_scores=stranger_scores,
         stranger_labels=label_M[stranger_M],
-        notes=tuple(notes),
+        notes=(*notes, *not_stated(tpirs, stranger_scores.size, "TPIR at FPIR", _STRANGERS)),
     )
 
 
+def _mates(
+    gallery_ND: Tensor, gallery_labels: npt.ArrayLike, probe_MD: Tensor, probe_labels: npt.ArrayLike
+) -> tuple[int, Int64, npt.NDArray[Any], Int64]:
+    """Return how many identities are enrolled, that of each gallery row, the probes' labels, and the identity of each, -1 for none."""
+    if gallery_ND.shape[1] != probe_MD.shape[1]:
+        raise UserError(
+            f"the gallery has {gallery_ND.shape[1]} numbers an embedding, the probes {probe_MD.shape[1]}: embed both with one model"
+        )
+    enrolled_N, label_M = np.asarray(gallery_labels), np.asarray(probe_labels)
+    for name, labels, rows in (("gallery", enrolled_N, gallery_ND), ("probe", label_M, probe_MD)):
+        if labels.shape != (len(rows),):
+            raise UserError(f"{labels.shape} {name} labels for {len(rows)} embeddings: pass one label per row")
+    identities, column_N = np.unique(enrolled_N, return_inverse=True)
+    own_M = np.minimum(np.searchsorted(identities, label_M), len(identities) - 1)
+    own_M[identities[own_M] != label_M] = -1
+    if not (own_M >= 0).any():
+        raise UserError(
+            f"none of {len(label_M):,} probes shows one of the {len(identities):,} enrolled identities: "
+            "rank rates need a probe with a mate; check that gallery and probes use the same labels"
+        )
+    return len(identities), column_N, label_M, own_M
+
+
 def _search(
-    gallery_ND: Tensor, column_N: Ints, identities: int, probe_MD: Tensor, own_M: Ints, budget: int
-) -> tuple[Floats, Ints, Floats]:
+    gallery_ND: Tensor, column_N: Int64, identities: int, probe_MD: Tensor, own_M: Int64, budget: int
+) -> tuple[Float64, Int64, Float64]:
     """For each probe: score of its own identity (-inf without), others scoring as high, best score of the others (-inf if none)."""
     on = probe_MD.device
     gallery_64, columns = gallery_ND.double(), torch.from_numpy(column_N).to(on)
@@ -285,7 +286,7 @@ def rank_one(
             "an identity with two images and a second identity"
         )
     labels_N = torch.from_numpy(dense).to(rows_ND.device)
-    found: list[npt.NDArray[np.bool_]] = []
+    found: list[Bools] = []
     for start in range(0, len(probes), block):
         probe_B = torch.from_numpy(probes[start : start + block]).to(rows_ND.device)
         scores_BN = rows_ND[probe_B] @ rows_ND.T

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -19,9 +18,10 @@ from attfc.data.images import BrokenImageError, decode_image
 from attfc.data.text_lines import open_regular
 from attfc.errors import UserError
 from attfc.evaluation.alignment import warp_face
-from attfc.evaluation.embed import Embedder, Progress, fault_of, usable_lengths
+from attfc.evaluation.embed import Embedder, fault_of, usable_lengths
 from attfc.evaluation.embedding_cache import Batch, CacheKey, FaceEmbeddings, cached_embeddings, model_digest
 from attfc.evaluation.protocols.template_lists import FaceList
+from attfc.typing import Float64, Progress
 
 __all__ = ["FaceImages", "embed_faces"]
 
@@ -81,7 +81,7 @@ class FaceImages(Dataset[AlignedBatch]):
         return encoded
 
 
-def _check_landmarks(points: npt.NDArray[np.float64], width: int, height: int) -> bool:
+def _check_landmarks(points: Float64, width: int, height: int) -> bool:
     """Return whether a landmark lies outside the crop; raise BrokenImageError if their middle does."""
     limit = np.array([width, height]) - 0.5
     middle = points.mean(axis=0)

@@ -11,26 +11,24 @@ published scripts take line i of the first two lists for the same face without l
 what one list has and the other lacks is counted. 15.7 million pairs are read in about 5 seconds, without a Python object a line.
 """
 
+import functools
+import io
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from attfc.data.text_lines import BLANK, LineBlock, line_blocks, open_regular, whole_numbers
+from attfc.data.text_lines import LineBlock, line_blocks, open_regular
 from attfc.errors import UserError
 from attfc.evaluation.alignment import similarity_to_template
+from attfc.evaluation.bootstrap import linked_identities
+from attfc.typing import Bools, Float64, Int64, Progress
 
 __all__ = ["FaceList", "SubjectList", "TemplateLists", "TemplatePairs", "read_template_lists"]
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
-Progress = Callable[[int, int], None]
-
-_NOT_BLANK = ~BLANK & (np.arange(256) != 0x0A)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,10 +44,10 @@ class FaceList:
     """
 
     names: tuple[str, ...]
-    landmarks: Floats
-    detector_scores: Floats
-    templates: Ints
-    medias: Ints
+    landmarks: Float64
+    detector_scores: Float64
+    templates: Int64
+    medias: Int64
     unusable: dict[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -61,8 +59,8 @@ class FaceList:
 class TemplatePairs:
     """P pairs of templates: (P,) int64 numbers as the list has them, (P,) true where both show one person."""
 
-    first: Ints
-    second: Ints
+    first: Int64
+    second: Int64
     same: Bools
 
     def __len__(self) -> int:
@@ -75,8 +73,8 @@ class SubjectList:
     """Templates of a gallery or of the probes, each once, and whom they show: (n,) int64 both."""
 
     name: str
-    templates: Ints
-    subjects: Ints
+    templates: Int64
+    subjects: Int64
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +100,29 @@ class TemplateLists:
     counts: dict[str, int]
     notes: tuple[str, ...]
 
+    def subjects_of(self, templates: Int64) -> Int64:
+        """Return who templates show, numbered from 0, as far as the lists say.
+
+        Galleries and probes name subjects; templates of a genuine pair show one.
+        """
+        ids, subjects = self._subjects
+        return subjects[np.searchsorted(ids, templates)]
+
+    @functools.cached_property
+    def _subjects(self) -> tuple[Int64, Int64]:
+        """All template numbers, rising, and the subject of each."""
+        none = np.zeros(0, np.int64)
+        pairs = self.pairs or TemplatePairs(none, none, none.astype(np.bool_))
+        named = [*self.galleries, *(() if self.probes is None else (self.probes,))]
+        listed = [one.templates for one in named]
+        ids = np.unique(np.concatenate([self.faces.templates, *listed, pairs.first, pairs.second]))
+        subjects = np.unique(np.concatenate([none, *(one.subjects for one in named)]))
+        of_subject = [len(ids) + np.searchsorted(subjects, one.subjects) for one in named]
+        first = [*(np.searchsorted(ids, one) for one in listed), np.searchsorted(ids, pairs.first[pairs.same])]
+        second = [*of_subject, np.searchsorted(ids, pairs.second[pairs.same])]
+        linked = linked_identities(len(ids) + len(subjects), np.concatenate(first), np.concatenate(second))
+        return ids, np.unique(linked[: len(ids)], return_inverse=True)[1].astype(np.int64)
+
 
 def read_template_lists(folder: str | os.PathLike[str], name: str, progress: Progress | None = None) -> TemplateLists:
     """Read the lists of a folder in the released layout.
@@ -124,25 +145,36 @@ def read_template_lists(folder: str | os.PathLike[str], name: str, progress: Pro
     for needed in (meta, root / "loose_crop"):
         if not needed.is_dir():
             raise UserError(f"{needed} is no folder: {name} needs FOLDER with loose_crop and meta, as released")
-    counts: dict[str, int] = {}
-    notes: list[str] = []
-    faces = _read_faces(meta / f"{name}_name_5pts_score.txt", meta / f"{name}_face_tid_mid.txt", counts, notes)
+    faults = _Faults()
+    faces = _read_faces(meta / f"{name}_name_5pts_score.txt", meta / f"{name}_face_tid_mid.txt", faults)
     pair_file = meta / f"{name}_template_pair_label.txt"
-    pairs = _read_pairs(pair_file, counts, notes, progress) if pair_file.exists() else None
-    galleries, probes = _read_search(meta, name, notes)
+    pairs = _read_pairs(pair_file, faults, progress) if pair_file.exists() else None
+    galleries, probes = _read_search(meta, name, faults)
     if pairs is None:
         if probes is None:
             raise UserError(f"{meta} has neither {pair_file.name} nor galleries and probes: nothing to evaluate")
-        notes.append(f"{pair_file.name} is missing: no 1:1 figures")
-    return TemplateLists(name, root, faces, pairs, galleries, probes, counts, tuple(notes))
+        faults.notes.append(f"{pair_file.name} is missing: no 1:1 figures")
+    return TemplateLists(name, root, faces, pairs, galleries, probes, faults.counts, tuple(faults.notes))
 
 
-def _read_faces(points_file: Path, template_file: Path, counts: dict[str, int], notes: list[str]) -> FaceList:
-    point_names, numbers = _read_landmarks(points_file)
-    names, templates, medias = _read_templates(template_file)
-    if names == point_names:
-        rows = np.arange(len(names))
-    else:
+class _Faults:
+    """What is counted and noted, not refused."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        self.notes: list[str] = []
+
+    def add(self, name: str, count: int, note: str) -> None:
+        if count:
+            self.counts[name] = count
+            self.notes.append(f"{count:,} {note}")
+
+
+def _read_faces(points_file: Path, template_file: Path, faults: _Faults) -> FaceList:
+    point_names, numbers = _read_rows(points_file, 11, float, "name, x y of five landmarks, detector score (12 fields)")
+    names, members = _read_rows(template_file, 2, _whole_number, "name, template, media (3 fields)")
+    rows = np.arange(len(names))
+    if names != point_names:
         row_of: dict[str, int] = {}
         for row, name in enumerate(point_names):
             if name in row_of and not np.array_equal(numbers[row_of[name]], numbers[row], equal_nan=True):
@@ -153,84 +185,59 @@ def _read_faces(points_file: Path, template_file: Path, counts: dict[str, int], 
             row_of[name] = row
         rows = np.array([row_of.get(name, -1) for name in names], dtype=np.int64)
         unused = len(set(point_names).difference(names))
-        if unused:
-            counts["landmark_lines_without_template"] = unused
-            notes.append(f"{unused:,} faces of {points_file.name} are in no template: not used")
-    kept = _drop_repeated(names, templates, medias, template_file, counts, notes)
-    rows, templates, medias = rows[kept], templates[kept], medias[kept]
-    names = [names[face] for face in kept.tolist()]
+        faults.add(
+            "landmark_lines_without_template", unused, f"faces of {points_file.name} are in no template: not used"
+        )
+    number_of = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    keys = np.column_stack([np.array([number_of[name] for name in names]), members])
+    kept = np.sort(np.unique(keys, axis=0, return_index=True)[1])  # each (name, template, media) once
+    note = f"lines of {template_file.name} repeat a face of the same template and media: used once"
+    faults.add("repeated_face_lines", len(names) - len(kept), note)
+    rows, members = rows[kept], members[kept]
     values = np.where((rows >= 0)[:, None], numbers[rows], np.nan)
-    landmarks, detector_scores = values[:, :10].reshape(-1, 5, 2), values[:, 10]
+    landmarks, scores = values[:, :10].reshape(-1, 5, 2), values[:, 10]
     unusable: dict[int, str] = {}
-    fits = np.isfinite(similarity_to_template(landmarks)).all(axis=(1, 2))
-    reasons = (
-        ("faces_without_landmark_line", rows < 0, f"no line in {points_file.name}"),
-        ("faces_with_broken_landmarks", (rows >= 0) & ~fits, "landmarks are not finite or lie on one point"),
-        (
-            "faces_with_broken_detector_score",
-            (rows >= 0) & fits & ~(np.isfinite(detector_scores) & (detector_scores >= 0)),
+    listed, fits = rows >= 0, np.isfinite(similarity_to_template(landmarks)).all(axis=(1, 2))
+    reasons = {
+        "faces_without_landmark_line": (~listed, f"no line in {points_file.name}"),
+        "faces_with_broken_landmarks": (listed & ~fits, "landmarks are not finite or lie on one point"),
+        "faces_with_broken_detector_score": (
+            listed & fits & ~(np.isfinite(scores) & (scores >= 0)),
             "detector score is not a finite number from 0 on",
         ),
-    )
-    for what, where, reason in reasons:
+    }
+    for what, (where, reason) in reasons.items():
         found = np.flatnonzero(where).tolist()
         if found:
-            counts[what] = len(found)
+            faults.counts[what] = len(found)
             unusable.update(dict.fromkeys(found, reason))
-    return FaceList(tuple(names), landmarks, detector_scores, templates, medias, unusable)
+    kept_names = tuple(names[face] for face in kept.tolist())
+    return FaceList(kept_names, landmarks, scores, members[:, 0].copy(), members[:, 1].copy(), unusable)
 
 
-def _drop_repeated(
-    names: list[str], templates: Ints, medias: Ints, file: Path, counts: dict[str, int], notes: list[str]
-) -> Ints:
-    """Return the face lines to use, rising: each (name, template, media) once."""
-    number_of = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    keys = np.stack([np.array([number_of[name] for name in names], dtype=np.int64), templates, medias], axis=1)
-    order = np.lexsort(keys.T)
-    fresh = np.ones(len(keys), dtype=np.bool_)
-    fresh[order[1:]] = (np.diff(keys[order], axis=0) != 0).any(axis=1)
-    repeated = int((~fresh).sum())
-    if repeated:
-        counts["repeated_face_lines"] = repeated
-        notes.append(f"{repeated:,} lines of {file.name} repeat a face of the same template and media: used once")
-    return np.flatnonzero(fresh)
-
-
-def _read_landmarks(path: Path) -> tuple[list[str], Floats]:
+def _read_rows(
+    path: Path, columns: int, number: Callable[[bytes], float], what: str
+) -> tuple[list[str], npt.NDArray[Any]]:
+    """Return the names of a list, which may hold blanks, and the numbers behind them, (lines, columns)."""
     names: list[str] = []
     rows: list[list[float]] = []
-    for number, line in _lines(path):
-        fields = line.rsplit(None, 11)
+    for line_number, line in _lines(path):
+        fields = line.rsplit(None, columns)
         try:
-            if len(fields) != 12:
+            if len(fields) != columns + 1:
                 raise ValueError
-            rows.append([float(word) for word in fields[1:]])
+            rows.append([number(word) for word in fields[1:]])
         except ValueError:
-            raise _malformed(path, number, line, "name, x y of five landmarks, detector score (12 fields)") from None
+            raise _malformed(path, line_number, line, what) from None
         names.append(os.fsdecode(fields[0]))
     if not rows:
         raise UserError(f"{path} is empty: a line for each face is needed")
-    return names, np.array(rows, dtype=np.float64)
+    return names, np.array(rows)
 
 
-def _read_templates(path: Path) -> tuple[list[str], Ints, Ints]:
-    names: list[str] = []
-    rows: list[tuple[int, int]] = []
-    for number, line in _lines(path):
-        fields = line.rsplit(None, 2)
-        if len(fields) != 3 or not (_whole(fields[1]) and _whole(fields[2])):
-            raise _malformed(path, number, line, "name, template, media (3 fields)")
-        names.append(os.fsdecode(fields[0]))
-        rows.append((int(fields[1]), int(fields[2])))
-    if not rows:
-        raise UserError(f"{path} is empty: a line for each face is needed")
-    numbers = np.array(rows, dtype=np.int64)
-    return names, numbers[:, 0].copy(), numbers[:, 1].copy()
-
-
-def _read_pairs(path: Path, counts: dict[str, int], notes: list[str], progress: Progress | None) -> TemplatePairs:
+def _read_pairs(path: Path, faults: _Faults, progress: Progress | None) -> TemplatePairs:
     what = "template, template, 1 or 0 (3 fields)"
-    parts: list[npt.NDArray[np.int64]] = []
+    parts: list[Int64] = []
     for block, size in _blocks(path):
         numbers = _number_table(path, block, 3, what)
         wrong = np.flatnonzero(numbers[:, 2] > 1)
@@ -242,29 +249,23 @@ def _read_pairs(path: Path, counts: dict[str, int], notes: list[str], progress: 
     table = np.concatenate(parts) if parts else np.zeros((0, 3), dtype=np.int64)
     if not len(table):
         raise UserError(f"{path} is empty: a line for each pair of templates is needed")
-    with_itself = int((table[:, 0] == table[:, 1]).sum())
-    if with_itself:
-        counts["pairs_of_a_template_with_itself"] = with_itself
-        notes.append(f"{with_itself:,} pairs of {path.name} compare a template with itself: left out")
-        table = table[table[:, 0] != table[:, 1]]
+    apart = table[:, 0] != table[:, 1]
+    note = f"pairs of {path.name} compare a template with itself: left out"
+    faults.add("pairs_of_a_template_with_itself", int((~apart).sum()), note)
+    table = table[apart]
     return TemplatePairs(table[:, 0].copy(), table[:, 1].copy(), table[:, 2] == 1)
 
 
-def _read_search(meta: Path, name: str, notes: list[str]) -> tuple[tuple[SubjectList, ...], SubjectList | None]:
+def _read_search(meta: Path, name: str, faults: _Faults) -> tuple[tuple[SubjectList, ...], SubjectList | None]:
     """Return galleries and probes; nothing, with a note, where the folder has only some or none of the files."""
-    found: list[Path] = []
-    missing: list[str] = []
-    for choices in (("gallery_G1", "gallery_S1"), ("gallery_G2", "gallery_S2"), ("probe_mixed",)):
-        files = [meta / f"{name}_1N_{choice}.csv" for choice in choices]
-        there = [file for file in files if file.exists()]
-        if there:
-            found.append(there[0])
-        else:
-            missing.append(files[0].name)
+    kinds = (("gallery_G1", "gallery_S1"), ("gallery_G2", "gallery_S2"), ("probe_mixed",))
+    choices = [[meta / f"{name}_1N_{kind}.csv" for kind in kinds_of_one] for kinds_of_one in kinds]
+    found = [next((file for file in files if file.exists()), None) for files in choices]
+    missing = [files[0].name for files, file in zip(choices, found, strict=True) if file is None]
     if missing:
-        notes.append(f"{', '.join(missing)} missing in {meta}: no 1:N figures")
+        faults.notes.append(f"{', '.join(missing)} missing in {meta}: no 1:N figures")
         return (), None
-    first, second, probes = (_read_subjects(path) for path in found)
+    first, second, probes = (_read_subjects(path) for path in found if path is not None)
     return (first, second), probes
 
 
@@ -273,11 +274,12 @@ def _read_subjects(path: Path) -> SubjectList:
     subject_of: dict[int, int] = {}
     for place, (number, line) in enumerate(_lines(path)):
         fields = [field.strip().strip(b'"') for field in line.split(b",")]
-        if len(fields) < 2 or not (_whole(fields[0]) and _whole(fields[1])):
+        try:
+            template, subject = map(_whole_number, fields[:2])
+        except ValueError:
             if place == 0:
                 continue  # the header
-            raise _malformed(path, number, line, "template,subject")
-        template, subject = int(fields[0]), int(fields[1])
+            raise _malformed(path, number, line, "template,subject") from None
         if subject_of.setdefault(template, subject) != subject:
             raise UserError(
                 f"{path}: line {number}: template {template} shows subject {subject}, further up {subject_of[template]}: "
@@ -311,28 +313,35 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
             yield number, text[start:end]
 
 
-def _number_table(path: Path, block: LineBlock, columns: int, what: str) -> npt.NDArray[np.int64]:
-    """Return the whole numbers of a block's lines, (lines, columns)."""
-    filled = _NOT_BLANK[block.data]
-    filled[: int(block.starts[0]) if len(block.starts) else None] = False  # a byte order mark is no field
-    starts = np.flatnonzero(filled & ~np.append(False, filled[:-1]))
-    ends = np.flatnonzero(filled & ~np.append(filled[1:], False)) + 1
-    line = np.searchsorted(block.starts, starts, side="right") - 1
-    inside = (line >= 0) & (starts < block.ends[line]) if len(block.starts) else np.zeros(len(starts), np.bool_)
-    starts, ends, line = starts[inside], ends[inside], line[inside]  # without those of comment lines
-    fields = np.bincount(line, minlength=len(block.starts))
-    wrong = fields != columns
-    if not wrong.any():
-        values, sound = whole_numbers(block.data, starts, ends)
-        wrong = ~sound.reshape(-1, columns).all(axis=1)
-        if not wrong.any():
-            return values.reshape(-1, columns)
-    first = int(np.argmax(wrong))
-    raise _malformed(path, int(block.numbers[first]), block.text(first), what)
+def _number_table(path: Path, block: LineBlock, columns: int, what: str) -> Int64:
+    """Return the whole numbers of a block's lines, (lines, columns): by numpy, and where that finds a fault, line by line."""
+    text = block.data.tobytes()
+    try:
+        table: Int64 = np.loadtxt(io.StringIO(text.decode("latin-1")), np.int64, comments=None, ndmin=2)
+        if (
+            table.shape == (len(block.starts), columns)
+            and 0 <= table.min() <= table.max() < 10**18
+            and b"+" not in text
+        ):
+            return table
+    except ValueError:  # comments, a byte order mark, or no numbers
+        pass
+    rows: list[list[int]] = []
+    for row, number in enumerate(block.numbers.tolist()):
+        words = block.text(row).split()
+        try:
+            if len(words) != columns:
+                raise ValueError
+            rows.append([_whole_number(word) for word in words])
+        except ValueError:
+            raise _malformed(path, number, block.text(row), what) from None
+    return np.array(rows, dtype=np.int64).reshape(-1, columns)
 
 
-def _whole(word: bytes) -> bool:
-    return word.isdigit() and len(word) <= 18
+def _whole_number(word: bytes) -> int:
+    if not word.isdigit() or len(word) > 18:
+        raise ValueError(word)
+    return int(word)
 
 
 def _malformed(path: Path, number: int, line: bytes, what: str) -> UserError:

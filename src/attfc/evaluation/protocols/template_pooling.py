@@ -1,8 +1,8 @@
-"""Pool faces into templates, and score pairs of templates.
+"""Pool faces into templates.
 
 A template's vector is sum over its medias of (mean over the media's faces of weight x embedding), at unit length; the embedding is image + mirror
 image and the weight the detector score, unless the mode says otherwise (`TemplateMode`). Pooling reads the embeddings once, a block at a time,
-sorted by template and media, and adds up segments: no loop over templates. Scores are the exact cosines of `exact_scores`, so equal templates tie.
+sorted by template and media, and adds up segments: no loop over templates.
 
 Sources: Whitelam et al. 2017 (IJB-B), Maze et al. 2018 (IJB-C); weights and pooling as in InsightFace's IJB scripts.
 """
@@ -14,19 +14,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from attfc.errors import UserError
-from attfc.evaluation.exact_scores import block_scores, unit_tensor
+from attfc.evaluation.unit_rows import unit_tensor
+from attfc.typing import Int64
 
-__all__ = ["TemplateMode", "Templates", "pool_templates", "score_template_pairs"]
+__all__ = ["TemplateMode", "Templates", "pool_templates"]
 
-Ints = npt.NDArray[np.int64]
 
 _POOL_ROWS = 8192  # rows of a block: 32 MiB at 512 numbers in float64
-_BLOCK_SCORES = 2**22  # scores computed at a time
-_SPARSE = 200  # cells per pair: beyond, rows are gathered for each first template instead, which costs so many times as much a score
 
 
 @dataclass(frozen=True)
@@ -77,12 +74,12 @@ class Templates:
         empty: (E,) int64 ids of templates that have faces but none of use, or whose faces cancel out.
     """
 
-    ids: Ints
+    ids: Int64
     vectors: Tensor
-    faces: Ints
-    empty: Ints
+    faces: Int64
+    empty: Int64
 
-    def rows(self, ids: Ints) -> Ints:
+    def rows(self, ids: Int64) -> Int64:
         """Return the row of each id, -1 where the template has no face."""
         if not len(self.ids):
             return np.full(len(ids), -1, dtype=np.int64)
@@ -164,7 +161,7 @@ def pool_templates(
     return Templates(found, unit_tensor(sums_TD[sound_T]), faces, np.setdiff1d(ids, found))
 
 
-def _blocks_of_segments(starts: Ints, total: int, rows: int) -> list[tuple[int, int]]:
+def _blocks_of_segments(starts: Int64, total: int, rows: int) -> list[tuple[int, int]]:
     """Ranges of segments that hold about `rows` rows each; a larger segment is a block of its own."""
     blocks, first = [], 0
     while first < len(starts):
@@ -174,44 +171,3 @@ def _blocks_of_segments(starts: Ints, total: int, rows: int) -> list[tuple[int, 
         blocks.append((first, last))
         first = last
     return blocks
-
-
-def score_template_pairs(vectors_TD: Tensor, first_P: Ints, second_P: Ints) -> npt.NDArray[np.float32]:
-    """Return the exact cosine of each pair of rows, (P,) float32, multiples of 2^-24 (see `exact_scores`).
-
-    IJB compares few templates with many, so the matrix of all scores between them holds only a few times the pairs asked for: it is
-    computed a block of rows at a time, and the block's pairs are picked from it. Sparser lists are taken by first template.
-
-    Args:
-        vectors_TD: float32 unit rows.
-        first_P, second_P: row numbers.
-    """
-    scores = np.empty(len(first_P), dtype=np.float32)
-    left, left_P = _dense(first_P, len(vectors_TD))
-    right, right_P = _dense(second_P, len(vectors_TD))
-    sparse = len(left) * len(right) > _SPARSE * len(first_P)
-    order = np.argsort(left_P, kind="stable")  # a radix sort where the numbers have 16 bits, as in IJB
-    step = 1 if sparse else max(1, _BLOCK_SCORES // max(len(right), 1))
-    starts = np.arange(0, len(left), step)
-    bounds = np.searchsorted(left_P[order], np.append(starts, len(left)))
-    right_MD = vectors_TD[torch.from_numpy(right)].double()
-    for start, begin, end in zip(starts.tolist(), bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-        pairs = order[begin:end]
-        columns = right_P[pairs].astype(np.int64)
-        left_BD = vectors_TD[torch.from_numpy(left[start : start + step])].double()
-        if sparse:
-            scores[pairs] = block_scores(left_BD, right_MD[torch.from_numpy(columns)])[0].float().numpy()
-        else:
-            block_BM = block_scores(left_BD, right_MD).float().numpy()
-            scores[pairs] = block_BM[left_P[pairs].astype(np.int64) - start, columns]
-    return scores
-
-
-def _dense(rows_P: Ints, total: int) -> tuple[Ints, npt.NDArray[Any]]:
-    """Return the rows that occur, rising, and for each of `rows_P` its place among them, in as few bits as it takes."""
-    present = np.zeros(total, dtype=np.bool_)
-    present[rows_P] = True
-    found: Ints = np.flatnonzero(present).astype(np.int64)
-    place: npt.NDArray[Any] = np.zeros(total, dtype=np.uint16 if len(found) < 2**16 else np.int64)
-    place[found] = np.arange(len(found))
-    return found, place[rows_P]

@@ -10,227 +10,47 @@ docs/evaluation.md.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from attfc.errors import UserError
-from attfc.evaluation.bootstrap import FigurePath, Sample, linked_identities
-from attfc.evaluation.embed import BrokenImage, Embedder, Progress, check_broken_limit
+from attfc.evaluation.bootstrap import FigurePath, Sample
+from attfc.evaluation.embed import BrokenImage, Embedder, check_broken_limit
 from attfc.evaluation.embedding_cache import FaceEmbeddings, default_cache
-from attfc.evaluation.metrics import ScoredPairs
+from attfc.evaluation.people import few_people
 from attfc.evaluation.protocols.protocol import Board, Cell, Outcome, Protocol, Subject, Table, noted, one_path
-from attfc.evaluation.protocols.search import Identification, identify, search_sample
+from attfc.evaluation.protocols.search import search_sample
 from attfc.evaluation.protocols.template_faces import embed_faces
-from attfc.evaluation.protocols.template_lists import SubjectList, TemplateLists, TemplatePairs, read_template_lists
-from attfc.evaluation.protocols.template_pooling import TemplateMode, Templates, pool_templates, score_template_pairs
-from attfc.evaluation.rates import far_name, not_stated
+from attfc.evaluation.protocols.template_lists import (
+    TemplateLists,
+    read_template_lists,
+)
+from attfc.evaluation.protocols.template_pooling import TemplateMode, pool_templates
+from attfc.evaluation.protocols.template_scores import (
+    FPIRS,
+    RANKS,
+    TEMPLATE_FARS,
+    TemplateSearch,
+    TemplateVerification,
+    search_templates,
+    verify_templates,
+)
+from attfc.evaluation.rates import far_name
 from attfc.evaluation.tail_sample import TailSample
+from attfc.typing import Int64, Progress
 
 __all__ = [
     "PROTOCOL",
-    "TEMPLATE_FARS",
     "TemplateEvaluation",
-    "TemplateSearch",
-    "TemplateVerification",
     "evaluate_templates",
-    "search_templates",
-    "subjects_of_templates",
-    "template_samples",
-    "verify_templates",
 ]
 
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 SET_NAMES = {"ijbb": "IJB-B", "ijbc": "IJB-C"}
-TEMPLATE_FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-RANKS, FPIRS = (1, 5, 10), (0.01, 0.1)
-
-
-@dataclass(frozen=True, eq=False)
-class TemplateVerification:
-    """The 1:1 protocol.
-
-    Attributes:
-        tar_at_far: TAR at a FAR that does not exceed the one asked for; None where the impostor pairs are too few to state it.
-        tar_at_nearest_far: what the published scripts print, see `metrics.tar_at_nearest_far`.
-        auc, eer: over all scored pairs.
-        genuine, impostors: pairs scored.
-        skipped_genuine, skipped_impostors: pairs with a template that has no usable face.
-        scores, same: (P,) of the pairs scored, in the order of the list.
-        scored: (P of the list,) which pairs those are.
-    """
-
-    tar_at_far: dict[float, float | None]
-    tar_at_nearest_far: dict[float, float]
-    auc: float
-    eer: float
-    genuine: int
-    impostors: int
-    skipped_genuine: int
-    skipped_impostors: int
-    notes: tuple[str, ...]
-    scores: npt.NDArray[np.float32] = field(repr=False)
-    same: Bools = field(repr=False)
-    scored: Bools = field(repr=False)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the figures as plain JSON types."""
-        return {
-            "pairs": self.genuine + self.impostors,
-            "genuine_pairs": self.genuine,
-            "impostor_pairs": self.impostors,
-            "skipped_genuine_pairs": self.skipped_genuine,
-            "skipped_impostor_pairs": self.skipped_impostors,
-            "tar_at_far": {far_name(far): tar for far, tar in self.tar_at_far.items()},
-            "tar_at_nearest_far": {far_name(far): tar for far, tar in self.tar_at_nearest_far.items()},
-            "auc": self.auc,
-            "eer": self.eer,
-            "notes": list(self.notes),
-        }
-
-
-def verify_templates(
-    templates: Templates, pairs: TemplatePairs, fars: Sequence[float] = TEMPLATE_FARS
-) -> TemplateVerification:
-    """Score a list of pairs of templates.
-
-    Raises:
-        UserError: of the pairs whose templates have faces, all are genuine or all impostors.
-    """
-    first, second = templates.rows(pairs.first), templates.rows(pairs.second)
-    scored = (first >= 0) & (second >= 0)
-    same = pairs.same[scored]
-    notes: list[str] = []
-    skipped = int((~scored).sum())
-    if skipped:
-        named = np.unique(np.concatenate([pairs.first[first < 0], pairs.second[second < 0]]))
-        notes.append(
-            f"{skipped:,} of {len(pairs):,} pairs were left out: they use one of {len(named):,} templates without a usable face "
-            f"(the first is {named[0]})"
-        )
-    genuine, impostors = int(same.sum()), int((~same).sum())
-    if not genuine or not impostors:
-        raise UserError(
-            f"{genuine:,} genuine and {impostors:,} impostor pairs have faces ({skipped:,} of {len(pairs):,} pairs have not): "
-            "1:1 figures need both kinds"
-        )
-    scores = score_template_pairs(templates.vectors, first[scored], second[scored])
-    accepts = ScoredPairs(scores, same).accepts()
-    tars = accepts.tar_at_far(fars)
-    notes += not_stated(tars, impostors, "TAR at FAR")
-    return TemplateVerification(
-        tar_at_far=tars,
-        tar_at_nearest_far=accepts.tar_at_nearest_far(fars),
-        auc=accepts.area,
-        eer=accepts.equal_error_rate,
-        genuine=genuine,
-        impostors=impostors,
-        skipped_genuine=int((pairs.same & ~scored).sum()),
-        skipped_impostors=int((~pairs.same & ~scored).sum()),
-        notes=tuple(notes),
-        scores=scores,
-        same=same,
-        scored=scored,
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class TemplateSearch:
-    """The 1:N protocol.
-
-    Attributes:
-        galleries: name -> what `identify` found; probes whose subject is in the other gallery are the strangers.
-        mean: the mean over the galleries, of figures that every gallery states.
-        published: galleries joined to one, so that all probes have mates, as InsightFace's ijb_1n.py does; None if a subject is in both.
-        probes_without_face, enrolled_without_face: templates left out.
-    """
-
-    galleries: dict[str, Identification]
-    mean: dict[str, dict[str, float | None]]
-    published: Identification | None
-    probes_without_face: int
-    enrolled_without_face: int
-    notes: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the figures as plain JSON types."""
-        return {
-            **self.mean,
-            "galleries": {name: found.to_dict() for name, found in self.galleries.items()},
-            "published": None if self.published is None else self.published.to_dict(),
-            "probes_without_face": self.probes_without_face,
-            "enrolled_without_face": self.enrolled_without_face,
-            "notes": list(self.notes),
-        }
-
-
-def search_templates(
-    templates: Templates,
-    galleries: Sequence[SubjectList],
-    probes: SubjectList,
-    ranks: Sequence[int] = RANKS,
-    fpirs: Sequence[float] = FPIRS,
-) -> TemplateSearch:
-    """Search every probe in every gallery; figures are means over the galleries.
-
-    Raises:
-        UserError: a gallery or the probes without a usable face, or none of the probes' subjects enrolled.
-    """
-    probe_rows = templates.rows(probes.templates)
-    lost_probes = int((probe_rows < 0).sum())
-    probe_vectors = templates.vectors[torch.from_numpy(probe_rows[probe_rows >= 0])]
-    probe_subjects = probes.subjects[probe_rows >= 0]
-    notes: list[str] = []
-    if lost_probes:
-        notes.append(f"{lost_probes:,} of {len(probe_rows):,} probes were left out: no usable face")
-    found: dict[str, Identification] = {}
-    enrolled: list[tuple[Tensor, Ints]] = []
-    lost_enrolled = 0
-    for gallery in galleries:
-        rows = templates.rows(gallery.templates)
-        lost = int((rows < 0).sum())
-        if lost:
-            notes.append(
-                f"{lost:,} of {len(rows):,} templates of gallery {gallery.name} were left out: no usable face; their subjects count as strangers"
-            )
-        lost_enrolled += lost
-        if not len(probe_vectors) or lost == len(rows):
-            raise UserError(
-                f"no {'probe' if not len(probe_vectors) else f'template of gallery {gallery.name}'} has a usable face"
-            )
-        enrolled.append((templates.vectors[torch.from_numpy(rows[rows >= 0])], gallery.subjects[rows >= 0]))
-        found[gallery.name] = identify(*enrolled[-1], probe_vectors, probe_subjects, ranks, fpirs)
-        notes += [f"gallery {gallery.name}: {note}" for note in found[gallery.name].notes]
-    mean: dict[str, dict[str, float | None]] = {
-        "rank": {str(rank): _mean([one.rank_rates[rank] for one in found.values()]) for rank in ranks},
-        "tpir_at_fpir": {far_name(fpir): _mean([one.tpir_at_fpir[fpir] for one in found.values()]) for fpir in fpirs},
-    }
-    subjects = np.concatenate([subjects for _, subjects in enrolled])
-    published = None
-    if len(np.unique(subjects)) == len(subjects) and np.isin(probe_subjects, subjects).all():
-        published = identify(
-            torch.cat([vectors for vectors, _ in enrolled]),
-            subjects,
-            probe_vectors,
-            probe_subjects,
-            ranks,
-            fpirs,
-            strangers="mate_removed",
-            within_rank=None,
-        )
-    return TemplateSearch(found, mean, published, lost_probes, lost_enrolled, tuple(notes))
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if values and len(known) == len(values) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,30 +58,40 @@ class TemplateEvaluation:
     """What `evaluate_templates` found in one mode.
 
     Attributes:
-        name: "ijbc". mode: N1D1F1.
+        lists, embeddings: what was evaluated. mode: N1D1F1.
+        templates: how many have a face of use. empty: ids of those that have faces but none of use.
         verification: 1:1, None without a list of pairs. search: 1:N, None without galleries.
-        faces, templates, empty_templates: how many.
-        broken: (face, name, reason) of those that could not be used.
-        outside: faces used with a landmark outside their crop.
-        counts: faults of the lists that were counted.
-        seconds: wall time of embedding, over all attempts. reused: embeddings that were in the cache.
-        cache: where they lie.
     """
 
-    name: str
+    lists: TemplateLists
+    embeddings: FaceEmbeddings
     mode: TemplateMode
+    templates: int
+    empty: Int64
     verification: TemplateVerification | None
     search: TemplateSearch | None
-    faces: int
-    templates: int
-    empty_templates: int
-    broken: tuple[BrokenImage, ...]
-    outside: int
-    counts: dict[str, int]
-    seconds: float
-    reused: int
-    cache: Path | None
-    notes: tuple[str, ...]
+
+    @property
+    def broken(self) -> tuple[BrokenImage, ...]:
+        """(face, name, reason) of those that could not be used."""
+        names = self.lists.faces.names
+        return tuple((face, names[face], reason) for face, reason in sorted(self.embeddings.broken.items()))
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the figures should know."""
+        people = [] if self.search is None else few_people(self.search.people)
+        notes = [*people, *self.lists.notes]
+        if broken := self.broken:
+            faces = len(self.lists.faces)
+            notes.append(
+                f"{len(broken):,} of {faces:,} faces were left out; the first is {broken[0][1]}: {broken[0][2]}"
+            )
+        if self.embeddings.remarked:
+            notes.append(f"{len(self.embeddings.remarked):,} faces have a landmark outside their crop: used")
+        if len(self.empty):
+            notes.append(f"{len(self.empty):,} templates have no usable face, the first is {self.empty[0]}")
+        return [*notes, *(note for part in (self.verification, self.search) if part is not None for note in part.notes)]
 
     def figures(self) -> dict[str, Any]:
         """Return the figures as plain JSON types, rates as text, unknown figures as None."""
@@ -269,16 +99,28 @@ class TemplateEvaluation:
             "mode": str(self.mode),
             "verification": None if self.verification is None else self.verification.to_dict(),
             "search": None if self.search is None else self.search.to_dict(),
-            "faces": self.faces,
+            "faces": len(self.lists.faces),
             "templates": self.templates,
-            "templates_without_face": self.empty_templates,
+            "templates_without_face": len(self.empty),
             "broken": len(self.broken),
-            "faces_with_landmarks_outside": self.outside,
-            "list_faults": dict(self.counts),
-            "embedding_seconds": self.seconds,
-            "embeddings_reused": self.reused,
-            "notes": list(self.notes),
+            "faces_with_landmarks_outside": len(self.embeddings.remarked),
+            "list_faults": dict(self.lists.counts),
+            "embedding_seconds": self.embeddings.seconds,
+            "embeddings_reused": self.embeddings.reused,
+            "notes": self.notes,
         }
+
+    def samples(self) -> dict[FigurePath, list[Sample]]:
+        """Return the scores behind the 1:1 and 1:N figures, by where these stand in `figures()`, for intervals by subject."""
+        found: dict[FigurePath, list[Sample]] = {}
+        one, pairs = self.verification, self.lists.pairs
+        if one is not None and pairs is not None:
+            first, second = (self.lists.subjects_of(side[one.scored]) for side in (pairs.first, pairs.second))
+            codes, fars = np.flatnonzero(one.scored), tuple(one.tar_at_far)
+            found["verification",] = [TailSample.of_list(one.scores, one.same, first, second, codes=codes, fars=fars)]
+        if self.search is not None:
+            found["search",] = [search_sample(list(self.search.galleries.values()))]
+        return found
 
 
 def evaluate_templates(
@@ -310,125 +152,36 @@ def evaluate_templates(
     """
     check_broken_limit(broken_limit)
     faces = lists.faces
-    if len(faces.unusable) > broken_limit * len(faces):  # before the hours of embedding
-        raise _too_many(lists, faces.unusable, broken_limit)
-    embedder = Embedder.of(model)
-    embeddings = embed_faces(
-        embedder, lists.folder / "loose_crop", faces, cache, model_key=model_key, progress=progress
-    )
-    if len(embeddings.broken) > broken_limit * len(faces):
-        raise _too_many(lists, embeddings.broken, broken_limit)
-    return tuple(_evaluate_mode(lists, embeddings, mode, fars, ranks, fpirs) for mode in modes)
-
-
-def _evaluate_mode(
-    lists: TemplateLists,
-    embeddings: FaceEmbeddings,
-    mode: TemplateMode,
-    fars: Sequence[float],
-    ranks: Sequence[int],
-    fpirs: Sequence[float],
-) -> TemplateEvaluation:
-    faces = lists.faces
+    _refuse_unusable(lists, faces.unusable, broken_limit)  # before the hours of embedding
+    crops = lists.folder / "loose_crop"
+    embeddings = embed_faces(Embedder.of(model), crops, faces, cache, model_key=model_key, progress=progress)
+    _refuse_unusable(lists, embeddings.broken, broken_limit)
     usable = np.ones(len(faces), dtype=np.bool_)
     usable[list(embeddings.broken)] = False
-    templates = pool_templates(
-        embeddings.image,
-        faces.templates,
-        faces.medias,
-        mirror=embeddings.mirror if mode.flip else None,
-        weights=faces.detector_scores if mode.detector_score else None,
-        usable=usable,
-        normalize=not mode.norm,
-    )
-    verification = None if lists.pairs is None else verify_templates(templates, lists.pairs, fars)
-    search = None if lists.probes is None else search_templates(templates, lists.galleries, lists.probes, ranks, fpirs)
-    broken = tuple((face, faces.names[face], reason) for face, reason in sorted(embeddings.broken.items()))
-    notes = list(lists.notes)
-    if broken:
-        notes.append(
-            f"{len(broken):,} of {len(faces):,} faces were left out; the first is {broken[0][1]}: {broken[0][2]}"
+    results = []
+    for mode in modes:
+        pooled = pool_templates(
+            embeddings.image,
+            faces.templates,
+            faces.medias,
+            mirror=embeddings.mirror if mode.flip else None,
+            weights=faces.detector_scores if mode.detector_score else None,
+            usable=usable,
+            normalize=not mode.norm,
         )
-    if embeddings.remarked:
-        notes.append(f"{len(embeddings.remarked):,} faces have a landmark outside their crop: used")
-    if len(templates.empty):
-        notes.append(f"{len(templates.empty):,} templates have no usable face, the first is {templates.empty[0]}")
-    return TemplateEvaluation(
-        name=lists.name,
-        mode=mode,
-        verification=verification,
-        search=search,
-        faces=len(faces),
-        templates=len(templates.ids),
-        empty_templates=len(templates.empty),
-        broken=broken,
-        outside=len(embeddings.remarked),
-        counts=lists.counts,
-        seconds=embeddings.seconds,
-        reused=embeddings.reused,
-        cache=embeddings.folder,
-        notes=(
-            *notes,
-            *(verification.notes if verification is not None else ()),
-            *(search.notes if search is not None else ()),
-        ),
-    )
+        one = None if lists.pairs is None else verify_templates(pooled, lists.pairs, fars)
+        search = None if lists.probes is None else search_templates(pooled, lists.galleries, lists.probes, ranks, fpirs)
+        results.append(TemplateEvaluation(lists, embeddings, mode, len(pooled.ids), pooled.empty, one, search))
+    return tuple(results)
 
 
-def subjects_of_templates(lists: TemplateLists) -> tuple[Ints, Ints]:
-    """Return all template numbers, rising, and who each shows, numbered from 0, as far as the lists say.
-
-    Galleries and probes name subjects; templates of a genuine pair show one.
-    """
-    pairs = lists.pairs
-    named = [*lists.galleries, *(() if lists.probes is None else (lists.probes,))]
-    ids = np.unique(
-        np.concatenate(
-            [
-                lists.faces.templates,
-                *(one.templates for one in named),
-                *(() if pairs is None else (pairs.first, pairs.second)),
-            ]
+def _refuse_unusable(lists: TemplateLists, unusable: dict[int, str], limit: float) -> None:
+    if len(unusable) > limit * len(lists.faces):
+        face = min(unusable)
+        raise UserError(
+            f"{lists.folder}: {len(unusable):,} of {len(lists.faces):,} faces cannot be used, more than the limit of {limit:g}; the first is "
+            f"{lists.faces.names[face]}: {unusable[face]}: complete the folder, or raise --broken-limit"
         )
-    )
-    subjects = np.unique(np.concatenate([np.zeros(0, np.int64), *(one.subjects for one in named)]))
-    first = [np.searchsorted(ids, one.templates) for one in named]
-    second = [len(ids) + np.searchsorted(subjects, one.subjects) for one in named]
-    if pairs is not None:
-        first.append(np.searchsorted(ids, pairs.first[pairs.same]))
-        second.append(np.searchsorted(ids, pairs.second[pairs.same]))
-    linked = linked_identities(len(ids) + len(subjects), np.concatenate(first), np.concatenate(second))
-    return ids, np.unique(linked[: len(ids)], return_inverse=True)[1].astype(np.int64)
-
-
-def template_samples(result: TemplateEvaluation, lists: TemplateLists) -> dict[FigurePath, list[Sample]]:
-    """Return the samples of a result's 1:1 and 1:N figures, by where these stand in `figures()`, for intervals by subject."""
-    found: dict[FigurePath, list[Sample]] = {}
-    if result.verification is not None:
-        one, pairs = result.verification, lists.pairs
-        assert pairs is not None
-        ids, subjects = subjects_of_templates(lists)
-        found["verification",] = [
-            TailSample.of_list(
-                one.scores,
-                one.same,
-                subjects[np.searchsorted(ids, pairs.first[one.scored])],
-                subjects[np.searchsorted(ids, pairs.second[one.scored])],
-                codes=np.flatnonzero(one.scored),
-                fars=tuple(one.tar_at_far),
-            )
-        ]
-    if result.search is not None:
-        found["search",] = [search_sample(list(result.search.galleries.values()))]
-    return found
-
-
-def _too_many(lists: TemplateLists, broken: dict[int, str], limit: float) -> UserError:
-    face = min(broken)
-    return UserError(
-        f"{lists.folder}: {len(broken):,} of {len(lists.faces):,} faces cannot be used, more than the limit of {limit:g}; the first is "
-        f"{lists.faces.names[face]}: {broken[face]}: complete the folder, or raise --broken-limit"
-    )
 
 
 def _run(
@@ -457,13 +210,16 @@ def _run(
     samples = {
         ("modes", str(result.mode), *place): several
         for result in results
-        for place, several in (template_samples(result, lists) if keep_scores else {}).items()
+        for place, several in (result.samples() if keep_scores else {}).items()
     }
     first = results[0]
-    figures = {"modes": {str(result.mode): result.figures() for result in results}, "embeddings": str(first.cache)}
+    figures = {
+        "modes": {str(result.mode): result.figures() for result in results},
+        "embeddings": str(first.embeddings.folder),
+    }
     shown: list[str | Table] = [
-        f"{first.name}: {first.faces:,} faces, {first.templates:,} templates; {first.reused:,} embeddings were there, "
-        f"all are in {first.cache}"
+        f"{name}: {len(lists.faces):,} faces, {first.templates:,} templates; {first.embeddings.reused:,} embeddings were there, "
+        f"all are in {first.embeddings.folder}"
     ]
     if first.verification is not None:
         shown += _verification_table(list(figures["modes"]), first.verification)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from attfc.errors import UserError
-from attfc.evaluation.bootstrap import FigurePath, IdentityDraw, Interval, Sample
+from attfc.evaluation.bootstrap import FigurePath, IdentityDraw, Interval, Sample, figure_at
 from attfc.evaluation.protocols import board_of
 from attfc.evaluation.report.curves import curves_of
 from attfc.evaluation.report.page import (
@@ -150,9 +150,7 @@ def _boards(results: Sequence[EvaluationResult], names: Mapping[str, str]) -> li
                 continue
             found = board_of(result.protocol, Path(result.paths[0]).name if result.paths else "?", place)
             board = boards.setdefault(found.key, _Board(found.title, found.columns))
-            holder: Any = result.figures
-            for part in place:
-                holder = holder[part]
+            holder = figure_at(result.figures, place)
             name = names[result.model]
             if name in board.entries:
                 raise UserError(f"{found.title}: two results of {result.model}: pass one of them")

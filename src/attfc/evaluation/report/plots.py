@@ -5,24 +5,25 @@ page's font. A figure costs about 50 ms and 10 to 60 KB; curves of more than 1,0
 of neighbours. matplotlib is imported by the first figure, not by those who only evaluate.
 """
 
+import contextlib
 import html
 import io
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from attfc.evaluation.metrics import roc
+from attfc.typing import Bools, Float64
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
-    from matplotlib.figure import Figure
 
 __all__ = [
     "Curve",
@@ -37,33 +38,60 @@ __all__ = [
     "with_colours",
 ]
 
-Floats = npt.NDArray[np.float64]
-
-# Drawn in these colours and then replaced by the page's variables; they occur nowhere else.
-INK, MUTED, GRID, FIRST, SECOND, THIRD = "#010203", "#020304", "#030405", "#040506", "#050607", "#060708"
-MODELS = ("#0a0b0c", "#0b0c0d", "#0c0d0e", "#0d0e0f", "#0e0f10", "#0f1011", "#101112")
-STYLES = ("-", "--", "-.", (0, (5, 1.5, 1, 1.5, 1, 1.5)), (0, (9, 2)), ":", (0, (3, 1)))
-"""Models differ by colour *and* by line, so that a page in grey, or an eye that does not tell the colours, still can."""
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", FIRST: "first", SECOND: "second", THIRD: "third"}
-_VARIABLES.update({colour: f"m{number}" for number, colour in enumerate(MODELS, start=1)})
 _ON_PAPER = {
     "ink": "#16202c",
     "muted": "#5c6978",
     "grid": "#e5e9ee",
-    **dict(
-        zip(
-            (f"m{number}" for number in range(1, 8)),
-            ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#16202c", "#b37a00", "#3a8fb7"),
-            strict=True,
-        )
-    ),
+    "first": "#1565c0",
+    "second": "#d9601a",
+    "third": "#2e7d4f",
+    "m1": "#0072b2",
+    "m2": "#d55e00",
+    "m3": "#009e73",
+    "m4": "#aa4499",
+    "m5": "#16202c",
+    "m6": "#b37a00",
+    "m7": "#3a8fb7",
+}
+"""The variables of the page, and their values in a file of its own."""
+_DRAWN = {name: f"#{number:06x}" for number, name in enumerate(_ON_PAPER, start=0x010203)}
+"""Drawn in these colours and then replaced by the page's variables; they occur nowhere else."""
+INK, MUTED, GRID, FIRST, SECOND, THIRD, *MODELS = _DRAWN.values()
+STYLES = ("-", "--", "-.", (0, (5, 1.5, 1, 1.5, 1, 1.5)), (0, (9, 2)), ":", (0, (3, 1)))
+"""Models differ by colour *and* by line, so that a page in grey, or an eye that does not tell the colours, still can."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_STYLE: dict[Any, Any] = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": MUTED,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.labelcolor": MUTED,
+    "axes.spines.left": False,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.constrained_layout.use": True,
+    "figure.facecolor": "none",
+    "grid.color": GRID,
+    "legend.columnspacing": 1.4,
+    "legend.fontsize": 9.5,
+    "legend.frameon": False,
+    "legend.handlelength": 1.4,
+    "legend.labelcolor": INK,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "attfc",
+    "text.parse_math": False,  # a name with $ is a name
+    "xtick.color": MUTED,
+    "xtick.major.pad": 5,
+    "xtick.major.size": 0,
+    "ytick.color": MUTED,
+    "ytick.major.pad": 5,
+    "ytick.major.size": 0,
 }
 CERTAIN_FALSE_ACCEPTS = 30  # with 30 errors a rate is known to about +-30 % (90 % confidence)
 
 
 def line_figure(
-    lines: Sequence[tuple[str, npt.ArrayLike, npt.ArrayLike]],
+    lines: Sequence[tuple[str, "npt.ArrayLike", "npt.ArrayLike"]],
     label: str,
     *,
     key: str,
@@ -79,33 +107,31 @@ def line_figure(
         from_zero: begin the vertical axis at 0.
         markers: mark the points, for few of them.
     """
-    figure, axes = _axes(label)
-    strong = itertools.cycle(zip((FIRST, SECOND, THIRD, MUTED, INK), STYLES, MARKERS, strict=False))
-    lowest = np.inf
-    for name, steps, values in lines:
-        x, y = _thinned(np.asarray(steps, dtype=np.float64), np.asarray(values, dtype=np.float64))
-        lowest = min(lowest, float(y.min(initial=np.inf)))
-        if name.startswith("_"):
-            axes.plot(x, y, color=FIRST, alpha=0.45, linewidth=0.9)
-        else:
-            colour, style, marker = next(strong)
-            shown: dict[str, Any] = {"color": colour, "linestyle": style, "marker": marker if markers else None}
-            axes.plot(x, y, label=name, linewidth=1.8, markersize=4, **shown)
-    if from_zero and lowest >= 0:
-        axes.set_ylim(0, 1.08 * axes.dataLim.y1 if axes.dataLim.y1 > 0 else 1)
-    from matplotlib.ticker import EngFormatter
+    with _drawing() as axes:
+        strong = itertools.cycle(zip((FIRST, SECOND, THIRD, MUTED, INK), STYLES, MARKERS, strict=False))
+        lowest = np.inf
+        for name, steps, values in lines:
+            x, y = _thinned(np.asarray(steps, dtype=np.float64), np.asarray(values, dtype=np.float64))
+            lowest = min(lowest, float(y.min(initial=np.inf)))
+            if name.startswith("_"):
+                axes.plot(x, y, color=FIRST, alpha=0.45, linewidth=0.9)
+            else:
+                colour, style, marker = next(strong)
+                shown: dict[str, Any] = {"color": colour, "linestyle": style, "marker": marker if markers else None}
+                axes.plot(x, y, label=name, linewidth=1.8, markersize=4, **shown)
+        if from_zero and lowest >= 0:
+            axes.set_ylim(0, 1.08 * axes.dataLim.y1 if axes.dataLim.y1 > 0 else 1)
+        from matplotlib.ticker import EngFormatter
 
-    _ticks(axes.xaxis, 6, integer=True)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    _ticks(axes.yaxis, 5)
-    axes.yaxis.set_major_formatter(_short)
-    axes.set_xlabel("step")
-    if sum(not name.startswith("_") for name, _, _ in lines) > 1:
-        _legend(axes)
-    return _svg(figure, label, key)
+        _ticks(axes.xaxis, 6, EngFormatter(sep=""), integer=True)
+        _ticks(axes.yaxis, 5, _short)
+        axes.set_xlabel("step")
+        if sum(not name.startswith("_") for name, _, _ in lines) > 1:
+            axes.legend(loc="best")
+        return _svg(axes, label, key)
 
 
-def roc_of_list(scores: Floats, same: npt.NDArray[np.bool_]) -> tuple[Floats, Floats]:
+def roc_of_list(scores: Float64, same: Bools) -> tuple[Float64, Float64]:
     """Return FAR and TAR of a list of pairs, of equal FARs the highest TAR."""
     curve = roc(scores, same)
     last = np.append(np.flatnonzero(np.diff(curve.far)), len(curve.far) - 1)
@@ -113,11 +139,7 @@ def roc_of_list(scores: Floats, same: npt.NDArray[np.bool_]) -> tuple[Floats, Fl
 
 
 def roc_figure(
-    scores: Floats,
-    same: npt.NDArray[np.bool_],
-    all_pairs: tuple[Floats, Floats, int] | None,
-    *,
-    key: str = "roc",
+    scores: Float64, same: Bools, all_pairs: tuple[Float64, Float64, int] | None, *, key: str = "roc"
 ) -> str:
     """Draw TAR over the logarithm of FAR; a curve is dotted where fewer than 30 false accepts carry it.
 
@@ -127,31 +149,26 @@ def roc_figure(
         scores, same: the list of pairs.
         all_pairs: FAR, TAR and the number of impostor pairs of the all-pairs curve.
     """
-    label = "ROC: true accept rate over false accept rate, logarithmic"
-    figure, axes = _axes(label)
     impostors = int((~same).sum())
-    drawn = [(f"pairs ({impostors:,} impostor)", *roc_of_list(scores, same), impostors, SECOND, "--")]
+    drawn = [("pairs", *roc_of_list(scores, same), impostors, SECOND, "--")]
     if all_pairs is not None and len(all_pairs[0]):
-        drawn.append((f"all pairs ({all_pairs[2]:,} impostor)", *all_pairs, FIRST, "-"))
-    for name, far, tar, count, colour, style in drawn:
-        known = far * count >= 1 - 1e-9
-        far, tar = far[known], tar[known]
-        certain = far >= CERTAIN_FALSE_ACCEPTS / count
-        shown: dict[str, Any] = {"color": colour, "linestyle": style, "drawstyle": "steps-post"}
-        axes.plot(far[certain], tar[certain], linewidth=1.8, label=name, **shown)
-        axes.plot(far[~certain], tar[~certain], color=colour, linewidth=1.5, linestyle=":", drawstyle="steps-post")
-    most = max(count for _, _, _, count, _, _ in drawn)
-    left = 0.6 / most
-    axes.axvspan(left, min(1.0, CERTAIN_FALSE_ACCEPTS / most), color=MUTED, alpha=0.10, linewidth=0)
-    axes.set_xscale("log")
-    axes.minorticks_off()
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}" if value >= 1e-3 else _power(value))
-    axes.set_xlim(left, 1)
-    axes.set_ylim(0, 1.02)
-    axes.yaxis.set_major_formatter(_short)
-    axes.set_xlabel("false accept rate")
-    _legend(axes, above=True)
-    return _svg(figure, label, key)
+        drawn.append(("all pairs", *all_pairs, FIRST, "-"))
+    with _drawing() as axes:
+        for name, far, tar, count, colour, style in drawn:
+            known = far * count >= 1 - 1e-9
+            far, tar = far[known], tar[known]
+            certain = far >= CERTAIN_FALSE_ACCEPTS / count
+            shown: dict[str, Any] = {"color": colour, "drawstyle": "steps-post"}
+            label = f"{name} ({count:,} impostor)"
+            axes.plot(far[certain], tar[certain], linewidth=1.8, linestyle=style, label=label, **shown)
+            axes.plot(far[~certain], tar[~certain], linewidth=1.5, linestyle=":", **shown)
+        most = max(count for _, _, _, count, _, _ in drawn)
+        left = 0.6 / most
+        axes.axvspan(left, min(1.0, CERTAIN_FALSE_ACCEPTS / most), color=MUTED, alpha=0.10, linewidth=0)
+        _rates_over_log(axes, left)
+        axes.set_xlabel("false accept rate")
+        _legend_above(axes, 3)
+        return _svg(axes, "ROC: true accept rate over false accept rate, logarithmic", key)
 
 
 CurveKind = Literal["roc", "det", "cmc", "dir"]
@@ -162,20 +179,12 @@ class Curve:
     """A model's curve: name, (K,) x rising, (K,) y, and from which x on it rests on enough errors to be trusted."""
 
     name: str
-    x: Floats
-    y: Floats
+    x: Float64
+    y: Float64
     certain_from: float = 0.0
 
 
-def curve_figure(
-    curves: Sequence[Curve],
-    label: str,
-    *,
-    key: str,
-    kind: CurveKind,
-    x_label: str,
-    y_label: str,
-) -> str:
+def curve_figure(curves: Sequence[Curve], label: str, *, key: str, kind: CurveKind, x_label: str, y_label: str) -> str:
     """Draw a curve a model, told apart by colour and by line; pale where fewer than 30 errors carry it.
 
     Args:
@@ -185,40 +194,36 @@ def curve_figure(
         kind: "roc", "dir": x logarithmic; "det": both axes in normal deviates, on which normal scores give a straight line; "cmc": ranks.
         x_label, y_label: of the axes; y's stands above it.
     """
-    figure, axes = _axes(label)
-    lowest = 1.0
-    for number, curve in enumerate(curves):
-        x, y = np.asarray(curve.x, dtype=np.float64), np.asarray(curve.y, dtype=np.float64)
+    with _drawing() as axes:
+        lowest = 1.0
+        for curve, colour, line in zip(curves, itertools.cycle(MODELS), itertools.cycle(STYLES), strict=False):
+            x, y = np.asarray(curve.x, dtype=np.float64), np.asarray(curve.y, dtype=np.float64)
+            if kind != "cmc":
+                inside = (x > 0) & (x < 1) & (y > 0) & (y < 1) if kind == "det" else x > 0
+                x, y = x[inside], y[inside]
+            certain = x >= curve.certain_from
+            lowest = min(lowest, float(x.min(initial=1.0)))
+            style: dict[str, Any] = {"color": colour, "linestyle": line}
+            if kind == "det":
+                x, y = _deviates(x), _deviates(y)
+            else:
+                style["drawstyle"] = "steps-post"
+            axes.plot(x[certain], y[certain], label=_shown(curve.name), linewidth=1.9, **style)
+            pale = slice(0, int(np.sum(~certain)) + 1)  # up to the first certain point: no gap between the two
+            axes.plot(x[pale], y[pale], linewidth=1.2, alpha=0.6, **style)
         if kind == "det":
-            inside = (x > 0) & (x < 1) & (y > 0) & (y < 1)
-            x, y = x[inside], y[inside]
-        elif kind != "cmc":
-            x, y = x[x > 0], y[x > 0]
-        certain = x >= curve.certain_from
-        lowest = min(lowest, float(x.min(initial=1.0)))
-        style: dict[str, Any] = {"color": MODELS[number % len(MODELS)], "linestyle": STYLES[number % len(STYLES)]}
-        if kind != "det":
-            style["drawstyle"] = "steps-post"
-        shown_x, shown_y = (_deviates(x), _deviates(y)) if kind == "det" else (x, y)
-        axes.plot(shown_x[certain], shown_y[certain], label=_shown(curve.name), linewidth=1.9, **style)
-        pale = slice(0, int(np.sum(~certain)) + 1)  # up to the first certain point: no gap between the two
-        axes.plot(shown_x[pale], shown_y[pale], linewidth=1.2, alpha=0.6, **style)
-    if kind == "det":
-        _deviate_axis(axes.xaxis, axes.get_xlim())
-        _deviate_axis(axes.yaxis, axes.get_ylim())
-    else:
-        axes.set_ylim(0, 1.02)
-        axes.yaxis.set_major_formatter(_short)
-        _ticks(axes.xaxis, 6, integer=True)
-    if kind in ("roc", "dir"):
-        axes.set_xscale("log")
-        axes.minorticks_off()
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}" if value >= 1e-3 else _power(value))
-        axes.set_xlim(lowest * 0.8, 1)
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label, color=MUTED)
-    _legend_of_models(axes, handlelength=3.2)
-    return _svg(figure, label, key)
+            _deviate_axis(axes.xaxis, axes.get_xlim())
+            _deviate_axis(axes.yaxis, axes.get_ylim())
+        elif kind == "cmc":
+            axes.set_ylim(0, 1.02)
+            axes.yaxis.set_major_formatter(_short)
+            _ticks(axes.xaxis, 6, integer=True)
+        else:
+            _rates_over_log(axes, lowest * 0.8)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        _legend_above(axes, 2, handlelength=3.2)
+        return _svg(axes, label, key)
 
 
 @dataclass(frozen=True)
@@ -243,78 +248,51 @@ def group_figure(rates: Sequence[GroupRate], label: str, *, key: str, x_label: s
         x_label: of the axis of rates.
     """
     groups, models = (list(dict.fromkeys(getattr(one, name) for one in rates)) for name in ("group", "model"))
-    figure, axes = _axes(label, height=1.0 + len(groups) * (0.16 + 0.16 * len(models)))
-    axes.grid(visible=False, axis="y")
-    for number, model in enumerate(models):
-        style: dict[str, Any] = {
-            "color": MODELS[number % len(MODELS)],
-            "marker": MARKERS[number % len(MARKERS)],
-            "linestyle": "none",
-            "markersize": 6.0,
-        }
+    with _drawing(1.0 + len(groups) * (0.16 + 0.16 * len(models))) as axes:
+        axes.grid(visible=False, axis="y")
         spread = min(0.75, 0.2 * len(models))
-        offset = 0.0 if len(models) == 1 else spread * (0.5 - number / (len(models) - 1))  # the first on top
-        mine = [one for one in rates if one.model == model]
-        for one in mine:
-            if one.low is not None and one.high is not None:
-                height = offset - groups.index(one.group)
-                axes.plot([one.low, one.high], [height, height], color=style["color"], linewidth=1.6, marker="|")
-        shared = [(one.shared, offset - groups.index(one.group)) for one in mine if one.shared is not None]
-        own = [(one.rate, offset - groups.index(one.group)) for one in mine if one.rate is not None]
-        axes.plot([x for x, _ in shared], [y for _, y in shared], markerfacecolor="none", markeredgewidth=1.3, **style)
-        axes.plot([x for x, _ in own], [y for _, y in own], label=_shown(model), **style)
-    axes.set_yticks([-place for place in range(len(groups))], [_cut(group) for group in groups])
-    for text in axes.get_yticklabels():
-        text.set_parse_math(False)
-        text.set_color(INK)
-    axes.set_ylim(0.35 - len(groups), 0.65)
-    low, high = axes.get_xlim()
-    if high - low < 0.02:
-        low, high = low - 0.01, high + 0.01
-    axes.set_xlim(max(low, -0.01), min(high, 1.01))
-    _ticks(axes.xaxis, 6)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}")
-    axes.set_xlabel(x_label)
-    if len(models) > 1:
-        _legend_of_models(axes, handlelength=1.4)
-    return _svg(figure, label, key)
+        for number, model in enumerate(models):
+            colour, marker = MODELS[number % len(MODELS)], MARKERS[number % len(MARKERS)]
+            offset = 0.0 if len(models) == 1 else spread * (0.5 - number / (len(models) - 1))  # the first on top
+            mine = [(one, offset - groups.index(one.group)) for one in rates if one.model == model]
+            for one, y in mine:
+                if one.low is not None and one.high is not None:
+                    axes.plot([one.low, one.high], [y, y], color=colour, linewidth=1.6, marker="|")
+            style: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": "none", "markersize": 6.0}
+            for name, more in (
+                ("shared", {"markerfacecolor": "none", "markeredgewidth": 1.3}),
+                ("rate", {"label": _shown(model)}),
+            ):
+                known = [(x, y) for one, y in mine if (x := getattr(one, name)) is not None]
+                axes.plot([x for x, _ in known], [y for _, y in known], **more, **style)
+        axes.set_yticks([-place for place in range(len(groups))], [_cut(group) for group in groups], color=INK)
+        axes.set_ylim(0.35 - len(groups), 0.65)
+        low, high = axes.get_xlim()
+        if high - low < 0.02:
+            low, high = low - 0.01, high + 0.01
+        axes.set_xlim(max(low, -0.01), min(high, 1.01))
+        _ticks(axes.xaxis, 6, lambda value, _: f"{100 * value:.4g}")
+        axes.set_xlabel(x_label)
+        if len(models) > 1:
+            _legend_above(axes, 2)
+        return _svg(axes, label, key)
 
 
-def _cut(text: str, most: int = 28) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
-def _shown(name: str) -> str:
-    """matplotlib leaves labels out of the legend that begin with "_"."""
-    return f"\u200b{name}" if name.startswith("_") else name
-
-
-def _legend_of_models(axes: "Axes", handlelength: float) -> None:
-    legend = axes.legend(
-        frameon=False,
-        labelcolor=INK,
-        handlelength=handlelength,
-        columnspacing=1.4,
-        fontsize=9.5,
-        loc="lower left",
-        bbox_to_anchor=(-0.02, 1.0),
-        ncols=2,
-    )
-    for text in legend.get_texts():
-        text.set_parse_math(False)  # a name with $ is a name
-
-
-def _deviates(rates: Floats) -> Floats:
-    return np.array([NormalDist().inv_cdf(rate) for rate in rates.tolist()], dtype=np.float64)
-
-
-def _deviate_axis(axis: Any, limits: tuple[float, float]) -> None:
-    ticks = [1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.05, 0.2, 0.5, 0.8, 0.95, 0.99, 0.999]
-    shown = [tick for tick in ticks if limits[0] <= NormalDist().inv_cdf(tick) <= limits[1]]
-    axis.set_ticks(
-        [NormalDist().inv_cdf(tick) for tick in shown],
-        [f"{tick:g}" if tick >= 1e-3 else _power(tick) for tick in shown],
-    )
+def score_figure(scores: Float64, same: Bools, threshold: float | None, *, key: str = "scores") -> str:
+    """Draw the densities of genuine and impostor scores, and the threshold."""
+    low, high = float(scores.min()), float(scores.max())
+    bins = np.linspace(low, high if high > low else low + 1e-6, 51).tolist()
+    with _drawing() as axes:
+        for name, kind, colour in (("impostor", ~same, SECOND), ("genuine", same, FIRST)):
+            axes.hist(scores[kind], bins, density=True, color=colour, alpha=0.45, label=name, histtype="stepfilled")
+            axes.hist(scores[kind], bins, density=True, color=colour, linewidth=1.4, histtype="step")
+        if threshold is not None:
+            axes.axvline(threshold, color=INK, linewidth=1.2, linestyle="--", label=f"threshold {threshold:.3f}")
+        axes.set_xlabel("cosine")
+        _ticks(axes.yaxis, 5, _short)
+        axes.set_ylim(top=axes.get_ylim()[1] * 1.05)
+        _legend_above(axes, 3)
+        return _svg(axes, "histogram of the cosines of genuine and impostor pairs", key)
 
 
 def with_colours(svg: str) -> str:
@@ -329,26 +307,39 @@ def with_colours(svg: str) -> str:
     return f"{head.replace('<svg ', f'<svg {attributes} ', 1)}{end}{ground}{rest}"
 
 
-def score_figure(scores: Floats, same: npt.NDArray[np.bool_], threshold: float | None, *, key: str = "scores") -> str:
-    """Draw the densities of genuine and impostor scores, and the threshold."""
-    label = "histogram of the cosines of genuine and impostor pairs"
-    figure, axes = _axes(label)
-    low, high = float(scores.min()), float(scores.max())
-    bins = np.linspace(low, high if high > low else low + 1e-6, 51).tolist()
-    for name, kind, colour in (("impostor", ~same, SECOND), ("genuine", same, FIRST)):
-        axes.hist(scores[kind], bins, density=True, color=colour, alpha=0.45, label=name, histtype="stepfilled")
-        axes.hist(scores[kind], bins, density=True, color=colour, linewidth=1.4, histtype="step")
-    if threshold is not None:
-        axes.axvline(threshold, color=INK, linewidth=1.2, linestyle="--", label=f"threshold {threshold:.3f}")
-    axes.set_xlabel("cosine")
-    _ticks(axes.yaxis, 5)
+def _cut(text: str, most: int = 28) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _shown(name: str) -> str:
+    """matplotlib leaves labels out of the legend that begin with "_"."""
+    return f"\u200b{name}" if name.startswith("_") else name
+
+
+def _deviates(rates: Float64) -> Float64:
+    return np.array([NormalDist().inv_cdf(rate) for rate in rates.tolist()], dtype=np.float64)
+
+
+def _deviate_axis(axis: Any, limits: tuple[float, float]) -> None:
+    ticks = [1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.05, 0.2, 0.5, 0.8, 0.95, 0.99, 0.999]
+    places = {tick: NormalDist().inv_cdf(tick) for tick in ticks}
+    shown = {tick: place for tick, place in places.items() if limits[0] <= place <= limits[1]}
+    axis.set_ticks([*shown.values()], [*map(_rate, shown)])
+
+
+def _rates_over_log(axes: "Axes", left: float) -> None:
+    """Rates from 0 to 1 over the logarithm of a rate from `left` to 1."""
+    axes.set_xscale("log")
+    axes.minorticks_off()
+    axes.xaxis.set_major_formatter(_rate)
+    axes.set_xlim(left, 1)
+    axes.set_ylim(0, 1.02)
     axes.yaxis.set_major_formatter(_short)
-    axes.set_ylim(top=axes.get_ylim()[1] * 1.05)
-    _legend(axes, above=True)
-    return _svg(figure, label, key)
 
 
-def _power(value: float) -> str:
+def _rate(value: float, _: Any = None) -> str:
+    if value >= 1e-3:
+        return f"{value:g}"
     exponent = round(float(np.log10(value)))
     return "10" + "".join("⁻" if sign == "-" else "⁰¹²³⁴⁵⁶⁷⁸⁹"[int(sign)] for sign in str(exponent))
 
@@ -359,61 +350,45 @@ def _short(value: float, _: Any = None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _thinned(x: Floats, y: Floats, most: int = 1000) -> tuple[Floats, Floats]:
+def _thinned(x: Float64, y: Float64, most: int = 1000) -> tuple[Float64, Float64]:
     known = np.isfinite(x) & np.isfinite(y)
     x, y = x[known], y[known]
-    group = -(-len(x) // most)
-    if group <= 1:
-        return x, y
-    starts = np.arange(0, len(x), group)
+    starts = np.arange(0, len(x), max(1, -(-len(x) // most)))
     sizes = np.diff(np.append(starts, len(x)))
-    return np.add.reduceat(x, starts) / sizes, np.add.reduceat(y, starts) / sizes
+    return (np.add.reduceat(x, starts) / sizes, np.add.reduceat(y, starts) / sizes) if len(x) else (x, y)
 
 
-def _ticks(axis: "Axis", most: int, integer: bool = False) -> None:
+def _ticks(axis: "Axis", most: int, form: Any = None, integer: bool = False) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axis.set_major_locator(MaxNLocator(most, integer=integer))
+    if form is not None:
+        axis.set_major_formatter(form)
 
 
-def _axes(label: str, height: float = 3.1) -> "tuple[Figure, Axes]":
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
+def _legend_above(axes: "Axes", columns: int, handlelength: float = 1.4) -> None:
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=columns, handlelength=handlelength)
+
+
+@contextlib.contextmanager
+def _drawing(height: float = 3.1) -> Iterator["Axes"]:
+    """Axes to draw on; the style holds until the end of the block, in which `_svg` is to be called."""
+    import matplotlib
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.6, height), layout="constrained")
-    FigureCanvasSVG(figure)
-    figure.patch.set_alpha(0)
-    axes = figure.add_subplot()
-    axes.patch.set_alpha(0)
-    axes.grid(color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side == "bottom")
-        spine.set_color(MUTED)
-    axes.tick_params(colors=MUTED, length=0, pad=5, labelcolor=MUTED)
-    axes.xaxis.label.set_color(MUTED)
-    return figure, axes
+    with matplotlib.rc_context(_STYLE):
+        yield Figure(figsize=(5.6, height)).add_subplot()
 
 
-def _legend(axes: "Axes", above: bool = False) -> None:
-    place = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "ncols": 3} if above else {"loc": "best"}
-    axes.legend(frameon=False, labelcolor=INK, handlelength=1.4, columnspacing=1.4, fontsize=9.5, **place)
-
-
-def _svg(figure: "Figure", label: str, key: str) -> str:
+def _svg(axes: "Axes", label: str, key: str) -> str:
     """Return the figure as an <svg> element: variables for colours, ids of its own, no header, no metadata."""
-    import matplotlib
-
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "attfc"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    axes.get_figure(root=True).savefig(buffer, format="svg", metadata={"Date": None})  # type: ignore[union-attr]
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    for colour, variable in _VARIABLES.items():
+    for variable, colour in _DRAWN.items():
         text = text.replace(colour, f"var(--{variable})")
-    text = re.sub(r'\bid="', f'id="{key}-', text)
-    text = re.sub(r"url\(#", f"url(#{key}-", text)
-    text = re.sub(r'href="#', f'href="#{key}-', text)
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{key}-", text)
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)  # older matplotlib
     text = re.sub(r"; font-family: [^;\"]*", "", text)
     head, _, rest = text.partition(">")

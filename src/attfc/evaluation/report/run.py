@@ -18,7 +18,7 @@ from PIL import Image
 
 from attfc.data.stores.store import Store
 from attfc.errors import UserError
-from attfc.evaluation.bootstrap import FigurePath
+from attfc.evaluation.bootstrap import FigurePath, figure_at
 from attfc.evaluation.report.page import (
     Beside,
     Block,
@@ -46,7 +46,7 @@ from attfc.evaluation.report.people import (
     tar_columns,
 )
 from attfc.evaluation.report.plots import line_figure, roc_figure, score_figure
-from attfc.evaluation.report.run_record import RunRecord, column_of, drawn_from, read_run, setting
+from attfc.evaluation.report.run_record import RunRecord, columns_of, drawn_from, read_run
 from attfc.evaluation.results import finite, stated_intervals
 
 __all__ = ["write_report"]
@@ -99,9 +99,9 @@ def write_report(run_folder: str | os.PathLike[str], store: Store | None = None,
 
 def _heading(run: RunRecord) -> tuple[str, str]:
     """What the run is of, and its state."""
-    named = [setting(run.config, part, "name") or setting(run.config, part) for part in ("head", "backbone")]
-    parts = [*named, setting(run.config, "data", "root"), run.environment.get("started")]
-    steps = column_of(run.train, "step")[1]
+    named = [figure_at(run.config, (part, "name")) or run.config.get(part) for part in ("head", "backbone")]
+    parts = [*named, figure_at(run.config, ("data", "root")), run.environment.get("started")]
+    steps = run.train["step"][1]
     at = f" at step {steps[-1]:,.0f}" if steps else ""
     state = "finished" if run.finished else f"not finished{at}: interrupted or still running"
     return " · ".join(part for part in parts if isinstance(part, str) and part), state
@@ -110,12 +110,11 @@ def _heading(run: RunRecord) -> tuple[str, str]:
 def _summary(run: RunRecord) -> list[Block]:
     figures = run.evaluation
     cards = _cards_of_evaluation(figures) if figures else []
-    losses = column_of(run.train, "loss_average")[1] or column_of(run.train, "loss")[1]
-    if losses:
+    if losses := run.train["loss_average"][1] or run.train["loss"][1]:
         cards.append(Card("Training loss", _number(losses[-1]), more=f"from {_number(losses[0])}"))
-    if speeds := column_of(run.train, "images_per_second")[1]:
+    if speeds := run.train["images_per_second"][1]:
         cards.append(Card("Images per second", f"{statistics.median(speeds):,.0f}", more="median, queries trained"))
-    if memory := column_of(run.train, "memory_mib")[1]:
+    if memory := run.train["memory_mib"][1]:
         cards.append(Card("Peak memory", _mebibytes(max(memory)), more="of the training process"))
     missing = "This run has not been evaluated: there are no verification figures."
     note = people_warning(figures) if figures else missing
@@ -192,7 +191,7 @@ def _verification(run: RunRecord) -> list[Block]:
         return []
     drawn: list[Block] = []
     if (listed := _list_of_pairs(run)) is not None:
-        curve, impostors = None, finite(setting(figures, "all_pairs", "impostor_pairs"))
+        curve, impostors = None, finite(figure_at(figures, ("all_pairs", "impostor_pairs")))
         if impostors and len(run.arrays.get("all_pairs_far", ())):
             curve = (run.arrays["all_pairs_far"], run.arrays["all_pairs_tar"], int(impostors))
         drawn = [
@@ -214,7 +213,7 @@ def _verification(run: RunRecord) -> list[Block]:
 
 def _about_intervals(figures: Mapping[str, Any]) -> str:
     """What the brackets are, where there are any."""
-    confidence, resamples = (finite(setting(figures, "uncertainty", name)) for name in ("confidence", "resamples"))
+    confidence, resamples = (finite(figure_at(figures, ("uncertainty", name))) for name in ("confidence", "resamples"))
     if confidence is None or resamples is None or not stated_intervals(figures):
         return ""
     people = finite(figures.get("interval_identities"))
@@ -264,27 +263,23 @@ def _pair_rows(figures: Mapping[str, Any]) -> list[list[Cell]]:
 
 def _training(run: RunRecord) -> list[Block]:
     drawn: list[Block] = []
-    losses, averages = column_of(run.train, "loss"), column_of(run.train, "loss_average")
+    losses, averages = run.train["loss"], run.train["loss_average"]
     if losses[0]:
         lines, hint = [("loss", *losses)], ""
         if averages[0]:
             lines = [("_loss", *losses), ("average", *averages)]
             hint = "faint: the step's loss; strong: its running average"
         drawn.append(Figure("Loss", line_figure(lines, "loss over steps", key="loss"), hint))
-    over_steps = [
-        ("accuracy", *column_of(run.evaluations, "accuracy")),
-        ("rank-one", *column_of(run.evaluations, "rank_one")),
-        ("TAR at FAR 0.01", *column_of([*map(_tar_of_step, run.evaluations)], "tar")),
-    ]
-    over_steps = [line for line in over_steps if len(line[1]) > 1]
-    if over_steps:
-        svg = line_figure(over_steps, "figures over steps", key="evaluation", markers=True)
+    evaluated = columns_of({**record, "tar": _tar_of(record)} for record in run.evaluations)
+    names = (("accuracy", "accuracy"), ("rank-one", "rank_one"), ("TAR at FAR 0.01", "tar"))
+    lines = [(title, *evaluated[name]) for title, name in names if len(evaluated[name][0]) > 1]
+    if lines:
+        svg = line_figure(lines, "figures over steps", key="evaluation", markers=True)
         drawn.append(Figure("Evaluation over steps", svg))
-    logged = {name for record in run.train for name in record if finite(record[name]) is not None}
-    others = sorted(logged - NO_METRICS - CURVES.keys())
+    others = sorted(run.train.keys() - NO_METRICS - CURVES.keys())
     curves = {**CURVES, **{name: name.replace("_", " ").capitalize() for name in others}}
     for place, (name, caption) in enumerate(curves.items()):
-        steps, values = column_of(run.train, name)
+        steps, values = run.train[name]
         if not steps or (name == "memory_mib" and max(values) < 1.05 * min(values)):
             continue
         svg = line_figure([(caption, steps, values)], f"{caption} over steps", key=f"train{place}", from_zero=True)
@@ -293,9 +288,9 @@ def _training(run: RunRecord) -> list[Block]:
     return [Beside(drawn) if drawn else Hint("No training step was logged."), Notes([torn] if run.torn else [])]
 
 
-def _tar_of_step(record: Mapping[str, Any]) -> dict[str, Any]:
-    holder = record["all_pairs"] if isinstance(record.get("all_pairs"), dict) else record
-    return {"step": record.get("step"), "tar": setting(holder, "tar_at_far", "0.01")}
+def _tar_of(figures: Mapping[str, Any]) -> object:
+    holder = figures["all_pairs"] if isinstance(figures.get("all_pairs"), dict) else figures
+    return figure_at(holder, ("tar_at_far", "0.01"))
 
 
 def _hardest_pairs(run: RunRecord, store: Store | None) -> list[Pair]:
@@ -357,28 +352,34 @@ def _picture(pixels: npt.NDArray[np.uint8]) -> str:
 
 
 def _timing(run: RunRecord) -> list[Block]:
-    rows: list[tuple[str, str]] = []
+    rows: dict[str, str] = {}
     steps, epochs, seconds, speeds, memory = (
-        column_of(run.train, name)[1] for name in ("step", "epoch", "seconds", "images_per_second", "memory_mib")
+        run.train[name][1] for name in ("step", "epoch", "seconds", "images_per_second", "memory_mib")
     )
     if steps:
-        rows.append(("steps", f"{steps[-1]:,.0f}" + (f" ({epochs[-1]:.2f} epochs)" if epochs else "")))
+        rows["steps"] = f"{steps[-1]:,.0f}" + (f" ({epochs[-1]:.2f} epochs)" if epochs else "")
     if seconds:
-        rows.append(("training time", _duration(seconds[-1])))
+        rows["training time"] = _duration(seconds[-1])
     if speeds:
-        rows.append(("images per second, median", f"{statistics.median(speeds):,.1f}"))
-        rows.append(("images per second, lowest and highest", f"{min(speeds):,.1f} – {max(speeds):,.1f}"))
+        rows["images per second, median"] = f"{statistics.median(speeds):,.1f}"
+        rows["images per second, lowest and highest"] = f"{min(speeds):,.1f} – {max(speeds):,.1f}"
     if memory:
-        rows.append(("peak memory", _mebibytes(max(memory))))
+        rows["peak memory"] = _mebibytes(max(memory))
     taken, rate = (finite(run.evaluation.get(name)) for name in ("embedding_seconds", "embedded_images_per_second"))
     if taken is not None:
-        rows.append(("embedding for the evaluation", _duration(taken) + (f", {rate:,.1f} images/s" if rate else "")))
-    about = {"Timing and memory": dict(rows)}
-    for name in ("machine", "versions"):
-        if isinstance(entries := run.environment.get(name), dict):
-            about[name.capitalize()] = entries
-    about["Environment"] = {k: v for k, v in run.environment.items() if not isinstance(v, dict | list)}
-    tables = [Table([(str(k), str(v)) for k, v in one.items()], title=title) for title, one in about.items() if one]
+        rows["embedding for the evaluation"] = _duration(taken) + (f", {rate:,.1f} images/s" if rate else "")
+    plain = {name: value for name, value in run.environment.items() if not isinstance(value, dict | list)}
+    about = {
+        "Timing and memory": rows,
+        "Machine": run.environment.get("machine"),
+        "Versions": run.environment.get("versions"),
+        "Environment": plain,
+    }
+    tables = [
+        Table([(str(name), str(value)) for name, value in entries.items()], title=title)
+        for title, entries in about.items()
+        if isinstance(entries, dict) and entries
+    ]
     return [Beside(tables)] if tables else []
 
 

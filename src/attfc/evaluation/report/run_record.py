@@ -6,8 +6,9 @@ error with its file and line, except the last line of metrics.jsonl, which a kil
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,9 +19,11 @@ from attfc.errors import UserError
 from attfc.evaluation.npz_file import read_npz
 from attfc.evaluation.results import finite
 
-__all__ = ["RunRecord", "column_of", "drawn_from", "read_run", "setting"]
+__all__ = ["RunRecord", "columns_of", "drawn_from", "read_run"]
 
 Drawn = TypeVar("Drawn")
+Columns = defaultdict[str, tuple[list[float], list[float]]]
+"""Steps and values of each field of a log; empty for a field that it lacks."""
 
 _MOST_JSON_BYTES, _MOST_LOG_BYTES = 64 * 2**20, 2**30
 _LEAST_UNPACKED = 64 * 2**20
@@ -32,7 +35,7 @@ class RunRecord:
 
     Attributes:
         name: the folder's name.
-        train, evaluations, broken: the records of metrics.jsonl by kind, in order.
+        train: of the training records of metrics.jsonl. evaluations, broken: its records of these kinds, in order.
         evaluation: evaluation.json, else the last evaluation in metrics.jsonl, else empty.
         arrays: evaluation.npz, else empty.
         config_text, config: config.yaml as text and as a mapping; empty if missing.
@@ -42,16 +45,16 @@ class RunRecord:
     """
 
     name: str
-    train: list[dict[str, Any]] = field(default_factory=list)
-    evaluations: list[dict[str, Any]] = field(default_factory=list)
-    broken: list[dict[str, Any]] = field(default_factory=list)
-    evaluation: dict[str, Any] = field(default_factory=dict)
-    arrays: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
-    config_text: str = ""
-    config: dict[str, Any] = field(default_factory=dict)
-    environment: dict[str, Any] = field(default_factory=dict)
-    finished: bool = False
-    torn: bool = False
+    train: Columns
+    evaluations: list[dict[str, Any]]
+    broken: list[dict[str, Any]]
+    evaluation: dict[str, Any]
+    arrays: dict[str, npt.NDArray[Any]]
+    config_text: str
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    finished: bool
+    torn: bool
 
 
 def read_run(folder: str | os.PathLike[str]) -> RunRecord:
@@ -77,7 +80,7 @@ def read_run(folder: str | os.PathLike[str]) -> RunRecord:
     evaluation = _read_object(root / "evaluation.json") or (kinds["evaluation"][-1] if kinds["evaluation"] else {})
     return RunRecord(
         name=root.resolve().name,
-        train=kinds["train"],
+        train=columns_of(kinds["train"]),
         evaluations=kinds["evaluation"],
         broken=kinds["broken"],
         evaluation=evaluation,
@@ -107,19 +110,17 @@ def drawn_from(draw: Callable[[RunRecord], Drawn], run: RunRecord, folder: Path,
         ) from error
 
 
-def column_of(records: Sequence[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:
-    """Return steps and values of one field, leaving out records without it."""
-    both = [(finite(record.get("step")), finite(record.get(name))) for record in records]
-    found = [(step, value) for step, value in both if step is not None and value is not None]
-    return [step for step, _ in found], [value for _, value in found]
-
-
-def setting(values: Mapping[str, Any], *path: str) -> Any:
-    """Return a value of nested mappings, None where there is none."""
-    value: Any = values
-    for name in path:
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value
+def columns_of(records: Iterable[Mapping[str, Any]]) -> Columns:
+    """Return steps and values of each field; a record without the field, or without a step, is left out."""
+    found: Columns = defaultdict(lambda: ([], []))
+    for record in records:
+        step = finite(record.get("step"))
+        for name, value in record.items():
+            number = finite(value)
+            if step is not None and number is not None:
+                found[name][0].append(step)
+                found[name][1].append(number)
+    return found
 
 
 def _read_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from attfc.distributed import ALONE, Ranks, RowShard
+from attfc.distributed import ALONE, Ranks
 from attfc.errors import UserError
 from attfc.heads.banks.sharded_rows import ShardedRows
 
@@ -171,6 +171,13 @@ class Bank(nn.Module):
         """
         raise NotImplementedError
 
+    def trained(self) -> tuple[Tensor, Tensor] | None:
+        """Return rows (T, D) with gradient, negatives of every step, and their labels int64 (T,), for a bank that trains some, in one process.
+
+        The batch's new centers of these identities do not join; `recall` gives the trained ones as theirs.
+        """
+        return None
+
     def update(self, batch: Batch, every_new_BD: Tensor, recalled: Recalled) -> None:
         """Keep the new centers of all ranks' samples, (B, D) of unit length."""
         raise NotImplementedError
@@ -181,6 +188,15 @@ class Bank(nn.Module):
 
     def row_shards(self) -> dict[str, ShardedRows]:
         """Return this rank's blocks by the names of their buffers."""
+        raise NotImplementedError
+
+    def footprint(self, everyone: int, block_mib: float, cached: bool) -> tuple[float, float, int]:
+        """Return the bytes that it holds on the device and that a step works with, and the rows that a step passes over; on one rank.
+
+        Args:
+            everyone: samples of all ranks.
+            block_mib, cached: as `block_bytes`.
+        """
         raise NotImplementedError
 
     def memory_bytes(self) -> int:
@@ -200,7 +216,7 @@ class Bank(nn.Module):
         raise NotImplementedError
 
 
-def shards_of(banks: list[Bank], ranks: Ranks) -> dict[str, RowShard]:
+def shards_of(banks: list[Bank], ranks: Ranks) -> dict[str, ShardedRows]:
     """Return the blocks of all banks, by the names of their tensors in the head's state; nothing where ranks share nothing."""
     if ranks.size == 1:
         return {}

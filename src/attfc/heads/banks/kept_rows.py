@@ -10,6 +10,7 @@ from attfc.heads.banks.bank import Bank
 from attfc.heads.banks.draw import draw_classes
 from attfc.heads.banks.row_store import RowPlace, RowStore
 from attfc.heads.banks.sharded_rows import ShardedRows
+from attfc.heads.memory import block_bytes
 
 __all__ = ["KeptRows"]
 
@@ -51,6 +52,13 @@ class KeptRows(Bank):
         if self.ranks.size > 1:
             drawn_S = drawn_S[(drawn_S >= self.shard.start) & (drawn_S < self.shard.stop)]
         return drawn_S
+
+    def footprint(self, everyone: int, block_mib: float, cached: bool) -> tuple[float, float, int]:
+        """All rows, where they count; the rows drawn and what finds them are there for the step alone."""
+        drawn = -(-self.size // self.ranks.size) + -(-everyone // self.ranks.size)
+        working = block_bytes(drawn, everyone * 8.0 + 4 * self.embedding_size, block_mib, cached)
+        working += drawn * 2 * self.embedding_size + self.size * 40
+        return self.memory_bytes() if self.store.counts(cached) else 0, working, drawn
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
         """Rows in host memory or in a file stay there, in their type, when the head is moved or cast."""

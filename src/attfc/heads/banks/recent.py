@@ -24,6 +24,7 @@ from attfc.heads.banks.bank import EMPTY, Bank, Batch, Negatives, Recalled, last
 from attfc.heads.banks.label_index import LabelIndex
 from attfc.heads.banks.sharded_rows import ShardedRows
 from attfc.heads.checked import checked
+from attfc.heads.memory import block_bytes
 from attfc.heads.options import InitialRows, RowType, SlotCount, SlotShare
 
 __all__ = ["ContainerPolicy", "Initial", "RecentCenters", "RowDtype"]
@@ -272,6 +273,12 @@ class RecentCenters(Bank):
         if self.fill.device.type == "meta":
             return {}
         return {"fill": float(self.fill) / self.slots, "center_age": float(self.mean_age())}
+
+    def footprint(self, everyone: int, block_mib: float, cached: bool) -> tuple[float, float, int]:
+        """Rows, labels, stamps and index; of a step a block's logits, and its rows where they are not multiplied as they are stored."""
+        row_bytes = everyone * 8.0 + (0 if self.dtype == "float32" else 4 * self.embedding_size)
+        working = block_bytes(len(self.shard), row_bytes, block_mib, cached) + self.slots * 16
+        return self.memory_bytes(), working, len(self.shard)
 
     def row_shards(self) -> dict[str, ShardedRows]:
         """This rank's block of the rows and of their scales."""

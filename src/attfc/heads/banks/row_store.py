@@ -73,12 +73,18 @@ class RowStore:
         """
         if self.place == "device":
             return torch.zeros(shape, dtype=dtype, device=device)
+        if torch.empty(0).device.type == "meta":  # a head that is built to be asked for its sizes
+            return torch.zeros(shape, dtype=dtype)
         if self.place == "host" or 0 in shape:
             _check_room(torch.Size(shape).numel() * dtype.itemsize)
             return torch.zeros(shape, dtype=dtype, device="cpu")
         tensor = self._map(torch.Size(shape), dtype)
         self._mapped.append(tensor)
         return tensor
+
+    def counts(self, cached: bool) -> bool:
+        """Whether the rows are in the memory of the device; `cached`: a processor, whose memory is the host's."""
+        return self.place == "device" or (self.place == "host" and cached)
 
     def holds(self, tensor: Tensor) -> bool:
         """Whether a tensor's memory is a file of this store."""

@@ -49,6 +49,15 @@ class ShardedRows(RowShard):
         place_B, ours_B = self.locate(numbers_B.to(block_NX.device))
         write_rows(block_NX, place_B, new_BX.to(block_NX), None if len(self) == self.rows else ours_B)
 
+    def gather(self, block_NX: Tensor, ranks: Ranks) -> Tensor:
+        """Return all rows, on every rank; all ranks call it. Moves bytes, so any type of rows."""
+        if ranks.size == 1:
+            return block_NX
+        missing = -(-self.rows // ranks.size) - len(block_NX)
+        padded_NX = torch.cat([block_NX, block_NX.new_zeros(missing, *block_NX.shape[1:])])
+        every_X = ranks.gather(padded_NX.detach().contiguous().view(torch.uint8))
+        return every_X.view(block_NX.dtype)[: self.rows]
+
     def take_block(self, state: Mapping[str, Tensor], name: str) -> Tensor | None:
         """Return this rank's block of a saved tensor, which may be the block itself or all rows; None where it was not saved."""
         saved = state.get(name)

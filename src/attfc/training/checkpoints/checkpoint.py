@@ -19,7 +19,6 @@ import shutil
 import warnings
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +91,8 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
 
     def finish(saved: dict[str, SavedTensor], files: dict[str, SavedFile]) -> None:
         _write_durably(partial / STATE, text)
-        manifest = Manifest(step, saved, {**files, STATE: SavedFile(len(text), zlib.crc32(text))})
-        _write_durably(partial / MANIFEST, manifest.to_json().encode())
+        files = {**files, STATE: SavedFile(bytes=len(text), crc32=zlib.crc32(text))}
+        _write_durably(partial / MANIFEST, Manifest(step=step, files=files, tensors=saved).model_dump_json().encode())
         sync_folder(partial)
         _put_in_place(partial, final)
 
@@ -112,28 +111,24 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
 
 def load_checkpoint(
     path: Path,
-    into: Mapping[str, Any] | None = None,
     *,
-    place: Callable[[str, tuple[int, ...], torch.dtype], Tensor | None] | None = None,
+    place: Callable[[str, tuple[int, ...], torch.dtype], Tensor | None] = lambda *_: None,
     only: Collection[str] | None = None,
 ) -> dict[str, Any]:
     """Read a checkpoint back: the state as it was saved; all ranks call it where there are several.
 
     Args:
         path: a folder that `save_checkpoint` returned.
-        into: None: every tensor is new, on the CPU; whoever owns the state copies it (``module.load_state_dict``). This serves optimizers too,
-            whose momentum does not exist before their first step. Otherwise a state of the same nesting: tensors that it has are filled in
-            place (a DTensor reads its own shard only), tensors that only the checkpoint has are new.
-        place: asked as place(name, size, dtype) for each tensor that `into` does not have: the tensor to fill, or None for a new one. So a rank
-            reads its own shard of a tensor that does not exist yet.
+        place: asked as place(name, size, dtype) for each tensor: the one to fill, or None for a new one on the CPU; whoever owns the state
+            copies that (``module.load_state_dict``). So a rank reads its own shard of a tensor into a DTensor, and rows into the file
+            that they live in.
         only: the first keys of the state that are wanted; default all. The others are neither read nor returned.
 
     Returns:
-        The state; with `into`, its tensors where it had them.
+        The state, with the tensors of `place` in it.
 
     Raises:
-        UserError: missing, damaged (a checksum differs) or forged; or `into` holds a tensor that the checkpoint lacks or has in another
-            size or type, as on resume with another network. Nothing of `into` has changed then.
+        UserError: missing, damaged (a checksum differs) or forged; nothing was filled then.
     """
     path = Path(path)
     ranks = Ranks.world()
@@ -141,8 +136,11 @@ def load_checkpoint(
     if only is not None:
         tree = {key: tree[key] for key in only if key in tree} if isinstance(tree, dict) else tree
         wanted = {name: tensor for name, tensor in manifest.tensors.items() if name.split("/")[0].split("~")[0] in only}
-        manifest = replace(manifest, tensors=wanted)
-    tensors = _targets(path, manifest, into, place)
+        manifest = manifest.model_copy(update={"tensors": wanted})
+    tensors = {}
+    for name, saved in manifest.tensors.items():
+        target = place(name, saved.size, DTYPES[saved.dtype])
+        tensors[name] = _new(saved) if target is None else target
     try:
         state = join_state(tree, tensors)
     except (UserError, RecursionError) as error:
@@ -238,36 +236,6 @@ def _check_savable(name: str, tensor: Tensor) -> None:
             f"tensor {name!r} of the state ({tensor.dtype}, {tensor.layout}, on {tensor.device}) cannot be saved: "
             f"a checkpoint holds dense tensors of {', '.join(str(dtype).removeprefix('torch.') for dtype in DTYPES.values())}"
         )
-
-
-def _targets(
-    path: Path,
-    manifest: Manifest,
-    into: Mapping[str, Any] | None,
-    place: Callable[[str, tuple[int, ...], torch.dtype], Tensor | None] | None,
-) -> dict[str, Tensor]:
-    """Return a tensor to fill for every tensor of the checkpoint."""
-    given = {} if into is None else split_state(into)[1]
-    for name, tensor in given.items():
-        saved = manifest.tensors.get(name)
-        if saved is None:
-            raise UserError(
-                f"checkpoint {path} has no tensor {name!r}: it is of another network, head or optimizer; resume with the run's own configuration"
-            )
-        if tuple(tensor.shape) != saved.size or tensor.dtype != DTYPES[saved.dtype]:
-            raise UserError(
-                f"checkpoint {path} has {name!r} as {DTYPES[saved.dtype]} {saved.size}, this run needs {tensor.dtype} {tuple(tensor.shape)}: "
-                "it is of another network, head or optimizer; resume with the run's own configuration"
-            )
-    targets = {}
-    for name, saved in manifest.tensors.items():
-        target = None
-        if name in given and given[name].device.type != "meta":
-            target = given[name].detach()
-        elif place is not None:
-            target = place(name, saved.size, DTYPES[saved.dtype])
-        targets[name] = _new(saved) if target is None else target
-    return targets
 
 
 def _new(saved: SavedTensor) -> Tensor:

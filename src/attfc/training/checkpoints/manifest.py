@@ -5,36 +5,24 @@ place of torch.distributed.checkpoint's `.metadata`, which is a pickle. A checkp
 checked before memory is asked for: names, counts, and that all tensors together are no larger than the files that hold them.
 """
 
-import json
 import math
-import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
+from pydantic import BaseModel, Field, StringConstraints, ValidationError, model_validator
 
 from attfc.errors import UserError
 from attfc.files import read_json
 
-__all__ = [
-    "DTYPES",
-    "Chunk",
-    "Manifest",
-    "SavedFile",
-    "SavedTensor",
-    "is_dense",
-    "read_manifest",
-    "read_state",
-]
+__all__ = ["DTYPES", "Chunk", "Manifest", "SavedFile", "SavedTensor", "is_dense", "read_manifest", "read_state"]
 
 FORMAT = "attfc checkpoint"
 VERSION = 1
 MANIFEST = "manifest.json"
 STATE = "state.json"
 MAX_JSON_BYTES = 256 * 2**20
-MAX_DIMENSIONS = 32
-FILE_NAME = re.compile(r"state\.json|tensors_[0-9]{5}\.safetensors")
+MAX_MANIFEST_BYTES = 32 * 2**20  # some 200,000 tensors
 
 # safetensors' names of types
 DTYPES: dict[str, torch.dtype] = {
@@ -52,55 +40,74 @@ DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
 }
 
+Natural = Annotated[int, Field(strict=True, ge=0, lt=2**62)]
+Naturals = Annotated[tuple[Natural, ...], Field(max_length=32, fail_fast=True)]
+FileName = Annotated[str, StringConstraints(pattern=r"^(state\.json|tensors_[0-9]{5}\.safetensors)$")]
 
-@dataclass(frozen=True)
-class Chunk:
+
+class Chunk(NamedTuple):
     """A box of a tensor and the file that holds it."""
 
-    offsets: tuple[int, ...]
-    sizes: tuple[int, ...]
-    file: str
+    offsets: Naturals
+    sizes: Naturals
+    file: FileName
 
 
-@dataclass(frozen=True)
-class SavedTensor:
-    """A tensor's type (safetensors' name), size, chunks, and strides where they are not the plain row-major ones."""
+class SavedTensor(BaseModel, frozen=True):
+    """A tensor's type (safetensors' name), size, strides where they are not the plain row-major ones, and chunks."""
 
     dtype: str
-    size: tuple[int, ...]
-    strides: tuple[int, ...] | None
+    size: Naturals
+    strides: Naturals | None
     chunks: tuple[Chunk, ...]
 
+    @model_validator(mode="after")
+    def _is_whole(self) -> "SavedTensor":
+        size, strides = self.size, self.strides
+        if self.dtype not in DTYPES:
+            raise ValueError(f"unknown type {self.dtype[:20]!r}")
+        if strides is not None and not (len(strides) == len(size) and is_dense(size, strides)):
+            raise ValueError(f"size {size} cannot have strides {strides}")
+        for chunk in self.chunks:
+            if not len(chunk.offsets) == len(chunk.sizes) == len(size) or any(
+                offset + length > whole for offset, length, whole in zip(chunk.offsets, chunk.sizes, size, strict=True)
+            ):
+                raise ValueError("a chunk is outside the tensor")
+        if sum(math.prod(chunk.sizes) for chunk in self.chunks) != math.prod(size):
+            raise ValueError(f"size {size} is not covered by its chunks")
+        return self
 
-@dataclass(frozen=True)
-class SavedFile:
+
+class SavedFile(BaseModel, frozen=True):
     """Size in bytes and CRC-32 of a whole file."""
 
-    bytes: int
-    crc32: int
+    bytes: Natural
+    crc32: Natural
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """What is in a checkpoint."""
+class Manifest(BaseModel, frozen=True):
+    """What is in a checkpoint; `manifest.json` is its JSON."""
 
-    step: int
+    format: Literal["attfc checkpoint"] = "attfc checkpoint"
+    version: Literal[1] = 1
+    step: Natural
+    files: dict[FileName, SavedFile]
     tensors: dict[str, SavedTensor]
-    files: dict[str, SavedFile]
 
-    def to_json(self) -> str:
-        """Return the text of `manifest.json`."""
-        tensors = {
-            name: {
-                "dtype": tensor.dtype,
-                "size": tensor.size,
-                "strides": tensor.strides,
-                "chunks": [[chunk.offsets, chunk.sizes, chunk.file] for chunk in tensor.chunks],
-            }
-            for name, tensor in self.tensors.items()
-        }
-        files = {name: {"bytes": file.bytes, "crc32": file.crc32} for name, file in self.files.items()}
-        return json.dumps({"format": FORMAT, "version": VERSION, "step": self.step, "files": files, "tensors": tensors})
+    @model_validator(mode="after")
+    def _files_hold_the_tensors(self) -> "Manifest":
+        if STATE not in self.files:
+            raise ValueError(f"it lists no {STATE}")
+        held = dict.fromkeys(self.files, 0)
+        for tensor in self.tensors.values():
+            for chunk in tensor.chunks:
+                if chunk.file not in held:
+                    raise ValueError(f"it lists no {chunk.file}")
+                held[chunk.file] += math.prod(chunk.sizes) * DTYPES[tensor.dtype].itemsize
+        for name, amount in held.items():
+            if amount > self.files[name].bytes:
+                raise ValueError(f"its tensors take {amount} bytes of {name}, which has {self.files[name].bytes}")
+        return self
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -109,7 +116,7 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         UserError: not a checkpoint, a damaged one, or one that asks for more than its files hold.
     """
-    data = read_state(folder / MANIFEST)
+    data = read_state(folder / MANIFEST, MAX_MANIFEST_BYTES)
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise UserError(f"{folder / MANIFEST} is not the manifest of an attfc checkpoint")
     if data.get("version") != VERSION:
@@ -117,9 +124,14 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder} is a checkpoint of format version {data.get('version')!r}, this attfc reads {VERSION}: use the attfc that wrote it"
         )
     try:
-        manifest = _parse(data)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{folder / MANIFEST} is damaged or forged: {str(error)[:200]}") from None
+        manifest = Manifest.model_validate(data)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_context=False)[0]
+        where = ".".join(str(part)[:80] for part in fault["loc"])
+        found = "" if isinstance(fault["input"], dict) else f", not {str(fault['input'])[:40]}"
+        raise UserError(
+            f"{folder / MANIFEST} is damaged or forged: {where}: {fault['msg'].removeprefix('Value error, ')[:200]}{found}"
+        ) from None
     for name, file in manifest.files.items():
         path = folder / name
         if path.is_symlink() or not path.is_file():
@@ -131,7 +143,7 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def read_state(path: Path) -> Any:
+def read_state(path: Path, most: int = MAX_JSON_BYTES) -> Any:
     """Read a JSON file of a checkpoint; a link is not followed.
 
     Raises:
@@ -139,7 +151,7 @@ def read_state(path: Path) -> Any:
     """
     if path.is_symlink():
         raise UserError(f"{path} is missing")
-    return read_json(path, MAX_JSON_BYTES, "no checkpoint of attfc writes that")
+    return read_json(path, most, "no checkpoint of attfc writes that")
 
 
 def is_dense(size: tuple[int, ...], strides: tuple[int, ...]) -> bool:
@@ -150,53 +162,3 @@ def is_dense(size: tuple[int, ...], strides: tuple[int, ...]) -> bool:
             return False
         expected *= length
     return 0 not in size
-
-
-def _parse(data: dict[str, Any]) -> Manifest:
-    files = {}
-    for name, entry in data["files"].items():
-        if not FILE_NAME.fullmatch(name):
-            raise ValueError(f"it lists file {name[:80]!r}")
-        files[name] = SavedFile(_natural(entry["bytes"]), _natural(entry["crc32"]))
-    if STATE not in files:
-        raise ValueError(f"it lists no {STATE}")
-    held = dict.fromkeys(files, 0)
-    tensors = {}
-    for name, entry in data["tensors"].items():
-        tensors[name] = tensor = _parse_tensor(name[:80], entry)
-        for chunk in tensor.chunks:
-            held[chunk.file] += math.prod(chunk.sizes) * DTYPES[tensor.dtype].itemsize
-    for name, amount in held.items():
-        if amount > files[name].bytes:
-            raise ValueError(f"its tensors take {amount} bytes of {name}, which has {files[name].bytes}")
-    return Manifest(_natural(data["step"]), tensors, files)
-
-
-def _parse_tensor(name: str, entry: dict[str, Any]) -> SavedTensor:
-    dtype, size = entry["dtype"], _naturals(entry["size"])
-    if dtype not in DTYPES:
-        raise ValueError(f"tensor {name!r} has unknown type {str(dtype)[:20]!r}")
-    strides = None if entry["strides"] is None else _naturals(entry["strides"])
-    if strides is not None and not (len(strides) == len(size) and is_dense(size, strides)):
-        raise ValueError(f"tensor {name!r} of size {size} cannot have strides {strides}")
-    chunks = tuple(Chunk(_naturals(offsets), _naturals(sizes), str(file)) for offsets, sizes, file in entry["chunks"])
-    for chunk in chunks:
-        if not len(chunk.offsets) == len(chunk.sizes) == len(size) or any(
-            offset + length > whole for offset, length, whole in zip(chunk.offsets, chunk.sizes, size, strict=True)
-        ):
-            raise ValueError(f"tensor {name!r} has a chunk outside it")
-    if sum(math.prod(chunk.sizes) for chunk in chunks) != math.prod(size):
-        raise ValueError(f"tensor {name!r} of size {size} is not covered by its chunks")
-    return SavedTensor(dtype, size, strides, chunks)
-
-
-def _natural(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**62:
-        raise ValueError(f"{str(value)[:40]} is not a size")
-    return value
-
-
-def _naturals(values: object) -> tuple[int, ...]:
-    if not isinstance(values, list) or len(values) > MAX_DIMENSIONS:
-        raise ValueError(f"{str(values)[:40]} is not a list of sizes")
-    return tuple(_natural(value) for value in values)

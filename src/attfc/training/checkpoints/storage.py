@@ -7,6 +7,7 @@ Chunks are named by their tensor, followed by ``[offsets]`` where they are a par
 """
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -91,7 +92,7 @@ class FolderWriter(StorageWriter):
         position = 0
         for item in items:
             dtype, sizes, _ = _properties(item)
-            end = position + dtype.itemsize * _volume(sizes)
+            end = position + dtype.itemsize * math.prod(sizes)
             chunk = _item_name(item)
             assert chunk not in header, f"two chunks are called {chunk}"
             assert chunk != "__metadata__", "safetensors keeps this name for itself"
@@ -106,7 +107,7 @@ class FolderWriter(StorageWriter):
                 flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
                 checked.write(flat.numpy().data)
             sync(file)
-        written = _Written(name, SavedFile(checked.bytes, checked.crc32))
+        written = _Written(name, SavedFile(bytes=checked.bytes, crc32=checked.crc32))
         future.set_result([WriteResult(item.index, 0, written) for item in items])
         return future
 
@@ -125,8 +126,12 @@ class FolderWriter(StorageWriter):
                 Chunk(tuple(chunk.offsets), tuple(chunk.sizes), places[name, tuple(chunk.offsets)])
                 for chunk in entry.chunks
             )
-            dtype = DTYPE_NAMES[entry.properties.dtype]
-            tensors[name] = SavedTensor(dtype, tuple(entry.size), self._strides.get(name), chunks)
+            tensors[name] = SavedTensor(
+                dtype=DTYPE_NAMES[entry.properties.dtype],
+                size=tuple(entry.size),
+                strides=self._strides.get(name),
+                chunks=chunks,
+            )
         self._finish(tensors, files)
 
     @classmethod
@@ -234,10 +239,3 @@ def _item_name(item: WriteItem) -> str:
 
 def _chunk_name(name: str, offsets: tuple[int, ...], whole: bool) -> str:
     return name if whole else f"{name}[{','.join(map(str, offsets))}]"
-
-
-def _volume(sizes: tuple[int, ...]) -> int:
-    volume = 1
-    for size in sizes:
-        volume *= size
-    return volume

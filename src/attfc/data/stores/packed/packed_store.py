@@ -24,7 +24,7 @@ import numpy.typing as npt
 from attfc.data.images import BrokenImageError
 from attfc.data.index import IdentityIndex
 from attfc.data.people.name_table import NameTable, printable
-from attfc.data.stores.folder import MAX_FILE_BYTES
+from attfc.data.stores.image_files import MAX_FILE_BYTES
 from attfc.data.stores.packed.packed_format import (
     ABOUT,
     CHECKSUMS,
@@ -288,6 +288,10 @@ class PackedStore(EncodedStore):
     def identity_name(self, label: int) -> str:
         """Return the identity's name in printable form."""
         return printable(self.identity_name_bytes(label))
+
+    def identity_names(self, labels: npt.NDArray[np.int64]) -> NameTable:
+        """Return the names of many identities as the source had them."""
+        return self._identity_names.take(labels)
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle the path and which `packed.json` it was: a worker maps the same pages."""

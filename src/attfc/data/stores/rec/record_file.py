@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from attfc.data.stores.folder import MAX_FILE_BYTES
+from attfc.data.stores.image_files import MAX_FILE_BYTES
 from attfc.data.text_lines import open_regular
 from attfc.errors import UserError
 from attfc.files import read_at

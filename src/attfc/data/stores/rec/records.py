@@ -18,7 +18,7 @@ import numpy.typing as npt
 from attfc.data.images import BrokenImageError
 from attfc.data.index import IdentityIndex
 from attfc.data.index_cache import IndexCache
-from attfc.data.people.name_table import printable
+from attfc.data.people.name_table import NameTable, printable
 from attfc.data.stores.rec.record_file import (
     BadRecordError,
     RecordFile,
@@ -73,13 +73,14 @@ class RecordStore(EncodedStore):
         idx = self.path.with_suffix(".idx")
         digest = _digest([self.path, idx, self.path.with_name("property")], label_source)
         places = IndexCache(self.path, "records", digest, cache=cache)
-        found = places.open(self._current)
-        if found is None:
+
+        def build() -> RecordIndex:
             built = build_record_index(self._file, idx, label_source=label_source, progress=progress)
             if self._file.changed():
                 raise UserError(f"{self.path}: was written to while it was being indexed; open it when it is complete")
-            found = places.write(lambda draft: save_record_index(built, draft), self._current) or built
-        self._index = found
+            return built
+
+        self._index = found = places.get(self._current, build, save_record_index)
         self._names, note = read_record_names(self.path, self._file.size, found.numbers)
         self._names_note = [note] if note else []
         self._names_read = True
@@ -209,6 +210,16 @@ class RecordStore(EncodedStore):
             self._names_read = True
         name = b"" if self._names is None else self._names[label]
         return printable(name) if name else str(int(self._index.numbers[label]))
+
+    def identity_names(self, labels: Int64) -> NameTable:
+        """Return the names of many identities, or their numbers in the file."""
+        self.identity_name(0)  # reads the names, if that has not been done
+        names = NameTable.of(self._index.numbers if self._names is None else self._names, labels)
+        if np.diff(names.offsets).all():  # of some records a file of names may say nothing
+            return names
+        return NameTable.pack(
+            self.identity_name(label).encode("utf-8", "backslashreplace") for label in labels.tolist()
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle the paths alone where the index is on disk: a worker maps the same pages."""

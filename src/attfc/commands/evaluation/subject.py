@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attfc.commands.common import err, open_with_bar, progress_bar
-from attfc.commands.evaluation_options import EvaluationOptions
+from attfc.commands.evaluation.options import EvaluationOptions
 
 if TYPE_CHECKING:
     from attfc.data import Store

@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from attfc.commands.common import JsonOption, out, print_figures, print_table, progress_bar, write_json
-from attfc.commands.evaluation_options import EvaluationOptions, takes_options
-from attfc.commands.subject import open_subject
+from attfc.commands.evaluation.options import EvaluationOptions, takes_options
+from attfc.commands.evaluation.subject import open_subject
 from attfc.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,13 +58,7 @@ def evaluate(
     """Evaluate a trained model, and say whether it was trained on the people of the evaluation."""
     from attfc.evaluation.bootstrap import check_resampling
     from attfc.evaluation.protocols import find_protocol
-    from attfc.evaluation.results import (
-        add_intervals,
-        interval_notes,
-        method_of_intervals,
-        resample_result,
-        save_result,
-    )
+    from attfc.evaluation.results import add_intervals, save_result
 
     keep_scores = resamples > 0 or save is not None
     find_protocol(protocol).taken(protocol, asked.for_protocols(keep_scores))
@@ -77,9 +71,7 @@ def evaluate(
     notes: list[str] = []
     if resamples > 0:
         with progress_bar("intervals") as bar:
-            resampled = resample_result(result, resamples, asked.confidence, asked.seed, progress=bar)
-        intervals, notes = add_intervals(outcome.figures, resampled), interval_notes(resampled)
-        outcome.figures["uncertainty"] = method_of_intervals(resamples, asked.confidence, asked.seed)
+            intervals, notes = add_intervals(result, resamples, asked.confidence, asked.seed, progress=bar)
     _show(outcome, intervals)
     if intervals:
         out.print(

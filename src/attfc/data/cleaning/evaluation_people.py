@@ -4,17 +4,72 @@ A network that was trained on other photographs of a person knows the face: to l
 the evaluation as it was. Faces are compared by `attfc.data.cleaning.label_cleaning`.
 """
 
+import re
+import unicodedata
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 
-from attfc.data.cleaning.clean import Contents, Findings, overlap_by_name
+from attfc.data.cleaning.duplicates import Contents
+from attfc.data.cleaning.findings import Findings
 from attfc.data.stores.store import Store
 
-__all__ = ["leave_out_copied_people", "leave_out_named_people", "note_people"]
+__all__ = [
+    "comparable_name",
+    "leave_out_copied_people",
+    "leave_out_named_people",
+    "normal_name",
+    "note_people",
+    "overlap_by_name",
+]
 
 Int64 = npt.NDArray[np.int64]
 
 _LISTED = 10
+
+_SPACES = re.compile(r"[\s_]+")
+_NUMBER = re.compile(r"((identity|id|person|subject|class|label|new)[_-]*)?\d+")
+
+
+def normal_name(name: str) -> str:
+    """Return a name for comparing: case, spaces and underscores make no difference.
+
+    >>> normal_name(" Ann  LEE") == normal_name("ann_lee")
+    True
+    """
+    return _SPACES.sub("_", unicodedata.normalize("NFKC", name).casefold()).strip("_")
+
+
+def comparable_name(name: str) -> str | None:
+    """Return `normal_name`, or None for a mere number ("17", "identity 17"), which says nothing about who is in other data."""
+    normal = normal_name(name)
+    return None if not normal or _NUMBER.fullmatch(normal) else normal
+
+
+def overlap_by_name(train: Store, evaluation: Store, *, numbers: bool = False) -> Int64:
+    """Find identities of the training set that have the name of one of the evaluation set.
+
+    Args:
+        numbers: compare names that are mere numbers too ("17", "identity 17"); RecordIO sets count their identities each for itself,
+            so equal numbers mean nothing unless both sets come from one.
+
+    Returns:
+        (n, 2) int64: label in `train`, label in `evaluation` (the first of that name), in the order of the former.
+    """
+    names: dict[str, int] = {}
+    for name, label in _names(evaluation, numbers):
+        names.setdefault(name, label)
+    pairs = [(label, names[name]) for name, label in _names(train, numbers) if name in names]
+    return np.array(pairs, np.int64).reshape(-1, 2)
+
+
+def _names(store: Store, numbers: bool) -> Iterator[tuple[str, int]]:
+    for label in range(len(store.identities)):
+        own = store.identity_name(label)
+        name = normal_name(own) if numbers else comparable_name(own)
+        if name:
+            yield name, label
 
 
 def leave_out_copied_people(findings: Findings, contents: Contents, against: Store, theirs: Contents) -> None:

@@ -8,8 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from attfc.commands.common import JsonOption, err, out, print_table, progress_bar, write_json
-from attfc.commands.evaluation import evaluate_model
-from attfc.commands.evaluation_options import EvaluationOptions, takes_options
+from attfc.commands.evaluation.evaluate import evaluate_model
+from attfc.commands.evaluation.options import EvaluationOptions, takes_options
 from attfc.errors import UserError
 
 if TYPE_CHECKING:

@@ -1,0 +1,193 @@
+"""What the steps of a cleaning find, gathered into an edit list (`attfc.data.stores.edits`) with a reason for each image.
+
+Nothing is deleted: every store honours an edit list. Memory: 9 bytes per image, and what the steps hold.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from attfc.data.stores.edits import LEFT_OUT, Edits
+from attfc.data.stores.store import Store
+
+__all__ = ["REASONS", "CleaningReport", "Findings", "small_identities"]
+
+Int64 = npt.NDArray[np.int64]
+
+REASONS = {
+    "broken": "broken images",
+    "duplicate_within": "copies within an identity (the first is kept)",
+    "duplicate_across": "copies under several identities",
+    "evaluation_copy": "images of identities that hold a copy of an image of the evaluation set",
+    "mislabelled": "images far from their identity's center",
+    "moved": "images moved to the identity whose center is clearly closer",
+    "evaluation_name": "images of identities that have a name of the evaluation set",
+    "evaluation_face": "images of identities that have a face of the evaluation set",
+    "small_identity": "images of identities that are too small",
+}
+"""Why an image is in an edit list, in the order in which `clean` looks."""
+
+
+def small_identities(labels: npt.ArrayLike, fewest: int) -> Int64:
+    """Return the labels that have images, but fewer than `fewest`: int64, rising.
+
+    Args:
+        labels: (N,) after every other step; negative: left out.
+
+    >>> small_identities([0, 0, 1, -1, 2, 2, 2], 2)
+    array([1])
+    """
+    asked = np.asarray(labels, np.int64)
+    present, counts = np.unique(asked[asked >= 0], return_counts=True)
+    return present[counts < fewest]
+
+
+@dataclass(frozen=True, eq=False)
+class CleaningReport:
+    """What cleaning found.
+
+    Attributes:
+        edits: the edit list, for `write_edits` and `EditedStore`.
+        counts: reason (the keys of `REASONS`) -> images; an image counts once, under the last step that changed it.
+        examples: reason -> some of the comments.
+        images, identities: of the store, and after the edits.
+        notes: what was found and left as it is.
+    """
+
+    name: str
+    edits: Edits
+    counts: dict[str, int]
+    examples: dict[str, list[str]]
+    images: tuple[int, int]
+    identities: tuple[int, int]
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON, without the edits themselves."""
+        return {
+            "name": self.name,
+            "images": list(self.images),
+            "identities": list(self.identities),
+            "changes": len(self.edits),
+            "counts": dict(self.counts),
+            "examples": {reason: list(texts) for reason, texts in self.examples.items()},
+            "notes": list(self.notes),
+        }
+
+    def to_text(self, lines_each: int = 5) -> str:
+        """Return the report for a terminal, at most `lines_each` examples of each reason."""
+        lines = [
+            f"{self.name}: {self.images[0]:,} images of {self.identities[0]:,} identities; "
+            f"after the edits {self.images[1]:,} of {self.identities[1]:,}"
+        ]
+        for reason, count in self.counts.items():
+            if not count:
+                continue
+            lines.append(f"{REASONS[reason]}: {count:,}")
+            shown = self.examples.get(reason, [])[:lines_each]
+            lines.extend(f"  {example}" for example in shown)
+            if count > len(shown):
+                lines.append(f"  ... and {count - len(shown):,} more")
+        if not any(self.counts.values()):
+            lines.append("nothing to change")
+        lines.extend(self.notes)
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    reason: str
+    positions: Int64
+    detail: Callable[[int], str]
+
+
+class Findings:
+    """Gathers what the steps of a cleaning find, in their order, and makes the edit list and the report of it.
+
+    An image that one step left out is no matter of a later one. Memory: 9 bytes per image, and what the steps hold.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.before = store.identities.labels()
+        self.labels = self.before.copy()
+        self._steps: list[_Step] = []
+        self._notes: list[str] = []
+
+    def leave_out(self, reason: str, positions: Int64, detail: Callable[[int], str]) -> None:
+        """Leave images out; `detail(i)` says why, of the i-th of `positions` (called for the comments, at the end)."""
+        self._change(reason, positions, np.full(len(positions), LEFT_OUT, np.int64), detail)
+
+    def leave_out_identities(self, reason: str, labels: Int64, detail: Callable[[int], str]) -> None:
+        """Leave out whatever is left of identities (rising labels); `detail(i)` of the i-th label."""
+        if len(labels):
+            place = np.minimum(np.searchsorted(labels, self.labels), len(labels) - 1)
+            positions = np.flatnonzero(labels[place] == self.labels)
+            of = place[positions]
+            self.leave_out(reason, positions, lambda i: detail(int(of[i])))
+
+    def move(self, reason: str, positions: Int64, labels: Int64, detail: Callable[[int], str]) -> None:
+        """Give images other labels."""
+        self._change(reason, positions, labels, detail)
+
+    def note(self, text: str) -> None:
+        """Add a line to the report about something that is left as it is."""
+        self._notes.append(text)
+
+    def _change(self, reason: str, positions: Int64, labels: Int64, detail: Callable[[int], str]) -> None:
+        assert reason in REASONS
+        left = np.flatnonzero(self.labels[positions] >= 0)
+        self.labels[positions[left]] = labels[left]
+        self._steps.append(_Step(reason, positions[left], lambda i: detail(int(left[i]))))
+
+    def report(self, *, examples: int = 20, most_comments: int = 2_000_000) -> CleaningReport:
+        """Make the edit list and the report.
+
+        Args:
+            examples: most comments of each reason in the report.
+            most_comments: a longer edit list goes without comments (some 150 bytes each in memory and in the file).
+        """
+        changed = np.flatnonzero(self.labels != self.before)
+        last = np.zeros(len(self.labels), np.uint8)  # the number of the step that changed an image last, from 1
+        for number, step in enumerate(self._steps, start=1):
+            last[step.positions] = number
+        counts = dict.fromkeys(REASONS, 0)
+        shown: dict[str, list[str]] = {}
+        for number, step in enumerate(self._steps, start=1):
+            final = np.flatnonzero(last[step.positions] == number)
+            counts[step.reason] += len(final)
+            listed = shown.setdefault(step.reason, [])
+            listed.extend(self._comment(step, i) for i in final[: examples - len(listed)].tolist())
+        comments: list[str] | None = None
+        if len(changed) <= most_comments:
+            comments = [""] * len(changed)
+            for step in self._steps:
+                for i, row in enumerate(np.searchsorted(changed, step.positions).tolist()):
+                    comments[row] = (
+                        f"{comments[row]}; {_line(step.detail(i))}" if comments[row] else self._comment(step, i)
+                    )
+        else:
+            self.note(f"the edit list has {len(changed):,} lines and therefore no comments (at most {most_comments:,})")
+        return CleaningReport(
+            name=self.store.name,
+            edits=Edits(len(self.before), len(self.store.identities), changed, self.labels[changed], comments),
+            counts=counts,
+            examples={reason: texts for reason, texts in shown.items() if texts},
+            images=(len(self.before), int((self.labels >= 0).sum())),
+            identities=(len(self.store.identities), _distinct(self.labels)),
+            notes=tuple(self._notes),
+        )
+
+    def _comment(self, step: _Step, i: int) -> str:
+        return _line(f"{self.store.where(int(step.positions[i]))}: {step.detail(i)}")
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _distinct(labels: Int64) -> int:
+    return len(np.unique(labels[labels >= 0]))

@@ -1,0 +1,127 @@
+"""What stores have in common whose images are files of their own: a folder of identities, a list of paths.
+
+Their names, labels and identity index are made once and kept as memory-mapped arrays (`index_cache`): a copy of the store in
+a worker process maps the same pages, so pickling sends the paths alone.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from attfc.data.images import BrokenImageError
+from attfc.data.index import IdentityIndex
+from attfc.data.people.name_table import NameTable, printable
+from attfc.data.stores.store import EncodedStore
+from attfc.errors import UserError
+
+__all__ = ["MAX_FILE_BYTES", "ImageFiles", "Tables", "read_image"]
+
+MAX_FILE_BYTES = 256 * 1024 * 1024
+"""Larger files are reported as broken and not read: no face is that large, and one such file could exhaust a worker."""
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Everything known about the images; arrays mapped from `folder`, or in memory if that is None.
+
+    Attributes:
+        index: which images belong to whom.
+        identities: name of each identity, or its number in the source.
+        paths: of each image, or its file's name.
+        scanned_ns: when the source was looked at.
+        folder: where the arrays lie.
+    """
+
+    index: IdentityIndex
+    identities: NameTable | npt.NDArray[np.int64]
+    paths: NameTable
+    scanned_ns: int
+    folder: Path | None
+
+    @classmethod
+    def open(cls, folder: Path) -> "Tables":
+        """Map what was saved. Raises UserError if it is damaged: it may have come with somebody's data set."""
+        raise NotImplementedError
+
+
+class ImageFiles(EncodedStore):
+    """A Store over files: `source` is the folder or list, relative paths start at `root`."""
+
+    _tables: Tables
+
+    def __init__(self, source: str | os.PathLike[str], root: str | os.PathLike[str]) -> None:
+        self._source = Path(os.path.abspath(source))
+        self.root = Path(os.path.abspath(root))
+        self._prefix = os.path.join(os.fsencode(self.root), b"")
+
+    @property
+    def name(self) -> str:
+        """The source's own name."""
+        return printable(os.fsencode(self._source.name or str(self._source)))
+
+    @property
+    def identities(self) -> IdentityIndex:
+        """The identity index."""
+        return self._tables.index
+
+    @property
+    def cache(self) -> Path | None:
+        """Folder of the cached index; None if it is held in memory."""
+        return self._tables.folder
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._tables.paths)
+
+    def identity_name(self, label: int) -> str:
+        """Return the identity's name, or its number in the source, in printable form."""
+        known = self._tables.identities
+        if not 0 <= label < len(known):
+            raise IndexError(f"label {label} is not one of {len(known)} identities")
+        return printable(known[label]) if isinstance(known, NameTable) else str(int(known[label]))
+
+    def identity_names(self, labels: npt.NDArray[np.int64]) -> NameTable:
+        """Return the names of many identities as they are in the source."""
+        return NameTable.of(self._tables.identities, labels)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle the paths alone where the index is on disk: a worker maps the same pages."""
+        tables = self._tables
+        kept = tables if tables.folder is None else (type(tables), tables.folder, len(self))
+        return {**self.__dict__, "_tables": kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Reopen what `__getstate__` left."""
+        self.__dict__.update(state)
+        if isinstance(kept := state["_tables"], tuple):
+            tables, folder, images = kept
+            self._tables = tables.open(folder)
+            if len(self) != images:
+                raise UserError(f"{folder}: the index changed while a worker started; start again")
+
+    def __repr__(self) -> str:
+        """Return the source and the counts."""
+        counts = f"{len(self.identities):,} identities, {len(self):,} images"
+        return f"{type(self).__name__}({str(self._source)!r}, {counts})"
+
+
+def read_image(descriptor: int) -> bytes:
+    """Return what an open file holds, and close it.
+
+    Raises:
+        BrokenImageError: more than 256 MiB.
+    """
+    try:
+        size = os.fstat(descriptor).st_size
+        if size > MAX_FILE_BYTES:
+            raise BrokenImageError(f"file of {size:,} bytes, more than the limit of {MAX_FILE_BYTES:,}")
+        encoded = os.read(descriptor, size)
+        while len(encoded) < size and (more := os.read(descriptor, size - len(encoded))):
+            encoded += more
+        return encoded
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,39 @@
+"""What a head takes: bytes by what they are for, from the sizes of what it holds and of what a step works on.
+
+Every head says it of itself (`Head.footprint`), on the meta device too, where nothing is allocated: so a plan builds the head and asks.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from attfc.losses.container_softmax import LARGEST_BLOCK
+
+__all__ = ["BACKWARD_BYTES", "HeadMemory", "block_bytes"]
+
+BACKWARD_BYTES = 12.0  # for each number of a row and query of a block: logits, weights, copies; a row, its gradient and their product
+
+
+@dataclass(frozen=True)
+class HeadMemory:
+    """Bytes of a head on one rank, and how many rows a step works on in which way (a field of `HeadRates`).
+
+    Attributes:
+        rows: what it holds; where rows are trained, each state of the optimizer takes as much again.
+        gradient: of trained rows.
+        working: of forward and backward.
+        keys_per_query: key images that a query brings.
+        streamed: rows that a step passes over.
+        kind: how; the rows of "dense" and "sampled" are trained.
+    """
+
+    rows: float
+    gradient: float
+    working: float
+    keys_per_query: int
+    streamed: int
+    kind: Literal["container", "pool", "dense", "sampled"]
+
+
+def block_bytes(rows: int, bytes_a_row: float, block_mib: float, cached: bool) -> float:
+    """Return the bytes of the largest block of a pass over `rows`: see `attfc.losses.container_softmax.row_blocks`."""
+    return min(block_mib * 2**20, (min(rows, LARGEST_BLOCK) if cached else rows) * bytes_a_row)

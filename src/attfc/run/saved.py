@@ -1,0 +1,89 @@
+"""What a run's folder says of the run: its configuration, and where its data are."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from attfc.config import RunConfig, read_preset
+from attfc.config.translate import translate
+from attfc.errors import UserError
+from attfc.training.checkpoints.checkpoint import latest_checkpoint
+from attfc.training.checkpoints.manifest import read_manifest
+
+__all__ = ["note_start_folder", "saved_configuration", "with_found_data"]
+
+STARTED_IN = ".started_in"
+MAX_PATH_BYTES = 1 << 16
+
+
+def note_start_folder(folder: Path) -> None:
+    """Write down in a run folder where relative paths of its configuration begin."""
+    (folder / STARTED_IN).write_bytes(os.fsencode(Path.cwd()))
+
+
+def saved_configuration(folder: Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Return the configuration of a run's folder with overrides, of an earlier version as this one would have saved it.
+
+    Raises:
+        UserError: no run there, or an override that cannot be.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{folder} is not a run: it has no config.yaml")
+    asked = read_preset(str(path), list(overrides))
+    checkpoint = latest_checkpoint(folder / "checkpoints")
+    tensors = () if checkpoint is None else read_manifest(checkpoint).tensors
+    return replace(asked, values=translate(dict(asked.values), tensors)).resolve()
+
+
+def with_found_data(config: RunConfig, folder: Path) -> tuple[RunConfig, list[str]]:
+    """Make paths absolute that are relative to the folder in which the run was started, where this is another; with a note for each.
+
+    Raises:
+        UserError: data that are in neither; the folders searched are named.
+    """
+    bases = _bases(config, folder)
+    notes: list[str] = []
+
+    def found(key: str, path: str) -> str:
+        if not path or path.startswith("synthetic") or os.path.isabs(os.path.expanduser(path)) or Path(path).exists():
+            return path
+        there = next((base / path for base in bases if (base / path).exists()), None)
+        if there is None:
+            searched = ", ".join(map(str, dict.fromkeys([Path.cwd(), *bases])))
+            raise UserError(
+                f"{key}={path} is in none of the folders searched ({searched}): give its place as {key}=PATH"
+            )
+        notes.append(f"{key}={path} was found as {there}")
+        return str(there)
+
+    config = config.model_copy(deep=True)
+    data, held_out = config.data, config.eval
+    if data.sources:
+        for number, source in enumerate(data.sources):
+            source.root = found(f"data.sources.{number}.root", source.root)
+            source.edits = [found(f"data.sources.{number}.edits", path) for path in source.edits]
+    else:
+        data.root = found("data.root", data.root)
+        data.edits = [found("data.edits", path) for path in data.edits]
+    if held_out.root is not None:
+        held_out.root = found("eval.root", held_out.root)
+    held_out.edits = [found("eval.edits", path) for path in held_out.edits]
+    if held_out.pairs is not None:
+        held_out.pairs = found("eval.pairs", held_out.pairs)
+    return config, notes
+
+
+def _bases(config: RunConfig, folder: Path) -> list[Path]:
+    """Where the run may have been started: as it was written down, and as its place under `output` tells if all was moved."""
+    bases = []
+    try:
+        with (folder / STARTED_IN).open("rb") as file:
+            bases.append(Path(os.fsdecode(file.read(MAX_PATH_BYTES))))
+    except OSError:
+        pass
+    output, parent = Path(config.output), folder.resolve().parent
+    if not output.is_absolute() and output.parts == parent.parts[len(parent.parts) - len(output.parts) :]:
+        bases.append(Path(*parent.parts[: len(parent.parts) - len(output.parts)]))
+    return [base for base in bases if base.is_absolute()]

@@ -1,0 +1,282 @@
+"""AttFC from parts: what goes with what, what each part takes, and what a head that is put together leaves in a save."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_model, save_model
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from attfc.distributed import Ranks
+from attfc.errors import UserError
+from attfc.heads import (
+    DCP,
+    DCQ,
+    AttFC,
+    CenterTable,
+    FullFC,
+    Head,
+    ImageMemory,
+    KeyAttention,
+    OtherImages,
+    OwnEmbedding,
+    Pairs,
+    PartialFC,
+    RecentCenters,
+)
+from attfc.heads.banks.bank import Batch, Negatives, Recalled
+from attfc.losses import CosFace
+from attfc.plan import head_memory
+
+SIZE, IDENTITIES, IMAGES = 6, 20, 60
+RULES = {
+    "own": OwnEmbedding,
+    "keys": KeyAttention,
+    "keys and stored": lambda: KeyAttention(include_stored=True),
+    "pairs": Pairs,
+    "pairs alone": lambda: Pairs(share=0.0),
+    "others": lambda: OtherImages(IMAGES),
+}
+BANKS: dict[str, Any] = {
+    "none": lambda: None,
+    "table": CenterTable,
+    "recent": lambda: RecentCenters(count=16),
+    "memory": ImageMemory,
+}
+
+
+def misfit(rule: str, negatives: str, stored: str, in_batch: str) -> str | None:
+    """The rules of docs/heads.md, written once more: the beginning of the refusal, None where the parts go together."""
+    if in_batch == "push" and rule.startswith("keys"):
+        return 'in_batch="push" does not go with center=KeyAttention: keys carry no gradient'
+    if rule == "others":
+        if negatives == "table":
+            return "negatives=CenterTable does not go with center=OtherImages"
+        if stored not in ("none", "memory"):
+            return f"stored={type(BANKS[stored]()).__name__} does not go with center=OtherImages"
+        if stored == "memory" and negatives != "recent":
+            return "stored=ImageMemory beside negatives=ImageMemory: one answers for both"
+        return None
+    if "memory" in (negatives, stored):
+        return f"ImageMemory does not go with center={type(RULES[rule]()).__name__}, which remembers no images"
+    if stored != "none" and stored == {"none": "table"}.get(negatives, negatives):
+        kind = type(BANKS[stored]()).__name__
+        return f"stored={kind} beside negatives={kind}: one answers for both"
+    if stored != "none" and rule in ("keys", "pairs alone"):
+        return (
+            f"stored={type(BANKS[stored]()).__name__} is given and center={type(RULES[rule]()).__name__} uses no stored"
+        )
+    return None
+
+
+def steps(head: Head, count: int = 3, pairs: bool = True) -> list[float]:
+    draw = torch.Generator().manual_seed(0)
+    losses = []
+    for _ in range(count):
+        embeddings = torch.randn(8, SIZE, generator=draw)
+        at = torch.randint(IDENTITIES, (4,), generator=draw).repeat_interleave(2)
+        at = torch.stack([at[::2], at[1::2] + IDENTITIES * pairs], dim=1).flatten()
+        keys = torch.randn(8, head.keys_per_query, SIZE, generator=draw) if head.keys_per_query else None
+        positions = {"positions_B": at} if head.takes_positions else {}
+        losses.append(float(head(embeddings, at % IDENTITIES, keys, **positions).detach()))
+    return losses
+
+
+@pytest.mark.parametrize("in_batch", ["push", "fixed", "none"])
+@pytest.mark.parametrize("rule", RULES)
+def test_what_goes_with_what(rule: str, in_batch: str) -> None:
+    built = 0
+    for negatives, stored in itertools.product(BANKS, BANKS):
+        parts = {"center": RULES[rule](), "negatives": BANKS[negatives](), "stored": BANKS[stored]()}
+        said = misfit(rule, negatives, stored, in_batch)
+        if said is None:
+            head = AttFC(SIZE, CosFace(16.0), identities=IDENTITIES, in_batch=in_batch, **parts)  # type: ignore[arg-type]
+            losses = steps(head)
+            assert losses[-1] > 0
+            assert all(loss >= 0 for loss in losses)
+            built += 1
+        else:
+            with pytest.raises(UserError) as error:
+                AttFC(SIZE, CosFace(16.0), identities=IDENTITIES, in_batch=in_batch, **parts)  # type: ignore[arg-type]
+            assert str(error.value).startswith(said), (negatives, stored)
+            assert "\n" not in str(error.value)
+    assert built == (
+        0 if in_batch == "push" and rule.startswith("keys") else {"keys": 3, "pairs alone": 3, "others": 4}.get(rule, 6)
+    )
+
+
+def test_pairs_of_nobody_teach_nothing_and_are_no_fault() -> None:
+    """A loader that draws no pairs: each query is treated as with its own embedding."""
+    head = AttFC(SIZE, CosFace(16.0), identities=IDENTITIES, center=Pairs())
+    embeddings, labels = torch.randn(4, SIZE), torch.tensor([0, 1, 2, 3])
+    assert head(embeddings, labels).item() == 0
+    assert head.statistics()["positive_share"] == 0
+    own = AttFC(SIZE, CosFace(16.0), identities=IDENTITIES)
+    own(embeddings, labels)
+    assert head(embeddings, labels) == own(embeddings, labels)
+
+
+def test_a_former_spelling_is_refused_with_the_one_of_today() -> None:
+    margin = CosFace()
+    for build, said in (
+        (lambda: AttFC(8, slots=64, margin=margin), "AttFC has no argument slots: write negatives=RecentCenters(count=...)"),
+        (lambda: AttFC(8, margin, identities=9, table=None), "AttFC has no argument table: write negatives=CenterTable()"),
+        (lambda: AttFC(8, margin, identities=9, center_source="query"), "AttFC has no argument center_source: write"),
+        (lambda: AttFC(8, margin, identities=9, interclass_filtering_threshold=0.3), "AttFC has no argument interclass_filter"),
+        (lambda: PartialFC(8, 9, margin, sample_rate=0.1), "PartialFC has no argument sample_rate: write share=..."),
+        (lambda: PartialFC(8, 9, margin, rows=None), "PartialFC has no argument rows: write place=..., folder=..."),
+        (lambda: DCP(8, margin, slots=9), "DCP has no argument slots: write count=..."),
+        (lambda: DCQ(8, margin, slots=9), "DCQ has no argument slots: write count=..."),
+        (lambda: CenterTable(identities=9), "CenterTable has no argument identities: write AttFC(..., identities=N)"),
+        (lambda: ImageMemory(images=9), "ImageMemory has no argument images: write OtherImages(images=M)"),
+        (lambda: AttFC(8, 64, margin), "AttFC: too many positional arguments"),
+    ):  # fmt: skip
+        with pytest.raises(TypeError) as error:
+            build()  # type: ignore[no-untyped-call]
+        assert str(error.value).startswith(said)
+
+
+HEADS: dict[str, Any] = {
+    "default": lambda: AttFC.default(SIZE, IDENTITIES),
+    "container": lambda: AttFC.published(SIZE, 16),
+    "int8 beside a table": lambda: AttFC(
+        SIZE, CosFace(), identities=IDENTITIES, center=KeyAttention(share=0.5), in_batch="fixed",
+        negatives=RecentCenters(count=16, dtype="int8", policy="unique"), stored=CenterTable(),
+    ),
+    "images": lambda: AttFC(SIZE, CosFace(), identities=IDENTITIES, center=OtherImages(IMAGES)),
+    "dcq": lambda: DCQ(SIZE, CosFace(), count=16),
+    "dcp": lambda: DCP(SIZE, CosFace(), count=16),
+    "full_fc": lambda: FullFC(SIZE, IDENTITIES, CosFace()),
+    "partial_fc": lambda: PartialFC(SIZE, IDENTITIES, CosFace()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_safetensors_saves_a_head_and_loads_it(name: str, tmp_path: Path) -> None:
+    head, again = HEADS[name](), HEADS[name]()
+    steps(head)
+    save_model(head, str(tmp_path / "head.safetensors"))
+    load_model(again, str(tmp_path / "head.safetensors"))
+    assert steps(head) == steps(again)
+    assert head.full_state_dict().keys() == head.state_dict().keys()
+    assert head.row_shards() == {}
+
+
+def test_a_default_head_has_one_table_and_it_stays_on_the_host() -> None:
+    head = AttFC.default(SIZE, IDENTITIES)
+    assert list(head.state_dict()) == ["table.rows", "table._extra_state"]
+    assert head.to("meta").table.rows.device.type == "cpu"
+    table = CenterTable()
+    assert AttFC(SIZE, CosFace(), identities=9, negatives=table, stored=table).banks == [table]
+
+
+# what a head takes
+
+
+@pytest.mark.parametrize("ranks", [1, 4])
+@pytest.mark.parametrize("cached", [True, False])
+def test_heads_say_their_own_memory(ranks: int, cached: bool) -> None:
+    """Against the plan's formulas, in which the sizes are written out."""
+    N, D, batch, slots = 90_000, 64, 32, 5000
+    shared = {"embedding_size": D, "ranks": ranks, "cached": cached}
+    with torch.device("meta"):
+        margin, rest = CosFace(), {"ranks": Ranks(0, ranks)}
+        parts = {"margin": margin, "identities": N, **rest}
+        recent = {dtype: RecentCenters(count=slots, dtype=dtype) for dtype in ("float32", "bfloat16", "int8")}  # type: ignore[arg-type]
+        heads: list[tuple[Head, Any]] = [
+            (FullFC(D, N, margin, **rest), head_memory("full_fc", N, batch, **shared)),
+            (PartialFC(D, N, margin, 0.1, **rest), head_memory("partial_fc", N, batch, **shared)),
+            (DCQ(D, margin, count=slots, **rest), head_memory("dcq", N, batch, slots=slots, **shared)),
+            (DCP(D, margin, count=slots, **rest), head_memory("dcp", N, batch, slots=slots, **shared)),
+            (
+                AttFC(D, negatives=CenterTable(count=slots), **parts),
+                head_memory("attfc, no key passes", N, batch, slots=slots, table=cached, drawn=True, **shared),
+            ),
+            (
+                AttFC(D, center=OtherImages(700_001), negatives=ImageMemory(count=slots, place="device"), **parts),
+                head_memory("attfc, no key passes", N, batch, slots=slots, drawn=True, remembered=700_001, **shared),
+            ),
+            (
+                AttFC(D, negatives=RecentCenters(count=slots), stored=CenterTable(place="device"), **parts),
+                head_memory("attfc, no key passes", N, batch, slots=slots, table=True, **shared),
+            ),
+            *(
+                (
+                    AttFC(D, center=KeyAttention(3), negatives=bank, in_batch="none", **parts),
+                    head_memory("attfc", N, batch, slots=slots, dtype=dtype, keys_per_query=3, **shared),
+                )
+                for dtype, bank in recent.items()
+            ),
+        ]
+    for head, planned in heads:
+        own = head.footprint(batch, cached=cached)
+        assert own.rows == pytest.approx(planned.rows, rel=1e-3), head
+        assert own.working == pytest.approx(planned.working, rel=1e-9), head
+        assert (own.gradient, own.keys_per_query, own.streamed, own.kind) == (
+            planned.gradient, planned.keys_per_query, planned.streamed, planned.kind
+        )  # fmt: skip
+
+
+# room for other banks: trained rows for the identities of a list, own centers for the rest
+
+
+class ListedRows(CenterTable):
+    """A table that trains a row for each listed identity."""
+
+    def __init__(self, listed: Tensor) -> None:
+        super().__init__(count=IDENTITIES)
+        self.listed = listed
+
+    def _take_memory(self, identities: int | None, images: int | None) -> None:
+        super()._take_memory(identities, images)
+        self.weight = nn.Parameter(
+            torch.randn(len(self.listed), self.embedding_size, generator=torch.Generator().manual_seed(5))
+        )
+        self.place_N = torch.full((self.identities,), -1).index_copy(0, self.listed, torch.arange(len(self.listed)))
+
+    def recall(self, batch: Batch) -> Recalled:
+        stored = super().recall(batch)
+        if len(self.listed) == 0:
+            return stored
+        place_B = self.place_N[batch.labels_B]
+        trained_B = place_B >= 0
+        center_BD = torch.where(trained_B[:, None], normalize(self.weight, dim=1)[place_B], stored.center_BD)
+        return Recalled(stored.found_B | trained_B, center_BD)
+
+    def negatives(self, every_label_B: Tensor) -> Negatives:
+        negatives = super().negatives(every_label_B)
+        return negatives.without(self.listed) if len(self.listed) else negatives
+
+    def trained(self) -> tuple[Tensor, Tensor] | None:
+        return (normalize(self.weight, dim=1), self.listed) if len(self.listed) else None
+
+
+def test_a_bank_that_trains_nobody_is_the_default() -> None:
+    mine = AttFC(SIZE, CosFace(16.0), identities=IDENTITIES, negatives=ListedRows(torch.arange(0)))
+    table = CenterTable(count=IDENTITIES)
+    assert steps(mine) == steps(AttFC(SIZE, CosFace(16.0), identities=IDENTITIES, negatives=table))
+
+
+@pytest.mark.parametrize("in_batch", ["push", "fixed", "none"])
+def test_a_bank_that_trains_everybody_is_a_full_fc(in_batch: str) -> None:
+    torch.manual_seed(0)
+    everybody = torch.arange(IDENTITIES)
+    full = FullFC(SIZE, IDENTITIES, CosFace(16.0))
+    mine = AttFC(SIZE, CosFace(16.0), identities=IDENTITIES, negatives=ListedRows(everybody), in_batch=in_batch)  # type: ignore[arg-type]
+    full.weight.data.copy_(mine.table.weight.data)
+    optimizers = [torch.optim.SGD(head.parameters(), lr=0.1, momentum=0.9) for head in (mine, full)]
+    for _ in range(4):
+        embeddings, labels = torch.randn(8, SIZE), torch.randint(IDENTITIES, (8,))
+        found = []
+        for head, optimizer in zip((mine, full), optimizers, strict=True):
+            query = embeddings.clone().requires_grad_()
+            optimizer.zero_grad()
+            loss = head(query, labels)
+            loss.backward()
+            optimizer.step()
+            found.append((loss.detach(), query.grad))
+        torch.testing.assert_close(*found)
+        torch.testing.assert_close(mine.table.weight, full.weight)
