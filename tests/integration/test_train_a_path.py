@@ -54,7 +54,7 @@ def test_a_folder_becomes_a_judged_model(people, tmp_path, monkeypatch, capsys) 
         assert word in out
     assert (run / "report.html").exists()
     saved = load_config(str(run / "config.yaml"))
-    assert (saved.eval.share, saved.container.slots, saved.batch_size) == (0.1, 20, 16)
+    assert (saved.eval.share, saved.negatives.get("count"), saved.batch_size) == (0.1, 20, 16)
     figures = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
     assert figures["all_pairs"]["identities"] == 4
 
@@ -71,7 +71,7 @@ def test_print_config_is_what_a_run_saves(people, tmp_path, monkeypatch, capsys)
 
 def test_from_python_with_short_names(people, tmp_path) -> None:
     run = attfc.train(people, "eval.share=0", *QUICK, epochs=2, lr=0.02, head="full_fc", output=tmp_path, name="mine")
-    assert (run.config.head.name, run.config.optimizer.learning_rate, run.config.schedule.epochs) == (
+    assert (run.config.head.kind, run.config.optimizer.learning_rate, run.config.schedule.epochs) == (
         "full_fc",
         0.02,
         2,

@@ -144,7 +144,7 @@ def read_start(config: RunConfig, asked: Collection[str] = ()) -> tuple[RunConfi
         theirs = load_config(str(run / "config.yaml"))
         found, data = theirs.backbone, training_data(theirs, read_record(run))
         start = StartWeights(
-            _record(config, path, run, "run", found.name, data), (), checkpoint, theirs.head.name, None
+            _record(config, path, run, "run", found.name, data), (), checkpoint, theirs.head.kind, None
         )
     else:
         if run == path and not (path / "model").is_dir():

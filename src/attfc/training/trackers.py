@@ -62,7 +62,8 @@ def shared_settings(config: BaseModel, prefix: str = "") -> dict[str, float | bo
         elif isinstance(value, dict):
             shared |= {f"{key}.{entry}": number for entry, number in value.items() if isinstance(number, int | float)}
         elif isinstance(value, str):
-            if key in WORDS or value in get_args(field.annotation):
+            choices = [each for part in (field.annotation, *get_args(field.annotation)) for each in get_args(part)]
+            if key in WORDS or value in choices:
                 shared[key] = value
         elif isinstance(value, int | float):
             shared[key] = value
