@@ -37,7 +37,7 @@ from attfc.data.stores.list_columns import IMAGE_ENDINGS, ListLayout
 from attfc.data.text_lines import MAX_LINE_BYTES, LineBlock, line_blocks, open_regular, whole_numbers
 from attfc.errors import UserError
 
-__all__ = ["ListStore"]
+__all__ = ["ListStore", "open_list"]
 
 Int64 = npt.NDArray[np.int64]
 Progress = Callable[[int, int], None]
@@ -208,6 +208,13 @@ class ListStore(ImageFiles):
     def where(self, position: int) -> str:
         """Return the path as the list has it, in printable form."""
         return printable(self._listed(position))
+
+
+def open_list(path: str, *, cache: str | os.PathLike[str] | None = None, progress: Progress | None = None) -> ListStore:
+    """Return the store of a list whose images are there. Raises UserError."""
+    listed = ListStore(path, cache=cache, progress=progress)
+    listed.refuse_missing()
+    return listed
 
 
 def _digest(status: os.stat_result) -> str:
