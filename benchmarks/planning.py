@@ -22,37 +22,55 @@ from common import RESULTS, environment, write_result
 from attfc.lab.bench.head_cell import ResidentPeak, in_child
 
 TINY = ["backbone.name=r10_tiny"]
-CONTAINER = ["container.slots=100000", "center.source=keys", "center.table=none"]
+SLOTS = [
+    *("negatives=recent_centers", "negatives.policy=unique"),
+    "negatives.initial=random",
+]  # full, as after many steps
+KEYS = ["center=key_attention", "center.share=0.6"]
+CONTAINER = ["negatives.count=100000", *KEYS, *SLOTS]
 CASES = {
     "r10_tiny x 128, attfc": [*TINY, "batch_size=128", *CONTAINER],
     "r10_tiny x 128, attfc, no key passes": [
         *TINY,
         "batch_size=128",
-        "container.slots=100000",
-        *("center.source=query", "center.table=none"),
+        "negatives.count=100000",
+        *SLOTS,
     ],
-    "r10_tiny x 128, attfc, no key passes, table": [*TINY, "batch_size=128", "container.slots=20000"],
-    "r10_tiny x 128, dcq": ["backbone.name=r10_tiny", "batch_size=128", "container.slots=100000", "head.name=dcq"],
-    "r10_tiny x 128, dcp": ["backbone.name=r10_tiny", "batch_size=128", "container.slots=100000", "head.name=dcp"],
-    "r10_tiny x 128, partial_fc": ["backbone.name=r10_tiny", "batch_size=128", "head.name=partial_fc"],
-    "r10_tiny x 128, full_fc": ["backbone.name=r10_tiny", "batch_size=128", "head.name=full_fc"],
+    "r10_tiny x 128, attfc, no key passes, table": [*TINY, "batch_size=128", "negatives.count=20000"],
+    "r10_tiny x 128, dcq": [
+        "backbone.name=r10_tiny",
+        "batch_size=128",
+        "head=dcq",
+        "head.count=100000",
+        "head.initial=random",
+    ],
+    "r10_tiny x 128, dcp": [
+        "backbone.name=r10_tiny",
+        "batch_size=128",
+        "head=dcp",
+        "head.count=100000",
+        "head.initial=random",
+    ],
+    "r10_tiny x 128, partial_fc": ["backbone.name=r10_tiny", "batch_size=128", "head=partial_fc"],
+    "r10_tiny x 128, full_fc": ["backbone.name=r10_tiny", "batch_size=128", "head=full_fc"],
     "r10_tiny x 512, attfc": [*TINY, "batch_size=512", *CONTAINER],
     "mbf x 64, attfc bfloat16 rows": [
         *(
             "backbone.name=mbf",
             "batch_size=64",
-            "container.slots=200000",
-            "container.dtype=bfloat16",
-            "center.source=keys",
+            "negatives.count=200000",
+            "negatives.dtype=bfloat16",
+            *KEYS,
+            *SLOTS,
         ),
     ],
     "r18 x 32, attfc": ["backbone.name=r18", "batch_size=32", *CONTAINER],
-    "r18 x 32, full_fc, adamw": ["backbone.name=r18", "batch_size=32", "head.name=full_fc", "optimizer.name=adamw"],
+    "r18 x 32, full_fc, adamw": ["backbone.name=r18", "batch_size=32", "head=full_fc", "optimizer.name=adamw"],
     "r18 x 16 x 2, partial_fc": [
-        *("backbone.name=r18", "batch_size=16", "head.name=partial_fc", "optimizer.accumulation=2"),
+        *("backbone.name=r18", "batch_size=16", "head=partial_fc", "optimizer.accumulation=2"),
     ],
-    "r50 x 16, partial_fc": ["backbone.name=r50", "batch_size=16", "head.name=partial_fc"],
-    "vit_t x 32, full_fc": ["backbone.name=vit_t", "batch_size=32", "head.name=full_fc"],
+    "r50 x 16, partial_fc": ["backbone.name=r50", "batch_size=16", "head=partial_fc"],
+    "vit_t x 32, full_fc": ["backbone.name=vit_t", "batch_size=32", "head=full_fc"],
 }
 IDENTITIES = 200_000
 STEPS = 3
@@ -102,7 +120,6 @@ def common(overrides: list[str]) -> list[str]:
         f"data.root=synthetic:identities={IDENTITIES},images=2,seed=0",
         "data.workers=0",
         "data.decoded_cache_mib=0",
-        "container.initial=random",  # a full container, as after many steps
     ]
     return [*data, "precision.amp=none", "log.tensorboard=false", "report.write=false", *overrides]
 
@@ -117,7 +134,7 @@ def predicted(case: str, overrides: list[str], with_time: bool) -> dict[str, Any
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
             app(["plan", "faces112", *common(overrides), *size], standalone_mode=False)
         plans = json.loads(Path(file.name).read_text(encoding="utf-8"))["plans"]
-    head = next((value.split("=")[1] for value in overrides if value.startswith("head.name=")), "attfc,")
+    head = next((value.split("=")[1] for value in overrides if value.startswith("head=")), "attfc,")
     if "no key passes" in case:
         head = "attfc, no key passes"
     line: dict[str, Any] = next(plan for plan in plans if plan["head"].startswith(head))

@@ -89,11 +89,12 @@ def main() -> None:
         "attfc float32": ["precision.amp=none"],
         "attfc bfloat16, 100,000 slots": [
             "precision.amp=bfloat16",
-            "container.slots=100000",
-            "container.initial=random",
+            "negatives=recent_centers",
+            "negatives.count=100000",
+            "negatives.initial=random",
         ],
-        "full_fc bfloat16": ["precision.amp=bfloat16", "head.name=full_fc"],
-        "full_fc float32": ["precision.amp=none", "head.name=full_fc"],
+        "full_fc bfloat16": ["precision.amp=bfloat16", "head=full_fc"],
+        "full_fc float32": ["precision.amp=none", "head=full_fc"],
     }.items():
         results[name] = measure(overrides, repeats)
         print(

@@ -257,7 +257,7 @@ def head_memory(
         table: AttFC keeps a table of all identities' centers (bfloat16) in the memory that is counted.
         drawn: AttFC's negatives are drawn from the table, wherever it is: `slots` rows of it and the batch's, instead of a container.
         remembered: images whose last embeddings AttFC keeps in the memory that is counted, with their sums, in place of a table
-            (`center.source=others`).
+            (`center=other_images`).
         cached: a processor, where blocks are kept small enough for its cache.
 
     Raises:
@@ -332,7 +332,7 @@ def head_memory(
 
 
 def kept_bytes(identities: int, embedding_size: int, remembered: int | None = None, ranks: int = 1) -> int:
-    """Bytes on one rank of AttFC's table of centers, or of its memory of `remembered` images and their sums (`center.source=others`).
+    """Bytes on one rank of AttFC's table of centers, or of its memory of `remembered` images and their sums (`center=other_images`).
 
     >>> kept_bytes(1_000_000, 512) / 1e9, kept_bytes(1_000_000, 512, remembered=20_000_000) / 1e9
     (1.024, 22.532)

@@ -61,13 +61,14 @@ def way_to_save(plan: Plan) -> str:
         return f"Its largest part is the network's parameters, {network / 2**20:,.0f} MiB: take a smaller one (attfc backbones)"
     held = f"Its largest part is the head's rows, {head / 2**20:,.0f} MiB"
     if plan.head.startswith(("full_fc", "partial_fc")):
-        return f"{held} with gradients and momentum: head.name=attfc trains none"
+        return f"{held} with gradients and momentum: head=attfc trains none"
     table = (
-        ", or keep the centers in a file: center.table=file center.table_folder=FOLDER"
+        ", or keep the centers in a file: negatives.place=file negatives.folder=FOLDER"
         if plan.head.startswith("attfc")
         else ""
     )
-    return f"{held}: lower container.slots{table}"
+    size = "negatives.count" if plan.head.startswith("attfc") else "head.count"
+    return f"{held}: lower {size}{table}"
 
 
 FEW_IMAGES = 6  # per person, on average: docs/study.md has a world of few samples (1 to 6, 2.6 on average)
@@ -86,15 +87,15 @@ def advice(plans: Sequence[Plan], identities: int, images: int | None = None) ->
     if few and "attfc" in fitting:
         return (
             f"attfc: people have {images / identities:.1f} images each, too few to train a center for each of them "  # type: ignore[operator]
-            "(docs/study.md, where people have few samples). center.source=keys embeds more images per step and gains a little accuracy."
+            "(docs/study.md, where people have few samples). center=key_attention embeds more images per step and gains a little accuracy."
         )
-    level = "docs/study.md, 2,360 identities of real faces: attfc with center.source=query at a tenth of the rows equals full_fc over all pairs"
+    level = "docs/study.md, 2,360 identities of real faces: attfc with center=own_embedding at a tenth of the rows equals full_fc over all pairs"
     if "full_fc" in fitting and identities < 200_000:
         return f"full_fc: it fits, it is the reference, and below some hundred thousand identities its rows cost little ({level})."
     if "partial_fc" in fitting and "attfc" in fitting:
         saved = (fitting["partial_fc"].peak - fitting["attfc"].peak) / 2**30
         return (
-            f"both partial_fc and attfc fit: attfc takes {saved:.1f} GiB less, trains no rows, and with center.source=query needs no keys. "
+            f"both partial_fc and attfc fit: attfc takes {saved:.1f} GiB less, trains no rows, and with center=own_embedding needs no keys. "
             f"Accuracy at this size is not measured by us ({level})."
         )
     if "attfc" in fitting:

@@ -9,9 +9,11 @@ import torch
 
 from attfc.backbones import create_backbone
 from attfc.config import RunConfig
+from attfc.config.choose import USUAL_SHARE
+from attfc.config.kinds import HOLDING_A_BATCH
 from attfc.plan import Encoder, HeadMemory, head_memory, measure_encoder, plan_step
 from attfc.precision import AMP_DTYPES, best_autocast_dtype
-from attfc.run.resolved import draws_negatives, identity_share, negatives_per_step
+from attfc.run.resolved import identity_share, rows_as_negatives
 
 __all__ = ["heads_of", "measured_encoder", "passes_that_fit", "queries_per_epoch", "step_options", "title_of"]
 
@@ -20,25 +22,26 @@ def heads_of(
     config: RunConfig, identities: int, images: int | None, batch: int, ranks: int, cached: bool
 ) -> dict[str, HeadMemory]:
     """Return every head with the configuration's options, by the title of its line."""
-    slots = max(negatives_per_step(config, identities), config.batch_size)
+    slots = max(rows_as_negatives(config, identities) or round(USUAL_SHARE * identities), config.batch_size)
+    bank, rule = config.negatives, config.center
     shared: dict[str, Any] = {
         "embedding_size": config.backbone.embedding_size,
         "optimizer": config.optimizer.name,
         "weight_decay": config.optimizer.weight_decay > 0,
-        "block_mib": config.head.block_mib,
+        "block_mib": config.head.get("block_mib"),
         "ranks": ranks,
         "cached": cached,
     }
-    rows: dict[str, Any] = {**shared, "slots": slots, "dtype": config.container.dtype}
+    rows: dict[str, Any] = {**shared, "slots": slots, "dtype": (bank or config.head).get("dtype", "float32")}
     # On a processor host memory is the device's; `cached` says that it is one.
-    kept = config.center.table
+    kept = place_of_centers(config)
     rows["table"] = kept == "device" or (kept == "host" and cached)
-    rows["drawn"] = draws_negatives(config)
+    rows["drawn"] = bank is not None and bank.kind not in HOLDING_A_BATCH
     without_keys = dict(rows)
-    if config.center.source == "others" and rows["table"]:
+    if rule is not None and rule.kind == "other_images" and rows["table"]:
         without_keys["remembered"] = images
-    keys = max(config.keys.per_query, 1)
-    rate = config.head.sample_rate
+    keys = 2 if rule is None else rule.get("keys", 2)
+    rate = config.head.get("share") if config.head.kind == "partial_fc" else 0.1
     return {
         "full_fc": head_memory("full_fc", identities, batch, **shared),
         f"partial_fc {rate:g}": head_memory("partial_fc", identities, batch, sample_rate=rate, **shared),
@@ -49,17 +52,25 @@ def heads_of(
     }
 
 
+def place_of_centers(config: RunConfig) -> str | None:
+    """Return where AttFC keeps something of every identity; None: nowhere."""
+    if config.negatives is None:
+        return "host"
+    banks = (config.negatives, config.stored)
+    return next((bank.get("place") for bank in banks if bank is not None and bank.get("place")), None)
+
+
 def queries_per_epoch(config: RunConfig, title: str, images: int | None) -> int | None:
     """Return the images, once each; where a share of the batch is drawn by identity, an epoch is longer (`attfc.data.sampling.identity_mix`)."""
-    share = identity_share(config, title.split(",")[0])
+    share = identity_share(config, title.replace(",", " ").split()[0])
     return images if images is None or share >= 1 else round(images / (1 - share))
 
 
 def title_of(config: RunConfig, titles: list[str]) -> str:
     """Return the title of the head that the configuration has."""
-    if config.head.name == "attfc" and config.center.source != "keys":
+    if config.center is not None and config.center.kind != "key_attention":
         return "attfc, no key passes"
-    return next(title for title in titles if title.replace(",", " ").split()[0] == config.head.name)
+    return next(title for title in titles if title.replace(",", " ").split()[0] == config.head.kind)
 
 
 def measured_encoder(config: RunConfig, device: torch.device) -> tuple[Encoder, torch.dtype | None]:

@@ -144,7 +144,8 @@ def cable() -> Iterator[list[tuple[list[str], str, str]]]:
 @pytest.mark.parametrize("head", ["attfc", "full_fc", "dcp"])
 def test_two_network_namespaces_train_as_one_process(tmp_path, cable, head) -> None:
     endpoint = f"{cable[0][1]}:29511"
-    options = [f"head.name={head}", "container.ratio=0.8"]
+    share = {"attfc": ["negatives.share=0.8"], "dcp": ["head.share=0.8"]}
+    options = [f"head={head}", *share.get(head, [])]
     program = attfc("demo", *OPTIONS, *options, f"output={tmp_path / 'hosts'}")
     # Which of the two has the endpoint, torchrun finds out by the host's name, and both namespaces have that of this machine.
     hosts = [

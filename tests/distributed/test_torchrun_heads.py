@@ -10,23 +10,23 @@ from .workers import TINY, train
 
 HEADS = {
     "attfc": [],
-    "attfc keys": ["center.source=keys"],
-    "attfc pairs": ["center.source=batch"],
-    "attfc others": ["center.source=others"],
-    "full_fc": ["head.name=full_fc"],
-    "full_fc on the host": ["head.name=full_fc", "head.rows=host"],
-    "partial_fc": ["head.name=partial_fc", "head.sample_rate=0.4"],
-    "partial_fc in a file": ["head.name=partial_fc", "head.sample_rate=0.7", "head.rows=file"],
-    "partial_fc adamw": ["head.name=partial_fc", "optimizer.name=adamw", "optimizer.learning_rate=0.001"],
-    "dcq": ["head.name=dcq", "container.slots=40"],
-    "dcp": ["head.name=dcp", "container.slots=21"],
+    "attfc keys": ["center=key_attention"],
+    "attfc pairs": ["center=pairs"],
+    "attfc others": ["center=other_images"],
+    "full_fc": ["head=full_fc"],
+    "full_fc on the host": ["head=partial_fc", "head.share=1", "head.place=host"],
+    "partial_fc": ["head=partial_fc", "head.share=0.4"],
+    "partial_fc in a file": ["head=partial_fc", "head.share=0.7", "head.place=file"],
+    "partial_fc adamw": ["head=partial_fc", "optimizer.name=adamw", "optimizer.learning_rate=0.001"],
+    "dcq": ["head=dcq", "head.count=40"],
+    "dcp": ["head=dcp", "head.count=21"],
 }
 
 
 @pytest.mark.slow  # starts three processes, which import torch: ten seconds and more each
 @pytest.mark.parametrize("name", HEADS)
 def test_torchrun_trains_each_head_as_one_process_does(name, tmp_path: Path) -> None:
-    options = [*HEADS[name], *([f"head.rows_folder={tmp_path}"] if "head.rows=file" in HEADS[name] else [])]
+    options = [*HEADS[name], *([f"head.folder={tmp_path}"] if "head.place=file" in HEADS[name] else [])]
     expected = losses(train(options, str(tmp_path / "one")))
     two = ["--standalone", "--nproc-per-node=2"]
     short = [*TINY, *options, f"output={tmp_path / 'two'}", "device=cpu", "schedule.name=constant"]

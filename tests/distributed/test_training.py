@@ -15,13 +15,13 @@ from .workers import errors, train, train_by_path, train_several
 
 # The others, and tighter: test_elastic_heads.py and test_torchrun_heads.py.
 HEADS = {
-    "attfc": ["head.name=attfc"],
-    "published": ["profile=published", "container.ratio=0.8", "container.dtype=int8", "key_encoder.momentum=0.9"],
-    "sharded": ["head.name=full_fc", "optimizer.accumulation=2"],
-    "replicated": ["head.name=full_fc", "distributed.rows=replicated"],
-    "partial_fc": ["head.name=partial_fc", "head.sample_rate=0.4", "optimizer.accumulation=2"],
-    "file": ["head.name=partial_fc", "head.sample_rate=0.7", "head.rows=file", f"head.rows_folder={gettempdir()}"],
-    "dcp": ["head.name=dcp", "container.slots=21", "container.dtype=bfloat16"],
+    "attfc": ["head=attfc"],
+    "published": ["profile=published", "negatives.share=0.8", "negatives.dtype=int8", "key_encoder.momentum=0.9"],
+    "sharded": ["head=full_fc", "optimizer.accumulation=2"],
+    "replicated": ["head=full_fc", "distributed.rows=replicated"],
+    "partial_fc": ["head=partial_fc", "head.share=0.4", "optimizer.accumulation=2"],
+    "file": ["head=partial_fc", "head.share=0.7", "head.place=file", f"head.folder={gettempdir()}"],
+    "dcp": ["head=dcp", "head.count=21", "head.dtype=bfloat16"],
 }
 
 
@@ -65,7 +65,7 @@ def test_what_two_ranks_saved_one_process_goes_on_with(name, runs, tmp_path) -> 
 
 def test_what_one_process_saved_two_ranks_go_on_with(runs, tmp_path) -> None:
     cases = []
-    elsewhere = {"file": [f"head.rows_folder={tmp_path}"], "partial_fc": ["head.rows=host"]}
+    elsewhere = {"file": [f"head.folder={tmp_path}"], "partial_fc": ["head.place=host"]}
     for name in HEADS:
         copy = tmp_path / name
         shutil.copytree(runs[name]["one"], copy)
@@ -124,9 +124,9 @@ def test_what_cannot_begin_says_so_on_every_rank(tmp_path) -> None:
             "RANK1:optimizer.learning_rate=0.3"
         ],
         "batch_size=15 is that of all ranks and does not divide by 2 of them: take 16 or 14": ["batch_size=15"],
-        "container.slots=8 is smaller than batch_size=16": [*("container.slots=8", "negatives.source=container")],
-        "distributed.rows=replicated is for head.name=full_fc with head.rows=device, and this is partial_fc with head.rows=host": [
-            *("head.name=partial_fc", "head.rows=host", "distributed.rows=replicated")
+        "negatives.count=8 is smaller than batch_size=16": [*("negatives.count=8", "negatives=recent_centers")],
+        "distributed.rows=replicated is for head.kind=full_fc, and this is partial_fc, whose gradients name single rows": [
+            *("head=partial_fc", "head.place=host", "distributed.rows=replicated")
         ],
         "device=cuda:0 names one device for 2 ranks": ["device=cuda:0"],
     }

@@ -20,27 +20,32 @@ pytestmark = [
 COMMON = [
     *("data.root=synthetic:identities=400,images=4-7,seed=0", "data.workers=0", "threads=1", "device=cuda"),
     *("batch_size=64", "backbone.name=r6_tiny", "eval.root=null", "schedule.max_steps=20", "schedule.warmup_epochs=0"),
-    *("container.ratio=0.9", "log.tensorboard=false", "log.every=1000", "report.write=false"),
-    *(
-        "center.source=keys",
-        "center.table=device",
-        "negatives.source=container",
-    ),  # a table in host memory is waited for, by design
+    *("log.tensorboard=false", "log.every=1000", "report.write=false"),
 ]
+# A table in host memory is waited for, by design.
+TABLE = ["negatives.place=device", "negatives.share=0.9"]
+RECENT = [
+    "negatives=recent_centers",
+    "negatives.share=0.9",
+    "negatives.policy=unique",
+    "stored=center_table",
+    "stored.place=device",
+]
+KEYS = ["center=key_attention", "center.share=0.6"]
 HEADS = {
-    "attfc": ["head.name=attfc"],
-    "attfc published": ["profile=published", "center.table=none"],
-    "attfc stored": ["attention.include_stored_center=true", "container.dtype=int8", "margin.name=adaface"],
-    "attfc drawn": ["center.source=query", "negatives.source=table"],
-    "attfc query": ["center.source=query", "container.dtype=bfloat16"],
-    "attfc others": ["center.source=others", "negatives.source=table"],
-    "attfc filtered": ["head.interclass_filtering_threshold=0.3", "head.filtering=zero", "margin.name=arcface"],
-    "full_fc": ["head.name=full_fc", "optimizer.accumulation=2"],
-    "dcq": ["head.name=dcq"],
-    "dcp": ["head.name=dcp", "head.interclass_filtering_threshold=0.3"],
-    "partial_fc": ["head.name=partial_fc", "head.sample_rate=0.5"],
-    "partial_fc adamw": ["head.name=partial_fc", "head.sample_rate=0.5", "optimizer.name=adamw"],
-    "augmented": ["head.name=full_fc", "augment.crop_scale=[0.8,1.0]", "augment.brightness=0.2", "augment.blur=0.1"],
+    "attfc": [*KEYS, *RECENT],
+    "attfc published": ["profile=published", "negatives.share=0.9"],
+    "attfc stored": [*KEYS, *RECENT, "center.include_stored=true", "negatives.dtype=int8", "margin=adaface"],
+    "attfc drawn": [*TABLE],
+    "attfc query": [*RECENT, "negatives.dtype=bfloat16"],
+    "attfc others": ["center=other_images", *TABLE],
+    "attfc filtered": [*KEYS, *RECENT, "head.filter_above=0.3", "head.filtering=zero", "margin=arcface"],
+    "full_fc": ["head=full_fc", "optimizer.accumulation=2"],
+    "dcq": ["head=dcq"],
+    "dcp": ["head=dcp", "head.filter_above=0.3"],
+    "partial_fc": ["head=partial_fc", "head.share=0.5"],
+    "partial_fc adamw": ["head=partial_fc", "head.share=0.5", "optimizer.name=adamw"],
+    "augmented": ["head=full_fc", "augment.crop_scale=[0.8,1.0]", "augment.brightness=0.2", "augment.blur=0.1"],
 }
 
 

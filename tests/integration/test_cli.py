@@ -24,7 +24,7 @@ def test_train_evaluate_and_report_on_a_folder(tmp_path, face_folder) -> None:
             f"eval.index_cache={cache}",
             f"output={tmp_path}",
             "data.workers=1",
-            "container.slots=16",
+            "negatives.count=16",
             "log.tensorboard=true",
             "report.pictures=true",
         ),
@@ -146,7 +146,10 @@ def test_print_config_is_yaml_that_trains(tmp_path, monkeypatch, capsys) -> None
         (["train", "synthetic:", "data.root=x"], "both name the data"),
         (["train", "demo", "data.rot=x"], "unknown key 'data.rot'; did you mean 'data.root'?"),
         (["train", "demo", "data.root=/nowhere/at all"], "/nowhere/at all"),
-        (["train", "demo", "center.source=keys", "keys.per_query=0"], "keys.per_query is 0"),
+        (
+            ["train", "demo", "center=key_attention", "center.keys=0"],
+            "center.keys=0: input should be greater than or equal to 1",
+        ),
         (["train", "demo", "backbone.name=r51"], "r51"),
         (["train", "demo", "device=nonsense"], "device='nonsense' cannot be used here"),
         (["train", "demo", "eval.pairs=/no/pairs.txt"], "/no/pairs.txt"),
@@ -196,11 +199,11 @@ def test_folders_that_cannot_be_trained_on(tmp_path, face_folder, monkeypatch, c
 
 
 def test_container_smaller_than_the_batch_names_both_and_the_fix(tmp_path, face_folder, monkeypatch, capsys) -> None:
-    typed = ["container.slots=6", "negatives.source=container"]
+    typed = ["negatives.count=6", "negatives=recent_centers"]
     status, _, err = run_main(monkeypatch, capsys, *train_on(face_folder, tmp_path, *typed))
     assert status == 1
-    assert "container.slots=6 is smaller than batch_size=16" in err
-    fix = re.search(r"set (container.slots=\d+), or (batch_size=\d+)", err)
+    assert "negatives.count=6 is smaller than batch_size=16" in err
+    fix = re.search(r"set (negatives.count=\d+), or (batch_size=\d+)", err)
     assert fix is not None
     for way in fix.groups():
         load_config("demo", [*typed, "batch_size=16", way])
@@ -216,11 +219,11 @@ def test_too_many_broken_images_stop_the_run_and_few_are_listed(tmp_path, face_f
     victim = sorted(folder.rglob("*.jpg"))[4]
     victim.write_bytes(victim.read_bytes()[:200])
     options = [
-        "container.slots=16",
+        "negatives.count=16",
         "eval.root=null",
         "data.broken_limit=0.2",
         "schedule.epochs=1",
-        "center.source=keys",
+        "center=key_attention",
     ]
     status, _, err = run_main(monkeypatch, capsys, *train_on(folder, tmp_path, *options))
     assert status == 0, err

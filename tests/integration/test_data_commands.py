@@ -19,7 +19,7 @@ QUICK = [
     "backbone.embedding_size=32",
     "schedule.epochs=1",
     "eval.root=null",
-    "container.slots=20",
+    "negatives.count=20",
 ]
 
 
@@ -265,7 +265,7 @@ def test_broken_images_of_every_store_are_counted_and_named_in_the_report(kinds,
             f"data.index_cache={cache}",
             f"output={tmp_path}",
         ),
-        *("data.broken_limit=0.2", "center.source=keys"),
+        *("data.broken_limit=0.2", "center=key_attention"),
     )
     page = (tmp_path / "demo-001" / "report.html").read_text(encoding="utf-8")
     where = open_store(root, cache=cache).where(7)
@@ -280,7 +280,7 @@ def test_broken_images_of_every_store_are_counted_and_named_in_the_report(kinds,
             f"data.index_cache={cache}",
             f"output={tmp_path}",
         ),
-        *("data.broken_limit=0.001", "center.source=keys"),
+        *("data.broken_limit=0.001", "center=key_attention"),
         status=1,
     )
     assert where in complaint

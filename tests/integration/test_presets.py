@@ -80,10 +80,10 @@ def test_preset_is_that_of_its_row(row: dict[str, Any]) -> None:
     if stated := re.search(r"\((\d+)\*(\d+)\)", row["network"]):  # r100(128*16): images a GPU, GPUs
         assert (config.batch_size // gpus, gpus) == tuple(map(int, stated.groups()))
     rate = re.search(r"PFC-([\d.]+)", row["data"])
-    assert config.head.name == ("partial_fc" if rate else "full_fc")
+    assert config.head.kind == ("partial_fc" if rate else "full_fc")
     if rate:
-        assert config.head.sample_rate == float(rate[1])
-    assert (config.head.interclass_filtering_threshold == 0.4) == row["data"].endswith("*")
+        assert config.head.get("share") == float(rate[1])
+    assert (config.head.get("filter_above") == 0.4) == row["data"].endswith("*")
     network = row["network"].lower().replace("-", "_")
     assert (
         config.backbone.name == "mbf"
@@ -94,8 +94,8 @@ def test_preset_is_that_of_its_row(row: dict[str, Any]) -> None:
 
 def kind(config: RunConfig) -> tuple[str, ...]:
     family = re.sub(r"(_.|\d+)$", "", config.backbone.name)  # r100 -> r, vit_b -> vit
-    filtered = "filtered" if config.head.interclass_filtering_threshold is not None else ""
-    return config.head.name, config.margin.name, config.optimizer.name, family, filtered
+    filtered = "filtered" if config.head.get("filter_above") is not None else ""
+    return config.head.kind, config.margin.kind, config.optimizer.name, family, filtered
 
 
 KINDS = {kind(preset(name)): name for name in reversed(LARGE)}
@@ -113,14 +113,14 @@ def test_kinds_of_training_were_collected() -> None:
 
 def train_two_steps(name: str, folder: Path) -> None:
     config = preset(name)
-    slots = 48 if config.container.slots else "null"
+    slots = ["negatives.count=48"] if config.negatives is not None and config.negatives.get("count") else []
     run = new_run(
         load_config(
             name,
             [
                 *("data.root=synthetic:identities=64,images=4,seed=0", "data.workers=0", "batch_size=8"),
                 *SMALL[kind(config)[3]],
-                *(f"container.slots={slots}", "schedule.max_steps=2", "schedule.warmup_epochs=0", "log.every=1"),
+                *(*slots, "schedule.max_steps=2", "schedule.warmup_epochs=0", "log.every=1"),
                 *("optimizer.accumulation=1", "log.tensorboard=false", "report.write=false", f"output={folder}"),
             ],
         )

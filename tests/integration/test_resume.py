@@ -22,36 +22,37 @@ from attfc.training.trainer import Interrupted, Trainer
 from .conftest import TINY
 
 HEADS = {
-    "tuned": ["profile=tuned"],
-    "published": ["profile=published", "container.ratio=1.0", "keys.sampling=with_replacement"],
+    "tuned": [],
+    "published": ["profile=published", "negatives.share=1.0", "data.sampling=with_replacement"],
     "int8": [
-        "profile=tuned",
-        "container.dtype=int8",
-        "container.policy=fifo",  # with one slot an identity there would be no table
-        "center.source=keys",
-        "attention.include_stored_center=true",
+        *("negatives=recent_centers", "negatives.dtype=int8", "stored=center_table"),
+        *("center=key_attention", "center.share=0.6"),
+        "center.include_stored=true",
         "key_encoder.momentum=0.9",
     ],
-    "others": ["profile=tuned", "center.source=others", "container.ratio=0.3"],
-    "full_fc": ["head.name=full_fc"],
-    "dcq": ["head.name=dcq"],
+    "others": ["center=other_images", "negatives.share=0.3"],
+    "full_fc": ["head=full_fc"],
+    "dcq": ["head=dcq"],
     # An epoch of its loader is three times as long.
-    "dcp": ["head.name=dcp", "container.dtype=bfloat16", "schedule.max_steps=18"],
-    "partial_fc": ["head.name=partial_fc", "head.sample_rate=0.3"],
+    "dcp": ["head=dcp", "head.dtype=bfloat16", "schedule.max_steps=18"],
+    "partial_fc": ["head=partial_fc", "head.share=0.3"],
     "partial_fc_adamw": [
-        "head.name=partial_fc",
-        "head.rows=host",
+        "head=partial_fc",
+        "head.place=host",
         "optimizer.name=adamw",
         "optimizer.learning_rate=0.001",
         "optimizer.accumulation=2",
     ],
     "adaface_adamw": [
-        "margin.name=adaface",
+        "margin=adaface",
         "optimizer.name=adamw",
         "optimizer.learning_rate=0.001",
         "precision.amp=none",
     ],
-    "accumulated": ["optimizer.accumulation=2", "key_encoder.momentum_schedule=ramp", "key_encoder.momentum=0.99"],
+    "accumulated": [
+        *("optimizer.accumulation=2", "center=key_attention"),
+        *("key_encoder.momentum_schedule=ramp", "key_encoder.momentum=0.99"),
+    ],
 }
 
 
@@ -198,7 +199,7 @@ def test_resume_without_a_checkpoint_says_so(tmp_path) -> None:
 
 
 def test_nan_loss_stops_with_step_positions_and_advice(tmp_path, monkeypatch) -> None:
-    run = new_run(load_config("demo", [*TINY, f"output={tmp_path}", "head.name=full_fc"]))
+    run = new_run(load_config("demo", [*TINY, f"output={tmp_path}", "head=full_fc"]))
     original = TrainStep.loss
 
     def poisoned(self, batch):
@@ -256,7 +257,7 @@ def test_accumulation_can_change_on_resume_but_not_the_batch(tmp_path) -> None:
 
 
 def test_a_gradient_that_is_not_finite_stops_before_it_is_saved(tmp_path) -> None:
-    run = new_run(load_config("demo", [*TINY, f"output={tmp_path}", "head.name=full_fc", "checkpoint.every=1"]))
+    run = new_run(load_config("demo", [*TINY, f"output={tmp_path}", "head=full_fc", "checkpoint.every=1"]))
     trainer = run.trainer
     weight = next(trainer.pair.query.parameters())
     weight.register_hook(lambda gradient: gradient * float("inf") if trainer.step == 2 else gradient)

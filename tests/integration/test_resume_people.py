@@ -21,7 +21,7 @@ from attfc.training.trainer import Interrupted, Trainer
 
 from .conftest import TINY
 
-SHORT = [*TINY, "eval.root=null", "report.write=false", "head.name=full_fc"]
+SHORT = [*TINY, "eval.root=null", "report.write=false", "head=full_fc"]
 
 
 def faces(root, people=20, seed=0):

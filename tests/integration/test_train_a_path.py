@@ -54,7 +54,7 @@ def test_a_folder_becomes_a_judged_model(people, tmp_path, monkeypatch, capsys) 
         assert word in out
     assert (run / "report.html").exists()
     saved = load_config(str(run / "config.yaml"))
-    assert (saved.eval.share, saved.container.slots, saved.batch_size) == (0.1, 20, 16)
+    assert (saved.eval.share, saved.negatives.get("count"), saved.batch_size) == (0.1, 20, 16)
     figures = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
     assert figures["all_pairs"]["identities"] == 4
 
@@ -71,7 +71,7 @@ def test_print_config_is_what_a_run_saves(people, tmp_path, monkeypatch, capsys)
 
 def test_from_python_with_short_names(people, tmp_path) -> None:
     run = attfc.train(people, "eval.share=0", *QUICK, epochs=2, lr=0.02, head="full_fc", output=tmp_path, name="mine")
-    assert (run.config.head.name, run.config.optimizer.learning_rate, run.config.schedule.epochs) == (
+    assert (run.config.head.kind, run.config.optimizer.learning_rate, run.config.schedule.epochs) == (
         "full_fc",
         0.02,
         2,
@@ -147,11 +147,13 @@ def test_an_interrupt_in_python_saves_and_returns_the_run(people, tmp_path, monk
 
 def test_what_does_not_fit_is_cut_into_smaller_passes(people, monkeypatch) -> None:
     monkeypatch.setattr("attfc.run.automatic.passes_that_fit", lambda *_: 4)
-    config, rows, _, _ = settle(read_words([people, "backbone=r18"]))
+    settled = settle(read_words([people, "backbone=r18"]))
+    config, rows = settled.config, settled.choices
     assert (config.batch_size, config.optimizer.accumulation) == (4, 4)  # 16 images per step, as chosen
     assert (rows[-1].what, rows[-1].shown) == ("cut to fit", "4 x 4")
     assert rows[-1].why.startswith("passes of 16 do not fit ")
-    typed, rows, _, _ = settle(read_words([people, "backbone=r18", "batch_size=16"]))
+    settled = settle(read_words([people, "backbone=r18", "batch_size=16"]))
+    typed, rows = settled.config, settled.choices
     assert (typed.batch_size, rows[-1].what) == (16, "scale, margin")
 
 

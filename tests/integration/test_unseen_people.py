@@ -15,7 +15,7 @@ WARNING = "4 of 8 evaluation identities were trained on (4 by name): the metrics
 
 def train(monkeypatch, capsys, folder: Path, *options: str) -> tuple[Path, str]:
     status, out, err = run_main(
-        *(monkeypatch, capsys, "train", "demo", *TINY, f"output={folder}", "container.ratio=1", "schedule.max_steps=4"),
+        *(monkeypatch, capsys, "train", "demo", *TINY, f"output={folder}", "negatives.share=1", "schedule.max_steps=4"),
         *options,
     )
     assert status == 0, err
@@ -27,7 +27,7 @@ def overlapping(tmp_path_factory) -> tuple[Path, str]:
     """A run that was trained on four of the eight people that it is evaluated on, and what it printed."""
     folder = tmp_path_factory.mktemp("runs")
     options = ("eval.root=synthetic:identities=8,images=4,seed=0,first=20", "eval.every=2")
-    done = attfc("train", "demo", *TINY, f"output={folder}", "container.ratio=1", "schedule.max_steps=4", *options)
+    done = attfc("train", "demo", *TINY, f"output={folder}", "negatives.share=1", "schedule.max_steps=4", *options)
     assert done.returncode == 0, done.stderr
     return folder / "demo-001", " ".join((done.stderr + done.stdout).split())
 
@@ -140,7 +140,7 @@ def test_images_that_cannot_be_used_are_refused_above_the_runs_own_limit(tmp_pat
     run, _ = train(monkeypatch, capsys, tmp_path / "runs", *options, "data.broken_limit=0.05")
     assert json.loads((run / "evaluation.json").read_text(encoding="utf-8"))["broken"] == 1
     status, _, err = run_main(
-        *(monkeypatch, capsys, "train", "demo", *TINY, f"output={tmp_path}", "container.ratio=1", *options),
+        *(monkeypatch, capsys, "train", "demo", *TINY, f"output={tmp_path}", "negatives.share=1", *options),
     )
     assert status == 1
     message = "val: 1 of 32 images are broken, more than the limit of 0.01; the first is face 1/5.jpg: "

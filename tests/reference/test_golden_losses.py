@@ -18,27 +18,27 @@ from attfc.config import load_config
 from attfc.run.build import new_run
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
-KEYS = ["center.source=keys", "center.blend=0.8"]
+KEYS = ["center=key_attention", "center.share=0.8"]
 RUNS = {
-    "tuned": ["container.ratio=0.4"],
+    "tuned": ["negatives.share=0.4"],
     "keys": [*KEYS],
-    "pairs": ["center.source=batch", "container.ratio=0.4"],
-    "others": ["center.source=others", "container.ratio=0.4"],
-    "published": ["profile=published", "container.ratio=0.5", "key_encoder.momentum=0.9"],
+    "pairs": ["center=pairs", "negatives.share=0.4"],
+    "others": ["center=other_images", "negatives.share=0.4"],
+    "published": ["profile=published", "negatives.share=0.5", "key_encoder.momentum=0.9"],
     "averaged": [
         *KEYS,
         "key_encoder.momentum=0.9",
         "key_encoder.batch_norm=averaged",
-        "attention.include_stored_center=true",
+        "center.include_stored=true",
     ],
-    "int8 fifo": [*KEYS, "center.table=none", "container.dtype=int8", "container.policy=fifo", "margin.name=arcface"],
+    "int8 fifo": [*KEYS, "negatives=recent_centers", "negatives.dtype=int8", "margin=arcface", "margin.margin=0.2"],
     "no key passes": [
-        "center.blend=0.8",
-        "negatives.in_batch_gradient=false",
+        "center.share=0.8",
+        "in_batch=fixed",
         "optimizer.name=adamw",
         "optimizer.learning_rate=0.001",
     ],
-    "full_fc": ["head.name=full_fc", "margin.name=adaface", "optimizer.accumulation=2"],
+    "full_fc": ["head=full_fc", "margin=adaface", "margin.margin=0.2", "optimizer.accumulation=2"],
 }
 
 

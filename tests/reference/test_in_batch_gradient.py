@@ -92,13 +92,13 @@ def test_keys_have_nothing_to_push() -> None:
     ("overrides", "pushes"),
     [
         ([], True),
-        (["center.source=keys"], False),
-        (["negatives.in_batch=false"], False),
-        (["center.source=others"], True),
+        (["center=key_attention"], False),
+        (["in_batch=none"], False),
+        (["center=other_images"], True),
     ],
 )
 def test_a_configuration_says_nothing_where_it_does_not_apply(overrides: list[str], pushes: bool) -> None:
-    config = load_config("demo", ["negatives.in_batch_gradient=true", "container.ratio=0.5", *overrides])
+    config = load_config("demo", ["negatives.share=0.5", *overrides])
     head = build_head(config, IDENTITIES, images=IMAGES)
     assert isinstance(head, AttFC)
     assert (head.in_batch == "push") is pushes

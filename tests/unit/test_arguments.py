@@ -11,7 +11,7 @@ from attfc.data import SyntheticFaces
 from attfc.distributed import ALONE, Ranks
 from attfc.errors import UserError
 from attfc.run.automatic import _machine, choose_configuration
-from attfc.run.resolved import fewest_steps_notes, negatives_per_step, resolve
+from attfc.run.resolved import fewest_steps_notes, resolve, rows_as_negatives
 
 CPU = torch.device("cpu")
 
@@ -81,18 +81,16 @@ def test_what_a_head_keeps_fits_the_people() -> None:
     def settled(*overrides: str):
         return resolve(read_words(["demo", "batch_size=32", *overrides]).resolve(), 50)
 
-    drawn, notes = settled("container.slots=null", "container.ratio=3")
-    assert (drawn.container.slots, notes) == (50, [])  # rows drawn from a table: nobody twice
-    kept, notes = settled("head=dcq", "container.slots=null", "container.ratio=0.1")
-    assert kept.container.slots == 32
-    assert notes == ["container.ratio=0.1 of 50 identities is less than one batch: the container has 32 slots"]
-    assert negatives_per_step(kept, 50) == 32
-    with pytest.raises(
-        UserError, match=r"container.slots=31 is smaller than batch_size=32, .*: set container.slots=32"
-    ):
-        settled("head=dcq", "container.slots=31")
-    assert not settled("negatives.in_batch=false")[0].negatives.in_batch_gradient
-    assert settled()[0].negatives.in_batch_gradient
+    drawn, notes = settled("negatives.count=null", "negatives.share=1")
+    assert (drawn.negatives.count, notes) == (50, [])  # rows drawn from a table: nobody twice
+    kept, notes = settled("head=dcq", "head.count=null", "head.share=0.1")
+    assert kept.head.count == 32
+    assert notes == ["head.share=0.1 of 50 identities is less than one batch: the container has 32 slots"]
+    assert rows_as_negatives(kept, 50) == 32
+    with pytest.raises(UserError, match=r"head.count=31 is smaller than batch_size=32, .*: set head.count=32"):
+        settled("head=dcq", "head.count=31")
+    assert settled("in_batch=none")[0].in_batch == "none"
+    assert settled()[0].in_batch == "push"
 
 
 def test_advice_about_a_short_run_names_the_key_that_makes_it_short() -> None:
@@ -111,13 +109,17 @@ def test_advice_about_a_short_run_names_the_key_that_makes_it_short() -> None:
 
 def test_saved_runs_of_0_1_are_told_by_the_option_that_they_lack() -> None:
     old = {"eval": {}, "backbone": {"name": "vit_b", "options": {"drop_path": 0.2}}}
-    assert translate(old)["backbone"]["options"] == {"drop_path": 0.2, "mask_ratio": 0.05}
+    assert translate(old, saved=True)["backbone"]["options"] == {"drop_path": 0.2, "mask_ratio": 0.05}
     assert old["backbone"]["options"] == {"drop_path": 0.2}
     new = {"eval": {"share": 0.0}, "backbone": {"name": "vit_b"}}
-    assert translate(new, ["head/container.rows"]) is new
-    table = {"eval": {}, "center": {"table": "host"}}
-    assert translate(table, ["head/container.rows"])["center"]["table"] == "none"
-    assert translate(table, ["head/container.rows", "head/table.rows"])["center"]["table"] == "host"
+    assert translate(new, None, ["head/container.rows"], saved=True)["backbone"] == {"name": "vit_b"}
+    table = {"eval": {}, "center": {"table": "host"}, "container": {"ratio": 1.0}}
+    container = {"kind": "recent_centers", "share": 1.0, "policy": "unique"}
+    for known in ({"tensors": ["head/container.rows"]}, {"identities": 50}, {}):
+        assert translate(table, saved=True, **known)["negatives"] == container
+        assert "stored" not in translate(table, saved=True, **known)
+    drawn = {"share": 1.0, "place": "host"}
+    assert translate(table, tensors=["head/table.rows"], saved=True)["negatives"] == drawn | {"kind": "center_table"}
 
 
 def test_several_processes_choose_for_the_smallest_of_them() -> None:

@@ -102,18 +102,18 @@ def test_who_was_not_seen_is_nobodys_negative() -> None:
 
 
 def test_drawn_negatives_may_be_fewer_than_the_batch() -> None:
-    few = ["container.ratio=0.01", "batch_size=64"]
+    few = ["negatives.share=0.01", "batch_size=64"]
     head = build_head(load_config("demo", few), 1000)
     assert isinstance(head, AttFC)
     assert isinstance(head.negatives, CenterTable)
     assert head.negatives.size == 10
-    held = build_head(load_config("demo", [*few, "negatives.source=container"]), 1000)
+    held = build_head(load_config("demo", [*few, "negatives=recent_centers"]), 1000)
     assert isinstance(held, AttFC)
     assert held.negatives.size == 64  # a whole batch enters
     with pytest.raises(
-        UserError, match=r"container.slots=10 is smaller than batch_size=64.*: set container.slots=64, or batch_size=10"
+        UserError, match=r"negatives.count=10 is smaller than batch_size=64.*: set negatives.count=64, or batch_size=10"
     ):
-        build_head(load_config("demo", [*few, "negatives.source=container", "container.slots=10"]), 1000)
+        build_head(load_config("demo", ["batch_size=64", "negatives=recent_centers", "negatives.count=10"]), 1000)
 
 
 def test_with_few_slots_the_table_still_knows_everyone() -> None:
@@ -178,7 +178,9 @@ def test_what_cannot_be() -> None:
         AttFC(SIZE, CosFace(), identities=None)
     with pytest.raises(UserError, match="this CenterTable belongs to a head already: give each head its own"):
         attfc(negatives=table_of())
-    with pytest.raises(UserError, match=r"center\.table=host keeps stored centers and no option uses them"):
-        load_config("demo", ["profile=published", "center.table=host"])
-    with pytest.raises(UserError, match=r"center\.table=file needs center\.table_folder"):
-        load_config("demo", ["center.table=file"])
+    with pytest.raises(UserError, match=r"negatives\.place=host: negatives\.kind=recent_centers has no option place"):
+        load_config("demo", ["profile=published", "negatives.place=host"])
+    with pytest.raises(UserError, match=r"stored=CenterTable is given and center=KeyAttention uses no stored centers"):
+        build_head(load_config("demo", ["profile=published", "stored=center_table"]), 200)
+    with pytest.raises(UserError, match=r"negatives\.place=file needs negatives\.folder"):
+        load_config("demo", ["negatives.place=file"])

@@ -66,11 +66,11 @@ def test_promised_rows(name: str) -> None:
     assert found["schedule.epochs"] == epochs
     assert int(epochs * facts.images / (batch * accumulation)) == pytest.approx(steps, abs=1)
     assert found["optimizer.learning_rate"] == pytest.approx(rate)
-    assert (found["margin.name"], found["margin.scale"], found["margin.margin"]) == ("cosface", scale, 0.4)
-    assert found["negatives.in_batch_gradient"] is push
-    assert (found["container.slots"], found["center.table"]) == (negatives, place)
+    assert (found["margin.kind"], found["margin.scale"], found["margin.margin"]) == ("cosface", scale, 0.4)
+    assert found["in_batch"] == ("push" if push else "fixed")
+    assert (found["negatives.count"], found["negatives.place"]) == (negatives, place)
     assert found["schedule.warmup_epochs"] == (1.0 if machine.card else 0.5 if epochs >= 5 else epochs / 10)
-    assert found["head.name"] == "attfc"
+    assert found["head.kind"] == "attfc"
 
 
 def test_full_fc_is_named_where_its_rows_fit_and_people_have_many_images() -> None:
@@ -106,11 +106,11 @@ DEPENDENTS = {
     "schedule.max_steps": (100, {"schedule.warmup_epochs"}),
     "optimizer.learning_rate": (0.2, set()),
     "margin.scale": (64.0, set()),
-    "margin.name": ("arcface", {"margin.margin"}),
-    "container.slots": (500, set()),
-    "center.table": ("device", set()),
+    "margin.kind": ("arcface", {"margin.margin"}),
+    "negatives.count": (500, set()),
+    "negatives.place": ("device", set()),
     "start_from": ("weights", {"optimizer.learning_rate", "schedule.epochs", "schedule.warmup_epochs"}),
-    "head.name": ("full_fc", {"container.slots", "negatives.in_batch_gradient", "center.table"}),
+    "head.kind": ("full_fc", {"negatives.count", "in_batch", "negatives.place"}),
 }
 
 
@@ -131,11 +131,11 @@ def test_a_batch_of_half_the_size_has_half_the_rate_and_weights_to_start_from_a_
 
 
 def test_what_hangs_on_an_override_is_right_for_it() -> None:
-    assert chosen(FACES60, CPU, head__name="dcq")["container.slots"] == 64  # a whole batch enters a container
-    assert chosen(FACES60, CPU, center__source="keys")["negatives.in_batch_gradient"] is False
+    assert chosen(FACES60, CPU, head__kind="dcq")["head.count"] == 64  # a whole batch enters a container
+    assert chosen(FACES60, CPU, center__kind="key_attention")["in_batch"] == "fixed"
     assert chosen(TAIL, CPU, optimizer__name="adamw")["optimizer.learning_rate"] == pytest.approx(0.001)
-    assert chosen(TAIL, CPU, margin__name="arcface")["margin.margin"] == 0.5
-    assert "container.slots" not in chosen(TAIL, CPU, container__ratio=0.5)
+    assert chosen(TAIL, CPU, margin__kind="arcface")["margin.margin"] == 0.5
+    assert "negatives.count" not in chosen(TAIL, CPU, negatives__share=0.5)
     one_pass = chosen(MS1MV3, card(8), batch_size=512)
     assert (one_pass["optimizer.accumulation"], one_pass["optimizer.learning_rate"]) == (1, pytest.approx(0.1))
     together = chosen(MS1MV3, card(8, ranks=4))
@@ -144,9 +144,9 @@ def test_what_hangs_on_an_override_is_right_for_it() -> None:
 
 def test_a_table_that_fits_no_memory_lies_in_a_file_beside_the_runs() -> None:
     small = Machine("cuda", 8, 4)
-    assert (chosen(WEBFACE, small)["center.table"], chosen(WEBFACE, small)["center.table_folder"]) == ("file", "runs")
-    assert chosen(WEBFACE, small, output="elsewhere")["center.table_folder"] == "elsewhere"
-    assert "center.table_folder" not in chosen(WEBFACE, small, center__table="host")
+    assert (chosen(WEBFACE, small)["negatives.place"], chosen(WEBFACE, small)["negatives.folder"]) == ("file", "runs")
+    assert chosen(WEBFACE, small, output="elsewhere")["negatives.folder"] == "elsewhere"
+    assert "negatives.folder" not in chosen(WEBFACE, small, negatives__place="host")
 
 
 def test_steps_that_end_a_run_early_shorten_its_warmup_and_are_named_beside_the_epochs() -> None:
@@ -176,7 +176,7 @@ def test_more_memory_is_never_a_smaller_network_or_fewer_images_per_step(facts: 
     step = [each["batch_size"] * each["optimizer.accumulation"] for each in (small, large)]
     assert step[0] <= step[1]
     assert chosen(facts, card(one)) == chosen(facts, card(one))
-    assert 1 <= small["container.slots"] <= max(facts.identities, 1)
+    assert 1 <= small["negatives.count"] <= max(facts.identities, 1)
 
 
 def test_the_table_is_made_without_torch() -> None:
@@ -196,7 +196,7 @@ def test_every_row_builds_and_takes_two_steps_at_toy_size(name: str, tmp_path: P
     toy = {
         "backbone.name": "r6_tiny",
         "batch_size": 8,
-        "container.slots": min(values["container.slots"], 12),
+        "negatives.count": min(values["negatives.count"], 12),
         "eval.share": 0.0,
     }
     typed = (

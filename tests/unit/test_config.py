@@ -3,8 +3,10 @@
 import pytest
 import yaml
 
-from attfc.config import PROFILES, RunConfig, apply_overrides, config_to_yaml, load_config, preset_names, read_preset
+from attfc.config import Asked, apply_overrides, config_to_yaml, load_config, preset_names, read_preset
 from attfc.config.arguments import read_words
+from attfc.config.kinds import KINDS, common_options, kinds_with, model_of
+from attfc.config.overrides import dotted
 from attfc.errors import UserError
 
 
@@ -17,21 +19,33 @@ def test_every_preset_resolves_and_is_listed() -> None:
 
 def test_overrides_win_over_preset_which_wins_over_profile(tmp_path) -> None:
     preset = tmp_path / "mine.yaml"
-    preset.write_text("profile: published\ncenter: {blend: 0.25}\nbatch_size: 7\n")
+    preset.write_text("format: 2\nprofile: published\ncenter: {share: 0.25}\nbatch_size: 7\n")
     config = load_config(str(preset), ["batch_size=9", "margin.scale=16"])
     assert config.batch_size == 9
     assert config.margin.scale == 16.0
-    assert config.center.blend == 0.25  # the preset's, over the profile's 0
+    assert config.center.get("share") == 0.25  # the preset's, over the profile's 0
     assert config.key_encoder.momentum == 0.999  # the profile's
-    assert config.margin.gradient == "straight_through"
+    assert config.margin.get("gradient") == "straight_through"
 
 
-@pytest.mark.parametrize("profile", sorted(PROFILES))
-def test_a_profile_on_the_command_line_means_all_of_it(profile) -> None:
+def test_a_profile_on_the_command_line_means_all_of_it_but_sizes() -> None:
     for preset in preset_names():
-        config = load_config(preset, [f"profile={profile}"]).model_dump()
-        for section, values in PROFILES[profile].items():
-            assert {key: config[section][key] for key in values} == values
+        before, config = load_config(preset), load_config(preset, ["profile=published"])
+        if config.head.kind != "attfc":
+            assert config.negatives is None
+            continue
+        assert config.center == model_of("center", "key_attention")()
+        assert (config.in_batch, config.stored) == ("none", None)
+        assert config.key_encoder.model_dump() == {
+            **{"momentum": 0.999, "momentum_schedule": "constant", "batch_norm": "batch", "distinct_keys": False}
+        }
+        assert config.negatives.options == {
+            **{"share": before.negatives.get("share"), "count": before.negatives.get("count")},
+            **{"policy": "fifo", "dtype": "float32", "initial": "empty"},
+        }
+        assert config.margin.get("gradient") == "straight_through"
+        assert config.margin.get("beyond_pi", "wrap") == "wrap"
+        assert (config.margin.get("scale"), config.margin.kind) == (before.margin.get("scale"), before.margin.kind)
 
 
 def test_resolved_configuration_reads_back_equal() -> None:
@@ -45,16 +59,16 @@ def test_resolved_configuration_reads_back_equal() -> None:
     [
         ("optimizer.learning_rat=0.1", "unknown key 'optimizer.learning_rat'; did you mean 'optimizer.learning_rate'?"),
         ("momentum_schedule=ramp", "did you mean 'key_encoder.momentum_schedule'?"),
-        ("contaner.ratio=0.1", "unknown key 'contaner'; did you mean 'container'?"),
+        ("centr.share=0.1", "unknown key 'centr'; did you mean 'center'?"),
         ("batch_size=many", "batch_size='many'"),
         ("batch_size=0", "batch_size=0"),
         ("optimizer.learning_rate=.nan", "optimizer.learning_rate=nan"),
-        ("profile=published keys.per_query=0", "keys.per_query is 0"),
-        ("center.source=keys keys.per_query=-1", "keys.per_query is -1"),
-        ("profile=publishd", "profile='publishd' is unknown: choose one of published, tuned"),
+        ("profile=published center.keys=0", "center.keys=0: input should be greater than or equal to 1"),
+        ("center=key_attention center.keys=-1", "center.keys=-1: input"),
+        ("profile=publishd", "profile='publishd' is unknown: choose one of published, or null for the defaults"),
         ("batch_size", "not of the form key=value"),
         ("=3", "not of the form key=value"),
-        ("head=atfc", "head.name='atfc': input should be 'attfc'"),
+        ("head=atfc", "head.kind='atfc': choose one of attfc, full_fc, partial_fc, dcq, dcp; did you mean 'attfc'?"),
         ("learning_rate=0.1", "did you mean 'optimizer.learning_rate'?"),
         ("optimizer.lr=0.1", "did you mean 'optimizer.learning_rate'?"),
         ("optimizer.epochs=5", "did you mean 'schedule.epochs'?"),
@@ -64,14 +78,13 @@ def test_resolved_configuration_reads_back_equal() -> None:
         ("momentum=0.5", "did you mean 'key_encoder.momentum' or 'optimizer.momentum'?"),
         ("zzz=1", "unknown key 'zzz' (attfc options lists the known ones)"),
         (
-            "margin=arcface",
-            "margin=arcface: margin is a section of options and takes no value itself; write margin.name=arcface",
+            "margin=arcfase",
+            "margin.kind='arcfase': choose one of cosface, arcface, combined, adaface; did you mean 'arcface'?",
         ),
+        ("center=full_fc", "center.kind='full_fc': choose one of own_embedding, key_attention, pairs, other_images"),
         ("margin=0.3", "write margin.margin=0.3 (attfc options margin lists them)"),
         ("data=faces", "write data.root=faces"),
-        ("keys=3", "write keys.per_query=3"),
         ("report=false", "write report.write=false"),
-        ("attention=on", "write attention.include_stored_center=on"),
         ("batch_size=1", "batch_size=1: BatchNorm needs at least 2 images per process; set batch_size to 2 or more"),
         ("eval.share=0.1", "set one of them"),
         ("seed=99999999999999999999", "seed=99999999999999999999: input should be less than"),
@@ -92,22 +105,16 @@ def test_override_inside_a_plain_value_is_refused() -> None:
 def test_short_names_are_the_keys_they_stand_for() -> None:
     config = load_config("demo", ["lr=0.05", "epochs=3", "max_steps=7", "backbone=r50", "head=full_fc"])
     assert (config.optimizer.learning_rate, config.schedule.epochs, config.schedule.max_steps) == (0.05, 3, 7)
-    assert (config.backbone.name, config.head.name) == ("r50", "full_fc")
-    assert load_config("demo", ["head={name: dcp, enter_first: 0.5}"]).head.enter_first == 0.5
-    assert load_config("demo", ["head=dcp", "head.enter_first=0.5"]).head.name == "dcp"
+    assert (config.backbone.name, config.head.kind) == ("r50", "full_fc")
+    assert load_config("demo", ["head={kind: dcp, enter_first: 0.5}"]).head.get("enter_first") == 0.5
+    assert load_config("demo", ["head=dcp", "head.enter_first=0.5"]).head.kind == "dcp"
 
 
 def test_a_section_with_a_plain_value_in_a_file_says_what_goes_there(tmp_path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text("margin: arcface\n")
-    with pytest.raises(
-        UserError, match=r"mine\.yaml: margin=arcface: margin is a section .* write margin\.name=arcface"
-    ):
+    path.write_text("format: 2\ndata: faces\n")
+    with pytest.raises(UserError, match=r"mine\.yaml: data=faces: data is a section .* write data\.root=faces"):
         load_config(str(path))
-
-
-def test_fc_head_needs_no_keys() -> None:
-    assert load_config("demo", ["head.name=full_fc", "keys.per_query=0"]).keys.per_query == 0
 
 
 def test_unknown_preset_names_the_nearest() -> None:
@@ -133,19 +140,20 @@ def test_missing_preset_file_is_named(tmp_path) -> None:
 def test_every_field_is_reachable_by_its_dotted_name() -> None:
     flat = {
         f"{section}.{key}"
-        for section, values in RunConfig().model_dump().items()
+        for section, values in load_config("demo", ["center=key_attention", "negatives=recent_centers"])
+        .model_dump()
+        .items()
         if isinstance(values, dict)
         for key in values
     }
     for name in (
-        "attention.temperature",
-        "attention.include_stored_center",
-        "center.blend",
+        "center.temperature",
+        "center.include_stored",
+        "center.share",
         "key_encoder.momentum_schedule",
-        "container.policy",
-        "container.dtype",
-        "negatives.in_batch",
-        "keys.distinct",
+        "negatives.policy",
+        "negatives.dtype",
+        "key_encoder.distinct_keys",
         "key_encoder.batch_norm",
         "margin.gradient",
     ):
@@ -155,10 +163,10 @@ def test_every_field_is_reachable_by_its_dotted_name() -> None:
 def test_a_profile_asked_for_by_name_replaces_a_resolved_one(tmp_path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(config_to_yaml(load_config("demo")))
-    config = load_config(str(path), ["profile=published", "container.policy=unique"])
+    config = load_config(str(path), ["profile=published", "negatives.policy=unique"])
     assert config.key_encoder.momentum == 0.999
-    assert config.center.blend == 0.0
-    assert config.container.policy == "unique"
+    assert config.center.get("share") == 0.0
+    assert config.negatives.get("policy") == "unique"
 
 
 def test_overrides_of_text_are_taken_as_typed() -> None:
@@ -187,3 +195,142 @@ def test_a_folder_called_like_a_file_is_data(tmp_path, monkeypatch) -> None:
     (tmp_path / "faces.yaml").mkdir()
     monkeypatch.chdir(tmp_path)
     assert read_words(["faces.yaml"]).given()["data.root"] == "faces.yaml"
+
+
+# Sections that have kinds
+
+
+def resolved(*overrides: str, preset: str = "demo") -> dict[str, object]:
+    return dotted(load_config(preset, list(overrides)).model_dump(mode="json"))
+
+
+def test_another_kind_replaces_what_lies_below_but_for_what_all_kinds_have(tmp_path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "format: 2\ncenter: {kind: own_embedding, share: 0.3}\nnegatives: {kind: center_table, count: 77, place: device}\n"
+        "margin: {scale: 16, margin: 0.1}\nhead: {filter_above: 0.5}\n"
+    )
+    found = resolved("center=key_attention", "negatives=recent_centers", "margin=arcface", preset=str(path))
+    assert (found["center.share"], found["negatives.count"]) == (0.0, 77)
+    assert (found["margin.scale"], found["margin.margin"]) == (16.0, 0.5)
+    assert "negatives.place" not in found
+    assert resolved("head=partial_fc", preset=str(path))["head.filter_above"] == 0.5
+    assert resolved("center.share=0.4", preset=str(path))["center.share"] == 0.4
+    assert (
+        resolved("negatives.share=0.4", preset=str(path))["negatives.count"] is None
+    )  # one size in place of the other
+    assert resolved("head=dcq", preset=str(path))["head.count"] == 77  # a size goes with the negatives
+    assert common_options("negatives") == {"share", "count"}
+    assert common_options("center") == set()
+
+
+def test_kinds_come_first_whatever_their_order_on_the_line() -> None:
+    for order in (1, -1):
+        assert resolved(*["center.keys=3", "center=key_attention"][::order])["center.keys"] == 3
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("center.keys=3", "center.keys=3: center.kind=own_embedding has no option keys; center=key_attention has one"),
+        ("negatives.policy=fifo", "negatives.kind=center_table has no option policy; negatives=recent_centers has one"),
+        (
+            "head=full_fc head.share=0.3",
+            "head.kind=full_fc has no option share; head=partial_fc, head=dcq or head=dcp has one",
+        ),
+        ("margin.beyond_pi=wrap", "margin=arcface or margin=combined has one"),
+        ("head=full_fc center.share=0.5", "center.share=0.5: head.kind=full_fc has no center; head=attfc has"),
+        ("head=dcp in_batch=push", "in_batch=push: head.kind=dcp has no in_batch; head=attfc has"),
+        (
+            "head=partial_fc negatives=recent_centers",
+            "negatives.kind=recent_centers: head.kind=partial_fc has no negatives",
+        ),
+        (
+            "key_encoder.momentum=0.9",
+            "no keys are embedded with head.kind=attfc and center.kind=own_embedding; they are with",
+        ),
+        ("negatives.share=0.2 negatives.count=9", "negatives.share=0.2 and negatives.count=9: give one of them"),
+        ("negatives.place=file", "negatives.place=file needs negatives.folder, a folder on a fast disk"),
+        ("center.share=1", "center.share=1: input should be less than 1"),
+        ("head.identities=9", "unknown key 'head.identities'"),
+        ("negatives.seed=9", "unknown key 'negatives.seed'; did you mean 'seed'?"),
+        ("center=other_images center.images=9", "unknown key 'center.images'"),
+        ("in_batch=off", "in_batch='off': input should be 'push', 'fixed' or 'none'"),
+        ("head={count: 3}", "head.kind=attfc has no option count"),
+    ],
+)
+def test_a_typed_option_that_the_final_kind_lacks_is_refused_with_the_kinds_that_have_it(typed, message) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config("demo", typed.split(" ") if "{" not in typed else [typed])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 250  # one fault, and not one for each kind
+
+
+def test_an_inherited_option_that_the_final_kind_lacks_is_dropped() -> None:
+    assert "margin.beyond_pi" not in resolved("profile=published")
+    assert resolved("profile=published", "margin=arcface")["margin.beyond_pi"] == "wrap"
+    found = load_config("wf4m_attfc_r100", ["head=full_fc"]).model_dump()
+    assert not {"center", "negatives", "stored", "in_batch", "key_encoder"} & set(found)
+
+
+def test_what_does_not_go_with_the_center_gives_way_unless_it_was_typed() -> None:
+    others = resolved("center=other_images")
+    assert (others["negatives.kind"], others["negatives.share"], others["in_batch"]) == ("image_memory", 1.0, "push")
+    assert resolved("center=key_attention")["in_batch"] == "fixed"
+    assert (
+        resolved("center=key_attention", "in_batch=push")["in_batch"] == "push"
+    )  # refused by the head, which names both
+
+
+def test_words_of_yaml_that_are_no_texts() -> None:
+    assert resolved("in_batch=none")["in_batch"] == "none"
+    assert resolved("stored=none")["stored"] is None
+    assert resolved("center.share=1e-1")["center.share"] == 0.1
+    assert resolved("negatives.share=1") == resolved("negatives.share=1.0")
+    assert resolved("stored=center_table", "negatives=recent_centers")["stored.place"] == "host"
+
+
+def test_a_configuration_of_this_version_says_so_and_every_kind_reads_back_equal() -> None:
+    for section in ("head", "margin", "center", "negatives"):
+        for kind in KINDS[section]:
+            remembers = ["center=other_images"] if kind == "image_memory" else []
+            config = load_config("demo", [f"{section}={kind}", *remembers])
+            written = yaml.safe_load(config_to_yaml(config))
+            assert written["format"] == 2
+            assert Asked(written).resolve() == config
+    assert kinds_with("negatives", "folder") == ["center_table", "image_memory"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "instead"),
+    [
+        ("head.name=dcq container.ratio=0.3", "head=dcq head.share=0.3"),
+        ("center.source=keys keys.per_query=1", "center=key_attention center.share=0.6 center.keys=1"),
+        ("center.source=others", "center=other_images negatives=image_memory"),
+        ("center.blend=0.4", "center.share=0.4"),
+        ("negatives.in_batch=false", "in_batch=none"),
+        ("negatives.in_batch_gradient=false", "in_batch=fixed"),
+        ("container.slots=500", "negatives.count=500"),
+        ("center.table=none", "negatives=recent_centers negatives.policy=unique"),
+        ("negatives.source=container", "negatives=recent_centers stored=center_table negatives.policy=unique"),
+        ("center.table=file center.table_folder=/x", "negatives.place=file negatives.folder=/x"),
+        ("head.name=partial_fc head.sample_rate=0.3", "head=partial_fc head.share=0.3"),
+        ("head.name=full_fc head.rows=host", "head=partial_fc head.share=1 head.place=host"),
+        ("margin.name=arcface", "margin=arcface margin.margin=0.4"),
+        ("keys.sampling=with_replacement", "data.sampling=with_replacement"),
+        ("profile=published center.blend=0.2 negatives.in_batch=true", "center.share=0.2 in_batch=fixed"),
+        ("head={name: dcp, enter_first: 0.5}", "head=dcp head.enter_first=0.5"),
+    ],
+)
+def test_a_key_of_0_1_is_refused_with_what_to_type_instead(typed, instead) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config("faces112", typed.split(" ") if "{" not in typed else [typed])
+    assert str(caught.value).endswith(f": the spelling of attfc 0.1; write {instead}")
+    load_config("faces112", [each for each in typed.split(" ") if each.startswith("profile")] + instead.split(" "))
+
+
+@pytest.mark.parametrize("typed", ["profile=tuned", "container.policy=fifo", "keys.distinct=false"])
+def test_a_key_of_0_1_that_says_nothing_is_told_so(typed) -> None:
+    with pytest.raises(UserError, match="it says nothing here, leave it out"):
+        load_config("demo", [typed])

@@ -6,11 +6,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from attfc.config import load_config
-from attfc.config.choose import Data, Machine, choose
+from attfc.config.choose import Data, Machine, choose, usual_negatives
 from attfc.errors import UserError
 from attfc.heads import AttFC, CenterTable, FullFC, Head, OtherImages, OwnEmbedding, Pairs, PartialFC
 from attfc.heads.attfc import default_margin
-from attfc.heads.banks.bank import usual_count
 from attfc.losses import CosFace
 from attfc.run.components import build_head
 
@@ -45,15 +44,13 @@ def same_steps(head: AttFC, built: Head, identities: int, steps: int = 5) -> Non
 
 @pytest.mark.parametrize(("identities", "negatives"), [(60, 60), (3000, 1000), (12_000, 1200)])
 def test_default_is_what_the_configuration_builds(identities: int, negatives: int) -> None:
-    overrides = [f"backbone.embedding_size={SIZE}", "margin.scale=32", f"container.slots={negatives}", "seed=3"]
-    built = build_head(
-        load_config("ms1mv3_attfc_r50", [*overrides, "margin.name=cosface", "margin.margin=0.4"]), identities
-    )
+    overrides = [f"backbone.embedding_size={SIZE}", "margin.scale=32", f"negatives.count={negatives}", "seed=3"]
+    built = build_head(load_config("ms1mv3_attfc_r50", [*overrides, "margin=cosface", "margin.margin=0.4"]), identities)
     same_steps(AttFC.default(SIZE, identities, negatives=CenterTable(seed=3)), built, identities)
 
 
 def test_published_is_what_its_profile_builds() -> None:
-    overrides = ["profile=published", f"backbone.embedding_size={SIZE}", "container.slots=256"]
+    overrides = ["profile=published", f"backbone.embedding_size={SIZE}", "negatives.count=256"]
     built = build_head(load_config("glint360k_attfc_r50", overrides), 300)
     head = AttFC.published(SIZE, 256)
     same_steps(head, built, 300)
@@ -86,7 +83,7 @@ def test_default_numbers_are_those_that_the_command_line_chooses(identities: int
     chosen = {key: value for row in rows for key, value in row.values.items()}
     margin = default_margin(identities)
     assert isinstance(margin, CosFace)
-    assert usual_count(identities) == chosen["container.slots"]
+    assert usual_negatives(identities) == chosen["negatives.count"]
     assert (margin.scale, margin.m3) == (chosen["margin.scale"], chosen["margin.margin"])
 
 
@@ -114,9 +111,12 @@ def test_a_batch_larger_than_the_identities_just_works(kind: str, identities: in
 
 
 @pytest.mark.parametrize("identities", FEW)
-@pytest.mark.parametrize("options", [["profile=published"], ["head.name=dcq"], ["head.name=dcp"]])
+@pytest.mark.parametrize(
+    "options",
+    [["profile=published", "negatives.share=0.1"], ["head=dcq", "head.share=0.1"], ["head=dcp", "head.share=0.1"]],
+)
 def test_a_container_takes_more_slots_than_there_are_identities(options: list[str], identities: int) -> None:
-    overrides = [f"backbone.embedding_size={SIZE}", "data.root=faces", "container.ratio=0.1", *options]
+    overrides = [f"backbone.embedding_size={SIZE}", "data.root=faces", *options]
     head = build_head(load_config("faces112", overrides), identities)
     for step in range(3):
         embeddings, labels, keys = batch(step, identities, keys=head.keys_per_query)

@@ -169,17 +169,18 @@ def test_bytes_are_those_stated() -> None:
 
 
 def test_the_configuration_builds_it_where_it_says() -> None:
-    others = ["center.source=others", "batch_size=16", "container.ratio=0.1"]
+    others = ["center=other_images", "batch_size=16", "negatives.share=0.1"]
     head = build_head(load_config("demo", others), 200, images=700)
     assert isinstance(head, AttFC)
     assert isinstance(head.memory, ImageMemory)
     assert (head.memory.images, head.memory.identities, head.banks) == (700, 200, [head.memory])
-    everyone = load_config("demo", [*others, "container.ratio=1"])
+    everyone = load_config("demo", [*others, "negatives.share=1"])
     held = build_head(everyone, 200, images=700)
     assert isinstance(held, AttFC)
     assert (held.banks, held.negatives.size) == ([held.memory], 200)  # everybody is drawn
-    with pytest.raises(UserError, match=r"center\.table=none gives it no place: set center.table=host"):
-        load_config("demo", ["center.source=others", "center.table=none"])
+    table = load_config("demo", ["center=other_images", "negatives=center_table"])
+    with pytest.raises(UserError, match=r"negatives=CenterTable does not go with center=OtherImages"):
+        build_head(table, 200, images=700)
 
 
 def test_what_cannot_be() -> None:

@@ -94,7 +94,7 @@ def test_a_memory_of_images_counts_where_its_memory_is_counted() -> None:
 
 
 def test_a_plan_of_remembered_images_wants_their_number() -> None:
-    asked = ["plan", "wf42m_attfc_r100", "--identities", "5000", "center.source=others"]
+    asked = ["plan", "wf42m_attfc_r100", "--identities", "5000", "center=other_images"]
     refused = CliRunner().invoke(app, asked)
     assert refused.exit_code
     assert "how many there are is not known: add --images" in refused.output + str(refused.exception)
@@ -106,16 +106,16 @@ def test_a_plan_says_what_is_kept_besides_and_what_the_other_form_would_keep(tmp
         "demo",
         "--identities",
         "5000000",
-        "center.table=file",
-        f"center.table_folder={tmp_path}",
-        "container.ratio=0.1",
+        "negatives.place=file",
+        f"negatives.folder={tmp_path}",
+        "negatives.share=0.1",
     ]
     table = CliRunner().invoke(app, [*asked, "--images", "42000000"])
     assert "table of centers: 4.8 GiB per process besides" in table.stdout
-    assert "(center.source=others, mostly more accurate: 49.6 GiB)" in table.stdout
-    memory = CliRunner().invoke(app, [*asked, "--images", "42000000", "center.source=others"])
+    assert "(center=other_images, mostly more accurate: 49.6 GiB)" in table.stdout
+    memory = CliRunner().invoke(app, [*asked, "--images", "42000000", "center=other_images"])
     assert (
-        "memory of images: 49.6 GiB per process besides, center.table=file (center.source=query: 4.8 GiB)"
+        "memory of images: 49.6 GiB per process besides, negatives.place=file (center=own_embedding: 4.8 GiB)"
         in memory.stdout
     )
 
@@ -223,9 +223,9 @@ def test_little_spare_memory_is_a_warning_with_the_largest_term_and_its_way_out(
     assert no.startswith(
         "yours (full_fc): does not fit, 106 % of the memory. Its largest part is the head's rows, 600 MiB with"
     )
-    assert no.endswith("head.name=attfc trains none.")
+    assert no.endswith("head=attfc trains none.")
     container = replace(rows, head="dcq, 5 slots")
-    assert answer([container], container.head, 900 * mib)[0].endswith("MiB: lower container.slots.")
+    assert answer([container], container.head, 900 * mib)[0].endswith("MiB: lower head.count.")
     network = replace(activations, parameters=400 * mib)
     assert (
         "Its largest part is the network's parameters, 800 MiB: take a smaller one (attfc backbones)"
@@ -236,17 +236,17 @@ def test_little_spare_memory_is_a_warning_with_the_largest_term_and_its_way_out(
 @pytest.mark.parametrize(
     ("override", "title"),
     [
-        ("center.source=query", "attfc, no key passes"),
-        ("center.source=keys", "attfc, 205,991 slots"),
-        ("head.name=partial_fc", "partial_fc 0.1"),
-        ("head.name=full_fc", "full_fc"),
-        ("head.name=dcq", "dcq, 205,991 slots"),
-        ("head.name=dcp", "dcp, 205,991 slots"),
+        ("center=own_embedding negatives.count=205991", "attfc, no key passes"),
+        ("center=key_attention negatives.count=205991", "attfc, 205,991 slots"),
+        ("head=partial_fc", "partial_fc 0.1"),
+        ("head=full_fc", "full_fc"),
+        ("head=dcq head.count=205991", "dcq, 205,991 slots"),
+        ("head=dcp head.count=205991", "dcp, 205,991 slots"),
     ],
 )
 def test_plan_answers_for_every_head(override: str, title: str) -> None:
-    options = ["backbone.name=r6_tiny", "batch_size=16", "container.slots=205991", "--memory", "40", "--no-calibrate"]
-    done = CliRunner().invoke(app, ["plan", "wf42m_attfc_r100", override, *options])
+    options = ["backbone.name=r6_tiny", "batch_size=16", "--memory", "40", "--no-calibrate"]
+    done = CliRunner().invoke(app, ["plan", "wf42m_attfc_r100", *override.split(), *options])
     assert done.exit_code == 0, done.output + repr(done.exception)
     assert f"yours ({title}): fits, " in done.stdout
     assert "measuring r6_tiny on cpu: a few steps of small batches" in done.stderr

@@ -33,8 +33,8 @@ overrides: [batch_size=32, backbone.embedding_size=16, schedule.epochs=1]
 reference: full_fc
 seeds: [0, 1]
 variants:
-  full_fc: [head.name=full_fc]
-  attfc, K = 1: [container.ratio=1, center.source=keys, keys.per_query=1]
+  full_fc: [head=full_fc]
+  attfc, K = 1: [negatives.share=1, center=key_attention, center.keys=1]
 """
 
 
@@ -128,14 +128,14 @@ def test_worlds_that_cannot_be(options: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["head.name=full_fc"],
-        ["head.name=partial_fc", "head.sample_rate=0.6"],
-        ["container.ratio=1", "center.source=keys"],
-        ["container.ratio=0.6"],
-        ["container.ratio=1", "center.source=batch"],
-        ["container.ratio=0.6", "center.source=others"],
-        ["head.name=dcq", "container.ratio=1"],
-        ["head.name=dcp", "container.ratio=1"],
+        ["head=full_fc"],
+        ["head=partial_fc", "head.share=0.6"],
+        ["negatives.share=1", "center=key_attention"],
+        ["negatives.share=0.6"],
+        ["negatives.share=1", "center=pairs"],
+        ["negatives.share=0.6", "center=other_images"],
+        ["head=dcq", "head.share=1"],
+        ["head=dcp", "head.share=1"],
     ],
 )
 def test_a_cell_of_every_head(overrides: list[str]) -> None:
@@ -143,7 +143,7 @@ def test_a_cell_of_every_head(overrides: list[str]) -> None:
     assert "failed" not in record
     batches = 32 * record["steps"] / record["images"]
     # Of F2C's batches, which are dcp's, 10 of 32 are drawn by image, and those are the epoch.
-    assert batches == pytest.approx(32 / 10 if "head.name=dcp" in overrides else 1, rel=0.35)
+    assert batches == pytest.approx(32 / 10 if "head=dcp" in overrides else 1, rel=0.35)
     assert [point["step"] for point in record["curve"]][-1] == record["steps"]
     assert set(record["figures"]) == {"validation", "test"}
     assert 0 <= record["figures"]["test"]["rank_one"] <= 1
@@ -152,27 +152,27 @@ def test_a_cell_of_every_head(overrides: list[str]) -> None:
 
 
 def test_accumulated_batches_are_one_step_and_max_steps_end_a_cell() -> None:
-    whole = run_vectors(TINY, "demo", [*QUICK, "head.name=full_fc"], 0, width=16, points=1)
+    whole = run_vectors(TINY, "demo", [*QUICK, "head=full_fc"], 0, width=16, points=1)
     halves = run_vectors(
-        TINY, "demo", [*QUICK, "head.name=full_fc", "batch_size=16", "optimizer.accumulation=2"], 0, width=16, points=1
+        TINY, "demo", [*QUICK, "head=full_fc", "batch_size=16", "optimizer.accumulation=2"], 0, width=16, points=1
     )
     assert halves["steps"] == whole["steps"] == 7
     assert halves["curve"][0]["loss"] != whole["curve"][0]["loss"]  # BatchNorm sees half of the samples
     assert halves["curve"][0]["loss"] == pytest.approx(whole["curve"][0]["loss"], rel=0.2)
-    cut = run_vectors(TINY, "demo", [*QUICK, "head.name=full_fc", "schedule.max_steps=5"], 0, width=16, points=1)
+    cut = run_vectors(TINY, "demo", [*QUICK, "head=full_fc", "schedule.max_steps=5"], 0, width=16, points=1)
     assert cut["steps"] == 5
 
 
 def test_a_cell_is_a_function_of_its_seed() -> None:
     curves = [
-        [point["loss"] for point in run_vectors(TINY, "demo", [*QUICK, "container.ratio=1"], seed, 16, 2)["curve"]]
+        [point["loss"] for point in run_vectors(TINY, "demo", [*QUICK, "negatives.share=1"], seed, 16, 2)["curve"]]
         for seed in (0, 0, 1)
     ]
     assert curves[0] == curves[1] != curves[2]
 
 
 def test_training_teaches() -> None:
-    record = run_vectors(TINY, "demo", [*QUICK, "head.name=full_fc", "schedule.epochs=20"], 0, width=64, points=2)
+    record = run_vectors(TINY, "demo", [*QUICK, "head=full_fc", "schedule.epochs=20"], 0, width=64, points=2)
     untrained = evaluate_vectors(TINY, VectorEncoder(TINY.size, 16, 64), "test")
     assert record["figures"]["test"]["rank_one"] > untrained["rank_one"]
     assert record["curve"][1]["loss"] < record["curve"][0]["loss"]
@@ -181,7 +181,7 @@ def test_training_teaches() -> None:
 def test_a_loss_that_is_not_finite_is_a_result() -> None:
     overrides = [
         *QUICK,
-        "head.name=full_fc",
+        "head=full_fc",
         "optimizer.learning_rate=1e30",
         "optimizer.clip=0",
         "schedule.warmup_epochs=0",
@@ -203,7 +203,7 @@ def test_a_cell_of_faces_trains_as_typed_and_is_judged_on_two_halves_of_the_peop
     people = "eval.root=synthetic:identities=20,images=3,seed=0,first=1000"
     with pytest.raises(UserError, match=r"evaluates on eval\.root, and there is none: add"):
         run_faces("demo", [*overrides, "eval.root=null"], seed=0, threads=1)
-    record = run_faces("demo", [*overrides, people, "eval.every=0", "container.slots=24"], seed=0, threads=1)
+    record = run_faces("demo", [*overrides, people, "eval.every=0", "negatives.count=24"], seed=0, threads=1)
     assert record["steps"] == 2
     assert record["config"]["seed"] == 0
     assert [point["step"] for point in record["curve"]] == [1, 2]
@@ -220,7 +220,7 @@ def test_a_cell_of_faces_has_figures_along_its_run_if_asked() -> None:
         "data.root=synthetic:identities=24,images=4,seed=0",
         "batch_size=24",
         "data.workers=0",
-        "container.slots=24",
+        "negatives.count=24",
     ]
     people = [
         "eval.root=synthetic:identities=20,images=3,seed=0,first=1000",
@@ -237,15 +237,16 @@ def test_a_cell_of_faces_has_figures_along_its_run_if_asked() -> None:
 @pytest.mark.parametrize("head", ["full_fc", "partial_fc", "attfc"])
 def test_bytes_of_a_head_are_those_of_a_step_of_training(head: str) -> None:
     overrides = [
-        f"head.name={head}",
+        f"head={head}",
         "batch_size=16",
         "backbone.embedding_size=32",
         "schedule.epochs=1",
         "schedule.warmup_epochs=0",
     ]
     world = VectorWorld(identities=200, images=(1, 3), test_identities=10)
-    trained = run_vectors(world, "demo", [*overrides, "container.ratio=0.2"], seed=0, width=8, points=1)
-    assert _head_bytes_of(load_config("demo", [*overrides, "container.ratio=0.2"]), 200, 400) == trained["head_bytes"]
+    overrides += ["negatives.share=0.2"] if head == "attfc" else []
+    trained = run_vectors(world, "demo", overrides, seed=0, width=8, points=1)
+    assert _head_bytes_of(load_config("demo", overrides), 200, 400) == trained["head_bytes"]
 
 
 def test_halves_of_the_people_share_nobody() -> None:
@@ -299,12 +300,12 @@ def test_studies_that_are_refused(grid: Path, change: tuple[str, str], message: 
 
 
 def test_an_override_that_train_would_refuse_stops_the_study_at_once(grid: Path, tmp_path: Path) -> None:
-    grid.write_text(GRID.replace("keys.per_query=1", "keys.per_query=0"))
-    with pytest.raises(UserError, match="per_query"):
+    grid.write_text(GRID.replace("center.keys=1", "center.keys=0"))
+    with pytest.raises(UserError, match=r"center\.keys=0"):
         run_study(read_study(grid), tmp_path / "out", said=lambda _: None)
     with pytest.raises(UserError, match="has no variant 'fc': it has full_fc, attfc, K = 1"):
         run_study(read_study(grid), tmp_path / "out", only=["fc"], said=lambda _: None)
-    grid.write_text(GRID.replace("center.source=keys, keys.per_query=1", '"data.root={faces}/train"'))
+    grid.write_text(GRID.replace("center=key_attention, center.keys=1", '"data.root={faces}/train"'))
     with pytest.raises(UserError, match=r"an override names \{faces\}: say where with --faces"):
         run_study(read_study(grid), tmp_path / "out", said=lambda _: None)
     assert not (tmp_path / "out").exists()
@@ -326,7 +327,7 @@ def test_a_study_goes_on_where_it_stopped(grid: Path, tmp_path: Path) -> None:
         ("attfc, K = 1", 1),
     ]
     assert len(records) == 4
-    alone = run_vectors(TINY, "demo", [*QUICK, "head.name=full_fc"], 1)
+    alone = run_vectors(TINY, "demo", [*QUICK, "head=full_fc"], 1)
     assert records[2]["figures"]["test"].keys() == alone["figures"]["test"].keys()
 
 
@@ -335,7 +336,7 @@ world: {kind: vectors, identities: 2000, images: [2, 6], test_identities: 30}
 overrides: [batch_size=32, backbone.embedding_size=16, schedule.epochs=100000]
 seeds: [0, 1]
 variants:
-  full_fc: [head.name=full_fc]
+  full_fc: [head=full_fc]
 """
 
 

@@ -85,33 +85,40 @@ def blind_step(run: Run, steps: int = 2) -> None:
 COMMON = [
     *("data.root=synthetic:identities=30,images=4-7,seed=0", "data.workers=0", "data.decoded_cache_mib=0", "threads=1"),
     *("batch_size=8", "backbone.name=r6_tiny", "precision.amp=none", "eval.root=null", "schedule.max_steps=6"),
-    *("schedule.warmup_epochs=0", "container.ratio=0.9", "log.tensorboard=false", "device=meta"),
-    *(
-        "center.source=keys",
-        "center.table=device",
-        "negatives.source=container",
-    ),  # a table in host memory is waited for, by design
+    *("schedule.warmup_epochs=0", "log.tensorboard=false", "device=meta"),
 ]
+# A table in host memory is waited for, by design.
+TABLE = ["negatives.place=device", "negatives.share=0.9"]
+RECENT = [
+    "negatives=recent_centers",
+    "negatives.share=0.9",
+    "negatives.policy=unique",
+    "stored=center_table",
+    "stored.place=device",
+]
+KEYS = ["center=key_attention", "center.share=0.6"]
 HEADS = {
-    "attfc": ["head.name=attfc"],
-    "attfc published": ["profile=published", "center.table=none"],
-    "attfc stored": ["attention.include_stored_center=true", "container.dtype=int8", "margin.name=adaface"],
-    "attfc drawn": ["center.source=query", "negatives.source=table"],
-    "attfc query": ["center.source=query", "container.dtype=bfloat16"],
-    "attfc pairs": ["center.source=batch", "center.table=none"],
-    "attfc others": ["center.source=others", "negatives.source=table"],
-    "attfc filtered": ["head.interclass_filtering_threshold=0.3", "head.filtering=zero", "margin.name=arcface"],
+    "attfc": [*KEYS, *RECENT],
+    "attfc published": ["profile=published", "negatives.share=0.9"],
+    "attfc stored": [*KEYS, *RECENT, "center.include_stored=true", "negatives.dtype=int8", "margin=adaface"],
+    "attfc drawn": [*TABLE],
+    "attfc query": [*RECENT, "negatives.dtype=bfloat16"],
+    "attfc pairs": ["center=pairs", *RECENT[:3]],
+    "attfc others": ["center=other_images", *TABLE],
+    "attfc filtered": [*KEYS, *RECENT, "head.filter_above=0.3", "head.filtering=zero", "margin=arcface"],
     "averaged keys": [
+        *KEYS,
+        *RECENT,
         "key_encoder.batch_norm=averaged",
         "key_encoder.momentum=0.99",
         "key_encoder.momentum_schedule=ramp",
     ],
-    "full_fc": ["head.name=full_fc", "optimizer.accumulation=2"],
-    "dcq": ["head.name=dcq"],
-    "dcp": ["head.name=dcp", "container.dtype=int8", "head.interclass_filtering_threshold=0.3"],
-    "partial_fc": ["head.name=partial_fc", "head.sample_rate=0.5"],
-    "partial_fc adamw": ["head.name=partial_fc", "head.sample_rate=0.5", "optimizer.name=adamw"],
-    "augmented": ["head.name=full_fc", "augment.crop_scale=[0.8,1.0]", "augment.brightness=0.2", "augment.blur=0.1"],
+    "full_fc": ["head=full_fc", "optimizer.accumulation=2"],
+    "dcq": ["head=dcq"],
+    "dcp": ["head=dcp", "head.dtype=int8", "head.filter_above=0.3"],
+    "partial_fc": ["head=partial_fc", "head.share=0.5"],
+    "partial_fc adamw": ["head=partial_fc", "head.share=0.5", "optimizer.name=adamw"],
+    "augmented": ["head=full_fc", "augment.crop_scale=[0.8,1.0]", "augment.brightness=0.2", "augment.blur=0.1"],
 }
 
 
@@ -149,12 +156,12 @@ def test_a_step_of_several_ranks_reads_nothing_from_the_device(one_of_two, name)
                 # By design (docs/distributed.md): how many of the sampled rows are this rank's is known to the device alone.
                 with pytest.raises(AssertionError, match="copies from pageable memory"):
                     head(embeddings, labels, keys)
-            elif "negatives.source=table" in HEADS[name]:
+            elif TABLE[0] in HEADS[name]:
                 with pytest.raises(AssertionError, match="boolean index counts its rows"):  # as Partial FC
                     head(embeddings, labels, keys, **at)
             else:
                 head(embeddings, labels, keys).backward()
-    assert embeddings.grad is not None or name.startswith("partial_fc") or "negatives.source=table" in HEADS[name]
+    assert embeddings.grad is not None or name.startswith("partial_fc") or TABLE[0] in HEADS[name]
 
 
 @pytest.mark.parametrize(

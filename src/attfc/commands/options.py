@@ -41,26 +41,26 @@ def complete_word(ctx: typer.Context, incomplete: str) -> list[str]:
 def completions(before: list[str], incomplete: str) -> list[str]:
     """Presets that begin so, and options with their defaults; of a single one, the values to choose from.
 
-    bash takes ``=`` for the end of a word: it hands on ``head.name``, ``=`` and what follows apart, and completes the last of them alone;
-    of ``head.name=`` itself only ``head.name`` arrives.
+    bash takes ``=`` for the end of a word: it hands on ``head.kind``, ``=`` and what follows apart, and completes the last of them alone;
+    of ``head.kind=`` itself only ``head.kind`` arrives.
     """
     from attfc.config import preset_names
-    from attfc.config.describe import all_options, typed
+    from attfc.config.describe import all_options
+    from attfc.config.overrides import as_typed
 
     named = [(name, option) for option in all_options() for name in (option.short, option.key) if name]
     apart = before[-2] if len(before) > 1 and before[-1] == "=" else before[-1] if before and not incomplete else ""
     apart = apart if apart in dict(named) else ""
     key, equals, value = f"{apart}={incomplete}".partition("=") if apart else incomplete.partition("=")
     found = [(name, option) for name, option in named if name == key or (not equals and name.startswith(key))]
-    if len(found) == 1:
+    if len({(name, option.takes) for name, option in found}) == 1:  # of one kind, or alike in several
         name, option = found[0]
-        choices = ["true", "false"] if option.kind == "true or false" else option.kind.split(" | ")
+        choices = ["true", "false"] if option.takes == "true or false" else option.takes.split(" | ")
         if len(choices) > 1:
             return [choice if apart else f"{name}={choice}" for choice in choices if choice.startswith(value)]
-    if apart:
-        return [typed(option.default) for _, option in found if not value]
-    presets = [name for name in preset_names() if not equals and name.startswith(incomplete)]
-    return presets + [f"{name}={typed(option.default)}" for name, option in found if not value]
+    shown = [("" if apart else f"{name}=") + as_typed(option.default) for name, option in found if not value]
+    presets = [name for name in preset_names() if not equals and not apart and name.startswith(incomplete)]
+    return list(dict.fromkeys(presets + shown))
 
 
 def written_as_flag(words: list[str], flags: set[str]) -> str | None:
@@ -69,7 +69,8 @@ def written_as_flag(words: list[str], flags: set[str]) -> str | None:
         flag, _, value = word.partition("=")
         if not flag.startswith("--") or flag in flags:
             continue
-        from attfc.config.overrides import SHORT_NAMES, keys_like
+        from attfc.config.messages import keys_like
+        from attfc.config.short_names import SHORT_NAMES
 
         name = flag[2:].replace("-", "_")
         near = [name] if name in SHORT_NAMES else keys_like(name, most=1)

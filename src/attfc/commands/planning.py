@@ -74,14 +74,15 @@ def _gpus(preset: str) -> int:
 
 
 def _head(config: "RunConfig") -> str:
-    if config.head.name == "partial_fc":
-        filtered = config.head.interclass_filtering_threshold
-        return f"partial_fc {config.head.sample_rate:g}" + (f", filter {filtered:g}" if filtered is not None else "")
-    if config.head.name == "attfc":
-        return "attfc " + (
-            f"{config.container.slots:,} slots" if config.container.slots else f"ratio {config.container.ratio:g}"
+    head, bank = config.head, config.negatives
+    if head.kind == "partial_fc":
+        filtered = head.get("filter_above")
+        return f"partial_fc {head.get('share'):g}" + (f", filter {filtered:g}" if filtered is not None else "")
+    if bank is not None and (bank.get("count") or bank.get("share")):
+        return f"{head.kind} " + (
+            f"{bank.get('count'):,} rows" if bank.get("count") else f"share {bank.get('share'):g}"
         )
-    return config.head.name
+    return head.kind
 
 
 def plan(
@@ -111,8 +112,8 @@ def plan(
     from attfc.plan_heads import heads_of, measured_encoder, queries_per_epoch, step_options, title_of
 
     config, identities, images = _asked_for(words, identities, images)
-    if config.center.source == "others" and images is None:
-        raise UserError("center.source=others remembers every image, and how many there are is not known: add --images")
+    if config.center is not None and config.center.kind == "other_images" and images is None:
+        raise UserError("center=other_images remembers every image, and how many there are is not known: add --images")
     if config.batch_size % ranks:
         raise UserError(
             f"batch_size={config.batch_size} is not divisible by {ranks} ranks: choose a multiple of {ranks}"
@@ -161,19 +162,18 @@ def plan(
 def _asked_for(words: list[str], identities: int | None, images: int | None) -> "tuple[RunConfig, int, int | None]":
     """Return the configuration that the words ask for, identities and images; what `attfc train` would choose is printed."""
     from attfc.config.arguments import read_words
+    from attfc.run.automatic import with_start_weights
 
-    asked = read_words(words)
+    asked = with_start_weights(read_words(words))[0]
     if asked.automatic:
         from attfc.run.build import settle
 
         with progress_bar("index") as bar:
-            config, choices, notes, store = settle(asked, bar)
-        print_choices(choices)
-        print_notes(notes)
-        return config, identities or len(store.identities), images or len(store)
-    from attfc.run.automatic import with_start_weights
-
-    config = with_start_weights(asked)[0].resolve()
+            settled = settle(asked, bar)
+        print_choices(settled.choices)
+        print_notes(settled.notes)
+        return settled.config, identities or len(settled.store.identities), images or len(settled.store)
+    config = asked.resolve()
     known = _known_size(next(word for word in words if "=" not in word), config)
     if identities is None or (images is None and known is None):
         found = known or _size_of_data(config)
@@ -191,8 +191,8 @@ def _rates(config: "RunConfig", device: "torch.device") -> "HeadRates":
             device,
             config.batch_size,  # each rank's rows meet the queries of all
             embedding_size=config.backbone.embedding_size,
-            keys=max(config.keys.per_query, 1),
-            dtype=config.container.dtype,
+            keys=2 if config.center is None else config.center.get("keys", 2),
+            dtype=(config.negatives or config.head).get("dtype", "float32"),
             optimizer=config.optimizer.name,
         )
 
@@ -204,18 +204,19 @@ def _kept_besides(config: "RunConfig", identities: int, images: int | None, rank
         of_device: host memory is the device's.
     """
     from attfc.plan import kept_bytes
+    from attfc.plan_heads import place_of_centers
 
-    place = config.center.table
+    place = place_of_centers(config)
     if not (place == "file" or (place == "host" and not of_device)):
         return []
     size = config.backbone.embedding_size
     table = f"{kept_bytes(identities, size, None, ranks) / 2**30:.1f} GiB"
     remembered = "-" if images is None else f"{kept_bytes(identities, size, images, ranks) / 2**30:.1f} GiB"
-    if config.center.source == "others":
-        memory = f"attfc's memory of images: {remembered} per process besides, center.table={place}"
-        return [f"{memory} (center.source=query: {table})"]
-    line = f"attfc's table of centers: {table} per process besides, center.table={place}"
-    return [line if images is None else f"{line} (center.source=others, mostly more accurate: {remembered})"]
+    if config.center is not None and config.center.kind == "other_images":
+        memory = f"attfc's memory of images: {remembered} per process besides, negatives.place={place}"
+        return [f"{memory} (center=own_embedding: {table})"]
+    line = f"attfc's table of centers: {table} per process besides, negatives.place={place}"
+    return [line if images is None else f"{line} (center=other_images, mostly more accurate: {remembered})"]
 
 
 def _print_plans(plans: "list[Plan]", budget: float) -> None:
@@ -240,7 +241,7 @@ def _print_plans(plans: "list[Plan]", budget: float) -> None:
         print_table(shown)
         out.print()
     out.print(
-        "key passes: further images of each person in the batch are embedded too (center.source=keys)", markup=False
+        "key passes: further images of each person in the batch are embedded too (center=key_attention)", markup=False
     )
 
 

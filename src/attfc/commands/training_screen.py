@@ -94,7 +94,7 @@ class RunScreen:
         print_notes(run.notes)
         trainer, config = run.trainer, run.config
         err.print(
-            f"{run.folder}: {config.head.name} on {config.backbone.name}, {len(run.store.identities):,} people, {len(run.store):,} images, "
+            f"{run.folder}: {config.head.kind} on {config.backbone.name}, {len(run.store.identities):,} people, {len(run.store):,} images, "
             f"{trainer.total_steps:,} step{'s' * (trainer.total_steps != 1)} of {config.batch_size * trainer.accumulation} on {trainer.device}"
             + (f" x {run.ranks.size} ranks" if run.ranks.size > 1 else "")
             + (f", resumed at step {trainer.step:,}" if resumed else ""),

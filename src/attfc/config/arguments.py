@@ -12,12 +12,13 @@ from typing import Any
 
 import yaml
 
-from attfc.config.overrides import SHORT_NAMES, Asked, preset_names, read_preset
+from attfc.config.layers import Asked, preset_names, read_preset
+from attfc.config.short_names import SHORT_NAMES
 from attfc.errors import UserError, nearest
 
 __all__ = ["read_words", "short_overrides"]
 
-SHORT_IN_PYTHON = (*SHORT_NAMES, "batch_size", "seed", "device", "output", "name", "start_from")
+SHORT_IN_PYTHON = (*SHORT_NAMES, "head", "batch_size", "seed", "device", "output", "name", "start_from")
 
 
 def read_words(words: Iterable[str | os.PathLike[str]]) -> Asked:

@@ -10,11 +10,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from attfc.config.kinds import HOLDING_A_BATCH
 from attfc.config.short_names import short_name
 
-__all__ = ["KEPT_SHARE", "Choice", "Data", "Machine", "choose"]
+__all__ = ["KEPT_SHARE", "USUAL_SHARE", "Choice", "Data", "Machine", "choose", "usual_negatives", "usual_scale"]
 
 KEPT_SHARE, FEWEST_WITH_PAIRS = 0.1, 20  # the second: people of two or more images, so that anybody is kept aside
+USUAL_SHARE = 0.1  # of the identities: negatives of a step, slots of a container
+
+
+def usual_negatives(identities: int) -> int:
+    """Return the centers drawn in a step unless told otherwise: a tenth of the identities, at least 1,000, at most 20,000, never more than there are.
+
+    >>> [usual_negatives(identities) for identities in (60, 9_000, 92_431, 2_000_000)]
+    [60, 1000, 9243, 20000]
+    """
+    return min(identities, max(1000, min(20_000, identities // 10)))
+
+
+def usual_scale(identities: int) -> int:
+    """Return the margin's scale: 32, or 64 from 50,000 identities on, as the published presets have it."""
+    return 32 if identities < 50_000 else 64
 
 
 @dataclass(frozen=True)
@@ -61,8 +77,7 @@ def choose(data: Data, machine: Machine, given: Mapping[str, Any]) -> list[Choic
     def row(what: str, values: Mapping[str, Any], why: str, text: str = "{}") -> list[Any]:
         taken = {key: given.get(key, value) for key, value in values.items()}
         why = "as given" if all(key in given for key in values) else f"{why} ({short_name(next(iter(values)))}=)"
-        shown = [("push" if each else "fixed") if isinstance(each, bool) else each for each in taken.values()]
-        rows.append(Choice(what, taken, text.format(*shown), why))
+        rows.append(Choice(what, taken, text.format(*taken.values()), why))
         return list(taken.values())
 
     if not card:
@@ -100,9 +115,11 @@ def choose(data: Data, machine: Machine, given: Mapping[str, Any]) -> list[Choic
     warmup = {"schedule.warmup_epochs": min(1.0 if card else 0.5, run / 10)}
     row("warm-up", warmup, ("an epoch" if card else "half an epoch") + ", at most a tenth of the run", "{:.3g} epochs")
     _head(data, machine, given, mean, int(batch), row)
-    margin: dict[str, Any] = {"margin.name": "cosface", "margin.scale": 32 if people < 50_000 else 64}
-    margin |= {"margin.margin": 0.5 if given.get("margin.name") == "arcface" else 0.4}
-    row("scale, margin", margin, "scale 32 below 50,000 identities, else 64", "{} {:g}, {:g}")
+    margin: dict[str, Any] = {"margin.kind": "cosface", "margin.scale": usual_scale(people)}
+    if given.get("margin.kind") != "combined":
+        margin |= {"margin.margin": 0.5 if given.get("margin.kind") == "arcface" else 0.4}
+    why = "scale 32 below 50,000 identities, else 64"
+    row("scale, margin", margin, why, ", ".join(["{} {:g}", *["{:g}"] * (len(margin) - 2)]))
     return rows
 
 
@@ -111,27 +128,29 @@ def _head(data: Data, machine: Machine, given: Mapping[str, Any], mean: float, b
     people, why = data.identities, "centers are made of embeddings, no row is trained"
     if people <= 200_000 and mean >= 6 and people * 6144 / 2**30 <= (machine.card or machine.host_gib) / 4:
         why = f"full_fc is worth a try too: {mean:.0f} images per person, and its rows fit"
-    (head,) = row("head", {"head.name": "attfc"}, why)
+    (head,) = row("head", {"head.kind": "attfc"}, why)
     if head not in ("attfc", "dcq", "dcp"):
         return
-    drawn = head == "attfc" and given.get("negatives.source", "table") == "table"
-    if "container.ratio" not in given or "container.slots" in given:
-        count = max(min(max(people // 10, 1_000), 20_000, people), 0 if drawn else batch)
+    bank = given.get("negatives.kind", "center_table") if head == "attfc" else head
+    section = "negatives" if head == "attfc" else "head"
+    drawn = bank not in HOLDING_A_BATCH
+    if f"{section}.share" not in given:
+        count = max(usual_negatives(people), 0 if drawn else batch)
         why = (
             "everybody, since they are few"
             if count == people
             else "a tenth of the people, at least 1,000, at most 20,000"
         )
-        row("negatives", {"container.slots": count}, why, "{:,} per step")
+        row("negatives", {f"{section}.count": count}, why, "{:,} per step")
     if not drawn:
         return
-    with_gradient = mean >= 4 and given.get("center.source", "query") != "keys"
+    push = "push" if mean >= 4 and given.get("center.kind") != "key_attention" else "fixed"
     why = f"{mean:.1f} images per person; from 4 on, people of one batch also push each other away"
-    row("batch's own centers", {"negatives.in_batch_gradient": with_gradient}, why)
+    row("batch's own centers", {"in_batch": push}, why)
     size = people * 1024 / 2**30
     place = "device" if size <= machine.card / 10 else "host" if size <= machine.host_gib / 4 else "file"
-    folder = {"center.table_folder": given.get("output", "runs")} if given.get("center.table", place) == "file" else {}
-    values = {"center.table": place, **folder}
+    on_disk = given.get("negatives.place", place) == "file"
+    values = {"negatives.place": place, **({"negatives.folder": given.get("output", "runs")} if on_disk else {})}
     why = f"1,024 bytes per person: {max(size * 1024, 0.1):,.1f} MiB"
     row("table of centers", values, why, " in ".join(["{}"] * len(values)))
 

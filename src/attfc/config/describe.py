@@ -6,16 +6,22 @@ All of it is made from the descriptions in the schema (`attfc.config.option`). A
 import difflib
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel
+from pydantic import TypeAdapter
+from pydantic.fields import FieldInfo
 
+from attfc.config.kinds import IN_BATCH, KINDS, MEANINGS, PARTS, default_kind
+from attfc.config.messages import keys_like, models_of_section
+from attfc.config.option import Option as Described
 from attfc.config.option import clauses
-from attfc.config.overrides import PROFILES, SHORT_NAMES, keys_like
+from attfc.config.overrides import as_typed, dotted
+from attfc.config.profiles import profile_values
 from attfc.config.schema import RunConfig
+from attfc.config.short_names import SHORT_NAMES
 from attfc.errors import UserError
 
 __all__ = [
@@ -27,9 +33,14 @@ __all__ = [
     "option_rows",
     "options_page",
     "section_title",
-    "typed",
 ]
 
+TITLES = {
+    "head": "What turns embeddings and labels into a loss.",
+    "margin": "The margin, which makes the own identity's cosine harder to satisfy, and the scale of all cosines.",
+    "center": "What AttFC makes a class center from.",
+    "negatives": "Which centers of other identities AttFC compares an embedding with, and where they are kept.",
+}
 WIDTH = 80
 
 
@@ -39,13 +50,14 @@ class Option:
 
     key: str  # dotted, as typed on the command line
     meaning: str
-    default: Any  # under the profile `tuned`, which is the default one
+    default: Any
     published: Any  # under the profile `published`
-    kind: str  # what it takes: "true or false", "a | b", "number above 0"
+    takes: str  # "true or false", "a | b", "number above 0"
     unit: str | None
     null: str | None
     acts: str | None
     short: str | None
+    kinds: tuple[str, ...] = ()  # of the section that have it so; empty: all
 
     @property
     def section(self) -> str:
@@ -58,10 +70,12 @@ class Option:
         rows = [f"{meaning[0].upper()}{meaning[1:]}."]
         if self.null:
             rows.append(f"null: {self.null}.")
+        if self.kinds:
+            rows.append(f"Only where {self.section}.kind={'|'.join(self.kinds)}.")
         if self.acts:
             rows.append(f"Only where {_condition(self.acts)}.")
         if self.published != self.default:
-            rows.append(f"With profile=published the default is {typed(self.published)}.")
+            rows.append(f"With profile=published the default is {as_typed(self.published)}.")
         if self.short:
             rows.append(f"Short name: {self.short}.")
         return rows
@@ -70,14 +84,14 @@ class Option:
 @cache
 def all_options() -> tuple[Option, ...]:
     """Every option, in the order of the schema; the options of the run itself come first."""
-    return tuple(_options(RunConfig, ""))
+    sections = [name for name in RunConfig.model_fields if models_of_section(name) and name != "stored"]
+    return tuple(option for section in ("", *sections) for option in _options(section))
 
 
 def section_title(section: str) -> str:
     """One line about a section, from the schema."""
-    model = RunConfig.model_fields[section].annotation if section else RunConfig
-    assert model is not None
-    return (model.__doc__ or "").strip().split("\n")[0]
+    model = models_of_section(section)[0] if section else RunConfig
+    return TITLES.get(section) or (model.__doc__ or "").strip().split("\n")[0]
 
 
 def sections() -> list[str]:
@@ -115,7 +129,12 @@ def find_options(word: str) -> list[Option]:
 
 
 def acts(option: Option, values: dict[str, Any]) -> bool:
-    """Whether an option does anything in a configuration; `values` are those of its `model_dump`."""
+    """Whether an option is there and does anything in a configuration; `values` are those of its `model_dump`."""
+    flat = dotted(values)
+    kind = flat.get(f"{option.section}.kind")
+    there = option.section in values if option.section else option.key not in _OF_PARTS or option.key in values
+    if not there or (option.kinds and kind not in option.kinds):
+        return False
     return option.acts is None or any(
         all(any(_value(values, key) == _read(value) for value in expected) == equal for key, equal, expected in terms)
         for terms in clauses(option.acts)
@@ -128,11 +147,10 @@ def commented_yaml(config: RunConfig) -> str:
     `load_config` reads it back; options that are left out then have their defaults, which do nothing here.
     """
     values = config.model_dump(mode="json")
-    acting = [option for option in all_options() if acts(option, values)]
     lines = _comment("Every option: attfc options. Those that do nothing in this configuration are left out.", "")
     lines.append("")
     section = ""
-    for option in acting:
+    for option in (each for each in all_options() if acts(each, values)):
         if option.section != section:
             section = option.section
             lines += ["", *_comment(section_title(section), ""), f"{section}:"]
@@ -152,7 +170,10 @@ def options_page() -> str:
         "",
         "Every option of `attfc train`, made from the schema by `make docs`. `attfc options WORD` shows the same in a terminal.",
         "An option is typed as `section.option=value`; in a YAML file it stands in its section. Short names are for the command line and Python.",
-        "Defaults are those of `profile=tuned`; `a|b` in a condition means either of both values.",
+        "A word for `head`, `margin`, `center`, `negatives` or `stored` is its kind: `head=full_fc` is `head.kind=full_fc`. "
+        "`center`, `negatives`, `stored` and `in_batch` are parts of `head.kind=attfc`. "
+        "`key_encoder` is there where keys are embedded: `center.kind=key_attention`, `head.kind=dcq|dcp`.",
+        "`a|b` in a condition means either of both values.",
         "",
     ]
     for section in sections():
@@ -161,24 +182,17 @@ def options_page() -> str:
             lines += [section_title(section), ""]
         for option in all_options():
             if option.section == section:
-                kind = option.kind.replace("|", "\\|")
-                lines.append(f"- **`{option.key}`** = `{typed(option.default)}` ({kind})  ")
+                kind = option.takes.replace("|", "\\|")
+                lines.append(f"- **`{option.key}`** = `{as_typed(option.default)}` ({kind})  ")
                 lines.append(f"  {' '.join(option.rows())}")
         lines.append("")
     return "\n".join(lines[:-1]) + "\n"
 
 
-def typed(value: Any) -> str:
-    """A value as it is typed on the command line."""
-    if isinstance(value, float):
-        return f"{value:g}"
-    return yaml.safe_dump(value, default_flow_style=True, width=1000, allow_unicode=True).removesuffix("...\n").strip()
-
-
 def option_rows(option: Option) -> list[str]:
     """The rows of an option in a terminal: key and default, then its sentences, all within 80 columns."""
-    head = f"{option.key}={typed(option.default)}"
-    kind = f"({option.kind})"
+    head = f"{option.key}={as_typed(option.default)}"
+    kind = f"({option.takes})"
     first = [f"  {head}  {kind}"] if len(head) + len(kind) + 4 <= WIDTH else [f"  {head}", *_wrapped(kind, 6)]
     return first + [line for row in option.rows() for line in _wrapped(row, 6)]
 
@@ -205,32 +219,51 @@ def _comment(text: str, indent: str) -> list[str]:
     )
 
 
-def _options(model: type[BaseModel], section: str) -> Iterator[Option]:
-    schema = RunConfig.model_json_schema()
-    properties = schema["$defs"][model.__name__]["properties"] if section else schema["properties"]
-    short = {key: name for name, key in SHORT_NAMES.items()}
-    below = []
-    for name, field in model.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            below.append((annotation, name))
-            continue
-        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-        default = field.get_default(call_default_factory=True)
-        key = f"{section}.{name}" if section else name
-        yield Option(
-            key=key,
-            meaning=field.description or "",
-            default=PROFILES["tuned"].get(section, {}).get(name, default),
-            published=PROFILES["published"].get(section, {}).get(name, default),
-            kind=_kind(properties[name]),
-            unit=_optional_text(extra, "unit"),
-            null=_optional_text(extra, "null"),
-            acts=_optional_text(extra, "acts"),
-            short=short.get(key),
-        )
-    for annotation, name in below:
-        yield from _options(annotation, name)
+_OF_PARTS = frozenset(part for parts in PARTS.values() for part in parts)
+
+
+def _options(section: str) -> Iterator[Option]:
+    """Yield the options of a section; one that several kinds have alike is one option."""
+    if not section:
+        for name, field in RunConfig.model_fields.items():
+            if not models_of_section(name) or name == "stored":
+                yield _option(name, field)
+        return
+    found: dict[str, tuple[Option, list[str]]] = {}
+    for model in models_of_section(section):
+        for name, field in model.model_fields.items():
+            if name == "kind" and section in KINDS:
+                continue
+            option = _option(f"{section}.{name}", field)
+            found.setdefault(repr(option), (option, []))[1].append(model.__name__.removeprefix(f"{section}_"))
+    if section in KINDS:
+        default = default_kind(section)
+        published = profile_values("published").get(section, {}).get("kind", default)
+        takes = " | ".join(KINDS[section])
+        yield Option(f"{section}.kind", MEANINGS[section], default, published, takes, None, None, None, short=section)
+    for option, kinds in found.values():
+        everyone = section not in KINDS or len(kinds) == len(KINDS[section])
+        yield option if everyone else replace(option, kinds=tuple(kinds))
+
+
+def _option(key: str, field: FieldInfo) -> Option:
+    """Describe a field of a model, whether it stands in the schema or in a component's signature."""
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    said = next((each for each in field.metadata if isinstance(each, Described)), None)
+    default = field.get_default(call_default_factory=True) if key != "in_batch" else IN_BATCH[1]
+    takes: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+    published = dotted(profile_values("published")).get(key, default) if key != "profile" else default
+    return Option(
+        key=key,
+        meaning=said.meaning if said else field.description or "",
+        default=default,
+        published=published,
+        takes=_kind(TypeAdapter(takes).json_schema()) if key != "stored" else "null | bank of negatives",
+        unit=said.unit if said else _optional_text(extra, "unit"),
+        null=said.null if said else _optional_text(extra, "null"),
+        acts=_optional_text(extra, "acts"),
+        short=next((short for short, name in SHORT_NAMES.items() if name == key), None),
+    )
 
 
 def _optional_text(extra: dict[str, Any], name: str) -> str | None:
@@ -240,7 +273,9 @@ def _optional_text(extra: dict[str, Any], name: str) -> str | None:
 def _kind(about: dict[str, Any]) -> str:
     """Say what a property of the JSON schema takes."""
     if "anyOf" in about:
-        return " or ".join(_kind(part) for part in about["anyOf"])
+        return " or ".join(dict.fromkeys(_kind(part) for part in about["anyOf"]))
+    if "const" in about:
+        return str(about["const"])
     if "enum" in about:
         return " | ".join(map(str, about["enum"]))
     kinds = {"boolean": "true or false", "string": "text", "null": "null", "object": "mapping"}

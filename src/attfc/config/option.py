@@ -1,8 +1,8 @@
 """One option of a configuration: its default and its description as data.
 
 An option carries its meaning, its unit, the meaning of its null, and the condition under which it acts. `attfc options`, docs/options.md and
-`--print-config` are made from these; nothing is described twice. Conditions are text that is read and evaluated: `head.name=attfc and
-center.source=keys|query or head.name=dcp`. `and` binds before `or`; `|` separates values; `!=` is its opposite.
+`--print-config` are made from these; nothing is described twice. Conditions are text that is read and evaluated: `optimizer.name=sgd and
+schedule.name=cosine|polynomial or head.kind=dcp`. `and` binds before `or`; `|` separates values; `!=` is its opposite.
 """
 
 import re
@@ -85,8 +85,8 @@ def option(
 def clauses(condition: str) -> list[list[tuple[str, bool, tuple[str, ...]]]]:
     """Read a condition: alternatives, each a list of (key, whether it must equal one of the values, values).
 
-    >>> clauses("head.name=dcq|dcp or margin.name!=cosface")
-    [[('head.name', True, ('dcq', 'dcp'))], [('margin.name', False, ('cosface',))]]
+    >>> clauses("head.kind=dcq|dcp or margin.kind!=cosface")
+    [[('head.kind', True, ('dcq', 'dcp'))], [('margin.kind', False, ('cosface',))]]
     """
     alternatives = []
     for alternative in condition.split(" or "):

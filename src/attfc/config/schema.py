@@ -1,24 +1,26 @@
-"""The options of a run, a section each: name, kind, bounds, default and meaning, in this one place (the head's: `head_sections`).
+"""The options of a run, a section each: name, kind, bounds, default and meaning; those of heads, margins and banks stand with these (`kinds`).
 
 `attfc options`, docs/options.md, the comments of `--print-config` and the suggestions for misspelled keys are all made from what stands here.
-Components never see these objects: build.py hands them plain arguments.
+Components never see these objects: they are handed plain arguments.
 """
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from attfc.config.head_sections import (
-    AttentionConfig,
-    CenterConfig,
-    ContainerConfig,
-    HeadConfig,
-    KeyEncoderConfig,
-    KeysConfig,
-    MarginConfig,
-    NegativesConfig,
-)
-from attfc.config.option import NotNegative, Positive, Section, Share, option
+from attfc.config.kinds import IN_BATCH, KINDS, Part, default_kind, model_of, sections_of, union_of, with_default_parts
+from attfc.config.option import NotNegative, Option, Positive, Section, Share, option
+
+if TYPE_CHECKING:
+    Head = Part
+    Margin = Part
+    Center = Part
+    Negatives = Part
+    Stored = Part
+    InBatch = str
+else:
+    Head, Margin, Center, Negatives, Stored = map(union_of, ("head", "margin", "center", "negatives", "stored"))
+    InBatch = get_args(IN_BATCH[0])[0]
 
 __all__ = ["RunConfig", "Section", "SourceConfig"]
 
@@ -64,7 +66,10 @@ class DataConfig(Section):
     sampling_mix: Share | None = option(
         None,
         "share of the batch that is drawn by person, each as often as any other; the rest is drawn by image",
-        null="head.enter_first with head.name=dcp, else 0",
+        null="head.enter_first with head.kind=dcp, else 0",
+    )
+    sampling: Literal["each_once", "with_replacement"] = option(
+        "each_once", "whether each image comes once per epoch, or images are drawn with replacement"
     )
     licence: str = option("unknown", "licence of the training data, written into the exported model")
 
@@ -118,13 +123,30 @@ class DistributedConfig(Section):
     rows: Literal["sharded", "replicated"] = option(
         "sharded",
         "each process has a part of the trained centers, or all of them",
-        acts="head.name=full_fc and head.rows=device",
+        acts="head.kind=full_fc",
     )
     sync_batch_norm: bool = option(
         False, "statistics of BatchNorm are those of the whole batch, not of each process's part"
     )
     timeout_seconds: Annotated[float, Field(gt=0)] = option(
         600.0, "longest wait for another process, the scoring of an evaluation included", unit="seconds"
+    )
+
+
+class KeyEncoderConfig(Section):
+    """The key encoder, a slowly following copy of the network that embeds the keys: further images of the same person."""
+
+    momentum: Share = option(
+        0.0, "share of its old weights that the copy keeps in each step; 0: it is the current network"
+    )
+    momentum_schedule: Literal["constant", "ramp"] = option(
+        "constant", "the same momentum in each step, or rising to it from 0.1 (ramp)"
+    )
+    batch_norm: Literal["batch", "averaged"] = option(
+        "batch", "statistics of the copy's BatchNorm: of the batch of keys, or averaged over steps"
+    )
+    distinct_keys: bool = option(
+        True, "keys differ from the query and from each other where the person has enough images"
     )
 
 
@@ -144,7 +166,7 @@ class OptimizerConfig(Section):
     head_learning_rate_scale: Annotated[float, Field(gt=0)] = option(
         1.0,
         "learning rate of the trained centers as a multiple of the network's",
-        acts="head.name=full_fc|partial_fc",
+        acts="head.kind=full_fc|partial_fc",
     )
     clip: Annotated[float, Field(ge=0)] = option(5.0, "largest norm of the network's gradient; 0 is off")
     accumulation: Positive = option(
@@ -246,11 +268,14 @@ class LogConfig(Section):
 class RunConfig(Section):
     """One training run."""
 
+    format: Literal[2] = option(
+        2, "version of the spelling of these options; a file without it is read as attfc 0.1 wrote it"
+    )
     name: str = option(
         "run", "name of the run; its folder is NAME-001 or the next free number", min_length=1, max_length=100
     )
-    profile: Literal["published", "tuned"] = option(
-        "tuned", "defaults of the options of AttFC: as the paper has them, or as docs/study.md found best"
+    profile: Literal["published"] | None = option(
+        None, "AttFC as the paper has it", null="the defaults that docs/study.md found best"
     )
     output: str = option("runs", "folder in which the run's own folder is made")
     seed: NotNegative = option(0, "seed of everything random; equal seeds give equal runs on one machine", lt=10**18)
@@ -272,14 +297,19 @@ class RunConfig(Section):
     data: DataConfig = Field(default_factory=DataConfig)
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
     backbone: BackboneConfig = Field(default_factory=BackboneConfig)
-    head: HeadConfig = Field(default_factory=HeadConfig)
-    margin: MarginConfig = Field(default_factory=MarginConfig)
-    keys: KeysConfig = Field(default_factory=KeysConfig)
-    key_encoder: KeyEncoderConfig = Field(default_factory=KeyEncoderConfig)
-    attention: AttentionConfig = Field(default_factory=AttentionConfig)
-    center: CenterConfig = Field(default_factory=CenterConfig)
-    container: ContainerConfig = Field(default_factory=ContainerConfig)
-    negatives: NegativesConfig = Field(default_factory=NegativesConfig)
+    head: Head = Field(default_factory=model_of("head", default_kind("head")))
+    margin: Margin = Field(default_factory=model_of("margin", default_kind("margin")))
+    center: Center | None = None
+    negatives: Negatives | None = None
+    stored: Stored | None = option(
+        None,
+        "another bank that says what is stored of an identity, such as {kind: center_table, place: host}",
+        null="the negatives say it",
+    )
+    in_batch: InBatch | None = option(
+        None, next(each.meaning for each in get_args(IN_BATCH[0]) if isinstance(each, Option))
+    )
+    key_encoder: KeyEncoderConfig | None = None
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
     precision: PrecisionConfig = Field(default_factory=PrecisionConfig)
@@ -289,13 +319,21 @@ class RunConfig(Section):
     report: ReportConfig = Field(default_factory=ReportConfig)
     log: LogConfig = Field(default_factory=LogConfig)
 
+    @model_serializer(mode="wrap")
+    def _with_its_parts(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the sections that the head is not put together from."""
+        values = write(self)
+        absent = {"center", "negatives", "stored", "in_batch", "key_encoder"}.difference(sections_of(values))
+        return {key: value for key, value in values.items() if key not in absent}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole(cls, values: Any) -> Any:
+        """Put the default parts of the head beside it."""
+        return with_default_parts(values) if isinstance(values, dict) else values
+
     @model_validator(mode="after")
     def _consistent(self) -> "RunConfig":
-        if self.head.name == "attfc" and self.center.source == "keys" and self.keys.per_query < 1:
-            raise ValueError(
-                f"keys.per_query is {self.keys.per_query}, but head.name=attfc with center.source=keys builds class centers from keys: "
-                "set keys.per_query to at least 1"
-            )
         if self.batch_size < 2:
             raise ValueError(
                 f"batch_size={self.batch_size}: BatchNorm needs at least 2 images per process; set batch_size to 2 or more"
@@ -311,34 +349,16 @@ class RunConfig(Section):
             raise ValueError(
                 "data.merge_names joins data.sources, and there are none: set data.sources=[{root: A}, {root: B}]"
             )
-        if self.head.rows != "device" and self.head.name not in ("full_fc", "partial_fc"):
-            raise ValueError(
-                f"head.rows={self.head.rows}, but head.name={self.head.name} has no rows to train: "
-                "take head.name=partial_fc or full_fc, or leave head.rows out (a container's memory: container.dtype)"
-            )
-        if (self.head.rows == "file") != (self.head.rows_folder is not None):
-            raise ValueError(
-                f"head.rows={self.head.rows} with head.rows_folder={self.head.rows_folder}: "
-                "head.rows=file needs head.rows_folder, a folder on a fast disk, and nothing else uses it"
-            )
-        if (self.center.table == "file") != (self.center.table_folder is not None):
-            raise ValueError(
-                f"center.table={self.center.table} with center.table_folder={self.center.table_folder}: "
-                "center.table=file needs center.table_folder, a folder on a fast disk, and nothing else uses it"
-            )
-        if self.head.name == "attfc" and self.center.source == "others" and self.center.table == "none":
-            raise ValueError(
-                "center.source=others remembers every image, and center.table=none gives it no place: set center.table=host, or "
-                "file with center.table_folder"
-            )
-        stored = (
-            self.center.source in ("query", "others") or self.center.blend > 0 or self.attention.include_stored_center
-        )
-        if self.head.name == "attfc" and self.center.table != "none" and not stored:
-            raise ValueError(
-                f"center.table={self.center.table} keeps stored centers and no option uses them: set center.blend above 0, center.source=query "
-                "or attention.include_stored_center=true, or leave it out"
-            )
-        if self.container.slots is None and self.container.ratio is None:
-            raise ValueError("container.slots and container.ratio are both null: set one of them")
+        for section in KINDS:
+            part = getattr(self, section)
+            place, folder = (part and part.get(name) for name in ("place", "folder"))
+            if (place == "file") != (folder is not None):
+                raise ValueError(
+                    f"{section}.place={place} with {section}.folder={folder}: "
+                    f"{section}.place=file needs {section}.folder, a folder on a fast disk, and nothing else uses it"
+                )
+            if part and None not in (part.get("share"), part.get("count")):
+                raise ValueError(
+                    f"{section}.share={part.get('share'):g} and {section}.count={part.get('count')}: give one of them"
+                )
         return self

@@ -7,10 +7,9 @@ SHORT_NAMES = {
     "max_steps": "schedule.max_steps",
     "lr": "optimizer.learning_rate",
     "backbone": "backbone.name",
-    "head": "head.name",
 }
 
 
 def short_name(key: str) -> str:
-    """Return the short name of an option, or its own where it has none."""
-    return next((short for short, name in SHORT_NAMES.items() if name == key), key)
+    """Return the short name of an option, or its own where it has none; a section of kinds stands for its kind."""
+    return next((short for short, name in SHORT_NAMES.items() if name == key), key.removesuffix(".kind"))

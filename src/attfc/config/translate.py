@@ -1,38 +1,303 @@
-"""Saved configurations of earlier versions, as this one reads them: the only place that knows what has changed.
+"""Configurations of attfc 0.1 in the spelling of today: the only place that knows the old one.
 
-A run's `config.yaml` names every option. One without `eval.share` is of version 0.1, which
-- kept a container with a slot for everyone, and no table of centers, where the configuration said a table and a container ratio of 1;
+0.1 had one section for each matter (`container`, `keys`, `attention`) and asked of each option whether it said anything; today a head, margin, rule
+or bank owns its options. `translate` reads a saved run, a checkpoint or a file without `format: 2`; `refuse_old_spelling` names the new spelling of
+what was typed. What the old defaults had otherwise than the parts have it today is written out, so that what is built stays the same.
+
+Saved runs of 0.1 come in two generations. Those without `eval.share`, the older ones,
+- kept a container with a slot for everyone, and no table of centers, where they said a table and a container ratio of 1;
 - gave vision transformers a drop path rate of 0.05, and masked 5 % of the tokens of `vit_b` and `vit_l`, where no option said otherwise.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
-__all__ = ["translate"]
+from attfc.config.kinds import KINDS, common_options, default_kind, model_of
+from attfc.config.overrides import as_typed, dotted, nested
+from attfc.config.profiles import profile_values
+from attfc.config.schema import RunConfig
+from attfc.errors import UserError
 
+__all__ = ["FORMAT", "new_spelling", "refuse_old_spelling", "translate"]
+
+FORMAT = 2
 OLD_VIT = {
     "vit_t": {"drop_path": 0.05, "mask_ratio": 0.0},
     "vit_s": {"drop_path": 0.05, "mask_ratio": 0.0},
     "vit_b": {"drop_path": 0.05, "mask_ratio": 0.05},
     "vit_l": {"drop_path": 0.05, "mask_ratio": 0.05},
 }
+RULES = {"query": "own_embedding", "keys": "key_attention", "batch": "pairs", "others": "other_images"}
+
+# The options of 0.1 that have another name or place, with what they were under the profiles `tuned` and `published`.
+_OLD: dict[str, tuple[Any, Any]] = {
+    "head.name": ("attfc", "attfc"),
+    "head.interclass_filtering_threshold": (None, None),
+    "head.sample_rate": (0.1, 0.1),
+    "head.rows": ("device", "device"),
+    "head.rows_folder": (None, None),
+    "head.enter_first": (2 / 3, 2 / 3),
+    "head.hardest_weight": (1.0, 1.0),
+    "margin.name": ("cosface", "cosface"),
+    "margin.margin": (0.4, 0.4),
+    "margin.m1": (1.0, 1.0),
+    "margin.m2": (0.0, 0.0),
+    "margin.m3": (0.4, 0.4),
+    "margin.h": (0.333, 0.333),
+    "margin.gradient": ("exact", "straight_through"),
+    "margin.beyond_pi": ("linear", "wrap"),
+    "keys.per_query": (2, 2),
+    "keys.distinct": (True, False),
+    "keys.sampling": ("each_once", "each_once"),
+    "key_encoder.momentum": (0.0, 0.999),
+    "key_encoder.momentum_schedule": ("constant", "constant"),
+    "key_encoder.batch_norm": ("batch", "batch"),
+    "attention.temperature": (1.0, 1.0),
+    "attention.include_stored_center": (False, False),
+    "center.blend": (0.6, 0.0),
+    "center.source": ("query", "keys"),
+    "center.table": ("host", "none"),
+    "center.table_folder": (None, None),
+    "container.ratio": (0.1, 0.1),
+    "container.slots": (None, None),
+    "container.policy": ("unique", "fifo"),
+    "container.dtype": ("float32", "float32"),
+    "container.initial": ("empty", "empty"),
+    "negatives.in_batch": (True, False),
+    "negatives.in_batch_gradient": (True, False),
+    "negatives.source": ("table", "container"),
+}
+_SAME = {f"margin.{name}" for name in ("margin", "m1", "m2", "m3", "h", "gradient", "beyond_pi")} | {
+    *(
+        "head.enter_first",
+        "head.hardest_weight",
+        "key_encoder.momentum",
+        "key_encoder.momentum_schedule",
+        "key_encoder.batch_norm",
+    )
+}
+GONE = frozenset(_OLD) - _SAME
+"""Keys that 0.1 had and this version has not."""
 
 
-def translate(values: dict[str, Any], tensors: Collection[str] = ()) -> dict[str, Any]:
-    """Return the values of a saved run's `config.yaml` as this version would have saved them.
+def translate(
+    values: Mapping[str, Any], identities: int | None = None, tensors: Collection[str] = (), *, saved: bool = False
+) -> dict[str, Any]:
+    """Return the values of a configuration as this version writes them; one of `format: 2` as it is.
 
     Args:
-        values: of the file; not changed.
-        tensors: names of the tensors in the run's newest checkpoint.
+        values: of a file; not changed.
+        identities: of the data: a container with a slot for everyone once stood in for a table.
+        tensors: names of the tensors in the run's newest checkpoint, which say the same for certain.
+        saved: they are the `config.yaml` of a run, which names every option.
     """
-    if not isinstance(values.get("eval"), dict) or "share" in values["eval"]:
-        return values
-    values = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
-    backbone = values.get("backbone", {})
-    if backbone.get("name") in OLD_VIT:
+    sections = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
+    if "format" in sections or _is_new(sections):
+        return sections
+    first = saved and isinstance(sections.get("eval"), dict) and "share" not in sections["eval"]
+    backbone = sections.get("backbone")
+    if first and isinstance(backbone, dict) and backbone.get("name") in OLD_VIT:
         backbone["options"] = OLD_VIT[backbone["name"]] | (backbone.get("options") or {})
-    if any(name.startswith("head/container.") for name in tensors):
-        values.setdefault("negatives", {})["source"] = "container"
-        if not any(name.startswith(("head/table.", "head/memory.")) for name in tensors):
-            values.setdefault("center", {})["table"] = "none"
-    return values
+    flat = {key: sections[section][name] for key in _OLD for section, name in [key.split(".")]
+            if isinstance(sections.get(section), dict) and name in sections[section]}  # fmt: skip
+    profile = "published" if sections.get("profile") == "published" else None
+    old = {key: each[profile is not None] for key, each in _OLD.items()} | flat
+    if first and _kept_a_container(old, identities, tensors):
+        old["negatives.source"] = "container"
+        if old["center.source"] != "others":
+            old["center.table"] = "none"
+    for key in _OLD:
+        section, name = key.split(".")
+        if isinstance(sections.get(section), dict):
+            sections[section].pop(name, None)
+    kept = {key: value for key, value in sections.items() if value != {} or key == "backbone"}
+    kept.pop("profile", None)
+    new = nested(_written(_new(old), flat, profile))
+    for section, part in new.items():
+        kept[section] = (
+            {**part, **kept[section]} if isinstance(kept.get(section), dict) and isinstance(part, dict) else part
+        )
+    return {"format": FORMAT, **({"profile": profile} if profile else {}), **kept}
+
+
+def _is_new(sections: Mapping[str, Any]) -> bool:
+    """Whether values without `format` name anything that only this version has."""
+    old_shape = any(name in sections for name in ("container", "keys", "attention"))
+    words = any(isinstance(sections.get(section), str) for section in KINDS)
+    parts = [sections[section] for section in KINDS if isinstance(sections.get(section), dict)]
+    return not old_shape and (
+        words or "in_batch" in sections or "stored" in sections or any("kind" in part for part in parts)
+    )
+
+
+def _kept_a_container(old: Mapping[str, Any], identities: int | None, tensors: Collection[str]) -> bool:
+    """Whether a run of the older generation had a container with a slot for everyone, whatever table it asked for."""
+    if tensors:
+        return any(name.startswith("head/container.") for name in tensors)
+    slots, ratio = old["container.slots"], old["container.ratio"] or 0
+    everyone = ratio >= 1 if slots is None else identities is not None and slots >= identities
+    return bool(old["container.policy"] == "unique" and everyone)
+
+
+_Translated = tuple[Any, tuple[str, ...]]  # a value, and the old options that it comes from
+
+
+def _new(old: Mapping[str, Any]) -> dict[str, _Translated]:
+    """Return every option of the parts by its new name."""
+    new: dict[str, _Translated] = {}
+
+    def put(key: str, *sources: str, value: Any = ...) -> None:
+        new[key] = (old[sources[0]] if value is ... else value, sources)
+
+    head, source = old["head.name"], old["center.source"]
+    trained_elsewhere = head == "full_fc" and old["head.rows"] != "device"
+    put(
+        "head.kind",
+        "head.name",
+        *(("head.rows",) if trained_elsewhere else ()),
+        value="partial_fc" if trained_elsewhere else head,
+    )
+    put("head.filter_above", "head.interclass_filtering_threshold")
+    if trained_elsewhere or head == "partial_fc":
+        put(
+            "head.share",
+            "head.name" if trained_elsewhere else "head.sample_rate",
+            value=1.0 if trained_elsewhere else ...,
+        )
+        put("head.place", "head.rows")
+        put("head.folder", "head.rows_folder")
+    if head == "dcp":
+        put("head.enter_first", "head.enter_first")
+        put("head.hardest_weight", "head.hardest_weight")
+    put("margin.kind", "margin.name")
+    for name in model_of("margin", old["margin.name"]).model_fields if old["margin.name"] in KINDS["margin"] else ():
+        if f"margin.{name}" in old:
+            put(f"margin.{name}", f"margin.{name}")
+    put("data.sampling", "keys.sampling")
+    size = ("count", "container.slots") if old["container.slots"] is not None else ("share", "container.ratio")
+    if head in ("dcq", "dcp"):
+        put(f"head.{size[0]}", size[1])
+        put("head.dtype", "container.dtype")
+        put("head.initial", "container.initial")
+    if head in ("dcq", "dcp") or (head == "attfc" and source == "keys"):
+        put("key_encoder.distinct_keys", "keys.distinct")
+        for name in ("momentum", "momentum_schedule", "batch_norm"):
+            put(f"key_encoder.{name}", f"key_encoder.{name}")
+    if head != "attfc":
+        return new
+    put("center.kind", "center.source", value=RULES.get(source, source))
+    if source != "others":
+        put("center.share", "center.blend")
+    if source == "keys":
+        put("center.keys", "keys.per_query")
+        put("center.temperature", "attention.temperature")
+        put("center.include_stored", "attention.include_stored_center")
+    bank = "image_memory" if source == "others" else "center_table"
+    draws = old["center.table"] != "none" and old["negatives.source"] == "table"
+    put(
+        "negatives.kind", "negatives.source", "center.table", "center.source", value=bank if draws else "recent_centers"
+    )
+    put(f"negatives.{size[0]}", size[1])
+    if draws or old["center.table"] != "none":
+        section = "negatives" if draws else "stored"
+        if not draws:
+            put("stored.kind", "center.table", "negatives.source", value=bank)
+        put(f"{section}.place", "center.table")
+        put(f"{section}.folder", "center.table_folder")
+    if not draws:
+        for name in ("policy", "dtype", "initial"):
+            put(f"negatives.{name}", f"container.{name}")
+    gradient = old["negatives.in_batch_gradient"] and source != "keys"
+    in_batch = ("push" if gradient else "fixed") if old["negatives.in_batch"] else "none"
+    put("in_batch", "negatives.in_batch", "negatives.in_batch_gradient", value=in_batch)
+    return new
+
+
+def _written(new: Mapping[str, _Translated], given: Mapping[str, Any], profile: str | None) -> dict[str, Any]:
+    """Return what has to be written: what was given, and what is otherwise than with the defaults of today."""
+    kinds = {key: value for key, (value, _) in new.items() if key.endswith(".kind")}
+    defaults = dotted(RunConfig.model_validate(nested(kinds)).model_dump(mode="json"))
+    defaults |= {f"{section}.kind": default_kind(section) for section in KINDS if section != "stored"}
+    if profile:
+        defaults |= {key: value for key, value in dotted(profile_values(profile)).items() if key in defaults}
+    return {key: value for key, (value, sources) in new.items()
+            if defaults.get(key, ...) != value or given.keys() & set(sources)}  # fmt: skip
+
+
+def refuse_old_spelling(typed: Mapping[str, Any], below: Mapping[str, Any]) -> None:
+    """Raise UserError where keys of 0.1 were typed, with what to type instead.
+
+    Args:
+        typed: nested by section.
+        below: the values of the preset.
+    """
+    flat = dotted(typed)
+    old = {key: value for key, value in flat.items() if key in GONE or (key, value) == ("profile", "tuned")}
+    if not old:
+        return
+    above = {section: part for section, part in typed.items() if section in (*KINDS, "profile")}
+    instead = new_spelling({key: value for key, value in flat.items() if key in _OLD}, _as_old({**below, **above}))
+    said = " ".join(f"{key}={as_typed(value)}" for key, value in old.items())
+    raise UserError(
+        f"{said}: the spelling of attfc 0.1; "
+        + (f"write {' '.join(instead)}" if instead else "it says nothing here, leave it out")
+    )
+
+
+def new_spelling(typed: Mapping[str, Any], context: Mapping[str, Any]) -> list[str]:
+    """Return what to type today for options of 0.1.
+
+    Args:
+        typed: by dotted name; all of them options that have another name or place today.
+        context: what the other options of 0.1 are.
+
+    >>> new_spelling({"center.source": "keys", "keys.per_query": 1}, {})
+    ['center=key_attention', 'center.share=0.6', 'center.keys=1']
+    """
+    known = {key: tuned for key, (tuned, _) in _OLD.items()} | dict(context)
+    before, after = _new(known), _new(known | dict(typed))
+    written: dict[str, Any] = {}
+    for key, (value, sources) in after.items():
+        section, _, name = key.rpartition(".")
+        was = before.get(key, (None, ()))[0]
+        if name == "kind":
+            asked = sources[0] in typed or value != was
+        else:
+            kind = after[f"{section}.kind"][0] if section in KINDS else None
+            asked = bool(typed.keys() & set(sources))
+            if (
+                kind
+                and kind != before.get(f"{section}.kind", (None,))[0]
+                and sources[0] not in ("container.ratio", "container.slots")
+            ):
+                asked |= value != model_of(section, kind).model_fields[name].default and name not in common_options(
+                    section
+                )
+        if asked:
+            written[section if name == "kind" else key] = value
+    return [f"{key}={as_typed(value)}" for key, value in written.items()]
+
+
+def _as_old(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what options of 0.1 a configuration of today stands for, as far as others depend on them."""
+    flat = dotted(values)
+    old: dict[str, Any] = {}
+    if flat.get("profile") == "published":
+        old |= {key: published for key, (_, published) in _OLD.items()}
+    kinds = {section: flat[f"{section}.kind"] for section in KINDS if f"{section}.kind" in flat}
+    old |= {f"{section}.name": kinds[section] for section in ("head", "margin") if section in kinds}
+    if "center" in kinds:
+        old["center.source"] = {new: source for source, new in RULES.items()}.get(kinds["center"], "query")
+    if kinds.get("negatives") == "recent_centers":
+        old |= {
+            "negatives.source": "container",
+            "center.table": flat.get("stored.place", "host") if "stored" in kinds else "none",
+        }
+        old["container.policy"] = flat.get("negatives.policy", "fifo")
+    if "in_batch" in flat:
+        old |= {
+            "negatives.in_batch": flat["in_batch"] != "none",
+            "negatives.in_batch_gradient": flat["in_batch"] == "push",
+        }
+    same = {"center.share": "center.blend", "negatives.share": "container.ratio", "negatives.count": "container.slots"}
+    return old | {same[key]: value for key, value in flat.items() if key in same}

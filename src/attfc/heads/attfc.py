@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
+from attfc.config.choose import usual_scale
 from attfc.config.option import Option
 from attfc.distributed import Ranks
 from attfc.errors import UserError
@@ -46,12 +47,10 @@ from attfc.losses.margins import CosFace, Margin
 
 __all__ = ["AttFC", "default_margin"]
 
-MANY_IDENTITIES = 50_000  # from here on the scale is 64, as the published presets have it
-
 
 def default_margin(identities: int) -> Margin:
     """Return CosFace 0.4 at scale 32, or 64 from 50,000 identities on."""
-    return CosFace(32.0 if identities < MANY_IDENTITIES else 64.0, 0.4)
+    return CosFace(usual_scale(identities), 0.4)
 
 
 class AttFC(Head):

@@ -49,7 +49,10 @@ DrawnCount = Annotated[
     ),
 ]
 SlotShare = Annotated[float | None, Option("slots as a share of the identities", null="count says it", gt=0, le=1)]
-SlotCount = Annotated[int | None, Option("slots", null="share says it; without one a tenth of the identities", ge=1)]
+SlotCount = Annotated[
+    int | None,
+    Option("slots: how many centers it holds", null="share says it; without one a tenth of the identities", ge=1),
+]
 RowType = Annotated[
     Literal["float32", "bfloat16", "int8"], Option("how the container stores numbers: 4, 2 or 1 bytes each")
 ]

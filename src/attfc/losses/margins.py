@@ -15,18 +15,32 @@ Shapes: B samples.
 """
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from attfc.config.option import Option
 from attfc.errors import UserError, nearest
 
 __all__ = ["AdaFace", "ArcFace", "CombinedMargin", "CosFace", "Margin"]
 
 Gradient = Literal["exact", "straight_through"]
 BeyondPi = Literal["linear", "wrap", "clip"]
+
+Scale = Annotated[float, Option("factor of all cosines before the softmax; 32 suits a few thousand identities", gt=0)]
+Size = Annotated[float, Option("size of the margin: radians for arcface, cosine for cosface and adaface")]
+Derivative = Annotated[
+    Gradient,
+    Option("derivative of the margin: the exact one, or 1 everywhere (straight_through, as the published code)"),
+]
+Beyond = Annotated[
+    Literal["linear", "wrap"],
+    Option(
+        "where angle and margin together exceed pi: continue in a straight line, or let the cosine turn back (wrap)"
+    ),
+]
 
 
 class Margin(nn.Module):
@@ -74,13 +88,13 @@ class CombinedMargin(Margin):
 
     def __init__(
         self,
-        scale: float = 64.0,
-        m1: float = 1.0,
-        m2: float = 0.5,
-        m3: float = 0.0,
+        scale: Scale = 64.0,
+        m1: Annotated[float, Option("factor of the angle", gt=0)] = 1.0,
+        m2: Annotated[float, Option("angle that is added", unit="radians")] = 0.5,
+        m3: Annotated[float, Option("cosine that is subtracted", unit="cosine")] = 0.0,
         *,
-        gradient: Gradient = "exact",
-        beyond_pi: Literal["linear", "wrap"] = "linear",
+        gradient: Derivative = "exact",
+        beyond_pi: Beyond = "linear",
     ) -> None:
         super().__init__(scale, gradient=gradient)
         if not m1 > 0:
@@ -108,11 +122,11 @@ class ArcFace(CombinedMargin):
 
     def __init__(
         self,
-        scale: float = 64.0,
-        margin: float = 0.5,
-        gradient: Gradient = "exact",
+        scale: Scale = 64.0,
+        margin: Size = 0.5,
+        gradient: Derivative = "exact",
         *,
-        beyond_pi: Literal["linear", "wrap"] = "linear",
+        beyond_pi: Beyond = "linear",
     ) -> None:
         super().__init__(scale, 1.0, margin, 0.0, gradient=gradient, beyond_pi=beyond_pi)
 
@@ -120,7 +134,7 @@ class ArcFace(CombinedMargin):
 class CosFace(CombinedMargin):
     """Additive cosine margin: cos(theta) - margin, margin in cosine units; both gradient modes are the same."""
 
-    def __init__(self, scale: float = 64.0, margin: float = 0.4, gradient: Gradient = "exact") -> None:
+    def __init__(self, scale: Scale = 64.0, margin: Size = 0.4, gradient: Derivative = "exact") -> None:
         super().__init__(scale, 1.0, 0.0, margin, gradient=gradient)
 
 
@@ -147,12 +161,12 @@ class AdaFace(Margin):
 
     def __init__(
         self,
-        scale: float = 64.0,
-        margin: float = 0.4,
-        h: float = 0.333,
+        scale: Scale = 64.0,
+        margin: Size = 0.4,
+        h: Annotated[float, Option("how strongly the margin follows the embedding's length", gt=0)] = 0.333,
         *,
         averaging: float = 0.01,
-        gradient: Gradient = "exact",
+        gradient: Derivative = "exact",
     ) -> None:
         super().__init__(scale, gradient=gradient)
         if not 0 <= averaging <= 1:

@@ -3,8 +3,10 @@
 Each function takes the resolved `RunConfig` and hands plain arguments to a component; `attfc.run.build` puts a run together from them.
 """
 
+import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -13,28 +15,14 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from attfc.backbones import create_backbone
 from attfc.config import RunConfig
+from attfc.config.kinds import KINDS, Part
+from attfc.config.schema import KeyEncoderConfig
 from attfc.data import AttentionLoader, DecodedCache, Store
 from attfc.distributed import ALONE, Ranks
 from attfc.errors import UserError
 from attfc.export.colours import Colours, fed_as
-from attfc.heads import (
-    DCP,
-    DCQ,
-    AttFC,
-    CenterTable,
-    FullFC,
-    Head,
-    ImageMemory,
-    KeyAttention,
-    OtherImages,
-    OwnEmbedding,
-    Pairs,
-    PartialFC,
-    RecentCenters,
-)
-from attfc.heads.centers import CenterRule
-from attfc.losses import AdaFace, ArcFace, CombinedMargin, CosFace, Margin
-from attfc.run.resolved import identity_share, negatives_per_step, paired_queries, resolve
+from attfc.heads import Head, PartialFC
+from attfc.run.resolved import identity_share, paired_queries, resolve
 from attfc.training.momentum import MomentumPair
 from attfc.training.optimizers import build_optimizer, parameter_groups
 from attfc.training.schedule import build_schedule
@@ -43,95 +31,53 @@ __all__ = [
     "build_backbone",
     "build_head",
     "build_loader",
-    "build_margin",
     "build_pair",
+    "build_part",
     "optimizer_of",
     "schedule_of",
 ]
 
 
-def build_margin(config: RunConfig) -> Margin:
-    """Build the margin on the positive cosine."""
-    margin = config.margin
-    if margin.name == "arcface":
-        return ArcFace(margin.scale, margin.margin, gradient=margin.gradient, beyond_pi=margin.beyond_pi)
-    if margin.name == "cosface":
-        return CosFace(margin.scale, margin.margin, gradient=margin.gradient)
-    if margin.name == "adaface":
-        return AdaFace(margin.scale, margin.margin, margin.h, gradient=margin.gradient)
-    return CombinedMargin(
-        margin.scale, margin.m1, margin.m2, margin.m3, gradient=margin.gradient, beyond_pi=margin.beyond_pi
-    )
+def build_part(section: str, part: Part, supplied: Mapping[str, Any]) -> Any:
+    """Build a head, margin, center rule or bank from its options and from those of the supplied arguments that its class takes."""
+    module, _, name = KINDS[section][part.kind].partition(":")
+    component = getattr(import_module(module), name)
+    takes = inspect.signature(component).parameters
+    return component(**part.options, **{key: value for key, value in supplied.items() if key in takes})
 
 
 def build_head(config: RunConfig, identities: int, ranks: Ranks = ALONE, *, images: int | None = None) -> Head:
     """Build the head for a training set of that many identities.
 
     Args:
-        images: of the training set; `center.source=others` remembers each of them, nothing else asks.
+        images: of the training set; a rule that remembers each of them asks.
 
     Raises:
-        UserError: fewer than two identities, or a container smaller than the batch.
+        UserError: fewer than two identities, parts that do not go together, or a container smaller than the batch.
     """
     if identities < 2:
         raise UserError(
             f"{_data_name(config)} holds {identities} identity: training tells identities apart, so it needs at least 2"
         )
-    head, size, margin = config.head, config.backbone.embedding_size, build_margin(config)
-    options: dict[str, Any] = {
-        "filter_above": head.interclass_filtering_threshold, "filtering": head.filtering, "block_mib": head.block_mib, "ranks": ranks
-    }  # fmt: skip
-    if head.name == "partial_fc" or head.rows != "device":
-        if ranks.size > 1 and config.distributed.rows == "replicated":
-            raise UserError(
-                f"distributed.rows=replicated is for head.name=full_fc with head.rows=device, and this is {head.name} with "
-                f"head.rows={head.rows}, whose gradients name single rows: take distributed.rows=sharded"
-            )
-        # A full FC whose rows are elsewhere is a Partial FC that brings all of them.
-        share = head.sample_rate if head.name == "partial_fc" else 1.0
-        return PartialFC(
-            size, identities, margin, share, place=head.rows, folder=head.rows_folder, seed=config.seed, **options
-        )
-    if head.name == "full_fc":
-        options["ranks"] = ranks if config.distributed.rows == "sharded" else ALONE
-        return FullFC(size, identities, margin, **options)
     config, _ = resolve(config, identities)
-    count = negatives_per_step(config, identities)
-    options["identities"] = identities
-    if head.name != "attfc":
-        options |= {"count": count, "dtype": config.container.dtype, "initial": config.container.initial}
-    if head.name == "dcp":
-        return DCP(size, margin, enter_first=head.enter_first, hardest_weight=head.hardest_weight, **options)
-    if head.name == "dcq":
-        return DCQ(size, margin, **options)
-    return AttFC(size, margin, **_parts(config, count, images), **options)
-
-
-def _parts(config: RunConfig, count: int, images: int | None) -> dict[str, Any]:
-    """Return center rule, banks and what the batch's own centers do, as `AttFC` takes them."""
-    center, draws = config.center, config.negatives.source == "table"
-    place: dict[str, Any] = {"place": center.table, "folder": center.table_folder, "seed": config.seed}
-    rules: dict[str, Callable[[], CenterRule]] = {
-        "keys": lambda: KeyAttention(
-            config.keys.per_query, config.attention.temperature, config.attention.include_stored_center, center.blend
-        ),
-        "query": lambda: OwnEmbedding(center.blend),
-        "batch": lambda: Pairs(center.blend),
-        "others": lambda: OtherImages(images),  # type: ignore[arg-type]
+    replicated = config.distributed.rows == "replicated" and ranks.size > 1
+    if replicated and config.head.kind == "partial_fc":
+        raise UserError(
+            "distributed.rows=replicated is for head.kind=full_fc, and this is partial_fc, whose gradients name single rows: take "
+            "distributed.rows=sharded"
+        )
+    supplied: dict[str, Any] = {
+        "embedding_size": config.backbone.embedding_size,
+        "identities": identities,
+        "images": images,
+        "seed": config.seed,
+        "ranks": ALONE if replicated and config.head.kind == "full_fc" else ranks,
+        "in_batch": config.in_batch,
     }
-    if center.source == "others" and images is None:
-        raise ValueError("center.source=others: build_head needs the number of images")
-    kept = ImageMemory if center.source == "others" else CenterTable
-    recent = RecentCenters(
-        count=count, policy=config.container.policy, dtype=config.container.dtype, initial=config.container.initial
-    )
-    gradient = "push" if config.negatives.in_batch_gradient else "fixed"
-    return {
-        "center": rules[center.source](),
-        "negatives": kept(count=count, **place) if draws else recent,
-        "stored": None if draws or center.table == "none" else kept(**place),
-        "in_batch": gradient if config.negatives.in_batch else "none",
-    }
+    parts = {section: getattr(config, section) for section in KINDS if section != "head"}
+    supplied |= {section: part and build_part(section, part, supplied) for section, part in parts.items()}
+    head: Head = build_part("head", config.head, supplied)
+    return head
 
 
 def _data_name(config: RunConfig) -> str:
@@ -151,12 +97,8 @@ def build_backbone(config: RunConfig) -> nn.Module:
 
 def build_pair(config: RunConfig, backbone: nn.Module) -> MomentumPair:
     """Put the query encoder and its key encoder together."""
-    return MomentumPair(
-        backbone,
-        config.key_encoder.momentum,
-        schedule=config.key_encoder.momentum_schedule,
-        batch_norm=config.key_encoder.batch_norm,
-    )
+    keys = config.key_encoder or KeyEncoderConfig()
+    return MomentumPair(backbone, keys.momentum, schedule=keys.momentum_schedule, batch_norm=keys.batch_norm)
 
 
 def optimizer_of(config: RunConfig, pair: MomentumPair, head: Head) -> torch.optim.Optimizer:
@@ -235,9 +177,9 @@ def build_loader(
         workers=config.data.workers,
         rank=ranks.rank,
         ranks=ranks.size,
-        distinct_keys=config.keys.distinct,
-        sampling=config.keys.sampling,
-        identity_share=identity_share(config, config.head.name),
+        distinct_keys=config.key_encoder is None or config.key_encoder.distinct_keys,
+        sampling=config.data.sampling,
+        identity_share=identity_share(config),
         paired=paired_queries(config),
         broken_limit=config.data.broken_limit,
         decoded_cache=cache,

@@ -8,40 +8,30 @@ values never fail, however small the data set is.
 import math
 
 from attfc.config import RunConfig
+from attfc.config.choose import usual_negatives
+from attfc.config.kinds import HOLDING_A_BATCH, model_of
 from attfc.errors import UserError
 
-__all__ = [
-    "draws_negatives",
-    "fewest_steps_notes",
-    "identity_share",
-    "negatives_per_step",
-    "paired_queries",
-    "resolve",
-]
+__all__ = ["fewest_steps_notes", "identity_share", "paired_queries", "resolve", "rows_as_negatives"]
 
 FEWEST_STEPS = 20  # below, a schedule has hardly begun when it ends
 
 
-def draws_negatives(config: RunConfig) -> bool:
-    """Whether AttFC draws its negatives from the table of centers, or the memory of images, in place of a container."""
-    return config.head.name == "attfc" and config.center.table != "none" and config.negatives.source == "table"
-
-
-def keeps_container(config: RunConfig) -> bool:
-    """Whether the head keeps a container or a pool of recent centers."""
-    return config.head.name in ("dcq", "dcp") or (config.head.name == "attfc" and not draws_negatives(config))
-
-
-def negatives_per_step(config: RunConfig, identities: int) -> int:
-    """Return `container.slots`, else container.ratio x identities: slots of the container, or rows drawn as negatives.
+def rows_as_negatives(config: RunConfig, identities: int) -> int | None:
+    """Return the slots of the container or pool, or the centers that are drawn per step; None: the head's rows are trained.
 
     A container takes in a whole batch at a time, so a share of few identities is rounded up to the batch.
     """
-    if config.container.slots is not None:
-        return config.container.slots
-    assert config.container.ratio is not None
-    asked = max(1, round(config.container.ratio * identities))
-    return max(asked, config.batch_size) if keeps_container(config) else min(asked, identities)
+    bank = config.negatives if config.negatives is not None else config.head
+    if "count" not in type(bank).model_fields:
+        return None
+    if bank.get("count") is not None:
+        return int(bank.get("count"))
+    holds_batch, share = bank.kind in HOLDING_A_BATCH, bank.get("share")
+    if share is None and not holds_batch:
+        return usual_negatives(identities)
+    asked = max(1, round((0.1 if share is None else share) * identities))
+    return max(asked, config.batch_size) if holds_batch else min(asked, identities)
 
 
 def resolve(config: RunConfig, identities: int) -> tuple[RunConfig, list[str]]:
@@ -51,28 +41,22 @@ def resolve(config: RunConfig, identities: int) -> tuple[RunConfig, list[str]]:
         UserError: a container of a typed size that is smaller than the batch.
     """
     notes: list[str] = []
-    config = config.model_copy(deep=True)
-    if config.head.name == "attfc":
-        made_of_queries = config.center.source != "keys"
-        config.negatives.in_batch_gradient &= config.negatives.in_batch and made_of_queries
-        if not draws_negatives(config):
-            config.negatives.source = "container"
-    if config.head.name in ("full_fc", "partial_fc"):
+    section = "negatives" if config.negatives is not None else "head"
+    bank, count = getattr(config, section), rows_as_negatives(config, identities)
+    if count is None:
         return config, notes
-    slots = negatives_per_step(config, identities)
-    if keeps_container(config):
-        if slots < config.batch_size:
+    if bank.kind in HOLDING_A_BATCH:
+        if count < config.batch_size:
             raise UserError(
-                f"container.slots={slots} is smaller than batch_size={config.batch_size}, and a whole batch enters at once: "
-                f"set container.slots={config.batch_size}" + (f", or batch_size={slots}" if slots >= 2 else "")
+                f"{section}.count={count} is smaller than batch_size={config.batch_size}, and a whole batch enters at once: "
+                f"set {section}.count={config.batch_size}" + (f", or batch_size={count}" if count >= 2 else "")
             )
-        if config.container.slots is None and slots > round((config.container.ratio or 0) * identities):
+        share = 0.1 if bank.get("share") is None else bank.get("share")
+        if bank.get("count") is None and count > round(share * identities):
             notes.append(
-                f"container.ratio={config.container.ratio:g} of {identities:,} identities is less than one batch: "
-                f"the container has {slots} slots"
+                f"{section}.share={share:g} of {identities:,} identities is less than one batch: the container has {count} slots"
             )
-    config.container.slots = slots
-    return config, notes
+    return config.model_copy(update={section: bank.model_copy(update={"share": None, "count": count})}), notes
 
 
 def fewest_steps_notes(config: RunConfig, images: int, steps: int) -> list[str]:
@@ -101,13 +85,18 @@ def fewest_steps_notes(config: RunConfig, images: int, steps: int) -> list[str]:
     return notes
 
 
-def identity_share(config: RunConfig, head: str) -> float:
-    """`data.sampling_mix`; F2C's loader belongs to its head, and those drawn by identity are those that enter its pool first."""
+def identity_share(config: RunConfig, head: str | None = None) -> float:
+    """`data.sampling_mix`; F2C's loader belongs to its head, and those drawn by identity are those that enter its pool first.
+
+    Args:
+        head: another head than the configured one, with its defaults.
+    """
     if config.data.sampling_mix is not None:
         return config.data.sampling_mix
-    return config.head.enter_first if head == "dcp" else 0.0
+    part = config.head if head in (None, config.head.kind) else model_of("head", str(head))()
+    return float(part.get("enter_first", 0.0))
 
 
 def paired_queries(config: RunConfig) -> bool:
     """Whether the queries of a batch come in pairs of one identity."""
-    return config.head.name == "attfc" and config.center.source == "batch"
+    return config.center is not None and config.center.kind == "pairs"

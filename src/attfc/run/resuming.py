@@ -9,6 +9,7 @@ import shlex
 from pathlib import Path
 
 from attfc.config import Asked, RunConfig, config_to_yaml
+from attfc.config.overrides import dotted
 from attfc.errors import UserError
 from attfc.files import write_text_whole
 from attfc.run.build import Run, assemble
@@ -22,6 +23,8 @@ from attfc.training.run_folder import locked
 from attfc.typing import Progress
 
 __all__ = ["finished", "resume_run"]
+
+_FIXED = ("backbone", "head", "negatives", "stored")
 
 
 def resume_run(folder: Path, overrides: list[str], progress: Progress | None = None) -> Run:
@@ -70,22 +73,20 @@ def _newest(checkpoints: Path) -> tuple[str, list[str]]:
 
 def _refuse_other_network(before: RunConfig, after: RunConfig) -> None:
     """Raise UserError where overrides change what the saved state describes."""
-    fixed = ("backbone", "head", "container")
-    # Where the rows of Partial FC live is no part of what is saved: another host may have another disk, or more memory.
-    free = {"block_mib", "rows_folder"} | ({"rows"} if after.head.name == before.head.name == "partial_fc" else set())
     if before.optimizer.name != after.optimizer.name or before.batch_size != after.batch_size:
         raise UserError(
             f"optimizer.name={before.optimizer.name}, batch_size={before.batch_size} in the saved run, {after.optimizer.name}, "
             f"{after.batch_size} now: a resumed run keeps both (its steps and optimizer state count in them); start a new run"
         )
-    for section in fixed:
-        old, new = getattr(before, section).model_dump(), getattr(after, section).model_dump()
-        for key in old:
-            if old[key] != new[key] and key not in free:
-                raise UserError(
-                    f"{section}.{key} is {old[key]!r} in the saved run and {new[key]!r} now: a resumed run keeps its network, head and container; "
-                    "start a new run to change them"
-                )
+    old, new = (dotted(config.model_dump(include={*_FIXED})) for config in (before, after))
+    # Where rows live is no part of what is saved: another host may have another disk, or more memory.
+    free = {f"{section}.{name}" for section in _FIXED for name in ("block_mib", "place", "folder")}
+    for key in sorted((old.keys() | new.keys()) - free):
+        if old.get(key) != new.get(key):
+            raise UserError(
+                f"{key} is {old.get(key)!r} in the saved run and {new.get(key)!r} now: a resumed run keeps its network, head and container; "
+                "start a new run to change them"
+            )
 
 
 def _check_people(run: Run, checkpoint: Path, overrides: list[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from attfc.config import RunConfig, read_preset
@@ -31,10 +31,12 @@ def saved_configuration(folder: Path, overrides: Iterable[str] = ()) -> RunConfi
     path = folder / "config.yaml"
     if not path.is_file():
         raise UserError(f"{folder} is not a run: it has no config.yaml")
-    asked = read_preset(str(path), list(overrides))
     checkpoint = latest_checkpoint(folder / "checkpoints")
     tensors = () if checkpoint is None else read_manifest(checkpoint).tensors
-    return replace(asked, values=translate(dict(asked.values), tensors)).resolve()
+    asked = read_preset(str(path), list(overrides), partial(translate, tensors=tensors, saved=True))
+    if "profile" in asked.typed():
+        raise UserError("profile= is for a new run: a resumed one keeps the method that its saved state belongs to")
+    return asked.resolve()
 
 
 def with_found_data(config: RunConfig, folder: Path) -> tuple[RunConfig, list[str]]:

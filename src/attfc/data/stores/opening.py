@@ -5,7 +5,7 @@ A new kind of store is its own file and one line in `_KINDS`.
 
 import inspect
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +15,7 @@ from attfc.data.stores.rec.record_layouts import LabelSource
 from attfc.data.stores.store import Store
 from attfc.data.stores.writer import UNFINISHED
 from attfc.errors import UserError, nearest
+from attfc.typing import Progress
 
 __all__ = ["open_store"]
 
@@ -52,7 +53,7 @@ def open_store(
     edits: Iterable[str | os.PathLike[str]] = (),
     label_source: LabelSource = "identities",
     cache: str | os.PathLike[str] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Store:
     """Open a source of face images.
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from attfc.config.choose import usual_negatives
 from attfc.distributed import ALONE, Ranks
 from attfc.errors import UserError
 from attfc.heads.banks.sharded_rows import ShardedRows
@@ -25,7 +26,6 @@ __all__ = [
     "last_occurrence",
     "merge_centers",
     "shards_of",
-    "usual_count",
 ]
 
 EMPTY = -1  # label of a row that holds nothing: never a negative
@@ -77,15 +77,6 @@ class Negatives(NamedTuple):
         sorted_B = labels_B.sort().values
         place_S = torch.searchsorted(sorted_B, self.labels_S).clamp_max_(len(sorted_B) - 1)
         return self._replace(labels_S=torch.where(sorted_B[place_S] == self.labels_S, EMPTY, self.labels_S))
-
-
-def usual_count(identities: int) -> int:
-    """Return the centers drawn in a step unless told otherwise: a tenth of the identities, at least 1,000, at most 20,000, never more than there are.
-
-    >>> [usual_count(identities) for identities in (60, 9_000, 92_431, 2_000_000)]
-    [60, 1000, 9243, 20000]
-    """
-    return min(identities, max(1000, min(20_000, identities // 10)))
 
 
 def last_occurrence(labels_B: Tensor) -> Tensor:
@@ -151,7 +142,7 @@ class Bank(nn.Module):
         return self._usual(identities) if self.share is None else max(1, round(self.share * identities))
 
     def _usual(self, identities: int) -> int:
-        return usual_count(identities)
+        return usual_negatives(identities)
 
     def _take_memory(self, identities: int | None, images: int | None) -> None:
         raise NotImplementedError

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from attfc.config.choose import USUAL_SHARE
 from attfc.config.option import Option
 from attfc.distributed import RowShard
 from attfc.errors import UserError
@@ -37,7 +38,6 @@ NOBODY = -2  # label of the random rows of `initial="random"`: a negative for ev
 _POLICIES = ("fifo", "unique")
 _ORDER_BITS = 24  # a stamp is (step << 24) + the sample's place in its batch
 _STORAGE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
-_USUAL_SHARE = 0.1
 
 
 class RecentCenters(Bank):
@@ -92,7 +92,7 @@ class RecentCenters(Bank):
         self.one_per_identity = policy == "unique"
 
     def _usual(self, identities: int) -> int:
-        return max(1, round(_USUAL_SHARE * identities))
+        return max(1, round(USUAL_SHARE * identities))
 
     def _take_memory(self, identities: int | None, images: int | None) -> None:
         slots = self.slots = self.size

@@ -137,7 +137,7 @@ def _check_room(size: int) -> None:
     if free is not None and size > free:
         raise UserError(
             f"rows of {size / 2**30:.2f} GiB do not fit the host memory, of which {free / 2**30:.2f} GiB are free: keep them in a file on a "
-            "fast disk (center.table=file, head.rows=file); center.source=others keeps a row per image, center.source=query one per identity"
+            "fast disk (negatives.place=file, head.place=file); center=other_images keeps a row per image, center=own_embedding one per identity"
         )
 
 

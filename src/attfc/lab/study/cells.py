@@ -69,14 +69,14 @@ def run_vectors(
     meter.reset()
     head = build_head(config, len(index), images=index.images)
     pair = build_pair(config, VectorEncoder(world.size, config.backbone.embedding_size, width))
-    share = identity_share(config, config.head.name)
+    share = identity_share(config)
     mix = IdentityMix(index, share, config.batch_size, seed) if share else None
     stream = QueryStream(
         index,
         head.keys_per_query,
         seed,
-        distinct_keys=config.keys.distinct,
-        sampling=config.keys.sampling,
+        distinct_keys=config.key_encoder is None or config.key_encoder.distinct_keys,
+        sampling=config.data.sampling,
         queries=PairedQueries(index, seed) if paired_queries(config) else mix,
     )
     optimizer = optimizer_of(config, pair, head)

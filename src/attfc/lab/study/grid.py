@@ -6,7 +6,7 @@
     reference: full_fc                             # what the others are compared with
     seeds: [0, 1, 2]
     variants:
-      full_fc: [head.name=full_fc]
+      full_fc: [head=full_fc]
       attfc: []
 
 A cell that is there already is not run again; one that was run with other settings stops the study before anything runs, because a table
