@@ -13,7 +13,7 @@ import time
 import torch
 from common import write_result
 
-from attfc.backbones import backbone_table, create_backbone
+from attfc.backbones import create_backbone, list_backbones
 
 NAMES = ("r10_tiny", "r6_tiny")
 
@@ -55,7 +55,7 @@ def main() -> None:
             fn()
             if turn:
                 seconds[case].append(time.perf_counter() - start)
-    rows = {row.name: row for row in backbone_table()}
+    rows = {row.name: row for row in list_backbones()}
     results = [
         {
             "backbone": name,

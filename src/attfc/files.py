@@ -10,13 +10,17 @@ import threading
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 from attfc.errors import UserError
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 __all__ = [
     "ChecksumFile",
     "crc32_of",
+    "first_fault",
     "lock",
     "read_at",
     "read_json",
@@ -91,13 +95,22 @@ def read_json(path: Path, most: int, too_large: str, damaged: str = "is damaged"
     try:
         with path.open("rb") as file:
             data = file.read(most + 1)
-        if len(data) > most:
-            raise UserError(f"{path} is larger than {most} bytes: {too_large}")
-        return json.loads(data)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if len(data) > most:
+        raise UserError(f"{path} is larger than {most} bytes: {too_large}")
+    try:
+        return json.loads(data)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} {damaged}: {str(error)[:100]}") from None
+
+
+def first_fault(error: "ValidationError") -> str:
+    """Return where the first fault of a file's content is, and what: "tensors.weight.size.0: Input should be ..., not -1"."""
+    fault = error.errors(include_url=False)[0]
+    where = "".join(f"{str(part)[:80]}." for part in fault["loc"]).rstrip(".")
+    found = "" if isinstance(fault["input"], dict) else f", not {str(fault['input'])[:40]}"
+    return f"{where}{': ' if where else ''}{fault['msg'].removeprefix('Value error, ')[:200]}{found}"
 
 
 class ChecksumFile:

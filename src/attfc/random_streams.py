@@ -22,6 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from attfc.typing import Float32, Float64, Int64
+
 __all__ = [
     "INCREMENT",
     "below",
@@ -76,26 +78,24 @@ def hash_words(*words: int | NDArray[Any]) -> NDArray[np.uint64]:
     return state
 
 
-def uniform(hashes: NDArray[np.uint64]) -> NDArray[np.float32]:
+def uniform(hashes: NDArray[np.uint64]) -> Float32:
     """Turn hashes into float32 in [0, 1): their upper 24 bits, exact in float32, so numpy and torch agree."""
     return (hashes >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
 
 
-def normal(hashes: NDArray[np.uint64]) -> NDArray[np.float64]:
+def normal(hashes: NDArray[np.uint64]) -> Float64:
     """Turn hashes into float64, mean 0, variance 1, bounded by 3.47: the sum of their four 16-bit parts (Irwin-Hall)."""
     parts = np.stack([(hashes >> np.uint64(bits)) & np.uint64(0xFFFF) for bits in (0, 16, 32, 48)])
-    drawn: NDArray[np.float64] = (parts.sum(axis=0).astype(np.float64) / 65535.0 - 2.0) * 3.0**0.5
+    drawn: Float64 = (parts.sum(axis=0).astype(np.float64) / 65535.0 - 2.0) * 3.0**0.5
     return drawn
 
 
-def below(hashes: NDArray[np.uint64], bound: int | NDArray[np.int64]) -> NDArray[np.int64]:
+def below(hashes: NDArray[np.uint64], bound: int | Int64) -> Int64:
     """Turn hashes into int64 in [0, bound); bound >= 1, broadcasts. The bias is below bound / 2^63."""
     return (hashes >> np.uint64(1)).astype(np.int64) % bound
 
 
-def permute(
-    indices: NDArray[np.int64], size: int | NDArray[np.int64], key: int | NDArray[np.uint64]
-) -> NDArray[np.int64]:
+def permute(indices: Int64, size: int | Int64, key: int | NDArray[np.uint64]) -> Int64:
     """Return where the permutation of [0, size) named by `key` sends each index.
 
     Args:
@@ -137,9 +137,7 @@ def permute(
     return result.reshape(shape)
 
 
-def _walk(
-    index: NDArray[np.int64], rows: NDArray[np.int64], columns: NDArray[np.int64], keys: NDArray[np.uint64]
-) -> NDArray[np.int64]:
+def _walk(index: Int64, rows: Int64, columns: Int64, keys: NDArray[np.uint64]) -> Int64:
     """One pass through the Feistel network over the grid rows x columns."""
     left_side, right_side = rows.astype(np.uint64), columns.astype(np.uint64)
     left, right = np.divmod(index.astype(np.uint64), right_side)

@@ -147,11 +147,13 @@ def test_an_interrupt_in_python_saves_and_returns_the_run(people, tmp_path, monk
 
 def test_what_does_not_fit_is_cut_into_smaller_passes(people, monkeypatch) -> None:
     monkeypatch.setattr("attfc.run.automatic.passes_that_fit", lambda *_: 4)
-    config, rows, _, _ = settle(read_words([people, "backbone=r18"]))
+    settled = settle(read_words([people, "backbone=r18"]))
+    config, rows = settled.config, settled.choices
     assert (config.batch_size, config.optimizer.accumulation) == (4, 4)  # 16 images per step, as chosen
     assert (rows[-1].what, rows[-1].shown) == ("cut to fit", "4 x 4")
     assert rows[-1].why.startswith("passes of 16 do not fit ")
-    typed, rows, _, _ = settle(read_words([people, "backbone=r18", "batch_size=16"]))
+    settled = settle(read_words([people, "backbone=r18", "batch_size=16"]))
+    typed, rows = settled.config, settled.choices
     assert (typed.batch_size, rows[-1].what) == (16, "scale, margin")
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attfc.backbones import backbone_table, create_backbone
+from attfc.backbones import create_backbone, list_backbones
 from attfc.backbones.counting import count_macs, count_parameters, shapes_only
 
 HERE = Path(__file__).resolve().parent
@@ -50,7 +50,7 @@ def recipe(name: str, tensor: Tensor) -> Tensor:
 
 
 def test_the_facts_cover_every_published_network():
-    assert sorted(FACTS) == sorted(row.name for row in backbone_table() if row.source == "arcface_torch")
+    assert sorted(FACTS) == sorted(row.name for row in list_backbones() if row.source == "arcface_torch")
     assert len(FACTS) == 11
     assert len(GOLDEN) == 3
 

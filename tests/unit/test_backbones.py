@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from attfc.backbones import backbone_table, create_backbone, list_backbones
+from attfc.backbones import create_backbone, list_backbones
 from attfc.backbones.counting import Macs, count_macs, count_parameters, shapes_only
 from attfc.backbones.iresnet import IResNet
 from attfc.backbones.mobilefacenet import MobileFaceNet
@@ -283,7 +283,7 @@ def test_macs_agree_with_torchs_own_counter(name):
 
 
 def test_the_table_has_a_row_a_name():
-    rows = backbone_table()
+    rows = list_backbones()
     assert [row.name for row in rows][-2:] == ["r10_tiny", "r6_tiny"]
     assert len({row.name for row in rows}) == len(rows) == 13
     assert {row.source for row in rows if row.name.endswith("_tiny")} == {"attfc"}

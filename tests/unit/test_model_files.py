@@ -76,7 +76,7 @@ def test_failed_save_keeps_the_old_model(model, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("attfc.training.model_files.save_file", full)
+    monkeypatch.setattr("attfc.files.os.fsync", full)
     with torch.no_grad():
         next(backbone.parameters()).add_(1)
     with pytest.raises(UserError, match=r"cannot save the model to .*model: No space left on device"):

@@ -9,7 +9,7 @@ Checkpointing runs a block a second time in backward: about a third more compute
 alone, so that a checkpointed network trains to the same bits as a plain one.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import cast
 
@@ -19,8 +19,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from attfc.errors import UserError
+from attfc.precision import without_autocast
 
-__all__ = ["check_fraction", "check_image_size", "checkpointed"]
+__all__ = ["check_fractions", "check_image_size", "in_float32", "normal_convolutions", "through"]
 
 
 @contextmanager
@@ -39,10 +40,15 @@ def _statistics_kept(module: nn.Module) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, tracked
 
 
-def checkpointed(block: nn.Module, x: Tensor) -> Tensor:
+def through(blocks: Iterable[nn.Module], x: Tensor, again: bool) -> Tensor:
+    """Run the blocks of a network one after the other; `again`: computed again in backward instead of kept."""
+    for block in blocks:
+        x = _checkpointed(block, x) if again and torch.is_grad_enabled() else block(x)
+    return x
+
+
+def _checkpointed(block: nn.Module, x: Tensor) -> Tensor:
     """Return ``block(x)``, keeping only `x` for backward and computing the rest again there."""
-    if not torch.is_grad_enabled():
-        return cast(Tensor, block(x))
     contexts: Callable[[], tuple[AbstractContextManager[object], AbstractContextManager[object]]]
     contexts = lambda: (nullcontext(), _statistics_kept(block))  # noqa: E731
     return cast(Tensor, checkpoint(block, x, use_reentrant=False, context_fn=contexts))
@@ -57,7 +63,24 @@ def check_image_size(name: str, image_size: int, multiple: int) -> None:
         )
 
 
-def check_fraction(name: str, option: str, value: float) -> None:
-    """Raise UserError unless 0 <= value < 1."""
-    if not 0.0 <= value < 1.0:
-        raise UserError(f"{option} of backbone {name} is {value}: use a number from 0 to below 1")
+def check_fractions(name: str, **options: float) -> None:
+    """Raise UserError unless all options are in [0, 1)."""
+    for option, value in options.items():
+        if not 0.0 <= value < 1.0:
+            raise UserError(f"{option} of backbone {name} is {value}: use a number from 0 to below 1")
+
+
+def in_float32(x: Tensor, *layers: nn.Module) -> Tensor:
+    """Run the last layers of a network in float32, also inside autocast."""
+    with without_autocast(x):
+        x = x.float()
+        for layer in layers:
+            x = layer(x)
+    return x
+
+
+def normal_convolutions(network: nn.Module) -> None:
+    """Draw the weights of all convolutions from N(0, 0.1), as arcface_torch does."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, 0.0, 0.1)

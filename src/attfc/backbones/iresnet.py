@@ -12,12 +12,12 @@ Source: ArcFace (arXiv 1801.07698), section 3.2; state names and shapes of arcfa
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from typing import cast
 
 from torch import Tensor, nn
 
-from attfc.backbones.common import check_fraction, check_image_size, checkpointed
-from attfc.precision import without_autocast
+from attfc.backbones.common import check_fractions, check_image_size, in_float32, normal_convolutions, through
 
 __all__ = ["IRESNET_BLOCKS", "IResNet"]
 
@@ -90,7 +90,7 @@ class IResNet(nn.Module):
     ) -> None:
         super().__init__()
         check_image_size(name, image_size, 8)
-        check_fraction(name, "dropout", dropout)
+        check_fractions(name, dropout=dropout)
         self.name, self.embedding_size, self.image_size = name, embedding_size, image_size
         self.checkpointing = checkpointing
         self.conv1 = nn.Conv2d(3, channels[0], 3, 1, 1, bias=False)
@@ -106,17 +106,13 @@ class IResNet(nn.Module):
         self.fc = nn.Linear(channels[-1] * math.ceil(image_size / 16) ** 2, embedding_size)
         self.features = nn.BatchNorm1d(embedding_size)
         self.features.weight.requires_grad_(False)
+        normal_convolutions(self)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, 0.0, 0.1)
-            elif isinstance(module, Block) and zero_init_residual:
+            if isinstance(module, Block) and zero_init_residual:
                 nn.init.zeros_(module.bn3.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.prelu(self.bn1(self.conv1(x)))
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            for block in stage:
-                x = checkpointed(block, x) if self.checkpointing and self.training else block(x)
-        x = self.dropout(self.bn2(x)).flatten(1)
-        with without_autocast(x):
-            return cast(Tensor, self.features(self.fc(x.float())))
+        blocks = chain(self.layer1, self.layer2, self.layer3, self.layer4)
+        x = through(blocks, x, self.checkpointing and self.training)
+        return in_float32(self.dropout(self.bn2(x)).flatten(1), self.fc, self.features)

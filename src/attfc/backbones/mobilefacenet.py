@@ -13,8 +13,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from attfc.backbones.common import check_fraction, check_image_size, checkpointed
-from attfc.precision import without_autocast
+from attfc.backbones.common import check_fractions, check_image_size, in_float32, through
 
 __all__ = ["MOBILEFACENET_SHAPES", "MobileFaceNet"]
 
@@ -98,7 +97,7 @@ class MobileFaceNet(nn.Module):
     ) -> None:
         super().__init__()
         check_image_size(name, image_size, 8)
-        check_fraction(name, "dropout", dropout)
+        check_fractions(name, dropout=dropout)
         self.name, self.embedding_size, self.image_size = name, embedding_size, image_size
         self.checkpointing = checkpointing
         narrow, wide = 64 * scale, 128 * scale
@@ -129,9 +128,6 @@ class MobileFaceNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers:
-            x = checkpointed(layer, x) if self.checkpointing and self.training else layer(x)
-        x = self.conv_sep(x)
+        x = self.conv_sep(through(self.layers, x, self.checkpointing and self.training))
         pool, flatten, linear, norm = self.features.layers
-        with without_autocast(x):
-            return cast(Tensor, norm(linear(self.dropout(flatten(pool(x.float()))))))
+        return in_float32(x, pool, flatten, self.dropout, linear, norm)

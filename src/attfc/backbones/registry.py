@@ -21,7 +21,7 @@ from attfc.backbones.tiny import TINY_BLOCKS, TinyIResNet
 from attfc.backbones.vit import VIT_SHAPES, VisionTransformer
 from attfc.errors import UserError, nearest
 
-__all__ = ["BackboneInfo", "backbone_names", "backbone_table", "create_backbone", "list_backbones"]
+__all__ = ["BackboneInfo", "backbone_names", "create_backbone", "list_backbones"]
 
 
 @dataclass(frozen=True)
@@ -103,28 +103,14 @@ def backbone_names() -> tuple[str, ...]:
 
 
 @cache
-def backbone_table() -> tuple[BackboneInfo, ...]:
-    """Return a row for every network of our registry (not timm's), counted at its own image size."""
+def list_backbones() -> tuple[BackboneInfo, ...]:
+    """Return a row for every name that `create_backbone` takes, but for ``timm:NAME``, counted at its own image size."""
     rows = []
     for name, entry in _ENTRIES.items():
         with shapes_only():
             network = create_backbone(name)
         size = int(cast(int, network.image_size))
         macs = count_macs(network, size)
-        rows.append(
-            BackboneInfo(
-                name=name,
-                params=count_parameters(network),
-                gmacs=macs.dense / 1e9,
-                attention_gmacs=macs.attention / 1e9,
-                image_size=size,
-                embedding_size=512,
-                source=entry.source,
-            )
-        )
+        gmacs, attention = macs.dense / 1e9, macs.attention / 1e9
+        rows.append(BackboneInfo(name, count_parameters(network), gmacs, attention, size, 512, entry.source))
     return tuple(rows)
-
-
-def list_backbones() -> tuple[BackboneInfo, ...]:
-    """Return the rows of `backbone_table`: every name `create_backbone` takes, but for ``timm:NAME``."""
-    return backbone_table()

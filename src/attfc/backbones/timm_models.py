@@ -11,9 +11,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from attfc.backbones.common import check_fraction
+from attfc.backbones.common import check_fractions, in_float32
 from attfc.errors import UserError, nearest
-from attfc.precision import without_autocast
 
 __all__ = ["TimmBackbone"]
 
@@ -49,8 +48,7 @@ class TimmBackbone(nn.Module):
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        check_fraction(name, "dropout", dropout)
-        check_fraction(name, "drop_path", drop_path)
+        check_fractions(name, dropout=dropout, drop_path=drop_path)
         try:
             import timm
         except ImportError:
@@ -86,5 +84,4 @@ class TimmBackbone(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         scale, shift = cast(Tensor, self.scale), cast(Tensor, self.shift)
         x = self.network(x * scale.to(x.dtype) + shift.to(x.dtype))
-        with without_autocast(x):
-            return cast(Tensor, self.features(self.fc(self.dropout(x.float()))))
+        return in_float32(x, self.dropout, self.fc, self.features)

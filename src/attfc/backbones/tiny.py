@@ -14,8 +14,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from attfc.backbones.common import check_fraction, check_image_size, checkpointed
-from attfc.precision import without_autocast
+from attfc.backbones.common import check_fractions, check_image_size, in_float32, normal_convolutions, through
 
 __all__ = ["TINY_BLOCKS", "TinyIResNet"]
 
@@ -79,7 +78,7 @@ class TinyIResNet(nn.Module):
     ) -> None:
         super().__init__()
         check_image_size(name, image_size, 8)
-        check_fraction(name, "dropout", dropout)
+        check_fractions(name, dropout=dropout)
         self.name, self.embedding_size, self.image_size = name, embedding_size, image_size
         self.checkpointing = checkpointing
         self.stem = nn.Sequential(
@@ -94,14 +93,8 @@ class TinyIResNet(nn.Module):
         self.fc = nn.Linear(channels[-1] * side**2, embedding_size)
         self.features = nn.BatchNorm1d(embedding_size)
         self.features.weight.requires_grad_(False)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, 0.0, 0.1)
+        normal_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        for block in self.blocks:
-            x = checkpointed(block, x) if self.checkpointing and self.training else block(x)
-        x = self.dropout(self.norm(x)).flatten(1)
-        with without_autocast(x):
-            return cast(Tensor, self.features(self.fc(x.float())))
+        x = through(self.blocks, self.stem(x), self.checkpointing and self.training)
+        return in_float32(self.dropout(self.norm(x)).flatten(1), self.fc, self.features)

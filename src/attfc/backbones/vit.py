@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from attfc.backbones.common import check_fraction, checkpointed
+from attfc.backbones.common import check_fractions, in_float32, through
 from attfc.errors import UserError
-from attfc.precision import without_autocast
 
 __all__ = ["VIT_SHAPES", "VisionTransformer"]
 
@@ -145,8 +144,7 @@ class VisionTransformer(nn.Module):
         self.mask_ratio = default_mask_ratio if mask_ratio is None else mask_ratio
         drop_path = default_drop_path if drop_path is None else drop_path
         _check_shape(name, width, heads, image_size, patch_size)
-        for option, share in (("dropout", dropout), ("drop_path", drop_path), ("mask_ratio", self.mask_ratio)):
-            check_fraction(name, option, share)
+        check_fractions(name, dropout=dropout, drop_path=drop_path, mask_ratio=self.mask_ratio)
         self.name, self.embedding_size, self.image_size = name, embedding_size, image_size
         self.checkpointing = checkpointing
         tokens = (image_size // patch_size) ** 2
@@ -177,13 +175,10 @@ class VisionTransformer(nn.Module):
         masking = self.training and self.mask_ratio > 0
         if masking:
             x_BNE, order_BN = self._drop_tokens(x_BNE)
-        for block in self.blocks:
-            x_BNE = checkpointed(block, x_BNE) if self.checkpointing and self.training else block(x_BNE)
-        x_BNE = self.norm(x_BNE)
+        x_BNE = self.norm(through(self.blocks, x_BNE, self.checkpointing and self.training))
         if masking:
             x_BNE = self._fill_tokens(x_BNE, order_BN)
-        with without_autocast(x):
-            return cast(Tensor, self.feature(x_BNE.flatten(1).float()))
+        return in_float32(x_BNE.flatten(1), self.feature)
 
     def _drop_tokens(self, x_BNE: Tensor) -> tuple[Tensor, Tensor]:
         """Return a random share of each image's tokens, and the random order whose first ones they are."""

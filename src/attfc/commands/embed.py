@@ -10,11 +10,9 @@ import typer
 from attfc.commands.common import CacheOption, JsonOption, ModelIsOption, err, out, progress_bar, write_json
 from attfc.errors import UserError
 from attfc.files import written_whole
+from attfc.typing import Float32
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from attfc.export import FaceModel
 
 __all__ = ["embed", "verify"]
@@ -190,19 +188,19 @@ def _thresholds(model: Path) -> dict[float, float]:
         return {}
 
 
-def _write_npy(file: BinaryIO, vectors: "npt.NDArray[np.float32]", names: list[str]) -> None:
+def _write_npy(file: BinaryIO, vectors: "Float32", names: list[str]) -> None:
     import numpy as np
 
     np.save(file, vectors, allow_pickle=False)
 
 
-def _write_names(file: BinaryIO, vectors: "npt.NDArray[np.float32]", names: list[str]) -> None:
+def _write_names(file: BinaryIO, vectors: "Float32", names: list[str]) -> None:
     # A name with a line break stays one line, so that rows and lines agree.
     lines = [name.replace("\n", "\\n").replace("\r", "\\r") for name in names]
     file.write("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
 
 
-def _write_csv(file: BinaryIO, vectors: "npt.NDArray[np.float32]", names: list[str]) -> None:
+def _write_csv(file: BinaryIO, vectors: "Float32", names: list[str]) -> None:
     import csv
 
     text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")

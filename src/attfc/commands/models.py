@@ -11,9 +11,9 @@ __all__ = ["backbones"]
 
 def backbones(json_file: JsonOption = None) -> None:
     """Print the networks: parameters and multiply-accumulates of one image."""
-    from attfc.backbones import backbone_table
+    from attfc.backbones import list_backbones
 
-    rows = backbone_table()
+    rows = list_backbones()
     table = Table("name", "parameters", "GMACs", "attention GMACs", "input", "source", box=None)
     for column in table.columns[1:5]:
         column.justify = "right"

@@ -162,19 +162,18 @@ def plan(
 def _asked_for(words: list[str], identities: int | None, images: int | None) -> "tuple[RunConfig, int, int | None]":
     """Return the configuration that the words ask for, identities and images; what `attfc train` would choose is printed."""
     from attfc.config.arguments import read_words
+    from attfc.run.automatic import with_start_weights
 
-    asked = read_words(words)
+    asked = with_start_weights(read_words(words))[0]
     if asked.automatic:
         from attfc.run.build import settle
 
         with progress_bar("index") as bar:
-            config, choices, notes, store = settle(asked, bar)
-        print_choices(choices)
-        print_notes(notes)
-        return config, identities or len(store.identities), images or len(store)
-    from attfc.run.automatic import with_start_weights
-
-    config = with_start_weights(asked)[0].resolve()
+            settled = settle(asked, bar)
+        print_choices(settled.choices)
+        print_notes(settled.notes)
+        return settled.config, identities or len(settled.store.identities), images or len(settled.store)
+    config = asked.resolve()
     known = _known_size(next(word for word in words if "=" not in word), config)
     if identities is None or (images is None and known is None):
         found = known or _size_of_data(config)

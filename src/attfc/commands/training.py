@@ -61,14 +61,15 @@ def train(
     began = False
     try:
         from attfc.distributed import leave_ranks
+        from attfc.run.automatic import with_start_weights
         from attfc.run.build import new_run, settle
         from attfc.run.resuming import finished, resume_run
 
         if print_config:
-            config, choices, notes, _ = settle(asked)
-            print_choices(choices)
-            print_notes(notes)
-            out.print(commented_yaml(config), markup=False, end="", soft_wrap=True)
+            settled = settle(with_start_weights(asked)[0])
+            print_choices(settled.choices)
+            print_notes(settled.notes)
+            out.print(commented_yaml(settled.config), markup=False, end="", soft_wrap=True)
             return
         with RunScreen() as screen:
             if resume is not None:

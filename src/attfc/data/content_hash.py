@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from attfc.data.stores.store import Store
+from attfc.typing import Bools, Int64
 
 __all__ = ["content_hash", "equal_groups", "examine_chunks"]
 
-Int64 = npt.NDArray[np.int64]
 Found = TypeVar("Found")
 
 
@@ -26,9 +26,7 @@ def content_hash(encoded: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "little")
 
 
-def equal_groups(
-    hashes: npt.NDArray[np.uint64], usable: npt.NDArray[np.bool_] | None = None
-) -> tuple[Int64, Int64, Int64]:
+def equal_groups(hashes: npt.NDArray[np.uint64], usable: Bools | None = None) -> tuple[Int64, Int64, Int64]:
     """Find the hashes that occur more than once.
 
     Args:

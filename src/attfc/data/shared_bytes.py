@@ -10,9 +10,9 @@ from multiprocessing import reduction
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from attfc.errors import UserError
+from attfc.typing import UInt8
 
 __all__ = ["SharedBytes"]
 
@@ -37,7 +37,7 @@ class SharedBytes:
         self._attach(size)
 
     def _attach(self, size: int) -> None:
-        self.array: npt.NDArray[np.uint8] = np.frombuffer(mmap.mmap(self._fd, max(size, 1)), np.uint8)[:size]
+        self.array: UInt8 = np.frombuffer(mmap.mmap(self._fd, max(size, 1)), np.uint8)[:size]
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle for a new worker process: the memory travels as a file descriptor."""

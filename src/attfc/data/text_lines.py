@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from attfc.errors import UserError
 from attfc.files import read_at
+from attfc.typing import Bools, Int64, UInt8
 
 __all__ = [
     "BLANK",
@@ -29,10 +29,6 @@ __all__ = [
     "trimmed",
     "whole_numbers",
 ]
-
-Int64 = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
-Bytes = npt.NDArray[np.uint8]
 
 MAX_LINE_BYTES = 16 * 1024
 """Longest line: four times the longest path that Linux opens."""
@@ -57,7 +53,7 @@ class LineBlock:
         offset: where `data` begins in the file, in bytes.
     """
 
-    data: Bytes
+    data: UInt8
     starts: Int64
     ends: Int64
     numbers: Int64
@@ -135,7 +131,7 @@ def _split(block: bytes, offset: int, first_line: int) -> LineBlock:
     return LineBlock(data, starts[kept], ends[kept], first_line + kept, offset)
 
 
-def trimmed(data: Bytes, starts: Int64, ends: Int64) -> tuple[Int64, Int64]:
+def trimmed(data: UInt8, starts: Int64, ends: Int64) -> tuple[Int64, Int64]:
     """Return stretches of `data` without the blanks around them; few have any, and only those are looked at again.
 
     A stretch of blanks alone ends up empty (start == end).
@@ -151,7 +147,7 @@ def trimmed(data: Bytes, starts: Int64, ends: Int64) -> tuple[Int64, Int64]:
     return starts, ends
 
 
-def last_before(data: Bytes, wanted: npt.NDArray[np.bool_], starts: Int64, ends: Int64) -> Int64:
+def last_before(data: UInt8, wanted: Bools, starts: Int64, ends: Int64) -> Int64:
     """Return where the last byte of a wanted kind lies in each stretch: int64 (n,); -1: nowhere.
 
     Args:
@@ -203,7 +199,7 @@ def read_head(path: str | os.PathLike[str], descriptor: int) -> str:
         raise UserError(f"{Path(path)}: line 1 is not UTF-8 text") from None
 
 
-def whole_numbers(data: Bytes, starts: Int64, ends: Int64) -> tuple[Int64, Bools]:
+def whole_numbers(data: UInt8, starts: Int64, ends: Int64) -> tuple[Int64, Bools]:
     """Parse decimal numbers that lie in a row of bytes.
 
     Args:

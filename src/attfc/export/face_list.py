@@ -6,7 +6,7 @@ embedding on every way in. Arrays and PIL images are kept as they are and encode
 
 import io
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from attfc.data.index import IdentityIndex
 from attfc.data.stores.folder import EXTENSIONS
 from attfc.data.stores.store import EncodedStore
 from attfc.errors import UserError
+from attfc.typing import Int64, Progress, UInt8
 
 __all__ = ["FaceList", "notes_of_images", "open_faces"]
 
@@ -53,7 +54,7 @@ class FaceList(EncodedStore):
         first: number of the first one in messages, where it is part of a longer list.
     """
 
-    def __init__(self, items: Sequence[Path | npt.NDArray[np.uint8] | Image.Image], first: int = 0) -> None:
+    def __init__(self, items: Sequence[Path | UInt8 | Image.Image], first: int = 0) -> None:
         self.items, self.first = list(items), first
         self.name = "1 image" if len(self.items) == 1 else f"{len(self.items):,} images"
         self.identities = IdentityIndex(np.arange(len(self.items) + 1, dtype=np.int64))
@@ -80,7 +81,7 @@ class FaceList(EncodedStore):
             raise BrokenImageError(" ".join(str(error).split())[:200]) from None
         return stream.getvalue(), position
 
-    def labels(self, positions: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    def labels(self, positions: npt.ArrayLike) -> Int64:
         """Return the labels of positions: the positions themselves."""
         return np.asarray(positions, dtype=np.int64)
 
@@ -110,7 +111,7 @@ def open_faces(
     images: Any,
     *,
     cache: str | os.PathLike[str] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Store:
     """Open faces of any kind as one store, in the order given.
 
@@ -127,7 +128,7 @@ def open_faces(
         UserError: nothing there, an image of another kind, or no image at all.
     """
     parts: list[Store] = []
-    singles: list[Path | npt.NDArray[np.uint8] | Image.Image] = []
+    singles: list[Path | UInt8 | Image.Image] = []
 
     def close_singles() -> None:
         if singles:
@@ -188,8 +189,8 @@ def _is_several(images: Any) -> bool:
 
 
 def _open_path(
-    spec: str, cache: str | os.PathLike[str] | None, progress: Callable[[int, int], None] | None
-) -> "list[Path | npt.NDArray[np.uint8] | Image.Image] | Store":
+    spec: str, cache: str | os.PathLike[str] | None, progress: Progress | None
+) -> "list[Path | UInt8 | Image.Image] | Store":
     path = Path(os.path.expanduser(spec))
     if not path.exists() and not spec.startswith("synthetic"):
         raise UserError(f"{spec} does not exist: check the path")
@@ -211,7 +212,7 @@ def _images_directly_in(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _checked(array: npt.NDArray[Any]) -> list[Path | npt.NDArray[np.uint8] | Image.Image]:
+def _checked(array: npt.NDArray[Any]) -> list[Path | UInt8 | Image.Image]:
     batch = array[None] if array.ndim == 3 else array
     if array.dtype != np.uint8 or batch.ndim != 4 or batch.shape[3] != 3 or 0 in batch.shape[1:]:
         raise UserError(

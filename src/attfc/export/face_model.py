@@ -8,12 +8,10 @@ An embedding is that of evaluation: image and mirror image, summed, then normali
 """
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -22,6 +20,7 @@ from attfc.errors import UserError
 from attfc.evaluation.embed import device_of, embed_store
 from attfc.export.face_list import open_faces
 from attfc.export.model_inputs import ModelFacts, open_model
+from attfc.typing import Float32, Progress
 
 __all__ = ["FaceModel", "load"]
 
@@ -62,8 +61,8 @@ class FaceModel:
         flip: bool = True,
         device: str | torch.device | None = None,
         workers: int = 0,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> npt.NDArray[np.float32]:
+        progress: Progress | None = None,
+    ) -> Float32:
         """Embed one face or many.
 
         Args:
@@ -96,7 +95,7 @@ class FaceModel:
             )
         return found.vectors
 
-    def similarity(self, a: Any, b: Any, **options: Any) -> npt.NDArray[np.float32]:
+    def similarity(self, a: Any, b: Any, **options: Any) -> Float32:
         """Compare every face of `a` with every face of `b`.
 
         Args:
@@ -110,10 +109,10 @@ class FaceModel:
             UserError: as `embed`; embeddings of another size, or of length 0, NaN or infinity.
         """
         rows_ND, columns_MD = (self._vectors(value, options) for value in (a, b))
-        cosines_NM: npt.NDArray[np.float32] = np.clip(rows_ND @ columns_MD.T, -1.0, 1.0)
+        cosines_NM: Float32 = np.clip(rows_ND @ columns_MD.T, -1.0, 1.0)
         return cosines_NM
 
-    def _vectors(self, value: Any, options: dict[str, Any]) -> npt.NDArray[np.float32]:
+    def _vectors(self, value: Any, options: dict[str, Any]) -> Float32:
         if not (isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.floating)):
             return self.embed(value, **options)
         size = self.facts.embedding_size
@@ -128,7 +127,7 @@ class FaceModel:
             raise UserError(
                 "an embedding has length 0, NaN or infinity, so it has no direction to compare: leave it out"
             )
-        unit_ND: npt.NDArray[np.float32] = (exact_ND / lengths_N).astype(np.float32)
+        unit_ND: Float32 = (exact_ND / lengths_N).astype(np.float32)
         return unit_ND
 
     def __repr__(self) -> str:

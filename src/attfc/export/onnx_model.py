@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from attfc.errors import UserError, first_line
 from attfc.export.colours import COLOUR_KEYS, OURS, Colours
+from attfc.typing import Float32, Float64
 
 __all__ = ["OnnxFacts", "OnnxModel", "read_onnx_facts"]
 
@@ -120,7 +121,7 @@ class OnnxModel(nn.Module):
         rows = [self._run(images[start : start + step], step) for start in range(0, len(images), step)]
         return torch.from_numpy(np.concatenate(rows)).to(x.device)
 
-    def _run(self, images: npt.NDArray[Any], step: int) -> npt.NDArray[np.float32]:
+    def _run(self, images: npt.NDArray[Any], step: int) -> Float32:
         count = len(images)
         if self.facts.batch is not None and count < step:
             images = np.concatenate([images, np.zeros((step - count, *images.shape[1:]), images.dtype)])
@@ -300,7 +301,7 @@ def _largest_pixel(graph: Any) -> int | None:
     return 1 if bool(((centre >= 0.25) & (centre <= 0.75)).all()) else None
 
 
-def _small_constants(graph: Any) -> dict[str, npt.NDArray[np.float64]]:
+def _small_constants(graph: Any) -> dict[str, Float64]:
     """Return the constants of one number or three, finite, by name; those kept in other files are not read."""
     from onnx import numpy_helper
 

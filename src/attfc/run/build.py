@@ -53,7 +53,7 @@ from attfc.training.trackers import TRACKERS, open_trackers, refuse_missing, sha
 from attfc.training.trainer import Trainer
 from attfc.typing import Progress
 
-__all__ = ["Run", "assemble", "new_run", "settle"]
+__all__ = ["Run", "Settled", "assemble", "new_run", "settle"]
 
 AMP_NAMES: dict[torch.dtype | None, Literal["none", "bfloat16", "float16"]] = {
     None: "none",
@@ -144,27 +144,32 @@ def _see(folder: Path) -> None:
         )
 
 
-def settle(asked: Asked, progress: Progress | None = None) -> tuple[RunConfig, list[Choice], list[str], Store]:
-    """Return the configuration as `new_run` would build and save it, with the choices made, the notes and the training set; nothing is built."""
-    asked, _ = with_start_weights(asked)
+@dataclass(frozen=True)
+class Settled:
+    """What a run will be, before anything is built: the configuration as it is saved, its data, and where it runs."""
+
+    config: RunConfig
+    store: Store
+    held_out: Store | None
+    device: torch.device
+    ranks: Ranks
+    choices: list[Choice]
+    notes: list[str]
+
+
+def settle(asked: Asked, progress: Progress | None = None) -> Settled:
+    """Join the ranks, open the data, choose what nobody asked for, and settle what that means for these data.
+
+    Args:
+        asked: with the network of its start weights (`with_start_weights`).
+        progress: called as (images read, images to read).
+    """
     config = first_configuration(asked)
     device, ranks = _join(config)
-    config, choices, notes, store, _ = _settle(asked, config, device, ranks, progress)
-    return config, choices, notes, store
-
-
-def _settle(
-    asked: Asked,
-    config: RunConfig,
-    device: torch.device,
-    ranks: Ranks,
-    progress: Progress | None,
-) -> tuple[RunConfig, list[Choice], list[str], Store, Store | None]:
-    """Open the data, choose what nobody asked for, and settle what that means for these data."""
     # One process a host opens first, and writes the index that the others then find.
     first = os.environ.get("LOCAL_RANK", "0") == "0"
     stores = ranks.together(lambda: open_data(config, progress) if first else None)
-    stores = ranks.together(lambda: stores or open_data(config, None))
+    stores = ranks.together(lambda: stores or open_data(config))
     assert stores is not None
     store, held_out = stores
     choices: list[Choice] = []
@@ -179,7 +184,7 @@ def _settle(
         notes += getattr(each, "notes", ())
     if asked.automatic and not isinstance(store, SyntheticFaces):
         notes += filter(None, [image_sizes(store).advice])
-    return config, choices, list(dict.fromkeys(notes)), store, held_out
+    return Settled(config, store, held_out, device, ranks, choices, list(dict.fromkeys(notes)))
 
 
 def assemble(asked: Asked, folder: Path | None, progress: Progress | None, start: StartRecord | None = None) -> Run:
@@ -192,8 +197,9 @@ def assemble(asked: Asked, folder: Path | None, progress: Progress | None, start
     refuse_missing(trackers)
     if not asked.automatic:
         _check_batch(config, launched_ranks())
-    device, ranks = _join(config)
-    config, choices, notes, store, held_out = _settle(asked, config, device, ranks, progress)
+    settled = settle(asked, progress)
+    config, store, held_out, notes = settled.config, settled.store, settled.held_out, settled.notes
+    device, ranks = settled.device, settled.ranks
     head = ranks.together(lambda: build_head(config, len(store.identities), ranks, images=len(store))).to(device)
     backbone = build_backbone(config)
     image_size = int(getattr(backbone, "image_size", 112))
@@ -243,7 +249,7 @@ def assemble(asked: Asked, folder: Path | None, progress: Progress | None, start
         people=people_of(store),
     )
     ranks.draw_apart(0)
-    run = Run(config, folder or Path(), trainer, store, held_out, notes, choices, ranks)
+    run = Run(config, folder or Path(), trainer, store, held_out, notes, settled.choices, ranks)
     if held_out is not None:
         # Read or drawn now: a store that allows no pairs is an error before the training, not after it.
         pairs = judged_pairs(config, held_out)

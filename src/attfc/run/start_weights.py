@@ -26,6 +26,7 @@ from attfc.export.colours import COLOUR_KEYS, Colours
 from attfc.export.model_inputs import STATE_DICTS, ModelFacts, open_model
 from attfc.export.origins import training_data_of
 from attfc.export.state_dicts import UnknownNetworkError
+from attfc.files import first_fault, read_json
 from attfc.training.checkpoints.checkpoint import latest_checkpoint, load_checkpoint
 from attfc.training.model_files import WEIGHTS
 from attfc.training.momentum import MomentumPair
@@ -33,7 +34,6 @@ from attfc.training.run_folder import run_of
 
 __all__ = [
     "RECORD",
-    "EarlierData",
     "Lineage",
     "StartRecord",
     "StartWeights",
@@ -204,22 +204,13 @@ def read_record(run: Path) -> StartRecord | None:
         UserError: it is damaged.
     """
     path = run / RECORD
-    try:
-        with path.open("rb") as file:
-            data = file.read(LARGEST_RECORD + 1)
-        if len(data) > LARGEST_RECORD:
-            raise UserError(f"{path} is larger than {LARGEST_RECORD:,} bytes: attfc wrote no such file")
-        return StartRecord.model_validate_json(data)
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    data = read_json(path, LARGEST_RECORD, "attfc wrote no such file", "is damaged (restore it from a copy of the run)")
+    try:
+        return StartRecord.model_validate(data)
     except ValidationError as error:
-        fault = error.errors()[0]
-        place = ".".join(map(str, fault["loc"]))
-        raise UserError(
-            f"{path} is damaged ({place}{': ' if place else ''}{fault['msg'][:100]}): restore it from a copy of the run"
-        ) from None
+        raise UserError(f"{path} is damaged ({first_fault(error)}): restore it from a copy of the run") from None
 
 
 def training_data(config: RunConfig, record: StartRecord | None) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attfc.random_streams import hash_words, normal, uniform
+from attfc.typing import Float32, Float64, Int64
 
 __all__ = [
     "LATENT_SIZE",
@@ -33,9 +34,6 @@ __all__ = [
 
 LATENT_SIZE = 48
 
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
 
 # Purposes: each draws from its own stream of the hash.
@@ -43,28 +41,28 @@ _LATENTS, _EXTRAS, _CONDITIONS, _EXPRESSIONS = range(1, 5)
 _FACES = 0x66616365  # apart from the loader's streams, which may use the same seed
 
 
-def _uniforms(keys_N: U64, purpose: int, count: int) -> F64:
+def _uniforms(keys_N: U64, purpose: int, count: int) -> Float64:
     """(N, count) float64 in [0, 1)."""
-    drawn: F64 = uniform(hash_words(keys_N[:, None], purpose, np.arange(count))).astype(np.float64)
+    drawn: Float64 = uniform(hash_words(keys_N[:, None], purpose, np.arange(count))).astype(np.float64)
     return drawn
 
 
-def _normals(keys_N: U64, purpose: int, count: int) -> F64:
+def _normals(keys_N: U64, purpose: int, count: int) -> Float64:
     """(N, count) float64, about standard normal, bounded by 3.47."""
     return normal(hash_words(keys_N[:, None], purpose, np.arange(count)))
 
 
-def identity_keys(seed: int, identities_N: I64) -> U64:
+def identity_keys(seed: int, identities_N: Int64) -> U64:
     """One 64-bit key an identity: a hash of (seed, identity)."""
     return hash_words(_FACES, seed, identities_N)
 
 
-def sample_keys(keys_N: U64, samples_N: I64) -> U64:
+def sample_keys(keys_N: U64, samples_N: Int64) -> U64:
     """One 64-bit key a photograph: a hash of (identity key, sample number)."""
     return hash_words(keys_N, samples_N)
 
 
-def identity_latents(keys_N: U64) -> F64:
+def identity_latents(keys_N: U64) -> Float64:
     """(N, 48) latents, approximately standard normal."""
     return _normals(keys_N, _LATENTS, LATENT_SIZE)
 
@@ -73,91 +71,91 @@ def identity_latents(keys_N: U64) -> F64:
 class Traits:
     """What stays with an identity: float32 arrays of N rows. Lengths in template pixels, depths towards the viewer."""
 
-    face_half_width: F32
-    chin_drop: F32  # outline centre to chin
-    skull_rise: F32  # outline centre to the top of the skull
-    squareness: F32  # superellipse exponent of the lower face
-    jaw: F32  # share by which the outline bulges at the jaw angle
-    cheek: F32  # ... at the cheekbones
-    chin_width: F32  # ... at the chin's sides
-    temple: F32
-    eye_x: F32
-    eye_half_width: F32
-    eye_upper: F32
-    eye_lower: F32
-    eye_tilt: F32
-    eye_fold: F32  # visibility of the lid's crease
-    iris_radius: F32
-    iris_colour: F32  # (N, 3)
-    lash: F32
-    brow_gap: F32
-    brow_thickness: F32
-    brow_slope: F32
-    brow_arch: F32
-    brow_half_length: F32
-    brow_strength: F32
-    nose_drop: F32
-    nose_depth: F32
-    nose_wing: F32
-    nose_bridge_width: F32
-    nose_bridge: F32
-    nose_ball: F32
-    nostril: F32
-    mouth_drop: F32
-    mouth_half_width: F32
-    lip_upper: F32
-    lip_lower: F32
-    mouth_curve: F32
-    cupid: F32
-    lip_colour: F32  # (N, 3)
-    ear_size: F32
-    ear_out: F32
-    ear_y: F32
-    skin: F32  # (N, 3)
-    blush: F32
-    hair: F32  # (N, 3)
-    hair_length: F32  # 0 cropped ... 1 to the shoulders
-    hair_volume: F32
-    hairline: F32  # share of the skull's rise where hair begins at the middle of the forehead
-    recession: F32
-    fringe: F32
-    parting: F32
-    curl: F32
-    bald: F32
-    moustache: F32
-    beard: F32
-    goatee: F32
-    stubble: F32
-    age: F32
-    freckles: F32
-    spots: F32  # (N, 3 * SPOTS): x, y in [-1, 1], strength
-    glasses_habit: F32
-    glasses_round: F32
-    glasses_size: F32
-    glasses_thickness: F32
-    glasses_colour: F32  # (N, 3)
-    lipstick_habit: F32
+    face_half_width: Float32
+    chin_drop: Float32  # outline centre to chin
+    skull_rise: Float32  # outline centre to the top of the skull
+    squareness: Float32  # superellipse exponent of the lower face
+    jaw: Float32  # share by which the outline bulges at the jaw angle
+    cheek: Float32  # ... at the cheekbones
+    chin_width: Float32  # ... at the chin's sides
+    temple: Float32
+    eye_x: Float32
+    eye_half_width: Float32
+    eye_upper: Float32
+    eye_lower: Float32
+    eye_tilt: Float32
+    eye_fold: Float32  # visibility of the lid's crease
+    iris_radius: Float32
+    iris_colour: Float32  # (N, 3)
+    lash: Float32
+    brow_gap: Float32
+    brow_thickness: Float32
+    brow_slope: Float32
+    brow_arch: Float32
+    brow_half_length: Float32
+    brow_strength: Float32
+    nose_drop: Float32
+    nose_depth: Float32
+    nose_wing: Float32
+    nose_bridge_width: Float32
+    nose_bridge: Float32
+    nose_ball: Float32
+    nostril: Float32
+    mouth_drop: Float32
+    mouth_half_width: Float32
+    lip_upper: Float32
+    lip_lower: Float32
+    mouth_curve: Float32
+    cupid: Float32
+    lip_colour: Float32  # (N, 3)
+    ear_size: Float32
+    ear_out: Float32
+    ear_y: Float32
+    skin: Float32  # (N, 3)
+    blush: Float32
+    hair: Float32  # (N, 3)
+    hair_length: Float32  # 0 cropped ... 1 to the shoulders
+    hair_volume: Float32
+    hairline: Float32  # share of the skull's rise where hair begins at the middle of the forehead
+    recession: Float32
+    fringe: Float32
+    parting: Float32
+    curl: Float32
+    bald: Float32
+    moustache: Float32
+    beard: Float32
+    goatee: Float32
+    stubble: Float32
+    age: Float32
+    freckles: Float32
+    spots: Float32  # (N, 3 * SPOTS): x, y in [-1, 1], strength
+    glasses_habit: Float32
+    glasses_round: Float32
+    glasses_size: Float32
+    glasses_thickness: Float32
+    glasses_colour: Float32  # (N, 3)
+    lipstick_habit: Float32
 
 
 SPOTS = 14
 
 
-def _logistic(x: F64) -> F64:
+def _logistic(x: Float64) -> Float64:
     return np.asarray(1.0 / (1.0 + np.exp(-x)))
 
 
-def _ramp(x: F64) -> F64:
+def _ramp(x: Float64) -> Float64:
     return np.clip(x, 0.0, 1.0)
 
 
 class _Person(NamedTuple):
     """What the traits of N identities are made of."""
 
-    z: F64  # (48, N) latents
-    extra: F64  # (N, 3 * SPOTS + 4) in [0, 1), more of the same hash
-    man: F64  # a soft two-humped axis: jaw, brows, beard and hair follow it
-    old: F64
-    melanin: F64
+    z: Float64  # (48, N) latents
+    extra: Float64  # (N, 3 * SPOTS + 4) in [0, 1), more of the same hash
+    man: Float64  # a soft two-humped axis: jaw, brows, beard and hair follow it
+    old: Float64
+    melanin: Float64
 
 
 def identity_traits(keys_N: U64) -> Traits:
@@ -174,7 +172,7 @@ def identity_traits(keys_N: U64) -> Traits:
     return Traits(**{name: value.astype(np.float32) for name, value in values.items()})
 
 
-def _geometry(person: _Person) -> dict[str, F64]:
+def _geometry(person: _Person) -> dict[str, Float64]:
     z, _, man, old, melanin = person
     return {
         "face_half_width": 37.0 + 2.3 * z[4] + 0.9 * man,
@@ -218,7 +216,7 @@ def _geometry(person: _Person) -> dict[str, F64]:
     }
 
 
-def _colours(person: _Person) -> dict[str, F64]:
+def _colours(person: _Person) -> dict[str, Float64]:
     z, extra, man, old, melanin = person
     dark = melanin[:, None]
     red = 0.5 + 0.22 * z[3][:, None]
@@ -260,7 +258,7 @@ def _colours(person: _Person) -> dict[str, F64]:
     }
 
 
-def _styles(person: _Person) -> dict[str, F64]:
+def _styles(person: _Person) -> dict[str, Float64]:
     z, extra, man, old, melanin = person
     bald = _ramp((0.9 * man + 1.1 * old + 0.55 * z[41] - 1.35) * 1.4)
     beard_kind = extra[:, 0]
@@ -294,44 +292,44 @@ def _styles(person: _Person) -> dict[str, F64]:
 class Conditions:
     """What changes with every photograph: float32 arrays of N rows. Angles in radians, lengths in template pixels."""
 
-    yaw: F32
-    pitch: F32
-    jitter_angle: F32
-    jitter_scale: F32
-    jitter_x: F32
-    jitter_y: F32
-    smile: F32
-    mouth_open: F32
-    eye_open: F32
-    brow_raise: F32
-    gaze_x: F32
-    gaze_y: F32
-    light_x: F32
-    light_y: F32
-    ambient: F32
-    diffuse: F32
-    light_colour: F32  # (N, 3)
-    shadow: F32
-    shadow_angle: F32
-    shadow_offset: F32
-    background: F32  # (N, 6): two colours
-    backdrop: F32  # (N, 8): direction, stripes, two blobs
-    cloth: F32  # (N, 3)
-    hair_change: F32  # (N, 3): volume, fringe, length
-    strands: F32  # (N, 2): where the strand noise starts
-    glasses: F32
-    lipstick: F32
-    lipstick_colour: F32  # (N, 3)
-    occluder: F32  # 0 none, 1 cloth, 2 hand, 3 sunglasses, 4 object, 5 hat
-    occluder_shape: F32  # (N, 6) in [0, 1)
-    occluder_colour: F32  # (N, 3)
-    blur: F32
-    noise: F32
-    noise_offset: F32
-    brightness: F32
-    contrast: F32
-    saturation: F32
-    quality: F32
+    yaw: Float32
+    pitch: Float32
+    jitter_angle: Float32
+    jitter_scale: Float32
+    jitter_x: Float32
+    jitter_y: Float32
+    smile: Float32
+    mouth_open: Float32
+    eye_open: Float32
+    brow_raise: Float32
+    gaze_x: Float32
+    gaze_y: Float32
+    light_x: Float32
+    light_y: Float32
+    ambient: Float32
+    diffuse: Float32
+    light_colour: Float32  # (N, 3)
+    shadow: Float32
+    shadow_angle: Float32
+    shadow_offset: Float32
+    background: Float32  # (N, 6): two colours
+    backdrop: Float32  # (N, 8): direction, stripes, two blobs
+    cloth: Float32  # (N, 3)
+    hair_change: Float32  # (N, 3): volume, fringe, length
+    strands: Float32  # (N, 2): where the strand noise starts
+    glasses: Float32
+    lipstick: Float32
+    lipstick_colour: Float32  # (N, 3)
+    occluder: Float32  # 0 none, 1 cloth, 2 hand, 3 sunglasses, 4 object, 5 hat
+    occluder_shape: Float32  # (N, 6) in [0, 1)
+    occluder_colour: Float32  # (N, 3)
+    blur: Float32
+    noise: Float32
+    noise_offset: Float32
+    brightness: Float32
+    contrast: Float32
+    saturation: Float32
+    quality: Float32
 
 
 def sample_conditions(keys_N: U64, traits: Traits) -> Conditions:
@@ -354,7 +352,7 @@ def sample_conditions(keys_N: U64, traits: Traits) -> Conditions:
     )
     skinlike = np.stack([0.78 + 0.15 * u[36], 0.58 + 0.15 * u[36], 0.46 + 0.15 * u[36]], axis=1)
     occluder_colour = np.where((kind == 2.0)[:, None], skinlike, 0.08 + 0.85 * u[37:40].T)
-    values: dict[str, F64] = {
+    values: dict[str, Float64] = {
         "yaw": np.clip(0.27 * z[0], -0.62, 0.62),
         "pitch": np.clip(0.13 * z[1], -0.35, 0.35),
         "jitter_angle": 0.035 * z[2],
@@ -405,6 +403,6 @@ def each_field(table: Table, function: Callable[[Any], Any]) -> Table:
     return type(table)(**{name: function(values) for name, values in vars(table).items()})
 
 
-def take_rows(table: Table, rows: slice | I64) -> Table:
+def take_rows(table: Table, rows: slice | Int64) -> Table:
     """Return the same table with some of its rows."""
     return each_field(table, lambda values: values[rows])

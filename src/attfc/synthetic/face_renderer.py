@@ -32,10 +32,10 @@ from attfc.synthetic.face_parameters import Conditions, Traits, take_rows
 from attfc.synthetic.features import paint_features
 from attfc.synthetic.head import TABLE, Outline, cast_shadow, outline, plane, shade
 from attfc.synthetic.surroundings import paint_background, paint_before
+from attfc.typing import UInt8
 
 __all__ = ["FACE_SIZE", "render_faces"]
 
-U8 = npt.NDArray[np.uint8]
 I32 = npt.NDArray[np.int32]
 
 _CHUNK = 8  # images painted together: their planes stay in the second-level cache
@@ -43,7 +43,7 @@ _CENTER_V = 14.0  # the outline's centre below the eyes
 _CENTER_DEPTH = -36.0
 
 
-def render_faces(traits: Traits, conditions: Conditions) -> U8:
+def render_faces(traits: Traits, conditions: Conditions) -> UInt8:
     """Render N faces.
 
     Args:

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from attfc.distributed import Ranks
 
-__all__ = ["RankBatchNorm", "average_running_statistics", "synchronize_batch_norm"]
+__all__ = ["average_running_statistics", "synchronize_batch_norm"]
 
 
 @torch.no_grad()

@@ -10,8 +10,6 @@ import json
 import math
 import re
 import shlex
-import shutil
-import tempfile
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -19,12 +17,12 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from attfc.backbones import create_backbone
 from attfc.errors import UserError
-from attfc.files import read_json, sync
+from attfc.files import read_json, replacing
 from attfc.training.checkpoints.checkpoint import latest_checkpoint
 from attfc.training.interruption import resume_command
 
@@ -78,20 +76,12 @@ def save_model(folder: Path, backbone: nn.Module, config: Mapping[str, Any] | No
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".saving_", dir=folder) as name:
-            partial = Path(name)
-            (partial / CONFIG).write_text(text, encoding="utf-8")
-            save_file(tensors, partial / WEIGHTS, {"format": "pt"})
-            shutil.copymode(
-                partial / CONFIG, partial / WEIGHTS
-            )  # safetensors makes it the owner's alone, whatever the umask
-            for file in (WEIGHTS, CONFIG):
-                with (partial / file).open("rb") as stream:
-                    sync(stream)
-            for file in (WEIGHTS, CONFIG):
-                (partial / file).replace(folder / file)
-    except (OSError, SafetensorError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        # The weights take their place first.
+        with replacing(folder / CONFIG) as configuration, replacing(folder / WEIGHTS) as weights:
+            configuration.write(text.encode())
+            weights.write(save(tensors, {"format": "pt"}))
+    except OSError as error:
+        reason = error.strerror or str(error)
         raise UserError(f"cannot save the model to {folder}: {reason}; make room or permission there") from error
     return folder
 

@@ -15,28 +15,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from attfc.files import written_whole
-from attfc.training.trackers import Tracker, shared_numbers
+from attfc.training.trackers import TensorBoard, Tracker, shared_numbers
 
-__all__ = ["MetricsLog", "ProgressLine", "RunLog", "Stopwatch", "figure_of", "memory_mib"]
+__all__ = ["MetricsLog", "RunLog", "Stopwatch", "figure_of", "memory_mib"]
 
 SECONDS_BETWEEN_PLAIN_LINES = 15.0
-
-
-class _Writer(Protocol):
-    """The part of TensorBoard's SummaryWriter that is used."""
-
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None: ...
-
-    def flush(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 def memory_mib(device: torch.device) -> float:
@@ -56,7 +46,7 @@ class MetricsLog:
         run_folder: the run's folder; must exist.
         first_step: records of steps >= this one are dropped from an existing file (resume).
         tensorboard: also write event files under ``tensorboard/``.
-        trackers: also get the numbers of train and evaluation records; closed with the log.
+        trackers: get the numbers too; closed with the log.
         evaluates_again: the evaluation of the step before `first_step` is dropped too: a finished run that is resumed
             evaluates its last step once more.
     """
@@ -70,26 +60,17 @@ class MetricsLog:
         trackers: Sequence[Tracker] = (),
         evaluates_again: bool = False,
     ) -> None:
-        self._trackers = trackers
+        self._trackers = [*trackers, *([TensorBoard(run_folder, first_step)] if tensorboard else [])]
         self.path = run_folder / "metrics.jsonl"
         if self.path.exists():
             _drop_from(self.path, first_step, evaluates_again)
         self._file = self.path.open("a", encoding="utf-8")
-        self._writer: _Writer | None = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import: only for runs that log
-
-            self._writer = SummaryWriter(str(run_folder / "tensorboard"), purge_step=first_step or None)
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Append one record; numbers go to TensorBoard under ``kind/name``. NaN and infinity are written as null: JSON has neither."""
+        """Append one record, with null for NaN and infinity (JSON has neither); trackers get the numbers of train and evaluation as ``kind/name``."""
         record = {"kind": kind, "step": step, **values}
         self._file.write(json.dumps(_finite(record), ensure_ascii=False) + "\n")
         self._file.flush()
-        if self._writer is not None:
-            for name, value in values.items():
-                if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-                    self._writer.add_scalar(f"{kind}/{name}", value, step)
         for tracker in self._trackers if kind in ("train", "evaluation") else ():
             tracker.log(step, shared_numbers(kind, values))
 
@@ -97,8 +78,6 @@ class MetricsLog:
         """Flush both files to disk."""
         os.fsync(self._file.fileno())
         self._file.close()
-        if self._writer is not None:
-            self._writer.close()
         for tracker in self._trackers:
             tracker.close()
 

@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from attfc.errors import UserError
 from attfc.files import write_json_whole
 
-__all__ = ["TRACKERS", "Tracker", "open_trackers", "refuse_missing", "shared_settings"]
+__all__ = ["TRACKERS", "TensorBoard", "Tracker", "open_trackers", "refuse_missing", "shared_settings"]
 
 TRACKERS = ("wandb", "mlflow")
 WORDS = ("device", "backbone.name")  # text that is sent; other text may be a path or a name
@@ -133,6 +133,24 @@ class _Careful:
 
     def close(self) -> None:
         self._try("close")
+
+
+class TensorBoard:
+    """Event files under ``tensorboard/`` of a run's folder; steps from `first_step` on are written again."""
+
+    def __init__(self, run_folder: Path, first_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import: only for runs that log
+
+        self._writer: Any = SummaryWriter(str(run_folder / "tensorboard"), purge_step=first_step or None)
+
+    def log(self, step: int, numbers: dict[str, float]) -> None:
+        """Write the numbers of a step."""
+        for name, number in numbers.items():
+            self._writer.add_scalar(name, number, step)
+
+    def close(self) -> None:
+        """Write what is not on the disk yet."""
+        self._writer.close()
 
 
 class _Wandb:

@@ -15,7 +15,7 @@ is about sqrt(r), but r itself where only one other image is left (https://arxiv
 threshold is therefore stricter for small identities; how far a wrong image reaches depends little on the size.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from attfc.errors import UserError
+from attfc.typing import Bools, Float32, Int64, Progress
 
 __all__ = ["CenterBlock", "center_blocks", "identity_centers"]
-
-Int64 = npt.NDArray[np.int64]
-Float32 = npt.NDArray[np.float32]
-Bool = npt.NDArray[np.bool_]
 
 BLOCK_ROWS = 65_536
 _CONCENTRATIONS, _REWEIGHTINGS = 2, 2
@@ -55,7 +52,7 @@ class CenterBlock:
     rows: Int64
     cosines: Float32
     centers: Float32
-    clear: Bool
+    clear: Bools
 
 
 def center_blocks(
@@ -64,7 +61,7 @@ def center_blocks(
     threshold: float,
     *,
     block_rows: int = BLOCK_ROWS,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[CenterBlock]:
     """Yield the identities block by block, in order of their labels.
 
@@ -114,7 +111,7 @@ def identity_centers(
     *,
     dtype: npt.DTypeLike = np.float32,
     block_rows: int = BLOCK_ROWS,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> npt.NDArray[Any]:
     """Return the center of every identity: (identities, D), unit length, zeros for one without a usable image.
 
@@ -153,7 +150,7 @@ class _Block:
         for start in range(0, len(self.rows), self.chunk):
             yield slice(start, start + self.chunk), _unit_rows(self.embeddings, self.rows[start : start + self.chunk])
 
-    def solve(self, threshold: float) -> tuple[Float32, Float32, Bool]:
+    def solve(self, threshold: float) -> tuple[Float32, Float32, Bools]:
         """Return (cosines, centers, clear)."""
         present = self._count(self.valid)
         kept = self.valid
@@ -170,19 +167,19 @@ class _Block:
         lengths = np.linalg.norm(sums, axis=1, keepdims=True)
         return cosines, np.where(lengths > _NOTHING, sums / np.maximum(lengths, _NOTHING), 0), clear
 
-    def _count(self, flags: Bool) -> Int64:
+    def _count(self, flags: Bools) -> Int64:
         return np.add.reduceat(flags.astype(np.int64), self.offsets[:-1])
 
-    def _closest(self, cosines: Float32, number: Int64) -> Bool:
+    def _closest(self, cosines: Float32, number: Int64) -> Bools:
         """Flag the `number` images of each identity with the highest cosines; ties go to the first."""
         keys = np.where(np.isnan(cosines), np.where(self.valid, 0, np.inf), -cosines)
         order = np.lexsort((keys, self.identity))
         rank = np.empty(len(order), np.int64)
         rank[order] = np.arange(len(order)) - np.repeat(self.offsets[:-1], self.counts)
-        closest: Bool = (rank < number[self.identity]) & self.valid
+        closest: Bools = (rank < number[self.identity]) & self.valid
         return closest
 
-    def _leave_one_out(self, kept: Bool) -> tuple[Float32, Float32]:
+    def _leave_one_out(self, kept: Bools) -> tuple[Float32, Float32]:
         """Return each image's cosine to the sum of the other kept images of its identity, and the sums (I, D)."""
         sums_ID = np.zeros((len(self.counts), self.embeddings.shape[1]), np.float32)
         for span, unit_ND in self._chunks():

@@ -22,10 +22,10 @@ from attfc.data.stores.edits import Edits
 from attfc.data.stores.store import Store
 from attfc.errors import UserError
 from attfc.random_streams import below, hash_words, permute
+from attfc.typing import Int64
 
 __all__ = ["conflict_noise", "flip_noise"]
 
-Int64 = npt.NDArray[np.int64]
 
 # Purposes: the second word of every hash.
 _FLIPPED, _NEW_LABEL, _SPLIT, _PART = 0x666C0001, 0x666C0002, 0x636F0001, 0x636F0002

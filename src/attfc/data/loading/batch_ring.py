@@ -12,11 +12,11 @@ import itertools
 import weakref
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from attfc.data.shared_bytes import SharedBytes
+from attfc.typing import UInt8
 
 __all__ = ["BatchRing"]
 
@@ -44,14 +44,14 @@ class BatchRing:
         """Return the ring that this process made under a number; None if it is gone."""
         return _made_here.get(number)
 
-    def _taken(self) -> npt.NDArray[np.uint8]:
+    def _taken(self) -> UInt8:
         return self._memory.array[self.workers * self.slots * self.batch_bytes :].reshape(self.workers, self.slots)
 
-    def _bytes(self, worker: int, slot: int) -> npt.NDArray[np.uint8]:
+    def _bytes(self, worker: int, slot: int) -> UInt8:
         first = (worker * self.slots + slot) * self.batch_bytes
         return self._memory.array[first : first + self.batch_bytes]
 
-    def claim(self, worker: int) -> tuple[int, npt.NDArray[np.uint8]] | None:
+    def claim(self, worker: int) -> tuple[int, UInt8] | None:
         """In a worker: take its lowest free slot; (slot, uint8 (batch_bytes,) to fill), or None if all are taken."""
         taken = self._taken()[worker]
         free = np.flatnonzero(taken == 0)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from attfc.data.shared_bytes import SharedBytes
 from attfc.data.stores.store import Images, Store, images_array
 from attfc.errors import UserError
+from attfc.typing import UInt8
 
 __all__ = ["DecodedCache"]
 
@@ -63,7 +64,7 @@ class DecodedCache:
                 f"decoded cache holds {self.store.name} at {self.size} pixels, not {store.name} at {size}: make one for it"
             )
 
-    def images(self, positions: npt.ArrayLike, size: int, out: npt.NDArray[np.uint8] | None = None) -> Images:
+    def images(self, positions: npt.ArrayLike, size: int, out: UInt8 | None = None) -> Images:
         """Return decoded images, as `Store.images` does.
 
         Args:

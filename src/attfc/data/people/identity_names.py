@@ -8,13 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from attfc.data.people.name_table import NameTable
+from attfc.typing import Int64
 
 __all__ = ["joined_names", "names_of"]
-
-Int64 = npt.NDArray[np.int64]
 
 
 def names_of(store: Any, labels: Int64) -> NameTable:

@@ -10,15 +10,13 @@ import heapq
 from fractions import Fraction
 
 import numpy as np
-import numpy.typing as npt
 
 from attfc.data.stores.combined import CombinedStore
 from attfc.data.stores.edits import LEFT_OUT, EditedStore, Edits
 from attfc.data.stores.store import Store
+from attfc.typing import Int64
 
 __all__ = ["kept_aside_labels", "people_kept_aside", "split"]
-
-Int64 = npt.NDArray[np.int64]
 
 _ENOUGH_PEOPLE = 20
 _FEWEST, _MOST = 8, 1_000

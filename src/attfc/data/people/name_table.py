@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from attfc.data.index import open_array
+from attfc.typing import Int64, UInt8
 
 __all__ = ["NameTable", "printable"]
 
@@ -28,7 +28,7 @@ class NameTable:
 
     __slots__ = ("data", "offsets")
 
-    def __init__(self, data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64]) -> None:
+    def __init__(self, data: UInt8, offsets: Int64) -> None:
         self.data = data
         self.offsets = offsets
 
@@ -41,7 +41,7 @@ class NameTable:
         return cls(np.frombuffer(b"".join(rows), np.uint8), offsets)
 
     @classmethod
-    def of(cls, known: "NameTable | npt.NDArray[np.int64]", labels: npt.NDArray[np.int64]) -> "NameTable":
+    def of(cls, known: "NameTable | Int64", labels: Int64) -> "NameTable":
         """Make the table of the names at `labels`, or of the numbers there."""
         return (
             known.take(labels) if isinstance(known, NameTable) else cls.pack(b"%d" % n for n in known[labels].tolist())
@@ -68,7 +68,7 @@ class NameTable:
         """Return one name, 0 <= number < len."""
         return self.data[self.offsets[number] : self.offsets[number + 1]].tobytes()
 
-    def take(self, labels: npt.NDArray[np.int64]) -> "NameTable":
+    def take(self, labels: Int64) -> "NameTable":
         """Return the names at `labels`, in their order: no copy of neighbours."""
         starts = self.offsets[labels]
         lengths = self.offsets[labels + 1] - starts

@@ -20,10 +20,9 @@ from attfc.data.people.name_table import NameTable
 from attfc.data.sampling.weighted_epochs import WeightedEpochs, checked_weights
 from attfc.data.stores.store import Images, Store, images_array
 from attfc.errors import UserError
+from attfc.typing import Int64, UInt8
 
 __all__ = ["CombinedStore"]
-
-Int64 = npt.NDArray[np.int64]
 
 
 class CombinedStore:
@@ -198,7 +197,7 @@ class CombinedStore:
                 found[row] = item
         return found
 
-    def images(self, positions: npt.ArrayLike, size: int, out: npt.NDArray[np.uint8] | None = None) -> Images:
+    def images(self, positions: npt.ArrayLike, size: int, out: UInt8 | None = None) -> Images:
         """Return decoded images in the order asked for, one call a source."""
         source, places = self.source_of(positions)
         numbers: list[int] = np.unique(source).tolist()

@@ -27,10 +27,9 @@ from attfc.data.people.name_table import NameTable, printable
 from attfc.data.stores.store import Images, Store
 from attfc.data.text_lines import MAX_LINE_BYTES, LineBlock, line_blocks, open_regular, read_head, whole_numbers
 from attfc.errors import UserError
+from attfc.typing import Bools, Int64, UInt8
 
 __all__ = ["LEFT_OUT", "EditedStore", "Edits", "compose", "read_edits", "write_edits"]
-
-Int64 = npt.NDArray[np.int64]
 
 LEFT_OUT = -1
 """The label of an image that is left out."""
@@ -211,7 +210,7 @@ def _parse(
     return positions, labels, block.numbers, texts
 
 
-def _refuse(path: str | os.PathLike[str], block: LineBlock, wrong: npt.NDArray[np.bool_], what: str) -> None:
+def _refuse(path: str | os.PathLike[str], block: LineBlock, wrong: Bools, what: str) -> None:
     if bool(wrong.any()):
         row = int(wrong.argmax())
         shown = printable(block.text(row)[:80])
@@ -402,7 +401,7 @@ class EditedStore:
         """Return each encoded image, or the OSError or BrokenImageError that reading it met."""
         return self.store.read_many(self.positions_in_store(positions).tolist())
 
-    def images(self, positions: npt.ArrayLike, size: int, out: npt.NDArray[np.uint8] | None = None) -> Images:
+    def images(self, positions: npt.ArrayLike, size: int, out: UInt8 | None = None) -> Images:
         """Return decoded images, as the store does."""
         return self.store.images(self.positions_in_store(positions), size, out)
 

@@ -18,7 +18,6 @@ import os
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from attfc.data.index_cache import RACY_NS, IndexCache, read_about
 from attfc.data.people.name_table import NameTable, printable
 from attfc.data.stores.image_files import ImageFiles, Tables, read_image
 from attfc.errors import UserError
+from attfc.typing import Int64, Progress
 
 __all__ = ["EXTENSIONS", "FolderStore"]
 
@@ -57,8 +57,6 @@ _UNREAD = (
     ],
 )
 
-Progress = Callable[[int, int], None]
-
 _FORMAT = b"attfc folder index 2"
 _IGNORED = ("hidden", "other_files", "deeper_folders", "empty_folders", "files_beside_folders")
 
@@ -69,7 +67,7 @@ class _Folders:
 
     names: list[bytes]
     links: list[bool]
-    changed_ns: npt.NDArray[np.int64]
+    changed_ns: Int64
     hidden: int
     files: int
     digest: str
@@ -80,10 +78,10 @@ class _FolderTables(Tables):
     """Of a folder: `paths` are the names of the files."""
 
     identities: NameTable
-    entries: npt.NDArray[np.int64]  # of every listed folder, those without images included
+    entries: Int64  # of every listed folder, those without images included
     ignored: dict[str, int]
     unread: dict[str, int]  # ending -> pictures of a format that is not read
-    links: npt.NDArray[np.int64]  # positions of images that are links or lie in an identity folder that is one
+    links: Int64  # positions of images that are links or lie in an identity folder that is one
 
     @classmethod
     def open(cls, folder: Path) -> "_FolderTables":
@@ -197,7 +195,7 @@ class FolderStore(ImageFiles):
                 return position, printable(real)
         return None
 
-    def labels(self, positions: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    def labels(self, positions: npt.ArrayLike) -> Int64:
         """Return the labels of positions: int64."""
         return self._tables.index.labels_of_slots(positions)
 

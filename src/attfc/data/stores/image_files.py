@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from attfc.data.images import BrokenImageError
 from attfc.data.index import IdentityIndex
 from attfc.data.people.name_table import NameTable, printable
 from attfc.data.stores.store import EncodedStore
 from attfc.errors import UserError
+from attfc.typing import Int64
 
 __all__ = ["MAX_FILE_BYTES", "ImageFiles", "Tables", "read_image"]
 
@@ -37,7 +35,7 @@ class Tables:
     """
 
     index: IdentityIndex
-    identities: NameTable | npt.NDArray[np.int64]
+    identities: NameTable | Int64
     paths: NameTable
     scanned_ns: int
     folder: Path | None
@@ -84,7 +82,7 @@ class ImageFiles(EncodedStore):
             raise IndexError(f"label {label} is not one of {len(known)} identities")
         return printable(known[label]) if isinstance(known, NameTable) else str(int(known[label]))
 
-    def identity_names(self, labels: npt.NDArray[np.int64]) -> NameTable:
+    def identity_names(self, labels: Int64) -> NameTable:
         """Return the names of many identities as they are in the source."""
         return NameTable.of(self._tables.identities, labels)
 

@@ -11,14 +11,12 @@ import os
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from attfc.data.text_lines import BLANK, LineBlock, last_before, trimmed
 from attfc.errors import UserError
+from attfc.typing import Bools, Int64, UInt8
 
 __all__ = ["IMAGE_ENDINGS", "Columns", "ListLayout"]
-
-Int64 = npt.NDArray[np.int64]
 
 IMAGE_ENDINGS = (b".jpg", b".jpeg", b".png", b".webp", b".bmp", b".jfif", b".tif", b".tiff", b".gif")
 """What a path ends in and a label does not."""
@@ -94,7 +92,7 @@ class ListLayout:
         label_starts, label_ends = trimmed(data, one + 1, two)
         return Columns(*trimmed(data, two + 1, ends), label_starts, _without_zeros(data, label_starts, label_ends))
 
-    def _refuse(self, block: LineBlock, wrong: npt.NDArray[np.bool_], what: str) -> None:
+    def _refuse(self, block: LineBlock, wrong: Bools, what: str) -> None:
         if bool(wrong.any()):
             raise UserError(f"{self.line(block, int(wrong.argmax()))} {what}")
 
@@ -108,7 +106,7 @@ def _names_an_image(line: bytes) -> bool:
     return any(word.strip().lower().endswith(IMAGE_ENDINGS) for word in words)
 
 
-def _without_zeros(data: npt.NDArray[np.uint8], starts: Int64, ends: Int64) -> Int64:
+def _without_zeros(data: UInt8, starts: Int64, ends: Int64) -> Int64:
     """Return where labels end without ".000000", which im2rec writes behind whole numbers."""
     dots = last_before(data, _DOT, starts, ends)
     zeros = np.append(0, np.cumsum(data == 0x30))

@@ -21,7 +21,6 @@ import json
 import os
 import time
 from array import array
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,11 +35,9 @@ from attfc.data.stores.image_files import ImageFiles, Tables, read_image
 from attfc.data.stores.list_columns import IMAGE_ENDINGS, ListLayout
 from attfc.data.text_lines import MAX_LINE_BYTES, LineBlock, line_blocks, open_regular, whole_numbers
 from attfc.errors import UserError
+from attfc.typing import Int64, Progress
 
-__all__ = ["ListStore"]
-
-Int64 = npt.NDArray[np.int64]
-Progress = Callable[[int, int], None]
+__all__ = ["ListStore", "open_list"]
 
 _FORMAT = "attfc list index 2"
 
@@ -208,6 +205,13 @@ class ListStore(ImageFiles):
     def where(self, position: int) -> str:
         """Return the path as the list has it, in printable form."""
         return printable(self._listed(position))
+
+
+def open_list(path: str, *, cache: str | os.PathLike[str] | None = None, progress: Progress | None = None) -> ListStore:
+    """Return the store of a list whose images are there. Raises UserError."""
+    listed = ListStore(path, cache=cache, progress=progress)
+    listed.refuse_missing()
+    return listed
 
 
 def _digest(status: os.stat_result) -> str:

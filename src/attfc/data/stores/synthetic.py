@@ -20,18 +20,16 @@ from PIL import Image
 from attfc.data.index import IdentityIndex, checked_positions
 from attfc.data.people.name_table import NameTable
 from attfc.data.stores.store import EncodedStore
-from attfc.errors import UserError
+from attfc.errors import UserError, nearest
 from attfc.random_streams import below, hash_words
 from attfc.synthetic.face_parameters import identity_keys, identity_traits, sample_conditions, sample_keys
 from attfc.synthetic.face_renderer import render_faces
+from attfc.typing import Int64, UInt8
 
-__all__ = ["SyntheticFaces"]
+__all__ = ["SyntheticFaces", "open_synthetic"]
 
 _IMAGE_COUNTS = 0x636F756E  # the stream that draws how many images an identity has
 _BLOCK = 64  # images rendered and encoded together: bounds the memory of one call
-
-I64 = npt.NDArray[np.int64]
-U8 = npt.NDArray[np.uint8]
 
 
 class SyntheticFaces(EncodedStore):
@@ -82,7 +80,7 @@ class SyntheticFaces(EncodedStore):
         self._count = identities
         self._each = low if low == high else 0  # 0: the numbers differ
         self._range = (low, high)
-        self._offsets: I64 | None = None
+        self._offsets: Int64 | None = None
         self._index: IdentityIndex | None = None
         self._length = identities * low if self._each else int(self._starts()[-1])
 
@@ -105,7 +103,7 @@ class SyntheticFaces(EncodedStore):
         """Return the number of images."""
         return self._length
 
-    def labels(self, positions: npt.ArrayLike) -> I64:
+    def labels(self, positions: npt.ArrayLike) -> Int64:
         """Return the labels of positions: int64, shaped as `positions`.
 
         Raises:
@@ -124,7 +122,7 @@ class SyntheticFaces(EncodedStore):
             raise IndexError(f"label {label} is not one of {self._count} identities")
         return f"identity {self.first_identity + label}"
 
-    def identity_names(self, labels: I64) -> NameTable:
+    def identity_names(self, labels: Int64) -> NameTable:
         """Return the names of many identities, each with the seed: "identity 7" alone is somebody else in every seed."""
         start = f"seed {self.seed} identity "
         return NameTable.pack(f"{start}{number}".encode() for number in (labels + self.first_identity).tolist())
@@ -147,23 +145,23 @@ class SyntheticFaces(EncodedStore):
             encoded.extend(self._encoded(labels[block], samples[block]))
         return encoded
 
-    def _encoded(self, labels_N: I64, samples_N: I64) -> list[bytes]:
+    def _encoded(self, labels_N: Int64, samples_N: Int64) -> list[bytes]:
         keys = identity_keys(self.seed, labels_N + self.first_identity)
         traits = identity_traits(keys)
         conditions = sample_conditions(sample_keys(keys, samples_N), traits)
         pixels = render_faces(traits, conditions)
         return [_jpeg(image, int(quality)) for image, quality in zip(pixels, conditions.quality, strict=True)]
 
-    def _split(self, positions: npt.ArrayLike) -> tuple[I64, I64]:
+    def _split(self, positions: npt.ArrayLike) -> tuple[Int64, Int64]:
         """Label and sample number of each position."""
         asked = checked_positions(positions, self._length)
         if self._each:
             return asked // self._each, asked % self._each
         starts = self._starts()
-        labels: I64 = np.searchsorted(starts, asked, side="right").astype(np.int64) - 1
+        labels: Int64 = np.searchsorted(starts, asked, side="right").astype(np.int64) - 1
         return labels, asked - starts[labels]
 
-    def _starts(self) -> I64:
+    def _starts(self) -> Int64:
         """First position of every identity, and the number of images: int64 (identities + 1,)."""
         if self._offsets is None:
             if self._each:
@@ -187,7 +185,30 @@ class SyntheticFaces(EncodedStore):
         return f"SyntheticFaces({self.name!r})"
 
 
-def _jpeg(pixels: U8, quality: int) -> bytes:
+def _jpeg(pixels: UInt8, quality: int) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "JPEG", quality=quality)
     return stream.getvalue()
+
+
+_SPEC = {"identities": 1000, "images": 20, "seed": 0, "first": 0}
+
+
+def open_synthetic(spec: str) -> SyntheticFaces:
+    """Return the faces of "synthetic:identities=1000,images=20,seed=0"; see `open_store`. Raises UserError."""
+    values = dict(_SPEC)
+    most_images = 0
+    for part in filter(None, (part.strip() for part in spec.partition(":")[2].split(","))):
+        key, _, value = (word.strip() for word in part.partition("="))
+        key = "first" if key == "first_identity" else key
+        if key not in values:
+            raise UserError(f"{spec}: unknown key {key!r}{nearest(key, values)}; known: {', '.join(values)}")
+        low, dash, high = value.partition("-") if key == "images" else (value, "", "")
+        try:
+            values[key] = int(low)
+            most_images = int(high) if dash else most_images
+        except ValueError:
+            example = "images=20 or images=5-40" if key == "images" else f"{key}={_SPEC[key]}"
+            raise UserError(f"{spec}: {key} needs a whole number, as in {example}") from None
+    images = (values["images"], most_images) if most_images else values["images"]
+    return SyntheticFaces(values["identities"], images, seed=values["seed"], first_identity=values["first"])

@@ -6,16 +6,14 @@ Numbers of false accepts are spread evenly over the logarithm; each point is exa
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from attfc.evaluation.bootstrap import Sample
 from attfc.evaluation.report.plots import CERTAIN_FALSE_ACCEPTS, Curve, CurveKind, roc_of_list
 from attfc.evaluation.samples import PairListSample, SearchSample
 from attfc.evaluation.tail_sample import TailSample
+from attfc.typing import Float64, Int64
 
 __all__ = ["curves_of"]
-
-Floats = npt.NDArray[np.float64]
 
 _POINTS = 400
 _CMC_RANKS = 50
@@ -47,11 +45,11 @@ def curves_of(
     return [(kind, curves, *_ABOUT[kind]) for kind, curves in found.items() if curves]
 
 
-def _list_roc(sample: PairListSample) -> tuple[Floats, Floats, int]:
+def _list_roc(sample: PairListSample) -> tuple[Float64, Float64, int]:
     return *roc_of_list(sample.scores, sample.same), int((~sample.same).sum())
 
 
-def _tail_roc(sample: TailSample) -> tuple[Floats, Floats, int]:
+def _tail_roc(sample: TailSample) -> tuple[Float64, Float64, int]:
     falling, total = sample.impostor_scores, sample.impostor_pairs
     most = len(falling) - 1 if len(falling) < total else total
     accepts = _spread(most)
@@ -63,11 +61,11 @@ def _tail_roc(sample: TailSample) -> tuple[Floats, Floats, int]:
     return far, accepted / len(sample.genuine_scores), total
 
 
-def _spread(most: int) -> npt.NDArray[np.int64]:
+def _spread(most: int) -> Int64:
     return np.unique(np.geomspace(1, max(most, 1), _POINTS).astype(np.int64))
 
 
-def _over_galleries(sample: SearchSample, curve: Callable[[int], Floats]) -> Floats:
+def _over_galleries(sample: SearchSample, curve: Callable[[int], Float64]) -> Float64:
     galleries = int(sample.probe_gallery.max()) + 1
     return np.asarray(np.mean([curve(gallery) for gallery in range(galleries)], axis=0), dtype=np.float64)
 
@@ -75,7 +73,7 @@ def _over_galleries(sample: SearchSample, curve: Callable[[int], Floats]) -> Flo
 def _cmc(model: str, sample: SearchSample) -> Curve:
     ranks = np.arange(1, _CMC_RANKS + 1)
 
-    def rates(gallery: int) -> Floats:
+    def rates(gallery: int) -> Float64:
         found = np.sort(sample.ranks[sample.probe_gallery == gallery])
         return np.searchsorted(found, ranks, side="right") / len(found)
 
@@ -89,7 +87,7 @@ def _dir(model: str, sample: SearchSample) -> list[Curve]:
         return []
     fpirs = _spread(fewest) / fewest
 
-    def rates(gallery: int) -> Floats:
+    def rates(gallery: int) -> Float64:
         strangers = np.sort(sample.strangers[sample.stranger_gallery == gallery])[::-1]
         mine = sample.probe_gallery == gallery
         found = np.sort(np.where(sample.ranks <= sample.worst_rank, sample.mates, -np.inf)[mine])

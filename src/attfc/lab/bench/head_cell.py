@@ -16,7 +16,6 @@ beforehand, and momentum is written once (untouched zeros cost no memory), so th
 
 import math
 import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -284,6 +283,8 @@ class _Meter:
         # Should the machine itself run out of memory, then this process goes and not a neighbour.
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
         limit = int(_process_bytes("VmData")) + budget
+        import resource  # not on Windows
+
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
     def reset(self) -> None:

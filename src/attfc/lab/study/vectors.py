@@ -12,16 +12,15 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from attfc.data.index import IdentityIndex
 from attfc.errors import UserError
 from attfc.random_streams import below, hash_words, uniform
+from attfc.typing import Float32, Int64
 
 __all__ = ["SPLITS", "VectorEncoder", "VectorWorld"]
 
-Int64 = NDArray[np.int64]
 
 # Persons are numbered: those of training from 0, those kept aside from far beyond any of them.
 SPLITS = {"train": 0, "validation": 1 << 40, "test": 1 << 41}
@@ -30,7 +29,7 @@ SPLITS = {"train": 0, "validation": 1 << 40, "test": 1 << 41}
 _LATENT, _NUISANCE, _VIEW, _COUNT, _FLIP, _FLIPPED, _CONFLICT = range(1, 8)
 
 
-def _normals(count: int, *words: int | Int64) -> NDArray[np.float32]:
+def _normals(count: int, *words: int | Int64) -> Float32:
     """Standard normal numbers, float32 (B, count), by hash of words of shape (B,): Box and Muller's pairs, one hash a pair."""
     halves = -(-count // 2)
     wide = [word if isinstance(word, int) else word[:, None] for word in words]
@@ -135,7 +134,7 @@ class VectorWorld:
         persons = SPLITS[split] + np.repeat(np.arange(self.test_identities), self.test_images)
         return persons, np.tile(np.arange(self.test_images), self.test_identities)
 
-    def observe(self, persons: Int64, samples: Int64, views: Int64 | None = None) -> NDArray[np.float32]:
+    def observe(self, persons: Int64, samples: Int64, views: Int64 | None = None) -> Float32:
         """Return what is seen of samples.
 
         Args:
@@ -150,7 +149,7 @@ class VectorWorld:
             nuisances += np.float32(self.view_scale) * _normals(self.nuisance, self.seed, _VIEW, views)
         latents = _normals(self.latent, self.seed, _LATENT, persons)
         first, second = self._map
-        seen: NDArray[np.float32] = (
+        seen: Float32 = (
             np.tanh(np.concatenate([latents, np.float32(self.nuisance_scale) * nuisances], axis=1) @ first) @ second
         )
         return seen
@@ -160,7 +159,7 @@ class VectorWorld:
         return self.people()
 
     @cached_property
-    def _map(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def _map(self) -> tuple[Float32, Float32]:
         rng = np.random.default_rng(self.seed)
         into = self.latent + self.nuisance
         first = rng.standard_normal((into, self.hidden)) * 1.5 / np.sqrt(into)

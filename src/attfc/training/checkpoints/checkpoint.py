@@ -42,7 +42,7 @@ from attfc.training.checkpoints.manifest import (
 )
 from attfc.training.checkpoints.state_tree import join_state, split_state
 
-__all__ = ["latest_checkpoint", "load_checkpoint", "prune_checkpoints", "remove_leftovers", "save_checkpoint"]
+__all__ = ["latest_checkpoint", "load_checkpoint", "prune_checkpoints", "save_checkpoint"]
 
 # A save of a step that is there already moves the old one to .step_N.old for an instant; it counts as a checkpoint until the new one is in place.
 _WHOLE = re.compile(r"step_([0-9]{9,})|\.step_([0-9]{9,})\.old")
@@ -99,7 +99,7 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
     try:
         _save_tensors(partial, tensors, begin, finish, strides)
     except BaseException as error:
-        if _is_coordinator():
+        if Ranks.world().rank == 0:
             with contextlib.suppress(OSError):
                 remove_leftovers(folder)
         if isinstance(error, OSError):
@@ -178,7 +178,7 @@ def prune_checkpoints(folder: Path, keep: int) -> list[Path]:
     if keep < 1:
         raise UserError(f"cannot keep {keep} checkpoints: a run needs at least its last one (checkpoint.keep=1)")
     folder = Path(folder)
-    if not _is_coordinator():
+    if Ranks.world().rank:
         return []
     removed = []
     kept = 0
@@ -291,11 +291,6 @@ def _quiet_and_unwrapped() -> Iterator[None]:
     except CheckpointException as error:
         causes = [failure[0] for _, failure in sorted(error.failures.items())]
         raise next((cause for cause in causes if isinstance(cause, OSError)), causes[0]) from None
-
-
-def _is_coordinator() -> bool:
-    group = torch.distributed
-    return not (group.is_available() and group.is_initialized()) or group.get_rank() == 0
 
 
 def _failure(error: OSError, final: Path, needed: int) -> str:

@@ -13,7 +13,7 @@ import torch
 from pydantic import BaseModel, Field, StringConstraints, ValidationError, model_validator
 
 from attfc.errors import UserError
-from attfc.files import read_json
+from attfc.files import first_fault, read_json
 
 __all__ = ["DTYPES", "Chunk", "Manifest", "SavedFile", "SavedTensor", "is_dense", "read_manifest", "read_state"]
 
@@ -126,12 +126,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         manifest = Manifest.model_validate(data)
     except ValidationError as error:
-        fault = error.errors(include_url=False, include_context=False)[0]
-        where = ".".join(str(part)[:80] for part in fault["loc"])
-        found = "" if isinstance(fault["input"], dict) else f", not {str(fault['input'])[:40]}"
-        raise UserError(
-            f"{folder / MANIFEST} is damaged or forged: {where}: {fault['msg'].removeprefix('Value error, ')[:200]}{found}"
-        ) from None
+        raise UserError(f"{folder / MANIFEST} is damaged or forged: {first_fault(error)}") from None
     for name, file in manifest.files.items():
         path = folder / name
         if path.is_symlink() or not path.is_file():

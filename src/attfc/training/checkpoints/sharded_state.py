@@ -16,9 +16,12 @@ from torch.optim import Optimizer
 
 from attfc.distributed import Ranks, RowShard
 from attfc.heads.banks.row_store import RowStore
+from attfc.training.checkpoints.state_tree import join_state, split_state
 from attfc.training.row_optimizers import RowAdamW, RowSGD
 
 __all__ = ["ShardedState"]
+
+_OF_PARAMETER = re.compile(r"optimizer/state/([0-9]+)/")
 
 
 class ShardedState:
@@ -54,32 +57,30 @@ class ShardedState:
         """Return the state of all ranks: this rank's blocks as DTensors."""
         if not self._named:
             return state
-        head = {
-            name: self._whole(value, self._named[f"head/{name}"]) if f"head/{name}" in self._named else value
-            for name, value in state["head"].items()
-        }
-        rows = {
-            number: {
-                name: self._whole(value, self._trained[number]) if self._is_block(value, number) else value
-                for name, value in entries.items()
-            }
-            for number, entries in state["optimizer"]["state"].items()
-        }
-        return {**state, "head": head, "optimizer": {**state["optimizer"], "state": rows}}
+        tree, tensors = split_state(state)
+        for name, tensor in tensors.items():
+            shard = self._shard(name)
+            if shard is not None and tensor.dim() and len(tensor) == len(shard):
+                tensors[name] = self._whole(tensor, shard)
+        spread: dict[str, Any] = join_state(tree, tensors)
+        return spread
 
     def place(self, name: str, size: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
         """Return what a tensor of a checkpoint is to be read into: a DTensor for this rank's block, the file it lives in, or None: a new one."""
-        shard = self._named.get(name)
-        match = re.match(r"optimizer/state/([0-9]+)/", name)
-        if match:
-            shard = self._trained.get(int(match[1]))
+        shard = self._shard(name)
         if shard is not None and (not size or size[0] != shard.rows):
             shard = None
         own = size if shard is None else (len(shard), *size[1:])
+        match = _OF_PARAMETER.match(name)
         block = self._in_file(match[0] if match else name, own, dtype)
         if shard is None:
             return block
         return self._whole(torch.empty(own, dtype=dtype) if block is None else block, shard)
+
+    def _shard(self, name: str) -> RowShard | None:
+        """Return the rows that this rank holds of a tensor of the state, if it is one of rows."""
+        match = _OF_PARAMETER.match(name)
+        return self._trained.get(int(match[1])) if match else self._named.get(name)
 
     def _in_file(self, name: str, size: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
         """Return the mapped memory of rows or of their state, if that is where they live."""
@@ -94,16 +95,10 @@ class ShardedState:
             return state
         from torch.distributed.tensor import DTensor
 
-        def plain(value: Any) -> Any:
-            if isinstance(value, DTensor):
-                return value.to_local()
-            return {key: plain(entry) for key, entry in value.items()} if isinstance(value, dict) else value
-
-        return {**state, "head": plain(state["head"]), "optimizer": plain(state["optimizer"])}
-
-    def _is_block(self, value: Any, number: int) -> bool:
-        shard = self._trained.get(number)
-        return shard is not None and isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == len(shard)
+        tree, tensors = split_state(state)
+        plain = {name: value.to_local() if isinstance(value, DTensor) else value for name, value in tensors.items()}
+        collected: dict[str, Any] = join_state(tree, plain)
+        return collected
 
     def _whole(self, block: Tensor, shard: RowShard) -> Tensor:
         from torch.distributed.device_mesh import DeviceMesh

@@ -43,21 +43,15 @@ from attfc.data.stores.packed.packed_format import (
     shard_name,
 )
 from attfc.data.stores.store import EncodedStore
-from attfc.data.stores.writer import UNFINISHED
 from attfc.errors import UserError
 from attfc.files import read_at
 from attfc.typing import Int64
 
-__all__ = ["PackedStore", "is_packed"]
+__all__ = ["PackedStore"]
 
 _OPEN_SHARDS = 256
 _GAP = 64 * 1024  # cold reads from a solid-state disk: 11,300 images/s, 9,000 one by one; from memory no difference
 _SPAN = 1024 * 1024
-
-
-def is_packed(path: str | os.PathLike[str]) -> bool:
-    """Whether a folder is a packed store, finished or not."""
-    return any(os.path.isfile(os.path.join(path, name)) for name in (ABOUT, UNFINISHED))
 
 
 class PackedStore(EncodedStore):

@@ -13,11 +13,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from attfc.data.people.name_table import NameTable, printable
 from attfc.data.text_lines import line_blocks, open_regular, read_head, whole_numbers
 from attfc.errors import UserError
+from attfc.typing import Int64
 
 __all__ = ["read_record_names", "write_record_names"]
 
@@ -37,7 +37,7 @@ def write_record_names(rec: Path, rec_bytes: int, names: Iterable[str]) -> None:
         file.writelines(b"%d\t%b\n" % (number, line) for number, line in enumerate(lines))
 
 
-def read_record_names(rec: Path, rec_bytes: int, numbers: npt.NDArray[np.int64]) -> tuple[NameTable | None, str | None]:
+def read_record_names(rec: Path, rec_bytes: int, numbers: Int64) -> tuple[NameTable | None, str | None]:
     """Read the names that lie beside a `.rec` file.
 
     Args:
