@@ -299,3 +299,24 @@ def test_what_is_no_training_set_is_told_apart(kinds, tmp_path, attfc) -> None:
     for name in ("a.rec", "b.rec"):
         (two / name).write_bytes(b"")
     assert "holds 2 .rec files (a.rec, b.rec)" in attfc("data", "inspect", two, status=1)
+
+
+def test_only_a_file_of_its_own_kind_is_replaced(attfc, tmp_path) -> None:
+    """Result files are written again; what the option does not write is refused before anything is computed."""
+    faces = "synthetic:identities=4,images=3,seed=1"
+    for option, command in {
+        "--json": ["data", "inspect", faces, "--workers", 0],
+        "-o": ["data", "preview", faces, "--images", 2],
+        "--output": ["data", "noise", faces, "flip", "--share", 0.5],
+    }.items():
+        file = tmp_path / f"file{option}"
+        attfc(*command, option, file)
+        written = file.read_bytes()
+        attfc(*command, option, file)
+        assert file.read_bytes() == written
+        file.write_text("mine, and not to be lost")
+        told = attfc(*command, option, file, status=1)
+        assert f"{file} exists and is not what this option writes: name another file, or remove it first" in told
+        assert file.read_text() == "mine, and not to be lost"
+        file.write_bytes(b"")
+        attfc(*command, option, file)

@@ -1,6 +1,7 @@
 """What the commands share: consoles and tables (`screen`), options, a progress bar, tables of figures, `--json`."""
 
 import json
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from attfc.commands.screen import err, out, print_markdown, print_table
+from attfc.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,12 +30,39 @@ __all__ = [
     "print_markdown",
     "print_table",
     "progress_bar",
+    "replaces",
     "working",
     "write_json",
 ]
 
+
+def replaces(mark: bytes) -> Callable[[Path | None], Path | None]:
+    """Return the callback of an option that names a file to write: a file that is there is replaced only if it has `mark` near its beginning.
+
+    It is asked while options are read, so that nothing is computed for a file that cannot be written.
+    """
+
+    def check(path: Path | None) -> Path | None:
+        if path is not None and path.is_file():
+            with path.open("rb") as file:
+                beginning = file.read(64)
+            if beginning and mark not in beginning:
+                raise UserError(
+                    f"{path} exists and is not what this option writes: name another file, or remove it first"
+                )
+        return path
+
+    return check
+
+
 JsonOption = Annotated[
-    Path | None, typer.Option("--json", help="also write the results to this file, as JSON", dir_okay=False)
+    Path | None,
+    typer.Option(
+        "--json",
+        help="also write the results to this file, as JSON; an older one of them is replaced",
+        dir_okay=False,
+        callback=replaces(b'{\n  "'),
+    ),
 ]
 CacheOption = Annotated[
     Path | None,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from attfc.commands.common import CacheOption, JsonOption, err, open_with_bar, out, progress_bar, write_json
+from attfc.commands.common import CacheOption, JsonOption, err, open_with_bar, out, progress_bar, replaces, write_json
 from attfc.errors import UserError
 
 if TYPE_CHECKING:
@@ -56,7 +56,16 @@ def inspect_data(
 @app.command("preview")
 def preview_data(
     path: SourceArgument,
-    output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write", dir_okay=False)] = Path("preview.png"),
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="PNG to write; an older preview is replaced",
+            dir_okay=False,
+            callback=replaces(b"Software\0attfc"),
+        ),
+    ] = Path("preview.png"),
     identities: Annotated[int, typer.Option(min=1, max=100, help="identities to show, one row per identity")] = 8,
     images: Annotated[int, typer.Option(min=1, max=100, help="images per identity")] = 8,
     seed: Annotated[int, typer.Option(help="seed for who is shown")] = 0,
@@ -65,10 +74,14 @@ def preview_data(
     cache: CacheOption = None,
 ) -> None:
     """Write a contact sheet, one row per identity. A sheet of a real store shows people: handle it as you handle the store."""
+    from PIL.PngImagePlugin import PngInfo
+
     from attfc.data import contact_sheet
 
     store = _open(path, edits, label_source, cache)
-    contact_sheet(store, identities=identities, images=images, seed=seed).save(output, "PNG")
+    written_by = PngInfo()
+    written_by.add_text("Software", "attfc")
+    contact_sheet(store, identities=identities, images=images, seed=seed).save(output, "PNG", pnginfo=written_by)
     out.print(str(output), markup=False, soft_wrap=True)
 
 
@@ -118,18 +131,7 @@ def convert_data(
         out.print(f"continued an earlier run at identity {done.continued_at:,}")
     for line in (*done.examples, *done.notes):
         err.print(f"note: {line}", markup=False)
-    figures = {
-        "destination": str(done.destination),
-        "kind": done.kind,
-        "images": done.images,
-        "identities": done.identities,
-        "encoded_bytes": done.encoded_bytes,
-        "left_out": done.left_out,
-        "left_out_file": str(done.left_out_file) if done.left_out_file else None,
-        "continued_at": done.continued_at,
-        "notes": done.notes,
-    }
-    write_json(json_file, figures)
+    write_json(json_file, {name: value for name, value in vars(done).items() if name != "examples"})
     if verify:
         with progress_bar("verify") as bar:
             checked = verify_packed(destination, bar)
@@ -155,9 +157,16 @@ def verify_data(
 @app.command("clean")
 def clean_data(
     path: SourceArgument,
-    output: Annotated[Path, typer.Option("--output", "-o", help="edit list to write", dir_okay=False)] = Path(
-        "edits.tsv"
-    ),
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="edit list to write; an older one is replaced",
+            dir_okay=False,
+            callback=replaces(b"# attfc edits"),
+        ),
+    ] = Path("edits.tsv"),
     against: Annotated[
         str | None,
         typer.Option(help="evaluation set: leave out everybody who is in it, with all their images", metavar="PATH"),
@@ -255,7 +264,16 @@ def noise_data(
         ),
     ],
     share: Annotated[float, typer.Option(help="share of the images (flip) or of the identities (conflict), 0 to 1")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="edit list to write", dir_okay=False)],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="edit list to write; an older one is replaced",
+            dir_okay=False,
+            callback=replaces(b"# attfc edits"),
+        ),
+    ],
     seed: Annotated[int, typer.Option(min=0, help="seed for what is changed")] = 0,
     parts: Annotated[int, typer.Option(min=2, help="conflict: labels that a split identity ends up with")] = 2,
     edits: EditsOption = None,

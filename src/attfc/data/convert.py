@@ -8,7 +8,7 @@ everything; with `check` also a decode.
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 
 from attfc.data.images import BrokenImageError, decode_image, reason_of
-from attfc.data.stores.folder import EXTENSIONS, FolderStore
+from attfc.data.stores.folder import EXTENSIONS, FolderStore, refuse_links_out
 from attfc.data.stores.folder_writer import FolderWriter
 from attfc.data.stores.list_file import ListStore
 from attfc.data.stores.packed.packed_store import PackedStore
@@ -24,12 +24,12 @@ from attfc.data.stores.packed.packed_writer import PackedWriter
 from attfc.data.stores.store import Store
 from attfc.data.stores.writer import LEFT_OUT, StoreWriter
 from attfc.errors import UserError, nearest
+from attfc.typing import Progress
 
 __all__ = ["KINDS", "Conversion", "convert_store", "image_name", "source_digest"]
 
 KINDS = ("packed", "rec", "folder")
 
-Progress = Callable[[int, int], None]
 Encoded = bytes | Exception
 
 _CHUNK_BYTES = 8 << 20
@@ -105,10 +105,9 @@ def convert_store(
         raise UserError(f"kind = {kind!r}: use one of {', '.join(KINDS)}{nearest(kind, KINDS)}")
     if store.identities.images == 0:
         raise UserError(f"{store.name}: holds no image: nothing to convert")
-    for part in _parts(store):
-        _check_apart(part, target)
-        if not follow_links:
-            _refuse_links_out(part)
+    _check_apart(store, target)
+    if not follow_links:
+        refuse_links_out(store)
     with _writer(store, target, kind, check, shard_bytes, keep_names, sync_bytes) as writer:
         result = Conversion(kind, target, continued_at=writer.done if writer.continued else 0)
         if not writer.finished:
@@ -254,33 +253,14 @@ def source_digest(store: Store) -> str:
     return hasher.hexdigest()
 
 
-def _parts(store: Store) -> Iterator[Store]:
-    """Yield a store and those below it: an edited or a combined one's."""
-    yield store
-    for below in (getattr(store, "store", None), *getattr(store, "stores", ())):
-        if below is not None:
-            yield from _parts(below)
-
-
 def _check_apart(store: Store, target: Path) -> None:
     """Refuse the source as destination, and one in an image folder: it would become one of the source's identities."""
+    for below in (getattr(store, "store", None), *getattr(store, "stores", ())):  # of an edited or a combined store
+        if below is not None:
+            _check_apart(below, target)
     real = Path(os.path.realpath(target))
     for place in (getattr(store, attribute, None) for attribute in ("root", "path", "folder")):
         if isinstance(place, Path):
             source = Path(os.path.realpath(place))
             if real == source or (isinstance(store, FolderStore) and source in real.parents):
                 raise UserError(f"{target}: lies in the source {place}: give a destination outside of it")
-
-
-def _refuse_links_out(store: Store) -> None:
-    """Refuse an image that a link reaches outside of its folder: a folder from elsewhere may hold `Ann/passwd.jpg -> /etc/passwd`.
-
-    In training links are read through; a conversion would carry the file off. List files name their images outright, wherever
-    those are. Cost: nothing where no image is reached by a link, else up to 20 us per image that is.
-    """
-    if isinstance(store, FolderStore) and (found := store.leads_out()) is not None:
-        position, real = found
-        raise UserError(
-            f"{store.root}: {store.where(position)} is reached by a link that leads out of the folder, to {real}: give --follow-links "
-            "(follow_links=True) to take whatever links lead to, or remove the link"
-        )

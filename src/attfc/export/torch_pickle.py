@@ -6,10 +6,14 @@ the names are those of plain tensors, storages are as large as their records, te
 Cost: about 2 us per instruction, some 40 per tensor.
 """
 
+import io
+import itertools
 import math
 import pickletools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from attfc.data.stores.restricted_pickle import RestrictedUnpickler
 
 __all__ = ["RefusedNamesError", "check_pickle"]
 
@@ -38,20 +42,6 @@ class RefusedNamesError(Exception):
     """The pickle asks for more than tensors; the text names what."""
 
 
-class _Name(str):
-    """A name that the pickle asks for."""
-
-
-class _Made:
-    """Something that would be built, of which the kind is all that matters."""
-
-    __slots__ = ("kind", "numbers")
-
-    def __init__(self, kind: str, numbers: int = 0) -> None:
-        self.kind = kind
-        self.numbers = numbers
-
-
 def check_pickle(data: bytes, records: Mapping[str, int]) -> None:
     """Raise unless `data` is a pickle of plain values and of tensors that the records hold.
 
@@ -63,135 +53,119 @@ def check_pickle(data: bytes, records: Mapping[str, int]) -> None:
         RefusedNamesError: names of more than tensors.
         ValueError: anything else that `torch.save` of a state dict does not write.
     """
-    instructions = []
-    for instruction in pickletools.genops(data):
-        instructions.append(instruction)
-        if len(instructions) > MOST_INSTRUCTIONS:
-            raise ValueError(f"its pickle has more than {MOST_INSTRUCTIONS:,} instructions: no network needs as many")
+    instructions = itertools.islice(pickletools.genops(data), MOST_INSTRUCTIONS)
     asked = {str(argument) for code, argument, _ in instructions if code.name in ("GLOBAL", "INST")}
     strange = [name.replace(" ", ".") for name in asked - NAMES]
     if strange:
         strange.sort(key=lambda name: (name.startswith("__builtin__"), name))  # the telling ones first
         raise RefusedNamesError(", ".join(strange[:3])[:160])
-    machine = _Machine(records)
-    for code, argument, at in instructions:
-        try:
-            machine.follow(code.name, argument)
-        except (IndexError, KeyError):
-            raise ValueError(f"its pickle is damaged at byte {at}") from None
+    _Checker(data, records).load()
 
 
-class _Machine:
-    """The stack, the marks on it and the memo; plain values stand for themselves, all others for their kind."""
+class _Name(str):
+    """A name that the pickle asks for."""
 
-    def __init__(self, records: Mapping[str, int]) -> None:
-        self.records = records
-        self.stack: list[Any] = []
-        self.marks: list[list[Any]] = []
-        self.memo: dict[int, Any] = {}
 
-    def follow(self, code: str, argument: Any) -> None:
-        stack = self.stack
-        if code in ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING"):
-            stack.append(argument)
-        elif code in ("NONE", "NEWTRUE", "NEWFALSE"):
-            stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[code])
-        elif code in ("EMPTY_DICT", "EMPTY_LIST"):
-            stack.append(_Made("dict" if code == "EMPTY_DICT" else "list"))
-        elif code == "EMPTY_TUPLE":
-            stack.append(())
-        elif code in ("TUPLE1", "TUPLE2", "TUPLE3"):
-            count = int(code[-1])
-            stack[-count:] = [tuple(stack[-count:])] if len(stack) >= count else [stack[count]]
-        elif code == "MARK":
-            self.marks.append(stack)
-            self.stack = []
-        elif code == "TUPLE":
-            self.stack = [*self.marks.pop(), tuple(stack)]
-        elif code in ("BINPUT", "LONG_BINPUT"):
-            self.memo[argument] = stack[-1]
-        elif code in ("BINGET", "LONG_BINGET"):
-            stack.append(self.memo[argument])
-        elif code == "GLOBAL":
-            stack.append(_Name(argument))
-        elif code in ("SETITEM", "SETITEMS", "APPEND", "APPENDS"):
-            self._fill(code)
-        elif code == "BINPERSID":
-            stack.append(self._storage(stack.pop()))
-        elif code == "REDUCE":
-            arguments, name = stack.pop(), stack.pop()
-            stack.append(self._call(name, arguments))
-        elif code == "BUILD":
-            stack.pop()
-            if not isinstance(stack[-1], _Made) or stack[-1].kind != "dict":
-                raise ValueError("its pickle sets the state of something other than a dict")
-        elif code not in ("PROTO", "STOP"):
-            raise ValueError(f"its pickle uses the instruction {code}, which torch.save does not write")
+class _Storage(int):
+    """A storage, by its numbers."""
 
-    def _fill(self, code: str) -> None:
-        if code.endswith("S"):
-            items, self.stack = self.stack, self.marks.pop()
-        else:
-            count = 2 if code == "SETITEM" else 1
-            items = [self.stack.pop() for _ in range(count)][::-1]
-        kind = "dict" if code.startswith("SET") else "list"
-        target = self.stack[-1]
-        if not isinstance(target, _Made) or target.kind != kind:
-            raise ValueError(f"its pickle fills something other than a {kind}")
-        if kind == "dict" and not all(key is None or type(key) in (str, int, bool, float) for key in items[::2]):
+
+_TENSOR, _OTHER = object(), object()
+
+
+class _Checker(RestrictedUnpickler):
+    """Follows a pickle; containers stay empty, and what would be built is something of which the kind is all that matters."""
+
+    admitted = (
+        "PROTO NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINSTRING EMPTY_DICT EMPTY_LIST EMPTY_TUPLE MARK TUPLE "
+        "TUPLE1 TUPLE2 TUPLE3 BINPUT LONG_BINPUT BINGET LONG_BINGET APPEND APPENDS SETITEM SETITEMS GLOBAL BINPERSID REDUCE BUILD"
+    )
+
+    def __init__(self, data: bytes, records: Mapping[str, int]) -> None:
+        super().__init__(io.BytesIO(data), "its pickle", len(data), MOST_INSTRUCTIONS)
+        self.encoding, self.records = "latin-1", records
+
+    def damaged(self, reason: str) -> Exception:
+        return ValueError(f"its pickle is damaged at byte {self.start}: {reason}")
+
+    def cut_short(self, what: str) -> Exception:
+        return self.damaged(what)
+
+    def refused(self, what: str) -> Exception:
+        return ValueError(f"its pickle {what}, which torch.save does not write")
+
+    def find_class(self, module: str, name: str) -> _Name:
+        return _Name(f"{module} {name}")
+
+    def load_long1(self) -> None:  # of any length: checkpoints keep states of random generators, numbers of 16 bytes
+        self.append(int.from_bytes(self.sized(1), "little", signed=True))
+
+    def load_append(self) -> None:
+        self.stack.pop()
+        self._check_target(list)
+
+    def load_appends(self) -> None:
+        self.pop_mark()
+        self._check_target(list)
+
+    def load_setitem(self) -> None:
+        _, key = self.stack.pop(), self.stack.pop()
+        self._check_target(dict, [key])
+
+    def load_setitems(self) -> None:
+        self._check_target(dict, self.pop_mark()[::2])
+
+    def _check_target(self, kind: type, keys: Sequence[Any] = ()) -> None:
+        if type(self.stack[-1]) is not kind:
+            raise ValueError(f"its pickle fills something other than a {kind.__name__}")
+        if not all(key is None or type(key) in (str, int, bool, float) for key in keys):
             raise ValueError("its pickle has a dict with keys other than text and numbers")
 
-    def _storage(self, identity: Any) -> _Made:
-        if not isinstance(identity, tuple) or len(identity) != 5 or identity[0] != "storage":
+    def build(self, value: Any, state: Any) -> None:
+        if type(value) is not dict:
+            raise ValueError("its pickle sets the state of something other than a dict")
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        if not isinstance(pid, tuple) or len(pid) != 5 or pid[0] != "storage":
             raise ValueError("its pickle asks for something other than a storage")
-        _, kind, record, _, numbers = identity
+        _, kind, record, _, numbers = pid
         if not isinstance(kind, _Name) or kind not in STORAGES or not _is_size(numbers):
             raise ValueError("its pickle asks for a storage that is none")
-        held = self.records.get(record, 0) if isinstance(record, str) else 0
-        if numbers * STORAGES[kind] > held:
-            raise ValueError(
-                f"its pickle claims a storage of {numbers * STORAGES[kind]:,} bytes, the file holds {held:,}"
-            )
-        return _Made("storage", numbers)
+        claimed, held = numbers * STORAGES[kind], self.records.get(record, 0) if isinstance(record, str) else 0
+        if claimed > held:
+            raise ValueError(f"its pickle claims a storage of {claimed:,} bytes, the file holds {held:,}")
+        return _Storage(numbers)
 
-    def _call(self, name: Any, arguments: Any) -> _Made:
-        if not isinstance(name, _Name) or not isinstance(arguments, tuple):
+    def call(self, function: Any, args: Any) -> Any:
+        if not isinstance(function, _Name) or not isinstance(args, tuple):
             raise ValueError("its pickle calls something that has no name")
-        if name in TENSORS:
-            return self._tensor(arguments)
-        if name == "collections OrderedDict" and not arguments:
-            return _Made("dict")
-        if name == "collections Counter" and len(arguments) == 1 and _kind(arguments[0]) == "dict":  # MultiStepLR's
-            return _Made("counter")
-        if name == "torch._utils _rebuild_parameter" and arguments and _kind(arguments[0]) == "tensor":
-            return _Made("tensor")
-        if name == "torch Size" and len(arguments) == 1 and _sizes(arguments[0]) is not None:
-            return _Made("size")
-        if name == "torch device" and all(type(argument) in (str, int) for argument in arguments):
-            return _Made("device")
-        raise ValueError(f"its pickle calls {name.replace(' ', '.')} in a way that torch.save does not write")
+        if function in TENSORS:
+            return self._tensor(*(args if len(args) >= 4 else (None,) * 4))
+        first = args[0] if args else None
+        match function.partition(" ")[2]:
+            case "OrderedDict" if not args:
+                return {}
+            case "_rebuild_parameter" if first is _TENSOR:
+                return _TENSOR
+            case "Counter" if len(args) == 1 and type(first) is dict:  # MultiStepLR's
+                return _OTHER
+            case "Size" if len(args) == 1 and _sizes(first) is not None:
+                return _OTHER
+            case "device" if all(type(argument) in (str, int) for argument in args):
+                return _OTHER
+        raise ValueError(f"its pickle calls {function.replace(' ', '.')} in a way that torch.save does not write")
 
-    def _tensor(self, arguments: tuple[Any, ...]) -> _Made:
-        storage, offset, size, strides = arguments[:4] if len(arguments) >= 4 else (None, None, None, None)
+    def _tensor(self, storage: Any, offset: Any, size: Any, strides: Any, *_: Any) -> object:
         sizes, steps = _sizes(size), _sizes(strides)
-        if (
-            _kind(storage) != "storage"
-            or not _is_size(offset)
-            or sizes is None
-            or steps is None
-            or len(sizes) != len(steps)
-        ):
+        sound = isinstance(storage, _Storage) and _is_size(offset)
+        if not sound or sizes is None or steps is None or len(sizes) != len(steps):
             raise ValueError("its pickle makes a tensor of something other than a storage")
         last = offset + sum((length - 1) * step for length, step in zip(sizes, steps, strict=True))
-        if math.prod(sizes) > storage.numbers or (math.prod(sizes) and last >= storage.numbers):
+        if math.prod(sizes) > storage or (math.prod(sizes) and last >= storage):
             raise ValueError(
-                f"its pickle stretches a tensor of size {sizes[:8]} over a storage of {storage.numbers:,} numbers; save a copy of it (tensor.clone())"
+                f"its pickle stretches a tensor of size {sizes[:8]} over a storage of {storage:,} numbers; save a copy of it (tensor.clone())"
             )
-        return _Made("tensor")
-
-
-def _kind(value: Any) -> str:
-    return value.kind if isinstance(value, _Made) else ""
+        return _TENSOR
 
 
 def _is_size(value: Any) -> bool:

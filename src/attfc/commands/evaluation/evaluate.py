@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from attfc.commands.common import JsonOption, out, print_figures, print_table, progress_bar, write_json
+from attfc.commands.common import JsonOption, out, print_figures, print_table, progress_bar, replaces, write_json
 from attfc.commands.evaluation.options import EvaluationOptions, takes_options
 from attfc.commands.evaluation.subject import open_subject
 from attfc.errors import UserError
@@ -51,7 +51,11 @@ def evaluate(
     ] = 1000,
     save: Annotated[
         Path | None,
-        typer.Option(help="keep figures and scores in this .npz file, for `compare` and `report`", dir_okay=False),
+        typer.Option(
+            help="keep figures and scores in this .npz file, for `compare` and `report`; an older one is replaced",
+            dir_okay=False,
+            callback=replaces(b"facts.npy"),
+        ),
     ] = None,
     json_file: JsonOption = None,
 ) -> None:
