@@ -95,7 +95,9 @@ def test_tar_is_that_of_scikit_learns_roc() -> None:
         assert found.tar_at_far[far] == pytest.approx(tpr[fpr <= far + 1e-12].max())
         accepted = [score for score, _, _ in impostor if score > found.threshold_at_far[far]]
         assert len(accepted) <= far * len(impostor)
-    far, tar = score_all_pairs(rows, labels, fars=(1.0,)).curve()
+    everything = score_all_pairs(rows, labels, fars=(1.0,))
+    assert (everything.tar_at_far, everything.threshold_at_far) == ({1.0: 1.0}, {1.0: -1.0})
+    far, tar = everything.curve()
     for x, y in zip(far, tar, strict=True):
         assert y == pytest.approx(tpr[fpr <= x + 1e-12].max())
 

@@ -57,6 +57,14 @@ def test_square_pictures_of_many_sizes(tmp_path: Path) -> None:
     assert len(found.sizes) == 5
 
 
+def test_square_pictures_of_one_size_may_be_whole_photographs(tmp_path: Path) -> None:
+    found = image_sizes(FolderStore(faces(tmp_path / "f", [(250, 250)] * 12)))
+    assert (
+        found.advice
+        == f"the 12 pictures looked at are 250 x 250, larger than aligned faces of 112 x 112: if they are not aligned, {WAY}"
+    )
+
+
 def test_a_stray_picture_is_no_reason_for_advice(tmp_path: Path) -> None:
     found = image_sizes(FolderStore(faces(tmp_path / "f", [(64, 64)] * 29 + [(80, 60)])))
     assert (found.square, found.different, found.advice) == (29, 2, None)

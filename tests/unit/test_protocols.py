@@ -27,6 +27,23 @@ def test_every_protocol_is_named_in_the_help_and_takes_options_that_exist() -> N
         assert set(protocol.taken(protocol.names[0], options)) == set(taken)
 
 
+def test_options_of_one_protocol_are_refused_by_the_others() -> None:
+    for given, name, text in (
+        ({"groups": "g.tsv"}, "lfw", "--groups is of the protocol all-pairs: leave it out of lfw"),
+        (
+            {"far": ["1e-3,0.1", "0.01"]},
+            "identify",
+            "--far is an option of the protocol all-pairs: leave it out of identify",
+        ),
+        ({"pairs": "p.txt"}, "ijbb", "ijbb brings its own pairs: leave out --pairs"),
+        ({"pairs": "p.txt"}, "all-pairs", "all-pairs scores every pair of images: leave out --pairs"),
+    ):
+        asked = EvaluationOptions(**given)  # type: ignore[arg-type]
+        with pytest.raises(UserError, match=text):
+            find_protocol(name).taken(name, asked.for_protocols(keep_scores=True))
+    assert EvaluationOptions(far=["1e-3,0.1", "0.01"]).fars == (0.001, 0.01, 0.1)
+
+
 def test_results_of_one_family_are_compared() -> None:
     assert family_of("lfw") == family_of("lfw,cfp_fp") == family_of("pairs") == "pairs"
     assert len({family_of(name) for name in ("lfw", "held-out", "all-pairs", "identify", "ijbb", "ijbc")}) == 6

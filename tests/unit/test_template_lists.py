@@ -139,6 +139,8 @@ def test_broken_faces_are_counted_and_named(tmp_path) -> None:
         ({"template_pair_label": "1 2 1\n1 2\n"}, r"label.txt: line 2: '1 2': a line is template, template, 1 or 0"),
         ({"template_pair_label": "1 2 1\n\n1 3 2\n"}, "line 3: '1 3 2'"),
         ({"template_pair_label": "1 2 1\n-1 3 0\n"}, "line 2: '-1 3 0'"),
+        ({"template_pair_label": "1 2 1\n+1 3 0\n"}, r"line 2: '\+1 3 0'"),
+        ({"template_pair_label": f"1 2 1\n{10**18} 3 0\n"}, "line 2: '1000000000000000000 3 0'"),
         ({"template_pair_label": "1 2 1 1\n3 0\n"}, "line 1: '1 2 1 1'"),
         ({"gallery_G1": "t,s\n1,7\n1,8\n"}, "line 3: template 1 shows subject 8, further up 7"),
         ({"gallery_G1": "t,s\n1,x\n"}, "line 2: '1,x': a line is template,subject"),

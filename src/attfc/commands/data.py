@@ -131,18 +131,7 @@ def convert_data(
         out.print(f"continued an earlier run at identity {done.continued_at:,}")
     for line in (*done.examples, *done.notes):
         err.print(f"note: {line}", markup=False)
-    figures = {
-        "destination": str(done.destination),
-        "kind": done.kind,
-        "images": done.images,
-        "identities": done.identities,
-        "encoded_bytes": done.encoded_bytes,
-        "left_out": done.left_out,
-        "left_out_file": str(done.left_out_file) if done.left_out_file else None,
-        "continued_at": done.continued_at,
-        "notes": done.notes,
-    }
-    write_json(json_file, figures)
+    write_json(json_file, {name: value for name, value in vars(done).items() if name != "examples"})
     if verify:
         with progress_bar("verify") as bar:
             checked = verify_packed(destination, bar)

@@ -16,10 +16,9 @@ from typing import Protocol, cast
 import numpy as np
 
 from attfc.data.images import BrokenImageError, decode_image
-from attfc.data.stores.folder import EXTENSIONS, FolderStore
+from attfc.data.stores.folder import EXTENSIONS, FolderStore, refuse_links_out
 from attfc.data.stores.folder_writer import FolderWriter
 from attfc.data.stores.image_files import MAX_FILE_BYTES
-from attfc.data.stores.links import refuse_links_out
 from attfc.data.stores.list_file import ListStore
 from attfc.data.stores.packed.packed_store import LEFT_OUT, PackedStore
 from attfc.data.stores.packed.packed_writer import PackedWriter

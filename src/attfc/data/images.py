@@ -17,12 +17,13 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
+
+from attfc.typing import UInt8
 
 __all__ = ["MAX_PIXELS", "BrokenImageError", "ImageFacts", "decode_image", "image_facts", "image_size", "reason_of"]
 
@@ -61,7 +62,7 @@ class ImageFacts:
     format: str
 
 
-def decode_image(encoded: bytes, size: int | None = None, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
+def decode_image(encoded: bytes, size: int | None = None, *, max_pixels: int = MAX_PIXELS) -> UInt8:
     """Decode an image to RGB.
 
     Args:

@@ -16,10 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from attfc.errors import UserError
+from attfc.typing import Int64
 
 __all__ = ["IdentityIndex", "checked_positions", "open_array"]
-
-Int64 = npt.NDArray[np.int64]
 
 _OFFSETS = "offsets.npy"
 _ITEMS = "items.npy"

@@ -6,16 +6,15 @@ capped, counts are not.
 """
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from attfc.data.cleaning.duplicates import Contents, Examined, read_contents
 from attfc.data.content_hash import equal_groups
 from attfc.data.stores.store import Store
+from attfc.typing import Int64, Progress
 
 __all__ = ["BrokenFile", "StoreReport", "inspect_store"]
 
@@ -105,7 +104,7 @@ def inspect_store(
     store: Store,
     *,
     workers: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     list_limit: int = 1000,
 ) -> StoreReport:
     """Read and decode every image of a store once and report what is there.
@@ -160,7 +159,7 @@ def inspect_store(
     )
 
 
-def _histogram(counts: npt.NDArray[np.int64]) -> tuple[tuple[int, int | None, int], ...]:
+def _histogram(counts: Int64) -> tuple[tuple[int, int | None, int], ...]:
     rows = []
     for low, after in zip(_BIN_STARTS, (*_BIN_STARTS[1:], None), strict=True):
         inside = counts >= low if after is None else (counts >= low) & (counts < after)

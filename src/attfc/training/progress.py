@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -87,7 +86,8 @@ class ProgressLine:
 
     While identities are seen for the first time and have no class center yet, the share of samples that have one stands behind the loss.
 
-    >>> with ProgressLine(total_steps=2, first_step=0, console=Console(quiet=True)) as line:
+    >>> line = ProgressLine(total_steps=2, first_step=0, console=Console(quiet=True))
+    >>> with line.bar:
     ...     line.update(1, {"loss": 3.2, "learning_rate": 0.1, "images_per_second": 900.0, "memory_mib": 512.0})
     """
 
@@ -97,7 +97,7 @@ class ProgressLine:
         self._first = first_step
         self._started = time.monotonic()
         self._last_plain = -math.inf
-        self._bar = Progress(
+        self.bar = Progress(
             TextColumn("train"),
             BarColumn(bar_width=10 if self.console.width < 100 else 24),
             MofNCompleteColumn(),
@@ -107,20 +107,11 @@ class ProgressLine:
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self._task = self._bar.add_task("train", total=total_steps, completed=first_step, figures="")
-
-    def __enter__(self) -> "ProgressLine":
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
+        self._task = self.bar.add_task("train", total=total_steps, completed=first_step, figures="")
 
     def update(self, step: int, figures: dict[str, Any] | None = None) -> None:
         """Move to a step and show its figures (the same keys as a `train` record); None: those that are shown stay."""
-        self._bar.update(self._task, completed=step)
+        self.bar.update(self._task, completed=step)
         if figures is None:
             return
         with_center = figures.get("positive_share", 1.0)
@@ -130,13 +121,13 @@ class ProgressLine:
         ]
         if figures["images_per_second"] is not None:
             parts.append(f"{figures['images_per_second']:,.0f} images/s")
-        if self._bar.disable or self.console.width >= 100:
+        if self.bar.disable or self.console.width >= 100:
             parts.append(f"lr {figures['learning_rate']:.2g}")
             parts.append(f"{figures['memory_mib']:,.0f} MiB")
         text = "  ".join(parts)
-        self._bar.update(self._task, figures=text)
+        self.bar.update(self._task, figures=text)
         now = time.monotonic()
-        if self._bar.disable and (now - self._last_plain > SECONDS_BETWEEN_PLAIN_LINES or step == self._total):
+        if self.bar.disable and (now - self._last_plain > SECONDS_BETWEEN_PLAIN_LINES or step == self._total):
             self._last_plain = now
             left = (now - self._started) / max(step - self._first, 1) * (self._total - step)
             self.say(f"step {step}/{self._total}  {text}  {left / 60:.1f} min left")
@@ -171,7 +162,8 @@ class RunLog:
             trackers=self.open_trackers(run_folder),
             evaluates_again=step >= total_steps,
         )
-        with contextlib.closing(log), ProgressLine(total_steps, step) as line:
+        line = ProgressLine(total_steps, step)
+        with contextlib.closing(log), line.bar:
             self._open = log, line
             try:
                 yield

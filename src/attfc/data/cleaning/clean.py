@@ -4,7 +4,6 @@ Broken images and copies (`duplicates`), wrong labels (`label_cleaning`, with em
 (`evaluation_people`, and by their faces here), identities that have become too small. Later steps see only what earlier ones left.
 """
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -18,11 +17,9 @@ from attfc.data.cleaning.identity_centers import identity_centers
 from attfc.data.cleaning.label_cleaning import Mislabelled, mislabelled, overlap_by_embedding
 from attfc.data.stores.store import Store
 from attfc.errors import UserError
+from attfc.typing import Int64, Progress
 
 __all__ = ["clean"]
-
-Int64 = npt.NDArray[np.int64]
-Progress = Callable[[int, int], None]
 
 
 def clean(

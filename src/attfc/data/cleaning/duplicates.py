@@ -17,12 +17,9 @@ from attfc.data.content_hash import content_hash, equal_groups, examine_chunks
 from attfc.data.images import BrokenImageError, ImageFacts, image_facts, reason_of
 from attfc.data.stores.store import Store
 from attfc.errors import UserError, nearest
+from attfc.typing import Bools, Int64, Progress
 
 __all__ = ["AcrossIdentities", "Contents", "Duplicates", "Examined", "find_duplicates", "read_contents"]
-
-Int64 = npt.NDArray[np.int64]
-Bool = npt.NDArray[np.bool_]
-Progress = Callable[[int, int], None]
 
 AcrossIdentities = Literal["drop_all", "keep_first", "report"]
 
@@ -42,7 +39,7 @@ class Contents:
     """
 
     hashes: npt.NDArray[np.uint64]
-    sound: Bool
+    sound: Bools
     reasons: list[str]
 
 
@@ -61,7 +58,7 @@ class Duplicates:
 
     positions: Int64
     copy_of: Int64
-    across: Bool
+    across: Bools
     groups_within: int
     groups_across: int
     images_across: int

@@ -9,11 +9,11 @@ import unicodedata
 from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 
 from attfc.data.cleaning.duplicates import Contents
 from attfc.data.cleaning.findings import Findings
 from attfc.data.stores.store import Store
+from attfc.typing import Int64
 
 __all__ = [
     "comparable_name",
@@ -23,8 +23,6 @@ __all__ = [
     "note_people",
     "overlap_by_name",
 ]
-
-Int64 = npt.NDArray[np.int64]
 
 _LISTED = 10
 

@@ -12,10 +12,9 @@ import numpy.typing as npt
 
 from attfc.data.stores.edits import LEFT_OUT, Edits
 from attfc.data.stores.store import Store
+from attfc.typing import Int64
 
 __all__ = ["REASONS", "CleaningReport", "Findings", "small_identities"]
-
-Int64 = npt.NDArray[np.int64]
 
 REASONS = {
     "broken": "broken images",

@@ -6,7 +6,6 @@ measured ones. Own centers cost O(N D); nearest other centers O(outliers x ident
 device, overlap O(train identities x evaluation identities x D): never a matrix of all pairs.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,12 +15,10 @@ import torch
 
 from attfc.data.cleaning.identity_centers import BLOCK_ROWS, center_blocks
 from attfc.errors import UserError
+from attfc.typing import Float32, Int64, Progress
 
 __all__ = ["Mislabelled", "Overlap", "mislabelled", "overlap_by_embedding"]
 
-Int64 = npt.NDArray[np.int64]
-Float32 = npt.NDArray[np.float32]
-Progress = Callable[[int, int], None]
 
 _QUERIES, _CENTERS = 4_096, 16_384  # rows of a block of cosines: 256 MiB
 

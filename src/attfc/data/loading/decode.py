@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
@@ -22,10 +21,10 @@ from attfc.data.loading.decoded_cache import DecodedCache
 from attfc.data.sampling.query_stream import QueryStream, Samples, mirror_seeds
 from attfc.data.stores.store import Images, Store
 from attfc.errors import UserError
+from attfc.typing import Int64, UInt8
 
 __all__ = ["Batch", "Batches", "Broken", "Decoded", "Failure", "is_worker_death", "prepare_worker"]
 
-Int64 = NDArray[np.int64]
 Broken = tuple[int, str, str]
 
 _SUBSTITUTES = 32  # tries before a query, or a key, is given up
@@ -172,7 +171,7 @@ class _Images:
         """Different images asked for."""
         return len(self._tried)
 
-    def decode(self, positions: Int64, out: NDArray[np.uint8] | None = None) -> Images:
+    def decode(self, positions: Int64, out: UInt8 | None = None) -> Images:
         """Decode; uint8 (N, S, S, 3), broken rows black and named."""
         images = self._source.images(positions, self._size, out)
         if out is not None and images.pixels is not out:  # somebody's store that takes no hint

@@ -18,10 +18,10 @@ from attfc.data.index import IdentityIndex
 from attfc.data.sampling.weighted_epochs import EachImageOnce, WeightedEpochs
 from attfc.errors import UserError
 from attfc.random_streams import below, hash_words, mix64, permute
+from attfc.typing import Int64
 
 __all__ = ["IdentityMix"]
 
-Int64 = npt.NDArray[np.int64]
 
 # Purposes: the second word of every hash.
 _IDENTITIES, _TURNS, _IMAGES = 0x69640001, 0x69640002, 0x69640003

@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 from attfc.data.index import IdentityIndex
 from attfc.random_streams import below, hash_words, permute
+from attfc.typing import Int64
 
 __all__ = ["PairedQueries"]
 
-Int64 = npt.NDArray[np.int64]
 
 # Purposes: the second word of every hash.
 _PAIRS, _WITHIN = 0x70610001, 0x70610002

@@ -11,7 +11,6 @@ be the query; `sampling="with_replacement"` and `distinct_keys=False` do the sam
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from attfc.data.index import IdentityIndex
 from attfc.data.sampling.identity_mix import IdentityMix
@@ -22,10 +21,9 @@ from attfc.data.stores.store import Store
 from attfc.data.transforms import FLIP_LANE, OPPOSITE_FLIP
 from attfc.errors import UserError, nearest
 from attfc.random_streams import below, hash_words, permute
+from attfc.typing import Int64
 
 __all__ = ["SAMPLINGS", "QueryStream", "Samples", "mirror_seeds", "queries_of"]
-
-Int64 = NDArray[np.int64]
 
 SAMPLINGS = ("each_once", "with_replacement")
 

@@ -15,10 +15,10 @@ import numpy.typing as npt
 
 from attfc.errors import UserError
 from attfc.random_streams import below, hash_words, mix64, permute
+from attfc.typing import Int64
 
 __all__ = ["EachImageOnce", "WeightedEpochs", "checked_weights"]
 
-Int64 = npt.NDArray[np.int64]
 
 # Purposes: the second word of every hash.
 _PLACES, _CYCLE = 0x77650001, 0x77650002

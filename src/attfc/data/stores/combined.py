@@ -8,6 +8,7 @@ identity) 8 an image, is built when first asked for and is not pickled. With mer
 sorting: each identity's images of the first source come first.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,12 +62,12 @@ class CombinedStore:
         known = [len(store.identities) for store in stores]
         self._label_starts = np.concatenate([[0], np.cumsum(known)]).astype(np.int64)
         self._label_of = _labels_by_name(self.stores, self.names) if merge_names else None
-        self._identities = int(self._label_starts[-1])
         self._named_by: Int64 | None = None  # for each label, its first place among all stores' identities
         if self._label_of is not None:
-            joined = np.concatenate(self._label_of)
-            self._named_by = np.unique(joined, return_index=True)[1].astype(np.int64, copy=False)
-            self._identities = len(self._named_by)
+            self._named_by = np.unique(np.concatenate(self._label_of), return_index=True)[1].astype(
+                np.int64, copy=False
+            )
+        self._identities = int(self._label_starts[-1]) if self._named_by is None else len(self._named_by)
         self._index: IdentityIndex | None = None
 
     @property
@@ -175,17 +176,18 @@ class CombinedStore:
         labels = np.empty(source.shape, np.int64)
         for number in np.unique(source).tolist():
             rows = source == number
-            own = self.stores[number].labels(places[rows])
-            labels[rows] = own + self._label_starts[number] if self._label_of is None else self._label_of[number][own]
+            labels[rows] = self._from_own(number, self.stores[number].labels(places[rows]))
         return labels
+
+    def _from_own(self, source: int, own: Int64 | int) -> Int64:
+        """Return the labels that a source's own ones have here."""
+        return own + self._label_starts[source] if self._label_of is None else self._label_of[source][own]
 
     def read(self, position: int) -> tuple[bytes, int]:
         """Return the encoded image and its label; raises as the source's `read`."""
-        source, place = self.source_of(position)
-        encoded, own = self.stores[int(source)].read(int(place))
-        if self._label_of is not None:
-            return encoded, int(self._label_of[int(source)][own])
-        return encoded, own + int(self._label_starts[int(source)])
+        source, place = map(int, self.source_of(position))
+        encoded, own = self.stores[source].read(place)
+        return encoded, int(self._from_own(source, own))
 
     def read_many(self, positions: Sequence[int]) -> list[bytes | Exception]:
         """Return each encoded image, or the OSError or BrokenImageError that reading it met; a call a source."""
@@ -214,8 +216,8 @@ class CombinedStore:
 
     def where(self, position: int) -> str:
         """Return "source: where in it"."""
-        source, place = self.source_of(position)
-        return f"{self.names[int(source)]}: {self.stores[int(source)].where(int(place))}"
+        source, place = map(int, self.source_of(position))
+        return f"{self.names[source]}: {self.stores[source].where(place)}"
 
     def _named(self, labels: npt.ArrayLike) -> tuple[Int64, Int64]:
         """Which source names each label (with merging: the first that has it), and its label there."""
@@ -228,8 +230,8 @@ class CombinedStore:
         """Return the identity's name in its source (with merging: in the first that has it)."""
         if not 0 <= label < self._identities:
             raise IndexError(f"label {label} is not one of {self._identities} identities")
-        source, own = self._named(label)
-        return self.stores[int(source)].identity_name(int(own))
+        source, own = map(int, self._named(label))
+        return self.stores[source].identity_name(own)
 
     def identity_names(self, labels: Int64) -> NameTable:
         """Return the names of many identities."""
@@ -248,15 +250,10 @@ class CombinedStore:
 
 def _distinct(names: list[str]) -> list[str]:
     """Number the second, third ... of equal names."""
-    taken: set[str] = set()
-    result = []
+    result: list[str] = []
     for name in names:
-        number, candidate = 1, name
-        while candidate in taken:
-            number += 1
-            candidate = f"{name} ({number})"
-        taken.add(candidate)
-        result.append(candidate)
+        candidates = itertools.chain([name], (f"{name} ({number})" for number in itertools.count(2)))
+        result.append(next(candidate for candidate in candidates if candidate not in result))
     return result
 
 
@@ -265,11 +262,11 @@ def _labels_by_name(stores: Sequence[Store], names: Sequence[str]) -> list[Int64
     label_of_name: dict[str, int] = {}
     found = []
     for store, source in zip(stores, names, strict=True):
-        known = len(store.identities)
-        labels = np.empty(known, np.int64)
-        for own in range(known):
-            labels[own] = label_of_name.setdefault(store.identity_name(own), len(label_of_name))
-        if len(np.unique(labels)) != known:
+        known = range(len(store.identities))
+        labels = np.array(
+            [label_of_name.setdefault(store.identity_name(own), len(label_of_name)) for own in known], np.int64
+        )
+        if len(np.unique(labels)) != len(labels):
             order = np.argsort(labels, kind="stable")
             twice = order[1:][labels[order][1:] == labels[order][:-1]][0]
             raise UserError(

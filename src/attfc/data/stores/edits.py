@@ -9,9 +9,7 @@ bytes each in memory, and a view costs no array of the store's size until its id
 image). Not taken: a complete list of all images, which is as long as the data set for a single removed duplicate.
 """
 
-import contextlib
 import os
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import repeat
@@ -27,6 +25,7 @@ from attfc.data.people.name_table import NameTable, printable
 from attfc.data.stores.store import Images, Store
 from attfc.data.text_lines import MAX_LINE_BYTES, LineBlock, line_blocks, open_regular, read_head, whole_numbers
 from attfc.errors import UserError
+from attfc.files import replacing
 from attfc.typing import Bools, Int64, UInt8
 
 __all__ = ["LEFT_OUT", "EditedStore", "Edits", "compose", "read_edits", "write_edits"]
@@ -67,8 +66,8 @@ class Edits:
         self.positions = np.ascontiguousarray(self.positions, np.int64)
         self.labels = np.ascontiguousarray(self.labels, np.int64)
         positions, labels = self.positions, self.labels
-        lengths = {len(positions), len(labels), len(positions if self.comments is None else self.comments)}
-        if len(lengths) != 1:
+        comments = positions if self.comments is None else self.comments
+        if not len(positions) == len(labels) == len(comments):
             raise UserError(
                 f"edits of {len(positions)} positions, {len(labels)} labels and {len(self.comments or [])} comments: one each"
             )
@@ -76,16 +75,14 @@ class Edits:
             raise UserError(
                 f"edits about {self.images} images of {self.identities} identities: counts from 0 are needed"
             )
-        if not len(positions):
-            return
         if not bool((positions[1:] > positions[:-1]).all()):
             raise UserError("edits: positions must rise, each listed once")
-        if int(positions[0]) < 0 or int(positions[-1]) >= self.images:
-            wrong = int(positions[-1]) if int(positions[0]) >= 0 else int(positions[0])
-            raise UserError(f"edits: position {wrong} is not one of {self.images} images")
-        if int(labels.min()) < LEFT_OUT or int(labels.max()) > _LARGEST:
-            wrong = int(labels.min()) if int(labels.min()) < LEFT_OUT else int(labels.max())
-            raise UserError(f"edits: label {wrong}: a number from 0 is needed, or -1 to leave the image out")
+        for place in (*positions[:1].tolist(), *positions[-1:].tolist()):
+            if not 0 <= place < self.images:
+                raise UserError(f"edits: position {place} is not one of {self.images} images")
+        for label in (int(labels.min(initial=0)), int(labels.max(initial=0))):
+            if not LEFT_OUT <= label <= _LARGEST:
+                raise UserError(f"edits: label {label}: a number from 0 is needed, or -1 to leave the image out")
 
     def __len__(self) -> int:
         """Return the number of changes."""
@@ -232,25 +229,19 @@ def write_edits(path: str | os.PathLike[str], edits: Edits, store_name: str = ""
         UserError: the file cannot be written.
     """
     target = Path(path)
-    draft = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}")
     name = f"\tstore={_one_line(store_name)[:1000]}" if store_name else ""
+    counts = f"images={edits.images}\tidentities={edits.identities}\tchanges={len(edits)}"
     try:
-        with open(draft, "x", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-            file.write(f"{_FORMAT}\timages={edits.images}\tidentities={edits.identities}\tchanges={len(edits)}{name}\n")
+        with replacing(target) as file:
+            file.write(f"{_FORMAT}\t{counts}{name}\n".encode("utf-8", "backslashreplace"))
             for start in range(0, len(edits), _WRITE_LINES):
                 part = slice(start, start + _WRITE_LINES)
                 texts = map(_comment, edits.comments[part]) if edits.comments is not None else repeat("")
                 labels = ("-" if label == LEFT_OUT else label for label in edits.labels[part].tolist())
                 lines = zip(edits.positions[part].tolist(), labels, texts, strict=False)
-                file.write("".join(map("%d\t%s%s\n".__mod__, lines)))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, target)
+                file.write("".join(map("%d\t%s%s\n".__mod__, lines)).encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror or error})") from None
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink()
 
 
 def _comment(text: str) -> str:

@@ -14,11 +14,9 @@ import numpy.typing as npt
 
 from attfc.data.images import BrokenImageError, decode_image, reason_of
 from attfc.data.index import IdentityIndex
+from attfc.typing import Int64, UInt8
 
 __all__ = ["EncodedStore", "Images", "Store", "images_array"]
-
-Int64 = npt.NDArray[np.int64]
-UInt8 = npt.NDArray[np.uint8]
 
 
 @dataclass
@@ -30,7 +28,7 @@ class Images:
         broken: row -> reason, one line without the path (`Store.where` gives that).
     """
 
-    pixels: npt.NDArray[np.uint8]
+    pixels: UInt8
     broken: dict[int, str] = field(default_factory=dict)
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from attfc.data.stores.store import Store
@@ -47,6 +46,7 @@ from attfc.evaluation.report.people import (
 from attfc.evaluation.report.plots import CERTAIN_FALSE_ACCEPTS, line_figure, roc_figure, score_figure
 from attfc.evaluation.report.run_record import RunRecord, columns_of, drawn_from, read_run
 from attfc.evaluation.results import finite, stated_intervals
+from attfc.typing import Bools, Float64, UInt8
 
 __all__ = ["write_report"]
 
@@ -165,7 +165,7 @@ def _certain_tar(stated: _Stated) -> tuple[str, tuple[str, str], str]:
     return f"TAR at FAR {float(far):g}", stated(*path), more
 
 
-def _list_of_pairs(run: RunRecord) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]] | None:
+def _list_of_pairs(run: RunRecord) -> tuple[Float64, Bools] | None:
     """Scores and kinds of the list, if there are any of both kinds."""
     scores, same = run.arrays.get("scores"), run.arrays.get("same")
     if scores is None or same is None or scores.shape != same.shape or len(np.unique(same)) < 2:
@@ -327,7 +327,7 @@ def _faces(pair: Pair, store: Store) -> tuple[list[tuple[str, str]], str]:
     return list(zip(pictures, names, strict=True)), f"{score:.3f}"
 
 
-def _picture(pixels: npt.NDArray[np.uint8]) -> str:
+def _picture(pixels: UInt8) -> str:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=88)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
