@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from attfc.errors import UserError
-from attfc.losses.container_softmax import LARGEST_BLOCK
+from attfc.losses.streaming_pass import LARGEST_BLOCK
 from attfc.precision import autocast
 
 __all__ = [

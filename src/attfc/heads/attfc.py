@@ -31,7 +31,6 @@ from attfc.heads.banks.bank import (
     Recalled,
     last_occurrence,
     merge_centers,
-    shards_of,
 )
 from attfc.heads.banks.images import ImageMemory
 from attfc.heads.banks.recent import RecentCenters
@@ -339,7 +338,9 @@ class AttFC(Head):
 
     def row_shards(self) -> dict[str, ShardedRows]:
         """The rows of the banks, if ranks share them."""
-        return shards_of(self.banks, self.ranks)
+        if self.ranks.size == 1:
+            return {}
+        return {f"{bank.state_name}.{name}": shard for bank in self.banks for name, shard in bank.row_shards().items()}
 
     def statistics(self) -> dict[str, float]:
         """Return, of the last step: `positive_cosine`, mean before the margin; `attention_entropy`, nats (log K:

@@ -206,9 +206,15 @@ class DCP(Head):
     def _push(self, slot: RecentCenters, query_BD: Tensor, labels_B: Tensor) -> Tensor:
         """Return the mean of each sample's hardest cosines, clipped at 0, (B,)."""
         rows_CD, row_labels_C, scales_C = slot.negatives()
-        options = {name: value for name, value in self.streaming.items() if name != "filtering"}
         return mean_hardest_cosine(
-            query_BD, rows_CD, row_labels_C, labels_B, self.hardest, row_scales_C=scales_C, ranks=self.ranks, **options
+            query_BD,
+            rows_CD,
+            row_labels_C,
+            labels_B,
+            self.hardest,
+            row_scales_C=scales_C,
+            ranks=self.ranks,
+            **self.streaming,
         )
 
     def footprint(self, batch: int, *, cached: bool = True) -> HeadMemory:

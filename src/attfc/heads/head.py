@@ -17,9 +17,9 @@ from attfc.distributed import Ranks
 from attfc.errors import UserError
 from attfc.heads.banks.sharded_rows import ShardedRows
 from attfc.heads.memory import HeadMemory
-from attfc.losses.container_softmax import Filtering
 from attfc.losses.margins import Margin
 from attfc.losses.numbers import check_numbers
+from attfc.losses.streaming_pass import Filtering, Streaming
 
 __all__ = ["Head", "margin_of_all", "unit_length"]
 
@@ -86,7 +86,7 @@ class Head(nn.Module):
         self.embedding_size = embedding_size
         self.margin = margin
         self.keys_per_query = keys_per_query
-        self.streaming: dict[str, Any] = {
+        self.streaming: Streaming = {
             "filtering_threshold": filter_above, "filtering": filtering, "block_mib": block_mib
         }  # fmt: skip
         self.ranks = Ranks.world() if ranks is None else ranks

@@ -6,7 +6,7 @@ Every head says it of itself (`Head.footprint`), on the meta device too, where n
 from dataclasses import dataclass
 from typing import Literal
 
-from attfc.losses.container_softmax import LARGEST_BLOCK
+from attfc.losses.streaming_pass import LARGEST_BLOCK
 
 __all__ = ["BACKWARD_BYTES", "HeadMemory", "block_bytes"]
 
@@ -35,5 +35,5 @@ class HeadMemory:
 
 
 def block_bytes(rows: int, bytes_a_row: float, block_mib: float, cached: bool) -> float:
-    """Return the bytes of the largest block of a pass over `rows`: see `attfc.losses.container_softmax.row_blocks`."""
+    """Return the bytes of the largest block of a pass over `rows`: see `attfc.losses.streaming_pass.row_blocks`."""
     return min(block_mib * 2**20, (min(rows, LARGEST_BLOCK) if cached else rows) * bytes_a_row)

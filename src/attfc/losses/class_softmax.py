@@ -14,16 +14,17 @@ target row says its cosine. Forward moves B x 2D numbers, backward B (the gradie
 Source: ArcFace (1801.07698), eq. 3. Shapes: B queries, D dimensions, N classes, R rows of one block.
 """
 
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from attfc.distributed import ALONE, Ranks
-from attfc.losses.container_softmax import Filtering, row_blocks, stream_negatives
+from attfc.losses.container_softmax import softplus
 from attfc.losses.margins import Margin
 from attfc.losses.numbers import check_numbers
+from attfc.losses.streaming_pass import Streaming, row_blocks, stream_negatives
 from attfc.precision import without_autocast
 
 __all__ = ["class_softmax", "class_softmax_and_cosine"]
@@ -38,11 +39,9 @@ def class_softmax(
     margin: Margin,
     *,
     norms_B: Tensor | None = None,
-    block_mib: float = 32.0,
-    filtering_threshold: float | None = None,
-    filtering: Filtering = "drop",
     ranks: Ranks = ALONE,
     first_class: int = 0,
+    **streaming: Unpack[Streaming],
 ) -> Tensor:
     """Cross entropy of each query's class against all others, the margin on its own class.
 
@@ -53,14 +52,11 @@ def class_softmax(
         margin: adjusts the cosine of the target, elementwise; its `scale` multiplies all logits. Parameters of a margin get no
             gradient from here.
         norms_B: (B,) lengths of the embeddings before normalization, for margins that use them (AdaFace).
-        block_mib: memory for a block of rows and its logits, MiB.
-        filtering_threshold: other classes with a cosine above it are presumed wrong labels: left out of the softmax
-            ("drop"), or taken with cosine 0 ("zero", as arcface_torch).
-        filtering: "drop" | "zero".
         ranks: where there are several, `weight_ND` is this rank's shard of the rows, in which row j is of class `first_class` + j;
             queries, labels and norms are its own share of the batch (all of equal size), and the loss is that over the rows of all ranks.
             The gradient of the shard is then divided by their number: that of the mean over ranks of their mean losses.
         first_class: see `ranks`.
+        streaming: `Streaming`.
 
     Returns:
         (B,) float32 (float64 for float64), loss per sample, with gradient to query_BD and weight_ND.
@@ -77,18 +73,8 @@ def class_softmax(
     if ranks.size == 1:
         fix = f"weight_ND has {len(weight_ND)} rows, one per class; pass labels that it has rows for"
         check_numbers(labels_B, len(weight_ND), "label", fix)
-    return class_softmax_and_cosine(
-        query_BD,
-        weight_ND,
-        labels_B,
-        margin,
-        norms_B=norms_B,
-        block_mib=block_mib,
-        filtering_threshold=filtering_threshold,
-        filtering=filtering,
-        ranks=ranks,
-        first_class=first_class,
-    )[0]
+    of_ranks: dict[str, Any] = {"norms_B": norms_B, "ranks": ranks, "first_class": first_class}
+    return class_softmax_and_cosine(query_BD, weight_ND, labels_B, margin, **of_ranks, **streaming)[0]
 
 
 def class_softmax_and_cosine(
@@ -98,25 +84,14 @@ def class_softmax_and_cosine(
     margin: Margin,
     *,
     norms_B: Tensor | None = None,
-    block_mib: float = 32.0,
-    filtering_threshold: float | None = None,
-    filtering: Filtering = "drop",
     ranks: Ranks = ALONE,
     first_class: int = 0,
+    **streaming: Unpack[Streaming],
 ) -> tuple[Tensor, Tensor]:
     """Return the loss of `class_softmax` and, without gradient, each query's cosine with its own class, before the margin; both (B,)."""
     with without_autocast(query_BD):
         loss_B, cosine_B = _ClassSoftmax.apply(
-            query_BD,
-            weight_ND,
-            labels_B,
-            margin,
-            norms_B,
-            block_mib,
-            filtering_threshold,
-            filtering,
-            ranks,
-            first_class,
+            query_BD, weight_ND, labels_B, margin, norms_B, streaming, ranks, first_class
         )
     return loss_B, cosine_B
 
@@ -130,9 +105,7 @@ class _ClassSoftmax(torch.autograd.Function):
         labels_B: Tensor,
         margin: Margin,
         norms_B: Tensor | None,
-        block_mib: float,
-        filtering_threshold: float | None,
-        filtering: Filtering,
+        streaming: Streaming,
         ranks: Ranks,
         first_class: int,
     ) -> tuple[Tensor, Tensor]:
@@ -161,15 +134,13 @@ class _ClassSoftmax(torch.autograd.Function):
             margin.scale,
             row_scales_C=inverse_N,
             weighted_sum=ctx.needs_input_grad[0],
-            block_mib=block_mib,
-            filtering_threshold=filtering_threshold,
-            filtering=filtering,
             products=wide,
+            **streaming,
         )
-        negatives = part.reduce_for_all(ranks)
+        negatives = part.reduce(ranks)
         lse = negatives.log_sum_exp()
         distance_B = lse - margin.scale * adjusted_B
-        ctx.options = margin.scale, block_mib, filtering_threshold, ranks
+        ctx.options = margin.scale, streaming, ranks
         mean = None
         if ctx.needs_input_grad[0]:
             mean = ranks.sum_own(negatives.mean_row() - slope_B[:, None] * target_BD)
@@ -177,18 +148,18 @@ class _ClassSoftmax(torch.autograd.Function):
         ctx.query_dtype = query_BD.dtype
         own_distance_B, own_cosine_B = ranks.own(distance_B), ranks.own(cosine_B).clone()
         ctx.mark_non_differentiable(own_cosine_B)
-        loss_B = torch.logaddexp(own_distance_B, torch.zeros_like(own_distance_B))  # softplus, but exact above 20 too
-        return loss_B, own_cosine_B
+        return softplus(own_distance_B), own_cosine_B
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_B: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
         query, weight_ND, labels_B, here_B, inverse_N, lse_B, distance_B, slope_B, cosine_B, mean_BD = ctx.saved_tensors
-        scale, block_mib, filtering_threshold, ranks = ctx.options
+        scale, streaming, ranks = ctx.options
+        filtering_threshold, block_mib = streaming.get("filtering_threshold"), streaming.get("block_mib", 32.0)
         pull_B = ranks.gather(gradient_B) * scale * distance_B.sigmoid()
         query_gradient = None if mean_BD is None else (ranks.own(pull_B)[:, None] * mean_BD).to(ctx.query_dtype)
         if not ctx.needs_input_grad[1]:
-            return query_gradient, *[None] * 9
+            return query_gradient, *[None] * 7
         if ranks.size > 1:
             pull_B = pull_B / ranks.size
         with without_autocast(query):
@@ -220,7 +191,7 @@ class _ClassSoftmax(torch.autograd.Function):
                     push_B = torch.where(here_B, push_B, 0.0)
                 target = (push_B * inverse_B)[:, None] * (query - cosine_B[:, None] * rows_B)
                 weight_gradient.index_add_(0, place_B, target.to(weight_gradient.dtype))
-        return query_gradient, weight_gradient, *[None] * 8
+        return query_gradient, weight_gradient, *[None] * 6
 
 
 def _forget_own(p_BR: Tensor, column_B: Tensor) -> None:

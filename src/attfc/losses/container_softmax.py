@@ -1,21 +1,16 @@
 """Cross entropy against a container of class centers: one streaming pass forward, one multiply backward.
 
 The rows of the container carry no gradient. So the loss needs only lse_i = logsumexp_j(s q_i.w_j), and its gradient only s sum_j p_ij w_j: attention
-of the queries over the container, the container being keys and values. The rows pass a block at a time, with a running
-maximum, denominator and weighted sum (online softmax, 1805.02867). Time: two matrix products and a little. Memory beside
+of the queries over the container, the container being keys and values (`streaming_pass`). Time: two matrix products and a little. Memory beside
 the container: at most `block_mib` and a few (B, D); nothing of size B x C.
 
-Not taken: one softmax over positive and negatives, then a subtraction (cancels at s = 64); a fixed maximum s in place of the
-running one (saves two passes over a block in cache, 3 % of the time; then a row longer than 1 overflows in silence);
-torch's own CPU attention (2.5 times slower on a 512-d head; no mask by label without a B x C bias).
+Not taken: one softmax over positive and negatives, then a subtraction (cancels at s = 64); torch's own CPU attention (2.5 times slower on a 512-d
+head; no mask by label without a B x C bias).
 
-Source: online softmax (arXiv 1805.02867) over the container as keys and values.
-Shapes: B queries, D dimensions, C rows (slots), E extra rows, R rows of one block.
+Shapes: B queries, D dimensions, C rows (slots), E extra rows.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -23,77 +18,78 @@ from torch.autograd.function import once_differentiable
 
 from attfc.distributed import ALONE, Ranks
 from attfc.errors import UserError
-from attfc.precision import fast_bfloat16, without_autocast
+from attfc.losses.streaming_pass import Streaming, nobodys_negative, stream_negatives
+from attfc.precision import without_autocast
 
-__all__ = ["NegativeSum", "container_softmax", "row_blocks", "stream_negatives"]
-
-Filtering = Literal["drop", "zero"]
-
-EMPTY = -1  # the label of an empty slot
-NOTHING = -1e30  # the maximum over no rows; finite, because (-inf) - (-inf) is not a number
-FIRST_ROWS, LEAD, FARTHEST = 256, 2.0, 4.0  # rows, logits, logits: see _Pass
-LARGEST_BLOCK = (
-    8192  # rows; 4,096 is as fast on a quiet machine, but meets more often between threads; 32,768 is 5 to 30 % slower
-)
+__all__ = ["container_softmax", "softplus"]
 
 
-@dataclass(frozen=True)
-class NegativeSum:
-    """What a softmax needs of its negatives: sums of exp(logit - maximum) over some part of the rows.
+class _ContainerSoftmax(torch.autograd.Function):
+    """loss = softplus(lse - s positive): with lse over the negatives alone, nothing cancels."""
 
-    Attributes:
-        maximum_B: (B,) the largest logit, or -1e30 over no rows.
-        denominator_B: (B,) sum_j exp(logit_ij - maximum_i); 0 over no rows.
-        weighted_sum_BD: (B, D) sum_j exp(logit_ij - maximum_i) row_j; None where it was not asked for.
-    """
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query_BD: Tensor,
+        positive_B: Tensor,
+        extra_rows_ED: Tensor | None,
+        container: tuple[Tensor, Tensor, Tensor | None],
+        extra_labels_E: Tensor | None,
+        labels_B: Tensor,
+        scale: float,
+        streaming: Streaming,
+        ranks: Ranks,
+    ) -> Tensor:
+        rows_CD, row_labels_C, row_scales_C = container
+        query, labels = ranks.gather(query_BD.detach()), ranks.gather(labels_B)  # of all ranks
+        asked: dict[str, Any] = {"weighted_sum": ctx.needs_input_grad[0], **streaming}
+        negatives = stream_negatives(query, rows_CD, row_labels_C, labels, scale, row_scales_C=row_scales_C, **asked)
+        if extra_rows_ED is not None and extra_labels_E is not None:
+            negatives = negatives.merge(stream_negatives(query, extra_rows_ED, extra_labels_E, labels, scale, **asked))
+        negatives = negatives.reduce(ranks).own(ranks)
 
-    maximum_B: Tensor
-    denominator_B: Tensor
-    weighted_sum_BD: Tensor | None
+        distance_B = negatives.log_sum_exp() - scale * positive_B.to(negatives.maximum_B.dtype)
+        pull_B = distance_B.sigmoid() * scale
+        mean_row_BD = negatives.mean_row() if ctx.needs_input_grad[0] else None
+        of_extra: tuple[Tensor | None, ...] = ()
+        if ctx.needs_input_grad[2]:
+            of_extra = query, labels, negatives.log_sum_exp(), extra_rows_ED, extra_labels_E
+        ctx.save_for_backward(pull_B, mean_row_BD, *of_extra)
+        ctx.dtypes = query_BD.dtype, positive_B.dtype
+        ctx.scale, ctx.threshold, ctx.ranks = scale, streaming.get("filtering_threshold"), ranks
+        return softplus(distance_B)
 
-    def merge(self, other: "NegativeSum") -> "NegativeSum":
-        """Return the sum over both parts of the rows; the order of merging changes the rounding only."""
-        maximum_B = torch.maximum(self.maximum_B, other.maximum_B)
-        mine_B, theirs_B = (self.maximum_B - maximum_B).exp(), (other.maximum_B - maximum_B).exp()
-        weighted_sum_BD = None
-        if self.weighted_sum_BD is not None and other.weighted_sum_BD is not None:
-            weighted_sum_BD = self.weighted_sum_BD * mine_B[:, None] + other.weighted_sum_BD * theirs_B[:, None]
-        return NegativeSum(maximum_B, self.denominator_B * mine_B + other.denominator_B * theirs_B, weighted_sum_BD)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_B: Tensor) -> tuple[Tensor | None, ...]:
+        pull_B, mean_row_BD, *of_extra = ctx.saved_tensors
+        query_dtype, positive_dtype = ctx.dtypes
+        pull_B = pull_B * gradient_B
+        query_gradient_BD = (pull_B[:, None] * mean_row_BD).to(query_dtype) if ctx.needs_input_grad[0] else None
+        positive_gradient_B = (-pull_B).to(positive_dtype) if ctx.needs_input_grad[1] else None
+        extra_gradient_ED = _extra_gradient(ctx, pull_B, *of_extra) if ctx.needs_input_grad[2] else None
+        return query_gradient_BD, positive_gradient_B, extra_gradient_ED, *[None] * 6
 
-    def reduce(self, ranks: Ranks) -> "NegativeSum":
-        """Return the sum over the shards of all ranks, for this rank's own queries: (ranks x B, ...) -> (B, ...).
 
-        Two collectives: the maxima, then denominators and weighted sums, of which each rank gets the block of its own queries.
-        """
-        if ranks.size == 1:
-            return self
-        maximum_B = ranks.maximum(self.maximum_B)
-        shrink_B1 = (self.maximum_B - maximum_B).exp()[:, None]
-        parts = [self.denominator_B[:, None]] + ([] if self.weighted_sum_BD is None else [self.weighted_sum_BD])
-        sums_BX = ranks.sum_own(torch.cat(parts, dim=1).mul_(shrink_B1))
-        weighted_sum_BD = None if self.weighted_sum_BD is None else sums_BX[:, 1:]
-        return NegativeSum(ranks.own(maximum_B), sums_BX[:, 0], weighted_sum_BD)
+def _extra_gradient(
+    ctx: Any, pull_B: Tensor, query_BD: Tensor, labels_B: Tensor, log_sum_B: Tensor, rows_ED: Tensor, labels_E: Tensor
+) -> Tensor:
+    """Return sum_i pull_i p_ij q_i for each extra row j; queries and labels are of all ranks, pull and lse this rank's own."""
+    pull_B, log_sum_B = ctx.ranks.gather(torch.stack([pull_B, log_sum_B], dim=1)).unbind(1)
+    with without_autocast(pull_B):
+        query_BD = query_BD.to(pull_B.dtype)
+        cosine_BE = query_BD @ rows_ED.to(pull_B.dtype).T
+        weights_BE = (ctx.scale * cosine_BE - log_sum_B[:, None]).exp_().mul_(pull_B[:, None])
+        left_out_BE = nobodys_negative(labels_E, labels_B)
+        if ctx.threshold is not None:
+            left_out_BE |= cosine_BE > ctx.threshold
+        gradient_ED: Tensor = weights_BE.masked_fill_(left_out_BE, 0.0).T @ query_BD
+        return gradient_ED.to(rows_ED.dtype)
 
-    def reduce_for_all(self, ranks: Ranks) -> "NegativeSum":
-        """Return maximum and denominator over the shards of all ranks, for all queries, and this rank's part of the weighted sum.
 
-        The parts add up to the whole: what is linear in them can be formed first and summed last.
-        """
-        if ranks.size == 1:
-            return self
-        maximum_B = ranks.maximum(self.maximum_B)
-        shrink_B = (self.maximum_B - maximum_B).exp()
-        weighted_sum_BD = None if self.weighted_sum_BD is None else self.weighted_sum_BD * shrink_B[:, None]
-        return NegativeSum(maximum_B, ranks.sum(self.denominator_B * shrink_B), weighted_sum_BD)
-
-    def log_sum_exp(self) -> Tensor:
-        """Return log sum_j exp(logit_ij), (B,); -inf over no rows."""
-        return self.maximum_B + self.denominator_B.log()
-
-    def mean_row(self) -> Tensor:
-        """Return sum_j p_ij row_j, (B, D), with p the softmax over these negatives; zeros over no rows."""
-        assert self.weighted_sum_BD is not None, "streamed without weighted_sum"
-        return self.weighted_sum_BD / torch.where(self.denominator_B > 0, self.denominator_B, 1.0)[:, None]
+def softplus(distance_B: Tensor) -> Tensor:
+    """Return log(1 + exp(distance)); torch's own is not exact above 20."""
+    return torch.logaddexp(distance_B, torch.zeros_like(distance_B))
 
 
 def container_softmax(
@@ -107,10 +103,8 @@ def container_softmax(
     row_scales_C: Tensor | None = None,
     extra_rows_ED: Tensor | None = None,
     extra_labels_E: Tensor | None = None,
-    block_mib: float = 32.0,
-    filtering_threshold: float | None = None,
-    filtering: Filtering = "drop",
     ranks: Ranks = ALONE,
+    **streaming: Unpack[Streaming],
 ) -> Tensor:
     """Cross entropy of each query's positive against the container's rows of other identities.
 
@@ -127,14 +121,11 @@ def container_softmax(
         row_scales_C: (C,) float32: row = int8 * scale.
         extra_rows_ED: (E, D) float, more negatives, such as the batch's own centers; with `extra_labels_E` (E,) int64. Unlike the
             container's rows they may ask for a gradient; it costs a product of B x E x D and B x E numbers, no blocks.
-        block_mib: memory for one block's work, MiB; the block is smaller where it would leave the cache.
-        filtering_threshold: negatives with a cosine above it are presumed wrong labels: left out of the softmax ("drop"),
-            or taken with cosine 0 and no gradient ("zero", as arcface_torch).
-        filtering: "drop" | "zero".
         ranks: where there are several, the rows and the extra rows are this rank's shard of them, queries, positives and labels its own
             share of the batch (all of equal size). The loss is that over the rows of all ranks. Forward gathers the queries and labels and
             reduces (maximum, denominator, weighted sum); backward needs nobody, but for the gradient of the extra rows, which gathers
             two numbers per query.
+        streaming: `Streaming`.
 
     Returns:
         (B,) float32 (float64 for float64), loss per sample, gradient to query_BD, positive_B and extra_rows_ED, differentiable
@@ -150,308 +141,9 @@ def container_softmax(
     """
     if (extra_rows_ED is None) != (extra_labels_E is None):
         raise UserError("extra_rows_ED and extra_labels_E belong together: got one of them")
+    container = rows_CD, row_labels_C, row_scales_C
     with without_autocast(query_BD):
         loss_B: Tensor = _ContainerSoftmax.apply(
-            query_BD,
-            positive_B,
-            extra_rows_ED,
-            (rows_CD, row_labels_C, row_scales_C),
-            extra_labels_E,
-            labels_B,
-            scale,
-            {"block_mib": block_mib, "filtering_threshold": filtering_threshold, "filtering": filtering},
-            ranks,
+            query_BD, positive_B, extra_rows_ED, container, extra_labels_E, labels_B, scale, streaming, ranks
         )
     return loss_B
-
-
-class _ContainerSoftmax(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        query_BD: Tensor,
-        positive_B: Tensor,
-        extra_rows_ED: Tensor | None,
-        container: tuple[Tensor, Tensor, Tensor | None],
-        extra_labels_E: Tensor | None,
-        labels_B: Tensor,
-        scale: float,
-        options: dict[str, Any],
-        ranks: Ranks,
-    ) -> Tensor:
-        rows_CD, row_labels_C, row_scales_C = container
-        options = options | {"weighted_sum": ctx.needs_input_grad[0]}
-        every_query_BD, every_label_B = ranks.gather(query_BD.detach()), ranks.gather(labels_B)
-        negatives = stream_negatives(
-            every_query_BD, rows_CD, row_labels_C, every_label_B, scale, row_scales_C=row_scales_C, **options
-        )
-        if extra_rows_ED is not None and extra_labels_E is not None:
-            extra = stream_negatives(every_query_BD, extra_rows_ED, extra_labels_E, every_label_B, scale, **options)
-            negatives = negatives.merge(extra)
-        negatives = negatives.reduce(ranks)
-
-        distance_B = negatives.log_sum_exp() - scale * positive_B.to(negatives.maximum_B.dtype)
-        ctx.dtypes = query_BD.dtype, positive_B.dtype
-        pull_B = distance_B.sigmoid() * scale
-        of_extra: tuple[Tensor | None, ...] = ()
-        if ctx.needs_input_grad[2]:
-            of_extra = every_query_BD, every_label_B, negatives.log_sum_exp(), extra_rows_ED, extra_labels_E
-        ctx.scale, ctx.threshold, ctx.ranks = scale, options["filtering_threshold"], ranks
-        ctx.save_for_backward(pull_B, negatives.mean_row() if ctx.needs_input_grad[0] else None, *of_extra)
-        return torch.logaddexp(distance_B, torch.zeros_like(distance_B))  # softplus, but exact above 20 too
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient_B: Tensor) -> tuple[Tensor | None, ...]:
-        pull_B, mean_row_BD, *of_extra = ctx.saved_tensors
-        query_dtype, positive_dtype = ctx.dtypes
-        pull_B = pull_B * gradient_B
-        query_gradient_BD = (pull_B[:, None] * mean_row_BD).to(query_dtype) if ctx.needs_input_grad[0] else None
-        positive_gradient_B = (-pull_B).to(positive_dtype) if ctx.needs_input_grad[1] else None
-        extra_gradient_ED = None
-        if ctx.needs_input_grad[2]:
-            query_BD, labels_B, log_sum_B, rows_ED, labels_E = of_extra
-            pull_B, log_sum_B = ctx.ranks.gather(torch.stack([pull_B, log_sum_B], dim=1)).unbind(1)
-            with without_autocast(pull_B):
-                query_BD = query_BD.to(pull_B.dtype)
-                cosine_BE = query_BD @ rows_ED.to(pull_B.dtype).T
-                weights_BE = (ctx.scale * cosine_BE - log_sum_B[:, None]).exp_().mul_(pull_B[:, None])
-                left_out_BE = _own_or_empty(labels_E, labels_B)
-                if ctx.threshold is not None:
-                    left_out_BE |= cosine_BE > ctx.threshold
-                extra_gradient_ED = (weights_BE.masked_fill_(left_out_BE, 0.0).T @ query_BD).to(rows_ED.dtype)
-        return query_gradient_BD, positive_gradient_B, extra_gradient_ED, *[None] * 6
-
-
-def stream_negatives(
-    query_BD: Tensor,
-    rows_CD: Tensor,
-    row_labels_C: Tensor,
-    labels_B: Tensor,
-    scale: float,
-    *,
-    row_scales_C: Tensor | None = None,
-    weighted_sum: bool = True,
-    block_mib: float = 32.0,
-    filtering_threshold: float | None = None,
-    filtering: Filtering = "drop",
-    products: torch.dtype | None = None,
-) -> NegativeSum:
-    """Sum exp(s q.w) and exp(s q.w) w over the rows of other identities, a block of rows at a time, without gradient.
-
-    Arguments as `container_softmax`, and:
-
-    Args:
-        row_scales_C: (C,) float: row = stored row * scale, for any type of rows.
-        weighted_sum: False leaves out the second matrix product.
-        products: type of the two matrix products: float32, or bfloat16 with float32 logits and sums (default for
-            bfloat16 and int8 rows where the processor multiplies them fast). float64 queries have float64 products.
-
-    Returns:
-        NegativeSum; those of the shards of a container `merge` to that of the whole.
-    """
-    if rows_CD.dtype == torch.int8 and row_scales_C is None:
-        raise UserError("rows_CD is int8 without row_scales_C: give the (C,) float32 scales, row = int8 * scale")
-    if filtering not in ("drop", "zero"):
-        raise UserError(f"filtering is {filtering!r}, but it must be 'drop' or 'zero'")
-    wide = torch.promote_types(query_BD.dtype, torch.float32)
-    if products is None:
-        products = wide if wide == torch.float64 else _fast_products(rows_CD)
-    with torch.no_grad(), without_autocast(query_BD):
-        pass_ = _Pass(query_BD.detach().to(wide) * scale, products)
-        B, D = query_BD.shape
-        maximum_B, denominator_B = pass_.query_BD.new_full((B,), NOTHING), pass_.query_BD.new_zeros(B)
-        total_BD = pass_.query_BD.new_zeros(B, D) if weighted_sum else None
-        sorted_labels_B = labels_B.sort().values
-
-        bytes_a_row = pass_.bytes_a_row(rows_CD, row_scales_C)
-        for block in row_blocks(rows_CD.shape[0], bytes_a_row, block_mib, first=pass_.first_rows, cached=pass_.on_cpu):
-            row_labels_R = row_labels_C[block]
-            left_out = _left_out(row_labels_R, labels_B, sorted_labels_B)
-            if left_out == "all":
-                continue
-            row_scales_R = None if row_scales_C is None else row_scales_C[block]
-            rows_RD, row_scales_R = pass_.prepare(rows_CD[block], row_scales_R)
-            filtered_BR: Tensor | None = None
-
-            while True:
-                logits_BR = pass_.logits(rows_RD, row_scales_R, maximum_B)
-                if filtering_threshold is not None:
-                    filtered_BR = logits_BR > scale * filtering_threshold
-                    logits_BR.masked_fill_(filtered_BR, 0.0 if filtering == "zero" else float("-inf"))
-                _leave_out(logits_BR, left_out)
-                new_maximum_B = torch.maximum(maximum_B, logits_BR.amax(1))
-                if pass_.accurate(new_maximum_B):
-                    break
-
-            shrink_B = (maximum_B - new_maximum_B).exp_()
-            weights_BR = logits_BR.sub_(new_maximum_B[:, None]).exp_()
-            denominator_B.mul_(shrink_B).add_(weights_BR.sum(1))
-            if total_BD is not None:
-                if filtered_BR is not None and filtering == "zero":
-                    weights_BR.masked_fill_(filtered_BR, 0.0)
-                if row_scales_R is not None:
-                    weights_BR.mul_(row_scales_R)
-                pass_.add_weighted_rows(total_BD.mul_(shrink_B[:, None]), weights_BR, rows_RD)
-            maximum_B = new_maximum_B
-    return NegativeSum(maximum_B, denominator_B, total_BD)
-
-
-LeftOut = tuple[Tensor | None, Tensor] | Literal["all"] | None
-
-
-def _left_out(row_labels_R: Tensor, labels_B: Tensor, sorted_labels_B: Tensor) -> LeftOut:
-    """Find the rows that are empty or of a query's own identity: columns and a mask over them, (B, columns).
-
-    On the CPU a search in the sorted labels finds the few columns concerned (B x R comparisons cost 8 % of a bfloat16 pass).
-    Elsewhere it would have to wait for the device, so the mask covers all columns there (columns is None).
-    """
-    if row_labels_R.device.type != "cpu":
-        return None, _own_or_empty(row_labels_R, labels_B)
-    place_R = torch.searchsorted(sorted_labels_B, row_labels_R).clamp_max_(len(sorted_labels_B) - 1)
-    empty_R = row_labels_R == EMPTY
-    columns_H = ((sorted_labels_B[place_R] == row_labels_R) | empty_R).nonzero()[:, 0]
-    if len(columns_H) == 0:
-        return None
-    if len(columns_H) == len(row_labels_R) and bool(empty_R.all()):
-        return "all"
-    return columns_H, (row_labels_R[columns_H] == labels_B[:, None]) | empty_R[columns_H]
-
-
-def _own_or_empty(row_labels_R: Tensor, labels_B: Tensor) -> Tensor:
-    """Return whose negative a row is not, (B, R) bool."""
-    return (row_labels_R == labels_B[:, None]) | (row_labels_R == EMPTY)
-
-
-def _leave_out(logits_BR: Tensor, left_out: LeftOut) -> None:
-    if left_out is None:
-        return
-    assert left_out != "all"
-    columns_H, mask_BH = left_out
-    if columns_H is None:
-        logits_BR.masked_fill_(mask_BH, float("-inf"))
-    else:
-        logits_BR[:, columns_H] = logits_BR[:, columns_H].masked_fill_(mask_BH, float("-inf"))
-
-
-def row_blocks(
-    rows: int, bytes_a_row: int, block_mib: float, *, first: int = 0, cached: bool = True
-) -> Iterator[slice]:
-    """Yield slices that cut the rows into blocks whose work, `bytes_a_row`, fits in `block_mib`.
-
-    Args:
-        first: rows of the first block, if it is to be smaller; 0: as the others.
-        cached: also keep blocks small enough for a processor's cache (accelerators rather want few and large ones).
-    """
-    size = max(16, int(block_mib * 2**20 / bytes_a_row))
-    if cached:
-        size = min(size, LARGEST_BLOCK)
-    start = 0
-    while start < rows:
-        stop = min(start + (min(first, size) if start == 0 and first else size), rows)
-        yield slice(start, stop)
-        start = stop
-
-
-class _Pass:
-    """The two matrix products of one pass, in the precision chosen, with buffers that all blocks share.
-
-    A bfloat16 product accumulates in float32, but on the CPU torch rounds its result to bfloat16: a logit of 60 becomes
-    uncertain by 0.125, its weight by 13 %. So the CPU asks for logit - reference, with the reference a little (LEAD) above the
-    running maximum: then the logits that matter are small numbers, with small errors. Where a block surpasses its reference by
-    more than FARTHEST it is multiplied again with a better one (about one block a pass on random rows). The first few rows
-    are done in float32, to begin with a good reference. Measured (s = 64, D = 512, rivals at cosine 0.8): worst loss off by 0.02
-    in place of 0.13, worst gradient of a query by 1.7 % in place of 10 %; what is left is the rounding of the query itself.
-    """
-
-    def __init__(self, query_BD: Tensor, products: torch.dtype) -> None:
-        self.query_BD = query_BD
-        self.products = products
-        self.on_cpu = query_BD.device.type == "cpu"
-        self.relative = self.on_cpu and products != query_BD.dtype
-        self.first_rows = FIRST_ROWS if self.relative else 0
-        # Scales go to the rows (R x D, once) or to logits and weights (B x R, twice), whichever is less.
-        self.scale_rows = query_BD.shape[1] < 2 * query_BD.shape[0]
-        self.first = self.relative
-        self.narrow_query_BD = query_BD.to(products)
-        self.reference_B = torch.zeros_like(query_BD[:, 0])
-        self.buffers: dict[str, Tensor] = {}
-
-    def buffer(self, name: str, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-        """Return a contiguous piece of a buffer that is kept from block to block."""
-        size = shape[0] * shape[1]
-        kept = self.buffers.get(name)
-        if kept is None or kept.numel() < size:
-            kept = self.buffers[name] = self.query_BD.new_empty(size, dtype=dtype)
-        return kept[:size].view(shape)
-
-    def bytes_a_row(self, rows_CD: Tensor, row_scales_C: Tensor | None) -> int:
-        """Return what one row takes of a block's memory: logit, weight, mask for each query, and its working copies."""
-        wide = self.query_BD.element_size()
-        copies = 0 if rows_CD.dtype == self.products else self.products.itemsize
-        if row_scales_C is not None and self.products != self.query_BD.dtype:
-            copies = wide + self.products.itemsize
-        elif row_scales_C is not None and self.scale_rows:
-            copies = wide
-        return self.query_BD.shape[0] * (wide + 4) + rows_CD.shape[1] * copies
-
-    def prepare(self, rows_RD: Tensor, row_scales_R: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return the rows in the type of the products, and the scales that are still to be applied."""
-        wide = self.query_BD.dtype
-        if self.products == wide:
-            if row_scales_R is not None and self.scale_rows:
-                scaled_RD = self.buffer("rows", (rows_RD.shape[0], rows_RD.shape[1]), wide)
-                return torch.mul(rows_RD, row_scales_R[:, None], out=scaled_RD), None
-            if rows_RD.dtype != wide:
-                rows_RD = self.buffer("rows", (rows_RD.shape[0], rows_RD.shape[1]), wide).copy_(rows_RD)
-            return rows_RD, None if row_scales_R is None else row_scales_R.to(wide)
-        if row_scales_R is not None:
-            scaled_RD = self.buffer("scaled", (rows_RD.shape[0], rows_RD.shape[1]), wide).copy_(rows_RD)
-            rows_RD = scaled_RD.mul_(row_scales_R[:, None])
-        if rows_RD.dtype != self.products:
-            rows_RD = self.buffer("rows", (rows_RD.shape[0], rows_RD.shape[1]), self.products).copy_(rows_RD)
-        return rows_RD, None
-
-    def logits(self, rows_RD: Tensor, row_scales_R: Tensor | None, maximum_B: Tensor) -> Tensor:
-        """Return scale q.w, (B, R), in the accumulation type."""
-        shape = (self.query_BD.shape[0], rows_RD.shape[0])
-        if self.products == self.query_BD.dtype:
-            logits_BR = torch.mm(self.query_BD, rows_RD.T, out=self.buffer("logits", shape, self.query_BD.dtype))
-        elif not self.on_cpu:
-            return torch.mm(self.narrow_query_BD, rows_RD.T, out_dtype=self.query_BD.dtype)
-        elif self.first:
-            return self.query_BD @ rows_RD.to(self.query_BD.dtype).T
-        else:
-            narrow_B = self.reference_B.to(self.products)
-            narrow_BR = self.buffer("narrow", shape, self.products)
-            torch.addmm(narrow_B[:, None], self.narrow_query_BD, rows_RD.T, beta=-1, out=narrow_BR)
-            logits_BR = self.buffer("logits", shape, self.query_BD.dtype).copy_(narrow_BR)
-            logits_BR.add_(narrow_B.to(self.query_BD.dtype)[:, None])
-        return logits_BR if row_scales_R is None else logits_BR.mul_(row_scales_R)
-
-    def accurate(self, maximum_B: Tensor) -> bool:
-        """Take the new maximum as the next reference; False if this block deserved a better one than it had."""
-        if not self.relative:
-            return True
-        good = self.first or not bool((maximum_B - self.reference_B > FARTHEST).any())
-        self.first = False
-        self.reference_B = torch.where(maximum_B > NOTHING / 2, maximum_B + LEAD, 0.0)
-        return good
-
-    def add_weighted_rows(self, total_BD: Tensor, weights_BR: Tensor, rows_RD: Tensor) -> None:
-        """Add weights @ rows to the total, in place."""
-        if self.products == self.query_BD.dtype:
-            total_BD.addmm_(weights_BR, rows_RD)
-            return
-        shape = (weights_BR.shape[0], weights_BR.shape[1])
-        narrow_BR = self.buffer("narrow", shape, self.products).copy_(weights_BR)
-        if self.on_cpu:
-            total_BD.add_(torch.mm(narrow_BR, rows_RD))
-        else:
-            total_BD.add_(torch.mm(narrow_BR, rows_RD, out_dtype=self.query_BD.dtype))
-
-
-def _fast_products(rows_CD: Tensor) -> torch.dtype:
-    """bfloat16 for narrow rows where the device multiplies it fast; the rounding of a query averages out over D only if D is large."""
-    narrow = rows_CD.dtype in (torch.bfloat16, torch.int8) and rows_CD.shape[1] >= 128
-    return torch.bfloat16 if narrow and fast_bfloat16(rows_CD.device) else torch.float32

@@ -13,13 +13,14 @@ Source: F2C (arXiv 2105.10375). Shapes: B queries, D dimensions, C rows (slots),
 """
 
 import math
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
 from attfc.distributed import ALONE, Ranks
 from attfc.errors import UserError
-from attfc.losses.container_softmax import EMPTY, row_blocks
+from attfc.losses.streaming_pass import Streaming, nobodys_negative, row_blocks
 from attfc.precision import without_autocast
 
 __all__ = ["hardest_rows", "mean_hardest_cosine"]
@@ -76,8 +77,7 @@ def hardest_rows(
             cosine_BR = query_BD @ rows_CD[block].to(wide).T
             if row_scales_C is not None:
                 cosine_BR.mul_(row_scales_C[block])
-            row_labels_R = row_labels_C[block]
-            left_out_BR = (row_labels_R == labels_B[:, None]).logical_or_(row_labels_R == EMPTY)
+            left_out_BR = nobodys_negative(row_labels_C[block], labels_B)
             if filtering_threshold is not None:
                 left_out_BR.logical_or_(cosine_BR > filtering_threshold)
             cosine_BR.masked_fill_(left_out_BR, -math.inf)
@@ -95,9 +95,8 @@ def mean_hardest_cosine(
     count: int,
     *,
     row_scales_C: Tensor | None = None,
-    filtering_threshold: float | None = None,
-    block_mib: float = 32.0,
     ranks: Ranks = ALONE,
+    **streaming: Unpack[Streaming],
 ) -> Tensor:
     """Return for each query sum_j max(q.w_j, 0) / count over its `count` hardest rows of other identities; the push of DCP.
 
@@ -105,6 +104,7 @@ def mean_hardest_cosine(
 
     Args:
         ranks: where there are several, the rows are this rank's shard (C may be 0), queries and labels its own share of the batch.
+        streaming: `Streaming`; `filtering` says nothing: presumed wrong labels are never among the hardest.
 
     Returns:
         (B,) float32 (float64 for float64), with gradient to query_BD: (1 / count) sum_j w_j over those with a cosine above 0.
@@ -113,6 +113,7 @@ def mean_hardest_cosine(
     >>> mean_hardest_cosine(torch.tensor([[1.0, 0.0]]), rows, labels, torch.tensor([9]), 3)
     tensor([0.6000])
     """
+    options: dict[str, Any] = {name: value for name, value in streaming.items() if name != "filtering"}
     with without_autocast(query_BD), torch.no_grad():
         every_query_BD = ranks.gather(query_BD.detach())
         cosine_BH, number_BH = hardest_rows(
@@ -122,8 +123,7 @@ def mean_hardest_cosine(
             ranks.gather(labels_B),
             count,
             row_scales_C=row_scales_C,
-            filtering_threshold=filtering_threshold,
-            block_mib=block_mib,
+            **options,
         )
         chosen_BH = (cosine_BH > 0) & _among_all(cosine_BH, ranks)
         total_BD = torch.zeros_like(every_query_BD, dtype=cosine_BH.dtype)

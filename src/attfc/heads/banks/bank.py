@@ -25,7 +25,6 @@ __all__ = [
     "Recalled",
     "last_occurrence",
     "merge_centers",
-    "shards_of",
 ]
 
 EMPTY = -1  # label of a row that holds nothing: never a negative
@@ -205,10 +204,3 @@ class Bank(nn.Module):
 
     def _misfit(self, name: str, saved: Tensor, own: Tensor) -> str:
         raise NotImplementedError
-
-
-def shards_of(banks: list[Bank], ranks: Ranks) -> dict[str, ShardedRows]:
-    """Return the blocks of all banks, by the names of their tensors in the head's state; nothing where ranks share nothing."""
-    if ranks.size == 1:
-        return {}
-    return {f"{bank.state_name}.{name}": shard for bank in banks for name, shard in bank.row_shards().items()}

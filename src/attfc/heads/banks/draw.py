@@ -17,19 +17,18 @@ import math
 import torch
 from torch import Tensor
 
-from attfc.heads.banks.label_index import _as_signed, _mix
+from attfc.random_streams import INCREMENT, scramble_tensor, signed
 
 __all__ = ["draw_classes", "drawn_classes"]
 
 _ROUNDS = 12
-_MASK64 = (1 << 64) - 1
 
 
 def _round_keys(seed: int, number: int, device: torch.device) -> Tensor:
     """Keys of the rounds, int64 (rounds,): splitmix64 from a state that both words shape; made on the device, which a copy would wait for."""
-    state = (seed * 0xD1342543DE82EF95 + number * 0x2545F4914F6CDD1D + 1) & _MASK64
-    steps = torch.arange(1, _ROUNDS + 1, device=device) * _as_signed(0x9E3779B97F4A7C15)
-    return _mix(steps + _as_signed(state))
+    state = seed * 0xD1342543DE82EF95 + number * 0x2545F4914F6CDD1D + 1
+    steps = torch.arange(1, _ROUNDS + 1, device=device) * signed(INCREMENT)
+    return scramble_tensor(steps + signed(state))
 
 
 def drawn_classes(classes: int, count: int, seed: int, number: int, device: torch.device) -> Tensor:
@@ -49,8 +48,8 @@ def drawn_classes(classes: int, count: int, seed: int, number: int, device: torc
     left, right = (first // columns).int(), (first % columns).int()
     keys = _round_keys(seed, number, device).unsqueeze(1)
     # What a round adds to one half is a random number for each value of the other: tables of sqrt(N), one gather an element.
-    for_left = _below(_mix(torch.arange(columns, device=device) ^ keys[0::2]), rows)
-    for_right = _below(_mix(torch.arange(rows, device=device) ^ keys[1::2]), columns)
+    for_left = _below(scramble_tensor(torch.arange(columns, device=device) ^ keys[0::2]), rows)
+    for_right = _below(scramble_tensor(torch.arange(rows, device=device) ^ keys[1::2]), columns)
     for turn in range(_ROUNDS // 2):
         left += for_left[turn].index_select(0, right)
         left += (left >> 31) & rows  # below zero: once around

@@ -15,25 +15,13 @@ that row: the index never disagrees with the slots. At 1/4 full, a window has no
 import torch
 from torch import Tensor, nn
 
+from attfc.random_streams import scramble_tensor
+
 __all__ = ["LabelIndex"]
 
 PROBES = 32
 ROUNDS = 8
 FREE = -1
-
-
-def _as_signed(word: int) -> int:
-    return word - (1 << 64) if word >= 1 << 63 else word
-
-
-_MULTIPLIERS = (_as_signed(0xBF58476D1CE4E5B9), _as_signed(0x94D049BB133111EB))
-
-
-def _mix(words: Tensor) -> Tensor:
-    """Scramble int64 numbers one to one (splitmix64's finalizer; the masks make the shifts logical)."""
-    words = (words ^ ((words >> 30) & 0x3FFFFFFFF)) * _MULTIPLIERS[0]
-    words = (words ^ ((words >> 27) & 0x1FFFFFFFFF)) * _MULTIPLIERS[1]
-    return words ^ ((words >> 31) & 0x1FFFFFFFF)
 
 
 class LabelIndex(nn.Module):
@@ -61,7 +49,7 @@ class LabelIndex(nn.Module):
         self.position_of_slot.fill_(self.positions)
 
     def _window(self, labels_B: Tensor) -> Tensor:
-        mixed_B = _mix(labels_B)
+        mixed_B = scramble_tensor(labels_B)
         stride_B = (mixed_B >> 32) | 1
         probe_P = torch.arange(self.probes, device=labels_B.device)
         return (mixed_B.unsqueeze(1) + stride_B.unsqueeze(1) * probe_P) & (self.positions - 1)

@@ -28,11 +28,7 @@ from attfc.heads.checked import checked
 from attfc.heads.memory import block_bytes
 from attfc.heads.options import InitialRows, RowType, SlotCount, SlotShare
 
-__all__ = ["ContainerPolicy", "Initial", "RecentCenters", "RowDtype"]
-
-ContainerPolicy = Literal["fifo", "unique"]
-RowDtype = Literal["float32", "bfloat16", "int8"]
-Initial = Literal["empty", "random"]
+__all__ = ["RecentCenters"]
 
 NOBODY = -2  # label of the random rows of `initial="random"`: a negative for everybody
 _POLICIES = ("fifo", "unique")

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 
 from attfc.heads import DCP, AttFC, FullFC, Head, KeyAttention, PartialFC, RecentCenters
-from attfc.heads.banks.recent import RowDtype
+from attfc.heads.options import RowType
 from attfc.losses import CosFace
 from attfc.plan import HeadRates
 from attfc.training.optimizers import build_optimizer, parameter_groups
@@ -30,7 +30,7 @@ def measure_heads(
     *,
     embedding_size: int = 512,
     keys: int = 2,
-    dtype: RowDtype = "float32",
+    dtype: RowType = "float32",
     optimizer: Literal["sgd", "adamw"] = "sgd",
     rows: int = ROWS,
     repeats: int = 2,
