@@ -32,15 +32,8 @@ from common import write_result
 
 from attfc.data.index import IdentityIndex
 from attfc.data.sampling.query_stream import QueryStream
-from attfc.data.stores.packed.packed_store import (
-    ABOUT,
-    FORMAT,
-    VERSION,
-    PackedStore,
-    file_crc32,
-    npy_header,
-    shard_name,
-)
+from attfc.data.stores.packed.packed_format import ABOUT, FORMAT, VERSION, file_crc32, npy_header, shard_name
+from attfc.data.stores.packed.packed_store import PackedStore
 from attfc.data.stores.rec.record_file import MAGIC
 from attfc.data.stores.rec.record_index import RecordIndex, save_record_index
 from attfc.data.stores.rec.records import RecordStore, _digest

@@ -9,16 +9,16 @@ from html import escape
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CELLS = ROOT / "benchmarks" / "results" / "studies" / "vectors_100k"
+CELLS = ROOT / "benchmarks" / "results" / "studies" / "vectors_100k" / "cells.jsonl"
 FIGURE = "tar_at_far/0.0001"
 EPOCHS = 4
 
-# cells, name, what stands below it, colour, dash, width
+# variant, name, what stands below it, colour, dash, width
 SERIES = [
-    ("attfc-0.01", "AttFC", "#0072B2", "", 3.5),
+    ("attfc 0.01", "AttFC", "#0072B2", "", 3.5),
     ("full_fc", "full classifier", "#D55E00", "", 2),
-    ("partial_fc-0.1", "Partial FC, 10 %", "#009E73", "8 4", 2),
-    ("partial_fc-0.01", "Partial FC, 1 %", "#777777", "2 4", 2),
+    ("partial_fc 0.1", "Partial FC, 10 %", "#009E73", "8 4", 2),
+    ("partial_fc 0.01", "Partial FC, 1 %", "#777777", "2 4", 2),
 ]
 LEFT, TOP, WIDTH, HEIGHT = 64, 78, 430, 250
 HIGHEST = 0.7
@@ -26,7 +26,8 @@ HIGHEST = 0.7
 
 def curve(name: str) -> tuple[list[tuple[float, float]], float]:
     """Return (epochs, mean over seeds of the rate in %) along the run, and the memory of the head in MiB."""
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(CELLS.glob(f"{name}.seed?.json"))]
+    cells = map(json.loads, CELLS.read_text(encoding="utf-8").splitlines())
+    records = [cell for cell in cells if cell["variant"] == name]
     steps = records[0]["steps"]
     points = zip(*(record["curve"] for record in records), strict=True)
     means = [(EPOCHS * each[0]["step"] / steps, statistics.mean(point[FIGURE] for point in each)) for each in points]
@@ -41,7 +42,7 @@ def place(epochs: float, rate: float) -> tuple[float, float]:
 def picture() -> str:
     """Return the SVG."""
     curves = {name: curve(name) for name, *_ in SERIES}
-    times = round(curves["full_fc"][1] / curves["attfc-0.01"][1])
+    times = round(curves["full_fc"][1] / curves["attfc 0.01"][1])
     title = f"Few images per person: AttFC is best, in a {_ORDINALS[times]} of the memory"
     parts = [
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 380" font-family="sans-serif" font-size="13" role="img" '

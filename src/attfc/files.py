@@ -6,6 +6,7 @@ Cost: `replacing` waits for the disk (some milliseconds on an SSD). `crc32_of` r
 import contextlib
 import json
 import os
+import threading
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ __all__ = [
     "crc32_of",
     "first_fault",
     "lock",
+    "read_at",
     "read_json",
     "replacing",
     "sync",
@@ -42,7 +44,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with draft.open("w+b") as file:
+        with draft.open("w+b", buffering=1 << 20) as file:
             yield file
             sync(file)
         draft.replace(path)
@@ -170,3 +172,15 @@ def lock(file: IO[Any] | int) -> bool:
     except OSError:
         pass
     return True
+
+
+_turn = threading.Lock()
+
+
+def read_at(descriptor: int, count: int, offset: int) -> bytes:
+    """Return up to `count` bytes from `offset`: `os.pread` where the system has it (Linux, macOS), else one thread after the other."""
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, count, offset)
+    with _turn:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        return os.read(descriptor, count)

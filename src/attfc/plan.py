@@ -1,7 +1,7 @@
-"""Will it fit, how long, which head: memory and time of a training step, predicted from sizes and one short run of the network.
+"""Will it fit, how long, which head: memory and time of a training step, predicted from sizes and one short run of the network, and advice.
 
 Memory is the largest of five moments of a step: the key pass, the end of the query's forward, the backward (with the head's gradient beside
-the activations), the optimizer with its temporaries, and what lies there all the time. The head's part is arithmetic. The
+the activations), the optimizer with its temporaries, and what lies there all the time. The head's part is its own `footprint`. The
 network's part is counted, not guessed: every storage that comes and goes is watched while two small batches really run
 (`measure_encoder`; under autocast where the training is), and memory is a line in the batch size. Cost: a few seconds.
 Not seen: workspace inside a kernel, fragmentation, the interpreter and torch themselves (250 to 400 MiB on a processor).
@@ -21,26 +21,22 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from attfc.errors import UserError
-from attfc.losses.streaming_pass import LARGEST_BLOCK
+from attfc.heads.memory import HeadMemory
 from attfc.precision import autocast
 
 __all__ = [
     "NOTHING",
     "Encoder",
-    "HeadMemory",
     "HeadRates",
     "Line",
     "Plan",
-    "head_memory",
-    "kept_bytes",
+    "advice",
+    "answer",
     "measure_encoder",
     "plan_step",
+    "way_to_save",
 ]
 
-HeadName = Literal["full_fc", "partial_fc", "attfc", "attfc, no key passes", "dcq", "dcp"]
-
-_ROW_BYTES = {"float32": lambda D: 4 * D, "bfloat16": lambda D: 2 * D, "int8": lambda D: D + 4}
 QUICK_SECONDS = 0.5  # of a timed pass: a longer one is timed well enough
 _ALWAYS_MIB = 8  # row optimizer's blocks and other small change
 
@@ -219,131 +215,6 @@ class HeadRates:
 
 
 @dataclass(frozen=True)
-class HeadMemory:
-    """Bytes of a head on one rank, and how many rows a step works on in which way (a field of `HeadRates`)."""
-
-    rows: float
-    gradient: float
-    optimizer: float
-    working: float
-    optimizer_working: float
-    keys_per_query: int
-    streamed: int
-    kind: Literal["container", "pool", "dense", "sampled"]
-
-
-def head_memory(
-    name: HeadName,
-    identities: int,
-    batch: int,
-    *,
-    embedding_size: int = 512,
-    slots: int | None = None,
-    dtype: str = "float32",
-    sample_rate: float = 0.1,
-    keys_per_query: int = 2,
-    optimizer: Literal["sgd", "adamw"] = "sgd",
-    weight_decay: bool = True,
-    block_mib: float = 32.0,
-    ranks: int = 1,
-    cached: bool = True,
-    table: bool = False,
-    drawn: bool = False,
-    remembered: int | None = None,
-) -> HeadMemory:
-    """Bytes of one head on one rank; rows and slots are divided by `ranks`, the batch is that of one rank.
-
-    Args:
-        table: AttFC keeps a table of all identities' centers (bfloat16) in the memory that is counted.
-        drawn: AttFC's negatives are drawn from the table, wherever it is: `slots` rows of it and the batch's, instead of a container.
-        remembered: images whose last embeddings AttFC keeps in the memory that is counted, with their sums, in place of a table
-            (`center=other_images`).
-        cached: a processor, where blocks are kept small enough for its cache.
-
-    Raises:
-        UserError: a head without a plan, a container without slots or smaller than the batch.
-
-    >>> head_memory("full_fc", 1_000_000, 128).rows / 1e9
-    2.048
-    """
-    D, everyone = embedding_size, batch * ranks
-    block = block_mib * 2**20
-
-    def of_blocks(rows: int, bytes_a_row: float) -> float:
-        """Bytes of the largest block of a pass over `rows`: see `row_blocks`."""
-        return min(block, (min(rows, LARGEST_BLOCK) if cached else rows) * bytes_a_row)
-
-    backward_row = 12.0 * (everyone + D)  # logits, weights and their copies; a row, its gradient and their product
-    states = 1 if optimizer == "sgd" else 2
-    if name in ("full_fc", "partial_fc"):
-        rows = -(-identities // ranks)
-        size = rows * D * 4.0
-        if name == "full_fc":
-            temporaries = (1.0 if weight_decay else 0.0) if optimizer == "sgd" else 2.0
-            return HeadMemory(
-                size,
-                size,
-                states * size,
-                of_blocks(rows, backward_row) + rows * 12,
-                temporaries * size,
-                0,
-                rows,
-                "dense",
-            )
-        sampled = min(rows, max(round(sample_rate * rows), everyone))
-        small = sampled * D * 4.0
-        # The rows and their gradient; five int64 per class for the draw, its sort and their norms.
-        return HeadMemory(
-            size,
-            small,
-            states * size,
-            of_blocks(sampled, backward_row) + small + sampled * 40,
-            0.0,
-            0,
-            sampled,
-            "sampled",
-        )
-    if name not in ("attfc", "attfc, no key passes", "dcq", "dcp"):
-        raise UserError(f"there is no plan for a head {name!r}: full_fc, partial_fc, attfc, dcq or dcp")
-    if slots is None or (slots < everyone and not drawn):
-        raise UserError(
-            f"the container has {slots} slots, which is smaller than the batch ({everyone}): give it more slots"
-        )
-    held = -(-slots // ranks)
-    positions = max(64, 1 << (4 * slots - 1).bit_length())
-    index = slots * (8 + 8 + 4) + positions * 4
-    keys = {"attfc": keys_per_query, "dcq": 1, "dcp": 1}.get(name, 0)
-    # A block's logits, and its rows where they are not multiplied as they are stored.
-    blocks = of_blocks(held, everyone * 8.0 + (0 if dtype == "float32" else 4 * D))
-    containers = 2 if name == "dcp" else 1
-    stored = containers * (held * _ROW_BYTES[dtype](D) + index)
-    working = blocks + slots * 16 + everyone * D * 4 * (keys + 6)
-    if name.startswith("attfc"):
-        if drawn:  # the rows and what finds them are there for the step alone
-            stored = 0.0
-            held += -(-everyone // ranks)
-            working = of_blocks(held, everyone * 8.0 + 4 * D) + held * _ROW_BYTES["bfloat16"](D) + slots * 40
-            working += everyone * D * 4 * (keys + 6)
-        if table or remembered is not None:
-            stored += kept_bytes(identities, D, remembered, ranks)
-    if name == "dcp":  # both slots' hardest rows, kept for backward
-        working += 2 * everyone * D * 4 * (min(max(int(0.0002 * slots), 3), 10) + 6)
-    return HeadMemory(stored, 0.0, 0.0, working, 0.0, keys, held, "pool" if name == "dcp" else "container")
-
-
-def kept_bytes(identities: int, embedding_size: int, remembered: int | None = None, ranks: int = 1) -> int:
-    """Bytes on one rank of AttFC's table of centers, or of its memory of `remembered` images and their sums (`center=other_images`).
-
-    >>> kept_bytes(1_000_000, 512) / 1e9, kept_bytes(1_000_000, 512, remembered=20_000_000) / 1e9
-    (1.024, 22.532)
-    """
-    row: int = _ROW_BYTES["bfloat16"](embedding_size)
-    if remembered is None:
-        return -(-identities // ranks) * row
-    return -(-remembered // ranks) * row + -(-identities // ranks) * 4 * (embedding_size + 1)
-
-
-@dataclass(frozen=True)
 class Plan:
     """A head's step: bytes by what they are for, the peak, and seconds (None: not calibrated on the device)."""
 
@@ -389,8 +260,9 @@ def plan_step(
     """
     keys = head.keys_per_query
     states = 1 if optimizer == "sgd" else 2
+    of_rows = states * head.rows if head.kind in ("dense", "sampled") else 0.0
     # The key encoder is a copy of the network, whatever the head.
-    always = 2 * (encoder.parameters + encoder.buffers) + states * encoder.trained + head.rows + head.optimizer
+    always = 2 * (encoder.parameters + encoder.buffers) + states * encoder.trained + head.rows + of_rows
     always += _ALWAYS_MIB * 2**20 + batch * (1 + keys) * encoder.image_bytes
     # float32 images twice: as augmented, and laid out channels last.
     key_images, query_images = batch * keys * encoder.image_bytes * 4, batch * encoder.image_bytes * 4
@@ -417,7 +289,7 @@ def plan_step(
         head=title,
         parameters=2.0 * (encoder.parameters + encoder.buffers),
         gradients=gradients,
-        optimizer=states * encoder.trained + head.optimizer,
+        optimizer=states * encoder.trained + of_rows,
         activations=encoder.saved.at(batch),
         rows=head.rows,
         peak=peak,
@@ -428,6 +300,104 @@ def plan_step(
 
 
 def _optimizer_working(encoder: Encoder, head: HeadMemory, optimizer: str, weight_decay: bool, foreach: bool) -> float:
+    """Bytes of the optimizer's temporaries; those of sampled rows come in blocks."""
     times = (1.0 if weight_decay else 0.0) if optimizer == "sgd" else 2.0
     network = times * (encoder.trained if foreach else encoder.largest)
-    return network + head.optimizer_working if foreach else max(network, head.optimizer_working)
+    rows = times * head.rows if head.kind == "dense" else 0.0
+    return network + rows if foreach else max(network, rows)
+
+
+SPARE = 0.1  # of the memory: what kernels' workspace and fragmentation, which no plan sees, may well take
+QUICKER = 0.95  # of a step's seconds: two measured times closer than this are alike
+
+
+def answer(plans: Sequence[Plan], asked: str, memory_bytes: float) -> list[str]:
+    """Say whether the head asked about fits in the memory, which head takes less time, and what to change where it is tight.
+
+    Args:
+        plans: of all heads.
+        asked: `head` of the one that the configuration has.
+        memory_bytes: the budget.
+    """
+    mine = next(plan for plan in plans if plan.head == asked)
+    of_memory = f"{100 * mine.peak / memory_bytes:.0f} % of the memory"
+    seconds = "" if mine.step_seconds is None else f", {mine.step_seconds:.3g} s per step"
+    if mine.peak > memory_bytes:
+        return [f"yours ({asked}): does not fit, {of_memory}{seconds}. {way_to_save(mine)}."]
+    lines = [f"yours ({asked}): fits, {of_memory}{seconds}"]
+    quicker = [
+        plan
+        for plan in plans
+        if plan.peak <= memory_bytes
+        and None not in (plan.step_seconds, mine.step_seconds)
+        and plan.step_seconds < QUICKER * mine.step_seconds  # type: ignore[operator]
+    ]
+    if quicker:
+        best = min(quicker, key=lambda plan: plan.step_seconds or 0.0)
+        lines.append(
+            f"faster: {best.head}, {100 * best.peak / memory_bytes:.0f} % of the memory, {best.step_seconds:.3g} s per step"
+        )
+    spare = 1 - mine.peak / memory_bytes
+    if spare < SPARE:
+        lines.append(
+            f"warning: {100 * spare:.0f} % of the memory is spare, and workspace inside kernels and fragmentation are not counted: it may "
+            f"not fit. {way_to_save(mine)}."
+        )
+    return lines
+
+
+def way_to_save(plan: Plan) -> str:
+    """Say what takes most of a plan's memory, and what makes that smaller."""
+    network = 2 * plan.parameters  # it and its key encoder, its gradients, its momentum
+    head = plan.rows + max(plan.gradients - plan.parameters / 2, 0) + max(plan.optimizer - plan.parameters / 2, 0)
+    if plan.activations >= max(network, head):
+        return (
+            f"Its largest part is activations, {plan.activations / 2**20:,.0f} MiB: halve batch_size and double optimizer.accumulation, "
+            "or set backbone.options={checkpointing: true}"
+        )
+    if network >= head:
+        return f"Its largest part is the network's parameters, {network / 2**20:,.0f} MiB: take a smaller one (attfc backbones)"
+    held = f"Its largest part is the head's rows, {head / 2**20:,.0f} MiB"
+    if plan.head.startswith(("full_fc", "partial_fc")):
+        return f"{held} with gradients and momentum: head=attfc trains none"
+    table = (
+        ", or keep the centers in a file: negatives.place=file negatives.folder=FOLDER"
+        if plan.head.startswith("attfc")
+        else ""
+    )
+    size = "negatives.count" if plan.head.startswith("attfc") else "head.count"
+    return f"{held}: lower {size}{table}"
+
+
+FEW_IMAGES = 6  # per person, on average: docs/study.md has a world of few samples (1 to 6, 2.6 on average)
+
+
+def advice(plans: Sequence[Plan], identities: int, images: int | None = None) -> str:
+    """Say in a sentence or two which of the heads is the better choice, and why.
+
+    Measured: docs/study.md, thousands of identities. Beyond that size it rests on memory and time alone, and says so.
+    """
+    fitting = {plan.head.split(",")[0].split(" ")[0]: plan for plan in reversed(plans) if plan.fits is not False}
+    if not fitting:
+        least = min(plans, key=lambda plan: plan.peak)
+        return f"None fits; {least.head} needs the least. {way_to_save(least)}."
+    few = images is not None and images < FEW_IMAGES * identities
+    if few and "attfc" in fitting:
+        return (
+            f"attfc: people have {images / identities:.1f} images each, too few to train a center for each of them "  # type: ignore[operator]
+            "(docs/study.md, where people have few samples). center=key_attention embeds more images per step and gains a little accuracy."
+        )
+    level = "docs/study.md, 2,360 identities of real faces: attfc with center=own_embedding at a tenth of the rows equals full_fc over all pairs"
+    if "full_fc" in fitting and identities < 200_000:
+        return f"full_fc: it fits, it is the reference, and below some hundred thousand identities its rows cost little ({level})."
+    if "partial_fc" in fitting and "attfc" in fitting:
+        saved = (fitting["partial_fc"].peak - fitting["attfc"].peak) / 2**30
+        return (
+            f"both partial_fc and attfc fit: attfc takes {saved:.1f} GiB less, trains no rows, and with center=own_embedding needs no keys. "
+            f"Accuracy at this size is not measured by us ({level})."
+        )
+    if "attfc" in fitting:
+        return f"attfc: partial_fc does not fit. Accuracy at this size is not measured by us ({level})."
+    if len(fitting) == 1:
+        return f"{next(iter(fitting))}: the only one that fits."
+    return f"{' and '.join(reversed(fitting))}: the only ones that fit."

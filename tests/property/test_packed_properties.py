@@ -19,7 +19,9 @@ from attfc.data.convert import convert_store
 from attfc.data.images import BrokenImageError
 from attfc.data.stores.folder import FolderStore
 from attfc.data.stores.folder_writer import FolderWriter, _distinct, safe_name
-from attfc.data.stores.packed.packed_store import IMAGE_NAMES, PER_IDENTITY, PER_IMAGE, PackedStore, verify_packed
+from attfc.data.stores.packed.packed_check import verify_packed
+from attfc.data.stores.packed.packed_format import IMAGE_NAMES, PER_IDENTITY, PER_IMAGE
+from attfc.data.stores.packed.packed_store import PackedStore
 from attfc.data.stores.packed.packed_writer import PackedWriter
 from attfc.errors import UserError
 

@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from attfc.data.stores.rec.record_file import RecordFile, RecordWriter, frames, pack_payload, read_index, unpack_payload
-from attfc.data.stores.rec.records import RecordStore, write_insightface_rec
+from attfc.data.convert import convert_store
+from attfc.data.stores.rec.idx_file import read_index
+from attfc.data.stores.rec.record_file import RecordFile, unpack_payload
+from attfc.data.stores.rec.record_writer import RecordWriter, frames, pack_payload
+from attfc.data.stores.rec.records import RecordStore
 
 MAGIC = 0xCED7230A
 WORD = struct.pack("<I", MAGIC)
@@ -187,7 +190,7 @@ def test_a_set_that_the_oracle_reads(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "train.rec").write_bytes(rec)
     (tmp_path / "a" / "train.idx").write_bytes(idx)
-    write_insightface_rec(RecordStore(tmp_path / "a"), tmp_path / "b")
+    convert_store(RecordStore(tmp_path / "a"), tmp_path / "b", kind="rec")
     data = (tmp_path / "b" / "train.rec").read_bytes()
     places = dict(map(int, line.split("\t")) for line in (tmp_path / "b" / "train.idx").read_text().splitlines())
     (after, end), nothing = oracle_image(oracle_read(data, places[0])[0])

@@ -16,15 +16,15 @@ from PIL import Image
 from attfc.data.convert import convert_store
 from attfc.data.images import BrokenImageError
 from attfc.data.index import IdentityIndex
-from attfc.data.stores import folder_writer
+from attfc.data.stores import folder_writer, writer
 from attfc.data.stores.combined import CombinedStore
 from attfc.data.stores.edits import EditedStore, Edits
 from attfc.data.stores.folder import FolderStore
 from attfc.data.stores.folder_writer import extension_of, safe_name
 from attfc.data.stores.list_file import ListStore
 from attfc.data.stores.opening import open_store
-from attfc.data.stores.packed import packed_writer
 from attfc.data.stores.packed.packed_store import PackedStore
+from attfc.data.stores.packed.packed_writer import PackedWriter
 from attfc.data.stores.rec.records import RecordStore
 from attfc.data.stores.store import EncodedStore
 from attfc.data.stores.synthetic import SyntheticFaces
@@ -526,13 +526,13 @@ def test_two_at_once_are_kept_apart(tmp_path: Path) -> None:
 
 
 def test_killed_on_the_last_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between the rename of `packed.json` and the removal of the journal."""
+    """Between the rename of `packed.json` and the removal of `unfinished.json`."""
 
-    def cut(self: packed_writer.Journal) -> None:
+    def cut(self: PackedWriter) -> None:
         raise CutError
 
     with monkeypatch.context() as patch:
-        patch.setattr(packed_writer.Journal, "remove", cut)
+        patch.setattr(PackedWriter, "_end", cut)
         with pytest.raises(CutError):
             convert_store(ListedStore(many()), tmp_path / "p")
     assert len(PackedStore(tmp_path / "p")) == 169
@@ -551,24 +551,27 @@ def test_a_full_disk_is_one_error_and_continues(
     """The disk takes so many bytes and no more, wherever that falls: every run frees a little and comes a little further."""
     options = {"kind": kind, "sync_bytes": 900, "shard_bytes": 4000}
     convert_store(ListedStore(many(20)), tmp_path / "whole", **options)
-    pwrite, write = os.pwrite, os.write
     room = [0]
 
-    def bounded(real):
-        def call(descriptor: int, data, *at: int) -> int:
+    class SmallDisk(io.FileIO):
+        """What the writers write to, at whatever size of their buffers."""
+
+        def write(self, data) -> int:  # type: ignore[no-untyped-def]
             if not room[0]:
                 raise OSError(code, os.strerror(code))
             taken = min(len(data), room[0])
             room[0] -= taken
-            return real(descriptor, data[:taken], *at)
+            return super().write(data[:taken])
 
-        return call
+    def opened(path, mode: str, buffering: int = 4096, opener=None):  # type: ignore[no-untyped-def]
+        raw = SmallDisk(path, mode.replace("b", ""), opener=opener)
+        return raw if buffering == 0 else io.BufferedRandom(raw, 256)
 
     messages = []
     done = None
     with monkeypatch.context() as patch:
-        patch.setattr(packed_writer.os, "pwrite", bounded(pwrite))
-        patch.setattr(folder_writer.os, "write", bounded(write))
+        patch.setattr(writer, "open", opened, raising=False)
+        patch.setattr(folder_writer, "open", opened, raising=False)
         for _ in range(60):
             room[0] = 3000
             try:
@@ -589,17 +592,17 @@ def test_a_full_disk_is_one_error_and_continues(
 
 def test_a_full_disk_when_the_journal_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     convert_store(ListedStore(many()), tmp_path / "whole", sync_bytes=900)
-    replace_file = packed_writer.replace_file
+    replace_json = writer.replace_json
     calls = [0]
 
     def full(path: Path, content: dict[str, object]) -> None:
         calls[0] += 1
         if calls[0] % 4 == 0:
-            path.with_name(path.name + ".new").write_bytes(b"half")
+            path.with_name(f".{path.name}.1.part").write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
-        replace_file(path, content)
+        replace_json(path, content)
 
-    monkeypatch.setattr(packed_writer, "replace_file", full)
+    monkeypatch.setattr(writer, "replace_json", full)
     for _ in range(100):
         try:
             convert_store(ListedStore(many()), tmp_path / "full", sync_bytes=900)

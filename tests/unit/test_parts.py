@@ -10,7 +10,6 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from attfc.distributed import Ranks
 from attfc.errors import UserError
 from attfc.heads import (
     DCP,
@@ -29,7 +28,6 @@ from attfc.heads import (
 )
 from attfc.heads.banks.bank import Batch, Negatives, Recalled
 from attfc.losses import CosFace
-from attfc.plan import head_memory
 
 SIZE, IDENTITIES, IMAGES = 6, 20, 60
 RULES = {
@@ -171,53 +169,6 @@ def test_a_default_head_has_one_table_and_it_stays_on_the_host() -> None:
     assert head.to("meta").table.rows.device.type == "cpu"
     table = CenterTable()
     assert AttFC(SIZE, CosFace(), identities=9, negatives=table, stored=table).banks == [table]
-
-
-# what a head takes
-
-
-@pytest.mark.parametrize("ranks", [1, 4])
-@pytest.mark.parametrize("cached", [True, False])
-def test_heads_say_their_own_memory(ranks: int, cached: bool) -> None:
-    """Against the plan's formulas, in which the sizes are written out."""
-    N, D, batch, slots = 90_000, 64, 32, 5000
-    shared = {"embedding_size": D, "ranks": ranks, "cached": cached}
-    with torch.device("meta"):
-        margin, rest = CosFace(), {"ranks": Ranks(0, ranks)}
-        parts = {"margin": margin, "identities": N, **rest}
-        recent = {dtype: RecentCenters(count=slots, dtype=dtype) for dtype in ("float32", "bfloat16", "int8")}  # type: ignore[arg-type]
-        heads: list[tuple[Head, Any]] = [
-            (FullFC(D, N, margin, **rest), head_memory("full_fc", N, batch, **shared)),
-            (PartialFC(D, N, margin, 0.1, **rest), head_memory("partial_fc", N, batch, **shared)),
-            (DCQ(D, margin, count=slots, **rest), head_memory("dcq", N, batch, slots=slots, **shared)),
-            (DCP(D, margin, count=slots, **rest), head_memory("dcp", N, batch, slots=slots, **shared)),
-            (
-                AttFC(D, negatives=CenterTable(count=slots), **parts),
-                head_memory("attfc, no key passes", N, batch, slots=slots, table=cached, drawn=True, **shared),
-            ),
-            (
-                AttFC(D, center=OtherImages(700_001), negatives=ImageMemory(count=slots, place="device"), **parts),
-                head_memory("attfc, no key passes", N, batch, slots=slots, drawn=True, remembered=700_001, **shared),
-            ),
-            (
-                AttFC(D, negatives=RecentCenters(count=slots), stored=CenterTable(place="device"), **parts),
-                head_memory("attfc, no key passes", N, batch, slots=slots, table=True, **shared),
-            ),
-            *(
-                (
-                    AttFC(D, center=KeyAttention(3), negatives=bank, in_batch="none", **parts),
-                    head_memory("attfc", N, batch, slots=slots, dtype=dtype, keys_per_query=3, **shared),
-                )
-                for dtype, bank in recent.items()
-            ),
-        ]
-    for head, planned in heads:
-        own = head.footprint(batch, cached=cached)
-        assert own.rows == pytest.approx(planned.rows, rel=1e-3), head
-        assert own.working == pytest.approx(planned.working, rel=1e-9), head
-        assert (own.gradient, own.keys_per_query, own.streamed, own.kind) == (
-            planned.gradient, planned.keys_per_query, planned.streamed, planned.kind
-        )  # fmt: skip
 
 
 # room for other banks: trained rows for the identities of a list, own centers for the rest

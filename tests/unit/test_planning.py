@@ -4,7 +4,6 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,12 +12,12 @@ from typer.testing import CliRunner
 
 from attfc.cli import app
 from attfc.config import load_config
-from attfc.errors import UserError
-from attfc.heads import DCP, CenterTable, ImageMemory, RecentCenters
+from attfc.distributed import Ranks
+from attfc.heads import DCP, AttFC, CenterTable, FullFC, Head, KeyAttention, PartialFC, RecentCenters
+from attfc.heads.memory import HeadMemory
 from attfc.lab.bench import calibration
 from attfc.losses import CosFace
-from attfc.plan import NOTHING, Encoder, HeadRates, Plan, head_memory, measure_encoder, plan_step
-from attfc.plan_advice import advice, answer
+from attfc.plan import NOTHING, Encoder, HeadRates, Plan, advice, answer, measure_encoder, plan_step
 
 CPU = torch.device("cpu")
 
@@ -63,36 +62,6 @@ def test_a_view_is_not_counted_twice() -> None:
     assert measure_encoder(Views(), 8, device=CPU, channels_last=False).saved.per_image == 3 * 8 * 8 * 4
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
-def test_container_bytes_are_the_containers_own(dtype: str) -> None:
-    with torch.device("meta"):
-        own = RecentCenters(count=5000, dtype=dtype).bind(64, None).memory_bytes()  # type: ignore[arg-type]
-    planned = head_memory("attfc", 10**6, 128, embedding_size=64, slots=5000, dtype=dtype).rows
-    assert planned == pytest.approx(own, rel=1e-3)
-
-
-def test_a_table_of_centers_counts_where_its_memory_is_counted() -> None:
-    own = CenterTable().bind(64, 9000).memory_bytes()
-    size: dict[str, Any] = {"embedding_size": 64, "slots": 5000}
-    for name in ("attfc", "attfc, no key passes"):
-        with_table, without = (head_memory(name, 9000, 128, table=table, **size).rows for table in (True, False))  # type: ignore[arg-type]
-        assert with_table - without == own
-        drawn = head_memory(name, 9000, 128, table=True, drawn=True, **size)  # type: ignore[arg-type]
-        assert drawn.rows == own, "no container is kept"
-        assert drawn.working > head_memory(name, 9000, 128, **size).working  # type: ignore[arg-type]
-    assert head_memory("dcq", 9000, 128, table=True, **size) == head_memory("dcq", 9000, 128, **size)
-    assert head_memory("attfc", 9000, 128, table=True, ranks=2, **size).rows < with_table
-
-
-def test_a_memory_of_images_counts_where_its_memory_is_counted() -> None:
-    own = ImageMemory().bind(64, 9000, images=70_001).memory_bytes()
-    size: dict[str, Any] = {"embedding_size": 64, "slots": 5000, "drawn": True}
-    assert head_memory("attfc, no key passes", 9000, 128, remembered=70_001, **size).rows == own
-    assert head_memory("attfc, no key passes", 9000, 128, remembered=70_001, ranks=2, **size).rows == pytest.approx(
-        own / 2, rel=1e-3
-    )
-
-
 def test_a_plan_of_remembered_images_wants_their_number() -> None:
     asked = ["plan", "wf42m_attfc_r100", "--identities", "5000", "center=other_images"]
     refused = CliRunner().invoke(app, asked)
@@ -120,13 +89,20 @@ def test_a_plan_says_what_is_kept_besides_and_what_the_other_form_would_keep(tmp
     )
 
 
-def test_pool_bytes_are_the_pools_own() -> None:
+def footprint(name: str, identities: int = 10**6, slots: int = 50_000, ranks: int = 1) -> HeadMemory:
+    """What a head says of itself at 128 queries per rank."""
     with torch.device("meta"):
-        head = DCP(64, CosFace(), count=5000)
-    own = sum(buffer.nbytes for buffer in head.buffers())
-    planned = head_memory("dcp", 10**6, 128, embedding_size=64, slots=5000)
-    assert planned.rows == pytest.approx(own, rel=1e-3)
-    assert planned.keys_per_query == 1
+        margin, at = CosFace(), {"ranks": Ranks(0, ranks)}
+        recent = {"negatives": RecentCenters(count=slots), "identities": identities, "in_batch": "none", **at}
+        head: Head = {
+            "full_fc": lambda: FullFC(512, identities, margin, **at),
+            "partial_fc": lambda: PartialFC(512, identities, margin, **at),
+            "attfc": lambda: AttFC(512, margin, center=KeyAttention(), **recent),
+            "attfc, no key passes": lambda: AttFC(512, margin, **recent),
+            "drawn": lambda: AttFC(512, margin, identities=identities, negatives=CenterTable(count=slots)),
+            "dcp": lambda: DCP(512, margin, count=slots, **at),
+        }[name]()  # type: ignore[operator]
+    return head.footprint(128)
 
 
 def test_time_is_the_networks_and_the_rows_that_a_step_works_on() -> None:
@@ -139,38 +115,30 @@ def test_time_is_the_networks_and_the_rows_that_a_step_works_on() -> None:
         ("full_fc", 128 * 0.01 + 5.0),
         ("partial_fc", 128 * 0.01 + 0.7),
     ):
-        head = head_memory(name, 10**6, 128, slots=50_000)  # type: ignore[arg-type]
+        head = footprint(name)
         assert plan_step(name, encoder, head, 128, rates=rates).step_seconds == pytest.approx(seconds), name
     assert plan_step("attfc", encoder, head, 128).step_seconds is None
 
 
 def test_full_fc_takes_four_times_its_rows_while_sgd_steps() -> None:
-    size = 10**6 * 512 * 4
-    head = head_memory("full_fc", 10**6, 128)
+    size, head = 10**6 * 512 * 4, footprint("full_fc")
     peak = plan_step("full_fc", NOTHING, head, 128).peak
     assert peak == pytest.approx(4 * size, rel=0.01)  # rows, gradient, momentum, gradient + decay x rows
-    without = plan_step("full_fc", NOTHING, head_memory("full_fc", 10**6, 128, weight_decay=False), 128).peak
+    without = plan_step("full_fc", NOTHING, head, 128, weight_decay=False).peak
     assert without == pytest.approx(3 * size, rel=0.02)
-    eighth = head_memory("full_fc", 10**6, 128, ranks=8)
-    assert eighth.rows == size / 8
+    assert footprint("full_fc", ranks=8).rows == size / 8
 
 
 def test_a_fixed_container_takes_the_same_whatever_the_identities() -> None:
-    small, large = (head_memory("attfc", n, 128, slots=100_000) for n in (125_000, 100_000_000))
+    small, large = (footprint("attfc", identities, slots=100_000) for identities in (125_000, 100_000_000))
     assert small == large
-    partial = plan_step("partial_fc", NOTHING, head_memory("partial_fc", 2_000_000, 128), 128).peak
+    partial = plan_step("partial_fc", NOTHING, footprint("partial_fc", 2_000_000), 128).peak
     assert plan_step("attfc", NOTHING, small, 128).peak < partial / 10
 
 
-def test_refusals() -> None:
-    with pytest.raises(UserError, match=r"the container has 100 slots, which is smaller than the batch \(128\)"):
-        head_memory("attfc", 1000, 128, slots=100)
-    few, many = (head_memory("attfc", 1000, 128, slots=slots, drawn=True) for slots in (100, 500))
+def test_fewer_drawn_negatives_take_less() -> None:
+    few, many = (footprint("drawn", 1000, slots=slots) for slots in (100, 500))
     assert plan_step("attfc", NOTHING, few, 128).peak < plan_step("attfc", NOTHING, many, 128).peak
-    with pytest.raises(
-        UserError, match="there is no plan for a head 'softmax': full_fc, partial_fc, attfc, dcq or dcp"
-    ):
-        head_memory("softmax", 1000, 128)  # type: ignore[arg-type]
 
 
 def line(head: str, peak: float, fits: bool) -> Plan:

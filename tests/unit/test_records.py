@@ -20,7 +20,8 @@ from PIL import Image
 from attfc.data import Store, open_store
 from attfc.data.images import BrokenImageError
 from attfc.data.stores.rec import records as records_module
-from attfc.data.stores.rec.record_file import RecordFile, RecordWriter, pack_payload
+from attfc.data.stores.rec.record_file import RecordFile
+from attfc.data.stores.rec.record_writer import RecordWriter, pack_payload
 from attfc.data.stores.rec.records import RecordStore
 from attfc.errors import UserError
 

@@ -10,7 +10,6 @@ import pytest
 from attfc.config import load_config
 from attfc.data import CombinedStore, EditedStore, Edits, SyntheticFaces, convert_store, open_store
 from attfc.data.people.kept_aside import split
-from attfc.data.stores.rec.records import write_insightface_rec
 from attfc.evaluation import unseen
 from attfc.evaluation.unseen import SharedPeople, compare_with_training, not_compared
 from attfc.run.trained_people import compare_with_run
@@ -109,7 +108,7 @@ def test_every_kind_of_store_is_compared_by_its_bytes(tmp_path, kind: str, monke
         convert_store(store, tmp_path / "p")
         path = str(tmp_path / "p")
     elif kind == "records":
-        write_insightface_rec(store, tmp_path / "r")
+        convert_store(store, tmp_path / "r", kind="rec")
         path = str(tmp_path / "r")
     else:
         path = str(tmp_path / "train.lst")

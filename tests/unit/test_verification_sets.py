@@ -30,7 +30,6 @@ from torch import nn
 
 import attfc
 from attfc.data import FolderStore
-from attfc.data.stores import verification_sets as verification_sets_module
 from attfc.data.stores.plain_pickle import PlainArray
 from attfc.data.stores.verification_sets import (
     VerificationSet,
@@ -1004,7 +1003,7 @@ def test_a_failed_write_leaves_the_former_file(tmp_path: Path, monkeypatch: pyte
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(verification_sets_module.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match=r"lfw\.bin: cannot be written \(No space left on device\)"):
         write_verification_set(path, [b"c", b"d"], [True])
     assert path.read_bytes() == former

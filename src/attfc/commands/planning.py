@@ -107,9 +107,15 @@ def plan(
 ) -> None:
     """Predict memory and time of a step with every head, and say which fits and which to take."""
     from attfc.devices import choose_device
-    from attfc.plan import plan_step
-    from attfc.plan_advice import advice, answer
-    from attfc.plan_heads import heads_of, measured_encoder, queries_per_epoch, step_options, title_of
+    from attfc.plan import advice, answer, plan_step
+    from attfc.run.planning import (
+        configured_title,
+        kept_besides,
+        measured_encoder,
+        planned_heads,
+        queries_per_epoch,
+        step_options,
+    )
 
     config, identities, images = _asked_for(words, identities, images)
     if config.center is not None and config.center.kind == "other_images" and images is None:
@@ -125,9 +131,19 @@ def plan(
     budget = memory * 2**30 if memory is not None else _memory_of(device)
     rates = _rates(config, device) if calibrate else None
     options = step_options(config, device, budget, ranks, config.optimizer.accumulation)
+    cached = device.type == "cpu"
+    heads = planned_heads(config, identities, images, ranks)
     plans = [
-        plan_step(title, encoder, head, batch, images=queries_per_epoch(config, title, images), rates=rates, **options)
-        for title, head in heads_of(config, identities, images, batch, ranks, cached=device.type == "cpu").items()
+        plan_step(
+            title,
+            encoder,
+            head.footprint(batch, cached=cached),
+            batch,
+            images=queries_per_epoch(config, title, images),
+            rates=rates,
+            **options,
+        )
+        for title, head in heads.items()
     ]
     where = f"{ranks} x " if ranks > 1 else ""
     kind = str(dtype or "float32").removeprefix("torch.")
@@ -137,8 +153,8 @@ def plan(
         markup=False,
     )
     _print_plans(plans, budget)
-    besides = _kept_besides(config, identities, images, ranks, of_device=device.type == "cpu")
-    said = answer(plans, title_of(config, [each.head for each in plans]), budget)
+    besides = kept_besides(config, identities, images, ranks, cached)
+    said = answer(plans, configured_title(config, list(heads)), budget)
     sentence = advice(plans, identities, images)
     for line in (*besides, *said, f"advice: {sentence}"):
         out.print(line, markup=False)
@@ -195,28 +211,6 @@ def _rates(config: "RunConfig", device: "torch.device") -> "HeadRates":
             dtype=(config.negatives or config.head).get("dtype", "float32"),
             optimizer=config.optimizer.name,
         )
-
-
-def _kept_besides(config: "RunConfig", identities: int, images: int | None, ranks: int, of_device: bool) -> list[str]:
-    """Say what AttFC keeps outside of the memory that the plan counts, and what its other form would; nothing where it keeps all there.
-
-    Args:
-        of_device: host memory is the device's.
-    """
-    from attfc.plan import kept_bytes
-    from attfc.plan_heads import place_of_centers
-
-    place = place_of_centers(config)
-    if not (place == "file" or (place == "host" and not of_device)):
-        return []
-    size = config.backbone.embedding_size
-    table = f"{kept_bytes(identities, size, None, ranks) / 2**30:.1f} GiB"
-    remembered = "-" if images is None else f"{kept_bytes(identities, size, images, ranks) / 2**30:.1f} GiB"
-    if config.center is not None and config.center.kind == "other_images":
-        memory = f"attfc's memory of images: {remembered} per process besides, negatives.place={place}"
-        return [f"{memory} (center=own_embedding: {table})"]
-    line = f"attfc's table of centers: {table} per process besides, negatives.place={place}"
-    return [line if images is None else f"{line} (center=other_images, mostly more accurate: {remembered})"]
 
 
 def _print_plans(plans: "list[Plan]", budget: float) -> None:

@@ -14,7 +14,7 @@ app = typer.Typer(help="Compare heads and options over seeds.", no_args_is_help=
 StudyArgument = Annotated[Path, typer.Argument(help="file of the study", metavar="STUDY.yaml", show_default=False)]
 FolderOption = Annotated[
     Path | None,
-    typer.Option("--output", "-o", help="folder of the cells' JSON files  [default: studies/NAME]", file_okay=False),
+    typer.Option("--output", "-o", help="folder of the study's cells.jsonl  [default: studies/NAME]", file_okay=False),
 ]
 
 

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from attfc.data.stores.folder import FolderStore
     from attfc.data.stores.list_file import ListStore
     from attfc.data.stores.opening import open_store
-    from attfc.data.stores.packed.packed_store import PackedCheck, PackedStore, verify_packed
+    from attfc.data.stores.packed.packed_check import PackedCheck, verify_packed
+    from attfc.data.stores.packed.packed_store import PackedStore
     from attfc.data.stores.rec.records import RecordStore
     from attfc.data.stores.store import EncodedStore, Images, Store
     from attfc.data.stores.synthetic import SyntheticFaces
@@ -46,7 +47,8 @@ _HOMES = {
     "stores.list_file": ("ListStore",),
     "cleaning.noise": ("conflict_noise", "flip_noise"),
     "stores.opening": ("open_store",),
-    "stores.packed.packed_store": ("PackedCheck", "PackedStore", "verify_packed"),
+    "stores.packed.packed_check": ("PackedCheck", "verify_packed"),
+    "stores.packed.packed_store": ("PackedStore",),
     "preview": ("contact_sheet",),
     "stores.rec.records": ("RecordStore",),
     "stores.store": ("EncodedStore", "Images", "Store"),

@@ -8,28 +8,28 @@ everything; with `check` also a decode.
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 
-from attfc.data.images import BrokenImageError, decode_image
+from attfc.data.images import BrokenImageError, decode_image, reason_of
 from attfc.data.stores.folder import EXTENSIONS, FolderStore, refuse_links_out
 from attfc.data.stores.folder_writer import FolderWriter
-from attfc.data.stores.image_files import MAX_FILE_BYTES
 from attfc.data.stores.list_file import ListStore
-from attfc.data.stores.packed.packed_store import LEFT_OUT, PackedStore
+from attfc.data.stores.packed.packed_store import PackedStore
 from attfc.data.stores.packed.packed_writer import PackedWriter
 from attfc.data.stores.store import Store
+from attfc.data.stores.writer import LEFT_OUT, StoreWriter
 from attfc.errors import UserError, nearest
+from attfc.typing import Progress
 
 __all__ = ["KINDS", "Conversion", "convert_store", "image_name", "source_digest"]
 
 KINDS = ("packed", "rec", "folder")
 
-Progress = Callable[[int, int], None]
 Encoded = bytes | Exception
 
 _CHUNK_BYTES = 8 << 20
@@ -108,86 +108,65 @@ def convert_store(
     _check_apart(store, target)
     if not follow_links:
         refuse_links_out(store)
-    if kind == "rec":
-        return _convert_to_records(store, target, progress, check, keep_names, give_up_after)
-    sink = _sink(store, target, kind, check, shard_bytes, keep_names, sync_bytes)
-    with sink:
-        result = Conversion(kind, target, continued_at=sink.done if sink.continued else 0)
-        if not sink.finished:
-            _copy(store, sink, result, progress, check, give_up_after)
-            sink.finish()
-    result.images, result.identities = sink.images, sink.identities
-    result.encoded_bytes = sink.encoded_bytes
-    result.left_out = sink.left_out_images
-    if sink.left_out_images:
+    with _writer(store, target, kind, check, shard_bytes, keep_names, sync_bytes) as writer:
+        result = Conversion(kind, target, continued_at=writer.done if writer.continued else 0)
+        if not writer.finished:
+            _copy(store, writer, result, progress, check, give_up_after)
+            writer.finish()
+    result.images, result.identities = writer.images, writer.identities
+    result.encoded_bytes, result.left_out = writer.encoded_bytes, writer.left_out_images
+    if result.left_out:
         result.left_out_file = target / LEFT_OUT
-    result.notes = _left_out_notes(sink.left_out_images, sink.left_out_identities, result.left_out_file)
-    if isinstance(sink, FolderWriter):
-        if sink.renamed_identities:
-            result.notes.append(
-                f"{sink.renamed_identities:,} identities got a folder of another name, because theirs is taken or is no file name"
-            )
-        if sink.unknown_formats:
-            result.notes.append(f"{sink.unknown_formats:,} images of no known format are kept and named .jpg")
+        result.notes.append(f"{result.left_out:,} images could not be taken and are left out: {result.left_out_file}")
+    if writer.left_out_identities:
+        result.notes.append(
+            f"{writer.left_out_identities:,} identities without an image are left out: later labels are smaller than in the source"
+        )
+    result.notes += writer.notes()
     return result
 
 
-def _sink(
+def _writer(
     store: Store, target: Path, kind: str, check: bool, shard_bytes: int, keep_names: bool, sync_bytes: int | None
-) -> PackedWriter | FolderWriter:
-    durable = {} if sync_bytes is None else {"sync_bytes": sync_bytes}
+) -> StoreWriter:
+    if kind == "rec":
+        from attfc.data.stores.rec.record_writer import RecordSetWriter  # not needed by those who pack
+
+        return RecordSetWriter(target, store.name, len(store.identities), store.identity_name if keep_names else None)
+    same: dict[str, Any] = {"source_digest": source_digest(store), "options": {"check": check}}
+    durable: dict[str, Any] = {} if sync_bytes is None else {"sync_bytes": sync_bytes}
     if kind == "folder":
-        return FolderWriter(
-            target,
-            source_digest=source_digest(store),
-            identity_names=_identity_names(store),
-            options={"check": check},
-            **durable,
-        )
+        return FolderWriter(target, identity_names=_identity_names(store), **same, **durable)
     first = int(store.identities.of(int(np.argmax(store.identities.counts() > 0)))[0])
-    return PackedWriter(
-        target,
-        source=store.name,
-        source_digest=source_digest(store),
-        shard_bytes=shard_bytes,
-        image_names=keep_names and bool(image_name(store, first)),
-        options={"check": check},
-        **durable,
-    )
-
-
-class _Sink(Protocol):
-    """What `_copy` writes to: `PackedWriter`, `FolderWriter`."""
-
-    done: int
-
-    def start_identity(self, label: int, name: bytes) -> None: ...
-    def add(self, encoded: bytes, name: bytes = b"") -> None: ...
-    def leave_out(self, position: int, where: str, reason: str) -> None: ...
-    def end_identity(self, done: int) -> None: ...
+    image_names = keep_names and bool(image_name(store, first))
+    return PackedWriter(target, source=store.name, shard_bytes=shard_bytes, image_names=image_names, **same, **durable)
 
 
 def _copy(
-    store: Store, sink: _Sink, result: Conversion, progress: Progress | None, check: bool, give_up_after: int
+    store: Store, writer: StoreWriter, result: Conversion, progress: Progress | None, check: bool, give_up_after: int
 ) -> None:
     index = store.identities
-    images = index.images
-    at = int(index.offsets[sink.done])
-    current = first = sink.done
-    failures = 0
+    at, current, failures = int(index.offsets[writer.done]), writer.done, 0
     if progress is not None:
-        progress(at, images)
-    if first < len(index):
-        sink.start_identity(first, identity_name_bytes(store, first))
-    for block in _blocks(store, first):
+        progress(at, index.images)
+
+    def go_on(label: int) -> None:
+        """End identities up to the one of this label, and begin that."""
+        nonlocal current
+        while current < label:
+            writer.end_identity(current + 1)
+            current += 1
+            if current < len(index):
+                writer.start_identity(current, identity_name_bytes(store, current))
+
+    if current < len(index):
+        writer.start_identity(current, identity_name_bytes(store, current))
+    for block in _blocks(store, current):
         for label, position, encoded in block:
-            while current < label:
-                sink.end_identity(current + 1)
-                current += 1
-                sink.start_identity(current, identity_name_bytes(store, current))
-            reason = _reason(encoded, check)
+            go_on(label)
+            reason = _reason(encoded, check, writer)
             if reason is None:
-                sink.add(cast(bytes, encoded), image_name(store, position))
+                writer.add(cast(bytes, encoded), image_name(store, position))
                 failures = 0
                 continue
             # Bytes that arrive but do not decode say nothing about whether the source is there.
@@ -195,35 +174,28 @@ def _copy(
             if failures >= give_up_after:
                 raise UserError(
                     f"{store.name}: {failures:,} images in a row cannot be read (the last: {store.where(position)}: {reason}): "
-                    "check that the source is there, then give the same command again, it continues"
+                    f"check that the source is there{writer.again}"
                 )
-            sink.leave_out(position, store.where(position), reason)
+            writer.leave_out(position, store.where(position), reason)
             if len(result.examples) < _EXAMPLES:
                 result.examples.append(f"{store.where(position)}: {reason}")
         at += len(block)
         if progress is not None:
-            progress(at, images)
-    while current < len(index):
-        sink.end_identity(current + 1)
-        current += 1
-        if current < len(index):
-            sink.start_identity(current, identity_name_bytes(store, current))
+            progress(at, index.images)
+    go_on(len(index))
 
 
-def _reason(encoded: Encoded, check: bool) -> str | None:
+def _reason(encoded: Encoded, check: bool, writer: StoreWriter) -> str | None:
     """Why an image is left out; None: it is not."""
-    if isinstance(encoded, OSError):
-        return f"cannot be read ({encoded.strerror or encoded})"
     if isinstance(encoded, Exception):
-        return str(encoded)
-    if len(encoded) > MAX_FILE_BYTES:
-        return f"image of {len(encoded):,} bytes, more than the limit of {MAX_FILE_BYTES:,}"
-    if check:
+        return reason_of(encoded) if isinstance(encoded, OSError) else str(encoded)
+    reason = writer.refusal(encoded)
+    if check and reason is None:
         try:
             decode_image(encoded)
         except BrokenImageError as error:
             return str(error)
-    return None
+    return reason
 
 
 def _blocks(store: Store, first: int) -> Iterator[list[tuple[int, int, Encoded]]]:
@@ -283,45 +255,12 @@ def source_digest(store: Store) -> str:
 
 def _check_apart(store: Store, target: Path) -> None:
     """Refuse the source as destination, and one in an image folder: it would become one of the source's identities."""
-    real = Path(os.path.realpath(target))
     for below in (getattr(store, "store", None), *getattr(store, "stores", ())):  # of an edited or a combined store
         if below is not None:
             _check_apart(below, target)
-    for attribute in ("root", "path", "folder"):
-        place = getattr(store, attribute, None)
+    real = Path(os.path.realpath(target))
+    for place in (getattr(store, attribute, None) for attribute in ("root", "path", "folder")):
         if isinstance(place, Path):
             source = Path(os.path.realpath(place))
             if real == source or (isinstance(store, FolderStore) and source in real.parents):
                 raise UserError(f"{target}: lies in the source {place}: give a destination outside of it")
-
-
-def _convert_to_records(
-    store: Store, target: Path, progress: Progress | None, check: bool, keep_names: bool, give_up_after: int
-) -> Conversion:
-    from attfc.data.stores.rec.records import write_insightface_rec  # its reader is not needed by those who pack
-
-    written = write_insightface_rec(
-        store, target, progress, check=check, keep_names=keep_names, give_up_after=give_up_after
-    )
-    return Conversion(
-        "rec",
-        target,
-        images=written.images,
-        identities=written.identities,
-        encoded_bytes=written.encoded_bytes,
-        left_out=written.left_out,
-        examples=written.examples,
-        left_out_file=written.left_out_file,
-        notes=_left_out_notes(written.left_out, written.left_out_identities, written.left_out_file),
-    )
-
-
-def _left_out_notes(images: int, identities: int, file: Path | None) -> list[str]:
-    notes = []
-    if images:
-        notes.append(f"{images:,} images could not be taken and are left out: {file}")
-    if identities:
-        notes.append(
-            f"{identities:,} identities without an image are left out: later labels are smaller than in the source"
-        )
-    return notes

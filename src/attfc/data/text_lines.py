@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from attfc.data.stores.read_at import read_at
 from attfc.errors import UserError
+from attfc.files import read_at
 from attfc.typing import Bools, Int64, UInt8
 
 __all__ = [

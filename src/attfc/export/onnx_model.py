@@ -275,23 +275,18 @@ def _largest_pixel(graph: Any) -> int | None:
             continue
         if node.op_type not in ("Cast", "Identity", "Transpose"):
             others = [name for name in node.input if name != value]
+            constant = constants.get(others[0]) if len(others) == 1 else None
             turned = node.input[0] != value  # constant - x, constant / x
-            if node.op_type not in AFFINE or len(others) != 1 or others[0] not in constants:
+            if constant is None or node.op_type not in AFFINE or (node.op_type == "Div" and turned):
                 break
-            constant = constants[others[0]]
-            if node.op_type == "Div":
-                if turned:
-                    break
-                if not constant.all():
-                    return None
-                constant = 1 / constant
+            kinds.add(AFFINE[node.op_type])
+            if AFFINE[node.op_type] == "scale":
+                by = 1 / constant if node.op_type == "Div" else constant
+                factor, offset = factor * by, offset * by
             elif node.op_type == "Sub":
-                if turned:
-                    factor, offset = -factor, -offset
-                else:
-                    constant = -constant
-            kinds.add(kind := AFFINE[node.op_type])
-            factor, offset = (factor * constant, offset * constant) if kind == "scale" else (factor, offset + constant)
+                factor, offset = (-factor, constant - offset) if turned else (factor, offset - constant)
+            else:
+                offset = offset + constant
         value = node.output[0]
     if len(kinds) < 2 or not factor.all():
         return None

@@ -8,7 +8,6 @@ names and shapes have been compared with a network on the meta device.
 The network follows from the names and shapes: no two networks of the registry share both.
 """
 
-import io
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from attfc.backbones import backbone_names, create_backbone
 from attfc.backbones.counting import shapes_only
-from attfc.errors import UserError, nearest
+from attfc.errors import UserError, first_line, nearest
 from attfc.export.torch_pickle import RefusedNamesError, check_pickle
 
 __all__ = ["UnknownNetworkError", "read_state_dict", "recognise_network"]
@@ -180,7 +179,7 @@ def _read_torch(path: Path, size: int) -> Any:
             warnings.simplefilter("ignore")  # about what a strange file is made of; it is refused below
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a hostile archive may fail anywhere in torch's reader
-        raise UserError(f"{path} is damaged or no state dict of torch: {_first_line(error)}") from None
+        raise UserError(f"{path} is damaged or no state dict of torch: {first_line(error)}") from None
 
 
 def _check_archive(path: Path, size: int) -> None:
@@ -196,17 +195,29 @@ def _check_archive(path: Path, size: int) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-            _check_entries(path, size, entries)
+            pickled = _check_entries(path, size, entries)
             if not _directory_is_where_it_says(path, size, archive.start_dir):
                 raise ValueError("its table of contents is not where it says")
-            _check_pickle(path, archive)
+            data, root = archive.read(pickled), pickled.filename[: -len("data.pkl")] + "data/"
     except UserError:
         raise
     except Exception as error:  # whatever zipfile makes of a hostile archive
-        raise UserError(f"{path} is damaged: {_first_line(error)}") from None
+        raise UserError(f"{path} is damaged: {first_line(error)}") from None
+    records = {
+        entry.filename.removeprefix(root): entry.file_size for entry in entries if entry.filename.startswith(root)
+    }
+    try:
+        check_pickle(data, records)
+    except RefusedNamesError as error:
+        raise UserError(
+            f"{path} asks for {error}: refused, nothing of it was executed; attfc reads state dicts only, save model.state_dict()"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged or no state dict of torch: {first_line(error)}") from None
 
 
-def _check_entries(path: Path, size: int, entries: list[zipfile.ZipInfo]) -> None:
+def _check_entries(path: Path, size: int, entries: list[zipfile.ZipInfo]) -> zipfile.ZipInfo:
+    """Refuse an archive that torch.save does not write; return the entry of its pickle."""
     if len(entries) > MOST_ENTRIES:
         raise UserError(f"{path} has {len(entries):,} entries: no network has more than {MOST_ENTRIES:,}")
     for entry in entries:
@@ -230,6 +241,7 @@ def _check_entries(path: Path, size: int, entries: list[zipfile.ZipInfo]) -> Non
     pickles = [entry for entry in entries if entry.filename.lower().endswith("data.pkl")]
     if len(names) != len(entries) or len(pickles) != 1:
         raise UserError(f"{path} is damaged: it is not put together as torch.save does it")
+    return pickles[0]
 
 
 def _directory_is_where_it_says(path: Path, size: int, start: int) -> bool:
@@ -248,27 +260,5 @@ def _directory_is_where_it_says(path: Path, size: int, start: int) -> bool:
     return said == start
 
 
-def _check_pickle(path: Path, archive: zipfile.ZipFile) -> None:
-    (entry,) = (entry for entry in archive.infolist() if entry.filename.lower().endswith("data.pkl"))
-    root = entry.filename[: -len("data.pkl")]
-    records = {
-        other.filename.removeprefix(f"{root}data/"): other.file_size
-        for other in archive.infolist()
-        if other.filename.startswith(f"{root}data/")
-    }
-    try:
-        check_pickle(archive.read(entry), records)
-    except RefusedNamesError as error:
-        raise UserError(
-            f"{path} asks for {error}: refused, nothing of it was executed; attfc reads state dicts only, save model.state_dict()"
-        ) from None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged or no state dict of torch: {_first_line(error)}") from None
-
-
 def _kind(value: object) -> str:
     return f"a {type(value).__name__}" + ("" if not isinstance(value, Tensor) else f" ({value.layout})")
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(io.StringIO(str(error))), type(error).__name__).strip()[:200]

@@ -17,7 +17,7 @@ from attfc.config.choose import KEPT_SHARE, Choice, Data, Machine, choose
 from attfc.data import Store
 from attfc.distributed import Ranks
 from attfc.errors import UserError
-from attfc.plan_heads import passes_that_fit
+from attfc.run.planning import passes_that_fit
 from attfc.run.start_weights import StartWeights, read_start
 
 __all__ = ["choose_configuration", "first_configuration", "with_start_weights"]

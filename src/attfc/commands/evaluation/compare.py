@@ -13,7 +13,6 @@ from attfc.commands.evaluation.options import EvaluationOptions, takes_options
 from attfc.errors import UserError
 
 if TYPE_CHECKING:
-    from attfc.evaluation.bootstrap import Interval
     from attfc.evaluation.results import Difference, EvaluationResult
 
 __all__ = ["compare"]
@@ -128,8 +127,8 @@ def _print_differences(
         signed = found.difference.text(4)
         table.add_row(
             Text(name),
-            _short(found.one),
-            _short(found.other),
+            Text(found.one.text(4)),
+            Text(found.other.text(4)),
             Text(signed if signed.startswith("-") else f"+{signed}"),
             "*" if found.clear else "",
         )
@@ -147,7 +146,3 @@ def _print_differences(
             f"{len(differences)} figures are compared at once: by chance alone one in {round(1 / (1 - confidence))} gets a *",
             markup=False,
         )
-
-
-def _short(interval: "Interval") -> Text:
-    return Text(interval.text(4))

@@ -1,16 +1,13 @@
 """Writer of image folders `root/<identity>/<image>` for `convert`: safe names, and continued after a kill.
 
 Names come from other people's data, so they are made safe first: no path separator, no NUL, not hidden, not longer than a file
-system takes, and no two the same, on a file system that ignores case not even in that. From time to time everything is flushed
-and the number of identities done is noted; an identity begun after that is written anew. While unfinished the root holds
-`.attfc-conversion/`.
+system takes, and no two the same, on a file system that ignores case not even in that. An identity begun after the last durable point
+(`ContinuedWriter`) is written anew. While unfinished the root holds `.attfc-conversion/`.
 """
 
-import contextlib
 import hashlib
 import os
 import shutil
-import time
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,15 +15,13 @@ from typing import Any
 
 from attfc.data.people.name_table import printable
 from attfc.data.stores.folder import EXTENSIONS
-from attfc.data.stores.packed.packed_store import LEFT_OUT
-from attfc.data.stores.packed.packed_writer import AppendFile, Journal, write_failure
+from attfc.data.stores.writer import LEFT_OUT, UNFINISHED, ContinuedWriter, GrowingFile
 from attfc.errors import UserError
 
 __all__ = ["FolderWriter", "extension_of", "safe_name"]
 
 _WORK = ".attfc-conversion"
 _DONE = ".attfc-converted"
-_STATE = "unfinished.json"
 _LONGEST = 200
 _UNSAFE = bytes.maketrans(b"/\\\0", b"___")
 
@@ -59,8 +54,8 @@ def extension_of(encoded: bytes) -> bytes:
     return b".bmp" if encoded.startswith(b"BM") else b""
 
 
-class FolderWriter:
-    """Writes an image folder: `start_identity`, `add` for each image, `end_identity`, ..., `finish`.
+class FolderWriter(ContinuedWriter):
+    """Writes an image folder.
 
     Args:
         folder: the root: missing, empty, or an unfinished conversion of the same source.
@@ -70,13 +65,12 @@ class FolderWriter:
         sync_bytes, sync_seconds: how much, and how long, a crash may cost.
 
     Attributes:
-        done, images, identities, left_out_images, left_out_identities, encoded_bytes, continued: as in `PackedWriter`.
         renamed_identities: identities whose folder has another name than the identity.
         unknown_formats: images whose bytes are of no known format: named .jpg, so that a store lists them.
-
-    Raises:
-        UserError: the root holds something else, is in use, cannot be written to, or began otherwise.
     """
+
+    counts = (*ContinuedWriter.counts, "encoded_bytes", "unknown_formats")
+    unknown_formats = 0
 
     def __init__(
         self,
@@ -88,74 +82,41 @@ class FolderWriter:
         sync_bytes: int = 256 << 20,
         sync_seconds: float = 60.0,
     ) -> None:
-        self.folder = Path(os.path.abspath(folder))
-        self.finished = False
-        self._root = os.fsencode(self.folder)
-        self._sync_bytes, self._sync_seconds = sync_bytes, sync_seconds
-        self._check_folder()
+        target = Path(os.path.abspath(folder))
+        self._root, self._names = os.fsencode(target), list(identity_names)
         begun_with = {"format": "attfc folder 1, unfinished", "source_digest": source_digest, **(options or {})}
-        hint = "give the options and the source that it began with, or delete the folder to begin anew"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise write_failure(self.folder, error) from None
-        self._journal = Journal(self.folder / _WORK, _STATE, begun_with, hint)
-        try:
-            self._begin(list(identity_names))
-        except OSError as error:
-            self.close()
-            raise write_failure(self.folder, error) from None
-        except BaseException:
-            self.close()
-            raise
+        super().__init__(target, target / _WORK, begun_with, sync_bytes, sync_seconds)
 
-    def _check_folder(self) -> None:
-        try:
-            if (self.folder / _DONE / _STATE).exists():  # killed on its very last step: that step is done again
-                os.replace(self.folder / _DONE, self.folder / _WORK)
-            entries = set(os.listdir(self.folder))
-        except FileNotFoundError:
-            return
-        except NotADirectoryError:
-            raise UserError(f"{self.folder}: is a file; give a folder that does not exist yet") from None
-        except OSError as error:
-            raise write_failure(self.folder, error) from None
-        if entries and _WORK not in entries:
+    def notes(self) -> list[str]:
+        """Return what the user should know of names."""
+        renamed = f"{self.renamed_identities:,} identities got a folder of another name, because theirs is taken or is no file name"
+        unknown = f"{self.unknown_formats:,} images of no known format are kept and named .jpg"
+        return [renamed] * bool(self.renamed_identities) + [unknown] * bool(self.unknown_formats)
+
+    def _check_entries(self, entries: set[str]) -> None:
+        if (self.folder / _DONE / UNFINISHED).exists():  # killed on its very last step: that step is done again
+            os.replace(self.folder / _DONE, self.folder / _WORK)
+        elif entries and _WORK not in entries:
             raise UserError(
                 f"{self.folder}: holds files already ({printable(os.fsencode(min(entries)))} ...): give a folder that is empty or "
                 "does not exist yet"
             )
 
-    def _begin(self, names: list[bytes]) -> None:
-        journal = self._journal
-        self.continued = journal.state is not None
-        self.done = journal.number("done")
-        self.images = journal.number("images")
-        self.identities = journal.number("identities")
-        self.left_out_images = journal.number("left_out_images")
-        self.left_out_identities = journal.number("left_out_identities")
-        self.unknown_formats = journal.number("unknown_formats")
-        self.encoded_bytes = journal.number("encoded_bytes")
-        left_out_size = journal.number("left_out_size")
-        if not self.continued:
-            journal.save({})
-        self._left_out = AppendFile(self.folder / _WORK / LEFT_OUT, left_out_size)
-        # A file system that ignores case shows the journal under another name too.
+    def _begin(self, state: dict[str, Any], sizes: dict[str, int]) -> None:
+        self._files[LEFT_OUT] = GrowingFile(self.folder / _WORK / LEFT_OUT, sizes.get(LEFT_OUT, 0))
+        # A file system that ignores case shows the folder of the notes under another name too.
         self._ignores_case = (self.folder / _WORK.upper()).exists()
-        self._folder_names = _distinct(names, self._ignores_case)
-        self.renamed_identities = sum(a != b for a, b in zip(self._folder_names, names, strict=True))
-        self._committed()
+        self._folder_names = _distinct(self._names, self._ignores_case)
+        self.renamed_identities = sum(a != b for a, b in zip(self._folder_names, self._names, strict=True))
 
     def start_identity(self, label: int, name: bytes) -> None:
         """Begin identity `label` of the source; its folder is made with its first image."""
+        super().start_identity(label, name)
         self._path = self._root + b"/" + self._folder_names[label]
         self._taken: set[bytes] = set()
-        self._started = 0
-        try:
-            if self.continued and os.path.lexists(self._path):  # begun after the last durable point
+        if self.continued and os.path.lexists(self._path):  # begun after the last durable point
+            with self.failures():
                 shutil.rmtree(self._path)
-        except OSError as error:
-            raise write_failure(self.folder, error) from None
 
     def add(self, encoded: bytes, name: bytes = b"") -> None:
         """Write one image; without a name it is numbered."""
@@ -165,23 +126,14 @@ class FolderWriter:
             self.unknown_formats += not extension
             name += extension or b".jpg"
         name = self._free(name)
-        try:
+        with self.failures():
             if not self._started:
                 os.mkdir(self._path)
-            descriptor = os.open(
-                self._path + b"/" + name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666
-            )
-            try:
-                with memoryview(encoded) as view:
-                    done = 0
-                    while done < len(view):
-                        done += os.write(descriptor, view[done:])
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise write_failure(self.folder, error) from None
-        self._started += 1
-        self.encoded_bytes += len(encoded)
+            with open(self._path + b"/" + name, "xb", buffering=0) as file:
+                view = memoryview(encoded)
+                while view:
+                    view = view[file.write(view) :]
+        super().add(encoded)
 
     def _free(self, name: bytes) -> bytes:
         stem, extension = _split_extension(name)
@@ -192,81 +144,19 @@ class FolderWriter:
         self._taken.add(key)
         return name
 
-    def leave_out(self, position: int, where: str, reason: str) -> None:
-        """Note an image of the source that could not be taken."""
-        line = "\t".join(" ".join(part.split()) for part in (str(position), where, reason))
-        try:
-            self._left_out.append(line.encode() + b"\n")
-        except OSError as error:
-            raise write_failure(self.folder, error) from None
-        self.left_out_images += 1
-
-    def end_identity(self, done: int) -> None:
-        """End the identity at hand; `done` source identities are done with it."""
-        self.images += self._started
-        self.identities += self._started > 0
-        self.left_out_identities += self._started == 0
-        self.done = done
-        if self.encoded_bytes - self._synced_bytes >= self._sync_bytes or time.monotonic() >= self._sync_at:
-            try:
-                self._commit()
-            except OSError as error:
-                raise write_failure(self.folder, error) from None
-
-    def _commit(self) -> None:
-        self._left_out.sync()
+    def _state(self) -> dict[str, Any]:
         os.sync()  # millions of small files: one flush of the system is far cheaper than one each
-        self._journal.save(
-            {
-                "done": self.done,
-                "images": self.images,
-                "identities": self.identities,
-                "left_out_images": self.left_out_images,
-                "left_out_identities": self.left_out_identities,
-                "unknown_formats": self.unknown_formats,
-                "encoded_bytes": self.encoded_bytes,
-                "left_out_size": self._left_out.size,
-            }
-        )
-        self._committed()
+        return {}
 
-    def _committed(self) -> None:
-        self._synced_bytes = self.encoded_bytes
-        self._sync_at = time.monotonic() + self._sync_seconds
-
-    def finish(self) -> None:
-        """Flush everything and remove the notes of the conversion.
-
-        Raises:
-            UserError: no image was written, or the disk is full or fails.
-        """
-        if self.images == 0:
-            raise UserError(f"{self.folder}: none of the source's images could be read: nothing to write")
-        try:
-            self._commit()
-            if self._left_out.size:
-                shutil.copyfile(self.folder / _WORK / LEFT_OUT, self.folder / LEFT_OUT)
-            self.close()
-            # In one step from unfinished to finished.
-            os.replace(self.folder / _WORK, self.folder / _DONE)
-            shutil.rmtree(self.folder / _DONE)
-        except OSError as error:
-            raise write_failure(self.folder, error) from None
-        self.finished = True
-
-    def close(self) -> None:
-        """Close the files. Without `finish` the root stays unfinished, to be continued."""
-        with contextlib.suppress(AttributeError):  # not opened yet
-            self._left_out.close()
-        self._journal.close()
-
-    def __enter__(self) -> "FolderWriter":
-        """Return the writer."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close."""
+    def _finish(self) -> None:
+        self._commit()
+        if self._files[LEFT_OUT].size:
+            shutil.copyfile(self.folder / _WORK / LEFT_OUT, self.folder / LEFT_OUT)
         self.close()
+        # In one step from unfinished to finished.
+        os.replace(self.folder / _WORK, self.folder / _DONE)
+        shutil.rmtree(self.folder / _DONE)
+        self.finished = True
 
 
 def _key(name: bytes, ignore_case: bool) -> bytes:

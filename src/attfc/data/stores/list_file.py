@@ -37,7 +37,7 @@ from attfc.data.text_lines import MAX_LINE_BYTES, LineBlock, line_blocks, open_r
 from attfc.errors import UserError
 from attfc.typing import Int64, Progress
 
-__all__ = ["ListStore"]
+__all__ = ["ListStore", "open_list"]
 
 _FORMAT = "attfc list index 2"
 
@@ -205,6 +205,13 @@ class ListStore(ImageFiles):
     def where(self, position: int) -> str:
         """Return the path as the list has it, in printable form."""
         return printable(self._listed(position))
+
+
+def open_list(path: str, *, cache: str | os.PathLike[str] | None = None, progress: Progress | None = None) -> ListStore:
+    """Return the store of a list whose images are there. Raises UserError."""
+    listed = ListStore(path, cache=cache, progress=progress)
+    listed.refuse_missing()
+    return listed
 
 
 def _digest(status: os.stat_result) -> str:

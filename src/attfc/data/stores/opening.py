@@ -1,25 +1,49 @@
-"""One name for any data: what `open_store` finds at a path, or `synthetic:...` for rendered faces that need no disk."""
+"""One name for any data: what `open_store` finds at a path, or `synthetic:...` for rendered faces that need no disk.
 
+A new kind of store is its own file and one line in `_KINDS`.
+"""
+
+import inspect
 import os
 from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple
 
 from attfc.data.stores.edits import EditedStore, read_edits
-from attfc.data.stores.folder import FolderStore
-from attfc.data.stores.packed.packed_store import PackedStore, is_packed
-from attfc.data.stores.rec.record_index import LabelSource
+from attfc.data.stores.rec.record_layouts import LabelSource
 from attfc.data.stores.store import Store
+from attfc.data.stores.writer import UNFINISHED
 from attfc.errors import UserError, nearest
 from attfc.typing import Progress
 
 __all__ = ["open_store"]
 
 _SYNTHETIC = "synthetic"
-_SYNTHETIC_KEYS = {"identities": 1000, "images": 20, "seed": 0, "first": 0}
+
+
+class _Kind(NamedTuple):
+    """A kind of store, and how its data are recognized.
+
+    Attributes:
+        home: module:callable in this package, which takes the path and those of `open_store`'s options that it names; imported
+            when somebody has such data.
+        shown: what it is, for messages.
+        suffixes: of a file. inside: a name, or the end of one, of a file in a folder of this kind; "": any folder.
+    """
+
+    home: str
+    shown: str
+    suffixes: tuple[str, ...] = ()
+    inside: tuple[str, ...] = ()
+
+
 _LISTS = (".txt", ".lst", ".tsv", ".list")
-_KINDS = (
-    "folders root/<identity>/<image>, RecordIO (train.rec), packed folders (attfc data convert), list files "
-    f"({' '.join(_LISTS)}: a line of path and label each), and synthetic:..."
+_KINDS = (  # asked in this order
+    _Kind("packed.packed_store:PackedStore", "packed folders (attfc data convert)", inside=("packed.json", UNFINISHED)),
+    _Kind("rec.records:RecordStore", "RecordIO (train.rec)", (".rec", ".idx"), (".rec",)),
+    _Kind("list_file:open_list", f"list files ({' '.join(_LISTS)}: a line of path and label each)", _LISTS),
+    _Kind("folder:FolderStore", "folders root/<identity>/<image>", inside=("",)),
 )
 
 
@@ -53,74 +77,39 @@ def open_store(
     >>> len(open_store("synthetic:identities=3,images=2"))
     6
     """
-    store = _open(path_or_spec, label_source, cache, progress)
+    spec = os.path.expanduser(os.fspath(path_or_spec))  # the shell leaves the ~ of data.root=~/faces
+    if spec == _SYNTHETIC or spec.startswith(_SYNTHETIC + ":"):
+        home = "synthetic:open_synthetic"
+    elif spec:
+        home = _kind_at(spec, Path(spec)).home
+    else:
+        raise UserError('no data given: a folder root/<identity>/<image>, or "synthetic:identities=1000,images=20"')
+    module, _, name = home.partition(":")
+    opened = getattr(import_module(f"attfc.data.stores.{module}"), name)
+    options = {"label_source": label_source, "cache": cache, "progress": progress}
+    taken = inspect.signature(opened).parameters
+    store: Store = opened(spec, **{option: value for option, value in options.items() if option in taken})
     for path in edits:
         store = EditedStore(store, read_edits(path, comments=False))
     return store
 
 
-def _open(
-    path_or_spec: str | os.PathLike[str],
-    label_source: LabelSource,
-    cache: str | os.PathLike[str] | None,
-    progress: Progress | None,
-) -> Store:
-    spec = os.path.expanduser(os.fspath(path_or_spec))  # the shell leaves the ~ of data.root=~/faces
-    if spec == _SYNTHETIC or spec.startswith(_SYNTHETIC + ":"):
-        return _open_synthetic(spec)
-    if not spec:
-        raise UserError('no data given: a folder root/<identity>/<image>, or "synthetic:identities=1000,images=20"')
-    path = Path(spec)
+def _kind_at(spec: str, path: Path) -> _Kind:
     if path.is_dir():
-        if is_packed(path):
-            return PackedStore(path)
-        if not _holds_records(path):
-            return FolderStore(path, cache=cache, progress=progress)
-    elif path.suffix in _LISTS and path.exists():
-        from attfc.data.stores.list_file import ListStore  # parsers wait until somebody has such data
-
-        listed = ListStore(path, cache=cache, progress=progress)
-        listed.refuse_missing()
-        return listed
-    elif path.suffix not in (".rec", ".idx") or not path.exists():
-        raise UserError(_refusal(spec, path))
-    from attfc.data.stores.rec.records import RecordStore
-
-    return RecordStore(path, label_source=label_source, cache=cache, progress=progress)
-
-
-def _holds_records(folder: Path) -> bool:
-    """Whether a folder is a record set: `.rec` files stand where identities would."""
-    with os.scandir(folder) as entries:
-        return any(entry.name.endswith(".rec") and entry.is_file() for entry in entries)
-
-
-def _refusal(spec: str, path: Path) -> str:
+        marks = tuple(mark for kind in _KINDS for mark in kind.inside if mark)
+        with os.scandir(path) as entries:
+            names = {entry.name for entry in entries if entry.name.endswith(marks) and entry.is_file()}
+        ends = {name[name.rfind(".") :] for name in names}
+        return next(kind for kind in _KINDS if any(not mark or mark in names | ends for mark in kind.inside))
+    for kind in _KINDS:
+        if path.suffix in kind.suffixes and path.exists():
+            return kind
     if path.suffix == ".bin" and path.exists():
-        return f"{spec}: is a verification set (pairs, no identities): it can be evaluated on, not trained on or looked into"
-    if path.exists():
-        return f"{spec}: is a file of no known kind; supported are {_KINDS}"
-    word, colon, _ = spec.partition(":")
-    hint = nearest(word, [_SYNTHETIC]) if colon or word.startswith("syn") else ""
-    return f"{spec}: no such folder{hint}"
-
-
-def _open_synthetic(spec: str) -> Store:
-    from attfc.data.stores.synthetic import SyntheticFaces  # the renderer is loaded only by those who use it
-
-    values = dict(_SYNTHETIC_KEYS)
-    most_images = 0
-    for part in filter(None, (part.strip() for part in spec.partition(":")[2].split(","))):
-        key, _, value = (word.strip() for word in part.partition("="))
-        key = "first" if key == "first_identity" else key
-        if key not in values:
-            raise UserError(f"{spec}: unknown key {key!r}{nearest(key, values)}; known: {', '.join(values)}")
-        low, dash, high = value.partition("-") if key == "images" else (value, "", "")
-        try:
-            values[key] = int(low)
-            most_images = int(high) if dash else most_images
-        except ValueError:
-            example = "images=20 or images=5-40" if key == "images" else f"{key}={_SYNTHETIC_KEYS[key]}"
-            raise UserError(f"{spec}: {key} needs a whole number, as in {example}") from None
-    images = (values["images"], most_images) if most_images else values["images"]
-    return SyntheticFaces(values["identities"], images, seed=values["seed"], first_identity=values["first"])
+        why = "is a verification set (pairs, no identities): it can be evaluated on, not trained on or looked into"
+    elif path.exists():
+        kinds = ", ".join(kind.shown for kind in (_KINDS[-1], _KINDS[1], _KINDS[0], _KINDS[2]))
+        why = f"is a file of no known kind; supported are {kinds}, and {_SYNTHETIC}:..."
+    else:
+        word, colon, _ = spec.partition(":")
+        why = "no such folder" + (nearest(word, [_SYNTHETIC]) if colon or word.startswith("syn") else "")
+    raise UserError(f"{spec}: {why}")

@@ -20,13 +20,13 @@ from PIL import Image
 from attfc.data.index import IdentityIndex, checked_positions
 from attfc.data.people.name_table import NameTable
 from attfc.data.stores.store import EncodedStore
-from attfc.errors import UserError
+from attfc.errors import UserError, nearest
 from attfc.random_streams import below, hash_words
 from attfc.synthetic.face_parameters import identity_keys, identity_traits, sample_conditions, sample_keys
 from attfc.synthetic.face_renderer import render_faces
 from attfc.typing import Int64, UInt8
 
-__all__ = ["SyntheticFaces"]
+__all__ = ["SyntheticFaces", "open_synthetic"]
 
 _IMAGE_COUNTS = 0x636F756E  # the stream that draws how many images an identity has
 _BLOCK = 64  # images rendered and encoded together: bounds the memory of one call
@@ -189,3 +189,26 @@ def _jpeg(pixels: UInt8, quality: int) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "JPEG", quality=quality)
     return stream.getvalue()
+
+
+_SPEC = {"identities": 1000, "images": 20, "seed": 0, "first": 0}
+
+
+def open_synthetic(spec: str) -> SyntheticFaces:
+    """Return the faces of "synthetic:identities=1000,images=20,seed=0"; see `open_store`. Raises UserError."""
+    values = dict(_SPEC)
+    most_images = 0
+    for part in filter(None, (part.strip() for part in spec.partition(":")[2].split(","))):
+        key, _, value = (word.strip() for word in part.partition("="))
+        key = "first" if key == "first_identity" else key
+        if key not in values:
+            raise UserError(f"{spec}: unknown key {key!r}{nearest(key, values)}; known: {', '.join(values)}")
+        low, dash, high = value.partition("-") if key == "images" else (value, "", "")
+        try:
+            values[key] = int(low)
+            most_images = int(high) if dash else most_images
+        except ValueError:
+            example = "images=20 or images=5-40" if key == "images" else f"{key}={_SPEC[key]}"
+            raise UserError(f"{spec}: {key} needs a whole number, as in {example}") from None
+    images = (values["images"], most_images) if most_images else values["images"]
+    return SyntheticFaces(values["identities"], images, seed=values["seed"], first_identity=values["first"])

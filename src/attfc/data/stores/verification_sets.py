@@ -10,9 +10,8 @@ Cost: the file's bytes in memory once (protocols 0 to 2 of Python 3: twice while
 import os
 import pickle
 import re
-import secrets
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +24,8 @@ from attfc.data.stores.plain_pickle import PlainArray, PlainUnpickler
 from attfc.data.stores.restricted_pickle import describe
 from attfc.data.stores.store import Images, Store, images_array
 from attfc.errors import UserError
-from attfc.typing import Bools, Progress, UInt8
+from attfc.files import replacing
+from attfc.typing import Bools
 
 __all__ = ["VerificationSet", "make_verification_set", "read_verification_set", "write_verification_set"]
 
@@ -59,7 +59,7 @@ class VerificationSet:
         """Return which image this is, for messages."""
         return f"image {position} (pair {position // 2}, {'second' if position % 2 else 'first'})"
 
-    def images(self, positions: npt.ArrayLike, size: int, out: UInt8 | None = None) -> Images:
+    def images(self, positions: npt.ArrayLike, size: int, out: npt.NDArray[np.uint8] | None = None) -> Images:
         """Decode images.
 
         Args:
@@ -197,17 +197,11 @@ def write_verification_set(path: str | os.PathLike[str], encoded: Sequence[bytes
     if flags.ndim != 1 or (flags.dtype != np.bool_ and not (flags.dtype.kind in "iu" and np.isin(flags, (0, 1)).all())):
         raise UserError(f"{shown}: same is {flags.dtype} of shape {flags.shape}: a row of booleans is needed")
     _check_counts(shown, len(encoded), len(flags))
-    draft = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
-        with open(draft, "wb") as file:
+        with replacing(target) as file:
             pickle.dump((list(encoded), flags.astype(np.bool_).tolist()), file, protocol=_PROTOCOL)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, target)
     except OSError as error:
         raise UserError(f"{shown}: cannot be written ({error.strerror or error})") from None
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def make_verification_set(
@@ -215,7 +209,7 @@ def make_verification_set(
     positions: npt.ArrayLike,
     same: npt.ArrayLike,
     path: str | os.PathLike[str],
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> VerificationSet:
     """Write pairs of a store's images as a `.bin` file; the bytes of the images stay as they are.
 

@@ -3,12 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from attfc.evaluation.bootstrap import FigurePath, figure_at
 from attfc.evaluation.people import FEW_PEOPLE, rests_on
 
 __all__ = ["checked_line", "notes_of_result", "people_behind", "people_title", "people_warning", "tar_columns"]
-
-TarColumn = tuple[str, Mapping[str, Any], tuple[str, ...]]
-"""Title, the figures that it is of, and where its rates stand among all figures."""
 
 
 def _unseen(figures: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -46,12 +44,15 @@ def checked_line(figures: Mapping[str, Any]) -> str:
     return f"Training and evaluation data, {found}." if isinstance(found, str) and found else ""
 
 
-def tar_columns(figures: Mapping[str, Any]) -> list[TarColumn]:
+def tar_columns(figures: Mapping[str, Any]) -> dict[str, FigurePath]:
     """Return the columns of the table of TAR at FAR: the list of pairs, all pairs, and all pairs with each person weighing alike."""
-    columns: list[TarColumn] = [("pairs", figures, ("tar_at_far",))]
-    everything = figures.get("all_pairs")
-    if isinstance(everything, Mapping):
-        columns.append(("all pairs", everything, ("all_pairs", "tar_at_far")))
-        if isinstance(everything.get("person_balanced_tar_at_far"), Mapping):
-            columns.append(("each person alike", everything, ("all_pairs", "person_balanced_tar_at_far")))
-    return columns
+    columns = {
+        "pairs": ("tar_at_far",),
+        "all pairs": ("all_pairs", "tar_at_far"),
+        "each person alike": ("all_pairs", "person_balanced_tar_at_far"),
+    }
+    there = {
+        "all pairs": isinstance(figures.get("all_pairs"), Mapping),
+        "each person alike": isinstance(figure_at(figures, columns["each person alike"]), Mapping),
+    }
+    return {title: path for title, path in columns.items() if there.get(title, True)}

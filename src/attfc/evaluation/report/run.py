@@ -8,7 +8,7 @@ import base64
 import io
 import os
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +37,13 @@ from attfc.evaluation.report.page import (
     texts,
 )
 from attfc.evaluation.report.people import (
-    TarColumn,
     checked_line,
     people_behind,
     people_title,
     people_warning,
     tar_columns,
 )
-from attfc.evaluation.report.plots import line_figure, roc_figure, score_figure
+from attfc.evaluation.report.plots import CERTAIN_FALSE_ACCEPTS, line_figure, roc_figure, score_figure
 from attfc.evaluation.report.run_record import RunRecord, columns_of, drawn_from, read_run
 from attfc.evaluation.results import finite, stated_intervals
 from attfc.typing import Bools, Float64, UInt8
@@ -121,60 +120,49 @@ def _summary(run: RunRecord) -> list[Block]:
     return [Notes([note] if note else []), Cards(cards)]
 
 
+class _Stated:
+    """The figures of an evaluation as cells: the number as it is shown, and its interval."""
+
+    def __init__(self, figures: Mapping[str, Any]) -> None:
+        self.figures, self.intervals = figures, stated_intervals(figures)
+
+    def __call__(self, *path: str) -> tuple[str, str]:
+        value = figure_at(self.figures, path)
+        return (_number if path[-1] == "auc" else _percent)(value), bounds_text(self.intervals, path)
+
+    def number(self, *path: str) -> float | None:
+        return finite(figure_at(self.figures, path))
+
+
 def _cards_of_evaluation(figures: Mapping[str, Any]) -> list[Card]:
-    intervals, behind = stated_intervals(figures), people_behind(figures)
-    std, probes = finite(figures.get("accuracy_std")), finite(figures.get("rank_one_probes"))
-    told: tuple[tuple[str, FigurePath, object, str], ...] = (
-        (
-            "Accuracy on pairs",
-            ("accuracy",),
-            figures.get("accuracy"),
-            "" if std is None else f"± {100 * std:.2f} over folds",
-        ),
-        ("Area under the ROC", ("auc",), figures.get("auc"), "1 is perfect, 0.5 chance"),
-        ("Equal error rate", ("eer",), figures.get("eer"), "lower is better"),
-        _certain_tar(figures),
-        (
-            "Rank-one identification",
-            ("rank_one",),
-            figures.get("rank_one"),
-            f"{probes:,.0f} probes, leave one out" if probes else "leave one out",
-        ),
+    stated, behind = _Stated(figures), people_behind(figures)
+    std, probes = stated.number("accuracy_std"), stated.number("rank_one_probes")
+    found = f"{probes:,.0f} probes, leave one out" if probes else "leave one out"
+    told = (
+        ("Accuracy on pairs", stated("accuracy"), "" if std is None else f"± {100 * std:.2f} over folds"),
+        ("Area under the ROC", stated("auc"), "1 is perfect, 0.5 chance"),
+        ("Equal error rate", stated("eer"), "lower is better"),
+        _certain_tar(stated),
+        ("Rank-one identification", stated("rank_one"), found),
     )
-    return [
-        Card(
-            name,
-            _number(value) if path == ("auc",) else _percent(value),
-            bounds_text(intervals, path),
-            "; ".join(filter(None, (more, behind))),
-        )
-        for name, path, value, more in told
-    ]
+    return [Card(name, *cell, "; ".join(filter(None, (more, behind)))) for name, cell, more in told]
 
 
-def _certain_tar(figures: Mapping[str, Any]) -> tuple[str, FigurePath, object, str]:
+def _certain_tar(stated: _Stated) -> tuple[str, tuple[str, str], str]:
     """The lowest FAR that rests on at least 30 false accepts, all pairs before the list; else the highest stated."""
-    stated: list[tuple[bool, float, float, str, FigurePath]] = []
-    holders: tuple[tuple[str, FigurePath, Any], ...] = (
-        ("all pairs", ("all_pairs",), figures.get("all_pairs")),
-        ("list of pairs", (), figures),
-    )
-    for source, place, holder in holders:
-        if not isinstance(holder, dict) or not isinstance(holder.get("tar_at_far"), dict):
-            continue
-        impostors = finite(holder.get("impostor_pairs")) or 0.0
-        for far, tar in holder["tar_at_far"].items():
-            if (value := finite(tar)) is not None:
-                certain = float(far) * impostors >= 30 - 1e-9
+    found: list[tuple[bool, float, str, FigurePath, str]] = []
+    for source, place in (("all pairs", ("all_pairs",)), ("list of pairs", ())):
+        tars = figure_at(stated.figures, (*place, "tar_at_far"))
+        impostors = stated.number(*place, "impostor_pairs") or 0.0
+        for far in tars if isinstance(tars, dict) else ():
+            if finite(tars[far]) is not None:
+                few = float(far) * impostors < CERTAIN_FALSE_ACCEPTS - 1e-9
                 more = f"{source}, {impostors:,.0f} impostor"
-                stated.append((certain, float(far), value, more, (*place, "tar_at_far", far)))
-    if not stated:
-        return ("TAR at FAR", (), None, "too few impostor pairs")
-    sure = [entry for entry in stated if entry[0]]
-    _, far, value, more, path = (
-        min(sure, key=lambda entry: entry[1]) if sure else max(stated, key=lambda entry: entry[1])
-    )
-    return (f"TAR at FAR {far:g}", path, value, more)
+                found.append((few, -float(far) if few else float(far), far, (*place, "tar_at_far", far), more))
+    if not found:
+        return "TAR at FAR", ("–", ""), "too few impostor pairs"
+    _, _, far, path, more = min(found, key=lambda one: one[:2])
+    return f"TAR at FAR {float(far):g}", stated(*path), more
 
 
 def _list_of_pairs(run: RunRecord) -> tuple[Float64, Bools] | None:
@@ -198,11 +186,7 @@ def _verification(run: RunRecord) -> list[Block]:
             Figure("True accepts over false accepts", roc_figure(*listed, curve), ROC_HINT),
             Figure("Scores of the pairs", score_figure(*listed, finite(figures.get("threshold")))),
         ]
-    columns = tar_columns(figures)
-    drawn += [
-        Table(_far_rows(figures, columns), ("", *(name for name, _, _ in columns)), title="TAR at FAR"),
-        Table(_pair_rows(figures), title="Figures of the pairs"),
-    ]
+    drawn += [_far_table(figures), Table(_pair_rows(figures), title="Figures of the pairs")]
     return [
         Beside(drawn),
         Hint(checked_line(figures)),
@@ -224,38 +208,36 @@ def _about_intervals(figures: Mapping[str, Any]) -> str:
     )
 
 
-def _far_rows(figures: Mapping[str, Any], columns: Sequence[TarColumn]) -> list[list[Cell]]:
-    intervals = stated_intervals(figures)
-    tars = [tar if isinstance(tar := holder.get(path[-1]), dict) else {} for _, holder, path in columns]
+def _far_table(figures: Mapping[str, Any]) -> Table:
+    stated, columns = _Stated(figures), tar_columns(figures)
+    tars = {path: tar if isinstance(tar := figure_at(figures, path), dict) else {} for path in columns.values()}
     rows: list[list[Cell]] = []
-    for far in sorted({far for tar in tars for far in tar}, key=float, reverse=True):
-        cells: list[Cell] = [
-            (
-                "–" if far not in tar else "not stated" if tar[far] is None else _percent(tar[far]),
-                bounds_text(intervals, (*path, far)),
-            )
-            for tar, (_, _, path) in zip(tars, columns, strict=True)
+    for far in sorted({far for tar in tars.values() for far in tar}, key=float, reverse=True):
+        cells = [
+            "–" if far not in tar else "not stated" if tar[far] is None else stated(*path, far)
+            for path, tar in tars.items()
         ]
         rows.append([f"FAR {far}", *cells])
-    counts: list[list[Cell]] = [
-        [key.replace("_", " "), *(count_text(finite(holder.get(key))) for _, holder, _ in columns)]
+    counts = {
+        key: [count_text(stated.number(*path[:-1], key)) for path in tars]
         for key in ("genuine_pairs", "impostor_pairs")
-    ]
-    return [*rows, *counts]
+    }
+    rows += [[key.replace("_", " "), *count] for key, count in counts.items()]
+    return Table(rows, ("", *columns), title="TAR at FAR")
 
 
 def _pair_rows(figures: Mapping[str, Any]) -> list[list[Cell]]:
-    std, skipped, images = (finite(figures.get(name)) for name in ("accuracy_std", "skipped_pairs", "images"))
-    intervals = stated_intervals(figures)
-    accuracy = _percent(figures.get("accuracy")) + ("" if std is None else f" ± {100 * std:.2f}")
+    stated = _Stated(figures)
+    std, skipped, images = map(stated.number, ("accuracy_std", "skipped_pairs", "images"))
+    accuracy, bounds = stated("accuracy")
     rows: list[list[Cell]] = [
-        ["accuracy", (accuracy, bounds_text(intervals, ("accuracy",)))],
+        ["accuracy", (accuracy + ("" if std is None else f" ± {100 * std:.2f}"), bounds)],
         ["threshold (cosine)", _number(figures.get("threshold"))],
-        ["equal error rate", (_percent(figures.get("eer")), bounds_text(intervals, ("eer",)))],
-        ["area under the ROC", (_number(figures.get("auc")), bounds_text(intervals, ("auc",)))],
+        ["equal error rate", stated("eer")],
+        ["area under the ROC", stated("auc")],
     ]
-    if isinstance(figures.get("pair_source"), str):
-        rows.append(["pairs from", str(figures["pair_source"])])
+    if isinstance(source := figures.get("pair_source"), str):
+        rows.append(["pairs from", source])
     if skipped is not None:
         rows.append(["pairs skipped", count_text(skipped)])
     return rows if images is None else [*rows, ["images embedded", count_text(images)]]

@@ -37,7 +37,7 @@ from attfc.training.momentum import MomentumPair
 from attfc.training.optimizers import build_optimizer, parameter_groups
 from attfc.training.step import Inputs, TrainStep, head_alone
 
-__all__ = ["Case", "HeadKind", "ResidentPeak", "in_child", "measure", "measure_in_turns", "rehearse"]
+__all__ = ["Case", "HeadKind", "ResidentPeak", "build_head", "in_child", "measure", "measure_in_turns", "rehearse"]
 
 HeadKind = Literal["full_fc", "partial_fc", "attfc"]
 SECONDS_A_CELL = 8.0  # of timed steps: as many as fit; where the first of all takes longer, it is the one

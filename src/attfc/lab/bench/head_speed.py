@@ -20,8 +20,8 @@ import torch
 
 from attfc.backbones import create_backbone
 from attfc.errors import UserError
-from attfc.lab.bench.head_cell import Case, in_child, measure, measure_in_turns
-from attfc.plan import NOTHING, Encoder, head_memory, measure_encoder, plan_step
+from attfc.lab.bench.head_cell import Case, build_head, in_child, measure, measure_in_turns
+from attfc.plan import NOTHING, Encoder, measure_encoder, plan_step
 from attfc.precision import best_autocast_dtype
 
 __all__ = ["IDENTITIES", "Sweep", "ratios", "run_sweep"]
@@ -164,19 +164,12 @@ def _encoder(sweep: Sweep) -> Encoder | None:
 
 def _planned(case: Case, encoder: Encoder | None) -> dict[str, Any]:
     """Return what the planner says of a case."""
-    head = head_memory(
-        case.head,
-        case.identities,
-        case.batch,
-        embedding_size=case.embedding_size,
-        slots=case.slots,
-        sample_rate=case.sample_rate,
-        keys_per_query=case.keys,
-    )
+    with torch.device("meta"):
+        head = build_head(case)
     plan = plan_step(
         case.head,
         NOTHING if case.network is None or encoder is None else encoder,
-        head,
+        head.footprint(case.batch, cached=not case.device.startswith("cuda")),
         case.batch,
         memory_bytes=case.budget_bytes,
         foreach=case.device.startswith("cuda"),

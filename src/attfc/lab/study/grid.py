@@ -1,4 +1,4 @@
-"""Grids of a study: a YAML file of variants and seeds, run cell by cell in child processes, one JSON a cell, resumed where it stopped.
+"""Grids of a study: a YAML file of variants and seeds, run cell by cell in child processes, one line of JSON a cell, resumed where it stopped.
 
     world: {kind: vectors, identities: 10000}      # or {kind: faces}
     preset: demo
@@ -9,16 +9,16 @@
       full_fc: [head=full_fc]
       attfc: []
 
-A cell that is there already is not run again; one that was run with other settings stops the study before anything runs, because a table
-of two settings would say nothing. A cell that fails (a loss that is not finite, say) is a result too and stays in the tables.
+A line of FOLDER/cells.jsonl has all that a cell is and found. A cell that is there already is not run again; one that was run with other
+settings stops the study before anything runs, because a table of two settings would say nothing. A cell that fails (a loss that is not finite,
+say) is a result too and stays in the tables.
 """
 
 import json
 import multiprocessing
 import os
-import re
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import fields
 from pathlib import Path
@@ -29,11 +29,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from attfc.config import load_config
 from attfc.config.safe_yaml import read_yaml, read_yaml_text
 from attfc.errors import UserError, nearest
-from attfc.files import write_json_whole
+from attfc.files import write_text_whole
 from attfc.lab.study.children import children_end_too, lead_group, leave_at_sigterm
 from attfc.lab.study.vectors import VectorWorld
 
 __all__ = ["Cell", "Study", "read_study", "run_study", "study_records"]
+
+CELLS = "cells.jsonl"
 
 
 class _Strict(BaseModel):
@@ -81,18 +83,12 @@ class Cell(_Strict):
     preset: str
     overrides: list[str]
 
-    @property
-    def file(self) -> str:
-        """Name of the cell's result."""
-        slug = re.sub(r"[^a-z0-9._=]+", "-", self.variant.lower()).strip("-")
-        return f"{slug}.seed{self.seed}.json"
-
 
 def read_study(path: Path) -> Study:
     """Read and check a study's file.
 
     Raises:
-        UserError: no such file, not YAML, unknown keys or wrong values, an unknown reference, two variants with one file name.
+        UserError: no such file, not YAML, unknown keys or wrong values, an unknown reference.
     """
     try:
         values = read_yaml(read_yaml_text(path))
@@ -108,10 +104,6 @@ def read_study(path: Path) -> Study:
         raise UserError(f"{path}: {'; '.join(_fault(fault) for fault in error.errors())}") from None
     if study.reference is not None and study.reference not in study.variants:
         raise UserError(f"{path}: reference {study.reference!r} is none of the variants: {', '.join(study.variants)}")
-    names: dict[str, str] = {}
-    for cell in _cells(study):
-        if (other := names.setdefault(cell.file, cell.variant)) != cell.variant:
-            raise UserError(f"{path}: variants {other!r} and {cell.variant!r} share the file {cell.file}: rename one")
     return study
 
 
@@ -153,7 +145,7 @@ def run_study(
 
     Args:
         study: of `read_study`.
-        folder: where the cells' JSON files are.
+        folder: where the study's cells.jsonl is.
         faces: what `{faces}` in overrides stands for.
         only: variants to run; none: all.
         parallel: cells at a time, each in a process of its own.
@@ -175,6 +167,7 @@ def run_study(
     missing = [cell for cell in cells if (cell.variant, cell.seed) not in done]
     said(f"{study.name}: {len(cells)} cells, {len(done)} there, {len(missing)} to run")
     folder.mkdir(parents=True, exist_ok=True)
+    kept = [record for _, record in _kept(folder)]
     context = multiprocessing.get_context("spawn")
     with (
         ProcessPoolExecutor(parallel, mp_context=context, max_tasks_per_child=1, initializer=lead_group) as pool,
@@ -187,7 +180,9 @@ def run_study(
             for number, future in enumerate(as_completed(running), 1):
                 cell = running[future]
                 record = future.result()
-                write_json_whole(folder / cell.file, record)
+                kept.append(record)
+                lines = (json.dumps(each, separators=(",", ":")) for each in kept)
+                write_text_whole(folder / CELLS, "\n".join(lines) + "\n")
                 said(f"{number}/{len(missing)}  {cell.variant}, seed {cell.seed}: {_summary(record)}")
         except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -209,19 +204,35 @@ def study_records(study: Study, folder: Path) -> list[dict[str, Any]]:
 
 
 def _records(folder: Path, cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    there = {(record["variant"], record["seed"]): (where, record) for where, record in _kept(folder)}
     records = []
     for cell in cells:
-        path = folder / cell.file
-        if not path.exists():
+        if (cell.variant, cell.seed) not in there:
             continue
-        record = _read(path)
+        where, record = there[cell.variant, cell.seed]
         for key, value in cell.model_dump(mode="json").items():
             if record.get(key) != value:
                 raise UserError(
-                    f"{path}: was run with another {key} ({json.dumps(record.get(key))[:200]}): delete it, or give the study another --output"
+                    f"{where}: was run with another {key} ({json.dumps(record.get(key))[:200]}): delete it, or give the study another --output"
                 )
         records.append(record)
     return records
+
+
+def _kept(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the cells of a folder, each with its place: the files of attfc 0.1, one a cell, then the lines of cells.jsonl."""
+    places = [(str(path), path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.seed*.json"))]
+    if (folder / CELLS).exists():
+        lines = (folder / CELLS).read_text(encoding="utf-8").splitlines()
+        places += [(f"{folder / CELLS} line {number}", line) for number, line in enumerate(lines, 1)]
+    for where, text in places:
+        try:
+            record = json.loads(text)
+            if not isinstance(record, dict) or not {"variant", "seed"} <= set(record):
+                raise ValueError("no cell of a study")
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where}: damaged ({str(error)[:100]}): delete it and run the study again") from None
+        yield where, record
 
 
 def _run_cell(cell: Cell, faces: str | None, threads: int) -> dict[str, Any]:
@@ -268,13 +279,3 @@ def _summary(record: dict[str, Any]) -> str:
 
 
 _HEADLINES = ("tar_at_far/0.01", "tar_at_far/0.0001", "rank_one")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(record, dict) or not {"variant", "seed"} <= set(record):
-            raise ValueError("no cell of a study")
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: damaged ({str(error)[:100]}): delete it and run the study again") from None
-    return record

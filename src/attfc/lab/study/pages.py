@@ -1,4 +1,4 @@
-"""Tables and figures of a study, from its cells' JSON files and nothing else.
+"""Tables and figures of a study, from its cells' lines of JSON and nothing else.
 
 A row is a variant: mean and standard deviation over seeds, and the paired difference to the reference (same seeds, mean and standard
 deviation). Colours are those of Okabe and Ito, and a grey; lines differ in dash and marker too. The SVG is a function of the records.

@@ -11,14 +11,10 @@ bytes, so a wrong place, a damaged byte and a shard of another set all end as a 
 mapped: a file cut short under a mapping kills the process.
 """
 
-import hashlib
-import json
 import os
-import stat
 import zlib
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,56 +25,33 @@ from attfc.data.images import BrokenImageError
 from attfc.data.index import IdentityIndex
 from attfc.data.people.name_table import NameTable, printable
 from attfc.data.stores.image_files import MAX_FILE_BYTES
-from attfc.data.stores.read_at import read_at
+from attfc.data.stores.packed.packed_format import (
+    ABOUT,
+    CHECKSUMS,
+    ENDS,
+    HEADER_BYTES,
+    IMAGE_NAMES,
+    MAX_NAME_BYTES,
+    OFFSETS,
+    PER_IDENTITY,
+    RESTORE,
+    About,
+    check_size,
+    file_crc32,
+    npy_header,
+    read_about,
+    shard_name,
+)
 from attfc.data.stores.store import EncodedStore
 from attfc.errors import UserError
+from attfc.files import read_at
+from attfc.typing import Int64
 
-__all__ = ["ABOUT", "PackedCheck", "PackedStore", "is_packed", "verify_packed"]
+__all__ = ["PackedStore"]
 
-Int64 = npt.NDArray[np.int64]
-
-FORMAT = "attfc packed"
-VERSION = 1
-ABOUT = "packed.json"
-UNFINISHED = "unfinished.json"
-LEFT_OUT = "left_out.tsv"
-
-OFFSETS = "offsets.npy"
-ENDS = "image_ends.npy"
-CHECKSUMS = "checksums.npy"
-PER_IDENTITY = (OFFSETS, "identity_names.npy", "identity_name_offsets.npy")
-PER_IMAGE = (ENDS, CHECKSUMS)
-IMAGE_NAMES = ("image_names.npy", "image_name_offsets.npy")
-
-HEADER_BYTES = 128
-MAX_NAME_BYTES = 4096
-
-_MAX_ABOUT_BYTES = 64 * 1024 * 1024
-_MOST_SHARDS = 1_000_000
 _OPEN_SHARDS = 256
 _GAP = 64 * 1024  # cold reads from a solid-state disk: 11,300 images/s, 9,000 one by one; from memory no difference
 _SPAN = 1024 * 1024
-_EXAMPLES = 20
-
-
-def shard_name(number: int) -> str:
-    """Return "shard-00017.bin"."""
-    return f"shard-{number:05d}.bin"
-
-
-def npy_header(dtype: npt.DTypeLike, count: int) -> bytes:
-    """Return the 128 bytes before the elements of a one-dimensional `.npy` file (format 1.0), whatever the count.
-
-    >>> len(npy_header(np.int64, 10**12))
-    128
-    """
-    text = f"{{'descr': '{np.dtype(dtype).str}', 'fortran_order': False, 'shape': ({count},), }}"
-    return b"\x93NUMPY\x01\x00" + (HEADER_BYTES - 10).to_bytes(2, "little") + text.encode().ljust(117) + b"\n"
-
-
-def is_packed(path: str | os.PathLike[str]) -> bool:
-    """Whether a folder is a packed store, finished or not."""
-    return any(os.path.isfile(os.path.join(path, name)) for name in (ABOUT, UNFINISHED))
 
 
 class PackedStore(EncodedStore):
@@ -94,18 +67,18 @@ class PackedStore(EncodedStore):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(os.path.abspath(path))
-        self._open(_read_about(self.path), trusted=False)
+        self._open(read_about(self.path), trusted=False)
 
-    def _open(self, about: "_About", *, trusted: bool) -> None:
+    def _open(self, about: About, *, trusted: bool) -> None:
         """Map the arrays; `trusted`: the process that pickled this store has compared the checksums."""
         folder = self.path
         self.about = about
         for number, size in enumerate(about.shards):
-            _check_size(folder / shard_name(number), size)
+            check_size(folder / shard_name(number), size)
         for name in PER_IDENTITY if not trusted else ():
             if (crc := file_crc32(folder / name)) != about.crc32[name]:
                 raise UserError(
-                    f"{folder / name}: damaged (CRC-32 {crc:08x} instead of {about.crc32[name]:08x}): {_RESTORE}"
+                    f"{folder / name}: damaged (CRC-32 {crc:08x} instead of {about.crc32[name]:08x}): {RESTORE}"
                 )
         offsets = _map_array(folder / OFFSETS, np.int64, about.identities + 1)
         self._ends = _map_array(folder / ENDS, np.int64, about.images + 1)
@@ -114,10 +87,10 @@ class PackedStore(EncodedStore):
         self._image_names = _map_names(folder, "image", about.images) if about.image_names else None
         if not trusted and not bool((offsets[1:] > offsets[:-1]).all()):
             at = int((offsets[1:] <= offsets[:-1]).argmax())
-            raise UserError(f"{folder / OFFSETS}: identity {at} has no image: {_RESTORE}")
+            raise UserError(f"{folder / OFFSETS}: identity {at} has no image: {RESTORE}")
         if int(offsets[-1]) != about.images:
             raise UserError(
-                f"{folder / OFFSETS}: offsets run over 0 ... {int(offsets[-1])} but {ABOUT} says {about.images} images: {_RESTORE}"
+                f"{folder / OFFSETS}: offsets run over 0 ... {int(offsets[-1])} but {ABOUT} says {about.images} images: {RESTORE}"
             )
         self._index = IdentityIndex(offsets, source=folder / OFFSETS, folder=folder)
         starts = np.zeros(len(about.shards) + 1, np.int64)
@@ -126,7 +99,7 @@ class PackedStore(EncodedStore):
         if (int(self._ends[0]), int(self._ends[-1])) != (0, self._starts[-1]):
             raise UserError(
                 f"{folder / ENDS}: runs over bytes {int(self._ends[0])} ... {int(self._ends[-1])} but the shards hold "
-                f"{self._starts[-1]}: {_RESTORE}"
+                f"{self._starts[-1]}: {RESTORE}"
             )
         self._files: list[_ShardFile | None] = [None] * min(len(about.shards), _OPEN_SHARDS)
 
@@ -293,7 +266,7 @@ class PackedStore(EncodedStore):
     def _entry(self, table: NameTable, number: int, file: str) -> bytes:
         begin, end = int(table.offsets[number]), int(table.offsets[number + 1])
         if not 0 <= begin <= end <= len(table.data) or end - begin > MAX_NAME_BYTES:
-            raise UserError(f"{self.path / file}: name {number} lies at bytes {begin} ... {end}: {_RESTORE}")
+            raise UserError(f"{self.path / file}: name {number} lies at bytes {begin} ... {end}: {RESTORE}")
         return table[number]
 
     def where(self, position: int) -> str:
@@ -321,7 +294,7 @@ class PackedStore(EncodedStore):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Reopen what `__getstate__` left."""
         self.path = state["path"]
-        about = _read_about(self.path)
+        about = read_about(self.path)
         if about.digest != state["digest"]:
             raise UserError(f"{self.path}: another packed set was put here while a worker started; start again")
         self._open(about, trusted=True)
@@ -329,57 +302,6 @@ class PackedStore(EncodedStore):
     def __repr__(self) -> str:
         """Return the path and the counts."""
         return f"PackedStore({str(self.path)!r}, {len(self.identities):,} identities, {len(self):,} images)"
-
-
-@dataclass
-class PackedCheck:
-    """What `verify_packed` found.
-
-    Attributes:
-        images, encoded_bytes: how many were read.
-        damaged: images whose bytes differ from their checksum or cannot be read.
-        examples: "where: reason" of the first 20 of them.
-        files: index files whose own checksum differs.
-    """
-
-    images: int
-    encoded_bytes: int
-    damaged: int = 0
-    examples: list[str] = field(default_factory=list)
-    files: list[str] = field(default_factory=list)
-
-    @property
-    def sound(self) -> bool:
-        """Whether nothing is damaged."""
-        return not self.damaged and not self.files
-
-
-def verify_packed(
-    path: str | os.PathLike[str] | PackedStore, progress: Callable[[int, int], None] | None = None
-) -> PackedCheck:
-    """Read every image and every index file of a packed folder and compare their checksums. About 1 GB/s on one core.
-
-    Args:
-        path: the folder, or the store.
-        progress: called as (images done, images).
-
-    Raises:
-        UserError: the folder does not open (see `PackedStore`).
-    """
-    store = path if isinstance(path, PackedStore) else PackedStore(path)
-    check = PackedCheck(len(store), sum(store.about.shards))
-    check.files = [name for name, crc in sorted(store.about.crc32.items()) if file_crc32(store.path / name) != crc]
-    block = 1024
-    for first in range(0, len(store), block):
-        positions = range(first, min(first + block, len(store)))
-        for position, encoded in zip(positions, store.read_many(positions), strict=True):
-            if isinstance(encoded, Exception):
-                check.damaged += 1
-                if len(check.examples) < _EXAMPLES:
-                    check.examples.append(f"{store.where(position)}: {encoded}")
-        if progress is not None:
-            progress(positions.stop, len(store))
-    return check
 
 
 class _ShardFile:
@@ -397,100 +319,12 @@ class _ShardFile:
             os.close(self.descriptor)
 
 
-@dataclass(frozen=True)
-class _About:
-    """The contents of `packed.json`, and a digest of the file."""
-
-    identities: int
-    images: int
-    shards: list[int]
-    source: str
-    image_names: bool
-    crc32: dict[str, int]
-    left_out: dict[str, int]
-    digest: str
-
-
-_RESTORE = "copy the folder again or convert it again from its source"
-
-
-def _read_about(folder: Path) -> _About:
-    path = folder / ABOUT
-    try:
-        with open(path, "rb") as file:
-            content = file.read(_MAX_ABOUT_BYTES + 1)
-    except OSError as error:
-        raise UserError(_not_packed(folder, error)) from None
-    if len(content) > _MAX_ABOUT_BYTES:
-        raise UserError(f"{path}: more than {_MAX_ABOUT_BYTES:,} bytes: not a packed set's; {_RESTORE}")
-    try:
-        about = json.loads(content)
-        if not isinstance(about, dict) or about.get("format") != FORMAT:
-            raise UserError(f'{path}: not the description of a packed set (no "format": "{FORMAT}")')
-        if about.get("version") != VERSION:
-            raise UserError(
-                f"{path}: version {about.get('version')!r} of the packed format; this attfc reads version {VERSION}: "
-                "update attfc or convert again"
-            )
-        shards = [_whole(about["shards"][number], f"shards[{number}]") for number in range(len(about["shards"]))]
-        image_names = about["image_names"] is True
-        names = PER_IDENTITY + PER_IMAGE + (IMAGE_NAMES if image_names else ())
-        read = _About(
-            _whole(about["identities"], "identities", least=1),
-            _whole(about["images"], "images", least=1),
-            shards,
-            str(about["source"]),
-            image_names,
-            {name: _whole(about["crc32"][name], f"crc32 of {name}") for name in names},
-            {kind: _whole(about["left_out"][kind], f"left_out {kind}") for kind in ("images", "identities")},
-            hashlib.blake2b(content, digest_size=16).hexdigest(),
-        )
-    except UserError:
-        raise
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
-        raise UserError(f"{path}: damaged ({reason}): {_RESTORE}") from None
-    if not 1 <= len(shards) <= _MOST_SHARDS or sum(shards) > 2**62:
-        raise UserError(f"{path}: damaged ({len(shards)} shards of {sum(shards)} bytes): {_RESTORE}")
-    return read
-
-
-def _whole(value: object, what: str, least: int = 0) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= 2**62:
-        raise ValueError(f"{what} is {str(value)[:40]} instead of a whole number from {least}")
-    return value
-
-
-def _not_packed(folder: Path, error: OSError) -> str:
-    if (folder / UNFINISHED).is_file():
-        return f"{folder}: an unfinished conversion: give the same attfc data convert command again and it continues"
-    if not folder.exists():
-        return f"{folder}: no such folder"
-    if not folder.is_dir():
-        return f"{folder}: is a file; a packed set is a folder with {ABOUT}"
-    if isinstance(error, FileNotFoundError):
-        return f"{folder}: not a packed set ({ABOUT} is missing)"
-    return f"{folder / ABOUT}: cannot be read ({error.strerror})"
-
-
-def _check_size(path: Path, size: int) -> None:
-    """Compare a file's size and kind: opening a pipe would wait for ever."""
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}): {_RESTORE}") from None
-    if not stat.S_ISREG(status.st_mode):
-        raise UserError(f"{path}: not a file: {_RESTORE}")
-    if status.st_size != size:
-        raise UserError(f"{path}: {status.st_size} bytes instead of {size}: {_RESTORE}")
-
-
 def _map_array(path: Path, dtype: npt.DTypeLike, count: int) -> npt.NDArray[Any]:
     """Map an array of exactly this type and length, read-only. Its header is compared, not parsed."""
-    _check_size(path, HEADER_BYTES + count * np.dtype(dtype).itemsize)
+    check_size(path, HEADER_BYTES + count * np.dtype(dtype).itemsize)
     with open(path, "rb") as file:
         if file.read(HEADER_BYTES) != npy_header(dtype, count):
-            raise UserError(f"{path}: not an array of {count} {np.dtype(dtype)}: {_RESTORE}")
+            raise UserError(f"{path}: not an array of {count} {np.dtype(dtype)}: {RESTORE}")
         if count == 0:
             return np.empty(0, dtype)
         mapped = np.memmap(file, dtype, "r", HEADER_BYTES, (count,))
@@ -503,23 +337,5 @@ def _map_names(folder: Path, kind: str, count: int) -> NameTable:
     data = folder / f"{kind}_names.npy"
     ends = int(offsets[0]), int(offsets[-1])
     if ends[0] != 0 or not 0 <= ends[1] <= 2**62:
-        raise UserError(f"{folder / f'{kind}_name_offsets.npy'}: runs over bytes {ends[0]} ... {ends[1]}: {_RESTORE}")
+        raise UserError(f"{folder / f'{kind}_name_offsets.npy'}: runs over bytes {ends[0]} ... {ends[1]}: {RESTORE}")
     return NameTable(_map_array(data, np.uint8, ends[1]), offsets)
-
-
-def file_crc32(path: Path) -> int:
-    """Return the CRC-32 of a file, read through a small buffer: mapped, it would count as this process's memory.
-
-    Raises:
-        UserError: missing, not a file, not readable.
-    """
-    crc = 0
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise UserError(f"{path}: not a file: {_RESTORE}")
-        with open(path, "rb", buffering=0) as file:
-            while block := file.read(1 << 20):
-                crc = zlib.crc32(block, crc)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}): {_RESTORE}") from None
-    return crc

@@ -1,4 +1,4 @@
-"""MXNet RecordIO as bytes: frames, the header of their payloads, and the `.idx` text that says where they begin. No MXNet.
+"""MXNet RecordIO as bytes: frames, and the header of their payloads. No MXNet.
 
 A frame is the magic 0xced7230a, a word of 3 bits `cflag` and 29 bits length, the payload, zeros up to a multiple of 4. Where
 the magic stands in a payload at a multiple of 4 it is taken out and the payload goes into several frames (cflag 1, 2 ..., 3; 0 is a
@@ -10,55 +10,52 @@ that dies of SIGBUS when a mapped file is cut short. Files come from outside: ea
 limit of 256 MiB before anything is allocated.
 """
 
-import contextlib
-import itertools
 import os
-import secrets
 import struct
 from array import array
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import numpy.typing as npt
 
 from attfc.data.stores.image_files import MAX_FILE_BYTES
-from attfc.data.stores.read_at import read_at
-from attfc.data.text_lines import LineBlock, line_blocks, open_regular, whole_numbers
+from attfc.data.text_lines import open_regular
 from attfc.errors import UserError
+from attfc.files import read_at
+from attfc.typing import Bools, Float32, Int64, Progress
 
 __all__ = [
+    "FIRST",
+    "FRAME",
+    "HEADER",
+    "LAST",
+    "LENGTH_BITS",
     "MAGIC",
+    "MAGIC_BYTES",
     "MAX_PARTS",
     "MAX_PAYLOAD_BYTES",
+    "MIDDLE",
     "BadRecordError",
     "RecordFile",
     "RecordHeader",
     "RecordHeads",
-    "RecordWriter",
-    "pack_payload",
-    "read_index",
     "unpack_payload",
 ]
 
-Int64 = npt.NDArray[np.int64]
-Float32 = npt.NDArray[np.float32]
-Progress = Callable[[int, int], None]
 
 MAGIC = 0xCED7230A
 MAX_PAYLOAD_BYTES = MAX_FILE_BYTES
 MAX_PARTS = 65_536
 """Parts of one record. Chance puts the magic into one 5 KB image of three million; a file made to keep us busy has millions of parts."""
 
-_MAGIC_BYTES = MAGIC.to_bytes(4, "little")
-_FRAME = struct.Struct("<II")
-_HEADER = struct.Struct("<IfQQ")
+MAGIC_BYTES = MAGIC.to_bytes(4, "little")
+FRAME = struct.Struct("<II")
+HEADER = struct.Struct("<IfQQ")
 _FIRST_LABEL = struct.Struct("<f")
-_LENGTH_BITS = 29
-_LENGTH_MASK = (1 << _LENGTH_BITS) - 1
-_WHOLE, _FIRST, _MIDDLE, _LAST = range(4)
+LENGTH_BITS = 29
+_LENGTH_MASK = (1 << LENGTH_BITS) - 1
+WHOLE, FIRST, MIDDLE, LAST = range(4)
 
 _HEAD_WORDS = 10  # frame, payload header and two labels: 40 bytes
 _HEAD_BYTES = 4 * _HEAD_WORDS
@@ -88,96 +85,58 @@ class RecordHeader:
     id2: int
 
 
-def pack_payload(labels: float | Sequence[float], image: bytes = b"", key: int = 0, id2: int = 0) -> bytes:
-    """Return the payload of a record: header, labels, image.
-
-    Args:
-        labels: one number (flag 0), or several, even one in a list (flag = their number).
-
-    >>> len(pack_payload(3.0, b"jpeg")), len(pack_payload([1.0, 2.0]))
-    (28, 32)
-    """
-    if isinstance(labels, int | float):
-        return _HEADER.pack(0, labels, key, id2) + image
-    return _HEADER.pack(len(labels), 0.0, key, id2) + struct.pack(f"<{len(labels)}f", *labels) + image
-
-
 def unpack_payload(payload: bytes) -> tuple[RecordHeader, bytes]:
     """Return the header and the image of a payload.
 
     Raises:
         BadRecordError: it is shorter than its header and labels.
 
+    >>> from attfc.data.stores.rec.record_writer import pack_payload
     >>> header, image = unpack_payload(pack_payload([1.0, 7.0], b"jpeg", key=5))
     >>> header.flag, header.labels.tolist(), header.id, image
     (2, [1.0, 7.0], 5, b'jpeg')
     """
     flag, label, image_at = read_header(payload, 0, len(payload))
-    _, _, key, id2 = _HEADER.unpack_from(payload)
+    _, _, key, id2 = HEADER.unpack_from(payload)
     labels = np.array([label], np.float32)
     if flag:
-        labels = np.frombuffer(payload, "<f4", flag, _HEADER.size).astype(np.float32, copy=False)
+        labels = np.frombuffer(payload, "<f4", flag, HEADER.size).astype(np.float32, copy=False)
     return RecordHeader(flag, labels, key, id2), payload[image_at:]
 
 
 def read_header(buffer: bytes, begin: int, end: int) -> tuple[int, float, int]:
     """Return flag, first label, and where the image begins, of the payload at begin ... end."""
-    if end - begin < _HEADER.size:
-        raise BadRecordError(f"payload of {end - begin} bytes has no room for the header of {_HEADER.size}")
-    flag, label, _, _ = _HEADER.unpack_from(buffer, begin)
-    image_at = begin + _HEADER.size + 4 * flag
+    if end - begin < HEADER.size:
+        raise BadRecordError(f"payload of {end - begin} bytes has no room for the header of {HEADER.size}")
+    flag, label, _, _ = HEADER.unpack_from(buffer, begin)
+    image_at = begin + HEADER.size + 4 * flag
     if image_at > end:
         raise BadRecordError(f"payload of {end - begin:,} bytes declares {flag:,} labels, which do not fit into it")
     if flag:
-        (label,) = _FIRST_LABEL.unpack_from(buffer, begin + _HEADER.size)
+        (label,) = _FIRST_LABEL.unpack_from(buffer, begin + HEADER.size)
     return flag, label, image_at
-
-
-def frames(payload: bytes) -> list[bytes]:
-    """Return a payload as it lies in the file: a list of bytes to be written one after the other.
-
-    Raises:
-        UserError: more bytes or parts than the reader takes.
-
-    >>> b"".join(frames(b"jpeg!")).hex(" ", 4)
-    '0a23d7ce 05000000 6a706567 21000000'
-    """
-    if len(payload) > MAX_PAYLOAD_BYTES:
-        raise UserError(f"record of {len(payload):,} bytes, more than the limit of {MAX_PAYLOAD_BYTES:,}")
-    cuts: list[int] = []
-    at = payload.find(_MAGIC_BYTES)
-    while at >= 0:
-        if at % 4 == 0:
-            cuts.append(at)
-        at = payload.find(_MAGIC_BYTES, at + (4 if at % 4 == 0 else 1))
-    if len(cuts) >= MAX_PARTS:
-        raise UserError(f"record of {len(cuts) + 1:,} parts, more than the limit of {MAX_PARTS:,}")
-    pad = bytes(-len(payload) % 4)
-    if not cuts:
-        return [_FRAME.pack(MAGIC, len(payload)), payload, pad]
-    parts: list[bytes] = []
-    for number, (begin, end) in enumerate(itertools.pairwise([-4, *cuts, len(payload)])):
-        cflag = _FIRST if number == 0 else _LAST if number == len(cuts) else _MIDDLE
-        part = payload[begin + 4 : end]
-        parts += [_FRAME.pack(MAGIC, cflag << _LENGTH_BITS | len(part)), part]
-    return [*parts, pad]
 
 
 @dataclass(frozen=True)
 class RecordHeads:
-    """The headers of consecutive entries of the offsets given to `RecordFile.heads`.
+    """What the headers of some records say, row by row.
 
     Attributes:
-        first: which entry the first row is about.
+        first, second: float32 (n,) the first two labels; the second is 0 where there is none.
         flags: int64 (n,) number of labels, 0 for one in the header.
-        labels: float32 (n, 2) the first two labels; the second is 0 where there is none.
         image_bytes: int64 (n,) size of what follows the labels.
     """
 
-    first: int
+    first: Float32
+    second: Float32
     flags: Int64
-    labels: Float32
     image_bytes: Int64
+
+    @property
+    def imageless(self) -> Bools:
+        """Two labels and nothing else: record 0 and identity records."""
+        imageless: Bools = (self.flags == 2) & (self.image_bytes == 0)
+        return imageless
 
 
 class RecordFile:
@@ -232,15 +191,15 @@ class RecordFile:
     def locate(self, offset: int, span: int | None = None) -> tuple[bytes, int, int]:
         """Return a buffer and where in it the payload begins and ends: as `read`, without the copy."""
         room = self.size - offset
-        if offset < 0 or offset % 4 or room < _FRAME.size:
+        if offset < 0 or offset % 4 or room < FRAME.size:
             raise BadRecordError(f"no record can begin at byte {offset} of a file of {self.size:,} bytes")
         limit = room if span is None else min(span, room)
-        region = self._pread(_FRAME.size if span is None else min(limit, _ONE_READ), offset)
-        if len(region) >= _FRAME.size:
-            magic, length = _FRAME.unpack_from(region)
-            end = _FRAME.size + length  # a part of several has a cflag, which makes it longer than any region
+        region = self._pread(FRAME.size if span is None else min(limit, _ONE_READ), offset)
+        if len(region) >= FRAME.size:
+            magic, length = FRAME.unpack_from(region)
+            end = FRAME.size + length  # a part of several has a cflag, which makes it longer than any region
             if magic == MAGIC and end + (-end % 4) == len(region) == limit:  # nearly every record
-                return region, _FRAME.size, end
+                return region, FRAME.size, end
         payload, end = self._join(offset, region, limit, room)
         if span is not None and end < limit:
             self._check_follower(offset, region, end, limit)
@@ -251,10 +210,10 @@ class RecordFile:
         pieces: list[bytes] = []
         at = total = 0
         while True:
-            if at + _FRAME.size > limit:
+            if at + FRAME.size > limit:
                 raise BadRecordError(f"part {len(pieces) + 1} of the record is missing: {_beyond(offset, limit, room)}")
-            length, cflag = _check_frame(self._part(offset, region, at, _FRAME.size), len(pieces))
-            begin = at + _FRAME.size
+            length, cflag = _check_frame(self._part(offset, region, at, FRAME.size), len(pieces))
+            begin = at + FRAME.size
             if begin + length > limit:
                 raise BadRecordError(f"declares {length:,} bytes: {_beyond(offset, limit, room)}")
             total += length + (4 if pieces else 0)
@@ -264,8 +223,8 @@ class RecordFile:
                 raise BadRecordError(f"record of more than {MAX_PARTS:,} parts")
             pieces.append(self._part(offset, region, begin, length))
             at = begin + length + (-length % 4)
-            if cflag in (_WHOLE, _LAST):
-                return _MAGIC_BYTES.join(pieces), at
+            if cflag in (WHOLE, LAST):
+                return MAGIC_BYTES.join(pieces), at
             if length % 4:
                 raise BadRecordError(f"part {len(pieces)} of the record has {length} bytes, not a multiple of 4")
 
@@ -277,7 +236,7 @@ class RecordFile:
     def _check_follower(self, offset: int, region: bytes, end: int, limit: int) -> None:
         """An index may leave records out, so a record may end before the next one that is listed; a frame must follow."""
         follower = self._part(offset, region, end, 4) if end + 4 <= limit else b""
-        if follower != _MAGIC_BYTES:
+        if follower != MAGIC_BYTES:
             raise BadRecordError(
                 f"ends at byte {offset + end} where no record follows; the next listed one begins at byte {offset + limit}"
             )
@@ -291,14 +250,12 @@ class RecordFile:
             data += more
         return data
 
-    def heads(
-        self, keys: Int64, offsets: Int64, spans: Int64, progress: Progress | None = None
-    ) -> Iterator[RecordHeads]:
+    def heads(self, keys: Int64, offsets: Int64, spans: Int64, progress: Progress | None = None) -> RecordHeads:
         """Read the headers of many records, vectorized, in blocks of some thousand; 1.1 us a record of 5 KB in the page cache.
 
         Args:
             keys: int64 (n,) for messages.
-            offsets: int64 (n,) rising.
+            offsets: int64 (n,) in any order; they are read in rising order.
             spans: int64 (n,) bytes from each to where the next record begins: no record may be longer.
             progress: called as (records done, records).
 
@@ -306,17 +263,21 @@ class RecordFile:
             UserError: a record that is damaged, as far as its header shows it; the message names file, key and offset.
         """
         done, count = 0, len(offsets)
+        heads = RecordHeads(*np.empty((2, count), np.float32), *np.empty((2, count), np.int64))
+        order = np.arange(count) if bool((offsets[1:] > offsets[:-1]).all()) else np.argsort(offsets, kind="stable")
+        ordered = offsets[order]
         while done < count:
-            stop = int(np.searchsorted(offsets, offsets[done] + _BLOCK_BYTES))
-            block = offsets[done:stop]
+            stop = int(np.searchsorted(ordered, ordered[done] + _BLOCK_BYTES))
+            rows = order[done:stop]
             try:
-                yield self._heads_of(keys[done:stop], block, spans[done:stop], done)
+                self._read_heads(heads, rows, keys[rows], ordered[done:stop], spans[rows])
             except OSError as error:
-                where = f"{self.path}: byte {int(block[0])}"
+                where = f"{self.path}: byte {int(ordered[done])}"
                 raise UserError(f"{where}: cannot be read ({error.strerror or error})") from None
             done = stop
             if progress is not None:
                 progress(done, count)
+        return heads
 
     def _words(self, offsets: Int64) -> npt.NDArray[np.uint32]:
         """Return the first ten words at each offset: uint32 (n, 10), zeros beyond the end of the file."""
@@ -330,28 +291,28 @@ class RecordFile:
         heads: npt.NDArray[np.uint32] = words[((offsets - first) >> 2)[:, None] + np.arange(_HEAD_WORDS)]
         return heads
 
-    def _heads_of(self, keys: Int64, offsets: Int64, spans: Int64, first: int) -> RecordHeads:
+    def _read_heads(self, heads: RecordHeads, rows: Int64, keys: Int64, offsets: Int64, spans: Int64) -> None:
         words = self._words(offsets)
         length = words[:, 1].astype(np.int64)
-        cflag = length >> _LENGTH_BITS
+        cflag = length >> LENGTH_BITS
         length &= _LENGTH_MASK
         flags = words[:, 2].astype(np.int64)
-        image_bytes = length - _HEADER.size - 4 * flags
-        labels = np.where(flags > 0, words[:, 8], words[:, 3])
-        second = np.where(flags > 1, words[:, 9], 0)
-        both = np.stack([labels, second], axis=1).astype(np.uint32).view(np.float32)
-        plain = (words[:, 0] == MAGIC) & (cflag == _WHOLE) & (length <= spans - _FRAME.size)
-        plain &= (length >= _HEADER.size) & (image_bytes >= 0) & (length <= MAX_PAYLOAD_BYTES)
-        for row in np.flatnonzero(~plain).tolist():  # damaged, or of several parts
+        image_bytes = length - HEADER.size - 4 * flags
+        heads.flags[rows], heads.image_bytes[rows] = flags, image_bytes
+        heads.first[rows] = np.where(flags > 0, words[:, 8], words[:, 3]).view(np.float32)
+        heads.second[rows] = np.where(flags > 1, words[:, 9], np.uint32(0)).view(np.float32)
+        plain = (words[:, 0] == MAGIC) & (cflag == WHOLE) & (length <= spans - FRAME.size)
+        plain &= (length >= HEADER.size) & (image_bytes >= 0) & (length <= MAX_PAYLOAD_BYTES)
+        for place in np.flatnonzero(~plain).tolist():  # damaged, or of several parts
+            row, offset = rows[place], int(offsets[place])
             try:
-                header, image = unpack_payload(self.read(int(offsets[row]), int(spans[row])))
+                header, image = unpack_payload(self.read(offset, int(spans[place])))
             except BadRecordError as error:
-                where = f"record {int(keys[row])} at byte {int(offsets[row])}"
-                raise UserError(f"{self.path}: {where}: {error}; {_RESTORE}") from None
-            flags[row], image_bytes[row] = header.flag, len(image)
-            both[row] = 0
-            both[row, : min(len(header.labels), 2)] = header.labels[:2]
-        return RecordHeads(first, flags, both, image_bytes)
+                raise UserError(
+                    f"{self.path}: record {int(keys[place])} at byte {offset}: {error}; {_RESTORE}"
+                ) from None
+            heads.flags[row], heads.image_bytes[row] = header.flag, len(image)
+            heads.first[row], heads.second[row] = (*header.labels[:2], 0.0)[:2]
 
     def walk(self, progress: Progress | None = None) -> Int64:
         """Return where each record begins, by going from header to header: what an `.idx` would say. 1.7 us per record.
@@ -366,18 +327,18 @@ class RecordFile:
         at = parts = frames_seen = 0
         while at < self.size:
             try:
-                if self.size - at < _FRAME.size:
+                if self.size - at < FRAME.size:
                     raise BadRecordError(f"{self.size - at} bytes are left, too few for a record")
-                length, cflag = _check_frame(read_at(self._descriptor, _FRAME.size, at), parts)
-                if length > self.size - at - _FRAME.size:
+                length, cflag = _check_frame(read_at(self._descriptor, FRAME.size, at), parts)
+                if length > self.size - at - FRAME.size:
                     raise BadRecordError(f"declares {length:,} bytes: the file ends at byte {self.size}")
             except (BadRecordError, OSError) as error:
                 where = f"{self.path}: record {max(len(starts) - bool(parts), 0)} at byte {at}"
                 raise UserError(f"{where}: {error}; {_RESTORE}") from None
             if parts == 0:
                 starts.append(at)
-            parts = parts + 1 if cflag in (_FIRST, _MIDDLE) else 0
-            at += _FRAME.size + length + (-length % 4)
+            parts = parts + 1 if cflag in (FIRST, MIDDLE) else 0
+            at += FRAME.size + length + (-length % 4)
             frames_seen += 1
             if progress is not None and frames_seen % _PROGRESS_EVERY == 0:
                 progress(at, self.size)
@@ -395,13 +356,13 @@ _RESTORE = "damaged or cut short: fetch it again"
 
 def _check_frame(frame: bytes, parts: int) -> tuple[int, int]:
     """Return length and cflag of a frame that follows `parts` parts of its record."""
-    if len(frame) < _FRAME.size:
+    if len(frame) < FRAME.size:
         raise BadRecordError("the file was cut short while in use")
-    magic, word = _FRAME.unpack(frame)
+    magic, word = FRAME.unpack(frame)
     if magic != MAGIC:
         raise BadRecordError(f"no record begins there (0x{magic:08x} instead of 0x{MAGIC:08x})")
-    cflag = word >> _LENGTH_BITS
-    if cflag not in ((_MIDDLE, _LAST) if parts else (_WHOLE, _FIRST)):
+    cflag = word >> LENGTH_BITS
+    if cflag not in ((MIDDLE, LAST) if parts else (WHOLE, FIRST)):
         wanted = "2 or 3 (a further part)" if parts else "0 or 1 (the beginning of a record)"
         raise BadRecordError(f"cflag {cflag} where {wanted} must stand")
     return word & _LENGTH_MASK, cflag
@@ -410,181 +371,3 @@ def _check_frame(frame: bytes, parts: int) -> tuple[int, int]:
 def _beyond(offset: int, limit: int, room: int) -> str:
     what = "the file ends" if limit == room else "the next record begins"
     return f"{what} at byte {offset + limit}"
-
-
-def read_index(path: str | os.PathLike[str], rec_bytes: int, progress: Progress | None = None) -> tuple[Int64, Int64]:
-    """Read an `.idx` file: lines of key and offset. 0.3 us a line, vectorized.
-
-    Args:
-        path: the file. Fields are apart by tabs or spaces, lines end in LF or CR LF, the last one perhaps in nothing.
-        rec_bytes: size of the `.rec` file.
-        progress: called as (bytes done, bytes).
-
-    Returns:
-        keys, offsets: int64 (n,), in rising order of the keys.
-
-    Raises:
-        UserError: no such file, empty, a line that is not two whole numbers, an offset that is no multiple of 4 or beyond the
-            `.rec` file, a key or an offset that is listed twice.
-    """
-    keys: list[Int64] = []
-    offsets: list[Int64] = []
-    try:
-        descriptor = open_regular(path)
-        try:
-            size = os.fstat(descriptor).st_size
-            for block in line_blocks(path, descriptor):
-                block_keys, block_offsets = _parse_lines(path, block, rec_bytes)
-                keys.append(block_keys)
-                offsets.append(block_offsets)
-                if progress is not None:
-                    progress(block.offset + len(block.data), max(size, block.offset + len(block.data)))
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise UserError(f"{os.fspath(path)}: cannot be read ({error.strerror or error})") from None
-    all_keys, all_offsets = np.concatenate(keys or [_NONE]), np.concatenate(offsets or [_NONE])
-    if not all_keys.size:
-        raise UserError(f"{os.fspath(path)}: lists no record; delete it to have it rebuilt from the .rec file")
-    if not bool((all_keys[1:] > all_keys[:-1]).all()):
-        order = np.argsort(all_keys, kind="stable")
-        all_keys, all_offsets = all_keys[order], all_offsets[order]
-        again = np.flatnonzero(all_keys[1:] == all_keys[:-1])
-        if again.size:
-            first, second = (int(offset) for offset in all_offsets[again[0] : again[0] + 2])
-            raise UserError(
-                f"{os.fspath(path)}: key {int(all_keys[again[0]])} is listed twice, at bytes {first} and {second}"
-            )
-    if not bool((all_offsets[1:] > all_offsets[:-1]).all()):
-        order = np.argsort(all_offsets, kind="stable")
-        again = np.flatnonzero(all_offsets[order[1:]] == all_offsets[order[:-1]])
-        if again.size:
-            first, second = (int(key) for key in all_keys[order[again[0] : again[0] + 2]])
-            at = int(all_offsets[order[again[0]]])
-            raise UserError(f"{os.fspath(path)}: keys {first} and {second} both begin at byte {at} of the .rec file")
-    return all_keys, all_offsets
-
-
-_NONE: Int64 = np.zeros(0, np.int64)
-
-
-def _parse_lines(path: str | os.PathLike[str], block: LineBlock, rec_bytes: int) -> tuple[Int64, Int64]:
-    data, starts, ends = block.data, block.starts, block.ends
-    blanks = np.append(np.flatnonzero((data == 0x09) | (data == 0x20)), [len(data)])
-    first = np.searchsorted(blanks, starts)
-    last = np.searchsorted(blanks, ends) - 1
-    # Two fields: the blanks within the line are one stretch.
-    two = (last >= first) & (blanks[np.maximum(last, 0)] - blanks[first] == last - first)
-    keys, keys_sound = whole_numbers(data, starts, np.where(two, blanks[first], starts))
-    offsets, offsets_sound = whole_numbers(data, np.where(two, blanks[np.maximum(last, 0)] + 1, ends), ends)
-    wrong = np.flatnonzero(~(two & keys_sound & offsets_sound))
-    if wrong.size:
-        row = int(wrong[0])
-        shown = block.text(row)[:60].decode("utf-8", "backslashreplace")
-        raise UserError(
-            f"{os.fspath(path)}: line {int(block.numbers[row])} ({shown!r}) is not 'KEY<TAB>OFFSET', two whole numbers; "
-            "delete the file to have it rebuilt from the .rec file"
-        )
-    wrong = np.flatnonzero((offsets % 4 != 0) | (offsets > rec_bytes - _FRAME.size))
-    if wrong.size:
-        row = int(wrong[0])
-        odd = offsets[row] % 4 != 0
-        why = "which is not a multiple of 4" if odd else f"but the .rec file ends at byte {rec_bytes}: cut short?"
-        raise UserError(
-            f"{os.fspath(path)}: line {int(block.numbers[row])} places record {int(keys[row])} at byte {int(offsets[row])}, {why}"
-        )
-    return keys, offsets
-
-
-class RecordWriter:
-    """Writes a `.rec` file and its `.idx`; both appear whole, by rename, when the block ends without an exception.
-
-    Args:
-        path_rec, path_idx: the files to make; existing ones are replaced.
-
-    Raises:
-        UserError: they cannot be written, a key was given twice, a payload is too large (all methods).
-
-    """
-
-    def __init__(self, path_rec: str | os.PathLike[str], path_idx: str | os.PathLike[str]) -> None:
-        self.path_rec, self.path_idx = Path(os.path.abspath(path_rec)), Path(os.path.abspath(path_idx))
-        self.size = 0
-        self._keys = array("q")
-        draft = f".building-{os.getpid()}-{secrets.token_hex(4)}"
-        self._drafts = [path.with_name(path.name + draft) for path in (self.path_rec, self.path_idx)]
-        self._files: list[IO[bytes]] = []
-
-    def __enter__(self) -> "RecordWriter":
-        """Open the two drafts."""
-        try:
-            for draft in self._drafts:
-                self._files.append(open(draft, "xb", buffering=1 << 20))
-        except OSError as error:
-            self._remove()
-            raise self._failure(error) from None
-        return self
-
-    def append(self, payload: bytes, key: int) -> int:
-        """Write one record and return the byte at which it begins."""
-        if not 0 <= key < 1 << 59:
-            raise UserError(f"{self.path_idx}: key {key}: a whole number of at most 17 digits is needed")
-        offset = self.size
-        try:
-            for piece in frames(payload):
-                self._files[0].write(piece)
-                self.size += len(piece)
-            self._files[1].write(b"%d\t%d\n" % (key, offset))
-        except OSError as error:
-            raise self._failure(error) from None
-        self._keys.append(key)
-        return offset
-
-    def rewrite(self, payload: bytes, offset: int) -> None:
-        """Replace a record that was appended at `offset` by one of the same length."""
-        try:
-            self._files[0].flush()
-            self._files[0].seek(offset)
-            self._files[0].write(b"".join(frames(payload)))
-            self._files[0].flush()
-            self._files[0].seek(self.size)
-        except OSError as error:
-            raise self._failure(error) from None
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Put both files in place; after an exception remove them."""
-        if kind is not None:
-            self._remove()
-            return
-        try:
-            self._check_keys()
-            for file in self._files:
-                file.flush()
-                os.fsync(file.fileno())
-                file.close()
-            # The .rec last: who sees it finds its .idx.
-            for draft, path in zip(self._drafts[::-1], (self.path_idx, self.path_rec), strict=True):
-                os.replace(draft, path)
-        except OSError as error:
-            raise self._failure(error) from None
-        finally:
-            self._remove()
-
-    def _check_keys(self) -> None:
-        keys = np.frombuffer(self._keys, np.int64) if self._keys else _NONE
-        if not bool((keys[1:] > keys[:-1]).all()):
-            ordered = np.sort(keys)
-            again = ordered[1:][ordered[1:] == ordered[:-1]]
-            if again.size:
-                raise UserError(f"{self.path_idx}: key {int(again[0])} was given twice")
-
-    def _remove(self) -> None:
-        for file in self._files:
-            with contextlib.suppress(OSError):
-                file.close()
-        for draft in self._drafts:
-            with contextlib.suppress(OSError):
-                draft.unlink()
-
-    def _failure(self, error: OSError) -> UserError:
-        return UserError(f"{self.path_rec}: cannot be written ({error.strerror or error})")

@@ -4,46 +4,33 @@ Images are numbered identity by identity; of each, 12 bytes of index are mapped 
 What that read shows is compared each time: the magic, the length against the place where the next record begins, the
 image's own label against its identity, and the file's size and time against those of the index. A record that was overwritten, moved
 or cut off is therefore a broken image and not somebody else's face.
-
-`write_insightface_rec` makes such a set of any store.
 """
 
 import hashlib
-import itertools
 import os
-from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from attfc.data.images import BrokenImageError, decode_image, image_facts
+from attfc.data.images import BrokenImageError
 from attfc.data.index import IdentityIndex
 from attfc.data.index_cache import IndexCache
 from attfc.data.people.name_table import NameTable, printable
 from attfc.data.stores.rec.record_file import (
-    MAX_PAYLOAD_BYTES,
     BadRecordError,
     RecordFile,
-    RecordWriter,
-    pack_payload,
     read_header,
 )
-from attfc.data.stores.rec.record_index import (
-    LabelSource,
-    RecordIndex,
-    build_record_index,
-    open_record_index,
-    save_record_index,
-)
-from attfc.data.stores.rec.record_names import read_record_names, write_record_names
-from attfc.data.stores.store import EncodedStore, Store
+from attfc.data.stores.rec.record_index import RecordIndex, open_record_index, save_record_index
+from attfc.data.stores.rec.record_layouts import LabelSource, build_record_index
+from attfc.data.stores.rec.record_names import read_record_names
+from attfc.data.stores.store import EncodedStore
 from attfc.errors import UserError, nearest
 
-__all__ = ["RecordStore", "RecordsWritten", "write_insightface_rec"]
+__all__ = ["RecordStore"]
 
 Int64 = npt.NDArray[np.int64]
 Progress = Callable[[int, int], None]
@@ -290,163 +277,3 @@ def _digest(files: list[Path], label_source: str) -> str:
         except OSError:
             hasher.update(b"\0missing")
     return hasher.hexdigest()
-
-
-@dataclass
-class RecordsWritten:
-    """What `write_insightface_rec` did.
-
-    Attributes:
-        folder: where `train.rec`, `train.idx` and `property` are.
-        images, identities, encoded_bytes: what they hold.
-        left_out: images of the source that could not be read (or, with `check`, decoded).
-        left_out_identities: identities of the source without an image that could be taken: later labels are smaller.
-        left_out_file: the list of all left out: position, where, reason, tab separated; None if there are none.
-        examples: "where: reason" of the first 20.
-    """
-
-    folder: Path
-    images: int = 0
-    identities: int = 0
-    encoded_bytes: int = 0
-    left_out: int = 0
-    left_out_identities: int = 0
-    left_out_file: Path | None = None
-    examples: list[str] = field(default_factory=list)
-
-
-def write_insightface_rec(
-    store: Store,
-    folder: str | os.PathLike[str],
-    progress: Progress | None = None,
-    *,
-    check: bool = False,
-    keep_names: bool = True,
-    give_up_after: int = 1000,
-) -> RecordsWritten:
-    """Write a store as `train.rec`, `train.idx` and `property` in the InsightFace layout; images' bytes are not touched.
-
-    Images are taken identity by identity in the order of the store's index; each also holds its label as its own. `train.rec`
-    appears last, by rename, and whole: a run that was interrupted leaves none.
-
-    Args:
-        store: any store.
-        folder: made if it is missing; must not hold `train.rec`.
-        progress: called as (images done, images).
-        check: decode every image and leave out those that cannot be decoded.
-        keep_names: also write `train.names`, the identities' names.
-        give_up_after: this many unreadable images in a row are a source that has gone: stop.
-
-    Raises:
-        UserError: the folder holds a set or cannot be written to, the store has no image that can be read, or more than
-            16,777,216 identities (their labels would collide in float32).
-    """
-    target = Path(os.path.abspath(folder))
-    rec, idx, size_file = target / "train.rec", target / "train.idx", target / "property"
-    identities = len(store.identities)
-    if identities > 1 << 24:
-        raise UserError(
-            f"{store.name}: {identities:,} identities, but RecordIO holds labels as float32, exact for 16,777,216: "
-            "convert to the packed format"
-        )
-    for path in (rec, idx):
-        if os.path.lexists(path):
-            raise UserError(f"{path}: exists already: give a folder without a record set")
-    done = RecordsWritten(target)
-    lines: list[str] = []
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        with RecordWriter(rec, idx) as writer:
-            shape, taken = _write_records(store, writer, done, lines, progress, check, give_up_after)
-            if lines:
-                done.left_out_file = target / _LEFT_OUT
-                done.left_out_file.write_text("".join(lines), "utf-8")
-            size_file.write_text(f"{done.identities},{shape[1]},{shape[0]}\n", "utf-8")
-            if keep_names:
-                write_record_names(rec, writer.size, map(store.identity_name, taken))
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror or error})") from None
-    return done
-
-
-def _write_records(
-    store: Store,
-    writer: RecordWriter,
-    done: RecordsWritten,
-    lines: list[str],
-    progress: Progress | None,
-    check: bool,
-    give_up_after: int,
-) -> tuple[tuple[int, int], Sequence[int]]:
-    """Write all records; return width and height of the first image, and the source's labels of the identities written."""
-    index = store.identities
-    shape: tuple[int, int] | None = None
-    firsts, taken = array("q"), array("q")
-    seen = failures = 0
-    writer.append(pack_payload([0.0, 0.0]), key=0)
-    for label in range(len(index)):
-        first = done.images + 1
-        positions = index.of(label)
-        for start in range(0, len(positions), _READ_TOGETHER):
-            chunk = positions[start : start + _READ_TOGETHER].tolist()
-            for position, encoded in zip(chunk, store.read_many(chunk), strict=True):
-                reason = _refusal(encoded, check)
-                if reason is None and isinstance(encoded, bytes):
-                    failures = 0
-                    done.images += 1
-                    done.encoded_bytes += len(encoded)
-                    writer.append(pack_payload(float(len(firsts)), encoded, done.images), done.images)
-                    shape = shape or _shape(encoded)
-                    continue
-                where = store.where(position)
-                failures += isinstance(encoded, Exception)
-                if failures >= give_up_after:
-                    raise UserError(
-                        f"{store.name}: {failures:,} images in a row cannot be read (the last: {where}: {reason}): "
-                        "check that the source is there and start again"
-                    )
-                done.left_out += 1
-                lines.append("\t".join(" ".join(part.split()) for part in (str(position), where, str(reason))) + "\n")
-                if len(done.examples) < _EXAMPLES:
-                    done.examples.append(f"{where}: {reason}")
-            seen += len(chunk)
-            if progress is not None:
-                progress(seen, index.images)
-        if done.images >= first:
-            firsts.append(first)
-            taken.append(label)
-        else:
-            done.left_out_identities += 1
-    if not firsts:
-        raise UserError(f"{store.name}: none of its images could be read: nothing to write")
-    done.identities, after = len(firsts), done.images + 1
-    for key, (first, last) in enumerate(itertools.pairwise([*firsts, after]), after):
-        writer.append(pack_payload([float(first), float(last)], key=key), key)
-    writer.rewrite(pack_payload([float(after), float(after + done.identities)]), 0)
-    return shape or (112, 112), taken
-
-
-def _refusal(encoded: bytes | Exception, check: bool) -> str | None:
-    """Why an image is left out; None: it is not."""
-    if isinstance(encoded, OSError):
-        return f"cannot be read ({encoded.strerror or encoded})"
-    if isinstance(encoded, Exception):
-        return str(encoded)
-    if not encoded:
-        return "empty file"
-    if len(encoded) > MAX_PAYLOAD_BYTES - 64:
-        return f"image of {len(encoded):,} bytes, more than a record takes"
-    if check:
-        try:
-            decode_image(encoded)
-        except BrokenImageError as error:
-            return str(error)
-    return None
-
-
-def _shape(encoded: bytes) -> tuple[int, int] | None:
-    try:
-        facts = image_facts(encoded)
-    except BrokenImageError:
-        return None
-    return facts.width, facts.height
