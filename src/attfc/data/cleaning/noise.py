@@ -93,7 +93,7 @@ def conflict_noise(source: Store | IdentityIndex | npt.ArrayLike, share: float, 
             f"more: lower share to {len(large) / max(1, len(index)):.4g} or parts"
         )
     split = np.sort(large[_chosen(len(large), count, seed, _SPLIT)])
-    sizes = index.offsets[split + 1] - index.offsets[split]
+    starts, sizes = index.spans(split)
     rank = np.repeat(np.arange(count, dtype=np.int64), sizes)
     within = np.arange(len(rank), dtype=np.int64) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     part = np.empty(len(rank), np.int64)
@@ -103,7 +103,7 @@ def conflict_noise(source: Store | IdentityIndex | npt.ArrayLike, share: float, 
         dealt = permute(within[rows], size, hash_words(seed, _PART, split[rank[rows]]))
         part[rows] = dealt * parts // size
     moved = np.flatnonzero(part > 0)
-    positions = index.positions_of_slots(index.offsets[split[rank[moved]]] + within[moved])
+    positions = index.positions_of_slots(starts[rank[moved]] + within[moved])
     labels = len(index) + rank[moved] * (parts - 1) + part[moved] - 1
     order = np.argsort(positions)
     return Edits(index.images, len(index), positions[order], labels[order])
