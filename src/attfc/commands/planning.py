@@ -107,15 +107,8 @@ def plan(
 ) -> None:
     """Predict memory and time of a step with every head, and say which fits and which to take."""
     from attfc.devices import choose_device
-    from attfc.plan import advice, answer, plan_step
-    from attfc.run.planning import (
-        configured_title,
-        kept_besides,
-        measured_encoder,
-        planned_heads,
-        queries_per_epoch,
-        step_options,
-    )
+    from attfc.plan import advice, answer
+    from attfc.run.planning import configured_title, kept_besides, measured_encoder, planned_steps
 
     config, identities, images = _asked_for(words, identities, images)
     if config.center is not None and config.center.kind == "other_images" and images is None:
@@ -130,21 +123,7 @@ def plan(
         encoder, dtype = measured_encoder(config, device)
     budget = memory * 2**30 if memory is not None else _memory_of(device)
     rates = _rates(config, device) if calibrate else None
-    options = step_options(config, device, budget, ranks, config.optimizer.accumulation)
-    cached = device.type == "cpu"
-    heads = planned_heads(config, identities, images, ranks)
-    plans = [
-        plan_step(
-            title,
-            encoder,
-            head.footprint(batch, cached=cached),
-            batch,
-            images=queries_per_epoch(config, title, images),
-            rates=rates,
-            **options,
-        )
-        for title, head in heads.items()
-    ]
+    plans = planned_steps(config, encoder, identities, images, device, budget, ranks, rates)
     where = f"{ranks} x " if ranks > 1 else ""
     kind = str(dtype or "float32").removeprefix("torch.")
     out.print(
@@ -153,8 +132,8 @@ def plan(
         markup=False,
     )
     _print_plans(plans, budget)
-    besides = kept_besides(config, identities, images, ranks, cached)
-    said = answer(plans, configured_title(config, list(heads)), budget)
+    besides = kept_besides(config, identities, images, ranks, cached=device.type == "cpu")
+    said = answer(plans, configured_title(config, [each.head for each in plans]), budget)
     sentence = advice(plans, identities, images)
     for line in (*besides, *said, f"advice: {sentence}"):
         out.print(line, markup=False)

@@ -13,20 +13,12 @@ from attfc.config import RunConfig, apply_overrides
 from attfc.config.choose import USUAL_SHARE
 from attfc.distributed import Ranks
 from attfc.heads import AttFC, Head
-from attfc.plan import Encoder, measure_encoder, plan_step
+from attfc.plan import Encoder, HeadRates, Plan, measure_encoder, plan_step
 from attfc.precision import AMP_DTYPES, best_autocast_dtype
 from attfc.run.components import build_head
 from attfc.run.resolved import identity_share, rows_as_negatives
 
-__all__ = [
-    "configured_title",
-    "kept_besides",
-    "measured_encoder",
-    "passes_that_fit",
-    "planned_heads",
-    "queries_per_epoch",
-    "step_options",
-]
+__all__ = ["configured_title", "kept_besides", "measured_encoder", "passes_that_fit", "planned_steps"]
 
 NO_KEYS = "attfc, no key passes"
 
@@ -128,6 +120,35 @@ def step_options(
         "accumulation": accumulation,
         "foreach": device.type == "cuda",
     }
+
+
+def planned_steps(
+    config: RunConfig,
+    encoder: Encoder,
+    identities: int,
+    images: int | None,
+    device: torch.device,
+    budget: float,
+    ranks: int,
+    rates: HeadRates | None,
+) -> list[Plan]:
+    """Return the plan of a step with every head, at the configured batch."""
+    batch, options = (
+        config.batch_size // ranks,
+        step_options(config, device, budget, ranks, config.optimizer.accumulation),
+    )
+    return [
+        plan_step(
+            title,
+            encoder,
+            head.footprint(batch, cached=device.type == "cpu"),
+            batch,
+            images=queries_per_epoch(config, title, images),
+            rates=rates,
+            **options,
+        )
+        for title, head in planned_heads(config, identities, images, ranks).items()
+    ]
 
 
 def passes_that_fit(
