@@ -334,3 +334,85 @@ def test_a_key_of_0_1_is_refused_with_what_to_type_instead(typed, instead) -> No
 def test_a_key_of_0_1_that_says_nothing_is_told_so(typed) -> None:
     with pytest.raises(UserError, match="it says nothing here, leave it out"):
         load_config("demo", [typed])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("format: 3\nhead: new", "format=3: this version reads format: 2, and files of attfc 0.1, which have none"),
+        ("format: two", "format='two': this version reads format: 2"),
+        ("format: 2\nhead: null", "head.kind=None: choose one of attfc, full_fc"),
+        ("format: 2\nmargin: null", "margin.kind=None: choose one of cosface, arcface, combined, adaface"),
+        ("format: 2\nstored: off", "stored.kind=False: choose one of center_table"),
+        ("format: 2\ncenter: 3", "center.kind=3: choose one of own_embedding"),
+        ("format: 2\ncenter: [pairs]", "center.kind=['pairs']: choose one of own_embedding"),
+        ("format: 2\nhead: {kind: {a: 1}}", "head.kind={'a': 1}: choose one of attfc"),
+        ("format: 2\nprofile: [published]", "profile=['published'] is unknown"),
+        (
+            "format: 2\nhead: {name: full_fc}",
+            "x.yaml: head.name=full_fc: the spelling of attfc 0.1; write head=full_fc",
+        ),
+        (
+            "format: 2\ncontainer: {ratio: 0.3}",
+            "container.ratio=0.3: the spelling of attfc 0.1; write negatives.share=0.3",
+        ),
+        (
+            "format: 2\nnegatives: {kind: center_table, policy: fifo}",
+            "negatives.kind=center_table has no option policy",
+        ),
+        ("head: {name: foo}", "head.name=foo: choose one of attfc, full_fc"),
+        ("margin: {name: [1]}", "margin.name=[1]: choose one of cosface"),
+        ("center: {source: {a: 1}}", "center.source={a: 1}: choose one of query, keys, batch, others"),
+        ("negatives: {source: foo}", "negatives.source=foo: choose one of table, container"),
+    ],
+)
+def test_a_fault_in_a_file_is_one_line_that_names_it(tmp_path, text: str, message: str) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_config(str(path))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "did you mean 'combined'" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("head=null", "head.kind=None: choose one of attfc"),
+        ("head.name=bla", "head.name=bla: choose one of attfc"),
+        ("head=AttFC", "did you mean 'attfc'?"),
+        ("profile={a: b}", "profile={'a': 'b'} is unknown"),
+        ("head=dcq negatives.count=5", "head.kind=dcq has no negatives; head=attfc has, and dcq has head.count"),
+        ("center=other_images center.images=9", "unknown key 'center.images': the run supplies it, from the data"),
+    ],
+)
+def test_a_word_that_is_no_part_is_refused(typed: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config("demo", [typed] if "{" in typed else typed.split(" "))
+    assert message in str(caught.value)
+
+
+def test_null_leaves_a_part_to_the_head() -> None:
+    for section in ("center", "negatives"):
+        assert load_config("demo", [f"{section}=null"]) == load_config("demo")
+    assert load_config("demo", ["head=full_fc", "center={}"]) == load_config("demo", ["head=full_fc"])
+
+
+def test_an_inherited_stored_bank_goes_where_it_no_longer_fits(tmp_path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("format: 2\nnegatives: recent_centers\nstored: center_table\n")
+    assert load_config(str(path)).stored is not None
+    for typed in (["negatives=center_table"], ["center=key_attention"], ["center=pairs", "center.share=0"]):
+        assert load_config(str(path), typed).stored is None
+    path.write_text("format: 2\nnegatives: recent_centers\nstored: none\n")
+    assert load_config(str(path)).stored is None
+
+
+def test_the_spelling_that_a_message_gives_is_accepted() -> None:
+    with pytest.raises(UserError) as caught:
+        load_config("demo", ["center=key_attention", "negatives.source=container"])
+    written = str(caught.value).partition("write ")[2].split(" ")
+    config = load_config("demo", ["center=key_attention", *written])
+    assert config.negatives.kind == "recent_centers"
+    assert config.stored is None  # this rule asks for nothing that is stored

@@ -231,3 +231,27 @@ def test_a_bank_that_trains_everybody_is_a_full_fc(in_batch: str) -> None:
             found.append((loss.detach(), query.grad))
         torch.testing.assert_close(*found)
         torch.testing.assert_close(mine.table.weight, full.weight)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: AttFC.default(8, 9, in_batch=True), "in_batch is True: choose one of push, fixed, none"),
+        (lambda: AttFC.default(8, 9, in_batch=None), "in_batch is None: choose one of push, fixed, none"),
+        (lambda: CenterTable(share="0.1"), "share is '0.1', and must be a number"),  # type: ignore[arg-type]
+        (lambda: CenterTable(share=True), "share is True, and must be a number"),
+        (lambda: RecentCenters(count=2.5), "count is 2.5, and must be a whole number"),  # type: ignore[arg-type]
+        (lambda: AttFC.default(8, 9, center=CenterTable()), "center is CenterTable(): give a center rule"),
+        (lambda: AttFC(8, 64.0, identities=9), "AttFC: margin is 64.0: give a margin"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_value_of_another_type_is_refused_in_one_line(build: Any, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        build()
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_message_names_no_option_that_the_rule_lacks() -> None:
+    with pytest.raises(UserError, match="center=Pairs uses no stored centers: set its share, or leave stored out"):
+        AttFC.default(8, 9, center=Pairs(share=0.0), negatives=RecentCenters(count=9), stored=CenterTable())

@@ -29,6 +29,7 @@ __all__ = [
     "model_of",
     "sections_of",
     "union_of",
+    "uses_stored",
     "with_default_parts",
 ]
 
@@ -154,6 +155,13 @@ def banks_beside(center: str | None) -> tuple[str, ...]:
 def in_batch_beside(center: str | None) -> str:
     """Return what the batch's own centers do where nothing says it: keys carry no gradient, so centers made from them are fixed."""
     return "fixed" if center in _WITH_KEYS else str(IN_BATCH[1])
+
+
+def uses_stored(values: Mapping[str, Any]) -> bool:
+    """Whether the center rule of a configuration asks for what is stored of an identity: keys and pairs do for a share of it only."""
+    kind = kind_in(values, "center")
+    rule = model_of("center", str(kind))().model_dump() | dict(values.get("center") or {})
+    return kind not in ("key_attention", "pairs") or bool(rule["share"] or rule.get("include_stored"))
 
 
 def kind_in(values: Mapping[str, Any], section: str) -> str | None:

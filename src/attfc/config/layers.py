@@ -30,6 +30,7 @@ from attfc.config.kinds import (
     kinds_with,
     model_of,
     sections_of,
+    uses_stored,
 )
 from attfc.config.messages import explain, one_of
 from attfc.config.overrides import dotted, nested, parse_overrides, unknown_kind
@@ -98,10 +99,13 @@ class Asked:
     def _merged(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
         typed = parse_overrides(list(self.overrides))
         values = _kinds_for_words(self.values)
+        _refuse_no_kind(values, self.origin)
+        _refuse_no_kind(typed, "of the command line")
+        refuse_old_spelling(values, {}, f"configuration {self.origin}: ")
         refuse_old_spelling(typed, values)
         by_name = typed.get("profile")
         profile = by_name if "profile" in typed else values.get("profile")
-        if profile is not None and profile not in PROFILES:
+        if profile is not None and (not isinstance(profile, str) or profile not in PROFILES):
             raise UserError(
                 f"profile={profile!r} is unknown: choose one of {', '.join(PROFILES)}, or null for the defaults"
             )
@@ -113,7 +117,7 @@ class Asked:
         merged = _over(merged, typed)
         if profile:  # below all that was said of the margin, whatever kind it has become
             merged["margin"] = {**profile_values(profile)["margin"], **merged["margin"]}
-        return _settled(merged, typed, self.origin)
+        return _settled(merged, typed, values)
 
 
 def read_preset(
@@ -181,13 +185,27 @@ def _read_values(preset: str) -> dict[str, Any]:
 
 
 def _kinds_for_words(values: Mapping[str, Any]) -> dict[str, Any]:
+    values = {key: None if (key, each) == ("stored", "none") else each for key, each in values.items()}
     return {key: {"kind": each} if key in KINDS and isinstance(each, str) else each for key, each in values.items()}
+
+
+def _refuse_no_kind(layer: Mapping[str, Any], origin: str) -> None:
+    """Refuse a section whose kind is none of its own; null stands for the part that a head takes by itself, where it may be left out."""
+    for section in KINDS.keys() & layer.keys():
+        part = layer[section]
+        if part is None and section not in ("head", "margin"):
+            continue
+        kind = part.get("kind", default_kind(section)) if isinstance(part, Mapping) else part
+        if not isinstance(kind, str) or kind not in KINDS[section]:
+            raise UserError(unknown_kind(section, kind, origin))
 
 
 def _over(base: Mapping[str, Any], layer: Mapping[str, Any], replacing: bool = False) -> dict[str, Any]:
     """Lay a layer over what is below; `replacing`: its parts of AttFC replace those below, but for what every kind has."""
     merged = dict(base)
     for key, value in layer.items():
+        if key in KINDS and key != "stored" and value is None:
+            continue  # nothing is said: the part is that of the layers below, or the one that a head takes by itself
         below = merged.get(key)
         if isinstance(value, Mapping) and isinstance(below, Mapping):
             if key in KINDS:
@@ -209,14 +227,11 @@ def _kept(section: str, below: Mapping[str, Any], part: Mapping[str, Any], repla
     return {name: value for name, value in below.items() if not (resized and name in ("share", "count"))}
 
 
-def _settled(values: dict[str, Any], typed: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    """Return what the final kinds have of the values; refuse what was typed and is none of theirs."""
-    for section in KINDS.keys() & values.keys():
-        if values[section] is not None and kind_in(values, section) not in KINDS[section]:
-            raise UserError(unknown_kind(section, values[section], origin))
+def _settled(values: dict[str, Any], typed: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the final kinds have of the values; refuse what is none of theirs and was typed, or said by a preset of these kinds."""
     head, present = str(kind_in(values, "head")), sections_of(values)
     for section in _OF_PROFILES:
-        if section not in present and typed.get(section) is not None:
+        if section not in present and typed.get(section) not in (None, {}):
             raise UserError(_absent(section, typed[section], head, kind_in(values, "center")))
     if "negatives" not in present and "count" in model_of("head", head).model_fields:
         sizes = {name: each for name, each in (values.get("negatives") or {}).items() if name in ("share", "count")}
@@ -226,7 +241,9 @@ def _settled(values: dict[str, Any], typed: Mapping[str, Any], origin: str) -> d
         _fit(values, typed)
     for section in KINDS.keys() & values.keys():
         if values[section] is not None:
-            values[section] = _of_kind(section, values[section], typed.get(section) or {})
+            said = preset.get(section) or {}
+            said = said if "kind" in said and said["kind"] == kind_in(values, section) else {}
+            values[section] = _of_kind(section, values[section], {**said, **(typed.get(section) or {})})
     return values
 
 
@@ -238,17 +255,20 @@ def _fit(values: dict[str, Any], typed: Mapping[str, Any]) -> None:
         values["negatives"] = (
             {**values["negatives"], "kind": fitting[0]} if "negatives" in values else {"kind": fitting[0]}
         )
-    if values.get("stored") and "stored" not in typed and kind_in(values, "stored") != fitting[0]:
+    stored = kind_in(values, "stored") if values.get("stored") else None
+    if "stored" not in typed and (
+        stored != fitting[0] or stored == kind_in(values, "negatives") or not uses_stored(values)
+    ):
         values["stored"] = None
     if values.get("in_batch") == "push" and "in_batch" not in typed and in_batch_beside(center) != "push":
         values["in_batch"] = in_batch_beside(center)
 
 
-def _of_kind(section: str, part: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, Any]:
+def _of_kind(section: str, part: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
     kind = part.get("kind", default_kind(section))
     fields = model_of(section, kind).model_fields
     lacking = {name for name in part if name not in fields and kinds_with(section, name)}
-    for name in lacking & typed.keys():
+    for name in sorted(lacking & said.keys()):
         owners = one_of([f"{section}={each}" for each in kinds_with(section, name)], quote="")
         raise UserError(f"{section}.{name}={part[name]}: {section}.kind={kind} has no option {name}; {owners} has one")
     return {"kind": kind, **{name: value for name, value in part.items() if name not in lacking}}
@@ -262,4 +282,8 @@ def _absent(section: str, typed: Any, head: str, center: str | None) -> str:
         return (
             f"{name}={value}: no keys are embedded with {of}; they are with center=key_attention, head=dcq or head=dcp"
         )
-    return f"{name}={value}: head.kind={head} has no {section}; head=attfc has"
+    option = name.rpartition(".")[2]
+    own = f", and {head} has head.{option}" * (
+        section == "negatives" and option in model_of("head", head).model_fields.keys() - {"kind"}
+    )
+    return f"{name}={value}: head.kind={head} has no {section}; head=attfc has{own}"

@@ -68,6 +68,11 @@ def explain(error: ValidationError, origin: str) -> str:
     """Return the faults of a configuration in one line."""
     lines = []
     for fault in error.errors():
+        if fault["loc"] == ("format",):  # nothing else can be said of such a file
+            return (
+                f"configuration {origin}: format={_shortened(fault['input'])}: this version reads format: 2, and files of attfc 0.1, "
+                "which have none"
+            )
         location = fault["loc"]
         if location and location[0] in KINDS:  # the kind stands between the section and its option
             location = (location[0], *location[2:])
@@ -83,6 +88,9 @@ def explain(error: ValidationError, origin: str) -> str:
     return f"configuration {origin}: " + "; ".join(dict.fromkeys(lines))
 
 
+_SUPPLIED = {"identities": "the data", "images": "the data", "ranks": "the processes that torchrun starts"}
+
+
 def _shortened(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]}..."
@@ -90,6 +98,9 @@ def _shortened(value: object) -> str:
 
 def _nearest_key(key: str) -> str:
     """Suggest the known keys nearest to an unknown one: those of its section first, then those of any."""
+    section, _, name = key.rpartition(".")
+    if section in KINDS and name in _SUPPLIED:
+        return f": the run supplies it, from {_SUPPLIED[name]}"
     found = keys_like(key)
     return f"; did you mean {one_of(found)}?" if found else " (attfc options lists the known ones)"
 

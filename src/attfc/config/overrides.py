@@ -66,13 +66,11 @@ def _value(key: str, text: str) -> Any:
     return value
 
 
-def unknown_kind(section: str, part: Any, origin: str) -> str:
+def unknown_kind(section: str, kind: Any, origin: str) -> str:
     """Say that a section names no kind of its own."""
-    kind = part.get("kind") if isinstance(part, Mapping) else part
     kinds = list(KINDS[section])
-    if not isinstance(kind, str):
-        return f"configuration {origin}: {no_section(section, kind, str(kind))}"
-    return f"configuration {origin}: {section}.kind={kind!r}: choose one of {', '.join(kinds)}{nearest(kind, kinds)}"
+    near = nearest(kind, kinds) if isinstance(kind, str) else ""
+    return f"configuration {origin}: {section}.kind={kind!r}: choose one of {', '.join(kinds)}{near}"
 
 
 def as_typed(value: Any) -> str:

@@ -16,7 +16,7 @@ from attfc.config.kinds import KINDS, common_options, default_kind, model_of
 from attfc.config.overrides import as_typed, dotted, nested
 from attfc.config.profiles import profile_values
 from attfc.config.schema import RunConfig
-from attfc.errors import UserError
+from attfc.errors import UserError, nearest
 
 __all__ = ["FORMAT", "new_spelling", "refuse_old_spelling", "translate"]
 
@@ -75,6 +75,12 @@ _SAME = {f"margin.{name}" for name in ("margin", "m1", "m2", "m3", "h", "gradien
         "key_encoder.momentum_schedule",
         "key_encoder.batch_norm",
     )
+}
+_WORDS: dict[str, Collection[str]] = {
+    "head.name": KINDS["head"],
+    "margin.name": KINDS["margin"],
+    "center.source": RULES,
+    "negatives.source": ("table", "container"),
 }
 GONE = frozenset(_OLD) - _SAME
 """Keys that 0.1 had and this version has not."""
@@ -149,6 +155,11 @@ def _new(old: Mapping[str, Any]) -> dict[str, _Translated]:
     def put(key: str, *sources: str, value: Any = ...) -> None:
         new[key] = (old[sources[0]] if value is ... else value, sources)
 
+    for key, words in _WORDS.items():
+        if not isinstance(old[key], str) or old[key] not in words:
+            raise UserError(
+                f"{key}={as_typed(old[key])}: choose one of {', '.join(words)}{nearest(str(old[key]), words)}"
+            )
     head, source = old["head.name"], old["center.source"]
     trained_elsewhere = head == "full_fc" and old["head.rows"] != "device"
     put(
@@ -198,7 +209,8 @@ def _new(old: Mapping[str, Any]) -> dict[str, _Translated]:
         "negatives.kind", "negatives.source", "center.table", "center.source", value=bank if draws else "recent_centers"
     )
     put(f"negatives.{size[0]}", size[1])
-    if draws or old["center.table"] != "none":
+    uses_stored = source != "keys" or old["center.blend"] or old["attention.include_stored_center"]
+    if draws or (old["center.table"] != "none" and uses_stored):
         section = "negatives" if draws else "stored"
         if not draws:
             put("stored.kind", "center.table", "negatives.source", value=bank)
@@ -224,12 +236,13 @@ def _written(new: Mapping[str, _Translated], given: Mapping[str, Any], profile: 
             if defaults.get(key, ...) != value or given.keys() & set(sources)}  # fmt: skip
 
 
-def refuse_old_spelling(typed: Mapping[str, Any], below: Mapping[str, Any]) -> None:
-    """Raise UserError where keys of 0.1 were typed, with what to type instead.
+def refuse_old_spelling(typed: Mapping[str, Any], below: Mapping[str, Any], origin: str = "") -> None:
+    """Raise UserError where keys of 0.1 were typed, or stand in a file of this version, with what to write instead.
 
     Args:
         typed: nested by section.
         below: the values of the preset.
+        origin: begins the message.
     """
     flat = dotted(typed)
     old = {key: value for key, value in flat.items() if key in GONE or (key, value) == ("profile", "tuned")}
@@ -239,7 +252,7 @@ def refuse_old_spelling(typed: Mapping[str, Any], below: Mapping[str, Any]) -> N
     instead = new_spelling({key: value for key, value in flat.items() if key in _OLD}, _as_old({**below, **above}))
     said = " ".join(f"{key}={as_typed(value)}" for key, value in old.items())
     raise UserError(
-        f"{said}: the spelling of attfc 0.1; "
+        f"{origin}{said}: the spelling of attfc 0.1; "
         + (f"write {' '.join(instead)}" if instead else "it says nothing here, leave it out")
     )
 
@@ -288,6 +301,8 @@ def _as_old(values: Mapping[str, Any]) -> dict[str, Any]:
     old |= {f"{section}.name": kinds[section] for section in ("head", "margin") if section in kinds}
     if "center" in kinds:
         old["center.source"] = {new: source for source, new in RULES.items()}.get(kinds["center"], "query")
+        old["center.blend"] = model_of("center", kinds["center"])().get("share", 0.0)
+        old["attention.include_stored_center"] = flat.get("center.include_stored", False)
     if kinds.get("negatives") == "recent_centers":
         old |= {
             "negatives.source": "container",

@@ -390,5 +390,7 @@ def _refuse_misfits(center: CenterRule, negatives: Bank, stored: Bank | None, in
         raise UserError(f"stored={other} beside negatives={bank}: one answers for both, leave stored out")
     if stored is not None and not center.uses_stored:
         raise UserError(
-            f"stored={other} is given and center={rule} uses no stored centers: set its share or include_stored, or leave stored out"
+            f"stored={other} is given and center={rule} uses no stored centers: set its share"
+            + " or include_stored" * isinstance(center, KeyAttention)
+            + ", or leave stored out"
         )

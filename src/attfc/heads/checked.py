@@ -5,6 +5,7 @@ An argument says what it may be once, in its annotation (`Literal`, and `Option`
 
 import functools
 import inspect
+import numbers
 import operator
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
@@ -63,13 +64,16 @@ def _faults(hint: Any, value: Any) -> Iterator[str]:
     if get_origin(hint) is Annotated:
         hint, *extras = get_args(hint)
         options = [extra for extra in extras if isinstance(extra, Option)]
-    if value is None or isinstance(value, bool):
-        return
     if get_origin(hint) is Literal and value not in get_args(hint):
         choices = get_args(hint)
-        yield f": choose one of {', '.join(choices)}{nearest(str(value), choices)}"
+        yield f": choose one of {', '.join(choices)}{nearest(value, choices) if isinstance(value, str) else ''}"
+    if value is None or bool in (hint, *get_args(hint)):
+        return
     for option in options:
         bounds = {name: bound for name in _BOUNDS if (bound := getattr(option, name)) is not None}
-        if bounds and not all(_BOUNDS[name][0](value, bound) for name, bound in bounds.items()):
+        whole = float not in (hint, *get_args(hint))
+        if bounds and (isinstance(value, bool) or not isinstance(value, numbers.Integral if whole else numbers.Real)):
+            yield f", and must be a {'whole ' * whole}number: {option.meaning}"
+        elif bounds and not all(_BOUNDS[name][0](value, bound) for name, bound in bounds.items()):
             words = " and ".join(f"{_BOUNDS[name][1]} {bound:g}" for name, bound in bounds.items())
             yield f", and must be {words}: {option.meaning}"

@@ -83,6 +83,8 @@ class Head(nn.Module):
         super().__init__()
         if embedding_size < 1:
             raise UserError(f"embedding_size is {embedding_size}: an embedding needs at least 1 number")
+        if not isinstance(margin, Margin):
+            raise UserError(f"{type(self).__name__}: margin is {margin!r}: give a margin, such as CosFace(64.0, 0.4)")
         self.embedding_size = embedding_size
         self.margin = margin
         self.keys_per_query = keys_per_query

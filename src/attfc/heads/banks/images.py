@@ -157,6 +157,8 @@ class ImageMemory(KeptRows):
         return {"rows": self.image_shard, "sums": self.shard}
 
     def extra_repr(self) -> str:
+        if not hasattr(self, "size"):
+            return ""
         return f"images={self.images}, identities={self.identities}, embedding_size={self.embedding_size}, place={self.store.place}"
 
     def _misfit(self, name: str, saved: Tensor, own: Tensor) -> str:

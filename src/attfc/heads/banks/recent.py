@@ -134,6 +134,8 @@ class RecentCenters(Bank):
             self._set_reach(self.slots)
 
     def extra_repr(self) -> str:
+        if not hasattr(self, "size"):
+            return ""
         return f"slots={self.slots}, embedding_size={self.embedding_size}, policy={self.policy}, dtype={self.dtype}"
 
     def negatives(self, every_label_B: Tensor | None = None) -> Negatives:

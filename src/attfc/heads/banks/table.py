@@ -118,6 +118,8 @@ class CenterTable(KeptRows):
         return {"rows": self.shard}
 
     def extra_repr(self) -> str:
+        if not hasattr(self, "size"):
+            return ""
         return f"identities={self.identities}, embedding_size={self.embedding_size}, place={self.store.place}"
 
     def _misfit(self, name: str, saved: Tensor, own: Tensor) -> str:
