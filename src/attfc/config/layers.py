@@ -37,7 +37,7 @@ from attfc.config.overrides import dotted, nested, parse_overrides, unknown_kind
 from attfc.config.profiles import PROFILES, profile_values
 from attfc.config.safe_yaml import read_yaml, read_yaml_text
 from attfc.config.schema import RunConfig
-from attfc.config.translate import refuse_old_spelling, translate
+from attfc.config.translate import FORMAT, refuse_old_spelling, translate
 from attfc.errors import UserError
 
 __all__ = ["Asked", "apply_overrides", "config_to_yaml", "load_config", "preset_names", "read_preset"]
@@ -99,8 +99,13 @@ class Asked:
     def _merged(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
         typed = parse_overrides(list(self.overrides))
         values = _kinds_for_words(self.values)
-        _refuse_no_kind(values, self.origin)
-        _refuse_no_kind(typed, "of the command line")
+        for layer, origin in ((values, self.origin), (typed, "of the command line")):
+            if layer.get("format", FORMAT) != FORMAT:
+                raise UserError(
+                    f"configuration {origin}: format={layer['format']!r}: this version reads format: {FORMAT}, and files of attfc 0.1, "
+                    "which have none"
+                )
+            _refuse_no_kind(layer, origin)
         refuse_old_spelling(values, {}, f"configuration {self.origin}: ")
         refuse_old_spelling(typed, values)
         by_name = typed.get("profile")

@@ -68,11 +68,6 @@ def explain(error: ValidationError, origin: str) -> str:
     """Return the faults of a configuration in one line."""
     lines = []
     for fault in error.errors():
-        if fault["loc"] == ("format",):  # nothing else can be said of such a file
-            return (
-                f"configuration {origin}: format={_shortened(fault['input'])}: this version reads format: 2, and files of attfc 0.1, "
-                "which have none"
-            )
         location = fault["loc"]
         if location and location[0] in KINDS:  # the kind stands between the section and its option
             location = (location[0], *location[2:])
