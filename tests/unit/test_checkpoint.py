@@ -409,6 +409,10 @@ def test_no_module_of_ours_unpickles():
             "tensors take",
         ),
         (lambda m: m["tensors"].update({f"w{i}": m["tensors"]["weight"] for i in range(100)}), "tensors take"),
+        (
+            lambda m: m["files"]["tensors_00000.safetensors"].update(bytes=23),
+            r"its tensors take 24 bytes of tensors_00000\.safetensors, which has 23",
+        ),
         (lambda m: m["tensors"]["weight"].update(size=[-1]), "size.0: .* greater than or equal to 0, not -1"),
         (lambda m: m["tensors"]["weight"].update(size=[True]), "size.0: .* valid integer, not True"),
         (lambda m: m["tensors"]["weight"].update(size=[1] * 100), "size: .*at most 32 items"),
