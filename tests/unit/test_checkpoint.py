@@ -508,11 +508,13 @@ dist.destroy_process_group()
 
 
 @pytest.mark.slow  # starts two processes that meet over gloo: about 10 s
-def test_saved_on_two_ranks_loads_on_one_and_back(tmp_path):
+def test_saved_on_two_ranks_loads_on_one_and_back(tmp_path, end_with_test):
     rows = torch.arange(21.0).view(7, 3)
     save_checkpoint(tmp_path / "single", 1, {"rows": rows})
     children = [
-        subprocess.Popen([sys.executable, "-W", "error::UserWarning", "-c", SHARDED, str(rank), str(tmp_path), "0"])
+        end_with_test(
+            subprocess.Popen([sys.executable, "-W", "error::UserWarning", "-c", SHARDED, str(rank), str(tmp_path), "0"])
+        )
         for rank in range(2)
     ]
     assert [child.wait(timeout=120) for child in children] == [0, 0]
