@@ -1,6 +1,13 @@
-"""Shared test settings: one thread, so that small tensors do not wait for each other on a busy machine; a cache of their own."""
+"""Shared test settings: one thread, so that small tensors do not wait for each other on a busy machine; a cache of their own.
 
-from collections.abc import Iterator
+And `end_with_test`, for tests that start processes.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -14,3 +21,25 @@ def _own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def end_with_test() -> Iterator[Callable[[subprocess.Popen[str]], subprocess.Popen[str]]]:
+    """Take a process that a test has started: what the test leaves running is killed, with the group that it leads.
+
+    Without it, a test that fails leaves a Popen which warns when it is collected, and so fails another test.
+    """
+    with contextlib.ExitStack() as taken:
+
+        def take(process: subprocess.Popen[str]) -> subprocess.Popen[str]:
+            taken.enter_context(process)  # waits for it and closes its pipes
+            taken.callback(_kill, process)
+            return process
+
+        yield take
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    if process.poll() is None:
+        leads = os.getpgid(process.pid) == process.pid
+        (os.killpg if leads else os.kill)(process.pid, signal.SIGKILL)

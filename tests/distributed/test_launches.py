@@ -191,9 +191,9 @@ def wait_for_step(folder: Path, step: int, job: subprocess.Popen[str]) -> None:
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the ranks in /proc")
 # A stopped process cannot be told to leave: torchrun waits 30 s before it kills it.
 @pytest.mark.parametrize(("number", "wait"), [(signal.SIGKILL, 60), (signal.SIGSTOP, 8)])
-def test_a_rank_that_is_lost_ends_the_job_and_the_checkpoint_stands(tmp_path, number, wait) -> None:
+def test_a_rank_that_is_lost_ends_the_job_and_the_checkpoint_stands(tmp_path, number, wait, end_with_test) -> None:
     options = [*OPTIONS, "schedule.max_steps=100000", f"distributed.timeout_seconds={wait}"]
-    job = launch(["--standalone", "--nproc-per-node=2"], attfc("demo", *options, f"output={tmp_path}"))
+    job = end_with_test(launch(["--standalone", "--nproc-per-node=2"], attfc("demo", *options, f"output={tmp_path}")))
     folder = tmp_path / "demo-001"
     wait_for_step(folder, 5, job)
     os.kill(children(job)[1], number)

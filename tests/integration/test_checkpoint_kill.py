@@ -50,12 +50,12 @@ for _ in sys.stdin:
 """
 
 
-def test_kill_at_any_moment(tmp_path):
+def test_kill_at_any_moment(tmp_path, end_with_test):
     chance = random.Random(0)
     folder = tmp_path / "checkpoints"
-    server = subprocess.Popen(
-        [sys.executable, "-c", SERVER, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-    )
+    command = [sys.executable, "-c", SERVER, str(folder)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    server = end_with_test(subprocess.Popen(command, text=True, bufsize=1, start_new_session=True, **pipes))
     assert server.stdin is not None
     assert server.stdout is not None
     reported = 0

@@ -142,8 +142,8 @@ def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> No
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_leaves_and_resume_goes_on(tmp_path, number) -> None:
-    process = start(tmp_path, "data.workers=1", "checkpoint.every=0")
+def test_a_signal_saves_and_leaves_and_resume_goes_on(tmp_path, number, end_with_test) -> None:
+    process = end_with_test(start(tmp_path, "data.workers=1", "checkpoint.every=0"))
     folder = tmp_path / "demo-001"
     wait_for_step(folder, 3, process)
     os.killpg(process.pid, number)  # the whole group, as Ctrl-C in a terminal does: workers get it too
@@ -158,8 +158,8 @@ def test_a_signal_saves_and_leaves_and_resume_goes_on(tmp_path, number) -> None:
     assert sorted(losses(folder)) == list(range(1, stopped + 3))
 
 
-def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(tmp_path, monkeypatch) -> None:
-    process = start(tmp_path / "killed")
+def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(tmp_path, monkeypatch, end_with_test) -> None:
+    process = end_with_test(start(tmp_path / "killed"))
     folder = tmp_path / "killed" / "demo-001"
     wait_for_step(folder, 11, process)
     process.kill()

@@ -409,6 +409,10 @@ def test_no_module_of_ours_unpickles():
             "tensors take",
         ),
         (lambda m: m["tensors"].update({f"w{i}": m["tensors"]["weight"] for i in range(100)}), "tensors take"),
+        (
+            lambda m: m["files"]["tensors_00000.safetensors"].update(bytes=23),
+            r"its tensors take 24 bytes of tensors_00000\.safetensors, which has 23",
+        ),
         (lambda m: m["tensors"]["weight"].update(size=[-1]), "size.0: .* greater than or equal to 0, not -1"),
         (lambda m: m["tensors"]["weight"].update(size=[True]), "size.0: .* valid integer, not True"),
         (lambda m: m["tensors"]["weight"].update(size=[1] * 100), "size: .*at most 32 items"),
@@ -504,11 +508,13 @@ dist.destroy_process_group()
 
 
 @pytest.mark.slow  # starts two processes that meet over gloo: about 10 s
-def test_saved_on_two_ranks_loads_on_one_and_back(tmp_path):
+def test_saved_on_two_ranks_loads_on_one_and_back(tmp_path, end_with_test):
     rows = torch.arange(21.0).view(7, 3)
     save_checkpoint(tmp_path / "single", 1, {"rows": rows})
     children = [
-        subprocess.Popen([sys.executable, "-W", "error::UserWarning", "-c", SHARDED, str(rank), str(tmp_path), "0"])
+        end_with_test(
+            subprocess.Popen([sys.executable, "-W", "error::UserWarning", "-c", SHARDED, str(rank), str(tmp_path), "0"])
+        )
         for rank in range(2)
     ]
     assert [child.wait(timeout=120) for child in children] == [0, 0]

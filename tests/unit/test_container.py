@@ -121,7 +121,7 @@ def test_a_batch_larger_than_the_container_is_refused_with_both_values(policy: s
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"slots": 0}, "RecentCenters: count is 0, and must be at least 1: slots"),
+        ({"slots": 0}, "RecentCenters: count is 0, and must be at least 1: slots: how many centers it holds"),
         (
             {"policy": "fifa"},
             "RecentCenters: policy is 'fifa': choose one of fifo, unique; did you mean 'fifo'?",

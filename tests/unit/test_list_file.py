@@ -143,6 +143,8 @@ def test_thousands_of_lines_may_name_one_image(tmp_path: Path) -> None:
         (b"1\ta.jpg\t3\nb.jpg\t3\n", "line 2 .* has other columns than the first line, which is 1<TAB>path<TAB>label"),
         (b"0\t3.000000\ta.jpg\n1\tb.jpg\n", "line 2 .* has other columns .*number<TAB>label<TAB>path"),
         (b"1\ta.jpg\t3\n1\t\t3\n", "line 2 .* has no path"),
+        (b"1\ta.jpg\t17\n1\tfolder/\t\ty.jpg\t3\r\n", r"line 2 \('1.tfolder/.t.ty\.jpg.t3'\) has no label"),
+        (b"0\t17.0\ta.jpg\n1\t\x0b\tb.jpg\n", r"line 2 \('1.t.x0b.tb\.jpg'\) has no label"),
         (b"a\0.jpg 1\n", r"line 1 \(byte 1\) holds a NUL byte"),
         ("a.jpg 1\n".encode("utf-16"), "UTF-16"),
         (b"a.jpg 1\n" + b"x" * 17_000 + b" 1\n", "line 2 is longer than 16,384 bytes"),

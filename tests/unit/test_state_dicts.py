@@ -225,6 +225,7 @@ def archive_of(path, instructions: bytes):
         archive.writestr("a/data.pkl", b"\x80\x02" + instructions)
         archive.writestr("a/byteorder", "little")
         archive.writestr("a/data/0", bytes(16))
+        archive.writestr("a/version", "3\n")
     return path
 
 
@@ -272,6 +273,29 @@ def test_pickles_that_ask_for_memory_or_time_are_refused_before_torch_opens_them
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch opened it"))
     with pytest.raises(UserError, match=rf"{name}\.pt.*{text}"):
         read_state_dict(path)
+
+
+WEIGHT = (
+    b"}X\x06\x00\x00\x00weightctorch._utils\n_rebuild_tensor_v2\n("
+    + FOUR_NUMBERS
+    + b"K\x00K\x04\x85K\x01\x85\x89ccollections\nOrderedDict\n)RtR"
+)
+
+
+@pytest.mark.parametrize(
+    "instructions",
+    [
+        WEIGHT + b"sr\xff\xff\xff\xffNj\xff\xff\xff\xff.",
+        WEIGHT + b"s.more",
+        b"NK\x01(" + WEIGHT + b"s.",
+        b"\x80\x04" + WEIGHT + b"s.",
+    ],
+    ids=["remembered as the largest number", "bytes behind the end", "values and a mark below", "another protocol"],
+)
+def test_pickles_that_torch_reads_although_it_writes_others_are_read(tmp_path, instructions):
+    tensors, _ = read_state_dict(archive_of(tmp_path / "odd.pt", instructions))
+    assert list(tensors) == ["weight"]
+    assert torch.equal(tensors["weight"], torch.zeros(4))
 
 
 def test_four_gib_of_bytearray_take_no_memory(tmp_path):

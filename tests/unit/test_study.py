@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -359,10 +360,14 @@ def is_running(pid: int) -> bool:
         pytest.param("SIGKILL", marks=pytest.mark.slow),  # likewise
     ],
 )
-def test_a_study_that_is_ended_ends_its_cells(tmp_path: Path, name: str) -> None:
+def test_a_study_that_is_ended_ends_its_cells(
+    tmp_path: Path, name: str, end_with_test: Callable[[subprocess.Popen[str]], subprocess.Popen[str]]
+) -> None:
     (tmp_path / "long.yaml").write_text(LONG)
     command = [sys.executable, "-m", "attfc", "study", "run", "long.yaml", "--parallel", "2"]
-    study = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    study = end_with_test(
+        subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    )
     members: list[int] = []
     try:
         until = time.monotonic() + 120

@@ -10,6 +10,7 @@ from attfc.errors import UserError
 
 if TYPE_CHECKING:
     from attfc.data import PackedCheck, Store
+    from attfc.typing import Float32
 
 __all__ = ["app"]
 
@@ -208,22 +209,10 @@ def clean_data(
     from attfc.data.cleaning.clean import clean
 
     store = _open(path, edits, label_source, cache)
-    evaluation: Store | None = None
-    if against is not None:
-        evaluation = open_with_bar(against, cache=cache)
-    ours, theirs = None, None
+    evaluation = None if against is None else open_with_bar(against, cache=cache)
+    ours = theirs = None
     if model is not None:
-        from attfc.evaluation import embed_store
-        from attfc.export import load
-
-        opened = load(model, device=device)
-        where, backbone = opened.device, opened.module
-        with progress_bar("embed") as bar:
-            ours = embed_store(backbone, store, workers=workers, progress=bar).vectors
-        if evaluation is not None:
-            with progress_bar("embed") as bar:
-                theirs = embed_store(backbone, evaluation, workers=workers, progress=bar).vectors
-        device = str(where)
+        device, ours, theirs = _embedded(model, device, store, evaluation, workers)
     with progress_bar("clean") as bar:
         report = clean(
             store,
@@ -245,13 +234,33 @@ def clean_data(
         )
     write_edits(output, report.edits, store.name)
     out.print(report.to_text(), markup=False)
-    lists = [*(edits or ()), output]
+    _say_how_to_use([*(edits or ()), output])
+    write_json(json_file, {**report.to_dict(), "edits": str(output)})
+
+
+def _embedded(
+    model: Path, device: str, store: "Store", evaluation: "Store | None", workers: int
+) -> "tuple[str, Float32, Float32 | None]":
+    """Return the model's device and the embeddings of all images of the training set and of the evaluation set, if any."""
+    from attfc.evaluation import embed_store
+    from attfc.export import load
+
+    opened = load(model, device=device)
+    vectors = []
+    for each in (store, evaluation):
+        if each is not None:
+            with progress_bar("embed") as bar:
+                vectors.append(embed_store(opened.module, each, workers=workers, progress=bar).vectors)
+    return str(opened.device), vectors[0], vectors[1] if evaluation is not None else None
+
+
+def _say_how_to_use(lists: list[Path]) -> None:
+    """Print how training and other commands take edit lists, of which the last was written."""
     out.print(
-        f"edit list: {output}   use it with data.edits=[{', '.join(map(str, lists))}] or "
+        f"edit list: {lists[-1]}   use it with data.edits=[{', '.join(map(str, lists))}] or "
         + " ".join(f"--edits {one}" for one in lists),
         markup=False,
     )
-    write_json(json_file, {**report.to_dict(), "edits": str(output)})
 
 
 @app.command("noise")

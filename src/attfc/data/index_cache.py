@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from attfc.errors import UserError
+from attfc.files import sync
 
 __all__ = ["RACY_NS", "IndexCache", "read_about"]
 
@@ -93,7 +94,7 @@ class IndexCache:
             save(made, draft)
             for file in draft.iterdir():
                 with open(file, "rb") as handle:
-                    os.fsync(handle.fileno())
+                    sync(handle)
             target = self.place / self.digest
             if target.exists():  # stale or damaged: otherwise it would have been opened
                 target.rename(draft.with_name(draft.name + "-old"))

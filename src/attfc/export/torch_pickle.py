@@ -84,6 +84,12 @@ class _Checker(RestrictedUnpickler):
     def __init__(self, data: bytes, records: Mapping[str, int]) -> None:
         super().__init__(io.BytesIO(data), "its pickle", len(data), MOST_INSTRUCTIONS)
         self.encoding, self.records = "latin-1", records
+        self.largest_index = (
+            2**32 - 1
+        )  # all that LONG_BINPUT can say: remembered values take no more memory for a large number
+
+    def _result(self) -> None:
+        """Accept whatever is left on the stack or behind the pickle: torch takes the topmost value and reads no further."""
 
     def damaged(self, reason: str) -> Exception:
         return ValueError(f"its pickle is damaged at byte {self.start}: {reason}")
@@ -96,6 +102,9 @@ class _Checker(RestrictedUnpickler):
 
     def find_class(self, module: str, name: str) -> _Name:
         return _Name(f"{module} {name}")
+
+    def load_proto(self) -> None:  # any: torch warns about one that it does not know and reads on
+        self.read(1)
 
     def load_long1(self) -> None:  # of any length: checkpoints keep states of random generators, numbers of 16 bytes
         self.append(int.from_bytes(self.sized(1), "little", signed=True))

@@ -8,7 +8,6 @@ Costs a few microseconds per step. On a terminal the line is rich's; otherwise a
 import contextlib
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from attfc.files import written_whole
+from attfc.files import sync, written_whole
 from attfc.training.trackers import TensorBoard, Tracker, shared_numbers
 
 __all__ = ["MetricsLog", "RunLog", "Stopwatch", "figure_of", "memory_mib"]
@@ -75,7 +74,7 @@ class MetricsLog:
 
     def close(self) -> None:
         """Flush both files to disk."""
-        os.fsync(self._file.fileno())
+        sync(self._file)
         self._file.close()
         for tracker in self._trackers:
             tracker.close()

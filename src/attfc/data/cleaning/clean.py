@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from attfc.data.cleaning.duplicates import AcrossIdentities, Duplicates, find_duplicates, read_contents
+from attfc.data.cleaning.duplicates import AcrossIdentities, Contents, Duplicates, find_duplicates, read_contents
 from attfc.data.cleaning.evaluation_people import leave_out_copied_people, leave_out_named_people, note_people
 from attfc.data.cleaning.findings import CleaningReport, Findings, small_identities
 from attfc.data.cleaning.identity_centers import identity_centers
@@ -70,21 +70,13 @@ def clean(
     """
     _check_arguments(store, against, embeddings, against_embeddings, fewest)
     reads = broken or duplicates is not None
-    copies = against is not None and duplicates is not None
-    steps = _Progress(
-        progress,
-        len(store) * reads
-        + (len(against) if against is not None and copies else 0)
-        + (len(embeddings) if embeddings is not None and threshold is not None else 0),
-    )
+    images = len(store) * (reads + (embeddings is not None and threshold is not None))
+    images += len(against) if against is not None and duplicates is not None else 0
+    steps = _Progress(progress, images)
     findings = Findings(store)
     contents = read_contents(store, decode=broken, workers=workers, progress=steps.next(len(store))) if reads else None
     if contents is not None:
-        reasons = contents.reasons
-        findings.leave_out("broken", np.flatnonzero(~contents.sound), lambda i: reasons[i])
-        if duplicates is not None:
-            found = find_duplicates(store, across=duplicates, contents=contents, labels=findings.labels)
-            _leave_out_duplicates(findings, found, duplicates)
+        _leave_out_broken_and_copies(findings, contents, duplicates)
     if embeddings is not None and threshold is not None:
         wrong = mislabelled(
             embeddings,
@@ -99,7 +91,7 @@ def clean(
         _change_mislabelled(findings, wrong, threshold)
     if against is not None:
         before = findings.labels.copy()
-        if contents is not None and copies:
+        if contents is not None and duplicates is not None:
             theirs = read_contents(against, decode=False, workers=workers, progress=steps.next(len(against)))
             leave_out_copied_people(findings, contents, against, theirs)
         if names:
@@ -107,15 +99,7 @@ def clean(
         if embeddings is not None and against_embeddings is not None:
             _leave_out_faces(findings, embeddings, against, against_embeddings, overlap_threshold, threshold, device)
         note_people(findings, before, against)
-    small = small_identities(findings.labels, fewest)
-    counts = np.bincount(findings.labels[findings.labels >= 0], minlength=len(store.identities))
-    findings.leave_out_identities(
-        "small_identity",
-        small,
-        lambda i: (
-            f"{store.identity_name(int(small[i]))!r} has {int(counts[small[i]])} images left, fewer than {fewest}"
-        ),
-    )
+    _leave_out_small(findings, fewest)
     return findings.report(examples=examples, most_comments=most_comments)
 
 
@@ -135,6 +119,13 @@ def _check_arguments(
             raise UserError(
                 f"{which.name}: embeddings of shape {rows.shape} for {len(which)} images: embed all images of the store, in order"
             )
+
+
+def _leave_out_broken_and_copies(findings: Findings, contents: Contents, duplicates: AcrossIdentities | None) -> None:
+    findings.leave_out("broken", np.flatnonzero(~contents.sound), lambda i: contents.reasons[i])
+    if duplicates is not None:
+        found = find_duplicates(findings.store, across=duplicates, contents=contents, labels=findings.labels)
+        _leave_out_duplicates(findings, found, duplicates)
 
 
 def _leave_out_duplicates(findings: Findings, found: Duplicates, policy: AcrossIdentities) -> None:
@@ -214,6 +205,19 @@ def _leave_out_faces(
         lambda i: (
             f"cosine {overlap.cosines[i]:.2f} between the centers of {findings.store.identity_name(int(overlap.train[i]))!r} and "
             f"{against.identity_name(int(overlap.evaluation[i]))!r} of {against.name}"
+        ),
+    )
+
+
+def _leave_out_small(findings: Findings, fewest: int) -> None:
+    store = findings.store
+    small = small_identities(findings.labels, fewest)
+    counts = np.bincount(findings.labels[findings.labels >= 0], minlength=len(store.identities))
+    findings.leave_out_identities(
+        "small_identity",
+        small,
+        lambda i: (
+            f"{store.identity_name(int(small[i]))!r} has {int(counts[small[i]])} images left, fewer than {fewest}"
         ),
     )
 

@@ -1,6 +1,6 @@
 """Which image is query number n when every batch holds two images of each identity: a pure function of (seed, n), nothing stored.
 
-Queries 2i and 2i + 1 show one person, so that each can be the other's key without a pass of its own (`AttFC(center_source="batch")`). Each epoch
+Queries 2i and 2i + 1 show one person, so that each can be the other's key without a pass of its own (`AttFC(center=Pairs())`). Each epoch
 an identity's images are paired in a new order, and the pairs of all identities come in a new order: every image is query once per epoch.
 An odd image out is paired with the first of its identity, which then comes twice; an identity with one image is paired with itself, and
 the stream shows it mirrored (`QueryStream`). Cost: two keyed permutations per query, and 8 bytes per identity.

@@ -58,7 +58,7 @@ class ListLayout:
         data, starts, ends = block.data, block.starts, block.ends
         tab = last_before(data, _TAB, starts, ends)
         split = np.where(tab >= 0, tab, last_before(data, BLANK, starts, ends))
-        self._refuse(block, split < 0, "has no label: a line is `path label`, a tab or blanks between them")
+        self.refuse(block, split < 0, "has no label: a line is `path label`, a tab or blanks between them")
         _, path_ends = trimmed(data, starts, split)
         label_starts, _ = trimmed(data, split + 1, ends)
         return Columns(starts, path_ends, label_starts, ends)
@@ -84,7 +84,7 @@ class ListLayout:
         count = np.searchsorted(tabs, ends) - number
         expected = "1<TAB>path<TAB>label" if self._kind == "insightface" else "number<TAB>label<TAB>path"
         unlike = count < 2 if self._kind == "insightface" else count != 2
-        self._refuse(block, unlike, f"has other columns than the first line, which is {expected}")
+        self.refuse(block, unlike, f"has other columns than the first line, which is {expected}")
         tabs = np.append(tabs, len(data))
         one, two, three = (np.minimum(tabs[np.minimum(number + nth, len(tabs) - 1)], ends) for nth in range(3))
         if self._kind == "insightface":
@@ -92,7 +92,8 @@ class ListLayout:
         label_starts, label_ends = trimmed(data, one + 1, two)
         return Columns(*trimmed(data, two + 1, ends), label_starts, _without_zeros(data, label_starts, label_ends))
 
-    def _refuse(self, block: LineBlock, wrong: Bools, what: str) -> None:
+    def refuse(self, block: LineBlock, wrong: Bools, what: str) -> None:
+        """Raise a UserError that names the first of the lines that are `wrong`: bool (n,)."""
         if bool(wrong.any()):
             raise UserError(f"{self.line(block, int(wrong.argmax()))} {what}")
 

@@ -245,13 +245,12 @@ def _pass(path: Path, descriptor: int, size: int, labels: "_Numbers | _Names", p
     layout = ListLayout(path)
     for block in line_blocks(path, descriptor):
         found = layout.columns(block)
+        layout.refuse(block, found.label_starts >= found.label_ends, "has no label")
         labels.take(block, found.label_starts, found.label_ends)
         edges = np.zeros(len(block.data) + 1, np.int8)
         edges[found.path_starts] += 1
         edges[found.path_ends] -= 1
-        empty = np.flatnonzero(found.path_starts >= found.path_ends)
-        if empty.size:
-            raise UserError(f"{layout.line(block, int(empty[0]))} has no path")
+        layout.refuse(block, found.path_starts >= found.path_ends, "has no path")
         packed += block.data[np.cumsum(edges[:-1], dtype=np.int8).view(np.bool_)].tobytes()
         lengths.frombytes((found.path_ends - found.path_starts).tobytes())
         if progress is not None:

@@ -43,7 +43,7 @@ class _Memo(dict[int, Any]):
         self.reader = reader
 
     def __setitem__(self, index: int, value: Any) -> None:
-        if not 0 <= index <= self.reader.limit:
+        if not 0 <= index <= self.reader.largest_index:
             raise self.reader.refused(f"remembers a value as number {index:,}")
         super().__setitem__(index, value)
 
@@ -64,6 +64,7 @@ class RestrictedUnpickler(pickle._Unpickler):
 
     Attributes:
         admitted: the instructions' names in the module `pickle`, apart by spaces; STOP need not be among them.
+        largest_index: the largest number under which a value may be remembered; how many are is bounded by the instructions.
         at, start: the next byte, and the first one of the instruction that is being executed.
     """
 
@@ -84,6 +85,7 @@ class RestrictedUnpickler(pickle._Unpickler):
         self.limit = (
             _FREE_INSTRUCTIONS + min(size // _BYTES_AN_INSTRUCTION, _MAX_INSTRUCTIONS) if limit is None else limit
         )
+        self.largest_index = self.limit
         self.at = self.start = 0
         self.frame_end = 0  # protocols 4 and 5 cut the file into frames, between instructions
         self.memo = _Memo(self)
