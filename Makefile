@@ -13,7 +13,7 @@ export UV_PROJECT_ENVIRONMENT := $(CURDIR)/.venv
 help:
 	@echo "make demo       train AttFC on synthetic faces, evaluate on unseen identities, write the report (minutes)"
 	@echo "make test       the default tests            make test-slow  the slow ones too"
-	@echo "make check      format, lint, types, docstring examples"
+	@echo "make check      format, lint, types, docstring examples, size and shape of the source"
 	@echo "make bench      benchmarks -> benchmarks/results/*.json"
 	@echo "make gpu        what a GPU must show, in under nine minutes -> benchmarks/results/gpu/"
 	@echo "make study      docs/study.md: cells that are missing, then tables and figures"
@@ -42,6 +42,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest --doctest-modules src
+	$(BIN)/python .ci/house.py
 
 bench: setup
 	@for script in $(BENCHMARKS); do echo "benchmarks/$$script.py"; $(BIN)/python benchmarks/$$script.py || exit 1; done
