@@ -39,7 +39,7 @@ def test_version_is_that_of_the_package() -> None:
 
 
 def test_import_costs_nothing_and_a_star_import_draws_no_figures() -> None:
-    code = "import attfc, sys; dir(attfc); attfc.__version__; print([m for m in ('torch', 'numpy', 'PIL') if m in sys.modules])"
+    code = "import attfc, attfc.cli, sys; dir(attfc); attfc.__version__; print([m for m in ('torch', 'numpy', 'PIL') if m in sys.modules])"
     assert in_a_new_process(code) == "[]"
     code = "from attfc import *; import sys; AttFC, open_store; print([m for m in ('matplotlib',) if m in sys.modules])"
     assert in_a_new_process(code) == "[]"

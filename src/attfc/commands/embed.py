@@ -10,10 +10,10 @@ import typer
 from attfc.commands.common import CacheOption, JsonOption, ModelIsOption, err, out, progress_bar, write_json
 from attfc.errors import UserError
 from attfc.files import written_whole
-from attfc.typing import Float32
 
 if TYPE_CHECKING:
     from attfc.export import FaceModel
+    from attfc.typing import Float32
 
 __all__ = ["embed", "verify"]
 
