@@ -72,7 +72,9 @@ def described_arguments(home: str) -> dict[str, tuple[Any, Any]]:
     0.4
     """
     module, node = _class(home)
-    init = next(each for each in node.body if isinstance(each, ast.FunctionDef) and each.name == "__init__")
+    inits = [each for each in node.body if isinstance(each, ast.FunctionDef) and each.name == "__init__"]
+    assert inits, f"{home} has no __init__ of its own: its signature is where a configuration finds the options"
+    init = inits[0]
     arguments = [*init.args.posonlyargs, *init.args.args]
     defaults = dict(zip([each.arg for each in reversed(arguments)], reversed(init.args.defaults), strict=False))
     defaults |= {
