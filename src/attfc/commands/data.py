@@ -16,6 +16,16 @@ __all__ = ["app"]
 
 app = typer.Typer(help="Look into sets of faces, convert and clean them.", no_args_is_help=True, rich_markup_mode=None)
 
+EditListOption = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        help="edit list to write; an older one is replaced",
+        dir_okay=False,
+        callback=replaces(b"# attfc edits"),
+    ),
+]
 SourceArgument = Annotated[
     str,
     typer.Argument(
@@ -158,16 +168,7 @@ def verify_data(
 @app.command("clean")
 def clean_data(
     path: SourceArgument,
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            help="edit list to write; an older one is replaced",
-            dir_okay=False,
-            callback=replaces(b"# attfc edits"),
-        ),
-    ] = Path("edits.tsv"),
+    output: EditListOption = Path("edits.tsv"),
     against: Annotated[
         str | None,
         typer.Option(help="evaluation set: leave out everybody who is in it, with all their images", metavar="PATH"),
@@ -273,16 +274,7 @@ def noise_data(
         ),
     ],
     share: Annotated[float, typer.Option(help="share of the images (flip) or of the identities (conflict), 0 to 1")],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            help="edit list to write; an older one is replaced",
-            dir_okay=False,
-            callback=replaces(b"# attfc edits"),
-        ),
-    ],
+    output: EditListOption,
     seed: Annotated[int, typer.Option(min=0, help="seed for what is changed")] = 0,
     parts: Annotated[int, typer.Option(min=2, help="conflict: labels that a split identity ends up with")] = 2,
     edits: EditsOption = None,
