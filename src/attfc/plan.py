@@ -138,12 +138,11 @@ def measure_encoder(
     def images(batch: int) -> Tensor:
         return torch.zeros(batch, 3, image_size, image_size, device=device).contiguous(memory_format=layout)
 
-    def embed(batch_B: Tensor) -> Tensor:
+    def embed(batch_B: Tensor) -> Any:
         with autocast(device, autocast_dtype):
-            embeddings: Tensor = network(batch_B)
-        return embeddings
+            return network(batch_B)
 
-    def backward(embeddings_BD: Tensor) -> None:
+    def backward(embeddings_BD: Any) -> None:
         embeddings_BD.float().backward(torch.zeros_like(embeddings_BD, dtype=torch.float32))
 
     embed_keys = torch.no_grad()(embed)
@@ -176,14 +175,14 @@ def measure_encoder(
     network.train(training)
     parameters = list(network.parameters())
     return Encoder(
-        sum(p.nbytes for p in parameters),
-        sum(p.nbytes for p in parameters if p.requires_grad),
-        sum(b.nbytes for b in network.buffers()),
-        max(p.nbytes for p in parameters),
-        3 * image_size**2,
-        *lines,
-        seconds / timed,
-        key_seconds / timed,
+        parameters=sum(p.nbytes for p in parameters),
+        trained=sum(p.nbytes for p in parameters if p.requires_grad),
+        buffers=sum(b.nbytes for b in network.buffers()),
+        largest=max(p.nbytes for p in parameters),
+        image_bytes=3 * image_size**2,
+        **dict(zip(("saved", "forward", "backward", "keys"), lines, strict=True)),
+        train_seconds=seconds / timed,
+        key_seconds=key_seconds / timed,
     )
 
 
