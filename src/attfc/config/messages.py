@@ -27,7 +27,8 @@ def is_section(key: str) -> bool:
 
 def adapter(field: FieldInfo) -> TypeAdapter[Any]:
     """Return what checks the values of an option, bounds and all."""
-    return TypeAdapter(Annotated[field.annotation, *(field.metadata or [None])])
+    bounded: Any = Annotated[field.annotation, *(field.metadata or [None])]
+    return TypeAdapter(bounded)
 
 
 def takes(key: str, value: Any) -> bool:

@@ -8,7 +8,6 @@ schedule.name=cosine|polynomial or head.kind=dcp`. `and` binds before `or`; `|` 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -53,7 +52,6 @@ class Option:
         return iter(Field(**bounds).metadata)
 
 
-@cache
 def types_in(annotation: Any) -> frozenset[Any]:
     """Return an annotation and all that it is made of.
 

@@ -7,7 +7,7 @@ Components never see these objects: they are handed plain arguments.
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from pydantic.fields import FieldInfo
 
 from attfc.config.kinds import (
@@ -371,27 +371,36 @@ class RunConfig(Section):
         return self
 
 
+def _models_of(section: str) -> dict[str, type[Section]]:
+    """Return the models of a section by the kind that each is of, "" where there are no kinds; nothing where it is an option."""
+    if section in KINDS:
+        return {kind: model_of(section, kind) for kind in KINDS[section]}
+    model = KeyEncoderConfig if section == "key_encoder" else RunConfig.model_fields[section].annotation
+    return {"": model} if isinstance(model, type) and issubclass(model, Section) else {}
+
+
+def _kind_of(section: str) -> FieldInfo:
+    """Describe the kind of a section, of which each model knows its own alone."""
+    null = "the negatives say it" if section == "stored" else None
+    kinds: Any = Literal[(*KINDS[section], *[None] * bool(null))]
+    about: Any = Option(MEANINGS[section], null=null)
+    default = None if null else default_kind(section)
+    return FieldInfo(annotation=kinds, default=default, json_schema_extra={"option": about})
+
+
 @cache
 def described_fields() -> dict[str, list[tuple[str, FieldInfo]]]:
     """Return every option by its dotted key, and every section: the kinds that have it ("" for all), each with its description."""
     found: dict[str, list[tuple[str, FieldInfo]]] = {}
     for section, field in RunConfig.model_fields.items():
-        models: dict[str, Any] = {"": KeyEncoderConfig if section == "key_encoder" else field.annotation}
         if section in KINDS:
-            may_be_null = {"stored": "the negatives say it"}.get(section)
-            about = Option(MEANINGS[section], null=may_be_null)
-            kinds = (*KINDS[section], *[None] * (may_be_null is not None))
-            default = default_kind(section) if may_be_null is None else None
-            found[f"{section}.kind"] = [
-                ("", FieldInfo(annotation=Literal[kinds], default=default, json_schema_extra={"option": about}))
-            ]
-            models = {kind: model_of(section, kind) for kind in KINDS[section]}
-        for kind, model in models.items():
-            for name, each in (
-                model.model_fields.items() if isinstance(model, type) and issubclass(model, BaseModel) else ()
-            ):
-                draws_nothing = section == "stored" and name in ("share", "count") and kind not in HOLDING_A_BATCH
-                if (section not in KINDS or name != "kind") and not draws_nothing:
+            found[f"{section}.kind"] = [("", _kind_of(section))]
+        for kind, model in _models_of(section).items():
+            apart = {"kind"} if kind else set()
+            if section == "stored" and kind not in HOLDING_A_BATCH:
+                apart |= {"share", "count"}  # of what is drawn in a step, and nothing is drawn from this one
+            for name, each in model.model_fields.items():
+                if name not in apart:
                     found.setdefault(f"{section}.{name}", []).append((kind, each))
         found[section] = [("", FieldInfo.from_annotated_attribute(*IN_BATCH) if section == "in_batch" else field)]
     return found
