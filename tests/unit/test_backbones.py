@@ -5,12 +5,13 @@ import copy
 
 import pytest
 import torch
+from .counting import Macs, count_macs, count_parameters
 from torch import nn
 
-from attfc.backbones import create_backbone, list_backbones
-from attfc.backbones.counting import Macs, count_macs, count_parameters, shapes_only
+from attfc.backbones import backbone_names, create_backbone, list_backbones
 from attfc.backbones.iresnet import IResNet
 from attfc.backbones.mobilefacenet import MobileFaceNet
+from attfc.backbones.shapes import shapes_only
 from attfc.backbones.vit import VisionTransformer
 from attfc.config import load_config, preset_names
 from attfc.errors import UserError
@@ -283,7 +284,18 @@ def test_macs_agree_with_a_sum_over_layers(name):
     assert count_macs(network, network.image_size) == Macs(sum(counts), 0)
 
 
-def test_the_table_has_a_row_a_name():
+@pytest.mark.parametrize("row", list_backbones(), ids=lambda row: row.name)
+def test_the_table_states_what_is_counted(row):
+    with shapes_only():
+        network = create_backbone(row.name)
+    macs = count_macs(network, row.image_size)
+    assert row.params == count_parameters(network)
+    assert (row.gmacs, row.attention_gmacs) == (macs.dense / 1e9, macs.attention / 1e9)
+    assert (row.image_size, row.embedding_size) == (network.image_size, network.embedding_size)
+
+
+def test_the_table_has_a_row_per_name():
+    assert [row.name for row in list_backbones()] == list(backbone_names())
     rows = list_backbones()
     assert [row.name for row in rows][-2:] == ["r10_tiny", "r6_tiny"]
     assert len({row.name for row in rows}) == len(rows) == 13

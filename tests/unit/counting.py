@@ -1,4 +1,4 @@
-"""Count parameters and multiply-accumulates of any network, without its memory and without running it.
+"""Count parameters and multiply-accumulates of any network, without its memory and without running it: the oracle of the backbones' table.
 
 The network is built and called on the meta device, where tensors have shapes and no numbers, and torch's own counter sees every operation that
 multiplies on its way: convolutions, linear layers, matrix products and attention. Elementwise work and normalization are left out, as is the
@@ -6,16 +6,11 @@ custom. Counting operations rather than modules also finds products that no modu
 too). Cost: about 0.2 s for r100, no memory.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-
-__all__ = ["Macs", "count_macs", "count_parameters", "shapes_only"]
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 
 @dataclass(frozen=True)
@@ -28,35 +23,6 @@ class Macs:
     """Products of activations with activations: QK^T and AV."""
 
 
-class _Unfilled(TorchFunctionMode):
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in _FILLS or getattr(func, "__module__", None) == "torch.nn.init":
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
-
-
-_FILLS = {Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_}
-
-
-@contextmanager
-def shapes_only() -> Iterator[None]:
-    """Build networks on the meta device and skip their initialization, which takes seconds there.
-
-    >>> with shapes_only():
-    ...     nn.Linear(2, 3).weight.device
-    device(type='meta')
-    """
-    with torch.device("meta"), _Unfilled():
-        yield
-
-
 def count_macs(network: nn.Module, image_size: int) -> Macs:
     """Count the multiply-accumulates of one (3, image_size, image_size) image in evaluation.
 
@@ -64,13 +30,7 @@ def count_macs(network: nn.Module, image_size: int) -> Macs:
         network: on the meta device, such as ``with shapes_only(): network = create_backbone("r50")``, or on any other
             (then it is really run).
         image_size: height and width in pixels.
-
-    >>> with shapes_only():
-    ...     count_macs(nn.Conv2d(3, 8, 3), image_size=4)
-    Macs(dense=864, attention=0)
     """
-    from torch.utils.flop_counter import FlopCounterMode  # takes a second to import, and only tables of networks count
-
     training = network.training
     device = next(network.parameters()).device
     try:
