@@ -220,7 +220,7 @@ def _blocks(store: Store, first: int) -> Iterator[list[tuple[int, int, Encoded]]
 def image_name(store: Store, position: int) -> bytes:
     """Return the image's file name where the store has one, else b"" (a record, a rendered face)."""
     if isinstance(store, FolderStore):
-        return os.path.basename(store.path(position))
+        return os.path.basename(store.image_path(position))
     if isinstance(store, PackedStore):
         return store.image_name(position)
     if isinstance(store, ListStore):
@@ -232,7 +232,7 @@ def image_name(store: Store, position: int) -> bytes:
 def identity_name_bytes(store: Store, label: int) -> bytes:
     """Return the identity's name as bytes: the folder's own where it need not be UTF-8."""
     if isinstance(store, FolderStore):
-        return os.path.basename(os.path.dirname(store.path(int(store.identities.of(label)[0]))))
+        return os.path.basename(os.path.dirname(store.image_path(int(store.identities.of(label)[0]))))
     if isinstance(store, PackedStore):
         return store.identity_name_bytes(label)
     return store.identity_name(label).encode("utf-8", "backslashreplace")
@@ -255,9 +255,8 @@ def source_digest(store: Store) -> str:
 
 def _check_apart(store: Store, target: Path) -> None:
     """Refuse the source as destination, and one in an image folder: it would become one of the source's identities."""
-    for below in (getattr(store, "store", None), *getattr(store, "stores", ())):  # of an edited or a combined store
-        if below is not None:
-            _check_apart(below, target)
+    for below in getattr(store, "stores", ()):  # of an edited or a combined store
+        _check_apart(below, target)
     real = Path(os.path.realpath(target))
     for place in (getattr(store, attribute, None) for attribute in ("root", "path", "folder")):
         if isinstance(place, Path):

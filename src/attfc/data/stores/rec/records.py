@@ -20,6 +20,8 @@ from attfc.data.index import IdentityIndex
 from attfc.data.index_cache import IndexCache
 from attfc.data.people.name_table import NameTable, printable
 from attfc.data.stores.rec.record_file import (
+    FRAME,
+    HEADER,
     BadRecordError,
     RecordFile,
     read_header,
@@ -56,6 +58,8 @@ class RecordStore(EncodedStore):
     Raises:
         UserError: no such file, damaged records or index, ranges or labels that contradict each other.
     """
+
+    length_slack = 11  # two labels of 4 bytes, and the padding to 4
 
     def __init__(
         self,
@@ -172,6 +176,10 @@ class RecordStore(EncodedStore):
         except (OSError, BrokenImageError) as error:
             return [error] * len(asked)
         return found
+
+    def byte_lengths(self, positions: Int64) -> Int64:
+        """Return the byte length of records behind frame and header: up to two labels and the padding to 4 are counted in."""
+        return np.asarray(self._index.spans[positions], np.int64) - (FRAME.size + HEADER.size)
 
     def _check_position(self, position: int) -> None:
         if not 0 <= position < len(self):
