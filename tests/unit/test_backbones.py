@@ -5,7 +5,6 @@ import copy
 
 import pytest
 import torch
-from .counting import Macs, count_macs, count_parameters
 from torch import nn
 
 from attfc.backbones import backbone_names, create_backbone, list_backbones
@@ -15,6 +14,8 @@ from attfc.backbones.shapes import shapes_only
 from attfc.backbones.vit import VisionTransformer
 from attfc.config import load_config, preset_names
 from attfc.errors import UserError
+
+from .counting import Macs, count_macs, count_parameters
 
 
 def small_iresnet(**options):

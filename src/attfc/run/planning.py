@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from attfc.backbones.shapes import shapes_only
 from attfc.backbones import create_backbone
+from attfc.backbones.shapes import shapes_only
 from attfc.config import RunConfig, apply_overrides
 from attfc.config.choose import USUAL_SHARE
 from attfc.distributed import Ranks

@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from attfc.backbones.shapes import shapes_only
 from attfc.backbones import create_backbone
+from attfc.backbones.shapes import shapes_only
 from attfc.errors import UserError
 from attfc.files import read_json, replacing
 from attfc.training.checkpoints.checkpoint import latest_checkpoint
