@@ -52,6 +52,7 @@ class ImageMemory(KeptRows):
     """
 
     state_name = "memory"
+    shown = ("images", "identities", "embedding_size", "place")
     rows: Tensor
     sums: Tensor
 
@@ -81,7 +82,7 @@ class ImageMemory(KeptRows):
         if not self.ranks.size <= self.identities <= images:
             raise UserError(
                 f"the memory of images has {images} images of {identities} identities and {self.ranks.size} ranks that share its rows: it needs at "
-                "least one image an identity and one identity a rank"
+                "least one image per identity and one identity per rank"
             )
         self.images = images
         self.image_shard = ShardedRows.of(images, self.ranks)
@@ -155,11 +156,6 @@ class ImageMemory(KeptRows):
     def row_shards(self) -> dict[str, ShardedRows]:
         """This rank's blocks of images and of identities."""
         return {"rows": self.image_shard, "sums": self.shard}
-
-    def extra_repr(self) -> str:
-        if not hasattr(self, "size"):
-            return ""
-        return f"images={self.images}, identities={self.identities}, embedding_size={self.embedding_size}, place={self.store.place}"
 
     def _misfit(self, name: str, saved: Tensor, own: Tensor) -> str:
         return (

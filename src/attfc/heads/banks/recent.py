@@ -57,6 +57,7 @@ class RecentCenters(Bank):
     """
 
     state_name = "container"
+    shown = ("slots", "embedding_size", "policy", "dtype")
     rows: Tensor
     row_scales: Tensor | None
     labels: Tensor
@@ -132,11 +133,6 @@ class RecentCenters(Bank):
             self.labels.fill_(NOBODY)
             self.fill.fill_(self.slots)
             self._set_reach(self.slots)
-
-    def extra_repr(self) -> str:
-        if not hasattr(self, "size"):
-            return ""
-        return f"slots={self.slots}, embedding_size={self.embedding_size}, policy={self.policy}, dtype={self.dtype}"
 
     def negatives(self, every_label_B: Tensor | None = None) -> Negatives:
         """Return rows, labels and row scales (int8 only) of all slots that may be filled: views, not copies.

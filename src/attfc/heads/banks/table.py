@@ -47,6 +47,7 @@ class CenterTable(KeptRows):
     """
 
     state_name = "table"
+    shown = ("identities", "embedding_size", "place")
     rows: Tensor
 
     @checked(identities="AttFC(..., identities=N)", embedding_size="AttFC(D, ...)", ranks="AttFC(..., ranks=...)")
@@ -68,7 +69,7 @@ class CenterTable(KeptRows):
         if self.identities < self.ranks.size:
             raise UserError(
                 f"the table of centers has {identities} identities, fewer than the {self.ranks.size} ranks that share its rows: "
-                "it needs at least one identity a rank, start fewer processes"
+                "it needs at least one identity per rank, start fewer processes"
             )
         rows_ND = self.store.zeros(len(self.shard), self.embedding_size, dtype=torch.bfloat16)
         self.register_buffer("rows", rows_ND)
@@ -116,11 +117,6 @@ class CenterTable(KeptRows):
     def row_shards(self) -> dict[str, ShardedRows]:
         """This rank's block."""
         return {"rows": self.shard}
-
-    def extra_repr(self) -> str:
-        if not hasattr(self, "size"):
-            return ""
-        return f"identities={self.identities}, embedding_size={self.embedding_size}, place={self.store.place}"
 
     def _misfit(self, name: str, saved: Tensor, own: Tensor) -> str:
         return (
