@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from attfc.backbones import create_backbone
+from attfc.backbones.shapes import shapes_only
 from attfc.config import RunConfig, apply_overrides
 from attfc.config.choose import USUAL_SHARE
 from attfc.config.kinds import KINDS, PARTS, model_of
@@ -149,5 +150,5 @@ class Planner:
         return [line if self.images is None else f"{line} (center=other_images, mostly more accurate: {remembered})"]
 
     def _head(self, config: RunConfig) -> Head:
-        with torch.device("meta"):
+        with shapes_only():
             return build_head(config, self.identities, Ranks(0, self.ranks), images=self.images)
