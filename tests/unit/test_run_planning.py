@@ -87,7 +87,7 @@ for typed in (["head=rows"], ["head=slots", "head.count=500"]):
 def test_a_head_is_planned_once_it_is_registered(tmp_path: Path) -> None:
     """A file and a line, in a copy of the package: the configuration's model of a head is made when it is imported."""
     shutil.copytree(Path(attfc.__file__).parent, tmp_path / "attfc", ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "attfc/heads/throw_away.py").write_text(THROW_AWAY, encoding="utf-8")
+    (tmp_path / "attfc" / "heads" / "throw_away.py").write_text(THROW_AWAY, encoding="utf-8")
     kinds = tmp_path / "attfc/config/kinds.py"
     text = kinds.read_text(encoding="utf-8")
     line, names = '        "dcp": "attfc.heads.dcp:DCP",\n', ("rows", "slots")
