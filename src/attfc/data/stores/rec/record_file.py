@@ -10,6 +10,7 @@ that dies of SIGBUS when a mapped file is cut short. Files come from outside: ea
 limit of 256 MiB before anything is allocated.
 """
 
+import contextlib
 import os
 import struct
 from array import array
@@ -172,8 +173,10 @@ class RecordFile:
 
     def changed(self) -> bool:
         """Whether the open file was written to since it was opened. A new file under the same name is another file: False."""
-        status = os.fstat(self._descriptor)
-        return (status.st_size, status.st_mtime_ns) != (self.size, self.mtime_ns)
+        with contextlib.suppress(OSError):  # a network disk that has lost it
+            status = os.fstat(self._descriptor)
+            return (status.st_size, status.st_mtime_ns) != (self.size, self.mtime_ns)
+        return True
 
     def read(self, offset: int, span: int | None = None) -> bytes:
         """Return the payload of the record that begins at byte `offset`, its parts joined.
