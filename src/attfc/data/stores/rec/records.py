@@ -167,7 +167,7 @@ class RecordStore(EncodedStore):
         index = self._index
         try:
             buffer, begin, end = self._file.locate(int(index.offsets[position]), int(index.spans[position]))
-            _, own, image_at = read_header(buffer, begin, end)
+            _, own, _, image_at = read_header(buffer, begin, end)
         except BadRecordError as error:
             raise BrokenImageError(str(error)) from None
         if index.compare_labels and own != index.numbers[label]:
