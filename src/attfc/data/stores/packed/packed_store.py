@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attfc.data.images import BrokenImageError
-from attfc.data.index import IdentityIndex, checked_positions
+from attfc.data.index import IdentityIndex, checked_positions, offsets_of
 from attfc.data.people.name_table import NameTable, printable
 from attfc.data.stores.image_files import MAX_FILE_BYTES
 from attfc.data.stores.packed.packed_format import (
@@ -94,9 +94,7 @@ class PackedStore(EncodedStore):
                 f"{folder / OFFSETS}: offsets run over 0 ... {int(offsets[-1])} but {ABOUT} says {about.images} images: {RESTORE}"
             )
         self._index = IdentityIndex(offsets, source=folder / OFFSETS, folder=folder)
-        starts = np.zeros(len(about.shards) + 1, np.int64)
-        np.cumsum(about.shards, out=starts[1:])
-        self._starts: list[int] = starts.tolist()
+        self._starts: list[int] = offsets_of(about.shards).tolist()
         if (int(self._ends[0]), int(self._ends[-1])) != (0, self._starts[-1]):
             raise UserError(
                 f"{folder / ENDS}: runs over bytes {int(self._ends[0])} ... {int(self._ends[-1])} but the shards hold "
