@@ -155,8 +155,8 @@ class RecordStore(EncodedStore):
             except (OSError, BrokenImageError) as error:
                 found[row] = error
         if self._file.changed():  # after reading: what was written before is seen in the file's time
-            error = BrokenImageError(f"{self.path.name} was written to while in use: start again when it is complete")
-            return [image if isinstance(image, Exception) else error for image in found]
+            stale = BrokenImageError(f"{self.path.name} was written to while in use: start again when it is complete")
+            return [image if isinstance(image, Exception) else stale for image in found]
         return found
 
     def byte_lengths(self, positions: Int64) -> Int64:
