@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from attfc.backbones.common import check_fractions, in_float32, through
+from attfc.backbones.common import Backbone, in_float32
 from attfc.errors import UserError
 
 __all__ = ["VIT_SHAPES", "VisionTransformer"]
@@ -94,7 +94,7 @@ class TransformerBlock(nn.Module):
         return x + self._branch(self.mlp(self.norm2(x)))
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(Backbone):
     """Embed faces with a vision transformer.
 
     Args:
@@ -140,13 +140,12 @@ class VisionTransformer(nn.Module):
         checkpointing: bool = False,
         name: str = "vit",
     ) -> None:
-        super().__init__()
-        self.mask_ratio = default_mask_ratio if mask_ratio is None else mask_ratio
+        mask_ratio = default_mask_ratio if mask_ratio is None else mask_ratio
         drop_path = default_drop_path if drop_path is None else drop_path
         _check_shape(name, width, heads, image_size, patch_size)
-        check_fractions(name, dropout=dropout, drop_path=drop_path, mask_ratio=self.mask_ratio)
-        self.name, self.embedding_size, self.image_size = name, embedding_size, image_size
-        self.checkpointing = checkpointing
+        fractions = {"dropout": dropout, "drop_path": drop_path, "mask_ratio": mask_ratio}
+        super().__init__(name, embedding_size, image_size, checkpointing, **fractions)
+        self.mask_ratio = mask_ratio
         tokens = (image_size // patch_size) ** 2
         self.patch_embed = PatchEmbedding(patch_size, width)
         self.pos_embed = nn.Parameter(torch.empty(1, tokens, width))
@@ -175,7 +174,7 @@ class VisionTransformer(nn.Module):
         masking = self.training and self.mask_ratio > 0
         if masking:
             x_BNE, order_BN = self._drop_tokens(x_BNE)
-        x_BNE = self.norm(through(self.blocks, x_BNE, self.checkpointing and self.training))
+        x_BNE = self.norm(self.through(self.blocks, x_BNE))
         if masking:
             x_BNE = self._fill_tokens(x_BNE, order_BN)
         return in_float32(x_BNE.flatten(1), self.feature)

@@ -25,12 +25,13 @@ from torch import Tensor, nn
 
 from attfc.errors import UserError, first_line
 from attfc.export.colours import COLOUR_KEYS, OURS, Colours
+from attfc.training.model_files import LARGEST_EMBEDDING, LARGEST_IMAGE
 from attfc.typing import Float32, Float64
 
 __all__ = ["OnnxFacts", "OnnxModel", "read_onnx_facts"]
 
 LARGEST_FILE, LARGEST_WEIGHTS = 2**31 - 1, 16 * 2**30  # protobuf's own limit; of weights in other files
-LARGEST_IMAGE, LARGEST_EMBEDDING, LARGEST_TEXT = 4_096, 65_536, 2**16
+LARGEST_TEXT = 2**16
 LARGEST_RUN = 2**28  # numbers in the images of one run, where the file fixes the batch
 AFFINE = {"Sub": "shift", "Add": "shift", "Mul": "scale", "Div": "scale"}
 EXTERNAL = 1  # TensorProto's number, as those below
@@ -48,7 +49,6 @@ class OnnxFacts:
         batch: fixed number of images of a run, None = any.
         image_size: S in pixels, None = any, or not stated.
         embedding_size: None = not stated; the first run tells.
-        opset: of the operators of ONNX itself.
         stated: those of "colour_order", "mean" and "std" that the file states, as a configuration holds them.
         stated_by: what in the file states them, for messages.
         metadata: the file's own key-value pairs, texts.
@@ -61,7 +61,6 @@ class OnnxFacts:
     batch: int | None
     image_size: int | None
     embedding_size: int | None
-    opset: int
     stated: Mapping[str, Any]
     stated_by: str
     metadata: Mapping[str, str]
@@ -153,20 +152,16 @@ def read_onnx_facts(path: Path) -> OnnxFacts:
     inputs = [value for value in graph.input if value.name not in weights]
     outputs = list(graph.output)
     shape = _shape(inputs[0]) if len(inputs) == 1 else ()
-    channels_last = len(shape) == 4 and shape[1] != 3 and shape[3] == 3
-    image_shape = len(shape) == 4 and 3 in (shape[1], shape[3])
-    if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type not in FLOATS or not image_shape:
+    if len(shape) != 4 or 3 not in (shape[1], shape[3]) or inputs[0].type.tensor_type.elem_type not in FLOATS:
         raise UserError(
             f"{path} takes {_listed(inputs)}: a face network takes one float input of images, (batch, 3, size, size) or (batch, size, size, 3)"
         )
-    if (
-        len(outputs) != 1
-        or outputs[0].type.tensor_type.elem_type not in FLOATS
-        or len(_shape(outputs[0])) not in (0, 2)
-    ):
+    out = _shape(outputs[0]) if len(outputs) == 1 else (None,)
+    if len(out) not in (0, 2) or outputs[0].type.tensor_type.elem_type not in FLOATS:
         raise UserError(
             f"{path} gives {_listed(outputs)}: a face network gives one float output, (batch, embedding_size)"
         )
+    channels_last = shape[1] != 3
     sides = shape[1:3] if channels_last else shape[2:4]
     if None not in sides and sides[0] != sides[1]:
         raise UserError(f"{path} takes images of {sides[0]} x {sides[1]} pixels: attfc aligns faces to squares")
@@ -175,7 +170,6 @@ def read_onnx_facts(path: Path) -> OnnxFacts:
     size = _number(path, metadata, "image_size", LARGEST_IMAGE, next((side for side in sides if side), None))
     if size is not None and size > LARGEST_IMAGE:
         raise UserError(f"{path} takes images of {size} pixels: the largest attfc feeds are {LARGEST_IMAGE}")
-    out = _shape(outputs[0])
     return OnnxFacts(
         input_name=inputs[0].name,
         output_name=outputs[0].name,
@@ -184,7 +178,6 @@ def read_onnx_facts(path: Path) -> OnnxFacts:
         batch=shape[0],
         image_size=size,
         embedding_size=_number(path, metadata, "embedding_size", LARGEST_EMBEDDING, out[1] if out else None),
-        opset=next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0),
         stated=stated,
         stated_by=stated_by,
         metadata=metadata,
@@ -273,20 +266,21 @@ def _largest_pixel(graph: Any) -> int | None:
     for node in graph.node[:16]:
         if value not in node.input:
             continue
-        if node.op_type not in ("Cast", "Identity", "Transpose"):
+        kind = node.op_type
+        if kind not in ("Cast", "Identity", "Transpose"):
             others = [name for name in node.input if name != value]
             constant = constants.get(others[0]) if len(others) == 1 else None
             turned = node.input[0] != value  # constant - x, constant / x
-            if constant is None or node.op_type not in AFFINE or (node.op_type == "Div" and turned):
+            if constant is None or kind not in AFFINE or (kind == "Div" and turned):
                 break
-            kinds.add(AFFINE[node.op_type])
-            if AFFINE[node.op_type] == "scale":
-                by = 1 / constant if node.op_type == "Div" else constant
+            kinds.add(AFFINE[kind])
+            if kind in ("Mul", "Div"):
+                by = 1 / constant if kind == "Div" else constant
                 factor, offset = factor * by, offset * by
-            elif node.op_type == "Sub":
-                factor, offset = (-factor, constant - offset) if turned else (factor, offset - constant)
+            elif turned and kind == "Sub":
+                factor, offset = -factor, constant - offset
             else:
-                offset = offset + constant
+                offset = offset - constant if kind == "Sub" else offset + constant
         value = node.output[0]
     if len(kinds) < 2 or not factor.all():
         return None

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from attfc.backbones import backbone_names, create_backbone
 from attfc.backbones.counting import shapes_only
 from attfc.errors import UserError, first_line, nearest
 from attfc.export.torch_pickle import RefusedNamesError, check_pickle
+from attfc.training.model_files import open_weights
 
 __all__ = ["UnknownNetworkError", "read_state_dict", "recognise_network"]
 
@@ -165,11 +165,8 @@ def _misfit(expected: Mapping[str, torch.Size], found: Mapping[str, Tensor]) -> 
 
 
 def _read_safetensors(path: Path) -> Any:
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged or no safetensors file: {str(error)[:200]}") from None
+    with open_weights(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def _read_torch(path: Path, size: int) -> Any:

@@ -25,7 +25,7 @@ __all__ = ["EMPTY", "Filtering", "NegativeSum", "Streaming", "nobodys_negative",
 
 Filtering = Literal["drop", "zero"]
 
-EMPTY = -1  # the label of an empty slot
+EMPTY = -1  # label of a row that holds nothing: never a negative
 NOTHING = -1e30  # the maximum over no rows; finite, because (-inf) - (-inf) is not a number
 FIRST_ROWS, LEAD, FARTHEST = 256, 2.0, 4.0  # rows, logits, logits: see _Pass
 LARGEST_BLOCK = (

@@ -43,14 +43,11 @@ class StepReport:
     def fault(self, loss: float, store: Store, run_folder: Path, ranks: Ranks) -> UserError:
         """Return the error of a loss that is not finite: the step, the positions of the samples, what to try; all ranks say the same."""
         positions = [int(position) for batch in self.batches for position in batch.positions]
-        shown = ", ".join(map(str, positions[:16])) + (
-            f", ... ({len(positions)} in all)" if len(positions) > 16 else ""
-        )
-        saved = (
-            "the last checkpoint stands"
-            if latest_checkpoint(run_folder / "checkpoints")
-            else "nothing was saved so far"
-        )
+        shown = ", ".join(map(str, positions[:16]))
+        if len(positions) > 16:
+            shown += f", ... ({len(positions)} in all)"
+        last = latest_checkpoint(run_folder / "checkpoints")
+        saved = "the last checkpoint stands" if last else "nothing was saved so far"
         text = (
             f"the loss or its gradient is {loss} at step {self.step}, in the batch of sample positions {shown} "
             f"(the first is {store.where(positions[0])}); {saved}. "

@@ -86,16 +86,14 @@ class Trainer:
     keep_checkpoints: int = 2
     log: RunLog = field(default_factory=RunLog)
     people: dict[str, Any] = field(default_factory=dict)
-    step: int = field(default=0, init=False)
-    best: float = field(default=-math.inf, init=False)
-    _average: float | None = field(default=None, init=False)
-    _clock: Stopwatch = field(default_factory=Stopwatch, init=False)
-    _first_step: int = field(default=0, init=False)  # of this process
-    _rate: float = field(default=0.0, init=False)  # that the last step used
-    _stop: bool = field(default=False, init=False)
-    _asked: bool = field(default=False, init=False)  # somebody's _stop, as all ranks know it
 
     def __post_init__(self) -> None:
+        self.step, self.best = 0, -math.inf
+        self._first_step = 0  # of this process
+        self._average: float | None = None
+        self._rate = 0.0  # that the last step used
+        self._clock = Stopwatch()
+        self._stop = self._asked = False  # _asked: somebody's _stop, as all ranks know it
         take = self.take_step
         self.pair, self.head, self.optimizer = take.pair, take.head, take.optimizer
         self.device, self.ranks = take.device, take.ranks

@@ -79,9 +79,9 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
     for name, tensor in tensors.items():
         _check_savable(name, tensor)
     strides = {
-        name: tuple(tensor.stride())
+        name: tensor.stride()
         for name, tensor in tensors.items()
-        if not tensor.is_contiguous() and is_dense(tuple(tensor.shape), tuple(tensor.stride()))
+        if not tensor.is_contiguous() and is_dense(tensor.shape, tensor.stride())
     }
 
     def begin() -> None:
@@ -94,10 +94,25 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
         files = {**files, STATE: SavedFile(bytes=len(text), crc32=zlib.crc32(text))}
         _write_durably(partial / MANIFEST, Manifest(step=step, files=files, tensors=saved).model_dump_json().encode())
         sync_folder(partial)
-        _put_in_place(partial, final)
+        old = final.with_name(f".{final.name}.old")
+        if final.exists():
+            final.rename(old)
+        partial.rename(final)
+        sync_folder(folder)
+        shutil.rmtree(old, ignore_errors=True)
 
+    # Imported here: torch.distributed.checkpoint takes a second, and models are loaded without it.
+    from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    from attfc.training.checkpoints.storage import FolderWriter
+
+    writer = FolderWriter(partial, begin, finish, strides)
+    # What is not in shards comes from rank 0, whole: left to itself, DCP takes each tensor from the rank that has written least.
+    planner = DefaultSavePlanner(flatten_state_dict=False, dedup_save_to_lowest_rank=True)
     try:
-        _save_tensors(partial, tensors, begin, finish, strides)
+        with _quiet_and_unwrapped():
+            save(dict(tensors), storage_writer=writer, planner=planner)
     except BaseException as error:
         if Ranks.world().rank == 0:
             with contextlib.suppress(OSError):
@@ -139,15 +154,27 @@ def load_checkpoint(
         manifest = manifest.model_copy(update={"tensors": wanted})
     tensors = {}
     for name, saved in manifest.tensors.items():
-        target = place(name, saved.size, DTYPES[saved.dtype])
-        tensors[name] = _new(saved) if target is None else target
+        dtype = DTYPES[saved.dtype]
+        target = place(name, saved.size, dtype)
+        if target is None and saved.strides is None:
+            target = torch.empty(saved.size, dtype=dtype, device="cpu")
+        elif target is None:
+            target = torch.empty_strided(saved.size, saved.strides, dtype=dtype, device="cpu")
+        tensors[name] = target
     try:
         state = join_state(tree, tensors)
     except (UserError, RecursionError) as error:
         raise UserError(f"{path / STATE} is damaged or forged: {error}") from None
     if not isinstance(state, dict):
         raise UserError(f"{path / STATE} is damaged or forged: it holds no state")
-    _load_tensors(path, manifest, tensors)
+    from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    from attfc.training.checkpoints.storage import FolderReader
+
+    planner = DefaultLoadPlanner(flatten_state_dict=False)
+    with _quiet_and_unwrapped():
+        load(dict(tensors), storage_reader=FolderReader(path, manifest), planner=planner)
     return state
 
 
@@ -238,44 +265,6 @@ def _check_savable(name: str, tensor: Tensor) -> None:
         )
 
 
-def _new(saved: SavedTensor) -> Tensor:
-    dtype = DTYPES[saved.dtype]
-    if saved.strides is None:
-        return torch.empty(saved.size, dtype=dtype, device="cpu")
-    return torch.empty_strided(saved.size, saved.strides, dtype=dtype, device="cpu")
-
-
-def _save_tensors(
-    folder: Path,
-    tensors: dict[str, Tensor],
-    begin: Callable[[], None],
-    finish: Callable[[dict[str, SavedTensor], dict[str, SavedFile]], None],
-    strides: dict[str, tuple[int, ...]],
-) -> None:
-    # Imported here: torch.distributed.checkpoint takes a second, and models are loaded without it.
-    from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-    from torch.distributed.checkpoint.state_dict_saver import save
-
-    from attfc.training.checkpoints.storage import FolderWriter
-
-    writer = FolderWriter(folder, begin, finish, strides)
-    with _quiet_and_unwrapped():
-        # What is not in shards comes from rank 0, whole: left to itself, DCP takes each tensor from the rank that has written least.
-        planner = DefaultSavePlanner(flatten_state_dict=False, dedup_save_to_lowest_rank=True)
-        save(dict(tensors), storage_writer=writer, planner=planner)
-
-
-def _load_tensors(path: Path, manifest: Manifest, tensors: dict[str, Tensor]) -> None:
-    from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-    from torch.distributed.checkpoint.state_dict_loader import load
-
-    from attfc.training.checkpoints.storage import FolderReader
-
-    reader = FolderReader(path, manifest)
-    with _quiet_and_unwrapped():
-        load(dict(tensors), storage_reader=reader, planner=DefaultLoadPlanner(flatten_state_dict=False))
-
-
 @contextlib.contextmanager
 def _quiet_and_unwrapped() -> Iterator[None]:
     """Silence DCP's note that there is no process group (for us the normal case), and raise what happened in place of its wrapper.
@@ -306,12 +295,3 @@ def _write_durably(path: Path, data: bytes) -> None:
     with path.open("wb") as file:
         file.write(data)
         sync(file)
-
-
-def _put_in_place(partial: Path, final: Path) -> None:
-    old = final.with_name(f".{final.name}.old")
-    if final.exists():
-        final.rename(old)
-    partial.rename(final)
-    sync_folder(final.parent)
-    shutil.rmtree(old, ignore_errors=True)

@@ -47,12 +47,11 @@ def _split(value: Any, place: tuple[str, ...], tensors: dict[str, Tensor]) -> An
             name = f"{where}~{copies}"
         tensors[name] = value
         return {"$tensor": name}
-    if value is None or isinstance(value, bool | str):
-        return value
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        return float(value)
+    if value is None:
+        return None
+    for plain in (bool, int, float, str):
+        if isinstance(value, plain):
+            return plain(value)
     if isinstance(value, list | tuple):
         items = [_split(item, (*place, str(number)), tensors) for number, item in enumerate(value)]
         return items if isinstance(value, list) else {"$tuple": items}
@@ -61,9 +60,8 @@ def _split(value: Any, place: tuple[str, ...], tensors: dict[str, Tensor]) -> An
         if all(isinstance(key, str) and not key.startswith("$") for key, _ in pairs):
             return dict(pairs)
         for key, _ in pairs:
-            if not (
-                key is None or isinstance(key, bool | int | str) or (isinstance(key, float) and math.isfinite(key))
-            ):
+            finite = math.isfinite(key) if isinstance(key, float) else isinstance(key, int | str | None)
+            if not finite:
                 raise TypeError(f"a key of the state at {where!r} is a {type(key).__name__}: use text or whole numbers")
         return {"$items": [[key, item] for key, item in pairs]}
     raise TypeError(

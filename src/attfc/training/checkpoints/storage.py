@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -34,6 +34,7 @@ from attfc.training.checkpoints.manifest import DTYPES, Chunk, Manifest, SavedFi
 
 __all__ = ["FolderReader", "FolderWriter"]
 
+T = TypeVar("T")
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -45,7 +46,23 @@ class _Written:
     whole_file: SavedFile
 
 
-class FolderWriter(StorageWriter):
+class _Stateless:
+    """What DCP asks of a storage that knows its folder and keeps nothing between calls."""
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        """Nothing is kept."""
+
+    def prepare_local_plan(self, plan: Any) -> Any:
+        """Return the plan as it is."""
+        return plan
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        """DCP asks this only where it has to guess the storage."""
+        return False
+
+
+class FolderWriter(_Stateless, StorageWriter):
     """Writes the tensors of one checkpoint into a folder.
 
     Args:
@@ -64,15 +81,8 @@ class FolderWriter(StorageWriter):
     ) -> None:
         self.folder, self._begin, self._finish, self._strides = folder, begin, finish, strides
 
-    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
-        """Nothing is kept between saves."""
-
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         """Nothing to do before the plan is made."""
-
-    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
-        """Return the plan as it is."""
-        return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """Make the folder (on the coordinator, before the plans go out) and tell each rank its file."""
@@ -81,12 +91,10 @@ class FolderWriter(StorageWriter):
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Stream this rank's chunks into its file."""
-        future: Future[list[WriteResult]] = Future()
         # safetensors wants no gaps, and readers want aligned tensors: the widest types first.
         items = sorted(plan.items, key=lambda item: -_properties(item)[0].itemsize)
         if not items:
-            future.set_result([])
-            return future
+            return _done([])
         name: str = plan.storage_data
         header: dict[str, Any] = {}
         position = 0
@@ -100,7 +108,9 @@ class FolderWriter(StorageWriter):
             position = end
         with (self.folder / name).open("wb") as file:
             checked = ChecksumFile(file)
-            _write_header(checked, header)
+            text = json.dumps(header, separators=(",", ":")).encode()
+            text += b" " * (-len(text) % 8)
+            checked.write(len(text).to_bytes(8, "little") + text)
             for item in items:
                 tensor = planner.resolve_data(item)
                 assert isinstance(tensor, Tensor)
@@ -108,8 +118,7 @@ class FolderWriter(StorageWriter):
                 checked.write(flat.numpy().data)
             sync(file)
         written = _Written(name, SavedFile(bytes=checked.bytes, crc32=checked.crc32))
-        future.set_result([WriteResult(item.index, 0, written) for item in items])
-        return future
+        return _done([WriteResult(item.index, 0, written) for item in items])
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Hand the tensors and files to the caller (coordinator only)."""
@@ -134,13 +143,8 @@ class FolderWriter(StorageWriter):
             )
         self._finish(tensors, files)
 
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        """DCP asks this only where it has to guess the storage."""
-        return False
 
-
-class FolderReader(StorageReader):
+class FolderReader(_Stateless, StorageReader):
     """Reads the boxes that DCP asks for from the files of a checkpoint.
 
     Args:
@@ -150,9 +154,6 @@ class FolderReader(StorageReader):
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder, self.manifest = folder, manifest
-
-    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
-        """Nothing is kept between loads."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """Return the manifest in DCP's words."""
@@ -168,10 +169,6 @@ class FolderReader(StorageReader):
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         """Remember where the chunks are."""
         self._places: dict[MetadataIndex, Chunk] = metadata.storage_data
-
-    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
-        """Return the plan as it is."""
-        return plan
 
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
         """Return the plans as they are."""
@@ -192,9 +189,7 @@ class FolderReader(StorageReader):
                         planner.commit_tensor(item, target)
             except SafetensorError as error:
                 raise UserError(f"{path} is damaged: {str(error)[:200]}") from None
-        future: Future[None] = Future()
-        future.set_result(None)
-        return future
+        return _done(None)
 
     def _box(self, file: Any, item: Any, path: Path) -> Tensor:
         name = item.storage_index.fqn
@@ -213,16 +208,11 @@ class FolderReader(StorageReader):
         part: Tensor = entry[box]
         return part
 
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        """DCP asks this only where it has to guess the storage."""
-        return False
 
-
-def _write_header(file: ChecksumFile, header: dict[str, Any]) -> None:
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    file.write(len(text).to_bytes(8, "little") + text)
+def _done(result: T) -> Future[T]:
+    future: Future[T] = Future()
+    future.set_result(result)
+    return future
 
 
 def _properties(item: WriteItem) -> tuple[torch.dtype, tuple[int, ...], tuple[int, ...]]:
