@@ -142,9 +142,23 @@ class VisionTransformer(Backbone):
     ) -> None:
         mask_ratio = default_mask_ratio if mask_ratio is None else mask_ratio
         drop_path = default_drop_path if drop_path is None else drop_path
-        _check_shape(name, width, heads, image_size, patch_size)
-        fractions = {"dropout": dropout, "drop_path": drop_path, "mask_ratio": mask_ratio}
-        super().__init__(name, embedding_size, image_size, checkpointing, **fractions)
+        if heads < 1 or width % heads:
+            raise UserError(f"heads {heads} of backbone {name} do not divide its width {width}: use 4, 8 or 16")
+        if patch_size < 1 or image_size < patch_size or image_size % patch_size >= patch_size / 2:
+            lower = max(image_size // max(patch_size, 1), 1) * patch_size
+            raise UserError(
+                f"image_size {image_size} does not fit backbone {name} with patches of {patch_size}: "
+                f"use a multiple of the patch size, such as {lower} or {lower + patch_size}"
+            )
+        super().__init__(
+            name,
+            embedding_size,
+            image_size,
+            checkpointing,
+            dropout=dropout,
+            drop_path=drop_path,
+            mask_ratio=mask_ratio,
+        )
         self.mask_ratio = mask_ratio
         tokens = (image_size // patch_size) ** 2
         self.patch_embed = PatchEmbedding(patch_size, width)
@@ -194,14 +208,3 @@ class VisionTransformer(Backbone):
 
 def _pick(x_BNE: Tensor, places_BM: Tensor) -> Tensor:
     return x_BNE.gather(1, places_BM.unsqueeze(-1).expand(-1, -1, x_BNE.shape[-1]))
-
-
-def _check_shape(name: str, width: int, heads: int, image_size: int, patch_size: int) -> None:
-    if heads < 1 or width % heads:
-        raise UserError(f"heads {heads} of backbone {name} do not divide its width {width}: use 4, 8 or 16")
-    if patch_size < 1 or image_size < patch_size or image_size % patch_size >= patch_size / 2:
-        lower = max(image_size // max(patch_size, 1), 1) * patch_size
-        raise UserError(
-            f"image_size {image_size} does not fit backbone {name} with patches of {patch_size}: "
-            f"use a multiple of the patch size, such as {lower} or {lower + patch_size}"
-        )

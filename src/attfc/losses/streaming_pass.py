@@ -161,7 +161,12 @@ def stream_negatives(
                 if filtering_threshold is not None:
                     filtered_BR = logits_BR > scale * filtering_threshold
                     logits_BR.masked_fill_(filtered_BR, 0.0 if filtering == "zero" else float("-inf"))
-                _leave_out(logits_BR, left_out)
+                if left_out is not None:
+                    columns_H, mask_BH = left_out
+                    if columns_H is None:
+                        logits_BR.masked_fill_(mask_BH, float("-inf"))
+                    else:
+                        logits_BR[:, columns_H] = logits_BR[:, columns_H].masked_fill_(mask_BH, float("-inf"))
                 new_maximum_B = torch.maximum(maximum_B, logits_BR.amax(1))
                 if pass_.accurate(new_maximum_B):
                     break
@@ -203,17 +208,6 @@ def _left_out(row_labels_R: Tensor, labels_B: Tensor, sorted_labels_B: Tensor) -
 def nobodys_negative(row_labels_R: Tensor, labels_B: Tensor) -> Tensor:
     """Return whose negative a row is not, (B, R) bool."""
     return (row_labels_R == labels_B[:, None]) | (row_labels_R == EMPTY)
-
-
-def _leave_out(logits_BR: Tensor, left_out: LeftOut) -> None:
-    if left_out is None:
-        return
-    assert left_out != "all"
-    columns_H, mask_BH = left_out
-    if columns_H is None:
-        logits_BR.masked_fill_(mask_BH, float("-inf"))
-    else:
-        logits_BR[:, columns_H] = logits_BR[:, columns_H].masked_fill_(mask_BH, float("-inf"))
 
 
 def row_blocks(

@@ -267,7 +267,12 @@ class Trainer:
                 if name != "scaler" or (part.is_enabled() and state["scaler"]):
                     part.load_state_dict(state[name])
             rate = float(state["optimizer"]["param_groups"][0]["lr"])
-            self._apply(configured)
+            # The rates of this run's configuration: on resume they may have been changed on purpose.
+            self.schedule.base_lrs = [values["initial_lr"] for values in configured]
+            groups = zip(self.optimizer.param_groups, configured, self.schedule.lr_lambdas, strict=True)
+            for group, values, factor in groups:
+                # Unchanged, this is the saved rate, bit for bit.
+                group.update(values | {"lr": values["initial_lr"] * factor(self.schedule.last_epoch)})
             own = state["trainer"]
             self.step, self._average, self._clock.seconds = int(own["step"]), own["average"], float(own["seconds"])
             self.best = -math.inf if own["best"] is None else float(own["best"])
@@ -279,15 +284,6 @@ class Trainer:
             ) from None
         self.ranks.draw_apart(self.step)
         return rate
-
-    def _apply(self, configured: list[dict[str, Any]]) -> None:
-        """Give optimizer and schedule the rates of this run's configuration: on resume they may have been changed on purpose."""
-        self.schedule.base_lrs = [values["initial_lr"] for values in configured]
-        for group, values, factor in zip(
-            self.optimizer.param_groups, configured, self.schedule.lr_lambdas, strict=True
-        ):
-            # Unchanged, this is the saved rate, bit for bit.
-            group.update(values | {"lr": values["initial_lr"] * factor(self.schedule.last_epoch)})
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0

@@ -77,7 +77,11 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
             f"the state without its tensors takes {len(text)} bytes as JSON, more than {MAX_JSON_BYTES}: keep long lists as tensors"
         )
     for name, tensor in tensors.items():
-        _check_savable(name, tensor)
+        if tensor.layout != torch.strided or tensor.dtype not in DTYPES.values() or tensor.device.type == "meta":
+            raise TypeError(
+                f"tensor {name!r} of the state ({tensor.dtype}, {tensor.layout}, on {tensor.device}) cannot be saved: "
+                f"a checkpoint holds dense tensors of {', '.join(str(dtype).removeprefix('torch.') for dtype in DTYPES.values())}"
+            )
     strides = {
         name: tensor.stride()
         for name, tensor in tensors.items()
@@ -156,10 +160,10 @@ def load_checkpoint(
     for name, saved in manifest.tensors.items():
         dtype = DTYPES[saved.dtype]
         target = place(name, saved.size, dtype)
-        if target is None and saved.strides is None:
+        if target is None:
             target = torch.empty(saved.size, dtype=dtype, device="cpu")
-        elif target is None:
-            target = torch.empty_strided(saved.size, saved.strides, dtype=dtype, device="cpu")
+            if saved.strides is not None:
+                target = torch.empty_strided(saved.size, saved.strides, dtype=dtype, device="cpu")
         tensors[name] = target
     try:
         state = join_state(tree, tensors)
@@ -255,14 +259,6 @@ def _is_whole(path: Path) -> bool:
     except UserError:
         return False
     return True
-
-
-def _check_savable(name: str, tensor: Tensor) -> None:
-    if tensor.layout != torch.strided or tensor.dtype not in DTYPES.values() or tensor.device.type == "meta":
-        raise TypeError(
-            f"tensor {name!r} of the state ({tensor.dtype}, {tensor.layout}, on {tensor.device}) cannot be saved: "
-            f"a checkpoint holds dense tensors of {', '.join(str(dtype).removeprefix('torch.') for dtype in DTYPES.values())}"
-        )
 
 
 @contextlib.contextmanager

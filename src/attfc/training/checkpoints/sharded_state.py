@@ -72,7 +72,11 @@ class ShardedState:
             shard = None
         own = size if shard is None else (len(shard), *size[1:])
         match = _OF_PARAMETER.match(name)
-        block = self._in_file(match[0] if match else name, own, dtype)
+        block, filed = None, match[0] if match else name
+        if filed in self._filed:  # mapped memory, of rows or of their state
+            parameter, store = self._filed[filed]
+            if (own, dtype) == (tuple(parameter.shape), parameter.dtype):
+                block = store.zeros(*own, dtype=dtype) if match else parameter.detach()
         if shard is None:
             return block
         return self._whole(torch.empty(own, dtype=dtype) if block is None else block, shard)
@@ -81,13 +85,6 @@ class ShardedState:
         """Return the rows that this rank holds of a tensor of the state, if it is one of rows."""
         match = _OF_PARAMETER.match(name)
         return self._trained.get(int(match[1])) if match else self._named.get(name)
-
-    def _in_file(self, name: str, size: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
-        """Return the mapped memory of rows or of their state, if that is where they live."""
-        parameter, store = self._filed.get(name, (None, None))
-        if parameter is None or store is None or (size, dtype) != (tuple(parameter.shape), parameter.dtype):
-            return None
-        return parameter.detach() if name.startswith("head/") else store.zeros(*size, dtype=dtype)
 
     def collect(self, state: dict[str, Any]) -> dict[str, Any]:
         """Undo `spread`: plain tensors, this rank's blocks."""
