@@ -103,8 +103,14 @@ def load_model(folder: Path, *, any_colours: bool = False) -> tuple[nn.Module, d
             another network: the file, both values and the tensor are named.
     """
     folder = model_folder(Path(folder))
-    config = _read_config(folder, any_colours)
-    network, weights = str(config["network"]), folder / WEIGHTS
+    path, weights = folder / CONFIG, folder / WEIGHTS
+    if not path.exists():
+        raise UserError(f"{path} is missing: a model is a folder with {WEIGHTS} and {CONFIG}")
+    config = read_json(path, MAX_CONFIG_BYTES, "no model of attfc has that", damaged="is no JSON")
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is no JSON object")
+    _check_config(config, str(path), any_colours)
+    network = str(config["network"])
     # Weights come from the file: a network that started from timm's must not be downloaded again.
     options = {name: value for name, value in config["options"].items() if name != "pretrained"}
     sizes = {"embedding_size": config["embedding_size"], "image_size": config["image_size"]}
@@ -114,9 +120,9 @@ def load_model(folder: Path, *, any_colours: bool = False) -> tuple[nn.Module, d
         with torch.device("meta"):
             expected = create_backbone(network, **sizes, **options).state_dict()
     except UserError as error:
-        raise UserError(f"{folder / CONFIG}: {error}") from None
+        raise UserError(f"{path}: {error}") from None
     except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{folder / CONFIG}: network {network!r} cannot be built with {options}: {error}") from None
+        raise UserError(f"{path}: network {network!r} cannot be built with {options}: {error}") from None
     with open_weights(weights) as file:
         _check_shapes(weights, network, expected, {name: file.get_slice(name) for name in file.keys()})  # noqa: SIM118
         tensors = {name: file.get_tensor(name) for name in expected}
@@ -172,17 +178,6 @@ def check_colours(values: Mapping[str, Any], where: str) -> None:
                 raise UserError(
                     f"{where}: {name} is {_short(value)}: use one or three {kind}, in units of pixel values 0 to 255"
                 )
-
-
-def _read_config(folder: Path, any_colours: bool) -> dict[str, Any]:
-    path = folder / CONFIG
-    if not path.exists():
-        raise UserError(f"{path} is missing: a model is a folder with {WEIGHTS} and {CONFIG}")
-    config = read_json(path, MAX_CONFIG_BYTES, "no model of attfc has that", damaged="is no JSON")
-    if not isinstance(config, dict):
-        raise UserError(f"{path} is no JSON object")
-    _check_config(config, str(path), any_colours)
-    return config
 
 
 def _check_config(config: dict[str, Any], where: str, any_colours: bool) -> None:

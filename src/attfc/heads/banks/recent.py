@@ -19,7 +19,6 @@ from torch.nn.functional import normalize
 
 from attfc.config.choose import USUAL_SHARE
 from attfc.config.option import Option
-from attfc.distributed import RowShard
 from attfc.errors import UserError
 from attfc.heads.banks.bank import Bank, Batch, Negatives, Recalled, last_occurrence, merge_centers
 from attfc.heads.banks.label_index import LabelIndex
@@ -142,7 +141,7 @@ class RecentCenters(Bank):
         ranks: of this rank's block.
         """
         stop = min(max(self._high_water, self.shard.start), self.shard.stop)
-        filled = RowShard(self.slots, self.shard.start, stop)
+        filled = ShardedRows(self.slots, self.shard.start, stop)
         scales = None if self.row_scales is None else self.row_scales[: len(filled)]
         return Negatives(self.rows[: len(filled)], self.labels[filled.block], scales)
 

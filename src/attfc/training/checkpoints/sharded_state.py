@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from attfc.distributed import Ranks, RowShard
+from attfc.distributed import Ranks
 from attfc.heads.banks.row_store import RowStore
+from attfc.heads.banks.sharded_rows import ShardedRows
 from attfc.training.checkpoints.state_tree import join_state, split_state
 from attfc.training.row_optimizers import RowAdamW, RowSGD
 
@@ -34,23 +35,22 @@ class ShardedState:
         ranks: those that share the rows.
     """
 
-    def __init__(self, shards: Mapping[str, RowShard], head: nn.Module, optimizer: Optimizer, ranks: Ranks) -> None:
+    def __init__(self, shards: Mapping[str, ShardedRows], head: nn.Module, optimizer: Optimizer, ranks: Ranks) -> None:
         self._ranks = ranks
         self._named = {f"head/{name}": shard for name, shard in shards.items()}
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         numbers = {id(parameter): number for number, parameter in enumerate(parameters)}
-        self._trained = {
-            numbers[id(parameter)]: shards[name]
-            for name, parameter in head.named_parameters()
-            if name in shards and id(parameter) in numbers
-        }
         stores = optimizer.stores if isinstance(optimizer, RowSGD | RowAdamW) else {}
+        self._trained: dict[int, ShardedRows] = {}
         self._filed: dict[str, tuple[Tensor, RowStore]] = {}
         """By the beginning of their names in the state: parameters in a file, and the store of their state."""
         for name, parameter in head.named_parameters():
+            number = numbers.get(id(parameter))
+            if number is not None and name in shards:
+                self._trained[number] = shards[name]
             if parameter in stores and stores[parameter].place == "file":
-                self._filed[f"head/{name}"] = parameter, stores[parameter]
-                self._filed[f"optimizer/state/{numbers[id(parameter)]}/"] = parameter, stores[parameter]
+                for place in (f"head/{name}", f"optimizer/state/{number}/"):
+                    self._filed[place] = parameter, stores[parameter]
         self._meshes: dict[str, Any] = {}
 
     def spread(self, state: dict[str, Any]) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class ShardedState:
             return block
         return self._whole(torch.empty(own, dtype=dtype) if block is None else block, shard)
 
-    def _shard(self, name: str) -> RowShard | None:
+    def _shard(self, name: str) -> ShardedRows | None:
         """Return the rows that this rank holds of a tensor of the state, if it is one of rows."""
         match = _OF_PARAMETER.match(name)
         return self._trained.get(int(match[1])) if match else self._named.get(name)
@@ -97,7 +97,7 @@ class ShardedState:
         collected: dict[str, Any] = join_state(tree, plain)
         return collected
 
-    def _whole(self, block: Tensor, shard: RowShard) -> Tensor:
+    def _whole(self, block: Tensor, shard: ShardedRows) -> Tensor:
         from torch.distributed.device_mesh import DeviceMesh
         from torch.distributed.tensor import DTensor, Shard
 

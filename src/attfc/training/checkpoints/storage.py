@@ -6,6 +6,7 @@ channels-last tensors. Here a file is streamed tensor by tensor (memory: one ten
 Chunks are named by their tensor, followed by ``[offsets]`` where they are a part of it; any reader of safetensors can look inside.
 """
 
+import itertools
 import json
 import math
 import os
@@ -39,11 +40,21 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
-class _Written:
-    """Travels from each rank to the coordinator with every chunk."""
+class _Part:
+    """A chunk that a rank writes, and its tensor; travels from each rank to the coordinator."""
 
-    file: str
-    whole_file: SavedFile
+    tensor: str
+    dtype: str
+    size: tuple[int, ...]
+    chunk: Chunk
+
+    @classmethod
+    def of(cls, item: WriteItem, file: str) -> "_Part":
+        data = item.tensor_data
+        assert data is not None
+        assert data.chunk is not None
+        chunk = Chunk(tuple(data.chunk.offsets), tuple(data.chunk.sizes), file)
+        return cls(item.index.fqn, DTYPE_NAMES[data.properties.dtype], tuple(data.size), chunk)
 
 
 class _Stateless:
@@ -91,56 +102,52 @@ class FolderWriter(_Stateless, StorageWriter):
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Stream this rank's chunks into its file."""
-        # safetensors wants no gaps, and readers want aligned tensors: the widest types first.
-        items = sorted(plan.items, key=lambda item: -_properties(item)[0].itemsize)
-        if not items:
+        if not plan.items:
             return _done([])
         name: str = plan.storage_data
+        parts = [(_Part.of(item, name), item) for item in plan.items]
+        # safetensors wants no gaps, and readers want aligned tensors: the widest types first.
+        parts.sort(key=lambda each: -DTYPES[each[0].dtype].itemsize)
         header: dict[str, Any] = {}
         position = 0
-        for item in items:
-            dtype, sizes, _ = _properties(item)
-            end = position + dtype.itemsize * math.prod(sizes)
-            chunk = _item_name(item)
-            assert chunk not in header, f"two chunks are called {chunk}"
-            assert chunk != "__metadata__", "safetensors keeps this name for itself"
-            header[chunk] = {"dtype": DTYPE_NAMES[dtype], "shape": list(sizes), "data_offsets": [position, end]}
+        for part, _ in parts:
+            end = position + DTYPES[part.dtype].itemsize * math.prod(part.chunk.sizes)
+            stored = _stored_name(part.tensor, part.size, part.chunk)
+            assert stored not in header, f"two chunks are called {stored}"
+            assert stored != "__metadata__", "safetensors keeps this name for itself"
+            header[stored] = {"dtype": part.dtype, "shape": part.chunk.sizes, "data_offsets": [position, end]}
             position = end
         with (self.folder / name).open("wb") as file:
             checked = ChecksumFile(file)
             text = json.dumps(header, separators=(",", ":")).encode()
             text += b" " * (-len(text) % 8)
             checked.write(len(text).to_bytes(8, "little") + text)
-            for item in items:
+            for _, item in parts:
                 tensor = planner.resolve_data(item)
                 assert isinstance(tensor, Tensor)
                 flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
                 checked.write(flat.numpy().data)
             sync(file)
-        written = _Written(name, SavedFile(bytes=checked.bytes, crc32=checked.crc32))
-        return _done([WriteResult(item.index, 0, written) for item in items])
+        whole_file = SavedFile(bytes=checked.bytes, crc32=checked.crc32)
+        return _done([WriteResult(item.index, 0, (part, whole_file)) for part, item in parts])
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Hand the tensors and files to the caller (coordinator only)."""
-        places: dict[tuple[str, tuple[int, ...]], str] = {}
+        parts: dict[str, list[_Part]] = {}
         files: dict[str, SavedFile] = {}
-        for result in (result for rank in results for result in rank):
-            written: _Written = result.storage_data
-            places[result.index.fqn, tuple(result.index.offset or ())] = written.file
-            files[written.file] = written.whole_file
-        tensors = {}
-        for name, entry in metadata.state_dict_metadata.items():
-            assert isinstance(entry, TensorStorageMetadata)
-            chunks = tuple(
-                Chunk(tuple(chunk.offsets), tuple(chunk.sizes), places[name, tuple(chunk.offsets)])
-                for chunk in entry.chunks
-            )
-            tensors[name] = SavedTensor(
-                dtype=DTYPE_NAMES[entry.properties.dtype],
-                size=tuple(entry.size),
+        for result in itertools.chain.from_iterable(results):
+            part, whole_file = result.storage_data
+            parts.setdefault(part.tensor, []).append(part)
+            files[part.chunk.file] = whole_file
+        tensors = {
+            name: SavedTensor(
+                dtype=own[0].dtype,
+                size=own[0].size,
                 strides=self._strides.get(name),
-                chunks=chunks,
+                chunks=tuple(part.chunk for part in own),
             )
+            for name, own in parts.items()
+        }
         self._finish(tensors, files)
 
 
@@ -195,7 +202,7 @@ class FolderReader(_Stateless, StorageReader):
         name = item.storage_index.fqn
         chunk = self._places[item.storage_index]
         tensor = self.manifest.tensors[name]
-        stored = _chunk_name(name, chunk.offsets, chunk.sizes == tensor.size)
+        stored = _stored_name(name, tensor.size, chunk)
         entry = file.get_slice(stored)
         if tuple(entry.get_shape()) != chunk.sizes or entry.get_dtype() != tensor.dtype:
             raise UserError(
@@ -215,17 +222,5 @@ def _done(result: T) -> Future[T]:
     return future
 
 
-def _properties(item: WriteItem) -> tuple[torch.dtype, tuple[int, ...], tuple[int, ...]]:
-    """Return type, sizes of the chunk, and sizes of its whole tensor."""
-    assert item.tensor_data is not None
-    assert item.tensor_data.chunk is not None
-    return item.tensor_data.properties.dtype, tuple(item.tensor_data.chunk.sizes), tuple(item.tensor_data.size)
-
-
-def _item_name(item: WriteItem) -> str:
-    _, sizes, whole = _properties(item)
-    return _chunk_name(item.index.fqn, tuple(item.index.offset or ()), sizes == whole)
-
-
-def _chunk_name(name: str, offsets: tuple[int, ...], whole: bool) -> str:
-    return name if whole else f"{name}[{','.join(map(str, offsets))}]"
+def _stored_name(tensor: str, size: tuple[int, ...], chunk: Chunk) -> str:
+    return tensor if chunk.sizes == size else f"{tensor}[{','.join(map(str, chunk.offsets))}]"
