@@ -10,6 +10,7 @@ arcface_torch, so its weights load with strict=True. Its code reads a masking ra
 also in the networks that its configurations call `mask_005`. The defaults here are what is masked there.
 """
 
+from collections import OrderedDict
 from typing import cast
 
 import torch
@@ -32,17 +33,6 @@ VIT_SHAPES: dict[str, tuple[int, int, float, float]] = {
 # Shapes: B images, N tokens, H heads, E numbers per token.
 
 
-class PatchEmbedding(nn.Module):
-    """(B, 3, S, S) -> (B, N, E); pixels right of and below the last whole patch are not seen."""
-
-    def __init__(self, patch_size: int, width: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(3, width, patch_size, patch_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.proj(x)).flatten(2).transpose(1, 2)
-
-
 class Attention(nn.Module):
     """Multi-head self-attention, (B, N, E) -> (B, N, E)."""
 
@@ -58,19 +48,6 @@ class Attention(nn.Module):
         return cast(Tensor, self.proj(mixed_BHNe.transpose(1, 2).flatten(2)))
 
 
-class Perceptron(nn.Module):
-    """Two linear layers with ReLU6 between them, four times as wide inside."""
-
-    def __init__(self, width: int, dropout: float) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.dropout(self.fc2(self.dropout(F.relu6(self.fc1(x))))))
-
-
 class TransformerBlock(nn.Module):
     """x + attention(norm(x)), then x + perceptron(norm(x)); each sum's branch is left out with probability `drop_path`."""
 
@@ -79,7 +56,10 @@ class TransformerBlock(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.attn = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = Perceptron(width, dropout)
+        wide, drop = nn.Linear(width, 4 * width), nn.Dropout(dropout)
+        self.mlp = nn.Sequential(
+            OrderedDict(fc1=wide, relu=nn.ReLU6(), drop1=drop, fc2=nn.Linear(4 * width, width), drop2=drop)
+        )
         self.drop_path = drop_path
 
     def _branch(self, x: Tensor) -> Tensor:
@@ -161,7 +141,9 @@ class VisionTransformer(Backbone):
         )
         self.mask_ratio = mask_ratio
         tokens = (image_size // patch_size) ** 2
-        self.patch_embed = PatchEmbedding(patch_size, width)
+        # Pixels right of and below the last whole patch are not seen.
+        patches = nn.Conv2d(3, width, patch_size, patch_size)
+        self.patch_embed = nn.Sequential(OrderedDict(proj=patches, flat=nn.Flatten(2)))
         self.pos_embed = nn.Parameter(torch.empty(1, tokens, width))
         self.mask_token = nn.Parameter(torch.empty(1, 1, width), requires_grad=self.mask_ratio > 0)
         self.dropout = nn.Dropout(dropout)
@@ -184,7 +166,7 @@ class VisionTransformer(Backbone):
                     nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        x_BNE = self.dropout(self.patch_embed(x) + self.pos_embed)
+        x_BNE = self.dropout(self.patch_embed(x).transpose(1, 2) + self.pos_embed)
         masking = self.training and self.mask_ratio > 0
         if masking:
             x_BNE, order_BN = self._drop_tokens(x_BNE)
