@@ -166,7 +166,15 @@ def read_onnx_facts(path: Path) -> OnnxFacts:
     if None not in sides and sides[0] != sides[1]:
         raise UserError(f"{path} takes images of {sides[0]} x {sides[1]} pixels: attfc aligns faces to squares")
     metadata = {pair.key[:80]: pair.value[:LARGEST_TEXT] for pair in list(model.metadata_props)[:256]}
-    stated, stated_by = _stated_colours(path, metadata, graph)
+    stated: dict[str, Any] = {name: metadata[name] for name in COLOUR_KEYS if name in metadata}
+    for name in stated.keys() & {"mean", "std"}:
+        with suppress(ValueError, RecursionError):  # what is no JSON is refused in a moment, as the text that it is
+            stated[name] = json.loads(metadata[name])
+    colours = Colours.read({**OURS.to_dict(), **stated}, f"{path}, metadata").to_dict()
+    stated, stated_by = {name: colours[name] for name in stated}, "its metadata"
+    if not stated.keys() & {"mean", "std"} and (largest := _largest_pixel(graph)) is not None:
+        stated_by = "its first nodes, which subtract and scale" + (", and its metadata" if stated else "")
+        stated |= {"mean": 0.0, "std": 255.0 / largest}
     size = _number(path, metadata, "image_size", LARGEST_IMAGE, next((side for side in sides if side), None))
     if size is not None and size > LARGEST_IMAGE:
         raise UserError(f"{path} takes images of {size} pixels: the largest attfc feeds are {LARGEST_IMAGE}")
@@ -241,23 +249,7 @@ def _tensors(message: Any) -> Iterator[Any]:
                 yield from _tensors(part)
 
 
-def _stated_colours(path: Path, metadata: Mapping[str, str], graph: Any) -> tuple[dict[str, Any], str]:
-    values: dict[str, Any] = {name: metadata[name] for name in COLOUR_KEYS if name in metadata}
-    for name in values.keys() & {"mean", "std"}:
-        with suppress(ValueError, RecursionError):  # what is no JSON is refused in a moment, as the text that it is
-            values[name] = json.loads(metadata[name])
-    stated = Colours.read({**OURS.to_dict(), **values}, f"{path}, metadata").to_dict()
-    values = {name: stated[name] for name in values}
-    if "mean" in values or "std" in values:
-        return values, "its metadata"
-    with np.errstate(all="ignore"):  # strange constants centre nothing
-        largest = _largest_pixel(graph)
-    if largest is None:
-        return values, "its metadata"
-    by = "its first nodes, which subtract and scale" + (", and its metadata" if values else "")
-    return {**values, "mean": 0.0, "std": 255.0 / largest}, by
-
-
+@np.errstate(all="ignore")  # strange constants centre nothing
 def _largest_pixel(graph: Any) -> int | None:
     """Return 255 or 1, where the graph begins with an affine map of constants that centres values 0 to 255 or 0 to 1; None = it does not say."""
     constants, kinds = _small_constants(graph), set()
