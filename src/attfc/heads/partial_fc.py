@@ -143,14 +143,10 @@ class PartialFC(DrawnRows, TrainedRows):
             self.draws += 1
             self._sampled = len(own_S)
             if self.rows.place == "file" and count < self.identities:
-                self.rows.prefetch(self.next_draw(count))
+                # What the next step draws beside its batch's own can be known ahead.
+                drawn = drawn_classes(self.identities, count, self.seed, self.draws, torch.device("cpu"))
+                self.rows.prefetch(self.shard.select(drawn[drawn < self.identities][:count]) - self.shard.start)
         return sampled_rows(self.weight, own_S), torch.searchsorted(sampled_S, labels_B), first
-
-    def next_draw(self, count: int) -> Tensor:
-        """Return the rows of `weight` that the next step draws beside its batch's own, int64 on the CPU: what can be known ahead."""
-        drawn = drawn_classes(self.identities, count, self.seed, self.draws, torch.device("cpu"))
-        drawn = drawn[drawn < self.identities][:count]
-        return drawn[(drawn >= self.shard.start) & (drawn < self.shard.stop)] - self.shard.start
 
     def _keep_coalesced(self, weight: nn.Parameter) -> None:
         """Say that the rows of the gradient are ascending and different: autograd forgets it, and finding out takes a sort.

@@ -33,7 +33,6 @@ __all__ = ["RecentCenters"]
 NOBODY = -2  # label of the random rows of `initial="random"`: a negative for everybody
 _POLICIES = ("fifo", "unique")
 _ORDER_BITS = 24  # a stamp is (step << 24) + the sample's place in its batch
-_STORAGE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
 
 class RecentCenters(Bank):
@@ -101,7 +100,7 @@ class RecentCenters(Bank):
             )
         self.shard = ShardedRows.of(slots, self.ranks)
         held = len(self.shard)
-        self.register_buffer("rows", torch.zeros(held, self.embedding_size, dtype=_STORAGE[self.dtype]))
+        self.register_buffer("rows", torch.zeros(held, self.embedding_size, dtype=getattr(torch, self.dtype)))
         self.register_buffer("row_scales", torch.zeros(held) if self.dtype == "int8" else None)
         self.register_buffer("labels", torch.empty(slots, dtype=torch.int64))
         self.register_buffer("stamps", torch.empty(slots, dtype=torch.int64))
@@ -113,16 +112,13 @@ class RecentCenters(Bank):
     @torch.no_grad()
     def reset(self) -> None:
         """Return to the initial state (also after `to_empty` from the meta device)."""
+        for buffer in self.buffers(recurse=False):
+            buffer.zero_()
         self.labels.fill_(EMPTY)
         # Slots never refreshed are older than all others and ordered by number: no two stamps are ever equal.
         self.stamps.copy_(torch.arange(-self.slots, 0, device=self.stamps.device))
-        for counter in (self.pointer, self.fill, self.step):
-            counter.zero_()
         self.policy_code.fill_(_POLICIES.index(self.policy))
         self.index.clear()
-        self.rows.zero_()
-        if self.row_scales is not None:
-            self.row_scales.zero_()
         self._set_reach(0)
         if self.initial == "random":
             block = 1 << 16  # bounds the float32 draft of a container stored in fewer bits

@@ -52,6 +52,12 @@ class ShardedRows:
         ours_B = (numbers_B >= self.start) & (numbers_B < self.stop)
         return torch.where(ours_B, numbers_B - self.start, 0), ours_B
 
+    def select(self, numbers_X: Tensor) -> Tensor:
+        """Return those of the numbers whose rows are in this block; several ranks: waits for the device."""
+        if len(self) == self.rows:
+            return numbers_X
+        return numbers_X[(numbers_X >= self.start) & (numbers_X < self.stop)]
+
     def read(self, block_NX: Tensor, numbers_B: Tensor) -> Tensor:
         """Return rows as float32 on the device of the numbers, (B, X); zeros for those that are not in this block."""
         if len(self) == 0:
