@@ -212,7 +212,7 @@ class Trainer:
     def save(self) -> Path:
         """Write a checkpoint of everything and prune old ones."""
         folder = self.run_folder / "checkpoints"
-        path = save_checkpoint(folder, self.step, self._sharded.spread(self.state_dict()))
+        path = save_checkpoint(folder, self.step, self.state_dict(), self._sharded.spread)
         prune_checkpoints(folder, self.keep_checkpoints)
         return path
 
@@ -225,8 +225,7 @@ class Trainer:
         Raises:
             UserError: it is damaged, or of another network, head or optimizer.
         """
-        state = load_checkpoint(checkpoint, place=self._sharded.place)
-        return self.load_state_dict(self._sharded.collect(state))
+        return self.load_state_dict(load_checkpoint(checkpoint, place=self._sharded.place))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that shapes later steps. Several ranks: of sharded rows, this rank's own."""

@@ -16,9 +16,8 @@ import errno
 import json
 import re
 import shutil
-import warnings
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,12 @@ _WHOLE = re.compile(r"step_([0-9]{9,})|\.step_([0-9]{9,})\.old")
 _LEFTOVER = re.compile(r"\.step_[0-9]{9,}\.(partial|old|removed)")
 
 
-def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    state: Mapping[str, Any],
+    spread: Callable[[str, Tensor], Tensor] = lambda _, tensor: tensor,
+) -> Path:
     """Write `state` to ``folder/step_<step, nine digits>/``, atomically; all ranks call it where there are several.
 
     Args:
@@ -57,6 +61,7 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
         step: >= 0; a checkpoint of the same step is replaced.
         state: nested dicts, lists and tuples of tensors (DTensors too) and None, bool, int, float, str. With several ranks, values
             that are not DTensors are taken from rank 0.
+        spread: asked as spread(name, tensor) for each tensor: what is saved of it, such as a DTensor of which it is this rank's shard.
 
     Returns:
         The folder of the checkpoint.
@@ -70,7 +75,8 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
     folder = Path(folder)
     final = folder / f"step_{step:09d}"
     partial = folder / f".step_{step:09d}.partial"
-    tree, tensors = split_state(state)
+    tree, own = split_state(state)
+    tensors = {name: spread(name, tensor) for name, tensor in own.items()}
     text = json.dumps(tree).encode()
     if len(text) > MAX_JSON_BYTES:
         raise TypeError(
@@ -106,17 +112,10 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
         shutil.rmtree(old, ignore_errors=True)
 
     # Imported here: torch.distributed.checkpoint takes a second, and models are loaded without it.
-    from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-    from torch.distributed.checkpoint.state_dict_saver import save
-
     from attfc.training.checkpoints.storage import FolderWriter
 
-    writer = FolderWriter(partial, begin, finish, strides)
-    # What is not in shards comes from rank 0, whole: left to itself, DCP takes each tensor from the rank that has written least.
-    planner = DefaultSavePlanner(flatten_state_dict=False, dedup_save_to_lowest_rank=True)
     try:
-        with _quiet_and_unwrapped():
-            save(dict(tensors), storage_writer=writer, planner=planner)
+        FolderWriter(partial, begin, finish, strides).save(tensors)
     except BaseException as error:
         if Ranks.world().rank == 0:
             with contextlib.suppress(OSError):
@@ -144,7 +143,7 @@ def load_checkpoint(
         only: the first keys of the state that are wanted; default all. The others are neither read nor returned.
 
     Returns:
-        The state, with the tensors of `place` in it.
+        The state, with the tensors of `place` in it; of a DTensor, this rank's shard.
 
     Raises:
         UserError: missing, damaged (a checksum differs) or forged; nothing was filled then.
@@ -165,20 +164,16 @@ def load_checkpoint(
             if saved.strides is not None:
                 target = torch.empty_strided(saved.size, saved.strides, dtype=dtype, device="cpu")
         tensors[name] = target
+    from attfc.training.checkpoints.storage import FolderReader
+
+    reader = FolderReader(path, manifest)
     try:
-        state = join_state(tree, tensors)
+        state = join_state(tree, reader.own(tensors))
     except (UserError, RecursionError) as error:
         raise UserError(f"{path / STATE} is damaged or forged: {error}") from None
     if not isinstance(state, dict):
         raise UserError(f"{path / STATE} is damaged or forged: it holds no state")
-    from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-    from torch.distributed.checkpoint.state_dict_loader import load
-
-    from attfc.training.checkpoints.storage import FolderReader
-
-    planner = DefaultLoadPlanner(flatten_state_dict=False)
-    with _quiet_and_unwrapped():
-        load(dict(tensors), storage_reader=FolderReader(path, manifest), planner=planner)
+    reader.load(tensors)
     return state
 
 
@@ -259,23 +254,6 @@ def _is_whole(path: Path) -> bool:
     except UserError:
         return False
     return True
-
-
-@contextlib.contextmanager
-def _quiet_and_unwrapped() -> Iterator[None]:
-    """Silence DCP's note that there is no process group (for us the normal case), and raise what happened in place of its wrapper.
-
-    DCP catches everything, Ctrl-C included, and raises a CheckpointException (a BaseException) with the failures by rank.
-    """
-    from torch.distributed.checkpoint.api import CheckpointException
-
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", r"torch\.distributed is (disabled|unavailable)", UserWarning)
-            yield
-    except CheckpointException as error:
-        causes = [failure[0] for _, failure in sorted(error.failures.items())]
-        raise next((cause for cause in causes if isinstance(cause, OSError)), causes[0]) from None
 
 
 def _failure(error: OSError, final: Path, needed: int) -> str:

@@ -17,7 +17,6 @@ from torch.optim import Optimizer
 from attfc.distributed import Ranks
 from attfc.heads.banks.row_store import RowStore
 from attfc.heads.banks.sharded_rows import ShardedRows
-from attfc.training.checkpoints.state_tree import join_state, split_state
 from attfc.training.row_optimizers import RowAdamW, RowSGD
 
 __all__ = ["ShardedState"]
@@ -53,17 +52,12 @@ class ShardedState:
                     self._filed[place] = parameter, stores[parameter]
         self._meshes: dict[str, Any] = {}
 
-    def spread(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Return the state of all ranks: this rank's blocks as DTensors."""
-        if not self._named:
-            return state
-        tree, tensors = split_state(state)
-        for name, tensor in tensors.items():
-            shard = self._shard(name)
-            if shard is not None and tensor.dim() and len(tensor) == len(shard):
-                tensors[name] = self._whole(tensor, shard)
-        spread: dict[str, Any] = join_state(tree, tensors)
-        return spread
+    def spread(self, name: str, tensor: Tensor) -> Tensor:
+        """Return a tensor of the state as all ranks save it: this rank's block of rows as a DTensor."""
+        shard = self._shard(name)
+        if shard is not None and tensor.dim() and len(tensor) == len(shard):
+            return self._whole(tensor, shard)
+        return tensor
 
     def place(self, name: str, size: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
         """Return what a tensor of a checkpoint is to be read into: a DTensor for this rank's block, the file it lives in, or None: a new one."""
@@ -85,17 +79,6 @@ class ShardedState:
         """Return the rows that this rank holds of a tensor of the state, if it is one of rows."""
         match = _OF_PARAMETER.match(name)
         return self._trained.get(int(match[1])) if match else self._named.get(name)
-
-    def collect(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Undo `spread`: plain tensors, this rank's blocks."""
-        if not self._named:
-            return state
-        from torch.distributed.tensor import DTensor
-
-        tree, tensors = split_state(state)
-        plain = {name: value.to_local() if isinstance(value, DTensor) else value for name, value in tensors.items()}
-        collected: dict[str, Any] = join_state(tree, plain)
-        return collected
 
     def _whole(self, block: Tensor, shard: ShardedRows) -> Tensor:
         from torch.distributed.device_mesh import DeviceMesh

@@ -6,11 +6,13 @@ channels-last tensors. Here a file is streamed tensor by tensor (memory: one ten
 Chunks are named by their tensor, followed by ``[offsets]`` where they are a part of it; any reader of safetensors can look inside.
 """
 
+import contextlib
 import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +20,8 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -26,7 +30,10 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan, SavePlanner, WriteItem
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
+from torch.distributed.tensor import DTensor
 from torch.futures import Future
 
 from attfc.errors import UserError
@@ -55,6 +62,21 @@ class _Part:
         assert data.chunk is not None
         chunk = Chunk(tuple(data.chunk.offsets), tuple(data.chunk.sizes), file)
         return cls(item.index.fqn, DTYPE_NAMES[data.properties.dtype], tuple(data.size), chunk)
+
+
+@contextlib.contextmanager
+def _quiet_and_unwrapped() -> Iterator[None]:
+    """Silence DCP's note that there is no process group (for us the normal case), and raise what happened in place of its wrapper.
+
+    DCP catches everything, Ctrl-C included, and raises a CheckpointException (a BaseException) with the failures by rank.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"torch\.distributed is (disabled|unavailable)", UserWarning)
+            yield
+    except CheckpointException as error:
+        causes = [failure[0] for _, failure in sorted(error.failures.items())]
+        raise next((cause for cause in causes if isinstance(cause, OSError)), causes[0]) from None
 
 
 class _Stateless:
@@ -91,6 +113,13 @@ class FolderWriter(_Stateless, StorageWriter):
         strides: Mapping[str, tuple[int, ...]],
     ) -> None:
         self.folder, self._begin, self._finish, self._strides = folder, begin, finish, strides
+
+    def save(self, tensors: Mapping[str, Tensor]) -> None:
+        """Write the tensors and finish; all ranks call it."""
+        # What is not in shards comes from rank 0, whole: left to itself, DCP takes each tensor from the rank that has written least.
+        planner = DefaultSavePlanner(flatten_state_dict=False, dedup_save_to_lowest_rank=True)
+        with _quiet_and_unwrapped():
+            save(dict(tensors), storage_writer=self, planner=planner)
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         """Nothing to do before the plan is made."""
@@ -161,6 +190,15 @@ class FolderReader(_Stateless, StorageReader):
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder, self.manifest = folder, manifest
+
+    def own(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors as plain ones: of a DTensor, this rank's shard, in the same memory."""
+        return {name: value.to_local() if isinstance(value, DTensor) else value for name, value in tensors.items()}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Fill the tensors; all ranks call it."""
+        with _quiet_and_unwrapped():
+            load(dict(tensors), storage_reader=self, planner=DefaultLoadPlanner(flatten_state_dict=False))
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """Return the manifest in DCP's words."""
