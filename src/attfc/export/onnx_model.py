@@ -12,9 +12,8 @@ with constants that centre 0 to 1. What neither says is unknown, and said so.
 import importlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from attfc.export.colours import COLOUR_KEYS, OURS, Colours
 from attfc.training.model_files import LARGEST_EMBEDDING, LARGEST_IMAGE
 from attfc.typing import Float32, Float64
 
-__all__ = ["OnnxFacts", "OnnxModel", "read_onnx_facts"]
+__all__ = ["OnnxFacts", "OnnxModel"]
 
 LARGEST_FILE, LARGEST_WEIGHTS = 2**31 - 1, 16 * 2**30  # protobuf's own limit; of weights in other files
 LARGEST_TEXT = 2**16
@@ -38,9 +37,11 @@ EXTERNAL = 1  # TensorProto's number, as those below
 FLOATS: dict[int, np.dtype[Any]] = {1: np.dtype(np.float32), 10: np.dtype(np.float16)}
 
 
-@dataclass(frozen=True)
 class OnnxFacts:
-    """What an ONNX file says about itself.
+    """What an ONNX file says about itself: it is parsed, without loading its weights' files or running it.
+
+    Args:
+        path: of the file.
 
     Attributes:
         input_name, output_name: of the one image input and the one embedding output.
@@ -52,26 +53,73 @@ class OnnxFacts:
         stated: those of "colour_order", "mean" and "std" that the file states, as a configuration holds them.
         stated_by: what in the file states them, for messages.
         metadata: the file's own key-value pairs, texts.
+
+    Raises:
+        UserError: no such file, larger than 2 GiB, no ONNX, weights outside its folder, other inputs or outputs than an image and an embedding,
+            metadata that is damaged.
     """
 
-    input_name: str
-    output_name: str
-    dtype: np.dtype[Any]
-    channels_last: bool
-    batch: int | None
-    image_size: int | None
-    embedding_size: int | None
-    stated: Mapping[str, Any]
-    stated_by: str
-    metadata: Mapping[str, str]
+    def __init__(self, path: Path) -> None:
+        self.path = path = Path(path)
+        model = _parse(path)
+        _check_external(path, model)
+        graph = model.graph
+        weights = {tensor.name for tensor in graph.initializer}
+        inputs = [value for value in graph.input if value.name not in weights]
+        outputs = list(graph.output)
+        shape = _shape(inputs[0]) if len(inputs) == 1 else ()
+        if len(shape) != 4 or 3 not in (shape[1], shape[3]) or inputs[0].type.tensor_type.elem_type not in FLOATS:
+            raise UserError(
+                f"{path} takes {_listed(inputs)}: a face network takes one float input of images, (batch, 3, size, size) or (batch, size, size, 3)"
+            )
+        out = _shape(outputs[0]) if len(outputs) == 1 else (None,)
+        if len(out) not in (0, 2) or outputs[0].type.tensor_type.elem_type not in FLOATS:
+            raise UserError(
+                f"{path} gives {_listed(outputs)}: a face network gives one float output, (batch, embedding_size)"
+            )
+        self.channels_last = shape[1] != 3
+        sides = shape[1:3] if self.channels_last else shape[2:4]
+        if None not in sides and sides[0] != sides[1]:
+            raise UserError(f"{path} takes images of {sides[0]} x {sides[1]} pixels: attfc aligns faces to squares")
+        self.metadata = metadata = {
+            pair.key[:80]: pair.value[:LARGEST_TEXT] for pair in list(model.metadata_props)[:256]
+        }
+        stated: dict[str, Any] = {name: metadata[name] for name in COLOUR_KEYS if name in metadata}
+        for name in stated.keys() & {"mean", "std"}:
+            with suppress(ValueError, RecursionError):  # what is no JSON is refused in a moment, as the text that it is
+                stated[name] = json.loads(metadata[name])
+        colours = Colours.read({**OURS.to_dict(), **stated}, f"{path}, metadata").to_dict()
+        self.stated, self.stated_by = {name: colours[name] for name in stated}, "its metadata"
+        if not stated.keys() & {"mean", "std"} and (largest := _largest_pixel(graph)) is not None:
+            self.stated_by = "its first nodes, which subtract and scale" + (", and its metadata" if stated else "")
+            self.stated |= {"mean": 0.0, "std": 255.0 / largest}
+        size = self._number("image_size", LARGEST_IMAGE, next((side for side in sides if side), None))
+        if size is not None and size > LARGEST_IMAGE:
+            raise UserError(f"{path} takes images of {size} pixels: the largest attfc feeds are {LARGEST_IMAGE}")
+        self.image_size, self.batch = size, shape[0]
+        self.embedding_size = self._number("embedding_size", LARGEST_EMBEDDING, out[1] if out else None)
+        self.input_name, self.output_name = str(inputs[0].name), str(outputs[0].name)
+        self.dtype = FLOATS[inputs[0].type.tensor_type.elem_type]
+
+    def _number(self, name: str, largest: int, of_graph: int | None) -> int | None:
+        """Return what the graph and the metadata say, who must agree; None = neither says it."""
+        if name not in self.metadata:
+            return of_graph
+        text = self.metadata[name]
+        if not text.isascii() or not text.isdigit() or len(text) > 10 or not 1 <= int(text) <= largest:
+            raise UserError(f"{self.path}, metadata: {name} {text[:80]!r} is no whole number from 1 to {largest}")
+        if of_graph not in (None, int(text)):
+            raise UserError(
+                f"{self.path}, metadata: {name} is {text}, but its graph has {of_graph}: it was changed after export"
+            )
+        return int(text)
 
 
 class OnnxModel(nn.Module):
     """Embed faces with an ONNX file.
 
     Args:
-        path: of the file.
-        facts: of `read_onnx_facts`, which checks the file.
+        facts: of the file, checked.
         image_size: S in pixels, where the file leaves it open.
         device: "cpu", or "cuda" with a build of onnxruntime that has it.
 
@@ -82,9 +130,9 @@ class OnnxModel(nn.Module):
         UserError: onnxruntime cannot load or run it, what comes out is not one row per image, or a fixed batch is more than memory is for.
     """
 
-    def __init__(self, path: Path, facts: OnnxFacts, image_size: int, device: str = "cpu") -> None:
+    def __init__(self, facts: OnnxFacts, image_size: int, device: str = "cpu") -> None:
         super().__init__()
-        self.path, self.facts, self.image_size = Path(path), facts, image_size
+        self.path, self.facts, self.image_size = facts.path, facts, image_size
         self.name = f"onnx:{self.path.name}"
         if (facts.batch or 1) * 3 * image_size**2 > LARGEST_RUN:
             raise UserError(
@@ -135,61 +183,6 @@ class OnnxModel(nn.Module):
                 f"{self.path} gives {rows.shape} for {len(images)} images: an embedding is one row per image"
             )
         return np.asarray(rows[:count], dtype=np.float32)
-
-
-def read_onnx_facts(path: Path) -> OnnxFacts:
-    """Parse an ONNX file without loading its weights' files or running it.
-
-    Raises:
-        UserError: no such file, larger than 2 GiB, no ONNX, weights outside its folder, other inputs or outputs than an image and an embedding,
-            metadata that is damaged.
-    """
-    path = Path(path)
-    model = _parse(path)
-    _check_external(path, model)
-    graph = model.graph
-    weights = {tensor.name for tensor in graph.initializer}
-    inputs = [value for value in graph.input if value.name not in weights]
-    outputs = list(graph.output)
-    shape = _shape(inputs[0]) if len(inputs) == 1 else ()
-    if len(shape) != 4 or 3 not in (shape[1], shape[3]) or inputs[0].type.tensor_type.elem_type not in FLOATS:
-        raise UserError(
-            f"{path} takes {_listed(inputs)}: a face network takes one float input of images, (batch, 3, size, size) or (batch, size, size, 3)"
-        )
-    out = _shape(outputs[0]) if len(outputs) == 1 else (None,)
-    if len(out) not in (0, 2) or outputs[0].type.tensor_type.elem_type not in FLOATS:
-        raise UserError(
-            f"{path} gives {_listed(outputs)}: a face network gives one float output, (batch, embedding_size)"
-        )
-    channels_last = shape[1] != 3
-    sides = shape[1:3] if channels_last else shape[2:4]
-    if None not in sides and sides[0] != sides[1]:
-        raise UserError(f"{path} takes images of {sides[0]} x {sides[1]} pixels: attfc aligns faces to squares")
-    metadata = {pair.key[:80]: pair.value[:LARGEST_TEXT] for pair in list(model.metadata_props)[:256]}
-    stated: dict[str, Any] = {name: metadata[name] for name in COLOUR_KEYS if name in metadata}
-    for name in stated.keys() & {"mean", "std"}:
-        with suppress(ValueError, RecursionError):  # what is no JSON is refused in a moment, as the text that it is
-            stated[name] = json.loads(metadata[name])
-    colours = Colours.read({**OURS.to_dict(), **stated}, f"{path}, metadata").to_dict()
-    stated, stated_by = {name: colours[name] for name in stated}, "its metadata"
-    if not stated.keys() & {"mean", "std"} and (largest := _largest_pixel(graph)) is not None:
-        stated_by = "its first nodes, which subtract and scale" + (", and its metadata" if stated else "")
-        stated |= {"mean": 0.0, "std": 255.0 / largest}
-    size = _number(path, metadata, "image_size", LARGEST_IMAGE, next((side for side in sides if side), None))
-    if size is not None and size > LARGEST_IMAGE:
-        raise UserError(f"{path} takes images of {size} pixels: the largest attfc feeds are {LARGEST_IMAGE}")
-    return OnnxFacts(
-        input_name=inputs[0].name,
-        output_name=outputs[0].name,
-        dtype=FLOATS[inputs[0].type.tensor_type.elem_type],
-        channels_last=channels_last,
-        batch=shape[0],
-        image_size=size,
-        embedding_size=_number(path, metadata, "embedding_size", LARGEST_EMBEDDING, out[1] if out else None),
-        stated=stated,
-        stated_by=stated_by,
-        metadata=metadata,
-    )
 
 
 def _parse(path: Path) -> Any:
@@ -306,20 +299,6 @@ def _small_constants(graph: Any) -> dict[str, Float64]:
 def _shape(value: Any) -> tuple[int | None, ...]:
     """Return the sizes of an input or output; None = any; () = unknown."""
     return tuple(size.dim_value if size.dim_value > 0 else None for size in value.type.tensor_type.shape.dim)
-
-
-def _number(path: Path, metadata: Mapping[str, str], name: str, largest: int, of_graph: int | None) -> int | None:
-    """Return what the graph and the metadata say, who must agree; None = neither says it."""
-    if name not in metadata:
-        return of_graph
-    text = metadata[name]
-    if not text.isascii() or not text.isdigit() or len(text) > 10 or not 1 <= int(text) <= largest:
-        raise UserError(f"{path}, metadata: {name} {text[:80]!r} is no whole number from 1 to {largest}")
-    if of_graph not in (None, int(text)):
-        raise UserError(
-            f"{path}, metadata: {name} is {text}, but its graph has {of_graph}: it was changed after export"
-        )
-    return int(text)
 
 
 def _listed(values: list[Any]) -> str:

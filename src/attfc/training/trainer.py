@@ -29,7 +29,7 @@ from attfc.training.checkpoints.sharded_state import ShardedState
 from attfc.training.interruption import Interrupted, resume_command, signals_call, stopped_unsaved
 from attfc.training.model_files import save_model
 from attfc.training.progress import RunLog, Stopwatch, figure_of, memory_mib
-from attfc.training.reports import StepReport, reduce_step
+from attfc.training.reports import StepReport
 from attfc.training.run_folder import locked
 from attfc.training.step import TrainStep
 
@@ -145,7 +145,7 @@ class Trainer:
             group = [next(batches) for _ in range(self.accumulation)]
             loss = self.train_step(group)
             self.step += 1
-            report, before = reduce_step(self.step, loss, group, self._stop, self.ranks), report
+            report, before = StepReport(self.step, loss, group, self._stop, self.ranks), report
             if before is not None:  # heard now, when the next step has been launched
                 self._hear(before)
             last = self.step == self.total_steps
@@ -311,7 +311,7 @@ class Trainer:
             return
         loss, asked, broken = report.read()
         if not math.isfinite(loss):
-            raise report.fault(loss, self.loader.store, self.run_folder, self.ranks)
+            raise report.fault(loss, self.loader.store, self.run_folder)
         self._asked = self._asked or asked
         if broken > 0:
             mine = [entry for batch in report.batches for entry in batch.broken]
