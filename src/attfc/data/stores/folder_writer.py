@@ -15,7 +15,7 @@ from typing import Any
 
 from attfc.data.people.name_table import printable
 from attfc.data.stores.folder import EXTENSIONS
-from attfc.data.stores.writer import LEFT_OUT, UNFINISHED, ContinuedWriter, GrowingFile
+from attfc.data.stores.writer import LEFT_OUT, UNFINISHED, ContinuedWriter
 from attfc.errors import UserError
 
 __all__ = ["FolderWriter", "extension_of", "safe_name"]
@@ -62,7 +62,6 @@ class FolderWriter(ContinuedWriter):
         source_digest: names the source's state.
         identity_names: the name of every identity of the source, in the order of labels.
         options: what else must not change between the runs.
-        sync_bytes, sync_seconds: how much, and how long, a crash may cost.
 
     Attributes:
         renamed_identities: identities whose folder has another name than the identity.
@@ -71,6 +70,7 @@ class FolderWriter(ContinuedWriter):
 
     counts = (*ContinuedWriter.counts, "encoded_bytes", "unknown_formats")
     unknown_formats = 0
+    sync_bytes = 256 << 20
 
     def __init__(
         self,
@@ -79,13 +79,11 @@ class FolderWriter(ContinuedWriter):
         source_digest: str,
         identity_names: Iterable[bytes],
         options: dict[str, Any] | None = None,
-        sync_bytes: int = 256 << 20,
-        sync_seconds: float = 60.0,
     ) -> None:
         target = Path(os.path.abspath(folder))
         self._root, self._names = os.fsencode(target), list(identity_names)
         begun_with = {"format": "attfc folder 1, unfinished", "source_digest": source_digest, **(options or {})}
-        super().__init__(target, target / _WORK, begun_with, sync_bytes, sync_seconds)
+        super().__init__(target, target / _WORK, begun_with)
 
     def notes(self) -> list[str]:
         """Return what the user should know of names."""
@@ -102,8 +100,8 @@ class FolderWriter(ContinuedWriter):
                 "does not exist yet"
             )
 
-    def _begin(self, state: dict[str, Any], sizes: dict[str, int]) -> None:
-        self._files[LEFT_OUT] = GrowingFile(self.folder / _WORK / LEFT_OUT, sizes.get(LEFT_OUT, 0))
+    def _begin(self) -> None:
+        self._grow(LEFT_OUT)
         # A file system that ignores case shows the folder of the notes under another name too.
         self._ignores_case = (self.folder / _WORK.upper()).exists()
         self._folder_names = _distinct(self._names, self._ignores_case)
@@ -144,13 +142,13 @@ class FolderWriter(ContinuedWriter):
         self._taken.add(key)
         return name
 
-    def _state(self) -> dict[str, Any]:
+    def _commit(self) -> None:
         os.sync()  # millions of small files: one flush of the system is far cheaper than one each
-        return {}
+        super()._commit()
 
     def _finish(self) -> None:
         self._commit()
-        if self._files[LEFT_OUT].size:
+        if self._sizes[LEFT_OUT]:
             shutil.copyfile(self.folder / _WORK / LEFT_OUT, self.folder / LEFT_OUT)
         self.close()
         # In one step from unfinished to finished.

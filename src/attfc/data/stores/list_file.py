@@ -54,7 +54,7 @@ class _ListTables(Tables):
 
         def read(about: dict[str, Any]) -> _ListTables:
             return cls(
-                index=IdentityIndex.open(folder),
+                index=IdentityIndex.open(folder, consecutive=bool(about.get("consecutive"))),
                 identities=open_array(folder / "numbers.npy", np.int64)
                 if about["numbers"]
                 else NameTable.open(folder, "identity"),
@@ -87,7 +87,12 @@ class _ListTables(Tables):
             self.identities.save(draft, "identity")
         else:
             np.save(draft / "numbers.npy", self.identities, allow_pickle=False)
-        about = {"format": _FORMAT, "scanned_ns": self.scanned_ns, "numbers": not named}
+        about = {
+            "format": _FORMAT,
+            "scanned_ns": self.scanned_ns,
+            "numbers": not named,
+            "consecutive": self.index.consecutive,
+        }
         (draft / "about.json").write_text(json.dumps(about), "utf-8")
 
 
@@ -118,7 +123,6 @@ class ListStore(ImageFiles):
         progress: Progress | None = None,
     ) -> None:
         super().__init__(path, Path(path).parent if root is None else root)
-        self.path = self._source
         try:
             descriptor = open_regular(self.path)
             try:
@@ -157,7 +161,7 @@ class ListStore(ImageFiles):
         return labels
 
     def image_path(self, position: int) -> bytes:
-        """Return an image's path, as bytes: the only form that every name has.
+        """Return an image's path.
 
         Backslashes of a list that was written on Windows stand for slashes, unless there is a file of that very name.
         """

@@ -97,7 +97,7 @@ class HeldOutEvaluation:
         """Return the figures in the form of a run folder's `evaluation.json`: plain JSON types, unknown ones as None."""
         seconds = self.embeddings.seconds
         figures = {
-            **self.pair_scores.to_dict(),
+            **self.pair_scores.figures(),
             "pair_source": self.pairs.source,
             "skipped_pairs": self.skipped_pairs,
             "rank_one": None if self.rank_one is None else self.rank_one.rate,
@@ -225,7 +225,7 @@ def evaluate_store(
         hardest=_hardest(store, hardest, kept, scores, everything, embeddings.positions[rows]),
         broken=broken,
         notes=(*wanted.notes, *figures.notes, *notes),
-        pair_sample=PairListSample.of(scores, kept.same, kept.fold, *sides, thresholds=thresholds, fars=fars),
+        pair_sample=PairListSample.of(figures, *sides),
     )
 
 

@@ -248,6 +248,10 @@ class PackedStore(EncodedStore):
                 f"checksum of image {position} differs ({shard_name(shard)}, {len(encoded)} bytes from byte {at})"
             )
 
+    def byte_lengths(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the byte length of encoded images."""
+        return np.asarray(self._ends[positions + 1] - self._ends[positions], np.int64)
+
     def image_name(self, position: int) -> bytes:
         """Return the file name that the image had in the source; empty if it had none or names were not kept.
 

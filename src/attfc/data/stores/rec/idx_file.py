@@ -7,9 +7,9 @@ import numpy as np
 from attfc.data.stores.rec.record_file import FRAME
 from attfc.data.text_lines import LineBlock, line_blocks, open_regular, whole_numbers
 from attfc.errors import UserError
-from attfc.typing import Int64, Progress
+from attfc.typing import Float32, Int64, Progress
 
-__all__ = ["read_index"]
+__all__ = ["doubled", "read_index", "rising"]
 
 _NONE: Int64 = np.zeros(0, np.int64)
 
@@ -48,27 +48,28 @@ def read_index(path: str | os.PathLike[str], rec_bytes: int, progress: Progress 
     all_keys, all_offsets = np.concatenate([_NONE, *keys]), np.concatenate([_NONE, *offsets])
     if not all_keys.size:
         raise UserError(f"{os.fspath(path)}: lists no record; delete it to have it rebuilt from the .rec file")
-    if (rows := _doubled(all_keys)) is not None:
+    if (rows := doubled(all_keys)) is not None:
         first, second = all_offsets[rows].tolist()
         raise UserError(
             f"{os.fspath(path)}: key {int(all_keys[rows[0]])} is listed twice, at bytes {first} and {second}"
         )
-    order = slice(None) if _rising(all_keys) else np.argsort(all_keys, kind="stable")
+    order = slice(None) if rising(all_keys) else np.argsort(all_keys, kind="stable")
     all_keys, all_offsets = all_keys[order], all_offsets[order]
-    if (rows := _doubled(all_offsets)) is not None:
+    if (rows := doubled(all_offsets)) is not None:
         first, second = all_keys[rows].tolist()
         at = int(all_offsets[rows[0]])
         raise UserError(f"{os.fspath(path)}: keys {first} and {second} both begin at byte {at} of the .rec file")
     return all_keys, all_offsets
 
 
-def _rising(values: Int64) -> bool:
+def rising(values: Int64 | Float32) -> bool:
+    """Whether each value is larger than the one before."""
     return bool((values[1:] > values[:-1]).all())
 
 
-def _doubled(values: Int64) -> Int64 | None:
+def doubled(values: Int64 | Float32) -> Int64 | None:
     """Return the rows of the first value that is there twice; None: all differ."""
-    if _rising(values):
+    if rising(values):
         return None
     order = np.argsort(values, kind="stable")
     again = np.flatnonzero(values[order[1:]] == values[order[:-1]])
