@@ -27,7 +27,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +38,16 @@ from attfc.errors import UserError
 from attfc.evaluation.exact_scores import pair_scores
 from attfc.evaluation.people import dominant_person
 from attfc.evaluation.protocols.highest_impostors import COLUMNS, ROWS, highest_impostors
-from attfc.evaluation.rates import FARS, allowed_weight, check_rates, far_name, not_stated, pairs_needed, tar_of_kinds
+from attfc.evaluation.rates import (
+    FARS,
+    Figures,
+    allowed_weight,
+    check_rates,
+    far_name,
+    not_stated,
+    pairs_needed,
+    tar_of_kinds,
+)
 from attfc.evaluation.tail_sample import EXACT_IMPOSTORS, TailSample, tail_of
 from attfc.evaluation.unit_rows import unit_tensor
 from attfc.precision import fast_bfloat16, without_autocast
@@ -76,7 +85,7 @@ class HardPairs:
 
 
 @dataclass(frozen=True, eq=False)
-class AllPairs:
+class AllPairs(Figures):
     """Scores over all pairs of N images; a pair counts once, no image is paired with itself.
 
     Attributes:
@@ -101,6 +110,11 @@ class AllPairs:
     verified: int
     notes: tuple[str, ...] = ()
 
+    STATED: ClassVar = (
+        *("images", "identities", "genuine_pairs", "impostor_pairs", "ordered_genuine_pairs", "ordered_impostor_pairs"),
+        *("tar_at_far", "person_balanced_tar_at_far", "threshold_at_far", "precision", "notes"),
+    )
+
     @property
     def images(self) -> int:
         """N."""
@@ -112,9 +126,29 @@ class AllPairs:
         return len(self.identity_images)
 
     @property
+    def genuine_pairs(self) -> int:
+        """How many were scored."""
+        return len(self.genuine_scores)
+
+    @property
     def impostor_pairs(self) -> int:
-        """How many impostor pairs were scored."""
-        return self.images * (self.images - 1) // 2 - len(self.genuine_scores)
+        """How many were scored."""
+        return self.images * (self.images - 1) // 2 - self.genuine_pairs
+
+    @property
+    def ordered_genuine_pairs(self) -> int:
+        """As many again the other way round."""
+        return 2 * self.genuine_pairs
+
+    @property
+    def ordered_impostor_pairs(self) -> int:
+        """As many again the other way round."""
+        return 2 * self.impostor_pairs
+
+    @property
+    def stated(self) -> tuple[float, ...]:
+        """The FARs whose TAR could be stated."""
+        return tuple(far for far, tar in self.tar_at_far.items() if tar is not None)
 
     @property
     def genuine_labels(self) -> Int64:
@@ -125,11 +159,8 @@ class AllPairs:
     def threshold_at_far(self) -> dict[float, float | None]:
         """A pair is accepted when its score is *above* this; None for a FAR that cannot be stated."""
         falling = np.append(self.top_impostors, np.float32(-1.0))  # all are accepted
-        allowed = {far: allowed_weight(far, self.impostor_pairs) for far in self.tar_at_far}
-        return {
-            far: None if tar is None else float(falling[min(allowed[far], len(falling) - 1)])
-            for far, tar in self.tar_at_far.items()
-        }
+        places = {far: min(allowed_weight(far, self.impostor_pairs), len(falling) - 1) for far in self.stated}
+        return {far: float(falling[places[far]]) if far in places else None for far in self.tar_at_far}
 
     @property
     def carriers(self) -> int:
@@ -162,26 +193,8 @@ class AllPairs:
             impostor_pairs=self.impostor_pairs,
             identity_pairs=images * (images.sum() - images),
             identity_images=images,
-            fars=tuple(far for far, tar in self.tar_at_far.items() if tar is not None),
+            fars=self.stated,
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the figures in the form of a run folder; counts of unordered pairs, of ordered ones beside them."""
-        rates = {
-            name: {far_name(far): rate for far, rate in getattr(self, name).items()}
-            for name in ("tar_at_far", "person_balanced_tar_at_far", "threshold_at_far")
-        }
-        return {
-            "images": self.images,
-            "identities": self.identities,
-            "genuine_pairs": len(self.genuine_scores),
-            "impostor_pairs": self.impostor_pairs,
-            "ordered_genuine_pairs": 2 * len(self.genuine_scores),
-            "ordered_impostor_pairs": 2 * self.impostor_pairs,
-            **rates,
-            "precision": self.precision,
-            "notes": list(self.notes),
-        }
 
     def curve(self, points: int = 200) -> tuple[Float64, Float64]:
         """Return (FAR, TAR) for plotting: numbers of false accepts spread evenly over the logarithm, each exact."""
