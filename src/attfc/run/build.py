@@ -15,6 +15,7 @@ import torch
 
 from attfc.config import Asked, RunConfig, config_to_yaml
 from attfc.config.choose import Choice
+from attfc.config.describe import without_effect
 from attfc.config.overrides import dotted
 from attfc.data import Augment, Store, SyntheticFaces
 from attfc.data.look import image_sizes
@@ -180,6 +181,7 @@ def settle(asked: Asked, progress: Progress | None = None) -> Settled:
         config = config.model_copy(deep=True)
         config.precision.amp = AMP_NAMES[best_autocast_dtype(device)]
     config, notes = ranks.together(lambda: resolve(config, len(store.identities)))
+    notes += without_effect(asked, config)
     for each in (store, held_out):
         notes += getattr(each, "notes", ())
     if asked.automatic and not isinstance(store, SyntheticFaces):
