@@ -84,7 +84,7 @@ def main() -> None:
 
 def _refuse_flags(arguments: list[str]) -> None:
     """Leave with status 2 where an option of a run is typed as a flag: ``attfc train demo --epochs 3``."""
-    if arguments[:1] != ["train"] or not any(word.startswith("--") for word in arguments):
+    if arguments[:1] != ["train"] or not any(word.startswith("-") for word in arguments):
         return
     group = typer.main.get_command(app)
     assert isinstance(group, CommandsByUse)

@@ -262,11 +262,18 @@ def test_every_option_of_a_part_changes_what_is_built() -> None:
         (["demo", "--lr", "0.1", "--resume", "x"], "write optimizer.learning_rate=0.1"),
         (["demo", "--margin.scale", "seed=1"], "write margin.scale=VALUE"),
         (["demo", "--print-config", "seed=1"], None),
-        (["demo", "--qqqq"], None),
+        (["demo", "--resum", "x"], None),
+        (["demo", "-h"], None),
+        (["demo", "-epochs", "3"], "there is no -epochs: options of a run are written without dashes; write epochs=3"),
+        (["demo", "--margin-scale=3"], "write margin.scale=3"),
+        (
+            ["demo", "--qqqq"],
+            "there is no --qqqq: options of a run are written without dashes, as KEY=VALUE; attfc options lists them",
+        ),
     ],
 )
 def test_an_option_typed_as_a_flag_is_told_how_to_write_it(words, said) -> None:
-    found = written_as_flag(words, {"--resume", "--print-config"})
+    found = written_as_flag(words, {"--resume", "--print-config", "--help", "--debug"})
     assert (
         found is None
         if said is None

@@ -66,18 +66,22 @@ def completions(before: list[str], incomplete: str) -> list[str]:
 
 
 def written_as_flag(words: list[str], flags: set[str]) -> str | None:
-    """Return what to write where somebody typed an option of a run as ``--epochs 3``; None: nobody did."""
+    """Return what to write where somebody typed an option of a run as ``--epochs 3`` or ``-epochs 3``; None: nobody did."""
     for number, word in enumerate(words):
         flag, _, value = word.partition("=")
-        if not flag.startswith("--") or flag in flags:
+        if not flag.startswith("-") or flag in flags:
             continue
+        import difflib
+
         from attfc.config.messages import keys_like
         from attfc.config.short_names import SHORT_NAMES
 
-        name = flag[2:].replace("-", "_")
+        name = flag.lstrip("-").replace("-", "_")
+        if len(name) < 2 or difflib.get_close_matches(flag, flags, cutoff=0.8):  # -h, --resum: the command's own hint
+            continue
         near = [name] if name in SHORT_NAMES else keys_like(name, most=1)
-        if near:
-            follows = words[number + 1] if number + 1 < len(words) else ""
-            value = value or (follows if follows and not follows.startswith("-") and "=" not in follows else "VALUE")
-            return f"there is no {flag}: options of a run are written without dashes; write {near[0]}={value}"
+        follows = words[number + 1] if number + 1 < len(words) else ""
+        value = value or (follows if follows and not follows.startswith("-") and "=" not in follows else "VALUE")
+        write = f"write {near[0]}={value}" if near else "as KEY=VALUE; attfc options lists them"
+        return f"there is no {flag}: options of a run are written without dashes{'; ' if near else ', '}{write}"
     return None

@@ -1,5 +1,6 @@
 """`attfc train`: from a folder of faces, or a preset, to a trained and judged model."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -45,8 +46,8 @@ def train(
                 config = with_start_weights(asked)[0].resolve()
             out.print(commented_yaml(config), end="", soft_wrap=True)
             return
-    # Said before torch is loaded, which takes seconds.
-    err.print(f"attfc: {'resuming ' + str(resume) if resume is not None else 'opening ' + _data_of(given)} ...")
+    if os.environ.get("RANK", "0") == "0":  # said before torch is loaded, which takes seconds
+        err.print(f"attfc: {f'opening {_data_of(given)}' if resume is None else f'resuming {resume}'} ...")
 
     began = False
     try:

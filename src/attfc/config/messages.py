@@ -1,6 +1,7 @@
 """What is said of a configuration that cannot be: one line a fault, with the value, what it should be, and the nearest known name."""
 
 import difflib
+import re
 from typing import Annotated, Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -17,6 +18,7 @@ __all__ = [
     "keys_like",
     "no_section",
     "one_of",
+    "said_as_options",
 ]
 
 
@@ -114,6 +116,18 @@ def keys_like(key: str, most: int = 3) -> list[str]:
 def _nearest_by_last_part(last: str, keys: list[str]) -> list[str]:
     near = difflib.get_close_matches(last, [key.split(".")[-1] for key in keys], n=1)
     return [key for key in keys if key.split(".")[-1] == near[0]] if near else []
+
+
+def said_as_options(refusal: str) -> str:
+    """Say what a head says of its parts as it is typed.
+
+    >>> said_as_options('in_batch="push" does not go with center=KeyAttention: take center=OtherImages(images=M), or CenterTable()')
+    'in_batch=push does not go with center=key_attention: take center=other_images, or center_table'
+    """
+    kinds = {home.partition(":")[2]: kind for section in KINDS.values() for kind, home in section.items()}
+    return re.sub(
+        rf"\b({'|'.join(kinds)})\b(\([^()]*\))?", lambda found: kinds[found[1]], re.sub(r'"(\w+)"', r"\1", refusal)
+    )
 
 
 def one_of(names: list[str], quote: str = "'") -> str:

@@ -33,7 +33,9 @@ from attfc.evaluation.tail_sample import EXACT_IMPOSTORS
 from attfc.evaluation.unit_rows import cosine_of_pairs
 from attfc.typing import Float64, Int64
 
-__all__ = ["PROTOCOL", "HardestPair", "HeldOutEvaluation", "evaluate_store"]
+__all__ = ["PROTOCOL", "HardestPair", "HeldOutEvaluation", "evaluate_store", "positions_of"]
+
+GALLERY_IMAGES = 10_000  # of rank-one and all pairs, unless told otherwise
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ def evaluate_store(
     fars: Sequence[float] = FARS,
     rank_one: bool = True,
     all_pairs: bool = True,
-    gallery_images: int = 10_000,
+    gallery_images: int = GALLERY_IMAGES,
     hardest: int = 12,
     spare: float = 1.0,
     broken_limit: float = 0.01,
@@ -230,6 +232,11 @@ def _refuse_one_kind(store: Store, wanted: Pairs, kept: Pairs, embeddings: Embed
         f"{store.name}: of {len(wanted)} pairs {genuine} genuine and {len(kept) - genuine} impostor pairs "
         f"are left, since {broken} images are broken; {embeddings.first_left_out}"
     )
+
+
+def positions_of(store: Store, pairs: Pairs, seed: int) -> Int64:
+    """Return the images that `evaluate_store` embeds with its defaults: rising positions, int64."""
+    return np.union1d(pairs.positions(), _gallery(store, GALLERY_IMAGES, seed)[0])
 
 
 def _gallery(store: Store, limit: int, seed: int) -> tuple[Int64, str | None]:
