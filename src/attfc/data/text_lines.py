@@ -6,6 +6,7 @@ it is collected. Not taken: `numpy.loadtxt` (a Python object a field) and a mapp
 read, it would kill the process).
 """
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ __all__ = [
     "line_blocks",
     "lines_of",
     "open_regular",
+    "opened",
     "read_head",
     "trimmed",
     "whole_numbers",
@@ -84,6 +86,26 @@ def open_regular(path: str | bytes | os.PathLike[str]) -> int:
     raise OSError(22, "not a regular file")
 
 
+@contextlib.contextmanager
+def opened(path: str | os.PathLike[str], failure: str = "cannot be read") -> Iterator[int]:
+    """Give the descriptor of a file that `open_regular` opens.
+
+    Args:
+        failure: what to say of one that cannot be opened, or read in the block.
+
+    Raises:
+        UserError: "PATH: cannot be read (No such file or directory)".
+    """
+    try:
+        descriptor = open_regular(path)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise UserError(f"{os.fspath(path)}: {failure} ({error.strerror or error})") from None
+
+
 def line_blocks(path: str | os.PathLike[str], descriptor: int) -> Iterator[LineBlock]:
     """Read a text file block by block, from its beginning.
 
@@ -125,14 +147,8 @@ def blocks_of(path: Path, what: str) -> Iterator[LineBlock]:
     Raises:
         UserError: it cannot be opened, which is said of `what` (groups, list); those of `line_blocks`.
     """
-    try:
-        descriptor = open_regular(path)
-    except OSError as error:
-        raise UserError(f"{path}: {what} cannot be read ({error.strerror or error})") from None
-    try:
+    with opened(path, f"{what} cannot be read") as descriptor:
         yield from line_blocks(path, descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def lines_of(path: Path, what: str) -> Iterator[tuple[int, bytes]]:

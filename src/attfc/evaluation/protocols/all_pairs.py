@@ -128,12 +128,11 @@ def read_groups(path: str | Path, store: Store) -> Groups:
             line = text.decode("utf-8")
         except UnicodeDecodeError:
             raise UserError(f"{file} line {number} is not UTF-8 text: save it as UTF-8") from None
-        fields = [field.strip() for field in line.split("\t")]
-        if len(fields) != 2 or not all(fields):
+        identity, _, group = (field.strip() for field in line.partition("\t"))
+        if not identity or not group or "\t" in group:
             raise UserError(
                 f"{file} line {number}: {line[:80]!r} is no identity, a tab and a group: write name<TAB>group"
             )
-        identity, group = fields
         if identity not in group_of:
             strange, first_strange = strange + 1, first_strange or identity
         elif group_of[identity] not in ("", group):
