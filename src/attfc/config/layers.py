@@ -75,7 +75,7 @@ class Asked:
 
     def typed(self) -> frozenset[str]:
         """Return the dotted keys that the overrides set: what was asked for by name, beside what a preset or default says."""
-        return frozenset(dotted(parse_overrides(list(self.overrides))))
+        return frozenset(dotted(parse_overrides(self.overrides)))
 
     def given(self) -> dict[str, Any]:
         """Return what is settled already, by dotted name: of the preset, of the command line, and of a profile that somebody named.
@@ -98,7 +98,7 @@ class Asked:
             raise UserError(explain(error, self.origin)) from None
 
     def _merged(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
-        typed = parse_overrides(list(self.overrides))
+        typed = parse_overrides(self.overrides)
         values = _kinds_for_words(self.values)
         for layer, origin in ((values, self.origin), (typed, "of the command line")):
             if layer.get("format", FORMAT) != FORMAT:

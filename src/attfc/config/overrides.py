@@ -20,7 +20,7 @@ from attfc.errors import UserError
 __all__ = ["as_typed", "dotted", "nested", "parse_overrides"]
 
 
-def parse_overrides(overrides: list[str]) -> dict[str, Any]:
+def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     """Return the values of `key=value` texts, nested by section.
 
     Raises:

@@ -171,17 +171,16 @@ def read_start(config: RunConfig, asked: Collection[str] = ()) -> tuple[RunConfi
     return config.model_copy(update={"backbone": backbone}), start
 
 
-def lineage(start_from: str | os.PathLike[str]) -> Lineage:
+def lineage(start_from: str | os.PathLike[str], seen: frozenset[Path] = frozenset()) -> Lineage:
     """Say which people stand behind the weights of `start_from`: the data of the earlier runs, the newest first.
+
+    Args:
+        seen: runs that are followed already; one of them ends the line.
 
     Raises:
         UserError: an earlier run's configuration or record is damaged.
     """
-    return _lineage(Path(os.path.expanduser(start_from)), frozenset())
-
-
-def _lineage(path: Path, seen: frozenset[Path]) -> Lineage:
-    run = run_of(path)
+    run = run_of(Path(os.path.expanduser(start_from)))
     if run is None or run.resolve() in seen:
         return Lineage()
     config, record = load_config(str(run / "config.yaml")), read_record(run)
@@ -191,7 +190,7 @@ def _lineage(path: Path, seen: frozenset[Path]) -> Lineage:
     elif config.start_from is None:
         before = Lineage(foreign=False)
     else:  # a run of a version that kept no record
-        before = _lineage(Path(os.path.expanduser(config.start_from)), seen | {run.resolve()})
+        before = lineage(config.start_from, seen | {run.resolve()})
     return Lineage(runs=[own, *before.runs], foreign=before.foreign)
 
 
