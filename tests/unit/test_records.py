@@ -93,7 +93,7 @@ def test_the_insightface_layout(root: Path) -> None:
     assert rows.pixels[:, 8, 8, 0].tolist() == [1, 2, 3, 4, 5, 6]
     assert repr(store) == f"RecordStore('{root}/train.rec', 3 identities, 6 images)"
     for position in (-1, 6):
-        with pytest.raises(IndexError, match=f"position {position} of 6 images"):
+        with pytest.raises(IndexError, match=rf"positions {position} \.\.\. {position} of a store of 6 images"):
             store.read(position)
         with pytest.raises(
             IndexError, match=rf"positions {min(position, 0)} \.\.\. {max(position, 0)} of a store of 6 images"

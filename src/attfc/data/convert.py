@@ -203,14 +203,11 @@ def _blocks(store: Store, first: int) -> Iterator[list[tuple[int, int, Encoded]]
     count = 16
     while slot < end:
         stop = min(slot + count, end)
-        labels = index.labels_of_slots(np.arange(slot, stop))
-        positions: list[int] = []
-        for label in range(int(labels[0]), int(labels[-1]) + 1):
-            start = int(index.offsets[label])
-            positions += index.of(label)[max(slot - start, 0) : stop - start].tolist()
+        slots = np.arange(slot, stop)
+        positions = index.positions_of_slots(slots).tolist()
         encoded = store.read_many(positions)
         size = sum(len(image) for image in encoded if not isinstance(image, Exception))
-        yield list(zip(labels.tolist(), positions, encoded, strict=True))
+        yield list(zip(index.labels_of_slots(slots).tolist(), positions, encoded, strict=True))
         slot = stop
         count = min(max(_CHUNK_BYTES * len(encoded) // max(size, 1), 1), 2 * count, _CHUNK_IMAGES)
 

@@ -38,7 +38,8 @@ def safe_name(name: bytes) -> bytes:
     if len(safe) <= _LONGEST:
         return safe
     _, extension = _split_extension(safe)
-    start = safe[: _LONGEST - 18 - len(extension)].decode("utf-8", "ignore" if _is_utf8(safe) else "surrogateescape")
+    is_text = safe.decode("utf-8", "ignore").encode() == safe
+    start = safe[: _LONGEST - 18 - len(extension)].decode("utf-8", "ignore" if is_text else "surrogateescape")
     digest = hashlib.blake2b(name, digest_size=8).hexdigest().encode()
     return start.encode("utf-8", "surrogateescape") + b"~" + digest + extension
 
@@ -195,15 +196,5 @@ def _distinct(names: list[bytes], ignore_case: bool) -> list[bytes]:
 
 
 def _split_extension(name: bytes) -> tuple[bytes, bytes]:
-    for extension in EXTENSIONS:
-        if name.lower().endswith(extension):
-            return name[: -len(extension)], name[-len(extension) :]
-    return name, b""
-
-
-def _is_utf8(name: bytes) -> bool:
-    try:
-        name.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+    stem = len(name) - next((len(extension) for extension in EXTENSIONS if name.lower().endswith(extension)), 0)
+    return name[:stem], name[stem:]

@@ -10,6 +10,7 @@ that dies of SIGBUS when a mapped file is cut short. Files come from outside: ea
 limit of 256 MiB before anything is allocated.
 """
 
+import contextlib
 import os
 import struct
 from array import array
@@ -39,9 +40,8 @@ __all__ = [
     "MIDDLE",
     "BadRecordError",
     "RecordFile",
-    "RecordHeader",
     "RecordHeads",
-    "unpack_payload",
+    "read_header",
 ]
 
 
@@ -53,7 +53,7 @@ MAX_PARTS = 65_536
 MAGIC_BYTES = MAGIC.to_bytes(4, "little")
 FRAME = struct.Struct("<II")
 HEADER = struct.Struct("<IfQQ")
-_FIRST_LABEL = struct.Struct("<f")
+_LABEL = struct.Struct("<f")
 _HEAD = np.dtype(
     [("magic", "<u4"), ("word", "<u4"), ("flag", "<u4"), ("label", "<f4"), ("ids", "<u8", 2), ("labels", "<f4", 2)]
 )
@@ -71,52 +71,30 @@ class BadRecordError(ValueError):
     """A record that cannot be read; the message is the reason, without file, key and offset: the caller knows them."""
 
 
-@dataclass(frozen=True)
-class RecordHeader:
-    """What a payload holds before the image.
+def read_header(buffer: bytes, begin: int, end: int) -> tuple[int, float, float, int]:
+    """Return what the payload at begin ... end holds before the image.
 
-    Attributes:
-        flag: 0: one label; else the number of labels.
-        labels: float32 (1,) or (flag,).
-        id, id2: uint64; the key, and 0, by custom.
-    """
-
-    flag: int
-    labels: Float32
-    id: int
-    id2: int
-
-
-def unpack_payload(payload: bytes) -> tuple[RecordHeader, bytes]:
-    """Return the header and the image of a payload.
+    Returns:
+        The number of labels (0: one, in the header); the first two of them, 0 for one that is not there; where the image begins.
 
     Raises:
         BadRecordError: it is shorter than its header and labels.
 
     >>> from attfc.data.stores.rec.record_writer import pack_payload
-    >>> header, image = unpack_payload(pack_payload([1.0, 7.0], b"jpeg", key=5))
-    >>> header.flag, header.labels.tolist(), header.id, image
-    (2, [1.0, 7.0], 5, b'jpeg')
+    >>> read_header(pack_payload([1.0, 7.0], b"jpeg", key=5), 0, 36)
+    (2, 1.0, 7.0, 32)
     """
-    flag, label, image_at = read_header(payload, 0, len(payload))
-    _, _, key, id2 = HEADER.unpack_from(payload)
-    labels = np.array([label], np.float32)
-    if flag:
-        labels = np.frombuffer(payload, "<f4", flag, HEADER.size).astype(np.float32, copy=False)
-    return RecordHeader(flag, labels, key, id2), payload[image_at:]
-
-
-def read_header(buffer: bytes, begin: int, end: int) -> tuple[int, float, int]:
-    """Return flag, first label, and where the image begins, of the payload at begin ... end."""
     if end - begin < HEADER.size:
         raise BadRecordError(f"payload of {end - begin} bytes has no room for the header of {HEADER.size}")
-    flag, label, _, _ = HEADER.unpack_from(buffer, begin)
-    image_at = begin + HEADER.size + 4 * flag
+    flag, first, _, _ = HEADER.unpack_from(buffer, begin)
+    second, image_at = 0.0, begin + HEADER.size + 4 * flag
     if image_at > end:
         raise BadRecordError(f"payload of {end - begin:,} bytes declares {flag:,} labels, which do not fit into it")
     if flag:
-        (label,) = _FIRST_LABEL.unpack_from(buffer, begin + HEADER.size)
-    return flag, label, image_at
+        (first,) = _LABEL.unpack_from(buffer, begin + HEADER.size)
+    if flag > 1:
+        (second,) = _LABEL.unpack_from(buffer, begin + HEADER.size + _LABEL.size)
+    return flag, first, second, image_at
 
 
 @dataclass(frozen=True)
@@ -172,8 +150,10 @@ class RecordFile:
 
     def changed(self) -> bool:
         """Whether the open file was written to since it was opened. A new file under the same name is another file: False."""
-        status = os.fstat(self._descriptor)
-        return (status.st_size, status.st_mtime_ns) != (self.size, self.mtime_ns)
+        with contextlib.suppress(OSError):  # a network disk that has lost it
+            status = os.fstat(self._descriptor)
+            return (status.st_size, status.st_mtime_ns) != (self.size, self.mtime_ns)
+        return True
 
     def read(self, offset: int, span: int | None = None) -> bytes:
         """Return the payload of the record that begins at byte `offset`, its parts joined.
@@ -310,11 +290,11 @@ class RecordFile:
         for row in rows[~plain].tolist():  # damaged, or of several parts
             offset = int(offsets[row])
             try:
-                header, image = unpack_payload(self.read(offset, int(spans[row])))
+                payload = self.read(offset, int(spans[row]))
+                flag, heads.first[row], heads.second[row], image_at = read_header(payload, 0, len(payload))
             except BadRecordError as error:
                 raise UserError(f"{self.path}: record {keys[row]} at byte {offset}: {error}; {_RESTORE}") from None
-            heads.flags[row], heads.image_bytes[row] = header.flag, len(image)
-            heads.first[row], heads.second[row] = (*header.labels[:2], 0.0)[:2]
+            heads.flags[row], heads.image_bytes[row] = flag, len(payload) - image_at
 
     def walk(self, progress: Progress | None = None) -> Int64:
         """Return where each record begins, by going from header to header: what an `.idx` would say.

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from attfc.data.index import IdentityIndex
+from attfc.data.index import IdentityIndex, offsets_of
 from attfc.data.people.name_table import printable
 from attfc.data.stores.rec.idx_file import doubled, read_index, rising
 from attfc.data.stores.rec.record_file import RecordFile, RecordHeads
@@ -141,11 +141,6 @@ def _spans(offsets: Int64, rec_bytes: int) -> Int64:
     return spans
 
 
-def _starts(counts: Int64) -> Int64:
-    """Return where each of consecutive stretches begins, and the end of the last."""
-    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64, copy=False)
-
-
 def _whole(labels: Float32, largest: int) -> tuple[Int64, Bools]:
     """Return float32 numbers as int64, 0 where they are not whole numbers of 0 ... largest - 1, and where they are."""
     finite = np.where(np.isfinite(labels), labels, np.float32(-1)).astype(np.float64)
@@ -223,7 +218,7 @@ def _insightface(listing: _Listing, first: int, end: int, label_source: LabelSou
             "list: is it of another file?"
         ),
     )
-    offsets = _starts(counts)
+    offsets = offsets_of(counts)
     rows = np.repeat(begins - offsets[:-1], counts) + np.arange(offsets[-1])
     return listing.index(
         "insightface",
@@ -299,7 +294,7 @@ def _redraw(listing: _Listing, firsts: Int64, lasts: Int64, end: int) -> tuple[I
         ),
     )
     counts = np.bincount(own - begin, minlength=len(firsts) - begin)
-    borders = start + _starts(counts)
+    borders = start + offsets_of(counts)
     exact_firsts, exact_lasts = borders[:-1], borders[1:]
     fits = (_rounded(exact_lasts) == lasts[begin:]) & (_rounded(exact_firsts) == firsts[begin:])
     listing.refuse(
@@ -381,7 +376,7 @@ def _by_own_labels(listing: _Listing, rows: Int64, layout: str = "im2rec", other
     )
     numbers, counts = np.unique(labels, return_counts=True)
     rows = rows[np.argsort(labels, kind="stable")]
-    return listing.index(layout, numbers, _starts(counts), rows, {"other_records": others}, keys=listing.keys[rows])
+    return listing.index(layout, numbers, offsets_of(counts), rows, {"other_records": others}, keys=listing.keys[rows])
 
 
 def _compare_property(path: Path, identities: int, notes: list[str]) -> None:

@@ -137,57 +137,37 @@ class RecordStore(EncodedStore):
         """Return the labels of positions: int64."""
         return self._index.index.labels_of_slots(positions)
 
-    def read(self, position: int) -> tuple[bytes, int]:
-        """Return the record's image and its label.
-
-        Raises:
-            OSError: the file cannot be read.
-            BrokenImageError: the record is damaged, empty, of another identity, or the file was changed since it was opened.
-        """
-        self._check_position(position)
-        label = int(self._index.index.offsets.searchsorted(position, side="right")) - 1
-        encoded = self._image(position, label)
-        self._check_unchanged()
-        return encoded, label
-
     def read_many(self, positions: Sequence[int]) -> list[bytes | Exception]:
-        """Return each image, or the OSError or BrokenImageError met; in the order of the file, checked for changes once.
+        """Return each record's image, or the error met; in the order of the file, which is checked for changes once.
+
+        The error is an OSError (the file cannot be read) or a BrokenImageError (the record is damaged, empty, of another
+        identity, or the file was changed since it was opened).
 
         Raises:
             IndexError: a position outside 0 ... len - 1.
         """
         asked = checked_positions(positions, len(self))
-        labels = (self._index.index.offsets.searchsorted(asked, side="right") - 1).tolist()
+        labels = self.labels(asked).tolist()
         found: list[bytes | Exception] = [b""] * len(asked)
         for row in self._index.offsets[asked].argsort(kind="stable").tolist():
             try:
                 found[row] = self._image(int(asked[row]), labels[row])
             except (OSError, BrokenImageError) as error:
                 found[row] = error
-        try:
-            self._check_unchanged()
-        except (OSError, BrokenImageError) as error:
-            return [error] * len(asked)
+        if self._file.changed():  # after reading: what was written before is seen in the file's time
+            stale = BrokenImageError(f"{self.path.name} was written to while in use: start again when it is complete")
+            return [image if isinstance(image, Exception) else stale for image in found]
         return found
 
     def byte_lengths(self, positions: Int64) -> Int64:
         """Return the byte length of records behind frame and header: up to two labels and the padding to 4 are counted in."""
         return np.asarray(self._index.spans[positions], np.int64) - (FRAME.size + HEADER.size)
 
-    def _check_position(self, position: int) -> None:
-        if not 0 <= position < len(self):
-            raise IndexError(f"position {position} of {len(self)} images")
-
-    def _check_unchanged(self) -> None:
-        """After reading: what was written before would be seen in the file's time."""
-        if self._file.changed():
-            raise BrokenImageError(f"{self.path.name} was written to while in use: start again when it is complete")
-
     def _image(self, position: int, label: int) -> bytes:
         index = self._index
         try:
             buffer, begin, end = self._file.locate(int(index.offsets[position]), int(index.spans[position]))
-            _, own, image_at = read_header(buffer, begin, end)
+            _, own, _, image_at = read_header(buffer, begin, end)
         except BadRecordError as error:
             raise BrokenImageError(str(error)) from None
         if index.compare_labels and own != index.numbers[label]:
@@ -198,7 +178,7 @@ class RecordStore(EncodedStore):
 
     def where(self, position: int) -> str:
         """Return "train.rec record KEY at byte OFFSET"."""
-        self._check_position(position)
+        checked_positions(position, len(self))
         name = printable(os.fsencode(self.path.name))
         return f"{name} record {self._index.key(position)} at byte {int(self._index.offsets[position])}"
 
