@@ -4,10 +4,9 @@ Broken images and copies (`duplicates`), wrong labels (`label_cleaning`, with em
 (`evaluation_people`, and by their faces here), identities that have become too small. Later steps see only what earlier ones left.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from attfc.data.cleaning.duplicates import AcrossIdentities, Contents, Duplicates, find_duplicates, read_contents
@@ -17,7 +16,7 @@ from attfc.data.cleaning.identity_centers import identity_centers
 from attfc.data.cleaning.label_cleaning import Mislabelled, mislabelled, overlap_by_embedding
 from attfc.data.stores.store import Store
 from attfc.errors import UserError
-from attfc.typing import Int64, Progress
+from attfc.typing import Array, Int64, Progress
 
 __all__ = ["clean"]
 
@@ -30,8 +29,8 @@ def clean(
     fewest: int = 1,
     against: Store | None = None,
     names: bool = True,
-    embeddings: npt.NDArray[Any] | None = None,
-    against_embeddings: npt.NDArray[Any] | None = None,
+    embeddings: Array | None = None,
+    against_embeddings: Array | None = None,
     threshold: float | None = 0.3,
     margin: float | None = None,
     policy: Literal["drop", "move"] = "drop",
@@ -106,8 +105,8 @@ def clean(
 def _check_arguments(
     store: Store,
     against: Store | None,
-    embeddings: npt.NDArray[Any] | None,
-    against_embeddings: npt.NDArray[Any] | None,
+    embeddings: Array | None,
+    against_embeddings: Array | None,
     fewest: int,
 ) -> None:
     if fewest < 1:
@@ -183,9 +182,9 @@ def _change_mislabelled(findings: Findings, wrong: Mislabelled, threshold: float
 
 def _leave_out_faces(
     findings: Findings,
-    embeddings: npt.NDArray[Any],
+    embeddings: Array,
     against: Store,
-    against_embeddings: npt.NDArray[Any],
+    against_embeddings: Array,
     overlap_threshold: float,
     threshold: float | None,
     device: torch.device | str,

@@ -17,7 +17,7 @@ from attfc.data.content_hash import content_hash, equal_groups, examine_chunks
 from attfc.data.images import BrokenImageError, ImageFacts, image_facts, reason_of
 from attfc.data.stores.store import Store
 from attfc.errors import UserError, nearest
-from attfc.typing import Bools, Int64, Progress
+from attfc.typing import Bools, Int64, Progress, UInt64
 
 __all__ = ["AcrossIdentities", "Contents", "Duplicates", "Examined", "find_duplicates", "read_contents"]
 
@@ -38,7 +38,7 @@ class Contents:
         reasons: one line for each position that is not sound, in order.
     """
 
-    hashes: npt.NDArray[np.uint64]
+    hashes: UInt64
     sound: Bools
     reasons: list[str]
 
@@ -69,7 +69,7 @@ class Duplicates:
 class Examined:
     """What reading some neighbours tells: their hashes, what was decoded, (row, reason) of each that is broken."""
 
-    hashes: npt.NDArray[np.uint64]
+    hashes: UInt64
     facts: Counter[ImageFacts] = field(default_factory=Counter)
     broken: list[tuple[int, str]] = field(default_factory=list)
 

@@ -15,7 +15,7 @@ import torch
 
 from attfc.data.cleaning.identity_centers import BLOCK_ROWS, center_blocks
 from attfc.errors import UserError
-from attfc.typing import Float32, Int64, Progress
+from attfc.typing import Array, Float32, Int64, Progress
 
 __all__ = ["Mislabelled", "Overlap", "mislabelled", "overlap_by_embedding"]
 
@@ -66,7 +66,7 @@ class Overlap:
 
 
 def mislabelled(
-    embeddings: npt.NDArray[Any],
+    embeddings: Array,
     labels: npt.ArrayLike,
     threshold: float = 0.3,
     *,
@@ -148,8 +148,8 @@ def mislabelled(
 
 
 def overlap_by_embedding(
-    train_centers: npt.NDArray[Any],
-    evaluation_centers: npt.NDArray[Any],
+    train_centers: Array,
+    evaluation_centers: Array,
     threshold: float = 0.7,
     *,
     device: torch.device | str = "cpu",
@@ -200,7 +200,7 @@ def _quantiles(counted: Int64) -> dict[float, float]:
     return {share: round(int(np.searchsorted(below, share * total)) / 1000 - 1, 3) for share in _SHARES}
 
 
-def _joined(parts: list[Any], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+def _joined(parts: list[Any], dtype: npt.DTypeLike) -> Array:
     return np.concatenate([np.zeros(0, dtype), *parts])
 
 
@@ -209,7 +209,7 @@ def _check_cosine(name: str, value: float) -> None:
         raise UserError(f"{name}={value}: a cosine from -1 to 1 is needed")
 
 
-def _unit_tensor(rows: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
+def _unit_tensor(rows: Array, device: torch.device) -> torch.Tensor:
     tensor_BD = torch.from_numpy(np.array(rows, np.float32)).to(device)
     lengths_B1 = torch.linalg.vector_norm(tensor_BD, dim=1, keepdim=True)
     unit_BD: torch.Tensor = tensor_BD / lengths_B1.clamp_min(torch.finfo(torch.float32).tiny)
@@ -217,7 +217,7 @@ def _unit_tensor(rows: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
 
 
 def _nearest_other(
-    embeddings: npt.NDArray[Any],
+    embeddings: Array,
     rows: Int64,
     own: Int64,
     centers_CD: npt.NDArray[np.float16],
@@ -239,9 +239,7 @@ def _nearest_other(
     return nearest, cosines
 
 
-def _best_center(
-    queries_BD: torch.Tensor, centers_CD: npt.NDArray[Any], excluded: Int64 | None = None
-) -> tuple[Int64, Float32]:
+def _best_center(queries_BD: torch.Tensor, centers_CD: Array, excluded: Int64 | None = None) -> tuple[Int64, Float32]:
     """Return the place and cosine of the closest center of length > 0; -1 and -2 if there is none."""
     best = torch.full((len(queries_BD),), -1, dtype=torch.int64, device=queries_BD.device)
     cosines = torch.full((len(queries_BD),), -2.0, device=queries_BD.device)

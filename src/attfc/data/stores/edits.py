@@ -25,7 +25,7 @@ from attfc.data.stores.store import Store, StoreView
 from attfc.data.text_lines import MAX_LINE_BYTES, LineBlock, line_blocks, open_regular, read_head, whole_numbers
 from attfc.errors import UserError
 from attfc.files import replacing
-from attfc.typing import Bools, Int64
+from attfc.typing import Bools, Int64, PathLike
 
 __all__ = ["LEFT_OUT", "EditedStore", "Edits", "compose", "read_edits", "write_edits"]
 
@@ -117,7 +117,7 @@ class Edits:
             )
 
 
-def read_edits(path: str | os.PathLike[str], *, comments: bool = True) -> Edits:
+def read_edits(path: PathLike, *, comments: bool = True) -> Edits:
     """Read an edit list; its lines may come in any order.
 
     Args:
@@ -159,7 +159,7 @@ def read_edits(path: str | os.PathLike[str], *, comments: bool = True) -> Edits:
     return Edits(header["images"], header["identities"], positions, labels, texts if any(texts) else None)
 
 
-def _header(path: str | os.PathLike[str], line: str) -> dict[str, int]:
+def _header(path: PathLike, line: str) -> dict[str, int]:
     fields = line.split("\t")
     if fields[0] != _FORMAT:
         newer = line.startswith("# attfc edits ")
@@ -178,9 +178,7 @@ def _header(path: str | os.PathLike[str], line: str) -> dict[str, int]:
     return header
 
 
-def _parse(
-    path: str | os.PathLike[str], block: LineBlock, images: int, comments: bool
-) -> tuple[Int64, Int64, Int64, list[str]]:
+def _parse(path: PathLike, block: LineBlock, images: int, comments: bool) -> tuple[Int64, Int64, Int64, list[str]]:
     """Positions, labels, line numbers and comments of a block; a comment that is not there is ""."""
     data, starts, ends = block.data, block.starts, block.ends
     tabs = np.flatnonzero(data == 0x09)
@@ -206,7 +204,7 @@ def _parse(
     return positions, labels, block.numbers, texts
 
 
-def _refuse(path: str | os.PathLike[str], block: LineBlock, wrong: Bools, what: str) -> None:
+def _refuse(path: PathLike, block: LineBlock, wrong: Bools, what: str) -> None:
     if bool(wrong.any()):
         row = int(wrong.argmax())
         shown = printable(block.text(row)[:80])
@@ -216,7 +214,7 @@ def _refuse(path: str | os.PathLike[str], block: LineBlock, wrong: Bools, what: 
         )
 
 
-def write_edits(path: str | os.PathLike[str], edits: Edits, store_name: str = "") -> None:
+def write_edits(path: PathLike, edits: Edits, store_name: str = "") -> None:
     """Write an edit list, whole or not at all; about a million lines/s.
 
     Args:
