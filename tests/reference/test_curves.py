@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from attfc.evaluation.metrics import evaluate_scores
 from attfc.evaluation.protocols.search import identify, search_sample
 from attfc.evaluation.report.curves import curves_of
 from attfc.evaluation.samples import PairListSample
@@ -17,7 +18,7 @@ def test_every_point_of_a_roc_is_a_count(kind) -> None:
     first = rng.integers(50, size=3000)
     second = np.where(same, first, (first + 1) % 50)
     sample = (
-        PairListSample.of(scores, same, np.arange(3000) % 2, first, second)
+        PairListSample.of(evaluate_scores(scores, same, np.arange(3000) % 2), first, second)
         if kind == "list"
         else TailSample.of_list(scores, same, first, second, fars=(0.1,))
     )

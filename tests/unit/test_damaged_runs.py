@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from attfc.errors import UserError
+from attfc.evaluation.metrics import evaluate_scores
 from attfc.evaluation.npz_file import read_npz
 from attfc.evaluation.report.compare import write_comparison_report
 from attfc.evaluation.report.run import write_report
@@ -213,9 +214,8 @@ def test_a_write_that_fails_half_way_leaves_the_old_file(tmp_path):
 def result(tmp_path):
     rng = np.random.default_rng(0)
     same = np.arange(40) % 2 == 0
-    sample = PairListSample.of(
-        same + rng.normal(0, 0.3, 40), same, np.arange(40) % 5, np.arange(40) % 7, np.arange(40) % 5
-    )
+    found = evaluate_scores(same + rng.normal(0, 0.3, 40), same, np.arange(40) % 5)
+    sample = PairListSample.of(found, np.arange(40) % 7, np.arange(40) % 5)
     path = tmp_path / "a.npz"
     save_result(path, EvaluationResult("m", "lfw", ("p",), {"accuracy": 0.9}, {(): [sample]}))
     read_result(path)

@@ -1,8 +1,10 @@
 """Encoded image -> uint8 RGB, the loader's hot path; one exception type for every way in which a file can be bad.
 
 JPEG, PNG, WebP and BMP by their first bytes, never by name. The declared size is read from the header and bounded
-before any pixel is decoded. Pillow's decoders are called directly: `Image.open` would probe formats by trial and warn
-about large images through process-wide settings. Conventions:
+before any pixel is decoded, as are the scans of a progressive JPEG: each costs a pass over the pixels. A plain JPEG is
+decoded by simplejpeg, twice as fast as by Pillow and with the same pixels (both call libjpeg-turbo). Everything else, a
+damaged JPEG too, goes to Pillow's decoders, called directly: `Image.open` would probe formats by trial and warn about
+large images through process-wide settings. Conventions:
 
 - grey, palette, CMYK (Adobe's inverted JPEG too), YCbCr -> RGB; 16-bit grey is scaled by 1/257, not clipped;
 - transparency is laid over black, the value that alignment leaves outside the photo;
@@ -19,6 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import simplejpeg
 from PIL import Image, ImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -31,7 +34,10 @@ __all__ = ["BrokenImageError", "ImageFacts", "decode_image", "image_facts", "ima
 
 MAX_PIXELS = 64 * 1024 * 1024
 """Largest width x height that is decoded: 192 MiB of RGB. A 20 KB PNG may declare far more."""
+MAX_SCANNED = 16 * MAX_PIXELS
+"""Largest width x height x scans of a JPEG: some 4 s. A usual progressive file has 10 scans, a hostile one thousands."""
 
+_SCAN = b"\xff\xda"  # begins a scan; between entropy-coded bytes it cannot stand
 _EXIF_ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -77,7 +83,13 @@ def decode_image(encoded: bytes, size: int | None = None) -> UInt8:
     Raises:
         BrokenImageError: empty, cut short, damaged, of another format, or too large; the message is the reason.
     """
-    with _decoding(encoded):
+    plain = _is_plain_jpeg(encoded)
+    pixels = _plain_jpeg(encoded, size) if plain else None
+    if pixels is not None:
+        if size is None or pixels.shape[:2] == (size, size):
+            return pixels
+        return _squared(Image.fromarray(pixels), size)
+    with _decoding(plain):
         image: Image.Image = _open(encoded)
         # Half-size decoding in the DCT: 112 -> 56 px takes 0.22 ms instead of 0.57 and comes closer to a Lanczos resize of
         # the whole (mean absolute difference 1.4 of 255 instead of 2.3); 250 -> 112 px 1.0 ms instead of 1.7.
@@ -85,9 +97,7 @@ def decode_image(encoded: bytes, size: int | None = None) -> UInt8:
             image.draft(None, (size, size))
         image.load()
         image = _to_rgb(_upright(image))
-        if size is not None and image.size != (size, size):
-            image = _square(image, size)
-        return np.asarray(image)
+        return np.asarray(image) if size is None or image.size == (size, size) else _squared(image, size)
 
 
 def image_facts(encoded: bytes) -> ImageFacts:
@@ -96,7 +106,7 @@ def image_facts(encoded: bytes) -> ImageFacts:
     Raises:
         BrokenImageError: as `decode_image`.
     """
-    with _decoding(encoded):
+    with _decoding(_is_plain_jpeg(encoded)):
         image = _open(encoded)
         width, height = image.size
         facts = ImageFacts(width, height, image.mode, image.format or "?")
@@ -111,8 +121,30 @@ def image_size(encoded: bytes) -> tuple[int, int]:
     Raises:
         BrokenImageError: empty, of another format, too large, or a header that cannot be read.
     """
-    with _decoding(encoded):
+    with _decoding(_is_plain_jpeg(encoded)):
         return _open(encoded).size
+
+
+def _is_plain_jpeg(encoded: bytes) -> bool:
+    return encoded.startswith(b"\xff\xd8\xff") and encoded.find(b"Exif\0", 0, 65536) < 0
+
+
+def _plain_jpeg(encoded: bytes, size: int | None) -> UInt8 | None:
+    """Decode a JPEG without EXIF, at the scale that Pillow's `draft` chooses; None: Pillow shall judge it."""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
+    except ValueError:
+        return None
+    if colours not in ("YCbCr", "Gray", "RGB"):
+        return None
+    _check_size((width, height), encoded)
+    smaller = 1 if size is None else min(width, height) // size
+    scale = next((by for by in (8, 4, 2) if smaller >= by), 1)
+    try:
+        pixels: UInt8 = simplejpeg.decode_jpeg(encoded, min_height=-(-height // scale), min_width=-(-width // scale))
+    except ValueError:
+        return None
+    return pixels
 
 
 def _open(encoded: bytes) -> ImageFile.ImageFile:
@@ -131,13 +163,17 @@ def _open(encoded: bytes) -> ImageFile.ImageFile:
         image = BmpImageFile(stream)
     else:
         raise BrokenImageError(f"not a JPEG, PNG, WebP or BMP image (starts with {encoded[:8]!r})")
-    _check_size(image.size)
+    _check_size(image.size, encoded if image.format == "JPEG" else b"")
     return image
 
 
-def _check_size(size: tuple[int, int]) -> None:
-    if size[0] * size[1] > MAX_PIXELS:
+def _check_size(size: tuple[int, int], jpeg: bytes = b"") -> None:
+    pixels = size[0] * size[1]
+    if pixels > MAX_PIXELS:
         raise BrokenImageError(f"declares {size[0]} x {size[1]} pixels, more than the limit of {MAX_PIXELS:,}")
+    # A scan takes ten bytes at least: most files cannot hold too many, and need no count.
+    if pixels * (len(jpeg) // 10) > MAX_SCANNED and pixels * (scans := jpeg.count(_SCAN)) > MAX_SCANNED:
+        raise BrokenImageError(f"declares {size[0]} x {size[1]} pixels in {scans:,} scans, more than a photo needs")
 
 
 def _webp_size(encoded: bytes) -> tuple[int, int]:
@@ -182,16 +218,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _square(image: Image.Image, size: int) -> Image.Image:
+def _squared(image: Image.Image, size: int) -> UInt8:
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
     box = (left, top, left + side, top + side)
-    return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
 
 
 @contextlib.contextmanager
-def _decoding(encoded: bytes) -> Iterator[None]:
+def _decoding(quiet: bool) -> Iterator[None]:
     """Turn what a decoder may raise into BrokenImageError, and keep its warnings from the caller.
 
     Pillow's readers raise OSError, SyntaxError, ValueError, struct.error, zlib.error, EOFError, IndexError and more on
@@ -199,7 +235,6 @@ def _decoding(encoded: bytes) -> Iterator[None]:
     EXIF, palettes and animations make Pillow warn; catching warnings costs time and touches interpreter-wide state, so
     a plain JPEG, nearly every training image, goes without.
     """
-    quiet = encoded.startswith(b"\xff\xd8\xff") and encoded.find(b"Exif\0", 0, 65536) < 0
     try:
         if quiet:
             yield

@@ -16,6 +16,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -27,7 +28,7 @@ from attfc.errors import UserError
 from attfc.files import sync
 from attfc.typing import Int64, PathLike
 
-__all__ = ["RACY_NS", "IndexCache", "Tables"]
+__all__ = ["RACY_NS", "IndexCache", "Tables", "read_about"]
 
 T = TypeVar("T")
 
@@ -35,6 +36,18 @@ RACY_NS = 2_000_000_000
 """What changed less than this before it was looked at may have changed once more in the same tick of its clock."""
 
 _FORGOTTEN_SECONDS = 86_400
+
+
+def read_about(folder: Path, kind: str, read: Callable[[dict[str, Any]], T]) -> T:
+    """Return what `read` makes of the index in a folder, given its `about.json`.
+
+    Raises:
+        UserError: whatever is wrong with it, since it may have come with somebody's data set.
+    """
+    try:
+        return read(json.loads((folder / "about.json").read_text("utf-8")))
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise UserError(f"{folder}: damaged {kind} index ({error}); delete it to have it rebuilt") from None
 
 
 @dataclass(frozen=True)
@@ -75,26 +88,27 @@ class Tables:
     @classmethod
     def open(cls, folder: Path) -> Self:
         """Map what was saved. Raises UserError if it is damaged: it may have come with somebody's data set."""
-        try:
-            about: dict[str, Any] = json.loads((folder / "about.json").read_text("utf-8"))
-            numbered = about.get("numbers")
-            tables = cls(
-                IdentityIndex.open(folder, consecutive=bool(about.get("consecutive", cls.consecutive))),
-                open_array(folder / "numbers.npy", np.int64) if numbered else NameTable.open(folder, "identity"),
-                NameTable.open(folder, cls.path_kind),
-                int(about["scanned_ns"]),
-                folder,
-                **{name: open_array(folder / f"{name}.npy", np.int64) for name in cls.rows},
-                **{
-                    name: {key: int(about[name][key]) for key in keys if key in about[name]}
-                    for name, keys in cls.counts.items()
-                },
-            )
-        except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise UserError(f"{folder}: damaged {cls.source} index ({error}); delete it to have it rebuilt") from None
+        tables: Self = read_about(folder, cls.source, partial(cls._read, folder))
         if not tables.sound():
             raise UserError(f"{folder}: damaged {cls.source} index (its arrays contradict each other); delete it")
         return tables
+
+    @classmethod
+    def _read(cls, folder: Path, about: dict[str, Any]) -> Self:
+        return cls(
+            IdentityIndex.open(folder, consecutive=bool(about.get("consecutive", cls.consecutive))),
+            open_array(folder / "numbers.npy", np.int64)
+            if about.get("numbers")
+            else NameTable.open(folder, "identity"),
+            NameTable.open(folder, cls.path_kind),
+            int(about["scanned_ns"]),
+            folder,
+            **{name: open_array(folder / f"{name}.npy", np.int64) for name in cls.rows},
+            **{
+                name: {key: int(about[name][key]) for key in keys if key in about[name]}
+                for name, keys in cls.counts.items()
+            },
+        )
 
     def save(self, draft: Path) -> None:
         """Write what `open` maps."""

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from attfc.backbones import backbone_names, create_backbone
-from attfc.backbones.counting import shapes_only
+from attfc.backbones.shapes import shapes_only
 from attfc.errors import UserError, first_line, nearest
 from attfc.export.torch_pickle import RefusedNamesError, check_pickle
 

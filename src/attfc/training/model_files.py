@@ -21,6 +21,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from attfc.backbones import create_backbone
+from attfc.backbones.shapes import shapes_only
 from attfc.errors import UserError
 from attfc.files import read_json, replacing
 from attfc.training.checkpoints.checkpoint import latest_checkpoint
@@ -110,7 +111,7 @@ def load_model(folder: Path, *, any_colours: bool = False) -> tuple[nn.Module, d
     if not weights.is_file():
         raise UserError(f"{weights} is missing: a model is a folder with {WEIGHTS} and {CONFIG}")
     try:
-        with torch.device("meta"):
+        with shapes_only():
             expected = create_backbone(network, **sizes, **options).state_dict()
     except UserError as error:
         raise UserError(f"{folder / CONFIG}: {error}") from None

@@ -22,7 +22,7 @@ from attfc.data.index import IdentityIndex, checked_label, checked_positions
 from attfc.data.people.identity_names import joined_names, names_of
 from attfc.data.people.name_table import NameTable, printable
 from attfc.data.stores.store import Store, StoreView
-from attfc.data.text_lines import MAX_LINE_BYTES, LineBlock, line_blocks, open_regular, read_head, whole_numbers
+from attfc.data.text_lines import MAX_LINE_BYTES, LineBlock, line_blocks, opened, read_head, whole_numbers
 from attfc.errors import UserError
 from attfc.files import replacing
 from attfc.typing import Bools, Int64, PathLike
@@ -128,15 +128,9 @@ def read_edits(path: PathLike, *, comments: bool = True) -> Edits:
         UserError: no such file, not an edit list, a line that cannot be understood, a position listed twice, a position or
             label out of range, another number of lines than the header says.
     """
-    try:
-        descriptor = open_regular(path)
-        try:
-            header = _header(path, read_head(path, descriptor))
-            parts = [_parse(path, block, header["images"], comments) for block in line_blocks(path, descriptor)]
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise UserError(f"{os.fspath(path)}: edit list cannot be read ({error.strerror or error})") from None
+    with opened(path, "edit list cannot be read") as descriptor:
+        header = _header(path, read_head(path, descriptor))
+        parts = [_parse(path, block, header["images"], comments) for block in line_blocks(path, descriptor)]
     nothing = np.zeros(0, np.int64)
     positions, labels, numbers = (np.concatenate([nothing, *(part[column] for part in parts)]) for column in range(3))
     if header.get("changes", len(positions)) != len(positions):

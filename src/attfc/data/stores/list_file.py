@@ -33,7 +33,7 @@ from attfc.data.index_cache import RACY_NS, IndexCache, Tables
 from attfc.data.people.name_table import NameTable, printable
 from attfc.data.stores.image_files import ImageFiles, read_image
 from attfc.data.stores.list_columns import IMAGE_ENDINGS, ListLayout
-from attfc.data.text_lines import MAX_LINE_BYTES, LineBlock, line_blocks, open_regular, whole_numbers
+from attfc.data.text_lines import MAX_LINE_BYTES, LineBlock, line_blocks, open_regular, opened, whole_numbers
 from attfc.errors import UserError
 from attfc.typing import Int64, PathLike, Progress
 
@@ -90,14 +90,8 @@ class ListStore(ImageFiles):
         progress: Progress | None = None,
     ) -> None:
         super().__init__(path, Path(path).parent if root is None else root)
-        try:
-            descriptor = open_regular(self.path)
-            try:
-                self._tables: _ListTables = self._opened(descriptor, cache, progress)
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise UserError(f"{self.path}: list cannot be read ({error.strerror or error})") from None
+        with opened(self.path, "list cannot be read") as descriptor:
+            self._tables: _ListTables = self._opened(descriptor, cache, progress)
 
     def _opened(self, descriptor: int, cache: PathLike | None, progress: Progress | None) -> _ListTables:
         status = os.fstat(descriptor)

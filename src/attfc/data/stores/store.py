@@ -71,7 +71,7 @@ class Store(Protocol):
 
 
 class EncodedStore:
-    """Gives `read_many` and `images` to a store that has `read`, and answers that a store may know better.
+    """Gives `images` to a store that has `read` or `read_many`, and the other one; answers that a store may know better.
 
     Attributes:
         length_slack: how many bytes `byte_lengths` may be too high by.
@@ -90,7 +90,18 @@ class EncodedStore:
         return None
 
     def read(self, position: int) -> tuple[bytes, int]:
-        """Return the encoded image and its label; the store's own."""
+        """Return the encoded image and its label; where `read_many` is the store's own, of a batch of one.
+
+        Raises:
+            OSError, BrokenImageError: it cannot be read.
+        """
+        (encoded,) = self.read_many([position])
+        if isinstance(encoded, Exception):
+            raise encoded
+        return encoded, int(self.labels(position))
+
+    def labels(self, positions: npt.ArrayLike) -> Int64:
+        """Return the labels of positions: int64; the store's own."""
         raise NotImplementedError
 
     def read_many(self, positions: Sequence[int]) -> list[bytes | Exception]:

@@ -94,10 +94,10 @@ class RecentCenters(Bank):
     def _take_memory(self, identities: int | None, images: int | None) -> None:
         slots = self.slots = self.size
         if slots >= 1 << 29:
-            raise UserError(f"container has {slots} slots: the label index ends at {(1 << 29) - 1}, lower slots")
+            raise UserError(f"container has {slots} slots: the label index ends at {(1 << 29) - 1}, lower count")
         if slots < self.ranks.size:
             raise UserError(
-                f"container has {slots} slots, fewer than the {self.ranks.size} ranks that share them: raise slots or start fewer processes"
+                f"container has {slots} slots, fewer than the {self.ranks.size} ranks that share them: raise count or start fewer processes"
             )
         self.shard = ShardedRows.of(slots, self.ranks)
         held = len(self.shard)
@@ -171,7 +171,7 @@ class RecentCenters(Bank):
         """Raise the error of a batch that is larger than the container."""
         if batch > self.slots:
             raise UserError(
-                f"container has {self.slots} slots, which is smaller than the batch ({batch}): raise slots to at least {batch}, which may be more "
+                f"container has {self.slots} slots, which is smaller than the batch ({batch}): raise count to at least {batch}, which may be more "
                 f"than there are identities, or lower the batch to {self.slots}"
             )
 
