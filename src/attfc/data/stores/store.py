@@ -163,15 +163,6 @@ class StoreView(EncodedStore):
         """Return the number of the store and the position in it: int64, shaped as `positions`; the view's own."""
         raise NotImplementedError
 
-    def labels(self, positions: npt.ArrayLike) -> Int64:
-        """Return the labels of positions: int64; the view's own."""
-        raise NotImplementedError
-
-    def read(self, position: int) -> tuple[bytes, int]:
-        """Return the encoded image and its label here; raises as the store's `read`."""
-        source, place = map(int, self.source_of(position))
-        return self.stores[source].read(place)[0], int(self.labels([position])[0])
-
     def read_many(self, positions: Sequence[int]) -> list[bytes | Exception]:
         """Return each encoded image, or the OSError or BrokenImageError that reading it met; a call a store."""
         source, places = self.source_of(positions)
