@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from attfc.data.index import IdentityIndex, open_array
 from attfc.data.index_cache import RACY_NS, IndexCache, read_about
@@ -195,10 +194,6 @@ class FolderStore(ImageFiles):
             if not real.startswith(root):
                 return position, printable(real)
         return None
-
-    def labels(self, positions: npt.ArrayLike) -> Int64:
-        """Return the labels of positions: int64."""
-        return self._tables.index.labels_of_slots(positions)
 
     def image_path(self, position: int) -> bytes:
         """Return an image's path."""

@@ -224,11 +224,11 @@ class _NamesMetError(Exception):
 
 def _parse(path: Path, descriptor: int, status: os.stat_result, progress: Progress | None) -> _ListTables:
     scanned_ns = time.time_ns()
-    labels: _Numbers | _Names = _Numbers(path)
+    labels: _Numbers | _Names = _Numbers()
     try:
         paths = _pass(path, descriptor, status.st_size, labels, progress)
     except _NamesMetError:
-        labels = _Names(path)
+        labels = _Names()
         paths = _pass(path, descriptor, status.st_size, labels, progress)
     if not len(paths):
         raise UserError(f"{path}: no images: a line `path label` for each is expected")
@@ -240,15 +240,15 @@ def _pass(path: Path, descriptor: int, size: int, labels: "_Numbers | _Names", p
     """Hand each block's labels to `labels` and return the paths."""
     packed = bytearray()  # grows in place: the paths of 42 M images are not held twice
     lengths = array("q")
-    layout = ListLayout(path)
+    layout = ListLayout()
     for block in line_blocks(path, descriptor):
         found = layout.columns(block)
-        layout.refuse(block, found.label_starts >= found.label_ends, "has no label")
+        block.refuse(found.label_starts >= found.label_ends, "has no label")
         labels.take(block, found.label_starts, found.label_ends)
         edges = np.zeros(len(block.data) + 1, np.int8)
         edges[found.path_starts] += 1
         edges[found.path_ends] -= 1
-        layout.refuse(block, found.path_starts >= found.path_ends, "has no path")
+        block.refuse(found.path_starts >= found.path_ends, "has no path")
         packed += block.data[np.cumsum(edges[:-1], dtype=np.int8).view(np.bool_)].tobytes()
         lengths.frombytes((found.path_ends - found.path_starts).tobytes())
         if progress is not None:
@@ -261,8 +261,7 @@ def _pass(path: Path, descriptor: int, size: int, labels: "_Numbers | _Names", p
 class _Numbers:
     """Labels that are whole numbers, as far as the list shows."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self) -> None:
         self._taken = array("q")
 
     def take(self, block: LineBlock, starts: Int64, ends: Int64) -> None:
@@ -276,7 +275,7 @@ class _Numbers:
             row = int(wrong[0])
             shown = printable(block.data[starts[row] : ends[row]].tobytes()[:40])
             raise UserError(
-                f"{ListLayout(self._path).line(block, row)}: label {shown} is not a whole number from 0 to 10^18 - 1 (labels may be "
+                f"{block.where(row)}: label {shown} is not a whole number from 0 to 10^18 - 1 (labels may be "
                 "names, but other lines have numbers)"
             )
         self._taken.frombytes(numbers.tobytes())
@@ -305,8 +304,7 @@ def _looks_like_a_number(label: bytes) -> bool:
 class _Names:
     """Labels that are names: numbered as they come, then in the order of their bytes."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self) -> None:
         self._number_of: dict[bytes, int] = {}
         self._taken = array("q")
 
@@ -325,7 +323,7 @@ class _Names:
                 if number is None:
                     if name.lower().endswith(IMAGE_ENDINGS):
                         raise UserError(
-                            f"{ListLayout(self._path).line(block, int(rows[first[place]]))} ends in an image file where the label is due: "
+                            f"{block.where(int(rows[first[place]]))} ends in an image file where the label is due: "
                             "a line is `path label`: swap the columns"
                         )
                     number = self._number_of[name] = len(self._number_of)
