@@ -26,7 +26,7 @@ from attfc.data.stores.writer import LEFT_OUT, StoreWriter
 from attfc.errors import UserError, nearest
 from attfc.typing import Progress
 
-__all__ = ["KINDS", "Conversion", "convert_store"]
+__all__ = ["Conversion", "convert_store"]
 
 KINDS = ("packed", "rec", "folder")
 
