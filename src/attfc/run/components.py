@@ -78,11 +78,14 @@ def refuse_misfits(config: RunConfig) -> None:
         UserError: naming both parts, and what goes with them.
     """
     ranks = Ranks(0, launched_ranks())
-    if config.head.kind not in PARTS:  # one piece; torch takes seconds to draw its rows even where nothing is allocated
+    if config.head.kind not in PARTS:  # one piece
         _replicated(config, ranks)
         return
+    banks = {name: bank for name in ("negatives", "stored") if (bank := getattr(config, name)) and bank.get("initial")}
+    # Torch takes seconds to draw rows, even where nothing is allocated.
+    empty = {name: bank.model_copy(update={"initial": "empty"}) for name, bank in banks.items()}
     with torch.device("meta"):
-        _put_together(config, ANY_SIZE, ranks, ANY_SIZE)
+        _put_together(config.model_copy(update=empty), ANY_SIZE, ranks, ANY_SIZE)
 
 
 def _replicated(config: RunConfig, ranks: Ranks) -> bool:
