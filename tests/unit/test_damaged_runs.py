@@ -18,7 +18,7 @@ from attfc.evaluation.report.run import write_report
 from attfc.evaluation.results import EvaluationResult, compare_results, read_result, save_result
 from attfc.evaluation.samples import PairListSample
 from attfc.files import write_text_whole, written_whole
-from attfc.training.progress import MetricsLog
+from attfc.training.progress import RunLog
 
 EVALUATION = {
     "accuracy": 0.9,
@@ -171,7 +171,8 @@ def test_a_log_torn_inside_a_letter_is_read_and_resumed(run):
     path.write_bytes(whole + record[: record.index(b"\xc3") + 1])
     assert reported(run, "metrics.jsonl") is None
     assert "cut short" in (run / "report.html").read_text()
-    MetricsLog(run, first_step=3, tensorboard=False).close()
+    with RunLog(tensorboard=False).opened(run, 2, 10):
+        pass
     assert path.read_bytes() == whole
     assert sorted(entry.name for entry in run.iterdir() if "part" in entry.name) == []
 

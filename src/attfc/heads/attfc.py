@@ -24,7 +24,6 @@ from attfc.config.option import Option
 from attfc.distributed import Ranks
 from attfc.errors import UserError
 from attfc.heads.banks.bank import (
-    EMPTY,
     Bank,
     Batch,
     Negatives,
@@ -42,6 +41,7 @@ from attfc.heads.memory import HeadMemory
 from attfc.heads.options import BlockMib, FilterAbove, Filtering
 from attfc.losses.container_softmax import container_softmax
 from attfc.losses.margins import CosFace, Margin
+from attfc.losses.streaming_pass import EMPTY
 
 __all__ = ["AttFC", "default_margin"]
 

@@ -132,30 +132,21 @@ class PartialFC(DrawnRows, TrainedRows):
         self._check_labels_below(every_label_B)
         count = self.classes_in_a_step(len(every_label_B))
         sampled_S = draw_classes(every_label_B, self.identities, count, self.seed, self.draws)
-        first, own_S = self._own(sampled_S)
+        if self.ranks.size == 1 or len(sampled_S) == self.identities:
+            first, stop = self.shard.start, self.shard.stop
+        else:
+            # How many are ours is not known beforehand: here the host waits for the device.
+            ends = torch.tensor([self.shard.start, self.shard.stop], device=sampled_S.device)
+            first, stop = torch.searchsorted(sampled_S, ends).tolist()
+        own_S = sampled_S[first:stop] - self.shard.start
         if self.training:
             self.draws += 1
             self._sampled = len(own_S)
             if self.rows.place == "file" and count < self.identities:
-                self.rows.prefetch(self.next_draw(count))
+                # What the next step draws beside its batch's own can be known ahead.
+                drawn = drawn_classes(self.identities, count, self.seed, self.draws, torch.device("cpu"))
+                self.rows.prefetch(self.shard.select(drawn[drawn < self.identities][:count]) - self.shard.start)
         return sampled_rows(self.weight, own_S), torch.searchsorted(sampled_S, labels_B), first
-
-    def _own(self, sampled_S: Tensor) -> tuple[int, Tensor]:
-        """Return how many sampled classes stand on the ranks before this one, and the rows of `weight` that are sampled here."""
-        if self.ranks.size == 1:
-            return 0, sampled_S
-        if len(sampled_S) == self.identities:
-            return self.shard.start, sampled_S[self.shard.block] - self.shard.start
-        # How many are ours is not known beforehand: here the host waits for the device.
-        ends = torch.tensor([self.shard.start, self.shard.stop], device=sampled_S.device)
-        first, stop = torch.searchsorted(sampled_S, ends).tolist()
-        return first, sampled_S[first:stop] - self.shard.start
-
-    def next_draw(self, count: int) -> Tensor:
-        """Return the rows of `weight` that the next step draws beside its batch's own, int64 on the CPU: what can be known ahead."""
-        drawn = drawn_classes(self.identities, count, self.seed, self.draws, torch.device("cpu"))
-        drawn = drawn[drawn < self.identities][:count]
-        return drawn[(drawn >= self.shard.start) & (drawn < self.shard.stop)] - self.shard.start
 
     def _keep_coalesced(self, weight: nn.Parameter) -> None:
         """Say that the rows of the gradient are ascending and different: autograd forgets it, and finding out takes a sort.

@@ -16,9 +16,9 @@ from attfc.config.choose import usual_negatives
 from attfc.distributed import ALONE, Ranks
 from attfc.errors import UserError
 from attfc.heads.banks.sharded_rows import ShardedRows
+from attfc.losses.streaming_pass import EMPTY
 
 __all__ = [
-    "EMPTY",
     "Bank",
     "Batch",
     "Negatives",
@@ -26,8 +26,6 @@ __all__ = [
     "last_occurrence",
     "merge_centers",
 ]
-
-EMPTY = -1  # label of a row that holds nothing: never a negative
 
 
 @dataclass(frozen=True)

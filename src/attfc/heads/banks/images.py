@@ -21,11 +21,12 @@ from torch.nn.functional import normalize
 
 from attfc.config.option import Option
 from attfc.errors import UserError
-from attfc.heads.banks.bank import EMPTY, Batch, Negatives, Recalled, last_occurrence
+from attfc.heads.banks.bank import Batch, Negatives, Recalled, last_occurrence
 from attfc.heads.banks.kept_rows import KeptRows
 from attfc.heads.banks.sharded_rows import ShardedRows
 from attfc.heads.checked import checked
 from attfc.heads.options import DrawnCount, DrawnShare, Folder
+from attfc.losses.streaming_pass import EMPTY
 
 __all__ = ["ImageMemory"]
 

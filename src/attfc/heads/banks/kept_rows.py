@@ -45,10 +45,7 @@ class KeptRows(DrawnRows, Bank):
         Over all ranks B + `size` of them: `size` others, and one more for each sample that repeats an identity of the batch.
         """
         count = min(self.size + len(every_label_B), self.identities)
-        drawn_S = draw_classes(every_label_B.to(device), self.identities, count, self.seed, self.draws)
-        if self.ranks.size > 1:
-            drawn_S = drawn_S[(drawn_S >= self.shard.start) & (drawn_S < self.shard.stop)]
-        return drawn_S
+        return self.shard.select(draw_classes(every_label_B.to(device), self.identities, count, self.seed, self.draws))
 
     def footprint(self, everyone: int, block_mib: float, cached: bool) -> tuple[float, float, int]:
         """All rows, where they count; the rows drawn and what finds them are there for the step alone."""

@@ -23,8 +23,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from attfc.distributed import RowShard
 from attfc.errors import UserError, nearest
+from attfc.heads.banks.sharded_rows import ShardedRows
 from attfc.machine import available_memory
 
 __all__ = ["DrawnRows", "RowPlace", "RowStore", "draw_rows", "sampled_rows"]
@@ -181,7 +181,7 @@ def _reserve(descriptor: int, size: int) -> None:
 
 
 @torch.no_grad()
-def draw_rows(weight: Tensor, shard: RowShard, std: float = 0.01) -> None:
+def draw_rows(weight: Tensor, shard: ShardedRows, std: float = 0.01) -> None:
     """Fill the rows `shard` of a classifier from torch's global generator: normal, around 0.
 
     Every rank draws the rows of all and keeps its own, so they are those of one process, and the generators stay alike. Time O(N D),
