@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -20,7 +21,7 @@ from attfc.data.images import BrokenImageError, decode_image, reason_of
 from attfc.data.index import IdentityIndex
 from attfc.typing import Int64, UInt8
 
-__all__ = ["EncodedStore", "Images", "Store", "StoreView", "images_array", "origins"]
+__all__ = ["EncodedStore", "Images", "IndexedStore", "Store", "StoreView", "images_array", "origins"]
 
 
 @dataclass
@@ -152,6 +153,30 @@ class EncodedStore:
         """Pickle without what is a `cached_property`, such as an identity index: a decoding worker does not need it, or makes it again."""
         own = vars(self).items()
         return {name: it for name, it in own if not isinstance(getattr(type(self), name, None), cached_property)}
+
+
+class IndexedStore(EncodedStore):
+    """Gives a store at a `path` that has an identity index its length, its labels and its representation."""
+
+    path: Path
+
+    @property
+    def identities(self) -> IdentityIndex:
+        """The identity index; the store's own."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return self.identities.images
+
+    def labels(self, positions: npt.ArrayLike) -> Int64:
+        """Return the labels of positions: int64; for images that are numbered identity by identity."""
+        return self.identities.labels_of_slots(positions)
+
+    def __repr__(self) -> str:
+        """Return the path and the counts."""
+        counts = f"{len(self.identities):,} identities, {len(self):,} images"
+        return f"{type(self).__name__}({str(self.path)!r}, {counts})"
 
 
 class StoreView(EncodedStore):
