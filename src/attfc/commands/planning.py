@@ -115,7 +115,7 @@ def plan(
     """
     from attfc.devices import choose_device
     from attfc.plan import advice, answer
-    from attfc.run.planning import configured_title, kept_besides, measured_encoder, planned_steps
+    from attfc.run.planning import Planner, configured_title, measured_encoder
 
     config, identities, images = _asked_for(words, identities, images)
     if config.center is not None and config.center.kind == "other_images" and images is None:
@@ -130,7 +130,8 @@ def plan(
         encoder, dtype = measured_encoder(config, device)
     budget = memory * 2**30 if memory is not None else _memory_of(device)
     rates = _rates(config, device) if calibrate else None
-    plans = planned_steps(config, encoder, identities, images, device, budget, ranks, rates)
+    planner = Planner(identities, images, device, budget, ranks)
+    plans = planner.plans(config, encoder, rates)
     where = f"{ranks} x " if ranks > 1 else ""
     kind = str(dtype or "float32").removeprefix("torch.")
     out.print(
@@ -138,10 +139,9 @@ def plan(
         f"budget {budget / 2**30:.1f} GiB per process",
     )
     _print_plans(plans, budget)
-    besides = kept_besides(config, identities, images, ranks, cached=device.type == "cpu")
     said = answer(plans, configured_title(config, [each.head for each in plans]), budget)
     sentence = advice(plans, identities, images)
-    for line in (*besides, *said, f"advice: {sentence}"):
+    for line in (*planner.kept_besides(config), *said, f"advice: {sentence}"):
         out.print(line)
     write_json(
         json_file,
@@ -153,7 +153,7 @@ def plan(
             "ranks": ranks,
             "budget_bytes": budget,
             "device": str(device),
-            "plans": [each.to_dict() for each in plans],
+            "plans": [vars(each) for each in plans],
             "answer": said,
             "advice": sentence,
         },

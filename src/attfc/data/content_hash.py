@@ -11,10 +11,9 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from attfc.data.stores.store import Store
-from attfc.typing import Bools, Int64
+from attfc.typing import Bools, Int64, UInt64
 
 __all__ = ["content_hash", "equal_groups", "examine_chunks"]
 
@@ -26,7 +25,7 @@ def content_hash(encoded: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "little")
 
 
-def equal_groups(hashes: npt.NDArray[np.uint64], usable: Bools | None = None) -> tuple[Int64, Int64, Int64]:
+def equal_groups(hashes: UInt64, usable: Bools | None = None) -> tuple[Int64, Int64, Int64]:
     """Find the hashes that occur more than once.
 
     Args:

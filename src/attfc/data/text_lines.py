@@ -23,8 +23,10 @@ __all__ = [
     "BLANK",
     "MAX_LINE_BYTES",
     "LineBlock",
+    "blocks_of",
     "last_before",
     "line_blocks",
+    "lines_of",
     "open_regular",
     "opened",
     "read_head",
@@ -137,6 +139,24 @@ def line_blocks(path: str | os.PathLike[str], descriptor: int) -> Iterator[LineB
             raise UserError(_too_long(path, line))
         if not fresh:
             return
+
+
+def blocks_of(path: Path, what: str) -> Iterator[LineBlock]:
+    """Open a file and read it block by block; see `line_blocks`.
+
+    Raises:
+        UserError: it cannot be opened, which is said of `what` (groups, list); those of `line_blocks`.
+    """
+    with opened(path, f"{what} cannot be read") as descriptor:
+        yield from line_blocks(path, descriptor)
+
+
+def lines_of(path: Path, what: str) -> Iterator[tuple[int, bytes]]:
+    """Return the number and text of each line, without the blanks around it; see `blocks_of`."""
+    for block in blocks_of(path, what):
+        text = block.data.tobytes()
+        for number, start, end in zip(block.numbers.tolist(), block.starts.tolist(), block.ends.tolist(), strict=True):
+            yield number, text[start:end]
 
 
 def _split(block: bytes, offset: int, first_line: int) -> LineBlock:

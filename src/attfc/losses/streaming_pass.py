@@ -149,7 +149,6 @@ def stream_negatives(
             row_scales_R = None if row_scales_C is None else row_scales_C[block]
             rows_RD, row_scales_R = pass_.prepare(rows_CD[block], row_scales_R)
             filtered_BR: Tensor | None = None
-
             while True:
                 logits_BR = pass_.logits(rows_RD, row_scales_R)
                 if filtering_threshold is not None:

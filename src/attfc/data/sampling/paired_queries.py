@@ -8,11 +8,10 @@ Source: our own; batches of P people with K images each are usual in metric lear
 """
 
 import numpy as np
-import numpy.typing as npt
 
 from attfc.data.index import IdentityIndex
 from attfc.random_streams import below, hash_words, permute
-from attfc.typing import Int64
+from attfc.typing import Int64, UInt64
 
 __all__ = ["PairedQueries"]
 
@@ -58,6 +57,6 @@ class PairedQueries:
         turn = (2 * (pair - self._first_pair[label]) + place % 2) % count
         return first + permute(turn, count, hash_words(self.seed, _WITHIN, label, epoch))
 
-    def drawn_slots(self, hashes: npt.NDArray[np.uint64], numbers: Int64) -> Int64:
+    def drawn_slots(self, hashes: UInt64, numbers: Int64) -> Int64:
         """Return slots drawn from all images, for queries that cannot be decoded: those lose their partner."""
         return below(hashes, self.identities.images)

@@ -11,11 +11,10 @@ some images have come five times and others never.
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from attfc.errors import UserError
 from attfc.random_streams import below, hash_words, mix64, permute
-from attfc.typing import Int64
+from attfc.typing import Int64, UInt64
 
 __all__ = ["EachImageOnce", "WeightedEpochs", "checked_weights"]
 
@@ -73,7 +72,7 @@ class EachImageOnce:
         epoch, place = np.divmod(numbers, self.length)
         return permute(place, self.length, hash_words(self._seed, self._purpose, epoch))
 
-    def drawn_slots(self, hashes: npt.NDArray[np.uint64], numbers: Int64) -> Int64:
+    def drawn_slots(self, hashes: UInt64, numbers: Int64) -> Int64:
         """Return slots drawn with replacement, from one hash each; wherever in the sequence."""
         return below(hashes, self.length)
 
@@ -125,7 +124,7 @@ class WeightedEpochs:
         image = permute(place, self._counts[source], hash_words(self.seed, _CYCLE, source, cycle))
         return self._answer(self._first_image[source] + image)
 
-    def drawn_slots(self, hashes: npt.NDArray[np.uint64], numbers: Int64) -> Int64:
+    def drawn_slots(self, hashes: UInt64, numbers: Int64) -> Int64:
         """Return slots drawn with replacement, by weight and within a source evenly, from one hash each; wherever in the sequence."""
         source, _ = self._visited(below(hashes, self.length))
         return self._answer(self._first_image[source] + below(mix64(hashes), self._counts[source]))

@@ -5,7 +5,6 @@ a worker process maps the same pages, so pickling sends the paths alone.
 """
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,39 +12,16 @@ import numpy as np
 
 from attfc.data.images import BrokenImageError
 from attfc.data.index import IdentityIndex, checked_label
+from attfc.data.index_cache import Tables
 from attfc.data.people.name_table import NameTable, printable
 from attfc.data.stores.store import EncodedStore
 from attfc.errors import UserError
 from attfc.typing import Int64
 
-__all__ = ["MAX_FILE_BYTES", "ImageFiles", "Tables", "read_image"]
+__all__ = ["MAX_FILE_BYTES", "ImageFiles", "read_image"]
 
 MAX_FILE_BYTES = 256 * 1024 * 1024
 """Larger files are reported as broken and not read: no face is that large, and one such file could exhaust a worker."""
-
-
-@dataclass(frozen=True)
-class Tables:
-    """Everything known about the images; arrays mapped from `folder`, or in memory if that is None.
-
-    Attributes:
-        index: which images belong to whom.
-        identities: name of each identity, or its number in the source.
-        paths: of each image, or its file's name.
-        scanned_ns: when the source was looked at.
-        folder: where the arrays lie.
-    """
-
-    index: IdentityIndex
-    identities: NameTable | Int64
-    paths: NameTable
-    scanned_ns: int
-    folder: Path | None
-
-    @classmethod
-    def open(cls, folder: Path) -> "Tables":
-        """Map what was saved. Raises UserError if it is damaged: it may have come with somebody's data set."""
-        raise NotImplementedError
 
 
 class ImageFiles(EncodedStore):

@@ -148,12 +148,14 @@ class EncodedStore:
             return Images(pixels)
         return Images(pixels, {row: reasons[origin] for row, origin in enumerate(first.tolist()) if origin in reasons})
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle without what is a `cached_property`, such as an identity index: a decoding worker does not need it, or makes it again."""
+        own = vars(self).items()
+        return {name: it for name, it in own if not isinstance(getattr(type(self), name, None), cached_property)}
+
 
 class StoreView(EncodedStore):
-    """Gives a store over `stores` all but `source_of`, `labels`, names and the identity index.
-
-    What is a `cached_property` of a view, its identity index first of all, is not pickled: decoding workers do not need it.
-    """
+    """Gives a store over `stores` all but `source_of`, `labels`, names and the identity index."""
 
     stores: tuple[Store, ...]
 
@@ -199,11 +201,6 @@ class StoreView(EncodedStore):
         """Return where the image comes from, as its store says it."""
         source, place = map(int, self.source_of(position))
         return self.stores[source].where(place)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickle without the identity index and whatever else is made on first use."""
-        own = vars(self).items()
-        return {name: it for name, it in own if not isinstance(getattr(type(self), name, None), cached_property)}
 
 
 def origins(store: Store, positions: Int64) -> tuple[list[Store], Int64, Int64]:
