@@ -228,7 +228,7 @@ class _Pass:
     A bfloat16 product accumulates in float32, but on the CPU torch rounds its result to bfloat16: a logit of 60 becomes
     uncertain by 0.125, its weight by 13 %. So the CPU asks for logit - reference, with the reference a little (LEAD) above the
     running maximum: then the logits that matter are small numbers, with small errors. Where a block surpasses its reference by
-    more than FARTHEST it is multiplied again with a better one (about one block a pass on random rows). The first few rows
+    more than FARTHEST it is multiplied again with a better one (about one block per pass on random rows). The first few rows
     are done in float32, to begin with a good reference. Measured (s = 64, D = 512, rivals at cosine 0.8): worst loss off by 0.02
     in place of 0.13, worst gradient of a query by 1.7 % in place of 10 %; what is left is the rounding of the query itself.
     """
