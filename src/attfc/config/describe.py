@@ -13,12 +13,12 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from attfc.config.kinds import KINDS, PARTS
-from attfc.config.messages import adapter, is_section, keys_like
+from attfc.config.messages import adapter, keys_like
 from attfc.config.option import Option as Described
 from attfc.config.option import clauses
 from attfc.config.overrides import as_typed, dotted
 from attfc.config.profiles import profile_values
-from attfc.config.schema import KeyEncoderConfig, RunConfig, described_fields
+from attfc.config.schema import RunConfig, described_fields, models_of
 from attfc.config.short_names import SHORT_NAMES, short_name
 from attfc.errors import UserError
 
@@ -85,7 +85,7 @@ def all_options() -> tuple[Option, ...]:
     """Every option, in the order of the schema; the options of the run itself come first. One that several kinds have alike is one option."""
     found: dict[str, tuple[Option, list[str]]] = {}
     for key, owners in described_fields().items():
-        for kind, field in owners if not is_section(key) else ():
+        for kind, field in owners if not models_of(key) else ():
             option = _option(key, field)
             found.setdefault(repr(option), (option, []))[1].append(kind)
     options = [
@@ -97,9 +97,8 @@ def all_options() -> tuple[Option, ...]:
 
 def section_title(section: str) -> str:
     """One line about a section, from the schema."""
-    model = RunConfig.model_fields[section].annotation if section else RunConfig
-    model = KeyEncoderConfig if section == "key_encoder" else model
-    return TITLES.get(section) or (model.__doc__ or "").strip().split("\n")[0]
+    models = models_of(section) or {"": RunConfig}
+    return TITLES.get(section) or (next(iter(models.values())).__doc__ or "").strip().split("\n")[0]
 
 
 def sections() -> list[str]:

@@ -10,10 +10,10 @@ from typing import Any
 import yaml
 
 from attfc.config.kinds import KINDS
-from attfc.config.messages import is_section, no_section
+from attfc.config.messages import no_section
 from attfc.config.option import types_in
 from attfc.config.safe_yaml import read_yaml
-from attfc.config.schema import described_fields
+from attfc.config.schema import described_fields, models_of
 from attfc.config.short_names import SHORT_NAMES
 from attfc.errors import UserError
 
@@ -39,7 +39,7 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
             key = SHORT_NAMES.get(key, key)
             if key in KINDS and isinstance(value, str):
                 key = f"{key}.kind"
-            elif is_section(key) and not (value is None and key in KINDS):
+            elif models_of(key) and not (value is None and key in KINDS):
                 raise UserError(no_section(key, value, text))
         pairs.append((key, value))
     return nested(pairs)
