@@ -6,7 +6,7 @@ network's part is counted, not guessed: every storage that comes and goes is wat
 (`measure_encoder`; under autocast where the training is), and memory is a line in the batch size. Cost: a few seconds.
 Not seen: workspace inside a kernel, fragmentation, the interpreter and torch themselves (250 to 400 MiB on a processor).
 Time is the network's, measured at the larger of the two batches (or four times that, where it is quick), and the head's, measured on
-some thousand rows with its optimizer (`attfc.lab.bench.calibration`): a plan made on one device says nothing of the time on another. Not
+some thousand rows with its optimizer (`attfc.lab.calibration`): a plan made on one device says nothing of the time on another. Not
 taken: counting on the meta device (no autocast there), and torch's fake tensors (ten times the start-up for the same figures).
 """
 
@@ -201,7 +201,7 @@ def _seconds(device: torch.device, work: Callable[[], object]) -> float:
 
 @dataclass(frozen=True)
 class HeadRates:
-    """Seconds a row of the heads' parts of a step, on some device at some batch; `attfc.lab.bench.calibration` measures them.
+    """Seconds a row of the heads' parts of a step, on some device at some batch; `attfc.lab.calibration` measures them.
 
     Attributes:
         container: forward and backward of AttFC, for each slot.

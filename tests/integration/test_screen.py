@@ -12,7 +12,7 @@ import torch
 from attfc import create_backbone
 from attfc.commands import screen
 from attfc.data import SyntheticFaces
-from attfc.lab.bench import head_speed
+from attfc.lab import head_speed
 from attfc.training.model_files import save_model
 
 from .commands import run_main

@@ -15,7 +15,7 @@ from attfc.config import load_config
 from attfc.distributed import Ranks
 from attfc.heads import DCP, AttFC, CenterTable, FullFC, Head, KeyAttention, PartialFC, RecentCenters
 from attfc.heads.memory import HeadMemory
-from attfc.lab.bench import calibration
+from attfc.lab import calibration
 from attfc.losses import CosFace
 from attfc.plan import NOTHING, Encoder, HeadRates, Plan, advice, answer, measure_encoder, plan_step
 

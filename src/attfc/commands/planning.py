@@ -185,7 +185,7 @@ def _asked_for(words: list[str], identities: int | None, images: int | None) -> 
 
 
 def _rates(config: "RunConfig", device: "torch.device") -> "HeadRates":
-    from attfc.lab.bench.calibration import measure_heads
+    from attfc.lab.calibration import measure_heads
 
     with working(f"measuring the heads on {device}: a few steps each"):
         return measure_heads(

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from attfc.data.cleaning.duplicates import AcrossIdentities, Duplicates, find_duplicates, read_contents
+from attfc.data.cleaning.duplicates import AcrossIdentities, Contents, find_duplicates, read_contents
 from attfc.data.cleaning.evaluation_people import leave_out_copied_people, leave_out_named_people, note_people
 from attfc.data.cleaning.findings import CleaningReport, Findings, small_identities
 from attfc.data.cleaning.identity_centers import identity_centers
@@ -59,8 +59,7 @@ def clean(
         against_embeddings: (M, D) of `against`, of the same model: looks for its people by their centers.
         threshold, margin, policy, move_threshold: of `mislabelled`; threshold None: do not look for wrong labels.
         overlap_threshold: of `overlap_by_embedding`.
-        workers: processes that read images.
-        device: where nearest centers are computed.
+        workers, device: processes that read images, and where nearest centers are computed.
         progress: called as (done, total) in images, all passes together.
         examples, most_comments: of `Findings.report`.
 
@@ -77,8 +76,7 @@ def clean(
     if contents is not None:
         findings.leave_out("broken", np.flatnonzero(~contents.sound), contents.reasons.__getitem__)
         if duplicates is not None:
-            found = find_duplicates(store, across=duplicates, contents=contents, labels=findings.labels)
-            _leave_out_copies(findings, found, duplicates)
+            _leave_out_copies(findings, contents, duplicates)
     if embeddings is not None and threshold is not None:
         wrong = mislabelled(
             embeddings,
@@ -123,7 +121,9 @@ def _check_arguments(
             )
 
 
-def _leave_out_copies(findings: Findings, found: Duplicates, policy: AcrossIdentities) -> None:
+def _leave_out_copies(findings: Findings, contents: Contents, policy: AcrossIdentities) -> None:
+    found = find_duplicates(findings.store, across=policy, contents=contents, labels=findings.labels)
+
     def leave_out(reason: str, chosen: Bools) -> None:
         copy_of = found.copy_of[chosen]
         findings.leave_out(

@@ -9,7 +9,7 @@ Source: our own; batches of P people with K images each are usual in metric lear
 
 import numpy as np
 
-from attfc.data.index import IdentityIndex
+from attfc.data.index import IdentityIndex, offsets_of
 from attfc.random_streams import below, hash_words, permute
 from attfc.typing import Int64, UInt64
 
@@ -40,7 +40,7 @@ class PairedQueries:
         self.identities = identities
         self.seed = int(seed)
         counts = identities.counts()
-        self._first_pair: Int64 = np.concatenate([[0], np.cumsum((counts + 1) // 2)])
+        self._first_pair = offsets_of((counts + 1) // 2)
         self._pairs = int(self._first_pair[-1])
         self.length = 2 * self._pairs
 

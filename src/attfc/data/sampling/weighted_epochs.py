@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from attfc.data.index import offsets_of
 from attfc.errors import UserError
 from attfc.random_streams import below, hash_words, mix64, permute
 from attfc.typing import Int64, UInt64
@@ -108,8 +109,7 @@ class WeightedEpochs:
         self._slots = slots
         self._counts = np.array(counts, np.int64)
         self._visits = np.array(visits, np.int64)
-        self._first_image = np.cumsum(self._counts) - self._counts
-        self._visit_ends = np.cumsum(self._visits)
+        self._first_image, self._first_visit = offsets_of(counts), offsets_of(visits)
 
     def query_slots(self, numbers: Int64) -> Int64:
         """Return the slots of queries: int64, shaped as `numbers`.
@@ -131,8 +131,8 @@ class WeightedEpochs:
 
     def _visited(self, places: Int64) -> tuple[Int64, Int64]:
         """Source and number of the visit, for places in the epoch's list of visits by source."""
-        source = np.searchsorted(self._visit_ends, places, side="right").astype(np.int64, copy=False)
-        return source, places - (self._visit_ends - self._visits)[source]
+        source = np.searchsorted(self._first_visit, places, side="right") - 1
+        return source, places - self._first_visit[source]
 
     def _answer(self, images: Int64) -> Int64:
         return images if self._slots is None else self._slots[images]

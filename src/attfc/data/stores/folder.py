@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
 from attfc.data.index import IdentityIndex
 from attfc.data.index_cache import RACY_NS, IndexCache, Tables
@@ -185,10 +184,6 @@ class FolderStore(ImageFiles):
             if not real.startswith(root):
                 return position, printable(real)
         return None
-
-    def labels(self, positions: npt.ArrayLike) -> Int64:
-        """Return the labels of positions: int64."""
-        return self._tables.index.labels_of_slots(positions)
 
     def image_path(self, position: int) -> bytes:
         """Return an image's path."""

@@ -14,8 +14,9 @@ from attfc.data.images import BrokenImageError
 from attfc.data.index import IdentityIndex, checked_label
 from attfc.data.index_cache import Tables
 from attfc.data.people.name_table import NameTable, printable
-from attfc.data.stores.store import EncodedStore
+from attfc.data.stores.store import IndexedStore
 from attfc.errors import UserError
+from attfc.files import read_at
 from attfc.typing import Int64
 
 __all__ = ["MAX_FILE_BYTES", "ImageFiles", "read_image"]
@@ -24,7 +25,7 @@ MAX_FILE_BYTES = 256 * 1024 * 1024
 """Larger files are reported as broken and not read: no face is that large, and one such file could exhaust a worker."""
 
 
-class ImageFiles(EncodedStore):
+class ImageFiles(IndexedStore):
     """A Store over files: `source` is the folder or list, relative paths start at `root`."""
 
     _tables: Tables
@@ -48,10 +49,6 @@ class ImageFiles(EncodedStore):
     def cache(self) -> Path | None:
         """Folder of the cached index; None if it is held in memory."""
         return self._tables.folder
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self._tables.paths)
 
     def identity_name(self, label: int) -> str:
         """Return the identity's name, or its number in the source, in printable form."""
@@ -86,11 +83,6 @@ class ImageFiles(EncodedStore):
             if len(self) != images:
                 raise UserError(f"{folder}: the index changed while a worker started; start again")
 
-    def __repr__(self) -> str:
-        """Return the source and the counts."""
-        counts = f"{len(self.identities):,} identities, {len(self):,} images"
-        return f"{type(self).__name__}({str(self.path)!r}, {counts})"
-
 
 def _size(path: bytes) -> int:
     try:
@@ -109,9 +101,6 @@ def read_image(descriptor: int) -> bytes:
         size = os.fstat(descriptor).st_size
         if size > MAX_FILE_BYTES:
             raise BrokenImageError(f"file of {size:,} bytes, more than the limit of {MAX_FILE_BYTES:,}")
-        encoded = os.read(descriptor, size)
-        while len(encoded) < size and (more := os.read(descriptor, size - len(encoded))):
-            encoded += more
-        return encoded
+        return read_at(descriptor, size, 0)
     finally:
         os.close(descriptor)

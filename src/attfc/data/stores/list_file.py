@@ -211,21 +211,21 @@ def _pass(
     path: Path,
     descriptor: int,
     size: int,
-    number: Callable[[ListLayout, LineBlock, Int64, Int64], Int64],
+    number: Callable[[LineBlock, Int64, Int64], Int64],
     progress: Progress | None,
 ) -> tuple[NameTable, Int64]:
     """Return the paths, and what `number` makes of the labels of each block, which lie between starts and ends."""
     packed = bytearray()  # grows in place: the paths of 42 M images are not held twice
     lengths, numbers = array("q"), array("q")
-    layout = ListLayout(path)
+    layout = ListLayout()
     for block in line_blocks(path, descriptor):
         found = layout.columns(block)
-        layout.refuse(block, found.label_starts >= found.label_ends, "has no label")
-        numbers.frombytes(number(layout, block, found.label_starts, found.label_ends).tobytes())
+        block.refuse(found.label_starts >= found.label_ends, "has no label")
+        numbers.frombytes(number(block, found.label_starts, found.label_ends).tobytes())
         edges = np.zeros(len(block.data) + 1, np.int8)
         edges[found.path_starts] += 1
         edges[found.path_ends] -= 1
-        layout.refuse(block, found.path_starts >= found.path_ends, "has no path")
+        block.refuse(found.path_starts >= found.path_ends, "has no path")
         packed += block.data[np.cumsum(edges[:-1], dtype=np.int8).view(np.bool_)].tobytes()
         lengths.frombytes((found.path_ends - found.path_starts).tobytes())
         if progress is not None:
@@ -234,7 +234,7 @@ def _pass(
     return paths, np.array(numbers, np.int64)
 
 
-def _whole(layout: ListLayout, block: LineBlock, starts: Int64, ends: Int64) -> Int64:
+def _whole(block: LineBlock, starts: Int64, ends: Int64) -> Int64:
     """Return labels that are whole numbers, as far as the list shows."""
     numbers, sound = whole_numbers(block.data, starts, ends)
     wrong = np.flatnonzero(~sound).tolist()
@@ -243,7 +243,7 @@ def _whole(layout: ListLayout, block: LineBlock, starts: Int64, ends: Int64) -> 
     if wrong:
         label = block.data[starts[wrong[0]] : ends[wrong[0]]].tobytes()[:40]
         raise UserError(
-            f"{layout.line(block, wrong[0])}: label {printable(label)} is not a whole number from 0 to 10^18 - 1 (labels may be "
+            f"{block.where(wrong[0])}: label {printable(label)} is not a whole number from 0 to 10^18 - 1 (labels may be "
             "names, but other lines have numbers)"
         )
     return numbers
@@ -267,7 +267,7 @@ def _looks_like_a_number(label: bytes) -> bool:
     return False
 
 
-def _numbered(number_of: dict[bytes, int], layout: ListLayout, block: LineBlock, starts: Int64, ends: Int64) -> Int64:
+def _numbered(number_of: dict[bytes, int], block: LineBlock, starts: Int64, ends: Int64) -> Int64:
     """Return labels that are names as numbers, given out as the names come."""
     lengths = ends - starts
     numbers = np.empty(len(starts), np.int64)
@@ -278,7 +278,7 @@ def _numbered(number_of: dict[bytes, int], layout: ListLayout, block: LineBlock,
         for place, name in enumerate(names.tolist()):
             if name not in number_of and name.lower().endswith(IMAGE_ENDINGS):
                 raise UserError(
-                    f"{layout.line(block, int(rows[first[place]]))} ends in an image file where the label is due: "
+                    f"{block.where(int(rows[first[place]]))} ends in an image file where the label is due: "
                     "a line is `path label`: swap the columns"
                 )
         of_names = np.array([number_of.setdefault(name, len(number_of)) for name in names.tolist()], np.int64)

@@ -126,11 +126,6 @@ class SyntheticFaces(EncodedStore):
         start = f"seed {self.seed} identity "
         return NameTable.pack(f"{start}{number}".encode() for number in (labels + self.first_identity).tolist())
 
-    def read(self, position: int) -> tuple[bytes, int]:
-        """Return the JPEG of one image (112 x 112) and its label. Several at once are cheaper: `images`."""
-        labels, samples = self._split([position])
-        return self._encoded(labels, samples)[0], int(labels[0])
-
     def read_many(self, positions: Sequence[int]) -> list[bytes | Exception]:
         """Return the JPEGs of several images, rendered a block at a time.
 

@@ -78,9 +78,8 @@ class HeldOutEvaluation(ImageEvaluation):
 
         exact: how many of the highest impostor scores of all pairs are drawn one by one; fewer are quicker.
         """
-        found: dict[FigurePath, list[Sample]] = {(): [self.pair_sample]}
-        if self.rank_one is not None:
-            found[()].append(self.rank_one.sample())
+        ranked = [] if self.rank_one is None else [self.rank_one.sample()]
+        found: dict[FigurePath, list[Sample]] = {(): [self.pair_sample, *ranked]}
         if self.all_pairs is not None and self.all_pairs.stated:
             found["all_pairs",] = [self.all_pairs.sample(exact)]
         return found

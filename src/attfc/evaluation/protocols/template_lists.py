@@ -247,8 +247,8 @@ def _read_pairs(path: Path, faults: _Faults, progress: Progress | None) -> Templ
     apart = table[:, 0] != table[:, 1]
     note = f"pairs of {path.name} compare a template with itself: left out"
     faults.add("pairs_of_a_template_with_itself", int((~apart).sum()), note)
-    first, second, same = table[apart].T.copy()
-    return TemplatePairs(first, second, same == 1)
+    first, second, same = table[apart].T
+    return TemplatePairs(first.copy(), second.copy(), same == 1)
 
 
 def _read_search(meta: Path, name: str, faults: _Faults) -> tuple[tuple[SubjectList, ...], SubjectList | None]:
