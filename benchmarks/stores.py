@@ -70,7 +70,7 @@ class PublishedDataset(Dataset[tuple[Tensor, Tensor, int]]):
 
     def __init__(self, store: FolderStore, size: int) -> None:
         index = store.identities
-        self.paths = [store.path(position).decode() for position in range(len(store))]
+        self.paths = [store.image_path(position).decode() for position in range(len(store))]
         self.labels = store.labels(np.arange(len(store))).tolist()
         self.images_of = [index.of(label).tolist() for label in range(len(index))]
         self.transform = transforms.Compose(
@@ -195,7 +195,7 @@ def make_stores(root: Path, place: Path) -> dict[str, Callable[[Path], Store]]:
         done = convert_store(folder, place / kind, kind=kind)
         assert done.images == len(folder), done
     lines = [
-        f"{folder.path(position).decode()}\t{label}\n"
+        f"{folder.image_path(position).decode()}\t{label}\n"
         for position, label in enumerate(folder.labels(np.arange(len(folder))).tolist())
     ]
     (place / "faces.txt").write_text("".join(lines))

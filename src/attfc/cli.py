@@ -23,12 +23,12 @@ from attfc.commands import (
 )
 from attfc.commands.common import err, out
 from attfc.commands.evaluation import compare, evaluate, report
-from attfc.commands.help import CommandsByUse
+from attfc.commands.help import Commands, CommandsByUse
 from attfc.errors import UserError
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(
+app = Commands(
     help="Train face recognition on millions of identities with one GPU.",
     no_args_is_help=True,
     cls=CommandsByUse,
@@ -70,7 +70,7 @@ def main() -> None:
             raise
         rank = os.environ.get("RANK", "0")
         if rank == "0" or type(error).__name__ != "AgreedError":  # attfc.distributed's: rank 0 says it for all
-            err.print(f"error: {error}" if rank == "0" else f"error on rank {rank}: {error}", markup=False)
+            err.print(f"error: {error}" if rank == "0" else f"error on rank {rank}: {error}")
         sys.exit(1)
     except RuntimeError as error:
         if debug or type(error).__name__ != "OutOfMemoryError":  # torch's, without importing torch to name it
@@ -78,14 +78,13 @@ def main() -> None:
         err.print(
             f"error: {str(error).splitlines()[0]} Try half the batch_size with twice the optimizer.accumulation, "
             "precision.amp=bfloat16, or backbone.options={checkpointing: true}",
-            markup=False,
         )
         sys.exit(1)
 
 
 def _refuse_flags(arguments: list[str]) -> None:
     """Leave with status 2 where an option of a run is typed as a flag: ``attfc train demo --epochs 3``."""
-    if arguments[:1] != ["train"] or not any(word.startswith("--") for word in arguments):
+    if arguments[:1] != ["train"] or not any(word.startswith("-") for word in arguments):
         return
     group = typer.main.get_command(app)
     assert isinstance(group, CommandsByUse)
@@ -94,7 +93,7 @@ def _refuse_flags(arguments: list[str]) -> None:
     }
     fault = options.written_as_flag(arguments[1:], {*flags, "--help", "--debug"})
     if fault is not None:
-        err.print(f"error: {fault}", markup=False)
+        err.print(f"error: {fault}")
         sys.exit(2)
 
 

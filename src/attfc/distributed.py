@@ -7,9 +7,6 @@ Each rank holds an equal share of the global batch: rank r has samples [r b, (r 
 **The gradient convention** is DistributedDataParallel's: a rank returns the mean loss of its own samples, gradients add up over ranks, and
 who owns a parameter divides by their number; the result is the gradient of the global mean. `gather` and `sum` are differentiable in this sense.
 Not taken: torch.distributed.nn.functional (deprecated) and _functional_collectives' autograd forms (private, and renamed between torch 2.9 and 2.15).
-
-Rows (class centers) are sharded in the way of torch's `Shard(0)`: rank r has rows [r n, (r + 1) n) with n = ceil(rows / ranks), the last
-ranks fewer or none. So a shard is a DTensor for a checkpoint, which any other number of ranks can read.
 """
 
 import datetime
@@ -32,7 +29,6 @@ __all__ = [
     "ALONE",
     "AgreedError",
     "Ranks",
-    "RowShard",
     "claim_gpu",
     "data_parallel",
     "grad_scaler",
@@ -49,24 +45,6 @@ class AgreedError(UserError):
     """The same error on every rank: rank 0 says it for all."""
 
 
-@dataclass(frozen=True)
-class RowShard:
-    """The rows [start, stop) of `rows` that this rank holds."""
-
-    rows: int
-    start: int
-    stop: int
-
-    def __len__(self) -> int:
-        """Return how many rows this rank holds."""
-        return self.stop - self.start
-
-    @property
-    def block(self) -> slice:
-        """The own rows, to index all of them."""
-        return slice(self.start, self.stop)
-
-
 @dataclass(frozen=True, eq=False)
 class Ranks:
     """This process among those that train together; all of them call every operation, in the same order.
@@ -77,8 +55,8 @@ class Ranks:
         group: torch's process group, None alone.
 
     >>> alone = Ranks()
-    >>> alone.gather(torch.ones(2, 3)).shape, alone.shard(10)
-    (torch.Size([2, 3]), RowShard(rows=10, start=0, stop=10))
+    >>> alone.gather(torch.ones(2, 3)).shape
+    torch.Size([2, 3])
     """
 
     rank: int = 0
@@ -95,11 +73,6 @@ class Ranks:
     def __deepcopy__(self, memo: dict[int, Any]) -> "Ranks":
         """Copies of a component belong to the same ranks: a process group cannot be copied."""
         return self
-
-    def shard(self, rows: int) -> RowShard:
-        """Return this rank's share of `rows` rows."""
-        each = -(-rows // self.size)
-        return RowShard(rows, min(self.rank * each, rows), min((self.rank + 1) * each, rows))
 
     def own(self, gathered: Tensor) -> Tensor:
         """Return this rank's block of a gathered tensor, a view."""

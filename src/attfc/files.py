@@ -178,9 +178,16 @@ _turn = threading.Lock()
 
 
 def read_at(descriptor: int, count: int, offset: int) -> bytes:
-    """Return up to `count` bytes from `offset`: `os.pread` where the system has it (Linux, macOS), else one thread after the other."""
-    if hasattr(os, "pread"):
-        return os.pread(descriptor, count, offset)
-    with _turn:
-        os.lseek(descriptor, offset, os.SEEK_SET)
-        return os.read(descriptor, count)
+    """Return `count` bytes from `offset`, fewer where the file ends: `os.pread`, else (Windows) one thread after the other."""
+    data = b""
+    while len(data) < count:
+        if hasattr(os, "pread"):
+            more = os.pread(descriptor, count - len(data), offset + len(data))
+        else:
+            with _turn:
+                os.lseek(descriptor, offset + len(data), os.SEEK_SET)
+                more = os.read(descriptor, count - len(data))
+        if not more:
+            break
+        data = data + more if data else more
+    return data

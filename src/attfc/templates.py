@@ -7,18 +7,23 @@ import functools
 from pathlib import Path
 from typing import Any
 
-__all__ = ["filled_in"]
+__all__ = ["filled_in", "macros_of"]
 
 
 def filled_in(template: Path, **values: Any) -> str:
     """Return the text of a template with its values.
 
     Args:
-        template: the file; values are escaped as HTML where it ends in .html.
+        template: the file; values are escaped as HTML unless it ends in .md.
         values: by the names that the template uses.
     """
     text: str = _environment(template.parent).get_template(template.name).render(values)
     return text
+
+
+def macros_of(template: Path, **values: Any) -> Any:
+    """Return the macros of a template, by their names, to be called for parts of a page; they see the values."""
+    return _environment(template.parent).get_template(template.name).make_module(values)
 
 
 @functools.cache
@@ -27,7 +32,7 @@ def _environment(folder: Path) -> Any:
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder),
-        autoescape=lambda name: str(name).endswith(".html"),
+        autoescape=lambda name: not str(name).endswith(".md"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

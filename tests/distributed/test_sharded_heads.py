@@ -163,11 +163,11 @@ def test_what_cannot_be_shared_is_refused_on_every_rank() -> None:
             {"identities": 1},
         ),
         "container has 1 slots, fewer than the 2 ranks that share them": ("dcp", {"count": 1}),
-        "container has 15 slots, which is smaller than the batch (16): raise slots to at least 16": (
+        "container has 15 slots, which is smaller than the batch (16): raise count to at least 16": (
             "dcp",
             {"count": 15},
         ),
-        "container has 14 slots, which is smaller than the batch (16): raise slots to at least 16": (
+        "container has 14 slots, which is smaller than the batch (16): raise count to at least 16": (
             "dcq",
             {"count": 14},
         ),

@@ -201,7 +201,7 @@ def go_on(
     optimizer = build_optimizer(name, groups, learning_rate=0.2 if name == "sgd" else 0.02, stores=stores)
     sharded = ShardedState(head.row_shards(), head, optimizer, ranks)
     if first:
-        state = sharded.collect(load_checkpoint(Path(folder) / f"step_{first:09d}", place=sharded.place))
+        state = load_checkpoint(Path(folder) / f"step_{first:09d}", place=sharded.place)
         encoder.load_state_dict(state["encoder"])
         head.load_state_dict(state["head"])
         optimizer.load_state_dict(state["optimizer"])
@@ -217,7 +217,7 @@ def go_on(
         optimizer.step()
         losses.append(ranks.mean(loss.detach()))
     everything = {"encoder": encoder.state_dict(), "head": head.state_dict(), "optimizer": optimizer.state_dict()}
-    save_checkpoint(Path(folder), last, sharded.spread(everything))
+    save_checkpoint(Path(folder), last, everything, sharded.spread)
     return {"losses": losses, "encoder": [encoder.weight.detach(), encoder.bias.detach()]}
 
 

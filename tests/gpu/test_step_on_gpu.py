@@ -10,7 +10,7 @@ import torch
 
 from attfc.config import load_config
 from attfc.run.build import new_run
-from attfc.training.reports import reduce_step
+from attfc.training.reports import StepReport
 
 pytestmark = [
     pytest.mark.gpu,
@@ -67,7 +67,7 @@ def test_a_step_does_not_wait_for_the_device(tmp_path, refuse_to_wait, name, amp
             torch.cuda.synchronize()
             torch.cuda.set_sync_debug_mode("error")
         loss = trainer.train_step(batches)
-        report = reduce_step(trainer.step, loss, batches, False, trainer.ranks)
+        report = StepReport(trainer.step, loss, batches, False, trainer.ranks)
         trainer.step += 1
     torch.cuda.set_sync_debug_mode("default")
     torch.cuda.synchronize()

@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from attfc.backbones import create_backbone
-from attfc.backbones.counting import shapes_only
+from attfc.backbones.shapes import shapes_only
 from attfc.cli import app
 from attfc.config import RunConfig, load_config, preset_names
 from attfc.run.build import new_run

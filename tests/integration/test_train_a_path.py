@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -229,12 +230,38 @@ def test_an_evaluation_that_fails_at_the_end_says_how_to_go_on(people, tmp_path,
     shutil.copytree(people, kept)
     for broken in sorted(kept.rglob("0.jpg")):
         broken.write_bytes(b"no picture")
-    typed = ["demo", *QUICK, f"data.root={people}", f"eval.root={kept}", f"output={tmp_path}", "backbone=r6_tiny"]
+    typed = [
+        "demo",
+        *QUICK,
+        f"data.root={people}",
+        f"eval.root={kept}",
+        f"output={tmp_path / 'runs'}",
+        "backbone=r6_tiny",
+    ]
     status, _, err = run_main(monkeypatch, capsys, "train", *typed)
+    assert status == 1  # before the first step, and nothing is left behind
+    said = "images are broken, more than the limit of 0.01; the first is "
+    assert said in " ".join(err.split())
+    assert "0.jpg: " in err
+    assert "(of a training run: data.broken_limit)" in " ".join(err.split())
+    assert not (tmp_path / "runs").exists()
+
+    shutil.rmtree(kept)
+    shutil.copytree(people, kept)
+    status, _, err = run_main(monkeypatch, capsys, "train", *typed)
+    assert status == 0, err
+    for broken in sorted(kept.rglob("0.jpg")):
+        broken.write_bytes(b"no picture")
+    folder = tmp_path / "runs" / "demo-001"
+    status, _, err = run_main(monkeypatch, capsys, "train", "--resume", folder, "max_steps=6")
     assert status == 1
-    assert "the evaluation at step 4 failed: " in err
-    folder = tmp_path / "demo-001"
+    assert "the evaluation at step 6 failed: " in err
     assert f"go on with attfc train --resume {folder}" in " ".join(err.split())
     status, out, err = run_main(monkeypatch, capsys, "train", "--resume", folder, "data.broken_limit=0.3")
     assert status == 0, err
     assert "accuracy of pairs" in out
+    status, _, err = run_main(monkeypatch, capsys, "train", *typed, "data.broken_limit=0.3")
+    assert status == 0, err
+    assert re.search(
+        r"note: \d+ of the \d+ images to be evaluated on are broken and left out; the first is", " ".join(err.split())
+    )

@@ -42,6 +42,6 @@ def test_save_and_open_change_nothing(raw: list[int]) -> None:
     index = IdentityIndex.from_labels(np.array(raw, np.int64), identities=13)
     with tempfile.TemporaryDirectory() as folder:
         index.save(folder)
-        opened = IdentityIndex.open(folder)
+        opened = IdentityIndex.open(folder, consecutive=index.consecutive)
         assert opened.offsets.tolist() == index.offsets.tolist()
         assert opened.items.tolist() == index.items.tolist()

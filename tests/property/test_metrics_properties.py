@@ -5,8 +5,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from attfc.data.index import IdentityIndex
-from attfc.evaluation.metrics import area_under_roc, equal_error_rate, evaluate_scores, roc, tar_at_far
+from attfc.evaluation.metrics import area_under_roc, equal_error_rate, evaluate_scores, roc
 from attfc.evaluation.protocols.pair_lists import generate_pairs
+from attfc.evaluation.rates import tar_at_far
 
 
 @st.composite

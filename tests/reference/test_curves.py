@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from attfc.evaluation.metrics import evaluate_scores
 from attfc.evaluation.protocols.search import identify, search_sample
 from attfc.evaluation.report.curves import curves_of
 from attfc.evaluation.samples import PairListSample
@@ -17,11 +18,11 @@ def test_every_point_of_a_roc_is_a_count(kind) -> None:
     first = rng.integers(50, size=3000)
     second = np.where(same, first, (first + 1) % 50)
     sample = (
-        PairListSample.of(scores, same, np.arange(3000) % 2, first, second)
+        PairListSample.of(evaluate_scores(scores, same, np.arange(3000) % 2), first, second)
         if kind == "list"
         else TailSample.of_list(scores, same, first, second, fars=(0.1,))
     )
-    drawn = {name: curves[0] for name, curves, *_ in curves_of({"model": [sample]})}
+    drawn = {name: curves[0] for name, curves in curves_of({"model": [sample]}).items()}
     highest = np.sort(scores[~same])[::-1]
     for far, tar in zip(drawn["roc"].x.tolist(), drawn["roc"].y.tolist(), strict=True):
         allowed = round(far * len(highest))
@@ -35,7 +36,7 @@ def test_every_point_of_cmc_and_dir_is_a_count() -> None:
     people = rng.normal(size=(30, 8))
     labels = rng.integers(0, 30, 200)
     found = identify(people[:20], np.arange(20), people[labels] + rng.normal(size=(200, 8)), labels)
-    drawn = {name: curves[0] for name, curves, *_ in curves_of({"model": [search_sample([found])]})}
+    drawn = {name: curves[0] for name, curves in curves_of({"model": [search_sample([found])]}).items()}
     for rank, rate in zip(drawn["cmc"].x.tolist(), drawn["cmc"].y.tolist(), strict=True):
         assert rate == pytest.approx(np.mean(found.probe_ranks <= rank))
     others = np.sort(found.stranger_scores)[::-1]

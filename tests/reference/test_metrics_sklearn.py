@@ -19,10 +19,10 @@ from attfc.evaluation.metrics import (
     evaluate_scores,
     fold_numbers,
     roc,
-    tar_at_far,
     tar_at_nearest_far,
 )
 from attfc.evaluation.protocols.search import rank_one
+from attfc.evaluation.rates import tar_at_far
 
 
 def some_pairs(seed: int, pairs: int, decimals: int | None = None) -> tuple[np.ndarray, np.ndarray]:

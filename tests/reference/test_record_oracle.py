@@ -14,10 +14,12 @@ import pytest
 from PIL import Image
 
 from attfc.data.convert import convert_store
+from attfc.data.stores.rec import record_layouts
 from attfc.data.stores.rec.idx_file import read_index
-from attfc.data.stores.rec.record_file import RecordFile, unpack_payload
+from attfc.data.stores.rec.record_file import RecordFile, read_header
 from attfc.data.stores.rec.record_writer import RecordWriter, frames, pack_payload
 from attfc.data.stores.rec.records import RecordStore
+from attfc.errors import UserError
 
 MAGIC = 0xCED7230A
 WORD = struct.pack("<I", MAGIC)
@@ -161,8 +163,9 @@ def test_payload_headers(labels: float | list[float]) -> None:
     assert struct.unpack("<QQ", payload[8:24]) == (7, 9)
     expected = [labels] if isinstance(labels, float) else labels
     assert oracle_image(payload) == (expected, b"image")
-    header, image = unpack_payload(payload)
-    assert (header.labels.tolist(), header.id, header.id2, image) == (expected, 7, 9, b"image")
+    flag, *labels_found, image_at = read_header(b"before" + payload + b"after", 6, 6 + len(payload))
+    assert (flag, labels_found) == (0 if isinstance(labels, float) else len(labels), [*expected, 0.0][:2])
+    assert payload[image_at - 6 :] == b"image"
 
 
 @pytest.mark.parametrize("flag", [0, 1, 2])
@@ -206,3 +209,65 @@ def test_a_set_that_the_oracle_reads(tmp_path: Path) -> None:
     assert own == [[0.0], [0.0], [1.0], [2.0]]
     assert (data, (tmp_path / "b" / "train.idx").read_bytes()) == (rec, idx)
     assert (tmp_path / "b" / "property").read_text() == "3,16,16\n"
+
+
+def five_bits(numbers: np.ndarray) -> np.ndarray:
+    """Whole numbers rounded to five significant bits, ties to even, as float32 rounds to 24."""
+    coarse = np.maximum(2.0 ** (np.frexp(numbers.astype(float))[1] - 5), 1)
+    return (np.round(numbers / coarse) * coarse).astype(np.int64)
+
+
+def rounded_set(counts: list[int], own: dict[int, int] | None = None) -> tuple[bytes, bytes]:
+    """As `oracle_set`, where floats hold five bits; `own` replaces the own label of the image with a key."""
+    labels = [label for label, count in enumerate(counts) for _ in range(count)]
+    after, rec, idx = 1 + len(labels), b"", b""
+    borders = np.cumsum([1, *counts])
+    payloads = [struct.pack("<IfQQ2f", 2, 0, 0, 0, *five_bits(np.array([after, after + len(counts)])))]
+    for key, label in enumerate(labels, 1):
+        payloads.append(struct.pack("<IfQQ", 0, (own or {}).get(key, label), key, 0) + b"image %d" % key)
+    payloads += [
+        struct.pack("<IfQQ2f", 2, 0, after + number, 0, *five_bits(borders[number : number + 2]))
+        for number in range(len(counts))
+    ]
+    for key, payload in enumerate(payloads):
+        idx += f"{key}\t{len(rec)}\n".encode()
+        rec += oracle_write(payload)
+    return rec, idx
+
+
+@pytest.fixture
+def few_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record_layouts, "_EXACT", 1 << 5)
+    monkeypatch.setattr(record_layouts, "_rounded", five_bits)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_keys_that_float32_rounds(tmp_path: Path, few_bits: None, seed: int) -> None:
+    """More images than a float32 counts, on the scale of five bits: every image is its identity's, to the last."""
+    counts = np.random.default_rng(seed).integers(0, 9, 30).tolist()
+    for path, content in zip(("train.rec", "train.idx"), rounded_set(counts), strict=True):
+        (tmp_path / path).write_bytes(content)
+    store = RecordStore(tmp_path, cache=tmp_path / "cache")
+    labels = [label for label, count in enumerate(counts) for _ in range(count)]
+    found = [(store.read(n)[0], int(store.identity_name(store.read(n)[1]))) for n in range(len(store))]
+    assert found == [(b"image %d" % key, label) for key, label in enumerate(labels, 1)]
+    assert store.ignored == {"unowned_images": 0, "empty_identities": counts.count(0), "other_records": 0}
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({60: 3}, "record 60 at byte .* keys above 32 are rounded .* own label is not the next of 3 ... 9"),
+        (
+            dict.fromkeys(range(61, 71), 7),
+            r"record 108 at byte .*: its range \[72, 80\) is not where images have label 7, \[61, 81\)",
+        ),
+    ],
+)
+def test_rounded_ranges_that_the_own_labels_contradict(
+    tmp_path: Path, few_bits: None, own: dict[int, int], message: str
+) -> None:
+    for path, content in zip(("train.rec", "train.idx"), rounded_set([10] * 10, own), strict=True):
+        (tmp_path / path).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        RecordStore(tmp_path, cache=tmp_path / "cache")

@@ -17,9 +17,10 @@ from attfc.evaluation.bootstrap import (
     nested,
     resample,
 )
-from attfc.evaluation.metrics import area_under_roc, equal_error_rate, evaluate_scores, tar_at_far
+from attfc.evaluation.metrics import area_under_roc, equal_error_rate, evaluate_scores
 from attfc.evaluation.protocols.all_pairs_scores import score_all_pairs
 from attfc.evaluation.protocols.search import identify, rank_one, search_sample
+from attfc.evaluation.rates import tar_at_far
 from attfc.evaluation.results import EvaluationResult, compare_results, resample_result
 from attfc.evaluation.samples import PairListSample, ShareSample
 from attfc.evaluation.tail_sample import TailSample
@@ -51,7 +52,9 @@ def test_pair_list_is_that_of_copies(thresholds) -> None:
     for seed in range(4):
         scores, same, fold, first, second = made_list(seed)
         distances = 2 - 2 * scores
-        sample = PairListSample.of(scores, same, fold, first, second, thresholds=thresholds, fars=(0.1, 0.02))
+        sample = PairListSample.of(
+            evaluate_scores(scores, same, fold, thresholds=thresholds, fars=(0.1, 0.02)), first, second
+        )
         for draw in identity_draws(sample.identities, 8, seed):
             listed = copies(draw.weights, same, first, second)
             expected = evaluate_scores(
@@ -72,7 +75,7 @@ def test_pair_list_is_that_of_copies(thresholds) -> None:
 
 def test_a_figure_that_the_whole_list_cannot_state_has_no_interval() -> None:
     scores, same, fold, first, second = made_list(0)
-    sample = PairListSample.of(scores, same, fold, first, second, fars=(0.1, 1e-3))
+    sample = PairListSample.of(evaluate_scores(scores, same, fold, fars=(0.1, 1e-3)), first, second)
     assert [path for path in resample(sample, 20).values if path[0] == "tar_at_far"] == [("tar_at_far", "0.1")]
 
 
@@ -223,11 +226,11 @@ def test_rank_one_is_that_of_copies_of_probes() -> None:
 
 def test_single_pairs_are_drawn_by_what_they_are_and_not_by_where_they_stand() -> None:
     codes = np.arange(200_000)
-    draw = PairDraw(3, seed=1)
+    draw = PairDraw(1, 3, seed=1)
     weights = draw.of_pairs(codes, codes, codes)
     np.testing.assert_array_equal(draw.of_pairs(codes, codes, codes[::-1])[::-1], weights)
-    assert np.all(weights == PairDraw(3, seed=1).of_pairs(codes, codes, codes))
-    assert not np.all(weights == PairDraw(4, seed=1).of_pairs(codes, codes, codes))
+    assert np.all(weights == PairDraw(1, 3, seed=1).of_pairs(codes, codes, codes))
+    assert not np.all(weights == PairDraw(1, 4, seed=1).of_pairs(codes, codes, codes))
     for times in range(5):  # Poisson of mean 1
         assert np.mean(weights == times) == pytest.approx(math.exp(-1) / math.factorial(times), abs=0.005)
 
@@ -272,7 +275,7 @@ def test_a_difference_is_that_of_the_same_people() -> None:
 
 def test_seeded_and_laid_out_as_the_figures() -> None:
     scores, same, fold, first, second = made_list(2)
-    sample = PairListSample.of(scores, same, fold, first, second, fars=(0.1,))
+    sample = PairListSample.of(evaluate_scores(scores, same, fold, fars=(0.1,)), first, second)
     one, again, other = (resample(sample, 30, seed=seed).intervals() for seed in (1, 1, 2))
     assert one == again
     assert one != other
@@ -333,7 +336,9 @@ def test_intervals_cover_what_is_true(kind) -> None:
         sample: PairListSample | TailSample
         if kind == "list":
             fold = np.arange(len(scores)) % 10
-            sample = PairListSample.of(scores, same, fold, first, second, thresholds="grid", fars=(0.1, 0.02))
+            sample = PairListSample.of(
+                evaluate_scores(scores, same, fold, thresholds="grid", fars=(0.1, 0.02)), first, second
+            )
         else:
             sample = TailSample.of_list(scores, same, first, second, fars=(0.1, 0.02))
         for path, interval in resample(sample, 300, seed=trial).intervals().items():
@@ -347,8 +352,8 @@ def test_intervals_cover_what_is_true(kind) -> None:
 def test_a_list_in_which_one_person_has_most_genuine_pairs_says_so() -> None:
     scores, same = np.linspace(0, 1, 20), np.arange(20) < 10
     second = np.where(same, 0, 1 + np.arange(20) % 5)
-    one = PairListSample.of(scores, same, np.arange(20) % 2, np.where(same, 0, 0), second)
+    one = PairListSample.of(evaluate_scores(scores, same, np.arange(20) % 2), np.where(same, 0, 0), second)
     assert one.notes() == []  # the only one: few people, which is said elsewhere
     first = np.where(same, np.where(np.arange(20) < 8, 0, 6), 0)
-    most = PairListSample.of(scores, same, np.arange(20) % 2, first, np.where(same, first, second))
+    most = PairListSample.of(evaluate_scores(scores, same, np.arange(20) % 2), first, np.where(same, first, second))
     assert most.notes() == ["list of pairs: one person holds 80.0 % of the genuine pairs, so TAR is largely theirs"]

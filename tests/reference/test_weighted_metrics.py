@@ -98,7 +98,7 @@ def test_weight_one_is_the_definition_to_the_last_bit(thresholds) -> None:
         assert (found.auc, found.eer) == (area_under_roc(scores, same), equal_error_rate(scores, same)) == (area, error)
         tars = {far: naive_tar(scores, same, far) for far in FARS}
         assert found.tar_at_far == tars
-        sample = PairListSample.of(scores, same, fold, first, second, thresholds=thresholds, fars=FARS)
+        sample = PairListSample.of(evaluate_scores(scores, same, fold, thresholds=thresholds, fars=FARS), first, second)
         everybody = sample.figures(IdentityDraw(np.ones(sample.identities)))
         stated = {("tar_at_far", f"{far:g}"): tar for far, tar in tars.items() if tar is not None}
         assert everybody == {("accuracy",): found.accuracy, ("auc",): area, ("eer",): error, **stated}

@@ -2,15 +2,17 @@
 
 import builtins
 import copy
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from attfc.backbones import create_backbone, list_backbones
-from attfc.backbones.counting import Macs, count_macs, count_parameters, shapes_only
+from attfc.backbones import backbone_names, create_backbone, list_backbones
 from attfc.backbones.iresnet import IResNet
 from attfc.backbones.mobilefacenet import MobileFaceNet
+from attfc.backbones.shapes import shapes_only
 from attfc.backbones.vit import VisionTransformer
 from attfc.config import load_config, preset_names
 from attfc.errors import UserError
@@ -253,7 +255,43 @@ def test_a_timm_network_converts_the_colours():
     torch.testing.assert_close(seen[0], expected, rtol=1e-4, atol=1e-4)
 
 
-# Counting
+# Counting, without memory and without running: networks on the meta device
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-accumulates of one image."""
+
+    dense: int
+    """Convolutions and linear layers."""
+    attention: int
+    """Products of activations with activations: QK^T and AV."""
+
+
+def count_macs(network: nn.Module, image_size: int) -> Macs:
+    """Count the multiply-accumulates of one (3, image_size, image_size) image in evaluation.
+
+    Args:
+        network: on the meta device, such as ``with shapes_only(): network = create_backbone("r50")``, or on any other
+            (then it is really run).
+        image_size: height and width in pixels.
+    """
+    training = network.training
+    device = next(network.parameters()).device
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            network.eval()(torch.empty(1, 3, image_size, image_size, device=device))
+    finally:
+        network.train(training)
+    macs = {str(operation): flops // 2 for operation, flops in counter.get_flop_counts()["Global"].items()}
+    # Products of activations with each other come in batches (bmm), or as attention in one operation.
+    attention = sum(count for operation, count in macs.items() if "bmm" in operation or "attention" in operation)
+    return Macs(sum(macs.values()) - attention, attention)
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Count the numbers in all parameters, trained or fixed."""
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def test_macs_by_hand():
@@ -283,7 +321,18 @@ def test_macs_agree_with_a_sum_over_layers(name):
     assert count_macs(network, network.image_size) == Macs(sum(counts), 0)
 
 
-def test_the_table_has_a_row_a_name():
+@pytest.mark.parametrize("row", list_backbones(), ids=lambda row: row.name)
+def test_the_table_states_what_is_counted(row):
+    with shapes_only():
+        network = create_backbone(row.name)
+    macs = count_macs(network, row.image_size)
+    assert row.params == count_parameters(network)
+    assert (row.gmacs, row.attention_gmacs) == (macs.dense / 1e9, macs.attention / 1e9)
+    assert (row.image_size, row.embedding_size) == (network.image_size, network.embedding_size)
+
+
+def test_the_table_has_a_row_per_name():
+    assert [row.name for row in list_backbones()] == list(backbone_names())
     rows = list_backbones()
     assert [row.name for row in rows][-2:] == ["r10_tiny", "r6_tiny"]
     assert len({row.name for row in rows}) == len(rows) == 13

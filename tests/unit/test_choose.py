@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attfc.backbones import create_backbone
-from attfc.backbones.counting import shapes_only
+from attfc.backbones.shapes import shapes_only
 from attfc.config import Asked
 from attfc.config.choose import Data, Machine, choose
 from attfc.data.people.kept_aside import people_kept_aside

@@ -88,6 +88,11 @@ def test_resolved_configuration_reads_back_equal() -> None:
         ("batch_size=1", "batch_size=1: BatchNorm needs at least 2 images per process; set batch_size to 2 or more"),
         ("eval.share=0.1", "set one of them"),
         ("seed=99999999999999999999", "seed=99999999999999999999: input should be less than"),
+        ("negatives.count=true", "negatives.count='true': input should be a valid integer"),
+        ("threads=true", "threads='true': input should be a valid integer"),
+        ("lr=true", "optimizer.learning_rate='true': input should be a valid number"),
+        ("center.share=false", "center.share='false': input should be a valid number"),
+        ("margin_scale=3", "unknown key 'margin_scale'; did you mean 'margin.scale'?"),
     ],
 )
 def test_wrong_override_is_one_clear_error(override, message) -> None:
@@ -274,6 +279,33 @@ def test_an_inherited_option_that_the_final_kind_lacks_is_dropped() -> None:
     assert not {"center", "negatives", "stored", "in_batch", "key_encoder"} & set(found)
 
 
+@pytest.mark.parametrize(
+    ("text", "typed", "message"),
+    [
+        ("head: full_fc\ncenter: pairs", "", "center.kind=pairs: head.kind=full_fc has no center; head=attfc has"),
+        ("center: pairs\nhead: {kind: dcp}\n", "", "center.kind=pairs: head.kind=dcp has no center; head=attfc has"),
+        ("head: full_fc\nin_batch: fixed", "seed=3", "in_batch=fixed: head.kind=full_fc has no in_batch"),
+        ("center: pairs\nkey_encoder: {momentum: 0.9}", "", "no keys are embedded with head.kind=attfc and center.kind=pairs"),
+        ("head: full_fc\ncenter: pairs", "head=dcq", None),
+        ("head: full_fc\ncenter: pairs", "head=attfc", None),
+        ("center: pairs", "head=full_fc", None),
+        ("center: pairs\nkey_encoder: {momentum: 0.9}", "center=key_attention", None),
+        ("head: dcq\nkey_encoder: {momentum: 0.9}", "", None),
+        ("profile: published\nhead: full_fc", "", None),
+    ],
+)  # fmt: skip
+def test_a_file_that_names_a_part_beside_a_head_without_it_is_refused_and_an_inherited_part_is_dropped(
+    tmp_path, text: str, typed: str, message: str | None
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"format: 2\n{text}\n")
+    if message is None:
+        assert load_config(str(path), typed.split()).head.kind in ("attfc", "full_fc", "dcq")
+    else:
+        with pytest.raises(UserError, match=message):
+            load_config(str(path), typed.split())
+
+
 def test_what_does_not_go_with_the_center_gives_way_unless_it_was_typed() -> None:
     others = resolved("center=other_images")
     assert (others["negatives.kind"], others["negatives.share"], others["in_batch"]) == ("image_memory", 1.0, "push")
@@ -321,6 +353,8 @@ def test_a_configuration_of_this_version_says_so_and_every_kind_reads_back_equal
         ("keys.sampling=with_replacement", "data.sampling=with_replacement"),
         ("profile=published center.blend=0.2 negatives.in_batch=true", "center.share=0.2 in_batch=fixed"),
         ("head={name: dcp, enter_first: 0.5}", "head=dcp head.enter_first=0.5"),
+        ("margin_name=arcface", "margin=arcface margin.margin=0.4"),
+        ("keys_per_query=1 center_source=keys", "center=key_attention center.share=0.6 center.keys=1"),
     ],
 )
 def test_a_key_of_0_1_is_refused_with_what_to_type_instead(typed, instead) -> None:

@@ -187,7 +187,7 @@ def test_links_out_of_the_folder_are_packed_only_when_asked(root: Path, tmp_path
 
 def test_links_within_the_folder_are_packed(root: Path, tmp_path: Path) -> None:
     images = len(FolderStore(root))
-    first = FolderStore(root).path(0)
+    first = FolderStore(root).image_path(0)
     os.symlink(os.path.dirname(first), os.fsencode(root) + b"/again")
     os.symlink(os.path.join(b"..", os.path.relpath(first, os.fsencode(root))), os.path.dirname(first) + b"/zz.jpg")
     assert convert_store(FolderStore(root), tmp_path / "p").images > images + 1

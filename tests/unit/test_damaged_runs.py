@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from attfc.errors import UserError
+from attfc.evaluation.metrics import evaluate_scores
 from attfc.evaluation.npz_file import read_npz
 from attfc.evaluation.report.compare import write_comparison_report
 from attfc.evaluation.report.run import write_report
 from attfc.evaluation.results import EvaluationResult, compare_results, read_result, save_result
 from attfc.evaluation.samples import PairListSample
 from attfc.files import write_text_whole, written_whole
-from attfc.training.progress import MetricsLog
+from attfc.training.progress import RunLog
 
 EVALUATION = {
     "accuracy": 0.9,
@@ -170,7 +171,8 @@ def test_a_log_torn_inside_a_letter_is_read_and_resumed(run):
     path.write_bytes(whole + record[: record.index(b"\xc3") + 1])
     assert reported(run, "metrics.jsonl") is None
     assert "cut short" in (run / "report.html").read_text()
-    MetricsLog(run, first_step=3, tensorboard=False).close()
+    with RunLog(tensorboard=False).opened(run, 2, 10):
+        pass
     assert path.read_bytes() == whole
     assert sorted(entry.name for entry in run.iterdir() if "part" in entry.name) == []
 
@@ -213,9 +215,8 @@ def test_a_write_that_fails_half_way_leaves_the_old_file(tmp_path):
 def result(tmp_path):
     rng = np.random.default_rng(0)
     same = np.arange(40) % 2 == 0
-    sample = PairListSample.of(
-        same + rng.normal(0, 0.3, 40), same, np.arange(40) % 5, np.arange(40) % 7, np.arange(40) % 5
-    )
+    found = evaluate_scores(same + rng.normal(0, 0.3, 40), same, np.arange(40) % 5)
+    sample = PairListSample.of(found, np.arange(40) % 7, np.arange(40) % 5)
     path = tmp_path / "a.npz"
     save_result(path, EvaluationResult("m", "lfw", ("p",), {"accuracy": 0.9}, {(): [sample]}))
     read_result(path)

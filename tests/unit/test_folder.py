@@ -80,7 +80,7 @@ def test_identities_and_images_are_in_the_order_of_their_bytes(root: Path) -> No
     assert labels.dtype == np.int64
     for position, label in enumerate([0, 1, 1, 2]):
         encoded, of = store.read(position)
-        assert (encoded, of) == (Path(os.fsdecode(store.path(position))).read_bytes(), label)
+        assert (encoded, of) == (Path(os.fsdecode(store.image_path(position))).read_bytes(), label)
     assert (store.images(np.arange(4), 16).pixels[:, 8, 8, 0].astype(int) - [3, 2, 1, 4]).tolist() == [0, 0, 0, 0]
     for position in (-1, 4):
         with pytest.raises(IndexError, match="4 images"):

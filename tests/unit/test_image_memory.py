@@ -200,5 +200,5 @@ def test_what_cannot_be() -> None:
         attfc(ImageMemory(), center=OwnEmbedding())
     with pytest.raises(UserError, match="negatives=CenterTable does not go with center=OtherImages"):
         attfc(CenterTable())
-    with pytest.raises(UserError, match="it needs at least one image an identity"):
+    with pytest.raises(UserError, match="it needs at least one image per identity"):
         ImageMemory().bind(SIZE, 4, images=3)

@@ -235,8 +235,54 @@ def test_running_out_of_memory_is_not_the_images_fault(monkeypatch: pytest.Monke
         encoded = encode(gradient(), kind)
         with monkeypatch.context() as patch, pytest.raises(MemoryError):  # noqa: PT012
             patch.setattr("PIL.ImageFile.ImageFile.load", fail)
+            patch.setattr("simplejpeg.decode_jpeg", fail)
             decode_image(encoded)
         assert decode_image(encoded).shape == (48, 48, 3)  # the lock was given back
+
+
+@pytest.mark.parametrize("kind", ["plain", "progressive", "grey", "rgb", "4:2:2", "4:2:0"])
+def test_jpeg_has_the_pixels_of_pillow(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[str, dict[str, object]] = {
+        "progressive": {"progressive": True},
+        "rgb": {"keep_rgb": True},
+        "4:2:2": {"subsampling": 1},
+        "4:2:0": {"subsampling": 2},
+    }
+    rng = np.random.default_rng(0)
+    encoded, pillows = [], []
+    for width, height in ((1, 1), (1, 9), (17, 8), (47, 33), (64, 64), (112, 112), (113, 225), (250, 250)):
+        noisy = np.asarray(gradient(width + 1, height + 1))[:height, :width] + rng.integers(-30, 30, (height, width, 3))
+        image = Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).convert("L" if kind == "grey" else "RGB")
+        encoded.append(encode(image, "JPEG", quality=int(rng.integers(20, 99)), **options.get(kind, {})))
+    sizes = (None, 8, 14, 28, 56, 112)
+    ours = [decode_image(image, size) for image in encoded for size in sizes]
+    monkeypatch.setattr(images, "_plain_jpeg", lambda encoded, size: None)
+    pillows = [decode_image(image, size) for image in encoded for size in sizes]
+    for one, other in zip(ours, pillows, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_plain_jpeg_is_decoded_without_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, turned = encode(gradient(), "JPEG"), encode(gradient(), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0")
+    monkeypatch.setattr(images, "_open", lambda _: pytest.fail("Pillow was asked"))
+    assert decode_image(plain).shape == (48, 48, 3)
+    for other in (turned, encode(gradient().convert("CMYK"), "JPEG"), plain[:-200]):
+        with pytest.raises(pytest.fail.Exception):
+            decode_image(other)
+
+
+def test_scans_are_bounded_before_anything_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = encode(gradient(), "JPEG", progressive=True)
+    scans = encoded.count(b"\xff\xda")
+    assert 5 < scans < 20
+    monkeypatch.setattr(images, "MAX_SCANNED", 48 * 48 * scans)
+    assert decode_image(encoded).shape == (48, 48, 3)
+    monkeypatch.setattr(images, "MAX_SCANNED", 48 * 48 * scans - 1)
+    for decode in (decode_image, image_facts):
+        with pytest.raises(
+            BrokenImageError, match=f"^declares 48 x 48 pixels in {scans} scans, more than a photo needs$"
+        ):
+            decode(encoded)
 
 
 def test_facts() -> None:

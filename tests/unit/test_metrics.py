@@ -15,11 +15,11 @@ from attfc.evaluation.metrics import (
     evaluate_scores,
     fold_numbers,
     roc,
-    tar_at_far,
     tar_at_nearest_far,
 )
 from attfc.evaluation.protocols.all_pairs_scores import score_all_pairs
 from attfc.evaluation.protocols.search import rank_one
+from attfc.evaluation.rates import tar_at_far
 from attfc.evaluation.unit_rows import unit_rows
 
 
@@ -141,7 +141,7 @@ def test_far_that_cannot_be_stated_is_none_and_says_how_many_pairs_it_takes() ->
     assert found.tar_at_far[0.01] is not None
     assert found.tar_at_far[0.001] is None
     assert "TAR at FAR 0.001 is not stated: 999 impostor pairs, at least 1,000 needed" in found.notes
-    written = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    written = json.loads(json.dumps(found.figures(), allow_nan=False))
     assert written["tar_at_far"]["0.0001"] is None
     assert list(written["tar_at_far"]) == ["0.1", "0.01", "0.001", "0.0001"]
     assert (written["genuine_pairs"], written["impostor_pairs"], written["pairs"]) == (999, 999, 1998)

@@ -62,11 +62,11 @@ def test_sgd_step_by_hand():
 def test_adamw_and_scaled_head():
     encoder, head = nn.Linear(2, 2), nn.Linear(2, 3)
     groups = parameter_groups([encoder, head], 0.05, head_learning_rate_scale=10.0)
-    optimizer = build_optimizer("adamw", groups, learning_rate=1e-3, betas=(0.8, 0.95), epsilon=1e-6)
+    optimizer = build_optimizer("adamw", groups, learning_rate=1e-3)
     assert isinstance(optimizer, torch.optim.AdamW)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1e-3, 1e-2])
-    assert optimizer.param_groups[0]["betas"] == (0.8, 0.95)
-    assert optimizer.param_groups[0]["eps"] == 1e-6
+    assert optimizer.param_groups[0]["betas"] == (0.9, 0.999)
+    assert optimizer.param_groups[0]["eps"] == 1e-8
     assert all("lr" not in group for group in groups)  # the caller's groups stay as they were
 
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from attfc.cli import app
 from attfc.commands.help import EXAMPLES, USES
 from attfc.commands.options import completions, written_as_flag
-from attfc.config import RunConfig, SourceConfig, apply_overrides, load_config, preset_names
+from attfc.config import RunConfig, SourceConfig, apply_overrides, load_config, preset_names, read_preset
 from attfc.config.describe import (
     Option,
     acts,
@@ -26,6 +26,7 @@ from attfc.config.describe import (
     option_rows,
     options_page,
     section_title,
+    without_effect,
 )
 from attfc.config.kinds import KINDS
 from attfc.config.option import clauses
@@ -125,12 +126,46 @@ def test_the_printed_configuration_leaves_out_what_does_nothing() -> None:
     printed = yaml.safe_load(commented_yaml(load_config("demo", ["head=full_fc", "eval.root=null"])))
     assert not {"center", "negatives", "stored", "in_batch", "key_encoder"} & set(printed)
     assert set(printed["eval"]) == {"root", "share"}
-    assert set(printed["head"]) == {"kind", "filter_above", "filtering", "block_mib"}
+    assert set(printed["head"]) == {"kind", "filter_above", "block_mib"}
+    filtered = yaml.safe_load(commented_yaml(load_config("demo", ["head.filter_above=0.4"])))
+    assert filtered["head"]["filtering"] == "drop"
     text = commented_yaml(load_config("demo"))
     assert (
         "  # Share of the stored center in the new one; the rest is the new\n  # embedding's.\n  share: 0.6\n" in text
     )
     assert "# Processor threads of the training process. null: as many as torch takes.\nthreads: null\n" in text
+
+
+def test_an_option_that_does_nothing_is_told_so_unless_it_is_inherited(tmp_path) -> None:
+    def notes(*typed: str, preset: str = "demo") -> list[str]:
+        asked = read_preset(preset, list(typed))
+        return without_effect(asked, asked.resolve())
+
+    said = "head.filtering={} has no effect: it acts only where head.filter_above is set"
+    assert notes("head.filtering=zero") == [said.format("zero")]
+    assert notes("head.filtering=drop") == [said.format("drop")]
+    assert notes("head.filtering=zero", "head.filter_above=0.4") == []
+    assert notes("optimizer.name=adamw", "optimizer.momentum=0.5") == [
+        "optimizer.momentum=0.5 has no effect: it acts only where optimizer.name=sgd"
+    ]
+    path = tmp_path / "mine.yaml"
+    path.write_text("format: 2\nhead: {filtering: zero}\noptimizer: {momentum: 0.5}\n")
+    assert notes(preset=str(path)) == [said.format("zero")]
+    assert notes("optimizer.name=adamw", "head.filter_above=0.4", preset=str(path)) == []  # inherited: dropped silently
+    assert all(notes(preset=preset) == [] for preset in preset_names())
+
+
+def test_the_stored_bank_stands_among_the_options(tmp_path) -> None:
+    listed = {option.key: option for option in find_options("stored")}
+    assert {"stored.kind", "stored.place", "stored.folder"} <= set(listed)
+    assert (listed["stored.kind"].default, listed["stored.kind"].short) == (None, "stored")
+    assert completions([], "stored=") == [f"stored={kind}" for kind in (*KINDS["stored"], "null")]
+    assert "stored" not in yaml.safe_load(commented_yaml(load_config("demo")))
+    path = tmp_path / "printed.yaml"
+    config = load_config("demo", ["negatives=recent_centers", "stored=center_table", "stored.place=device"])
+    path.write_text(commented_yaml(config))
+    assert yaml.safe_load(path.read_text())["stored"] == {"kind": "center_table", "place": "device", "folder": None}
+    assert load_config(str(path)).stored == config.stored
 
 
 # Conditions against what is built
@@ -227,11 +262,18 @@ def test_every_option_of_a_part_changes_what_is_built() -> None:
         (["demo", "--lr", "0.1", "--resume", "x"], "write optimizer.learning_rate=0.1"),
         (["demo", "--margin.scale", "seed=1"], "write margin.scale=VALUE"),
         (["demo", "--print-config", "seed=1"], None),
-        (["demo", "--qqqq"], None),
+        (["demo", "--resum", "x"], None),
+        (["demo", "-h"], None),
+        (["demo", "-epochs", "3"], "there is no -epochs: options of a run are written without dashes; write epochs=3"),
+        (["demo", "--margin-scale=3"], "write margin.scale=3"),
+        (
+            ["demo", "--qqqq"],
+            "there is no --qqqq: options of a run are written without dashes, as KEY=VALUE; attfc options lists them",
+        ),
     ],
 )
 def test_an_option_typed_as_a_flag_is_told_how_to_write_it(words, said) -> None:
-    found = written_as_flag(words, {"--resume", "--print-config"})
+    found = written_as_flag(words, {"--resume", "--print-config", "--help", "--debug"})
     assert (
         found is None
         if said is None

@@ -93,9 +93,11 @@ def test_the_insightface_layout(root: Path) -> None:
     assert rows.pixels[:, 8, 8, 0].tolist() == [1, 2, 3, 4, 5, 6]
     assert repr(store) == f"RecordStore('{root}/train.rec', 3 identities, 6 images)"
     for position in (-1, 6):
-        with pytest.raises(IndexError, match=f"position {position} of 6 images"):
+        with pytest.raises(IndexError, match=rf"positions {position} \.\.\. {position} of a store of 6 images"):
             store.read(position)
-        with pytest.raises(IndexError, match=f"position {position} of 6 images"):
+        with pytest.raises(
+            IndexError, match=rf"positions {min(position, 0)} \.\.\. {max(position, 0)} of a store of 6 images"
+        ):
             store.read_many([0, position])
     with pytest.raises(IndexError, match="label 3 is not one of 3 identities"):
         store.identity_name(3)

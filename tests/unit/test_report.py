@@ -432,6 +432,6 @@ def test_groups_are_dots_with_intervals_on_a_line_of_their_own() -> None:
     assert (read(second["dot"]), read(second["hollow"]), second["end"]) == ([(0.3, False)], [(0.2, False)], [])
     assert upper < second["dot"][0][1] < lower < second["hollow"][0][1]
     curves = [Curve(name, np.array([0.1, 1.0]), np.array([0.5, 1.0])) for name in ("_x", "$\\bad$")]
-    drawn = curve_figure(curves, "roc", key="r", kind="roc", x_label="x", y_label="y")
+    drawn = curve_figure(curves, "roc", key="r", kind="roc")
     assert "_x" in drawn
     assert "$\\bad$" in drawn

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from attfc.backbones import backbone_names, create_backbone
-from attfc.backbones.counting import shapes_only
+from attfc.backbones.shapes import shapes_only
 from attfc.errors import UserError
 from attfc.export import state_dicts
 from attfc.export.state_dicts import read_state_dict, recognise_network

@@ -22,7 +22,7 @@ from attfc.config import load_config
 from attfc.distributed import Ranks
 from attfc.run.build import Run, new_run
 from attfc.run.components import build_head
-from attfc.training.reports import reduce_step
+from attfc.training.reports import StepReport
 
 LOOKS = {"_local_scalar_dense", "nonzero", "nonzero_numpy", "is_nonzero", "masked_select", "_unique2", "unique_dim",
          "unique_consecutive", "equal", "repeat_interleave", "bincount", "_assert_async"}  # fmt: skip
@@ -77,7 +77,7 @@ def blind_step(run: Run, steps: int = 2) -> None:
             with contextlib.suppress(
                 NotImplementedError
             ):  # a word goes to the host last, and here has no value to bring
-                reduce_step(trainer.step, loss, batches, False, trainer.ranks)
+                StepReport(trainer.step, loss, batches, False, trainer.ranks)
         trainer.step += 1
     assert (loss.device.type, loss.shape) == ("meta", ())
 

@@ -13,7 +13,7 @@ from attfc.config import load_config
 from attfc.errors import UserError
 from attfc.run.build import new_run
 from attfc.run.resuming import resume_run
-from attfc.training.progress import MetricsLog
+from attfc.training.progress import RunLog
 from attfc.training.trackers import open_trackers, refuse_missing, shared_numbers, shared_settings
 
 PRIVATE = ("/home/zoe/faces", "Zoe Smith", "edits-of-zoe.tsv", "zoe-run", "photographs of Zoe")
@@ -173,10 +173,10 @@ def test_a_tracker_that_cannot_be_opened_is_one_line(recorded, monkeypatch, tmp_
 def test_a_tracker_that_fails_in_mid_run_is_left_and_the_log_goes_on(recorded, monkeypatch, tmp_path, capsys) -> None:
     trackers = open_trackers(["mlflow"], tmp_path, {})
     monkeypatch.setattr(recorded["mlflow"], "take_number", lambda *_: 1 / 0)
-    log = MetricsLog(tmp_path, tensorboard=False, trackers=trackers)
-    log.write("train", 1, {"loss": 1.0})
-    log.write("train", 2, {"loss": 0.5})
-    log.close()
+    log = RunLog(tensorboard=False, open_trackers=lambda _: trackers)
+    with log.opened(tmp_path, 0, 3):
+        log.write("evaluation", 1, {"eer": 1.0})
+        log.write("evaluation", 2, {"eer": 0.5})
     assert (
         capsys.readouterr().err
         == "note: mlflow failed (division by zero) and gets nothing more; metrics.jsonl has all\n"
@@ -185,19 +185,16 @@ def test_a_tracker_that_fails_in_mid_run_is_left_and_the_log_goes_on(recorded, m
 
 
 def test_records_of_broken_images_and_names_in_figures_stay_here(recorded, tmp_path) -> None:
-    log = MetricsLog(tmp_path, tensorboard=False, trackers=open_trackers(["wandb"], tmp_path, {}))
-    log.write("broken", 3, {"position": 4, "where": PRIVATE[0], "reason": "truncated"})
-    log.write(
-        "evaluation",
-        3,
-        {
-            "accuracy": 0.5,
-            "note": PRIVATE[1],
-            "by_person": {PRIVATE[1]: 0.8},
-            "tar_at_far": {"0.01": 0.4, "1e-4": None},
-        },
-    )
-    log.close()
+    log = RunLog(tensorboard=False, open_trackers=lambda folder: open_trackers(["wandb"], folder, {}))
+    figures = {
+        "accuracy": 0.5,
+        "note": PRIVATE[1],
+        "by_person": {PRIVATE[1]: 0.8},
+        "tar_at_far": {"0.01": 0.4, "1e-4": None},
+    }
+    with log.opened(tmp_path, 0, 3):
+        log.write("broken", 3, {"position": 4, "where": PRIVATE[0], "reason": "truncated"})
+        log.write("evaluation", 3, figures)
     assert recorded["wandb"].numbers == [(3, "evaluation/accuracy", 0.5), (3, "evaluation/tar_at_far/0.01", 0.4)]
     assert shared_numbers("train", {"loss": math.nan, "good": True, "steps": 3}) == {"train/steps": 3.0}
 

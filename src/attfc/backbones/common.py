@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from attfc.errors import UserError
 from attfc.precision import without_autocast
 
-__all__ = ["check_fractions", "check_image_size", "in_float32", "normal_convolutions", "through"]
+__all__ = ["Backbone", "in_float32", "normal_convolutions"]
 
 
 @contextmanager
@@ -40,11 +40,46 @@ def _statistics_kept(module: nn.Module) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, tracked
 
 
-def through(blocks: Iterable[nn.Module], x: Tensor, again: bool) -> Tensor:
-    """Run the blocks of a network one after the other; `again`: computed again in backward instead of kept."""
-    for block in blocks:
-        x = _checkpointed(block, x) if again and torch.is_grad_enabled() else block(x)
-    return x
+class Backbone(nn.Module):
+    """Base of the networks.
+
+    Args:
+        name: for messages.
+        embedding_size, image_size: of output and input; the image size a multiple of `multiple` pixels.
+        checkpointing: `through` computes the blocks again in backward instead of keeping their activations.
+        fractions: options that lie in [0, 1).
+
+    Raises:
+        UserError: a size or an option that does not fit.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        embedding_size: int,
+        image_size: int,
+        checkpointing: bool = False,
+        multiple: int = 1,
+        **fractions: float,
+    ) -> None:
+        super().__init__()
+        if image_size <= 0 or image_size % multiple:
+            lower = max(image_size // multiple, 1) * multiple
+            raise UserError(
+                f"image_size {image_size} does not fit backbone {name}: use a multiple of {multiple}, such as {lower} or {lower + multiple}"
+            )
+        for option, value in fractions.items():
+            if not 0.0 <= value < 1.0:
+                raise UserError(f"{option} of backbone {name} is {value}: use a number from 0 to below 1")
+        self.name, self.embedding_size, self.image_size = name, embedding_size, image_size
+        self.checkpointing = checkpointing
+
+    def through(self, blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
+        """Run the blocks one after the other."""
+        again = self.checkpointing and self.training and torch.is_grad_enabled()
+        for block in blocks:
+            x = _checkpointed(block, x) if again else block(x)
+        return x
 
 
 def _checkpointed(block: nn.Module, x: Tensor) -> Tensor:
@@ -52,22 +87,6 @@ def _checkpointed(block: nn.Module, x: Tensor) -> Tensor:
     contexts: Callable[[], tuple[AbstractContextManager[object], AbstractContextManager[object]]]
     contexts = lambda: (nullcontext(), _statistics_kept(block))  # noqa: E731
     return cast(Tensor, checkpoint(block, x, use_reentrant=False, context_fn=contexts))
-
-
-def check_image_size(name: str, image_size: int, multiple: int) -> None:
-    """Raise UserError unless `image_size` (pixels, square) is a positive multiple of `multiple`."""
-    if image_size <= 0 or image_size % multiple:
-        lower = max(image_size // multiple, 1) * multiple
-        raise UserError(
-            f"image_size {image_size} does not fit backbone {name}: use a multiple of {multiple}, such as {lower} or {lower + multiple}"
-        )
-
-
-def check_fractions(name: str, **options: float) -> None:
-    """Raise UserError unless all options are in [0, 1)."""
-    for option, value in options.items():
-        if not 0.0 <= value < 1.0:
-            raise UserError(f"{option} of backbone {name} is {value}: use a number from 0 to below 1")
 
 
 def in_float32(x: Tensor, *layers: nn.Module) -> Tensor:

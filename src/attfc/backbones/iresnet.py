@@ -17,7 +17,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from attfc.backbones.common import check_fractions, check_image_size, in_float32, normal_convolutions, through
+from attfc.backbones.common import Backbone, in_float32, normal_convolutions
 
 __all__ = ["IRESNET_BLOCKS", "IResNet"]
 
@@ -51,7 +51,7 @@ class Block(nn.Module):
         return cast(Tensor, self.bn3(self.conv2(x)) + shortcut)
 
 
-class IResNet(nn.Module):
+class IResNet(Backbone):
     """Embed faces with an IResNet.
 
     Args:
@@ -88,11 +88,7 @@ class IResNet(nn.Module):
         zero_init_residual: bool = False,
         name: str = "iresnet",
     ) -> None:
-        super().__init__()
-        check_image_size(name, image_size, 8)
-        check_fractions(name, dropout=dropout)
-        self.name, self.embedding_size, self.image_size = name, embedding_size, image_size
-        self.checkpointing = checkpointing
+        super().__init__(name, embedding_size, image_size, checkpointing, 8, dropout=dropout)
         self.conv1 = nn.Conv2d(3, channels[0], 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels[0])
         self.prelu = nn.PReLU(channels[0])
@@ -114,5 +110,5 @@ class IResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.prelu(self.bn1(self.conv1(x)))
         blocks = chain(self.layer1, self.layer2, self.layer3, self.layer4)
-        x = through(blocks, x, self.checkpointing and self.training)
+        x = self.through(blocks, x)
         return in_float32(self.dropout(self.bn2(x)).flatten(1), self.fc, self.features)

@@ -13,7 +13,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from attfc.backbones.common import check_fractions, check_image_size, in_float32, through
+from attfc.backbones.common import Backbone, in_float32
 
 __all__ = ["MOBILEFACENET_SHAPES", "MobileFaceNet"]
 
@@ -61,7 +61,7 @@ def _residual_stage(channels: int, blocks: int, middle: int) -> Layers:
     return Layers(*(_bottleneck(channels, channels, middle, residual=True) for _ in range(blocks)))
 
 
-class MobileFaceNet(nn.Module):
+class MobileFaceNet(Backbone):
     """Embed faces with a MobileFaceNet.
 
     Args:
@@ -95,11 +95,7 @@ class MobileFaceNet(nn.Module):
         checkpointing: bool = False,
         name: str = "mobilefacenet",
     ) -> None:
-        super().__init__()
-        check_image_size(name, image_size, 8)
-        check_fractions(name, dropout=dropout)
-        self.name, self.embedding_size, self.image_size = name, embedding_size, image_size
-        self.checkpointing = checkpointing
+        super().__init__(name, embedding_size, image_size, checkpointing, 8, dropout=dropout)
         narrow, wide = 64 * scale, 128 * scale
         self.layers = nn.ModuleList(
             [
@@ -128,6 +124,6 @@ class MobileFaceNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_sep(through(self.layers, x, self.checkpointing and self.training))
+        x = self.conv_sep(self.through(self.layers, x))
         pool, flatten, linear, norm = self.features.layers
         return in_float32(x, pool, flatten, self.dropout, linear, norm)

@@ -1,19 +1,17 @@
 """Every backbone by name: a plain dict of builders, and the table that `attfc backbones` prints.
 
-A builder takes ``name, embedding_size, image_size`` and its own keyword options and returns the network. The counts of the table
-are not written down but counted on the meta device (a few seconds, once per process: most of it is torch importing its shape rules).
+A builder takes ``name, embedding_size, image_size`` and its own keyword options and returns the network. The table's counts stand beside
+the builders: counting takes ten seconds, nearly all of it torch importing its compiler. A test counts every network anew.
 Names: those of arcface_torch, ours (`*_tiny`), and ``timm:NAME`` for any network of timm.
 """
 
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
-from typing import cast
+from functools import partial
 
 from torch import nn
 
-from attfc.backbones.counting import count_macs, count_parameters, shapes_only
 from attfc.backbones.iresnet import IRESNET_BLOCKS, IResNet
 from attfc.backbones.mobilefacenet import MOBILEFACENET_SHAPES, MobileFaceNet
 from attfc.backbones.timm_models import TimmBackbone
@@ -25,17 +23,8 @@ __all__ = ["BackboneInfo", "backbone_names", "create_backbone", "list_backbones"
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A builder, where its architecture comes from, and the image size it is made for."""
-
-    build: Callable[..., nn.Module]
-    source: str
-    image_size: int | None
-
-
-@dataclass(frozen=True)
 class BackboneInfo:
-    """A row of the table: counts of one image, sizes in pixels."""
+    """A row of the table: counts of one image (multiply-accumulates in 10^9), sizes in pixels, the embedding size that they hold for."""
 
     name: str
     params: int
@@ -46,11 +35,37 @@ class BackboneInfo:
     source: str
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A builder, where its architecture comes from, and the image size it is made for."""
+
+    build: Callable[..., nn.Module]
+    source: str
+    image_size: int | None
+
+
 _ENTRIES: dict[str, Entry] = {
     **{n: Entry(partial(MobileFaceNet, *shape), "arcface_torch", 112) for n, shape in MOBILEFACENET_SHAPES.items()},
     **{n: Entry(partial(IResNet, blocks), "arcface_torch", 112) for n, blocks in IRESNET_BLOCKS.items()},
     **{n: Entry(partial(VisionTransformer, *shape), "arcface_torch", 112) for n, shape in VIT_SHAPES.items()},
     **{n: Entry(partial(TinyIResNet, *shape), "attfc", 56) for n, shape in TINY_BLOCKS.items()},
+}
+
+# Parameters; multiply-accumulates of convolutions and linear layers, and of attention; embeddings of 512 numbers.
+_COUNTS = {
+    "mbf": (2_059_520, 437_520_896, 0),
+    "mbf_large": (6_314_880, 1_816_482_816, 0),
+    "r18": (24_025_600, 2_609_954_816, 0),
+    "r34": (34_139_328, 4_459_642_880, 0),
+    "r50": (43_590_848, 6_309_330_944, 0),
+    "r100": (65_156_160, 12_089_606_144, 0),
+    "r200": (118_833_920, 23_418_945_536, 0),
+    "vit_t": (19_137_792, 1_377_480_704, 127_401_984),
+    "vit_s": (76_023_296, 5_491_744_768, 254_803_968),
+    "vit_b": (113_833_472, 10_927_562_752, 509_607_936),
+    "vit_l": (255_684_352, 24_573_382_656, 764_411_904),
+    "r10_tiny": (2_462_016, 48_947_200, 0),
+    "r6_tiny": (1_680_448, 7_827_456, 0),
 }
 
 
@@ -102,15 +117,11 @@ def backbone_names() -> tuple[str, ...]:
     return tuple(_ENTRIES)
 
 
-@cache
 def list_backbones() -> tuple[BackboneInfo, ...]:
-    """Return a row for every name that `create_backbone` takes, but for ``timm:NAME``, counted at its own image size."""
-    rows = []
-    for name, entry in _ENTRIES.items():
-        with shapes_only():
-            network = create_backbone(name)
-        size = int(cast(int, network.image_size))
-        macs = count_macs(network, size)
-        gmacs, attention = macs.dense / 1e9, macs.attention / 1e9
-        rows.append(BackboneInfo(name, count_parameters(network), gmacs, attention, size, 512, entry.source))
-    return tuple(rows)
+    """Return a row for every name that `create_backbone` takes, but for ``timm:NAME``; counts are of its own image size."""
+    return tuple(
+        BackboneInfo(
+            name, params, dense / 1e9, attention / 1e9, _ENTRIES[name].image_size or 0, 512, _ENTRIES[name].source
+        )
+        for name, (params, dense, attention) in _COUNTS.items()
+    )

@@ -11,13 +11,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from attfc.backbones.common import check_fractions, in_float32
+from attfc.backbones.common import Backbone, in_float32
 from attfc.errors import UserError, nearest
 
 __all__ = ["TimmBackbone"]
 
 
-class TimmBackbone(nn.Module):
+class TimmBackbone(Backbone):
     """Embed faces with a network of timm.
 
     Args:
@@ -47,8 +47,6 @@ class TimmBackbone(nn.Module):
         drop_path: float = 0.0,
         checkpointing: bool = False,
     ) -> None:
-        super().__init__()
-        check_fractions(name, dropout=dropout, drop_path=drop_path)
         try:
             import timm
         except ImportError:
@@ -58,6 +56,7 @@ class TimmBackbone(nn.Module):
             raise UserError(f"timm {timm.__version__} has no network {model!r}{nearest(model, timm.list_models())}")
         config = timm.get_pretrained_cfg(model) or timm.models.PretrainedCfg()
         size = image_size or (config.input_size[-1] if config.fixed_input_size else 112)
+        super().__init__(name, embedding_size, size, dropout=dropout, drop_path=drop_path)
         options: dict[str, Any] = {"num_classes": 0, "pretrained": pretrained}
         if drop_path:
             options["drop_path_rate"] = drop_path
@@ -71,7 +70,6 @@ class TimmBackbone(nn.Module):
             raise UserError(
                 f"timm cannot build {model} with {options}, checkpointing={checkpointing}: {fault}"
             ) from fault
-        self.name, self.embedding_size, self.image_size = name, embedding_size, size
         features = int(getattr(self.network, "head_hidden_size", None) or cast(Any, self.network).num_features)
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(features, embedding_size, bias=False)

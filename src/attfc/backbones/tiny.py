@@ -14,7 +14,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from attfc.backbones.common import check_fractions, check_image_size, in_float32, normal_convolutions, through
+from attfc.backbones.common import Backbone, in_float32, normal_convolutions
 
 __all__ = ["TINY_BLOCKS", "TinyIResNet"]
 
@@ -46,7 +46,7 @@ class TinyBlock(nn.Module):
         return cast(Tensor, self.residual(x) + self.shortcut(x))
 
 
-class TinyIResNet(nn.Module):
+class TinyIResNet(Backbone):
     """Embed small faces on few CPU cores.
 
     Args:
@@ -76,11 +76,7 @@ class TinyIResNet(nn.Module):
         checkpointing: bool = False,
         name: str = "tiny",
     ) -> None:
-        super().__init__()
-        check_image_size(name, image_size, 8)
-        check_fractions(name, dropout=dropout)
-        self.name, self.embedding_size, self.image_size = name, embedding_size, image_size
-        self.checkpointing = checkpointing
+        super().__init__(name, embedding_size, image_size, checkpointing, 8, dropout=dropout)
         self.stem = nn.Sequential(
             nn.Conv2d(3, channels[0], 4, 2, 1, bias=False),
             nn.BatchNorm2d(channels[0]),
@@ -96,5 +92,5 @@ class TinyIResNet(nn.Module):
         normal_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = through(self.blocks, self.stem(x), self.checkpointing and self.training)
+        x = self.through(self.blocks, self.stem(x))
         return in_float32(self.dropout(self.norm(x)).flatten(1), self.fc, self.features)

@@ -10,13 +10,14 @@ arcface_torch, so its weights load with strict=True. Its code reads a masking ra
 also in the networks that its configurations call `mask_005`. The defaults here are what is masked there.
 """
 
+from collections import OrderedDict
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from attfc.backbones.common import check_fractions, in_float32, through
+from attfc.backbones.common import Backbone, in_float32
 from attfc.errors import UserError
 
 __all__ = ["VIT_SHAPES", "VisionTransformer"]
@@ -30,17 +31,6 @@ VIT_SHAPES: dict[str, tuple[int, int, float, float]] = {
 }
 
 # Shapes: B images, N tokens, H heads, E numbers per token.
-
-
-class PatchEmbedding(nn.Module):
-    """(B, 3, S, S) -> (B, N, E); pixels right of and below the last whole patch are not seen."""
-
-    def __init__(self, patch_size: int, width: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(3, width, patch_size, patch_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.proj(x)).flatten(2).transpose(1, 2)
 
 
 class Attention(nn.Module):
@@ -58,19 +48,6 @@ class Attention(nn.Module):
         return cast(Tensor, self.proj(mixed_BHNe.transpose(1, 2).flatten(2)))
 
 
-class Perceptron(nn.Module):
-    """Two linear layers with ReLU6 between them, four times as wide inside."""
-
-    def __init__(self, width: int, dropout: float) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.dropout(self.fc2(self.dropout(F.relu6(self.fc1(x))))))
-
-
 class TransformerBlock(nn.Module):
     """x + attention(norm(x)), then x + perceptron(norm(x)); each sum's branch is left out with probability `drop_path`."""
 
@@ -79,7 +56,10 @@ class TransformerBlock(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.attn = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = Perceptron(width, dropout)
+        wide, drop = nn.Linear(width, 4 * width), nn.Dropout(dropout)
+        self.mlp = nn.Sequential(
+            OrderedDict(fc1=wide, relu=nn.ReLU6(), drop1=drop, fc2=nn.Linear(4 * width, width), drop2=drop)
+        )
         self.drop_path = drop_path
 
     def _branch(self, x: Tensor) -> Tensor:
@@ -94,7 +74,7 @@ class TransformerBlock(nn.Module):
         return x + self._branch(self.mlp(self.norm2(x)))
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(Backbone):
     """Embed faces with a vision transformer.
 
     Args:
@@ -140,15 +120,30 @@ class VisionTransformer(nn.Module):
         checkpointing: bool = False,
         name: str = "vit",
     ) -> None:
-        super().__init__()
-        self.mask_ratio = default_mask_ratio if mask_ratio is None else mask_ratio
+        mask_ratio = default_mask_ratio if mask_ratio is None else mask_ratio
         drop_path = default_drop_path if drop_path is None else drop_path
-        _check_shape(name, width, heads, image_size, patch_size)
-        check_fractions(name, dropout=dropout, drop_path=drop_path, mask_ratio=self.mask_ratio)
-        self.name, self.embedding_size, self.image_size = name, embedding_size, image_size
-        self.checkpointing = checkpointing
+        if heads < 1 or width % heads:
+            raise UserError(f"heads {heads} of backbone {name} do not divide its width {width}: use 4, 8 or 16")
+        if patch_size < 1 or image_size < patch_size or image_size % patch_size >= patch_size / 2:
+            lower = max(image_size // max(patch_size, 1), 1) * patch_size
+            raise UserError(
+                f"image_size {image_size} does not fit backbone {name} with patches of {patch_size}: "
+                f"use a multiple of the patch size, such as {lower} or {lower + patch_size}"
+            )
+        super().__init__(
+            name,
+            embedding_size,
+            image_size,
+            checkpointing,
+            dropout=dropout,
+            drop_path=drop_path,
+            mask_ratio=mask_ratio,
+        )
+        self.mask_ratio = mask_ratio
         tokens = (image_size // patch_size) ** 2
-        self.patch_embed = PatchEmbedding(patch_size, width)
+        # Pixels right of and below the last whole patch are not seen.
+        patches = nn.Conv2d(3, width, patch_size, patch_size)
+        self.patch_embed = nn.Sequential(OrderedDict(proj=patches, flat=nn.Flatten(2)))
         self.pos_embed = nn.Parameter(torch.empty(1, tokens, width))
         self.mask_token = nn.Parameter(torch.empty(1, 1, width), requires_grad=self.mask_ratio > 0)
         self.dropout = nn.Dropout(dropout)
@@ -171,11 +166,11 @@ class VisionTransformer(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        x_BNE = self.dropout(self.patch_embed(x) + self.pos_embed)
+        x_BNE = self.dropout(self.patch_embed(x).transpose(1, 2) + self.pos_embed)
         masking = self.training and self.mask_ratio > 0
         if masking:
             x_BNE, order_BN = self._drop_tokens(x_BNE)
-        x_BNE = self.norm(through(self.blocks, x_BNE, self.checkpointing and self.training))
+        x_BNE = self.norm(self.through(self.blocks, x_BNE))
         if masking:
             x_BNE = self._fill_tokens(x_BNE, order_BN)
         return in_float32(x_BNE.flatten(1), self.feature)
@@ -195,14 +190,3 @@ class VisionTransformer(nn.Module):
 
 def _pick(x_BNE: Tensor, places_BM: Tensor) -> Tensor:
     return x_BNE.gather(1, places_BM.unsqueeze(-1).expand(-1, -1, x_BNE.shape[-1]))
-
-
-def _check_shape(name: str, width: int, heads: int, image_size: int, patch_size: int) -> None:
-    if heads < 1 or width % heads:
-        raise UserError(f"heads {heads} of backbone {name} do not divide its width {width}: use 4, 8 or 16")
-    if patch_size < 1 or image_size < patch_size or image_size % patch_size >= patch_size / 2:
-        lower = max(image_size // max(patch_size, 1), 1) * patch_size
-        raise UserError(
-            f"image_size {image_size} does not fit backbone {name} with patches of {patch_size}: "
-            f"use a multiple of the patch size, such as {lower} or {lower + patch_size}"
-        )

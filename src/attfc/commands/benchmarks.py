@@ -3,14 +3,26 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Option
 
-from attfc.commands.common import JsonOption, err, print_markdown, write_json
+from attfc.commands.common import (
+    DeviceOption,
+    FileOption,
+    JsonOption,
+    PositiveOption,
+    err,
+    print_markdown,
+    write_json,
+)
+from attfc.commands.help import Commands
 from attfc.errors import UserError
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Measure speed and memory on this machine.", no_args_is_help=True)
+app = Commands(help="Measure speed and memory on this machine.", no_args_is_help=True)
+
+SeveralOption = Annotated[int, Option(min=2)]
+SomeOption = Annotated[float, Option(min=1e-6, max=1)]
 
 
 @app.callback()
@@ -20,35 +32,37 @@ def _group() -> None:
 
 @app.command()
 def heads(
-    identities: Annotated[
-        str | None,
-        typer.Option(help="numbers of identities, such as 125000,2000000; default: twelve up to 100 million"),
-    ] = None,
-    budget_gib: Annotated[
-        float, typer.Option(min=0.05, help="memory a training may take beside the bare process")
-    ] = 16.0,
-    batch: Annotated[int, typer.Option(min=2, help="samples per step")] = 128,
-    sample_rate: Annotated[
-        float, typer.Option(min=1e-6, max=1, help="share of the identities that Partial FC samples")
-    ] = 0.1,
-    ratio: Annotated[
-        float, typer.Option(min=1e-6, max=1, help="slots of AttFC's growing container as a share of the identities")
-    ] = 0.1,
-    slots: Annotated[int, typer.Option(min=2, help="slots of AttFC's container of fixed size")] = 100_000,
-    keys: Annotated[int, typer.Option(min=1, help="key images per query, for AttFC")] = 2,
-    network: Annotated[
-        str, typer.Option(help="network of the second half of the tables; none: heads alone")
-    ] = "r10_tiny",
-    steps: Annotated[int, typer.Option(min=2, help="timed steps of a cell, fewer where they are long")] = 9,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
+    identities: str | None = None,
+    budget_gib: Annotated[float, Option(min=0.05)] = 16.0,
+    batch: SeveralOption = 128,
+    sample_rate: SomeOption = 0.1,
+    ratio: SomeOption = 0.1,
+    slots: SeveralOption = 100_000,
+    keys: PositiveOption = 2,
+    network: str = "r10_tiny",
+    steps: SeveralOption = 9,
+    device: DeviceOption = "auto",
     json_file: JsonOption = None,
-    markdown: Annotated[Path | None, typer.Option(help="also write the tables to this file", dir_okay=False)] = None,
-    figure: Annotated[Path | None, typer.Option(help="also write the figure, an SVG", dir_okay=False)] = None,
+    markdown: FileOption = None,
+    figure: FileOption = None,
 ) -> None:
     """Measure samples per second and memory of the heads for growing numbers of identities; `-` where it does not fit.
 
     Each cell is measured in a process of its own. With --json, an interrupted call continues: the cells done so far stand in
     FILE.cells.jsonl until all are.
+
+    Args:
+        identities: numbers of identities, such as 125000,2000000; default: twelve up to 100 million
+        budget_gib: memory a training may take beside the bare process
+        batch: samples per step
+        sample_rate: share of the identities that Partial FC samples
+        ratio: slots of AttFC's growing container as a share of the identities
+        slots: slots of AttFC's container of fixed size
+        keys: key images per query, for AttFC
+        network: network of the second half of the tables; none: heads alone
+        steps: timed steps of a cell, fewer where they are long
+        markdown: also write the tables to this file
+        figure: also write the figure, an SVG
     """
     from attfc.devices import choose_device
     from attfc.lab.bench.head_speed import IDENTITIES, Sweep, run_sweep, settings
@@ -75,7 +89,7 @@ def heads(
         lines = (
             Path(folder) / "cells.jsonl" if json_file is None else json_file.with_name(json_file.name + ".cells.jsonl")
         )
-        results = run_sweep(sweep, lines, lambda text: err.print(text, markup=False))
+        results = run_sweep(sweep, lines, lambda text: err.print(text))
         found: dict[str, Any] = {
             "settings": settings(sweep),
             "columns": sweep.columns(),

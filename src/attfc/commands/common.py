@@ -1,14 +1,14 @@
 """What the commands share: consoles and tables (`screen`), options, a progress bar, tables of figures, `--json`."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from typer import Option
 
 from attfc.commands.screen import err, out, print_markdown, print_table
 from attfc.errors import UserError
@@ -21,13 +21,20 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CacheOption",
+    "DeviceOption",
+    "FileOption",
+    "FolderOption",
     "JsonOption",
     "ModelIsOption",
+    "NaturalOption",
+    "PositiveOption",
+    "ShareOption",
     "err",
     "open_with_bar",
     "out",
     "print_figures",
     "print_markdown",
+    "print_notes",
     "print_table",
     "progress_bar",
     "replaces",
@@ -57,7 +64,7 @@ def replaces(mark: bytes) -> Callable[[Path | None], Path | None]:
 
 JsonOption = Annotated[
     Path | None,
-    typer.Option(
+    Option(
         "--json",
         help="also write the results to this file, as JSON; an older one of them is replaced",
         dir_okay=False,
@@ -66,16 +73,21 @@ JsonOption = Annotated[
 ]
 CacheOption = Annotated[
     Path | None,
-    typer.Option("--cache", help="folder for the identity index; default: the user's cache folder", file_okay=False),
+    Option(help="folder for the identity index; default: the user's cache folder", file_okay=False),
 ]
 ModelIsOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--model-is",
+    Option(
         metavar="KEY=VALUE",
         help="what the model's file does not say: network, image_size, embedding_size, colour_order, mean, std, training_data, licence; repeatable",
     ),
 ]
+DeviceOption = Annotated[str, Option(help="auto, cpu, cuda ...")]
+FileOption = Annotated[Path | None, Option(dir_okay=False)]
+FolderOption = Annotated[Path | None, Option(file_okay=False)]
+NaturalOption = Annotated[int, Option(min=0)]
+PositiveOption = Annotated[int, Option(min=1)]
+ShareOption = Annotated[float, Option(min=0, max=1)]
 
 
 class progress_bar:  # noqa: N801  reads as a function at its call sites
@@ -108,11 +120,17 @@ class progress_bar:  # noqa: N801  reads as a function at its call sites
             self._bar.stop()
 
 
+def print_notes(notes: Iterable[str]) -> None:
+    """Print what a reader should know beside the results on stderr, a line each."""
+    for note in notes:
+        err.print(f"note: {note}")
+
+
 def working(what: str) -> AbstractContextManager[object]:
     """Say on stderr what is being done while it is, for work that has no steps to count."""
     if err.is_terminal:
         return err.status(what)
-    err.print(what, markup=False)
+    err.print(what)
     return nullcontext()
 
 
@@ -131,7 +149,7 @@ def print_figures(
 ) -> None:
     """Print whom an evaluation is of and its figures as a table; nested ones with their path as name, intervals beside them."""
     known = intervals or {}
-    out.print(heading, markup=False)
+    out.print(heading)
     table = Table("", "", *([""] if known else []), box=None, show_header=False)
     for column in table.columns[1:]:
         column.justify = "right"

@@ -1,24 +1,35 @@
 """`attfc data ...`: look into stores of faces, convert, check and clean them, make verification sets and label noise."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
+from typer import Argument, Option
 
-from attfc.commands.common import CacheOption, JsonOption, err, open_with_bar, out, progress_bar, replaces, write_json
+from attfc.commands.common import (
+    CacheOption,
+    JsonOption,
+    NaturalOption,
+    PositiveOption,
+    open_with_bar,
+    out,
+    print_notes,
+    progress_bar,
+    replaces,
+    write_json,
+)
+from attfc.commands.help import Commands
 from attfc.errors import UserError
 
 if TYPE_CHECKING:
-    from attfc.data import PackedCheck, Store
-    from attfc.typing import Float32
+    from attfc.data import Store
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Look into sets of faces, convert and clean them.", no_args_is_help=True, rich_markup_mode=None)
+app = Commands(help="Look into sets of faces, convert and clean them.", no_args_is_help=True, rich_markup_mode=None)
 
 EditListOption = Annotated[
     Path,
-    typer.Option(
+    Option(
         "--output",
         "-o",
         help="edit list to write; an older one is replaced",
@@ -26,20 +37,22 @@ EditListOption = Annotated[
         callback=replaces(b"# attfc edits"),
     ),
 ]
+PreviewOption = Annotated[Path, Option("--output", "-o", dir_okay=False, callback=replaces(b"Software\0attfc"))]
 SourceArgument = Annotated[
     str,
-    typer.Argument(
+    Argument(
         help="image folder, train.rec or its folder, packed folder, list file, or synthetic: spec", metavar="PATH"
     ),
 ]
 EditsOption = Annotated[
-    list[Path] | None, typer.Option("--edits", help="edit list to apply; may be given several times", dir_okay=False)
+    list[Path] | None, Option(help="edit list to apply; may be given several times", dir_okay=False)
 ]
 LabelSourceOption = Annotated[
     Literal["identities", "images"],
-    typer.Option(help="RecordIO of InsightFace: labels of the identity records, or each image's own"),
+    Option(help="RecordIO of InsightFace: labels of the identity records, or each image's own"),
 ]
-WorkersOption = Annotated[int, typer.Option(min=0, help="processes that read and decode")]
+ShownOption = Annotated[int, Option(min=1, max=100)]
+WorkersOption = Annotated[int, Option(min=0, help="processes that read and decode")]
 
 
 @app.command("inspect")
@@ -58,33 +71,31 @@ def inspect_data(
     store = _open(path, edits, label_source, cache)
     with progress_bar("inspect") as bar:
         result = inspect_store(store, workers=workers, progress=bar)
-    out.print(result.to_text(), markup=False)
+    out.print(result.to_text())
     if (advice := image_sizes(store).advice) is not None:
-        out.print(advice, markup=False)
+        out.print(advice)
     write_json(json_file, result.to_dict())
 
 
 @app.command("preview")
 def preview_data(
     path: SourceArgument,
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            help="PNG to write; an older preview is replaced",
-            dir_okay=False,
-            callback=replaces(b"Software\0attfc"),
-        ),
-    ] = Path("preview.png"),
-    identities: Annotated[int, typer.Option(min=1, max=100, help="identities to show, one row per identity")] = 8,
-    images: Annotated[int, typer.Option(min=1, max=100, help="images per identity")] = 8,
-    seed: Annotated[int, typer.Option(help="seed for who is shown")] = 0,
+    output: PreviewOption = Path("preview.png"),
+    identities: ShownOption = 8,
+    images: ShownOption = 8,
+    seed: int = 0,
     edits: EditsOption = None,
     label_source: LabelSourceOption = "identities",
     cache: CacheOption = None,
 ) -> None:
-    """Write a contact sheet, one row per identity. A sheet of a real store shows people: handle it as you handle the store."""
+    """Write a contact sheet, one row per identity. A sheet of a real store shows people: handle it as you handle the store.
+
+    Args:
+        output: PNG to write; an older preview is replaced
+        identities: identities to show, one row per identity
+        images: images per identity
+        seed: seed for who is shown
+    """
     from PIL.PngImagePlugin import PngInfo
 
     from attfc.data import contact_sheet
@@ -93,30 +104,37 @@ def preview_data(
     written_by = PngInfo()
     written_by.add_text("Software", "attfc")
     contact_sheet(store, identities=identities, images=images, seed=seed).save(output, "PNG", pnginfo=written_by)
-    out.print(str(output), markup=False, soft_wrap=True)
+    out.print(str(output), soft_wrap=True)
 
 
 @app.command("convert")
 def convert_data(
-    source: Annotated[str, typer.Argument(help="any set of faces", metavar="SRC")],
-    destination: Annotated[Path, typer.Argument(help="folder to make", metavar="DST", file_okay=False)],
-    to: Annotated[
-        Literal["packed", "rec", "folder"], typer.Option(help="packed: this project's format; rec: MXNet RecordIO")
-    ] = "packed",
-    check: Annotated[bool, typer.Option("--check", help="decode every image and leave out the broken ones")] = False,
-    verify: Annotated[bool, typer.Option("--verify", help="packed: read everything back and compare")] = False,
-    shard_mib: Annotated[int, typer.Option(min=1, help="packed: a shard is closed at this size")] = 1024,
-    follow_links: Annotated[
-        bool, typer.Option("--follow-links", help="also take images that links reach outside the folder SRC")
-    ] = False,
-    names: Annotated[bool, typer.Option(help="keep the names of image files (packed) or of people (rec)")] = True,
+    source: Annotated[str, Argument(metavar="SRC")],
+    destination: Annotated[Path, Argument(metavar="DST", file_okay=False)],
+    to: Literal["packed", "rec", "folder"] = "packed",
+    check: bool = False,
+    verify: bool = False,
+    shard_mib: PositiveOption = 1024,
+    follow_links: bool = False,
+    names: bool = True,
     edits: EditsOption = None,
     label_source: LabelSourceOption = "identities",
     cache: CacheOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Convert a set; the images' bytes stay as they are. After an interruption the same command continues."""
-    from attfc.data import convert_store, verify_packed
+    """Convert a set; the images' bytes stay as they are. After an interruption the same command continues.
+
+    Args:
+        source: any set of faces
+        destination: folder to make
+        to: packed: this project's format; rec: MXNet RecordIO
+        check: decode every image and leave out the broken ones
+        verify: packed: read everything back and compare
+        shard_mib: packed: a shard is closed at this size
+        follow_links: also take images that links reach outside the folder SRC
+        names: keep the names of image files (packed) or of people (rec)
+    """
+    from attfc.data import convert_store
 
     if verify and to != "packed":
         raise UserError(f"--verify compares checksums, which only packed folders have: leave it out with --to {to}")
@@ -135,85 +153,85 @@ def convert_data(
     size = done.encoded_bytes
     out.print(
         f"{done.destination}: {done.images:,} images of {done.identities:,} identities, "
-        + (f"{size / 2**20:,.1f} MiB" if size >= 1 << 20 else f"{size / 2**10:,.1f} KiB"),
-        markup=False,
+        + (f"{size / 2**20:,.1f} MiB" if size >= 1 << 20 else f"{size / 2**10:,.1f} KiB")
     )
     if done.continued_at:
         out.print(f"continued an earlier run at identity {done.continued_at:,}")
-    for line in (*done.examples, *done.notes):
-        err.print(f"note: {line}", markup=False)
+    print_notes([*done.examples, *done.notes])
     write_json(json_file, {name: value for name, value in vars(done).items() if name != "examples"})
     if verify:
-        with progress_bar("verify") as bar:
-            checked = verify_packed(destination, bar)
-        _report_check(destination, checked)
+        _verified(destination)
 
 
 @app.command("verify")
-def verify_data(
-    path: Annotated[Path, typer.Argument(help="packed folder", file_okay=False)],
-    json_file: JsonOption = None,
-) -> None:
-    """Read every image of a packed folder and compare its checksum."""
-    import dataclasses
+def verify_data(path: Annotated[Path, Argument(file_okay=False)], json_file: JsonOption = None) -> None:
+    """Read every image of a packed folder and compare its checksum.
 
+    Args:
+        path: packed folder
+    """
+    _verified(path, json_file)
+
+
+def _verified(path: Path, json_file: Path | None = None) -> None:
     from attfc.data import verify_packed
 
     with progress_bar("verify") as bar:
         check = verify_packed(path, bar)
-    write_json(json_file, {**dataclasses.asdict(check), "sound": check.sound})
-    _report_check(path, check)
+    write_json(json_file, {**vars(check), "sound": check.sound})
+    if not check.sound:
+        details = "; ".join([*(f"{name} has another checksum" for name in check.files), *check.examples[:3]])
+        raise UserError(f"{path}: {check.damaged:,} of {check.images:,} images are damaged ({details})")
+    out.print(f"{path}: {check.images:,} images and every index file have their checksums")
 
 
 @app.command("clean")
 def clean_data(
     path: SourceArgument,
     output: EditListOption = Path("edits.tsv"),
-    against: Annotated[
-        str | None,
-        typer.Option(help="evaluation set: leave out everybody who is in it, with all their images", metavar="PATH"),
-    ] = None,
-    model: Annotated[
-        Path | None, typer.Option(help="run or model folder: also look for wrong labels and for faces of --against")
-    ] = None,
-    fewest: Annotated[int, typer.Option(min=1, help="leave out identities with fewer images")] = 1,
-    broken: Annotated[bool, typer.Option(help="decode every image, leave out broken ones")] = True,
-    duplicates: Annotated[
-        Literal["drop_all", "keep_first", "report", "ignore"],
-        typer.Option(
-            help="equal images under several identities: leave all out, all but the first, or only report; ignore: no search"
-        ),
-    ] = "drop_all",
-    names: Annotated[bool, typer.Option(help="compare identity names with those of --against")] = True,
-    threshold: Annotated[
-        float, typer.Option(help="model: cosine to the identity's center below which a label is wrong")
-    ] = 0.3,
-    margin: Annotated[
-        float | None, typer.Option(help="model: and another center must be closer by this much; default: not asked")
-    ] = None,
-    move: Annotated[
-        bool, typer.Option("--move", help="model: move wrong images to the identity that is clearly closer")
-    ] = False,
-    move_threshold: Annotated[float, typer.Option(help="model: cosine to the other center from which to move")] = 0.7,
-    overlap_threshold: Annotated[
-        float, typer.Option(help="model: cosine of two centers from which they are one person")
-    ] = 0.7,
+    against: Annotated[str | None, Option(metavar="PATH")] = None,
+    model: Path | None = None,
+    fewest: PositiveOption = 1,
+    broken: bool = True,
+    duplicates: Literal["drop_all", "keep_first", "report", "ignore"] = "drop_all",
+    names: bool = True,
+    threshold: float = 0.3,
+    margin: float | None = None,
+    move: bool = False,
+    move_threshold: float = 0.7,
+    overlap_threshold: float = 0.7,
     edits: EditsOption = None,
     label_source: LabelSourceOption = "identities",
     workers: WorkersOption = 2,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda ...; for --model")] = "auto",
+    device: str = "auto",
     cache: CacheOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Look for broken images, copies, leakage, wrong labels, tiny identities; write an edit list. Deletes nothing."""
+    """Look for broken images, copies, leakage, wrong labels, tiny identities; write an edit list. Deletes nothing.
+
+    Args:
+        against: evaluation set: leave out everybody who is in it, with all their images
+        model: run or model folder: also look for wrong labels and for faces of --against
+        fewest: leave out identities with fewer images
+        broken: decode every image, leave out broken ones
+        duplicates: equal images under several identities: leave all out, all but the first, or only report;
+            ignore: no search
+        names: compare identity names with those of --against
+        threshold: model: cosine to the identity's center below which a label is wrong
+        margin: model: and another center must be closer by this much; default: not asked
+        move: model: move wrong images to the identity that is clearly closer
+        move_threshold: model: cosine to the other center from which to move
+        overlap_threshold: model: cosine of two centers from which they are one person
+        device: auto, cpu, cuda ...; for --model
+    """
     from attfc.data import write_edits
     from attfc.data.cleaning.clean import clean
 
     store = _open(path, edits, label_source, cache)
     evaluation = None if against is None else open_with_bar(against, cache=cache)
-    ours = theirs = None
+    with_model: dict[str, Any] = {"threshold": None}
     if model is not None:
-        device, ours, theirs = _embedded(model, device, store, evaluation, workers)
+        with_model = {"threshold": threshold, **_embedded(model, device, store, evaluation, workers)}
     with progress_bar("clean") as bar:
         report = clean(
             store,
@@ -222,83 +240,78 @@ def clean_data(
             fewest=fewest,
             against=evaluation,
             names=names,
-            embeddings=ours,
-            against_embeddings=theirs,
-            threshold=threshold if model is not None else None,
             margin=margin,
             policy="move" if move else "drop",
             move_threshold=move_threshold,
             overlap_threshold=overlap_threshold,
             workers=workers,
-            device="cpu" if model is None else device,
             progress=bar,
+            **with_model,
         )
     write_edits(output, report.edits, store.name)
-    out.print(report.to_text(), markup=False)
-    _say_how_to_use([*(edits or ()), output])
+    out.print(report.to_text())
+    lists = [*(edits or ()), output]
+    uses = " ".join(f"--edits {one}" for one in lists)
+    out.print(f"edit list: {output}   use it with data.edits=[{', '.join(map(str, lists))}] or {uses}")
     write_json(json_file, {**report.to_dict(), "edits": str(output)})
 
 
-def _embedded(
-    model: Path, device: str, store: "Store", evaluation: "Store | None", workers: int
-) -> "tuple[str, Float32, Float32 | None]":
-    """Return the model's device and the embeddings of all images of the training set and of the evaluation set, if any."""
+def _embedded(model: Path, device: str, store: "Store", evaluation: "Store | None", workers: int) -> dict[str, Any]:
+    """Return what cleaning takes of a model: its device and the embeddings of the training set and of the evaluation set, if any."""
     from attfc.evaluation import embed_store
     from attfc.export import load
 
     opened = load(model, device=device)
-    vectors = []
-    for each in (store, evaluation):
+    found: dict[str, Any] = {"device": opened.device}
+    for name, each in (("embeddings", store), ("against_embeddings", evaluation)):
         if each is not None:
             with progress_bar("embed") as bar:
-                vectors.append(embed_store(opened.module, each, workers=workers, progress=bar).vectors)
-    return str(opened.device), vectors[0], vectors[1] if evaluation is not None else None
-
-
-def _say_how_to_use(lists: list[Path]) -> None:
-    """Print how training and other commands take edit lists, of which the last was written."""
-    out.print(
-        f"edit list: {lists[-1]}   use it with data.edits=[{', '.join(map(str, lists))}] or "
-        + " ".join(f"--edits {one}" for one in lists),
-        markup=False,
-    )
+                found[name] = embed_store(opened.module, each, workers=workers, progress=bar).vectors
+    return found
 
 
 @app.command("noise")
 def noise_data(
     path: SourceArgument,
-    kind: Annotated[
-        Literal["flip", "conflict"],
-        typer.Argument(
-            help="flip: images get another identity; conflict: identities are split", metavar="flip|conflict"
-        ),
-    ],
-    share: Annotated[float, typer.Option(help="share of the images (flip) or of the identities (conflict), 0 to 1")],
+    kind: Annotated[Literal["flip", "conflict"], Argument(metavar="flip|conflict")],
+    share: Annotated[float, Option()],
     output: EditListOption,
-    seed: Annotated[int, typer.Option(min=0, help="seed for what is changed")] = 0,
-    parts: Annotated[int, typer.Option(min=2, help="conflict: labels that a split identity ends up with")] = 2,
+    seed: NaturalOption = 0,
+    parts: Annotated[int, Option(min=2)] = 2,
     edits: EditsOption = None,
     label_source: LabelSourceOption = "identities",
     cache: CacheOption = None,
 ) -> None:
-    """Write an edit list of label noise of a known amount, to see how a head bears it."""
+    """Write an edit list of label noise of a known amount, to see how a head bears it.
+
+    Args:
+        kind: flip: images get another identity; conflict: identities are split
+        share: share of the images (flip) or of the identities (conflict), 0 to 1
+        seed: seed for what is changed
+        parts: conflict: labels that a split identity ends up with
+    """
     from attfc.data import conflict_noise, flip_noise, write_edits
 
     store = _open(path, edits, label_source, cache)
     noise = flip_noise(store, share, seed) if kind == "flip" else conflict_noise(store, share, seed, parts=parts)
     write_edits(output, noise, store.name)
-    out.print(f"{output}: {len(noise):,} of {len(store):,} images get another label", markup=False)
+    out.print(f"{output}: {len(noise):,} of {len(store):,} images get another label")
 
 
 @app.command("make-bin")
 def make_bin(
     path: SourceArgument,
-    pairs: Annotated[Path, typer.Argument(help="pairs file in the LFW form", dir_okay=False)],
-    output: Annotated[Path, typer.Argument(help=".bin file to write", metavar="OUT", dir_okay=False)],
+    pairs: Annotated[Path, Argument(dir_okay=False)],
+    output: Annotated[Path, Argument(metavar="OUT", dir_okay=False)],
     edits: EditsOption = None,
     cache: CacheOption = None,
 ) -> None:
-    """Write pairs of a set as a verification set (.bin), as InsightFace's and other tools read it."""
+    """Write pairs of a set as a verification set (.bin), as InsightFace's and other tools read it.
+
+    Args:
+        pairs: pairs file in the LFW form
+        output: .bin file to write
+    """
     import numpy as np
 
     from attfc.data import make_verification_set
@@ -308,23 +321,12 @@ def make_bin(
     found = read_pairs(pairs, store, broken_limit=0)  # a verification set must be whole
     with progress_bar("pairs") as bar:
         made = make_verification_set(store, np.stack([found.first, found.second], axis=1), found.same, output, bar)
-    out.print(f"{output}: {len(made.same):,} pairs, {int(made.same.sum()):,} of one person", markup=False)
+    out.print(f"{output}: {len(made.same):,} pairs, {int(made.same.sum()):,} of one person")
 
 
 def _open(
-    path: str,
-    edits: list[Path] | None,
-    label_source: Literal["identities", "images"],
-    cache: Path | None,
+    path: str, edits: list[Path] | None, label_source: Literal["identities", "images"], cache: Path | None
 ) -> "Store":
     store = open_with_bar(path, edits=edits or (), label_source=label_source, cache=cache)
-    for note in getattr(store, "notes", ()):
-        err.print(f"note: {note}", markup=False)
+    print_notes(getattr(store, "notes", ()))
     return store
-
-
-def _report_check(path: Path, check: "PackedCheck") -> None:
-    if not check.sound:
-        details = "; ".join([*(f"{name} has another checksum" for name in check.files), *check.examples[:3]])
-        raise UserError(f"{path}: {check.damaged:,} of {check.images:,} images are damaged ({details})")
-    out.print(f"{path}: {check.images:,} images and every index file have their checksums", markup=False)

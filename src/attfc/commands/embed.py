@@ -5,9 +5,21 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
-import typer
+from typer import Argument, Option
 
-from attfc.commands.common import CacheOption, JsonOption, ModelIsOption, err, out, progress_bar, write_json
+from attfc.commands.common import (
+    CacheOption,
+    DeviceOption,
+    JsonOption,
+    ModelIsOption,
+    NaturalOption,
+    PositiveOption,
+    ShareOption,
+    out,
+    print_notes,
+    progress_bar,
+    write_json,
+)
 from attfc.errors import UserError
 from attfc.files import written_whole
 
@@ -19,25 +31,8 @@ __all__ = ["embed", "verify"]
 
 ModelArgument = Annotated[
     Path,
-    typer.Argument(
+    Argument(
         help="a run's folder, a folder with model.safetensors and config.json, a state dict (.pt, .pth), or an .onnx file"
-    ),
-]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda ...")]
-ImagesArgument = Annotated[
-    list[str],
-    typer.Argument(
-        help="aligned faces: image files, folders of images, or stores as `attfc train` takes them",
-        metavar="IMAGES...",
-    ),
-]
-OutputOption = Annotated[
-    Path,
-    typer.Option(
-        "--output",
-        "-o",
-        help="OUT.npy: float32, a row per image, names in OUT.names.txt; or OUT.csv: a line per image, name first",
-        dir_okay=False,
     ),
 ]
 LARGEST_EVALUATION = 2**24
@@ -46,23 +41,29 @@ FEWEST_ACCEPTED = 30  # pairs of strangers above a threshold; of fewer its FAR i
 
 def embed(
     model: ModelArgument,
-    images: ImagesArgument,
-    output: OutputOption,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an output that exists")] = False,
-    flip: Annotated[
-        bool, typer.Option(help="add the embedding of the mirror image before normalizing, as evaluation does")
-    ] = True,
-    broken_limit: Annotated[
-        float, typer.Option(min=0, max=1, help="largest share of broken images that is left out, not refused")
-    ] = 0.01,
-    batch_size: Annotated[int, typer.Option(min=1, help="images per forward pass")] = 256,
-    workers: Annotated[int, typer.Option(min=0, help="processes that read and decode; 0: this one")] = 0,
+    images: Annotated[list[str], Argument(metavar="IMAGES...")],
+    output: Annotated[Path, Option("--output", "-o", dir_okay=False)],
+    overwrite: bool = False,
+    flip: bool = True,
+    broken_limit: ShareOption = 0.01,
+    batch_size: PositiveOption = 256,
+    workers: NaturalOption = 0,
     device: DeviceOption = "auto",
     model_is: ModelIsOption = None,
     cache: CacheOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Write embeddings of aligned faces, each of unit length, with the images' names."""
+    """Write embeddings of aligned faces, each of unit length, with the images' names.
+
+    Args:
+        images: aligned faces: image files, folders of images, or stores as `attfc train` takes them
+        output: OUT.npy: float32, a row per image, names in OUT.names.txt; or OUT.csv: a line per image, name first
+        overwrite: replace an output that exists
+        flip: add the embedding of the mirror image before normalizing, as evaluation does
+        broken_limit: largest share of broken images that is left out, not refused
+        batch_size: images per forward pass
+        workers: processes that read and decode; 0: this one
+    """
     if output.suffix not in (".npy", ".csv"):
         raise UserError(f"--output {output}: embeddings are written as .npy or .csv; name it {output.stem}.npy")
     files = (output, output.with_suffix(".names.txt")) if output.suffix == ".npy" else (output,)
@@ -90,11 +91,10 @@ def embed(
         notes.append(
             f"left out {len(broken):,} broken of {len(store):,} images; the first is {broken[0][1]}: {broken[0][2]}"
         )
-    for note in notes:
-        err.print(f"note: {note}", markup=False)
+    print_notes(notes)
     size = opened.facts.embedding_size
     beside = "".join(f", names in {path}" for path in files[1:])
-    out.print(f"{output}: {len(names):,} embeddings of {size} numbers{beside}", markup=False)
+    out.print(f"{output}: {len(names):,} embeddings of {size} numbers{beside}")
     write_json(
         json_file,
         {
@@ -112,13 +112,18 @@ def embed(
 
 def verify(
     model: ModelArgument,
-    first: Annotated[str, typer.Argument(help="an aligned face: an image file", metavar="A")],
-    second: Annotated[str, typer.Argument(help="the face to compare it with", metavar="B")],
+    first: Annotated[str, Argument(metavar="A")],
+    second: Annotated[str, Argument(metavar="B")],
     device: DeviceOption = "auto",
     model_is: ModelIsOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Compare two aligned faces: their cosine, and what it means by the run's own evaluation."""
+    """Compare two aligned faces: their cosine, and what it means by the run's own evaluation.
+
+    Args:
+        first: an aligned face: an image file
+        second: the face to compare it with
+    """
     from attfc.export.face_list import notes_of_images, open_faces
 
     opened = _open(model, model_is, device)
@@ -131,25 +136,22 @@ def verify(
     cosine = float(vectors[0] @ vectors[1])
     notes = notes_of_images(faces, opened.facts.image_size)
     thresholds = _thresholds(opened.facts.path)
-    for note in notes:
-        err.print(f"note: {note}", markup=False)
-    out.print(f"cosine {cosine:.4f}   (1: the same direction; about 0: unrelated)", markup=False)
+    print_notes(notes)
+    out.print(f"cosine {cosine:.4f}   (1: the same direction; about 0: unrelated)")
     verdicts = {f"{far:g}": cosine > threshold for far, threshold in thresholds.items()}
     for far, threshold in thresholds.items():
         word = "accepted" if cosine > threshold else "rejected"
-        out.print(f"  at FAR {far:g}, threshold {threshold:.4f}: {word} as the same person", markup=False)
+        out.print(f"  at FAR {far:g}, threshold {threshold:.4f}: {word} as the same person")
     if thresholds:
         out.print(
             "FAR: the share of pairs of different people that a threshold accepts,\n"
             "here of the people of this run's evaluation. Others have other rates.",
-            markup=False,
         )
     else:
         out.print(
             "No threshold is known for this model, so the cosine decides nothing.\n"
             "To get one, evaluate it on people it was not trained on and read\n"
             f"threshold_at_far: attfc evaluate {model} all-pairs FOLDER --json far.json",
-            markup=False,
         )
     write_json(
         json_file,
@@ -169,8 +171,7 @@ def _open(model: Path, model_is: list[str] | None, device: str) -> "FaceModel":
     from attfc.export.model_inputs import read_statements
 
     opened = load(model, device=device, **read_statements(model_is or []))
-    for note in opened.facts.notes:
-        err.print(f"note: {note}", markup=False)
+    print_notes(opened.facts.notes)
     return opened
 
 

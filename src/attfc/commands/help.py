@@ -1,10 +1,14 @@
-"""`attfc --help`: the commands by what one wants to do, each with its whole sentence, then lines to copy."""
+"""Help texts: the commands by what one wants to do, then lines to copy; and the options of each, described in the docstring of its function."""
 
+import inspect
+import re
+from collections.abc import Callable
 from typing import Any
 
-from typer.core import TyperGroup
+from typer import Typer
+from typer.core import TyperCommand, TyperGroup
 
-__all__ = ["EXAMPLES", "USES", "CommandsByUse"]
+__all__ = ["EXAMPLES", "USES", "Commands", "CommandsByUse"]
 
 USES = {
     "Train": ("train", "presets", "options", "backbones", "plan"),
@@ -20,6 +24,27 @@ EXAMPLES = (
     ("attfc evaluate runs/faces-001 held-out people/", "on people it never saw"),
     ("attfc export runs/faces-001 face.onnx", "the model for other programs"),
 )
+
+
+class _Described(TyperCommand):
+    """A command whose arguments and options are described under `Args:` of its docstring; a flag that is off has no form with `--no-`."""
+
+    def __init__(self, name: str | None, *, params: list[Any], help: str | None = None, **options: Any) -> None:
+        text, _, described = inspect.cleandoc(help or "").partition("\n\nArgs:\n")
+        told = dict(re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", described, re.MULTILINE))
+        for parameter in params:
+            parameter.help = parameter.help or re.sub(r"\n +", " ", told.get(parameter.name, "")) or None
+            if parameter.default is False:
+                parameter.secondary_opts = []
+        super().__init__(name, params=params, help=text, **options)
+
+
+class Commands(Typer):
+    """Commands of which each takes the help of its options from its docstring."""
+
+    def command(self, name: str | None = None, **options: Any) -> Callable[[Any], Any]:
+        """Return the decorator that adds a command; see typer."""
+        return super().command(name, cls=_Described, **options)
 
 
 class CommandsByUse(TyperGroup):

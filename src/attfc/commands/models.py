@@ -27,5 +27,5 @@ def backbones(json_file: JsonOption = None) -> None:
             row.source,
         )
     print_table(table)
-    out.print("timm:NAME takes any timm model (extra attfc[timm])", markup=False)
+    out.print("timm:NAME takes any timm model (extra attfc[timm])")
     write_json(json_file, {"backbones": [dataclasses.asdict(row) for row in rows]})

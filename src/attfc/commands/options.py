@@ -1,41 +1,43 @@
 """`attfc options`: what can be set, from the place where it is described; and what a shell may complete."""
 
 import textwrap
-from typing import Annotated
+from typing import Annotated, Any
 
-import typer
+from typer import Argument, Context
 
 from attfc.commands.common import out
 
-__all__ = ["complete_word", "completions", "options", "written_as_flag"]
+__all__ = ["WORDS", "complete_word", "completions", "options", "written_as_flag"]
 
 
-def options(
-    word: Annotated[
-        str | None,
-        typer.Argument(help="section, key, or a word of the description; without it all are listed", metavar="[WORD]"),
-    ] = None,
-) -> None:
-    """List the options of a run: meaning, default, and when each acts."""
+def options(word: Annotated[str | None, Argument(metavar="[WORD]")] = None) -> None:
+    """List the options of a run: meaning, default, and when each acts.
+
+    Args:
+        word: section, key, or a word of the description; without it all are listed
+    """
     from attfc.config.describe import all_options, find_options, option_rows, section_title
 
     out.print(
         "These are the defaults of a preset or file. attfc train FOLDER chooses some\n"
         "by itself: add --print-config to see yours.",
-        markup=False,
     )
     section = None
     for option in find_options(word) if word else all_options():
         if option.section != section:
             section = option.section
             title = f"{section}: {section_title(section)}" if section else section_title(section)
-            out.print("\n" + textwrap.fill(title, 80), markup=False)
-        out.print("\n".join(option_rows(option)), markup=False)
+            out.print("\n" + textwrap.fill(title, 80))
+        out.print("\n".join(option_rows(option)))
 
 
-def complete_word(ctx: typer.Context, incomplete: str) -> list[str]:
+def complete_word(ctx: Context, incomplete: str) -> list[str]:
     """Presets and options that begin so, for the shell; folders it knows itself."""
     return completions(list(ctx.params.get("words") or ()), incomplete)
+
+
+WORDS: Any = Argument(metavar="[DATA | PRESET] [KEY=VALUE]...", autocompletion=complete_word)
+"""The argument that names data, or a preset, and options of a run."""
 
 
 def completions(before: list[str], incomplete: str) -> list[str]:
@@ -64,18 +66,22 @@ def completions(before: list[str], incomplete: str) -> list[str]:
 
 
 def written_as_flag(words: list[str], flags: set[str]) -> str | None:
-    """Return what to write where somebody typed an option of a run as ``--epochs 3``; None: nobody did."""
+    """Return what to write where somebody typed an option of a run as ``--epochs 3`` or ``-epochs 3``; None: nobody did."""
     for number, word in enumerate(words):
         flag, _, value = word.partition("=")
-        if not flag.startswith("--") or flag in flags:
+        if not flag.startswith("-") or flag in flags:
             continue
+        import difflib
+
         from attfc.config.messages import keys_like
         from attfc.config.short_names import SHORT_NAMES
 
-        name = flag[2:].replace("-", "_")
+        name = flag.lstrip("-").replace("-", "_")
+        if len(name) < 2 or difflib.get_close_matches(flag, flags, cutoff=0.8):  # -h, --resum: the command's own hint
+            continue
         near = [name] if name in SHORT_NAMES else keys_like(name, most=1)
-        if near:
-            follows = words[number + 1] if number + 1 < len(words) else ""
-            value = value or (follows if follows and not follows.startswith("-") and "=" not in follows else "VALUE")
-            return f"there is no {flag}: options of a run are written without dashes; write {near[0]}={value}"
+        follows = words[number + 1] if number + 1 < len(words) else ""
+        value = value or (follows if follows and not follows.startswith("-") and "=" not in follows else "VALUE")
+        write = f"write {near[0]}={value}" if near else "as KEY=VALUE; attfc options lists them"
+        return f"there is no {flag}: options of a run are written without dashes{'; ' if near else ', '}{write}"
     return None

@@ -5,12 +5,21 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from rich.table import Table
+from typer import Option
 
-from attfc.commands.common import JsonOption, out, print_table, progress_bar, working, write_json
-from attfc.commands.options import complete_word
-from attfc.commands.training_screen import print_choices, print_notes
+from attfc.commands.common import (
+    JsonOption,
+    PositiveOption,
+    out,
+    print_notes,
+    print_table,
+    progress_bar,
+    working,
+    write_json,
+)
+from attfc.commands.options import WORDS
+from attfc.commands.training_screen import print_choices
 from attfc.errors import UserError
 from attfc.machine import available_memory
 
@@ -86,26 +95,24 @@ def _head(config: "RunConfig") -> str:
 
 
 def plan(
-    words: Annotated[
-        list[str],
-        typer.Argument(
-            help="faces, a preset or a .yaml file as `attfc train` takes them; and options, such as batch_size=64",
-            metavar="[DATA | PRESET] [KEY=VALUE]...",
-            autocompletion=complete_word,
-        ),
-    ],
-    identities: Annotated[
-        int | None, typer.Option(min=2, help="number of identities; default: as the data or the preset say")
-    ] = None,
-    images: Annotated[int | None, typer.Option(min=1, help="images of the data set, for the time of an epoch")] = None,
-    memory: Annotated[
-        float | None, typer.Option(min=0.01, help="budget of the device, GiB; default: what is there")
-    ] = None,
-    ranks: Annotated[int, typer.Option(min=1, help="processes that share batch, rows and container")] = 1,
-    calibrate: Annotated[bool, typer.Option(help="time a few small steps on this machine's device")] = True,
+    words: Annotated[list[str], WORDS],
+    identities: Annotated[int | None, Option(min=2)] = None,
+    images: Annotated[int | None, Option(min=1)] = None,
+    memory: Annotated[float | None, Option(min=0.01)] = None,
+    ranks: PositiveOption = 1,
+    calibrate: bool = True,
     json_file: JsonOption = None,
 ) -> None:
-    """Predict memory and time of a step with every head, and say which fits and which to take."""
+    """Predict memory and time of a step with every head, and say which fits and which to take.
+
+    Args:
+        words: faces, a preset or a .yaml file as `attfc train` takes them; and options, such as batch_size=64
+        identities: number of identities; default: as the data or the preset say
+        images: images of the data set, for the time of an epoch
+        memory: budget of the device, GiB; default: what is there
+        ranks: processes that share batch, rows and container
+        calibrate: time a few small steps on this machine's device
+    """
     from attfc.devices import choose_device
     from attfc.plan import advice, answer
     from attfc.run.planning import configured_title, kept_besides, measured_encoder, planned_steps
@@ -129,14 +136,13 @@ def plan(
     out.print(
         f"{config.backbone.name}, {identities:,} identities, {where}{batch} images per pass, {kind} on {device}; "
         f"budget {budget / 2**30:.1f} GiB per process",
-        markup=False,
     )
     _print_plans(plans, budget)
     besides = kept_besides(config, identities, images, ranks, cached=device.type == "cpu")
     said = answer(plans, configured_title(config, [each.head for each in plans]), budget)
     sentence = advice(plans, identities, images)
     for line in (*besides, *said, f"advice: {sentence}"):
-        out.print(line, markup=False)
+        out.print(line)
     write_json(
         json_file,
         {
@@ -213,9 +219,7 @@ def _print_plans(plans: "list[Plan]", budget: float) -> None:
             column.justify = "right"
         print_table(shown)
         out.print()
-    out.print(
-        "key passes: further images of each person in the batch are embedded too (center=key_attention)", markup=False
-    )
+    out.print("key passes: further images of each person in the batch are embedded too (center=key_attention)")
 
 
 def _known_size(preset: str, config: "RunConfig") -> tuple[int, int] | None:

@@ -30,8 +30,8 @@ class Screen(Console):
         super().print(*objects, soft_wrap=soft_wrap, **options)
 
 
-out = Screen(highlight=False, emoji=False, soft_wrap=True)
-err = Screen(stderr=True, highlight=False, emoji=False, soft_wrap=True)
+out = Screen(highlight=False, emoji=False, markup=False, soft_wrap=True)
+err = Screen(stderr=True, highlight=False, emoji=False, markup=False, soft_wrap=True)
 
 
 def wrapped(text: str, width: int) -> str:
@@ -135,7 +135,7 @@ def _widen(widths: list[int], columns: Sequence[_Column], room: int) -> None:
 
 def _print_title(table: Table, to: Screen) -> None:
     if table.title:
-        to.print(f"\n{table.title}", markup=False)
+        to.print(f"\n{table.title}")
 
 
 def _print_line(
@@ -149,7 +149,7 @@ def _print_line(
             text = stack[number] if number < len(stack) else ""
             space = " " * (width - cell_len(text))
             line += GAP + (space + text if column.is_number else text + space)
-        to.print(line[len(GAP) :].rstrip(), markup=False, style=style, soft_wrap=True)
+        to.print(line[len(GAP) :].rstrip(), style=style, soft_wrap=True)
 
 
 def _print_blocks(tables: Sequence[Table], columns: Sequence[_Column], room: int, to: Screen) -> None:
@@ -170,18 +170,18 @@ def _print_blocks(tables: Sequence[Table], columns: Sequence[_Column], room: int
                     block.append((column.header, column.lines(cell, room - names - len(GAP))))
             for name, lines in block:
                 space = " " * (names - cell_len(name)) + GAP
-                to.print((name + space + f"\n{' ' * names}{GAP}".join(lines)).rstrip(), markup=False, soft_wrap=True)
+                to.print((name + space + f"\n{' ' * names}{GAP}".join(lines)).rstrip(), soft_wrap=True)
             row += 1
 
 
 def print_markdown(text: str) -> None:
     """Print Markdown: as it is for a pipe, its tables by `print_table` on a terminal."""
     if not out.is_terminal:
-        out.print(text, markup=False)
+        out.print(text)
         return
     for is_table, block in _blocks(text.split("\n")):
         if not is_table:
-            out.print("\n".join(block), markup=False)
+            out.print("\n".join(block))
             continue
         header, _, *rows = ([cell.strip() for cell in line.strip().strip("|").split("|")] for line in block)
         table = Table(*header)

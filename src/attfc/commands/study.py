@@ -3,18 +3,19 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
-from attfc.commands.common import err, print_markdown
+from attfc.commands.common import FileOption, PositiveOption, err, print_markdown
+from attfc.commands.help import Commands
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Compare heads and options over seeds.", no_args_is_help=True)
+app = Commands(help="Compare heads and options over seeds.", no_args_is_help=True)
 
-StudyArgument = Annotated[Path, typer.Argument(help="file of the study", metavar="STUDY.yaml", show_default=False)]
+StudyArgument = Annotated[Path, Argument(help="file of the study", metavar="STUDY.yaml", show_default=False)]
 FolderOption = Annotated[
     Path | None,
-    typer.Option("--output", "-o", help="folder of the study's cells.jsonl  [default: studies/NAME]", file_okay=False),
+    Option("--output", "-o", help="folder of the study's cells.jsonl  [default: studies/NAME]", file_okay=False),
 ]
 
 
@@ -22,12 +23,19 @@ FolderOption = Annotated[
 def run(
     study: StudyArgument,
     output: FolderOption = None,
-    faces: Annotated[Path | None, typer.Option(help="what {faces} in the study's overrides stands for")] = None,
-    only: Annotated[list[str] | None, typer.Option(help="a variant to run; may be given several times")] = None,
-    parallel: Annotated[int, typer.Option(min=1, help="cells at a time")] = 1,
-    threads: Annotated[int, typer.Option(min=1, help="processor threads of a cell")] = 1,
+    faces: Path | None = None,
+    only: list[str] | None = None,
+    parallel: PositiveOption = 1,
+    threads: PositiveOption = 1,
 ) -> None:
-    """Run what is missing of a study; an interrupted one goes on where it stopped. Ends with the table."""
+    """Run what is missing of a study; an interrupted one goes on where it stopped. Ends with the table.
+
+    Args:
+        faces: what {faces} in the study's overrides stands for
+        only: a variant to run; may be given several times
+        parallel: cells at a time
+        threads: processor threads of a cell
+    """
     from attfc.lab.study.grid import read_study, run_study
 
     read = read_study(study)
@@ -39,18 +47,18 @@ def run(
         only=only or (),
         parallel=parallel,
         threads=threads,
-        said=lambda line: err.print(line, markup=False),
+        said=lambda line: err.print(line),
     )
     table(study, output)
 
 
 @app.command()
-def table(
-    study: StudyArgument,
-    output: FolderOption = None,
-    figure: Annotated[Path | None, typer.Option(help="also write this SVG", dir_okay=False)] = None,
-) -> None:
-    """Print the table of a study's cells as Markdown."""
+def table(study: StudyArgument, output: FolderOption = None, figure: FileOption = None) -> None:
+    """Print the table of a study's cells as Markdown.
+
+    Args:
+        figure: also write this SVG
+    """
     from attfc.errors import UserError
     from attfc.lab.study.grid import read_study, study_records
     from attfc.lab.study.pages import FIGURES, study_figure, study_table

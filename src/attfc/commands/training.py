@@ -1,37 +1,30 @@
 """`attfc train`: from a folder of faces, or a preset, to a trained and judged model."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Exit
 
-from attfc.commands.common import err, out
-from attfc.commands.options import complete_word
-from attfc.commands.training_screen import RunScreen, print_choices, print_notes
+from attfc.commands.common import FolderOption, err, out, print_notes
+from attfc.commands.options import WORDS
+from attfc.commands.training_screen import RunScreen, print_choices
 from attfc.errors import UserError
 
 __all__ = ["train"]
 
 
 def train(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="a folder with one folder per person, a .rec, a packed set or synthetic:...; a preset or a .yaml file; "
-            "and options, such as epochs=5; attfc options lists them",
-            metavar="[DATA | PRESET] [KEY=VALUE]...",
-            autocompletion=complete_word,
-        ),
-    ] = None,
-    resume: Annotated[
-        Path | None,
-        typer.Option("--resume", help="folder of a run to go on with; last: the newest under output", file_okay=False),
-    ] = None,
-    print_config: Annotated[
-        bool, typer.Option("--print-config", help="print the resolved configuration and leave")
-    ] = False,
+    words: Annotated[list[str] | None, WORDS] = None, resume: FolderOption = None, print_config: bool = False
 ) -> None:
-    """Train a face model, judge it on people kept aside, write the report."""
+    """Train a face model, judge it on people kept aside, write the report.
+
+    Args:
+        words: a folder with one folder per person, a .rec, a packed set or synthetic:...; a preset or a .yaml file;
+            and options, such as epochs=5; attfc options lists them
+        resume: folder of a run to go on with; last: the newest under output
+        print_config: print the resolved configuration and leave
+    """
     from attfc.config.arguments import read_words
     from attfc.config.describe import commented_yaml
 
@@ -41,7 +34,7 @@ def train(
         if print_config:
             from attfc.run.saved import saved_configuration
 
-            out.print(commented_yaml(saved_configuration(resume, given)), markup=False, end="", soft_wrap=True)
+            out.print(commented_yaml(saved_configuration(resume, given)), end="", soft_wrap=True)
             return
     else:
         asked = read_words(given)
@@ -51,12 +44,10 @@ def train(
                 from attfc.run.automatic import with_start_weights
 
                 config = with_start_weights(asked)[0].resolve()
-            out.print(commented_yaml(config), markup=False, end="", soft_wrap=True)
+            out.print(commented_yaml(config), end="", soft_wrap=True)
             return
-    # Said before torch is loaded, which takes seconds.
-    err.print(
-        f"attfc: {'resuming ' + str(resume) if resume is not None else 'opening ' + _data_of(given)} ...", markup=False
-    )
+    if os.environ.get("RANK", "0") == "0":  # said before torch is loaded, which takes seconds
+        err.print(f"attfc: {f'opening {_data_of(given)}' if resume is None else f'resuming {resume}'} ...")
 
     began = False
     try:
@@ -69,13 +60,13 @@ def train(
             settled = settle(with_start_weights(asked)[0])
             print_choices(settled.choices)
             print_notes(settled.notes)
-            out.print(commented_yaml(settled.config), markup=False, end="", soft_wrap=True)
+            out.print(commented_yaml(settled.config), end="", soft_wrap=True)
             return
         with RunScreen() as screen:
             if resume is not None:
                 run = screen.begin(lambda bar: resume_run(resume, given, bar), resumed=True)
                 if not given and (said := finished(run)) is not None:
-                    err.print(said, markup=False)
+                    err.print(said)
                     leave_ranks()
                     return
             else:
@@ -84,10 +75,10 @@ def train(
             run.train()
             screen.finish(run)
     except KeyboardInterrupt:
-        err.print("stopped" if began else "stopped before the first step: nothing was saved", markup=False)
-        raise typer.Exit(130) from None
+        err.print("stopped" if began else "stopped before the first step: nothing was saved")
+        raise Exit(130) from None
     if run.interrupted:
-        raise typer.Exit(130)
+        raise Exit(130)
 
 
 def _resumed(resume: Path, words: list[str]) -> tuple[Path, list[str]]:

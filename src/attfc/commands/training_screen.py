@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from attfc.commands.common import err, out, print_table, progress_bar
+from attfc.commands.common import err, out, print_notes, print_table, progress_bar
 
 if TYPE_CHECKING:
     from attfc.config.choose import Choice
     from attfc.run.build import Run
 
-__all__ = ["RunScreen", "print_choices", "print_notes", "train"]
+__all__ = ["RunScreen", "print_choices", "train"]
 
 _FINISH_NOTES = 1
 
@@ -28,12 +28,6 @@ def print_choices(choices: "list[Choice]") -> None:
     for choice in choices:
         table.add_row(choice.what, choice.shown, choice.why)
     print_table(table, to=err)
-
-
-def print_notes(notes: list[str]) -> None:
-    """Print what a reader should know before it begins, a line each."""
-    for note in notes:
-        err.print(f"note: {note}", markup=False)
 
 
 def train(data: str | os.PathLike[str], *overrides: str, **short: Any) -> "Run":
@@ -98,21 +92,20 @@ class RunScreen:
             f"{trainer.total_steps:,} step{'s' * (trainer.total_steps != 1)} of {config.batch_size * trainer.accumulation} on {trainer.device}"
             + (f" x {run.ranks.size} ranks" if run.ranks.size > 1 else "")
             + (f", resumed at step {trainer.step:,}" if resumed else ""),
-            markup=False,
         )
 
     def finish(self, run: "Run") -> None:
         """Print the figures a reader wants first, who stands behind them, and what to type next."""
         folder = run.folder
         if run.interrupted:
-            err.print(run.stopped, markup=False)
+            err.print(run.stopped)
             return
         evaluation = run.trainer.evaluation
         lines = _headline(evaluation.last, run.intervals, evaluation.on) if evaluation and evaluation.last else []
         lines += [f"model   {folder / 'model'}", *([f"report  {run.report}"] if run.report else [])]
         lines.append(f"next    attfc evaluate {folder} held-out OTHER_PEOPLE")
         for line in lines:
-            out.print(line, markup=False)
+            out.print(line)
 
 
 def _headline(metrics: dict[str, Any], intervals: Any, heading: str) -> list[str]:

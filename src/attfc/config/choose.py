@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from attfc.config.kinds import HOLDING_A_BATCH
+from attfc.config.kinds import HOLDING_A_BATCH, PARTS, default_kind, model_of
 from attfc.config.short_names import short_name
 
 __all__ = ["KEPT_SHARE", "USUAL_SHARE", "Choice", "Data", "Machine", "choose", "usual_negatives", "usual_scale"]
@@ -128,11 +128,11 @@ def _head(data: Data, machine: Machine, given: Mapping[str, Any], mean: float, b
     people, why = data.identities, "centers are made of embeddings, no row is trained"
     if people <= 200_000 and mean >= 6 and people * 6144 / 2**30 <= (machine.card or machine.host_gib) / 4:
         why = f"full_fc is worth a try too: {mean:.0f} images per person, and its rows fit"
-    (head,) = row("head", {"head.kind": "attfc"}, why)
-    if head not in ("attfc", "dcq", "dcp"):
+    (head,) = row("head", {"head.kind": default_kind("head")}, why)
+    section = "negatives" if "negatives" in PARTS.get(head, ()) else "head"
+    if section == "head" and "count" not in model_of("head", head).model_fields:
         return
-    bank = given.get("negatives.kind", "center_table") if head == "attfc" else head
-    section = "negatives" if head == "attfc" else "head"
+    bank = given.get("negatives.kind", default_kind("negatives")) if section == "negatives" else head
     drawn = bank not in HOLDING_A_BATCH
     if f"{section}.share" not in given:
         count = max(usual_negatives(people), 0 if drawn else batch)

@@ -5,24 +5,25 @@ All of it is made from the descriptions in the schema (`attfc.config.option`). A
 
 import difflib
 import textwrap
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
 
-from attfc.config.kinds import IN_BATCH, KINDS, MEANINGS, PARTS, default_kind
-from attfc.config.messages import keys_like, models_of_section
+from attfc.config.kinds import KINDS, PARTS
+from attfc.config.messages import adapter, is_section, keys_like
 from attfc.config.option import Option as Described
 from attfc.config.option import clauses
 from attfc.config.overrides import as_typed, dotted
 from attfc.config.profiles import profile_values
-from attfc.config.schema import RunConfig
-from attfc.config.short_names import SHORT_NAMES
+from attfc.config.schema import KeyEncoderConfig, RunConfig, described_fields
+from attfc.config.short_names import SHORT_NAMES, short_name
 from attfc.errors import UserError
+
+if TYPE_CHECKING:
+    from attfc.config.layers import Asked
 
 __all__ = [
     "Option",
@@ -33,29 +34,27 @@ __all__ = [
     "option_rows",
     "options_page",
     "section_title",
+    "without_effect",
 ]
 
 TITLES = {
     "head": "What turns embeddings and labels into a loss.",
     "margin": "The margin, which makes the own identity's cosine harder to satisfy, and the scale of all cosines.",
     "center": "What AttFC makes a class center from.",
+    "stored": "The bank that says what AttFC has stored of an identity, where it is another than that of the negatives.",
     "negatives": "Which centers of other identities AttFC compares an embedding with, and where they are kept.",
 }
 WIDTH = 80
 
 
-@dataclass(frozen=True)
-class Option:
+@dataclass(frozen=True, kw_only=True)
+class Option(Described):
     """An option as a reader wants to know it; texts have no full stop at their end."""
 
     key: str  # dotted, as typed on the command line
-    meaning: str
     default: Any
     published: Any  # under the profile `published`
     takes: str  # "true or false", "a | b", "number above 0"
-    unit: str | None
-    null: str | None
-    acts: str | None
     short: str | None
     kinds: tuple[str, ...] = ()  # of the section that have it so; empty: all
 
@@ -83,14 +82,23 @@ class Option:
 
 @cache
 def all_options() -> tuple[Option, ...]:
-    """Every option, in the order of the schema; the options of the run itself come first."""
-    sections = [name for name in RunConfig.model_fields if models_of_section(name) and name != "stored"]
-    return tuple(option for section in ("", *sections) for option in _options(section))
+    """Every option, in the order of the schema; the options of the run itself come first. One that several kinds have alike is one option."""
+    found: dict[str, tuple[Option, list[str]]] = {}
+    for key, owners in described_fields().items():
+        for kind, field in owners if not is_section(key) else ():
+            option = _option(key, field)
+            found.setdefault(repr(option), (option, []))[1].append(kind)
+    options = [
+        option if kinds == [""] or len(kinds) == len(KINDS[option.section]) else replace(option, kinds=tuple(kinds))
+        for option, kinds in found.values()
+    ]
+    return tuple(sorted(options, key=lambda option: option.section != ""))
 
 
 def section_title(section: str) -> str:
     """One line about a section, from the schema."""
-    model = models_of_section(section)[0] if section else RunConfig
+    model = RunConfig.model_fields[section].annotation if section else RunConfig
+    model = KeyEncoderConfig if section == "key_encoder" else model
     return TITLES.get(section) or (model.__doc__ or "").strip().split("\n")[0]
 
 
@@ -105,17 +113,12 @@ def find_options(word: str) -> list[Option]:
     Raises:
         UserError: nothing has it; the message names the nearest keys and sections.
     """
-    options = all_options()
-    key = SHORT_NAMES.get(word, word)
-    found = [option for option in options if option.key == key]
-    if key == word:  # a section that is no short name too, such as head
-        found += [option for option in options if word and option.section == word]
-    elif word in sections():
-        found = [option for option in options if option.section == word]
+    options, low = all_options(), word.lower()
+    found = [option for option in options if option.section == word]
+    found = found or [option for option in options if option.key == SHORT_NAMES.get(word, word)]
     if not found:
-        low = word.lower()
-        found = [option for option in options if low in option.key.lower()]
-        found += [option for option in options if low in option.meaning.lower() and option not in found]
+        named = [option for option in options if low in option.key.lower()]
+        found = named + [option for option in options if low in option.meaning.lower() and option not in named]
     if not found:
         near = keys_like(word) or difflib.get_close_matches(
             word, [*sections(), *SHORT_NAMES, *(o.key for o in options)], cutoff=0.4
@@ -130,15 +133,31 @@ def find_options(word: str) -> list[Option]:
 
 def acts(option: Option, values: dict[str, Any]) -> bool:
     """Whether an option is there and does anything in a configuration; `values` are those of its `model_dump`."""
-    flat = dotted(values)
-    kind = flat.get(f"{option.section}.kind")
-    there = option.section in values if option.section else option.key not in _OF_PARTS or option.key in values
-    if not there or (option.kinds and kind not in option.kinds):
+    part = values.get(option.section) if option.section else values
+    if part is None or (option.key in _OF_PARTS and option.key not in values):
+        return False
+    if option.kinds and part["kind"] not in option.kinds:
         return False
     return option.acts is None or any(
         all(any(_value(values, key) == _read(value) for value in expected) == equal for key, equal, expected in terms)
         for terms in clauses(option.acts)
     )
+
+
+def without_effect(asked: "Asked", config: RunConfig) -> list[str]:
+    """Say which options do nothing in a configuration, of those that were typed or that a file has otherwise than by default."""
+    values, typed, said = config.model_dump(mode="json"), asked.typed(), dotted(asked.values)
+    notes = []
+    for option in all_options():
+        if option.acts is None or acts(option, values) or not acts(replace(option, acts=None), values):
+            continue
+        inherited = {
+            key for terms in clauses(option.acts) for key, _, _ in terms
+        } & typed  # under a change that was typed
+        if option.key in typed or (not inherited and said.get(option.key, option.default) != option.default):
+            value = as_typed(_value(values, option.key))
+            notes.append(f"{option.key}={value} has no effect: it acts only where {_condition(option.acts)}")
+    return notes
 
 
 def commented_yaml(config: RunConfig) -> str:
@@ -222,52 +241,20 @@ def _comment(text: str, indent: str) -> list[str]:
 _OF_PARTS = frozenset(part for parts in PARTS.values() for part in parts)
 
 
-def _options(section: str) -> Iterator[Option]:
-    """Yield the options of a section; one that several kinds have alike is one option."""
-    if not section:
-        for name, field in RunConfig.model_fields.items():
-            if not models_of_section(name) or name == "stored":
-                yield _option(name, field)
-        return
-    found: dict[str, tuple[Option, list[str]]] = {}
-    for model in models_of_section(section):
-        for name, field in model.model_fields.items():
-            if name == "kind" and section in KINDS:
-                continue
-            option = _option(f"{section}.{name}", field)
-            found.setdefault(repr(option), (option, []))[1].append(model.__name__.removeprefix(f"{section}_"))
-    if section in KINDS:
-        default = default_kind(section)
-        published = profile_values("published").get(section, {}).get("kind", default)
-        takes = " | ".join(KINDS[section])
-        yield Option(f"{section}.kind", MEANINGS[section], default, published, takes, None, None, None, short=section)
-    for option, kinds in found.values():
-        everyone = section not in KINDS or len(kinds) == len(KINDS[section])
-        yield option if everyone else replace(option, kinds=tuple(kinds))
-
-
 def _option(key: str, field: FieldInfo) -> Option:
     """Describe a field of a model, whether it stands in the schema or in a component's signature."""
-    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-    said = next((each for each in field.metadata if isinstance(each, Described)), None)
-    default = field.get_default(call_default_factory=True) if key != "in_batch" else IN_BATCH[1]
-    takes: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
-    published = dotted(profile_values("published")).get(key, default) if key != "profile" else default
+    extra: Any = field.json_schema_extra or {}
+    said = extra.get("option") or next(each for each in field.metadata if isinstance(each, Described))
+    default = field.get_default(call_default_factory=True)
+    short = short_name(key)
     return Option(
+        **vars(said),
         key=key,
-        meaning=said.meaning if said else field.description or "",
         default=default,
-        published=published,
-        takes=_kind(TypeAdapter(takes).json_schema()) if key != "stored" else "null | bank of negatives",
-        unit=said.unit if said else _optional_text(extra, "unit"),
-        null=said.null if said else _optional_text(extra, "null"),
-        acts=_optional_text(extra, "acts"),
-        short=next((short for short, name in SHORT_NAMES.items() if name == key), None),
+        published=dotted(profile_values("published")).get(key, default) if key != "profile" else default,
+        takes=_kind(adapter(field).json_schema()),
+        short=None if short == key else short,
     )
-
-
-def _optional_text(extra: dict[str, Any], name: str) -> str | None:
-    return str(extra[name]) if name in extra else None
 
 
 def _kind(about: dict[str, Any]) -> str:
@@ -277,7 +264,7 @@ def _kind(about: dict[str, Any]) -> str:
     if "const" in about:
         return str(about["const"])
     if "enum" in about:
-        return " | ".join(map(str, about["enum"]))
+        return " | ".join("null" if each is None else str(each) for each in about["enum"])
     kinds = {"boolean": "true or false", "string": "text", "null": "null", "object": "mapping"}
     if about["type"] == "array":
         if "prefixItems" in about:

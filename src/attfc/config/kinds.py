@@ -69,6 +69,7 @@ MEANINGS = {
     "center": "what a class center is made from; own_embedding: the embedding itself, blended with the stored center; key_attention: further "
     "images through the key encoder; pairs: the person's other image in the batch; other_images: the remembered embeddings of all other images of "
     "the person",
+    "stored": "another bank, beside the negatives, that says what is stored of an identity",
     "negatives": "where they come from; center_table: centers drawn at random from a table of all identities, new in each step; recent_centers: "
     "the most recent centers; image_memory: centers drawn from the remembered embeddings of all images",
 }

@@ -196,7 +196,7 @@ def _kinds_for_words(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _refuse_no_kind(layer: Mapping[str, Any], origin: str) -> None:
     """Refuse a section whose kind is none of its own; null stands for the part that a head takes by itself, where it may be left out."""
-    for section in KINDS.keys() & layer.keys():
+    for section in [each for each in KINDS if each in layer]:
         part = layer[section]
         if part is None and section not in ("head", "margin"):
             continue
@@ -236,16 +236,20 @@ def _settled(values: dict[str, Any], typed: Mapping[str, Any], preset: Mapping[s
     """Return what the final kinds have of the values; refuse what is none of theirs and was typed, or said by a preset of these kinds."""
     head, present = str(kind_in(values, "head")), sections_of(values)
     for section in _OF_PROFILES:
-        if section not in present and typed.get(section) not in (None, {}):
-            raise UserError(_absent(section, typed[section], head, kind_in(values, "center")))
+        center = kind_in(values, "center")
+        decider, kind = ("center", center) if section == "key_encoder" and head == "attfc" else ("head", head)
+        same_layer = (preset.get(decider) or {}).get("kind") == kind
+        said = (preset.get(section) if same_layer else None) or typed.get(section)
+        if section not in present and said not in (None, {}):
+            raise UserError(_absent(section, said, head, center))
     if "negatives" not in present and "count" in model_of("head", head).model_fields:
         sizes = {name: each for name, each in (values.get("negatives") or {}).items() if name in ("share", "count")}
         values["head"] = sizes | values["head"] if not {"share", "count"} & values["head"].keys() else values["head"]
     values = {key: value for key, value in values.items() if key in present or key not in _OF_PROFILES}
     if "negatives" in present:
         _fit(values, typed)
-    for section in KINDS.keys() & values.keys():
-        if values[section] is not None:
+    for section in KINDS:
+        if values.get(section) is not None:
             said = preset.get(section) or {}
             said = said if "kind" in said and said["kind"] == kind_in(values, section) else {}
             values[section] = _of_kind(section, values[section], {**said, **(typed.get(section) or {})})

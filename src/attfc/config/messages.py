@@ -1,67 +1,56 @@
 """What is said of a configuration that cannot be: one line a fault, with the value, what it should be, and the nearest known name."""
 
 import difflib
-from functools import cache
-from typing import Any, get_args
+import re
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
-from attfc.config.kinds import KINDS, model_of
-from attfc.config.schema import KeyEncoderConfig, RunConfig
+from attfc.config.kinds import KINDS
+from attfc.config.schema import RunConfig, described_fields
 from attfc.config.short_names import SHORT_NAMES
 
 __all__ = [
-    "all_keys",
+    "adapter",
     "explain",
+    "is_section",
     "keys_like",
-    "known_annotation",
-    "models_of_section",
     "no_section",
     "one_of",
-    "section_model",
+    "said_as_options",
 ]
 
 
-def models_of_section(name: str) -> list[type[BaseModel]]:
-    """Return the models that a section may have, that of its default kind first; empty: there is no such section."""
-    if name in KINDS:
-        return [model_of(name, kind) for kind in KINDS[name]]
-    if name == "key_encoder":
-        return [KeyEncoderConfig]
-    field = RunConfig.model_fields.get(name)
-    annotation = field.annotation if field else None
-    return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
+def is_section(key: str) -> bool:
+    """Whether it is the name of a section of options."""
+    return any(each.startswith(f"{key}.") for each in described_fields())
 
 
-def section_model(name: str) -> type[BaseModel] | None:
-    """Return the model of a section, that of its default kind; None: there is no such section."""
-    return next(iter(models_of_section(name)), None)
+def adapter(field: FieldInfo) -> TypeAdapter[Any]:
+    """Return what checks the values of an option, bounds and all."""
+    bounded: Any = Annotated[field.annotation, *(field.metadata or [None])]
+    return TypeAdapter(bounded)
 
 
-def known_annotation(key: str) -> tuple[Any, ...]:
-    """Return the types that an option takes, of whatever kind has it; empty for an unknown one."""
-    section, _, name = SHORT_NAMES.get(key, key).rpartition(".")
-    models = models_of_section(section) if section else [RunConfig]
-    types = [model.model_fields[name].annotation for model in models if name in model.model_fields]
-    return tuple(part for each in types for part in (each, *get_args(each)))
+def takes(key: str, value: Any) -> bool:
+    """Whether an option, of whatever kind has it, takes a value as it is."""
+    for _, field in described_fields()[key]:
+        try:
+            taken = adapter(field).validate_python(value)
+            return bool(taken == value and isinstance(taken, bool) == isinstance(value, bool))
+        except ValidationError:
+            pass
+    return False
 
 
 def no_section(key: str, value: Any, text: str) -> str:
     """Say what goes into a section that was given a plain value: its first option that takes such a value."""
-    section = section_model(key)
-    assert section is not None
-    options = sorted(section.model_fields, key=lambda name: name not in ("name", "root", key))
-    fitting = next((name for name in options if _takes(section, name, value)), None)
-    write = f"write {key}.{fitting}={text}" if fitting else f"write {key}.OPTION=VALUE"
+    options = [each for each in described_fields() if each.startswith(f"{key}.")]
+    options.sort(key=lambda each: each not in (f"{key}.name", f"{key}.root", f"{key}.{key}"))
+    fitting = next((each for each in options if takes(each, value)), None)
+    write = f"write {fitting}={text}" if fitting else f"write {key}.OPTION=VALUE"
     return f"{key}={text}: {key} is a section of options and takes no value itself; {write} (attfc options {key} lists them)"
-
-
-def _takes(section: type[BaseModel], name: str, value: Any) -> bool:
-    try:
-        taken = getattr(section.model_validate({name: value}), name)
-        return bool(taken == value and isinstance(taken, bool) == isinstance(value, bool))
-    except ValidationError:
-        return False
 
 
 def explain(error: ValidationError, origin: str) -> str:
@@ -76,7 +65,7 @@ def explain(error: ValidationError, origin: str) -> str:
             lines.append(f"unknown key {place!r}{_nearest_key(place)}")
         elif fault["type"] == "value_error":
             lines.append(str(fault["ctx"]["error"]))
-        elif fault["type"] == "model_type" and section_model(place) is not None:
+        elif fault["type"] == "model_type" and is_section(place):
             lines.append(no_section(place, fault["input"], str(fault["input"])))
         else:
             lines.append(f"{place}={_shortened(fault['input'])}: {fault['msg'][0].lower()}{fault['msg'][1:]}")
@@ -106,8 +95,10 @@ def keys_like(key: str, most: int = 3) -> list[str]:
     >>> keys_like("learning_rate"), keys_like("optimizer.lr"), keys_like("optimizer.momentun")
     (['optimizer.learning_rate'], ['optimizer.learning_rate'], ['optimizer.momentum'])
     """
-    known = all_keys()
+    known = described_fields()
     *sections, last = key.split(".")
+    if "_" in key and (apart := key.replace("_", ".", 1)) in known:
+        return [apart]
     if sections:
         near = _nearest_by_last_part(last, [name for name in known if name.split(".")[:-1] == sections])
         if near:
@@ -127,6 +118,18 @@ def _nearest_by_last_part(last: str, keys: list[str]) -> list[str]:
     return [key for key in keys if key.split(".")[-1] == near[0]] if near else []
 
 
+def said_as_options(refusal: str) -> str:
+    """Say what a head says of its parts as it is typed.
+
+    >>> said_as_options('in_batch="push" does not go with center=KeyAttention: take center=OtherImages(images=M), or CenterTable()')
+    'in_batch=push does not go with center=key_attention: take center=other_images, or center_table'
+    """
+    kinds = {home.partition(":")[2]: kind for section in KINDS.values() for kind, home in section.items()}
+    return re.sub(
+        rf"\b({'|'.join(kinds)})\b(\([^()]*\))?", lambda found: kinds[found[1]], re.sub(r'"(\w+)"', r"\1", refusal)
+    )
+
+
 def one_of(names: list[str], quote: str = "'") -> str:
     """Return names as a reader says a choice.
 
@@ -135,14 +138,3 @@ def one_of(names: list[str], quote: str = "'") -> str:
     """
     quoted = [f"{quote}{name}{quote}" for name in names]
     return " or ".join([", ".join(quoted[:-1]), quoted[-1]] if len(quoted) > 1 else quoted)
-
-
-@cache
-def all_keys() -> tuple[str, ...]:
-    """Return every dotted key and every section."""
-    keys: dict[str, None] = {}
-    for name in RunConfig.model_fields:
-        models = models_of_section(name) if name != "stored" else []
-        keys |= {f"{name}.{option}": None for model in models for option in model.model_fields}
-        keys[name] = None
-    return tuple(keys)

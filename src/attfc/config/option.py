@@ -8,11 +8,11 @@ schedule.name=cosine|polynomial or head.kind=dcp`. `and` binds before `or`; `|` 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["NotNegative", "Option", "Positive", "Section", "Share", "clauses", "option"]
+__all__ = ["NotNegative", "Option", "Positive", "Section", "Share", "clauses", "option", "types_in"]
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -31,12 +31,14 @@ class Option:
         meaning: one sentence or two, without a full stop at the end.
         unit: of the number, such as "steps" or "MiB".
         null: what None means.
+        acts: condition under which the option does anything; None: always.
         gt, ge, lt, le: bounds of a number: above, from, below, to.
     """
 
     meaning: str
     unit: str | None = None
     null: str | None = None
+    acts: str | None = None
     gt: float | None = None
     ge: float | None = None
     lt: float | None = None
@@ -50,10 +52,31 @@ class Option:
         return iter(Field(**bounds).metadata)
 
 
+def types_in(annotation: Any) -> frozenset[Any]:
+    """Return an annotation and all that it is made of.
+
+    >>> float in types_in(Share | None)
+    True
+    """
+    return frozenset([annotation]).union(*map(types_in, get_args(annotation)))
+
+
 class Section(BaseModel):
     """Base of all sections: unknown keys are an error, assignments are checked."""
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False, coerce_numbers_to_str=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, values: Any) -> Any:
+        """Hand count=true on as a text, which no number is: pydantic would take it for 1."""
+        if not isinstance(values, dict):
+            return values
+        kinds = {name: types_in(field.annotation) for name, field in cls.model_fields.items()}
+        return {
+            name: str(value).lower() if isinstance(value, bool) and {int, float} & kinds.get(name, set()) else value
+            for name, value in values.items()
+        }
 
 
 def option(
@@ -75,11 +98,8 @@ def option(
         acts: condition under which the option does anything; None: always.
         rest: bounds, as pydantic's Field takes them.
     """
-    described = {"unit": unit, "null": null, "acts": acts}
-    extra: dict[str, Any] = {name: text for name, text in described.items() if text is not None}
-    if callable(default):
-        return Field(default_factory=default, description=meaning, json_schema_extra=extra, **rest)
-    return Field(default, description=meaning, json_schema_extra=extra, **rest)
+    rest["default_factory" if callable(default) else "default"] = default
+    return Field(description=meaning, json_schema_extra={"option": Option(meaning, unit, null, acts)}, **rest)  # type: ignore[dict-item]
 
 
 def clauses(condition: str) -> list[list[tuple[str, bool, tuple[str, ...]]]]:

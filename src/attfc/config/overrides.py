@@ -10,8 +10,10 @@ from typing import Any
 import yaml
 
 from attfc.config.kinds import KINDS
-from attfc.config.messages import known_annotation, no_section, section_model
+from attfc.config.messages import is_section, no_section
+from attfc.config.option import types_in
 from attfc.config.safe_yaml import read_yaml
+from attfc.config.schema import described_fields
 from attfc.config.short_names import SHORT_NAMES
 from attfc.errors import UserError, nearest
 
@@ -37,7 +39,7 @@ def parse_overrides(overrides: list[str]) -> dict[str, Any]:
             key = SHORT_NAMES.get(key, key)
             if key in KINDS and isinstance(value, str):
                 key = f"{key}.kind"
-            elif section_model(key) is not None and not (value is None and key in KINDS):
+            elif is_section(key) and not (value is None and key in KINDS):
                 raise UserError(no_section(key, value, text))
         target = values
         *sections, last = key.split(".")
@@ -60,7 +62,9 @@ def _value(key: str, text: str) -> Any:
         value = text
     if text == "none" and key == "stored":
         return None
-    word = isinstance(value, bool) and text.lower() not in ("true", "false") and bool not in known_annotation(key)
+    known = described_fields().get(SHORT_NAMES.get(key, key), [])
+    two_valued = any(bool in types_in(field.annotation) for _, field in known)
+    word = isinstance(value, bool) and text.lower() not in ("true", "false") and not two_valued
     if (isinstance(value, str) and text[:1] not in ("'", '"')) or word:
         return text  # as typed: YAML would take " #2" for a comment
     return value

@@ -4,11 +4,24 @@
 Components never see these objects: they are handed plain arguments.
 """
 
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic.fields import FieldInfo
 
-from attfc.config.kinds import IN_BATCH, KINDS, Part, default_kind, model_of, sections_of, union_of, with_default_parts
+from attfc.config.kinds import (
+    HOLDING_A_BATCH,
+    IN_BATCH,
+    KINDS,
+    MEANINGS,
+    Part,
+    default_kind,
+    model_of,
+    sections_of,
+    union_of,
+    with_default_parts,
+)
 from attfc.config.option import NotNegative, Option, Positive, Section, Share, option
 
 if TYPE_CHECKING:
@@ -22,7 +35,7 @@ else:
     Head, Margin, Center, Negatives, Stored = map(union_of, ("head", "margin", "center", "negatives", "stored"))
     InBatch = get_args(IN_BATCH[0])[0]
 
-__all__ = ["RunConfig", "Section", "SourceConfig"]
+__all__ = ["RunConfig", "Section", "SourceConfig", "described_fields"]
 
 PixelValues = float | tuple[float, float, float]
 EVALUATES = "eval.root!=null or eval.share!=0"
@@ -301,14 +314,8 @@ class RunConfig(Section):
     margin: Margin = Field(default_factory=model_of("margin", default_kind("margin")))
     center: Center | None = None
     negatives: Negatives | None = None
-    stored: Stored | None = option(
-        None,
-        "another bank that says what is stored of an identity, such as {kind: center_table, place: host}",
-        null="the negatives say it",
-    )
-    in_batch: InBatch | None = option(
-        None, next(each.meaning for each in get_args(IN_BATCH[0]) if isinstance(each, Option))
-    )
+    stored: Stored | None = None
+    in_batch: InBatch | None = None
     key_encoder: KeyEncoderConfig | None = None
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
@@ -362,3 +369,38 @@ class RunConfig(Section):
                     f"{section}.share={part.get('share'):g} and {section}.count={part.get('count')}: give one of them"
                 )
         return self
+
+
+def _models_of(section: str) -> dict[str, type[Section]]:
+    """Return the models of a section by the kind that each is of, "" where there are no kinds; nothing where it is an option."""
+    if section in KINDS:
+        return {kind: model_of(section, kind) for kind in KINDS[section]}
+    model = KeyEncoderConfig if section == "key_encoder" else RunConfig.model_fields[section].annotation
+    return {"": model} if isinstance(model, type) and issubclass(model, Section) else {}
+
+
+def _kind_of(section: str) -> FieldInfo:
+    """Describe the kind of a section, of which each model knows its own alone."""
+    null = "the negatives say it" if section == "stored" else None
+    kinds: Any = Literal[(*KINDS[section], *[None] * bool(null))]
+    about: Any = Option(MEANINGS[section], null=null)
+    default = None if null else default_kind(section)
+    return FieldInfo(annotation=kinds, default=default, json_schema_extra={"option": about})
+
+
+@cache
+def described_fields() -> dict[str, list[tuple[str, FieldInfo]]]:
+    """Return every option by its dotted key, and every section: the kinds that have it ("" for all), each with its description."""
+    found: dict[str, list[tuple[str, FieldInfo]]] = {}
+    for section, field in RunConfig.model_fields.items():
+        if section in KINDS:
+            found[f"{section}.kind"] = [("", _kind_of(section))]
+        for kind, model in _models_of(section).items():
+            apart = {"kind"} if kind else set()
+            if section == "stored" and kind not in HOLDING_A_BATCH:
+                apart |= {"share", "count"}  # of what is drawn in a step, and nothing is drawn from this one
+            for name, each in model.model_fields.items():
+                if name not in apart:
+                    found.setdefault(f"{section}.{name}", []).append((kind, each))
+        found[section] = [("", FieldInfo.from_annotated_attribute(*IN_BATCH) if section == "in_batch" else field)]
+    return found

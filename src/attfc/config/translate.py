@@ -12,10 +12,10 @@ Saved runs of 0.1 come in two generations. Those without `eval.share`, the older
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from attfc.config.kinds import KINDS, common_options, default_kind, model_of
+from attfc.config.kinds import KINDS, common_options, default_kind, model_of, takes_keys
 from attfc.config.overrides import as_typed, dotted, nested
 from attfc.config.profiles import profile_values
-from attfc.config.schema import RunConfig
+from attfc.config.schema import RunConfig, described_fields
 from attfc.errors import UserError, nearest
 
 __all__ = ["FORMAT", "new_spelling", "refuse_old_spelling", "translate"]
@@ -29,52 +29,56 @@ OLD_VIT = {
 }
 RULES = {"query": "own_embedding", "keys": "key_attention", "batch": "pairs", "others": "other_images"}
 
-# The options of 0.1 that have another name or place, with what they were under the profiles `tuned` and `published`.
-_OLD: dict[str, tuple[Any, Any]] = {
-    "head.name": ("attfc", "attfc"),
-    "head.interclass_filtering_threshold": (None, None),
-    "head.sample_rate": (0.1, 0.1),
-    "head.rows": ("device", "device"),
-    "head.rows_folder": (None, None),
-    "head.enter_first": (2 / 3, 2 / 3),
-    "head.hardest_weight": (1.0, 1.0),
-    "margin.name": ("cosface", "cosface"),
-    "margin.margin": (0.4, 0.4),
-    "margin.m1": (1.0, 1.0),
-    "margin.m2": (0.0, 0.0),
-    "margin.m3": (0.4, 0.4),
-    "margin.h": (0.333, 0.333),
-    "margin.gradient": ("exact", "straight_through"),
-    "margin.beyond_pi": ("linear", "wrap"),
-    "keys.per_query": (2, 2),
-    "keys.distinct": (True, False),
-    "keys.sampling": ("each_once", "each_once"),
-    "key_encoder.momentum": (0.0, 0.999),
-    "key_encoder.momentum_schedule": ("constant", "constant"),
-    "key_encoder.batch_norm": ("batch", "batch"),
-    "attention.temperature": (1.0, 1.0),
-    "attention.include_stored_center": (False, False),
-    "center.blend": (0.6, 0.0),
-    "center.source": ("query", "keys"),
-    "center.table": ("host", "none"),
-    "center.table_folder": (None, None),
-    "container.ratio": (0.1, 0.1),
-    "container.slots": (None, None),
-    "container.policy": ("unique", "fifo"),
-    "container.dtype": ("float32", "float32"),
-    "container.initial": ("empty", "empty"),
-    "negatives.in_batch": (True, False),
-    "negatives.in_batch_gradient": (True, False),
-    "negatives.source": ("table", "container"),
+# The options of 0.1 that have another name or place, with what they were under the profile `tuned`, and under `published`.
+_OLD: dict[str, Any] = {
+    "head.name": "attfc",
+    "head.interclass_filtering_threshold": None,
+    "head.sample_rate": 0.1,
+    "head.rows": "device",
+    "head.rows_folder": None,
+    "head.enter_first": 2 / 3,
+    "head.hardest_weight": 1.0,
+    "margin.name": "cosface",
+    "margin.margin": 0.4,
+    "margin.m1": 1.0,
+    "margin.m2": 0.0,
+    "margin.m3": 0.4,
+    "margin.h": 0.333,
+    "margin.gradient": "exact",
+    "margin.beyond_pi": "linear",
+    "keys.per_query": 2,
+    "keys.distinct": True,
+    "keys.sampling": "each_once",
+    "key_encoder.momentum": 0.0,
+    "key_encoder.momentum_schedule": "constant",
+    "key_encoder.batch_norm": "batch",
+    "attention.temperature": 1.0,
+    "attention.include_stored_center": False,
+    "center.blend": 0.6,
+    "center.source": "query",
+    "center.table": "host",
+    "center.table_folder": None,
+    "container.ratio": 0.1,
+    "container.slots": None,
+    "container.policy": "unique",
+    "container.dtype": "float32",
+    "container.initial": "empty",
+    "negatives.in_batch": True,
+    "negatives.in_batch_gradient": True,
+    "negatives.source": "table",
 }
-_SAME = {f"margin.{name}" for name in ("margin", "m1", "m2", "m3", "h", "gradient", "beyond_pi")} | {
-    *(
-        "head.enter_first",
-        "head.hardest_weight",
-        "key_encoder.momentum",
-        "key_encoder.momentum_schedule",
-        "key_encoder.batch_norm",
-    )
+_PUBLISHED = _OLD | {
+    "margin.gradient": "straight_through",
+    "margin.beyond_pi": "wrap",
+    "keys.distinct": False,
+    "key_encoder.momentum": 0.999,
+    "center.blend": 0.0,
+    "center.source": "keys",
+    "center.table": "none",
+    "container.policy": "fifo",
+    "negatives.in_batch": False,
+    "negatives.in_batch_gradient": False,
+    "negatives.source": "container",
 }
 _WORDS: dict[str, Collection[str]] = {
     "head.name": KINDS["head"],
@@ -82,7 +86,8 @@ _WORDS: dict[str, Collection[str]] = {
     "center.source": RULES,
     "negatives.source": ("table", "container"),
 }
-GONE = frozenset(_OLD) - _SAME
+_FOLLOWING = {name: f"key_encoder.{name}" for name in ("momentum", "momentum_schedule", "batch_norm")}
+GONE = frozenset(_OLD).difference(described_fields())
 """Keys that 0.1 had and this version has not."""
 
 
@@ -104,25 +109,22 @@ def translate(
     backbone = sections.get("backbone")
     if first and isinstance(backbone, dict) and backbone.get("name") in OLD_VIT:
         backbone["options"] = OLD_VIT[backbone["name"]] | (backbone.get("options") or {})
-    flat = {key: sections[section][name] for key in _OLD for section, name in [key.split(".")]
-            if isinstance(sections.get(section), dict) and name in sections[section]}  # fmt: skip
+    flat: dict[str, Any] = {}
+    for key in _OLD:
+        section, name = key.split(".")
+        if isinstance(sections.get(section), dict) and name in sections[section]:
+            flat[key] = sections[section].pop(name)
     profile = "published" if sections.get("profile") == "published" else None
-    old = {key: each[profile is not None] for key, each in _OLD.items()} | flat
+    old = (_PUBLISHED if profile else _OLD) | flat
     if first and _kept_a_container(old, identities, tensors):
         old["negatives.source"] = "container"
         if old["center.source"] != "others":
             old["center.table"] = "none"
-    for key in _OLD:
-        section, name = key.split(".")
-        if isinstance(sections.get(section), dict):
-            sections[section].pop(name, None)
     kept = {key: value for key, value in sections.items() if value != {} or key == "backbone"}
     kept.pop("profile", None)
-    new = nested(_written(_new(old), flat, profile))
-    for section, part in new.items():
-        kept[section] = (
-            {**part, **kept[section]} if isinstance(kept.get(section), dict) and isinstance(part, dict) else part
-        )
+    for section, part in nested(_written(_new(old), flat, profile)).items():
+        both = isinstance(kept.get(section), dict) and isinstance(part, dict)
+        kept[section] = part | kept[section] if both else part
     return {"format": FORMAT, **({"profile": profile} if profile else {}), **kept}
 
 
@@ -150,78 +152,69 @@ _Translated = tuple[Any, tuple[str, ...]]  # a value, and the old options that i
 
 def _new(old: Mapping[str, Any]) -> dict[str, _Translated]:
     """Return every option of the parts by its new name."""
-    new: dict[str, _Translated] = {}
-
-    def put(key: str, *sources: str, value: Any = ...) -> None:
-        new[key] = (old[sources[0]] if value is ... else value, sources)
-
     for key, words in _WORDS.items():
         if not isinstance(old[key], str) or old[key] not in words:
             raise UserError(
                 f"{key}={as_typed(old[key])}: choose one of {', '.join(words)}{nearest(str(old[key]), words)}"
             )
-    head, source = old["head.name"], old["center.source"]
-    trained_elsewhere = head == "full_fc" and old["head.rows"] != "device"
-    put(
-        "head.kind",
-        "head.name",
-        *(("head.rows",) if trained_elsewhere else ()),
-        value="partial_fc" if trained_elsewhere else head,
-    )
-    put("head.filter_above", "head.interclass_filtering_threshold")
-    if trained_elsewhere or head == "partial_fc":
-        put(
-            "head.share",
-            "head.name" if trained_elsewhere else "head.sample_rate",
-            value=1.0 if trained_elsewhere else ...,
-        )
-        put("head.place", "head.rows")
-        put("head.folder", "head.rows_folder")
-    if head == "dcp":
-        put("head.enter_first", "head.enter_first")
-        put("head.hardest_weight", "head.hardest_weight")
-    put("margin.kind", "margin.name")
-    for name in model_of("margin", old["margin.name"]).model_fields if old["margin.name"] in KINDS["margin"] else ():
-        if f"margin.{name}" in old:
-            put(f"margin.{name}", f"margin.{name}")
-    put("data.sampling", "keys.sampling")
-    size = ("count", "container.slots") if old["container.slots"] is not None else ("share", "container.ratio")
-    if head in ("dcq", "dcp"):
-        put(f"head.{size[0]}", size[1])
-        put("head.dtype", "container.dtype")
-        put("head.initial", "container.initial")
-    if head in ("dcq", "dcp") or (head == "attfc" and source == "keys"):
-        put("key_encoder.distinct_keys", "keys.distinct")
-        for name in ("momentum", "momentum_schedule", "batch_norm"):
-            put(f"key_encoder.{name}", f"key_encoder.{name}")
-    if head != "attfc":
-        return new
-    put("center.kind", "center.source", value=RULES.get(source, source))
-    if source != "others":
-        put("center.share", "center.blend")
-    if source == "keys":
-        put("center.keys", "keys.per_query")
-        put("center.temperature", "attention.temperature")
-        put("center.include_stored", "attention.include_stored_center")
-    bank = "image_memory" if source == "others" else "center_table"
-    draws = old["center.table"] != "none" and old["negatives.source"] == "table"
-    put(
-        "negatives.kind", "negatives.source", "center.table", "center.source", value=bank if draws else "recent_centers"
-    )
-    put(f"negatives.{size[0]}", size[1])
+    source, center = old["center.source"], RULES[old["center.source"]]
+    elsewhere = (
+        old["head.name"] == "full_fc" and old["head.rows"] != "device"
+    )  # today such rows are those of partial_fc
+    head = "partial_fc" if elsewhere else old["head.name"]
+    attfc, pool = head == "attfc", head in ("dcq", "dcp")
+    size = {"share": "container.ratio"} if old["container.slots"] is None else {"count": "container.slots"}
+    tables = old["center.table"] != "none"
+    draws = tables and old["negatives.source"] == "table"
     uses_stored = source != "keys" or old["center.blend"] or old["attention.include_stored_center"]
-    if draws or (old["center.table"] != "none" and uses_stored):
-        section = "negatives" if draws else "stored"
-        if not draws:
-            put("stored.kind", "center.table", "negatives.source", value=bank)
-        put(f"{section}.place", "center.table")
-        put(f"{section}.folder", "center.table_folder")
-    if not draws:
-        for name in ("policy", "dtype", "initial"):
-            put(f"negatives.{name}", f"container.{name}")
-    gradient = old["negatives.in_batch_gradient"] and source != "keys"
-    in_batch = ("push" if gradient else "fixed") if old["negatives.in_batch"] else "none"
-    put("in_batch", "negatives.in_batch", "negatives.in_batch_gradient", value=in_batch)
+    bank = "image_memory" if source == "others" else "center_table"
+    holder = "negatives" if draws else "stored"
+    container = {name: f"container.{name}" for name in ("policy", "dtype", "initial")}
+    renamed: list[
+        tuple[Any, str, Mapping[str, str]]
+    ] = [  # whether there are such options, their section, new name -> old option
+        (True, "head", {"kind": "head.name", "filter_above": "head.interclass_filtering_threshold"}),
+        (
+            head == "partial_fc",
+            "head",
+            {"share": "head.sample_rate", "place": "head.rows", "folder": "head.rows_folder"},
+        ),
+        (head == "dcp", "head", {name: f"head.{name}" for name in ("enter_first", "hardest_weight")}),
+        (True, "margin", {"kind": "margin.name"}),
+        (True, "margin", {name: f"margin.{name}" for name in model_of("margin", old["margin.name"]).model_fields}),
+        (True, "data", {"sampling": "keys.sampling"}),
+        (pool, "head", size | {name: container[name] for name in ("dtype", "initial")}),
+        (takes_keys(head, center if attfc else None), "key_encoder", {"distinct_keys": "keys.distinct"} | _FOLLOWING),
+        (attfc, "center", {"kind": "center.source"} | ({} if source == "others" else {"share": "center.blend"})),
+        (attfc and source == "keys", "center", {"keys": "keys.per_query", "temperature": "attention.temperature"}),
+        (attfc and source == "keys", "center", {"include_stored": "attention.include_stored_center"}),
+        (attfc, "negatives", {"kind": "negatives.source"} | size),
+        (attfc and not draws and tables and uses_stored, "stored", {"kind": "center.table"}),
+        (
+            attfc and tables and (draws or uses_stored),
+            holder,
+            {"place": "center.table", "folder": "center.table_folder"},
+        ),
+        (attfc and not draws, "negatives", container),
+    ]
+    new: dict[str, _Translated] = {
+        f"{section}.{name}": (old[key], (key,))
+        for there, section, names in renamed
+        for name, key in names.items()
+        if there and key in old
+    }
+    new["head.kind"] = head, ("head.name", *["head.rows"] * elsewhere)
+    if elsewhere:
+        new["head.share"] = 1.0, ("head.name",)
+    if attfc:
+        new["center.kind"] = center, ("center.source",)
+        drawn = bank if draws else "recent_centers"
+        new["negatives.kind"] = drawn, ("negatives.source", "center.table", "center.source")
+        gradient = "push" if old["negatives.in_batch_gradient"] and source != "keys" else "fixed"
+        in_batch = gradient if old["negatives.in_batch"] else "none"
+        new["in_batch"] = in_batch, ("negatives.in_batch", "negatives.in_batch_gradient")
+    if "stored.kind" in new:
+        new["stored.kind"] = bank, ("center.table", "negatives.source")
     return new
 
 
@@ -245,12 +238,15 @@ def refuse_old_spelling(typed: Mapping[str, Any], below: Mapping[str, Any], orig
         origin: begins the message.
     """
     flat = dotted(typed)
+    apart = {key: key.replace("_", ".", 1) for key in flat}  # margin_name, as arguments of Python are spelled
+    spelled = {dot if dot in GONE else key: key for key, dot in apart.items()}
+    flat = {key: flat[given] for key, given in spelled.items()}
     old = {key: value for key, value in flat.items() if key in GONE or (key, value) == ("profile", "tuned")}
     if not old:
         return
     above = {section: part for section, part in typed.items() if section in (*KINDS, "profile")}
     instead = new_spelling({key: value for key, value in flat.items() if key in _OLD}, _as_old({**below, **above}))
-    said = " ".join(f"{key}={as_typed(value)}" for key, value in old.items())
+    said = " ".join(f"{spelled[key]}={as_typed(value)}" for key, value in old.items())
     raise UserError(
         f"{origin}{said}: the spelling of attfc 0.1; "
         + (f"write {' '.join(instead)}" if instead else "it says nothing here, leave it out")
@@ -267,25 +263,22 @@ def new_spelling(typed: Mapping[str, Any], context: Mapping[str, Any]) -> list[s
     >>> new_spelling({"center.source": "keys", "keys.per_query": 1}, {})
     ['center=key_attention', 'center.share=0.6', 'center.keys=1']
     """
-    known = {key: tuned for key, (tuned, _) in _OLD.items()} | dict(context)
-    before, after = _new(known), _new(known | dict(typed))
+    known = {**_OLD, **context}
+    before, after = _new(known), _new({**known, **typed})
     written: dict[str, Any] = {}
     for key, (value, sources) in after.items():
         section, _, name = key.rpartition(".")
-        was = before.get(key, (None, ()))[0]
+        kind, was = (each.get(f"{section}.kind", (None,))[0] for each in (after, before))
         if name == "kind":
-            asked = sources[0] in typed or value != was
+            asked = sources[0] in typed or kind != was
         else:
-            kind = after[f"{section}.kind"][0] if section in KINDS else None
             asked = bool(typed.keys() & set(sources))
             if (
-                kind
-                and kind != before.get(f"{section}.kind", (None,))[0]
-                and sources[0] not in ("container.ratio", "container.slots")
+                kind != was
+                and name not in common_options(section)
+                and not {"container.ratio", "container.slots"} & {*sources}
             ):
-                asked |= value != model_of(section, kind).model_fields[name].default and name not in common_options(
-                    section
-                )
+                asked |= value != model_of(section, kind).model_fields[name].default
         if asked:
             written[section if name == "kind" else key] = value
     return [f"{key}={as_typed(value)}" for key, value in written.items()]
@@ -294,9 +287,7 @@ def new_spelling(typed: Mapping[str, Any], context: Mapping[str, Any]) -> list[s
 def _as_old(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return what options of 0.1 a configuration of today stands for, as far as others depend on them."""
     flat = dotted(values)
-    old: dict[str, Any] = {}
-    if flat.get("profile") == "published":
-        old |= {key: published for key, (_, published) in _OLD.items()}
+    old = dict(_PUBLISHED) if flat.get("profile") == "published" else {}
     kinds = {section: flat[f"{section}.kind"] for section in KINDS if f"{section}.kind" in flat}
     old |= {f"{section}.name": kinds[section] for section in ("head", "margin") if section in kinds}
     if "center" in kinds:
@@ -304,15 +295,11 @@ def _as_old(values: Mapping[str, Any]) -> dict[str, Any]:
         old["center.blend"] = model_of("center", kinds["center"])().get("share", 0.0)
         old["attention.include_stored_center"] = flat.get("center.include_stored", False)
     if kinds.get("negatives") == "recent_centers":
-        old |= {
-            "negatives.source": "container",
-            "center.table": flat.get("stored.place", "host") if "stored" in kinds else "none",
-        }
+        old["negatives.source"] = "container"
+        old["center.table"] = flat.get("stored.place", "host") if "stored" in kinds else "none"
         old["container.policy"] = flat.get("negatives.policy", "fifo")
     if "in_batch" in flat:
-        old |= {
-            "negatives.in_batch": flat["in_batch"] != "none",
-            "negatives.in_batch_gradient": flat["in_batch"] == "push",
-        }
+        old["negatives.in_batch"] = flat["in_batch"] != "none"
+        old["negatives.in_batch_gradient"] = flat["in_batch"] == "push"
     same = {"center.share": "center.blend", "negatives.share": "container.ratio", "negatives.count": "container.slots"}
     return old | {same[key]: value for key, value in flat.items() if key in same}

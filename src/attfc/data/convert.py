@@ -108,7 +108,8 @@ def convert_store(
     _check_apart(store, target)
     if not follow_links:
         refuse_links_out(store)
-    with _writer(store, target, kind, check, shard_bytes, keep_names, sync_bytes) as writer:
+    with _writer(store, target, kind, check, shard_bytes, keep_names) as writer:
+        writer.sync_bytes = sync_bytes or writer.sync_bytes
         result = Conversion(kind, target, continued_at=writer.done if writer.continued else 0)
         if not writer.finished:
             _copy(store, writer, result, progress, check, give_up_after)
@@ -126,20 +127,17 @@ def convert_store(
     return result
 
 
-def _writer(
-    store: Store, target: Path, kind: str, check: bool, shard_bytes: int, keep_names: bool, sync_bytes: int | None
-) -> StoreWriter:
+def _writer(store: Store, target: Path, kind: str, check: bool, shard_bytes: int, keep_names: bool) -> StoreWriter:
     if kind == "rec":
         from attfc.data.stores.rec.record_writer import RecordSetWriter  # not needed by those who pack
 
         return RecordSetWriter(target, store.name, len(store.identities), store.identity_name if keep_names else None)
     same: dict[str, Any] = {"source_digest": source_digest(store), "options": {"check": check}}
-    durable: dict[str, Any] = {} if sync_bytes is None else {"sync_bytes": sync_bytes}
     if kind == "folder":
-        return FolderWriter(target, identity_names=_identity_names(store), **same, **durable)
+        return FolderWriter(target, identity_names=_identity_names(store), **same)
     first = int(store.identities.of(int(np.argmax(store.identities.counts() > 0)))[0])
     image_names = keep_names and bool(image_name(store, first))
-    return PackedWriter(target, source=store.name, shard_bytes=shard_bytes, image_names=image_names, **same, **durable)
+    return PackedWriter(target, source=store.name, shard_bytes=shard_bytes, image_names=image_names, **same)
 
 
 def _copy(
@@ -205,14 +203,11 @@ def _blocks(store: Store, first: int) -> Iterator[list[tuple[int, int, Encoded]]
     count = 16
     while slot < end:
         stop = min(slot + count, end)
-        labels = index.labels_of_slots(np.arange(slot, stop))
-        positions: list[int] = []
-        for label in range(int(labels[0]), int(labels[-1]) + 1):
-            start = int(index.offsets[label])
-            positions += index.of(label)[max(slot - start, 0) : stop - start].tolist()
+        slots = np.arange(slot, stop)
+        positions = index.positions_of_slots(slots).tolist()
         encoded = store.read_many(positions)
         size = sum(len(image) for image in encoded if not isinstance(image, Exception))
-        yield list(zip(labels.tolist(), positions, encoded, strict=True))
+        yield list(zip(index.labels_of_slots(slots).tolist(), positions, encoded, strict=True))
         slot = stop
         count = min(max(_CHUNK_BYTES * len(encoded) // max(size, 1), 1), 2 * count, _CHUNK_IMAGES)
 
@@ -220,7 +215,7 @@ def _blocks(store: Store, first: int) -> Iterator[list[tuple[int, int, Encoded]]
 def image_name(store: Store, position: int) -> bytes:
     """Return the image's file name where the store has one, else b"" (a record, a rendered face)."""
     if isinstance(store, FolderStore):
-        return os.path.basename(store.path(position))
+        return os.path.basename(store.image_path(position))
     if isinstance(store, PackedStore):
         return store.image_name(position)
     if isinstance(store, ListStore):
@@ -232,7 +227,7 @@ def image_name(store: Store, position: int) -> bytes:
 def identity_name_bytes(store: Store, label: int) -> bytes:
     """Return the identity's name as bytes: the folder's own where it need not be UTF-8."""
     if isinstance(store, FolderStore):
-        return os.path.basename(os.path.dirname(store.path(int(store.identities.of(label)[0]))))
+        return os.path.basename(os.path.dirname(store.image_path(int(store.identities.of(label)[0]))))
     if isinstance(store, PackedStore):
         return store.identity_name_bytes(label)
     return store.identity_name(label).encode("utf-8", "backslashreplace")
@@ -255,9 +250,8 @@ def source_digest(store: Store) -> str:
 
 def _check_apart(store: Store, target: Path) -> None:
     """Refuse the source as destination, and one in an image folder: it would become one of the source's identities."""
-    for below in (getattr(store, "store", None), *getattr(store, "stores", ())):  # of an edited or a combined store
-        if below is not None:
-            _check_apart(below, target)
+    for below in getattr(store, "stores", ()):  # of an edited or a combined store
+        _check_apart(below, target)
     real = Path(os.path.realpath(target))
     for place in (getattr(store, attribute, None) for attribute in ("root", "path", "folder")):
         if isinstance(place, Path):

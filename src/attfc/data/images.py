@@ -1,8 +1,10 @@
 """Encoded image -> uint8 RGB, the loader's hot path; one exception type for every way in which a file can be bad.
 
 JPEG, PNG, WebP and BMP by their first bytes, never by name. The declared size is read from the header and bounded
-before any pixel is decoded. Pillow's decoders are called directly: `Image.open` would probe formats by trial and warn
-about large images through process-wide settings. Conventions:
+before any pixel is decoded, as are the scans of a progressive JPEG: each costs a pass over the pixels. A plain JPEG is
+decoded by simplejpeg, twice as fast as by Pillow and with the same pixels (both call libjpeg-turbo). Everything else, a
+damaged JPEG too, goes to Pillow's decoders, called directly: `Image.open` would probe formats by trial and warn about
+large images through process-wide settings. Conventions:
 
 - grey, palette, CMYK (Adobe's inverted JPEG too), YCbCr -> RGB; 16-bit grey is scaled by 1/257, not clipped;
 - transparency is laid over black, the value that alignment leaves outside the photo;
@@ -17,6 +19,7 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
+import simplejpeg
 from PIL import Image, ImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -29,7 +32,10 @@ __all__ = ["BrokenImageError", "ImageFacts", "decode_image", "image_facts", "ima
 
 MAX_PIXELS = 64 * 1024 * 1024
 """Largest width x height that is decoded: 192 MiB of RGB. A 20 KB PNG may declare far more."""
+MAX_SCANNED = 16 * MAX_PIXELS
+"""Largest width x height x scans of a JPEG: some 4 s. A usual progressive file has 10 scans, a hostile one thousands."""
 
+_SCAN = b"\xff\xda"  # begins a scan; between entropy-coded bytes it cannot stand
 _EXIF_ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -75,7 +81,13 @@ def decode_image(encoded: bytes, size: int | None = None) -> UInt8:
     Raises:
         BrokenImageError: empty, cut short, damaged, of another format, or too large; the message is the reason.
     """
-    with _Decoding(encoded):
+    plain = _is_plain_jpeg(encoded)
+    pixels = _plain_jpeg(encoded, size) if plain else None
+    if pixels is not None:
+        if size is None or pixels.shape[:2] == (size, size):
+            return pixels
+        return _squared(Image.fromarray(pixels), size)
+    with _Decoding(plain):
         image: Image.Image = _open(encoded)
         # Half-size decoding in the DCT: 112 -> 56 px takes 0.22 ms instead of 0.57 and comes closer to a Lanczos resize of
         # the whole (mean absolute difference 1.4 of 255 instead of 2.3); 250 -> 112 px 1.0 ms instead of 1.7.
@@ -83,9 +95,7 @@ def decode_image(encoded: bytes, size: int | None = None) -> UInt8:
             image.draft(None, (size, size))
         image.load()
         image = _to_rgb(_upright(image))
-        if size is not None and image.size != (size, size):
-            image = _square(image, size)
-        return np.asarray(image)
+        return np.asarray(image) if size is None or image.size == (size, size) else _squared(image, size)
 
 
 def image_facts(encoded: bytes) -> ImageFacts:
@@ -94,7 +104,7 @@ def image_facts(encoded: bytes) -> ImageFacts:
     Raises:
         BrokenImageError: as `decode_image`.
     """
-    with _Decoding(encoded):
+    with _Decoding(_is_plain_jpeg(encoded)):
         image = _open(encoded)
         width, height = image.size
         facts = ImageFacts(width, height, image.mode, image.format or "?")
@@ -109,8 +119,30 @@ def image_size(encoded: bytes) -> tuple[int, int]:
     Raises:
         BrokenImageError: empty, of another format, too large, or a header that cannot be read.
     """
-    with _Decoding(encoded):
+    with _Decoding(_is_plain_jpeg(encoded)):
         return _open(encoded).size
+
+
+def _is_plain_jpeg(encoded: bytes) -> bool:
+    return encoded.startswith(b"\xff\xd8\xff") and encoded.find(b"Exif\0", 0, 65536) < 0
+
+
+def _plain_jpeg(encoded: bytes, size: int | None) -> UInt8 | None:
+    """Decode a JPEG without EXIF, at the scale that Pillow's `draft` chooses; None: Pillow shall judge it."""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
+    except ValueError:
+        return None
+    if colours not in ("YCbCr", "Gray", "RGB"):
+        return None
+    _check_size((width, height), encoded)
+    smaller = 1 if size is None else min(width, height) // size
+    scale = next((by for by in (8, 4, 2) if smaller >= by), 1)
+    try:
+        pixels: UInt8 = simplejpeg.decode_jpeg(encoded, min_height=-(-height // scale), min_width=-(-width // scale))
+    except ValueError:
+        return None
+    return pixels
 
 
 def _open(encoded: bytes) -> ImageFile.ImageFile:
@@ -129,13 +161,17 @@ def _open(encoded: bytes) -> ImageFile.ImageFile:
         image = BmpImageFile(stream)
     else:
         raise BrokenImageError(f"not a JPEG, PNG, WebP or BMP image (starts with {encoded[:8]!r})")
-    _check_size(image.size)
+    _check_size(image.size, encoded if image.format == "JPEG" else b"")
     return image
 
 
-def _check_size(size: tuple[int, int]) -> None:
-    if size[0] * size[1] > MAX_PIXELS:
+def _check_size(size: tuple[int, int], jpeg: bytes = b"") -> None:
+    pixels = size[0] * size[1]
+    if pixels > MAX_PIXELS:
         raise BrokenImageError(f"declares {size[0]} x {size[1]} pixels, more than the limit of {MAX_PIXELS:,}")
+    # A scan takes ten bytes at least: most files cannot hold too many, and need no count.
+    if pixels * (len(jpeg) // 10) > MAX_SCANNED and pixels * (scans := jpeg.count(_SCAN)) > MAX_SCANNED:
+        raise BrokenImageError(f"declares {size[0]} x {size[1]} pixels in {scans:,} scans, more than a photo needs")
 
 
 def _webp_size(encoded: bytes) -> tuple[int, int]:
@@ -180,12 +216,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _square(image: Image.Image, size: int) -> Image.Image:
+def _squared(image: Image.Image, size: int) -> UInt8:
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
     box = (left, top, left + side, top + side)
-    return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
 
 
 class _Decoding:
@@ -199,8 +235,8 @@ class _Decoding:
 
     __slots__ = ("_catcher", "_quiet")
 
-    def __init__(self, encoded: bytes) -> None:
-        self._quiet = encoded.startswith(b"\xff\xd8\xff") and encoded.find(b"Exif\0", 0, 65536) < 0
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
         self._catcher: warnings.catch_warnings[None] | None = None
 
     def __enter__(self) -> None:

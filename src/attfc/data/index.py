@@ -18,7 +18,7 @@ import numpy.typing as npt
 from attfc.errors import UserError
 from attfc.typing import Int64
 
-__all__ = ["IdentityIndex", "checked_positions", "open_array"]
+__all__ = ["IdentityIndex", "checked_label", "checked_positions", "offsets_of", "open_array"]
 
 _OFFSETS = "offsets.npy"
 _ITEMS = "items.npy"
@@ -64,6 +64,22 @@ def checked_positions(positions: npt.ArrayLike, images: int, of: str = "store", 
         article = "an" if of == "index" else "a"
         raise IndexError(f"{what} {int(asked.min())} ... {int(asked.max())} of {article} {of} of {images} images")
     return asked
+
+
+def checked_label(label: int, identities: int) -> int:
+    """Return a label. Raises IndexError if it is not one of 0 ... identities - 1."""
+    if not 0 <= label < identities:
+        raise IndexError(f"label {label} is not one of {identities} identities")
+    return label
+
+
+def offsets_of(counts: npt.ArrayLike) -> Int64:
+    """Return where rows of so many elements begin and, last, where all end: int64 [rows + 1].
+
+    >>> offsets_of([2, 3])
+    array([0, 2, 5])
+    """
+    return np.append(0, np.cumsum(counts, dtype=np.int64))
 
 
 class IdentityIndex:
@@ -141,13 +157,9 @@ class IdentityIndex:
         counts = np.bincount(label_of, minlength=high + 1 if identities is None else identities)
         if identities is None and counts.size and int(counts.min()) == 0:
             raise UserError(_gap_message(f"label {int(counts.argmin())} has no image"))
-        offsets = np.zeros(counts.size + 1, np.int64)
-        np.cumsum(counts, out=offsets[1:])
-        if label_of.size < 2 or bool((label_of[1:] >= label_of[:-1]).all()):
-            items = np.arange(label_of.size, dtype=np.int64)
-        else:
-            items = np.argsort(label_of, kind="stable").astype(np.int64, copy=False)
-        return cls(offsets, items)
+        if bool((label_of[1:] >= label_of[:-1]).all()):
+            return cls(offsets_of(counts))
+        return cls(offsets_of(counts), np.argsort(label_of, kind="stable").astype(np.int64, copy=False))
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], *, consecutive: bool = False) -> "IdentityIndex":
@@ -224,16 +236,9 @@ class IdentityIndex:
 
     def of(self, label: int) -> Int64:
         """Return the positions of identity `label`: int64 (n,), read-only."""
-        if not 0 <= label < len(self.offsets) - 1:
-            raise IndexError(f"label {label} is not one of {len(self)} identities")
-        first, last = int(self.offsets[label]), int(self.offsets[label + 1])
-        if self._items is None:
-            positions = np.arange(first, last, dtype=np.int64)
-            positions.flags.writeable = False
-            return positions
-        positions = self._items[first:last]
-        if not self._checked:
-            self._check_range(positions)
+        first = self.offsets[checked_label(label, len(self))]
+        positions = self.positions_of_slots(np.arange(first, self.offsets[label + 1], dtype=np.int64))
+        positions.flags.writeable = False
         return positions
 
     def spans(self, labels: Int64) -> tuple[Int64, Int64]:
@@ -267,7 +272,7 @@ class IdentityIndex:
         """Pickle an opened index as its folder, so that a worker maps the same pages; one in memory as its arrays."""
         if self._folder is not None:
             return _reopen, (self._folder, len(self), self.images, self._consecutive)
-        return _rebuild, (np.asarray(self.offsets), None if self._consecutive else np.asarray(self._items))
+        return IdentityIndex, (np.asarray(self.offsets), None if self._consecutive else np.asarray(self._items))
 
     def __repr__(self) -> str:
         """Return the two counts."""
@@ -291,10 +296,6 @@ def _contradiction(offsets: Int64, items: Int64 | None) -> str | None:
         if bool((block[1:] < block[:-1]).any()):
             return f"offsets fall at identity {start + int((block[1:] < block[:-1]).argmax())}"
     return None
-
-
-def _rebuild(offsets: Int64, items: Int64 | None) -> IdentityIndex:
-    return IdentityIndex(offsets, items)
 
 
 def _reopen(folder: Path, identities: int, images: int, consecutive: bool) -> IdentityIndex:

@@ -6,6 +6,7 @@ it is collected. Not taken: `numpy.loadtxt` (a Python object a field) and a mapp
 read, it would kill the process).
 """
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ __all__ = [
     "last_before",
     "line_blocks",
     "open_regular",
+    "opened",
     "read_head",
     "trimmed",
     "whole_numbers",
@@ -80,6 +82,26 @@ def open_regular(path: str | bytes | os.PathLike[str]) -> int:
             return descriptor
         os.close(descriptor)
     raise OSError(22, "not a regular file")
+
+
+@contextlib.contextmanager
+def opened(path: str | os.PathLike[str], failure: str = "cannot be read") -> Iterator[int]:
+    """Give the descriptor of a file that `open_regular` opens.
+
+    Args:
+        failure: what to say of one that cannot be opened, or read in the block.
+
+    Raises:
+        UserError: "PATH: cannot be read (No such file or directory)".
+    """
+    try:
+        descriptor = open_regular(path)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise UserError(f"{os.fspath(path)}: {failure} ({error.strerror or error})") from None
 
 
 def line_blocks(path: str | os.PathLike[str], descriptor: int) -> Iterator[LineBlock]:

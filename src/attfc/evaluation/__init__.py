@@ -10,7 +10,6 @@ from attfc.evaluation.metrics import (
     evaluate_pairs,
     evaluate_scores,
     roc,
-    tar_at_far,
 )
 from attfc.evaluation.protocols.all_pairs import AllPairsEvaluation, evaluate_all_pairs, read_groups
 from attfc.evaluation.protocols.all_pairs_scores import (
@@ -29,6 +28,7 @@ from attfc.evaluation.protocols.template_lists import TemplateLists, read_templa
 from attfc.evaluation.protocols.template_pooling import TemplateMode, pool_templates
 from attfc.evaluation.protocols.template_scores import TEMPLATE_FARS, search_templates, verify_templates
 from attfc.evaluation.protocols.templates import TemplateEvaluation, evaluate_templates
+from attfc.evaluation.rates import tar_at_far
 from attfc.evaluation.report.compare import write_comparison_report
 from attfc.evaluation.report.run import write_report
 from attfc.evaluation.results import EvaluationResult, compare_results, read_result, save_result

@@ -19,7 +19,7 @@ Sources: Snijders and Borgatti 1999 (vertex bootstrap); Owen and Eckles 2012 (pr
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -30,7 +30,6 @@ from attfc.errors import UserError
 from attfc.typing import Float64, Int64
 
 __all__ = [
-    "Draw",
     "FigurePath",
     "IdentityDraw",
     "Interval",
@@ -52,59 +51,46 @@ PAIR_DRAWS = 500  # of the second bootstrap: a variance to within a sixteenth
 FEW_IDENTITIES = 30
 
 
-class Draw(Protocol):
-    """The weights of one resample."""
-
-    def of(self, identities: Int64) -> Float64:
-        """Return the weights of what belongs to one identity each, (K,)."""
-
-    def of_pairs(self, first: Int64, second: Int64, codes: Int64) -> Float64:
-        """Return the weights of impostor pairs, (K,); `codes` tell pairs apart, in every order and list of them."""
-
-    def linear(self, counts_I: npt.NDArray[Any], pairs: float) -> float:
-        """Return the weight of so many impostor pairs to first order, from how many of them each identity is in."""
-
-    def all_pairs(self, images_I: Float64) -> float:
-        """Return the weight of all impostor pairs of identities with so many images."""
-
-
 class IdentityDraw:
-    """Identities drawn again: (n,) how often each was drawn."""
+    """The weights of one resample: identities drawn again, (n,) how often each was drawn."""
 
     def __init__(self, weights: npt.ArrayLike) -> None:
         self.weights: Float64 = np.asarray(weights, dtype=np.float64)
 
     def of(self, identities: Int64) -> Float64:
-        """Return each identity's weight."""
+        """Return the weights of what belongs to one identity each, (K,)."""
         return self.weights[identities]
 
     def of_pairs(self, first: Int64, second: Int64, codes: Int64) -> Float64:
-        """Return the product of the two weights; one weight where a list calls two images of one identity an impostor pair."""
+        """Return the weights of impostor pairs, (K,): the product of two; one where a list calls two images of one identity an impostor pair.
+
+        `codes` tell pairs apart, in every order and list of them.
+        """
         weights = self.weights[first]
         weights *= np.where(first == second, 1.0, self.weights[second])
         return weights
 
     def linear(self, counts_I: npt.NDArray[Any], pairs: float) -> float:
-        """Return sum of w_i + w_j - 1 over the pairs: the product without (w_i - 1)(w_j - 1)."""
+        """Return the weight of so many impostor pairs to first order, from how many of them each identity is in.
+
+        The sum of w_i + w_j - 1 over the pairs: the product without (w_i - 1)(w_j - 1).
+        """
         return float(counts_I @ self.weights) - pairs
 
     def all_pairs(self, images_I: Float64) -> float:
-        """Return sum of w_i w_j m_i m_j over i < j."""
+        """Return the weight of all impostor pairs of identities with so many images, the sum of w_i w_j m_i m_j over i < j."""
         weighted = self.weights * images_I
         return float((weighted.sum() ** 2 - (weighted**2).sum()) / 2)
 
 
-class PairDraw:
-    """Impostor pairs drawn again, each for itself (Poisson weights, a function of the number and the pair); people stay."""
+class PairDraw(IdentityDraw):
+    """Impostor pairs drawn again, each for itself (Poisson weights, a function of the number and the pair); each of n people stays."""
 
     _CUMULATIVE = np.cumsum([math.exp(-1) / math.factorial(k) for k in range(12)])
 
-    def __init__(self, number: int, seed: int) -> None:
+    def __init__(self, identities: int, number: int, seed: int) -> None:
+        super().__init__(np.ones(identities))
         self._salt = np.random.default_rng([seed, 1, number]).integers(2**63, dtype=np.uint64)
-
-    def of(self, identities: Int64) -> Float64:
-        """Return ones."""
-        return np.ones(len(identities))
 
     def of_pairs(self, first: Int64, second: Int64, codes: Int64) -> Float64:
         """Return Poisson(1) numbers, the same for the same code."""
@@ -119,10 +105,6 @@ class PairDraw:
         """Return the number of pairs: where they are so many, the single one does not matter."""
         return pairs
 
-    def all_pairs(self, images_I: Float64) -> float:
-        """Return the number of pairs."""
-        return float((images_I.sum() ** 2 - (images_I**2).sum()) / 2)
-
 
 class Sample(Protocol):
     """Scores of an evaluation with the identity of each, from which all figures follow again under other weights."""
@@ -135,7 +117,7 @@ class Sample(Protocol):
     def carriers(self) -> int:
         """How many of them can show an error of the model: those with a genuine pair, those searched."""
 
-    def figures(self, draw: Draw) -> dict[FigurePath, float]:
+    def figures(self, draw: IdentityDraw) -> dict[FigurePath, float]:
         """Return the figures under the weights of a draw; NaN for one that the draw leaves without a pair."""
 
     def facts(self) -> dict[str, npt.NDArray[Any]]:
@@ -256,10 +238,16 @@ def resample(sample: Sample, resamples: int = 1000, confidence: float = 0.95, se
         UserError: a number out of its range.
     """
     check_resampling(resamples, confidence)
-    values = sample.figures(IdentityDraw(np.ones(sample.identities)))
-    by_identity = [sample.figures(draw) for draw in identity_draws(sample.identities, resamples, seed)]
-    by_pair = [sample.figures(PairDraw(number, seed)) for number in range(min(resamples, PAIR_DRAWS))]
-    return Resampled(values, _columns(values, by_identity), _columns(values, by_pair), sample.carriers, confidence)
+    people = sample.identities
+    values = sample.figures(IdentityDraw(np.ones(people)))
+
+    def under(draws: Iterable[IdentityDraw]) -> dict[FigurePath, Float64]:
+        rows = [sample.figures(draw) for draw in draws]
+        return {path: np.array([row[path] for row in rows], dtype=np.float64) for path in values}
+
+    by_identity = under(identity_draws(people, resamples, seed))
+    by_pair = under(PairDraw(people, number, seed) for number in range(min(resamples, PAIR_DRAWS)))
+    return Resampled(values, by_identity, by_pair, sample.carriers, confidence)
 
 
 def check_resampling(resamples: int, confidence: float) -> None:
@@ -268,10 +256,6 @@ def check_resampling(resamples: int, confidence: float) -> None:
         raise UserError(f"resamples={resamples}: an interval needs at least 20 of them, or 0 for none")
     if not 0.5 <= confidence < 1:
         raise UserError(f"confidence={confidence} is no confidence: use a number from 0.5 to below 1, e.g. 0.95")
-
-
-def _columns(values: Mapping[FigurePath, float], rows: list[dict[FigurePath, float]]) -> dict[FigurePath, Float64]:
-    return {path: np.array([row[path] for row in rows], dtype=np.float64) for path in values}
 
 
 def figure_at(figures: Any, path: FigurePath) -> Any:

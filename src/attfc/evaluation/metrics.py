@@ -17,7 +17,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,13 +26,12 @@ from torch import Tensor
 from attfc.errors import UserError
 from attfc.evaluation.rates import (
     FARS,
+    Figures,
     allowed_weight,
     barred_place,
     check_rates,
     checked_pairs,
-    far_name,
     not_stated,
-    tar_at_far,
 )
 from attfc.evaluation.unit_rows import cosine_of_pairs, squared_distances_of_pairs, unit_rows
 from attfc.typing import Bools, Float64, Int64
@@ -50,7 +49,6 @@ __all__ = [
     "evaluate_scores",
     "fold_numbers",
     "roc",
-    "tar_at_far",
     "tar_at_nearest_far",
 ]
 
@@ -73,42 +71,39 @@ class Roc:
 
 
 @dataclass(frozen=True, eq=False)
-class PairScores:
+class PairScores(Figures):
     """The figures of one list of pairs.
 
     `accuracy` and `std` are mean and standard deviation (of the population) over the folds; `threshold` is the cosine
     that is best on all pairs together, for use outside (the accuracy does not use it); `tar_at_far` holds None where
-    too few impostor pairs exist to state the FAR, and `notes` says so.
+    too few impostor pairs exist to state the FAR, and `notes` says so. `distances`: of each pair, if they are the thresholds.
     """
 
+    pairs: int
+    genuine_pairs: int
+    impostor_pairs: int
     accuracy: float
-    std: float
+    accuracy_std: float
+    fold_accuracies: tuple[float, ...]
     threshold: float
     auc: float
     eer: float
     tar_at_far: dict[float, float | None]
-    fold_accuracies: tuple[float, ...]
-    genuine: int
-    impostors: int
-    notes: tuple[str, ...] = ()
-    scores: Float64 = field(default_factory=lambda: np.zeros(0), repr=False)
-    same: Bools = field(default_factory=lambda: np.zeros(0, dtype=np.bool_), repr=False)
+    notes: tuple[str, ...]
+    scores: Float64 = field(repr=False)
+    same: Bools = field(repr=False)
+    fold: Int64 = field(repr=False)
+    distances: Float64 | None = field(repr=False)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the figures in the form of a run folder: plain JSON types, FARs as text, unknown figures as None."""
-        return {
-            "pairs": self.genuine + self.impostors,
-            "genuine_pairs": self.genuine,
-            "impostor_pairs": self.impostors,
-            "accuracy": self.accuracy,
-            "accuracy_std": self.std,
-            "fold_accuracies": list(self.fold_accuracies),
-            "threshold": self.threshold,
-            "auc": self.auc,
-            "eer": self.eer,
-            "tar_at_far": {far_name(far): tar for far, tar in self.tar_at_far.items()},
-            "notes": list(self.notes),
-        }
+    STATED: ClassVar = (
+        *("pairs", "genuine_pairs", "impostor_pairs", "accuracy", "accuracy_std", "fold_accuracies", "threshold"),
+        *("auc", "eer", "tar_at_far", "notes"),
+    )
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the accuracy over the folds."""
+        return self.accuracy_std
 
 
 def fold_numbers(pairs: int, folds: int) -> Int64:
@@ -121,9 +116,7 @@ def fold_numbers(pairs: int, folds: int) -> Int64:
         raise UserError(
             f"{pairs} pairs cannot be split into {folds} folds: folds must be between 2 and the number of pairs"
         )
-    sizes = np.full(folds, pairs // folds, dtype=np.int64)
-    sizes[: pairs % folds] += 1
-    return np.repeat(np.arange(folds, dtype=np.int64), sizes)
+    return np.sort(np.arange(pairs, dtype=np.int64) % folds)
 
 
 def _last_of_value(sorted_P: Float64) -> Int64:
@@ -133,10 +126,24 @@ def _last_of_value(sorted_P: Float64) -> Int64:
 
 @dataclass(frozen=True, eq=False)
 class Accepts:
-    """Weight of false and of true accepts at falling thresholds; the last pair is that of all pairs, and neither is 0."""
+    """Weight of false and of true accepts at the distinct scores, falling; the last is that of all pairs, and neither is 0."""
 
+    scores: npt.NDArray[Any]
     false: Float64
     true: Float64
+
+    @staticmethod
+    def of(scores_P: npt.NDArray[Any], same_P: Bools) -> "Accepts":
+        """Return what is accepted at every distinct score, the pairs that score at least that, each pair once.
+
+        Each kind is sorted by itself and the two are merged: half the time of sorting the places of all pairs.
+        """
+        genuine = np.sort(scores_P[same_P])
+        rising = np.concatenate([genuine, np.sort(scores_P[~same_P])])
+        falling = np.argsort(rising, kind="stable")[::-1]
+        last = _last_of_value(rising[falling])
+        true = np.cumsum(falling < len(genuine))[last].astype(np.float64)
+        return Accepts(rising[falling[last]], last + 1 - true, true)
 
     @property
     def area(self) -> float:
@@ -172,44 +179,42 @@ class Accepts:
 class ScoredPairs:
     """P scored pairs, sorted once: every metric follows under any weights, in a pass over the pairs.
 
-    Weights are whole numbers, how often a pair counts, so that their sums are exact. None: each pair once.
+    Weights are whole numbers, how often a pair counts, so that their sums are exact.
 
     Args:
         scores_P: float64. same_P: true where both images show one person.
-        fold_P: (P,) int64, 0 ... folds - 1, for the accuracy; None: all in one.
+        fold_P: (P,) int64, 0 ... folds - 1, for the accuracy.
         distances_P: squared distances, for thresholds of the published grid; None: thresholds lie between the scores.
     """
 
-    def __init__(
-        self, scores_P: npt.NDArray[Any], same_P: Bools, fold_P: Int64 | None = None, distances_P: Float64 | None = None
-    ) -> None:
-        self._same_P, self._distances_P = same_P, distances_P
-        self._fold_P = np.zeros(len(same_P), np.int64) if fold_P is None else fold_P
-        self._falling = np.argsort(scores_P)[::-1]
-        self._scores = scores_P[self._falling]
-        self._last = _last_of_value(self._scores)
-        self.values = self._scores[self._last]
-        """The distinct scores, falling."""
+    def __init__(self, scores_P: Float64, same_P: Bools, fold_P: Int64, distances_P: Float64 | None) -> None:
+        self._scores_P, self._same_P, self._fold_P, self._distances_P = scores_P, same_P, fold_P, distances_P
 
-    def accepts(self, weights_P: Float64 | None = None) -> Accepts:
+    @functools.cached_property
+    def _falling(self) -> Int64:
+        return np.argsort(self._scores_P)[::-1]
+
+    @functools.cached_property
+    def _last(self) -> Int64:
+        return _last_of_value(self._scores_P[self._falling])
+
+    def accepts(self, weights_P: Float64) -> Accepts:
         """Return what is accepted at every distinct score, the pairs that score at least that."""
-        genuine = self._same_P[self._falling]
-        weights = np.ones(len(genuine)) if weights_P is None else weights_P[self._falling]
+        weights, genuine = weights_P[self._falling], self._same_P[self._falling]
         upto, true = np.cumsum(weights), np.cumsum(np.where(genuine, weights, 0.0))
-        return Accepts((upto - true)[self._last], true[self._last])
+        return Accepts(self._scores_P[self._falling[self._last]], (upto - true)[self._last], true[self._last])
 
-    def accuracies(self, weights_P: Float64 | None = None) -> Float64:
+    def accuracies(self, weights_P: Float64) -> Float64:
         """Return the share of right answers in each fold that has weight, at the threshold that is best on the other folds."""
-        weights_P = np.ones(len(self._same_P)) if weights_P is None else weights_P
         if self._distances_P is not None:
             right_FT = self._right_on_grid(weights_P)
-            weight_F = np.bincount(self._fold_P, weights_P, len(right_FT))
             best_F = np.argmax(right_FT.sum(axis=0) - right_FT, axis=1)
-            drawn = weight_F > 0
-            on_grid: Float64 = right_FT[np.arange(len(right_FT)), best_F][drawn] / weight_F[drawn]
+            weight_F = np.bincount(self._fold_P, weights_P)
+            drawn = np.flatnonzero(weight_F)
+            on_grid: Float64 = right_FT[drawn, best_F[drawn]] / weight_F[drawn]
             return on_grid
         falling = self._falling[weights_P[self._falling] > 0]
-        scores, fold = self._scores[weights_P[self._falling] > 0], self._fold_P[falling]
+        scores, fold = self._scores_P[falling], self._fold_P[falling]
         signed = np.where(self._same_P, weights_P, -weights_P)[falling]
         shares = []
         for number in np.unique(fold).tolist():
@@ -228,7 +233,8 @@ class ScoredPairs:
         distances 0, 0.01 ... 3.99, as the published scripts take it, as the least cosine that it accepts.
         """
         if self._distances_P is None:
-            return _best_threshold(self._scores, np.where(self._same_P, 1.0, -1.0)[self._falling])
+            falling = self._falling
+            return _best_threshold(self._scores_P[falling], np.where(self._same_P[falling], 1.0, -1.0))
         distance = DISTANCE_GRID[np.argmax(self._right_on_grid(np.ones(len(self._same_P))).sum(axis=0))]
         return float(np.nextafter(1.0 - distance / 2.0, np.inf))
 
@@ -243,10 +249,8 @@ class ScoredPairs:
         folds = int(self._fold_P.max()) + 1
         signed = np.where(self._same_P, weights_P, -weights_P)
         steps = np.bincount(self._cells, signed, folds * (len(DISTANCE_GRID) + 1)).reshape(folds, -1)
-        impostor = ~self._same_P
-        impostors_F = np.bincount(self._fold_P[impostor], weights_P[impostor], folds).astype(np.float64)
-        right_FT: Float64 = impostors_F[:, None] + np.cumsum(steps, axis=1)[:, :-1]
-        return right_FT
+        impostors_F = np.bincount(self._fold_P, np.where(self._same_P, 0.0, weights_P))
+        return np.asarray(impostors_F[:, None] + np.cumsum(steps, axis=1)[:, :-1], dtype=np.float64)
 
 
 def crossing(accepts: Float64, rejects: Float64) -> float:
@@ -290,12 +294,11 @@ def roc(scores: npt.ArrayLike, same: npt.ArrayLike) -> Roc:
     Raises:
         UserError: scores that are not finite, or pairs of one kind only.
     """
-    pairs = ScoredPairs(*checked_pairs(scores, same))
-    accepts = pairs.accepts()
+    accepts = Accepts.of(*checked_pairs(scores, same))
     return Roc(
         far=np.append(0.0, accepts.false / accepts.false[-1]),
         tar=np.append(0.0, accepts.true / accepts.true[-1]),
-        thresholds=np.append(np.inf, pairs.values),
+        thresholds=np.append(np.inf, accepts.scores),
     )
 
 
@@ -305,7 +308,7 @@ def area_under_roc(scores: npt.ArrayLike, same: npt.ArrayLike) -> float:
     >>> area_under_roc([0.9, 0.5, 0.5, 0.1], [True, True, False, False])
     0.875
     """
-    return ScoredPairs(*checked_pairs(scores, same)).accepts().area
+    return Accepts.of(*checked_pairs(scores, same)).area
 
 
 def equal_error_rate(scores: npt.ArrayLike, same: npt.ArrayLike) -> float:
@@ -314,7 +317,7 @@ def equal_error_rate(scores: npt.ArrayLike, same: npt.ArrayLike) -> float:
     >>> equal_error_rate([0.9, 0.5, 0.6, 0.1], [True, True, False, False])
     0.5
     """
-    return ScoredPairs(*checked_pairs(scores, same)).accepts().equal_error_rate
+    return Accepts.of(*checked_pairs(scores, same)).equal_error_rate
 
 
 def tar_at_nearest_far(scores: npt.ArrayLike, same: npt.ArrayLike, fars: Sequence[float] = FARS) -> dict[float, float]:
@@ -328,7 +331,7 @@ def tar_at_nearest_far(scores: npt.ArrayLike, same: npt.ArrayLike, fars: Sequenc
     >>> tar_at_nearest_far(scores, same, [0.3])
     {0.3: 1.0}
     """
-    return ScoredPairs(*checked_pairs(scores, same)).accepts().tar_at_nearest_far(fars)
+    return Accepts.of(*checked_pairs(scores, same)).tar_at_nearest_far(fars)
 
 
 def evaluate_scores(
@@ -358,36 +361,36 @@ def evaluate_scores(
     if thresholds not in ("exact", "grid"):
         raise UserError(f"thresholds={thresholds!r} is unknown: use 'exact' or 'grid'")
     fold_P = fold_numbers(scores_P.size, int(folds)) if np.ndim(folds) == 0 else np.asarray(folds, dtype=np.int64)  # type: ignore[arg-type]
-    if fold_P.shape != scores_P.shape:
-        raise UserError(f"{fold_P.shape} fold numbers do not match {scores_P.shape} scores: pass one per pair")
+    distances_P = 2.0 - 2.0 * scores_P if squared_distances is None else np.asarray(squared_distances, np.float64)
+    for what, values in (("fold numbers", fold_P), ("squared distances", distances_P)):
+        if values.shape != scores_P.shape:
+            raise UserError(f"{values.shape} {what} do not match {scores_P.shape} scores: pass one per pair")
     numbers, fold_P = np.unique(fold_P, return_inverse=True)
     if numbers.size < 2:
         raise UserError("all pairs are in one fold: the threshold of a fold comes from the others, so use at least 2")
-    distances_P = 2.0 - 2.0 * scores_P if squared_distances is None else np.asarray(squared_distances, np.float64)
-    if not np.isfinite(distances_P).all():
-        first = int(np.flatnonzero(~np.isfinite(distances_P))[0])
+    for first in np.flatnonzero(~np.isfinite(distances_P)).tolist():
         raise UserError(f"squared distance {first} is {distances_P[first]}: check the model for divergence")
-    if distances_P.shape != scores_P.shape:
-        raise UserError(
-            f"{distances_P.shape} squared distances do not match {scores_P.shape} scores: pass one per pair"
-        )
     check_rates(fars)
-    pairs = ScoredPairs(scores_P, same_P, fold_P, distances_P if thresholds == "grid" else None)
-    accepts, accuracies = pairs.accepts(), pairs.accuracies()
-    genuine, tars = int(same_P.sum()), accepts.tar_at_far(fars)
+    of_grid = distances_P if thresholds == "grid" else None
+    pairs, accepts = ScoredPairs(scores_P, same_P, fold_P, of_grid), Accepts.of(scores_P, same_P)
+    accuracies = pairs.accuracies(np.ones(len(scores_P)))
+    tars, impostors = accepts.tar_at_far(fars), int(accepts.false[-1])
     return PairScores(
+        pairs=len(scores_P),
+        genuine_pairs=len(scores_P) - impostors,
+        impostor_pairs=impostors,
         accuracy=float(np.mean(accuracies)),
-        std=float(np.std(accuracies)),
+        accuracy_std=float(np.std(accuracies)),
+        fold_accuracies=tuple(accuracies.tolist()),
         threshold=pairs.best_threshold(),
         auc=accepts.area,
         eer=accepts.equal_error_rate,
         tar_at_far=tars,
-        fold_accuracies=tuple(accuracies.tolist()),
-        genuine=genuine,
-        impostors=same_P.size - genuine,
-        notes=tuple(not_stated(tars, same_P.size - genuine, "TAR at FAR")),
+        notes=tuple(not_stated(tars, impostors, "TAR at FAR")),
         scores=scores_P,
         same=same_P,
+        fold=fold_P,
+        distances=of_grid,
     )
 
 
@@ -413,12 +416,7 @@ def evaluate_pairs(
     pairs = np.asarray(same).size
     if len(rows) != 2 * pairs:
         raise UserError(f"{len(rows)} embeddings for {pairs} pairs: rows 2i and 2i + 1 are pair i, so pass {2 * pairs}")
-    first = np.arange(0, len(rows), 2)
-    return evaluate_scores(
-        cosine_of_pairs(rows, first, first + 1),
-        same,
-        folds,
-        thresholds=thresholds,
-        fars=fars,
-        squared_distances=squared_distances_of_pairs(rows, first, first + 1) if thresholds == "grid" else None,
-    )
+    sides = (np.arange(0, len(rows), 2), np.arange(1, len(rows), 2))
+    distances = squared_distances_of_pairs(rows, *sides) if thresholds == "grid" else None
+    scores = cosine_of_pairs(rows, *sides)
+    return evaluate_scores(scores, same, folds, thresholds=thresholds, fars=fars, squared_distances=distances)

@@ -1,10 +1,12 @@
 """TAR at FAR: the rate of accepted genuine pairs at a rate of accepted impostors; which FARs a number of pairs can state.
 
-And what every metric of scored pairs requires of its arguments, refused in one line with the value.
+What every metric of scored pairs requires of its arguments, refused in one line with the value. And the form in which results state metrics: plain
+JSON types, rates as text (`Figures`).
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +16,15 @@ from attfc.typing import Bools, Float64
 
 __all__ = [
     "FARS",
+    "Figures",
     "allowed_weight",
     "barred_place",
     "check_rates",
+    "checked_pairs",
     "far_name",
     "not_stated",
     "pairs_needed",
+    "plain",
     "tar_at_far",
     "tar_of_kinds",
 ]
@@ -31,6 +36,25 @@ _SLACK = 1e-9  # FAR x impostors in floating point: 0.29 x 100 is 28.99999999999
 def far_name(far: float) -> str:
     """Return the key of a FAR in JSON files: "0.1", "0.0001", "1e-06"."""
     return f"{far:g}"
+
+
+class Figures:
+    """A result that states some of its attributes, those named in `STATED`, as they stand in JSON files."""
+
+    STATED: ClassVar[tuple[str, ...]]
+
+    def figures(self) -> dict[str, Any]:
+        """Return the figures: plain JSON types, rates as text, unknown figures as None."""
+        return {name: plain(getattr(self, name)) for name in self.STATED}
+
+
+def plain(value: Any) -> Any:
+    """Return a figure, or several laid into each other, as JSON has them."""
+    if isinstance(value, Figures):
+        return value.figures()
+    if isinstance(value, Mapping):
+        return {far_name(key) if isinstance(key, float) else str(key): plain(one) for key, one in value.items()}
+    return list(value) if isinstance(value, tuple) else value
 
 
 def pairs_needed(far: float) -> int:

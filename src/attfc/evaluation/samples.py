@@ -9,15 +9,14 @@ Every class computes its figures under any weights in one pass: with weights 1 t
 
 import functools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from attfc.evaluation.bootstrap import Draw, FigurePath
-from attfc.evaluation.metrics import ScoredPairs, Thresholds
+from attfc.evaluation.bootstrap import FigurePath, IdentityDraw
+from attfc.evaluation.metrics import PairScores, ScoredPairs
 from attfc.evaluation.people import dominant_person
 from attfc.evaluation.rates import FARS, barred_place, far_name, pairs_needed
 from attfc.typing import Bools, Float64, Int64
@@ -45,30 +44,13 @@ class PairListSample:
     fars: tuple[float, ...] = FARS
 
     @staticmethod
-    def of(
-        scores: npt.ArrayLike,
-        same: npt.ArrayLike,
-        fold: npt.ArrayLike,
-        first: npt.ArrayLike,
-        second: npt.ArrayLike,
-        *,
-        thresholds: Thresholds = "exact",
-        distances: npt.ArrayLike | None = None,
-        fars: Sequence[float] = FARS,
-    ) -> "PairListSample":
-        """Return the sample of a list; `first` and `second` are labels of any kind, all others as in `evaluate_scores`."""
-        scores_P = np.asarray(scores, dtype=np.float64)
+    def of(found: PairScores, first: npt.ArrayLike, second: npt.ArrayLike) -> "PairListSample":
+        """Return the sample of a list that `evaluate_scores` found figures of; `first` and `second` are labels of any kind."""
         both = np.unique(np.stack([np.asarray(first), np.asarray(second)]), return_inverse=True)[1].reshape(2, -1)
-        grid = np.zeros(0) if thresholds == "exact" else 2.0 - 2.0 * scores_P if distances is None else distances
-        return PairListSample(
-            scores=scores_P,
-            same=np.asarray(same, dtype=np.bool_),
-            fold=np.unique(np.asarray(fold), return_inverse=True)[1].astype(np.int64),
-            first=both[0].astype(np.int64),
-            second=both[1].astype(np.int64),
-            distances=np.asarray(grid, dtype=np.float64),
-            fars=tuple(fars),
-        )
+        distances = np.zeros(0) if found.distances is None else found.distances
+        of_first, of_second = both
+        fars = tuple(found.tar_at_far)
+        return PairListSample(found.scores, found.same, found.fold, of_first, of_second, distances, fars)
 
     @functools.cached_property
     def identities(self) -> int:
@@ -98,22 +80,23 @@ class PairListSample:
     def _pairs(self) -> ScoredPairs:
         return ScoredPairs(self.scores, self.same, self.fold, self.distances if len(self.distances) else None)
 
-    def figures(self, draw: Draw) -> dict[FigurePath, float]:
+    def figures(self, draw: IdentityDraw) -> dict[FigurePath, float]:
         """Return accuracy, auc, eer and tar_at_far under the weights of a draw."""
         impostors = np.flatnonzero(~self.same)
         weights_P = draw.of(self.first)
         weights_P[impostors] = draw.of_pairs(self.first[impostors], self.second[impostors], impostors)
         accepts = self._pairs.accepts(weights_P)
-        drawn = bool(accepts.false[-1] and accepts.true[-1])
-        found: dict[FigurePath, float] = {
-            ("accuracy",): float(np.mean(self._pairs.accuracies(weights_P))) if drawn else math.nan,
-            ("auc",): accepts.area if drawn else math.nan,
-            ("eer",): accepts.equal_error_rate if drawn else math.nan,
+        tars: dict[FigurePath, float] = {
+            ("tar_at_far", far_name(far)): far for far in self.fars if len(impostors) >= pairs_needed(far)
         }
-        for far in self.fars:
-            if len(impostors) >= pairs_needed(far):
-                found["tar_at_far", far_name(far)] = accepts.tar(far) if drawn else math.nan
-        return found
+        if not (accepts.false[-1] and accepts.true[-1]):
+            return dict.fromkeys([("accuracy",), ("auc",), ("eer",), *tars], math.nan)
+        return {
+            ("accuracy",): float(np.mean(self._pairs.accuracies(weights_P))),
+            ("auc",): accepts.area,
+            ("eer",): accepts.equal_error_rate,
+            **{path: accepts.tar(far) for path, far in tars.items()},
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +121,7 @@ class ShareSample:
         """Return who is searched."""
         return {"probes": self.probe_identities}
 
-    def figures(self, draw: Draw) -> dict[FigurePath, float]:
+    def figures(self, draw: IdentityDraw) -> dict[FigurePath, float]:
         """Return the share under the weights of a draw."""
         return {(self.name,): _share(draw.of(self.probe_identities), self.hits)}
 
@@ -186,7 +169,7 @@ class SearchSample:
             "FPIRs": np.array(self.fpirs),
         }
 
-    def figures(self, draw: Draw) -> dict[FigurePath, float]:
+    def figures(self, draw: IdentityDraw) -> dict[FigurePath, float]:
         """Return rank and tpir_at_fpir under the weights of a draw."""
         found: dict[FigurePath, list[float]] = {}
         for probes, strangers, falling in self._galleries:
@@ -205,10 +188,11 @@ class SearchSample:
     @functools.cached_property
     def _galleries(self) -> list[tuple[Int64, Int64, Float64]]:
         """Probes, strangers from the highest score down, and these scores, of each gallery."""
+        order = np.argsort(-self.strangers, kind="stable")
+        of_gallery = self.stranger_gallery[order]
         found = []
         for gallery in range(int(self.probe_gallery.max()) + 1):
-            strangers = np.flatnonzero(self.stranger_gallery == gallery)
-            strangers = strangers[np.argsort(-self.strangers[strangers], kind="stable")]
+            strangers = order[of_gallery == gallery]
             found.append((np.flatnonzero(self.probe_gallery == gallery), strangers, self.strangers[strangers]))
         return found
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from attfc.evaluation.bootstrap import Draw, FigurePath
+from attfc.evaluation.bootstrap import FigurePath, IdentityDraw
 from attfc.evaluation.metrics import crossing
-from attfc.evaluation.rates import allowed_weight, barred_place, far_name, pairs_needed
+from attfc.evaluation.rates import allowed_weight, far_name, pairs_needed
 from attfc.typing import Bools, Float32, Float64, Int64
 
 __all__ = ["EXACT_IMPOSTORS", "TailSample", "tail_of"]
@@ -81,21 +81,20 @@ class TailSample:
             fars: those with fewer than 1 / FAR impostor pairs are left out.
             exact: how many of the highest impostor scores to keep one by one.
         """
-        impostor, genuine = np.flatnonzero(~same), np.flatnonzero(same)
-        genuine = genuine[np.argsort(scores[genuine], kind="stable")]
-        identities = int(max(first.max(), second.max())) + 1
-        pairs_I = np.bincount(np.concatenate([first[impostor], second[impostor]]), minlength=identities)
-        rising = np.sort(scores[impostor])
+        impostor = np.flatnonzero(~same)
+        rising, genuine_scores = np.sort(scores[impostor]), np.sort(scores[same])
+        above, not_below = (len(rising) - np.searchsorted(rising, genuine_scores, side) for side in ("right", "left"))
+        sides = np.concatenate([first[impostor], second[impostor]])
         return tail_of(
-            (scores[genuine], first[genuine]),
+            (scores[same], first[same]),
             (scores[impostor], first[impostor], second[impostor], impostor if codes is None else codes[impostor]),
             exact,
             impostor_pairs=len(impostor),
-            identity_pairs=pairs_I.astype(np.float64),
+            identity_pairs=np.bincount(sides, minlength=int(max(first.max(), second.max())) + 1).astype(np.float64),
             identity_images=np.zeros(0),
             fars=tuple(far for far in fars if len(impostor) >= pairs_needed(far)),
-            genuine_above=len(rising) - np.searchsorted(rising, scores[genuine], side="right"),
-            genuine_not_below=len(rising) - np.searchsorted(rising, scores[genuine], side="left"),
+            genuine_above=above,
+            genuine_not_below=not_below,
         )
 
     @property
@@ -116,43 +115,46 @@ class TailSample:
             "FARs": np.array(self.fars),
         }
 
-    def figures(self, draw: Draw) -> dict[FigurePath, float]:
+    def figures(self, draw: IdentityDraw) -> dict[FigurePath, float]:
         """Return tar_at_far, of all pairs also person_balanced_tar_at_far, of a list auc and eer, under the weights of a draw."""
         falling = np.cumsum(draw.of_pairs(self.impostor_first, self.impostor_second, self.impostor_codes))
         weights_I = draw.of(np.arange(self.identities))
         kinds = {"tar_at_far": weights_I}
         if len(self.identity_images):
             total = draw.all_pairs(self.identity_images)
-            kinds["person_balanced_tar_at_far"] = weights_I * self._balance
+            # A genuine pair weighs so that all identities that have one weigh alike.
+            kinds["person_balanced_tar_at_far"] = weights_I * (1.0 / np.maximum(self._genuine_pairs, 1.0))
         elif len(falling) == self.impostor_pairs:
             total = float(falling[-1])
         else:
             total = draw.linear(self.identity_pairs, self.impostor_pairs)
-        ranked: list[FigurePath] = [("auc",), ("eer",)] if len(self.genuine_above) else []
         genuine = {name: float(weights @ self._genuine_pairs) for name, weights in kinds.items()}
+        tars = [(name, far_name(far)) for far in self.fars for name in kinds]
+        ranked: list[FigurePath] = [("auc",), ("eer",)] if len(self.genuine_above) else []
         if total <= 0 or genuine["tar_at_far"] == 0:
-            tars: list[FigurePath] = [(name, far_name(far)) for name in kinds for far in self.fars]
-            return dict.fromkeys([*tars, *ranked], math.nan)
+            return dict.fromkeys([*ranked, *tars], math.nan)
         deep = functools.cache(lambda: self._deep_weights(draw))
-        found: dict[FigurePath, float] = {}
-        for far in self.fars:
-            barred = barred_place(falling, far, total)
-            if barred < len(falling):
-                threshold = float(self.impostor_scores[barred])
-            elif len(falling) == self.impostor_pairs:
-                threshold = -2.0  # all may be accepted
-            elif len(self.deep_scores):
-                threshold = float(np.interp(allowed_weight(far, total), deep(), self.deep_scores))
-            else:
-                threshold = float(self.impostor_scores[-1])
-            for name, weights in kinds.items():
-                found[name, far_name(far)] = self._accepted(weights, threshold) / genuine[name]
+        thresholds = {far_name(far): self._threshold(falling, deep, allowed_weight(far, total)) for far in self.fars}
+        found: dict[FigurePath, float] = {
+            (name, far): self._accepted(kinds[name], thresholds[far]) / genuine[name] for name, far in tars
+        }
         if ranked:
             found.update(zip(ranked, self._auc_and_eer(draw, falling, deep, total), strict=True))
         return found
 
+    def _threshold(self, falling: Float64, deep: Callable[[], Float64], allowed: int) -> float:
+        """The score of the first impostor that stays out when so much of their weight may be accepted."""
+        barred = int(np.searchsorted(falling, allowed, side="right"))
+        if barred < len(falling):
+            return float(self.impostor_scores[barred])
+        if len(falling) == self.impostor_pairs:
+            return -2.0  # all may be accepted
+        if len(self.deep_scores):
+            return float(np.interp(allowed, deep(), self.deep_scores))
+        return float(self.impostor_scores[-1])
+
     def _auc_and_eer(
-        self, draw: Draw, falling: Float64, deep: Callable[[], Float64], total: float
+        self, draw: IdentityDraw, falling: Float64, deep: Callable[[], Float64], total: float
     ) -> tuple[float, float]:
         """As `metrics`, from the weight of the impostors above each genuine score. `falling` is the weight of the 1, 2 ... highest."""
         last = np.flatnonzero(np.append(self.genuine_scores[1:] != self.genuine_scores[:-1], True))
@@ -163,10 +165,9 @@ class TailSample:
         )
         auc = 1.0 - float(np.diff(upto, prepend=0.0) @ (above_D + with_equal_D)) / (2.0 * float(upto[-1]))
         before_D = upto / upto[-1]
-        rejects = np.stack([before_D, np.append(0.0, before_D[:-1])], axis=1)
-        accepts = np.stack(
-            [above_D, with_equal_D], axis=1
-        )  # two points at each score: without its genuine pairs, and with them
+        # Two points at each score: without its genuine pairs, and with them.
+        rejects = np.column_stack([before_D, np.append(0.0, before_D[:-1])])
+        accepts = np.column_stack([above_D, with_equal_D])
         return auc, crossing(accepts[::-1].ravel(), rejects[::-1].ravel())
 
     def _weight_of_highest(self, counts: Int64, falling: Float64, deep: Callable[[], Float64], total: float) -> Float64:
@@ -184,7 +185,7 @@ class TailSample:
             weights[below] = counts[below] * np.interp(np.log(counts[below]), np.log(ranks), upto / ranks)
         return weights
 
-    def _deep_weights(self, draw: Draw) -> Float64:
+    def _deep_weights(self, draw: IdentityDraw) -> Float64:
         rows = zip(self.deep_identities, self.deep_counts, strict=True)
         rising: Float64 = np.maximum.accumulate(np.array([draw.linear(row, float(pairs)) for row, pairs in rows]))
         return rising
@@ -192,11 +193,6 @@ class TailSample:
     @functools.cached_property
     def _genuine_pairs(self) -> Float64:
         return np.bincount(self.genuine_identities, minlength=self.identities).astype(np.float64)
-
-    @functools.cached_property
-    def _balance(self) -> Float64:
-        """Weight of a genuine pair of each identity if all identities that have one weigh alike."""
-        return np.where(self._genuine_pairs > 0, 1.0 / np.maximum(self._genuine_pairs, 1.0), 0.0)
 
     @functools.cached_property
     def _landings(self) -> dict[int, Float64]:
@@ -228,49 +224,34 @@ def tail_of(
     """Return the sample of scored pairs of which only the highest impostor scores are kept.
 
     Args:
-        genuine: scores, rising, and identities.
+        genuine: scores and identities.
         impostors: scores, both identities, and which pair each is.
-        exact: how many of the highest to keep one by one.
+        exact: how many of the highest to keep one by one; where there are more, thresholds further down are counted for each identity.
         facts: the other fields of `TailSample`.
     """
     scores, first, second, codes = impostors
     identities = len(facts["identity_pairs"])
-    kept = np.arange(len(scores))
-    deep: dict[str, Any] = {
-        "deep_scores": np.zeros(0),
-        "deep_counts": np.zeros(0),
-        "deep_identities": np.zeros((0, identities), dtype=np.float32),
-    }
+    kept, ranks = np.arange(len(scores)), np.zeros(0, dtype=np.int64)
     if len(scores) > exact:
         kept = np.argpartition(-scores, exact - 1)[:exact]
-        deep = _deep(scores, first, second, identities, exact)
+        number = max(20, min(_RANKS, _RANK_CELLS // identities))
+        ranks = np.geomspace(exact / 2, len(scores) - 1, number).astype(np.int64)
     kept = kept[np.argsort(-scores[kept], kind="stable")]
+    thresholds = np.unique(np.sort(scores)[::-1][ranks])  # rising
+    places = np.searchsorted(thresholds, scores, side="left")  # above thresholds[0 ... place - 1]
+    shape = (len(thresholds) + 1, identities)
+    counted = sum(np.bincount(places * identities + side, minlength=math.prod(shape)) for side in (first, second))
+    above = np.cumsum(np.reshape(counted, shape)[::-1], axis=0)[:-1]  # the strictest threshold first
+    rising = np.argsort(genuine[0], kind="stable")
     return TailSample(
-        genuine_scores=genuine[0].astype(np.float64),
-        genuine_identities=genuine[1],
+        genuine_scores=genuine[0][rising].astype(np.float64),
+        genuine_identities=genuine[1][rising],
         impostor_scores=scores[kept].astype(np.float64),
         impostor_first=first[kept].astype(np.int64),
         impostor_second=second[kept].astype(np.int64),
         impostor_codes=codes[kept],
-        **deep,
+        deep_scores=thresholds[::-1].astype(np.float64),
+        deep_counts=np.cumsum(np.bincount(places, minlength=shape[0])[::-1])[:-1].astype(np.float64),
+        deep_identities=above.astype(np.float32),
         **facts,
     )
-
-
-def _deep(scores: npt.NDArray[Any], first: Int64, second: Int64, identities: int, exact: int) -> dict[str, Any]:
-    """Distinct thresholds, how many scores are above each, and how many of those each identity is in."""
-    number = max(20, min(_RANKS, _RANK_CELLS // identities))
-    ranks = np.unique(np.geomspace(exact / 2, len(scores) - 1, number).astype(np.int64))
-    thresholds = np.unique(np.sort(scores)[::-1][ranks])  # rising
-    places = np.searchsorted(thresholds, scores, side="left")  # above thresholds[0 ... place - 1]
-    cells = len(thresholds) + 1
-    counted = np.zeros(cells * identities, dtype=np.int64)
-    for side in (first, second):
-        counted += np.bincount(places * identities + side, minlength=cells * identities)
-    above = np.cumsum(counted.reshape(cells, identities)[::-1], axis=0)[:-1]  # the strictest threshold first
-    counts = np.cumsum(np.bincount(places, minlength=cells)[::-1])[:-1]
-    return {
-        "deep_scores": thresholds[::-1].astype(np.float64),
-        "deep_counts": counts.astype(np.float64),
-        "deep_identities": above.astype(np.float32),
-    }

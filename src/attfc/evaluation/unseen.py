@@ -12,8 +12,8 @@ Cost: one string per identity; one read per compared image, some 20,000 a second
 training image (an `lstat` each in folders and lists). Not taken: comparing embeddings of all people, which takes a model that is good already.
 """
 
-import os
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,13 +21,7 @@ import numpy.typing as npt
 
 from attfc.data.cleaning.evaluation_people import comparable_name
 from attfc.data.content_hash import content_hash
-from attfc.data.stores.combined import CombinedStore
-from attfc.data.stores.edits import EditedStore
-from attfc.data.stores.folder import FolderStore
-from attfc.data.stores.list_file import ListStore
-from attfc.data.stores.packed.packed_store import PackedStore
-from attfc.data.stores.rec.records import RecordStore
-from attfc.data.stores.store import Store
+from attfc.data.stores.store import EncodedStore, Store, origins
 from attfc.data.stores.synthetic import SyntheticFaces
 from attfc.typing import Bools, Int64, Progress
 
@@ -39,8 +33,6 @@ UInt64 = npt.NDArray[np.uint64]
 _ALL_IMAGES = 200_000
 _SOME_IMAGES = 10_000
 _CHUNK = 256
-_RECORD_HEADER = 32  # frame and header before the image
-_RECORD_SLACK = 11  # two labels of 4 bytes, and the padding to 4
 _EXAMPLES = 3
 
 
@@ -111,19 +103,9 @@ class SharedPeople:
 
     def to_dict(self) -> dict[str, Any]:
         """Return counts and sentences as plain JSON types; no identity is named."""
-        return {
-            "heading": self.heading,
-            "warning": self.warning,
-            "checked": self.checked,
-            "unknown": self.unknown or None,
-            "same_data": self.same_data,
-            "identities": self.identities,
-            "shared_identities": self.shared_identities,
-            "shared_names": self.shared_names,
-            "images": self.images,
-            "checked_images": self.checked_images,
-            "shared_images": self.shared_images,
-        }
+        facts = asdict(self)
+        del facts["examples"]
+        return {"heading": self.heading, "warning": self.warning, **facts, "unknown": self.unknown or None}
 
 
 def not_compared(evaluation: Store, reason: str) -> SharedPeople:
@@ -150,24 +132,20 @@ def compare_with_training(
     by_name_I, named, same_places = _by_name(training, evaluation)
     by_image_I, shared_images, checked_images, how = _by_content(training, evaluation, progress)
     shared_I = by_name_I | by_image_I
-    rendered = all(isinstance(base, SyntheticFaces) for base in (*_bases(training), *_bases(evaluation)))
+    rendered = all(_rendered(training, evaluation))
     named |= rendered
     names = "seeds and numbers of synthetic people" if rendered else "identity names"
-    compared = [*([names] if named else []), *([how] if checked_images else [])]
+    compared = [names if named else "", how if checked_images else ""]
     left = [
-        *([] if named else ["identity names (mere numbers prove nothing in other data)"]),
-        *([] if checked_images or rendered else [how]),
+        "" if named else "identity names (mere numbers prove nothing in other data)",
+        "" if checked_images or rendered else how,
     ]
-    checked = "; ".join(
-        [
-            *([f"compared: {', '.join(compared)}"] if compared else []),
-            *([f"not compared: {', '.join(left)}"] if left else []),
-        ]
-    )
+    said = (("compared", list(filter(None, compared))), ("not compared", list(filter(None, left))))
+    checked = "; ".join(f"{title}: {', '.join(what)}" for title, what in said if what)
     return SharedPeople(
         identities=len(evaluation.identities),
         images=len(evaluation),
-        shared_identities=int(shared_I.sum()) if compared else None,
+        shared_identities=int(shared_I.sum()) if any(compared) else None,
         shared_names=int(by_name_I.sum()) if named else None,
         shared_images=shared_images if checked_images else None,
         checked_images=checked_images,
@@ -178,73 +156,51 @@ def compare_with_training(
     )
 
 
-def _origins(store: Store, positions: Int64) -> tuple[list[Store], Int64, Int64]:
-    """Return the stores below edits and combinations, and of each position the number of its store and the position there."""
-    if isinstance(store, EditedStore):
-        return _origins(store.store, store.positions_in_store(positions))
-    if not isinstance(store, CombinedStore):
-        return [store], np.zeros(len(positions), np.int64), positions
-    source, place = store.source_of(positions)
-    bases: list[Store] = []
-    numbers = np.zeros(len(positions), np.int64)
-    below = np.zeros(len(positions), np.int64)
-    for number, part in enumerate(store.stores):
-        rows = np.flatnonzero(source == number)
-        found, own, at = _origins(part, place[rows])
-        numbers[rows], below[rows] = own + len(bases), at
-        bases += found
-    return bases, numbers, below
+def _rendered(training: Store, evaluation: Store) -> list[bool]:
+    """Return of each store below the two sets whether its faces are rendered."""
+    nowhere = np.zeros(0, np.int64)
+    return [isinstance(base, SyntheticFaces) for store in (training, evaluation) for base in origins(store, nowhere)[0]]
 
 
-def _place(base: Store) -> str:
-    """Name the data below a store: equal for two stores of the same data."""
-    if isinstance(base, SyntheticFaces):
-        return f"synthetic {base.seed}"
-    where = base.root if isinstance(base, FolderStore) else getattr(base, "path", None)
-    return os.path.realpath(where) if isinstance(where, str | os.PathLike) else f"object {id(base)}"
-
-
-def _places(store: Store) -> tuple[list[str], list[int]]:
-    """Return the places of a store, and the number of its place for each identity: that of its first image."""
+def _people(store: Store) -> tuple[set[str], Iterator[tuple[str, str]]]:
+    """Return the places of a store's data, and of each identity the place of its first image and its name."""
     index = store.identities
     first_I = np.minimum(index.offsets[:-1], index.images - 1)
-    bases, numbers, _ = _origins(store, np.asarray(index.items[first_I], np.int64))
-    return [_place(base) for base in bases], numbers.tolist()
+    bases, numbers_I, _ = origins(store, index.positions_of_slots(first_I))
+    places = [base.place if isinstance(base, EncodedStore) else f"object {id(base)}" for base in bases]
+    names = map(store.identity_name, range(len(index)))
+    return set(places), zip(map(places.__getitem__, numbers_I.tolist()), names, strict=True)
 
 
 def _by_name(training: Store, evaluation: Store) -> tuple[Bools, bool, bool]:
     """Return which evaluation identities have a name of the training, whether any names could be compared, and whether all is one place."""
-    places, number_of = _places(evaluation)
-    exact: dict[tuple[str, str], int] = {}
+    places, evaluated = _people(evaluation)
+    people = list(evaluated)
+    exact = {person: label for label, person in enumerate(people)}
     loose: dict[str, list[int]] = {}
-    for label, number in enumerate(number_of):
-        name = evaluation.identity_name(label)
-        exact[places[number], name] = label
-        comparable = comparable_name(name)
-        if comparable is not None:
+    for label, (_, name) in enumerate(people):
+        if comparable := comparable_name(name):
             loose.setdefault(comparable, []).append(label)
-    found_I = np.zeros(len(number_of), np.bool_)
-    training_places, training_number_of = _places(training)
+    found_I = np.zeros(len(people), np.bool_)
+    training_places, trained = _people(training)
     worded = False
-    for label, number in enumerate(training_number_of):
-        name, place = training.identity_name(label), training_places[number]
-        same = exact.get((place, name))
-        if same is not None:
-            found_I[same] = True
-        comparable = comparable_name(name)
-        worded |= comparable is not None
-        for other in loose.get(comparable or "", ()):
-            # Within one place "ann lee" and "Ann_Lee" are two identities.
-            found_I[other] |= places[number_of[other]] != place
-    common = set(places) & set(training_places)
-    return found_I, bool(common) or (worded and bool(loose)), set(places) == set(training_places)
+    for place, name in trained:
+        if (place, name) in exact:
+            found_I[exact[place, name]] = True
+        if comparable := comparable_name(name):
+            worded = True
+            for other in loose.get(comparable, ()):
+                # Within one place "ann lee" and "Ann_Lee" are two identities.
+                found_I[other] |= people[other][0] != place
+    return found_I, bool(places & training_places) or (worded and bool(loose)), places == training_places
 
 
 def _by_content(training: Store, evaluation: Store, progress: Progress | None) -> tuple[Bools, int, int, str]:
     """Return which evaluation identities have an image of the training, how many images, how many were compared, and how."""
     none_I = np.zeros(len(evaluation.identities), np.bool_)
-    rendered = [isinstance(base, SyntheticFaces) for base in (*_bases(training), *_bases(evaluation))]
-    if any(rendered):  # rendering takes 100 times as long as reading; two seeds never give equal images
+    if any(
+        _rendered(training, evaluation)
+    ):  # rendering takes 100 times as long as reading; two seeds never give equal images
         return none_I, 0, 0, "the images of synthetic faces"
     everything = len(training) + len(evaluation) <= _ALL_IMAGES
     chosen = np.arange(len(evaluation), dtype=np.int64)
@@ -269,14 +225,10 @@ def _by_content(training: Store, evaluation: Store, progress: Progress | None) -
 
 def _placeholders(store: Store, positions: Int64, hashes: UInt64) -> UInt64:
     """Return the hashes of files that stand under several people of one set: placeholders and broken files, which show nobody."""
-    owners = [hashes, _origins(store, positions)[1].astype(np.uint64), store.labels(positions).astype(np.uint64)]
+    owners = [hashes, origins(store, positions)[1].astype(np.uint64), store.labels(positions).astype(np.uint64)]
     of_set, people = np.unique(np.unique(np.stack(owners), axis=1)[:2], axis=1, return_counts=True)
     found: UInt64 = of_set[0][people > 1]
     return found
-
-
-def _bases(store: Store) -> list[Store]:
-    return _origins(store, np.zeros(0, np.int64))[0]
 
 
 def _read(store: Store, positions: Int64, progress: Progress | None) -> tuple[UInt64, Int64]:
@@ -297,13 +249,16 @@ def _candidates(training: Store, lengths_N: Int64, most: int | None) -> tuple[In
     Returns:
         Their positions, and which of the lengths are covered; None: lengths are not known, and not all images may be read.
     """
-    sizes_M = _byte_lengths(training)
-    if sizes_M is None:
-        everything = np.arange(len(training), dtype=np.int64)
-        return (everything, np.ones(len(lengths_N), np.bool_)) if most is None else None
+    everything = np.arange(len(training), dtype=np.int64)
+    sizes_M, slack = np.zeros_like(everything), 0
+    bases, numbers_M, below_M = origins(training, everything)
+    for number, base in enumerate(bases):
+        own_M = numbers_M == number
+        if not isinstance(base, EncodedStore) or (sizes := base.byte_lengths(below_M[own_M])) is None:
+            return (everything, np.ones(len(lengths_N), np.bool_)) if most is None else None
+        sizes_M[own_M], slack = sizes, max(slack, base.length_slack)
     order = np.argsort(sizes_M, kind="stable")
     rising = sizes_M[order]
-    slack = _RECORD_SLACK if any(isinstance(base, RecordStore) for base in _bases(training)) else 0
     unique_L, place_N = np.unique(lengths_N, return_inverse=True)
     low_L = np.searchsorted(rising, unique_L, side="left")
     high_L = np.searchsorted(rising, unique_L + slack, side="right")
@@ -315,35 +270,3 @@ def _candidates(training: Store, lengths_N: Int64, most: int | None) -> tuple[In
         wanted_M[low_L[length] : high_L[length]] = True
     covered_L[rarest] = True
     return np.sort(order[wanted_M]), covered_L[place_N]
-
-
-def _byte_lengths(store: Store) -> Int64 | None:
-    """Return the byte length of every image, of records up to 11 more; None where a store does not tell."""
-    bases, numbers, below = _origins(store, np.arange(len(store), dtype=np.int64))
-    lengths = np.zeros(len(store), np.int64)
-    for number, base in enumerate(bases):
-        rows = np.flatnonzero(numbers == number)
-        own = _own_lengths(base, below[rows])
-        if own is None:
-            return None
-        lengths[rows] = own
-    return lengths
-
-
-def _own_lengths(base: Store, positions: Int64) -> Int64 | None:
-    if isinstance(base, PackedStore):
-        return np.asarray(base._ends[positions + 1] - base._ends[positions], np.int64)
-    if isinstance(base, RecordStore):
-        return np.asarray(base._index.spans[positions], np.int64) - _RECORD_HEADER
-    if isinstance(base, FolderStore):
-        return np.array([_size(base.path(position)) for position in positions.tolist()], np.int64)
-    if isinstance(base, ListStore):
-        return np.array([_size(base.image_path(position)) for position in positions.tolist()], np.int64)
-    return None
-
-
-def _size(path: bytes) -> int:
-    try:
-        return os.stat(path).st_size
-    except (OSError, ValueError):
-        return -1

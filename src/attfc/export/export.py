@@ -82,23 +82,22 @@ def export_onnx(
         UserError: the extra ``attfc[onnx]`` is missing, the path exists, the model is ONNX already, a cosine below 0.99999 (float32) or
             0.9995 (float16). No file is left then.
     """
-    path, precision = Path(path), "float16" if half else "float32"
+    path = Path(path)
     if facts.kind == "ONNX":
         raise UserError(f"{facts.path} is an ONNX file already: export the run or the state dict that it came from")
     if path.suffix != ".onnx":
         raise UserError(f"{path} does not end in .onnx: name the file, such as {path / 'model.onnx'}")
 
-    def write(folder: Path) -> Path:
+    def write(folder: Path, precision: str) -> Path:
         proto = _to_onnx(model, facts)
         if half:
             to_float16(proto)
         _describe(proto, facts, precision)
-        _check_proto(proto, facts)
         with replacing(folder / path.name) as file:
             file.write(proto.SerializeToString())
         return folder / path.name
 
-    return _export(write, model, facts, path, "onnx", precision, check_images)
+    return _export(write, model, facts, path, half, check_images, OPSET)
 
 
 def export_hub_folder(
@@ -116,21 +115,20 @@ def export_hub_folder(
     Raises:
         UserError: as in `export_onnx`. No folder is left then.
     """
-    path, precision = Path(path), "float16" if half else "float32"
     if facts.kind == "ONNX":
         raise UserError(
             f"{facts.path} is an ONNX file, which has no state dict: export the run or the state dict that it came from"
         )
-    config = {
-        "model_type": "attfc",
-        "network": facts.network,
-        "options": dict(facts.options),
-        "training_data": facts.training_data,
-        "weights_precision": precision,
-        **facts.colours.to_dict(),
-    }
 
-    def write(folder: Path) -> Path:
+    def write(folder: Path, precision: str) -> Path:
+        config = {
+            "model_type": "attfc",
+            "network": facts.network,
+            "options": dict(facts.options),
+            "training_data": facts.training_data,
+            "weights_precision": precision,
+            **facts.colours.to_dict(),
+        }
         backbone = model.model if isinstance(model, FedAs) else model
         if half:
             backbone = copy.deepcopy(backbone).half()
@@ -143,37 +141,42 @@ def export_hub_folder(
         (written / "README.md").write_text(model_card(facts, precision), encoding="utf-8")
         return written
 
-    return _export(write, model, facts, path, "hf", precision, check_images)
+    return _export(write, model, facts, Path(path), half, check_images)
 
 
 def _export(
-    write: Callable[[Path], Path],
+    write: Callable[[Path, str], Path],
     model: nn.Module,
     facts: ModelFacts,
     path: Path,
-    kind: str,
-    precision: str,
+    half: bool,
     check_images: Store | None,
+    opset: int | None = None,
 ) -> Exported:
     """Write into a folder beside `path`, open what was written, compare its embeddings, and put it at `path`."""
+    precision = "float16" if half else "float32"
     images, images_from = _images(check_images, facts.image_size)
-    expected = _embeddings(model, images)
-    if path.exists() and not (path.is_dir() and kind == "hf" and not any(path.iterdir())):
+    with torch.no_grad():
+        expected: Tensor = model.eval()(images).double()
+    if not bool(torch.isfinite(expected).all()) or not bool((torch.linalg.vector_norm(expected, dim=1) > 0).all()):
+        raise UserError(
+            "the model gives NaN, infinity or zeros on the images to check with: it has diverged, there is nothing to export"
+        )
+    if path.exists() and (opset is not None or not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} exists: name another, or remove it first")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".exporting_", dir=path.parent) as folder:
-            written = write(Path(folder))
-            reopened, _ = open_model(written)
-            what = f"{facts.path} as {'ONNX' if kind == 'onnx' else 'a folder'}"
-            figures = _compare(reopened, images, expected, precision, what)
+            written = write(Path(folder), precision)
+            what = f"{facts.path} as {'a folder' if opset is None else 'ONNX'} ({precision})"
+            figures = _compare(open_model(written)[0], images, expected, LEAST_COSINE[precision], what)
             size = sum(file.stat().st_size for file in (written.iterdir() if written.is_dir() else [written]))
             if path.is_dir():
                 path.rmdir()  # empty, or it would have been refused
             written.replace(path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}; make room or permission there") from error
-    opset = OPSET if kind == "onnx" else None
+    kind = "hf" if opset is None else "onnx"
     return Exported(path, size, kind, precision, opset, len(images), images_from, *figures)
 
 
@@ -216,6 +219,7 @@ def _to_onnx(model: nn.Module, facts: ModelFacts) -> Any:
 
 
 def _describe(proto: Any, facts: ModelFacts, precision: str) -> None:
+    """Write the facts into the graph, and check it."""
     root, licence = training_data_of(facts.training_data)
     started = start_weights_text(facts.training_data)
     version = metadata.version("attfc")
@@ -242,8 +246,6 @@ def _describe(proto: Any, facts: ModelFacts, precision: str) -> None:
     )
     proto.graph.name = facts.network
 
-
-def _check_proto(proto: Any, facts: ModelFacts) -> None:
     import onnx
 
     try:
@@ -270,31 +272,22 @@ def _images(store: Store | None, size: int) -> tuple[Tensor, str]:
     return images_NCSS, "synthetic faces" if store is None else source.name
 
 
-def _embeddings(model: nn.Module, images: Tensor) -> Tensor:
-    with torch.no_grad():
-        rows: Tensor = model.eval()(images).double()
-    if not bool(torch.isfinite(rows).all()) or not bool((torch.linalg.vector_norm(rows, dim=1) > 0).all()):
-        raise UserError(
-            "the model gives NaN, infinity or zeros on the images to check with: it has diverged, there is nothing to export"
-        )
-    return rows
-
-
 def _compare(
-    model: nn.Module, images: Tensor, expected: Tensor, precision: str, what: str
+    model: nn.Module, images: Tensor, expected: Tensor, needed: float, what: str
 ) -> tuple[float, float, float]:
     """Return least cosine, mean cosine and largest relative difference of lengths; batches of all images and of one."""
     with torch.no_grad():
-        rows = model(images).double()
-        alone = model(images[:1]).double()
-    rows, expected = torch.cat([rows, alone]), torch.cat([expected, expected[:1]])
+        rows = torch.cat([model(images), model(images[:1])]).double()
+    expected = torch.cat([expected, expected[:1]])
     cosines = torch.nn.functional.cosine_similarity(rows, expected, dim=1)
     lengths = torch.linalg.vector_norm(rows, dim=1) / torch.linalg.vector_norm(expected, dim=1)
-    least, needed = float(cosines.min()), LEAST_COSINE[precision]
+    least = float(cosines.min())
     if not least >= needed:  # also where it is NaN
-        hint = "; its numbers leave float16's range, export it without --half" if precision == "float16" else ""
+        hint = (
+            "; its numbers leave float16's range, export it without --half" if needed == LEAST_COSINE["float16"] else ""
+        )
         raise UserError(
-            f"{what} ({precision}) differs from the torch module: cosine {least:.6f} on image {int(cosines.argmin())} of {len(images)}, needed are "
+            f"{what} differs from the torch module: cosine {least:.6f} on image {int(cosines.argmin())} of {len(images)}, needed are "
             f"{needed}: nothing was written{hint}"
         )
     return least, float(cosines.mean()), float((lengths - 1).abs().max())

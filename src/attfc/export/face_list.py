@@ -36,6 +36,7 @@ STORE_FILES = (
 )  # any other file is an image, whatever its name says
 KINDS = "give a path, a uint8 RGB array (height, width, 3), a PIL image, a store, or a list of these"
 LOOKED_AT = 64
+Face = Path | UInt8 | Image.Image  # one image
 KEPT_BY_PNG = (
     "RGBA",
     "LA",
@@ -54,7 +55,7 @@ class FaceList(EncodedStore):
         first: number of the first one in messages, where it is part of a longer list.
     """
 
-    def __init__(self, items: Sequence[Path | UInt8 | Image.Image], first: int = 0) -> None:
+    def __init__(self, items: Sequence[Face], first: int = 0) -> None:
         self.items, self.first = list(items), first
         self.name = "1 image" if len(self.items) == 1 else f"{len(self.items):,} images"
         self.identities = IdentityIndex(np.arange(len(self.items) + 1, dtype=np.int64))
@@ -128,7 +129,7 @@ def open_faces(
         UserError: nothing there, an image of another kind, or no image at all.
     """
     parts: list[Store] = []
-    singles: list[Path | UInt8 | Image.Image] = []
+    singles: list[Face] = []
 
     def close_singles() -> None:
         if singles:
@@ -136,8 +137,17 @@ def open_faces(
             singles.clear()
 
     for item in images if _is_several(images) else [images]:
+        found: Store | list[Face]
         if isinstance(item, str | os.PathLike):
-            found = _open_path(os.fspath(item), cache, progress)
+            spec = os.fspath(item)
+            path = Path(os.path.expanduser(spec))
+            if not path.exists() and not spec.startswith("synthetic"):
+                raise UserError(f"{spec} does not exist: check the path")
+            if path.is_file() and path.suffix.lower() not in STORE_FILES:
+                found = [path]
+            else:
+                flat = _images_directly_in(path) if path.is_dir() else []
+                found = [*flat] or open_store(spec, cache=cache, progress=progress)
         elif isinstance(item, np.ndarray):
             found = _checked(item)
         elif isinstance(item, Image.Image):
@@ -188,18 +198,6 @@ def _is_several(images: Any) -> bool:
     return isinstance(images, Iterable) and not single
 
 
-def _open_path(
-    spec: str, cache: str | os.PathLike[str] | None, progress: Progress | None
-) -> "list[Path | UInt8 | Image.Image] | Store":
-    path = Path(os.path.expanduser(spec))
-    if not path.exists() and not spec.startswith("synthetic"):
-        raise UserError(f"{spec} does not exist: check the path")
-    if path.is_file() and path.suffix.lower() not in STORE_FILES:
-        return [path]
-    flat = _images_directly_in(path) if path.is_dir() else []
-    return [*flat] if flat else open_store(spec, cache=cache, progress=progress)
-
-
 def _images_directly_in(folder: Path) -> list[Path]:
     with os.scandir(folder) as entries:
         shown = [entry for entry in entries if not entry.name.startswith(".")]
@@ -212,7 +210,7 @@ def _images_directly_in(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _checked(array: npt.NDArray[Any]) -> list[Path | UInt8 | Image.Image]:
+def _checked(array: npt.NDArray[Any]) -> list[Face]:
     batch = array[None] if array.ndim == 3 else array
     if array.dtype != np.uint8 or batch.ndim != 4 or batch.shape[3] != 3 or 0 in batch.shape[1:]:
         raise UserError(

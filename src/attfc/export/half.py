@@ -39,17 +39,12 @@ def to_float16(model: Any) -> None:
         if value.type.tensor_type.elem_type == FLOAT:
             value.type.tensor_type.elem_type = FLOAT16
     source, result = graph.input[0].name, graph.output[0].name
+    halves = {name: f"{name}_float16" for name in (source, result)}
     for node in graph.node:
-        for index, name in enumerate(node.input):
-            if name == source:
-                node.input[index] = f"{source}_float16"
-            elif name == result:
-                node.input[index] = f"{result}_float16"
-        for index, name in enumerate(node.output):
-            if name == result:
-                node.output[index] = f"{result}_float16"
-    first = helper.make_node("Cast", [source], [f"{source}_float16"], name="node_cast_input", to=FLOAT16)
-    last = helper.make_node("Cast", [f"{result}_float16"], [result], name="node_cast_output", to=FLOAT)
+        for names in (node.input, node.output):
+            names[:] = [halves.get(name, name) for name in names]
+    first = helper.make_node("Cast", [source], [halves[source]], name="node_cast_input", to=FLOAT16)
+    last = helper.make_node("Cast", [halves[result]], [result], name="node_cast_output", to=FLOAT)
     nodes = [first, *graph.node, last]
     del graph.node[:]
     graph.node.extend(nodes)

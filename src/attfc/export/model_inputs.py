@@ -15,7 +15,7 @@ from torch import nn
 
 from attfc.errors import UserError, nearest
 from attfc.export.colours import COLOUR_KEYS, OURS, Colours, fed_as
-from attfc.export.onnx_model import OnnxModel, read_onnx_facts
+from attfc.export.onnx_model import OnnxFacts, OnnxModel
 from attfc.export.state_dicts import read_state_dict, recognise_network
 from attfc.training.model_files import CONFIG, WEIGHTS, load_model, model_folder
 
@@ -158,7 +158,7 @@ def _open_state_dict(path: Path, said: Mapping[str, Any]) -> tuple[nn.Module, Mo
 
 
 def _open_onnx(path: Path, said: Mapping[str, Any], device: str) -> tuple[nn.Module, ModelFacts]:
-    facts = read_onnx_facts(path)
+    facts = OnnxFacts(path)
     size = facts.image_size if facts.image_size is not None else said.get("image_size")
     if size is None:
         raise UserError(f"{path} takes images of any size: say which it was trained on, image_size=112")
@@ -168,7 +168,7 @@ def _open_onnx(path: Path, said: Mapping[str, Any], device: str) -> tuple[nn.Mod
     colours, notes = _said_colours(
         path, "the file", said, "what the insightface package feeds", facts.stated, facts.stated_by
     )
-    model, metadata = OnnxModel(path, facts, size, device), facts.metadata
+    model, metadata = OnnxModel(facts, size, device), facts.metadata
     _agree(str(path), {"embedding_size": model.embedding_size}, said)
     if "network" in metadata:
         _agree(f"{path}, its metadata", {"network": metadata["network"]}, said)

@@ -12,9 +12,8 @@ with constants that centre 0 to 1. What neither says is unknown, and said so.
 import importlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +24,24 @@ from torch import Tensor, nn
 
 from attfc.errors import UserError, first_line
 from attfc.export.colours import COLOUR_KEYS, OURS, Colours
+from attfc.training.model_files import LARGEST_EMBEDDING, LARGEST_IMAGE
 from attfc.typing import Float32, Float64
 
-__all__ = ["OnnxFacts", "OnnxModel", "read_onnx_facts"]
+__all__ = ["OnnxFacts", "OnnxModel"]
 
 LARGEST_FILE, LARGEST_WEIGHTS = 2**31 - 1, 16 * 2**30  # protobuf's own limit; of weights in other files
-LARGEST_IMAGE, LARGEST_EMBEDDING, LARGEST_TEXT = 4_096, 65_536, 2**16
+LARGEST_TEXT = 2**16
 LARGEST_RUN = 2**28  # numbers in the images of one run, where the file fixes the batch
 AFFINE = {"Sub": "shift", "Add": "shift", "Mul": "scale", "Div": "scale"}
 EXTERNAL = 1  # TensorProto's number, as those below
 FLOATS: dict[int, np.dtype[Any]] = {1: np.dtype(np.float32), 10: np.dtype(np.float16)}
 
 
-@dataclass(frozen=True)
 class OnnxFacts:
-    """What an ONNX file says about itself.
+    """What an ONNX file says about itself: it is parsed, without loading its weights' files or running it.
+
+    Args:
+        path: of the file.
 
     Attributes:
         input_name, output_name: of the one image input and the one embedding output.
@@ -48,31 +50,76 @@ class OnnxFacts:
         batch: fixed number of images of a run, None = any.
         image_size: S in pixels, None = any, or not stated.
         embedding_size: None = not stated; the first run tells.
-        opset: of the operators of ONNX itself.
         stated: those of "colour_order", "mean" and "std" that the file states, as a configuration holds them.
         stated_by: what in the file states them, for messages.
         metadata: the file's own key-value pairs, texts.
+
+    Raises:
+        UserError: no such file, larger than 2 GiB, no ONNX, weights outside its folder, other inputs or outputs than an image and an embedding,
+            metadata that is damaged.
     """
 
-    input_name: str
-    output_name: str
-    dtype: np.dtype[Any]
-    channels_last: bool
-    batch: int | None
-    image_size: int | None
-    embedding_size: int | None
-    opset: int
-    stated: Mapping[str, Any]
-    stated_by: str
-    metadata: Mapping[str, str]
+    def __init__(self, path: Path) -> None:
+        self.path = path = Path(path)
+        model = _parse(path)
+        _check_external(path, model)
+        graph = model.graph
+        weights = {tensor.name for tensor in graph.initializer}
+        inputs = [value for value in graph.input if value.name not in weights]
+        outputs = list(graph.output)
+        shape = _shape(inputs[0]) if len(inputs) == 1 else ()
+        if len(shape) != 4 or 3 not in (shape[1], shape[3]) or inputs[0].type.tensor_type.elem_type not in FLOATS:
+            raise UserError(
+                f"{path} takes {_listed(inputs)}: a face network takes one float input of images, (batch, 3, size, size) or (batch, size, size, 3)"
+            )
+        out = _shape(outputs[0]) if len(outputs) == 1 else (None,)
+        if len(out) not in (0, 2) or outputs[0].type.tensor_type.elem_type not in FLOATS:
+            raise UserError(
+                f"{path} gives {_listed(outputs)}: a face network gives one float output, (batch, embedding_size)"
+            )
+        self.channels_last = shape[1] != 3
+        sides = shape[1:3] if self.channels_last else shape[2:4]
+        if None not in sides and sides[0] != sides[1]:
+            raise UserError(f"{path} takes images of {sides[0]} x {sides[1]} pixels: attfc aligns faces to squares")
+        self.metadata = metadata = {
+            pair.key[:80]: pair.value[:LARGEST_TEXT] for pair in list(model.metadata_props)[:256]
+        }
+        stated: dict[str, Any] = {name: metadata[name] for name in COLOUR_KEYS if name in metadata}
+        for name in stated.keys() & {"mean", "std"}:
+            with suppress(ValueError, RecursionError):  # what is no JSON is refused in a moment, as the text that it is
+                stated[name] = json.loads(metadata[name])
+        colours = Colours.read({**OURS.to_dict(), **stated}, f"{path}, metadata").to_dict()
+        self.stated, self.stated_by = {name: colours[name] for name in stated}, "its metadata"
+        if not stated.keys() & {"mean", "std"} and (largest := _largest_pixel(graph)) is not None:
+            self.stated_by = "its first nodes, which subtract and scale" + (", and its metadata" if stated else "")
+            self.stated |= {"mean": 0.0, "std": 255.0 / largest}
+        size = self._number("image_size", LARGEST_IMAGE, next((side for side in sides if side), None))
+        if size is not None and size > LARGEST_IMAGE:
+            raise UserError(f"{path} takes images of {size} pixels: the largest attfc feeds are {LARGEST_IMAGE}")
+        self.image_size, self.batch = size, shape[0]
+        self.embedding_size = self._number("embedding_size", LARGEST_EMBEDDING, out[1] if out else None)
+        self.input_name, self.output_name = str(inputs[0].name), str(outputs[0].name)
+        self.dtype = FLOATS[inputs[0].type.tensor_type.elem_type]
+
+    def _number(self, name: str, largest: int, of_graph: int | None) -> int | None:
+        """Return what the graph and the metadata say, who must agree; None = neither says it."""
+        if name not in self.metadata:
+            return of_graph
+        text = self.metadata[name]
+        if not text.isascii() or not text.isdigit() or len(text) > 10 or not 1 <= int(text) <= largest:
+            raise UserError(f"{self.path}, metadata: {name} {text[:80]!r} is no whole number from 1 to {largest}")
+        if of_graph not in (None, int(text)):
+            raise UserError(
+                f"{self.path}, metadata: {name} is {text}, but its graph has {of_graph}: it was changed after export"
+            )
+        return int(text)
 
 
 class OnnxModel(nn.Module):
     """Embed faces with an ONNX file.
 
     Args:
-        path: of the file.
-        facts: of `read_onnx_facts`, which checks the file.
+        facts: of the file, checked.
         image_size: S in pixels, where the file leaves it open.
         device: "cpu", or "cuda" with a build of onnxruntime that has it.
 
@@ -83,9 +130,9 @@ class OnnxModel(nn.Module):
         UserError: onnxruntime cannot load or run it, what comes out is not one row per image, or a fixed batch is more than memory is for.
     """
 
-    def __init__(self, path: Path, facts: OnnxFacts, image_size: int, device: str = "cpu") -> None:
+    def __init__(self, facts: OnnxFacts, image_size: int, device: str = "cpu") -> None:
         super().__init__()
-        self.path, self.facts, self.image_size = Path(path), facts, image_size
+        self.path, self.facts, self.image_size = facts.path, facts, image_size
         self.name = f"onnx:{self.path.name}"
         if (facts.batch or 1) * 3 * image_size**2 > LARGEST_RUN:
             raise UserError(
@@ -136,59 +183,6 @@ class OnnxModel(nn.Module):
                 f"{self.path} gives {rows.shape} for {len(images)} images: an embedding is one row per image"
             )
         return np.asarray(rows[:count], dtype=np.float32)
-
-
-def read_onnx_facts(path: Path) -> OnnxFacts:
-    """Parse an ONNX file without loading its weights' files or running it.
-
-    Raises:
-        UserError: no such file, larger than 2 GiB, no ONNX, weights outside its folder, other inputs or outputs than an image and an embedding,
-            metadata that is damaged.
-    """
-    path = Path(path)
-    model = _parse(path)
-    _check_external(path, model)
-    graph = model.graph
-    weights = {tensor.name for tensor in graph.initializer}
-    inputs = [value for value in graph.input if value.name not in weights]
-    outputs = list(graph.output)
-    shape = _shape(inputs[0]) if len(inputs) == 1 else ()
-    channels_last = len(shape) == 4 and shape[1] != 3 and shape[3] == 3
-    image_shape = len(shape) == 4 and 3 in (shape[1], shape[3])
-    if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type not in FLOATS or not image_shape:
-        raise UserError(
-            f"{path} takes {_listed(inputs)}: a face network takes one float input of images, (batch, 3, size, size) or (batch, size, size, 3)"
-        )
-    if (
-        len(outputs) != 1
-        or outputs[0].type.tensor_type.elem_type not in FLOATS
-        or len(_shape(outputs[0])) not in (0, 2)
-    ):
-        raise UserError(
-            f"{path} gives {_listed(outputs)}: a face network gives one float output, (batch, embedding_size)"
-        )
-    sides = shape[1:3] if channels_last else shape[2:4]
-    if None not in sides and sides[0] != sides[1]:
-        raise UserError(f"{path} takes images of {sides[0]} x {sides[1]} pixels: attfc aligns faces to squares")
-    metadata = {pair.key[:80]: pair.value[:LARGEST_TEXT] for pair in list(model.metadata_props)[:256]}
-    stated, stated_by = _stated_colours(path, metadata, graph)
-    size = _number(path, metadata, "image_size", LARGEST_IMAGE, next((side for side in sides if side), None))
-    if size is not None and size > LARGEST_IMAGE:
-        raise UserError(f"{path} takes images of {size} pixels: the largest attfc feeds are {LARGEST_IMAGE}")
-    out = _shape(outputs[0])
-    return OnnxFacts(
-        input_name=inputs[0].name,
-        output_name=outputs[0].name,
-        dtype=FLOATS[inputs[0].type.tensor_type.elem_type],
-        channels_last=channels_last,
-        batch=shape[0],
-        image_size=size,
-        embedding_size=_number(path, metadata, "embedding_size", LARGEST_EMBEDDING, out[1] if out else None),
-        opset=next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0),
-        stated=stated,
-        stated_by=stated_by,
-        metadata=metadata,
-    )
 
 
 def _parse(path: Path) -> Any:
@@ -248,23 +242,7 @@ def _tensors(message: Any) -> Iterator[Any]:
                 yield from _tensors(part)
 
 
-def _stated_colours(path: Path, metadata: Mapping[str, str], graph: Any) -> tuple[dict[str, Any], str]:
-    values: dict[str, Any] = {name: metadata[name] for name in COLOUR_KEYS if name in metadata}
-    for name in values.keys() & {"mean", "std"}:
-        with suppress(ValueError, RecursionError):  # what is no JSON is refused in a moment, as the text that it is
-            values[name] = json.loads(metadata[name])
-    stated = Colours.read({**OURS.to_dict(), **values}, f"{path}, metadata").to_dict()
-    values = {name: stated[name] for name in values}
-    if "mean" in values or "std" in values:
-        return values, "its metadata"
-    with np.errstate(all="ignore"):  # strange constants centre nothing
-        largest = _largest_pixel(graph)
-    if largest is None:
-        return values, "its metadata"
-    by = "its first nodes, which subtract and scale" + (", and its metadata" if values else "")
-    return {**values, "mean": 0.0, "std": 255.0 / largest}, by
-
-
+@np.errstate(all="ignore")  # strange constants centre nothing
 def _largest_pixel(graph: Any) -> int | None:
     """Return 255 or 1, where the graph begins with an affine map of constants that centres values 0 to 255 or 0 to 1; None = it does not say."""
     constants, kinds = _small_constants(graph), set()
@@ -273,20 +251,21 @@ def _largest_pixel(graph: Any) -> int | None:
     for node in graph.node[:16]:
         if value not in node.input:
             continue
-        if node.op_type not in ("Cast", "Identity", "Transpose"):
+        kind = node.op_type
+        if kind not in ("Cast", "Identity", "Transpose"):
             others = [name for name in node.input if name != value]
             constant = constants.get(others[0]) if len(others) == 1 else None
             turned = node.input[0] != value  # constant - x, constant / x
-            if constant is None or node.op_type not in AFFINE or (node.op_type == "Div" and turned):
+            if constant is None or kind not in AFFINE or (kind == "Div" and turned):
                 break
-            kinds.add(AFFINE[node.op_type])
-            if AFFINE[node.op_type] == "scale":
-                by = 1 / constant if node.op_type == "Div" else constant
+            kinds.add(AFFINE[kind])
+            if kind in ("Mul", "Div"):
+                by = 1 / constant if kind == "Div" else constant
                 factor, offset = factor * by, offset * by
-            elif node.op_type == "Sub":
-                factor, offset = (-factor, constant - offset) if turned else (factor, offset - constant)
+            elif turned and kind == "Sub":
+                factor, offset = -factor, constant - offset
             else:
-                offset = offset + constant
+                offset = offset - constant if kind == "Sub" else offset + constant
         value = node.output[0]
     if len(kinds) < 2 or not factor.all():
         return None
@@ -320,20 +299,6 @@ def _small_constants(graph: Any) -> dict[str, Float64]:
 def _shape(value: Any) -> tuple[int | None, ...]:
     """Return the sizes of an input or output; None = any; () = unknown."""
     return tuple(size.dim_value if size.dim_value > 0 else None for size in value.type.tensor_type.shape.dim)
-
-
-def _number(path: Path, metadata: Mapping[str, str], name: str, largest: int, of_graph: int | None) -> int | None:
-    """Return what the graph and the metadata say, who must agree; None = neither says it."""
-    if name not in metadata:
-        return of_graph
-    text = metadata[name]
-    if not text.isascii() or not text.isdigit() or len(text) > 10 or not 1 <= int(text) <= largest:
-        raise UserError(f"{path}, metadata: {name} {text[:80]!r} is no whole number from 1 to {largest}")
-    if of_graph not in (None, int(text)):
-        raise UserError(
-            f"{path}, metadata: {name} is {text}, but its graph has {of_graph}: it was changed after export"
-        )
-    return int(text)
 
 
 def _listed(values: list[Any]) -> str:

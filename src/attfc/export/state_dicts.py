@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from attfc.backbones import backbone_names, create_backbone
-from attfc.backbones.counting import shapes_only
+from attfc.backbones.shapes import shapes_only
 from attfc.errors import UserError, first_line, nearest
 from attfc.export.torch_pickle import RefusedNamesError, check_pickle
+from attfc.training.model_files import open_weights
 
 __all__ = ["UnknownNetworkError", "read_state_dict", "recognise_network"]
 
@@ -52,7 +52,12 @@ def read_state_dict(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     if size > LARGEST_FILE:
         raise UserError(f"{path} has {size:,} bytes, more than {LARGEST_FILE:,}: no face network has that")
-    found = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path, size)
+    found: Any
+    if path.suffix == ".safetensors":
+        with open_weights(path) as file:
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    else:
+        found = _read_torch(path, size)
     notes: list[str] = []
     for entry in INSIDE:
         if isinstance(found, Mapping) and isinstance(found.get(entry), Mapping):
@@ -97,7 +102,12 @@ def recognise_network(
     nearby: tuple[float, str] | None = None
     for name in candidates:
         try:
-            embedding_size, expected = _shapes_of(name, tensors, image_size)
+            embedding_size, expected = 512, _shapes(name, 512, image_size)
+            # Every network ends in a BatchNorm over the embedding.
+            last = next((key for key in reversed(expected) if key.endswith("running_mean")), "")
+            if last in tensors and tensors[last].dim() == 1 and 1 <= len(tensors[last]) <= 65_536:
+                embedding_size = len(tensors[last])
+                expected = _shapes(name, embedding_size, image_size)
         except UserError as error:  # a network that does not take images of this size
             if network is not None or (name == candidates[-1] and nearby is None):
                 raise UnknownNetworkError(f"{path}: {error}") from None
@@ -129,20 +139,8 @@ def recognise_network(
     )
 
 
-def _shapes_of(
-    name: str, tensors: Mapping[str, Tensor], image_size: int | None
-) -> tuple[int, Mapping[str, torch.Size]]:
-    """Return the embedding size of `tensors` as network `name` would have it, and the shapes it needs then."""
-    expected = _shapes(name, 512, image_size)
-    # Every network ends in a BatchNorm over the embedding.
-    last = [key for key in expected if key.endswith("running_mean")]
-    found = tensors.get(last[-1]) if last else None
-    size = int(found.shape[0]) if found is not None and found.dim() == 1 and 1 <= found.shape[0] <= 65_536 else 512
-    return size, expected if size == 512 else _shapes(name, size, image_size)
-
-
 @lru_cache(maxsize=64)
-def _shapes(name: str, embedding_size: int, image_size: int | None) -> Mapping[str, torch.Size]:
+def _shapes(name: str, embedding_size: int, image_size: int | None) -> dict[str, torch.Size]:
     with shapes_only():
         network = create_backbone(name, embedding_size=embedding_size, image_size=image_size)
     return {key: value.shape for key, value in network.state_dict().items()}
@@ -162,14 +160,6 @@ def _misfit(expected: Mapping[str, torch.Size], found: Mapping[str, Tensor]) -> 
         if name not in expected:
             return f"{name[:80]!r} is one too many"
     return None
-
-
-def _read_safetensors(path: Path) -> Any:
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged or no safetensors file: {str(error)[:200]}") from None
 
 
 def _read_torch(path: Path, size: int) -> Any:

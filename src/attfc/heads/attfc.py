@@ -24,7 +24,6 @@ from attfc.config.option import Option
 from attfc.distributed import Ranks
 from attfc.errors import UserError
 from attfc.heads.banks.bank import (
-    EMPTY,
     Bank,
     Batch,
     Negatives,
@@ -34,15 +33,15 @@ from attfc.heads.banks.bank import (
 )
 from attfc.heads.banks.images import ImageMemory
 from attfc.heads.banks.recent import RecentCenters
-from attfc.heads.banks.sharded_rows import ShardedRows
 from attfc.heads.banks.table import CenterTable
 from attfc.heads.centers import CenterRule, KeyAttention, OtherImages, OwnEmbedding, Proposal
 from attfc.heads.checked import checked
-from attfc.heads.head import Head, margin_of_all, unit_length
+from attfc.heads.head import Head, margin_of_all
 from attfc.heads.memory import HeadMemory
 from attfc.heads.options import BlockMib, FilterAbove, Filtering
 from attfc.losses.container_softmax import container_softmax
 from attfc.losses.margins import CosFace, Margin
+from attfc.losses.streaming_pass import EMPTY
 
 __all__ = ["AttFC", "default_margin"]
 
@@ -71,6 +70,10 @@ class AttFC(Head):
         filter_above, filtering, block_mib, ranks: as every head (`Head`).
 
     In `eval()` the loss is computed and nothing is kept.
+
+    `statistics()` gives, of the last step: `positive_cosine`, mean before the margin; `attention_entropy`, nats (log K: all keys weigh the same);
+    `positive_share`, of the samples, those that had a positive (the others count 0 in the loss; left out with `KeyAttention`, where all have one);
+    `stored_share`, those with a stored center; of a container: `fill` share, `center_age`, steps.
 
     Raises:
         UserError: parts that do not go together; an option out of its range.
@@ -144,11 +147,8 @@ class AttFC(Head):
         self.center = center
         self.in_batch = in_batch
         self.takes_positions = remembers
-        banks = [negatives] if stored is None else [negatives, stored]
-        for bank in banks:
-            bank.bind(embedding_size, identities, self.ranks, center.images)
-            self.add_module(bank.state_name, bank)
-        self._bank_names = [bank.state_name for bank in banks]
+        for bank in [negatives] if stored is None else [negatives, stored]:
+            self.add_module(bank.state_name, bank.bind(embedding_size, identities, self.ranks, center.images))
 
     @property
     def negatives(self) -> Bank:
@@ -163,7 +163,7 @@ class AttFC(Head):
     @property
     def banks(self) -> list[Bank]:
         """The bank of negatives, and that of the stored centers if it is another."""
-        return [self.get_submodule(name) for name in self._bank_names]  # type: ignore[misc]
+        return [*self._named_banks.values()]
 
     @classmethod
     def default(cls, embedding_size: int, identities: int, **changes: Any) -> "AttFC":
@@ -241,17 +241,20 @@ class AttFC(Head):
         Raises:
             UserError: wrong shapes or types, no keys, no positions, a batch larger than the container, a label or position without a row.
         """
-        norms_B, batch = self._batch(embeddings_BD, labels_B, keys_BKD, positions_B)
+        query_BD, norms_B, every_label_B = self._seen(embeddings_BD, labels_B)
+        self.negatives.check_room(len(every_label_B))
+        every_position_B = self.center.positions(positions_B, labels_B, self.ranks)
+        batch = Batch(query_BD, labels_B, every_label_B, keys_BKD, every_position_B)
         recalled = self._recall(batch)
         # The queries as parts of new centers: as negatives these may push back on them, as positives and in storage they never do.
-        present_BD = batch.query_BD if self.in_batch == "push" else batch.query_BD.detach()
+        present_BD = query_BD if self.in_batch == "push" else query_BD.detach()
         proposal = self.center(batch, present_BD, recalled)
-        cosine_B = (batch.query_BD * proposal.positive_BD).sum(dim=1)
+        cosine_B = (query_BD * proposal.positive_BD).sum(dim=1)
         positive_B = margin_of_all(self.margin, cosine_B, norms_B, self.ranks)
         every_new_BD = self.ranks.gather(proposal.new_BD)
         negatives, extra_BD, extra_labels_B = self._negatives(batch, every_new_BD)
         loss_B = container_softmax(
-            batch.query_BD,
+            query_BD,
             positive_B,
             negatives.rows_SD,
             negatives.labels_S,
@@ -270,20 +273,6 @@ class AttFC(Head):
             for bank in self.banks:
                 bank.update(batch, every_new_BD, recalled)
         return loss_B.mean()
-
-    def _batch(
-        self, embeddings_BD: Tensor, labels_B: Tensor, keys_BKD: Tensor | None, positions_B: Tensor | None
-    ) -> tuple[Tensor, Batch]:
-        """Check what was given; return the embeddings' lengths and the rest."""
-        self._check_batch(embeddings_BD, labels_B)
-        self.negatives.check_room(labels_B.shape[0] * self.ranks.size)
-        query_BD, norms_B = unit_length(embeddings_BD)
-        every_label_B = self.ranks.gather(labels_B)
-        self._check_labels_below(every_label_B, self.identities)
-        every_position_B = None
-        if isinstance(self.center, OtherImages):
-            every_position_B = self.center.positions(positions_B, labels_B, self.ranks)
-        return norms_B, Batch(query_BD, labels_B, every_label_B, keys_BKD, every_position_B)
 
     def _recall(self, batch: Batch) -> Recalled:
         """Return what is stored of our samples; nothing where the rule does not ask."""
@@ -335,22 +324,6 @@ class AttFC(Head):
         _, working, streamed = self.negatives.footprint(everyone, block_mib, cached)
         working += everyone * self.embedding_size * 4 * (self.keys_per_query + 6)
         return HeadMemory(held, 0.0, working, self.keys_per_query, streamed, "container")
-
-    def row_shards(self) -> dict[str, ShardedRows]:
-        """The rows of the banks, if ranks share them."""
-        if self.ranks.size == 1:
-            return {}
-        return {f"{bank.state_name}.{name}": shard for bank in self.banks for name, shard in bank.row_shards().items()}
-
-    def statistics(self) -> dict[str, float]:
-        """Return, of the last step: `positive_cosine`, mean before the margin; `attention_entropy`, nats (log K:
-        all keys weigh the same); `positive_share`, of the samples, those that had a positive (the others count 0 in the loss; left out with
-        `KeyAttention`, where all have one); `stored_share`, those with a stored center; of a container: `fill` share, `center_age`, steps.
-        """
-        figures = super().statistics()
-        for bank in self.banks:
-            figures |= bank.statistics()
-        return figures
 
 
 def _refuse_strangers(center: CenterRule, negatives: Bank | None, stored: Bank | None) -> None:

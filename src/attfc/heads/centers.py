@@ -73,6 +73,10 @@ class CenterRule(nn.Module):
         """
         raise NotImplementedError
 
+    def positions(self, positions_B: Tensor | None, labels_B: Tensor, ranks: Ranks) -> Tensor | None:
+        """Return the positions of all ranks' images, for a rule that takes them."""
+        return None
+
     def _blend(self, center_BD: Tensor, recalled: Recalled, share: float) -> Tensor:
         """Return the new centers, with that share of the stored ones; who is not stored takes the new one alone."""
         if share == 0:
@@ -216,7 +220,7 @@ class OtherImages(CenterRule):
         return Proposal(positive_BD, new_BD, recalled.found_B | recalled.last_BD.any(dim=1))
 
     def positions(self, positions_B: Tensor | None, labels_B: Tensor, ranks: Ranks) -> Tensor:
-        """Return the positions of all ranks' images.
+        """Check and gather the positions.
 
         Raises:
             UserError: none given, or wrong ones.

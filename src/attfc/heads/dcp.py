@@ -37,7 +37,7 @@ ArcFace 0.5 at scale 32).
 """
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -47,7 +47,6 @@ from attfc.config.option import Option
 from attfc.distributed import Ranks
 from attfc.errors import UserError
 from attfc.heads.banks.recent import RecentCenters
-from attfc.heads.banks.sharded_rows import ShardedRows
 from attfc.heads.checked import checked
 from attfc.heads.head import Head, margin_of_all, unit_length
 from attfc.heads.memory import HeadMemory
@@ -137,18 +136,15 @@ class DCP(Head):
         Raises:
             UserError: another number of keys than one, wrong shapes or types, a batch larger than the pool.
         """
-        self._check_batch(embeddings_BD, labels_B)
-        batch = labels_B.shape[0]
+        query_BD, norms_B, every_label_B = self._seen(embeddings_BD, labels_B)
+        batch = len(labels_B)
         if keys_BKD is None or keys_BKD.shape != (batch, 1, self.embedding_size):
             shape = None if keys_BKD is None else tuple(keys_BKD.shape)
             raise UserError(
                 f"DCP got keys of shape {shape}: it takes one key a query, shape ({batch}, 1, {self.embedding_size})"
             )
-        self.newest.check_room(batch * self.ranks.size)
-        query_BD, norms_B = unit_length(embeddings_BD)
+        self.newest.check_room(len(every_label_B))
         every_key_BD = self.ranks.gather(unit_length(keys_BKD[:, 0].detach())[0])
-        every_label_B = self.ranks.gather(labels_B)
-        self._check_labels_below(every_label_B, self.identities)
         first = math.ceil(self.enter_first * batch * self.ranks.size)
         if self.training:
             self._enter(every_key_BD[:first], every_label_B[:first])
@@ -168,7 +164,6 @@ class DCP(Head):
         self.newest.enqueue(key_BD, labels_B)
 
     def _loss(self, query_BD: Tensor, norms_B: Tensor, labels_B: Tensor, every_label_B: Tensor) -> Tensor:
-        pool = (self.newest, self.previous)
         every_present_B, newest_BD = self.newest.lookup(every_label_B)
         _, previous_BD = self.previous.lookup(every_label_B)
         present_B = self.ranks.own(every_present_B)
@@ -177,45 +172,27 @@ class DCP(Head):
         cosine_2B = (query_BD * own_2BD).sum(dim=2)
         # Both slots at once: a margin may keep figures of the batch (AdaFace).
         positive_2B = margin_of_all(self.margin, cosine_2B, norms_B, self.ranks)
-        softmax_B = torch.stack([
-            self._softmax(slot, query_BD, positive_B, labels_B)
-            for slot, positive_B in zip(pool, positive_2B.unbind(), strict=True)
-        ]).mean(dim=0)  # fmt: skip
-        push_B = torch.stack([self._push(slot, query_BD, labels_B) for slot in pool]).mean(dim=0)
+        softmax, push = [], []
+        for slot, positive_B in zip((self.newest, self.previous), positive_2B, strict=True):
+            rows_CD, row_labels_C, scales_C = slot.negatives()
+            options: dict[str, Any] = {"row_scales_C": scales_C, "ranks": self.ranks, **self.streaming}
+            scale = self.margin.scale
+            softmax.append(container_softmax(query_BD, positive_B, rows_CD, row_labels_C, labels_B, scale, **options))
+            push.append(mean_hardest_cosine(query_BD, rows_CD, row_labels_C, labels_B, self.hardest, **options))
+        softmax_B, push_B = torch.stack(softmax).mean(dim=0), torch.stack(push).mean(dim=0)
 
         # Two means over the samples of all ranks: each rank returns its own sums, so that the mean over ranks of these is theirs.
         size = self.ranks.size
         present, absent = every_present_B.sum().clamp_min(1), (~every_present_B).sum().clamp_min(1)
-        softmax = size * torch.where(present_B, softmax_B, 0.0).sum() / present
-        push = size * torch.where(present_B, 0.0, push_B).sum() / absent
+        present_loss = size * torch.where(present_B, softmax_B, 0.0).sum() / present
+        absent_loss = size * torch.where(present_B, 0.0, push_B).sum() / absent
         with torch.no_grad():
             self._last_step = {
                 "positive_cosine": size * torch.where(present_B, cosine_2B[0], 0.0).sum() / present,
                 "present_share": present_B.float().mean(),
-                "hardest_cosine": push.detach(),
+                "hardest_cosine": absent_loss.detach(),
             }
-        return softmax + self.hardest_weight * push
-
-    def _softmax(self, slot: RecentCenters, query_BD: Tensor, positive_B: Tensor, labels_B: Tensor) -> Tensor:
-        rows_CD, row_labels_C, scales_C = slot.negatives()
-        scale, ranks = self.margin.scale, self.ranks
-        return container_softmax(
-            query_BD, positive_B, rows_CD, row_labels_C, labels_B, scale, row_scales_C=scales_C, ranks=ranks, **self.streaming
-        )  # fmt: skip
-
-    def _push(self, slot: RecentCenters, query_BD: Tensor, labels_B: Tensor) -> Tensor:
-        """Return the mean of each sample's hardest cosines, clipped at 0, (B,)."""
-        rows_CD, row_labels_C, scales_C = slot.negatives()
-        return mean_hardest_cosine(
-            query_BD,
-            rows_CD,
-            row_labels_C,
-            labels_B,
-            self.hardest,
-            row_scales_C=scales_C,
-            ranks=self.ranks,
-            **self.streaming,
-        )
+        return present_loss + self.hardest_weight * absent_loss
 
     def footprint(self, batch: int, *, cached: bool = True) -> HeadMemory:
         """Both slots, a pass over one, and both slots' hardest rows, kept for backward. Nothing is trained."""
@@ -224,18 +201,11 @@ class DCP(Head):
         working += everyone * self.embedding_size * 4 * (7 + 2 * (self.hardest + 6))
         return HeadMemory(2 * held, 0.0, working, 1, streamed, "pool")
 
-    def row_shards(self) -> dict[str, ShardedRows]:
-        """The rows of both slots and their scales, if ranks share them."""
-        if self.ranks.size == 1:
-            return {}
-        shards = self.newest.row_shards()
-        return {f"{slot}.{name}": shard for slot in ("newest", "previous") for name, shard in shards.items()}
-
     def statistics(self) -> dict[str, float]:
         """Return, of the last step: `positive_cosine`, of the samples present with their newest slot, before the margin; `present_share`
         of the samples; `hardest_cosine`, the absent samples' mean push; and of the pool: `fill` share, `center_age`, steps.
         """
-        figures = super().statistics() | self.newest.statistics()
+        figures = super().statistics()
         if "center_age" in figures and self.enter_first not in (0, 1):
             figures["center_age"] /= 2  # a step enters in two parts, and the container counts parts
         return figures

@@ -36,6 +36,9 @@ class TrainedRows(Head):
     Attribute `shard`: the block of the rows that is this rank's `weight`.
     """
 
+    identities: int
+    instead_of_sharing = ""
+
     def __init__(self, embedding_size: int, identities: int, margin: Margin, store: RowStore, **options: Any) -> None:
         super().__init__(embedding_size, margin, **options)
         if not 1 <= identities < 1 << 31:
@@ -50,8 +53,6 @@ class TrainedRows(Head):
         self.rows = store
         self.weight = nn.Parameter(store.zeros(len(self.shard), embedding_size))
         self.reset_parameters()
-
-    instead_of_sharing = ""
 
     def reset_parameters(self) -> None:
         """Draw the weight anew from torch's global generator: the same for any number of ranks."""
@@ -135,8 +136,16 @@ class FullFC(TrainedRows):
         block_mib: BlockMib = 32.0,
         ranks: Ranks | None = None,
     ) -> None:
-        options = {"filter_above": filter_above, "filtering": filtering, "block_mib": block_mib, "ranks": ranks}
-        super().__init__(embedding_size, identities, margin, RowStore(), **options)
+        super().__init__(
+            embedding_size,
+            identities,
+            margin,
+            RowStore(),
+            filter_above=filter_above,
+            filtering=filtering,
+            block_mib=block_mib,
+            ranks=ranks,
+        )
 
     def footprint(self, batch: int, *, cached: bool = True) -> HeadMemory:
         """Rows and their gradient."""
@@ -147,5 +156,5 @@ class FullFC(TrainedRows):
 
     def _rows_of_step(self, labels_B: Tensor) -> tuple[Tensor, Tensor, int]:
         if labels_B.device.type == "cpu":
-            self._check_labels_below(self.ranks.gather(labels_B), self.identities)
+            self._check_labels_below(self.ranks.gather(labels_B))
         return self.weight, labels_B, self.shard.start

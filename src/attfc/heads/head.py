@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from attfc.distributed import Ranks
 from attfc.errors import UserError
+from attfc.heads.banks.bank import Bank
 from attfc.heads.banks.sharded_rows import ShardedRows
 from attfc.heads.memory import HeadMemory
 from attfc.losses.margins import Margin
@@ -65,9 +66,11 @@ class Head(nn.Module):
     Attributes:
         takes_positions: the head is called with `positions_B`, (B,) int64, too: where the images stand in the data set.
         streaming: the options of a pass over rows, as the losses take them.
+        identities: labels are below; None: any are.
     """
 
     takes_positions: bool = False
+    identities: int | None
 
     def __init__(
         self,
@@ -112,16 +115,31 @@ class Head(nn.Module):
         state = self.state_dict()
         return state | {name: shard.gather(state[name], self.ranks) for name, shard in self.row_shards().items()}
 
+    @property
+    def _named_banks(self) -> dict[str, Bank]:
+        return {name: child for name, child in self.named_children() if isinstance(child, Bank)}
+
     def row_shards(self) -> dict[str, ShardedRows]:
         """Return which entries of `state_dict` are this rank's block of rows, by name; nothing where the head is whole on every rank."""
-        return {}
+        banks = self._named_banks if self.ranks.size > 1 else {}
+        return {f"{place}.{name}": shard for place, bank in banks.items() for name, shard in bank.row_shards().items()}
 
     def statistics(self) -> dict[str, float]:
-        """Return figures of the last step for the log; the only place that waits for the device."""
-        return {
+        """Return figures of the last step and of its banks for the log; the only place that waits for the device."""
+        figures = {
             name: float(value) if value.device.type != "meta" else float("nan")
             for name, value in self._last_step.items()
         }
+        for bank in self._named_banks.values():
+            figures |= bank.statistics()
+        return figures
+
+    def _seen(self, embeddings_BD: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Check a batch; return its queries of unit length, the lengths of the embeddings, and the labels of all ranks."""
+        self._check_batch(embeddings_BD, labels_B)
+        every_label_B = self.ranks.gather(labels_B)
+        self._check_labels_below(every_label_B)
+        return *unit_length(embeddings_BD), every_label_B
 
     def _check_batch(self, embeddings_BD: Tensor, labels_B: Tensor) -> None:
         """Refuse wrong shapes and types in one line; negative labels are only seen where looking is free (CPU)."""
@@ -146,11 +164,11 @@ class Head(nn.Module):
         if labels_B.device.type == "cpu" and bool((labels_B < 0).any()):
             raise UserError(f"a label is {int(labels_B.min())}: labels count from 0, negative ones are reserved")
 
-    def _check_labels_below(self, every_label_B: Tensor, identities: int | None) -> None:
+    def _check_labels_below(self, every_label_B: Tensor) -> None:
         """Refuse labels that there are no identities for, if their number is known; seen where looking is free (CPU).
 
         Takes the labels of all ranks: then all of them refuse, and none waits for one that has left.
         """
         fix = "build the head with identities = the data set's number of identities"
-        if identities is not None:
-            check_numbers(every_label_B, identities, "label", fix, self.ranks)
+        if self.identities is not None:
+            check_numbers(every_label_B, self.identities, "label", fix, self.ranks)

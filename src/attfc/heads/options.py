@@ -32,7 +32,8 @@ FilterAbove = Annotated[
 Filtering = Annotated[
     Literal["drop", "zero"],
     Option(
-        "what happens to these negatives: they leave the softmax (drop) or count with cosine 0 (zero, as arcface_torch)"
+        "what happens to these negatives: they leave the softmax (drop) or count with cosine 0 (zero, as arcface_torch)",
+        acts="head.filter_above!=null",
     ),
 ]
 BlockMib = Annotated[float, Option("working memory for the pass over the class centers", unit="MiB", gt=0)]

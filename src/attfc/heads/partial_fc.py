@@ -32,7 +32,7 @@ from attfc.config.option import Option
 from attfc.distributed import Ranks
 from attfc.errors import UserError
 from attfc.heads.banks.draw import draw_classes, drawn_classes
-from attfc.heads.banks.row_store import RowStore, sampled_rows
+from attfc.heads.banks.row_store import DrawnRows, RowStore, sampled_rows
 from attfc.heads.checked import checked
 from attfc.heads.full_fc import TrainedRows
 from attfc.heads.memory import BACKWARD_BYTES, HeadMemory, block_bytes
@@ -42,7 +42,7 @@ from attfc.losses.margins import Margin
 __all__ = ["PartialFC"]
 
 
-class PartialFC(TrainedRows):
+class PartialFC(DrawnRows, TrainedRows):
     """Classifier on unit embeddings and unit class centers, over a sample of the classes, with a margin.
 
     Args:
@@ -95,12 +95,19 @@ class PartialFC(TrainedRows):
         block_mib: BlockMib = 32.0,
         ranks: Ranks | None = None,
     ) -> None:
-        options = {"filter_above": filter_above, "filtering": filtering, "block_mib": block_mib, "ranks": ranks}
-        super().__init__(embedding_size, identities, margin, RowStore(place, folder), **options)
+        super().__init__(
+            embedding_size,
+            identities,
+            margin,
+            RowStore(place, folder),
+            filter_above=filter_above,
+            filtering=filtering,
+            block_mib=block_mib,
+            ranks=ranks,
+        )
         self.share = share
+        self.place = place
         self.seed = seed
-        self.draws = 0
-        """Draws so far: the number of the next one."""
         self.weight.register_post_accumulate_grad_hook(self._keep_coalesced)  # type: ignore[no-untyped-call]
         self._sampled = 0
         _explain_refusals()
@@ -122,33 +129,24 @@ class PartialFC(TrainedRows):
 
     def _rows_of_step(self, labels_B: Tensor) -> tuple[Tensor, Tensor, int]:
         every_label_B = self.ranks.gather(labels_B)
-        self._check_labels_below(every_label_B, self.identities)
+        self._check_labels_below(every_label_B)
         count = self.classes_in_a_step(len(every_label_B))
         sampled_S = draw_classes(every_label_B, self.identities, count, self.seed, self.draws)
-        first, own_S = self._own(sampled_S)
+        if self.ranks.size == 1 or len(sampled_S) == self.identities:
+            first, stop = self.shard.start, self.shard.stop
+        else:
+            # How many are ours is not known beforehand: here the host waits for the device.
+            ends = torch.tensor([self.shard.start, self.shard.stop], device=sampled_S.device)
+            first, stop = torch.searchsorted(sampled_S, ends).tolist()
+        own_S = sampled_S[first:stop] - self.shard.start
         if self.training:
             self.draws += 1
             self._sampled = len(own_S)
             if self.rows.place == "file" and count < self.identities:
-                self.rows.prefetch(self.next_draw(count))
+                # What the next step draws beside its batch's own can be known ahead.
+                drawn = drawn_classes(self.identities, count, self.seed, self.draws, torch.device("cpu"))
+                self.rows.prefetch(self.shard.select(drawn[drawn < self.identities][:count]) - self.shard.start)
         return sampled_rows(self.weight, own_S), torch.searchsorted(sampled_S, labels_B), first
-
-    def _own(self, sampled_S: Tensor) -> tuple[int, Tensor]:
-        """Return how many sampled classes stand on the ranks before this one, and the rows of `weight` that are sampled here."""
-        if self.ranks.size == 1:
-            return 0, sampled_S
-        if len(sampled_S) == self.identities:
-            return self.shard.start, sampled_S[self.shard.block] - self.shard.start
-        # How many are ours is not known beforehand: here the host waits for the device.
-        ends = torch.tensor([self.shard.start, self.shard.stop], device=sampled_S.device)
-        first, stop = torch.searchsorted(sampled_S, ends).tolist()
-        return first, sampled_S[first:stop] - self.shard.start
-
-    def next_draw(self, count: int) -> Tensor:
-        """Return the rows of `weight` that the next step draws beside its batch's own, int64 on the CPU: what can be known ahead."""
-        drawn = drawn_classes(self.identities, count, self.seed, self.draws, torch.device("cpu"))
-        drawn = drawn[drawn < self.identities][:count]
-        return drawn[(drawn >= self.shard.start) & (drawn < self.shard.stop)] - self.shard.start
 
     def _keep_coalesced(self, weight: nn.Parameter) -> None:
         """Say that the rows of the gradient are ascending and different: autograd forgets it, and finding out takes a sort.
@@ -158,24 +156,6 @@ class PartialFC(TrainedRows):
         gradient = weight.grad
         if gradient is not None and gradient.is_sparse and gradient._nnz() == self._sampled:
             gradient._coalesced_(True)
-
-    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
-        """Rows in host memory or in a file stay there, as float32, when the head is moved or cast."""
-        if self.rows.place == "device":
-            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        weight = self._parameters.pop("weight")
-        try:
-            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        finally:
-            self._parameters["weight"] = weight
-
-    def get_extra_state(self) -> Tensor:
-        """Return the number of the next draw, so that a resumed run goes on with it."""
-        return torch.tensor(self.draws, dtype=torch.int64, device="cpu")
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Take up a saved number."""
-        self.draws = int(state)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, share={self.share:g}"

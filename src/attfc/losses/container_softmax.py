@@ -67,24 +67,19 @@ class _ContainerSoftmax(torch.autograd.Function):
         pull_B = pull_B * gradient_B
         query_gradient_BD = (pull_B[:, None] * mean_row_BD).to(query_dtype) if ctx.needs_input_grad[0] else None
         positive_gradient_B = (-pull_B).to(positive_dtype) if ctx.needs_input_grad[1] else None
-        extra_gradient_ED = _extra_gradient(ctx, pull_B, *of_extra) if ctx.needs_input_grad[2] else None
+        extra_gradient_ED = None
+        if ctx.needs_input_grad[2]:  # sum_i pull_i p_ij q_i for each extra row j, over the queries of all ranks
+            query_BD, labels_B, log_sum_B, rows_ED, labels_E = of_extra
+            pull_B, log_sum_B = ctx.ranks.gather(torch.stack([pull_B, log_sum_B], dim=1)).unbind(1)
+            with without_autocast(pull_B):
+                query_BD = query_BD.to(pull_B.dtype)
+                cosine_BE = query_BD @ rows_ED.to(pull_B.dtype).T
+                weights_BE = (ctx.scale * cosine_BE - log_sum_B[:, None]).exp_().mul_(pull_B[:, None])
+                left_out_BE = nobodys_negative(labels_E, labels_B)
+                if ctx.threshold is not None:
+                    left_out_BE |= cosine_BE > ctx.threshold
+                extra_gradient_ED = (weights_BE.masked_fill_(left_out_BE, 0.0).T @ query_BD).to(rows_ED.dtype)
         return query_gradient_BD, positive_gradient_B, extra_gradient_ED, *[None] * 6
-
-
-def _extra_gradient(
-    ctx: Any, pull_B: Tensor, query_BD: Tensor, labels_B: Tensor, log_sum_B: Tensor, rows_ED: Tensor, labels_E: Tensor
-) -> Tensor:
-    """Return sum_i pull_i p_ij q_i for each extra row j; queries and labels are of all ranks, pull and lse this rank's own."""
-    pull_B, log_sum_B = ctx.ranks.gather(torch.stack([pull_B, log_sum_B], dim=1)).unbind(1)
-    with without_autocast(pull_B):
-        query_BD = query_BD.to(pull_B.dtype)
-        cosine_BE = query_BD @ rows_ED.to(pull_B.dtype).T
-        weights_BE = (ctx.scale * cosine_BE - log_sum_B[:, None]).exp_().mul_(pull_B[:, None])
-        left_out_BE = nobodys_negative(labels_E, labels_B)
-        if ctx.threshold is not None:
-            left_out_BE |= cosine_BE > ctx.threshold
-        gradient_ED: Tensor = weights_BE.masked_fill_(left_out_BE, 0.0).T @ query_BD
-        return gradient_ED.to(rows_ED.dtype)
 
 
 def softplus(distance_B: Tensor) -> Tensor:

@@ -125,7 +125,14 @@ def mean_hardest_cosine(
             row_scales_C=row_scales_C,
             **options,
         )
-        chosen_BH = (cosine_BH > 0) & _among_all(cosine_BH, ranks)
+        chosen_BH = cosine_BH > 0
+        if ranks.size > 1:  # those among the hardest of all ranks; equal cosines: the same choice everywhere
+            # Rank by rank below one another -> side by side: place r H + h is row h of rank r.
+            every_RBH = ranks.gather(cosine_BH).view(ranks.size, *cosine_BH.shape)
+            every_BX = every_RBH.transpose(0, 1).flatten(1)
+            of_all_BX = torch.zeros_like(every_BX, dtype=torch.bool)
+            of_all_BX.scatter_(1, every_BX.topk(count, dim=1).indices, True)
+            chosen_BH &= of_all_BX[:, ranks.rank * count : (ranks.rank + 1) * count]
         total_BD = torch.zeros_like(every_query_BD, dtype=cosine_BH.dtype)
         if rows_CD.shape[0]:
             for number_B, chosen_B in zip(
@@ -138,14 +145,3 @@ def mean_hardest_cosine(
         total_BD = ranks.sum_own(total_BD)
     # q . sum_j w_j is the sum of the cosines, and its gradient theirs.
     return (query_BD * total_BD).sum(dim=1) / count
-
-
-def _among_all(cosine_BH: Tensor, ranks: Ranks) -> Tensor:
-    """Return which of this rank's hardest rows are among the hardest of all ranks, bool (B, H); equal cosines: the same choice everywhere."""
-    batch, count = cosine_BH.shape
-    if ranks.size == 1:
-        return torch.ones_like(cosine_BH, dtype=torch.bool)
-    # Rank by rank below one another -> side by side: place r H + h is row h of rank r.
-    every_BX = ranks.gather(cosine_BH).view(ranks.size, batch, count).transpose(0, 1).reshape(batch, -1)
-    chosen_BX = torch.zeros_like(every_BX, dtype=torch.bool).scatter_(1, every_BX.topk(count, dim=1).indices, True)
-    return chosen_BX[:, ranks.rank * count : (ranks.rank + 1) * count]

@@ -199,23 +199,9 @@ def _at_least_float32(cosine_B: Tensor) -> Tensor:
 def _apply(
     cosine_B: Tensor, m1: float, m2: float | Tensor, m3: float | Tensor, beyond_pi: BeyondPi, gradient: Gradient
 ) -> Tensor:
-    adjusted_B: Tensor = _AngleMargin.apply(_at_least_float32(cosine_B), m1, m2, m3, beyond_pi, gradient)
-    return adjusted_B
-
-
-class _AngleMargin(torch.autograd.Function):
-    """phi and its derivative together: the derivative of acos and of cos(acos) is infinite at +-1, their product need not be."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        cosine_B: Tensor,
-        m1: float,
-        m2: float | Tensor,
-        m3: float | Tensor,
-        beyond_pi: BeyondPi,
-        gradient: Gradient,
-    ) -> Tensor:
+    """Return phi with its derivative, formed together: that of acos and of cos(acos) is infinite at +-1, their product need not be."""
+    cosine_B = _at_least_float32(cosine_B)
+    with torch.no_grad():
         angle_B = cosine_B.clamp(-1.0, 1.0).acos()
         moved_B = m1 * angle_B + m2
         if beyond_pi == "clip":
@@ -240,11 +226,20 @@ class _AngleMargin(torch.autograd.Function):
             step = max(gap * math.sin(gap), 1.0 - math.cos(gap))
             adjusted_B = torch.where(beyond_B, cosine_B - step, adjusted_B)
             slope_B = torch.where(beyond_B, 1.0, slope_B)
+        adjusted_B = adjusted_B - m3
+    with_slope_B: Tensor = _WithSlope.apply(cosine_B, adjusted_B, slope_B)
+    return with_slope_B
+
+
+class _WithSlope(torch.autograd.Function):
+    """Values, as a function of cosines with this derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, cosine_B: Tensor, value_B: Tensor, slope_B: Tensor) -> Tensor:
         ctx.save_for_backward(slope_B)
-        return adjusted_B - m3
+        return value_B
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient_B: Tensor) -> tuple[Tensor, None, None, None, None, None]:
-        (slope_B,) = ctx.saved_tensors
-        return gradient_B * slope_B, None, None, None, None, None
+    def backward(ctx: Any, gradient_B: Tensor) -> tuple[Tensor, None, None]:
+        return gradient_B * ctx.saved_tensors[0], None, None

@@ -25,7 +25,7 @@ __all__ = ["EMPTY", "Filtering", "NegativeSum", "Streaming", "nobodys_negative",
 
 Filtering = Literal["drop", "zero"]
 
-EMPTY = -1  # the label of an empty slot
+EMPTY = -1  # label of a row that holds nothing: never a negative
 NOTHING = -1e30  # the maximum over no rows; finite, because (-inf) - (-inf) is not a number
 FIRST_ROWS, LEAD, FARTHEST = 256, 2.0, 4.0  # rows, logits, logits: see _Pass
 LARGEST_BLOCK = (
@@ -54,26 +54,23 @@ class NegativeSum:
     Attributes:
         maximum_B: (B,) the largest logit, or -1e30 over no rows.
         denominator_B: (B,) sum_j exp(logit_ij - maximum_i); 0 over no rows.
-        weighted_sum_BD: (B, D) sum_j exp(logit_ij - maximum_i) row_j; None where it was not asked for.
+        weighted_sum_BD: (B, D) sum_j exp(logit_ij - maximum_i) row_j; (B, 0) where it was not asked for.
     """
 
     maximum_B: Tensor
     denominator_B: Tensor
-    weighted_sum_BD: Tensor | None
+    weighted_sum_BD: Tensor
 
     def _under(self, maximum_B: Tensor) -> "NegativeSum":
         """Return the same sums with another maximum."""
         shrink_B = (self.maximum_B - maximum_B).exp()
-        weighted_sum_BD = None if self.weighted_sum_BD is None else self.weighted_sum_BD * shrink_B[:, None]
-        return NegativeSum(maximum_B, self.denominator_B * shrink_B, weighted_sum_BD)
+        return NegativeSum(maximum_B, self.denominator_B * shrink_B, self.weighted_sum_BD * shrink_B[:, None])
 
     def merge(self, other: "NegativeSum") -> "NegativeSum":
         """Return the sum over both parts of the rows; the order of merging changes the rounding only."""
         maximum_B = torch.maximum(self.maximum_B, other.maximum_B)
         mine, theirs = self._under(maximum_B), other._under(maximum_B)
-        weighted_sum_BD = None
-        if mine.weighted_sum_BD is not None and theirs.weighted_sum_BD is not None:
-            weighted_sum_BD = mine.weighted_sum_BD + theirs.weighted_sum_BD
+        weighted_sum_BD = mine.weighted_sum_BD + theirs.weighted_sum_BD
         return NegativeSum(maximum_B, mine.denominator_B + theirs.denominator_B, weighted_sum_BD)
 
     def reduce(self, ranks: Ranks) -> "NegativeSum":
@@ -88,8 +85,8 @@ class NegativeSum:
 
     def own(self, ranks: Ranks) -> "NegativeSum":
         """Return the whole sums of this rank's own queries: (ranks x B, ...) -> (B, ...); of what `reduce` returned."""
-        weighted_sum_BD = None if self.weighted_sum_BD is None else ranks.sum_own(self.weighted_sum_BD)
-        return NegativeSum(ranks.own(self.maximum_B), ranks.own(self.denominator_B), weighted_sum_BD)
+        take = ranks.sum_own if self.weighted_sum_BD.numel() else ranks.own
+        return NegativeSum(ranks.own(self.maximum_B), ranks.own(self.denominator_B), take(self.weighted_sum_BD))
 
     def log_sum_exp(self) -> Tensor:
         """Return log sum_j exp(logit_ij), (B,); -inf over no rows."""
@@ -97,7 +94,7 @@ class NegativeSum:
 
     def mean_row(self) -> Tensor:
         """Return sum_j p_ij row_j, (B, D), with p the softmax over these negatives; zeros over no rows."""
-        assert self.weighted_sum_BD is not None, "streamed without weighted_sum"
+        assert self.weighted_sum_BD.numel(), "streamed without weighted_sum"
         return self.weighted_sum_BD / torch.where(self.denominator_B > 0, self.denominator_B, 1.0)[:, None]
 
 
@@ -143,7 +140,7 @@ def stream_negatives(
         pass_ = _Pass(query_BD.detach().to(wide) * scale, products)
         B, D = query_BD.shape
         maximum_B, denominator_B = pass_.query_BD.new_full((B,), NOTHING), pass_.query_BD.new_zeros(B)
-        total_BD = pass_.query_BD.new_zeros(B, D) if weighted_sum else None
+        total_BD = pass_.query_BD.new_zeros(B, D if weighted_sum else 0)
         sorted_labels_B = labels_B.sort().values
 
         bytes_a_row = pass_.bytes_a_row(rows_CD, row_scales_C)
@@ -161,7 +158,12 @@ def stream_negatives(
                 if filtering_threshold is not None:
                     filtered_BR = logits_BR > scale * filtering_threshold
                     logits_BR.masked_fill_(filtered_BR, 0.0 if filtering == "zero" else float("-inf"))
-                _leave_out(logits_BR, left_out)
+                if left_out is not None:
+                    columns_H, mask_BH = left_out
+                    if columns_H is None:
+                        logits_BR.masked_fill_(mask_BH, float("-inf"))
+                    else:
+                        logits_BR[:, columns_H] = logits_BR[:, columns_H].masked_fill_(mask_BH, float("-inf"))
                 new_maximum_B = torch.maximum(maximum_B, logits_BR.amax(1))
                 if pass_.accurate(new_maximum_B):
                     break
@@ -169,7 +171,7 @@ def stream_negatives(
             shrink_B = (maximum_B - new_maximum_B).exp_()
             weights_BR = logits_BR.sub_(new_maximum_B[:, None]).exp_()
             denominator_B.mul_(shrink_B).add_(weights_BR.sum(1))
-            if total_BD is not None:
+            if weighted_sum:
                 if filtered_BR is not None and filtering == "zero":
                     weights_BR.masked_fill_(filtered_BR, 0.0)
                 if row_scales_R is not None:
@@ -203,17 +205,6 @@ def _left_out(row_labels_R: Tensor, labels_B: Tensor, sorted_labels_B: Tensor) -
 def nobodys_negative(row_labels_R: Tensor, labels_B: Tensor) -> Tensor:
     """Return whose negative a row is not, (B, R) bool."""
     return (row_labels_R == labels_B[:, None]) | (row_labels_R == EMPTY)
-
-
-def _leave_out(logits_BR: Tensor, left_out: LeftOut) -> None:
-    if left_out is None:
-        return
-    assert left_out != "all"
-    columns_H, mask_BH = left_out
-    if columns_H is None:
-        logits_BR.masked_fill_(mask_BH, float("-inf"))
-    else:
-        logits_BR[:, columns_H] = logits_BR[:, columns_H].masked_fill_(mask_BH, float("-inf"))
 
 
 def row_blocks(

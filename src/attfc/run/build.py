@@ -5,21 +5,23 @@
 
 import os
 import platform
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from attfc.config import Asked, RunConfig, config_to_yaml
 from attfc.config.choose import Choice
+from attfc.config.describe import without_effect
 from attfc.config.overrides import dotted
 from attfc.data import Augment, Store, SyntheticFaces
 from attfc.data.look import image_sizes
 from attfc.devices import choose_device
-from attfc.distributed import ALONE, AgreedError, Ranks, claim_gpu, join_ranks, launched_ranks, leave_ranks
+from attfc.distributed import AgreedError, Ranks, claim_gpu, join_ranks, launched_ranks, leave_ranks
 from attfc.errors import UserError
 from attfc.evaluation import write_report
 from attfc.evaluation.bootstrap import Interval
@@ -35,10 +37,11 @@ from attfc.run.components import (
     build_loader,
     build_pair,
     optimizer_of,
+    refuse_misfits,
     schedule_of,
 )
 from attfc.run.data import open_data
-from attfc.run.evaluating import evaluation_of, judged_pairs
+from attfc.run.evaluating import broken_images, evaluation_of, judged_pairs
 from attfc.run.resolved import fewest_steps_notes, resolve
 from attfc.run.saved import note_start_folder
 from attfc.run.start_weights import RECORD, StartRecord, training_data
@@ -55,25 +58,26 @@ from attfc.typing import Progress
 
 __all__ = ["Run", "Settled", "assemble", "new_run", "settle"]
 
-AMP_NAMES: dict[torch.dtype | None, Literal["none", "bfloat16", "float16"]] = {
-    None: "none",
-    torch.bfloat16: "bfloat16",
-    torch.float16: "float16",
-}
 
-
-@dataclass
-class Run:
-    """A run put together: `train()` starts or continues it."""
+@dataclass(kw_only=True)
+class Settled:
+    """What a run will be, before anything is built: the configuration as it is saved, its data, and where it runs."""
 
     config: RunConfig
-    folder: Path
-    trainer: Trainer
     store: Store
     held_out: Store | None
-    notes: list[str] = field(default_factory=list)
-    choices: list[Choice] = field(default_factory=list)
-    ranks: Ranks = ALONE
+    device: torch.device
+    ranks: Ranks
+    choices: list[Choice]
+    notes: list[str]
+
+
+@dataclass(kw_only=True)
+class Run(Settled):
+    """A run put together: `train()` starts or continues it."""
+
+    folder: Path
+    trainer: Trainer
     intervals: Mapping[tuple[str, ...], Interval] = field(default_factory=dict)  # of the last evaluation's figures
     shared: SharedPeople | None = None  # of training and evaluation
     report: Path | None = None
@@ -116,10 +120,9 @@ def new_run(wanted: RunConfig | Asked, progress: Progress | None = None) -> Run:
     run = assemble(asked, None, progress, start.record if start else None)
     if start is not None:
         run.notes += start.fill(run.trainer.pair)
-    config = run.config
 
     def make() -> str:
-        folder = fresh_folder(Path(os.path.expanduser(config.output)), config.name)
+        folder = fresh_folder(Path(os.path.expanduser(run.config.output)), run.config.name)
         try:
             write_text_whole(folder / "config.yaml", config_to_yaml(run.config))
             write_json_whole(folder / "environment.json", environment(run.trainer.device))
@@ -144,19 +147,6 @@ def _see(folder: Path) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Settled:
-    """What a run will be, before anything is built: the configuration as it is saved, its data, and where it runs."""
-
-    config: RunConfig
-    store: Store
-    held_out: Store | None
-    device: torch.device
-    ranks: Ranks
-    choices: list[Choice]
-    notes: list[str]
-
-
 def settle(asked: Asked, progress: Progress | None = None) -> Settled:
     """Join the ranks, open the data, choose what nobody asked for, and settle what that means for these data.
 
@@ -165,6 +155,7 @@ def settle(asked: Asked, progress: Progress | None = None) -> Settled:
         progress: called as (images read, images to read).
     """
     config = first_configuration(asked)
+    refuse_misfits(config)
     device, ranks = _join(config)
     # One process a host opens first, and writes the index that the others then find.
     first = os.environ.get("LOCAL_RANK", "0") == "0"
@@ -177,14 +168,23 @@ def settle(asked: Asked, progress: Progress | None = None) -> Settled:
         config, choices = choose_configuration(asked, store, held_out, device, ranks)
         _check_batch(config, ranks.size)
     if config.precision.amp == "auto":  # decided once, for a run that is resumed on another machine too
-        config = config.model_copy(deep=True)
-        config.precision.amp = AMP_NAMES[best_autocast_dtype(device)]
+        amp = next(name for name, dtype in AMP_DTYPES.items() if dtype == best_autocast_dtype(device))
+        config = config.model_copy(update={"precision": config.precision.model_copy(update={"amp": amp})})
     config, notes = ranks.together(lambda: resolve(config, len(store.identities)))
+    notes += without_effect(asked, config)
     for each in (store, held_out):
         notes += getattr(each, "notes", ())
     if asked.automatic and not isinstance(store, SyntheticFaces):
         notes += filter(None, [image_sizes(store).advice])
-    return Settled(config, store, held_out, device, ranks, choices, list(dict.fromkeys(notes)))
+    return Settled(
+        config=config,
+        store=store,
+        held_out=held_out,
+        device=device,
+        ranks=ranks,
+        choices=choices,
+        notes=list(dict.fromkeys(notes)),
+    )
 
 
 def assemble(asked: Asked, folder: Path | None, progress: Progress | None, start: StartRecord | None = None) -> Run:
@@ -197,18 +197,18 @@ def assemble(asked: Asked, folder: Path | None, progress: Progress | None, start
     refuse_missing(trackers)
     if not asked.automatic:
         _check_batch(config, launched_ranks())
+        resolve(config, sys.maxsize)  # a size that was typed, and not a share, is refused here
     settled = settle(asked, progress)
-    config, store, held_out, notes = settled.config, settled.store, settled.held_out, settled.notes
-    device, ranks = settled.device, settled.ranks
+    config, store, notes, device, ranks = (
+        settled.config, settled.store, settled.notes, settled.device, settled.ranks
+    )  # fmt: skip
     head = ranks.together(lambda: build_head(config, len(store.identities), ranks, images=len(store))).to(device)
     backbone = build_backbone(config)
     image_size = int(getattr(backbone, "image_size", 112))
     if config.precision.channels_last:
         backbone = backbone.to(memory_format=torch.channels_last)
-    loader = build_loader(
-        config, store, head.keys_per_query, image_size, pin_memory=device.type == "cuda", notes=notes, ranks=ranks
-    )
-    _compare("data", ranks.objects({**loader.state_dict(), "name": store.name}))
+    loader = build_loader(settled, head.keys_per_query, image_size)
+    _compare("data", {**loader.state_dict(), "name": store.name}, ranks)
     if config.distributed.sync_batch_norm:
         backbone = synchronize_batch_norm(backbone, ranks, device)
     pair = build_pair(config, backbone.to(device))
@@ -249,10 +249,12 @@ def assemble(asked: Asked, folder: Path | None, progress: Progress | None, start
         people=people_of(store),
     )
     ranks.draw_apart(0)
-    run = Run(config, folder or Path(), trainer, store, held_out, notes, settled.choices, ranks)
-    if held_out is not None:
-        # Read or drawn now: a store that allows no pairs is an error before the training, not after it.
+    run = Run(**vars(settled), folder=folder or Path(), trainer=trainer)
+    if (held_out := settled.held_out) is not None:
+        # Read or drawn, and decoded, now: what cannot be evaluated on is an error before the training, not after it.
         pairs = judged_pairs(config, held_out)
+        if folder is None:
+            notes += broken_images(run, pairs, image_size, progress)
         earlier = None if start is None else start.lineage
         run.shared = ranks.once(lambda: compare_with_run(config, held_out, progress, training=store, earlier=earlier))
         notes += filter(None, [run.shared.screen_note])
@@ -276,9 +278,9 @@ def _join(config: RunConfig) -> tuple[torch.device, Ranks]:
     if size > 1 and device.type == "cuda":
         device = torch.device("cuda", torch.cuda.current_device())
     ranks = join_ranks(device, config.distributed.timeout_seconds)
-    _compare("configuration", ranks.objects(dotted(config.model_dump(mode="json"))))
+    _compare("configuration", dotted(config.model_dump(mode="json")), ranks)
     versions = {name: metadata.version(name) for name in ("attfc", "torch")}
-    _compare("versions", ranks.objects(versions | {"device": device.type}))
+    _compare("versions", versions | {"device": device.type}, ranks)
     return device, ranks
 
 
@@ -297,8 +299,9 @@ def _check_batch(config: RunConfig, size: int) -> None:
         )
 
 
-def _compare(what: str, said: list[dict[str, Any]]) -> None:
+def _compare(what: str, own: dict[str, Any], ranks: Ranks) -> None:
     """Refuse ranks that differ from rank 0, naming the first difference."""
+    said = ranks.objects(own)
     counts = ("samples_seen", "steps", "images_seen", "broken_seen")
     for number, values in enumerate(said):
         for key in sorted(said[0].keys() | values.keys()):

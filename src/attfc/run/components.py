@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -16,9 +16,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from attfc.backbones import create_backbone
 from attfc.config import RunConfig
 from attfc.config.kinds import KINDS, Part
+from attfc.config.messages import said_as_options
 from attfc.config.schema import KeyEncoderConfig
-from attfc.data import AttentionLoader, DecodedCache, Store
-from attfc.distributed import ALONE, Ranks
+from attfc.data import AttentionLoader, DecodedCache
+from attfc.distributed import ALONE, Ranks, launched_ranks
 from attfc.errors import UserError
 from attfc.export.colours import Colours, fed_as
 from attfc.heads import Head, PartialFC
@@ -27,6 +28,9 @@ from attfc.training.momentum import MomentumPair
 from attfc.training.optimizers import build_optimizer, parameter_groups
 from attfc.training.schedule import build_schedule
 
+if TYPE_CHECKING:
+    from attfc.run.build import Settled
+
 __all__ = [
     "build_backbone",
     "build_head",
@@ -34,8 +38,13 @@ __all__ = [
     "build_pair",
     "build_part",
     "optimizer_of",
+    "refuse_misfits",
     "schedule_of",
 ]
+
+
+ANY_SIZE = 1 << 20
+"""Identities and images of a head that is put together before the data are known."""
 
 
 def build_part(section: str, part: Part, supplied: Mapping[str, Any]) -> Any:
@@ -59,7 +68,20 @@ def build_head(config: RunConfig, identities: int, ranks: Ranks = ALONE, *, imag
         raise UserError(
             f"{_data_name(config)} holds {identities} identity: training tells identities apart, so it needs at least 2"
         )
-    config, _ = resolve(config, identities)
+    return _put_together(resolve(config, identities)[0], identities, ranks, images)
+
+
+def refuse_misfits(config: RunConfig) -> None:
+    """Refuse parts that do not go together, whatever the data are: they are put together once, without memory of their own.
+
+    Raises:
+        UserError: naming both parts, and what goes with them.
+    """
+    with torch.device("meta"):
+        _put_together(config, ANY_SIZE, Ranks(0, launched_ranks()), ANY_SIZE)
+
+
+def _put_together(config: RunConfig, identities: int, ranks: Ranks, images: int | None) -> Head:
     replicated = config.distributed.rows == "replicated" and ranks.size > 1
     if replicated and config.head.kind == "partial_fc":
         raise UserError(
@@ -75,8 +97,11 @@ def build_head(config: RunConfig, identities: int, ranks: Ranks = ALONE, *, imag
         "in_batch": config.in_batch,
     }
     parts = {section: getattr(config, section) for section in KINDS if section != "head"}
-    supplied |= {section: part and build_part(section, part, supplied) for section, part in parts.items()}
-    head: Head = build_part("head", config.head, supplied)
+    try:
+        supplied |= {section: part and build_part(section, part, supplied) for section, part in parts.items()}
+        head: Head = build_part("head", config.head, supplied)
+    except UserError as error:
+        raise UserError(said_as_options(str(error))) from None
     return head
 
 
@@ -145,16 +170,9 @@ def schedule_of(
     return schedule, total
 
 
-def build_loader(
-    config: RunConfig,
-    store: Store,
-    keys_per_query: int,
-    image_size: int,
-    pin_memory: bool,
-    notes: list[str],
-    ranks: Ranks,
-) -> AttentionLoader:
-    """Build the loader of this rank's share of each batch; `notes` is told whether decoded images are kept."""
+def build_loader(settled: "Settled", keys_per_query: int, image_size: int) -> AttentionLoader:
+    """Build the loader of this rank's share of each batch; a note says whether decoded images are kept."""
+    config, store, ranks, notes = settled.config, settled.store, settled.ranks, settled.notes
     cache = None
     if config.data.decoded_cache_mib:
         needed = math.ceil(len(store) * (3 * image_size**2 + 1) / 2**20)
@@ -183,5 +201,5 @@ def build_loader(
         paired=paired_queries(config),
         broken_limit=config.data.broken_limit,
         decoded_cache=cache,
-        pin_memory=pin_memory,
+        pin_memory=settled.device.type == "cuda",
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from attfc.config import RunConfig
 from attfc.data import Store
@@ -13,16 +13,18 @@ from attfc.errors import UserError
 from attfc.evaluation import Embedder, Pairs, evaluate_store, generate_pairs, read_pairs
 from attfc.evaluation.people import heading_with_people
 from attfc.evaluation.protocols.all_pairs_scores import SPARE_FOR_INTERVALS
+from attfc.evaluation.protocols.held_out import positions_of
 from attfc.evaluation.results import figures_with_intervals, stated_intervals
 from attfc.files import write_json_whole, written_whole
 from attfc.precision import AMP_DTYPES
 from attfc.training.interruption import resume_command
 from attfc.training.trainer import Evaluation
+from attfc.typing import Progress
 
 if TYPE_CHECKING:
     from attfc.run.build import Run
 
-__all__ = ["evaluation_of", "judged_pairs"]
+__all__ = ["broken_images", "evaluation_of", "judged_pairs"]
 
 
 def judged_pairs(config: RunConfig, held_out: Store) -> Pairs:
@@ -45,6 +47,43 @@ def judged_pairs(config: RunConfig, held_out: Store) -> Pairs:
         if config.eval.root is not None:
             raise
         raise UserError(f"{error}; set eval.root= to the images of the people in the list") from None
+
+
+class _Blank(nn.Module):
+    """Embeds every image alike: nothing is left of an evaluation but reading and decoding."""
+
+    def __init__(self, image_size: int) -> None:
+        super().__init__()
+        self.image_size = image_size
+
+    def forward(self, images_BCSS: Tensor) -> Tensor:
+        return images_BCSS.new_ones(len(images_BCSS), 1)
+
+
+def broken_images(run: "Run", pairs: Pairs, image_size: int, progress: Progress | None) -> list[str]:
+    """Decode every image that the evaluation will use, at most some 20,000, and return a note of those that it leaves out.
+
+    Raises:
+        UserError: more are broken than `data.broken_limit`, which would end the run at its evaluation.
+    """
+    config, held_out = run.config, run.held_out
+    assert held_out is not None
+    roots = (
+        [config.eval.root] if config.eval.root else [each.root for each in config.data.sources] or [config.data.root]
+    )
+    if all(root.startswith("synthetic") for root in roots):
+        return []
+    embedder = Embedder(
+        _Blank(image_size), config.eval.batch_size, flip=False, workers=config.data.workers, ranks=run.ranks
+    )
+    positions = positions_of(held_out, pairs, config.seed)
+    _, broken = embedder.embed_within(
+        held_out, positions, config.data.broken_limit, missing=pairs.missing, progress=progress
+    )
+    return [
+        f"{len(broken):,} of the {len(positions):,} images to be evaluated on are broken and left out; the first is {where}: {reason}"
+        for _, where, reason in broken[:1]
+    ]
 
 
 def evaluation_of(run: "Run", pairs: Pairs) -> Evaluation:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from attfc.backbones import create_backbone
+from attfc.backbones.shapes import shapes_only
 from attfc.config import RunConfig, apply_overrides
 from attfc.config.choose import USUAL_SHARE
 from attfc.distributed import Ranks
@@ -38,7 +39,7 @@ def planned_heads(config: RunConfig, identities: int, images: int | None, ranks:
         f"dcp, {slots:,} slots": ["head=dcp", f"head.count={slots}", f"head.dtype={dtype}"],
     }
     values = config.model_dump(mode="json")
-    with torch.device("meta"):
+    with shapes_only():
         return {
             title: build_head(
                 apply_overrides(values, options, "of the plan"), identities, Ranks(0, ranks), images=images
@@ -70,7 +71,7 @@ def kept_besides(config: RunConfig, identities: int, images: int | None, ranks: 
     values = config.model_dump(mode="json")
 
     def gib(center: str) -> str:
-        with torch.device("meta"):
+        with shapes_only():
             head = build_head(
                 apply_overrides(values, [f"center={center}"], "of the plan"), identities, Ranks(0, ranks), images=images
             )
@@ -162,7 +163,7 @@ def passes_that_fit(
     """
     encoder, _ = measured_encoder(config, device)
     divided, batch = 1, config.batch_size // ranks
-    with torch.device("meta"):
+    with shapes_only():
         head = build_head(config, identities, Ranks(0, ranks), images=images)
     while True:
         options = step_options(config, device, budget, ranks, config.optimizer.accumulation * divided)

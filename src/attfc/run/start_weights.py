@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError
 from torch import nn
 
 from attfc.backbones import create_backbone
-from attfc.backbones.counting import shapes_only
+from attfc.backbones.shapes import shapes_only
 from attfc.config import RunConfig, load_config
 from attfc.config.schema import BackboneConfig, DataConfig, Section
 from attfc.errors import UserError

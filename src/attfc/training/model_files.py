@@ -6,11 +6,12 @@ Both files may come from a stranger: nothing in them is executed, sizes are boun
 any memory is taken. Each file is replaced by one rename, the weights first: a crash leaves the old or the new weights, never half of them.
 """
 
+import contextlib
 import json
 import math
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
@@ -21,12 +22,13 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from attfc.backbones import create_backbone
+from attfc.backbones.shapes import shapes_only
 from attfc.errors import UserError
 from attfc.files import read_json, replacing
 from attfc.training.checkpoints.checkpoint import latest_checkpoint
 from attfc.training.interruption import resume_command
 
-__all__ = ["check_colours", "load_model", "model_folder", "save_model"]
+__all__ = ["check_colours", "load_model", "model_folder", "open_weights", "save_model"]
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 MAX_CONFIG_BYTES = 2**20
@@ -102,30 +104,47 @@ def load_model(folder: Path, *, any_colours: bool = False) -> tuple[nn.Module, d
             another network: the file, both values and the tensor are named.
     """
     folder = model_folder(Path(folder))
-    config = _read_config(folder, any_colours)
-    network, weights = str(config["network"]), folder / WEIGHTS
+    path, weights = folder / CONFIG, folder / WEIGHTS
+    if not path.exists():
+        raise UserError(f"{path} is missing: a model is a folder with {WEIGHTS} and {CONFIG}")
+    config = read_json(path, MAX_CONFIG_BYTES, "no model of attfc has that", damaged="is no JSON")
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is no JSON object")
+    _check_config(config, str(path), any_colours)
+    network = str(config["network"])
     # Weights come from the file: a network that started from timm's must not be downloaded again.
     options = {name: value for name, value in config["options"].items() if name != "pretrained"}
     sizes = {"embedding_size": config["embedding_size"], "image_size": config["image_size"]}
     if not weights.is_file():
         raise UserError(f"{weights} is missing: a model is a folder with {WEIGHTS} and {CONFIG}")
     try:
-        with torch.device("meta"):
+        with shapes_only():
             expected = create_backbone(network, **sizes, **options).state_dict()
     except UserError as error:
-        raise UserError(f"{folder / CONFIG}: {error}") from None
+        raise UserError(f"{path}: {error}") from None
     except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{folder / CONFIG}: network {network!r} cannot be built with {options}: {error}") from None
-    try:
-        with safe_open(str(weights), framework="pt") as file:
-            _check_shapes(weights, network, expected, {name: file.get_slice(name) for name in file.keys()})  # noqa: SIM118
-            tensors = {name: file.get_tensor(name) for name in expected}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{weights} is damaged or no safetensors file: {str(error)[:200]}") from None
+        raise UserError(f"{path}: network {network!r} cannot be built with {options}: {error}") from None
+    with open_weights(weights) as file:
+        _check_shapes(weights, network, expected, {name: file.get_slice(name) for name in file.keys()})  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in expected}
     with torch.random.fork_rng(devices=[]):
         backbone = create_backbone(network, **sizes, **options)
     backbone.load_state_dict(tensors, strict=True)
     return backbone.eval(), config
+
+
+@contextlib.contextmanager
+def open_weights(path: Path) -> Iterator[Any]:
+    """Open a safetensors file, with safetensors' own `get_tensor` and the like.
+
+    Raises:
+        UserError: it is damaged, or is none; also while it is read.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged or no safetensors file: {str(error)[:200]}") from None
 
 
 def model_folder(folder: Path) -> Path:
@@ -160,17 +179,6 @@ def check_colours(values: Mapping[str, Any], where: str) -> None:
                 raise UserError(
                     f"{where}: {name} is {_short(value)}: use one or three {kind}, in units of pixel values 0 to 255"
                 )
-
-
-def _read_config(folder: Path, any_colours: bool) -> dict[str, Any]:
-    path = folder / CONFIG
-    if not path.exists():
-        raise UserError(f"{path} is missing: a model is a folder with {WEIGHTS} and {CONFIG}")
-    config = read_json(path, MAX_CONFIG_BYTES, "no model of attfc has that", damaged="is no JSON")
-    if not isinstance(config, dict):
-        raise UserError(f"{path} is no JSON object")
-    _check_config(config, str(path), any_colours)
-    return config
 
 
 def _check_config(config: dict[str, Any], where: str, any_colours: bool) -> None:

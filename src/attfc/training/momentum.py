@@ -93,7 +93,8 @@ class MomentumPair(nn.Module):
             self.key.eval()
         return self
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a compiled loop would compile anew at each step number
+    # A compiled loop would compile anew at each step number. torch.compiler.disable imports dynamo, 4 s, where it is written; this, when called.
+    @torch._disable_dynamo  # type: ignore[attr-defined]
     @torch.no_grad()
     def update(self, step: int | None = None) -> None:
         """Move the key encoder towards the query encoder; call once per step, before the keys are embedded.
@@ -102,21 +103,15 @@ class MomentumPair(nn.Module):
             step: number of this update (for the ramp); default: the pair's own count, which a state_dict keeps.
         """
         step = self.step if step is None else step
-        _average(
-            list(self.key.parameters()),
-            list(self.query.parameters()),
-            momentum_at(step, self.momentum, self.schedule),
-        )
+        parameters = zip(self.key.parameters(), self.query.parameters(), strict=True)
+        _average(list(parameters), momentum_at(step, self.momentum, self.schedule))
         if self.batch_norm == "averaged":
-            keys, queries = list(self.key.buffers()), list(self.query.buffers())
-            floating = [i for i, buffer in enumerate(keys) if buffer.is_floating_point()]
-            _average(
-                [keys[i] for i in floating],
-                [queries[i] for i in floating],
-                momentum_at(step, self.momentum, "ramp"),
-            )
-            for i in set(range(len(keys))) - set(floating):
-                keys[i].copy_(queries[i])
+            buffers = list(zip(self.key.buffers(), self.query.buffers(), strict=True))
+            floating = [pair for pair in buffers if pair[0].is_floating_point()]
+            _average(floating, momentum_at(step, self.momentum, "ramp"))
+            for average, value in buffers:
+                if not average.is_floating_point():
+                    average.copy_(value)
         self.step = step + 1
 
     @torch.no_grad()
@@ -144,8 +139,10 @@ class MomentumPair(nn.Module):
         self.step = int(state)
 
 
-def _average(averages: list[Tensor], values: list[Tensor], momentum: float) -> None:
-    if not averages:
+def _average(pairs: list[tuple[Tensor, Tensor]], momentum: float) -> None:
+    """Move the first of each pair towards the second."""
+    averages, values = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    if not pairs:
         return
     if momentum == 0.0:  # an exact copy, even of or over infinities
         torch._foreach_copy_(averages, values)

@@ -75,8 +75,6 @@ def build_optimizer(
     *,
     learning_rate: float = 0.1,
     momentum: float = 0.9,
-    betas: tuple[float, float] = (0.9, 0.999),
-    epsilon: float = 1e-8,
     stores: Stores | None = None,
 ) -> Optimizer:
     """Build SGD (with momentum) or AdamW over `groups` of `parameter_groups`.
@@ -86,7 +84,6 @@ def build_optimizer(
         groups: a group's "learning_rate_scale" multiplies `learning_rate`.
         learning_rate: > 0; 0.1 suits SGD at batch 512, 0.001 AdamW.
         momentum: of SGD, in [0, 1).
-        betas, epsilon: of AdamW.
         stores: where the optimizer state of a parameter lives, if not beside it (`RowStore`).
 
     Raises:
@@ -100,5 +97,5 @@ def build_optimizer(
     if name == "sgd":
         return RowSGD(scaled, lr=learning_rate, momentum=momentum, stores=stores)
     if name == "adamw":
-        return RowAdamW(scaled, lr=learning_rate, betas=betas, eps=epsilon, stores=stores)
+        return RowAdamW(scaled, lr=learning_rate, stores=stores)
     raise UserError(f"optimizer {name!r} is unknown: use 'sgd' or 'adamw'")

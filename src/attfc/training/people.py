@@ -48,10 +48,9 @@ def saved_people(checkpoint: Path) -> dict[str, Any]:
         UserError: its state.json is missing, too large or no JSON.
     """
     state = read_state(checkpoint / STATE)
-    people = state.get("people") if isinstance(state, dict) else None
+    people, loader = (state.get(name) if isinstance(state, dict) else None for name in ("people", "loader"))
     if isinstance(people, dict):
         return people
-    loader = state.get("loader") if isinstance(state, dict) else None
     images = loader.get("images") if isinstance(loader, dict) else None
     return {"images": images} if isinstance(images, int) else {}
 

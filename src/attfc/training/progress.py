@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from rich.console import Console
@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from attfc.files import sync, written_whole
 from attfc.training.trackers import TensorBoard, Tracker, shared_numbers
 
-__all__ = ["MetricsLog", "RunLog", "Stopwatch", "figure_of", "memory_mib"]
+__all__ = ["RunLog", "Stopwatch", "figure_of", "memory_mib"]
 
 SECONDS_BETWEEN_PLAIN_LINES = 15.0
 
@@ -35,49 +35,6 @@ def memory_mib(device: torch.device) -> float:
         kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return kibibytes / 1024 if sys.platform != "darwin" else kibibytes / 1024**2
     return float(torch.accelerator.max_memory_allocated(device)) / 1024**2
-
-
-class MetricsLog:
-    """Appends records to ``metrics.jsonl`` and, if asked, to TensorBoard.
-
-    Args:
-        run_folder: the run's folder; must exist.
-        first_step: records of steps >= this one are dropped from an existing file (resume).
-        tensorboard: also write event files under ``tensorboard/``.
-        trackers: get the numbers too; closed with the log.
-        evaluates_again: the evaluation of the step before `first_step` is dropped too: a finished run that is resumed
-            evaluates its last step once more.
-    """
-
-    def __init__(
-        self,
-        run_folder: Path,
-        first_step: int = 0,
-        tensorboard: bool = True,
-        *,
-        trackers: Sequence[Tracker] = (),
-        evaluates_again: bool = False,
-    ) -> None:
-        self._trackers = [*trackers, *([TensorBoard(run_folder, first_step)] if tensorboard else [])]
-        self.path = run_folder / "metrics.jsonl"
-        if self.path.exists():
-            _drop_from(self.path, first_step, evaluates_again)
-        self._file = self.path.open("a", encoding="utf-8")
-
-    def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Append one record, with null for NaN and infinity (JSON has neither); trackers get the numbers of train and evaluation as ``kind/name``."""
-        record = {"kind": kind, "step": step, **values}
-        self._file.write(json.dumps(_finite(record), ensure_ascii=False) + "\n")
-        self._file.flush()
-        for tracker in self._trackers if kind in ("train", "evaluation") else ():
-            tracker.log(step, shared_numbers(kind, values))
-
-    def close(self) -> None:
-        """Flush both files to disk."""
-        sync(self._file)
-        self._file.close()
-        for tracker in self._trackers:
-            tracker.close()
 
 
 class ProgressLine:
@@ -138,53 +95,68 @@ class ProgressLine:
 
 @dataclass
 class RunLog:
-    """What a run says of its steps while it is open: records in `MetricsLog`, and the progress line. Closed (all ranks but 0), it says nothing.
+    """What a run says of its steps while it is open: records in ``metrics.jsonl``, and the progress line. Closed (all ranks but 0), it says nothing.
 
     Args:
         every: steps between records of the training.
-        tensorboard: as for `MetricsLog`.
-        open_trackers: called with the run's folder when training begins; gives those that get the numbers too.
+        tensorboard: also write event files under ``tensorboard/``.
+        open_trackers: called with the run's folder when training begins; gives those that get the numbers too, and are closed with the log.
     """
 
     every: int = 10
     tensorboard: bool = True
     open_trackers: Callable[[Path], Sequence[Tracker]] = lambda _: ()
-    _open: tuple[MetricsLog, ProgressLine] | None = field(default=None, init=False)
+    _open: tuple[TextIO, list[Tracker], ProgressLine] | None = field(default=None, init=False)
 
     @contextlib.contextmanager
     def opened(self, run_folder: Path, step: int, total_steps: int) -> Iterator[None]:
-        """Open for the steps after `step`."""
-        log = MetricsLog(
-            run_folder,
-            step + 1,
-            self.tensorboard,
-            trackers=self.open_trackers(run_folder),
-            evaluates_again=step >= total_steps,
-        )
-        line = ProgressLine(total_steps, step)
-        with contextlib.closing(log), line.bar:
-            self._open = log, line
+        """Open for the steps after `step`; records of these are dropped from an existing file (resume).
+
+        Of a finished run its last evaluation is dropped too: it comes again.
+        """
+        path = run_folder / "metrics.jsonl"
+        with contextlib.ExitStack() as closing:
+            trackers = [*self.open_trackers(run_folder)]
+            if self.tensorboard:
+                trackers.append(TensorBoard(run_folder, step + 1))
+            for tracker in trackers:
+                closing.callback(tracker.close)
+            if path.exists():
+                _drop_from(path, step + 1, step >= total_steps)
+            file = closing.enter_context(path.open("a", encoding="utf-8"))
+            closing.callback(sync, file)
+            line = ProgressLine(total_steps, step)
+            closing.enter_context(line.bar)
+            self._open = file, trackers, line
             try:
                 yield
             finally:
                 self._open = None
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Append a record to the log; one of the training is shown too."""
+        """Append one record, with null for NaN and infinity (JSON has neither).
+
+        Trackers get the numbers of train and evaluation as ``kind/name``; the progress line shows those of train.
+        """
         if self._open:
-            self._open[0].write(kind, step, values)
+            file, trackers, line = self._open
+            record = {"kind": kind, "step": step, **values}
+            file.write(json.dumps(_finite(record), ensure_ascii=False) + "\n")
+            file.flush()
+            for tracker in trackers if kind in ("train", "evaluation") else ():
+                tracker.log(step, shared_numbers(kind, values))
             if kind == "train":
-                self._open[1].update(step, values)
+                line.update(step, values)
 
     def show(self, step: int, figures: dict[str, Any] | None = None) -> None:
         """Move the bar to a step, with new figures if there are any."""
         if self._open:
-            self._open[1].update(step, figures)
+            self._open[2].update(step, figures)
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
         if self._open:
-            self._open[1].say(text)
+            self._open[2].say(text)
 
 
 class Stopwatch:

@@ -5,7 +5,6 @@ accelerator never waits for the host.
 """
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,58 +17,57 @@ from attfc.distributed import AgreedError, Ranks
 from attfc.errors import UserError
 from attfc.training.checkpoints.checkpoint import latest_checkpoint
 
-__all__ = ["StepReport", "reduce_step"]
+__all__ = ["StepReport"]
 
 
-@dataclass
 class StepReport:
-    """A step as all ranks know it; `read` it once the device has brought the figures."""
+    """A step as all ranks know it: summed over them and sent to the host without waiting for it. `read` it once the device has brought the figures.
 
-    step: int
-    batches: list[Batch]  # of this rank
-    own: Tensor  # loss of this rank
-    figures: Tensor  # on the host: mean loss, ranks asked to stop, broken images
-    arrived: Any  # an event of the accelerator, or None
-    heard: bool = False
+    Args:
+        step: its number.
+        loss: of this rank.
+        batches: of this rank.
+        asked: this rank was asked to stop.
+        ranks: those that take the step together.
+
+    Attribute `figures`: on the host: mean loss, ranks asked to stop, broken images.
+    """
+
+    def __init__(self, step: int, loss: Tensor, batches: list[Batch], asked: bool, ranks: Ranks) -> None:
+        self.step, self.loss, self.batches, self.ranks = step, loss, batches, ranks
+        self.heard = False
+        facts = [float(asked), float(sum(len(batch.broken) for batch in batches))]
+        # Filled on the device: a copy from ordinary memory might wait.
+        figures = ranks.sum(torch.stack([loss / ranks.size, *(loss.new_full((), fact) for fact in facts)]))
+        self._arrived: Any = None
+        if figures.device.type == "cuda":
+            figures = torch.empty(len(figures), pin_memory=True).copy_(figures, non_blocking=True)
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record()
+        self.figures = figures.to("cpu")
 
     def read(self) -> tuple[float, bool, int]:
         """Return the mean loss, whether a rank was asked to stop, and the broken images of all ranks; waits for the device."""
         self.heard = True
-        if self.arrived is not None:
-            self.arrived.synchronize()
+        if self._arrived is not None:
+            self._arrived.synchronize()
         loss, asked, broken = self.figures.tolist()
         return loss, asked > 0, int(broken)
 
-    def fault(self, loss: float, store: Store, run_folder: Path, ranks: Ranks) -> UserError:
+    def fault(self, loss: float, store: Store, run_folder: Path) -> UserError:
         """Return the error of a loss that is not finite: the step, the positions of the samples, what to try; all ranks say the same."""
         positions = [int(position) for batch in self.batches for position in batch.positions]
-        shown = ", ".join(map(str, positions[:16])) + (
-            f", ... ({len(positions)} in all)" if len(positions) > 16 else ""
-        )
-        saved = (
-            "the last checkpoint stands"
-            if latest_checkpoint(run_folder / "checkpoints")
-            else "nothing was saved so far"
-        )
+        shown = ", ".join(map(str, positions[:16]))
+        if len(positions) > 16:
+            shown += f", ... ({len(positions)} in all)"
+        last = latest_checkpoint(run_folder / "checkpoints")
+        saved = "the last checkpoint stands" if last else "nothing was saved so far"
         text = (
             f"the loss or its gradient is {loss} at step {self.step}, in the batch of sample positions {shown} "
             f"(the first is {store.where(positions[0])}); {saved}. "
             "Try a smaller optimizer.learning_rate, a longer schedule.warmup_epochs, optimizer.clip=1, or precision.amp=none"
         )
-        if ranks.size == 1:
+        if self.ranks.size == 1:
             return UserError(text)
-        said = ranks.objects((math.isfinite(float(self.own)), text))
+        said = self.ranks.objects((math.isfinite(float(self.loss)), text))
         return AgreedError(next((theirs for finite, theirs in said if not finite), text))
-
-
-def reduce_step(step: int, loss: Tensor, batches: list[Batch], asked: bool, ranks: Ranks) -> StepReport:
-    """Sum what every rank must know of a step, and send it to the host without waiting for it."""
-    facts = [float(asked), float(sum(len(batch.broken) for batch in batches))]
-    # Filled on the device: a copy from ordinary memory might wait.
-    figures = ranks.sum(torch.stack([loss / ranks.size, *(loss.new_full((), fact) for fact in facts)]))
-    if figures.device.type != "cuda":
-        return StepReport(step, batches, loss, figures.to("cpu"), None)
-    host = torch.empty(len(figures), pin_memory=True).copy_(figures, non_blocking=True)
-    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    arrived.record()
-    return StepReport(step, batches, loss, host, arrived)

@@ -51,7 +51,13 @@ class _RowWise(Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is not None and parameter.grad.is_sparse:
                     gradient = parameter.grad.coalesce()  # at once if the head vouched for it
-                    self._update(parameter, gradient, group)
+                    state, (rows, values) = self.state[parameter], (gradient.indices()[0], gradient.values())
+                    self._prepare(parameter, state, group)
+                    # A block at a time, so that temporaries stay small and in cache.
+                    bytes_a_row = max(1, values[:1].numel() * values.element_size())
+                    block = max(1, _BLOCK_BYTES.get(parameter.device.type, _BLOCK_BYTES_ELSEWHERE) // bytes_a_row)
+                    for part in zip(rows.split(block), values.split(block), strict=True):
+                        self._update_rows(parameter, *part, state, group)
                     sparse.append((parameter, gradient))
                     parameter.grad = None
         dense_step: Any = super().step
@@ -81,16 +87,6 @@ class _RowWise(Optimizer):
         if store is None:
             return torch.zeros_like(parameter)
         return store.zeros(*parameter.shape, dtype=parameter.dtype, device=parameter.device)
-
-    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        """Walk over the named rows a block at a time, so that temporaries stay small and in cache."""
-        state = self.state[parameter]
-        self._prepare(parameter, state, group)
-        rows, values = gradient.indices()[0], gradient.values()
-        bytes_a_row = max(1, values[:1].numel() * values.element_size())
-        block = max(1, _BLOCK_BYTES.get(parameter.device.type, _BLOCK_BYTES_ELSEWHERE) // bytes_a_row)
-        for start in range(0, len(rows), block):
-            self._update_rows(parameter, rows[start : start + block], values[start : start + block], state, group)
 
     def _prepare(self, parameter: Tensor, state: State, group: State) -> None:
         """Make what is missing of the state of a parameter with a sparse gradient."""

@@ -41,7 +41,16 @@ def learning_rate_factor(
     >>> [learning_rate_factor(step, total=6, warmup=2, kind="polynomial", power=1.0) for step in range(7)]
     [0.3333333333333333, 0.6666666666666666, 1.0, 0.75, 0.5, 0.25, 0.0]
     """
-    _check(total, warmup, kind, power, final)
+    if kind not in ("cosine", "polynomial", "constant"):
+        raise UserError(f"learning rate schedule {kind!r} is unknown: use 'cosine', 'polynomial' or 'constant'")
+    if warmup < 0 or warmup >= total:
+        raise UserError(
+            f"warm-up of {warmup} steps does not fit a run of {total} steps: use 0 <= warm-up < steps (fewer warm-up epochs, or a longer run)"
+        )
+    if power <= 0:
+        raise UserError(f"schedule power {power} must be above 0: 2 is the usual one, 1 is a straight line")
+    if not 0.0 <= final <= 1.0:
+        raise UserError(f"final learning rate share {final} is outside [0, 1]: 0 ends at zero, 1 never falls")
     if step < warmup:
         return (step + 1) / (warmup + 1)
     if kind == "constant":
@@ -63,22 +72,8 @@ def build_schedule(
     """Return a scheduler that sets every group's rate to its own times `learning_rate_factor`; call ``step()`` after each optimizer step.
 
     Raises:
-        UserError: as `learning_rate_factor`, at once and not in mid-run.
+        UserError: as `learning_rate_factor`, at once and not in mid-run: LambdaLR asks for the first factor.
     """
-    _check(total, warmup, kind, power, final)
     factor = functools.partial(learning_rate_factor, total=total, warmup=warmup, kind=kind, power=power, final=final)
     # A plain function: LambdaLR would store a callable object's attributes in its state, and a resume would take up the old schedule.
     return LambdaLR(optimizer, lambda step: factor(step))
-
-
-def _check(total: int, warmup: int, kind: str, power: float, final: float) -> None:
-    if kind not in ("cosine", "polynomial", "constant"):
-        raise UserError(f"learning rate schedule {kind!r} is unknown: use 'cosine', 'polynomial' or 'constant'")
-    if warmup < 0 or warmup >= total:
-        raise UserError(
-            f"warm-up of {warmup} steps does not fit a run of {total} steps: use 0 <= warm-up < steps (fewer warm-up epochs, or a longer run)"
-        )
-    if power <= 0:
-        raise UserError(f"schedule power {power} must be above 0: 2 is the usual one, 1 is a straight line")
-    if not 0.0 <= final <= 1.0:
-        raise UserError(f"final learning rate share {final} is outside [0, 1]: 0 ends at zero, 1 never falls")

@@ -6,6 +6,7 @@ and imported when a run opens them. A run that is resumed goes on with the same 
 A tracker that fails while the run trains is left out from then on: `metrics.jsonl` is the record, and no training dies of a broken connection.
 """
 
+import contextlib
 import importlib.util
 import json
 import math
@@ -78,10 +79,9 @@ def open_trackers(names: Sequence[str], run_folder: Path, settings: Mapping[str,
     """
     path = run_folder / "trackers.json"
     known: dict[str, str] = {}
-    try:
+    # A new run, or a file that nobody can read: then the tracker begins a new run as well.
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         known = {str(name): str(key) for name, key in json.loads(path.read_text(encoding="utf-8")).items()}
-    except (OSError, ValueError, AttributeError):
-        known = {}  # a new run, or a file that nobody can read: then the tracker begins a new run as well
     opened: list[Tracker] = []
     for name in names:
         kind = _Wandb if name == "wandb" else _MLflow

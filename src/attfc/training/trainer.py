@@ -29,7 +29,7 @@ from attfc.training.checkpoints.sharded_state import ShardedState
 from attfc.training.interruption import Interrupted, resume_command, signals_call, stopped_unsaved
 from attfc.training.model_files import save_model
 from attfc.training.progress import RunLog, Stopwatch, figure_of, memory_mib
-from attfc.training.reports import StepReport, reduce_step
+from attfc.training.reports import StepReport
 from attfc.training.run_folder import locked
 from attfc.training.step import TrainStep
 
@@ -86,16 +86,14 @@ class Trainer:
     keep_checkpoints: int = 2
     log: RunLog = field(default_factory=RunLog)
     people: dict[str, Any] = field(default_factory=dict)
-    step: int = field(default=0, init=False)
-    best: float = field(default=-math.inf, init=False)
-    _average: float | None = field(default=None, init=False)
-    _clock: Stopwatch = field(default_factory=Stopwatch, init=False)
-    _first_step: int = field(default=0, init=False)  # of this process
-    _rate: float = field(default=0.0, init=False)  # that the last step used
-    _stop: bool = field(default=False, init=False)
-    _asked: bool = field(default=False, init=False)  # somebody's _stop, as all ranks know it
 
     def __post_init__(self) -> None:
+        self.step, self.best = 0, -math.inf
+        self._first_step = 0  # of this process
+        self._average: float | None = None
+        self._rate = 0.0  # that the last step used
+        self._clock = Stopwatch()
+        self._stop = self._asked = False  # _asked: somebody's _stop, as all ranks know it
         take = self.take_step
         self.pair, self.head, self.optimizer = take.pair, take.head, take.optimizer
         self.device, self.ranks = take.device, take.ranks
@@ -147,7 +145,7 @@ class Trainer:
             group = [next(batches) for _ in range(self.accumulation)]
             loss = self.train_step(group)
             self.step += 1
-            report, before = reduce_step(self.step, loss, group, self._stop, self.ranks), report
+            report, before = StepReport(self.step, loss, group, self._stop, self.ranks), report
             if before is not None:  # heard now, when the next step has been launched
                 self._hear(before)
             last = self.step == self.total_steps
@@ -214,7 +212,7 @@ class Trainer:
     def save(self) -> Path:
         """Write a checkpoint of everything and prune old ones."""
         folder = self.run_folder / "checkpoints"
-        path = save_checkpoint(folder, self.step, self._sharded.spread(self.state_dict()))
+        path = save_checkpoint(folder, self.step, self.state_dict(), self._sharded.spread)
         prune_checkpoints(folder, self.keep_checkpoints)
         return path
 
@@ -227,8 +225,7 @@ class Trainer:
         Raises:
             UserError: it is damaged, or of another network, head or optimizer.
         """
-        state = load_checkpoint(checkpoint, place=self._sharded.place)
-        return self.load_state_dict(self._sharded.collect(state))
+        return self.load_state_dict(load_checkpoint(checkpoint, place=self._sharded.place))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that shapes later steps. Several ranks: of sharded rows, this rank's own."""
@@ -269,7 +266,12 @@ class Trainer:
                 if name != "scaler" or (part.is_enabled() and state["scaler"]):
                     part.load_state_dict(state[name])
             rate = float(state["optimizer"]["param_groups"][0]["lr"])
-            self._apply(configured)
+            # The rates of this run's configuration: on resume they may have been changed on purpose.
+            self.schedule.base_lrs = [values["initial_lr"] for values in configured]
+            groups = zip(self.optimizer.param_groups, configured, self.schedule.lr_lambdas, strict=True)
+            for group, values, factor in groups:
+                # Unchanged, this is the saved rate, bit for bit.
+                group.update(values | {"lr": values["initial_lr"] * factor(self.schedule.last_epoch)})
             own = state["trainer"]
             self.step, self._average, self._clock.seconds = int(own["step"]), own["average"], float(own["seconds"])
             self.best = -math.inf if own["best"] is None else float(own["best"])
@@ -281,15 +283,6 @@ class Trainer:
             ) from None
         self.ranks.draw_apart(self.step)
         return rate
-
-    def _apply(self, configured: list[dict[str, Any]]) -> None:
-        """Give optimizer and schedule the rates of this run's configuration: on resume they may have been changed on purpose."""
-        self.schedule.base_lrs = [values["initial_lr"] for values in configured]
-        for group, values, factor in zip(
-            self.optimizer.param_groups, configured, self.schedule.lr_lambdas, strict=True
-        ):
-            # Unchanged, this is the saved rate, bit for bit.
-            group.update(values | {"lr": values["initial_lr"] * factor(self.schedule.last_epoch)})
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
@@ -318,7 +311,7 @@ class Trainer:
             return
         loss, asked, broken = report.read()
         if not math.isfinite(loss):
-            raise report.fault(loss, self.loader.store, self.run_folder, self.ranks)
+            raise report.fault(loss, self.loader.store, self.run_folder)
         self._asked = self._asked or asked
         if broken > 0:
             mine = [entry for batch in report.batches for entry in batch.broken]

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from rich.table import Table
 from rich.text import Text
+from typer import Argument
 
 from attfc.commands.common import JsonOption, err, out, print_table, progress_bar, write_json
 from attfc.commands.evaluation.evaluate import evaluate_model
@@ -20,17 +20,23 @@ __all__ = ["compare"]
 
 @takes_options
 def compare(
-    one: Annotated[Path, typer.Argument(help="a model, as for evaluate, or a file of evaluate --save", metavar="A")],
-    other: Annotated[Path, typer.Argument(help="the other one", metavar="B")],
+    one: Annotated[Path, Argument(metavar="A")],
+    other: Annotated[Path, Argument(metavar="B")],
     asked: EvaluationOptions,
-    protocol: Annotated[
-        str | None, typer.Argument(help="as for evaluate; left out when A and B are files of evaluate --save")
-    ] = None,
-    paths: Annotated[list[str] | None, typer.Argument(help="the data of the protocol", metavar="PATH...")] = None,
-    resamples: Annotated[int, typer.Option(help="how often the identities are drawn again, at least 20")] = 1000,
+    protocol: Annotated[str | None, Argument()] = None,
+    paths: Annotated[list[str] | None, Argument(metavar="PATH...")] = None,
+    resamples: int = 1000,
     json_file: JsonOption = None,
 ) -> None:
-    """Say how much better model A is than model B, figure by figure, and how sure that is."""
+    """Say how much better model A is than model B, figure by figure, and how sure that is.
+
+    Args:
+        one: a model, as for evaluate, or a file of evaluate --save
+        other: the other one
+        protocol: as for evaluate; left out when A and B are files of evaluate --save
+        paths: the data of the protocol
+        resamples: how often the identities are drawn again, at least 20
+    """
     from attfc.evaluation.bootstrap import check_resampling
     from attfc.evaluation.results import compare_results
 
@@ -48,7 +54,7 @@ def compare(
             notes.insert(0, f"{letter}: {unseen['warning']}")
     _print_differences(results, differences, asked.confidence, resamples)
     for note in notes:
-        out.print(f"note: {note}", markup=False)
+        out.print(f"note: {note}")
     write_json(
         json_file,
         {
@@ -95,7 +101,7 @@ def _results(
             raise UserError(
                 f"{path} is a model: say on which protocol and data, e.g. attfc compare {models[0]} {models[1]} {example}"
             )
-        err.print(f"evaluating {path}", markup=False)
+        err.print(f"evaluating {path}")
         found.append(evaluate_model(path, protocol, paths, asked, keep_scores=True)[0])
     return found
 
@@ -132,17 +138,15 @@ def _print_differences(
             Text(signed if signed.startswith("-") else f"+{signed}"),
             "*" if found.clear else "",
         )
-    out.print(f"A: {results[0].model}", markup=False)
-    out.print(f"B: {results[1].model}", markup=False)
+    out.print(f"A: {results[0].model}")
+    out.print(f"B: {results[1].model}")
     print_table(table)
     out.print(
         f"[a, b]: {100 * confidence:g} % interval, {resamples:,} bootstrap resamples of identities, the same for both; "
         "* the interval of the difference leaves out 0",
-        markup=False,
     )
     clear = sum(found.clear for found in differences)
     if len(differences) > 1 and clear:
         out.print(
             f"{len(differences)} figures are compared at once: by chance alone one in {round(1 / (1 - confidence))} gets a *",
-            markup=False,
         )

@@ -7,11 +7,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
 from rich.table import Table
 from rich.text import Text
+from typer import Argument, Option
 
-from attfc.commands.common import JsonOption, out, print_figures, print_table, progress_bar, replaces, write_json
+from attfc.commands.common import (
+    JsonOption,
+    NaturalOption,
+    out,
+    print_figures,
+    print_table,
+    progress_bar,
+    replaces,
+    write_json,
+)
 from attfc.commands.evaluation.options import EvaluationOptions, takes_options
 from attfc.commands.evaluation.subject import open_subject
 from attfc.errors import UserError
@@ -26,40 +35,27 @@ __all__ = ["evaluate", "evaluate_model"]
 
 @takes_options
 def evaluate(
-    model: Annotated[
-        Path,
-        typer.Argument(
-            help="a run's folder, a folder with model.safetensors and config.json, a state dict, or an .onnx file"
-        ),
-    ],
-    protocol: Annotated[
-        str,
-        typer.Argument(
-            help="held-out: pairs, all pairs and rank-1 of a store; pairs: .bin files, a folder of them, or a store with --pairs; "
-            "lfw, cfp_fp, agedb_30, calfw, cplfw: NAME.bin of a folder, several joined by commas; "
-            "all-pairs: every image of a store against every other, as MFR-ALL; "
-            "identify: a store's images searched in a gallery of some of its identities; "
-            "ijbb, ijbc: the released folder with loose_crop and meta"
-        ),
-    ],
-    paths: Annotated[
-        list[str], typer.Argument(help="data of the protocol: store, .bin files, folder", metavar="PATH...")
-    ],
+    model: Path,
+    protocol: str,
+    paths: Annotated[list[str], Argument(metavar="PATH...")],
     asked: EvaluationOptions,
-    resamples: Annotated[
-        int, typer.Option(min=0, help="how often the identities are drawn again for the intervals; 0: no intervals")
-    ] = 1000,
-    save: Annotated[
-        Path | None,
-        typer.Option(
-            help="keep figures and scores in this .npz file, for `compare` and `report`; an older one is replaced",
-            dir_okay=False,
-            callback=replaces(b"facts.npy"),
-        ),
-    ] = None,
+    resamples: NaturalOption = 1000,
+    save: Annotated[Path | None, Option(dir_okay=False, callback=replaces(b"facts.npy"))] = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Evaluate a trained model, and say whether it was trained on the people of the evaluation."""
+    """Evaluate a trained model, and say whether it was trained on the people of the evaluation.
+
+    Args:
+        model: a run's folder, a folder with model.safetensors and config.json, a state dict, or an .onnx file
+        protocol: held-out: pairs, all pairs and rank-1 of a store; pairs: .bin files, a folder of them, or a store with --pairs;
+            lfw, cfp_fp, agedb_30, calfw, cplfw: NAME.bin of a folder, several joined by commas;
+            all-pairs: every image of a store against every other, as MFR-ALL;
+            identify: a store's images searched in a gallery of some of its identities;
+            ijbb, ijbc: the released folder with loose_crop and meta
+        paths: data of the protocol: store, .bin files, folder
+        resamples: how often the identities are drawn again for the intervals; 0: no intervals
+        save: keep figures and scores in this .npz file, for `compare` and `report`; an older one is replaced
+    """
     from attfc.evaluation.bootstrap import check_resampling
     from attfc.evaluation.protocols import find_protocol
     from attfc.evaluation.results import add_intervals, save_result
@@ -80,10 +76,9 @@ def evaluate(
     if intervals:
         out.print(
             f"[a, b]: {100 * asked.confidence:g} % interval, {resamples:,} bootstrap resamples of identities",
-            markup=False,
         )
     for note in (*notes, *outcome.people_notes):  # who was trained on is said last, where it is read
-        out.print(f"note: {note}", markup=False)
+        out.print(f"note: {note}")
     if save is not None:
         save_result(save, result)
     write_json(json_file, {"model": result.model, "protocol": protocol, "paths": paths, **outcome.figures})
@@ -108,7 +103,7 @@ def _show(outcome: "Outcome", intervals: "Mapping[FigurePath, Interval]") -> Non
 
     for part in outcome.shown:
         if isinstance(part, str):
-            out.print(part, markup=False)
+            out.print(part)
         elif isinstance(part, Listing):
             print_figures(part.figures, intervals, part.heading)
         else:

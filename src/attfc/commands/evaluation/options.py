@@ -1,6 +1,5 @@
 """The options of `attfc evaluate` and `attfc compare`, described once; both take them as one object."""
 
-import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
@@ -8,9 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Option
 
-from attfc.commands.common import CacheOption, ModelIsOption
+from attfc.commands.common import (
+    CacheOption,
+    DeviceOption,
+    FileOption,
+    FolderOption,
+    ModelIsOption,
+    NaturalOption,
+    PositiveOption,
+    ShareOption,
+)
 from attfc.errors import UserError
 
 __all__ = ["EvaluationOptions", "takes_options"]
@@ -18,66 +26,44 @@ __all__ = ["EvaluationOptions", "takes_options"]
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What the user asked for, beside models, protocol and data."""
+    """What the user asked for, beside models, protocol and data.
 
-    pairs: Annotated[Path | None, typer.Option(help="pairs file in the LFW form; default: generated pairs")] = None
-    generated_pairs: Annotated[
-        int, typer.Option(min=4, help="number of pairs to generate where no pairs are given")
-    ] = 6000
-    seed: Annotated[int, typer.Option(min=0, help="seed for generated pairs, enrolment and intervals")] = 0
-    thresholds: Annotated[
-        str | None,
-        typer.Option(help="thresholds: grid (as published; default for pairs) or exact (default for held-out)"),
-    ] = None
-    broken_limit: Annotated[
-        float, typer.Option(min=0, max=1, help="largest share of unusable images that is counted, not refused")
-    ] = 0.01
-    batch_size: Annotated[int, typer.Option(min=1, help="images per forward pass")] = 256
-    workers: Annotated[int, typer.Option(min=0, help="processes that read, decode and align; 0: this one")] = 0
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto"
-    mode: Annotated[
-        str,
-        typer.Option(
-            help="variants of ijbb and ijbc: N1 keeps the embeddings' length, N0 not; D1 weighs by detector score; F1 adds the mirror image; "
-            "several joined by commas, or all"
-        ),
-    ] = "N1D1F1"
-    embeddings: Annotated[
-        Path | None,
-        typer.Option(
-            help="folder where ijbb and ijbc keep embeddings for the next time; default attfc/embeddings in the user's cache",
-            file_okay=False,
-        ),
-    ] = None
-    groups: Annotated[
-        Path | None,
-        typer.Option(
-            help="file with a line per identity, name<TAB>group, for metrics of all-pairs within groups",
-            dir_okay=False,
-        ),
-    ] = None
-    far: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="RATE",
-            help="all-pairs: false accept rate at which TAR is given; may be given several times, or with commas; default 1e-6,1e-5,1e-4",
-        ),
-    ] = None
-    budget_gib: Annotated[
-        float, typer.Option(min=0, help="memory that all-pairs may take for embeddings and scores, GiB")
-    ] = 4.0
-    enrolled: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=1,
-            help="share of the identities that the protocol identify enrolls; the others are not in the gallery",
-        ),
-    ] = 0.5
-    enrolled_images: Annotated[
-        int, typer.Option(min=1, help="images per enrolled identity in the gallery of identify")
-    ] = 1
-    confidence: Annotated[float, typer.Option(help="confidence level of the intervals, 0.5 to below 1")] = 0.95
+    Attributes:
+        pairs: pairs file in the LFW form; default: generated pairs
+        generated_pairs: number of pairs to generate where no pairs are given
+        seed: seed for generated pairs, enrolment and intervals
+        thresholds: thresholds: grid (as published; default for pairs) or exact (default for held-out)
+        broken_limit: largest share of unusable images that is counted, not refused
+        batch_size: images per forward pass
+        workers: processes that read, decode and align; 0: this one
+        mode: variants of ijbb and ijbc: N1 keeps the embeddings' length, N0 not; D1 weighs by detector score;
+            F1 adds the mirror image; several joined by commas, or all
+        embeddings: folder where ijbb and ijbc keep embeddings for the next time; default attfc/embeddings in the user's cache
+        groups: file with a line per identity, name<TAB>group, for metrics of all-pairs within groups
+        far: all-pairs: false accept rate at which TAR is given; may be given several times, or with commas;
+            default 1e-6,1e-5,1e-4
+        budget_gib: memory that all-pairs may take for embeddings and scores, GiB
+        enrolled: share of the identities that the protocol identify enrolls; the others are not in the gallery
+        enrolled_images: images per enrolled identity in the gallery of identify
+        confidence: confidence level of the intervals, 0.5 to below 1
+    """
+
+    pairs: Path | None = None
+    generated_pairs: Annotated[int, Option(min=4)] = 6000
+    seed: NaturalOption = 0
+    thresholds: str | None = None
+    broken_limit: ShareOption = 0.01
+    batch_size: PositiveOption = 256
+    workers: NaturalOption = 0
+    device: DeviceOption = "auto"
+    mode: str = "N1D1F1"
+    embeddings: FolderOption = None
+    groups: FileOption = None
+    far: Annotated[list[str] | None, Option(metavar="RATE")] = None
+    budget_gib: Annotated[float, Option(min=0)] = 4.0
+    enrolled: ShareOption = 0.5
+    enrolled_images: PositiveOption = 1
+    confidence: float = 0.95
     model_is: ModelIsOption = None
     cache: CacheOption = None
 
@@ -111,22 +97,19 @@ class EvaluationOptions:
 
 def takes_options(command: Callable[..., None]) -> Callable[..., None]:
     """Show a command's parameter `asked` as the options of `EvaluationOptions`; the command gets them as one."""
-    fields = dataclasses.fields(EvaluationOptions)
+    options = inspect.signature(EvaluationOptions).parameters.values()
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
-        asked = EvaluationOptions(**{field.name: values.pop(field.name) for field in fields})
+        asked = EvaluationOptions(**{option.name: values.pop(option.name) for option in options})
         command(asked=asked, **values)
 
-    options = [
-        inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
-        for field in fields
-    ]
-    own = inspect.signature(command).parameters
     shown = [
-        one
-        for name, parameter in own.items()
-        for one in (options if name == "asked" else [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)])
+        each.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, own in inspect.signature(command).parameters.items()
+        for each in (options if name == "asked" else [own])
     ]
     run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+    described = inspect.cleandoc(EvaluationOptions.__doc__ or "").partition("Attributes:\n")[2]
+    run.__doc__ = f"{inspect.cleandoc(command.__doc__ or '')}\n{described}"
     return run

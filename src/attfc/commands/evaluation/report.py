@@ -3,32 +3,28 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument
 
-from attfc.commands.common import err, out
+from attfc.commands.common import FileOption, out, print_notes
 from attfc.errors import UserError
 
 __all__ = ["report"]
 
 
 def report(
-    paths: Annotated[
-        list[Path],
-        typer.Argument(
-            help="a run's folder; or files of evaluate --save, to set models side by side", metavar="RUN|RESULT..."
-        ),
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option(help="page to write for results, .html or .md; default report.html", dir_okay=False),
-    ] = None,
-    pictures: Annotated[
-        bool,
-        typer.Option("--pictures", help="show faces of a run's hardest pairs; only for stores you may show"),
-    ] = False,
-    force: Annotated[bool, typer.Option("--force", help="overwrite a page of results that is there already")] = False,
+    paths: Annotated[list[Path], Argument(metavar="RUN|RESULT...")],
+    output: FileOption = None,
+    pictures: bool = False,
+    force: bool = False,
 ) -> None:
-    """Write a run's report.html anew, or a page that sets several models side by side."""
+    """Write a run's report.html anew, or a page that sets several models side by side.
+
+    Args:
+        paths: a run's folder; or files of evaluate --save, to set models side by side
+        output: page to write for results, .html or .md; default report.html
+        pictures: show faces of a run's hardest pairs; only for stores you may show
+        force: overwrite a page of results that is there already
+    """
     if all(path.suffix == ".npz" for path in paths):
         from attfc.evaluation.report.compare import write_comparison_report
         from attfc.evaluation.results import read_result
@@ -39,7 +35,7 @@ def report(
         if target.exists() and not force:
             raise UserError(f"{target} is there already: name another page with --output, or overwrite it with --force")
         write_comparison_report(target, results)
-        out.print(str(target), markup=False, soft_wrap=True)
+        out.print(str(target), soft_wrap=True)
         return
     if len(paths) > 1 or output is not None:
         strange = next(path for path in paths if path.suffix != ".npz")
@@ -62,5 +58,5 @@ def report(
     was_there = (run / "report.html").exists()
     written = write_report(run, store=store, pictures=pictures)
     if was_there:  # it is made of the run's files and of nothing else, so no work is lost; it is said all the same
-        err.print("note: the run's earlier report is replaced", markup=False)
-    out.print(str(written), markup=False, soft_wrap=True)
+        print_notes(["the run's earlier report is replaced"])
+    out.print(str(written), soft_wrap=True)

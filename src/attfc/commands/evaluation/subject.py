@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attfc.commands.common import err, open_with_bar, progress_bar
+from attfc.commands.common import open_with_bar, print_notes, progress_bar
 from attfc.commands.evaluation.options import EvaluationOptions
 
 if TYPE_CHECKING:
@@ -27,8 +27,7 @@ def open_subject(path: Path, asked: EvaluationOptions) -> "tuple[Subject, ModelF
 
     on = choose_device(asked.device)
     module, facts = open_model(path, read_statements(asked.model_is or []), device=on.type)
-    for note in facts.notes:
-        err.print(f"note: {note}", markup=False)
+    print_notes(facts.notes)
 
     def digest() -> str:
         key = CacheKey(facts.network, facts.colours, sorted(facts.options.items()))

@@ -2,31 +2,30 @@
 
     CombinedStore([ms1m, ours], weights=[1, 4])
 
-Memory: an offset per source; the identity index, 8 bytes per identity and (unless all sources number their images identity by
-identity) 8 an image, is built when first asked for and is not pickled. With merging also the label of each source's identities
-(8 bytes each), made in one pass over their names, a Python string each while it lasts: some 2 s for 2 M identities. No
-sorting: each identity's images of the first source come first.
+Memory: 8 bytes per identity of each source, its label here. The identity index, 8 bytes per identity and (unless all sources number their
+images identity by identity) 8 per image, is built when first asked for and is not pickled. Merging is one pass over the names, a Python
+string each while it lasts: some 2 s for 2 M identities. No sorting: each identity's images of the first source come first.
 """
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from attfc.data.index import IdentityIndex, checked_positions
+from attfc.data.index import IdentityIndex, checked_label, checked_positions, offsets_of
 from attfc.data.people.identity_names import joined_names, names_of
 from attfc.data.people.name_table import NameTable
 from attfc.data.sampling.weighted_epochs import WeightedEpochs, checked_weights
-from attfc.data.stores.store import Images, Store, images_array
+from attfc.data.stores.store import Store, StoreView
 from attfc.errors import UserError
-from attfc.typing import Int64, UInt8
+from attfc.typing import Int64
 
 __all__ = ["CombinedStore"]
 
 
-class CombinedStore:
+class CombinedStore(StoreView):
     """A Store over several stores.
 
     Args:
@@ -58,51 +57,29 @@ class CombinedStore:
         self.counts = [len(store) for store in stores]
         self.weights = [1.0] * len(stores) if weights is None else [float(weight) for weight in weights]
         checked_weights(self.counts, self.weights)
-        self._starts = np.concatenate([[0], np.cumsum(self.counts)]).astype(np.int64)
-        known = [len(store.identities) for store in stores]
-        self._label_starts = np.concatenate([[0], np.cumsum(known)]).astype(np.int64)
-        self._label_of = _labels_by_name(self.stores, self.names) if merge_names else None
-        self._named_by: Int64 | None = None  # for each label, its first place among all stores' identities
-        if self._label_of is not None:
-            self._named_by = np.unique(np.concatenate(self._label_of), return_index=True)[1].astype(
-                np.int64, copy=False
-            )
-        self._identities = int(self._label_starts[-1]) if self._named_by is None else len(self._named_by)
-        self._index: IdentityIndex | None = None
+        self._starts = offsets_of(self.counts)
+        self._label_starts = offsets_of([len(store.identities) for store in stores])
+        # The label of each source's identities; without merging they follow one another.
+        apart = np.split(np.arange(self._label_starts[-1]), self._label_starts[1:-1])
+        self._label_of = _labels_by_name(self.stores, self.names) if merge_names else apart
+        self._identities = 1 + max(int(labels.max(initial=-1)) for labels in self._label_of)
 
     @property
     def name(self) -> str:
         """The sources' names joined by " + "."""
         return " + ".join(self.names)
 
-    @property
+    @cached_property
     def identities(self) -> IdentityIndex:
-        """The identity index, built on first use."""
-        if self._index is None:
-            self._index = self._merged_index() if self._label_of is not None else self._joined_index()
-        return self._index
-
-    def _joined_index(self) -> IdentityIndex:
-        consecutive = all(store.identities.consecutive for store in self.stores)
-        items = None if consecutive else np.empty(len(self), np.int64)
-        offsets = np.empty(self._identities + 1, np.int64)
-        offsets[-1] = len(self)
-        for number, store in enumerate(self.stores):
-            start, label = int(self._starts[number]), int(self._label_starts[number])
-            index = store.identities
-            if items is not None:
-                np.add(index.items, start, out=items[start : start + len(store)])
-            np.add(index.offsets[:-1], start, out=offsets[label : label + len(index)])
-        return IdentityIndex(offsets, items, source=self.name)
-
-    def _merged_index(self) -> IdentityIndex:
+        """The identity index, built on first use: first store's images first within an identity."""
+        if not self.merge_names and all(store.identities.consecutive for store in self.stores):
+            return IdentityIndex(self._offsets(), source=self.name)
         items = np.empty(len(self), np.int64)
-        for number, (slots, store) in enumerate(zip(self._slots_by_source(), self.stores, strict=True)):
-            items[slots] = store.identities.items + self._starts[number]
-        return IdentityIndex(self._merged_offsets(), items, source=self.name)
+        for start, slots, store in zip(self._starts.tolist(), self._slots_by_source(), self.stores, strict=False):
+            items[slots] = store.identities.items + start
+        return IdentityIndex(self._offsets(), items, source=self.name)
 
-    def _merged_offsets(self) -> Int64:
-        assert self._label_of is not None
+    def _offsets(self) -> Int64:
         offsets = np.zeros(self._identities + 1, np.int64)
         for labels, store in zip(self._label_of, self.stores, strict=True):
             offsets[1:][labels] += store.identities.counts()  # within a store no label comes twice
@@ -110,8 +87,7 @@ class CombinedStore:
 
     def _slots_by_source(self) -> list[Int64]:
         """Where each store's slots lie in the merged index: first store's images first within an identity."""
-        assert self._label_of is not None
-        free = self._merged_offsets()[:-1].copy()
+        free = self._offsets()[:-1].copy()
         found = []
         for labels, store in zip(self._label_of, self.stores, strict=True):
             counts = store.identities.counts()
@@ -129,8 +105,6 @@ class CombinedStore:
         """Return for each source which of its own labels stand for any of `labels`: rising int64 arrays, one per source."""
         asked = np.zeros(self._identities, np.bool_)
         asked[np.asarray(labels, np.int64)] = True
-        if self._label_of is None:
-            return [np.flatnonzero(part) for part in np.split(asked, self._label_starts[1:-1])]
         return [np.flatnonzero(asked[of]) for of in self._label_of]
 
     def weighted_epochs(self, seed: int) -> WeightedEpochs:
@@ -138,7 +112,7 @@ class CombinedStore:
 
         Merging costs 8 bytes per image here: a source's slots are then no stretch of the index.
         """
-        slots = np.concatenate(self._slots_by_source()) if self._label_of is not None else None
+        slots = np.concatenate(self._slots_by_source()) if self.merge_names else None
         return WeightedEpochs(self.counts, self.weights, seed, slots=slots)
 
     @property
@@ -176,61 +150,28 @@ class CombinedStore:
         labels = np.empty(source.shape, np.int64)
         for number in np.unique(source).tolist():
             rows = source == number
-            labels[rows] = self._from_own(number, self.stores[number].labels(places[rows]))
+            labels[rows] = self._label_of[number][self.stores[number].labels(places[rows])]
         return labels
-
-    def _from_own(self, source: int, own: Int64 | int) -> Int64:
-        """Return the labels that a source's own ones have here."""
-        return own + self._label_starts[source] if self._label_of is None else self._label_of[source][own]
-
-    def read(self, position: int) -> tuple[bytes, int]:
-        """Return the encoded image and its label; raises as the source's `read`."""
-        source, place = map(int, self.source_of(position))
-        encoded, own = self.stores[source].read(place)
-        return encoded, int(self._from_own(source, own))
-
-    def read_many(self, positions: Sequence[int]) -> list[bytes | Exception]:
-        """Return each encoded image, or the OSError or BrokenImageError that reading it met; a call a source."""
-        source, places = self.source_of(positions)
-        found: list[bytes | Exception] = [b""] * len(source)
-        for number in np.unique(source).tolist():
-            rows = np.flatnonzero(source == number)
-            for row, item in zip(rows.tolist(), self.stores[number].read_many(places[rows].tolist()), strict=True):
-                found[row] = item
-        return found
-
-    def images(self, positions: npt.ArrayLike, size: int, out: UInt8 | None = None) -> Images:
-        """Return decoded images in the order asked for, one call a source."""
-        source, places = self.source_of(positions)
-        numbers: list[int] = np.unique(source).tolist()
-        if len(numbers) == 1:
-            return self.stores[numbers[0]].images(places, size, out)
-        found = Images(images_array(len(source), size, out))
-        for number in numbers:
-            rows = np.flatnonzero(source == number)
-            part = self.stores[number].images(places[rows], size)
-            found.pixels[rows] = part.pixels
-            found.broken.update((int(rows[row]), reason) for row, reason in part.broken.items())
-        found.broken = dict(sorted(found.broken.items()))
-        return found
 
     def where(self, position: int) -> str:
         """Return "source: where in it"."""
         source, place = map(int, self.source_of(position))
         return f"{self.names[source]}: {self.stores[source].where(place)}"
 
-    def _named(self, labels: npt.ArrayLike) -> tuple[Int64, Int64]:
+    @cached_property
+    def _first_places(self) -> Int64:
+        """Where among all stores' identities, one store after the other, each label comes first."""
+        return np.unique(np.concatenate(self._label_of), return_index=True)[1].astype(np.int64, copy=False)
+
+    def _named(self, labels: Int64 | int) -> tuple[Int64, Int64]:
         """Which source names each label (with merging: the first that has it), and its label there."""
-        places = np.asarray(labels, np.int64)
-        places = places if self._named_by is None else self._named_by[places]
+        places = np.asarray(self._first_places[labels])
         source = np.searchsorted(self._label_starts, places, side="right") - 1
         return source, places - self._label_starts[source]
 
     def identity_name(self, label: int) -> str:
         """Return the identity's name in its source (with merging: in the first that has it)."""
-        if not 0 <= label < self._identities:
-            raise IndexError(f"label {label} is not one of {self._identities} identities")
-        source, own = map(int, self._named(label))
+        source, own = map(int, self._named(checked_label(label, self._identities)))
         return self.stores[source].identity_name(own)
 
     def identity_names(self, labels: Int64) -> NameTable:
@@ -238,10 +179,6 @@ class CombinedStore:
         source, own = self._named(labels)
         rows = [np.flatnonzero(source == number) for number in range(len(self.stores))]
         return joined_names(rows, [names_of(store, own[row]) for store, row in zip(self.stores, rows, strict=True)])
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickle without the identity index: decoding workers do not need it."""
-        return {**self.__dict__, "_index": None}
 
     def __repr__(self) -> str:
         """Return the sources and the counts."""

@@ -10,23 +10,22 @@ image). Not taken: a complete list of all images, which is as long as the data s
 """
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import repeat
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from attfc.data.index import IdentityIndex, checked_positions
+from attfc.data.index import IdentityIndex, checked_label, checked_positions
 from attfc.data.people.identity_names import joined_names, names_of
 from attfc.data.people.name_table import NameTable, printable
-from attfc.data.stores.store import Images, Store
-from attfc.data.text_lines import MAX_LINE_BYTES, LineBlock, line_blocks, open_regular, read_head, whole_numbers
+from attfc.data.stores.store import Store, StoreView
+from attfc.data.text_lines import MAX_LINE_BYTES, LineBlock, line_blocks, opened, read_head, whole_numbers
 from attfc.errors import UserError
 from attfc.files import replacing
-from attfc.typing import Bools, Int64, UInt8
+from attfc.typing import Bools, Int64
 
 __all__ = ["LEFT_OUT", "EditedStore", "Edits", "compose", "read_edits", "write_edits"]
 
@@ -129,15 +128,9 @@ def read_edits(path: str | os.PathLike[str], *, comments: bool = True) -> Edits:
         UserError: no such file, not an edit list, a line that cannot be understood, a position listed twice, a position or
             label out of range, another number of lines than the header says.
     """
-    try:
-        descriptor = open_regular(path)
-        try:
-            header = _header(path, read_head(path, descriptor))
-            parts = [_parse(path, block, header["images"], comments) for block in line_blocks(path, descriptor)]
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise UserError(f"{os.fspath(path)}: edit list cannot be read ({error.strerror or error})") from None
+    with opened(path, "edit list cannot be read") as descriptor:
+        header = _header(path, read_head(path, descriptor))
+        parts = [_parse(path, block, header["images"], comments) for block in line_blocks(path, descriptor)]
     positions, labels, numbers = (
         np.concatenate([np.zeros(0, np.int64), *(part[column] for part in parts)]) for column in range(3)
     )
@@ -283,7 +276,7 @@ def compose(first: Edits, second: Edits) -> Edits:
     return Edits(first.images, first.identities, positions, labels, comments)
 
 
-class EditedStore:
+class EditedStore(StoreView):
     """A store as an edit list describes it: the images that are left, renumbered; labels dense again, in their order.
 
     An identity that loses its images vanishes, and every later label moves up. Memory: the edits, 8 bytes per identity, and 8
@@ -301,8 +294,8 @@ class EditedStore:
 
     def __init__(self, store: Store, edits: Edits, *, name: str | None = None) -> None:
         edits.check(store)
-        self.store = store
-        self._name = name
+        self.store, self.stores = store, (store,)
+        self.name = f"{store.name} (edited)" if name is None else name
         out = edits.positions[edits.labels == LEFT_OUT]
         if len(out) == len(store):
             raise UserError(f"{store.name}: the edit list leaves none of its {len(store)} images")
@@ -317,30 +310,17 @@ class EditedStore:
         moved = edits.labels != LEFT_OUT
         self._moved, self._moved_labels = edits.positions[moved], edits.labels[moved]
         self._used = _used_labels(store.identities, store.labels(edits.positions), self._moved_labels)
-        self._index: IdentityIndex | None = None
 
-    @property
-    def name(self) -> str:
-        """The name it was given, or the store's name and "(edited)"."""
-        return f"{self.store.name} (edited)" if self._name is None else self._name
-
-    @property
+    @cached_property
     def identities(self) -> IdentityIndex:
         """The identity index of the images that are left, built on first use."""
-        if self._index is None:
-            labels = self.store.identities.labels()
-            labels[self._moved] = self._moved_labels
-            if self._left is not None:
-                labels = labels[self._left]
-            elif len(self._gaps):
-                labels = np.delete(labels, self._gaps + np.arange(len(self._gaps), dtype=np.int64))
-            labels = self._dense(labels)
-            if self.store.identities.consecutive and not len(self._moved):  # still so: no row of positions is needed
-                counts = np.bincount(labels, minlength=len(self._used))
-                self._index = IdentityIndex(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
-            else:
-                self._index = IdentityIndex.from_labels(labels, identities=len(self._used))
-        return self._index
+        labels = self.store.identities.labels()
+        labels[self._moved] = self._moved_labels
+        if self._left is not None:
+            labels = labels[self._left]
+        elif len(self._gaps):
+            labels = np.delete(labels, self._gaps + np.arange(len(self._gaps), dtype=np.int64))
+        return IdentityIndex.from_labels(self._dense(labels), identities=len(self._used))
 
     @property
     def ignored(self) -> dict[str, int]:
@@ -369,6 +349,11 @@ class EditedStore:
         moved: Int64 = asked + np.searchsorted(self._gaps, asked, side="right")
         return moved
 
+    def source_of(self, positions: npt.ArrayLike) -> tuple[Int64, Int64]:
+        """Return 0, the number of the one store, and `positions_in_store`."""
+        below = self.positions_in_store(positions)
+        return np.zeros_like(below), below
+
     def labels(self, positions: npt.ArrayLike) -> Int64:
         """Return the edited labels of positions: int64."""
         below = self.positions_in_store(positions)
@@ -383,28 +368,9 @@ class EditedStore:
             return edited
         return np.searchsorted(self._used, edited).astype(np.int64, copy=False)
 
-    def read(self, position: int) -> tuple[bytes, int]:
-        """Return the encoded image and its edited label; raises as the store's `read`."""
-        encoded, _ = self.store.read(int(self.positions_in_store(position)))
-        return encoded, int(self.labels([position])[0])
-
-    def read_many(self, positions: Sequence[int]) -> list[bytes | Exception]:
-        """Return each encoded image, or the OSError or BrokenImageError that reading it met."""
-        return self.store.read_many(self.positions_in_store(positions).tolist())
-
-    def images(self, positions: npt.ArrayLike, size: int, out: UInt8 | None = None) -> Images:
-        """Return decoded images, as the store does."""
-        return self.store.images(self.positions_in_store(positions), size, out)
-
-    def where(self, position: int) -> str:
-        """Return where the image comes from."""
-        return self.store.where(int(self.positions_in_store(position)))
-
     def identity_name(self, label: int) -> str:
         """Return the identity's name in the store, or "new-<label in the list>" for one that the list made."""
-        if not 0 <= label < len(self._used):
-            raise IndexError(f"label {label} is not one of {len(self._used)} identities")
-        edited = int(self._used[label])
+        edited = int(self._used[checked_label(label, len(self._used))])
         return self.store.identity_name(edited) if edited < len(self.store.identities) else f"new-{edited}"
 
     def identity_names(self, labels: Int64) -> NameTable:
@@ -415,10 +381,6 @@ class EditedStore:
             return names_of(self.store, below)
         made = NameTable.pack(f"new-{label}".encode() for label in below[~old].tolist())
         return joined_names([np.flatnonzero(old), np.flatnonzero(~old)], [names_of(self.store, below[old]), made])
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickle without the identity index: decoding workers do not need it."""
-        return {**self.__dict__, "_index": None}
 
     def __repr__(self) -> str:
         """Return the store and what the list does to it."""

@@ -28,7 +28,7 @@ from attfc.data.index import IdentityIndex, open_array
 from attfc.data.index_cache import RACY_NS, IndexCache, read_about
 from attfc.data.people.name_table import NameTable, printable
 from attfc.data.stores.image_files import ImageFiles, Tables, read_image
-from attfc.data.stores.store import Store
+from attfc.data.stores.store import Store, origins
 from attfc.errors import UserError
 from attfc.typing import Int64, Progress
 
@@ -191,7 +191,7 @@ class FolderStore(ImageFiles):
         """Return the first image that a link takes from outside the folder, and where it lies in truth; None: there is none."""
         root = os.path.join(os.path.realpath(os.fsencode(self.root)), b"")
         for position in self._tables.links.tolist():
-            real = os.path.realpath(self.path(position))
+            real = os.path.realpath(self.image_path(position))
             if not real.startswith(root):
                 return position, printable(real)
         return None
@@ -200,8 +200,8 @@ class FolderStore(ImageFiles):
         """Return the labels of positions: int64."""
         return self._tables.index.labels_of_slots(positions)
 
-    def path(self, position: int) -> bytes:
-        """Return an image's path, as bytes: the only form that every name has."""
+    def image_path(self, position: int) -> bytes:
+        """Return an image's path."""
         return self._path_and_label(position)[0]
 
     def read(self, position: int) -> tuple[bytes, int]:
@@ -236,15 +236,13 @@ def refuse_links_out(store: Store) -> None:
 
     Cost: nothing where no image is reached by a link, else up to 20 us per image that is.
     """
-    for below in (getattr(store, "store", None), *getattr(store, "stores", ())):  # of an edited or a combined store
-        if below is not None:
-            refuse_links_out(below)
-    if isinstance(store, FolderStore) and (found := store.leads_out()) is not None:
-        position, real = found
-        raise UserError(
-            f"{store.root}: {store.where(position)} is reached by a link that leads out of the folder, to {real}: give --follow-links "
-            "(follow_links=True) to take whatever links lead to, or remove the link"
-        )
+    for base in origins(store, np.zeros(0, np.int64))[0]:
+        if isinstance(base, FolderStore) and (found := base.leads_out()) is not None:
+            position, real = found
+            raise UserError(
+                f"{base.root}: {base.where(position)} is reached by a link that leads out of the folder, to {real}: give "
+                "--follow-links (follow_links=True) to take whatever links lead to, or remove the link"
+            )
 
 
 def _list_folders(root: Path) -> _Folders:

@@ -15,7 +15,7 @@ from typing import Any
 
 from attfc.data.people.name_table import printable
 from attfc.data.stores.folder import EXTENSIONS
-from attfc.data.stores.writer import LEFT_OUT, UNFINISHED, ContinuedWriter, GrowingFile
+from attfc.data.stores.writer import LEFT_OUT, UNFINISHED, ContinuedWriter
 from attfc.errors import UserError
 
 __all__ = ["FolderWriter", "extension_of", "safe_name"]
@@ -38,7 +38,8 @@ def safe_name(name: bytes) -> bytes:
     if len(safe) <= _LONGEST:
         return safe
     _, extension = _split_extension(safe)
-    start = safe[: _LONGEST - 18 - len(extension)].decode("utf-8", "ignore" if _is_utf8(safe) else "surrogateescape")
+    is_text = safe.decode("utf-8", "ignore").encode() == safe
+    start = safe[: _LONGEST - 18 - len(extension)].decode("utf-8", "ignore" if is_text else "surrogateescape")
     digest = hashlib.blake2b(name, digest_size=8).hexdigest().encode()
     return start.encode("utf-8", "surrogateescape") + b"~" + digest + extension
 
@@ -62,7 +63,6 @@ class FolderWriter(ContinuedWriter):
         source_digest: names the source's state.
         identity_names: the name of every identity of the source, in the order of labels.
         options: what else must not change between the runs.
-        sync_bytes, sync_seconds: how much, and how long, a crash may cost.
 
     Attributes:
         renamed_identities: identities whose folder has another name than the identity.
@@ -71,6 +71,7 @@ class FolderWriter(ContinuedWriter):
 
     counts = (*ContinuedWriter.counts, "encoded_bytes", "unknown_formats")
     unknown_formats = 0
+    sync_bytes = 256 << 20
 
     def __init__(
         self,
@@ -79,13 +80,11 @@ class FolderWriter(ContinuedWriter):
         source_digest: str,
         identity_names: Iterable[bytes],
         options: dict[str, Any] | None = None,
-        sync_bytes: int = 256 << 20,
-        sync_seconds: float = 60.0,
     ) -> None:
         target = Path(os.path.abspath(folder))
         self._root, self._names = os.fsencode(target), list(identity_names)
         begun_with = {"format": "attfc folder 1, unfinished", "source_digest": source_digest, **(options or {})}
-        super().__init__(target, target / _WORK, begun_with, sync_bytes, sync_seconds)
+        super().__init__(target, target / _WORK, begun_with)
 
     def notes(self) -> list[str]:
         """Return what the user should know of names."""
@@ -102,8 +101,8 @@ class FolderWriter(ContinuedWriter):
                 "does not exist yet"
             )
 
-    def _begin(self, state: dict[str, Any], sizes: dict[str, int]) -> None:
-        self._files[LEFT_OUT] = GrowingFile(self.folder / _WORK / LEFT_OUT, sizes.get(LEFT_OUT, 0))
+    def _begin(self) -> None:
+        self._grow(LEFT_OUT)
         # A file system that ignores case shows the folder of the notes under another name too.
         self._ignores_case = (self.folder / _WORK.upper()).exists()
         self._folder_names = _distinct(self._names, self._ignores_case)
@@ -144,13 +143,13 @@ class FolderWriter(ContinuedWriter):
         self._taken.add(key)
         return name
 
-    def _state(self) -> dict[str, Any]:
+    def _commit(self) -> None:
         os.sync()  # millions of small files: one flush of the system is far cheaper than one each
-        return {}
+        super()._commit()
 
     def _finish(self) -> None:
         self._commit()
-        if self._files[LEFT_OUT].size:
+        if self._sizes[LEFT_OUT]:
             shutil.copyfile(self.folder / _WORK / LEFT_OUT, self.folder / LEFT_OUT)
         self.close()
         # In one step from unfinished to finished.
@@ -197,15 +196,5 @@ def _distinct(names: list[bytes], ignore_case: bool) -> list[bytes]:
 
 
 def _split_extension(name: bytes) -> tuple[bytes, bytes]:
-    for extension in EXTENSIONS:
-        if name.lower().endswith(extension):
-            return name[: -len(extension)], name[-len(extension) :]
-    return name, b""
-
-
-def _is_utf8(name: bytes) -> bool:
-    try:
-        name.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+    stem = len(name) - next((len(extension) for extension in EXTENSIONS if name.lower().endswith(extension)), 0)
+    return name[:stem], name[stem:]

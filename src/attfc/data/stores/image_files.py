@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from attfc.data.images import BrokenImageError
-from attfc.data.index import IdentityIndex
+from attfc.data.index import IdentityIndex, checked_label
 from attfc.data.people.name_table import NameTable, printable
 from attfc.data.stores.store import EncodedStore
 from attfc.errors import UserError
@@ -52,14 +54,14 @@ class ImageFiles(EncodedStore):
     _tables: Tables
 
     def __init__(self, source: str | os.PathLike[str], root: str | os.PathLike[str]) -> None:
-        self._source = Path(os.path.abspath(source))
+        self.path = Path(os.path.abspath(source))
         self.root = Path(os.path.abspath(root))
         self._prefix = os.path.join(os.fsencode(self.root), b"")
 
     @property
     def name(self) -> str:
         """The source's own name."""
-        return printable(os.fsencode(self._source.name or str(self._source)))
+        return printable(os.fsencode(self.path.name or str(self.path)))
 
     @property
     def identities(self) -> IdentityIndex:
@@ -78,13 +80,20 @@ class ImageFiles(EncodedStore):
     def identity_name(self, label: int) -> str:
         """Return the identity's name, or its number in the source, in printable form."""
         known = self._tables.identities
-        if not 0 <= label < len(known):
-            raise IndexError(f"label {label} is not one of {len(known)} identities")
+        checked_label(label, len(known))
         return printable(known[label]) if isinstance(known, NameTable) else str(int(known[label]))
 
     def identity_names(self, labels: Int64) -> NameTable:
         """Return the names of many identities as they are in the source."""
         return NameTable.of(self._tables.identities, labels)
+
+    def image_path(self, position: int) -> bytes:
+        """Return an image's path, as bytes: the only form that every name has; the store's own."""
+        raise NotImplementedError
+
+    def byte_lengths(self, positions: Int64) -> Int64:
+        """Return the size of the images' files, -1 for one that is gone."""
+        return np.array([_size(self.image_path(position)) for position in positions.tolist()], np.int64)
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle the paths alone where the index is on disk: a worker maps the same pages."""
@@ -104,7 +113,14 @@ class ImageFiles(EncodedStore):
     def __repr__(self) -> str:
         """Return the source and the counts."""
         counts = f"{len(self.identities):,} identities, {len(self):,} images"
-        return f"{type(self).__name__}({str(self._source)!r}, {counts})"
+        return f"{type(self).__name__}({str(self.path)!r}, {counts})"
+
+
+def _size(path: bytes) -> int:
+    try:
+        return os.stat(path).st_size
+    except (OSError, ValueError):
+        return -1
 
 
 def read_image(descriptor: int) -> bytes:

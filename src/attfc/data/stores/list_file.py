@@ -33,7 +33,7 @@ from attfc.data.index_cache import RACY_NS, IndexCache, read_about
 from attfc.data.people.name_table import NameTable, printable
 from attfc.data.stores.image_files import ImageFiles, Tables, read_image
 from attfc.data.stores.list_columns import IMAGE_ENDINGS, ListLayout
-from attfc.data.text_lines import MAX_LINE_BYTES, LineBlock, line_blocks, open_regular, whole_numbers
+from attfc.data.text_lines import MAX_LINE_BYTES, LineBlock, line_blocks, open_regular, opened, whole_numbers
 from attfc.errors import UserError
 from attfc.typing import Int64, Progress
 
@@ -54,7 +54,7 @@ class _ListTables(Tables):
 
         def read(about: dict[str, Any]) -> _ListTables:
             return cls(
-                index=IdentityIndex.open(folder),
+                index=IdentityIndex.open(folder, consecutive=bool(about.get("consecutive"))),
                 identities=open_array(folder / "numbers.npy", np.int64)
                 if about["numbers"]
                 else NameTable.open(folder, "identity"),
@@ -87,7 +87,12 @@ class _ListTables(Tables):
             self.identities.save(draft, "identity")
         else:
             np.save(draft / "numbers.npy", self.identities, allow_pickle=False)
-        about = {"format": _FORMAT, "scanned_ns": self.scanned_ns, "numbers": not named}
+        about = {
+            "format": _FORMAT,
+            "scanned_ns": self.scanned_ns,
+            "numbers": not named,
+            "consecutive": self.index.consecutive,
+        }
         (draft / "about.json").write_text(json.dumps(about), "utf-8")
 
 
@@ -118,15 +123,8 @@ class ListStore(ImageFiles):
         progress: Progress | None = None,
     ) -> None:
         super().__init__(path, Path(path).parent if root is None else root)
-        self.path = self._source
-        try:
-            descriptor = open_regular(self.path)
-            try:
-                self._tables: _ListTables = self._opened(descriptor, cache, progress)
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise UserError(f"{self.path}: list cannot be read ({error.strerror or error})") from None
+        with opened(self.path, "list cannot be read") as descriptor:
+            self._tables: _ListTables = self._opened(descriptor, cache, progress)
 
     def _opened(self, descriptor: int, cache: str | os.PathLike[str] | None, progress: Progress | None) -> _ListTables:
         status = os.fstat(descriptor)
@@ -157,7 +155,7 @@ class ListStore(ImageFiles):
         return labels
 
     def image_path(self, position: int) -> bytes:
-        """Return an image's path, as bytes: the only form that every name has.
+        """Return an image's path.
 
         Backslashes of a list that was written on Windows stand for slashes, unless there is a file of that very name.
         """

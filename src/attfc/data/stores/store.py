@@ -3,11 +3,15 @@
 Positions are 0 ... len(store) - 1 and stay the same as long as the data does. A store is cheap to pickle: loader
 workers get a copy, by fork or spawn. A broken image is never an exception of `images`: its row is black and it is named,
 because one bad file among millions must not end a run.
+
+`StoreView` is a store that shows the images of others: edits over one, several as one. `origins` says where an image lies below all of them.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from functools import cached_property
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +20,7 @@ from attfc.data.images import BrokenImageError, decode_image, reason_of
 from attfc.data.index import IdentityIndex
 from attfc.typing import Int64, UInt8
 
-__all__ = ["EncodedStore", "Images", "Store", "images_array"]
+__all__ = ["EncodedStore", "Images", "Store", "StoreView", "images_array", "origins"]
 
 
 @dataclass
@@ -67,10 +71,37 @@ class Store(Protocol):
 
 
 class EncodedStore:
-    """Gives `read_many` and `images` to a store that has `read`."""
+    """Gives `images` to a store that has `read` or `read_many`, and the other one; answers that a store may know better.
+
+    Attributes:
+        length_slack: how many bytes `byte_lengths` may be too high by.
+    """
+
+    length_slack = 0
+
+    @property
+    def place(self) -> str:
+        """What the data are: equal for two stores of the same data."""
+        path = getattr(self, "path", None)
+        return f"object {id(self)}" if path is None else os.path.realpath(path)
+
+    def byte_lengths(self, positions: Int64) -> Int64 | None:
+        """Return the byte length of encoded images, -1 for one that is gone; None: only reading them would tell."""
+        return None
 
     def read(self, position: int) -> tuple[bytes, int]:
-        """Return the encoded image and its label; the store's own."""
+        """Return the encoded image and its label; where `read_many` is the store's own, of a batch of one.
+
+        Raises:
+            OSError, BrokenImageError: it cannot be read.
+        """
+        (encoded,) = self.read_many([position])
+        if isinstance(encoded, Exception):
+            raise encoded
+        return encoded, int(self.labels(position))
+
+    def labels(self, positions: npt.ArrayLike) -> Int64:
+        """Return the labels of positions: int64; the store's own."""
         raise NotImplementedError
 
     def read_many(self, positions: Sequence[int]) -> list[bytes | Exception]:
@@ -116,6 +147,82 @@ class EncodedStore:
         if not reasons:
             return Images(pixels)
         return Images(pixels, {row: reasons[origin] for row, origin in enumerate(first.tolist()) if origin in reasons})
+
+
+class StoreView(EncodedStore):
+    """Gives a store over `stores` all but `source_of`, `labels`, names and the identity index.
+
+    What is a `cached_property` of a view, its identity index first of all, is not pickled: decoding workers do not need it.
+    """
+
+    stores: tuple[Store, ...]
+
+    def source_of(self, positions: npt.ArrayLike) -> tuple[Int64, Int64]:
+        """Return the number of the store and the position in it: int64, shaped as `positions`; the view's own."""
+        raise NotImplementedError
+
+    def labels(self, positions: npt.ArrayLike) -> Int64:
+        """Return the labels of positions: int64; the view's own."""
+        raise NotImplementedError
+
+    def read(self, position: int) -> tuple[bytes, int]:
+        """Return the encoded image and its label here; raises as the store's `read`."""
+        source, place = map(int, self.source_of(position))
+        return self.stores[source].read(place)[0], int(self.labels([position])[0])
+
+    def read_many(self, positions: Sequence[int]) -> list[bytes | Exception]:
+        """Return each encoded image, or the OSError or BrokenImageError that reading it met; a call a store."""
+        source, places = self.source_of(positions)
+        found: list[bytes | Exception] = [b""] * len(source)
+        for number in np.unique(source).tolist():
+            rows = np.flatnonzero(source == number)
+            for row, item in zip(rows.tolist(), self.stores[number].read_many(places[rows].tolist()), strict=True):
+                found[row] = item
+        return found
+
+    def images(self, positions: npt.ArrayLike, size: int, out: UInt8 | None = None) -> Images:
+        """Return decoded images in the order asked for, one call a store."""
+        source, places = self.source_of(positions)
+        numbers: list[int] = np.unique(source).tolist()
+        if len(numbers) == 1:
+            return self.stores[numbers[0]].images(places, size, out)
+        found = Images(images_array(len(source), size, out))
+        for number in numbers:
+            rows = np.flatnonzero(source == number)
+            part = self.stores[number].images(places[rows], size)
+            found.pixels[rows] = part.pixels
+            found.broken.update((int(rows[row]), reason) for row, reason in part.broken.items())
+        found.broken = dict(sorted(found.broken.items()))
+        return found
+
+    def where(self, position: int) -> str:
+        """Return where the image comes from, as its store says it."""
+        source, place = map(int, self.source_of(position))
+        return self.stores[source].where(place)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle without the identity index and whatever else is made on first use."""
+        own = vars(self).items()
+        return {name: it for name, it in own if not isinstance(getattr(type(self), name, None), cached_property)}
+
+
+def origins(store: Store, positions: Int64) -> tuple[list[Store], Int64, Int64]:
+    """Return the stores below all views, and of each position the number of its store and the position there.
+
+    Args:
+        positions: int64 (n,); none of them: the stores alone.
+    """
+    if not isinstance(store, StoreView):
+        return [store], np.zeros(len(positions), np.int64), positions
+    source, place = store.source_of(positions)
+    bases: list[Store] = []
+    numbers, below = np.zeros((2, len(positions)), np.int64)
+    for number, part in enumerate(store.stores):
+        rows = np.flatnonzero(source == number)
+        found, own, at = origins(part, place[rows])
+        numbers[rows], below[rows] = own + len(bases), at
+        bases += found
+    return bases, numbers, below
 
 
 def images_array(count: int, size: int, out: UInt8 | None) -> UInt8:

@@ -85,6 +85,11 @@ class SyntheticFaces(EncodedStore):
         self._length = identities * low if self._each else int(self._starts()[-1])
 
     @property
+    def place(self) -> str:
+        """The seed: numbers of one seed are the same people."""
+        return f"synthetic {self.seed}"
+
+    @property
     def name(self) -> str:
         """A specification that `open_store` understands."""
         low, high = self._range

@@ -19,10 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from attfc.data.images import BrokenImageError, decode_image
+from attfc.data.index import checked_positions
 from attfc.data.people.name_table import printable
 from attfc.data.stores.plain_pickle import PlainArray, PlainUnpickler
 from attfc.data.stores.restricted_pickle import describe
-from attfc.data.stores.store import Images, Store, images_array
+from attfc.data.stores.store import EncodedStore, Store
 from attfc.errors import UserError
 from attfc.files import replacing
 from attfc.typing import Bools
@@ -36,7 +37,7 @@ _PROTOCOL = 4  # compact, and read by every Python since 3.4; arcface_torch's pi
 
 
 @dataclass(frozen=True, eq=False)
-class VerificationSet:
+class VerificationSet(EncodedStore):
     """2 P encoded images and P times same or not; gives images as a store does, so `embed_store` takes it.
 
     Attributes:
@@ -59,31 +60,9 @@ class VerificationSet:
         """Return which image this is, for messages."""
         return f"image {position} (pair {position // 2}, {'second' if position % 2 else 'first'})"
 
-    def images(self, positions: npt.ArrayLike, size: int, out: npt.NDArray[np.uint8] | None = None) -> Images:
-        """Decode images.
-
-        Args:
-            positions: (N,) integers, 0 ... 2 P - 1.
-            size: side in pixels of the square results.
-            out: uint8 (N, size, size, 3) to decode into; None: a new array.
-
-        Returns:
-            Images: uint8 (N, size, size, 3) RGB; what cannot be decoded is black and named in `broken`.
-
-        Raises:
-            IndexError: a position outside the set.
-        """
-        asked = np.asarray(positions, dtype=np.int64)
-        if asked.size and not 0 <= int(asked.min()) <= int(asked.max()) < len(self.encoded):
-            raise IndexError(f"positions {asked.min()} ... {asked.max()} of a set of {len(self.encoded)} images")
-        found = Images(images_array(len(asked), size, out))
-        for row, position in enumerate(asked.tolist()):
-            try:
-                found.pixels[row] = decode_image(self.encoded[position], size)
-            except BrokenImageError as error:
-                found.pixels[row] = 0
-                found.broken[row] = str(error)
-        return found
+    def read_many(self, positions: Sequence[int]) -> list[bytes | Exception]:
+        """Return the encoded images. Raises IndexError: a position outside the set."""
+        return [self.encoded[position] for position in checked_positions(positions, len(self), "set").tolist()]
 
     def __repr__(self) -> str:
         """Return name and counts, not the images."""

@@ -13,19 +13,19 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 from attfc.data.stores.image_files import MAX_FILE_BYTES
 from attfc.errors import UserError
 from attfc.files import lock, replacing, sync, sync_folder
 
-__all__ = ["LEFT_OUT", "UNFINISHED", "ContinuedWriter", "GrowingFile", "StoreWriter", "replace_json"]
+__all__ = ["LEFT_OUT", "UNFINISHED", "ContinuedWriter", "StoreWriter", "replace_json"]
 
 UNFINISHED = "unfinished.json"
 LEFT_OUT = "left_out.tsv"
 
 _BUFFER = 1 << 20
+_SYNC_SECONDS = 60.0
 _CONTINUES = "give the same command again, it continues where it stopped"
 
 
@@ -34,55 +34,6 @@ def replace_json(path: Path, content: dict[str, Any]) -> None:
     with replacing(path) as file:
         file.write(json.dumps(content, indent=1).encode() + b"\n")
     sync_folder(path.parent)
-
-
-class GrowingFile:
-    """A file that grows at its end; its size at the last `sync` survives a crash.
-
-    Args:
-        path: the file.
-        size: what is kept of it: the size at the last durable point.
-
-    Raises:
-        UserError: the file is shorter than that.
-        OSError: it cannot be opened or written (all methods).
-    """
-
-    def __init__(self, path: Path, size: int = 0) -> None:
-        self.path, self.size = path, size
-        flags = os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-        self._file = open(  # noqa: SIM115
-            path, "r+b", _BUFFER, opener=lambda name, mode: os.open(name, mode | flags, 0o666)
-        )
-        found = self._file.seek(0, os.SEEK_END)
-        if found < size:
-            self.close()
-            raise UserError(
-                f"{path}: {found} bytes but {UNFINISHED} says {size}: the unfinished conversion is damaged; "
-                "delete its folder and convert again"
-            )
-        self._file.truncate(size)
-        self._file.seek(size)
-
-    def append(self, data: bytes) -> None:
-        """Add bytes at the end."""
-        self._file.write(data)
-        self.size += len(data)
-
-    def sync(self) -> None:
-        """Wait until everything is on the disk."""
-        sync(self._file)
-
-    def rewrite_start(self, data: bytes) -> None:
-        """Replace the first bytes. The last call: nothing can be appended after it."""
-        self._file.seek(0)
-        self._file.write(data)
-        sync(self._file)
-
-    def close(self) -> None:
-        """Close; what cannot be written any more is dropped."""
-        with contextlib.suppress(OSError):
-            self._file.close()
 
 
 class StoreWriter:
@@ -97,10 +48,12 @@ class StoreWriter:
         continued: whether an unfinished conversion was found.
         finished: the folder is complete (it was killed on its very last step): only `close` is left to do.
         source: the source's name, for messages. again: what to do when it has gone.
+        sync_bytes: images' bytes that a crash may cost, where a conversion can be continued.
     """
 
     again = ", then give the same command again, it continues"
     source = "the source"
+    sync_bytes = 64 << 20
     continued = finished = False
     done = images = identities = encoded_bytes = left_out_images = left_out_identities = 0
     _started = 0  # images of the identity at hand
@@ -186,7 +139,7 @@ class StoreWriter:
         """Return the writer."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close."""
         self.close()
 
@@ -198,9 +151,8 @@ class ContinuedWriter(StoreWriter):
 
     Args:
         folder: what is made.
-        work: the folder of `unfinished.json` and `left_out.tsv` while the conversion runs.
+        work: the folder of the files that grow, and of `unfinished.json`, while the conversion runs.
         begun_with: what must be the same when the conversion is continued, e.g. {"source_digest": ..., "shard_bytes": ...}.
-        sync_bytes, sync_seconds: how much, and how long, a crash may cost.
 
     Raises:
         UserError: the folder holds something else, is in use, cannot be written to, or began otherwise;
@@ -210,25 +162,20 @@ class ContinuedWriter(StoreWriter):
     counts: ClassVar[tuple[str, ...]] = ("done", "images", "identities", "left_out_images", "left_out_identities")
     _lock = -1
 
-    def __init__(
-        self, folder: Path, work: Path, begun_with: dict[str, Any], sync_bytes: int, sync_seconds: float
-    ) -> None:
+    def __init__(self, folder: Path, work: Path, begun_with: dict[str, Any]) -> None:
         super().__init__(folder)
-        self._unfinished, self._begun_with = work / UNFINISHED, begun_with
-        self._sync_bytes, self._sync_seconds = sync_bytes, sync_seconds
-        self._files: dict[str, GrowingFile] = {}
+        self._work, self._unfinished, self._begun_with = work, work / UNFINISHED, begun_with
+        self._files: dict[str, BinaryIO] = {}  # those that grow now
+        self._sizes: dict[str, int] = {}  # of all that have grown, at the last durable point
         try:
             with self.failures():
                 self._look()
                 work.mkdir(parents=True, exist_ok=True)
-                self._take_lock(work)
+                self._take_lock()
                 for draft in (*work.glob(".*.part"), *work.glob("*.json.new")):  # of a writer that was killed
                     draft.unlink()
-                state = self._read_state()
-                self.continued = state is not None
-                for name in self.counts:
-                    setattr(self, name, self._whole((state or {}).get(name, 0)))
-                self._begin(state or {}, self._sizes(state or {}))
+                self.continued = self._read_state()
+                self._begin()
                 self._committed()
         except BaseException:
             self.close()
@@ -247,30 +194,34 @@ class ContinuedWriter(StoreWriter):
         """Refuse a folder that holds something else."""
         raise NotImplementedError
 
-    def _begin(self, state: dict[str, Any], sizes: dict[str, int]) -> None:
-        """Cut the files back to the last durable point, or begin with none."""
+    def _begin(self) -> None:
+        """Open the files that grow."""
         raise NotImplementedError
 
-    def _state(self) -> dict[str, Any]:
-        """Return what else to remember; everything written must be on the disk."""
-        raise NotImplementedError
-
-    def _take_lock(self, work: Path) -> None:
+    def _take_lock(self) -> None:
         if hasattr(os, "O_DIRECTORY"):  # elsewhere two conversions into one folder at once are the user's to avoid
-            self._lock = os.open(work, os.O_RDONLY)
+            self._lock = os.open(self._work, os.O_RDONLY)
             if not lock(self._lock):
-                raise UserError(f"{work}: another process is converting into it: wait for it or stop it")
+                raise UserError(f"{self._work}: another process is converting into it: wait for it or stop it")
 
-    def _read_state(self) -> dict[str, Any] | None:
-        """Return what the last durable point left; None at the beginning."""
+    def _read_state(self) -> bool:
+        """Take the counts and sizes of the last durable point; False: this is the beginning."""
         try:
             saved = json.loads(self._unfinished.read_bytes())
             found, state = dict(saved["begun_with"]), dict(saved["state"])
+            counts = {name: state.get(name, 0) for name in self.counts}
+            self._sizes = dict(state.get("sizes", {LEFT_OUT: state.get("left_out_size", 0)}))
+            # Packed folders of 0.1 have the shards in a list, image folders of 0.1 a single size.
+            self._sizes |= {f"shard-{number:05d}.bin": size for number, size in enumerate(state.get("shards", []))}
+            if not all(isinstance(n, int) and 0 <= n <= 2**62 for n in (*counts.values(), *self._sizes.values())):
+                raise ValueError("counts that are none")
         except FileNotFoundError:
-            self._save({})  # the folder is ours from here on
-            return None
-        except (KeyError, TypeError, ValueError, RecursionError):
-            raise self._damaged() from None
+            replace_json(self._unfinished, {"begun_with": self._begun_with, "state": {}})  # ours from here on
+            return False
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+            raise UserError(
+                f"{self._unfinished}: damaged: delete {self.folder} (an unfinished conversion) and convert again"
+            ) from None
         for key, value in self._begun_with.items():
             if found.get(key) != value:
                 was = "" if key.endswith("digest") else f" {found.get(key)!r}, now {value!r}"
@@ -278,56 +229,54 @@ class ContinuedWriter(StoreWriter):
                     f"{self.folder}: holds an unfinished conversion that began with another {key.replace('_', ' ')}{was}: "
                     "give the options and the source that it began with, or delete the folder to begin anew"
                 )
-        return state
+        vars(self).update(counts)
+        return True
 
-    def _whole(self, value: object) -> int:
-        """Return a count or size of the state."""
-        if not isinstance(value, int) or not 0 <= value <= 2**62:
-            raise self._damaged()
-        return value
-
-    def _sizes(self, state: dict[str, Any]) -> dict[str, int]:
-        """Return the files' sizes of the state; image folders of 0.1 noted the size of one."""
-        try:
-            sizes = state.get("sizes", {LEFT_OUT: state.get("left_out_size", 0)}).items()
-        except AttributeError:
-            raise self._damaged() from None
-        return {name: self._whole(size) for name, size in sizes}
-
-    def _damaged(self) -> UserError:
-        return UserError(
-            f"{self._unfinished}: damaged: delete {self.folder} (an unfinished conversion) and convert again"
+    def _grow(self, name: str, start: bytes = b"") -> None:
+        """Open a file that grows, cut back to its size at the last durable point; a new one begins with `start`."""
+        path, kept = self._work / name, self._sizes.get(name, 0)
+        flags = os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        file = self._files[name] = open(  # noqa: SIM115
+            path, "r+b", _BUFFER, opener=lambda name, mode: os.open(name, mode | flags, 0o666)
         )
-
-    def _save(self, state: dict[str, Any]) -> None:
-        replace_json(self._unfinished, {"begun_with": self._begun_with, "state": state})
+        if (found := file.seek(0, os.SEEK_END)) < kept:
+            raise UserError(
+                f"{path}: {found} bytes but {UNFINISHED} says {kept}: the unfinished conversion is damaged; "
+                "delete its folder and convert again"
+            )
+        file.truncate(kept)
+        file.seek(kept)
+        if not kept:
+            file.write(start)
 
     def _note(self, line: bytes) -> None:
-        self._files[LEFT_OUT].append(line)
+        self._files[LEFT_OUT].write(line)
 
     def end_identity(self, done: int) -> None:
         """End the identity at hand, and make everything durable where it is time for that."""
         super().end_identity(done)
-        if self.encoded_bytes - self._synced_bytes >= self._sync_bytes or time.monotonic() >= self._sync_at:
+        if self.encoded_bytes - self._synced_bytes >= self.sync_bytes or time.monotonic() >= self._sync_at:
             with self.failures():
                 self._commit()
 
     def _commit(self) -> None:
         """Make everything up to here durable; between two identities only."""
-        for file in self._files.values():
-            file.sync()
-        state = {name: getattr(self, name) for name in self.counts} | self._state()
-        self._save(state | {"sizes": {name: file.size for name, file in self._files.items()}})
+        for name, file in self._files.items():
+            sync(file)
+            self._sizes[name] = file.tell()
+        state = {name: getattr(self, name) for name in self.counts} | {"sizes": self._sizes}
+        replace_json(self._unfinished, {"begun_with": self._begun_with, "state": state})
         self._committed()
 
     def _committed(self) -> None:
         self._synced_bytes = self.encoded_bytes
-        self._sync_at = time.monotonic() + self._sync_seconds
+        self._sync_at = time.monotonic() + _SYNC_SECONDS
 
     def close(self) -> None:
-        """Close the files. Without `finish` the folder stays unfinished, to be continued."""
+        """Close the files; what is not durable is dropped. Without `finish` the folder stays unfinished, to be continued."""
         for file in self._files.values():
-            file.close()
+            with contextlib.suppress(OSError):
+                file.close()
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1

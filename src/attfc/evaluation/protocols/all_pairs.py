@@ -4,7 +4,6 @@ Every image is embedded once (image and mirror), then scored against every other
 The list of groups is read in one pass; only identities of the store take memory.
 """
 
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import numpy.typing as npt
 from torch import nn
 
 from attfc.data.stores.store import Store
-from attfc.data.text_lines import line_blocks, open_regular
+from attfc.data.text_lines import line_blocks, opened
 from attfc.errors import UserError
 from attfc.evaluation.bootstrap import FigurePath, Sample
 from attfc.evaluation.embed import BrokenImage, Embedder
@@ -178,19 +177,13 @@ def read_groups(path: str | Path, store: Store) -> Groups:
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
-    try:
-        descriptor = open_regular(file)
-    except OSError as error:
-        raise UserError(f"{file}: groups cannot be read ({error.strerror or error})") from None
-    try:
+    with opened(file, "groups cannot be read") as descriptor:
         for block in line_blocks(file, descriptor):
             for row, number in enumerate(block.numbers.tolist()):
                 try:
                     yield number, block.text(row).decode("utf-8")
                 except UnicodeDecodeError:
                     raise UserError(f"{file} line {number} is not UTF-8 text: save it as UTF-8") from None
-    finally:
-        os.close(descriptor)
 
 
 def evaluate_all_pairs(

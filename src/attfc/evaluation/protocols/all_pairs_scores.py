@@ -154,10 +154,9 @@ class AllPairs:
 
     def sample(self, exact: int = EXACT_IMPOSTORS) -> TailSample:
         """Return the scores for intervals; the `spare` that they were scored with says how far below the largest FAR's threshold these look."""
-        order = np.argsort(self.genuine_scores, kind="stable")
         images = self.identity_images.astype(np.float64)
         return tail_of(
-            (self.genuine_scores[order], self.genuine_labels[order]),
+            (self.genuine_scores, self.genuine_labels),
             (self.top_impostors, self.top_labels[:, 0], self.top_labels[:, 1], self.top_codes),
             exact,
             impostor_pairs=self.impostor_pairs,

@@ -33,7 +33,9 @@ from attfc.evaluation.tail_sample import EXACT_IMPOSTORS
 from attfc.evaluation.unit_rows import cosine_of_pairs
 from attfc.typing import Float64, Int64
 
-__all__ = ["PROTOCOL", "HardestPair", "HeldOutEvaluation", "evaluate_store"]
+__all__ = ["PROTOCOL", "HardestPair", "HeldOutEvaluation", "evaluate_store", "positions_of"]
+
+GALLERY_IMAGES = 10_000  # of rank-one and all pairs, unless told otherwise
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class HeldOutEvaluation:
         """Return the figures in the form of a run folder's `evaluation.json`: plain JSON types, unknown ones as None."""
         seconds = self.embeddings.seconds
         figures = {
-            **self.pair_scores.to_dict(),
+            **self.pair_scores.figures(),
             "pair_source": self.pairs.source,
             "skipped_pairs": self.skipped_pairs,
             "rank_one": None if self.rank_one is None else self.rank_one.rate,
@@ -160,7 +162,7 @@ def evaluate_store(
     fars: Sequence[float] = FARS,
     rank_one: bool = True,
     all_pairs: bool = True,
-    gallery_images: int = 10_000,
+    gallery_images: int = GALLERY_IMAGES,
     hardest: int = 12,
     spare: float = 1.0,
     broken_limit: float = 0.01,
@@ -225,7 +227,7 @@ def evaluate_store(
         hardest=_hardest(store, hardest, kept, scores, everything, embeddings.positions[rows]),
         broken=broken,
         notes=(*wanted.notes, *figures.notes, *notes),
-        pair_sample=PairListSample.of(scores, kept.same, kept.fold, *sides, thresholds=thresholds, fars=fars),
+        pair_sample=PairListSample.of(figures, *sides),
     )
 
 
@@ -239,6 +241,11 @@ def _refuse_one_kind(store: Store, wanted: Pairs, kept: Pairs, broken: Sequence[
         f"{store.name}: of {len(wanted)} pairs {genuine} genuine and {len(kept) - genuine} impostor pairs "
         f"are left, since {len(broken)} images are broken; the first is {broken[0][1]}: {broken[0][2]}"
     )
+
+
+def positions_of(store: Store, pairs: Pairs, seed: int) -> Int64:
+    """Return the images that `evaluate_store` embeds with its defaults: rising positions, int64."""
+    return np.union1d(pairs.positions(), _gallery(store, GALLERY_IMAGES, seed)[0])
 
 
 def _gallery(store: Store, limit: int, seed: int) -> tuple[Int64, tuple[str, ...]]:

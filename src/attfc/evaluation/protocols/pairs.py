@@ -75,7 +75,7 @@ class PairEvaluation:
     def figures(self) -> dict[str, Any]:
         """Return the figures as plain JSON types, FARs as text, unknown figures as None."""
         return {
-            **self.scores.to_dict(),
+            **self.scores.figures(),
             "pair_source": self.pairs.source,
             "skipped_pairs": self.skipped_pairs,
             "images": self.images,
@@ -191,16 +191,7 @@ def evaluate_pair_list(
     )
     sample = None
     if identities is not None:
-        sample = PairListSample.of(
-            scores.scores,
-            kept.same,
-            kept.fold,
-            identities(kept.first),
-            identities(kept.second),
-            thresholds=thresholds,
-            distances=distances_P,
-            fars=fars,
-        )
+        sample = PairListSample.of(scores, identities(kept.first), identities(kept.second))
     people = () if sample is None else (*few_people(sample.carriers), *sample.notes())
     return PairEvaluation(
         name=source.name,

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from attfc.data.text_lines import LineBlock, line_blocks, open_regular
+from attfc.data.text_lines import LineBlock, line_blocks, opened
 from attfc.errors import UserError
 from attfc.evaluation.alignment import similarity_to_template
 from attfc.evaluation.bootstrap import linked_identities
@@ -294,16 +294,10 @@ def _read_subjects(path: Path) -> SubjectList:
 
 
 def _blocks(path: Path) -> Iterator[tuple[LineBlock, int]]:
-    try:
-        descriptor = open_regular(path)
-    except OSError as error:
-        raise UserError(f"{path}: list cannot be read ({error.strerror or error})") from None
-    try:
+    with opened(path, "list cannot be read") as descriptor:
         size = os.fstat(descriptor).st_size
         for block in line_blocks(path, descriptor):
             yield block, size
-    finally:
-        os.close(descriptor)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

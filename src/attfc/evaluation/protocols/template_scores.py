@@ -17,7 +17,7 @@ from torch import Tensor
 
 from attfc.errors import UserError
 from attfc.evaluation.exact_scores import block_scores
-from attfc.evaluation.metrics import ScoredPairs
+from attfc.evaluation.metrics import Accepts
 from attfc.evaluation.protocols.search import Identification, identify
 from attfc.evaluation.protocols.template_lists import SubjectList, TemplatePairs
 from attfc.evaluation.protocols.template_pooling import Templates
@@ -152,7 +152,7 @@ def verify_templates(
             "1:1 figures need both kinds"
         )
     scores = score_template_pairs(templates.vectors, first[scored], second[scored])
-    accepts = ScoredPairs(scores, same).accepts()
+    accepts = Accepts.of(scores, same)
     tars = accepts.tar_at_far(fars)
     notes += not_stated(tars, impostors, "TAR at FAR")
     return TemplateVerification(

@@ -2,11 +2,13 @@
 
 First the table of the field (MFR-ALL | IJB-C(1E-4) | IJB-C(1E-5), a line a model), then for each protocol all figures with their intervals, ROC, DET,
 CMC and DIR curves, and groups. Nothing is computed anew but the curves. Models differ by colour and by line.
+Figures of a Markdown page are SVG files in a folder beside it.
 """
 
+import itertools
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,23 +18,13 @@ import numpy as np
 from attfc.errors import UserError
 from attfc.evaluation.bootstrap import FigurePath, IdentityDraw, Interval, Sample, figure_at
 from attfc.evaluation.protocols import board_of
-from attfc.evaluation.report.curves import curves_of
-from attfc.evaluation.report.page import (
-    Beside,
-    Cell,
-    Figure,
-    Hint,
-    Notes,
-    Page,
-    Section,
-    Table,
-    bounds_text,
-    count_text,
-    texts,
-)
+from attfc.evaluation.report.curves import HINTS, curves_of
+from attfc.evaluation.report.page import Cell, Figure, bounds_text, count_text, texts, write_page
 from attfc.evaluation.report.people import notes_of_result
-from attfc.evaluation.report.plots import GroupRate, curve_figure, group_figure
+from attfc.evaluation.report.plots import GroupRate, curve_figure, group_figure, with_colours
 from attfc.evaluation.results import EvaluationResult, finite, stated_intervals, stated_value
+from attfc.files import write_text_whole
+from attfc.templates import macros_of
 
 __all__ = ["write_comparison_report"]
 
@@ -54,14 +46,11 @@ _FIGURE_NAMES = {
     "rank": "rank {}, %",
 }
 _SHOWN_GROUPS = 40
-_ABOUT_GROUPS = "Common: TAR and FAR of the group at the threshold that gives everyone the FAR of the column. Own: TAR at the group's own threshold."
-_LEGEND = (
-    "Figures in percent unless said otherwise. In brackets: bootstrap intervals by identity, at the confidence given to evaluate (95 % by default). "
-    "A difference between two models is judged by attfc compare, not by whether these intervals overlap."
-)
 
 Columns = Sequence[tuple[str, FigurePath]]
 """Name and figure of a board's columns in the summary."""
+Rows = tuple[list[str], list[tuple[str, list[Cell]]]]
+"""Header of a table, and name and cells of its rows."""
 
 
 def write_comparison_report(path: str | os.PathLike[str], results: Sequence[EvaluationResult]) -> Path:
@@ -81,18 +70,35 @@ def write_comparison_report(path: str | os.PathLike[str], results: Sequence[Eval
         raise UserError("no results: pass files of `attfc evaluate ... --save FILE`")
     names = _names([result.model for result in results])
     boards, models = _boards(results, names), list(dict.fromkeys(names.values()))
-    sections = [Section("Summary", [_summary(boards, models)])]
+    parts = macros_of(Path(__file__).with_name("compare.jinja"), kit=f"parts{target.suffix}", kept=_beside(target))
+    sections = [("Summary", parts.summary(*_summary(boards, models)))]
     for number, board in enumerate(boards):
-        notes = Notes([f"{', '.join(of)}: {note}" for note, of in board.notes.items()])
-        sections.append(Section(board.title, [_figure_table(board), Beside(_figures(board, f"f{number}")), notes]))
+        drawn = _figures(board, f"f{number}")
+        sections.append((board.title, parts.board(*_figure_table(board), drawn, _told(board.notes))))
     for number, board in enumerate(board for board in boards if board.groups):
-        groups = [_Group.read(name, model, group) for name, model, group in board.each_group()]
-        drawn = Beside(_group_figures(groups, f"g{number}"))
-        blocks = [_group_table(groups), Hint(_ABOUT_GROUPS), drawn, _group_notes(board)]
-        sections.append(Section(f"{board.title}: groups", blocks))
-    sections.append(Section("", [Hint(_LEGEND)]))
+        groups = [_Group(*each) for each in board.each_group()]
+        shown = parts.groups(*_group_table(groups), _group_figures(groups, f"g{number}"), _group_notes(board))
+        sections.append((f"{board.title}: groups", shown))
     title, line = "Models side by side", ", ".join(models)
-    return Page(f"{title}: {line} · attfc", title, line, sections).write(target)
+    return write_page(target, f"{title}: {line} · attfc", title, line, [*sections, ("", parts.legend())])
+
+
+def _beside(target: Path) -> Callable[[Figure], str]:
+    """Return what writes a figure into the folder beside a Markdown page; it returns its address."""
+    folder, numbers = target.with_name(f"{target.stem}_figures"), itertools.count(1)
+
+    def kept(figure: Figure) -> str:
+        folder.mkdir(exist_ok=True)
+        file = folder / f"{next(numbers):02d}_{figure.caption.lower()}.svg"
+        write_text_whole(file, with_colours(figure.svg))
+        return f"{folder.name}/{file.name}"
+
+    return kept
+
+
+def _told(notes: Mapping[str, Sequence[str]]) -> list[str]:
+    """Each note after what it is of."""
+    return [f"{', '.join(of)}: {note}" for note, of in notes.items()]
 
 
 def _names(models: Iterable[str]) -> dict[str, str]:
@@ -169,26 +175,26 @@ def _cell(value: float | None, path: FigurePath, bounds: str) -> Cell:
     return (f"{value:.4f}" if path == ("auc",) else f"{100 * value:.2f}", bounds)
 
 
-def _summary(boards: Sequence[_Board], models: Sequence[str]) -> Table:
-    """A line a model, a column a figure of the field's tables: MFR-ALL and IJB-C first."""
+def _summary(boards: Sequence[_Board], models: Sequence[str]) -> Rows:
+    """Header and rows: a line a model, a column a figure of the field's tables: MFR-ALL and IJB-C first."""
     columns = [(name, path, board) for board in boards for name, path in board.columns]
     columns.sort(key=lambda column: (column[0] != "MFR-ALL", not column[0].startswith("IJB-C(")))
-    rows: list[list[Cell]] = []
+    rows = []
     for model in models:
         entries = [(board.entries.get(model), path) for _, path, board in columns]
-        rows.append([model, *("–" if entry is None else entry.cell(path) for entry, path in entries)])
-    return Table(rows, ["Model", *(name for name, _, _ in columns)])
+        rows.append((model, ["–" if entry is None else entry.cell(path) for entry, path in entries]))
+    return ["Model", *(name for name, _, _ in columns)], rows
 
 
-def _figure_table(board: _Board) -> Table:
+def _figure_table(board: _Board) -> Rows:
     entries = board.entries.values()
     paths = dict.fromkeys(path for entry in entries for path in entry.values)
-    rows: list[list[Cell]] = [[_figure_name(path), *(entry.cell(path) for entry in entries)] for path in paths]
+    rows = [(_figure_name(path), [entry.cell(path) for entry in entries]) for path in paths]
     for key, name in _COUNTS.items():
         counts = [count if isinstance(count := entry.holder.get(key), int) else None for entry in entries]
         if any(count is not None for count in counts):
-            rows.append([name, *map(count_text, counts)])
-    return Table(rows, ["", *board.entries])
+            rows.append((name, [*map(count_text, counts)]))
+    return ["", *board.entries], rows
 
 
 def _figure_name(path: FigurePath) -> str:
@@ -197,25 +203,13 @@ def _figure_name(path: FigurePath) -> str:
 
 def _figures(board: _Board, key: str) -> list[Figure]:
     """Draw every curve that the board's scores allow."""
-    curves = curves_of({model: entry.samples for model, entry in board.entries.items()})
+    found = curves_of({model: entry.samples for model, entry in board.entries.items()})
     return [
-        Figure(
-            kind.upper(),
-            curve_figure(
-                several,
-                f"{board.title}, {kind.upper()}",
-                key=f"{key}{kind}",
-                kind=kind,
-                x_label=axes[0],
-                y_label=axes[1],
-            ),
-            hint,
-        )
-        for kind, several, axes, hint in curves
+        Figure(kind.upper(), curve_figure(curves, f"{board.title}, {kind.upper()}", f"{key}{kind}", kind), HINTS[kind])
+        for kind, curves in found.items()
     ]
 
 
-@dataclass(frozen=True)
 class _Group:
     """A group of people as a model's file states it, which may hold anything.
 
@@ -224,24 +218,17 @@ class _Group:
         shared: FAR -> TAR and FAR of the group at everyone's threshold.
     """
 
-    name: str
-    model: str
-    identities: int | None
-    own: dict[str, float]
-    intervals: dict[FigurePath, Interval]
-    shared: dict[str, tuple[float, float]]
-
-    @staticmethod
-    def read(name: str, model: str, group: dict[str, Any]) -> "_Group":
+    def __init__(self, name: str, model: str, group: dict[str, Any]) -> None:
         people = group.get("identities")
-        tars = {far: finite(tar) for far, tar in _mapping(group.get("tar_at_far")).items() if _is_rate(far)}
-        own = {far: tar for far, tar in tars.items() if tar is not None}
-        shared = {}
-        for far, rates in _mapping(group.get("at_common_threshold")).items():
+        self.name, self.model, self.people = name, model, count_text(people if isinstance(people, int) else None)
+        tars = {far: finite(tar) for far, tar in _rates(group.get("tar_at_far"))}
+        self.own = {far: tar for far, tar in tars.items() if tar is not None}
+        self.intervals = stated_intervals(group)
+        self.shared: dict[str, tuple[float, float]] = {}
+        for far, rates in _rates(group.get("at_common_threshold")):
             tar, within = (finite(_mapping(rates).get(kind)) for kind in ("tar", "far"))
-            if _is_rate(far) and tar is not None and within is not None:
-                shared[far] = (tar, within)
-        return _Group(name, model, people if isinstance(people, int) else None, own, stated_intervals(group), shared)
+            if tar is not None and within is not None:
+                self.shared[far] = (tar, within)
 
     def cells(self, far: str) -> tuple[Cell, Cell]:
         """Return the rates at everyone's threshold, and at its own with the interval."""
@@ -256,14 +243,13 @@ class _Group:
         return GroupRate(self.name, self.model, self.own.get(far), bounds.low, bounds.high, shared)
 
 
-def _group_table(groups: Sequence[_Group]) -> Table:
+def _group_table(groups: Sequence[_Group]) -> Rows:
     fars = sorted({far for group in groups for far in (*group.own, *group.shared)}, key=float)
-    rows: list[list[Cell]] = [
-        [group.name, group.model, *(cell for far in fars for cell in group.cells(far)), count_text(group.identities)]
+    rows = [
+        (group.name, [group.model, *(cell for far in fars for cell in group.cells(far)), group.people])
         for group in groups
     ]
-    header = ["Group", "Model", *(text for far in fars for text in (f"common, {far}", f"own, {far}")), "identities"]
-    return Table(rows, header)
+    return ["Group", "Model", *(f"{of}, {far}" for far in fars for of in ("common", "own")), "identities"], rows
 
 
 def _group_figures(groups: Sequence[_Group], key: str) -> list[Figure]:
@@ -283,17 +269,20 @@ def _group_figures(groups: Sequence[_Group], key: str) -> list[Figure]:
     return [Figure("Groups", svg, hint + more)]
 
 
-def _group_notes(board: _Board) -> Notes:
+def _group_notes(board: _Board) -> list[str]:
     told: dict[str, list[str]] = {}
     for name, model, group in board.each_group():
         for note in texts(group.get("interval_notes")):
             told.setdefault(note, []).append(name if len(board.groups) == 1 else f"{name} ({model})")
-    return Notes([f"{', '.join(of)}: {note}" for note, of in told.items()])
+    return _told(told)
 
 
 def _mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _is_rate(text: str) -> bool:
-    return re.fullmatch(r"[0-9]+(\.[0-9]+)?(e-[0-9]+)?", text) is not None and 0 < float(text) <= 1
+def _rates(value: Any) -> Iterator[tuple[str, Any]]:
+    """The entries of a mapping whose names are rates."""
+    for text, entry in _mapping(value).items():
+        if re.fullmatch(r"[0-9]+(\.[0-9]+)?(e-[0-9]+)?", text) is not None and 0 < float(text) <= 1:
+            yield text, entry

@@ -13,25 +13,23 @@ from attfc.evaluation.samples import PairListSample, SearchSample
 from attfc.evaluation.tail_sample import TailSample
 from attfc.typing import Float64, Int64
 
-__all__ = ["curves_of"]
+__all__ = ["HINTS", "curves_of"]
 
 _POINTS = 400
 _CMC_RANKS = 50
 _PALE = "pale: fewer than 30 errors, uncertain"
-_ABOUT: dict[CurveKind, tuple[tuple[str, str], str]] = {
-    "roc": (("false accept rate", "true accept rate"), _PALE),
-    "det": (("false accept rate", "false reject rate"), f"{_PALE}; axes in normal deviates"),
-    "cmc": (("rank", "share of the probes"), "probes whose person is enrolled"),
-    "dir": (("false positive identification rate", "true positive identification rate"), _PALE),
+HINTS: dict[CurveKind, str] = {
+    "roc": _PALE,
+    "det": f"{_PALE}; axes in normal deviates",
+    "cmc": "probes whose person is enrolled",
+    "dir": _PALE,
 }
-"""Labels of the axes, and a hint."""
+"""What a reader of a figure should know."""
 
 
-def curves_of(
-    samples: Mapping[str, Sequence[Sample]],
-) -> list[tuple[CurveKind, list[Curve], tuple[str, str], str]]:
-    """Return kind, curves, labels of the axes and hint of each figure that the samples of the models allow."""
-    found: dict[CurveKind, list[Curve]] = {kind: [] for kind in _ABOUT}
+def curves_of(samples: Mapping[str, Sequence[Sample]]) -> dict[CurveKind, list[Curve]]:
+    """Return the curves of each figure that the samples of the models allow."""
+    found: dict[CurveKind, list[Curve]] = {kind: [] for kind in HINTS}
     for model, several in samples.items():
         for sample in several:
             if isinstance(sample, PairListSample | TailSample):
@@ -42,7 +40,7 @@ def curves_of(
             elif isinstance(sample, SearchSample):
                 found["cmc"].append(_cmc(model, sample))
                 found["dir"] += _dir(model, sample)
-    return [(kind, curves, *_ABOUT[kind]) for kind, curves in found.items() if curves]
+    return {kind: curves for kind, curves in found.items() if curves}
 
 
 def _list_roc(sample: PairListSample) -> tuple[Float64, Float64, int]:

@@ -21,7 +21,6 @@ from attfc.evaluation.metrics import roc
 from attfc.typing import Bools, Float64
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
 
@@ -91,9 +90,8 @@ CERTAIN_FALSE_ACCEPTS = 30  # with 30 errors a rate is known to about +-30 % (90
 
 
 def line_figure(
-    lines: Sequence[tuple[str, "npt.ArrayLike", "npt.ArrayLike"]],
+    lines: Sequence[tuple[str, Sequence[float], Sequence[float]]],
     label: str,
-    *,
     key: str,
     from_zero: bool = False,
     markers: bool = False,
@@ -109,17 +107,15 @@ def line_figure(
     """
     with _drawing() as axes:
         strong = itertools.cycle(zip((FIRST, SECOND, THIRD, MUTED, INK), STYLES, MARKERS, strict=False))
-        lowest = np.inf
         for name, steps, values in lines:
-            x, y = _thinned(np.asarray(steps, dtype=np.float64), np.asarray(values, dtype=np.float64))
-            lowest = min(lowest, float(y.min(initial=np.inf)))
+            places = _thinned(steps, values)
             if name.startswith("_"):
-                axes.plot(x, y, color=FIRST, alpha=0.45, linewidth=0.9)
+                axes.plot(*places, color=FIRST, alpha=0.45, linewidth=0.9)
             else:
                 colour, style, marker = next(strong)
                 shown: dict[str, Any] = {"color": colour, "linestyle": style, "marker": marker if markers else None}
-                axes.plot(x, y, label=name, linewidth=1.8, markersize=4, **shown)
-        if from_zero and lowest >= 0:
+                axes.plot(*places, label=name, linewidth=1.8, markersize=4, **shown)
+        if from_zero and axes.dataLim.y0 >= 0:
             axes.set_ylim(0, 1.08 * axes.dataLim.y1 if axes.dataLim.y1 > 0 else 1)
         from matplotlib.ticker import EngFormatter
 
@@ -138,9 +134,7 @@ def roc_of_list(scores: Float64, same: Bools) -> tuple[Float64, Float64]:
     return curve.far[last], curve.tar[last]
 
 
-def roc_figure(
-    scores: Float64, same: Bools, all_pairs: tuple[Float64, Float64, int] | None, *, key: str = "roc"
-) -> str:
+def roc_figure(scores: Float64, same: Bools, all_pairs: tuple[Float64, Float64, int] | None) -> str:
     """Draw TAR over the logarithm of FAR; a curve is dotted where fewer than 30 false accepts carry it.
 
     The ground is shaded where that holds for every curve.
@@ -149,29 +143,35 @@ def roc_figure(
         scores, same: the list of pairs.
         all_pairs: FAR, TAR and the number of impostor pairs of the all-pairs curve.
     """
-    impostors = int((~same).sum())
-    drawn = [("pairs", *roc_of_list(scores, same), impostors, SECOND, "--")]
+    drawn = [("pairs", *roc_of_list(scores, same), int((~same).sum()), SECOND, "--")]
     if all_pairs is not None and len(all_pairs[0]):
         drawn.append(("all pairs", *all_pairs, FIRST, "-"))
     with _drawing() as axes:
         for name, far, tar, count, colour, style in drawn:
-            known = far * count >= 1 - 1e-9
-            far, tar = far[known], tar[known]
-            certain = far >= CERTAIN_FALSE_ACCEPTS / count
-            shown: dict[str, Any] = {"color": colour, "drawstyle": "steps-post"}
-            label = f"{name} ({count:,} impostor)"
-            axes.plot(far[certain], tar[certain], linewidth=1.8, linestyle=style, label=label, **shown)
-            axes.plot(far[~certain], tar[~certain], linewidth=1.5, linestyle=":", **shown)
+            known, certain = far * count >= 1 - 1e-9, far >= CERTAIN_FALSE_ACCEPTS / count
+            for part, line, width, label in (
+                (known & certain, style, 1.8, f"{name} ({count:,} impostor)"),
+                (known & ~certain, ":", 1.5, None),
+            ):
+                shown: dict[str, Any] = {"color": colour, "linestyle": line, "linewidth": width, "label": label}
+                axes.plot(far[part], tar[part], drawstyle="steps-post", **shown)
         most = max(count for _, _, _, count, _, _ in drawn)
         left = 0.6 / most
         axes.axvspan(left, min(1.0, CERTAIN_FALSE_ACCEPTS / most), color=MUTED, alpha=0.10, linewidth=0)
         _rates_over_log(axes, left)
         axes.set_xlabel("false accept rate")
         _legend_above(axes, 3)
-        return _svg(axes, "ROC: true accept rate over false accept rate, logarithmic", key)
+        return _svg(axes, "ROC: true accept rate over false accept rate, logarithmic", "roc")
 
 
 CurveKind = Literal["roc", "det", "cmc", "dir"]
+AXES: dict[CurveKind, tuple[str, str]] = {
+    "roc": ("false accept rate", "true accept rate"),
+    "det": ("false accept rate", "false reject rate"),
+    "cmc": ("rank", "share of the probes"),
+    "dir": ("false positive identification rate", "true positive identification rate"),
+}
+"""Labels of the axes of a kind of curve."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +184,7 @@ class Curve:
     certain_from: float = 0.0
 
 
-def curve_figure(curves: Sequence[Curve], label: str, *, key: str, kind: CurveKind, x_label: str, y_label: str) -> str:
+def curve_figure(curves: Sequence[Curve], label: str, key: str, kind: CurveKind) -> str:
     """Draw a curve a model, told apart by colour and by line; pale where fewer than 30 errors carry it.
 
     Args:
@@ -192,17 +192,14 @@ def curve_figure(curves: Sequence[Curve], label: str, *, key: str, kind: CurveKi
         label: what the picture shows, for readers of screens.
         key: unique name of the figure in the page.
         kind: "roc", "dir": x logarithmic; "det": both axes in normal deviates, on which normal scores give a straight line; "cmc": ranks.
-        x_label, y_label: of the axes; y's stands above it.
     """
     with _drawing() as axes:
-        lowest = 1.0
         for curve, colour, line in zip(curves, itertools.cycle(MODELS), itertools.cycle(STYLES), strict=False):
-            x, y = np.asarray(curve.x, dtype=np.float64), np.asarray(curve.y, dtype=np.float64)
+            x, y = curve.x, curve.y
             if kind != "cmc":
                 inside = (x > 0) & (x < 1) & (y > 0) & (y < 1) if kind == "det" else x > 0
                 x, y = x[inside], y[inside]
             certain = x >= curve.certain_from
-            lowest = min(lowest, float(x.min(initial=1.0)))
             style: dict[str, Any] = {"color": colour, "linestyle": line}
             if kind == "det":
                 x, y = _deviates(x), _deviates(y)
@@ -219,9 +216,8 @@ def curve_figure(curves: Sequence[Curve], label: str, *, key: str, kind: CurveKi
             axes.yaxis.set_major_formatter(_short)
             _ticks(axes.xaxis, 6, integer=True)
         else:
-            _rates_over_log(axes, lowest * 0.8)
-        axes.set_xlabel(x_label)
-        axes.set_ylabel(y_label)
+            _rates_over_log(axes, 0.8 * min(1.0, axes.dataLim.x0))
+        axes.set(xlabel=AXES[kind][0], ylabel=AXES[kind][1])
         _legend_above(axes, 2, handlelength=3.2)
         return _svg(axes, label, key)
 
@@ -238,7 +234,7 @@ class GroupRate:
     shared: float | None
 
 
-def group_figure(rates: Sequence[GroupRate], label: str, *, key: str, x_label: str) -> str:
+def group_figure(rates: Sequence[GroupRate], label: str, key: str, x_label: str) -> str:
     """Draw a line a group, on it for each model a dot with its interval, and hollow the rate at the shared threshold.
 
     Args:
@@ -278,7 +274,7 @@ def group_figure(rates: Sequence[GroupRate], label: str, *, key: str, x_label: s
         return _svg(axes, label, key)
 
 
-def score_figure(scores: Float64, same: Bools, threshold: float | None, *, key: str = "scores") -> str:
+def score_figure(scores: Float64, same: Bools, threshold: float | None) -> str:
     """Draw the densities of genuine and impostor scores, and the threshold."""
     low, high = float(scores.min()), float(scores.max())
     bins = np.linspace(low, high if high > low else low + 1e-6, 51).tolist()
@@ -292,7 +288,7 @@ def score_figure(scores: Float64, same: Bools, threshold: float | None, *, key: 
         _ticks(axes.yaxis, 5, _short)
         axes.set_ylim(top=axes.get_ylim()[1] * 1.05)
         _legend_above(axes, 3)
-        return _svg(axes, "histogram of the cosines of genuine and impostor pairs", key)
+        return _svg(axes, "histogram of the cosines of genuine and impostor pairs", "scores")
 
 
 def with_colours(svg: str) -> str:
@@ -350,12 +346,13 @@ def _short(value: float, _: Any = None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _thinned(x: Float64, y: Float64, most: int = 1000) -> tuple[Float64, Float64]:
-    known = np.isfinite(x) & np.isfinite(y)
-    x, y = x[known], y[known]
-    starts = np.arange(0, len(x), max(1, -(-len(x) // most)))
-    sizes = np.diff(np.append(starts, len(x)))
-    return (np.add.reduceat(x, starts) / sizes, np.add.reduceat(y, starts) / sizes) if len(x) else (x, y)
+def _thinned(steps: Sequence[float], values: Sequence[float], most: int = 1000) -> Float64:
+    """(2, at most `most`): the finite points, in means of neighbours where they are too many."""
+    points = np.array([steps, values], dtype=np.float64)
+    points = points[:, np.isfinite(points).all(axis=0)]
+    count = points.shape[1]
+    starts = np.arange(0, count, max(1, -(-count // most)))
+    return np.add.reduceat(points, starts, axis=1) / np.diff(starts, append=count) if count else points
 
 
 def _ticks(axis: "Axis", most: int, form: Any = None, integer: bool = False) -> None:

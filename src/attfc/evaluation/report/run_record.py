@@ -7,10 +7,11 @@ error with its file and line, except the last line of metrics.jsonl, which a kil
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy.typing as npt
 
@@ -19,9 +20,8 @@ from attfc.errors import UserError
 from attfc.evaluation.npz_file import read_npz
 from attfc.evaluation.results import finite
 
-__all__ = ["RunRecord", "columns_of", "drawn_from", "read_run"]
+__all__ = ["RunRecord", "at_fault", "columns_of", "read_run"]
 
-Drawn = TypeVar("Drawn")
 Columns = defaultdict[str, tuple[list[float], list[float]]]
 """Steps and values of each field of a log; empty for a field that it lacks."""
 
@@ -64,26 +64,23 @@ def read_run(folder: str | os.PathLike[str]) -> RunRecord:
         UserError: not a run folder, or a damaged file in it; with file and line.
     """
     root = Path(folder)
-    if not root.is_dir() or not any(
-        (root / name).is_file() for name in ("config.yaml", "metrics.jsonl", "evaluation.json")
-    ):
+    if not any((root / name).is_file() for name in ("config.yaml", "metrics.jsonl", "evaluation.json")):
         raise UserError(f"{root} is not a run: it has none of config.yaml, metrics.jsonl, evaluation.json")
     records, torn = _read_lines(root / "metrics.jsonl")
-    kinds: dict[str, list[dict[str, Any]]] = {"train": [], "evaluation": [], "broken": []}
+    kinds: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     for record in records:
-        kinds.setdefault(str(record.get("kind")), []).append(record)
+        kinds[str(record.get("kind"))].append(record)
     config_text = _read_config(root / "config.yaml")
     try:
         config = read_yaml(config_text)
     except ValueError:
         config = None  # shown as it stands; nothing but the heading needs it parsed
-    evaluation = _read_object(root / "evaluation.json") or (kinds["evaluation"][-1] if kinds["evaluation"] else {})
     return RunRecord(
         name=root.resolve().name,
         train=columns_of(kinds["train"]),
         evaluations=kinds["evaluation"],
         broken=kinds["broken"],
-        evaluation=evaluation,
+        evaluation=_read_object(root / "evaluation.json") or [{}, *kinds["evaluation"]][-1],
         arrays=_read_arrays(root / "evaluation.npz"),
         config_text=config_text,
         config=config if isinstance(config, dict) else {},
@@ -93,14 +90,15 @@ def read_run(folder: str | os.PathLike[str]) -> RunRecord:
     )
 
 
-def drawn_from(draw: Callable[[RunRecord], Drawn], run: RunRecord, folder: Path, source: str) -> Drawn:
-    """Draw a part of a page about a run; values that cannot be drawn are the fault of the file, `source`, that they come from.
+@contextmanager
+def at_fault(folder: Path, source: str) -> Iterator[None]:
+    """Draw a part of a page about a run in a block: values that cannot be drawn are the fault of the file, `source`, that they come from.
 
     Raises:
         UserError: they cannot; names the folder and the file.
     """
     try:
-        return draw(run)
+        yield
     except UserError:
         raise
     except Exception as error:  # a number may be any number, a name anything
@@ -124,12 +122,9 @@ def columns_of(records: Iterable[Mapping[str, Any]]) -> Columns:
 
 
 def _read_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
-    if not path.is_file():
-        return [], False
-    lines = _content(path, _MOST_LOG_BYTES).split(b"\n")
-    whole, rest = lines[:-1], lines[-1]  # what follows the last line break is empty, or torn
+    lines = _content(path, _MOST_LOG_BYTES).split(b"\n") if path.is_file() else []
     records: list[dict[str, Any]] = []
-    for number, line in enumerate([*whole, rest] if rest.strip() else whole, start=1):
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
@@ -137,7 +132,8 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
             if not isinstance(record, dict):
                 raise ValueError("not an object")
         except (ValueError, RecursionError) as error:
-            if number >= len(whole) and not any(later.strip() for later in lines[number:]):
+            # What follows the last line break may be torn; where nothing does, the line before it.
+            if number >= len(lines) - 1 and not any(later.strip() for later in lines[number:]):
                 return records, True
             raise UserError(f"{path} line {number}: not a JSON record ({str(error)[:200]}): remove the line") from None
         records.append(record)

@@ -16,9 +16,9 @@ from attfc.config.choose import usual_negatives
 from attfc.distributed import ALONE, Ranks
 from attfc.errors import UserError
 from attfc.heads.banks.sharded_rows import ShardedRows
+from attfc.losses.streaming_pass import EMPTY
 
 __all__ = [
-    "EMPTY",
     "Bank",
     "Batch",
     "Negatives",
@@ -26,8 +26,6 @@ __all__ = [
     "last_occurrence",
     "merge_centers",
 ]
-
-EMPTY = -1  # label of a row that holds nothing: never a negative
 
 
 @dataclass(frozen=True)
@@ -101,9 +99,11 @@ class Bank(nn.Module):
         size: rows that it has or draws, once it is bound.
         one_per_identity: whether an identity has at most one row; then a new center of the batch stands in for the stored one.
         state_name: under this name a head registers it, so this is what its tensors are called in a checkpoint.
+        shown: attributes that its `repr` shows, once it is bound.
     """
 
     state_name: str
+    shown: tuple[str, ...] = ()
     one_per_identity = True
     size: int
 
@@ -188,6 +188,9 @@ class Bank(nn.Module):
             block_mib, cached: as `block_bytes`.
         """
         raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={getattr(self, name)}" for name in self.shown) if hasattr(self, "size") else ""
 
     def memory_bytes(self) -> int:
         """Return the bytes of this rank's buffers."""

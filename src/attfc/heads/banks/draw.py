@@ -24,13 +24,6 @@ __all__ = ["draw_classes", "drawn_classes"]
 _ROUNDS = 12
 
 
-def _round_keys(seed: int, number: int, device: torch.device) -> Tensor:
-    """Keys of the rounds, int64 (rounds,): splitmix64 from a state that both words shape; made on the device, which a copy would wait for."""
-    state = seed * 0xD1342543DE82EF95 + number * 0x2545F4914F6CDD1D + 1
-    steps = torch.arange(1, _ROUNDS + 1, device=device) * signed(INCREMENT)
-    return scramble_tensor(steps + signed(state))
-
-
 def drawn_classes(classes: int, count: int, seed: int, number: int, device: torch.device) -> Tensor:
     """Return at least `count` different classes in random order, int64, mixed with numbers >= `classes` to be left out.
 
@@ -46,7 +39,10 @@ def drawn_classes(classes: int, count: int, seed: int, number: int, device: torc
     columns = -(-classes // rows)
     first = torch.arange(count + rows * columns - classes, device=device)
     left, right = (first // columns).int(), (first % columns).int()
-    keys = _round_keys(seed, number, device).unsqueeze(1)
+    # Keys of the rounds: splitmix64 from a state that both words shape; made on the device, which a copy would wait for.
+    state = seed * 0xD1342543DE82EF95 + number * 0x2545F4914F6CDD1D + 1
+    steps = torch.arange(1, _ROUNDS + 1, device=device) * signed(INCREMENT)
+    keys = scramble_tensor(steps + signed(state)).unsqueeze(1)
     # What a round adds to one half is a random number for each value of the other: tables of sqrt(N), one gather an element.
     for_left = _below(scramble_tensor(torch.arange(columns, device=device) ^ keys[0::2]), rows)
     for_right = _below(scramble_tensor(torch.arange(rows, device=device) ^ keys[1::2]), columns)

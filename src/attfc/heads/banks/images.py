@@ -21,11 +21,12 @@ from torch.nn.functional import normalize
 
 from attfc.config.option import Option
 from attfc.errors import UserError
-from attfc.heads.banks.bank import EMPTY, Batch, Negatives, Recalled, last_occurrence
+from attfc.heads.banks.bank import Batch, Negatives, Recalled, last_occurrence
 from attfc.heads.banks.kept_rows import KeptRows
 from attfc.heads.banks.sharded_rows import ShardedRows
 from attfc.heads.checked import checked
 from attfc.heads.options import DrawnCount, DrawnShare, Folder
+from attfc.losses.streaming_pass import EMPTY
 
 __all__ = ["ImageMemory"]
 
@@ -52,6 +53,7 @@ class ImageMemory(KeptRows):
     """
 
     state_name = "memory"
+    shown = ("images", "identities", "embedding_size", "place")
     rows: Tensor
     sums: Tensor
 
@@ -81,7 +83,7 @@ class ImageMemory(KeptRows):
         if not self.ranks.size <= self.identities <= images:
             raise UserError(
                 f"the memory of images has {images} images of {identities} identities and {self.ranks.size} ranks that share its rows: it needs at "
-                "least one image an identity and one identity a rank"
+                "least one image per identity and one identity per rank"
             )
         self.images = images
         self.image_shard = ShardedRows.of(images, self.ranks)
@@ -155,11 +157,6 @@ class ImageMemory(KeptRows):
     def row_shards(self) -> dict[str, ShardedRows]:
         """This rank's blocks of images and of identities."""
         return {"rows": self.image_shard, "sums": self.shard}
-
-    def extra_repr(self) -> str:
-        if not hasattr(self, "size"):
-            return ""
-        return f"images={self.images}, identities={self.identities}, embedding_size={self.embedding_size}, place={self.store.place}"
 
     def _misfit(self, name: str, saved: Tensor, own: Tensor) -> str:
         return (

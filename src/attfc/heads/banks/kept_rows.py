@@ -8,22 +8,19 @@ from torch import Tensor
 from attfc.errors import UserError
 from attfc.heads.banks.bank import Bank
 from attfc.heads.banks.draw import draw_classes
-from attfc.heads.banks.row_store import RowPlace, RowStore
+from attfc.heads.banks.row_store import DrawnRows, RowPlace, RowStore
 from attfc.heads.banks.sharded_rows import ShardedRows
 from attfc.heads.memory import block_bytes
 
 __all__ = ["KeptRows"]
 
 
-class KeptRows(Bank):
+class KeptRows(DrawnRows, Bank):
     """Base of banks that keep all identities, whose buffers, all of them, live in `place`, and from whose identities each step draws `size`.
 
     Args:
-        place: where the buffers live; `device`: they move with the module.
-        folder: for `file`.
+        place, folder: of `RowStore`.
         seed: names the draws.
-
-    Attribute `draws`: steps so far, the number of the next draw; saved too.
     """
 
     identities: int
@@ -33,8 +30,8 @@ class KeptRows(Bank):
     ) -> None:
         super().__init__(share, count)
         self.store = RowStore(place, folder)
+        self.place = place
         self.seed = seed
-        self.draws = 0
 
     def _take_memory(self, identities: int | None, images: int | None) -> None:
         if identities is None:
@@ -48,10 +45,7 @@ class KeptRows(Bank):
         Over all ranks B + `size` of them: `size` others, and one more for each sample that repeats an identity of the batch.
         """
         count = min(self.size + len(every_label_B), self.identities)
-        drawn_S = draw_classes(every_label_B.to(device), self.identities, count, self.seed, self.draws)
-        if self.ranks.size > 1:
-            drawn_S = drawn_S[(drawn_S >= self.shard.start) & (drawn_S < self.shard.stop)]
-        return drawn_S
+        return self.shard.select(draw_classes(every_label_B.to(device), self.identities, count, self.seed, self.draws))
 
     def footprint(self, everyone: int, block_mib: float, cached: bool) -> tuple[float, float, int]:
         """All rows, where they count; the rows drawn and what finds them are there for the step alone."""
@@ -59,21 +53,3 @@ class KeptRows(Bank):
         working = block_bytes(drawn, everyone * 8.0 + 4 * self.embedding_size, block_mib, cached)
         working += drawn * 2 * self.embedding_size + self.size * 40
         return self.memory_bytes() if self.store.counts(cached) else 0, working, drawn
-
-    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
-        """Rows in host memory or in a file stay there, in their type, when the head is moved or cast."""
-        if self.store.place == "device":
-            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        kept, self._buffers = self._buffers, {}
-        try:
-            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        finally:
-            self._buffers = kept
-
-    def get_extra_state(self) -> Tensor:
-        """Return the number of the next draw, so that a resumed run goes on with it."""
-        return torch.tensor(self.draws, dtype=torch.int64, device="cpu")
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Take up a saved number."""
-        self.draws = int(state)

@@ -19,21 +19,20 @@ from torch.nn.functional import normalize
 
 from attfc.config.choose import USUAL_SHARE
 from attfc.config.option import Option
-from attfc.distributed import RowShard
 from attfc.errors import UserError
-from attfc.heads.banks.bank import EMPTY, Bank, Batch, Negatives, Recalled, last_occurrence, merge_centers
+from attfc.heads.banks.bank import Bank, Batch, Negatives, Recalled, last_occurrence, merge_centers
 from attfc.heads.banks.label_index import LabelIndex
 from attfc.heads.banks.sharded_rows import ShardedRows
 from attfc.heads.checked import checked
 from attfc.heads.memory import block_bytes
 from attfc.heads.options import InitialRows, RowType, SlotCount, SlotShare
+from attfc.losses.streaming_pass import EMPTY
 
 __all__ = ["RecentCenters"]
 
 NOBODY = -2  # label of the random rows of `initial="random"`: a negative for everybody
 _POLICIES = ("fifo", "unique")
 _ORDER_BITS = 24  # a stamp is (step << 24) + the sample's place in its batch
-_STORAGE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
 
 class RecentCenters(Bank):
@@ -57,6 +56,7 @@ class RecentCenters(Bank):
     """
 
     state_name = "container"
+    shown = ("slots", "embedding_size", "policy", "dtype")
     rows: Tensor
     row_scales: Tensor | None
     labels: Tensor
@@ -93,14 +93,14 @@ class RecentCenters(Bank):
     def _take_memory(self, identities: int | None, images: int | None) -> None:
         slots = self.slots = self.size
         if slots >= 1 << 29:
-            raise UserError(f"container has {slots} slots: the label index ends at {(1 << 29) - 1}, lower slots")
+            raise UserError(f"container has {slots} slots: the label index ends at {(1 << 29) - 1}, lower count")
         if slots < self.ranks.size:
             raise UserError(
-                f"container has {slots} slots, fewer than the {self.ranks.size} ranks that share them: raise slots or start fewer processes"
+                f"container has {slots} slots, fewer than the {self.ranks.size} ranks that share them: raise count or start fewer processes"
             )
         self.shard = ShardedRows.of(slots, self.ranks)
         held = len(self.shard)
-        self.register_buffer("rows", torch.zeros(held, self.embedding_size, dtype=_STORAGE[self.dtype]))
+        self.register_buffer("rows", torch.zeros(held, self.embedding_size, dtype=getattr(torch, self.dtype)))
         self.register_buffer("row_scales", torch.zeros(held) if self.dtype == "int8" else None)
         self.register_buffer("labels", torch.empty(slots, dtype=torch.int64))
         self.register_buffer("stamps", torch.empty(slots, dtype=torch.int64))
@@ -112,16 +112,13 @@ class RecentCenters(Bank):
     @torch.no_grad()
     def reset(self) -> None:
         """Return to the initial state (also after `to_empty` from the meta device)."""
+        for buffer in self.buffers(recurse=False):
+            buffer.zero_()
         self.labels.fill_(EMPTY)
         # Slots never refreshed are older than all others and ordered by number: no two stamps are ever equal.
         self.stamps.copy_(torch.arange(-self.slots, 0, device=self.stamps.device))
-        for counter in (self.pointer, self.fill, self.step):
-            counter.zero_()
         self.policy_code.fill_(_POLICIES.index(self.policy))
         self.index.clear()
-        self.rows.zero_()
-        if self.row_scales is not None:
-            self.row_scales.zero_()
         self._set_reach(0)
         if self.initial == "random":
             block = 1 << 16  # bounds the float32 draft of a container stored in fewer bits
@@ -133,11 +130,6 @@ class RecentCenters(Bank):
             self.fill.fill_(self.slots)
             self._set_reach(self.slots)
 
-    def extra_repr(self) -> str:
-        if not hasattr(self, "size"):
-            return ""
-        return f"slots={self.slots}, embedding_size={self.embedding_size}, policy={self.policy}, dtype={self.dtype}"
-
     def negatives(self, every_label_B: Tensor | None = None) -> Negatives:
         """Return rows, labels and row scales (int8 only) of all slots that may be filled: views, not copies.
 
@@ -145,7 +137,7 @@ class RecentCenters(Bank):
         ranks: of this rank's block.
         """
         stop = min(max(self._high_water, self.shard.start), self.shard.stop)
-        filled = RowShard(self.slots, self.shard.start, stop)
+        filled = ShardedRows(self.slots, self.shard.start, stop)
         scales = None if self.row_scales is None else self.row_scales[: len(filled)]
         return Negatives(self.rows[: len(filled)], self.labels[filled.block], scales)
 
@@ -175,7 +167,7 @@ class RecentCenters(Bank):
         """Raise the error of a batch that is larger than the container."""
         if batch > self.slots:
             raise UserError(
-                f"container has {self.slots} slots, which is smaller than the batch ({batch}): raise slots to at least {batch}, which may be more "
+                f"container has {self.slots} slots, which is smaller than the batch ({batch}): raise count to at least {batch}, which may be more "
                 f"than there are identities, or lower the batch to {self.slots}"
             )
 
@@ -203,55 +195,42 @@ class RecentCenters(Bank):
         self.step += 1
         if self.policy == "unique":
             stamps_B = (self.step << _ORDER_BITS) + last_B
-            slots_B, kept_B, before_B = self._take_unique_slots(labels_B, last_B, is_last_B, stamps_B)
+            old_slots_B = self.index.lookup(labels_B, self.labels)
+            found_B = old_slots_B >= 0
+            # Refresh before choosing whom to evict. "amax" with the lowest number leaves the absent samples' slot 0 alone.
+            lowest = torch.iinfo(torch.int64).min
+            self.stamps.scatter_reduce_(0, old_slots_B.clamp_min(0), torch.where(found_B, stamps_B, lowest), "amax")
+            oldest_B = self.stamps.topk(batch, largest=False, sorted=True).indices
+            new_B = is_last_B & ~found_B
+            rank_B = (new_B.cumsum(0) - 1).clamp_min(0)
+            slots_B = torch.where(found_B, old_slots_B, oldest_B[rank_B])[last_B]
+            takes_B = is_last_B  # samples of one identity share its slot
+            filled_B = self.labels[slots_B] != EMPTY
+            self.index.remove(slots_B, new_B)
             centers_BD = merge_centers(centers_BD, last_B)
-            gained = (kept_B & is_last_B).sum() - (before_B & is_last_B).sum()
         else:
             stamps_B = (self.step << _ORDER_BITS) + place_B
-            slots_B, kept_B, before_B = self._take_ring_slots(labels_B, last_B, is_last_B, place_B)
-            gained = kept_B.sum() - before_B.sum()
+            slots_B = (self.pointer + place_B) % self.slots
+            takes_B = torch.ones_like(is_last_B)
+            filled_B = self.labels[slots_B] != EMPTY
+            self.index.remove(slots_B, takes_B)
+            old_slots_B = self.index.lookup(labels_B, self.labels)
+            found_B = old_slots_B >= 0
+            self.index.move(old_slots_B, slots_B, found_B & is_last_B)
+            new_B = is_last_B & ~found_B
+            self.pointer.copy_((self.pointer + batch) % self.slots)
+        placed_B = self.index.insert(labels_B, slots_B, new_B)
+        kept_B = (found_B | placed_B)[last_B]  # all but those without a place in the index
         self._store(slots_B, centers_BD)
         self.labels[slots_B] = torch.where(kept_B, labels_B, EMPTY)
         self.stamps[slots_B] = torch.where(kept_B, stamps_B, slots_B - self.slots)
-        self.fill += gained
+        self.fill += (kept_B & takes_B).sum() - (filled_B & takes_B).sum()
         self._set_reach(min(self.slots, self._high_water + batch))
 
     def _set_reach(self, reach: int) -> None:
         """Keep the bound on the host, where it shapes views without waiting for the device, and in the state."""
         self._high_water = reach
         self.reach.fill_(reach)
-
-    def _take_ring_slots(
-        self, labels_B: Tensor, last_B: Tensor, is_last_B: Tensor, place_B: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the slots, who is kept (all but those without a place in the index), and which slots were filled."""
-        slots_B = (self.pointer + place_B) % self.slots
-        before_B = self.labels[slots_B] != EMPTY
-        self.index.remove(slots_B, torch.ones_like(is_last_B))
-        old_slots_B = self.index.lookup(labels_B, self.labels)
-        found_B = old_slots_B >= 0
-        self.index.move(old_slots_B, slots_B, found_B & is_last_B)
-        placed_B = self.index.insert(labels_B, slots_B, is_last_B & ~found_B)
-        self.pointer.copy_((self.pointer + place_B.shape[0]) % self.slots)
-        return slots_B, (found_B | placed_B)[last_B], before_B
-
-    def _take_unique_slots(
-        self, labels_B: Tensor, last_B: Tensor, is_last_B: Tensor, stamps_B: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the same as `_take_ring_slots`; samples of one identity share its slot."""
-        old_slots_B = self.index.lookup(labels_B, self.labels)
-        found_B = old_slots_B >= 0
-        # Refresh before choosing whom to evict. "amax" with the lowest number leaves the absent samples' slot 0 alone.
-        lowest = torch.iinfo(torch.int64).min
-        self.stamps.scatter_reduce_(0, old_slots_B.clamp_min(0), torch.where(found_B, stamps_B, lowest), "amax")
-        oldest_B = self.stamps.topk(labels_B.shape[0], largest=False, sorted=True).indices
-        new_B = is_last_B & ~found_B
-        rank_B = (new_B.cumsum(0) - 1).clamp_min(0)
-        slots_B = torch.where(found_B, old_slots_B, oldest_B[rank_B])[last_B]
-        before_B = self.labels[slots_B] != EMPTY
-        self.index.remove(slots_B, new_B)
-        placed_B = self.index.insert(labels_B, slots_B, new_B)
-        return slots_B, (found_B | placed_B)[last_B], before_B
 
     def _store(self, slots_B: Tensor, rows_BD: Tensor) -> None:
         if self.row_scales is not None:

@@ -23,11 +23,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from attfc.distributed import RowShard
 from attfc.errors import UserError, nearest
+from attfc.heads.banks.sharded_rows import ShardedRows
 from attfc.machine import available_memory
 
-__all__ = ["RowPlace", "RowStore", "draw_rows", "sampled_rows"]
+__all__ = ["DrawnRows", "RowPlace", "RowStore", "draw_rows", "sampled_rows"]
 
 RowPlace = Literal["device", "host", "file"]
 
@@ -131,6 +131,37 @@ class RowStore:
         return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
+class DrawnRows(nn.Module):
+    """Base, beside another, of what keeps a row per identity and draws some of them in each step.
+
+    Attributes:
+        place: where its own parameters and buffers live; `device`: they move with the module.
+        draws: steps so far, the number of the next draw; saved too, so that a resumed run goes on with it.
+    """
+
+    place: RowPlace
+    draws = 0
+
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+        """Rows in host memory or in a file stay there, in their type, when the module is moved or cast."""
+        if self.place == "device":
+            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        kept = self._parameters, self._buffers
+        self._parameters, self._buffers = {}, {}
+        try:
+            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        finally:
+            self._parameters, self._buffers = kept
+
+    def get_extra_state(self) -> Tensor:
+        """Return the number of the next draw."""
+        return torch.tensor(self.draws, dtype=torch.int64, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take up a saved number."""
+        self.draws = int(state)
+
+
 def _check_room(size: int) -> None:
     """Refuse now what would get the process killed in mid-run: zeros take memory only when they are written to."""
     free = available_memory(swap=True)
@@ -150,7 +181,7 @@ def _reserve(descriptor: int, size: int) -> None:
 
 
 @torch.no_grad()
-def draw_rows(weight: Tensor, shard: RowShard, std: float = 0.01) -> None:
+def draw_rows(weight: Tensor, shard: ShardedRows, std: float = 0.01) -> None:
     """Fill the rows `shard` of a classifier from torch's global generator: normal, around 0.
 
     Every rank draws the rows of all and keeps its own, so they are those of one process, and the generators stay alike. Time O(N D),

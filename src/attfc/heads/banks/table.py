@@ -18,11 +18,12 @@ from torch.nn.functional import normalize
 
 from attfc.config.option import Option
 from attfc.errors import UserError
-from attfc.heads.banks.bank import EMPTY, Batch, Negatives, Recalled, last_occurrence, merge_centers
+from attfc.heads.banks.bank import Batch, Negatives, Recalled, last_occurrence, merge_centers
 from attfc.heads.banks.kept_rows import KeptRows
 from attfc.heads.banks.sharded_rows import ShardedRows
 from attfc.heads.checked import checked
 from attfc.heads.options import DrawnCount, DrawnShare, Folder
+from attfc.losses.streaming_pass import EMPTY
 
 __all__ = ["CenterTable"]
 
@@ -47,6 +48,7 @@ class CenterTable(KeptRows):
     """
 
     state_name = "table"
+    shown = ("identities", "embedding_size", "place")
     rows: Tensor
 
     @checked(identities="AttFC(..., identities=N)", embedding_size="AttFC(D, ...)", ranks="AttFC(..., ranks=...)")
@@ -68,7 +70,7 @@ class CenterTable(KeptRows):
         if self.identities < self.ranks.size:
             raise UserError(
                 f"the table of centers has {identities} identities, fewer than the {self.ranks.size} ranks that share its rows: "
-                "it needs at least one identity a rank, start fewer processes"
+                "it needs at least one identity per rank, start fewer processes"
             )
         rows_ND = self.store.zeros(len(self.shard), self.embedding_size, dtype=torch.bfloat16)
         self.register_buffer("rows", rows_ND)
@@ -116,11 +118,6 @@ class CenterTable(KeptRows):
     def row_shards(self) -> dict[str, ShardedRows]:
         """This rank's block."""
         return {"rows": self.shard}
-
-    def extra_repr(self) -> str:
-        if not hasattr(self, "size"):
-            return ""
-        return f"identities={self.identities}, embedding_size={self.embedding_size}, place={self.store.place}"
 
     def _misfit(self, name: str, saved: Tensor, own: Tensor) -> str:
         return (

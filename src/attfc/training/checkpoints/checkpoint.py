@@ -16,9 +16,8 @@ import errno
 import json
 import re
 import shutil
-import warnings
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,12 @@ _WHOLE = re.compile(r"step_([0-9]{9,})|\.step_([0-9]{9,})\.old")
 _LEFTOVER = re.compile(r"\.step_[0-9]{9,}\.(partial|old|removed)")
 
 
-def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    state: Mapping[str, Any],
+    spread: Callable[[str, Tensor], Tensor] = lambda _, tensor: tensor,
+) -> Path:
     """Write `state` to ``folder/step_<step, nine digits>/``, atomically; all ranks call it where there are several.
 
     Args:
@@ -57,6 +61,7 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
         step: >= 0; a checkpoint of the same step is replaced.
         state: nested dicts, lists and tuples of tensors (DTensors too) and None, bool, int, float, str. With several ranks, values
             that are not DTensors are taken from rank 0.
+        spread: asked as spread(name, tensor) for each tensor: what is saved of it, such as a DTensor of which it is this rank's shard.
 
     Returns:
         The folder of the checkpoint.
@@ -70,18 +75,23 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
     folder = Path(folder)
     final = folder / f"step_{step:09d}"
     partial = folder / f".step_{step:09d}.partial"
-    tree, tensors = split_state(state)
+    tree, own = split_state(state)
+    tensors = {name: spread(name, tensor) for name, tensor in own.items()}
     text = json.dumps(tree).encode()
     if len(text) > MAX_JSON_BYTES:
         raise TypeError(
             f"the state without its tensors takes {len(text)} bytes as JSON, more than {MAX_JSON_BYTES}: keep long lists as tensors"
         )
     for name, tensor in tensors.items():
-        _check_savable(name, tensor)
+        if tensor.layout != torch.strided or tensor.dtype not in DTYPES.values() or tensor.device.type == "meta":
+            raise TypeError(
+                f"tensor {name!r} of the state ({tensor.dtype}, {tensor.layout}, on {tensor.device}) cannot be saved: "
+                f"a checkpoint holds dense tensors of {', '.join(str(dtype).removeprefix('torch.') for dtype in DTYPES.values())}"
+            )
     strides = {
-        name: tuple(tensor.stride())
+        name: tensor.stride()
         for name, tensor in tensors.items()
-        if not tensor.is_contiguous() and is_dense(tuple(tensor.shape), tuple(tensor.stride()))
+        if not tensor.is_contiguous() and is_dense(tensor.shape, tensor.stride())
     }
 
     def begin() -> None:
@@ -94,10 +104,18 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
         files = {**files, STATE: SavedFile(bytes=len(text), crc32=zlib.crc32(text))}
         _write_durably(partial / MANIFEST, Manifest(step=step, files=files, tensors=saved).model_dump_json().encode())
         sync_folder(partial)
-        _put_in_place(partial, final)
+        old = final.with_name(f".{final.name}.old")
+        if final.exists():
+            final.rename(old)
+        partial.rename(final)
+        sync_folder(folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+    # Imported here: torch.distributed.checkpoint takes a second, and models are loaded without it.
+    from attfc.training.checkpoints.storage import FolderWriter
 
     try:
-        _save_tensors(partial, tensors, begin, finish, strides)
+        FolderWriter(partial, begin, finish, strides).save(tensors)
     except BaseException as error:
         if Ranks.world().rank == 0:
             with contextlib.suppress(OSError):
@@ -125,7 +143,7 @@ def load_checkpoint(
         only: the first keys of the state that are wanted; default all. The others are neither read nor returned.
 
     Returns:
-        The state, with the tensors of `place` in it.
+        The state, with the tensors of `place` in it; of a DTensor, this rank's shard.
 
     Raises:
         UserError: missing, damaged (a checksum differs) or forged; nothing was filled then.
@@ -139,15 +157,23 @@ def load_checkpoint(
         manifest = manifest.model_copy(update={"tensors": wanted})
     tensors = {}
     for name, saved in manifest.tensors.items():
-        target = place(name, saved.size, DTYPES[saved.dtype])
-        tensors[name] = _new(saved) if target is None else target
+        dtype = DTYPES[saved.dtype]
+        target = place(name, saved.size, dtype)
+        if target is None:
+            target = torch.empty(saved.size, dtype=dtype, device="cpu")
+            if saved.strides is not None:
+                target = torch.empty_strided(saved.size, saved.strides, dtype=dtype, device="cpu")
+        tensors[name] = target
+    from attfc.training.checkpoints.storage import FolderReader
+
+    reader = FolderReader(path, manifest)
     try:
-        state = join_state(tree, tensors)
+        state = join_state(tree, reader.own(tensors))
     except (UserError, RecursionError) as error:
         raise UserError(f"{path / STATE} is damaged or forged: {error}") from None
     if not isinstance(state, dict):
         raise UserError(f"{path / STATE} is damaged or forged: it holds no state")
-    _load_tensors(path, manifest, tensors)
+    reader.load(tensors)
     return state
 
 
@@ -230,69 +256,6 @@ def _is_whole(path: Path) -> bool:
     return True
 
 
-def _check_savable(name: str, tensor: Tensor) -> None:
-    if tensor.layout != torch.strided or tensor.dtype not in DTYPES.values() or tensor.device.type == "meta":
-        raise TypeError(
-            f"tensor {name!r} of the state ({tensor.dtype}, {tensor.layout}, on {tensor.device}) cannot be saved: "
-            f"a checkpoint holds dense tensors of {', '.join(str(dtype).removeprefix('torch.') for dtype in DTYPES.values())}"
-        )
-
-
-def _new(saved: SavedTensor) -> Tensor:
-    dtype = DTYPES[saved.dtype]
-    if saved.strides is None:
-        return torch.empty(saved.size, dtype=dtype, device="cpu")
-    return torch.empty_strided(saved.size, saved.strides, dtype=dtype, device="cpu")
-
-
-def _save_tensors(
-    folder: Path,
-    tensors: dict[str, Tensor],
-    begin: Callable[[], None],
-    finish: Callable[[dict[str, SavedTensor], dict[str, SavedFile]], None],
-    strides: dict[str, tuple[int, ...]],
-) -> None:
-    # Imported here: torch.distributed.checkpoint takes a second, and models are loaded without it.
-    from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-    from torch.distributed.checkpoint.state_dict_saver import save
-
-    from attfc.training.checkpoints.storage import FolderWriter
-
-    writer = FolderWriter(folder, begin, finish, strides)
-    with _quiet_and_unwrapped():
-        # What is not in shards comes from rank 0, whole: left to itself, DCP takes each tensor from the rank that has written least.
-        planner = DefaultSavePlanner(flatten_state_dict=False, dedup_save_to_lowest_rank=True)
-        save(dict(tensors), storage_writer=writer, planner=planner)
-
-
-def _load_tensors(path: Path, manifest: Manifest, tensors: dict[str, Tensor]) -> None:
-    from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-    from torch.distributed.checkpoint.state_dict_loader import load
-
-    from attfc.training.checkpoints.storage import FolderReader
-
-    reader = FolderReader(path, manifest)
-    with _quiet_and_unwrapped():
-        load(dict(tensors), storage_reader=reader, planner=DefaultLoadPlanner(flatten_state_dict=False))
-
-
-@contextlib.contextmanager
-def _quiet_and_unwrapped() -> Iterator[None]:
-    """Silence DCP's note that there is no process group (for us the normal case), and raise what happened in place of its wrapper.
-
-    DCP catches everything, Ctrl-C included, and raises a CheckpointException (a BaseException) with the failures by rank.
-    """
-    from torch.distributed.checkpoint.api import CheckpointException
-
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", r"torch\.distributed is (disabled|unavailable)", UserWarning)
-            yield
-    except CheckpointException as error:
-        causes = [failure[0] for _, failure in sorted(error.failures.items())]
-        raise next((cause for cause in causes if isinstance(cause, OSError)), causes[0]) from None
-
-
 def _failure(error: OSError, final: Path, needed: int) -> str:
     reason = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -306,12 +269,3 @@ def _write_durably(path: Path, data: bytes) -> None:
     with path.open("wb") as file:
         file.write(data)
         sync(file)
-
-
-def _put_in_place(partial: Path, final: Path) -> None:
-    old = final.with_name(f".{final.name}.old")
-    if final.exists():
-        final.rename(old)
-    partial.rename(final)
-    sync_folder(final.parent)
-    shutil.rmtree(old, ignore_errors=True)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from attfc.distributed import Ranks, RowShard
+from attfc.distributed import Ranks
 from attfc.heads.banks.row_store import RowStore
-from attfc.training.checkpoints.state_tree import join_state, split_state
+from attfc.heads.banks.sharded_rows import ShardedRows
 from attfc.training.row_optimizers import RowAdamW, RowSGD
 
 __all__ = ["ShardedState"]
@@ -34,36 +34,30 @@ class ShardedState:
         ranks: those that share the rows.
     """
 
-    def __init__(self, shards: Mapping[str, RowShard], head: nn.Module, optimizer: Optimizer, ranks: Ranks) -> None:
+    def __init__(self, shards: Mapping[str, ShardedRows], head: nn.Module, optimizer: Optimizer, ranks: Ranks) -> None:
         self._ranks = ranks
         self._named = {f"head/{name}": shard for name, shard in shards.items()}
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         numbers = {id(parameter): number for number, parameter in enumerate(parameters)}
-        self._trained = {
-            numbers[id(parameter)]: shards[name]
-            for name, parameter in head.named_parameters()
-            if name in shards and id(parameter) in numbers
-        }
         stores = optimizer.stores if isinstance(optimizer, RowSGD | RowAdamW) else {}
+        self._trained: dict[int, ShardedRows] = {}
         self._filed: dict[str, tuple[Tensor, RowStore]] = {}
         """By the beginning of their names in the state: parameters in a file, and the store of their state."""
         for name, parameter in head.named_parameters():
+            number = numbers.get(id(parameter))
+            if number is not None and name in shards:
+                self._trained[number] = shards[name]
             if parameter in stores and stores[parameter].place == "file":
-                self._filed[f"head/{name}"] = parameter, stores[parameter]
-                self._filed[f"optimizer/state/{numbers[id(parameter)]}/"] = parameter, stores[parameter]
+                for place in (f"head/{name}", f"optimizer/state/{number}/"):
+                    self._filed[place] = parameter, stores[parameter]
         self._meshes: dict[str, Any] = {}
 
-    def spread(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Return the state of all ranks: this rank's blocks as DTensors."""
-        if not self._named:
-            return state
-        tree, tensors = split_state(state)
-        for name, tensor in tensors.items():
-            shard = self._shard(name)
-            if shard is not None and tensor.dim() and len(tensor) == len(shard):
-                tensors[name] = self._whole(tensor, shard)
-        spread: dict[str, Any] = join_state(tree, tensors)
-        return spread
+    def spread(self, name: str, tensor: Tensor) -> Tensor:
+        """Return a tensor of the state as all ranks save it: this rank's block of rows as a DTensor."""
+        shard = self._shard(name)
+        if shard is not None and tensor.dim() and len(tensor) == len(shard):
+            return self._whole(tensor, shard)
+        return tensor
 
     def place(self, name: str, size: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
         """Return what a tensor of a checkpoint is to be read into: a DTensor for this rank's block, the file it lives in, or None: a new one."""
@@ -72,35 +66,21 @@ class ShardedState:
             shard = None
         own = size if shard is None else (len(shard), *size[1:])
         match = _OF_PARAMETER.match(name)
-        block = self._in_file(match[0] if match else name, own, dtype)
+        block, filed = None, match[0] if match else name
+        if filed in self._filed:  # mapped memory, of rows or of their state
+            parameter, store = self._filed[filed]
+            if (own, dtype) == (tuple(parameter.shape), parameter.dtype):
+                block = store.zeros(*own, dtype=dtype) if match else parameter.detach()
         if shard is None:
             return block
         return self._whole(torch.empty(own, dtype=dtype) if block is None else block, shard)
 
-    def _shard(self, name: str) -> RowShard | None:
+    def _shard(self, name: str) -> ShardedRows | None:
         """Return the rows that this rank holds of a tensor of the state, if it is one of rows."""
         match = _OF_PARAMETER.match(name)
         return self._trained.get(int(match[1])) if match else self._named.get(name)
 
-    def _in_file(self, name: str, size: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
-        """Return the mapped memory of rows or of their state, if that is where they live."""
-        parameter, store = self._filed.get(name, (None, None))
-        if parameter is None or store is None or (size, dtype) != (tuple(parameter.shape), parameter.dtype):
-            return None
-        return parameter.detach() if name.startswith("head/") else store.zeros(*size, dtype=dtype)
-
-    def collect(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Undo `spread`: plain tensors, this rank's blocks."""
-        if not self._named:
-            return state
-        from torch.distributed.tensor import DTensor
-
-        tree, tensors = split_state(state)
-        plain = {name: value.to_local() if isinstance(value, DTensor) else value for name, value in tensors.items()}
-        collected: dict[str, Any] = join_state(tree, plain)
-        return collected
-
-    def _whole(self, block: Tensor, shard: RowShard) -> Tensor:
+    def _whole(self, block: Tensor, shard: ShardedRows) -> Tensor:
         from torch.distributed.device_mesh import DeviceMesh
         from torch.distributed.tensor import DTensor, Shard
 

@@ -47,12 +47,11 @@ def _split(value: Any, place: tuple[str, ...], tensors: dict[str, Tensor]) -> An
             name = f"{where}~{copies}"
         tensors[name] = value
         return {"$tensor": name}
-    if value is None or isinstance(value, bool | str):
-        return value
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        return float(value)
+    if value is None:
+        return None
+    for plain in (bool, int, float, str):
+        if isinstance(value, plain):
+            return plain(value)
     if isinstance(value, list | tuple):
         items = [_split(item, (*place, str(number)), tensors) for number, item in enumerate(value)]
         return items if isinstance(value, list) else {"$tuple": items}
@@ -61,9 +60,8 @@ def _split(value: Any, place: tuple[str, ...], tensors: dict[str, Tensor]) -> An
         if all(isinstance(key, str) and not key.startswith("$") for key, _ in pairs):
             return dict(pairs)
         for key, _ in pairs:
-            if not (
-                key is None or isinstance(key, bool | int | str) or (isinstance(key, float) and math.isfinite(key))
-            ):
+            finite = math.isfinite(key) if isinstance(key, float) else isinstance(key, int | str | None)
+            if not finite:
                 raise TypeError(f"a key of the state at {where!r} is a {type(key).__name__}: use text or whole numbers")
         return {"$items": [[key, item] for key, item in pairs]}
     raise TypeError(
@@ -88,18 +86,15 @@ def join_state(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
     tag = next((key for key in tree if key.startswith("$")), None)
     if tag is None:
         return {key: join_state(item, tensors) for key, item in tree.items()}
-    value = tree[tag]
-    if len(tree) == 1 and tag == "$tensor" and isinstance(value, str):
-        if value not in tensors:
-            raise UserError(f"the state names tensor {value[:200]!r}, which is not in the checkpoint")
-        return tensors[value]
-    if len(tree) == 1 and tag == "$tuple" and isinstance(value, list):
-        return tuple(join_state(item, tensors) for item in value)
-    if len(tree) == 1 and tag == "$items" and isinstance(value, list):
-        pairs = {}
-        for pair in value:
-            if not (isinstance(pair, list) and len(pair) == 2) or isinstance(pair[0], list | dict):
+    match [*tree.items()]:
+        case [("$tensor", str(name))]:
+            if name not in tensors:
+                raise UserError(f"the state names tensor {name[:200]!r}, which is not in the checkpoint")
+            return tensors[name]
+        case [("$tuple", list(items))]:
+            return tuple(join_state(items, tensors))
+        case [("$items", list(pairs))]:
+            if any(not isinstance(pair, list) or len(pair) != 2 or isinstance(pair[0], list | dict) for pair in pairs):
                 raise UserError("the state has a $items entry that is not [key, value]")
-            pairs[pair[0]] = join_state(pair[1], tensors)
-        return pairs
+            return {key: join_state(item, tensors) for key, item in pairs}
     raise UserError(f"the state has an unknown entry {tag[:80]!r}: was it written by a newer attfc?")

@@ -6,17 +6,22 @@ channels-last tensors. Here a file is streamed tensor by tensor (memory: one ten
 Chunks are named by their tensor, followed by ``[offsets]`` where they are a part of it; any reader of safetensors can look inside.
 """
 
+import contextlib
+import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -25,7 +30,10 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan, SavePlanner, WriteItem
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
+from torch.distributed.tensor import DTensor
 from torch.futures import Future
 
 from attfc.errors import UserError
@@ -34,18 +42,60 @@ from attfc.training.checkpoints.manifest import DTYPES, Chunk, Manifest, SavedFi
 
 __all__ = ["FolderReader", "FolderWriter"]
 
+T = TypeVar("T")
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
-class _Written:
-    """Travels from each rank to the coordinator with every chunk."""
+class _Part:
+    """A chunk that a rank writes, and its tensor; travels from each rank to the coordinator."""
 
-    file: str
-    whole_file: SavedFile
+    tensor: str
+    dtype: str
+    size: tuple[int, ...]
+    chunk: Chunk
+
+    @classmethod
+    def of(cls, item: WriteItem, file: str) -> "_Part":
+        data = item.tensor_data
+        assert data is not None
+        assert data.chunk is not None
+        chunk = Chunk(tuple(data.chunk.offsets), tuple(data.chunk.sizes), file)
+        return cls(item.index.fqn, DTYPE_NAMES[data.properties.dtype], tuple(data.size), chunk)
 
 
-class FolderWriter(StorageWriter):
+@contextlib.contextmanager
+def _quiet_and_unwrapped() -> Iterator[None]:
+    """Silence DCP's note that there is no process group (for us the normal case), and raise what happened in place of its wrapper.
+
+    DCP catches everything, Ctrl-C included, and raises a CheckpointException (a BaseException) with the failures by rank.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"torch\.distributed is (disabled|unavailable)", UserWarning)
+            yield
+    except CheckpointException as error:
+        causes = [failure[0] for _, failure in sorted(error.failures.items())]
+        raise next((cause for cause in causes if isinstance(cause, OSError)), causes[0]) from None
+
+
+class _Stateless:
+    """What DCP asks of a storage that knows its folder and keeps nothing between calls."""
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        """Nothing is kept."""
+
+    def prepare_local_plan(self, plan: Any) -> Any:
+        """Return the plan as it is."""
+        return plan
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        """DCP asks this only where it has to guess the storage."""
+        return False
+
+
+class FolderWriter(_Stateless, StorageWriter):
     """Writes the tensors of one checkpoint into a folder.
 
     Args:
@@ -64,15 +114,15 @@ class FolderWriter(StorageWriter):
     ) -> None:
         self.folder, self._begin, self._finish, self._strides = folder, begin, finish, strides
 
-    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
-        """Nothing is kept between saves."""
+    def save(self, tensors: Mapping[str, Tensor]) -> None:
+        """Write the tensors and finish; all ranks call it."""
+        # What is not in shards comes from rank 0, whole: left to itself, DCP takes each tensor from the rank that has written least.
+        planner = DefaultSavePlanner(flatten_state_dict=False, dedup_save_to_lowest_rank=True)
+        with _quiet_and_unwrapped():
+            save(dict(tensors), storage_writer=self, planner=planner)
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         """Nothing to do before the plan is made."""
-
-    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
-        """Return the plan as it is."""
-        return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """Make the folder (on the coordinator, before the plans go out) and tell each rank its file."""
@@ -81,66 +131,56 @@ class FolderWriter(StorageWriter):
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Stream this rank's chunks into its file."""
-        future: Future[list[WriteResult]] = Future()
-        # safetensors wants no gaps, and readers want aligned tensors: the widest types first.
-        items = sorted(plan.items, key=lambda item: -_properties(item)[0].itemsize)
-        if not items:
-            future.set_result([])
-            return future
+        if not plan.items:
+            return _done([])
         name: str = plan.storage_data
+        parts = [(_Part.of(item, name), item) for item in plan.items]
+        # safetensors wants no gaps, and readers want aligned tensors: the widest types first.
+        parts.sort(key=lambda each: -DTYPES[each[0].dtype].itemsize)
         header: dict[str, Any] = {}
         position = 0
-        for item in items:
-            dtype, sizes, _ = _properties(item)
-            end = position + dtype.itemsize * math.prod(sizes)
-            chunk = _item_name(item)
-            assert chunk not in header, f"two chunks are called {chunk}"
-            assert chunk != "__metadata__", "safetensors keeps this name for itself"
-            header[chunk] = {"dtype": DTYPE_NAMES[dtype], "shape": list(sizes), "data_offsets": [position, end]}
+        for part, _ in parts:
+            end = position + DTYPES[part.dtype].itemsize * math.prod(part.chunk.sizes)
+            stored = _stored_name(part.tensor, part.size, part.chunk)
+            assert stored not in header, f"two chunks are called {stored}"
+            assert stored != "__metadata__", "safetensors keeps this name for itself"
+            header[stored] = {"dtype": part.dtype, "shape": part.chunk.sizes, "data_offsets": [position, end]}
             position = end
         with (self.folder / name).open("wb") as file:
             checked = ChecksumFile(file)
-            _write_header(checked, header)
-            for item in items:
+            text = json.dumps(header, separators=(",", ":")).encode()
+            text += b" " * (-len(text) % 8)
+            checked.write(len(text).to_bytes(8, "little") + text)
+            for _, item in parts:
                 tensor = planner.resolve_data(item)
                 assert isinstance(tensor, Tensor)
                 flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
                 checked.write(flat.numpy().data)
             sync(file)
-        written = _Written(name, SavedFile(bytes=checked.bytes, crc32=checked.crc32))
-        future.set_result([WriteResult(item.index, 0, written) for item in items])
-        return future
+        whole_file = SavedFile(bytes=checked.bytes, crc32=checked.crc32)
+        return _done([WriteResult(item.index, 0, (part, whole_file)) for part, item in parts])
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Hand the tensors and files to the caller (coordinator only)."""
-        places: dict[tuple[str, tuple[int, ...]], str] = {}
+        parts: dict[str, list[_Part]] = {}
         files: dict[str, SavedFile] = {}
-        for result in (result for rank in results for result in rank):
-            written: _Written = result.storage_data
-            places[result.index.fqn, tuple(result.index.offset or ())] = written.file
-            files[written.file] = written.whole_file
-        tensors = {}
-        for name, entry in metadata.state_dict_metadata.items():
-            assert isinstance(entry, TensorStorageMetadata)
-            chunks = tuple(
-                Chunk(tuple(chunk.offsets), tuple(chunk.sizes), places[name, tuple(chunk.offsets)])
-                for chunk in entry.chunks
-            )
-            tensors[name] = SavedTensor(
-                dtype=DTYPE_NAMES[entry.properties.dtype],
-                size=tuple(entry.size),
+        for result in itertools.chain.from_iterable(results):
+            part, whole_file = result.storage_data
+            parts.setdefault(part.tensor, []).append(part)
+            files[part.chunk.file] = whole_file
+        tensors = {
+            name: SavedTensor(
+                dtype=own[0].dtype,
+                size=own[0].size,
                 strides=self._strides.get(name),
-                chunks=chunks,
+                chunks=tuple(part.chunk for part in own),
             )
+            for name, own in parts.items()
+        }
         self._finish(tensors, files)
 
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        """DCP asks this only where it has to guess the storage."""
-        return False
 
-
-class FolderReader(StorageReader):
+class FolderReader(_Stateless, StorageReader):
     """Reads the boxes that DCP asks for from the files of a checkpoint.
 
     Args:
@@ -151,8 +191,14 @@ class FolderReader(StorageReader):
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder, self.manifest = folder, manifest
 
-    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
-        """Nothing is kept between loads."""
+    def own(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors as plain ones: of a DTensor, this rank's shard, in the same memory."""
+        return {name: value.to_local() if isinstance(value, DTensor) else value for name, value in tensors.items()}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Fill the tensors; all ranks call it."""
+        with _quiet_and_unwrapped():
+            load(dict(tensors), storage_reader=self, planner=DefaultLoadPlanner(flatten_state_dict=False))
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """Return the manifest in DCP's words."""
@@ -168,10 +214,6 @@ class FolderReader(StorageReader):
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         """Remember where the chunks are."""
         self._places: dict[MetadataIndex, Chunk] = metadata.storage_data
-
-    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
-        """Return the plan as it is."""
-        return plan
 
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
         """Return the plans as they are."""
@@ -192,15 +234,13 @@ class FolderReader(StorageReader):
                         planner.commit_tensor(item, target)
             except SafetensorError as error:
                 raise UserError(f"{path} is damaged: {str(error)[:200]}") from None
-        future: Future[None] = Future()
-        future.set_result(None)
-        return future
+        return _done(None)
 
     def _box(self, file: Any, item: Any, path: Path) -> Tensor:
         name = item.storage_index.fqn
         chunk = self._places[item.storage_index]
         tensor = self.manifest.tensors[name]
-        stored = _chunk_name(name, chunk.offsets, chunk.sizes == tensor.size)
+        stored = _stored_name(name, tensor.size, chunk)
         entry = file.get_slice(stored)
         if tuple(entry.get_shape()) != chunk.sizes or entry.get_dtype() != tensor.dtype:
             raise UserError(
@@ -213,29 +253,12 @@ class FolderReader(StorageReader):
         part: Tensor = entry[box]
         return part
 
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        """DCP asks this only where it has to guess the storage."""
-        return False
+
+def _done(result: T) -> Future[T]:
+    future: Future[T] = Future()
+    future.set_result(result)
+    return future
 
 
-def _write_header(file: ChecksumFile, header: dict[str, Any]) -> None:
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    file.write(len(text).to_bytes(8, "little") + text)
-
-
-def _properties(item: WriteItem) -> tuple[torch.dtype, tuple[int, ...], tuple[int, ...]]:
-    """Return type, sizes of the chunk, and sizes of its whole tensor."""
-    assert item.tensor_data is not None
-    assert item.tensor_data.chunk is not None
-    return item.tensor_data.properties.dtype, tuple(item.tensor_data.chunk.sizes), tuple(item.tensor_data.size)
-
-
-def _item_name(item: WriteItem) -> str:
-    _, sizes, whole = _properties(item)
-    return _chunk_name(item.index.fqn, tuple(item.index.offset or ()), sizes == whole)
-
-
-def _chunk_name(name: str, offsets: tuple[int, ...], whole: bool) -> str:
-    return name if whole else f"{name}[{','.join(map(str, offsets))}]"
+def _stored_name(tensor: str, size: tuple[int, ...], chunk: Chunk) -> str:
+    return tensor if chunk.sizes == size else f"{tensor}[{','.join(map(str, chunk.offsets))}]"

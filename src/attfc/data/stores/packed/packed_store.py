@@ -15,6 +15,7 @@ import os
 import zlib
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attfc.data.images import BrokenImageError
-from attfc.data.index import IdentityIndex
+from attfc.data.index import IdentityIndex, checked_positions, offsets_of
 from attfc.data.people.name_table import NameTable, printable
 from attfc.data.stores.image_files import MAX_FILE_BYTES
 from attfc.data.stores.packed.packed_format import (
@@ -93,9 +94,7 @@ class PackedStore(EncodedStore):
                 f"{folder / OFFSETS}: offsets run over 0 ... {int(offsets[-1])} but {ABOUT} says {about.images} images: {RESTORE}"
             )
         self._index = IdentityIndex(offsets, source=folder / OFFSETS, folder=folder)
-        starts = np.zeros(len(about.shards) + 1, np.int64)
-        np.cumsum(about.shards, out=starts[1:])
-        self._starts: list[int] = starts.tolist()
+        self._starts: list[int] = offsets_of(about.shards).tolist()
         if (int(self._ends[0]), int(self._ends[-1])) != (0, self._starts[-1]):
             raise UserError(
                 f"{folder / ENDS}: runs over bytes {int(self._ends[0])} ... {int(self._ends[-1])} but the shards hold "
@@ -126,87 +125,65 @@ class PackedStore(EncodedStore):
         """Return the labels of positions: int64."""
         return self._index.labels_of_slots(positions)
 
-    def read(self, position: int) -> tuple[bytes, int]:
-        """Return the image's bytes, compared with their checksum, and its label.
-
-        Raises:
-            OSError: the shard is gone or cannot be read.
-            BrokenImageError: the bytes differ from their checksum, or the index leads out of the shard.
-        """
-        self._check_position(position)
-        begin, end = int(self._ends[position]), int(self._ends[position + 1])
-        shard = self._shard_of(position, begin, end)
-        encoded = self._pread(shard, begin, end)
-        self._check_bytes(position, shard, begin, encoded, int(self._checksums[position]))
-        return encoded, int(self._index.offsets.searchsorted(position, side="right")) - 1
-
     def read_many(self, positions: Sequence[int]) -> list[bytes | Exception]:
-        """Return each image's bytes, or the OSError or BrokenImageError met; neighbours on disk come in one read.
+        """Return each image's bytes, compared with their checksum, or the error met; neighbours on disk come in one read.
 
-        Images that begin at most 64 KiB after the end of the one before are read together, up to 1 MiB at once.
+        Images that begin at most 64 KiB after the end of the one before are read together, up to 1 MiB at once. The error is an
+        OSError (the shard is gone or cannot be read) or a BrokenImageError (other bytes than the checksum is of, or an index
+        that leads out of the shard).
 
         Raises:
             IndexError: a position outside 0 ... len - 1.
         """
-        asked = np.asarray(positions, dtype=np.int64)
-        if not asked.size:
-            return []
-        self._check_position(int(asked.min()))
-        self._check_position(int(asked.max()))
-        begins = self._ends[asked]
-        order = begins.argsort(kind="stable")
-        rows, begins = order.tolist(), begins[order]
-        ends = self._ends[asked[order] + 1]
-        found: list[bytes | Exception] = [b""] * len(rows)
-        run: list[tuple[int, int, int]] = []  # row, begin, end
-        run_shard, run_begin, run_end = 0, 0, -1
-        for row, begin, end in zip(rows, begins.tolist(), ends.tolist(), strict=True):
+        asked = checked_positions(positions, len(self))
+        order = self._ends[asked].argsort(kind="stable")
+        ordered = asked[order]
+        columns = order, ordered, self._ends[ordered], self._ends[ordered + 1]
+        found: list[bytes | Exception] = [b""] * len(asked)
+        run = _Run(-1, 0, 0)
+        runs: list[_Run] = []
+        for row, position, begin, end in zip(*(column.tolist() for column in columns), strict=True):
             try:
-                shard = self._shard_of(positions[row], begin, end)
+                shard = self._shard_of(position, begin, end)
             except BrokenImageError as error:
                 found[row] = error
                 continue
-            if run and (shard != run_shard or begin > run_end + _GAP or end > run_begin + _SPAN):
-                self._read_run(run_shard, run_begin, run_end, run, positions, found)
-                run = []
-            if not run:
-                run_shard, run_begin, run_end = shard, begin, end
-            run.append((row, begin, end))
-            run_end = max(run_end, end)
-        if run:
-            self._read_run(run_shard, run_begin, run_end, run, positions, found)
+            if shard != run.shard or begin > run.end + _GAP or end > run.begin + _SPAN:
+                run = _Run(shard, begin, end)
+                runs.append(run)
+            run.images.append((row, position, begin, end))
+            run.end = max(run.end, end)
+        for run in runs:
+            self._read_run(run, found)
         return found
 
-    def _read_run(
-        self,
-        shard: int,
-        begin: int,
-        end: int,
-        run: list[tuple[int, int, int]],
-        positions: Sequence[int],
-        found: list[bytes | Exception],
-    ) -> None:
-        """Read bytes begin ... end of one shard and cut the run's images out of them."""
+    def _read_run(self, run: "_Run", found: list[bytes | Exception]) -> None:
+        """Read the bytes of a run and cut its images out of them."""
         try:
-            region = self._pread(shard, begin, end)
+            region = self._pread(run)
         except (OSError, BrokenImageError) as error:
-            for row, *_ in run:  # one bad sector must not break the neighbours
-                try:
-                    found[row] = self.read(positions[row])[0] if len(run) > 1 else error
-                except (OSError, BrokenImageError) as own:
-                    found[row] = own
+            for row, position, *_ in run.images:  # one bad sector must not break the neighbours
+                found[row] = self.read_many([position])[0] if len(run.images) > 1 else error
             return
-        for row, first, last in run:
-            encoded = region[first - begin : last - begin] if len(run) > 1 else region
-            try:
-                self._check_bytes(positions[row], shard, first, encoded, int(self._checksums[positions[row]]))
-                found[row] = encoded
-            except BrokenImageError as error:
-                found[row] = error
+        for row, position, begin, end in run.images:
+            encoded = found[row] = region[begin - run.begin : end - run.begin]
+            if zlib.crc32(encoded) != self._checksums[position]:
+                at = f"{len(encoded)} bytes from byte {begin - self._starts[run.shard]}"
+                found[row] = BrokenImageError(f"checksum of image {position} differs ({shard_name(run.shard)}, {at})")
 
-    def _check_position(self, position: int) -> None:
-        if not 0 <= position < self.about.images:
-            raise IndexError(f"position {position} of {self.about.images} images")
+    def _pread(self, run: "_Run") -> bytes:
+        slot = run.shard % len(self._files)
+        file = self._files[slot]
+        if file is None or file.number != run.shard:
+            # Without a lock: a fork would copy it locked. Who loses the race has opened a file too many.
+            file = self._files[slot] = _ShardFile(self.path / shard_name(run.shard), run.shard)
+        at, wanted = run.begin - self._starts[run.shard], run.end - run.begin
+        region = read_at(file.descriptor, wanted, at)
+        if len(region) < wanted:
+            raise BrokenImageError(
+                f"{shard_name(run.shard)} is cut short: it ends before byte {at + wanted} of the image at byte {at}"
+            )
+        return region
 
     def _shard_of(self, position: int, begin: int, end: int) -> int:
         """Return the shard that holds bytes begin ... end, counted over all shards, or say why none does."""
@@ -223,30 +200,9 @@ class PackedStore(EncodedStore):
             )
         return shard
 
-    def _pread(self, shard: int, begin: int, end: int) -> bytes:
-        """Return bytes begin ... end, counted over all shards, which lie in this shard."""
-        slot = shard % len(self._files)
-        file = self._files[slot]
-        if file is None or file.number != shard:
-            # Without a lock: a fork would copy it locked. Who loses the race has opened a file too many.
-            file = self._files[slot] = _ShardFile(self.path / shard_name(shard), shard)
-        at, wanted = begin - self._starts[shard], end - begin
-        region = read_at(file.descriptor, wanted, at)
-        while len(region) < wanted:
-            more = read_at(file.descriptor, wanted - len(region), at + len(region))
-            if not more:
-                raise BrokenImageError(
-                    f"{shard_name(shard)} is cut short: it ends before byte {at + wanted} of the image at byte {at}"
-                )
-            region += more
-        return region
-
-    def _check_bytes(self, position: int, shard: int, begin: int, encoded: bytes, checksum: int) -> None:
-        if zlib.crc32(encoded) != checksum:
-            at = begin - self._starts[shard]
-            raise BrokenImageError(
-                f"checksum of image {position} differs ({shard_name(shard)}, {len(encoded)} bytes from byte {at})"
-            )
+    def byte_lengths(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the byte length of encoded images."""
+        return np.asarray(self._ends[positions + 1] - self._ends[positions], np.int64)
 
     def image_name(self, position: int) -> bytes:
         """Return the file name that the image had in the source; empty if it had none or names were not kept.
@@ -254,7 +210,7 @@ class PackedStore(EncodedStore):
         Raises:
             UserError: the table of names is damaged here.
         """
-        self._check_position(position)
+        checked_positions(position, len(self))
         return b"" if self._image_names is None else self._entry(self._image_names, position, IMAGE_NAMES[0])
 
     def identity_name_bytes(self, label: int) -> bytes:
@@ -302,6 +258,16 @@ class PackedStore(EncodedStore):
     def __repr__(self) -> str:
         """Return the path and the counts."""
         return f"PackedStore({str(self.path)!r}, {len(self.identities):,} identities, {len(self):,} images)"
+
+
+@dataclass(slots=True)
+class _Run:
+    """Images that lie close together in a shard: row in the answer, position, first byte and end of each, over all shards."""
+
+    shard: int
+    begin: int
+    end: int
+    images: list[tuple[int, int, int, int]] = field(default_factory=list)
 
 
 class _ShardFile:

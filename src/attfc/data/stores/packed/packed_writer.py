@@ -29,9 +29,9 @@ from attfc.data.stores.packed.packed_format import (
     npy_header,
     shard_name,
 )
-from attfc.data.stores.writer import LEFT_OUT, UNFINISHED, ContinuedWriter, GrowingFile, replace_json
+from attfc.data.stores.writer import LEFT_OUT, UNFINISHED, ContinuedWriter, replace_json
 from attfc.errors import UserError
-from attfc.files import crc32_of, sync_folder
+from attfc.files import crc32_of, sync, sync_folder
 
 __all__ = ["PackedWriter"]
 
@@ -58,7 +58,6 @@ class PackedWriter(ContinuedWriter):
         shard_bytes: size at which a shard is closed.
         image_names: whether to keep image names.
         options: what else must not change between the runs.
-        sync_bytes, sync_seconds: how much, and how long, a crash may cost.
 
     Raises:
         UserError: as `ContinuedWriter`, or the folder is a finished conversion.
@@ -73,14 +72,11 @@ class PackedWriter(ContinuedWriter):
         shard_bytes: int = 1 << 30,
         image_names: bool = True,
         options: dict[str, Any] | None = None,
-        sync_bytes: int = 64 << 20,
-        sync_seconds: float = 60.0,
     ) -> None:
         if shard_bytes < 1:
             raise UserError(f"shard_bytes = {shard_bytes}: set it to 1 or more; the default is {1 << 30} (1 GiB)")
         self.source, self.shard_bytes, self.image_names = source, shard_bytes, image_names
-        self._shards: list[int] = []  # their sizes; that of the last one as far as it is durable
-        self._shard: GrowingFile | None = None
+        self._shards: list[str] = []
         begun_with = {
             "format": f"{FORMAT} {VERSION}, unfinished",
             "source_digest": source_digest,
@@ -89,7 +85,7 @@ class PackedWriter(ContinuedWriter):
             **(options or {}),
         }
         target = Path(os.path.abspath(folder))
-        super().__init__(target, target, begun_with, sync_bytes, sync_seconds)
+        super().__init__(target, target, begun_with)
 
     def _check_entries(self, entries: set[str]) -> None:
         if UNFINISHED in entries:
@@ -104,84 +100,70 @@ class PackedWriter(ContinuedWriter):
                 "does not exist yet"
             )
 
-    def _begin(self, state: dict[str, Any], sizes: dict[str, int]) -> None:
-        try:
-            self._shards = [self._whole(size) for size in state.get("shards", [])]
-        except TypeError:
-            raise self._damaged() from None
-        self.encoded_bytes = sum(self._shards)
+    def _begin(self) -> None:
+        begun = [name for name in self._sizes if _SHARD.fullmatch(name)]
+        self.encoded_bytes = sum(self._sizes[name] for name in begun)
         if (self.folder / ABOUT).exists():
             self._end()
             return
         for name in PER_IDENTITY + PER_IMAGE + (IMAGE_NAMES if self.image_names else ()):
-            file = self._files[name] = GrowingFile(self.folder / name, sizes.get(name, 0))
-            if not file.size:
-                file.append(npy_header(_DTYPES[name], 0) + bytes(8 * (name in _BEGIN_WITH_ZERO)))
-        self._files[LEFT_OUT] = GrowingFile(self.folder / LEFT_OUT, sizes.get(LEFT_OUT, 0))
+            self._grow(name, npy_header(_DTYPES[name], 0) + bytes(8 * (name in _BEGIN_WITH_ZERO)))
+        self._grow(LEFT_OUT)
         for name in os.listdir(self.folder):
-            if _SHARD.fullmatch(name) and int(name[6:-4]) >= len(self._shards):
+            if _SHARD.fullmatch(name) and name not in begun:
                 os.unlink(self.folder / name)
-        for number, size in enumerate(self._shards):
-            if self._shard is not None:
-                self._shard.close()
-            self._shard = GrowingFile(self.folder / shard_name(number), size)
+        for _ in begun:
+            self._next_shard()
 
     def start_identity(self, label: int, name: bytes) -> None:
         """Begin an identity; `label` is its number in the source."""
         super().start_identity(label, name)
-        self._name = name[:MAX_NAME_BYTES]
+        self._name = name
 
     def add(self, encoded: bytes, name: bytes = b"") -> None:
         """Append one image of the identity at hand, with its file name if it has one."""
         files = self._files
-        try:
-            shard = self._shard
-            if shard is None or shard.size >= self.shard_bytes * (2 if self._started else 1):
-                shard = self._next_shard()
-            shard.append(encoded)
+        most = self.shard_bytes * (2 if self._started else 1)
+        with self.failures():
+            if not self._shards or files[self._shards[-1]].tell() >= most:
+                self._next_shard()
+            files[self._shards[-1]].write(encoded)
             super().add(encoded)
-            files[ENDS].append(self.encoded_bytes.to_bytes(8, "little"))
-            files[CHECKSUMS].append(zlib.crc32(encoded).to_bytes(4, "little"))
+            files[ENDS].write(self.encoded_bytes.to_bytes(8, "little"))
+            files[CHECKSUMS].write(zlib.crc32(encoded).to_bytes(4, "little"))
             if self.image_names:
-                self._add_name(IMAGE_NAMES, name[:MAX_NAME_BYTES])
-        except OSError as error:
-            raise self.failure(error) from None
+                self._add_name(IMAGE_NAMES, name)
 
     def _add_name(self, table: tuple[str, ...], name: bytes) -> None:
         data, ends = (self._files[file] for file in table)
-        data.append(name)
-        ends.append((data.size - HEADER_BYTES).to_bytes(8, "little"))
+        data.write(name[:MAX_NAME_BYTES])
+        ends.write((data.tell() - HEADER_BYTES).to_bytes(8, "little"))
 
-    def _next_shard(self) -> GrowingFile:
-        if self._shard is not None:
-            self._shard.sync()
-            self._shards[-1] = self._shard.size
-            self._shard.close()
-        self._shard = GrowingFile(self.folder / shard_name(len(self._shards)))
-        self._shards.append(0)
-        return self._shard
+    def _next_shard(self) -> None:
+        if self._shards:
+            full = self._files.pop(self._shards[-1])
+            sync(full)
+            self._sizes[self._shards[-1]] = full.tell()
+            full.close()
+        self._shards.append(shard_name(len(self._shards)))
+        self._grow(self._shards[-1])
 
     def end_identity(self, done: int) -> None:
         """End the identity at hand; without images it is left out."""
         if self._started:
             with self.failures():
-                self._files[OFFSETS].append((self.images + self._started).to_bytes(8, "little"))
+                self._files[OFFSETS].write((self.images + self._started).to_bytes(8, "little"))
                 self._add_name(PER_IDENTITY[1:], self._name)
         super().end_identity(done)
 
-    def _state(self) -> dict[str, Any]:
-        if self._shard is not None:
-            self._shard.sync()
-            self._shards[-1] = self._shard.size
-        return {"shards": self._shards}
-
     def _finish(self) -> None:
         self._commit()
-        arrays = [name for name in self._files if name != LEFT_OUT]
+        arrays = [name for name in self._files if name in _DTYPES]
         for name in arrays:
-            file = self._files[name]
-            count = (file.size - HEADER_BYTES) // np.dtype(_DTYPES[name]).itemsize
-            file.rewrite_start(npy_header(_DTYPES[name], count))
+            count = (self._sizes[name] - HEADER_BYTES) // np.dtype(_DTYPES[name]).itemsize
+            self._files[name].seek(0)
+            self._files[name].write(npy_header(_DTYPES[name], count))
+            sync(self._files[name])
         about = {
             "format": FORMAT,
             "version": VERSION,
@@ -191,10 +173,10 @@ class PackedWriter(ContinuedWriter):
             "image_names": self.image_names,
             "left_out": {"images": self.left_out_images, "identities": self.left_out_identities},
             "crc32": {name: crc32_of(self.folder / name) for name in arrays},
-            "shards": self._shards,
+            "shards": [self._sizes[name] for name in self._shards],
         }
-        if self._files[LEFT_OUT].size == 0:
-            self._files[LEFT_OUT].path.unlink()
+        if not self._sizes[LEFT_OUT]:
+            (self.folder / LEFT_OUT).unlink()
         replace_json(self.folder / ABOUT, about)
         self._end()
 
@@ -203,9 +185,3 @@ class PackedWriter(ContinuedWriter):
         self._unfinished.unlink(missing_ok=True)
         sync_folder(self.folder)
         self.finished = True
-
-    def close(self) -> None:
-        """Close the files. Without `finish` the folder stays unfinished, to be continued."""
-        super().close()
-        if self._shard is not None:
-            self._shard.close()

@@ -5,13 +5,11 @@ import os
 import numpy as np
 
 from attfc.data.stores.rec.record_file import FRAME
-from attfc.data.text_lines import LineBlock, line_blocks, open_regular, whole_numbers
+from attfc.data.text_lines import LineBlock, line_blocks, opened, whole_numbers
 from attfc.errors import UserError
-from attfc.typing import Int64, Progress
+from attfc.typing import Float32, Int64, Progress
 
-__all__ = ["read_index"]
-
-_NONE: Int64 = np.zeros(0, np.int64)
+__all__ = ["doubled", "read_index", "rising"]
 
 
 def read_index(path: str | os.PathLike[str], rec_bytes: int, progress: Progress | None = None) -> tuple[Int64, Int64]:
@@ -29,53 +27,46 @@ def read_index(path: str | os.PathLike[str], rec_bytes: int, progress: Progress 
         UserError: no such file, empty, a line that is not two whole numbers, an offset that is no multiple of 4 or beyond the
             `.rec` file, a key or an offset that is listed twice.
     """
-    keys: list[Int64] = []
-    offsets: list[Int64] = []
-    try:
-        descriptor = open_regular(path)
-        try:
-            size = os.fstat(descriptor).st_size
-            for block in line_blocks(path, descriptor):
-                block_keys, block_offsets = _parse_lines(path, block, rec_bytes)
-                keys.append(block_keys)
-                offsets.append(block_offsets)
-                if progress is not None:
-                    progress(block.offset + len(block.data), max(size, block.offset + len(block.data)))
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise UserError(f"{os.fspath(path)}: cannot be read ({error.strerror or error})") from None
-    all_keys, all_offsets = np.concatenate([_NONE, *keys]), np.concatenate([_NONE, *offsets])
+    parts = [np.zeros((2, 0), np.int64)]
+    with opened(path) as descriptor:
+        size = os.fstat(descriptor).st_size
+        for block in line_blocks(path, descriptor):
+            parts.append(_parse_lines(path, block, rec_bytes))
+            if progress is not None:
+                progress(block.offset + len(block.data), max(size, block.offset + len(block.data)))
+    all_keys, all_offsets = np.concatenate(parts, axis=1)
     if not all_keys.size:
         raise UserError(f"{os.fspath(path)}: lists no record; delete it to have it rebuilt from the .rec file")
-    if (rows := _doubled(all_keys)) is not None:
+    if (rows := doubled(all_keys)) is not None:
         first, second = all_offsets[rows].tolist()
         raise UserError(
             f"{os.fspath(path)}: key {int(all_keys[rows[0]])} is listed twice, at bytes {first} and {second}"
         )
-    order = slice(None) if _rising(all_keys) else np.argsort(all_keys, kind="stable")
+    order = slice(None) if rising(all_keys) else np.argsort(all_keys, kind="stable")
     all_keys, all_offsets = all_keys[order], all_offsets[order]
-    if (rows := _doubled(all_offsets)) is not None:
+    if (rows := doubled(all_offsets)) is not None:
         first, second = all_keys[rows].tolist()
         at = int(all_offsets[rows[0]])
         raise UserError(f"{os.fspath(path)}: keys {first} and {second} both begin at byte {at} of the .rec file")
     return all_keys, all_offsets
 
 
-def _rising(values: Int64) -> bool:
+def rising(values: Int64 | Float32) -> bool:
+    """Whether each value is larger than the one before."""
     return bool((values[1:] > values[:-1]).all())
 
 
-def _doubled(values: Int64) -> Int64 | None:
+def doubled(values: Int64 | Float32) -> Int64 | None:
     """Return the rows of the first value that is there twice; None: all differ."""
-    if _rising(values):
+    if rising(values):
         return None
     order = np.argsort(values, kind="stable")
     again = np.flatnonzero(values[order[1:]] == values[order[:-1]])
     return order[again[0] : again[0] + 2] if again.size else None
 
 
-def _parse_lines(path: str | os.PathLike[str], block: LineBlock, rec_bytes: int) -> tuple[Int64, Int64]:
+def _parse_lines(path: str | os.PathLike[str], block: LineBlock, rec_bytes: int) -> Int64:
+    """Return the keys and the offsets: int64 (2, lines)."""
     data, starts, ends = block.data, block.starts, block.ends
     blanks = np.append(np.flatnonzero((data == 0x09) | (data == 0x20)), [len(data)])
     first = np.searchsorted(blanks, starts)
@@ -100,4 +91,4 @@ def _parse_lines(path: str | os.PathLike[str], block: LineBlock, rec_bytes: int)
         raise UserError(
             f"{os.fspath(path)}: line {int(block.numbers[row])} places record {int(keys[row])} at byte {int(offsets[row])}, {why}"
         )
-    return keys, offsets
+    return np.stack([keys, offsets])

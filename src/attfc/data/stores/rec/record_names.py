@@ -8,14 +8,13 @@
 opened, about 1 M names/s; other tools pass over the file.
 """
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from attfc.data.people.name_table import NameTable, printable
-from attfc.data.text_lines import line_blocks, open_regular, read_head, whole_numbers
+from attfc.data.text_lines import line_blocks, opened, read_head, whole_numbers
 from attfc.errors import UserError
 from attfc.typing import Int64
 
@@ -54,39 +53,29 @@ def read_record_names(rec: Path, rec_bytes: int, numbers: Int64) -> tuple[NameTa
     if not path.exists():
         return None, None
     names: dict[int, bytes] = {}
-    try:
-        descriptor = open_regular(path)
-        try:
-            head = read_head(path, descriptor)
-            if not head.startswith(_FORMAT + "\t"):
-                return None, f"{path.name} is no list of identity names ('{_FORMAT}'): its numbers stand for the names"
-            if not head.endswith(f"\tbytes={rec_bytes}"):
-                return None, f"{path.name} belongs to another {rec.name}: its numbers stand for the names"
-            for block in line_blocks(path, descriptor):
-                tabs = np.append(np.flatnonzero(block.data == 0x09), len(block.data))
-                number_ends = np.minimum(tabs[np.searchsorted(tabs, block.starts)], block.ends)
-                listed, sound = whole_numbers(block.data, block.starts, number_ends)
-                wrong = ~sound | (number_ends >= block.ends) | (block.ends - number_ends > _LONGEST + 1)
-                if bool(wrong.any()):
-                    row = int(wrong.argmax())
-                    shown = block.text(row)[:80].decode("utf-8", "backslashreplace")
-                    raise UserError(
-                        f"{path}: line {int(block.numbers[row])} ({shown!r}): a line is number<TAB>name, the "
-                        f"name at most {_LONGEST:,} bytes; delete the file to name people by their numbers"
-                    )
-                before = len(names)
-                names |= {
-                    number: block.data[start:end].tobytes()
-                    for number, start, end in zip(
-                        listed.tolist(), (number_ends + 1).tolist(), block.ends.tolist(), strict=True
-                    )
-                }
-                if len(names) - before != len(listed):
+    with opened(path, "names cannot be read") as descriptor:
+        head = read_head(path, descriptor)
+        if not head.startswith(_FORMAT + "\t"):
+            return None, f"{path.name} is no list of identity names ('{_FORMAT}'): its numbers stand for the names"
+        if not head.endswith(f"\tbytes={rec_bytes}"):
+            return None, f"{path.name} belongs to another {rec.name}: its numbers stand for the names"
+        for block in line_blocks(path, descriptor):
+            tabs = np.append(np.flatnonzero(block.data == 0x09), len(block.data))
+            number_ends = np.minimum(tabs[np.searchsorted(tabs, block.starts)], block.ends)
+            listed, sound = whole_numbers(block.data, block.starts, number_ends)
+            wrong = ~sound | (number_ends >= block.ends) | (block.ends - number_ends > _LONGEST + 1)
+            if bool(wrong.any()):
+                row = int(wrong.argmax())
+                shown = block.text(row)[:80].decode("utf-8", "backslashreplace")
+                raise UserError(
+                    f"{path}: line {int(block.numbers[row])} ({shown!r}): a line is number<TAB>name, the "
+                    f"name at most {_LONGEST:,} bytes; delete the file to name people by their numbers"
+                )
+            columns = listed, number_ends + 1, block.ends
+            for number, start, end in zip(*(column.tolist() for column in columns), strict=True):
+                if number in names:
                     raise UserError(
                         f"{path}: a number is listed twice; delete the file to name people by their numbers"
                     )
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise UserError(f"{path}: names cannot be read ({error.strerror or error})") from None
+                names[number] = block.data[start:end].tobytes()
     return NameTable.pack(names.get(number, b"") for number in numbers.tolist()), None

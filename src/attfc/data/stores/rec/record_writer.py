@@ -8,12 +8,13 @@ import itertools
 import os
 import struct
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from attfc.data.images import BrokenImageError, image_facts
+from attfc.data.stores.rec.idx_file import doubled
 from attfc.data.stores.rec.record_file import (
     FIRST,
     FRAME,
@@ -60,11 +61,9 @@ def frames(payload: bytes) -> list[bytes]:
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise UserError(f"record of {len(payload):,} bytes, more than the limit of {MAX_PAYLOAD_BYTES:,}")
     cuts: list[int] = []
-    at = payload.find(MAGIC_BYTES)
-    while at >= 0:
-        if at % 4 == 0:
-            cuts.append(at)
-        at = payload.find(MAGIC_BYTES, at + (4 if at % 4 == 0 else 1))
+    if MAGIC_BYTES in payload:  # one image of hundreds of thousands
+        words = np.frombuffer(payload, "<u4", len(payload) // 4)
+        cuts = (4 * np.flatnonzero(words == MAGIC)).tolist()
     if len(cuts) >= MAX_PARTS:
         raise UserError(f"record of {len(cuts) + 1:,} parts, more than the limit of {MAX_PARTS:,}")
     pad = bytes(-len(payload) % 4)
@@ -93,17 +92,20 @@ class RecordWriter:
         self.path_rec, self.path_idx = Path(os.path.abspath(path_rec)), Path(os.path.abspath(path_idx))
         self.size = 0
         self._keys = array("q")
-        self._drafts = contextlib.ExitStack()
+
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"{self.path_rec}: cannot be written ({error.strerror or error})") from None
 
     def __enter__(self) -> "RecordWriter":
         """Open the two drafts."""
-        try:  # they are put in place in the other order, the .rec last: who sees it finds its .idx
-            self._rec, self._idx = (
-                self._drafts.enter_context(replacing(path)) for path in (self.path_rec, self.path_idx)
-            )
-        except OSError as error:
-            self.discard()
-            raise self._failure(error) from None
+        with self._failures(), contextlib.ExitStack() as drafts:
+            # They are put in place in the other order, the .rec last: who sees it finds its .idx.
+            self._rec, self._idx = (drafts.enter_context(replacing(path)) for path in (self.path_rec, self.path_idx))
+            self._drafts = drafts.pop_all()
         return self
 
     def append(self, payload: bytes, key: int) -> int:
@@ -111,46 +113,36 @@ class RecordWriter:
         if not 0 <= key < 1 << 59:
             raise UserError(f"{self.path_idx}: key {key}: a whole number of at most 17 digits is needed")
         offset = self.size
-        try:
+        with self._failures():
             self.size += self._rec.write(b"".join(frames(payload)))
             self._idx.write(b"%d\t%d\n" % (key, offset))
-        except OSError as error:
-            raise self._failure(error) from None
         self._keys.append(key)
         return offset
 
     def rewrite(self, payload: bytes, offset: int) -> None:
         """Replace a record that was appended at `offset` by one of the same length."""
-        try:
+        with self._failures():
             self._rec.seek(offset)
             self._rec.write(b"".join(frames(payload)))
             self._rec.seek(self.size)
-        except OSError as error:
-            raise self._failure(error) from None
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Put both files in place; after an exception remove them."""
-        if kind is not None:
+        keys = np.array(self._keys, np.int64)
+        again = doubled(keys)
+        if kind is not None or again is not None:
             self.discard()
-            return
-        keys = np.sort(np.array(self._keys, np.int64))
-        again = keys[1:][keys[1:] == keys[:-1]]
-        if again.size:
-            self.discard()
-            raise UserError(f"{self.path_idx}: key {int(again[0])} was given twice")
-        try:
-            self._drafts.close()
-        except OSError as error:
-            raise self._failure(error) from None
+        else:
+            with self._failures():
+                self._drafts.close()
+        if kind is None and again is not None:
+            raise UserError(f"{self.path_idx}: key {keys[again[0]]} was given twice")
 
     def discard(self) -> None:
         """Remove the drafts."""
         given_up = InterruptedError()
         with contextlib.suppress(OSError):
             self._drafts.__exit__(InterruptedError, given_up, None)
-
-    def _failure(self, error: OSError) -> UserError:
-        return UserError(f"{self.path_rec}: cannot be written ({error.strerror or error})")
 
 
 class RecordSetWriter(StoreWriter):

@@ -8,7 +8,8 @@ or cut off is therefore a broken image and not somebody else's face.
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from attfc.data.images import BrokenImageError
-from attfc.data.index import IdentityIndex
+from attfc.data.index import IdentityIndex, checked_positions
 from attfc.data.index_cache import IndexCache
 from attfc.data.people.name_table import NameTable, printable
 from attfc.data.stores.rec.record_file import (
+    FRAME,
+    HEADER,
     BadRecordError,
     RecordFile,
     read_header,
@@ -29,17 +32,12 @@ from attfc.data.stores.rec.record_layouts import LabelSource, build_record_index
 from attfc.data.stores.rec.record_names import read_record_names
 from attfc.data.stores.store import EncodedStore
 from attfc.errors import UserError, nearest
+from attfc.typing import Int64, Progress
 
 __all__ = ["RecordStore"]
 
-Int64 = npt.NDArray[np.int64]
-Progress = Callable[[int, int], None]
-
 _FORMAT = "attfc record index 1"
 _SOURCES = ("identities", "images")
-_READ_TOGETHER = 64
-_EXAMPLES = 20
-_LEFT_OUT = "left_out.tsv"
 
 
 class RecordStore(EncodedStore):
@@ -56,6 +54,8 @@ class RecordStore(EncodedStore):
     Raises:
         UserError: no such file, damaged records or index, ranges or labels that contradict each other.
     """
+
+    length_slack = 11  # two labels of 4 bytes, and the padding to 4
 
     def __init__(
         self,
@@ -80,17 +80,17 @@ class RecordStore(EncodedStore):
                 raise UserError(f"{self.path}: was written to while it was being indexed; open it when it is complete")
             return built
 
-        self._index = found = places.get(self._current, build, save_record_index)
-        self._names, note = read_record_names(self.path, self._file.size, found.numbers)
-        self._names_note = [note] if note else []
-        self._names_read = True
+        self._index = places.get(open_record_index, build, save_record_index, self._is_current)
+        self._names_and_note  # noqa: B018  (names that cannot be understood are an error now)
 
-    def _current(self, folder: Path) -> RecordIndex:
-        """Open an index and check that it is about the open file."""
-        found = open_record_index(folder)
-        if (found.rec_bytes, found.mtime_ns) != (self._file.size, self._file.mtime_ns):
-            raise UserError(f"{folder}: the index is of an earlier state")
-        return found
+    def _is_current(self, index: RecordIndex) -> bool:
+        """Whether an index is about the open file."""
+        return (index.rec_bytes, index.mtime_ns) == (self._file.size, self._file.mtime_ns)
+
+    @cached_property
+    def _names_and_note(self) -> tuple[NameTable | None, str | None]:
+        """What `train.names` says; a worker reads it when it first names somebody."""
+        return read_record_names(self.path, self._file.size, self._index.numbers)
 
     @property
     def folder(self) -> Path:
@@ -116,7 +116,8 @@ class RecordStore(EncodedStore):
     @property
     def notes(self) -> list[str]:
         """Sentences about oddities that do no harm: a `property` that disagrees, a missing `.idx`, names of another file."""
-        return [*self._index.notes, *self._names_note]
+        _, note = self._names_and_note
+        return [*self._index.notes, *([note] if note else [])]
 
     @property
     def layout(self) -> str:
@@ -136,57 +137,37 @@ class RecordStore(EncodedStore):
         """Return the labels of positions: int64."""
         return self._index.index.labels_of_slots(positions)
 
-    def read(self, position: int) -> tuple[bytes, int]:
-        """Return the record's image and its label.
-
-        Raises:
-            OSError: the file cannot be read.
-            BrokenImageError: the record is damaged, empty, of another identity, or the file was changed since it was opened.
-        """
-        self._check_position(position)
-        label = int(self._index.index.offsets.searchsorted(position, side="right")) - 1
-        encoded = self._image(position, label)
-        self._check_unchanged()
-        return encoded, label
-
     def read_many(self, positions: Sequence[int]) -> list[bytes | Exception]:
-        """Return each image, or the OSError or BrokenImageError met; in the order of the file, checked for changes once.
+        """Return each record's image, or the error met; in the order of the file, which is checked for changes once.
+
+        The error is an OSError (the file cannot be read) or a BrokenImageError (the record is damaged, empty, of another
+        identity, or the file was changed since it was opened).
 
         Raises:
             IndexError: a position outside 0 ... len - 1.
         """
-        asked = np.asarray(positions, dtype=np.int64)
-        if not asked.size:
-            return []
-        self._check_position(int(asked.min()))
-        self._check_position(int(asked.max()))
-        labels = (self._index.index.offsets.searchsorted(asked, side="right") - 1).tolist()
+        asked = checked_positions(positions, len(self))
+        labels = self.labels(asked).tolist()
         found: list[bytes | Exception] = [b""] * len(asked)
         for row in self._index.offsets[asked].argsort(kind="stable").tolist():
             try:
                 found[row] = self._image(int(asked[row]), labels[row])
             except (OSError, BrokenImageError) as error:
                 found[row] = error
-        try:
-            self._check_unchanged()
-        except (OSError, BrokenImageError) as error:
-            return [error] * len(asked)
+        if self._file.changed():  # after reading: what was written before is seen in the file's time
+            stale = BrokenImageError(f"{self.path.name} was written to while in use: start again when it is complete")
+            return [image if isinstance(image, Exception) else stale for image in found]
         return found
 
-    def _check_position(self, position: int) -> None:
-        if not 0 <= position < len(self):
-            raise IndexError(f"position {position} of {len(self)} images")
-
-    def _check_unchanged(self) -> None:
-        """After reading: what was written before would be seen in the file's time."""
-        if self._file.changed():
-            raise BrokenImageError(f"{self.path.name} was written to while in use: start again when it is complete")
+    def byte_lengths(self, positions: Int64) -> Int64:
+        """Return the byte length of records behind frame and header: up to two labels and the padding to 4 are counted in."""
+        return np.asarray(self._index.spans[positions], np.int64) - (FRAME.size + HEADER.size)
 
     def _image(self, position: int, label: int) -> bytes:
         index = self._index
         try:
             buffer, begin, end = self._file.locate(int(index.offsets[position]), int(index.spans[position]))
-            _, own, image_at = read_header(buffer, begin, end)
+            _, own, _, image_at = read_header(buffer, begin, end)
         except BadRecordError as error:
             raise BrokenImageError(str(error)) from None
         if index.compare_labels and own != index.numbers[label]:
@@ -197,7 +178,7 @@ class RecordStore(EncodedStore):
 
     def where(self, position: int) -> str:
         """Return "train.rec record KEY at byte OFFSET"."""
-        self._check_position(position)
+        checked_positions(position, len(self))
         name = printable(os.fsencode(self.path.name))
         return f"{name} record {self._index.key(position)} at byte {int(self._index.offsets[position])}"
 
@@ -205,16 +186,14 @@ class RecordStore(EncodedStore):
         """Return the identity's name where `train.names` has one, else its number in the file, which need not be dense."""
         if not 0 <= label < len(self._index.numbers):
             raise IndexError(f"label {label} is not one of {len(self._index.numbers)} identities")
-        if not self._names_read:
-            self._names, _ = read_record_names(self.path, self._file.size, self._index.numbers)
-            self._names_read = True
-        name = b"" if self._names is None else self._names[label]
+        names, _ = self._names_and_note
+        name = b"" if names is None else names[label]
         return printable(name) if name else str(int(self._index.numbers[label]))
 
     def identity_names(self, labels: Int64) -> NameTable:
         """Return the names of many identities, or their numbers in the file."""
-        self.identity_name(0)  # reads the names, if that has not been done
-        names = NameTable.of(self._index.numbers if self._names is None else self._names, labels)
+        known, _ = self._names_and_note
+        names = NameTable.of(self._index.numbers if known is None else known, labels)
         if np.diff(names.offsets).all():  # of some records a file of names may say nothing
             return names
         return NameTable.pack(
@@ -223,29 +202,17 @@ class RecordStore(EncodedStore):
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle the paths alone where the index is on disk: a worker maps the same pages."""
-        index = self._index
-        state = (self._file.size, self._file.mtime_ns)
-        return {
-            "path": self.path,
-            "state": state,
-            "index": index if index.folder is None else (index.folder, len(self)),
-        }
+        return {"path": self.path, "index": self._index.folder or self._index, "images": len(self)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Reopen what `__getstate__` left."""
-        self.path = state["path"]
+        self.path, index = state["path"], state["index"]
         self._file = RecordFile(self.path)
-        if (self._file.size, self._file.mtime_ns) != state["state"]:
+        self._index = index if isinstance(index, RecordIndex) else open_record_index(index)
+        if not self._is_current(self._index):
             raise UserError(f"{self.path}: was replaced or written to while a worker started; start again")
-        index = state["index"]
-        if not isinstance(index, RecordIndex):
-            folder, images = index
-            index = self._current(folder)
-            if index.index.images != images:
-                raise UserError(f"{folder}: the index changed while a worker started; start again")
-        self._index = index
-        self._names, self._names_note = None, []
-        self._names_read = False  # few workers name anybody
+        if len(self) != state["images"]:
+            raise UserError(f"{index}: the index changed while a worker started; start again")
 
     def __repr__(self) -> str:
         """Return the path and the counts."""

@@ -1,0 +1,57 @@
+"""Parts from a configuration: what does not go together is said as it was typed, and before any data are opened."""
+
+import itertools
+import re
+
+import pytest
+
+from attfc.config import Asked, load_config, read_preset
+from attfc.config.kinds import KINDS
+from attfc.errors import UserError
+from attfc.run.automatic import first_configuration
+from attfc.run.build import new_run
+from attfc.run.components import build_head, refuse_misfits
+
+CLASSES = {home.partition(":")[2] for section in KINDS.values() for home in section.values()}
+
+
+def refusal(of: object) -> str | None:
+    try:
+        of()  # type: ignore[operator]
+    except UserError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("center", KINDS["center"])
+def test_misfits_are_said_in_the_words_of_options_and_the_same_without_data(center: str) -> None:
+    refused = 0
+    for negatives, stored, in_batch in itertools.product(
+        KINDS["negatives"], ("none", *KINDS["stored"]), ("push", "none")
+    ):
+        typed = [f"center={center}", f"negatives={negatives}", f"stored={stored}", f"in_batch={in_batch}"]
+        config = load_config("demo", ["batch_size=4", "backbone.embedding_size=4", "negatives.count=8", *typed])
+        said = refusal(lambda config=config: build_head(config, 40, images=80))
+        assert said == refusal(lambda config=config: refuse_misfits(config)), typed
+        if said is not None:
+            refused += 1
+            assert not CLASSES & set(re.findall(r"\w+", said)), said
+            assert '"' not in said
+            assert "(" not in said
+    assert refused >= 10
+
+
+def test_misfits_and_small_banks_are_refused_before_the_data_are_opened() -> None:
+    nowhere = "data.root=/nowhere/faces"
+    for automatic in (False, True):
+        asked = read_preset("demo", ["center=key_attention", "in_batch=push", nowhere])
+        asked = Asked(asked.values, asked.overrides, asked.origin, automatic)
+        with pytest.raises(
+            UserError, match=r"^in_batch=push does not go with center=key_attention: .* take in_batch=fixed"
+        ):
+            new_run(asked)
+        assert first_configuration(asked).in_batch == "push"
+    with pytest.raises(UserError, match=r"^negatives\.count=5 is smaller than batch_size=128, "):
+        new_run(read_preset("demo", ["center=key_attention", "negatives=recent_centers", "negatives.count=5", nowhere]))
+    with pytest.raises(UserError, match=r"/nowhere/faces"):
+        new_run(read_preset("demo", [nowhere]))
