@@ -99,7 +99,7 @@ def main() -> None:
         "peak_bytes_above_the_input": peak - before,
         "budget_bytes": budget,
         "scored_again": found.verified,
-        "figures": found.to_dict(),
+        "figures": found.figures(),
         "extrapolation_to_mfr_all": {
             "images": MFR_IMAGES,
             "identities": MFR_IDENTITIES,

@@ -19,7 +19,8 @@ from typing import Any
 
 from common import RESULTS, environment, write_result
 
-from attfc.lab.bench.head_cell import ResidentPeak, in_child
+from attfc.lab.children import in_child
+from attfc.lab.head_cell import ResidentPeak, warm_up
 
 TINY = ["backbone.name=r10_tiny"]
 SLOTS = [
@@ -90,8 +91,7 @@ def measured(overrides: list[str], gives_back: bool) -> dict[str, Any]:
     from attfc.config import load_config
     from attfc.run.build import new_run
 
-    torch.nn.functional.conv2d(torch.zeros(1, 3, 8, 8, requires_grad=True), torch.zeros(4, 3, 3, 3)).sum().backward()
-    torch.zeros(256, 256) @ torch.zeros(256, 256)
+    warm_up(torch.device("cpu"))
     peak = ResidentPeak()
     with tempfile.TemporaryDirectory() as folder:
         trainer = new_run(load_config("faces112", [*common(overrides), f"output={folder}"])).trainer

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from attfc.config.describe import options_page
-from attfc.lab.study.grid import read_study, study_records
-from attfc.lab.study.pages import FIGURES, study_figure, study_table
+from attfc.lab.pages import FIGURES, study_figure, study_table
+from attfc.lab.study import read_study, study_records
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -284,7 +284,7 @@ PROMISED = {
 
 def head_speed() -> str:
     """The speed tables of `attfc bench heads`, and its ratios beside what is promised."""
-    from attfc.lab.bench.speed_page import speed_tables
+    from attfc.lab.pages import speed_tables
 
     record = load("head_speed")
     results = record["results"]

@@ -105,15 +105,15 @@ def main() -> None:
         "pooling_scoring_roc_wall_s": round(one, 2),
         "peak_resident_before_mib": before,
         "figures": {
-            "verification": verification.to_dict(),
-            "search": {**search.to_dict(), "galleries": None, "published": None},
+            "verification": verification.figures(),
+            "search": {**search.figures(), "galleries": None, "published": None},
         },
     }
     config = {
         "faces": faces,
         "templates": len(subject_of),
         "pairs": pairs,
-        "genuine_pairs": verification.genuine,
+        "genuine_pairs": verification.genuine_pairs,
         "embedding_size": SIZE,
         "gallery": ENROLLED,
         "probes": PROBES,

@@ -100,11 +100,7 @@ class Ranks:
     @torch.no_grad()
     def maximum(self, tensor: Tensor) -> Tensor:
         """Return the largest of each element over ranks, without gradient."""
-        if self.size == 1:
-            return tensor
-        largest = tensor.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.group)
-        return largest
+        return tensor if self.size == 1 else _reduced(tensor, self, dist.ReduceOp.MAX)
 
     @torch.no_grad()
     def sum_own(self, tensor: Tensor) -> Tensor:
@@ -170,6 +166,13 @@ class Ranks:
 ALONE = Ranks()
 
 
+def _reduced(tensor: Tensor, ranks: Ranks, operation: Any = dist.ReduceOp.SUM) -> Tensor:
+    """Return a new tensor with the sum, or another reduction, of each element over ranks."""
+    reduced = tensor.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(reduced, operation, group=ranks.group)
+    return reduced
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, ranks: Ranks) -> Tensor:
@@ -188,16 +191,12 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, ranks: Ranks) -> Tensor:
         ctx.ranks = ranks
-        total = tensor.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total, group=ranks.group)
-        return total
+        return _reduced(tensor, ranks)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        total = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total, group=ctx.ranks.group)
-        return total, None
+        return _reduced(gradient, ctx.ranks), None
 
 
 def launched_ranks() -> int:

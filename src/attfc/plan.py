@@ -6,14 +6,15 @@ network's part is counted, not guessed: every storage that comes and goes is wat
 (`measure_encoder`; under autocast where the training is), and memory is a line in the batch size. Cost: a few seconds.
 Not seen: workspace inside a kernel, fragmentation, the interpreter and torch themselves (250 to 400 MiB on a processor).
 Time is the network's, measured at the larger of the two batches (or four times that, where it is quick), and the head's, measured on
-some thousand rows with its optimizer (`attfc.lab.bench.calibration`): a plan made on one device says nothing of the time on another. Not
+some thousand rows with its optimizer (`attfc.lab.calibration`): a plan made on one device says nothing of the time on another. Not
 taken: counting on the meta device (no autocast there), and torch's fake tensors (ten times the start-up for the same figures).
 """
 
+import math
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -37,6 +38,7 @@ __all__ = [
     "way_to_save",
 ]
 
+BATCHES = (2, 6)  # images: 2 or more for BatchNorm; lines through both are extended to other batches
 QUICK_SECONDS = 0.5  # of a timed pass: a longer one is timed well enough
 _ALWAYS_MIB = 8  # row optimizer's blocks and other small change
 
@@ -119,7 +121,6 @@ def measure_encoder(
     device: torch.device,
     autocast_dtype: torch.dtype | None = None,
     channels_last: bool = True,
-    batches: tuple[int, int] = (2, 6),
 ) -> Encoder:
     """Run two small batches through `network` (forward, backward; forward without gradient) and watch memory and time.
 
@@ -129,40 +130,54 @@ def measure_encoder(
         device: where it is and where the figures are to hold.
         autocast_dtype: as in training.
         channels_last: as in training.
-        batches: two sizes, the smaller >= 2 (BatchNorm); lines through both are extended to other batches.
 
     Returns:
         Bytes and seconds. `saved`: alive when the forward has ended; `forward`, `backward`, `keys`: the peaks, without parameters, backward
         with the parameters' gradients.
     """
-    if channels_last:
-        network = network.to(memory_format=torch.channels_last)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    network = network.to(memory_format=layout)
     training = network.training
     network.train()
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    points: list[tuple[float, ...]] = []
-    for batch in (batches[0], *batches):  # the first: libraries load and tune
-        images = torch.zeros(batch, 3, image_size, image_size, device=device).contiguous(memory_format=layout)
+
+    def images(batch: int) -> Tensor:
+        return torch.zeros(batch, 3, image_size, image_size, device=device).contiguous(memory_format=layout)
+
+    def embed(batch_B: Tensor) -> Any:
+        with autocast(device, autocast_dtype):
+            return network(batch_B)
+
+    def backward(embeddings_BD: Any) -> None:
+        embeddings_BD.float().sum().backward()  # a gradient that is given makes torch import sympy
+
+    embed_keys = torch.no_grad()(embed)
+    points = []
+    low, high = BATCHES
+    for batch in (low, low, high):  # the first: libraries load and tune
+        given = images(batch)
         with _Live() as live:
-            saved, forward, backward = _train_pass(network, images, autocast_dtype, live)
+            live.peak = start = live.now
+            embeddings = embed(given)
+            saved, forward = live.now - start, live.peak - start
+            live.peak = live.now
+            backward(embeddings)
+            passed = (saved, forward, live.peak - start)
+            del embeddings
             network.zero_grad(set_to_none=True)
-            live.peak = before = live.now
-            _key_pass(network, images, autocast_dtype)
-            points.append((saved, forward, backward, live.peak - before))
+            live.peak = start = live.now
+            embed_keys(given)
+            points.append((*passed, live.peak - start))
+    slopes = [(large - small) / (high - low) for small, large in zip(*points[1:], strict=True)]
+    lines = [Line(small - slope * low, slope) for small, slope in zip(points[1], slopes, strict=True)]
     # Watching costs a little of every operation: the time is taken without it, of a larger batch where that is quick.
-    for timed in (batches[1], 4 * batches[1]):
-        images = torch.zeros(timed, 3, image_size, image_size, device=device).contiguous(memory_format=layout)
-        seconds = _seconds(device, lambda: _train_pass(network, images, autocast_dtype, _Live())) / timed  # noqa: B023
-        key_seconds = _seconds(device, lambda: _key_pass(network, images, autocast_dtype)) / timed  # noqa: B023
-        if seconds * timed > QUICK_SECONDS:
+    for timed in (high, 4 * high):
+        given = images(timed)
+        seconds = _seconds(device, lambda: backward(embed(given)))  # noqa: B023
+        key_seconds = _seconds(device, lambda: embed_keys(given))  # noqa: B023
+        if seconds > QUICK_SECONDS:
             break
     network.zero_grad(set_to_none=True)
     network.train(training)
-    small, large = points[1], points[2]
-    lines = []
-    for low, high in zip(small, large, strict=True):
-        slope = (high - low) / (batches[1] - batches[0])
-        lines.append(Line(low - slope * batches[0], slope))
     parameters = list(network.parameters())
     return Encoder(
         parameters=sum(p.nbytes for p in parameters),
@@ -170,28 +185,10 @@ def measure_encoder(
         buffers=sum(b.nbytes for b in network.buffers()),
         largest=max(p.nbytes for p in parameters),
         image_bytes=3 * image_size**2,
-        saved=lines[0],
-        forward=lines[1],
-        backward=lines[2],
-        keys=lines[3],
-        train_seconds=seconds,
-        key_seconds=key_seconds,
+        **dict(zip(("saved", "forward", "backward", "keys"), lines, strict=True)),
+        train_seconds=seconds / timed,
+        key_seconds=key_seconds / timed,
     )
-
-
-def _train_pass(network: nn.Module, images: Tensor, dtype: torch.dtype | None, live: _Live) -> tuple[int, int, int]:
-    live.peak = start = live.now
-    with autocast(images.device, dtype):
-        embeddings = network(images)
-    saved, forward = live.now - start, live.peak - start
-    live.peak = live.now
-    embeddings.float().sum().backward()  # a gradient that is given makes torch import sympy
-    return saved, forward, live.peak - start
-
-
-def _key_pass(network: nn.Module, images: Tensor, dtype: torch.dtype | None) -> None:
-    with torch.no_grad(), autocast(images.device, dtype):
-        network(images)
 
 
 def _seconds(device: torch.device, work: Callable[[], object]) -> float:
@@ -204,7 +201,7 @@ def _seconds(device: torch.device, work: Callable[[], object]) -> float:
 
 @dataclass(frozen=True)
 class HeadRates:
-    """Seconds a row of the heads' parts of a step, on some device at some batch; `attfc.lab.bench.calibration` measures them.
+    """Seconds a row of the heads' parts of a step, on some device at some batch; `attfc.lab.calibration` measures them.
 
     Attributes:
         container: forward and backward of AttFC, for each slot.
@@ -233,10 +230,6 @@ class Plan:
     fits: bool | None
     step_seconds: float | None
     epoch_hours: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the figures for a JSON file, bytes and seconds."""
-        return asdict(self)
 
 
 def plan_step(
@@ -273,23 +266,23 @@ def plan_step(
     key_images, query_images = batch * keys * encoder.image_bytes * 4, batch * encoder.image_bytes * 4
     gradients = encoder.trained + head.gradient
     left_over = gradients if accumulation > 1 else 0
-    moments = {
-        "keys": always + left_over + 2 * key_images + (encoder.keys.at(batch * keys) if keys else 0.0),
-        "forward": always + left_over + key_images + query_images + encoder.forward.at(batch),
-        "head": always + left_over + query_images + encoder.saved.at(batch) + head.working + head.gradient,
-        "backward": always
-        + (left_over - encoder.trained if left_over else head.gradient)
-        + query_images
-        + encoder.backward.at(batch),
-        "optimizer": always + gradients + _optimizer_working(encoder, head, optimizer, weight_decay, foreach),
-    }
-    peak = max(moments.values())
-    seconds = None
+    # The optimizer's temporaries; those of sampled rows come in blocks.
+    times = float(weight_decay) if optimizer == "sgd" else 2.0
+    of_dense = times * head.rows if head.kind == "dense" else 0.0
+    together = times * encoder.trained + of_dense if foreach else max(times * encoder.largest, of_dense)
+    peak = always + max(
+        left_over + 2 * key_images + (encoder.keys.at(batch * keys) if keys else 0.0),  # the key pass
+        left_over + key_images + query_images + encoder.forward.at(batch),  # the query's forward
+        left_over + query_images + encoder.saved.at(batch) + head.working + head.gradient,  # the head
+        (left_over - encoder.trained if left_over else head.gradient) + query_images + encoder.backward.at(batch),
+        gradients + together,  # the optimizer
+    )
+    seconds = hours = None
     if rates is not None:
         # The optimizer's part of the head comes with each batch here, though accumulation has it once per step.
         passes = batch * (encoder.train_seconds + keys * encoder.key_seconds)
         seconds = accumulation * (passes + head.streamed * getattr(rates, head.kind))
-    steps = None if images is None else images / (batch * ranks * accumulation)
+        hours = None if images is None else images / (batch * ranks * accumulation) * seconds / 3600
     return Plan(
         head=title,
         parameters=2.0 * (encoder.parameters + encoder.buffers),
@@ -300,16 +293,8 @@ def plan_step(
         peak=peak,
         fits=None if memory_bytes is None else peak <= memory_bytes,
         step_seconds=seconds,
-        epoch_hours=None if seconds is None or steps is None else steps * seconds / 3600,
+        epoch_hours=hours,
     )
-
-
-def _optimizer_working(encoder: Encoder, head: HeadMemory, optimizer: str, weight_decay: bool, foreach: bool) -> float:
-    """Bytes of the optimizer's temporaries; those of sampled rows come in blocks."""
-    times = (1.0 if weight_decay else 0.0) if optimizer == "sgd" else 2.0
-    network = times * (encoder.trained if foreach else encoder.largest)
-    rows = times * head.rows if head.kind == "dense" else 0.0
-    return network + rows if foreach else max(network, rows)
 
 
 SPARE = 0.1  # of the memory: what kernels' workspace and fragmentation, which no plan sees, may well take
@@ -324,24 +309,21 @@ def answer(plans: Sequence[Plan], asked: str, memory_bytes: float) -> list[str]:
         asked: `head` of the one that the configuration has.
         memory_bytes: the budget.
     """
+
+    def taken(plan: Plan) -> str:
+        seconds = "" if plan.step_seconds is None else f", {plan.step_seconds:.3g} s per step"
+        return f"{100 * plan.peak / memory_bytes:.0f} % of the memory{seconds}"
+
     mine = next(plan for plan in plans if plan.head == asked)
-    of_memory = f"{100 * mine.peak / memory_bytes:.0f} % of the memory"
-    seconds = "" if mine.step_seconds is None else f", {mine.step_seconds:.3g} s per step"
     if mine.peak > memory_bytes:
-        return [f"yours ({asked}): does not fit, {of_memory}{seconds}. {way_to_save(mine)}."]
-    lines = [f"yours ({asked}): fits, {of_memory}{seconds}"]
-    quicker = [
-        plan
-        for plan in plans
-        if plan.peak <= memory_bytes
-        and None not in (plan.step_seconds, mine.step_seconds)
-        and plan.step_seconds < QUICKER * mine.step_seconds  # type: ignore[operator]
-    ]
-    if quicker:
-        best = min(quicker, key=lambda plan: plan.step_seconds or 0.0)
-        lines.append(
-            f"faster: {best.head}, {100 * best.peak / memory_bytes:.0f} % of the memory, {best.step_seconds:.3g} s per step"
+        return [f"yours ({asked}): does not fit, {taken(mine)}. {way_to_save(mine)}."]
+    lines = [f"yours ({asked}): fits, {taken(mine)}"]
+    if mine.step_seconds is not None:
+        best = min(
+            (plan for plan in plans if plan.peak <= memory_bytes), key=lambda plan: plan.step_seconds or math.inf
         )
+        if (best.step_seconds or math.inf) < QUICKER * mine.step_seconds:
+            lines.append(f"faster: {best.head}, {taken(best)}")
     spare = 1 - mine.peak / memory_bytes
     if spare < SPARE:
         lines.append(
@@ -355,23 +337,25 @@ def way_to_save(plan: Plan) -> str:
     """Say what takes most of a plan's memory, and what makes that smaller."""
     network = 2 * plan.parameters  # it and its key encoder, its gradients, its momentum
     head = plan.rows + max(plan.gradients - plan.parameters / 2, 0) + max(plan.optimizer - plan.parameters / 2, 0)
-    if plan.activations >= max(network, head):
-        return (
-            f"Its largest part is activations, {plan.activations / 2**20:,.0f} MiB: halve batch_size and double optimizer.accumulation, "
-            "or set backbone.options={checkpointing: true}"
-        )
-    if network >= head:
-        return f"Its largest part is the network's parameters, {network / 2**20:,.0f} MiB: take a smaller one (attfc backbones)"
-    held = f"Its largest part is the head's rows, {head / 2**20:,.0f} MiB"
-    if plan.head.startswith(("full_fc", "partial_fc")):
-        return f"{held} with gradients and momentum: head=attfc trains none"
-    table = (
-        ", or keep the centers in a file: negatives.place=file negatives.folder=FOLDER"
-        if plan.head.startswith("attfc")
-        else ""
+    part, bytes_, way = max(
+        (
+            (
+                "activations",
+                plan.activations,
+                ": halve batch_size and double optimizer.accumulation, or set backbone.options={checkpointing: true}",
+            ),
+            ("the network's parameters", network, ": take a smaller one (attfc backbones)"),
+            ("the head's rows", head, _fewer_rows(plan.head)),
+        ),
+        key=lambda term: term[1],
     )
-    size = "negatives.count" if plan.head.startswith("attfc") else "head.count"
-    return f"{held}: lower {size}{table}"
+    return f"Its largest part is {part}, {bytes_ / 2**20:,.0f} MiB{way}"
+
+
+def _fewer_rows(title: str) -> str:
+    if title.startswith("attfc"):
+        return ": lower negatives.count, or keep the centers in a file: negatives.place=file negatives.folder=FOLDER"
+    return ": lower head.count" if "slots" in title else " with gradients and momentum: head=attfc trains none"
 
 
 FEW_IMAGES = 6  # per person, on average: docs/study.md has a world of few samples (1 to 6, 2.6 on average)
@@ -386,10 +370,9 @@ def advice(plans: Sequence[Plan], identities: int, images: int | None = None) ->
     if not fitting:
         least = min(plans, key=lambda plan: plan.peak)
         return f"None fits; {least.head} needs the least. {way_to_save(least)}."
-    few = images is not None and images < FEW_IMAGES * identities
-    if few and "attfc" in fitting:
+    if images is not None and images < FEW_IMAGES * identities and "attfc" in fitting:
         return (
-            f"attfc: people have {images / identities:.1f} images each, too few to train a center for each of them "  # type: ignore[operator]
+            f"attfc: people have {images / identities:.1f} images each, too few to train a center for each of them "
             "(docs/study.md, where people have few samples). center=key_attention embeds more images per step and gains a little accuracy."
         )
     level = "docs/study.md, 2,360 identities of real faces: attfc with center=own_embedding at a tenth of the rows equals full_fc over all pairs"

@@ -181,7 +181,7 @@ def test_identification_of_a_store(tmp_path, models, monkeypatch, capsys) -> Non
     vectors = embed_store(_backbone(models[0]), store).vectors
     probes = np.setdiff1d(np.arange(120), gallery)
     expected = identify(vectors[gallery], labels[gallery], vectors[probes], labels[probes])
-    assert figures["rank"] == {str(rank): rate for rank, rate in expected.rank_rates.items()}
+    assert figures["rank"] == {str(rank): rate for rank, rate in expected.rank.items()}
     assert figures["tpir_at_fpir"]["0.1"] == expected.tpir_at_fpir[0.1]
     assert (figures["mated_probes"], figures["stranger_searches"], figures["gallery_identities"]) == (24, 72, 12)
     assert figures["tpir_at_fpir"]["0.01"] is None

@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rich.table import Table
 
 from attfc import create_backbone
 from attfc.commands import screen
 from attfc.data import SyntheticFaces
-from attfc.lab.bench import head_speed
+from attfc.lab import head_speed
 from attfc.training.model_files import save_model
 
 from .commands import run_main
@@ -130,12 +129,9 @@ def test_what_a_command_prints_fits(name, places, tmp_path, terminal, monkeypatc
         assert any(line.startswith(header) and len(line.split()) > 2 for line in shown[120].splitlines()), shown[120]
 
 
-def table() -> Table:
-    made = Table("model", "TAR at FAR 1e-4 %", "pairs")
-    made.columns[1].justify = made.columns[2].justify = "right"
-    made.add_row("a long name of a model", "93.60 [92.13, 94.90]", "6,000")
-    made.add_row("[b]short", "-", "12")
-    return made
+def table() -> screen.Table:
+    rows = [("a long name of a model", "93.60 [92.13, 94.90]", "6,000"), ("[b]short", "-", "12")]
+    return screen.Table(("model", "TAR at FAR 1e-4 %", "pairs"), rows)
 
 
 def test_a_table_is_tried_in_three_forms(terminal, capsys) -> None:

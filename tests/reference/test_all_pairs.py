@@ -142,7 +142,7 @@ def test_one_person_who_holds_most_pairs_is_said_and_weighs_as_much_as_the_other
     assert tar > 0.85 > 0.6 > balanced
     genuine, _ = every_pair(rows, labels)
     assert balanced == pytest.approx(balanced_by_loop(genuine, labels, found.threshold_at_far[0.01]), abs=1e-12)
-    assert found.to_dict()["person_balanced_tar_at_far"] == {"0.01": balanced}
+    assert found.figures()["person_balanced_tar_at_far"] == {"0.01": balanced}
     assert score_all_pairs(rows[:6], [0, 0, 0, 1, 1, 1], fars=(1.0,)).notes == ()  # two people alike: nothing to say
 
 
@@ -190,13 +190,15 @@ def test_a_collapsed_model_accepts_nobody_within_the_budget(precision) -> None:
 def test_the_bound_holds_and_a_product_beyond_it_is_noticed(precision, monkeypatch) -> None:
     rows, labels = people(5, "plain")
     seen = []
-    honest = module._Highest.add_products
+    honest = module._Highest.add
 
-    def watched(self, products, codes):
-        seen.append(len(products))
-        honest(self, products + wrong, codes)
+    def watched(self, products, codes, exact=True):
+        if not exact:
+            seen.append(len(products))
+            products = products + wrong
+        honest(self, products, codes, exact)
 
-    monkeypatch.setattr(module._Highest, "add_products", watched)
+    monkeypatch.setattr(module._Highest, "add", watched)
     monkeypatch.setitem(module.COLUMNS, "cpu", 16)
     wrong = 0.0
     score_all_pairs(rows, labels, fars=(0.01,), precision=precision, block=8)
@@ -272,7 +274,7 @@ def test_groups_are_scored_within_themselves() -> None:
 
 
 def test_figures_state_both_ways_of_counting() -> None:
-    figures = score_all_pairs(*people(10, "plain"), fars=(0.1,)).to_dict()
+    figures = score_all_pairs(*people(10, "plain"), fars=(0.1,)).figures()
     assert figures["ordered_impostor_pairs"] == 2 * figures["impostor_pairs"]
     assert figures["genuine_pairs"] + figures["impostor_pairs"] == 100 * 99 / 2
     assert set(figures["tar_at_far"]) == {"0.1"}
@@ -316,10 +318,10 @@ def test_the_highest_are_found_however_the_products_are_off_within_the_error(see
     for part in torch.split(torch.from_numpy(rng.permutation(len(codes))), 40):
         if rng.random() < 0.3:
             part = part[scores[part] > highest.lowest]
-            highest.add_scores(scores[part], codes[part])
+            highest.add(scores[part], codes[part])
         else:
             part = part[products[part] > highest.floor()]
-            highest.add_products(products[part], codes[part])
+            highest.add(products[part], codes[part], exact=False)
         assert highest.lowest <= falling[-1]
         assert highest.held <= 2 * k
     top, numbers = highest.falling()
@@ -356,9 +358,10 @@ def test_a_bfloat16_product_is_compared_with_the_floor_as_it_is() -> None:
 
     class Kept:
         floor = staticmethod(lambda: 0.4999)  # 0.5 in bfloat16
-        add_products = staticmethod(
-            lambda products, codes: given.extend(zip(products.tolist(), codes.tolist(), strict=True))
-        )
+
+        def add(self, products, codes, exact):
+            assert not exact
+            given.extend(zip(products.tolist(), codes.tolist(), strict=True))
 
     module._Product(rows, "bfloat16", 1, 64).tile(0, 1, 0, 64, barred, Kept())
     assert given == [(0.5, 1)]

@@ -1,12 +1,21 @@
 """class_softmax against dense autograd: all B x N logits in float64, cross entropy, gradients to queries and weight."""
 
 import math
+import sys
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
 from attfc.losses import AdaFace, ArcFace, CombinedMargin, CosFace, Margin, class_softmax
+
+MODULE = sys.modules["attfc.losses.class_softmax"]  # the package has a function of this name
+
+
+@pytest.fixture(params=["logits kept", "logits made again"], autouse=True)
+def ways(request, monkeypatch):
+    if request.param == "logits made again":
+        monkeypatch.setattr(MODULE, "KEPT_MIB", 0)
 
 
 def dense(query_BD, weight_ND, labels_B, margin, norms_B=None, threshold=None, filtering="drop"):
@@ -147,3 +156,20 @@ def test_autocast_bfloat16_weight_and_meta():
     )
     loss_B.sum().backward()
     assert weight_ND.grad.shape == weight_ND.shape
+
+
+def test_logits_are_kept_where_they_fit_and_let_go_after_backward(monkeypatch):
+    query_BD, weight_ND, labels_B = case()
+    for kept_mib, expected in ((1, True), (0, False)):
+        monkeypatch.setattr(MODULE, "KEPT_MIB", kept_mib)
+        weight = weight_ND.clone().requires_grad_()
+        loss = class_softmax(query_BD, weight, labels_B, CosFace()).mean()
+        node = loss.grad_fn.next_functions[0][0]
+        kept = [saved for saved in node.saved_tensors if saved is not None and saved.shape == (24, 900)]
+        assert bool(kept) == expected
+        loss.backward(retain_graph=True)
+        once = weight.grad.clone()
+        loss.backward()
+        torch.testing.assert_close(weight.grad, 2 * once)  # backward leaves what it uses as it was
+        with pytest.raises(RuntimeError, match="freed"):
+            node.saved_tensors  # noqa: B018

@@ -65,8 +65,8 @@ def test_identification_equals_a_loop(seed, lattice, strangers) -> None:
         assert found.mate_scores.tolist() == [score for _, score in mated]
         assert found.stranger_scores.tolist() == others
         for rank in (1, 2, 5):
-            assert found.rank_rates[rank] == pytest.approx(sum(r <= rank for r, _ in mated) / len(mated))
-        assert found.rank_rates[20] is None
+            assert found.rank[rank] == pytest.approx(sum(r <= rank for r, _ in mated) / len(mated))
+        assert found.rank[20] is None
         assert "rank 20 is not stated: the gallery has only 9 identities" in found.notes[0]
         assert found.tpir_at_fpir[0.001] is None
         assert "at least 1,000 needed" in found.notes[1]
@@ -94,14 +94,14 @@ def test_small_budget_gives_the_same_and_a_smaller_one_is_refused() -> None:
 def test_collapsed_model_finds_nobody() -> None:
     found = identify(np.ones((3, 4)), [0, 1, 2], np.ones((5, 4)), [0, 1, 2, 3, 4], fpirs=(0.5,))
     assert found.probe_ranks.tolist() == [3, 3, 3]
-    assert (found.rank_rates[1], found.tpir_at_fpir[0.5]) == (0.0, 0.0)
+    assert (found.rank[1], found.tpir_at_fpir[0.5]) == (0.0, 0.0)
 
 
 def test_without_strangers_the_open_set_is_not_stated() -> None:
     found = identify(np.eye(3), ["a", "b", "c"], np.eye(3), ["a", "b", "c"])
     assert found.tpir_at_fpir == {0.01: None, 0.1: None}
     assert "0 searches of people who are not enrolled, at least 100 needed" in found.notes[2]
-    assert found.to_dict()["rank"] == {"1": 1.0, "5": None, "10": None}
+    assert found.figures()["rank"] == {"1": 1.0, "5": None, "10": None}
     assert found.probe_labels.tolist() == ["a", "b", "c"]
 
 

@@ -203,7 +203,7 @@ def test_search_is_that_of_copies_of_probes() -> None:
         listed = np.repeat(np.arange(150), draw.weights[np.searchsorted(searched, labels)].astype(int))
         expected = identify(gallery, np.arange(20), probes[listed], labels[listed], (1, 5), (0.1, 0.5))
         figures = sample.figures(draw)
-        for rank, rate in expected.rank_rates.items():
+        for rank, rate in expected.rank.items():
             assert figures["rank", str(rank)] == pytest.approx(rate)
         for fpir, tpir in expected.tpir_at_fpir.items():
             assert figures["tpir_at_fpir", f"{fpir:g}"] == pytest.approx(tpir)

@@ -41,6 +41,19 @@ def test_misfits_are_said_in_the_words_of_options_and_the_same_without_data(cent
     assert refused >= 10
 
 
+def test_rows_that_cannot_be_replicated_are_refused_and_no_row_is_drawn_for_it(monkeypatch) -> None:
+    monkeypatch.setattr("attfc.heads.full_fc.draw_rows", lambda *_: pytest.fail("rows are drawn"))
+    typed = ["head=partial_fc", "distributed.rows=replicated"]
+    refuse_misfits(load_config("demo", typed))  # one process
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refuse_misfits(load_config("demo", ["head=full_fc", "distributed.rows=replicated"]))
+    with pytest.raises(
+        UserError, match=r"^distributed\.rows=replicated is for head\.kind=full_fc, and this is partial_fc"
+    ):
+        refuse_misfits(load_config("demo", typed))
+
+
 def test_misfits_and_small_banks_are_refused_before_the_data_are_opened() -> None:
     nowhere = "data.root=/nowhere/faces"
     for automatic in (False, True):

@@ -242,7 +242,7 @@ def test_runs_on_the_meta_device(dtype: Any) -> None:
         ),
         (
             lambda: DCP(SIZE, CosFace(), count=8)(*batch(0)[:2]),
-            r"DCP got keys of shape None: it takes one key a query, shape \(5, 1, 6\)",
+            r"DCP got keys of shape None: it takes one key per query, shape \(5, 1, 6\)",
         ),
         (
             lambda: DCP(SIZE, CosFace(), count=8)(*batch(0)[:2], torch.ones(5, 2, SIZE)),

@@ -75,6 +75,6 @@ def test_a_save_in_between_changes_nothing(old: bool) -> None:
 def test_another_number_of_keys_is_refused() -> None:
     embeddings, labels, keys = batch(0)
     with pytest.raises(
-        UserError, match=r"DCQ got keys of shape \(5, 2, 6\): it takes one key a query, shape \(B, 1, 6\)"
+        UserError, match=r"DCQ got keys of shape \(5, 2, 6\): it takes one key per query, shape \(B, 1, 6\)"
     ):
         DCQ(SIZE, CosFace(), count=SLOTS)(embeddings, labels, keys.expand(5, 2, SIZE))

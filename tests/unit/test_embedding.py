@@ -249,7 +249,7 @@ def test_large_stores_use_a_part_of_whole_identities() -> None:
     found = evaluate_store(Flat(), store, generated_pairs=20, gallery_images=26, hardest=3)
     assert found.all_pairs is not None
     assert found.all_pairs.images == 24
-    assert found.all_pairs.to_dict()["genuine_pairs"] == 6 * 6
+    assert found.all_pairs.figures()["genuine_pairs"] == 6 * 6
     assert len(store.read_positions) <= 24 + 40
     assert any("24 of 80 images, those of 6 identities" in note for note in found.notes)
     again = evaluate_store(Flat(), store, generated_pairs=20, gallery_images=26, hardest=3)

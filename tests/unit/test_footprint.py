@@ -61,7 +61,11 @@ def head_memory(
         """Bytes of the largest block of a pass over `rows`: see `row_blocks`."""
         return min(block, (min(rows, LARGEST_BLOCK) if cached else rows) * bytes_a_row)
 
-    backward_row = 12.0 * (everyone + D)  # logits, weights and their copies; a row, its gradient and their product
+    def of_class_softmax(rows: int) -> float:
+        """Logits kept for backward up to 512 MiB, a block of logits and weights, a length per row."""
+        logits = rows * everyone * 4.0
+        return (logits if logits <= 512 * 2**20 else 0.0) + of_blocks(rows, everyone * 8.0) + rows * 4.0
+
     if name in ("full_fc", "partial_fc"):
         rows = -(-identities // ranks)
         size = rows * D * 4.0
@@ -69,7 +73,7 @@ def head_memory(
             return HeadMemory(
                 size,
                 size,
-                of_blocks(rows, backward_row) + rows * 12,
+                of_class_softmax(rows),
                 0,
                 rows,
                 "dense",
@@ -80,7 +84,7 @@ def head_memory(
         return HeadMemory(
             size,
             small,
-            of_blocks(sampled, backward_row) + small + sampled * 40,
+            of_class_softmax(sampled) + small + sampled * 40,
             0,
             sampled,
             "sampled",

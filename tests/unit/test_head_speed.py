@@ -13,12 +13,13 @@ from typer.testing import CliRunner
 
 from attfc.cli import app
 from attfc.errors import UserError
-from attfc.lab.bench import head_speed
-from attfc.lab.bench.calibration import measure_heads
-from attfc.lab.bench.head_cell import Case, in_child, measure, rehearse
-from attfc.lab.bench.head_speed import Sweep, ratios, run_sweep, settings
-from attfc.lab.bench.speed_page import speed_figure, speed_tables
-from attfc.plan import _Live
+from attfc.lab import head_speed
+from attfc.lab.calibration import measure_heads
+from attfc.lab.children import in_child
+from attfc.lab.head_cell import Case, measure, rehearse
+from attfc.lab.head_speed import Sweep, ratios, run_sweep
+from attfc.lab.pages import speed_figure, speed_tables
+from attfc.plan import NOTHING, _Live
 
 MIB = 2**20
 linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from /proc")
@@ -117,7 +118,7 @@ def answer(function: Any, asked: Any, *rest: Any) -> dict[str, Any]:
     if asked.head == "full_fc" and asked.identities > 1000:
         return {"fits": False, "why": "can't allocate memory"}
     seconds = 4.0 if asked.head == "partial_fc" else 1.0
-    keys = 0.25 if asked.network and asked.keys_per_query else 0.0
+    keys = 0.25 if asked.network and asked.head == "attfc" else 0.0
     figures = {"seconds": seconds, "samples_per_second": 128 / seconds, "key_seconds": keys}
     return {
         "fits": True,
@@ -138,7 +139,7 @@ def test_an_interrupted_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
         return answer(function, asked)
 
     monkeypatch.setattr(head_speed, "in_child", interrupted)
-    monkeypatch.setattr(head_speed, "_encoder", lambda sweep: None)
+    monkeypatch.setattr(head_speed, "_encoder", lambda sweep: NOTHING)
     with pytest.raises(KeyboardInterrupt):
         run_sweep(SWEEP, lines, lambda text: None)
     with lines.open("a", encoding="utf-8") as file:
@@ -151,7 +152,7 @@ def test_an_interrupted_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def results_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     monkeypatch.setattr(head_speed, "in_child", answer)
-    monkeypatch.setattr(head_speed, "_encoder", lambda sweep: None)
+    monkeypatch.setattr(head_speed, "_encoder", lambda sweep: NOTHING)
     return run_sweep(SWEEP, tmp_path / "lines", lambda text: None)
 
 
@@ -162,7 +163,7 @@ def test_ratios_are_given_without_a_verdict(tmp_path: Path, monkeypatch: pytest.
     assert rows["step of AttFC with 200 slots at 2"] == 1.0
     assert rows["step of AttFC"] == 0.25
     assert rows["memory of AttFC"] < 0.1
-    tables = speed_tables(settings(SWEEP), SWEEP.columns(), results)
+    tables = speed_tables(vars(SWEEP), SWEEP.columns(), results)
     assert "| 2,000,000 | - | 32 | 128 | 128 |" in tables
     assert "| 1,000 | none of 1.00 | none of 4.00 | 0.25 of 1.00 | 0.25 of 1.00 |" in tables
     assert re.search(r"of Partial FC 0\.1, heads alone, 2,000,000 identities \| 0\.25 \|", tables)
@@ -180,8 +181,8 @@ def test_the_documents_judge_our_own_figures(monkeypatch: pytest.MonkeyPatch) ->
 @linux
 def test_the_figure_is_a_function_of_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results = results_of(monkeypatch, tmp_path)
-    svg = speed_figure(settings(SWEEP), SWEEP.columns(), results)
-    assert svg == speed_figure(settings(SWEEP), SWEEP.columns(), results)
+    svg = speed_figure(vars(SWEEP), SWEEP.columns(), results)
+    assert svg == speed_figure(vars(SWEEP), SWEEP.columns(), results)
     words = "".join(ElementTree.fromstring(svg).itertext())
     for title in (*SWEEP.columns().values(), "heads alone", "with r6_tiny", "budget 16 GiB"):
         assert title in words

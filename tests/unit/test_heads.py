@@ -159,11 +159,11 @@ def attfc(size: int = SIZE, margin: Margin | None = None, **options: object) -> 
         (
             (torch.zeros(4, 8), torch.arange(4), torch.zeros(4, 2, 7)),
             "keys have shape (4, 2, 7), the queries (4, 8): "
-            "embed K images a query with the key encoder, shape (4, K, 8)",
+            "embed K images per query with the key encoder, shape (4, K, 8)",
         ),
         (
             (torch.zeros(4, 8), torch.arange(4), torch.zeros(8, 8)),
-            "keys have shape (8, 8), the queries (4, 8): embed K images a query with the key encoder, shape (4, K, 8)",
+            "keys have shape (8, 8), the queries (4, 8): embed K images per query with the key encoder, shape (4, K, 8)",
         ),
         (
             (torch.zeros(4, 8), torch.arange(4)),

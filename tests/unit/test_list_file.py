@@ -2,6 +2,7 @@
 
 # ruff: noqa: S301  (pickles made here, a line above)
 import io
+import json
 import multiprocessing
 import os
 import pickle
@@ -277,6 +278,26 @@ def test_names_need_not_be_utf8(tmp_path: Path) -> None:
     store = ListStore(listed(tmp_path, b"caf\xe9\x1b.jpg\tJos\xe9\n"))
     assert (store.where(0), store.identity_name(0)) == ("caf\\xe9\\x1b.jpg", "Jos\\xe9")
     assert store.image_path(0) == os.fsencode(tmp_path) + b"/caf\xe9\x1b.jpg"
+
+
+@pytest.mark.usefixtures("old")
+@pytest.mark.parametrize(("labels", "has_items"), [([3, 3, 7], False), ([3, 7, 3], True)])
+def test_only_a_list_that_is_not_sorted_keeps_a_row_of_positions(tmp_path, labels, has_items) -> None:
+    path = listed(tmp_path, "".join(f"{row}.jpg {label}\n" for row, label in enumerate(labels)))
+    cache = ListStore(path).cache
+    assert cache is not None
+    assert (cache / "items.npy").exists() == has_items
+    parses = Parses()
+    opened = ListStore(path, progress=parses)
+    assert (parses.took(), opened.identities.labels().tolist()) == (
+        0,
+        np.unique(labels, return_inverse=True)[1].tolist(),
+    )
+    about = json.loads((cache / "about.json").read_text())
+    del about["consecutive"]  # as version 0.1 wrote it, always with the row
+    (cache / "about.json").write_text(json.dumps(about))
+    assert len(ListStore(path, progress=parses)) == 3
+    assert (parses.took() == 0) == has_items
 
 
 @pytest.mark.usefixtures("old")

@@ -1,15 +1,37 @@
-"""How often a batch is halved until the planner says that it fits."""
+"""How often a batch is halved until the planner says that it fits; a new head is planned."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+import attfc
 from attfc.config import load_config
-from attfc.run.planning import passes_that_fit
+from attfc.plan import Encoder
+from attfc.run import planning
+from attfc.run.planning import Planner
+
+CPU = torch.device("cpu")
+NETWORK = ["backbone.name=r18", "precision.amp=none"]
+
+
+@pytest.fixture(scope="module")
+def measured() -> tuple[Encoder, None]:
+    return planning.measured_encoder(load_config("demo", NETWORK), CPU)
+
+
+@pytest.fixture(autouse=True)
+def _measured_once(measured: tuple[Encoder, None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "measured_encoder", lambda config, device: measured)
 
 
 def divided(gib: float, *typed: str, ranks: int = 1) -> int:
-    config = load_config("demo", ["backbone.name=r18", "batch_size=256", "precision.amp=none", *typed])
-    return passes_that_fit(config, 600, 9_600, torch.device("cpu"), gib * 2**30, ranks)
+    config = load_config("demo", [*NETWORK, "batch_size=256", *typed])
+    return Planner(600, 9_600, CPU, gib * 2**30, ranks).passes_that_fit(config)
 
 
 def test_what_fits_is_left_alone_and_what_does_not_is_halved() -> None:
@@ -25,3 +47,74 @@ def test_each_process_keeps_two_images_or_more_and_whole_ones(batch: int, least:
     assert batch % by == 0
     assert by <= least
     assert batch // by >= 2
+
+
+THROW_AWAY = '''
+"""Two heads that nobody needs."""
+
+from attfc.heads.dcp import DCP
+from attfc.heads.full_fc import FullFC
+from attfc.heads.options import SlotCount
+from attfc.losses.margins import Margin
+
+
+class Rows(FullFC):
+    def __init__(self, embedding_size: int, identities: int, margin: Margin) -> None:
+        super().__init__(embedding_size, identities, margin)
+
+
+class Slots(DCP):
+    def __init__(self, embedding_size: int, margin: Margin, *, count: SlotCount = None) -> None:
+        super().__init__(embedding_size, margin, count=count)
+'''
+
+
+PLANS = """
+import torch
+from attfc.config import load_config
+from attfc.plan import NOTHING, answer
+from attfc.run.planning import Planner, configured_title
+
+for typed in (["head=rows"], ["head=slots", "head.count=500"]):
+    config = load_config("demo", typed)
+    plans = Planner(1_000_000, None, torch.device("cpu"), 24 * 2**30, 1).plans(config, NOTHING, None)
+    titles = [plan.head for plan in plans]
+    print(*answer(plans, configured_title(config, titles), 24 * 2**30))
+    print(titles)
+"""
+
+
+def test_a_head_is_planned_once_it_is_registered(tmp_path: Path) -> None:
+    """A file and a line, in a copy of the package: the configuration's model of a head is made when it is imported."""
+    shutil.copytree(Path(attfc.__file__).parent, tmp_path / "attfc", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "attfc" / "heads" / "throw_away.py").write_text(THROW_AWAY, encoding="utf-8")
+    kinds = tmp_path / "attfc/config/kinds.py"
+    text = kinds.read_text(encoding="utf-8")
+    line, names = '        "dcp": "attfc.heads.dcp:DCP",\n', ("rows", "slots")
+    assert line in text
+    added = "".join(f'        "{name}": "attfc.heads.throw_away:{name.title()}",\n' for name in names)
+    kinds.write_text(text.replace(line, line + added), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-c", PLANS],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [
+        "full_fc",
+        "partial_fc 0.1",
+        "rows",
+        "attfc, {0} slots",
+        "attfc, no key passes",
+        "dcq, {0} slots",
+        "dcp, {0} slots",
+        "slots, {0} slots",
+    ]
+    assert done.stdout.splitlines() == [
+        "yours (rows): fits, 32 % of the memory",
+        str([line.format("100,000") for line in lines]),
+        "yours (slots, 500 slots): fits, 0 % of the memory",
+        str([line.format("500") for line in lines]),
+    ]

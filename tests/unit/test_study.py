@@ -20,10 +20,10 @@ from attfc.config import load_config
 from attfc.data import open_store
 from attfc.errors import UserError
 from attfc.evaluation import embed_store
-from attfc.lab.study.cells import _head_bytes_of, evaluate_faces, evaluate_vectors, run_faces, run_vectors
-from attfc.lab.study.grid import read_study, run_study, study_records
-from attfc.lab.study.pages import FIGURES, study_figure, study_table
-from attfc.lab.study.vectors import VectorEncoder, VectorWorld
+from attfc.lab.pages import FIGURES, study_figure, study_table
+from attfc.lab.study import read_study, run_study, study_records
+from attfc.lab.study_cells import _head_bytes_of, evaluate_faces, evaluate_vectors, run_faces, run_vectors
+from attfc.lab.vectors import VectorEncoder, VectorWorld
 
 TINY = VectorWorld(identities=60, images=(2, 6), test_identities=30)
 QUICK = ["batch_size=32", "backbone.embedding_size=16", "schedule.epochs=1"]
@@ -59,7 +59,7 @@ def test_what_is_seen_is_a_function_of_person_and_sample() -> None:
 
 
 def test_latents_and_nuisances_are_normal() -> None:
-    from attfc.lab.study.vectors import _normals
+    from attfc.lab.vectors import _normals
 
     drawn = _normals(7, 5, np.arange(20_000))
     assert drawn.shape == (20_000, 7)
@@ -405,7 +405,7 @@ def family_if_any(pid: int) -> list[int]:
 
 def cells(study_file: Path, folder: Path, values: dict[tuple[str, int], float | None]) -> list[dict[str, Any]]:
     """Write records of a study with given TAR (None: failed), the first as attfc 0.1 wrote it, and read them back."""
-    from attfc.lab.study.grid import _cells
+    from attfc.lab.study import _cells
 
     study = read_study(study_file)
     folder.mkdir(exist_ok=True)

@@ -181,7 +181,7 @@ def test_templates_that_cancel_out_have_no_face() -> None:
     found = pool_templates(np.array([[1.0, 0], [-1, 0], [0, 1], [1, 1]]), [1, 1, 2, 3], [1, 1, 1, 1])
     assert (found.ids.tolist(), found.empty.tolist()) == ([2, 3], [1])
     pairs = TemplatePairs(np.array([1, 2, 2]), np.array([2, 3, 3]), np.array([False, True, False]))
-    assert verify_templates(found, pairs, (1.0,)).skipped_impostors == 1
+    assert verify_templates(found, pairs, (1.0,)).skipped_impostor_pairs == 1
 
 
 def test_a_model_of_another_embedding_size_is_refused(tmp_path) -> None:

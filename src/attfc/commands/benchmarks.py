@@ -65,8 +65,8 @@ def heads(
         figure: also write the figure, an SVG
     """
     from attfc.devices import choose_device
-    from attfc.lab.bench.head_speed import IDENTITIES, Sweep, run_sweep, settings
-    from attfc.lab.bench.speed_page import speed_figure, speed_tables
+    from attfc.lab.head_speed import IDENTITIES, Sweep, run_sweep
+    from attfc.lab.pages import speed_figure, speed_tables
     from attfc.machine import environment
 
     sizes = IDENTITIES if identities is None else tuple(sorted({_count(text) for text in identities.split(",")}))
@@ -91,7 +91,7 @@ def heads(
         )
         results = run_sweep(sweep, lines, lambda text: err.print(text))
         found: dict[str, Any] = {
-            "settings": settings(sweep),
+            "settings": vars(sweep),
             "columns": sweep.columns(),
             "environment": environment(chosen),
             **results,

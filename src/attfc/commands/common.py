@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from typer import Option
 
-from attfc.commands.screen import err, out, print_markdown, print_table
+from attfc.commands.screen import Table, err, out, print_markdown, print_table
 from attfc.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,6 +28,7 @@ __all__ = [
     "NaturalOption",
     "PositiveOption",
     "ShareOption",
+    "Table",
     "err",
     "open_with_bar",
     "out",
@@ -150,27 +150,30 @@ def print_figures(
     """Print whom an evaluation is of and its figures as a table; nested ones with their path as name, intervals beside them."""
     known = intervals or {}
     out.print(heading)
-    table = Table("", "", *([""] if known else []), box=None, show_header=False)
-    for column in table.columns[1:]:
-        column.justify = "right"
+    rows = []
 
-    def rows(values: "Mapping[str, Any]", path: "FigurePath") -> None:
+    def gather(values: "Mapping[str, Any]", path: "FigurePath") -> None:
         for name, value in values.items():
-            label = " ".join((*path, name)).replace("_", " ")
+            place = (*path, name)
+            bounds = ""
             if isinstance(value, dict):
                 if name not in ("intervals", "uncertainty"):
-                    rows(value, (*path, name))
-            elif isinstance(value, bool) or value is None:
-                table.add_row(label, "-" if value is None else str(value))
-            elif isinstance(value, float):
-                interval = known.get((*path, name))
-                bounds = [] if interval is None else [interval.text(4).split(" ", 1)[1]]
-                table.add_row(label, f"{value:.4f}", *bounds)
+                    gather(value, place)
+                continue
+            if isinstance(value, float):
+                shown = f"{value:.4f}"
+                if place in known:
+                    bounds = known[place].text(4).split(" ", 1)[1]
+            elif value is None or isinstance(value, bool):
+                shown = "-" if value is None else str(value)
             elif isinstance(value, int):
-                table.add_row(label, f"{value:,}")
+                shown = f"{value:,}"
+            else:
+                continue
+            rows.append((" ".join(place).replace("_", " "), shown, *([bounds] if known else [])))
 
-    rows(figures, ())
-    print_table(table)
+    gather(figures, ())
+    print_table(Table(("", "", *([""] if known else [])), rows))
 
 
 def write_json(path: Path | None, values: dict[str, Any]) -> None:

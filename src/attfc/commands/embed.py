@@ -80,17 +80,15 @@ def embed(
     notes = notes_of_images(store, opened.facts.image_size)
     with progress_bar("faces") as bar:
         embedder = Embedder(opened.module, batch_size, flip, opened.device, workers)
-        found, broken = embedder.embed_within(store, None, broken_limit, progress=bar)
+        found = embedder.embed_within(store, None, broken_limit, progress=bar)
     rows = found.valid.nonzero()[0]
     names = [store.where(int(position)) for position in found.positions[rows]]
     output.parent.mkdir(parents=True, exist_ok=True)
     for path in files:
         with written_whole(path) as file:
             WRITERS[path.suffix](file, found.vectors[rows], names)
-    if broken:
-        notes.append(
-            f"left out {len(broken):,} broken of {len(store):,} images; the first is {broken[0][1]}: {broken[0][2]}"
-        )
+    if found.broken:
+        notes.append(f"left out {len(found.broken):,} broken of {len(store):,} images; {found.first_left_out}")
     print_notes(notes)
     size = opened.facts.embedding_size
     beside = "".join(f", names in {path}" for path in files[1:])
@@ -103,7 +101,7 @@ def embed(
             "images": len(names),
             "embedding_size": size,
             "flip": flip,
-            "broken": [{"where": where, "reason": reason} for _, where, reason in broken],
+            "broken": [{"where": where, "reason": reason} for _, where, reason in found.left_out],
             "seconds": found.seconds,
             "notes": notes,
         },

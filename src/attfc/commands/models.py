@@ -2,9 +2,7 @@
 
 import dataclasses
 
-from rich.table import Table
-
-from attfc.commands.common import JsonOption, out, print_table, write_json
+from attfc.commands.common import JsonOption, Table, out, print_table, write_json
 
 __all__ = ["backbones"]
 
@@ -14,11 +12,9 @@ def backbones(json_file: JsonOption = None) -> None:
     from attfc.backbones import list_backbones
 
     rows = list_backbones()
-    table = Table("name", "parameters", "GMACs", "attention GMACs", "input", "source", box=None)
-    for column in table.columns[1:5]:
-        column.justify = "right"
-    for row in rows:
-        table.add_row(
+    header = ("name", "parameters", "GMACs", "attention GMACs", "input", "source")
+    shown = [
+        (
             row.name,
             f"{row.params / 1e6:.2f} M",
             f"{row.gmacs:.3f}",
@@ -26,6 +22,8 @@ def backbones(json_file: JsonOption = None) -> None:
             f"{row.image_size} px",
             row.source,
         )
-    print_table(table)
+        for row in rows
+    ]
+    print_table(Table(header, shown, words=(0, 5)))
     out.print("timm:NAME takes any timm model (extra attfc[timm])")
     write_json(json_file, {"backbones": [dataclasses.asdict(row) for row in rows]})

@@ -5,12 +5,12 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.table import Table
 from typer import Option
 
 from attfc.commands.common import (
     JsonOption,
     PositiveOption,
+    Table,
     out,
     print_notes,
     print_table,
@@ -56,29 +56,29 @@ def presets() -> None:
         groups[title].append((name, config))
     tables = []
     for title, members in groups.items():
-        table = Table("preset", "network", "head", "GPUs x batch", "epochs", title=title + _where(members))
-        table.columns[3].justify = table.columns[4].justify = "right"
-        for name, config in sorted(members, key=lambda member: (_gpus(member[0]), member[0])):
-            batch = f"{_gpus(name)} x {config.batch_size // _gpus(name)}"
+        rows = []
+        for gpus, name, config in sorted((_gpus(name), name, config) for name, config in members):
+            batch = f"{gpus} x {config.batch_size // gpus}"
             if config.optimizer.accumulation > 1:
                 batch += f" x {config.optimizer.accumulation}"
-            table.add_row(f"  {name}", config.backbone.name, _head(config), batch, f"{config.schedule.epochs:g}")
-        tables.append(table)
+            rows.append((f"  {name}", config.backbone.name, _head(config), batch, f"{config.schedule.epochs:g}"))
+        roots = {config.data.root for _, config in members}
+        where = f"   data.root={roots.pop()}" if len(roots) == 1 else ""
+        header = ("preset", "network", "head", "GPUs x batch", "epochs")
+        tables.append(Table(header, rows, words=(0, 1, 2), title=title + where))
     print_table(*tables)
     out.print(
         "\nattfc train PRESET data.root=YOURS; attfc plan PRESET says what fits; where the values come from: docs/recipes.md"
     )
 
 
-def _where(members: "list[tuple[str, RunConfig]]") -> str:
-    roots = {config.data.root for _, config in members}
-    return f"   data.root={roots.pop()}" if len(roots) == 1 else ""
+def _preset_text(preset: str) -> str:
+    return (resources.files("attfc") / "presets" / f"{preset}.yaml").read_text(encoding="utf-8")
 
 
 def _gpus(preset: str) -> int:
     """Return for how many GPUs a preset's learning rate is meant, from the first line of its file; a processor counts as one."""
-    text = (resources.files("attfc") / "presets" / f"{preset}.yaml").read_text(encoding="utf-8")
-    match = re.search(r"(\d+) GPUs? x ", text.partition("\n")[0])
+    match = re.search(r"(\d+) GPUs? x ", _preset_text(preset).partition("\n")[0])
     return int(match[1]) if match else 1
 
 
@@ -115,7 +115,7 @@ def plan(
     """
     from attfc.devices import choose_device
     from attfc.plan import advice, answer
-    from attfc.run.planning import configured_title, kept_besides, measured_encoder, planned_steps
+    from attfc.run.planning import Planner, configured_title, measured_encoder
 
     config, identities, images = _asked_for(words, identities, images)
     if config.center is not None and config.center.kind == "other_images" and images is None:
@@ -130,7 +130,8 @@ def plan(
         encoder, dtype = measured_encoder(config, device)
     budget = memory * 2**30 if memory is not None else _memory_of(device)
     rates = _rates(config, device) if calibrate else None
-    plans = planned_steps(config, encoder, identities, images, device, budget, ranks, rates)
+    planner = Planner(identities, images, device, budget, ranks)
+    plans = planner.plans(config, encoder, rates)
     where = f"{ranks} x " if ranks > 1 else ""
     kind = str(dtype or "float32").removeprefix("torch.")
     out.print(
@@ -138,10 +139,9 @@ def plan(
         f"budget {budget / 2**30:.1f} GiB per process",
     )
     _print_plans(plans, budget)
-    besides = kept_besides(config, identities, images, ranks, cached=device.type == "cpu")
     said = answer(plans, configured_title(config, [each.head for each in plans]), budget)
     sentence = advice(plans, identities, images)
-    for line in (*besides, *said, f"advice: {sentence}"):
+    for line in (*planner.kept_besides(config), *said, f"advice: {sentence}"):
         out.print(line)
     write_json(
         json_file,
@@ -153,7 +153,7 @@ def plan(
             "ranks": ranks,
             "budget_bytes": budget,
             "device": str(device),
-            "plans": [each.to_dict() for each in plans],
+            "plans": [vars(each) for each in plans],
             "answer": said,
             "advice": sentence,
         },
@@ -185,7 +185,7 @@ def _asked_for(words: list[str], identities: int | None, images: int | None) -> 
 
 
 def _rates(config: "RunConfig", device: "torch.device") -> "HeadRates":
-    from attfc.lab.bench.calibration import measure_heads
+    from attfc.lab.calibration import measure_heads
 
     with working(f"measuring the heads on {device}: a few steps each"):
         return measure_heads(
@@ -200,9 +200,8 @@ def _rates(config: "RunConfig", device: "torch.device") -> "HeadRates":
 
 def _print_plans(plans: "list[Plan]", budget: float) -> None:
     """Print whether and how fast each fits, then where its memory goes."""
-    table = Table("head", "fits", "peak, MiB", "% of memory", "s / step", "h / epoch")
-    for each in plans:
-        table.add_row(
+    costs = [
+        (
             each.head,
             "yes" if each.fits else "no",
             f"{each.peak / 2**20:,.0f}",
@@ -210,14 +209,15 @@ def _print_plans(plans: "list[Plan]", budget: float) -> None:
             "-" if each.step_seconds is None else f"{each.step_seconds:.3g}",
             "-" if each.epoch_hours is None else f"{each.epoch_hours:,.3g}",
         )
+        for each in plans
+    ]
     parts = ("parameters", "gradients", "optimizer", "activations", "rows")
-    where = Table("memory, MiB", *parts)
-    for each in plans:
-        where.add_row(each.head, *(f"{getattr(each, name) / 2**20:,.0f}" for name in parts))
-    for shown in (table, where):
-        for column in shown.columns[1:]:
-            column.justify = "right"
-        print_table(shown)
+    where = [(each.head, *(f"{getattr(each, name) / 2**20:,.0f}" for name in parts)) for each in plans]
+    for header, rows in (
+        (("head", "fits", "peak, MiB", "% of memory", "s / step", "h / epoch"), costs),
+        (("memory, MiB", *parts), where),
+    ):
+        print_table(Table(header, rows))
         out.print()
     out.print("key passes: further images of each person in the batch are embedded too (center=key_attention)")
 
@@ -228,8 +228,7 @@ def _known_size(preset: str, config: "RunConfig") -> tuple[int, int] | None:
 
     if preset not in preset_names() or Path(config.data.root).exists():
         return None
-    text = (resources.files("attfc") / "presets" / f"{preset}.yaml").read_text(encoding="utf-8")
-    match = re.search(r"# ([\d,]+) identities, ([\d,]+) images", text)
+    match = re.search(r"# ([\d,]+) identities, ([\d,]+) images", _preset_text(preset))
     if match is None or config.data.root != load_config(preset).data.root:
         return None
     return int(match[1].replace(",", "")), int(match[2].replace(",", ""))

@@ -36,7 +36,7 @@ def run(
         parallel: cells at a time
         threads: processor threads of a cell
     """
-    from attfc.lab.study.grid import read_study, run_study
+    from attfc.lab.study import read_study, run_study
 
     read = read_study(study)
     folder = output or Path("studies") / read.name
@@ -60,8 +60,8 @@ def table(study: StudyArgument, output: FolderOption = None, figure: FileOption 
         figure: also write this SVG
     """
     from attfc.errors import UserError
-    from attfc.lab.study.grid import read_study, study_records
-    from attfc.lab.study.pages import FIGURES, study_figure, study_table
+    from attfc.lab.pages import FIGURES, study_figure, study_table
+    from attfc.lab.study import read_study, study_records
 
     read = read_study(study)
     folder = output or Path("studies") / read.name

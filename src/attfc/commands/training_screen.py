@@ -9,9 +9,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
-from attfc.commands.common import err, out, print_notes, print_table, progress_bar
+from attfc.commands.common import Table, err, out, print_notes, print_table, progress_bar
 
 if TYPE_CHECKING:
     from attfc.config.choose import Choice
@@ -24,10 +22,8 @@ _FINISH_NOTES = 1
 
 def print_choices(choices: "list[Choice]") -> None:
     """Print what was chosen from the data and the machine, a row each with its reason; words wrap, nothing is cut off."""
-    table = Table("chosen", "", "why (change any with key=value)")
-    for choice in choices:
-        table.add_row(choice.what, choice.shown, choice.why)
-    print_table(table, to=err)
+    rows = [(choice.what, choice.shown, choice.why) for choice in choices]
+    print_table(Table(("chosen", "", "why (change any with key=value)"), rows, words=(0, 1, 2)), to=err)
 
 
 def train(data: str | os.PathLike[str], *overrides: str, **short: Any) -> "Run":

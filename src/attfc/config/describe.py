@@ -13,12 +13,12 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from attfc.config.kinds import KINDS, PARTS
-from attfc.config.messages import adapter, is_section, keys_like
+from attfc.config.messages import adapter, keys_like
 from attfc.config.option import Option as Described
 from attfc.config.option import clauses
 from attfc.config.overrides import as_typed, dotted
 from attfc.config.profiles import profile_values
-from attfc.config.schema import KeyEncoderConfig, RunConfig, described_fields
+from attfc.config.schema import RunConfig, described_fields, models_of
 from attfc.config.short_names import SHORT_NAMES, short_name
 from attfc.errors import UserError
 
@@ -85,7 +85,7 @@ def all_options() -> tuple[Option, ...]:
     """Every option, in the order of the schema; the options of the run itself come first. One that several kinds have alike is one option."""
     found: dict[str, tuple[Option, list[str]]] = {}
     for key, owners in described_fields().items():
-        for kind, field in owners if not is_section(key) else ():
+        for kind, field in owners if not models_of(key) else ():
             option = _option(key, field)
             found.setdefault(repr(option), (option, []))[1].append(kind)
     options = [
@@ -97,9 +97,8 @@ def all_options() -> tuple[Option, ...]:
 
 def section_title(section: str) -> str:
     """One line about a section, from the schema."""
-    model = RunConfig.model_fields[section].annotation if section else RunConfig
-    model = KeyEncoderConfig if section == "key_encoder" else model
-    return TITLES.get(section) or (model.__doc__ or "").strip().split("\n")[0]
+    models = models_of(section) or {"": RunConfig}
+    return TITLES.get(section) or (next(iter(models.values())).__doc__ or "").strip().split("\n")[0]
 
 
 def sections() -> list[str]:
@@ -139,7 +138,10 @@ def acts(option: Option, values: dict[str, Any]) -> bool:
     if option.kinds and part["kind"] not in option.kinds:
         return False
     return option.acts is None or any(
-        all(any(_value(values, key) == _read(value) for value in expected) == equal for key, equal, expected in terms)
+        all(
+            any(_value(values, key) == yaml.safe_load(value) for value in expected) == equal
+            for key, equal, expected in terms
+        )
         for terms in clauses(option.acts)
     )
 
@@ -166,13 +168,13 @@ def commented_yaml(config: RunConfig) -> str:
     `load_config` reads it back; options that are left out then have their defaults, which do nothing here.
     """
     values = config.model_dump(mode="json")
-    lines = _comment("Every option: attfc options. Those that do nothing in this configuration are left out.", "")
+    lines = _comment("Every option: attfc options. Those that do nothing in this configuration are left out.")
     lines.append("")
     section = ""
     for option in (each for each in all_options() if acts(each, values)):
         if option.section != section:
             section = option.section
-            lines += ["", *_comment(section_title(section), ""), f"{section}:"]
+            lines += ["", *_comment(section_title(section)), f"{section}:"]
         indent = "  " if section else ""
         name = option.key.rpartition(".")[2]
         meaning = " ".join(option.rows()[: 2 if option.null and _value(values, option.key) is None else 1])
@@ -212,30 +214,19 @@ def option_rows(option: Option) -> list[str]:
     """The rows of an option in a terminal: key and default, then its sentences, all within 80 columns."""
     head = f"{option.key}={as_typed(option.default)}"
     kind = f"({option.takes})"
-    first = [f"  {head}  {kind}"] if len(head) + len(kind) + 4 <= WIDTH else [f"  {head}", *_wrapped(kind, 6)]
-    return first + [line for row in option.rows() for line in _wrapped(row, 6)]
+    first = [f"  {head}  {kind}"] if len(head) + len(kind) + 4 <= WIDTH else [f"  {head}", *_wrapped(kind, " " * 6)]
+    return first + [line for row in option.rows() for line in _wrapped(row, " " * 6)]
 
 
-def _wrapped(text: str, indent: int) -> list[str]:
+def _wrapped(text: str, before: str, width: int = WIDTH) -> list[str]:
+    """Return a text as lines that each begin with `before`."""
     return textwrap.wrap(
-        text,
-        WIDTH,
-        initial_indent=" " * indent,
-        subsequent_indent=" " * indent,
-        break_long_words=False,
-        break_on_hyphens=False,
+        text, width, initial_indent=before, subsequent_indent=before, break_long_words=False, break_on_hyphens=False
     )
 
 
-def _comment(text: str, indent: str) -> list[str]:
-    return textwrap.wrap(
-        text,
-        WIDTH - 2,
-        initial_indent=f"{indent}# ",
-        subsequent_indent=f"{indent}# ",
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+def _comment(text: str, indent: str = "") -> list[str]:
+    return _wrapped(text, f"{indent}# ", WIDTH - 2)
 
 
 _OF_PARTS = frozenset(part for parts in PARTS.values() for part in parts)
@@ -257,6 +248,17 @@ def _option(key: str, field: FieldInfo) -> Option:
     )
 
 
+_TYPES = {
+    "boolean": "true or false",
+    "string": "text",
+    "null": "null",
+    "object": "mapping",
+    "array": "list",
+    "integer": "whole number",
+    "number": "number",
+}
+
+
 def _kind(about: dict[str, Any]) -> str:
     """Say what a property of the JSON schema takes."""
     if "anyOf" in about:
@@ -265,30 +267,17 @@ def _kind(about: dict[str, Any]) -> str:
         return str(about["const"])
     if "enum" in about:
         return " | ".join("null" if each is None else str(each) for each in about["enum"])
-    kinds = {"boolean": "true or false", "string": "text", "null": "null", "object": "mapping"}
-    if about["type"] == "array":
-        if "prefixItems" in about:
-            return f"list of {len(about['prefixItems'])} numbers"
-        return "list"
-    if about["type"] in kinds:
-        return kinds[about["type"]]
-    number = "whole number" if about["type"] == "integer" else "number"
-    least, above = about.get("minimum"), about.get("exclusiveMinimum")
-    most, below = about.get("maximum"), about.get("exclusiveMaximum")
-    bounds = [
-        f"above {above:g}" if above is not None else f"from {least:g}" if least is not None else "",
-        f"below {below:g}" if below is not None else f"to {most:g}" if most is not None else "",
-    ]
-    return " ".join(filter(None, [number, *bounds]))
+    if "prefixItems" in about:
+        return f"list of {len(about['prefixItems'])} numbers"
+    bounds = {"exclusiveMinimum": "above", "minimum": "from", "exclusiveMaximum": "below", "maximum": "to"}
+    return " ".join(
+        [_TYPES[about["type"]], *(f"{word} {about[name]:g}" for name, word in bounds.items() if name in about)]
+    )
 
 
 def _value(values: dict[str, Any], key: str) -> Any:
     section, _, name = key.rpartition(".")
     return (values[section] if section else values)[name]
-
-
-def _read(text: str) -> Any:
-    return yaml.safe_load(text)
 
 
 def _condition(condition: str) -> str:

@@ -180,15 +180,12 @@ def sections_of(values: Mapping[str, Any]) -> list[str]:
 
 def with_default_parts(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return a configuration in which every section that its head is put together from is there, with the defaults of its kind."""
-    present, center = sections_of(values), kind_in(values, "center")
+    center = kind_in(values, "center")
     defaults = {
         "center": {"kind": center},
         "negatives": {"kind": banks_beside(center)[0]},
         "in_batch": in_batch_beside(center),
         "key_encoder": {},
     }
-    filled = dict(values)
-    for section in present:
-        if filled.get(section) is None and section in defaults:
-            filled[section] = defaults[section]
-    return filled
+    absent = [each for each in sections_of(values) if values.get(each) is None and each in defaults]
+    return {**values, **{section: defaults[section] for section in absent}}

@@ -33,15 +33,16 @@ from attfc.config.kinds import (
     uses_stored,
 )
 from attfc.config.messages import explain, one_of
-from attfc.config.overrides import dotted, nested, parse_overrides, unknown_kind
+from attfc.config.overrides import dotted, nested, parse_overrides
 from attfc.config.profiles import PROFILES, profile_values
 from attfc.config.safe_yaml import read_yaml, read_yaml_text
 from attfc.config.schema import RunConfig
 from attfc.config.translate import FORMAT, refuse_old_spelling, translate
-from attfc.errors import UserError
+from attfc.errors import UserError, nearest
 
 __all__ = ["Asked", "apply_overrides", "config_to_yaml", "load_config", "preset_names", "read_preset"]
 
+_SIZES = {"share", "count"}
 _OF_PROFILES = ("center", "negatives", "stored", "in_batch", "key_encoder")  # what a profile replaces as a whole
 
 
@@ -74,7 +75,7 @@ class Asked:
 
     def typed(self) -> frozenset[str]:
         """Return the dotted keys that the overrides set: what was asked for by name, beside what a preset or default says."""
-        return frozenset(dotted(parse_overrides(list(self.overrides))))
+        return frozenset(dotted(parse_overrides(self.overrides)))
 
     def given(self) -> dict[str, Any]:
         """Return what is settled already, by dotted name: of the preset, of the command line, and of a profile that somebody named.
@@ -97,7 +98,7 @@ class Asked:
             raise UserError(explain(error, self.origin)) from None
 
     def _merged(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
-        typed = parse_overrides(list(self.overrides))
+        typed = parse_overrides(self.overrides)
         values = _kinds_for_words(self.values)
         for layer, origin in ((values, self.origin), (typed, "of the command line")):
             if layer.get("format", FORMAT) != FORMAT:
@@ -110,12 +111,12 @@ class Asked:
         refuse_old_spelling(typed, values)
         by_name = typed.get("profile")
         profile = by_name if "profile" in typed else values.get("profile")
-        if profile is not None and (not isinstance(profile, str) or profile not in PROFILES):
+        if profile not in (None, *PROFILES):
             raise UserError(
                 f"profile={profile!r} is unknown: choose one of {', '.join(PROFILES)}, or null for the defaults"
             )
-        merged = _over({}, profile_values(profile)) if profile else {}
-        for layer in (nested(chosen), values):
+        merged = profile_values(profile) if profile else {}
+        for layer in (nested(chosen.items()), values):
             merged = _over(merged, layer)
         if by_name:
             merged = _over(merged, profile_values(by_name), replacing=True)
@@ -190,69 +191,66 @@ def _read_values(preset: str) -> dict[str, Any]:
 
 
 def _kinds_for_words(values: Mapping[str, Any]) -> dict[str, Any]:
-    values = {key: None if (key, each) == ("stored", "none") else each for key, each in values.items()}
-    return {key: {"kind": each} if key in KINDS and isinstance(each, str) else each for key, each in values.items()}
+    def part(key: str, value: Any) -> Any:
+        return {"kind": value} if key in KINDS and isinstance(value, str) else value
+
+    return {key: part(key, None if (key, value) == ("stored", "none") else value) for key, value in values.items()}
 
 
 def _refuse_no_kind(layer: Mapping[str, Any], origin: str) -> None:
     """Refuse a section whose kind is none of its own; null stands for the part that a head takes by itself, where it may be left out."""
-    for section in [each for each in KINDS if each in layer]:
-        part = layer[section]
+    for section, kinds in KINDS.items():
+        part = layer.get(section, {})
         if part is None and section not in ("head", "margin"):
             continue
         kind = part.get("kind", default_kind(section)) if isinstance(part, Mapping) else part
-        if not isinstance(kind, str) or kind not in KINDS[section]:
-            raise UserError(unknown_kind(section, kind, origin))
+        if not isinstance(kind, str) or kind not in kinds:
+            near = nearest(kind, kinds) if isinstance(kind, str) else ""
+            raise UserError(f"configuration {origin}: {section}.kind={kind!r}: choose one of {', '.join(kinds)}{near}")
 
 
 def _over(base: Mapping[str, Any], layer: Mapping[str, Any], replacing: bool = False) -> dict[str, Any]:
-    """Lay a layer over what is below; `replacing`: its parts of AttFC replace those below, but for what every kind has."""
+    """Lay a layer over what is below.
+
+    Of a section that names another kind, or the parts of AttFC that it replaces (`replacing`), only what every kind has stays below.
+    """
     merged = dict(base)
     for key, value in layer.items():
+        below = merged.get(key)
         if key in KINDS and key != "stored" and value is None:
             continue  # nothing is said: the part is that of the layers below, or the one that a head takes by itself
-        below = merged.get(key)
         if isinstance(value, Mapping) and isinstance(below, Mapping):
-            if key in KINDS:
-                below = _kept(key, below, value, replacing)
-            elif replacing and key in _OF_PROFILES:
-                below = {}
-            merged[key] = _over(below, value)
-        else:
-            merged[key] = value
+            stays = set(below)
+            kind = below.get("kind", default_kind(key) if key in KINDS else None)
+            if value.get("kind", kind) != kind or (replacing and key in _OF_PROFILES):
+                stays &= common_options(key) if key in KINDS else set()
+            if key in KINDS and _SIZES & value.keys():
+                stays -= _SIZES
+            value = _over({name: each for name, each in below.items() if name in stays}, value)
+        merged[key] = value
     return merged
-
-
-def _kept(section: str, below: Mapping[str, Any], part: Mapping[str, Any], replacing: bool) -> dict[str, Any]:
-    """Return what stays of a section under a layer that may name another kind, or the size in the other of two ways."""
-    kind = below.get("kind", default_kind(section))
-    if part.get("kind", kind) != kind or (replacing and section in _OF_PROFILES):
-        below = {name: value for name, value in below.items() if name in common_options(section)}
-    resized = {"share", "count"} & part.keys()
-    return {name: value for name, value in below.items() if not (resized and name in ("share", "count"))}
 
 
 def _settled(values: dict[str, Any], typed: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the final kinds have of the values; refuse what is none of theirs and was typed, or said by a preset of these kinds."""
-    head, present = str(kind_in(values, "head")), sections_of(values)
+    head, center, present = str(kind_in(values, "head")), kind_in(values, "center"), sections_of(values)
+    # Where a preset names the kind that stays, what it says beside it is no inheritance.
+    own = {each for each in KINDS if (preset.get(each) or {}).get("kind") == kind_in(values, each)}
     for section in _OF_PROFILES:
-        center = kind_in(values, "center")
-        decider, kind = ("center", center) if section == "key_encoder" and head == "attfc" else ("head", head)
-        same_layer = (preset.get(decider) or {}).get("kind") == kind
-        said = (preset.get(section) if same_layer else None) or typed.get(section)
+        decider = "center" if section == "key_encoder" and head == "attfc" else "head"
+        said = (preset.get(section) if decider in own else None) or typed.get(section)
         if section not in present and said not in (None, {}):
             raise UserError(_absent(section, said, head, center))
-    if "negatives" not in present and "count" in model_of("head", head).model_fields:
-        sizes = {name: each for name, each in (values.get("negatives") or {}).items() if name in ("share", "count")}
-        values["head"] = sizes | values["head"] if not {"share", "count"} & values["head"].keys() else values["head"]
-    values = {key: value for key, value in values.items() if key in present or key not in _OF_PROFILES}
     if "negatives" in present:
         _fit(values, typed)
+    elif "count" in model_of("head", head).model_fields and not _SIZES & values["head"].keys():
+        sizes = {name: each for name, each in (values.get("negatives") or {}).items() if name in _SIZES}
+        values["head"] = sizes | values["head"]
+    values = {key: value for key, value in values.items() if key in present or key not in _OF_PROFILES}
     for section in KINDS:
         if values.get(section) is not None:
-            said = preset.get(section) or {}
-            said = said if "kind" in said and said["kind"] == kind_in(values, section) else {}
-            values[section] = _of_kind(section, values[section], {**said, **(typed.get(section) or {})})
+            said = preset.get(section) if section in own else None
+            values[section] = _of_kind(section, values[section], {**(said or {}), **(typed.get(section) or {})})
     return values
 
 
@@ -261,15 +259,12 @@ def _fit(values: dict[str, Any], typed: Mapping[str, Any]) -> None:
     center = kind_in(values, "center")
     fitting = banks_beside(center)
     if "kind" not in (typed.get("negatives") or {}) and kind_in(values, "negatives") not in fitting:
-        values["negatives"] = (
-            {**values["negatives"], "kind": fitting[0]} if "negatives" in values else {"kind": fitting[0]}
-        )
-    stored = kind_in(values, "stored") if values.get("stored") else None
-    if "stored" not in typed and (
-        stored != fitting[0] or stored == kind_in(values, "negatives") or not uses_stored(values)
-    ):
+        values["negatives"] = {**values.get("negatives", {}), "kind": fitting[0]}
+    stored = values.get("stored") and kind_in(values, "stored")
+    fits = stored == fitting[0] != kind_in(values, "negatives") and uses_stored(values)
+    if "stored" not in typed and not fits:
         values["stored"] = None
-    if values.get("in_batch") == "push" and "in_batch" not in typed and in_batch_beside(center) != "push":
+    if values.get("in_batch") == "push" and "in_batch" not in typed:
         values["in_batch"] = in_batch_beside(center)
 
 

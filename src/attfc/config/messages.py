@@ -8,23 +8,17 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from attfc.config.kinds import KINDS
-from attfc.config.schema import RunConfig, described_fields
+from attfc.config.schema import RunConfig, described_fields, models_of
 from attfc.config.short_names import SHORT_NAMES
 
 __all__ = [
     "adapter",
     "explain",
-    "is_section",
     "keys_like",
     "no_section",
     "one_of",
     "said_as_options",
 ]
-
-
-def is_section(key: str) -> bool:
-    """Whether it is the name of a section of options."""
-    return any(each.startswith(f"{key}.") for each in described_fields())
 
 
 def adapter(field: FieldInfo) -> TypeAdapter[Any]:
@@ -65,7 +59,7 @@ def explain(error: ValidationError, origin: str) -> str:
             lines.append(f"unknown key {place!r}{_nearest_key(place)}")
         elif fault["type"] == "value_error":
             lines.append(str(fault["ctx"]["error"]))
-        elif fault["type"] == "model_type" and is_section(place):
+        elif fault["type"] == "model_type" and models_of(place):
             lines.append(no_section(place, fault["input"], str(fault["input"])))
         else:
             lines.append(f"{place}={_shortened(fault['input'])}: {fault['msg'][0].lower()}{fault['msg'][1:]}")

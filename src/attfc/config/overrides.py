@@ -4,55 +4,45 @@ A value is YAML, with two exceptions: a text stays as typed, and `on`, `off`, `y
 A few keys have short names (`lr=0.05`), the same here and in Python. A word for a section that has kinds is its kind: `head=full_fc`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import yaml
 
 from attfc.config.kinds import KINDS
-from attfc.config.messages import is_section, no_section
+from attfc.config.messages import no_section
 from attfc.config.option import types_in
 from attfc.config.safe_yaml import read_yaml
-from attfc.config.schema import described_fields
+from attfc.config.schema import described_fields, models_of
 from attfc.config.short_names import SHORT_NAMES
-from attfc.errors import UserError, nearest
+from attfc.errors import UserError
 
-__all__ = ["as_typed", "dotted", "nested", "parse_overrides", "unknown_kind"]
+__all__ = ["as_typed", "dotted", "nested", "parse_overrides"]
 
 
-def parse_overrides(overrides: list[str]) -> dict[str, Any]:
+def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     """Return the values of `key=value` texts, nested by section.
 
     Raises:
         UserError: a text of another form, or a plain value for a section that has no kinds.
     """
-    values: dict[str, Any] = {}
+    pairs: list[tuple[str, Any]] = []
     for override in overrides:
         key, equals, text = override.partition("=")
-        if not equals or not key.strip():
+        key = key.strip()
+        if not equals or not key:
             raise UserError(
                 f"override {override!r} is not of the form key=value, for example optimizer.learning_rate=0.05"
             )
-        key = key.strip()
         value = _value(key, text)
         if not isinstance(value, dict):  # head={kind: dcp} is the section itself
             key = SHORT_NAMES.get(key, key)
             if key in KINDS and isinstance(value, str):
                 key = f"{key}.kind"
-            elif is_section(key) and not (value is None and key in KINDS):
+            elif models_of(key) and not (value is None and key in KINDS):
                 raise UserError(no_section(key, value, text))
-        target = values
-        *sections, last = key.split(".")
-        for section in sections:
-            target = target.setdefault(section, {})
-            if not isinstance(target, dict):
-                raise UserError(
-                    f"override {override!r} goes into {section!r}, which an earlier override set to a plain value"
-                )
-        if isinstance(value, dict) and isinstance(target.get(last), dict):
-            value = target[last] | value
-        target[last] = value
-    return values
+        pairs.append((key, value))
+    return nested(pairs)
 
 
 def _value(key: str, text: str) -> Any:
@@ -68,13 +58,6 @@ def _value(key: str, text: str) -> Any:
     if (isinstance(value, str) and text[:1] not in ("'", '"')) or word:
         return text  # as typed: YAML would take " #2" for a comment
     return value
-
-
-def unknown_kind(section: str, kind: Any, origin: str) -> str:
-    """Say that a section names no kind of its own."""
-    kinds = list(KINDS[section])
-    near = nearest(kind, kinds) if isinstance(kind, str) else ""
-    return f"configuration {origin}: {section}.kind={kind!r}: choose one of {', '.join(kinds)}{near}"
 
 
 def as_typed(value: Any) -> str:
@@ -100,17 +83,25 @@ def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values by dotted name as nested ones.
+def nested(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Return values by dotted name as nested ones; later ones win.
 
-    >>> nested({"seed": 3, "head.kind": "attfc"})
+    Raises:
+        UserError: a name goes into a plain value.
+
+    >>> nested([("seed", 3), ("head.kind", "attfc")])
     {'seed': 3, 'head': {'kind': 'attfc'}}
     """
     values: dict[str, Any] = {}
-    for key, value in flat.items():
-        *sections, last = key.split(".")
+    for key, value in pairs:
         target = values
+        *sections, last = key.split(".")
         for section in sections:
             target = target.setdefault(section, {})
-        target[last] = value
+            if not isinstance(target, dict):
+                raise UserError(
+                    f"override '{key.removesuffix('.kind')}={as_typed(value)}' goes into {section!r}, which an earlier override set to a plain value"
+                )
+        both = isinstance(value, dict) and isinstance(target.get(last), dict)
+        target[last] = target[last] | value if both else value
     return values

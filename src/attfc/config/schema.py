@@ -35,7 +35,7 @@ else:
     Head, Margin, Center, Negatives, Stored = map(union_of, ("head", "margin", "center", "negatives", "stored"))
     InBatch = get_args(IN_BATCH[0])[0]
 
-__all__ = ["RunConfig", "Section", "SourceConfig", "described_fields"]
+__all__ = ["RunConfig", "Section", "SourceConfig", "described_fields", "models_of"]
 
 PixelValues = float | tuple[float, float, float]
 EVALUATES = "eval.root!=null or eval.share!=0"
@@ -371,11 +371,12 @@ class RunConfig(Section):
         return self
 
 
-def _models_of(section: str) -> dict[str, type[Section]]:
-    """Return the models of a section by the kind that each is of, "" where there are no kinds; nothing where it is an option."""
+def models_of(section: str) -> dict[str, type[Section]]:
+    """Return the models of a section by the kind that each is of, "" where there are no kinds; nothing where it is no section."""
     if section in KINDS:
         return {kind: model_of(section, kind) for kind in KINDS[section]}
-    model = KeyEncoderConfig if section == "key_encoder" else RunConfig.model_fields[section].annotation
+    field = RunConfig.model_fields.get(section)
+    model = KeyEncoderConfig if section == "key_encoder" else field and field.annotation
     return {"": model} if isinstance(model, type) and issubclass(model, Section) else {}
 
 
@@ -395,7 +396,7 @@ def described_fields() -> dict[str, list[tuple[str, FieldInfo]]]:
     for section, field in RunConfig.model_fields.items():
         if section in KINDS:
             found[f"{section}.kind"] = [("", _kind_of(section))]
-        for kind, model in _models_of(section).items():
+        for kind, model in models_of(section).items():
             apart = {"kind"} if kind else set()
             if section == "stored" and kind not in HOLDING_A_BATCH:
                 apart |= {"share", "count"}  # of what is drawn in a step, and nothing is drawn from this one

@@ -14,7 +14,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 from attfc.config.option import Option
 
-__all__ = ["described_arguments", "summary"]
+__all__ = ["described_arguments"]
 
 ROOT = Path(__file__).parents[1]
 PLAIN = ("attfc.config.", "typing", "pathlib", "math", "collections")
@@ -59,11 +59,6 @@ def _value(module: str, node: ast.expr) -> Any:
     return eval(compile(ast.Expression(node), module, "eval"), {"__builtins__": {}}, scope)
 
 
-def _class(home: str) -> tuple[str, ast.ClassDef]:
-    module, _, name = home.partition(":")
-    return module, next(node for node in _module(module).body if isinstance(node, ast.ClassDef) and node.name == name)
-
-
 @cache
 def described_arguments(home: str) -> dict[str, tuple[Any, Any]]:
     """Return annotation and default of each option of a class, such as "attfc.heads.dcp:DCP", in their order.
@@ -71,28 +66,22 @@ def described_arguments(home: str) -> dict[str, tuple[Any, Any]]:
     >>> described_arguments("attfc.losses.margins:CosFace")["margin"][1]
     0.4
     """
-    module, node = _class(home)
-    inits = [each for each in node.body if isinstance(each, ast.FunctionDef) and each.name == "__init__"]
-    assert inits, f"{home} has no __init__ of its own: its signature is where a configuration finds the options"
-    init = inits[0]
+    module, _, name = home.partition(":")
+    node = next(each for each in _module(module).body if isinstance(each, ast.ClassDef) and each.name == name)
+    init = next((each for each in node.body if isinstance(each, ast.FunctionDef) and each.name == "__init__"), None)
+    assert init, f"{home} has no __init__ of its own: its signature is where a configuration finds the options"
     arguments = [*init.args.posonlyargs, *init.args.args]
-    defaults = dict(zip([each.arg for each in reversed(arguments)], reversed(init.args.defaults), strict=False))
-    defaults |= {
-        each.arg: value for each, value in zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True) if value
-    }
+    last = zip(reversed(arguments), reversed(init.args.defaults), strict=False)
+    defaults = [*last, *zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True)]
+    values = {argument.arg: value for argument, value in defaults if value}
     options: dict[str, tuple[Any, Any]] = {}
     for argument in (*arguments, *init.args.kwonlyargs):
-        if argument.annotation is None or argument.arg not in defaults:
+        if argument.annotation is None or argument.arg not in values:
             continue
         try:
             annotation = _value(module, argument.annotation)
         except LookupError:
             continue
         if get_origin(annotation) is Annotated and any(isinstance(each, Option) for each in get_args(annotation)):
-            options[argument.arg] = (annotation, _value(module, defaults[argument.arg]))
+            options[argument.arg] = (annotation, _value(module, values[argument.arg]))
     return options
-
-
-def summary(home: str) -> str:
-    """Return the first sentence of a class's docstring, without its full stop."""
-    return (ast.get_docstring(_class(home)[1]) or "").partition(".")[0].replace("\n", " ")

@@ -122,7 +122,7 @@ def translate(
             old["center.table"] = "none"
     kept = {key: value for key, value in sections.items() if value != {} or key == "backbone"}
     kept.pop("profile", None)
-    for section, part in nested(_written(_new(old), flat, profile)).items():
+    for section, part in nested(_written(_new(old), flat, profile).items()).items():
         both = isinstance(kept.get(section), dict) and isinstance(part, dict)
         kept[section] = part | kept[section] if both else part
     return {"format": FORMAT, **({"profile": profile} if profile else {}), **kept}
@@ -221,7 +221,7 @@ def _new(old: Mapping[str, Any]) -> dict[str, _Translated]:
 def _written(new: Mapping[str, _Translated], given: Mapping[str, Any], profile: str | None) -> dict[str, Any]:
     """Return what has to be written: what was given, and what is otherwise than with the defaults of today."""
     kinds = {key: value for key, (value, _) in new.items() if key.endswith(".kind")}
-    defaults = dotted(RunConfig.model_validate(nested(kinds)).model_dump(mode="json"))
+    defaults = dotted(RunConfig.model_validate(nested(kinds.items())).model_dump(mode="json"))
     defaults |= {f"{section}.kind": default_kind(section) for section in KINDS if section != "stored"}
     if profile:
         defaults |= {key: value for key, value in dotted(profile_values(profile)).items() if key in defaults}

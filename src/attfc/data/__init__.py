@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from attfc.data.cleaning.noise import conflict_noise, flip_noise
-    from attfc.data.convert import Conversion, convert_store
-    from attfc.data.images import BrokenImageError, ImageFacts, decode_image, image_facts
+    from attfc.data.convert import convert_store
+    from attfc.data.images import decode_image
     from attfc.data.index import IdentityIndex
-    from attfc.data.inspect import BrokenFile, StoreReport, inspect_store
-    from attfc.data.loader import AttentionLoader, Batch
+    from attfc.data.inspect import inspect_store
+    from attfc.data.loader import AttentionLoader
     from attfc.data.loading.decoded_cache import DecodedCache
     from attfc.data.preview import contact_sheet
     from attfc.data.stores.combined import CombinedStore
@@ -24,26 +24,25 @@ if TYPE_CHECKING:
     from attfc.data.stores.packed.packed_check import PackedCheck, verify_packed
     from attfc.data.stores.packed.packed_store import PackedStore
     from attfc.data.stores.rec.records import RecordStore
-    from attfc.data.stores.store import EncodedStore, Images, Store
+    from attfc.data.stores.store import Store
     from attfc.data.stores.synthetic import SyntheticFaces
     from attfc.data.stores.verification_sets import (
-        VerificationSet,
         make_verification_set,
         read_verification_set,
         write_verification_set,
     )
-    from attfc.data.transforms import Augment, normalize
+    from attfc.data.transforms import Augment
 
 _HOMES = {
-    "loader": ("AttentionLoader", "Batch"),
+    "loader": ("AttentionLoader",),
     "stores.combined": ("CombinedStore",),
-    "convert": ("Conversion", "convert_store"),
+    "convert": ("convert_store",),
     "loading.decoded_cache": ("DecodedCache",),
     "stores.edits": ("EditedStore", "Edits", "read_edits", "write_edits"),
     "stores.folder": ("FolderStore",),
-    "images": ("BrokenImageError", "ImageFacts", "decode_image", "image_facts"),
+    "images": ("decode_image",),
     "index": ("IdentityIndex",),
-    "inspect": ("BrokenFile", "StoreReport", "inspect_store"),
+    "inspect": ("inspect_store",),
     "stores.list_file": ("ListStore",),
     "cleaning.noise": ("conflict_noise", "flip_noise"),
     "stores.opening": ("open_store",),
@@ -51,11 +50,10 @@ _HOMES = {
     "stores.packed.packed_store": ("PackedStore",),
     "preview": ("contact_sheet",),
     "stores.rec.records": ("RecordStore",),
-    "stores.store": ("EncodedStore", "Images", "Store"),
+    "stores.store": ("Store",),
     "stores.synthetic": ("SyntheticFaces",),
-    "transforms": ("Augment", "normalize"),
+    "transforms": ("Augment",),
     "stores.verification_sets": (
-        "VerificationSet",
         "make_verification_set",
         "read_verification_set",
         "write_verification_set",
@@ -66,36 +64,25 @@ _HOME_OF = {name: f"attfc.data.{home}" for home, names in _HOMES.items() for nam
 __all__ = [
     "AttentionLoader",
     "Augment",
-    "Batch",
-    "BrokenFile",
-    "BrokenImageError",
     "CombinedStore",
-    "Conversion",
     "DecodedCache",
     "EditedStore",
     "Edits",
-    "EncodedStore",
     "FolderStore",
     "IdentityIndex",
-    "ImageFacts",
-    "Images",
     "ListStore",
     "PackedCheck",
     "PackedStore",
     "RecordStore",
     "Store",
-    "StoreReport",
     "SyntheticFaces",
-    "VerificationSet",
     "conflict_noise",
     "contact_sheet",
     "convert_store",
     "decode_image",
     "flip_noise",
-    "image_facts",
     "inspect_store",
     "make_verification_set",
-    "normalize",
     "open_store",
     "read_edits",
     "read_verification_set",

@@ -8,13 +8,13 @@ encoding is not found: that takes embeddings.
 import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from attfc.data.stores.store import Store
-from attfc.typing import Bools, Int64
+from attfc.typing import Bools, Int64, UInt64
 
 __all__ = ["content_hash", "equal_groups", "examine_chunks"]
 
@@ -26,7 +26,7 @@ def content_hash(encoded: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "little")
 
 
-def equal_groups(hashes: npt.NDArray[np.uint64], usable: Bools | None = None) -> tuple[Int64, Int64, Int64]:
+def equal_groups(hashes: UInt64, usable: Bools | None = None) -> tuple[Int64, Int64, Int64]:
     """Find the hashes that occur more than once.
 
     Args:
@@ -49,19 +49,17 @@ def equal_groups(hashes: npt.NDArray[np.uint64], usable: Bools | None = None) ->
     return order, starts[repeated], lengths[repeated]
 
 
-_worker_store: Store | None = None
-_worker_examine: Callable[[Store, range], Any] | None = None
+_worker_examine: Callable[[range], Any] | None = None
 
 
-def _start_worker(store: Store, examine: Callable[[Store, range], Any]) -> None:
-    global _worker_store, _worker_examine
-    _worker_store, _worker_examine = store, examine
+def _start_worker(examine: Callable[[range], Any]) -> None:
+    global _worker_examine
+    _worker_examine = examine
 
 
 def _examine_in_worker(positions: range) -> Any:
-    assert _worker_store is not None
     assert _worker_examine is not None
-    return _worker_examine(_worker_store, positions)
+    return _worker_examine(positions)
 
 
 def examine_chunks(
@@ -83,10 +81,9 @@ def examine_chunks(
     total = len(store)
     chunks = (range(start, min(start + chunk, total)) for start in range(0, total, chunk))
     if workers < 1:
-        for positions in chunks:
-            yield examine(store, positions)
+        yield from map(partial(examine, store), chunks)
         return
-    with ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(store, examine)) as pool:
+    with ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(partial(examine, store),)) as pool:
         waiting: list[Future[Found]] = []
         try:
             for positions in chunks:

@@ -26,7 +26,7 @@ from attfc.data.stores.writer import LEFT_OUT, StoreWriter
 from attfc.errors import UserError, nearest
 from attfc.typing import Progress
 
-__all__ = ["KINDS", "Conversion", "convert_store", "image_name", "source_digest"]
+__all__ = ["Conversion", "convert_store"]
 
 KINDS = ("packed", "rec", "folder")
 
@@ -134,7 +134,8 @@ def _writer(store: Store, target: Path, kind: str, check: bool, shard_bytes: int
         return RecordSetWriter(target, store.name, len(store.identities), store.identity_name if keep_names else None)
     same: dict[str, Any] = {"source_digest": source_digest(store), "options": {"check": check}}
     if kind == "folder":
-        return FolderWriter(target, identity_names=_identity_names(store), **same)
+        names = [identity_name_bytes(store, label) for label in range(len(store.identities))]
+        return FolderWriter(target, identity_names=names, **same)
     first = int(store.identities.of(int(np.argmax(store.identities.counts() > 0)))[0])
     image_names = keep_names and bool(image_name(store, first))
     return PackedWriter(target, source=store.name, shard_bytes=shard_bytes, image_names=image_names, **same)
@@ -148,17 +149,19 @@ def _copy(
     if progress is not None:
         progress(at, index.images)
 
+    def begin(label: int) -> None:
+        if label < len(index):
+            writer.start_identity(label, identity_name_bytes(store, label))
+
     def go_on(label: int) -> None:
         """End identities up to the one of this label, and begin that."""
         nonlocal current
         while current < label:
-            writer.end_identity(current + 1)
             current += 1
-            if current < len(index):
-                writer.start_identity(current, identity_name_bytes(store, current))
+            writer.end_identity(current)
+            begin(current)
 
-    if current < len(index):
-        writer.start_identity(current, identity_name_bytes(store, current))
+    begin(current)
     for block in _blocks(store, current):
         for label, position, encoded in block:
             go_on(label)
@@ -231,10 +234,6 @@ def identity_name_bytes(store: Store, label: int) -> bytes:
     if isinstance(store, PackedStore):
         return store.identity_name_bytes(label)
     return store.identity_name(label).encode("utf-8", "backslashreplace")
-
-
-def _identity_names(store: Store) -> Iterator[bytes]:
-    return (identity_name_bytes(store, label) for label in range(len(store.identities)))
 
 
 def source_digest(store: Store) -> str:

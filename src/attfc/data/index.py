@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attfc.errors import UserError
-from attfc.typing import Int64
+from attfc.typing import Array, Int64, PathLike
 
 __all__ = ["IdentityIndex", "checked_label", "checked_positions", "offsets_of", "open_array"]
 
@@ -26,14 +26,14 @@ _CHECKED_WHEN_OPENED = 1 << 20  # items; more are checked where they are used
 _BLOCK = 1 << 20
 
 
-def open_array(path: Path, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+def open_array(path: Path, dtype: npt.DTypeLike) -> Array:
     """Open a one-dimensional `.npy` file of exactly this dtype, memory-mapped and read-only; nothing in it is executed.
 
     Raises:
         UserError: not a `.npy` file, cut short, object dtype (a pickle), another dtype or another number of dimensions.
         FileNotFoundError: no such file.
     """
-    array: npt.NDArray[Any]
+    array: Array
     try:
         if path.stat().st_size > 4096:
             array = np.lib.format.open_memmap(path, mode="r")
@@ -106,7 +106,7 @@ class IdentityIndex:
         offsets: Int64,
         items: Int64 | None = None,
         *,
-        source: str | os.PathLike[str] = "identity index",
+        source: PathLike = "identity index",
         folder: Path | None = None,
     ) -> None:
         self.offsets = offsets
@@ -162,7 +162,7 @@ class IdentityIndex:
         return cls(offsets_of(counts), np.argsort(label_of, kind="stable").astype(np.int64, copy=False))
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str], *, consecutive: bool = False) -> "IdentityIndex":
+    def open(cls, folder: PathLike, *, consecutive: bool = False) -> "IdentityIndex":
         """Map the arrays that `save` wrote.
 
         Args:
@@ -182,7 +182,7 @@ class IdentityIndex:
         index._folder = where.absolute()
         return index
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
+    def save(self, folder: PathLike) -> None:
         """Write `offsets.npy` and, if there are items, `items.npy` into an existing folder (whoever caches it makes it atomic)."""
         np.save(Path(folder) / _OFFSETS, self.offsets, allow_pickle=False)
         if not self._consecutive:

@@ -15,13 +15,20 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
+import numpy as np
+
+from attfc.data.index import IdentityIndex, open_array
+from attfc.data.people.name_table import NameTable
 from attfc.errors import UserError
 from attfc.files import sync
+from attfc.typing import Int64, PathLike
 
-__all__ = ["RACY_NS", "IndexCache", "read_about"]
+__all__ = ["RACY_NS", "IndexCache", "Tables", "read_about"]
 
 T = TypeVar("T")
 
@@ -39,8 +46,84 @@ def read_about(folder: Path, kind: str, read: Callable[[dict[str, Any]], T]) -> 
     """
     try:
         return read(json.loads((folder / "about.json").read_text("utf-8")))
-    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(f"{folder}: damaged {kind} index ({error}); delete it to have it rebuilt") from None
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What a store of image files knows about them; arrays mapped from `folder`, or in memory if that is None.
+
+    A subclass declares what it keeps besides, as fields: rows of int64, and counts by kind.
+
+    Attributes:
+        index: which images belong to whom.
+        identities: name of each identity, or its number in the source.
+        paths: of each image, or its file's name.
+        scanned_ns: when the source was looked at.
+        folder: where the arrays lie.
+    """
+
+    index: IdentityIndex
+    identities: NameTable | Int64
+    paths: NameTable
+    scanned_ns: int
+    folder: Path | None
+
+    source: ClassVar[str]
+    """What the tables are about, for messages."""
+    path_kind: ClassVar[str]
+    """First part of the names of the files that hold `paths`."""
+    rows: ClassVar[tuple[str, ...]]
+    """Fields that are rows of int64."""
+    counts: ClassVar[dict[str, tuple[str, ...]]] = {}
+    """Fields that are dictionaries of counts, and the keys that they may have."""
+    consecutive: ClassVar[bool] = False
+    """Whether images are numbered identity by identity where the saved tables do not say so."""
+
+    def sound(self) -> bool:
+        """Whether the tables fit one another, as far as that can be told without reading all of them."""
+        return len(self.identities) == len(self.index) and len(self.paths) == self.index.images > 0
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Map what was saved. Raises UserError if it is damaged: it may have come with somebody's data set."""
+        tables: Self = read_about(folder, cls.source, partial(cls._read, folder))
+        if not tables.sound():
+            raise UserError(f"{folder}: damaged {cls.source} index (its arrays contradict each other); delete it")
+        return tables
+
+    @classmethod
+    def _read(cls, folder: Path, about: dict[str, Any]) -> Self:
+        return cls(
+            IdentityIndex.open(folder, consecutive=bool(about.get("consecutive", cls.consecutive))),
+            open_array(folder / "numbers.npy", np.int64)
+            if about.get("numbers")
+            else NameTable.open(folder, "identity"),
+            NameTable.open(folder, cls.path_kind),
+            int(about["scanned_ns"]),
+            folder,
+            **{name: open_array(folder / f"{name}.npy", np.int64) for name in cls.rows},
+            **{
+                name: {key: int(about[name][key]) for key in keys if key in about[name]}
+                for name, keys in cls.counts.items()
+            },
+        )
+
+    def save(self, draft: Path) -> None:
+        """Write what `open` maps."""
+        self.index.save(draft)
+        self.paths.save(draft, self.path_kind)
+        rows = {name: getattr(self, name) for name in self.rows}
+        if isinstance(self.identities, NameTable):
+            self.identities.save(draft, "identity")
+        else:
+            rows["numbers"] = self.identities
+        for name, values in rows.items():
+            np.save(draft / f"{name}.npy", values, allow_pickle=False)
+        about = {name: getattr(self, name) for name in ("scanned_ns", *self.counts)}
+        about |= {"numbers": "numbers" in rows, "consecutive": self.index.consecutive}
+        (draft / "about.json").write_text(json.dumps(about), "utf-8")
 
 
 class IndexCache:
@@ -53,7 +136,7 @@ class IndexCache:
         cache: the folder to use; None: `attfc` in the user's cache folder ($XDG_CACHE_HOME or ~/.cache).
     """
 
-    def __init__(self, source: Path, kind: str, digest: str, *, cache: str | os.PathLike[str] | None = None) -> None:
+    def __init__(self, source: Path, kind: str, digest: str, *, cache: PathLike | None = None) -> None:
         self.digest = digest
         key = f"{kind}-" + hashlib.blake2b(os.fsencode(os.path.realpath(source)), digest_size=8).hexdigest()
         self._mode = 0o777 if cache is not None else 0o700  # a folder that was named may be meant for several users

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from attfc.data.cleaning.duplicates import Contents, Examined, read_contents
+from attfc.data.cleaning.findings import first_of
 from attfc.data.content_hash import equal_groups
 from attfc.data.stores.store import Store
 from attfc.typing import Int64, Progress
@@ -84,20 +85,15 @@ class StoreReport:
             kinds = (f"{kind.replace('_', ' ')} ({count:,})" for kind, count in self.ignored.items() if count)
             lines.append("ignored: " + ", ".join(kinds))
         lines.append(f"broken images: {self.broken_images:,}")
-        _list(lines, [f"{file.where}: {file.reason}" for file in self.broken], self.broken_images, lines_each)
+        broken = [f"{file.where}: {file.reason}" for file in self.broken]
+        lines += first_of(broken, self.broken_images, lines_each)
         for title, surplus, groups in (
             ("within an identity", self.duplicate_images_within, self.duplicates_within),
             ("across identities", self.duplicate_images_across, self.duplicates_across),
         ):
             lines.append(f"duplicate files {title}: {surplus:,} beyond the first of each")
-            _list(lines, [" = ".join(group) for group in groups], len(groups), lines_each)
+            lines += first_of([" = ".join(group) for group in groups], len(groups), lines_each)
         return "\n".join(lines)
-
-
-def _list(lines: list[str], cases: list[str], total: int, limit: int) -> None:
-    lines.extend(f"  {case}" for case in cases[:limit])
-    if total > min(limit, len(cases)):
-        lines.append(f"  ... and {total - min(limit, len(cases)):,} more")
 
 
 def inspect_store(
@@ -133,7 +129,6 @@ def inspect_store(
     contents = read_contents(store, workers=workers, progress=progress, tally=tally)
     total = len(store)
     counts = store.identities.counts()
-    within, across = _duplicates(store, contents, list_limit)
     return StoreReport(
         name=store.name,
         identities=len(counts),
@@ -151,39 +146,30 @@ def inspect_store(
         formats=dict(formats.most_common()),
         broken_images=len(contents.reasons),
         broken=tuple(broken),
-        duplicate_images_within=within[0],
-        duplicate_images_across=across[0],
-        duplicates_within=tuple(within[1]),
-        duplicates_across=tuple(across[1]),
+        **_duplicates(store, contents, list_limit),
         ignored=dict(getattr(store, "ignored", {})),
     )
 
 
 def _histogram(counts: Int64) -> tuple[tuple[int, int | None, int], ...]:
-    rows = []
-    for low, after in zip(_BIN_STARTS, (*_BIN_STARTS[1:], None), strict=True):
-        inside = counts >= low if after is None else (counts >= low) & (counts < after)
-        if inside.any():
-            rows.append((low, None if after is None else after - 1, int(inside.sum())))
-    return tuple(rows)
+    identities, _ = np.histogram(counts, [*_BIN_STARTS, np.inf])
+    lasts = [*(after - 1 for after in _BIN_STARTS[1:]), None]
+    return tuple(row for row in zip(_BIN_STARTS, lasts, identities.tolist(), strict=True) if row[2])
 
 
-_Groups = tuple[int, list[tuple[str, ...]]]
-
-
-def _duplicates(store: Store, contents: Contents, limit: int) -> tuple[_Groups, _Groups]:
-    """Return (images beyond the first of their group, first groups) within an identity and across identities."""
+def _duplicates(store: Store, contents: Contents, limit: int) -> dict[str, Any]:
+    """Return the report's fields about duplicates: images beyond the first of their group, and the first groups."""
     order, starts, lengths = equal_groups(contents.hashes, contents.sound)
-    surplus = {False: 0, True: 0}
-    groups: dict[bool, list[tuple[int, tuple[str, ...]]]] = {False: [], True: []}
+    surplus = Counter[str]()
+    groups: dict[str, list[tuple[int, tuple[str, ...]]]] = {"within": [], "across": []}
     for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
         positions = order[start : start + length]
         labels = store.labels(positions)
-        across = bool((labels != labels[0]).any())
-        surplus[across] += length - 1
-        if len(groups[across]) < limit:
+        kind = "across" if (labels != labels[0]).any() else "within"
+        surplus[kind] += length - 1
+        if len(groups[kind]) < limit:
             # A group may be one black image a million times over: the report names its first hundred.
-            groups[across].append((int(positions[0]), tuple(store.where(p) for p in positions[:100].tolist())))
-    for found in groups.values():
-        found.sort()
-    return (surplus[False], [g for _, g in groups[False]]), (surplus[True], [g for _, g in groups[True]])
+            groups[kind].append((int(positions[0]), tuple(store.where(p) for p in positions[:100].tolist())))
+    return {f"duplicate_images_{kind}": surplus[kind] for kind in groups} | {
+        f"duplicates_{kind}": tuple(places for _, places in sorted(found)) for kind, found in groups.items()
+    }

@@ -22,7 +22,7 @@ from typing import cast
 import numpy as np
 import torch
 import torch.multiprocessing
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from attfc.data.loading.batch_ring import BatchRing
 from attfc.data.loading.decode import Batch, Batches, Broken, Decoded, Failure, is_worker_death, prepare_worker
@@ -232,15 +232,14 @@ class AttentionLoader:
         self.close()
 
     def _start(self) -> Iterator[Decoded | Failure]:
-        stride = self.batch_size * self._ranks
-        starts = _Starts(self._samples_seen + self._rank * self.batch_size, stride)
+        first = self._samples_seen + self._rank * self.batch_size
         if self.workers:
             # Prefetched, one in the hands of the training step and one that it has not let go of yet.
             self._batches.ring = BatchRing(self.workers, self._prefetch + 2, math.prod(self._batches.shape))
         loader = DataLoader(
             self._batches,
             batch_size=None,
-            sampler=starts,
+            sampler=itertools.count(first, self.batch_size * self._ranks),
             num_workers=self.workers,
             pin_memory=self._pin_memory,
             worker_init_fn=prepare_worker,
@@ -294,16 +293,6 @@ class AttentionLoader:
                 f"{self.store.name}: {self._broken_seen} of {self._images_seen} images seen are broken, more than broken_limit = "
                 f"{self.broken_limit:g} ({listed}): repair or remove them, or raise broken_limit"
             )
-
-
-class _Starts(Sampler[int]):
-    """First stream numbers of this rank's batches, without end."""
-
-    def __init__(self, first: int, stride: int) -> None:
-        self.first, self.stride = first, stride
-
-    def __iter__(self) -> Iterator[int]:
-        return itertools.count(self.first, self.stride)
 
 
 def _close_at_exit(loader: "weakref.ref[AttentionLoader]") -> None:

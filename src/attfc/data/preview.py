@@ -52,20 +52,20 @@ def contact_sheet(store: Store, identities: int = 8, images: int = 8, seed: int 
     tile, line = size + _GAP, size + _GAP + 2 * _LABEL
     sheet = Image.new("RGB", (images * tile + _GAP, len(rows) * line + _GAP), _BACKGROUND)
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(10)
+    draw.font = ImageFont.load_default(10)
     counts = store.identities.counts()
     taken = 0
     for row, (label, chosen) in enumerate(rows):
         top = _GAP + row * line
         title = f"{store.identity_name(label)}  ({counts[label]} image{'' if counts[label] == 1 else 's'})"
-        draw.text((_GAP + 2, top), _fit(draw, title, images * tile - 4, font), _TEXT, font)
+        draw.text((_GAP + 2, top), _fit(draw, title, images * tile - 4), _TEXT)
         for column, position in enumerate(chosen.tolist()):
             left = _GAP + column * tile
             if taken in found.broken:
-                _draw_broken(draw, left, top + _LABEL, size, found.broken[taken], font)
+                _draw_broken(draw, left, top + _LABEL, size, found.broken[taken])
             else:
                 sheet.paste(Image.fromarray(found.pixels[taken]), (left, top + _LABEL))
-            draw.text((left + 2, top + _LABEL + size), _fit(draw, str(position), size - 2, font), _TEXT, font)
+            draw.text((left + 2, top + _LABEL + size), _fit(draw, str(position), size - 2), _TEXT)
             taken += 1
     return sheet
 
@@ -89,32 +89,25 @@ def _choose(store: Store, identities: int, images: int, seed: int) -> list[tuple
     return rows
 
 
-def _draw_broken(
-    draw: ImageDraw.ImageDraw,
-    left: int,
-    top: int,
-    size: int,
-    reason: str,
-    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
-) -> None:
+def _draw_broken(draw: ImageDraw.ImageDraw, left: int, top: int, size: int, reason: str) -> None:
     right, bottom = left + size - 1, top + size - 1
     draw.rectangle((left, top, right, bottom), (52, 22, 22), _BROKEN)
     draw.line((left, top, right, bottom), _BROKEN)
     draw.line((left, bottom, right, top), _BROKEN)
     for row, text in enumerate(("broken", reason)):
-        fitted = _fit(draw, text, size - 8, font)
+        fitted = _fit(draw, text, size - 8)
         draw.rectangle(
-            (left + 2, top + 3 + row * _LABEL, left + 5 + draw.textlength(fitted, font), top + 15 + row * _LABEL),
+            (left + 2, top + 3 + row * _LABEL, left + 5 + draw.textlength(fitted), top + 15 + row * _LABEL),
             (52, 22, 22),
         )
-        draw.text((left + 4, top + 3 + row * _LABEL), fitted, (255, 220, 215), font)
+        draw.text((left + 4, top + 3 + row * _LABEL), fitted, (255, 220, 215))
 
 
-def _fit(draw: ImageDraw.ImageDraw, text: str, width: float, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
+def _fit(draw: ImageDraw.ImageDraw, text: str, width: float) -> str:
     """The text, cut with dots where it is wider than `width`; unprintable characters and line breaks shown as '?'."""
     text = "".join(c if c.isprintable() else "?" for c in text[:200])
-    if draw.textlength(text, font) <= width:
+    if draw.textlength(text) <= width:
         return text
-    while text and draw.textlength(text + "...", font) > width:
+    while text and draw.textlength(text + "...") > width:
         text = text[:-1]
     return text + "..."

@@ -23,8 +23,10 @@ __all__ = [
     "BLANK",
     "MAX_LINE_BYTES",
     "LineBlock",
+    "blocks_of",
     "last_before",
     "line_blocks",
+    "lines_of",
     "open_regular",
     "opened",
     "read_head",
@@ -53,6 +55,7 @@ class LineBlock:
         ends: int64 (n,) behind each line's last character that is no blank or line end.
         numbers: int64 (n,) line numbers in the file, from 1.
         offset: where `data` begins in the file, in bytes.
+        path: of the file, for messages.
     """
 
     data: UInt8
@@ -60,10 +63,22 @@ class LineBlock:
     ends: Int64
     numbers: Int64
     offset: int
+    path: str
 
     def text(self, row: int) -> bytes:
         """Return one line without the blanks around it."""
         return self.data[self.starts[row] : self.ends[row]].tobytes()
+
+    def where(self, row: int) -> str:
+        """Return "FILE: line 3 ('a.jpg 1')" for messages."""
+        return (
+            f"{self.path}: line {int(self.numbers[row])} ({self.text(row)[:80].decode('utf-8', 'backslashreplace')!r})"
+        )
+
+    def refuse(self, wrong: Bools, what: str) -> None:
+        """Raise a UserError that names the first of the lines that are `wrong`: bool (n,)."""
+        if bool(wrong.any()):
+            raise UserError(f"{self.where(int(wrong.argmax()))} {what}")
 
 
 def open_regular(path: str | bytes | os.PathLike[str]) -> int:
@@ -126,8 +141,8 @@ def line_blocks(path: str | os.PathLike[str], descriptor: int) -> Iterator[LineB
         cut = len(block) if not fresh else block.rfind(b"\n") + 1
         rest = block[cut:]
         if cut:
-            lines = _split(block[:cut], done, line)
-            _refuse_nul(path, lines, line)
+            lines = _split(os.fspath(path), block[:cut], done, line)
+            _refuse_nul(lines, line)
             newlines = lines.data == 0x0A
             _refuse_long(path, np.flatnonzero(newlines), cut, line)
             yield lines
@@ -139,7 +154,25 @@ def line_blocks(path: str | os.PathLike[str], descriptor: int) -> Iterator[LineB
             return
 
 
-def _split(block: bytes, offset: int, first_line: int) -> LineBlock:
+def blocks_of(path: Path, what: str) -> Iterator[LineBlock]:
+    """Open a file and read it block by block; see `line_blocks`.
+
+    Raises:
+        UserError: it cannot be opened, which is said of `what` (groups, list); those of `line_blocks`.
+    """
+    with opened(path, f"{what} cannot be read") as descriptor:
+        yield from line_blocks(path, descriptor)
+
+
+def lines_of(path: Path, what: str) -> Iterator[tuple[int, bytes]]:
+    """Return the number and text of each line, without the blanks around it; see `blocks_of`."""
+    for block in blocks_of(path, what):
+        text = block.data.tobytes()
+        for number, start, end in zip(block.numbers.tolist(), block.starts.tolist(), block.ends.tolist(), strict=True):
+            yield number, text[start:end]
+
+
+def _split(path: str, block: bytes, offset: int, first_line: int) -> LineBlock:
     data = np.frombuffer(block, np.uint8)
     line_ends = np.flatnonzero(data == 0x0A)
     if not block.endswith(b"\n"):
@@ -150,7 +183,7 @@ def _split(block: bytes, offset: int, first_line: int) -> LineBlock:
     starts, ends = trimmed(data, line_starts, line_ends)
     kept = np.flatnonzero(starts < ends)
     kept = kept[data[starts[kept]] != 0x23]
-    return LineBlock(data, starts[kept], ends[kept], first_line + kept, offset)
+    return LineBlock(data, starts[kept], ends[kept], first_line + kept, offset, path)
 
 
 def trimmed(data: UInt8, starts: Int64, ends: Int64) -> tuple[Int64, Int64]:
@@ -182,14 +215,13 @@ def last_before(data: UInt8, wanted: Bools, starts: Int64, ends: Int64) -> Int64
     return np.where(last >= starts, last, -1)
 
 
-def _refuse_nul(path: str | os.PathLike[str], lines: LineBlock, first_line: int) -> None:
+def _refuse_nul(lines: LineBlock, first_line: int) -> None:
     zeros = np.flatnonzero(lines.data == 0)
     if zeros.size:
         number = first_line + int(np.count_nonzero(lines.data[: zeros[0]] == 0x0A))
         where = lines.offset + int(zeros[0])
         raise UserError(
-            f"{os.fspath(path)}: line {number} (byte {where}) holds a NUL byte: "
-            "no text file, or UTF-16; save it as UTF-8"
+            f"{lines.path}: line {number} (byte {where}) holds a NUL byte: no text file, or UTF-16; save it as UTF-8"
         )
 
 

@@ -10,7 +10,7 @@ of them (N x D x 4 B).
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from attfc.data.stores.store import Images
 from attfc.distributed import ALONE, Ranks
 from attfc.errors import UserError
+from attfc.evaluation.rates import Figures
 from attfc.precision import autocast
 from attfc.typing import Bools, Float32, Int64, Progress, UInt8
 
@@ -29,8 +30,8 @@ __all__ = [
     "BrokenImage",
     "Embedder",
     "Embeddings",
+    "ImageEvaluation",
     "ImageSource",
-    "Progress",
     "check_broken_limit",
     "device_of",
     "embed_store",
@@ -67,15 +68,21 @@ class Embeddings:
         vectors: (N, D) float32, unit length; zeros for broken images.
         norms: (N,) float32 length before normalizing, of the mean over image and mirror; a measure of quality; 0 if
             broken.
-        broken: row -> reason.
+        broken: row -> reason. left_out: the same images as (position, where, reason), in the order of the rows.
         seconds: wall time, reading and decoding included.
     """
 
     positions: Int64
     vectors: Float32
     norms: Float32
-    broken: dict[int, str] = field(default_factory=dict)
-    seconds: float = 0.0
+    broken: dict[int, str]
+    left_out: tuple[BrokenImage, ...]
+    seconds: float
+
+    @property
+    def first_left_out(self) -> str:
+        """Which broken image is the first, for messages."""
+        return f"the first is {self.left_out[0][1]}: {self.left_out[0][2]}"
 
     @property
     def valid(self) -> Bools:
@@ -83,6 +90,36 @@ class Embeddings:
         mask = np.ones(len(self.positions), dtype=np.bool_)
         mask[list(self.broken)] = False
         return mask
+
+
+@dataclass(frozen=True, eq=False)
+class ImageEvaluation(Figures):
+    """What a protocol found that embeds every image of a source once; the base of those.
+
+    Attributes:
+        name: of the source.
+        embeddings: of every image embedded, the broken ones included.
+        notes: what a reader of the figures should know.
+    """
+
+    name: str
+    embeddings: Embeddings
+    notes: tuple[str, ...]
+
+    @property
+    def broken(self) -> tuple[BrokenImage, ...]:
+        """(position, where, reason) of the images that could not be used."""
+        return self.embeddings.left_out
+
+    def figures(self) -> dict[str, Any]:
+        """Return the figures as plain JSON types, rates as text, unknown figures as None."""
+        return {
+            **super().figures(),
+            "images": len(self.embeddings.positions),
+            "broken": len(self.broken),
+            "embedding_seconds": self.embeddings.seconds,
+            "notes": list(self.notes),
+        }
 
 
 class _Batches(Dataset[tuple[Tensor, dict[int, str]]]):
@@ -217,7 +254,10 @@ class Embedder:
                 "take an earlier checkpoint, lower the learning rate or evaluate without mixed precision"
             )
         vectors_ND = raw_ND / norms_N.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
-        return Embeddings(positions_N, vectors_ND.numpy(), norms_N.numpy(), broken, time.perf_counter() - start)
+        places = {row: int(positions_N[row]) for row in sorted(broken)}
+        left_out = tuple((place, source.where(place), broken[row]) for row, place in places.items())
+        seconds = time.perf_counter() - start
+        return Embeddings(positions_N, vectors_ND.numpy(), norms_N.numpy(), broken, left_out, seconds)
 
     def embed_within(
         self,
@@ -227,8 +267,8 @@ class Embedder:
         *,
         missing: int = 0,
         progress: Progress | None = None,
-    ) -> tuple[Embeddings, tuple[BrokenImage, ...]]:
-        """Embed images of which a share may be broken; return the embeddings and every broken image, in the order of the rows.
+    ) -> Embeddings:
+        """Embed images of which a share may be broken.
 
         Args:
             source, positions, progress: see `embed_store`.
@@ -240,16 +280,14 @@ class Embedder:
         """
         check_broken_limit(broken_limit)
         found = self.embed(source, positions, progress)
-        places = [(int(found.positions[row]), reason) for row, reason in sorted(found.broken.items())]
-        broken = tuple((position, source.where(position), reason) for position, reason in places)
-        images, lost = len(found.positions) + missing, len(broken) + missing
+        images, lost = len(found.positions) + missing, len(found.broken) + missing
         if lost > broken_limit * images:
-            first = f"; the first is {broken[0][1]}: {broken[0][2]}" if broken else ""
             raise UserError(
                 f"{source.name}: {lost:,} of {images:,} images are broken{' or missing' if missing else ''}, "
-                f"more than the limit of {broken_limit:g}{first}: repair the set, or raise --broken-limit (of a training run: data.broken_limit)"
+                f"more than the limit of {broken_limit:g}{f'; {found.first_left_out}' if found.broken else ''}: "
+                "repair the set, or raise --broken-limit (of a training run: data.broken_limit)"
             )
-        return found, broken
+        return found
 
 
 def embed_store(

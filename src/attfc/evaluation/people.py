@@ -23,8 +23,9 @@ def rests_on(people: int) -> str:
 
 def heading_with_people(heading: str, people: object) -> str:
     """Return a heading of metrics, with the number of people behind them where they are few; `people` as in figures, None if unknown."""
-    few = isinstance(people, int) and people < FEW_PEOPLE
-    return f"{heading}; {rests_on(people)}, too few to judge a model" if few and isinstance(people, int) else heading
+    if isinstance(people, int) and people < FEW_PEOPLE:
+        return f"{heading}; {rests_on(people)}, too few to judge a model"
+    return heading
 
 
 def dominant_person(pairs_I: Int64, of: str) -> list[str]:

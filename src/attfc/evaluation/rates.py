@@ -141,14 +141,14 @@ def tar_of_kinds(
     total = highest.size if impostor_pairs is None else impostor_pairs
     if genuine_G.size == 0 or total == 0:
         raise UserError(f"{genuine_G.size} genuine and {total} impostor scores: TAR at FAR needs at least one of each")
-    found: dict[float, float | None] = {}
     check_rates(fars)
+    found: dict[float, float | None] = dict.fromkeys(fars)
     for far in fars:
-        allowed = min(allowed_weight(far, total), total)
-        if allowed == 0 or (allowed >= highest.size and allowed < total):
-            found[far] = None
-        else:
-            found[far] = 1.0 if allowed == total else float(np.mean(genuine_G > highest[allowed]))
+        allowed = allowed_weight(far, total)
+        if allowed >= total:
+            found[far] = 1.0
+        elif 0 < allowed < highest.size:
+            found[far] = float(np.mean(genuine_G > highest[allowed]))
     return found
 
 

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ __all__ = [
     "compare_results",
     "figures_with_intervals",
     "finite",
+    "once_each",
     "read_result",
     "resample_result",
     "save_result",
@@ -141,12 +142,23 @@ def _intervals(resampled: Mapping[FigurePath, Sequence[Resampled]]) -> dict[Figu
 
 
 def _notes(resampled: Mapping[FigurePath, Sequence[Resampled]]) -> list[str]:
-    """Each note once, after the places that it is of."""
-    places: dict[str, list[str]] = {}
-    for place, several in resampled.items():
-        for note in dict.fromkeys(note for one in several for note in one.notes()):
-            places.setdefault(note, []).append(" ".join(place).replace("_", " "))
-    return [f"{', '.join(filter(None, of))}: {note}" if any(of) else note for note, of in places.items()]
+    return once_each(
+        (" ".join(place).replace("_", " "), note)
+        for place, several in resampled.items()
+        for note in dict.fromkeys(note for one in several for note in one.notes())
+    )
+
+
+def once_each(notes: Iterable[tuple[str, str]]) -> list[str]:
+    """Return each note once, after the names of all that it is of.
+
+    >>> once_each([("LFW", "few people"), ("CFP", "few people"), ("", "slow")])
+    ['LFW, CFP: few people', 'slow']
+    """
+    named: dict[str, list[str]] = {}
+    for name, note in notes:
+        named.setdefault(note, []).append(name)
+    return [f"{', '.join(filter(None, names))}: {note}" if any(names) else note for note, names in named.items()]
 
 
 def _method(resamples: int, confidence: float, seed: int) -> dict[str, Any]:
@@ -237,7 +249,7 @@ def compare_results(
             f"{one.model} was evaluated on {one.protocol}, {other.model} on {other.protocol}: compare needs one protocol"
         )
     common = [
-        (place, both)
+        (place, *both)
         for place, samples in one.samples.items()
         for both in zip(samples, other.samples.get(place, ()), strict=False)
     ]
@@ -245,14 +257,12 @@ def compare_results(
         raise UserError(
             f"{one.model} and {other.model} have no figures in common ({_places(one)}; {_places(other)}): evaluate both on the same data"
         )
-    for place, both in common:
-        _check_comparable(one, other, place, *both)
+    for place, mine, theirs in common:
+        _check_comparable(one, other, place, mine, theirs)
     found: list[Difference] = []
-    for done, (place, both) in enumerate(common, start=1):
-        first, second = (
-            _as_stated(sample, result, place, resamples, confidence, seed)
-            for result, sample in zip((one, other), both, strict=True)
-        )
+    for done, (place, mine, theirs) in enumerate(common, start=1):
+        first = _as_stated(mine, one, place, resamples, confidence, seed)
+        second = _as_stated(theirs, other, place, resamples, confidence, seed)
         notes = tuple(_notes({place: [first]}))  # the same people: the same notes
         for path in first.values:
             if path in second.values:
@@ -295,20 +305,15 @@ def save_result(path: str | os.PathLike[str], result: EvaluationResult) -> None:
     listed: list[dict[str, Any]] = []
     for place, samples in result.samples.items():
         for sample in samples:
-            values = vars(sample)
-            names = [entry.name for entry in dataclasses.fields(sample)]  # type: ignore[arg-type]  # all of `samples` are dataclasses
-            of_arrays = [name for name in names if isinstance(values[name], np.ndarray)]
-            arrays.update({f"{len(listed)}.{name}": values[name] for name in of_arrays})
-            settings = {name: values[name] for name in names if name not in of_arrays}
+            settings: dict[str, Any] = {}
+            for one in dataclasses.fields(sample):  # type: ignore[arg-type]  # all of `samples` are dataclasses
+                value = getattr(sample, one.name)
+                if isinstance(value, np.ndarray):
+                    arrays[f"{len(listed)}.{one.name}"] = value
+                else:
+                    settings[one.name] = value
             listed.append({"place": place, "kind": type(sample).__name__, "settings": settings})
-    facts = {
-        "format": _FORMAT,
-        "model": result.model,
-        "protocol": result.protocol,
-        "paths": result.paths,
-        "figures": result.figures,
-        "samples": listed,
-    }
+    facts = {"format": _FORMAT, **vars(result), "samples": listed}
     text = json.dumps(facts, ensure_ascii=False, default=str).encode("utf-8")
     with written_whole(Path(path)) as file:
         np.savez(file, facts=np.frombuffer(text, dtype=np.uint8), **arrays)  # type: ignore[arg-type]
@@ -338,13 +343,8 @@ def read_result(path: str | os.PathLike[str]) -> EvaluationResult:
             if not isinstance(figure_at(facts["figures"], place), dict):
                 raise ValueError(f"sample {number} is of figures that are not there")
             samples.setdefault(place, []).append(sample)
-        return EvaluationResult(
-            str(facts["model"]),
-            str(facts["protocol"]),
-            tuple(map(str, facts["paths"])),
-            dict(facts["figures"]),
-            samples,
-        )
+        model, protocol, paths = str(facts["model"]), str(facts["protocol"]), tuple(map(str, facts["paths"]))
+        return EvaluationResult(model, protocol, paths, dict(facts["figures"]), samples)
     except UserError:
         raise
     except FileNotFoundError:

@@ -23,36 +23,35 @@ def unit_rows(vectors: npt.NDArray[Any] | Tensor) -> Float64:
     Raises:
         UserError: a row holds NaN or infinity, or has length 0; the message names the first such row and counts them.
     """
-    if isinstance(vectors, Tensor):
-        vectors = vectors.detach().to("cpu", torch.float64).numpy()
-    rows = np.asarray(vectors, dtype=np.float64)
+    rows = _float64(vectors)
     if rows.ndim != 2:
         raise UserError(f"embeddings have shape {rows.shape}: pass one row per image, (N, D)")
     # Scaled by the largest element first: a row of tiny or huge numbers has a direction too, but its squares overflow.
     peak = np.abs(rows).max(axis=1, initial=0.0, keepdims=True)
-    bad = np.flatnonzero(~(np.isfinite(peak) & (peak > 0)).ravel())
+    bad = np.flatnonzero(~(np.isfinite(peak) & (peak > 0)))
     if bad.size:
-        first = int(bad[0])
-        what = "length 0" if peak[first, 0] == 0 else "NaN or infinity"
+        what = "length 0" if peak[bad[0], 0] == 0 else "NaN or infinity"
         raise UserError(
-            f"embedding {first} has {what} ({bad.size} of {len(rows)} embeddings are unusable): "
+            f"embedding {bad[0]} has {what} ({bad.size} of {len(rows)} embeddings are unusable): "
             "check the model for divergence, lower the learning rate or take an earlier checkpoint"
         )
     scaled = rows / peak
     return np.asarray(scaled / np.linalg.norm(scaled, axis=1, keepdims=True), dtype=np.float64)
 
 
+def _float64(vectors: npt.NDArray[Any] | Tensor) -> Float64:
+    if isinstance(vectors, Tensor):
+        vectors = vectors.detach().to("cpu", torch.float64).numpy()
+    return np.asarray(vectors, dtype=np.float64)
+
+
 def unusable_rows(embeddings: npt.NDArray[Any] | Tensor) -> Int64:
     """Return the rows that have no direction: NaN, infinity or all zeros. (N, D) -> rising row numbers."""
-    found = [np.zeros(0, dtype=np.int64)]
+    usable_N = np.empty(len(embeddings), dtype=np.bool_)
     for start in range(0, len(embeddings), _CHUNK):
-        part = embeddings[start : start + _CHUNK]
-        rows = (
-            part.detach().to("cpu", torch.float64).numpy() if isinstance(part, Tensor) else np.asarray(part, np.float64)
-        )
-        peak = np.abs(rows).max(axis=1, initial=0.0)
-        found.append(start + np.flatnonzero(~(np.isfinite(peak) & (peak > 0))))
-    return np.concatenate(found)
+        peak = np.abs(_float64(embeddings[start : start + _CHUNK])).max(axis=1, initial=0.0)
+        usable_N[start : start + _CHUNK] = np.isfinite(peak) & (peak > 0)
+    return np.flatnonzero(~usable_N)
 
 
 def unit_tensor(
@@ -77,12 +76,11 @@ def unit_tensor(
         return torch.from_numpy(unit_rows(embeddings)).float().to(where)
     if embeddings.ndim != 2:
         raise UserError(f"embeddings have shape {tuple(embeddings.shape)}: pass one row per image, (N, D)")
-    count = len(embeddings) if order is None else len(order)
-    rows_MD = torch.empty((count, embeddings.shape[1]), dtype=torch.float32, device=where)
-    for start in range(0, count, _CHUNK):
-        part = embeddings[start : start + _CHUNK] if order is None else embeddings[order[start : start + _CHUNK]]
+    order = np.arange(len(embeddings)) if order is None else order
+    rows_MD = torch.empty((len(order), embeddings.shape[1]), dtype=torch.float32, device=where)
+    for start in range(0, len(order), _CHUNK):
         try:
-            unit = unit_rows(part)
+            unit = unit_rows(embeddings[order[start : start + _CHUNK]])
         except UserError:
             bad = unusable_rows(embeddings)
             raise UserError(

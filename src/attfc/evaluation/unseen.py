@@ -17,18 +17,15 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from attfc.data.cleaning.evaluation_people import comparable_name
 from attfc.data.content_hash import content_hash
 from attfc.data.stores.store import EncodedStore, Store, origins
 from attfc.data.stores.synthetic import SyntheticFaces
-from attfc.typing import Bools, Int64, Progress
+from attfc.typing import Bools, Int64, Progress, UInt64
 
 __all__ = ["SharedPeople", "compare_with_training", "not_compared"]
 
-
-UInt64 = npt.NDArray[np.uint64]
 
 _ALL_IMAGES = 200_000
 _SOME_IMAGES = 10_000

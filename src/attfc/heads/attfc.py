@@ -5,7 +5,7 @@ the batch's own centers do. A step costs one streaming pass over the bank's rows
 the rule costs; memory is the bank. There are no parameters: the gradient flows into the embeddings alone, with in_batch="push" through the
 batch's own centers too. Not taken: a B x C matrix of logits, as in the published code.
 Several ranks share the rows of the banks. A step gathers labels, queries and new centers, fetches the stored rows of the own samples (where
-the rule uses them) and reduces three sums a query; backward needs nobody, because the rows carry no gradient. With "push" it gathers
+the rule uses them) and reduces three sums per query; backward needs nobody, because the rows carry no gradient. With "push" it gathers
 two numbers per query and adds up the gradients of the batch's centers.
 
 The eight steps (the backbones' are the trainer's): 1 queries of unit length; 2 the key encoder follows the query

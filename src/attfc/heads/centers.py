@@ -282,7 +282,7 @@ def attend(
         batch, size = query_BD.shape
         raise UserError(
             f"keys have shape {tuple(keys_BKD.shape)}, the queries {tuple(query_BD.shape)}: "
-            f"embed K images a query with the key encoder, shape ({batch}, K, {size})"
+            f"embed K images per query with the key encoder, shape ({batch}, K, {size})"
         )
     if keys_BKD.shape[1] == 0:
         raise UserError("keys_BKD holds no keys (K = 0): the attention loader needs keys_per_query >= 1")

@@ -12,13 +12,13 @@ The mean over an empty set is 0. The step: 1 the keys of the first `enter_first`
 2 the loss; 3 the other keys enter, too late to help their own samples. An identity that enters has its one embedding in both slots;
 one that comes back moves newest to previous. Eviction: the identity that came the longest ago.
 
-Cost a step: two passes of the container softmax and two of the hardest rows, 6 products of B x C x D; one key pass of the backbone.
+Cost per step: two passes of the container softmax and two of the hardest rows, 6 products of B x C x D; one key pass of the backbone.
 Memory: two containers, 2 C x (4D | 2D | D + 4) B for float32 | bfloat16 | int8 rows, and 72 to 104 B per slot for labels, stamps and indices, which
 both keep. Nothing of size B x C. Every sample runs through both losses and a mask chooses: to split the batch would wait for the device.
 
 Several ranks share the rows of the pool, in the same blocks for both slots: so a rank that holds an identity's newest row holds its previous
 one, and moves it without asking anybody. "The first of the batch" are the first of all ranks' samples together, in the order of one
-process. A step gathers labels, keys and queries, fetches the own samples' two rows, and reduces as AttFC does, twice; h cosines a query and a rank
+process. A step gathers labels, keys and queries, fetches the own samples' two rows, and reduces as AttFC does, twice; h cosines per query and rank
 say which rows are the hardest of all. Not taken: the whole pool on every rank, with nothing to fetch: it would not grow with the ranks.
 
 Source: F2C (arXiv 2105.10375) and its code (tiandunx/FFC). There two thirds of a batch are identity-based (an identity drawn, then two
@@ -59,7 +59,7 @@ __all__ = ["DCP"]
 
 
 class DCP(Head):
-    """The DCP head; `loss = head(embeddings, labels, keys)` with one key a sample.
+    """The DCP head; `loss = head(embeddings, labels, keys)` with one key per sample.
 
     Args:
         embedding_size: D.
@@ -141,7 +141,7 @@ class DCP(Head):
         if keys_BKD is None or keys_BKD.shape != (batch, 1, self.embedding_size):
             shape = None if keys_BKD is None else tuple(keys_BKD.shape)
             raise UserError(
-                f"DCP got keys of shape {shape}: it takes one key a query, shape ({batch}, 1, {self.embedding_size})"
+                f"DCP got keys of shape {shape}: it takes one key per query, shape ({batch}, 1, {self.embedding_size})"
             )
         self.newest.check_room(len(every_label_B))
         every_key_BD = self.ranks.gather(unit_length(keys_BKD[:, 0].detach())[0])

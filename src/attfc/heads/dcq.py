@@ -25,7 +25,7 @@ __all__ = ["DCQ"]
 
 
 class DCQ(AttFC):
-    """The DCQ head; `loss = head(embeddings, labels, keys)` with one key a sample.
+    """The DCQ head; `loss = head(embeddings, labels, keys)` with one key per sample.
 
     Args:
         embedding_size: D.
@@ -86,7 +86,7 @@ class DCQ(AttFC):
         if keys_BKD is None or keys_BKD.dim() != 3 or keys_BKD.shape[1] != 1:
             shape = None if keys_BKD is None else tuple(keys_BKD.shape)
             raise UserError(
-                f"DCQ got keys of shape {shape}: it takes one key a query, shape (B, 1, {self.embedding_size})"
+                f"DCQ got keys of shape {shape}: it takes one key per query, shape (B, 1, {self.embedding_size})"
             )
         return super().forward(embeddings_BD, labels_B, keys_BKD)
 

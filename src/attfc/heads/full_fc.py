@@ -1,8 +1,8 @@
 """The full FC: one trained class center for every identity, the reference that every other head is measured against.
 
-A step is a softmax over all N identities with a margin on the right one. The rows are streamed forward and backward a
-block at a time (`class_softmax`), so no B x N matrix is ever held; time is four matrix products of B x N x D. Memory:
-N x D x 4 B three times (weight, gradient, momentum): 61 GB at 10 million identities and D = 512.
+A step is a softmax over all N identities with a margin on the right one (`class_softmax`): three matrix products of B x N x D where the
+logits, B x N, fit in 512 MiB; four, a block at a time, where they do not. Memory: N x D x 4 B three times (weight, gradient, momentum): 61 GB
+at 10 million identities and D = 512.
 Several ranks: data parallel, every rank has all rows and the gradients are averaged (the trainer's DistributedDataParallel; moves N x D numbers a
 step); or model parallel, each rank has a block of the rows and their momentum, and B x 2D numbers move (`ranks`).
 Source: ArcFace (arXiv 1801.07698); arcface_torch at sample rate 1.
@@ -18,7 +18,7 @@ from attfc.heads.banks.row_store import RowStore, draw_rows
 from attfc.heads.banks.sharded_rows import ShardedRows
 from attfc.heads.checked import checked
 from attfc.heads.head import Head, unit_length
-from attfc.heads.memory import BACKWARD_BYTES, HeadMemory, block_bytes
+from attfc.heads.memory import HeadMemory, class_softmax_bytes
 from attfc.heads.options import BlockMib, FilterAbove, Filtering
 from attfc.losses.class_softmax import class_softmax_and_cosine
 from attfc.losses.margins import Margin
@@ -150,8 +150,7 @@ class FullFC(TrainedRows):
     def footprint(self, batch: int, *, cached: bool = True) -> HeadMemory:
         """Rows and their gradient."""
         rows, size = len(self.shard), self.weight.nbytes
-        row_bytes = BACKWARD_BYTES * (batch * self.ranks.size + self.embedding_size)
-        working = block_bytes(rows, row_bytes, self.streaming["block_mib"], cached) + rows * 12
+        working = class_softmax_bytes(rows, batch * self.ranks.size, self.streaming["block_mib"], cached)
         return HeadMemory(size, size, working, 0, rows, "dense")
 
     def _rows_of_step(self, labels_B: Tensor) -> tuple[Tensor, Tensor, int]:

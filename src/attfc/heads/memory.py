@@ -6,11 +6,10 @@ Every head says it of itself (`Head.footprint`), on the meta device too, where n
 from dataclasses import dataclass
 from typing import Literal
 
+from attfc.losses.class_softmax import KEPT_MIB
 from attfc.losses.streaming_pass import LARGEST_BLOCK
 
-__all__ = ["BACKWARD_BYTES", "HeadMemory", "block_bytes"]
-
-BACKWARD_BYTES = 12.0  # for each number of a row and query of a block: logits, weights, copies; a row, its gradient and their product
+__all__ = ["HeadMemory", "block_bytes", "class_softmax_bytes"]
 
 
 @dataclass(frozen=True)
@@ -37,3 +36,10 @@ class HeadMemory:
 def block_bytes(rows: int, bytes_a_row: float, block_mib: float, cached: bool) -> float:
     """Return the bytes of the largest block of a pass over `rows`: see `attfc.losses.streaming_pass.row_blocks`."""
     return min(block_mib * 2**20, (min(rows, LARGEST_BLOCK) if cached else rows) * bytes_a_row)
+
+
+def class_softmax_bytes(rows: int, batch: int, block_mib: float, cached: bool) -> float:
+    """Return the bytes that `class_softmax` works with over so many float32 rows: the logits where it keeps them, a block, a length per row."""
+    logits = 4.0 * batch * rows
+    kept = logits if logits <= KEPT_MIB * 2**20 else 0.0
+    return kept + block_bytes(rows, 8.0 * batch, block_mib, cached) + 4.0 * rows

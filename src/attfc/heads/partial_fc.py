@@ -35,7 +35,7 @@ from attfc.heads.banks.draw import draw_classes, drawn_classes
 from attfc.heads.banks.row_store import DrawnRows, RowStore, sampled_rows
 from attfc.heads.checked import checked
 from attfc.heads.full_fc import TrainedRows
-from attfc.heads.memory import BACKWARD_BYTES, HeadMemory, block_bytes
+from attfc.heads.memory import HeadMemory, class_softmax_bytes
 from attfc.heads.options import BlockMib, FilterAbove, Filtering
 from attfc.losses.margins import Margin
 
@@ -121,9 +121,8 @@ class PartialFC(DrawnRows, TrainedRows):
         everyone = batch * self.ranks.size
         sampled = min(len(self.shard), max(round(self.share * len(self.shard)), everyone))
         small = sampled * self.embedding_size * 4.0
-        row_bytes = BACKWARD_BYTES * (everyone + self.embedding_size)
         # The rows and their gradient; five int64 per class for the draw, its sort and their norms.
-        working = block_bytes(sampled, row_bytes, self.streaming["block_mib"], cached) + small + sampled * 40
+        working = class_softmax_bytes(sampled, everyone, self.streaming["block_mib"], cached) + small + sampled * 40
         held = self.weight.nbytes if self.rows.counts(cached) else 0
         return HeadMemory(held, small, working, 0, sampled, "sampled")
 

@@ -61,7 +61,7 @@ class NegativeSum:
     denominator_B: Tensor
     weighted_sum_BD: Tensor
 
-    def _under(self, maximum_B: Tensor) -> "NegativeSum":
+    def under(self, maximum_B: Tensor) -> "NegativeSum":
         """Return the same sums with another maximum."""
         shrink_B = (self.maximum_B - maximum_B).exp()
         return NegativeSum(maximum_B, self.denominator_B * shrink_B, self.weighted_sum_BD * shrink_B[:, None])
@@ -69,7 +69,7 @@ class NegativeSum:
     def merge(self, other: "NegativeSum") -> "NegativeSum":
         """Return the sum over both parts of the rows; the order of merging changes the rounding only."""
         maximum_B = torch.maximum(self.maximum_B, other.maximum_B)
-        mine, theirs = self._under(maximum_B), other._under(maximum_B)
+        mine, theirs = self.under(maximum_B), other.under(maximum_B)
         weighted_sum_BD = mine.weighted_sum_BD + theirs.weighted_sum_BD
         return NegativeSum(maximum_B, mine.denominator_B + theirs.denominator_B, weighted_sum_BD)
 
@@ -80,7 +80,7 @@ class NegativeSum:
         """
         if ranks.size == 1:
             return self
-        part = self._under(ranks.maximum(self.maximum_B))
+        part = self.under(ranks.maximum(self.maximum_B))
         return NegativeSum(part.maximum_B, ranks.sum(part.denominator_B), part.weighted_sum_BD)
 
     def own(self, ranks: Ranks) -> "NegativeSum":
@@ -107,7 +107,6 @@ def stream_negatives(
     *,
     row_scales_C: Tensor | None = None,
     weighted_sum: bool = True,
-    products: torch.dtype | None = None,
     block_mib: float = 32.0,
     filtering_threshold: float | None = None,
     filtering: Filtering = "drop",
@@ -116,15 +115,14 @@ def stream_negatives(
 
     Args:
         query_BD: (B, D) float, unit length.
-        rows_CD: (C, D) float, or int8 with `row_scales_C`; finite, empty slots too.
+        rows_CD: (C, D) float, or int8 with `row_scales_C`; finite, empty slots too. The products are float32 (float64 for float64 queries),
+            or bfloat16 with float32 logits and sums for bfloat16 and int8 rows where the processor multiplies them fast.
         row_labels_C: (C,) int64; -1 marks an empty slot.
         labels_B: (B,) int64.
         scale: s.
         row_scales_C: (C,) float: row = stored row * scale, for any type of rows.
         block_mib, filtering_threshold, filtering: `Streaming`.
         weighted_sum: False leaves out the second matrix product.
-        products: type of the two matrix products: float32, or bfloat16 with float32 logits and sums (default for
-            bfloat16 and int8 rows where the processor multiplies them fast). float64 queries have float64 products.
 
     Returns:
         NegativeSum; those of the shards of a container `merge` to that of the whole.
@@ -134,8 +132,7 @@ def stream_negatives(
     if filtering not in get_args(Filtering):
         raise UserError(f"filtering is {filtering!r}, but it must be 'drop' or 'zero'")
     wide = torch.promote_types(query_BD.dtype, torch.float32)
-    if products is None:
-        products = wide if wide == torch.float64 else _fast_products(rows_CD)
+    products = wide if wide == torch.float64 else _fast_products(rows_CD)
     with torch.no_grad(), without_autocast(query_BD):
         pass_ = _Pass(query_BD.detach().to(wide) * scale, products)
         B, D = query_BD.shape
@@ -152,7 +149,6 @@ def stream_negatives(
             row_scales_R = None if row_scales_C is None else row_scales_C[block]
             rows_RD, row_scales_R = pass_.prepare(rows_CD[block], row_scales_R)
             filtered_BR: Tensor | None = None
-
             while True:
                 logits_BR = pass_.logits(rows_RD, row_scales_R)
                 if filtering_threshold is not None:
@@ -232,7 +228,7 @@ class _Pass:
     A bfloat16 product accumulates in float32, but on the CPU torch rounds its result to bfloat16: a logit of 60 becomes
     uncertain by 0.125, its weight by 13 %. So the CPU asks for logit - reference, with the reference a little (LEAD) above the
     running maximum: then the logits that matter are small numbers, with small errors. Where a block surpasses its reference by
-    more than FARTHEST it is multiplied again with a better one (about one block a pass on random rows). The first few rows
+    more than FARTHEST it is multiplied again with a better one (about one block per pass on random rows). The first few rows
     are done in float32, to begin with a good reference. Measured (s = 64, D = 512, rivals at cosine 0.8): worst loss off by 0.02
     in place of 0.13, worst gradient of a query by 1.7 % in place of 10 %; what is left is the rounding of the query itself.
     """

@@ -17,7 +17,7 @@ from attfc.config.choose import KEPT_SHARE, Choice, Data, Machine, choose
 from attfc.data import Store
 from attfc.distributed import Ranks
 from attfc.errors import UserError
-from attfc.run.planning import passes_that_fit
+from attfc.run.planning import Planner
 from attfc.run.start_weights import StartWeights, read_start
 
 __all__ = ["choose_configuration", "first_configuration", "with_start_weights"]
@@ -70,7 +70,8 @@ def choose_configuration(
     if typed or config.backbone.name.endswith("_tiny"):  # a tiny network fits wherever torch does
         return config, rows
     budget = machine.memory_gib * 2**30
-    divided = ranks.once(lambda: passes_that_fit(config, len(store.identities), len(store), device, budget, ranks.size))
+    planner = Planner(len(store.identities), len(store), device, budget, ranks.size)
+    divided = ranks.once(lambda: planner.passes_that_fit(config))
     if divided == 1:
         return config, rows
     cut = {

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from attfc.backbones import create_backbone
 from attfc.config import RunConfig
-from attfc.config.kinds import KINDS, Part
+from attfc.config.kinds import KINDS, PARTS, Part
 from attfc.config.messages import said_as_options
 from attfc.config.schema import KeyEncoderConfig
 from attfc.data import AttentionLoader, DecodedCache
@@ -77,23 +77,40 @@ def refuse_misfits(config: RunConfig) -> None:
     Raises:
         UserError: naming both parts, and what goes with them.
     """
+    ranks = Ranks(0, launched_ranks())
+    if config.head.kind not in PARTS:  # one piece
+        _replicated(config, ranks)
+        return
+    banks = {name: bank for name in ("negatives", "stored") if (bank := getattr(config, name)) and bank.get("initial")}
+    # Torch takes seconds to draw rows, even where nothing is allocated.
+    empty = {name: bank.model_copy(update={"initial": "empty"}) for name, bank in banks.items()}
     with torch.device("meta"):
-        _put_together(config, ANY_SIZE, Ranks(0, launched_ranks()), ANY_SIZE)
+        _put_together(config.model_copy(update=empty), ANY_SIZE, ranks, ANY_SIZE)
 
 
-def _put_together(config: RunConfig, identities: int, ranks: Ranks, images: int | None) -> Head:
-    replicated = config.distributed.rows == "replicated" and ranks.size > 1
-    if replicated and config.head.kind == "partial_fc":
+def _replicated(config: RunConfig, ranks: Ranks) -> bool:
+    """Whether each of several ranks has all rows.
+
+    Raises:
+        UserError: a head whose rows cannot be replicated.
+    """
+    if config.distributed.rows == "sharded" or ranks.size == 1:
+        return False
+    if config.head.kind == "partial_fc":
         raise UserError(
             "distributed.rows=replicated is for head.kind=full_fc, and this is partial_fc, whose gradients name single rows: take "
             "distributed.rows=sharded"
         )
+    return config.head.kind == "full_fc"
+
+
+def _put_together(config: RunConfig, identities: int, ranks: Ranks, images: int | None) -> Head:
     supplied: dict[str, Any] = {
         "embedding_size": config.backbone.embedding_size,
         "identities": identities,
         "images": images,
         "seed": config.seed,
-        "ranks": ALONE if replicated and config.head.kind == "full_fc" else ranks,
+        "ranks": ALONE if _replicated(config, ranks) else ranks,
         "in_batch": config.in_batch,
     }
     parts = {section: getattr(config, section) for section in KINDS if section != "head"}

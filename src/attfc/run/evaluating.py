@@ -77,13 +77,13 @@ def broken_images(run: "Run", pairs: Pairs, image_size: int, progress: Progress 
         _Blank(image_size), config.eval.batch_size, flip=False, workers=config.data.workers, ranks=run.ranks
     )
     positions = positions_of(held_out, pairs, config.seed)
-    _, broken = embedder.embed_within(
+    found = embedder.embed_within(
         held_out, positions, config.data.broken_limit, missing=pairs.missing, progress=progress
     )
-    return [
-        f"{len(broken):,} of the {len(positions):,} images to be evaluated on are broken and left out; the first is {where}: {reason}"
-        for _, where, reason in broken[:1]
-    ]
+    if not found.broken:
+        return []
+    counts = f"{len(found.broken):,} of the {len(positions):,} images to be evaluated on"
+    return [f"{counts} are broken and left out; {found.first_left_out}"]
 
 
 def evaluation_of(run: "Run", pairs: Pairs) -> Evaluation:

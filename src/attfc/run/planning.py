@@ -1,10 +1,10 @@
 """What the planner is asked about a configuration: every head with its options, the network's cost, and whether one step of the configured head fits.
 
 Heads are built on the meta device, where nothing is allocated, and asked for their bytes (`Head.footprint`). Nothing is timed here but the
-network, which runs on two small batches (`attfc.plan.measure_encoder`), a few seconds.
+network, which runs on two small batches (`attfc.plan.measure_encoder`), a few seconds. A head that is registered in `KINDS` has its line.
 """
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
@@ -12,6 +12,7 @@ from attfc.backbones import create_backbone
 from attfc.backbones.shapes import shapes_only
 from attfc.config import RunConfig, apply_overrides
 from attfc.config.choose import USUAL_SHARE
+from attfc.config.kinds import KINDS, PARTS, model_of
 from attfc.distributed import Ranks
 from attfc.heads import AttFC, Head
 from attfc.plan import Encoder, HeadRates, Plan, measure_encoder, plan_step
@@ -19,77 +20,43 @@ from attfc.precision import AMP_DTYPES, best_autocast_dtype
 from attfc.run.components import build_head
 from attfc.run.resolved import identity_share, rows_as_negatives
 
-__all__ = ["configured_title", "kept_besides", "measured_encoder", "passes_that_fit", "planned_steps"]
+__all__ = ["Planner", "configured_title", "measured_encoder"]
 
 NO_KEYS = "attfc, no key passes"
 
 
-def planned_heads(config: RunConfig, identities: int, images: int | None, ranks: int) -> dict[str, Head]:
-    """Return every head with the configuration's options, without memory of its own, by the title of its line."""
+def planned_configs(config: RunConfig, identities: int) -> dict[str, RunConfig]:
+    """Return the configuration with every head by the title of its line: those with a center per identity, then those with slots."""
     slots = max(rows_as_negatives(config, identities) or round(USUAL_SHARE * identities), config.batch_size)
-    dtype = (config.negatives or config.head).get("dtype", "float32")
-    rule = [] if config.center is not None else ["center=own_embedding"]
-    rate = config.head.get("share") if config.head.kind == "partial_fc" else 0.1
-    typed = {
-        "full_fc": ["head=full_fc"],
-        f"partial_fc {rate:g}": ["head=partial_fc", f"head.share={rate}"],
-        f"attfc, {slots:,} slots": ["head=attfc", "center=key_attention"],
-        NO_KEYS: ["head=attfc", *(["center=own_embedding"] if _takes_keys(config) else rule)],
-        f"dcq, {slots:,} slots": ["head=dcq", f"head.count={slots}", f"head.dtype={dtype}"],
-        f"dcp, {slots:,} slots": ["head=dcp", f"head.count={slots}", f"head.dtype={dtype}"],
-    }
+    size = {"count": slots, "dtype": (config.negatives or config.head).get("dtype", "float32")}
+    with_rows: dict[str, list[str]] = {}
+    with_slots: dict[str, list[str]] = {}
+    for kind in KINDS["head"]:
+        part = config.head if config.head.kind == kind else model_of("head", kind)()
+        share, typed = part.get("share"), [f"head={kind}"]
+        if kind in PARTS:
+            with_slots[f"{kind}, {slots:,} slots"] = [*typed, "center=key_attention"]
+            with_slots[NO_KEYS] = typed if _needs_no_keys(config) else [*typed, "center=own_embedding"]
+        elif "count" in part.options:
+            sized = [f"head.{name}={value}" for name, value in size.items() if name in part.options]
+            with_slots[f"{kind}, {slots:,} slots"] = typed + sized
+        else:
+            with_rows[kind if share is None else f"{kind} {share:g}"] = typed
     values = config.model_dump(mode="json")
-    with shapes_only():
-        return {
-            title: build_head(
-                apply_overrides(values, options, "of the plan"), identities, Ranks(0, ranks), images=images
-            )
-            for title, options in typed.items()
-        }
+    return {
+        title: apply_overrides(values, typed, "of the plan") for title, typed in {**with_rows, **with_slots}.items()
+    }
 
 
-def _takes_keys(config: RunConfig) -> bool:
-    return config.center is not None and config.center.kind == "key_attention"
+def _needs_no_keys(config: RunConfig) -> bool:
+    return config.center is not None and config.center.kind != "key_attention"
 
 
 def configured_title(config: RunConfig, titles: list[str]) -> str:
     """Return the title of the head that the configuration has."""
-    if config.center is not None and not _takes_keys(config):
+    if _needs_no_keys(config):
         return NO_KEYS
     return next(title for title in titles if title.replace(",", " ").split()[0] == config.head.kind)
-
-
-def kept_besides(config: RunConfig, identities: int, images: int | None, ranks: int, cached: bool) -> list[str]:
-    """Say what AttFC keeps outside of the memory that the plan counts, and what its other form would; nothing where it keeps all there.
-
-    Args:
-        cached: host memory is the device's.
-    """
-    place = next((bank.get("place") for bank in (config.negatives, config.stored) if bank and bank.get("place")), None)
-    if not (place == "file" or (place == "host" and not cached)):
-        return []
-    values = config.model_dump(mode="json")
-
-    def gib(center: str) -> str:
-        with shapes_only():
-            head = build_head(
-                apply_overrides(values, [f"center={center}"], "of the plan"), identities, Ranks(0, ranks), images=images
-            )
-        assert isinstance(head, AttFC)
-        return f"{head.stored.memory_bytes() / 2**30:.1f} GiB"
-
-    table, remembered = gib("own_embedding"), "-" if images is None else gib("other_images")
-    if config.center is not None and config.center.kind == "other_images":
-        memory = f"attfc's memory of images: {remembered} per process besides, negatives.place={place}"
-        return [f"{memory} (center=own_embedding: {table})"]
-    line = f"attfc's table of centers: {table} per process besides, negatives.place={place}"
-    return [line if images is None else f"{line} (center=other_images, mostly more accurate: {remembered})"]
-
-
-def queries_per_epoch(config: RunConfig, title: str, images: int | None) -> int | None:
-    """Return the images, once each; where a share of the batch is drawn by identity, an epoch is longer (`attfc.data.sampling.identity_mix`)."""
-    share = identity_share(config, title.replace(",", " ").split()[0])
-    return images if images is None or share >= 1 else round(images / (1 - share))
 
 
 def measured_encoder(config: RunConfig, device: torch.device) -> tuple[Encoder, torch.dtype | None]:
@@ -109,66 +76,79 @@ def measured_encoder(config: RunConfig, device: torch.device) -> tuple[Encoder, 
     return encoder, dtype
 
 
-def step_options(
-    config: RunConfig, device: torch.device, budget: float, ranks: int, accumulation: int
-) -> dict[str, Any]:
-    """Return what `plan_step` is told of every head alike."""
-    return {
-        "ranks": ranks,
-        "memory_bytes": budget,
-        "optimizer": config.optimizer.name,
-        "weight_decay": config.optimizer.weight_decay > 0,
-        "accumulation": accumulation,
-        "foreach": device.type == "cuda",
-    }
-
-
-def planned_steps(
-    config: RunConfig,
-    encoder: Encoder,
-    identities: int,
-    images: int | None,
-    device: torch.device,
-    budget: float,
-    ranks: int,
-    rates: HeadRates | None,
-) -> list[Plan]:
-    """Return the plan of a step with every head, at the configured batch."""
-    batch, options = (
-        config.batch_size // ranks,
-        step_options(config, device, budget, ranks, config.optimizer.accumulation),
-    )
-    return [
-        plan_step(
-            title,
-            encoder,
-            head.footprint(batch, cached=device.type == "cpu"),
-            batch,
-            images=queries_per_epoch(config, title, images),
-            rates=rates,
-            **options,
-        )
-        for title, head in planned_heads(config, identities, images, ranks).items()
-    ]
-
-
-def passes_that_fit(
-    config: RunConfig, identities: int, images: int, device: torch.device, budget: float, ranks: int
-) -> int:
-    """Return by how much the batch has to be divided until a step fits the budget: 1, 2, 4 ...; each process keeps two images at least.
+@dataclass(frozen=True)
+class Planner:
+    """Plans steps for one data set and one machine.
 
     Args:
-        images: of the training set.
+        identities, images: of the training set; images None: not known.
         budget: bytes of one process.
+        ranks: processes that share batch and rows.
     """
-    encoder, _ = measured_encoder(config, device)
-    divided, batch = 1, config.batch_size // ranks
-    with shapes_only():
-        head = build_head(config, identities, Ranks(0, ranks), images=images)
-    while True:
-        options = step_options(config, device, budget, ranks, config.optimizer.accumulation * divided)
-        footprint = head.footprint(batch // divided, cached=device.type == "cpu")
-        plan = plan_step(config.head.kind, encoder, footprint, batch // divided, **options)
-        if plan.fits or batch // (2 * divided) < 2 or batch % (2 * divided):
-            return divided
-        divided *= 2
+
+    identities: int
+    images: int | None
+    device: torch.device
+    budget: float
+    ranks: int
+
+    def plan(
+        self, title: str, config: RunConfig, encoder: Encoder, rates: HeadRates | None = None, divided: int = 1
+    ) -> Plan:
+        """Return the plan of a step of a configuration, its batch taken in `divided` times as many passes."""
+        batch = config.batch_size // self.ranks // divided
+        # Where a share of the batch is drawn by identity, an epoch is longer (`attfc.data.sampling.identity_mix`).
+        share = identity_share(config)
+        return plan_step(
+            title,
+            encoder,
+            self._head(config).footprint(batch, cached=self.device.type == "cpu"),
+            batch,
+            images=self.images if self.images is None or share >= 1 else round(self.images / (1 - share)),
+            ranks=self.ranks,
+            memory_bytes=self.budget,
+            optimizer=config.optimizer.name,
+            weight_decay=config.optimizer.weight_decay > 0,
+            accumulation=config.optimizer.accumulation * divided,
+            foreach=self.device.type == "cuda",
+            rates=rates,
+        )
+
+    def plans(self, config: RunConfig, encoder: Encoder, rates: HeadRates | None) -> list[Plan]:
+        """Return the plan of a step with every head, at the configured batch."""
+        asked = planned_configs(config, self.identities)
+        return [self.plan(title, each, encoder, rates) for title, each in asked.items()]
+
+    def passes_that_fit(self, config: RunConfig) -> int:
+        """Return by how much the batch has to be divided until a step fits the budget: 1, 2, 4 ...; each process keeps two images at least."""
+        encoder, _ = measured_encoder(config, self.device)
+        divided, batch = 1, config.batch_size // self.ranks
+        while not self.plan(config.head.kind, config, encoder, divided=divided).fits:
+            if batch // (2 * divided) < 2 or batch % (2 * divided):
+                break
+            divided *= 2
+        return divided
+
+    def kept_besides(self, config: RunConfig) -> list[str]:
+        """Say what AttFC keeps outside of the memory that the plan counts, and what its other form would; nothing where it keeps all there."""
+        banks = [bank for bank in (config.negatives, config.stored) if bank is not None]
+        place = next((bank.get("place") for bank in banks if bank.get("place")), None)
+        if place != "file" and (place != "host" or self.device.type == "cpu"):  # there host memory is the device's
+            return []
+        values = config.model_dump(mode="json")
+
+        def gib(center: str) -> str:
+            head = self._head(apply_overrides(values, [f"center={center}"], "of the plan"))
+            assert isinstance(head, AttFC)
+            return f"{head.stored.memory_bytes() / 2**30:.1f} GiB"
+
+        table, remembered = gib("own_embedding"), "-" if self.images is None else gib("other_images")
+        if config.center is not None and config.center.kind == "other_images":
+            memory = f"attfc's memory of images: {remembered} per process besides, negatives.place={place}"
+            return [f"{memory} (center=own_embedding: {table})"]
+        line = f"attfc's table of centers: {table} per process besides, negatives.place={place}"
+        return [line if self.images is None else f"{line} (center=other_images, mostly more accurate: {remembered})"]
+
+    def _head(self, config: RunConfig) -> Head:
+        with shapes_only():
+            return build_head(config, self.identities, Ranks(0, self.ranks), images=self.images)

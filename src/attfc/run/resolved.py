@@ -9,7 +9,7 @@ import math
 
 from attfc.config import RunConfig
 from attfc.config.choose import usual_negatives
-from attfc.config.kinds import HOLDING_A_BATCH, model_of
+from attfc.config.kinds import HOLDING_A_BATCH
 from attfc.errors import UserError
 
 __all__ = ["fewest_steps_notes", "identity_share", "paired_queries", "resolve", "rows_as_negatives"]
@@ -85,16 +85,11 @@ def fewest_steps_notes(config: RunConfig, images: int, steps: int) -> list[str]:
     return notes
 
 
-def identity_share(config: RunConfig, head: str | None = None) -> float:
-    """`data.sampling_mix`; F2C's loader belongs to its head, and those drawn by identity are those that enter its pool first.
-
-    Args:
-        head: another head than the configured one, with its defaults.
-    """
+def identity_share(config: RunConfig) -> float:
+    """`data.sampling_mix`; F2C's loader belongs to its head, and those drawn by identity are those that enter its pool first."""
     if config.data.sampling_mix is not None:
         return config.data.sampling_mix
-    part = config.head if head in (None, config.head.kind) else model_of("head", str(head))()
-    return float(part.get("enter_first", 0.0))
+    return float(config.head.get("enter_first", 0.0))
 
 
 def paired_queries(config: RunConfig) -> bool:

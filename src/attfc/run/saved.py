@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from attfc.config import RunConfig, read_preset
 from attfc.config.translate import translate
@@ -61,19 +62,16 @@ def with_found_data(config: RunConfig, folder: Path) -> tuple[RunConfig, list[st
         return str(there)
 
     config = config.model_copy(deep=True)
-    data, held_out = config.data, config.eval
-    if data.sources:
-        for number, source in enumerate(data.sources):
-            source.root = found(f"data.sources.{number}.root", source.root)
-            source.edits = [found(f"data.sources.{number}.edits", path) for path in source.edits]
-    else:
-        data.root = found("data.root", data.root)
-        data.edits = [found("data.edits", path) for path in data.edits]
-    if held_out.root is not None:
-        held_out.root = found("eval.root", held_out.root)
-    held_out.edits = [found("eval.edits", path) for path in held_out.edits]
-    if held_out.pairs is not None:
-        held_out.pairs = found("eval.pairs", held_out.pairs)
+    parts: list[tuple[str, Any]] = [
+        (f"data.sources.{number}", source) for number, source in enumerate(config.data.sources)
+    ]
+    for section, part in [*(parts or [("data", config.data)]), ("eval", config.eval)]:
+        for name in ("root", "edits", "pairs"):
+            value = getattr(part, name, None)
+            if isinstance(value, list):
+                setattr(part, name, [found(f"{section}.{name}", path) for path in value])
+            elif value is not None:
+                setattr(part, name, found(f"{section}.{name}", value))
     return config, notes
 
 

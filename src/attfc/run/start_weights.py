@@ -10,7 +10,7 @@ licence from it, and a run that starts from this one learns who was trained on b
 
 import os
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,7 +83,7 @@ class StartWeights:
     """Weights to begin with, of `read_start`: `fill` puts them into both encoders."""
 
     record: StartRecord
-    notes: tuple[str, ...]
+    notes: list[str]
     checkpoint: Path | None
     head: str  # of the run that the checkpoint is of
     network: nn.Module | None
@@ -140,12 +140,11 @@ def read_start(config: RunConfig, asked: Collection[str] = ()) -> tuple[RunConfi
         )
     run = run_of(path)
     checkpoint = latest_checkpoint(path / "checkpoints") if run == path else None
+    network, notes, head, kind = None, [], "", "run"
+    data: Any
     if run is not None and checkpoint is not None:
         theirs = load_config(str(run / "config.yaml"))
-        found, data = theirs.backbone, training_data(theirs, read_record(run))
-        start = StartWeights(
-            _record(config, path, run, "run", found.name, data), (), checkpoint, theirs.head.kind, None
-        )
+        found, data, head = theirs.backbone, training_data(theirs, read_record(run)), theirs.head.kind
     else:
         if run == path and not (path / "model").is_dir():
             raise UserError(
@@ -160,30 +159,28 @@ def read_start(config: RunConfig, asked: Collection[str] = ()) -> tuple[RunConfi
             options=dict(facts.options),
             **facts.colours.to_dict(),
         )
-        kind: Any = facts.kind
-        record = _record(config, path, run, kind, facts.network, facts.training_data)
-        notes = tuple(note.replace("say so with ", "say so with backbone.") for note in facts.notes)
-        start = StartWeights(record, notes, None, "", network)
+        kind, data = facts.kind, facts.training_data
+        notes = [note.replace("say so with ", "say so with backbone.") for note in facts.notes]
+    record = _record(config, path, run, kind, found.name, data)
     backbone = _resolved(config, found, asked)
     given, taken = (_described(section) for section in (config.backbone, backbone))
     if given != taken and config.backbone != BackboneConfig():  # somebody, or a preset, had another in mind
         shown = slice(None) if given[1] != taken[1] else slice(1)
-        note = f"network of the weights: {', '.join(taken[shown])}; in place of {', '.join(given[shown])}"
-        start = replace(start, notes=(*start.notes, note))
+        notes.append(f"network of the weights: {', '.join(taken[shown])}; in place of {', '.join(given[shown])}")
+    start = StartWeights(record, notes, checkpoint, head, network)
     return config.model_copy(update={"backbone": backbone}), start
 
 
-def lineage(start_from: str | os.PathLike[str]) -> Lineage:
+def lineage(start_from: str | os.PathLike[str], seen: frozenset[Path] = frozenset()) -> Lineage:
     """Say which people stand behind the weights of `start_from`: the data of the earlier runs, the newest first.
+
+    Args:
+        seen: runs that are followed already; one of them ends the line.
 
     Raises:
         UserError: an earlier run's configuration or record is damaged.
     """
-    return _lineage(Path(os.path.expanduser(start_from)), frozenset())
-
-
-def _lineage(path: Path, seen: frozenset[Path]) -> Lineage:
-    run = run_of(path)
+    run = run_of(Path(os.path.expanduser(start_from)))
     if run is None or run.resolve() in seen:
         return Lineage()
     config, record = load_config(str(run / "config.yaml")), read_record(run)
@@ -193,7 +190,7 @@ def _lineage(path: Path, seen: frozenset[Path]) -> Lineage:
     elif config.start_from is None:
         before = Lineage(foreign=False)
     else:  # a run of a version that kept no record
-        before = _lineage(Path(os.path.expanduser(config.start_from)), seen | {run.resolve()})
+        before = lineage(config.start_from, seen | {run.resolve()})
     return Lineage(runs=[own, *before.runs], foreign=before.foreign)
 
 
@@ -222,14 +219,11 @@ def training_data(config: RunConfig, record: StartRecord | None) -> dict[str, An
 
 def _open(path: Path, config: RunConfig, asked: Collection[str]) -> tuple[nn.Module, ModelFacts]:
     """Open weights that are no checkpoint of ours; what was asked for by name fills what a state dict does not say."""
-    backbone = config.backbone.model_dump(mode="json")
+    backbone = config.backbone.model_dump(mode="json", exclude_none=True)
+    said = {key: backbone[key] for key in backbone if f"backbone.{key}" in asked}
     file = path.is_file() and path.suffix in STATE_DICTS
-    colours = {key: backbone[key] for key in COLOUR_KEYS if f"backbone.{key}" in asked and file}
-    named = {
-        said: backbone[key]
-        for said, key in {"network": "name", "image_size": "image_size"}.items()
-        if f"backbone.{key}" in asked and backbone[key] is not None
-    }
+    colours = {key: said[key] for key in COLOUR_KEYS if key in said and file}
+    named = {known: said[key] for known, key in (("network", "name"), ("image_size", "image_size")) if key in said}
     try:
         try:
             return open_model(path, colours)
@@ -247,7 +241,7 @@ def _record(
     config: RunConfig,
     path: Path,
     run: Path | None,
-    kind: Literal["run", "folder", "state dict"],
+    kind: str,
     network: str,
     data: Any,
 ) -> StartRecord:

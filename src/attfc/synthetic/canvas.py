@@ -38,6 +38,8 @@ __all__ = [
 ]
 
 F32 = npt.NDArray[np.floating[Any]]
+Number = F32 | float
+Point = tuple[Number, Number]
 
 FACE_SIZE = 112
 TILE = 1 << 17
@@ -106,17 +108,17 @@ def bump(x2: F32) -> F32:
     return inside
 
 
-def ridge(x: F32, width: F32 | float = 1.0) -> F32:
+def ridge(x: F32, width: Number = 1.0) -> F32:
     """Return the bump across a line: x is the distance from it, 0 from `width` on."""
     return bump((x / width) ** 2)
 
 
-def blob(u: F32, v: F32, centre: tuple[F32 | float, F32 | float], ru: F32 | float, rv: F32 | float) -> F32:
+def blob(u: F32, v: F32, centre: Point, ru: Number, rv: Number) -> F32:
     """Return an elliptic bump."""
     return bump(ellipse(u, v, centre, ru, rv))
 
 
-def ellipse(u: F32, v: F32, centre: tuple[F32 | float, F32 | float], ru: F32 | float, rv: F32 | float) -> F32:
+def ellipse(u: F32, v: F32, centre: Point, ru: Number, rv: Number) -> F32:
     """Squared radius in units of the ellipse's axes."""
     a = u - centre[0]
     a *= 1.0 / np.asarray(ru, dtype=np.float32)
@@ -163,15 +165,15 @@ class Pose(NamedTuple):
         turns = (f(angle.astype(np.float64)) for angle in (c.yaw, c.pitch) for f in (np.cos, np.sin))
         return cls(*(turn.astype(np.float32) for turn in turns))
 
-    def u(self, x: F32 | float, depth: F32 | float) -> F32:
+    def u(self, x: Number, depth: Number) -> F32:
         """Return where x lies."""
         return np.asarray(self.yaw_cos * x + self.yaw_sin * depth)
 
-    def v(self, y: F32 | float, depth: F32 | float) -> F32:
+    def v(self, y: Number, depth: Number) -> F32:
         """Return where y lies."""
         return np.asarray(self.pitch_cos * y + self.pitch_sin * depth)
 
-    def at(self, x: F32 | float, y: F32 | float, depth: F32 | float) -> tuple[F32, F32]:
+    def at(self, x: Number, y: Number, depth: Number) -> tuple[F32, F32]:
         """Return where a point of the head lies."""
         return self.u(x, depth), self.v(y, depth)
 
@@ -219,11 +221,11 @@ class Canvas:
         yield part
         self.image[..., chosen, rows, :] = part.image
 
-    def blob(self, centre: tuple[F32 | float, F32 | float], ru: F32 | float, rv: F32 | float) -> F32:
+    def blob(self, centre: Point, ru: Number, rv: Number) -> F32:
         """Return an elliptic bump on the face."""
         return blob(self.u, self.v, centre, ru, rv)
 
-    def lift(self, centre: tuple[F32, F32], ru: F32 | float, rv: F32 | float, rise: F32 | float) -> None:
+    def lift(self, centre: Point, ru: Number, rv: Number, rise: Number) -> None:
         """Raise an elliptic bump on the height field."""
         heights = self.image
         heights += self.blob(centre, ru, rv) * rise

@@ -11,14 +11,14 @@ not Box-Muller: the same bits on every platform.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from attfc.random_streams import hash_words, normal, uniform
-from attfc.typing import Float32, Float64, Int64
+from attfc.typing import Float64, Int64
 
 __all__ = [
     "LATENT_SIZE",
@@ -39,6 +39,31 @@ U64 = npt.NDArray[np.uint64]
 # Purposes: each draws from its own stream of the hash.
 _LATENTS, _EXTRAS, _CONDITIONS, _EXPRESSIONS = range(1, 5)
 _FACES = 0x66616365  # apart from the loader's streams, which may use the same seed
+
+
+class Traits(SimpleNamespace):
+    """What stays with an identity: float32 arrays of N rows. Lengths in template pixels, depths towards the viewer."""
+
+
+class Conditions(SimpleNamespace):
+    """What changes with every photograph: float32 arrays of N rows. Angles in radians, lengths in template pixels."""
+
+
+Table = TypeVar("Table", Traits, Conditions)
+
+
+def each_field(table: Table, function: Callable[[Any], Any]) -> Table:
+    """Return the table with `function` of each array."""
+    return type(table)(**{name: function(values) for name, values in vars(table).items()})
+
+
+def take_rows(table: Table, rows: slice | Int64) -> Table:
+    """Return the same table with some of its rows."""
+    return each_field(table, lambda values: values[rows])
+
+
+def _float32(values: Float64) -> npt.NDArray[np.float32]:
+    return values.astype(np.float32)
 
 
 def _uniforms(keys_N: U64, purpose: int, count: int) -> Float64:
@@ -67,85 +92,102 @@ def identity_latents(keys_N: U64) -> Float64:
     return _normals(keys_N, _LATENTS, LATENT_SIZE)
 
 
-@dataclass(frozen=True)
-class Traits:
-    """What stays with an identity: float32 arrays of N rows. Lengths in template pixels, depths towards the viewer."""
-
-    face_half_width: Float32
-    chin_drop: Float32  # outline centre to chin
-    skull_rise: Float32  # outline centre to the top of the skull
-    squareness: Float32  # superellipse exponent of the lower face
-    jaw: Float32  # share by which the outline bulges at the jaw angle
-    cheek: Float32  # ... at the cheekbones
-    chin_width: Float32  # ... at the chin's sides
-    temple: Float32
-    eye_x: Float32
-    eye_half_width: Float32
-    eye_upper: Float32
-    eye_lower: Float32
-    eye_tilt: Float32
-    eye_fold: Float32  # visibility of the lid's crease
-    iris_radius: Float32
-    iris_colour: Float32  # (N, 3)
-    lash: Float32
-    brow_gap: Float32
-    brow_thickness: Float32
-    brow_slope: Float32
-    brow_arch: Float32
-    brow_half_length: Float32
-    brow_strength: Float32
-    nose_drop: Float32
-    nose_depth: Float32
-    nose_wing: Float32
-    nose_bridge_width: Float32
-    nose_bridge: Float32
-    nose_ball: Float32
-    nostril: Float32
-    mouth_drop: Float32
-    mouth_half_width: Float32
-    lip_upper: Float32
-    lip_lower: Float32
-    mouth_curve: Float32
-    cupid: Float32
-    lip_colour: Float32  # (N, 3)
-    ear_size: Float32
-    ear_out: Float32
-    ear_y: Float32
-    skin: Float32  # (N, 3)
-    blush: Float32
-    hair: Float32  # (N, 3)
-    hair_length: Float32  # 0 cropped ... 1 to the shoulders
-    hair_volume: Float32
-    hairline: Float32  # share of the skull's rise where hair begins at the middle of the forehead
-    recession: Float32
-    fringe: Float32
-    parting: Float32
-    curl: Float32
-    bald: Float32
-    moustache: Float32
-    beard: Float32
-    goatee: Float32
-    stubble: Float32
-    age: Float32
-    freckles: Float32
-    spots: Float32  # (N, 3 * SPOTS): x, y in [-1, 1], strength
-    glasses_habit: Float32
-    glasses_round: Float32
-    glasses_size: Float32
-    glasses_thickness: Float32
-    glasses_colour: Float32  # (N, 3)
-    lipstick_habit: Float32
-
-
-SPOTS = 14
-
-
 def _logistic(x: Float64) -> Float64:
     return np.asarray(1.0 / (1.0 + np.exp(-x)))
 
 
 def _ramp(x: Float64) -> Float64:
     return np.clip(x, 0.0, 1.0)
+
+
+class _Sums(NamedTuple):
+    """Numbers that are bounded weighted sums of others."""
+
+    names: list[str]
+    bounds: Float64  # (2, rows, 1)
+    means: list[float]
+    terms: list[list[tuple[float, str]]]
+
+    @classmethod
+    def read(cls, table: str) -> "_Sums":
+        """Read lines of name, lowest and highest value, mean, then weights and what each weighs; `#` begins a comment."""
+        rows = [line.partition("#")[0].split() for line in table.strip().splitlines()]
+        return cls(
+            [row[0] for row in rows],
+            np.array([row[1:3] for row in rows], dtype=np.float64).T[..., None],
+            [float(row[3]) for row in rows],
+            [[(float(weight), name) for weight, name in zip(row[4::2], row[5::2], strict=True)] for row in rows],
+        )
+
+    def of(self, **drawn: Float64) -> dict[str, Float64]:
+        """Return the sums by name; `drawn`: (N,) by the names of the table. Terms are added from left to right: the bits depend on it."""
+        values: list[Any] = list(self.means)
+        for row, terms in enumerate(self.terms):
+            for weight, name in terms:
+                values[row] = values[row] + weight * drawn[name]
+        return dict(zip(self.names, np.clip(values, *self.bounds), strict=True))
+
+
+def _numbered(letter: str, values: Float64) -> dict[str, Float64]:
+    return {f"{letter}{number}": row for number, row in enumerate(values)}
+
+
+# dark: melanin less 0.3
+_SHAPES = _Sums.read("""
+face_half_width    -inf   inf  37.0     2.3  z4   0.9  man
+chin_drop          -inf   inf  47.0     2.8  z8   1.3  man   0.8  z5   # outline centre to chin
+skull_rise         -inf   inf  62.0     2.5  z11  1.2  z5              # outline centre to the top of the skull
+squareness         1.72   3.0   2.12   0.24  z7   0.16 man             # superellipse exponent of the lower face
+jaw                -inf   inf   0.012 0.042  z6   0.03 man             # share by which the outline bulges at the jaw angle
+cheek              -inf   inf   0.01  0.025  z10                       # ... at the cheekbones
+chin_width         -inf   inf   0.0    0.03  z9  0.022 man             # ... at the chin's sides
+temple             -inf   inf  -0.02   0.02  z36
+eye_upper           2.1   5.6   3.8    0.50  z15  0.30 z12  -0.3  man
+eye_lower           1.2   3.4   2.2    0.30  z12 -0.15 z15
+eye_tilt           -inf   inf   0.05 -0.025  man 0.075 z14
+iris_radius        -inf   inf   3.55   0.18  z12
+lash               0.15   1.0   0.55  -0.30  man  0.1  z16
+brow_gap           -inf   inf   9.6    -0.8  man  1.25 z21
+brow_thickness     0.75   3.6   1.75   0.45  man  0.50 z19
+brow_slope         -inf   inf   0.04  -0.05  man  0.10 z20
+brow_arch           0.1   4.5   2.0    -0.8  man  0.9  z22
+brow_half_length   -inf   inf  10.6     0.8  man  0.95 z23
+brow_strength      0.45   0.97  0.78   0.10  z19  0.06 man
+nose_drop          -inf   inf  20.3     1.7  z24  0.4  man
+nose_depth         -inf   inf  13.0     1.8  z27  1.0  man
+nose_wing           4.6  10.5   7.0    0.95  z25  1.5  dark  0.4  man
+nose_bridge_width   3.8   8.2   5.6     0.8  z26  0.3  z25
+nose_bridge         2.0   9.0   5.2    -0.9  z26  0.8  man
+nose_ball          0.25   2.0   1.0    0.35  z28
+nostril             0.1   1.0   0.55   0.20  z28 -0.10 z27
+mouth_drop         -inf   inf  40.7     1.2  z33  0.6  z24
+mouth_half_width    9.0  17.5  13.4    1.35  z29  0.4  man
+lip_upper           0.9   5.6   2.7    0.75  z30 -0.55 man   1.2  dark  -0.6  old
+lip_lower           1.4   6.8   3.7    0.85  z31 -0.45 man   1.2  dark  -0.6  old
+mouth_curve        -inf   inf   0.0     0.9  z32
+cupid               0.0   0.8   0.32   0.18  z34
+ear_size            7.0  14.5  10.0     1.2  z35  0.8  man   1.2  old
+ear_out            -2.5   5.0   1.2     1.5  z36
+ear_y              -inf   inf   6.0     1.2  z36
+hair_length         0.0   1.0   0.37  -0.42  man  0.28 z39             # 0 cropped ... 1 to the shoulders
+hairline           0.62   0.97  0.735 0.035  z41  0.02 man   0.06 old  # share of the skull's rise where hair begins above the forehead
+""")
+
+_POSES = _Sums.read("""
+yaw               -0.62   0.62  0.0    0.27  z0
+pitch             -0.35   0.35  0.0    0.13  z1
+jitter_angle       -inf   inf   0.0   0.035  z2
+jitter_scale       -inf   inf   0.0    0.03  z3
+jitter_x           -inf   inf   0.0     1.3  z4
+jitter_y           -inf   inf   0.0     1.3  z9
+smile               0.0   1.0  -0.55    1.5  u3
+brow_raise         -inf   inf   0.0     1.1  z10
+gaze_x             -inf   inf   0.0     1.1  z11
+gaze_y             -inf   inf   0.0     0.5  z12
+shadow_angle       -inf   inf   0.0 6.28318  u18
+""")
+
+SPOTS = 14
 
 
 class _Person(NamedTuple):
@@ -161,59 +203,10 @@ class _Person(NamedTuple):
 def identity_traits(keys_N: U64) -> Traits:
     """Geometry, colours and styles of N identities from their latents (and, for moles, more of the same hash)."""
     z = identity_latents(keys_N).T
-    person = _Person(
-        z,
-        extra=_uniforms(keys_N, _EXTRAS, 3 * SPOTS + 4),
-        man=np.tanh(1.6 * z[0]),
-        old=_ramp(0.32 + 0.26 * z[1]),
-        melanin=_logistic(1.25 * z[2] - 0.75),
-    )
-    values = {"age": person.old} | _geometry(person) | _colours(person) | _styles(person)
-    return Traits(**{name: value.astype(np.float32) for name, value in values.items()})
-
-
-def _geometry(person: _Person) -> dict[str, Float64]:
-    z, _, man, old, melanin = person
-    return {
-        "face_half_width": 37.0 + 2.3 * z[4] + 0.9 * man,
-        "chin_drop": 47.0 + 2.8 * z[8] + 1.3 * man + 0.8 * z[5],
-        "skull_rise": 62.0 + 2.5 * z[11] + 1.2 * z[5],
-        "squareness": np.clip(2.12 + 0.24 * z[7] + 0.16 * man, 1.72, 3.0),
-        "jaw": 0.012 + 0.042 * z[6] + 0.03 * man,
-        "cheek": 0.01 + 0.025 * z[10],
-        "chin_width": 0.03 * z[9] + 0.022 * man,
-        "temple": -0.02 + 0.02 * z[36],
-        "eye_x": 17.6 * (1 + 0.055 * z[13]),
-        "eye_half_width": np.clip(7.9 * (1 + 0.10 * z[12] + 0.03 * z[13]) - 0.2 * man, 5.6, 10.4),
-        "eye_upper": np.clip(3.8 + 0.50 * z[15] + 0.30 * z[12] - 0.3 * man, 2.1, 5.6),
-        "eye_lower": np.clip(2.2 + 0.30 * z[12] - 0.15 * z[15], 1.2, 3.4),
-        "eye_tilt": 0.05 - 0.025 * man + 0.075 * z[14],
-        "eye_fold": _logistic(1.5 * z[16] + 0.6),
-        "iris_radius": 3.55 + 0.18 * z[12],
-        "lash": np.clip(0.55 - 0.30 * man + 0.1 * z[16], 0.15, 1.0),
-        "brow_gap": 9.6 - 0.8 * man + 1.25 * z[21],
-        "brow_thickness": np.clip(1.75 + 0.45 * man + 0.50 * z[19], 0.75, 3.6),
-        "brow_slope": 0.04 - 0.05 * man + 0.10 * z[20],
-        "brow_arch": np.clip(2.0 - 0.8 * man + 0.9 * z[22], 0.1, 4.5),
-        "brow_half_length": 10.6 + 0.8 * man + 0.95 * z[23],
-        "brow_strength": np.clip(0.78 + 0.10 * z[19] + 0.06 * man, 0.45, 0.97),
-        "nose_drop": 20.3 + 1.7 * z[24] + 0.4 * man,
-        "nose_depth": 13.0 + 1.8 * z[27] + 1.0 * man,
-        "nose_wing": np.clip(7.0 + 0.95 * z[25] + 1.5 * (melanin - 0.3) + 0.4 * man, 4.6, 10.5),
-        "nose_bridge_width": np.clip(5.6 + 0.8 * z[26] + 0.3 * z[25], 3.8, 8.2),
-        "nose_bridge": np.clip(5.2 - 0.9 * z[26] + 0.8 * man, 2.0, 9.0),
-        "nose_ball": np.clip(1.0 + 0.35 * z[28], 0.25, 2.0),
-        "nostril": np.clip(0.55 + 0.20 * z[28] - 0.10 * z[27], 0.1, 1.0),
-        "mouth_drop": 40.7 + 1.2 * z[33] + 0.6 * z[24],
-        "mouth_half_width": np.clip(13.4 + 1.35 * z[29] + 0.4 * man, 9.0, 17.5),
-        "lip_upper": np.clip(2.7 + 0.75 * z[30] - 0.55 * man + 1.2 * (melanin - 0.3) - 0.6 * old, 0.9, 5.6),
-        "lip_lower": np.clip(3.7 + 0.85 * z[31] - 0.45 * man + 1.2 * (melanin - 0.3) - 0.6 * old, 1.4, 6.8),
-        "mouth_curve": 0.9 * z[32],
-        "cupid": np.clip(0.32 + 0.18 * z[34], 0.0, 0.8),
-        "ear_size": np.clip(10.0 + 1.2 * z[35] + 0.8 * man + 1.2 * old, 7.0, 14.5),
-        "ear_out": np.clip(1.2 + 1.5 * z[36], -2.5, 5.0),
-        "ear_y": 6.0 + 1.2 * z[36],
-    }
+    man, old, melanin = np.tanh(1.6 * z[0]), _ramp(0.32 + 0.26 * z[1]), _logistic(1.25 * z[2] - 0.75)
+    person = _Person(z, _uniforms(keys_N, _EXTRAS, 3 * SPOTS + 4), man, old, melanin)
+    shapes = _SHAPES.of(**_numbered("z", z), man=man, old=old, dark=melanin - 0.3)
+    return each_field(Traits(age=old, **shapes, **_colours(person), **_styles(person)), _float32)
 
 
 def _colours(person: _Person) -> dict[str, Float64]:
@@ -254,7 +247,7 @@ def _colours(person: _Person) -> dict[str, Float64]:
         "iris_colour": iris,
         "hair": hair,
         "freckles": freckles,
-        "spots": spots.reshape(-1, 3 * SPOTS),
+        "spots": spots.reshape(-1, 3 * SPOTS),  # x, y in [-1, 1], strength
     }
 
 
@@ -267,9 +260,10 @@ def _styles(person: _Person) -> dict[str, Float64]:
         [[0.05, 0.05, 0.06], [0.25, 0.14, 0.08], [0.55, 0.50, 0.42], [0.10, 0.14, 0.35], [0.5, 0.08, 0.1]]
     )
     return {
-        "hair_length": _ramp(0.37 - 0.42 * man + 0.28 * z[39]),
+        "eye_x": 17.6 * (1 + 0.055 * z[13]),
+        "eye_half_width": np.clip(7.9 * (1 + 0.10 * z[12] + 0.03 * z[13]) - 0.2 * man, 5.6, 10.4),
+        "eye_fold": _logistic(1.5 * z[16] + 0.6),  # visibility of the lid's crease
         "hair_volume": np.clip(0.10 + 0.055 * z[40] + 0.13 * _ramp(0.5 * z[44]), 0.02, 0.36),
-        "hairline": np.clip(0.735 + 0.035 * z[41] + 0.02 * man + 0.06 * old, 0.62, 0.97),
         "recession": np.clip(0.03 + 0.045 * z[42] + 0.05 * man * (0.5 + old), -0.08, 0.26),
         "fringe": _ramp((z[43] - 0.25 * man - 0.55) * 1.3) * (1 - bald),
         "parting": np.tanh(2.0 * (extra[:, 1] * 2 - 1)),
@@ -288,50 +282,6 @@ def _styles(person: _Person) -> dict[str, Float64]:
     }
 
 
-@dataclass(frozen=True)
-class Conditions:
-    """What changes with every photograph: float32 arrays of N rows. Angles in radians, lengths in template pixels."""
-
-    yaw: Float32
-    pitch: Float32
-    jitter_angle: Float32
-    jitter_scale: Float32
-    jitter_x: Float32
-    jitter_y: Float32
-    smile: Float32
-    mouth_open: Float32
-    eye_open: Float32
-    brow_raise: Float32
-    gaze_x: Float32
-    gaze_y: Float32
-    light_x: Float32
-    light_y: Float32
-    ambient: Float32
-    diffuse: Float32
-    light_colour: Float32  # (N, 3)
-    shadow: Float32
-    shadow_angle: Float32
-    shadow_offset: Float32
-    background: Float32  # (N, 6): two colours
-    backdrop: Float32  # (N, 8): direction, stripes, two blobs
-    cloth: Float32  # (N, 3)
-    hair_change: Float32  # (N, 3): volume, fringe, length
-    strands: Float32  # (N, 2): where the strand noise starts
-    glasses: Float32
-    lipstick: Float32
-    lipstick_colour: Float32  # (N, 3)
-    occluder: Float32  # 0 none, 1 cloth, 2 hand, 3 sunglasses, 4 object, 5 hat
-    occluder_shape: Float32  # (N, 6) in [0, 1)
-    occluder_colour: Float32  # (N, 3)
-    blur: Float32
-    noise: Float32
-    noise_offset: Float32
-    brightness: Float32
-    contrast: Float32
-    saturation: Float32
-    quality: Float32
-
-
 def sample_conditions(keys_N: U64, traits: Traits) -> Conditions:
     """Nuisances of N photographs; habits of the identity (glasses, lipstick) set how often those are worn."""
     u = _uniforms(keys_N, _CONDITIONS, 60).T
@@ -346,63 +296,36 @@ def sample_conditions(keys_N: U64, traits: Traits) -> Conditions:
     colours = u[8:14].T.reshape(-1, 2, 3)
     level = 0.10 + 0.85 * u[14:16].T
     backgrounds = level[:, :, None] * (0.62 + 0.5 * (colours - 0.5) + 0.25)
-    wild = u[35]
-    kind = np.select(
-        [wild < 0.045, wild < 0.085, wild < 0.125, wild < 0.165, wild < 0.22], [1.0, 2.0, 3.0, 4.0, 5.0], 0.0
+    kind = (np.searchsorted([0.045, 0.085, 0.125, 0.165, 0.22], u[35], side="right") + 1) % 6
+    skinlike = np.array([0.78, 0.58, 0.46]) + 0.15 * u[36][:, None]
+    conditions = Conditions(
+        **_POSES.of(**_numbered("u", u), **_numbered("z", z)),
+        mouth_open=_ramp(2.2 * u[4] - 1.35) * (0.35 + 0.65 * u[5]),
+        eye_open=np.where(u[6] < 0.04, 0.08, 0.72 + 0.42 * u[7]),
+        light_x=np.sin(light_angle) * np.sin(light_turn),
+        light_y=-np.sin(light_angle) * np.cos(light_turn),
+        ambient=exposure * (0.80 - 0.42 * hard),
+        diffuse=exposure * (0.32 + 0.55 * hard),
+        light_colour=np.stack([1 + warmth, 1 + tint, 1 - warmth], axis=1),
+        shadow=np.where(u[16] < 0.16, 0.25 + 0.35 * u[17], 0.0),
+        shadow_offset=30.0 * (u[19] - 0.35),
+        background=backgrounds.reshape(-1, 6),  # two colours
+        backdrop=u[20:28].T,  # direction, stripes, two blobs
+        cloth=0.06 + 0.85 * u[28:31].T,
+        hair_change=z[13:16].T,  # volume, fringe, length
+        strands=u[31:33].T,  # where the strand noise starts
+        glasses=(u[33] < traits.glasses_habit).astype(np.float64),
+        lipstick=np.where(u[34] < traits.lipstick_habit, 0.35 + 0.5 * u[40], 0.0),
+        lipstick_colour=np.array([0.55, 0.10, 0.18]) + np.array([0.3, 0.25, 0.25]) * u[41:44].T,
+        occluder=kind,  # 0 none, 1 cloth, 2 hand, 3 sunglasses, 4 object, 5 hat
+        occluder_shape=u[44:50].T,
+        occluder_colour=np.where((kind == 2)[:, None], skinlike, 0.08 + 0.85 * u[37:40].T),
+        blur=np.where(u[50] < 0.45, 0.0, 2.0 * np.maximum(u[50] - 0.45, 0.0) ** 1.4),
+        noise=0.004 + 0.032 * u[51] ** 2.5,
+        noise_offset=u[52],
+        brightness=0.16 * (u[53] * 2 - 1),
+        contrast=0.55 * (u[54] * 2 - 1),
+        saturation=np.where(u[55] < 0.06, 0.0, 0.72 + 0.5 * u[56]),
+        quality=np.floor(38 + 58 * u[57]),
     )
-    skinlike = np.stack([0.78 + 0.15 * u[36], 0.58 + 0.15 * u[36], 0.46 + 0.15 * u[36]], axis=1)
-    occluder_colour = np.where((kind == 2.0)[:, None], skinlike, 0.08 + 0.85 * u[37:40].T)
-    values: dict[str, Float64] = {
-        "yaw": np.clip(0.27 * z[0], -0.62, 0.62),
-        "pitch": np.clip(0.13 * z[1], -0.35, 0.35),
-        "jitter_angle": 0.035 * z[2],
-        "jitter_scale": 0.03 * z[3],
-        "jitter_x": 1.3 * z[4],
-        "jitter_y": 1.3 * z[9],
-        "smile": _ramp(1.5 * u[3] - 0.55),
-        "mouth_open": _ramp(2.2 * u[4] - 1.35) * (0.35 + 0.65 * u[5]),
-        "eye_open": np.where(u[6] < 0.04, 0.08, 0.72 + 0.42 * u[7]),
-        "brow_raise": 1.1 * z[10],
-        "gaze_x": 1.1 * z[11],
-        "gaze_y": 0.5 * z[12],
-        "light_x": np.sin(light_angle) * np.sin(light_turn),
-        "light_y": -np.sin(light_angle) * np.cos(light_turn),
-        "ambient": exposure * (0.80 - 0.42 * hard),
-        "diffuse": exposure * (0.32 + 0.55 * hard),
-        "light_colour": np.stack([1 + warmth, 1 + tint, 1 - warmth], axis=1),
-        "shadow": np.where(u[16] < 0.16, 0.25 + 0.35 * u[17], 0.0),
-        "shadow_angle": 6.28318 * u[18],
-        "shadow_offset": 30.0 * (u[19] - 0.35),
-        "background": backgrounds.reshape(-1, 6),
-        "backdrop": u[20:28].T,
-        "cloth": 0.06 + 0.85 * u[28:31].T,
-        "hair_change": z[13:16].T,
-        "strands": u[31:33].T,
-        "glasses": (u[33] < traits.glasses_habit).astype(np.float64),
-        "lipstick": np.where(u[34] < traits.lipstick_habit, 0.35 + 0.5 * u[40], 0.0),
-        "lipstick_colour": np.stack([0.55 + 0.3 * u[41], 0.10 + 0.25 * u[42], 0.18 + 0.25 * u[43]], axis=1),
-        "occluder": kind,
-        "occluder_shape": u[44:50].T,
-        "occluder_colour": occluder_colour,
-        "blur": np.where(u[50] < 0.45, 0.0, 2.0 * np.maximum(u[50] - 0.45, 0.0) ** 1.4),
-        "noise": 0.004 + 0.032 * u[51] ** 2.5,
-        "noise_offset": u[52],
-        "brightness": 0.16 * (u[53] * 2 - 1),
-        "contrast": 0.55 * (u[54] * 2 - 1),
-        "saturation": np.where(u[55] < 0.06, 0.0, 0.72 + 0.5 * u[56]),
-        "quality": np.floor(38 + 58 * u[57]),
-    }
-    return Conditions(**{name: value.astype(np.float32) for name, value in values.items()})
-
-
-Table = TypeVar("Table", Traits, Conditions)
-
-
-def each_field(table: Table, function: Callable[[Any], Any]) -> Table:
-    """Return the table with `function` of each array."""
-    return type(table)(**{name: function(values) for name, values in vars(table).items()})
-
-
-def take_rows(table: Table, rows: slice | Int64) -> Table:
-    """Return the same table with some of its rows."""
-    return each_field(table, lambda values: values[rows])
+    return each_field(conditions, _float32)

@@ -5,7 +5,7 @@ evaluation uses, are averaged over ranks after each step: one reduction of a few
 the variances leaves out the spread of the ranks' means.) Not taken: DistributedDataParallel's own way, the buffers of rank 0 for all.
 
 `synchronize_batch_norm` (distributed.sync_batch_norm): statistics of the whole batch, so that R ranks train as one process does, for two
-reductions a layer and pass. On GPUs it is torch's SyncBatchNorm; torch has none for the CPU, so there it is ours.
+reductions per layer and pass. On GPUs it is torch's SyncBatchNorm; torch has none for the CPU, so there it is ours.
 """
 
 from collections.abc import Iterable

@@ -1,7 +1,7 @@
 """Query encoder and key encoder: the trained backbone beside its exponential moving average.
 
 theta_k <- m theta_k + (1 - m) theta_q, m = 0.999 (AttFC, arXiv 2503.06839; MoCo, arXiv 1911.05722). Cost: one more copy of the backbone
-in memory (no gradient, no optimizer state) and one foreach pass over it a step. Not taken: `torch.optim.swa_utils.AveragedModel`, which knows
+in memory (no gradient, no optimizer state) and one foreach pass over it per step. Not taken: `torch.optim.swa_utils.AveragedModel`, which knows
 no schedule and averages either every buffer or none.
 
 `schedule="ramp"`: m = min(momentum, (1 + t) / (10 + t)) at step t: the average remembers a ninth of the steps taken, up to 1 / (1 - momentum)
@@ -44,7 +44,7 @@ class MomentumPair(nn.Module):
     Args:
         backbone: (N, 3, S, S) float -> (N, D) float. Keep its parameters in float32 (mixed precision by autocast): in bfloat16 a step of
             0.001 of the way rounds to nothing.
-        momentum: in [0, 1], a step; 0: the key encoder's parameters are those of the current backbone.
+        momentum: in [0, 1], per step; 0: the key encoder's parameters are those of the current backbone.
         schedule: "constant" | "ramp", see the file's head.
         batch_norm: "batch" | "averaged", see the file's head.
 

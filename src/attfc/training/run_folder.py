@@ -100,11 +100,9 @@ def fresh_folder(output: Path, name: str) -> Path:
         output.mkdir(parents=True, exist_ok=True)
         for number in range(1, 100_000):
             folder = output / f"{safe}-{number:03d}"
-            try:
+            with contextlib.suppress(FileExistsError):
                 folder.mkdir()
-            except FileExistsError:
-                continue
-            return folder
+                return folder
     except OSError as error:
         raise UserError(f"cannot make the run's folder in output={output}: {error.strerror or error}") from None
     raise UserError(f"output={output} holds 100,000 runs named {safe}: choose another name=")

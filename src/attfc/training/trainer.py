@@ -67,7 +67,7 @@ class Trainer:
         total_steps: optimizer steps of the whole run.
         run_folder: where metrics, checkpoints and models go.
         model_config: what `config.json` of the exported backbone says.
-        accumulation: batches an optimizer step; their mean loss is descended.
+        accumulation: batches per optimizer step; their mean loss is descended.
         evaluation: how and when the query encoder is judged; None: it is not.
         checkpoint_every: steps between checkpoints; 0: at the end alone. keep_checkpoints: how many stay.
         log: the record of the steps and the progress line.

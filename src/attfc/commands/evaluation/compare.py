@@ -3,11 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.table import Table
-from rich.text import Text
 from typer import Argument
 
-from attfc.commands.common import JsonOption, err, out, print_table, progress_bar, write_json
+from attfc.commands.common import JsonOption, Table, err, out, print_table, progress_bar, write_json
 from attfc.commands.evaluation.evaluate import evaluate_model
 from attfc.commands.evaluation.options import EvaluationOptions, takes_options
 from attfc.errors import UserError
@@ -124,23 +122,21 @@ def _plain(difference: "Difference") -> dict[str, Any]:
 def _print_differences(
     results: "list[EvaluationResult]", differences: "list[Difference]", confidence: float, resamples: int
 ) -> None:
-    table = Table("figure", "A", "B", "A - B", "", box=None)
-    for column in table.columns:
-        column.no_wrap = True
-        column.justify = "right" if column is not table.columns[0] else "left"
+    rows = []
     for found in differences:
-        name = " ".join(found.path).replace("_", " ")
         signed = found.difference.text(4)
-        table.add_row(
-            Text(name),
-            Text(found.one.text(4)),
-            Text(found.other.text(4)),
-            Text(signed if signed.startswith("-") else f"+{signed}"),
-            "*" if found.clear else "",
+        rows.append(
+            (
+                " ".join(found.path).replace("_", " "),
+                found.one.text(4),
+                found.other.text(4),
+                signed if signed.startswith("-") else f"+{signed}",
+                "*" if found.clear else "",
+            )
         )
     out.print(f"A: {results[0].model}")
     out.print(f"B: {results[1].model}")
-    print_table(table)
+    print_table(Table(("figure", "A", "B", "A - B", ""), rows))
     out.print(
         f"[a, b]: {100 * confidence:g} % interval, {resamples:,} bootstrap resamples of identities, the same for both; "
         "* the interval of the difference leaves out 0",

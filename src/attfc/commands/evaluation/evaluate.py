@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from rich.table import Table
-from rich.text import Text
 from typer import Argument, Option
 
 from attfc.commands.common import (
     JsonOption,
     NaturalOption,
+    Table,
     out,
     print_figures,
     print_table,
@@ -107,11 +106,8 @@ def _show(outcome: "Outcome", intervals: "Mapping[FigurePath, Interval]") -> Non
         elif isinstance(part, Listing):
             print_figures(part.figures, intervals, part.heading)
         else:
-            table = Table(*part.header, box=None)
-            for column in table.columns:
-                column.no_wrap = True
-                column.justify = "right" if column is not table.columns[0] else "left"
+            rows = []
             for row in part.rows:
-                cells = (cell if isinstance(cell, str) else cell.text(outcome.figures, intervals) for cell in row)
-                table.add_row(*map(Text, cells))
-            print_table(table)
+                cells = [cell if isinstance(cell, str) else cell.text(outcome.figures, intervals) for cell in row]
+                rows.append(cells + [""] * (len(part.header) - len(cells)))
+            print_table(Table(part.header, rows))

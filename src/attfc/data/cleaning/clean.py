@@ -4,20 +4,19 @@ Broken images and copies (`duplicates`), wrong labels (`label_cleaning`, with em
 (`evaluation_people`, and by their faces here), identities that have become too small. Later steps see only what earlier ones left.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from attfc.data.cleaning.duplicates import AcrossIdentities, Contents, Duplicates, find_duplicates, read_contents
+from attfc.data.cleaning.duplicates import AcrossIdentities, Contents, find_duplicates, read_contents
 from attfc.data.cleaning.evaluation_people import leave_out_copied_people, leave_out_named_people, note_people
 from attfc.data.cleaning.findings import CleaningReport, Findings, small_identities
 from attfc.data.cleaning.identity_centers import identity_centers
 from attfc.data.cleaning.label_cleaning import Mislabelled, mislabelled, overlap_by_embedding
 from attfc.data.stores.store import Store
 from attfc.errors import UserError
-from attfc.typing import Int64, Progress
+from attfc.typing import Array, Bools, Progress
 
 __all__ = ["clean"]
 
@@ -30,8 +29,8 @@ def clean(
     fewest: int = 1,
     against: Store | None = None,
     names: bool = True,
-    embeddings: npt.NDArray[Any] | None = None,
-    against_embeddings: npt.NDArray[Any] | None = None,
+    embeddings: Array | None = None,
+    against_embeddings: Array | None = None,
     threshold: float | None = 0.3,
     margin: float | None = None,
     policy: Literal["drop", "move"] = "drop",
@@ -60,8 +59,7 @@ def clean(
         against_embeddings: (M, D) of `against`, of the same model: looks for its people by their centers.
         threshold, margin, policy, move_threshold: of `mislabelled`; threshold None: do not look for wrong labels.
         overlap_threshold: of `overlap_by_embedding`.
-        workers: processes that read images.
-        device: where nearest centers are computed.
+        workers, device: processes that read images, and where nearest centers are computed.
         progress: called as (done, total) in images, all passes together.
         examples, most_comments: of `Findings.report`.
 
@@ -76,7 +74,9 @@ def clean(
     findings = Findings(store)
     contents = read_contents(store, decode=broken, workers=workers, progress=steps.next(len(store))) if reads else None
     if contents is not None:
-        _leave_out_broken_and_copies(findings, contents, duplicates)
+        findings.leave_out("broken", np.flatnonzero(~contents.sound), contents.reasons.__getitem__)
+        if duplicates is not None:
+            _leave_out_copies(findings, contents, duplicates)
     if embeddings is not None and threshold is not None:
         wrong = mislabelled(
             embeddings,
@@ -106,8 +106,8 @@ def clean(
 def _check_arguments(
     store: Store,
     against: Store | None,
-    embeddings: npt.NDArray[Any] | None,
-    against_embeddings: npt.NDArray[Any] | None,
+    embeddings: Array | None,
+    against_embeddings: Array | None,
     fewest: int,
 ) -> None:
     if fewest < 1:
@@ -121,17 +121,17 @@ def _check_arguments(
             )
 
 
-def _leave_out_broken_and_copies(findings: Findings, contents: Contents, duplicates: AcrossIdentities | None) -> None:
-    findings.leave_out("broken", np.flatnonzero(~contents.sound), lambda i: contents.reasons[i])
-    if duplicates is not None:
-        found = find_duplicates(findings.store, across=duplicates, contents=contents, labels=findings.labels)
-        _leave_out_duplicates(findings, found, duplicates)
+def _leave_out_copies(findings: Findings, contents: Contents, policy: AcrossIdentities) -> None:
+    found = find_duplicates(findings.store, across=policy, contents=contents, labels=findings.labels)
 
+    def leave_out(reason: str, chosen: Bools) -> None:
+        copy_of = found.copy_of[chosen]
+        findings.leave_out(
+            reason, found.positions[chosen], lambda i: f"same bytes as {findings.store.where(int(copy_of[i]))}"
+        )
 
-def _leave_out_duplicates(findings: Findings, found: Duplicates, policy: AcrossIdentities) -> None:
-    store = findings.store
-    for reason, chosen in (("duplicate_within", ~found.across), ("duplicate_across", found.across)):
-        _leave_out_copies(findings, reason, found.positions[chosen], found.copy_of[chosen])
+    leave_out("duplicate_within", ~found.across)
+    leave_out("duplicate_across", found.across)
     if policy == "report" and found.images_across:
         findings.note(
             f"{found.images_across:,} images under several identities ({found.groups_across:,} different ones) are left as they are"
@@ -139,36 +139,24 @@ def _leave_out_duplicates(findings: Findings, found: Duplicates, policy: AcrossI
     for one, two, groups in found.shared[:10]:
         if groups > 1:
             findings.note(
-                f"{store.identity_name(one)!r} and {store.identity_name(two)!r} share {groups:,} images: one person under two names?"
+                f"{findings.name(one)} and {findings.name(two)} share {groups:,} images: one person under two names?"
             )
 
 
-def _leave_out_copies(findings: Findings, reason: str, positions: Int64, copy_of: Int64) -> None:
-    findings.leave_out(reason, positions, lambda i: f"same bytes as {findings.store.where(int(copy_of[i]))}")
-
-
 def _change_mislabelled(findings: Findings, wrong: Mislabelled, threshold: float) -> None:
-    store = findings.store
     stays, goes = np.flatnonzero(wrong.moved_to < 0), np.flatnonzero(wrong.moved_to >= 0)
 
-    def far(i: int) -> str:
-        row = stays[i]
-        own = f"cosine {wrong.cosines[row]:.2f} to the center of {store.identity_name(int(wrong.labels[row]))!r}"
-        if wrong.nearest[row] < 0:
-            return own
-        return f"{own}, {wrong.nearest_cosines[row]:.2f} to {store.identity_name(int(wrong.nearest[row]))!r}"
+    def why(row: int) -> str:
+        own = f"cosine {wrong.cosines[row]:.2f} to the center of {findings.name(wrong.labels[row])}"
+        other = f"{wrong.nearest_cosines[row]:.2f}"
+        if wrong.moved_to[row] >= 0:
+            return f"{own}, moved to {findings.name(wrong.moved_to[row])} ({other})"
+        return own if wrong.nearest[row] < 0 else f"{own}, {other} to {findings.name(wrong.nearest[row])}"
 
-    def closer(i: int) -> str:
-        row = goes[i]
-        return (
-            f"cosine {wrong.cosines[row]:.2f} to the center of {store.identity_name(int(wrong.labels[row]))!r}, moved to "
-            f"{store.identity_name(int(wrong.moved_to[row]))!r} ({wrong.nearest_cosines[row]:.2f})"
-        )
-
-    findings.leave_out("mislabelled", wrong.positions[stays], far)
-    findings.move("moved", wrong.positions[goes], wrong.moved_to[goes], closer)
+    findings.leave_out("mislabelled", wrong.positions[stays], lambda i: why(stays[i]))
+    findings.move("moved", wrong.positions[goes], wrong.moved_to[goes], lambda i: why(goes[i]))
     if len(wrong.unclear):
-        some = ", ".join(store.identity_name(label) for label in wrong.unclear[:5].tolist())
+        some = ", ".join(map(findings.store.identity_name, wrong.unclear[:5].tolist()))
         findings.note(
             f"{len(wrong.unclear):,} identities are left as they are although no majority of their images reaches a cosine of "
             f"{threshold:g} to the rest, so that nobody can tell which are wrong: {some}{' ...' if len(wrong.unclear) > 5 else ''}"
@@ -183,9 +171,9 @@ def _change_mislabelled(findings: Findings, wrong: Mislabelled, threshold: float
 
 def _leave_out_faces(
     findings: Findings,
-    embeddings: npt.NDArray[Any],
+    embeddings: Array,
     against: Store,
-    against_embeddings: npt.NDArray[Any],
+    against_embeddings: Array,
     overlap_threshold: float,
     threshold: float | None,
     device: torch.device | str,
@@ -203,22 +191,19 @@ def _leave_out_faces(
         "evaluation_face",
         overlap.train,
         lambda i: (
-            f"cosine {overlap.cosines[i]:.2f} between the centers of {findings.store.identity_name(int(overlap.train[i]))!r} and "
+            f"cosine {overlap.cosines[i]:.2f} between the centers of {findings.name(overlap.train[i])} and "
             f"{against.identity_name(int(overlap.evaluation[i]))!r} of {against.name}"
         ),
     )
 
 
 def _leave_out_small(findings: Findings, fewest: int) -> None:
-    store = findings.store
     small = small_identities(findings.labels, fewest)
-    counts = np.bincount(findings.labels[findings.labels >= 0], minlength=len(store.identities))
+    counts = np.bincount(findings.labels[findings.labels >= 0])
     findings.leave_out_identities(
         "small_identity",
         small,
-        lambda i: (
-            f"{store.identity_name(int(small[i]))!r} has {int(counts[small[i]])} images left, fewer than {fewest}"
-        ),
+        lambda i: f"{findings.name(small[i])} has {counts[small[i]]} images left, fewer than {fewest}",
     )
 
 

@@ -17,7 +17,7 @@ from attfc.data.content_hash import content_hash, equal_groups, examine_chunks
 from attfc.data.images import BrokenImageError, ImageFacts, image_facts, reason_of
 from attfc.data.stores.store import Store
 from attfc.errors import UserError, nearest
-from attfc.typing import Bools, Int64, Progress
+from attfc.typing import Bools, Int64, Progress, UInt64
 
 __all__ = ["AcrossIdentities", "Contents", "Duplicates", "Examined", "find_duplicates", "read_contents"]
 
@@ -38,7 +38,7 @@ class Contents:
         reasons: one line for each position that is not sound, in order.
     """
 
-    hashes: npt.NDArray[np.uint64]
+    hashes: UInt64
     sound: Bools
     reasons: list[str]
 
@@ -69,7 +69,7 @@ class Duplicates:
 class Examined:
     """What reading some neighbours tells: their hashes, what was decoded, (row, reason) of each that is broken."""
 
-    hashes: npt.NDArray[np.uint64]
+    hashes: UInt64
     facts: Counter[ImageFacts] = field(default_factory=Counter)
     broken: list[tuple[int, str]] = field(default_factory=list)
 
@@ -154,22 +154,17 @@ def find_duplicates(
     # Members of all groups one after the other, with the number of their group.
     firsts = np.cumsum(lengths) - lengths
     group = np.repeat(np.arange(len(lengths)), lengths)
-    member = order[starts[group] + np.arange(len(group)) - firsts[group]] if len(group) else group
+    member = order[(starts - firsts)[group] + np.arange(len(group))]
     label, first = label_of[member], member[firsts]
     differs = label != label_of[first][group]
-    mixed = np.add.reduceat(differs, firsts, dtype=np.int64) > 0 if len(firsts) else np.zeros(0, np.bool_)
-    # Of each group the first member that has another label than the first one.
-    other = first.copy()
     foreign = np.flatnonzero(differs)
-    groups_of_foreign, place = np.unique(group[foreign], return_index=True)
-    other[groups_of_foreign] = member[foreign[place]]
-    is_first = np.zeros(len(member), np.bool_)
-    is_first[firsts] = True
-    by_label = np.lexsort((label, group))  # stable: positions keep rising within a label
-    new = np.ones(len(member), np.bool_)
-    new[1:] = (group[by_label][1:] != group[by_label][:-1]) | (label[by_label][1:] != label[by_label][:-1])
-    first_of_label = np.empty(len(member), np.int64)
-    first_of_label[by_label] = member[by_label[np.maximum.accumulate(np.where(new, np.arange(len(new)), 0))]]
+    # Of each group the first member that has another label than the first one.
+    mixed_groups, place = np.unique(group[foreign], return_index=True)
+    other, mixed = first.copy(), np.zeros(len(first), np.bool_)
+    other[mixed_groups], mixed[mixed_groups] = member[foreign[place]], True
+    is_first = member == first[group]
+    _, row, place = np.unique(group * (1 + label.max(initial=0)) + label, return_index=True, return_inverse=True)
+    first_of_label = member[row][place]
     if across == "drop_all":
         out, by_identity = mixed[group] | ~is_first, mixed[group]
     elif across == "keep_first":

@@ -88,7 +88,6 @@ def leave_out_copied_people(findings: Findings, contents: Contents, against: Sto
     place = np.minimum(np.searchsorted(ordered, contents.hashes), len(ordered) - 1)
     copies = np.flatnonzero(contents.sound & (ordered[place] == contents.hashes))
     copy_of = their_places[place[copies]]
-    store = findings.store
     labels = np.where(findings.labels[copies] >= 0, findings.labels[copies], findings.before[copies])
     people, first = np.unique(labels, return_index=True)
 
@@ -97,7 +96,7 @@ def leave_out_copied_people(findings: Findings, contents: Contents, against: Sto
 
     def of_person(i: int) -> str:
         copy = int(first[i])
-        return f"{store.identity_name(int(people[i]))!r} has {store.where(int(copies[copy]))}, {same(copy)}"
+        return f"{findings.name(people[i])} has {findings.store.where(int(copies[copy]))}, {same(copy)}"
 
     findings.leave_out("evaluation_copy", copies, same)
     findings.leave_out_identities("evaluation_copy", people, of_person)
@@ -119,10 +118,7 @@ def note_people(findings: Findings, labels_before: Int64, against: Store) -> Non
     people, images = np.unique(gone, return_counts=True)
     if not len(people):
         return
-    shown = [
-        f"{findings.store.identity_name(label)!r} ({count:,})"
-        for label, count in zip(people[:_LISTED].tolist(), images[:_LISTED].tolist(), strict=True)
-    ]
+    shown = [f"{findings.name(label)} ({count:,})" for label, count in zip(people[:_LISTED], images, strict=False)]
     more = f" and {len(people) - _LISTED:,} more" if len(people) > _LISTED else ""
     findings.note(
         f"{len(people):,} people are in {against.name} too and are left out with all their images, {len(gone):,} in all: "

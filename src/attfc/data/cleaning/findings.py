@@ -14,7 +14,7 @@ from attfc.data.stores.edits import LEFT_OUT, Edits
 from attfc.data.stores.store import Store
 from attfc.typing import Int64
 
-__all__ = ["REASONS", "CleaningReport", "Findings", "small_identities"]
+__all__ = ["REASONS", "CleaningReport", "Findings", "first_of", "small_identities"]
 
 REASONS = {
     "broken": "broken images",
@@ -66,15 +66,9 @@ class CleaningReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON, without the edits themselves."""
-        return {
-            "name": self.name,
-            "images": list(self.images),
-            "identities": list(self.identities),
-            "changes": len(self.edits),
-            "counts": dict(self.counts),
-            "examples": {reason: list(texts) for reason, texts in self.examples.items()},
-            "notes": list(self.notes),
-        }
+        facts = {**vars(self), "changes": len(self.edits)}
+        del facts["edits"]
+        return facts
 
     def to_text(self, lines_each: int = 5) -> str:
         """Return the report for a terminal, at most `lines_each` examples of each reason."""
@@ -83,17 +77,19 @@ class CleaningReport:
             f"after the edits {self.images[1]:,} of {self.identities[1]:,}"
         ]
         for reason, count in self.counts.items():
-            if not count:
-                continue
-            lines.append(f"{REASONS[reason]}: {count:,}")
-            shown = self.examples.get(reason, [])[:lines_each]
-            lines.extend(f"  {example}" for example in shown)
-            if count > len(shown):
-                lines.append(f"  ... and {count - len(shown):,} more")
+            if count:
+                lines.append(f"{REASONS[reason]}: {count:,}")
+                lines += first_of(self.examples.get(reason, []), count, lines_each)
         if not any(self.counts.values()):
             lines.append("nothing to change")
         lines.extend(self.notes)
         return "\n".join(lines)
+
+
+def first_of(cases: list[str], total: int, limit: int) -> list[str]:
+    """Return indented lines for at most `limit` of the cases known, and one that says how many more of the total there are."""
+    shown = cases[:limit]
+    return [f"  {case}" for case in shown] + [f"  ... and {total - len(shown):,} more"] * (total > len(shown))
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,9 +112,13 @@ class Findings:
         self._steps: list[_Step] = []
         self._notes: list[str] = []
 
+    def name(self, label: int) -> str:
+        """Return an identity's name in quotation marks."""
+        return repr(self.store.identity_name(int(label)))
+
     def leave_out(self, reason: str, positions: Int64, detail: Callable[[int], str]) -> None:
         """Leave images out; `detail(i)` says why, of the i-th of `positions` (called for the comments, at the end)."""
-        self._change(reason, positions, np.full(len(positions), LEFT_OUT, np.int64), detail)
+        self.move(reason, positions, np.full(len(positions), LEFT_OUT, np.int64), detail)
 
     def leave_out_identities(self, reason: str, labels: Int64, detail: Callable[[int], str]) -> None:
         """Leave out whatever is left of identities (rising labels); `detail(i)` of the i-th label."""
@@ -130,17 +130,14 @@ class Findings:
 
     def move(self, reason: str, positions: Int64, labels: Int64, detail: Callable[[int], str]) -> None:
         """Give images other labels."""
-        self._change(reason, positions, labels, detail)
-
-    def note(self, text: str) -> None:
-        """Add a line to the report about something that is left as it is."""
-        self._notes.append(text)
-
-    def _change(self, reason: str, positions: Int64, labels: Int64, detail: Callable[[int], str]) -> None:
         assert reason in REASONS
         left = np.flatnonzero(self.labels[positions] >= 0)
         self.labels[positions[left]] = labels[left]
         self._steps.append(_Step(reason, positions[left], lambda i: detail(int(left[i]))))
+
+    def note(self, text: str) -> None:
+        """Add a line to the report about something that is left as it is."""
+        self._notes.append(text)
 
     def report(self, *, examples: int = 20, most_comments: int = 2_000_000) -> CleaningReport:
         """Make the edit list and the report.
@@ -155,28 +152,29 @@ class Findings:
             last[step.positions] = number
         counts = dict.fromkeys(REASONS, 0)
         shown: dict[str, list[str]] = {}
+        comments, commented = [""] * len(changed), len(changed) <= most_comments
+        if not commented:
+            self.note(f"the edit list has {len(changed):,} lines and therefore no comments (at most {most_comments:,})")
         for number, step in enumerate(self._steps, start=1):
             final = np.flatnonzero(last[step.positions] == number)
             counts[step.reason] += len(final)
             listed = shown.setdefault(step.reason, [])
-            listed.extend(self._comment(step, i) for i in final[: examples - len(listed)].tolist())
-        comments: list[str] | None = None
-        if len(changed) <= most_comments:
-            comments = [""] * len(changed)
-            for step in self._steps:
-                for i, row in enumerate(np.searchsorted(changed, step.positions).tolist()):
-                    comments[row] = (
-                        f"{comments[row]}; {_line(step.detail(i))}" if comments[row] else self._comment(step, i)
-                    )
-        else:
-            self.note(f"the edit list has {len(changed):,} lines and therefore no comments (at most {most_comments:,})")
+            listed += [self._comment(step, i) for i in final[: examples - len(listed)].tolist()]
+            for i, row in enumerate(np.searchsorted(changed, step.positions).tolist() if commented else ()):
+                comments[row] = f"{comments[row]}; {_line(step.detail(i))}" if comments[row] else self._comment(step, i)
         return CleaningReport(
-            name=self.store.name,
-            edits=Edits(len(self.before), len(self.store.identities), changed, self.labels[changed], comments),
-            counts=counts,
+            self.store.name,
+            Edits(
+                len(self.before),
+                len(self.store.identities),
+                changed,
+                self.labels[changed],
+                comments if commented else None,
+            ),
+            counts,
             examples={reason: texts for reason, texts in shown.items() if texts},
             images=(len(self.before), int((self.labels >= 0).sum())),
-            identities=(len(self.store.identities), _distinct(self.labels)),
+            identities=(len(self.store.identities), len(np.unique(self.labels[self.labels >= 0]))),
             notes=tuple(self._notes),
         )
 
@@ -186,7 +184,3 @@ class Findings:
 
 def _line(text: str) -> str:
     return " ".join(text.split())
-
-
-def _distinct(labels: Int64) -> int:
-    return len(np.unique(labels[labels >= 0]))

@@ -17,13 +17,12 @@ threshold is therefore stricter for small identities; how far a wrong image reac
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from attfc.errors import UserError
-from attfc.typing import Bools, Float32, Int64, Progress
+from attfc.typing import Array, Bools, Float32, Int64, Progress
 
 __all__ = ["CenterBlock", "center_blocks", "identity_centers"]
 
@@ -56,7 +55,7 @@ class CenterBlock:
 
 
 def center_blocks(
-    embeddings: npt.NDArray[Any],
+    embeddings: Array,
     labels: npt.ArrayLike,
     threshold: float,
     *,
@@ -104,7 +103,7 @@ def center_blocks(
 
 
 def identity_centers(
-    embeddings: npt.NDArray[Any],
+    embeddings: Array,
     labels: npt.ArrayLike,
     identities: int,
     threshold: float,
@@ -112,7 +111,7 @@ def identity_centers(
     dtype: npt.DTypeLike = np.float32,
     block_rows: int = BLOCK_ROWS,
     progress: Progress | None = None,
-) -> npt.NDArray[Any]:
+) -> Array:
     """Return the center of every identity: (identities, D), unit length, zeros for one without a usable image.
 
     Args:
@@ -134,7 +133,7 @@ def identity_centers(
 class _Block:
     """The arithmetic on one block; `offsets` has no empty identity."""
 
-    def __init__(self, embeddings: npt.NDArray[Any], rows: Int64, offsets: Int64, chunk: int) -> None:
+    def __init__(self, embeddings: Array, rows: Int64, offsets: Int64, chunk: int) -> None:
         self.embeddings, self.rows, self.offsets, self.chunk = embeddings, rows, offsets, chunk
         self.counts = np.diff(offsets)
         self.identity = np.repeat(np.arange(len(self.counts)), self.counts)
@@ -205,7 +204,7 @@ class _Block:
         return cosines, sums_ID
 
 
-def _unit_rows(embeddings: npt.NDArray[Any], rows: Int64) -> Float32:
+def _unit_rows(embeddings: Array, rows: Int64) -> Float32:
     """Return rows as float32 of length 1, or 0 where they have none."""
     contiguous = len(rows) > 0 and int(rows[-1]) - int(rows[0]) == len(rows) - 1 and bool((np.diff(rows) == 1).all())
     taken = embeddings[int(rows[0]) : int(rows[-1]) + 1] if contiguous else embeddings[rows]

@@ -7,7 +7,7 @@ device, overlap O(train identities x evaluation identities x D): never a matrix 
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ import torch
 
 from attfc.data.cleaning.identity_centers import BLOCK_ROWS, center_blocks
 from attfc.errors import UserError
-from attfc.typing import Float32, Int64, Progress
+from attfc.typing import Array, Float32, Int64, Progress
 
 __all__ = ["Mislabelled", "Overlap", "mislabelled", "overlap_by_embedding"]
 
@@ -66,7 +66,7 @@ class Overlap:
 
 
 def mislabelled(
-    embeddings: npt.NDArray[Any],
+    embeddings: Array,
     labels: npt.ArrayLike,
     threshold: float = 0.3,
     *,
@@ -102,31 +102,26 @@ def mislabelled(
         raise UserError(f"policy={policy!r}: 'drop' or 'move'")
     label_of = np.asarray(labels, np.int64)
     elsewhere = policy == "move" or margin is not None
-    rows: list[Int64] = []
-    cosines: list[Float32] = []
-    unclear: list[Int64] = []
+    far_N = np.full(len(label_of), np.nan, np.float32)  # cosines of the doubtful ones
+    unclear = [np.zeros(0, np.int64)]
     targets: list[Int64] = []
-    centers: list[npt.NDArray[np.float16]] = []
+    centers: list[Array] = []
     counted = np.zeros(_BINS, np.int64)
     for block in center_blocks(embeddings, label_of, threshold, block_rows=block_rows, progress=progress):
         measured = ~np.isnan(block.cosines)
         counted += np.bincount(_bin(block.cosines[measured]), minlength=_BINS)
-        of_clear = np.repeat(block.clear, np.diff(block.offsets))
-        far = measured & of_clear & (block.cosines < threshold)
-        rows.append(block.rows[far])
-        cosines.append(block.cosines[far])
+        far = np.repeat(block.clear, np.diff(block.offsets)) & (block.cosines < threshold)  # NaN is not
+        far_N[block.rows[far]] = block.cosines[far]
         comparable = np.add.reduceat(measured.astype(np.int64), block.offsets[:-1]) > 0
         unclear.append(block.labels[comparable & ~block.clear])
         if elsewhere:
             targets.append(block.labels[block.clear])
             centers.append(block.centers[block.clear].astype(np.float16))
-    found, cosine = _joined(rows, np.int64), _joined(cosines, np.float32)
-    order = np.argsort(found)
-    found, cosine = found[order], cosine[order]
-    own = label_of[found]
+    found = np.flatnonzero(~np.isnan(far_N))
+    own, cosine = label_of[found], far_N[found]
     nearest, nearest_cosine = np.full(len(found), -1, np.int64), np.full(len(found), np.nan, np.float32)
-    moved_to = np.full(len(found), -1, np.int64)
-    if elsewhere and centers and len(found):
+    moved_to = nearest
+    if centers and len(found):
         nearest, nearest_cosine = _nearest_other(
             embeddings, found, own, np.concatenate(centers), np.concatenate(targets), torch.device(device)
         )
@@ -135,21 +130,21 @@ def mislabelled(
         moved_to = np.where(closer & (nearest_cosine >= move_threshold), nearest, -1)
     kept = np.ones(len(found), np.bool_) if margin is None else nearest_cosine >= cosine + margin
     return Mislabelled(
-        positions=found[kept],
-        labels=own[kept],
-        moved_to=moved_to[kept],
-        cosines=cosine[kept],
-        nearest=nearest[kept],
-        nearest_cosines=nearest_cosine[kept],
-        unclear=_joined(unclear, np.int64),
+        found[kept],
+        own[kept],
+        moved_to[kept],
+        cosine[kept],
+        nearest[kept],
+        nearest_cosine[kept],
+        unclear=np.concatenate(unclear),
         compared=int(counted.sum()),
         quantiles=_quantiles(counted),
     )
 
 
 def overlap_by_embedding(
-    train_centers: npt.NDArray[Any],
-    evaluation_centers: npt.NDArray[Any],
+    train_centers: Array,
+    evaluation_centers: Array,
     threshold: float = 0.7,
     *,
     device: torch.device | str = "cpu",
@@ -172,14 +167,9 @@ def overlap_by_embedding(
     shapes = train_centers.shape, evaluation_centers.shape
     if any(len(shape) != 2 for shape in shapes) or shapes[0][1] != shapes[1][1]:
         raise UserError(f"centers of shape {shapes[0]} and {shapes[1]}: both must come from one model")
-    on = torch.device(device)
-    best, closest = np.full(len(train_centers), -1, np.int64), np.full(len(train_centers), -2, np.float32)
-    for start in range(0, len(train_centers), _QUERIES):
-        part = slice(start, start + _QUERIES)
-        queries_BD = _unit_tensor(train_centers[part], on)
-        best[part], closest[part] = _best_center(queries_BD, evaluation_centers)
-        if progress is not None:
-            progress(min(start + _QUERIES, len(train_centers)), len(train_centers))
+    best, closest = _closest(
+        train_centers, np.arange(len(train_centers)), evaluation_centers, torch.device(device), progress=progress
+    )
     train = np.flatnonzero((closest >= threshold) & (best >= 0))
     return Overlap(train, best[train], closest[train])
 
@@ -200,16 +190,12 @@ def _quantiles(counted: Int64) -> dict[float, float]:
     return {share: round(int(np.searchsorted(below, share * total)) / 1000 - 1, 3) for share in _SHARES}
 
 
-def _joined(parts: list[Any], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    return np.concatenate([np.zeros(0, dtype), *parts])
-
-
 def _check_cosine(name: str, value: float) -> None:
     if not -1 <= value <= 1:
         raise UserError(f"{name}={value}: a cosine from -1 to 1 is needed")
 
 
-def _unit_tensor(rows: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
+def _unit_tensor(rows: Array, device: torch.device) -> torch.Tensor:
     tensor_BD = torch.from_numpy(np.array(rows, np.float32)).to(device)
     lengths_B1 = torch.linalg.vector_norm(tensor_BD, dim=1, keepdim=True)
     unit_BD: torch.Tensor = tensor_BD / lengths_B1.clamp_min(torch.finfo(torch.float32).tiny)
@@ -217,7 +203,7 @@ def _unit_tensor(rows: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
 
 
 def _nearest_other(
-    embeddings: npt.NDArray[Any],
+    embeddings: Array,
     rows: Int64,
     own: Int64,
     centers_CD: npt.NDArray[np.float16],
@@ -225,23 +211,33 @@ def _nearest_other(
     device: torch.device,
 ) -> tuple[Int64, Float32]:
     """Return the label of the closest center that is not of the row's own label, and its cosine; -1, NaN if there is none."""
-    nearest, cosines = np.full(len(rows), -1, np.int64), np.full(len(rows), np.nan, np.float32)
     # labels_C rises: the place of the own center, or -1 where that identity has none.
     place = np.minimum(np.searchsorted(labels_C, own), len(labels_C) - 1)
-    excluded = np.where(labels_C[place] == own, place, -1)
+    best, cosines = _closest(embeddings, rows, centers_CD, device, np.where(labels_C[place] == own, place, -1))
+    found = best >= 0
+    return np.where(found, labels_C[best], -1), np.where(found, cosines, np.float32(np.nan))
+
+
+def _closest(
+    embeddings: Array,
+    rows: Int64,
+    centers_CD: Array,
+    device: torch.device,
+    excluded: Int64 | None = None,
+    progress: Progress | None = None,
+) -> tuple[Int64, Float32]:
+    """Return the place and cosine of the closest center of each row, not the one `excluded`; -1 and -2 if there is none."""
+    best, cosines = np.empty(len(rows), np.int64), np.empty(len(rows), np.float32)
     for start in range(0, len(rows), _QUERIES):
         part = slice(start, start + _QUERIES)
         queries_BD = _unit_tensor(embeddings[rows[part]], device)
-        best, best_cosines = _best_center(queries_BD, centers_CD, excluded[part])
-        found = best >= 0
-        nearest[part] = np.where(found, labels_C[best], -1)
-        cosines[part] = np.where(found, best_cosines, np.nan)
-    return nearest, cosines
+        best[part], cosines[part] = _best_center(queries_BD, centers_CD, None if excluded is None else excluded[part])
+        if progress is not None:
+            progress(min(start + _QUERIES, len(rows)), len(rows))
+    return best, cosines
 
 
-def _best_center(
-    queries_BD: torch.Tensor, centers_CD: npt.NDArray[Any], excluded: Int64 | None = None
-) -> tuple[Int64, Float32]:
+def _best_center(queries_BD: torch.Tensor, centers_CD: Array, excluded: Int64 | None = None) -> tuple[Int64, Float32]:
     """Return the place and cosine of the closest center of length > 0; -1 and -2 if there is none."""
     best = torch.full((len(queries_BD),), -1, dtype=torch.int64, device=queries_BD.device)
     cosines = torch.full((len(queries_BD),), -2.0, device=queries_BD.device)

@@ -55,7 +55,7 @@ def flip_noise(source: Store | IdentityIndex | npt.ArrayLike, share: float, seed
         raise UserError(f"flip noise needs another identity to flip to: the data hold {len(index)}")
     positions = np.sort(_chosen(index.images, count, seed, _FLIPPED))
     labels = np.empty(count, np.int64)
-    before = _labels_of(source, index, positions)
+    before = index.labels()[positions]
     for start in range(0, count, _CHUNK):
         part = slice(start, start + _CHUNK)
         steps = 1 + below(hash_words(seed, _NEW_LABEL, positions[part]), len(index) - 1)
@@ -115,14 +115,6 @@ def _index_of(source: Store | IdentityIndex | npt.ArrayLike) -> IdentityIndex:
     if isinstance(source, Store):
         return source.identities
     return IdentityIndex.from_labels(source)
-
-
-def _labels_of(source: Store | IdentityIndex | npt.ArrayLike, index: IdentityIndex, positions: Int64) -> Int64:
-    if isinstance(source, Store):
-        return source.labels(positions)
-    if isinstance(source, IdentityIndex):
-        return index.labels()[positions]
-    return np.asarray(source, np.int64)[positions]
 
 
 def _share_of(total: int, share: float, what: str) -> int:

@@ -5,6 +5,8 @@ For stores that fit: S^2 x 3 bytes per image (0.59 GB for 15,664 faces of 112 x 
 is set after the pixels. Not taken: a cache per worker (each would hold everything) and a file (a stale one lies).
 """
 
+import math
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -42,15 +44,17 @@ class DecodedCache:
                 f"decoded cache: {images} images of {size} x {size} need {-(-needed // _MIB)} MiB and the budget is "
                 f"{budget_mib:g} MiB: raise it to at least {-(-needed // _MIB)} or switch the cache off"
             )
-        self._memory = SharedBytes(needed, "decoded cache")
-        self._attach(store, size)
-
-    def _attach(self, store: Store, size: int) -> None:
-        images = len(store)
-        pixels = images * size * size * 3
         self.store, self.size = store, size
-        self._pixels = self._memory.array[:pixels].reshape(images, size, size, 3)
-        self._filled = self._memory.array[pixels : pixels + images]
+        self._memory = SharedBytes(needed, "decoded cache")
+
+    @cached_property
+    def _pixels(self) -> UInt8:
+        shape = (len(self.store), self.size, self.size, 3)
+        return self._memory.array[: math.prod(shape)].reshape(shape)
+
+    @cached_property
+    def _filled(self) -> UInt8:
+        return self._memory.array[self._pixels.size :]
 
     @property
     def filled(self) -> int:
@@ -97,9 +101,4 @@ class DecodedCache:
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle for a new worker process, which shares the memory."""
-        return {"store": self.store, "size": self.size, "memory": self._memory}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Map the same memory in the new process."""
-        self._memory = state["memory"]
-        self._attach(state["store"], state["size"])
+        return {"store": self.store, "size": self.size, "_memory": self._memory}

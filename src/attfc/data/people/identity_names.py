@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from attfc.data.index import offsets_of
 from attfc.data.people.name_table import NameTable
 from attfc.typing import Int64
 
@@ -31,5 +32,5 @@ def names_of(store: Any, labels: Int64) -> NameTable:
 def joined_names(rows: list[Int64], parts: list[NameTable]) -> NameTable:
     """Join tables whose names stand at `rows` of the result."""
     lengths = np.concatenate([np.diff(part.offsets) for part in parts])
-    joined = NameTable(np.concatenate([part.data for part in parts]), np.concatenate([[0], np.cumsum(lengths)]))
+    joined = NameTable(np.concatenate([part.data for part in parts]), offsets_of(lengths))
     return joined.take(np.argsort(np.concatenate(rows)))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from attfc.data.index import open_array
+from attfc.data.index import offsets_of, open_array
 from attfc.typing import Int64, UInt8
 
 __all__ = ["NameTable", "printable"]
@@ -36,9 +36,7 @@ class NameTable:
     def pack(cls, names: Iterable[bytes]) -> "NameTable":
         """Make the table of some names."""
         rows = list(names)
-        offsets = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum([len(row) for row in rows], out=offsets[1:])
-        return cls(np.frombuffer(b"".join(rows), np.uint8), offsets)
+        return cls(np.frombuffer(b"".join(rows), np.uint8), offsets_of([len(row) for row in rows]))
 
     @classmethod
     def of(cls, known: "NameTable | Int64", labels: Int64) -> "NameTable":
@@ -72,7 +70,7 @@ class NameTable:
         """Return the names at `labels`, in their order: no copy of neighbours."""
         starts = self.offsets[labels]
         lengths = self.offsets[labels + 1] - starts
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64, copy=False)
+        offsets = offsets_of(lengths)
         if len(labels) and bool((starts[1:] == starts[:-1] + lengths[:-1]).all()):  # the usual case
             return NameTable(self.data[int(starts[0]) : int(starts[0]) + int(offsets[-1])], offsets)
         places = np.repeat(starts - offsets[:-1], lengths) + np.arange(int(offsets[-1]), dtype=np.int64)

@@ -12,13 +12,12 @@ instance loader's pass is the epoch. Differs: an identity's images take turns, t
 import math
 
 import numpy as np
-import numpy.typing as npt
 
 from attfc.data.index import IdentityIndex
 from attfc.data.sampling.weighted_epochs import EachImageOnce, WeightedEpochs
 from attfc.errors import UserError
 from attfc.random_streams import below, hash_words, mix64, permute
-from attfc.typing import Int64
+from attfc.typing import Int64, UInt64
 
 __all__ = ["IdentityMix"]
 
@@ -87,7 +86,7 @@ class IdentityMix:
         slots[by_image] = self._images.query_slots(first[by_image] + places[by_image])
         return slots
 
-    def drawn_slots(self, hashes: npt.NDArray[np.uint64], numbers: Int64) -> Int64:
+    def drawn_slots(self, hashes: UInt64, numbers: Int64) -> Int64:
         """Return slots drawn with replacement from one hash each, by identity or by image as the place in the batch says."""
         by_identity = np.asarray(numbers, np.int64) % self.batch < self.by_identity
         label = self._label(below(hashes, self._identities))

@@ -8,11 +8,10 @@ Source: our own; batches of P people with K images each are usual in metric lear
 """
 
 import numpy as np
-import numpy.typing as npt
 
-from attfc.data.index import IdentityIndex
+from attfc.data.index import IdentityIndex, offsets_of
 from attfc.random_streams import below, hash_words, permute
-from attfc.typing import Int64
+from attfc.typing import Int64, UInt64
 
 __all__ = ["PairedQueries"]
 
@@ -41,7 +40,7 @@ class PairedQueries:
         self.identities = identities
         self.seed = int(seed)
         counts = identities.counts()
-        self._first_pair: Int64 = np.concatenate([[0], np.cumsum((counts + 1) // 2)])
+        self._first_pair = offsets_of((counts + 1) // 2)
         self._pairs = int(self._first_pair[-1])
         self.length = 2 * self._pairs
 
@@ -58,6 +57,6 @@ class PairedQueries:
         turn = (2 * (pair - self._first_pair[label]) + place % 2) % count
         return first + permute(turn, count, hash_words(self.seed, _WITHIN, label, epoch))
 
-    def drawn_slots(self, hashes: npt.NDArray[np.uint64], numbers: Int64) -> Int64:
+    def drawn_slots(self, hashes: UInt64, numbers: Int64) -> Int64:
         """Return slots drawn from all images, for queries that cannot be decoded: those lose their partner."""
         return below(hashes, self.identities.images)

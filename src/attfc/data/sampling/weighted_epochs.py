@@ -11,11 +11,11 @@ some images have come five times and others never.
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from attfc.data.index import offsets_of
 from attfc.errors import UserError
 from attfc.random_streams import below, hash_words, mix64, permute
-from attfc.typing import Int64
+from attfc.typing import Int64, UInt64
 
 __all__ = ["EachImageOnce", "WeightedEpochs", "checked_weights"]
 
@@ -73,7 +73,7 @@ class EachImageOnce:
         epoch, place = np.divmod(numbers, self.length)
         return permute(place, self.length, hash_words(self._seed, self._purpose, epoch))
 
-    def drawn_slots(self, hashes: npt.NDArray[np.uint64], numbers: Int64) -> Int64:
+    def drawn_slots(self, hashes: UInt64, numbers: Int64) -> Int64:
         """Return slots drawn with replacement, from one hash each; wherever in the sequence."""
         return below(hashes, self.length)
 
@@ -109,8 +109,7 @@ class WeightedEpochs:
         self._slots = slots
         self._counts = np.array(counts, np.int64)
         self._visits = np.array(visits, np.int64)
-        self._first_image = np.cumsum(self._counts) - self._counts
-        self._visit_ends = np.cumsum(self._visits)
+        self._first_image, self._first_visit = offsets_of(counts), offsets_of(visits)
 
     def query_slots(self, numbers: Int64) -> Int64:
         """Return the slots of queries: int64, shaped as `numbers`.
@@ -125,15 +124,15 @@ class WeightedEpochs:
         image = permute(place, self._counts[source], hash_words(self.seed, _CYCLE, source, cycle))
         return self._answer(self._first_image[source] + image)
 
-    def drawn_slots(self, hashes: npt.NDArray[np.uint64], numbers: Int64) -> Int64:
+    def drawn_slots(self, hashes: UInt64, numbers: Int64) -> Int64:
         """Return slots drawn with replacement, by weight and within a source evenly, from one hash each; wherever in the sequence."""
         source, _ = self._visited(below(hashes, self.length))
         return self._answer(self._first_image[source] + below(mix64(hashes), self._counts[source]))
 
     def _visited(self, places: Int64) -> tuple[Int64, Int64]:
         """Source and number of the visit, for places in the epoch's list of visits by source."""
-        source = np.searchsorted(self._visit_ends, places, side="right").astype(np.int64, copy=False)
-        return source, places - (self._visit_ends - self._visits)[source]
+        source = np.searchsorted(self._first_visit, places, side="right") - 1
+        return source, places - self._first_visit[source]
 
     def _answer(self, images: Int64) -> Int64:
         return images if self._slots is None else self._slots[images]

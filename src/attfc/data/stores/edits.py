@@ -25,7 +25,7 @@ from attfc.data.stores.store import Store, StoreView
 from attfc.data.text_lines import MAX_LINE_BYTES, LineBlock, line_blocks, opened, read_head, whole_numbers
 from attfc.errors import UserError
 from attfc.files import replacing
-from attfc.typing import Bools, Int64
+from attfc.typing import Bools, Int64, PathLike
 
 __all__ = ["LEFT_OUT", "EditedStore", "Edits", "compose", "read_edits", "write_edits"]
 
@@ -117,7 +117,7 @@ class Edits:
             )
 
 
-def read_edits(path: str | os.PathLike[str], *, comments: bool = True) -> Edits:
+def read_edits(path: PathLike, *, comments: bool = True) -> Edits:
     """Read an edit list; its lines may come in any order.
 
     Args:
@@ -131,29 +131,28 @@ def read_edits(path: str | os.PathLike[str], *, comments: bool = True) -> Edits:
     with opened(path, "edit list cannot be read") as descriptor:
         header = _header(path, read_head(path, descriptor))
         parts = [_parse(path, block, header["images"], comments) for block in line_blocks(path, descriptor)]
-    positions, labels, numbers = (
-        np.concatenate([np.zeros(0, np.int64), *(part[column] for part in parts)]) for column in range(3)
-    )
+    nothing = np.zeros(0, np.int64)
+    positions, labels, numbers = (np.concatenate([nothing, *(part[column] for part in parts)]) for column in range(3))
     if header.get("changes", len(positions)) != len(positions):
         raise UserError(
             f"{os.fspath(path)}: holds {len(positions)} changes, its first line says {header['changes']}: cut short? If you "
             f"added or removed lines yourself, remove 'changes={header['changes']}' from the first line"
         )
     texts = [text for part in parts for text in part[3]]
-    if len(positions) and not bool((positions[1:] > positions[:-1]).all()):
-        order = np.argsort(positions, kind="stable")
-        positions, labels, numbers = positions[order], labels[order], numbers[order]
-        texts = [texts[number] for number in order.tolist()] if texts else texts
-        again = np.flatnonzero(positions[1:] == positions[:-1])
-        if again.size:
-            first, second = (int(number) for number in numbers[again[0] : again[0] + 2])
-            raise UserError(
-                f"{os.fspath(path)}: lines {first} and {second} both change position {int(positions[again[0]])}"
-            )
-    return Edits(header["images"], header["identities"], positions, labels, texts if any(texts) else None)
+    order = np.argsort(positions, kind="stable")
+    positions, labels, numbers = positions[order], labels[order], numbers[order]
+    again = np.flatnonzero(positions[1:] == positions[:-1])
+    if again.size:
+        first, second = numbers[again[0] : again[0] + 2].tolist()
+        raise UserError(
+            f"{os.fspath(path)}: lines {first} and {second} both change position {int(positions[again[0]])}"
+        )
+    if any(texts):
+        return Edits(header["images"], header["identities"], positions, labels, [texts[row] for row in order.tolist()])
+    return Edits(header["images"], header["identities"], positions, labels)
 
 
-def _header(path: str | os.PathLike[str], line: str) -> dict[str, int]:
+def _header(path: PathLike, line: str) -> dict[str, int]:
     fields = line.split("\t")
     if fields[0] != _FORMAT:
         newer = line.startswith("# attfc edits ")
@@ -172,45 +171,42 @@ def _header(path: str | os.PathLike[str], line: str) -> dict[str, int]:
     return header
 
 
-def _parse(
-    path: str | os.PathLike[str], block: LineBlock, images: int, comments: bool
-) -> tuple[Int64, Int64, Int64, list[str]]:
+def _parse(path: PathLike, block: LineBlock, images: int, comments: bool) -> tuple[Int64, Int64, Int64, list[str]]:
     """Positions, labels, line numbers and comments of a block; a comment that is not there is ""."""
-    data, starts, ends = block.data, block.starts, block.ends
-    tabs = np.flatnonzero(data == 0x09)
-    first = np.searchsorted(tabs, starts)
-    tabs = np.append(tabs, [len(data), len(data)])
-    position_ends = np.minimum(tabs[first], ends)
+    data, ends = block.data, block.ends
+    tabs = np.append(np.flatnonzero(data == 0x09), len(data))
+
+    def field_end(starts: Int64) -> Int64:
+        end: Int64 = np.minimum(tabs[np.searchsorted(tabs, starts)], ends)
+        return end
+
+    def refuse(wrong: Bools, what: str) -> None:
+        if bool(wrong.any()):
+            row = int(wrong.argmax())
+            shown = printable(block.text(row)[:80])
+            raise UserError(
+                f"{os.fspath(path)}: line {int(block.numbers[row])} holds no {what} where one is due: {shown!r}; "
+                "a line is POSITION<TAB>LABEL<TAB>comment"
+            )
+
+    position_ends = field_end(block.starts)
     label_starts = np.minimum(position_ends + 1, ends)
-    label_ends = np.where(position_ends < ends, np.minimum(tabs[first + 1], ends), ends)
-    positions, sound = whole_numbers(data, starts, position_ends)
-    _refuse(path, block, ~sound, "position")
-    _refuse(path, block, positions >= images, f"position, of {images} images,")
+    label_ends = field_end(label_starts)
+    positions, sound = whole_numbers(data, block.starts, position_ends)
+    refuse(~sound, "position")
+    refuse(positions >= images, f"position, of {images} images,")
     labels, sound = whole_numbers(data, label_starts, label_ends)
     left_out = (label_ends - label_starts == 1) & (data[np.minimum(label_starts, len(data) - 1)] == 0x2D)
-    _refuse(path, block, ~(sound | left_out), "label (a whole number, or - to leave the image out)")
+    refuse(~(sound | left_out), "label (a whole number, or - to leave the image out)")
     labels[left_out] = LEFT_OUT
     texts: list[str] = []
     if comments:
-        text_starts = np.minimum(label_ends + 1, ends)
-        texts = [
-            data[start:end].tobytes().decode("utf-8", "backslashreplace")
-            for start, end in zip(text_starts.tolist(), ends.tolist(), strict=True)
-        ]
+        spans = zip(np.minimum(label_ends + 1, ends).tolist(), ends.tolist(), strict=True)
+        texts = [data[start:end].tobytes().decode("utf-8", "backslashreplace") for start, end in spans]
     return positions, labels, block.numbers, texts
 
 
-def _refuse(path: str | os.PathLike[str], block: LineBlock, wrong: Bools, what: str) -> None:
-    if bool(wrong.any()):
-        row = int(wrong.argmax())
-        shown = printable(block.text(row)[:80])
-        raise UserError(
-            f"{os.fspath(path)}: line {int(block.numbers[row])} holds no {what} where one is due: {shown!r}; "
-            "a line is POSITION<TAB>LABEL<TAB>comment"
-        )
-
-
-def write_edits(path: str | os.PathLike[str], edits: Edits, store_name: str = "") -> None:
+def write_edits(path: PathLike, edits: Edits, store_name: str = "") -> None:
     """Write an edit list, whole or not at all; about a million lines/s.
 
     Args:

@@ -13,24 +13,23 @@ their clock: their entries are counted again at the next opening.
 """
 
 import hashlib
-import json
 import os
 import time
 from array import array
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
-from attfc.data.index import IdentityIndex, open_array
-from attfc.data.index_cache import RACY_NS, IndexCache, read_about
+from attfc.data.index import IdentityIndex
+from attfc.data.index_cache import RACY_NS, IndexCache, Tables
 from attfc.data.people.name_table import NameTable, printable
-from attfc.data.stores.image_files import ImageFiles, Tables, read_image
+from attfc.data.stores.image_files import ImageFiles, read_image
 from attfc.data.stores.store import Store, origins
 from attfc.errors import UserError
-from attfc.typing import Int64, Progress
+from attfc.typing import Int64, PathLike, Progress
 
 __all__ = ["EXTENSIONS", "FolderStore", "refuse_links_out"]
 
@@ -39,7 +38,7 @@ EXTENSIONS = (b".jpg", b".jpeg", b".png", b".webp", b".bmp")
 _JPEG_BY_OTHER_NAMES = (".jfif", ".jpe", ".jif")
 _UNREAD = (
     *_JPEG_BY_OTHER_NAMES,
-    *[
+    *(
         ".avif",
         ".gif",
         ".heic",
@@ -54,8 +53,8 @@ _UNREAD = (
         ".raw",
         ".tga",
         ".tif",
-        ".tiff",
-    ],
+    ),
+    ".tiff",
 )
 
 _FORMAT = b"attfc folder index 2"
@@ -64,77 +63,68 @@ _IGNORED = ("hidden", "other_files", "deeper_folders", "empty_folders", "files_b
 
 @dataclass(frozen=True)
 class _Folders:
-    """The folders under the root, in the order of their bytes, and the digest under which an index is cached."""
+    """What lies in the root.
 
-    names: list[bytes]
-    links: list[bool]
-    changed_ns: Int64
-    hidden: int
-    files: int
-    digest: str
+    Attributes:
+        listed: name, time of change in ns, size, whether it is a link: of each folder, in the order of the names' bytes.
+        beside: hidden names and files beside the folders.
+    """
+
+    listed: list[tuple[bytes, int, int, bool]]
+    beside: Counter[str]
+
+    def digest(self) -> str:
+        """Name their state, under which an index is cached."""
+        hasher = hashlib.blake2b(_FORMAT, digest_size=16)
+        for name, changed_ns, size, link in self.listed:
+            hasher.update(b"%d %d %d %d %b" % (len(name), changed_ns, size, link, name))
+        return hasher.hexdigest()
 
 
 @dataclass(frozen=True)
 class _FolderTables(Tables):
-    """Of a folder: `paths` are the names of the files."""
+    """Of a folder: `paths` are the names of the files.
+
+    Attributes:
+        entries: of every listed folder, those without images included.
+        links: positions of images that are links or lie in an identity folder that is one.
+        unread: ending -> pictures of a format that is not read.
+    """
+
+    source = "folder"
+    path_kind = "file"
+    rows = ("entries", "links")
+    counts: ClassVar = {"ignored": _IGNORED, "unread": _UNREAD}
+    consecutive = True
 
     identities: NameTable
-    entries: Int64  # of every listed folder, those without images included
+    entries: Int64
+    links: Int64
     ignored: dict[str, int]
-    unread: dict[str, int]  # ending -> pictures of a format that is not read
-    links: Int64  # positions of images that are links or lie in an identity folder that is one
+    unread: dict[str, int]
 
-    @classmethod
-    def open(cls, folder: Path) -> "_FolderTables":
-        """Map a cached index."""
-        tables = read_about(
-            folder,
-            "folder",
-            lambda about: cls(
-                index=IdentityIndex.open(folder, consecutive=True),
-                identities=NameTable.open(folder, "identity"),
-                paths=NameTable.open(folder, "file"),
-                scanned_ns=int(about["scanned_ns"]),
-                folder=folder,
-                entries=open_array(folder / "entries.npy", np.int64),
-                ignored={kind: int(about["ignored"][kind]) for kind in _IGNORED},
-                unread={ending: int(about["unread"][ending]) for ending in _UNREAD if ending in about["unread"]},
-                links=open_array(folder / "links.npy", np.int64),
-            ),
-        )
-        index, links = tables.index, tables.links
-        sound = (
-            tables.identities.sound()
-            and tables.paths.sound()
-            and len(tables.identities) == len(index)
-            and len(tables.paths) == index.images
-            and bool((index.counts() > 0).all())
+    def sound(self) -> bool:
+        """Whether the tables fit one another, every identity has images, and no name leads out of the folder."""
+        links = self.links
+        return (
+            super().sound()
+            and self.identities.sound()
+            and self.paths.sound()
+            and bool((self.index.counts() > 0).all())
             and bool((links[1:] > links[:-1]).all())
-            and (not len(links) or (int(links[0]) >= 0 and int(links[-1]) < index.images))
+            and 0 <= int(links.min(initial=0)) <= int(links.max(initial=0)) < self.index.images
+            and len(self.ignored) == len(_IGNORED)
         )
-        if not sound:
-            raise UserError(f"{folder}: damaged folder index (its arrays contradict each other); delete it")
-        return tables
-
-    def save(self, draft: Path) -> None:
-        """Write what `open` maps."""
-        self.index.save(draft)
-        self.identities.save(draft, "identity")
-        self.paths.save(draft, "file")
-        for name in ("entries", "links"):
-            np.save(draft / f"{name}.npy", getattr(self, name), allow_pickle=False)
-        about = {name: getattr(self, name) for name in ("scanned_ns", "ignored", "unread")}
-        (draft / "about.json").write_text(json.dumps({"format": _FORMAT.decode(), **about}), "utf-8")
 
     def current(self, root: Path, folders: _Folders) -> bool:
         """Whether the index still describes the folders: those that had just changed then are counted again."""
-        if len(self.entries) != len(folders.names):
-            return False
-        fresh = np.flatnonzero(folders.changed_ns >= self.scanned_ns - RACY_NS).tolist()
+        unsure_ns = self.scanned_ns - RACY_NS
+        counted = zip(folders.listed, self.entries.tolist(), strict=False)
         try:
-            return all(
-                len(os.listdir(os.fsencode(root) + b"/" + folders.names[number])) == self.entries[number]
-                for number in fresh
+            return len(self.entries) == len(folders.listed) and all(
+                len(os.listdir(os.fsencode(root) + b"/" + name)) == entries
+                for (name, changed_ns, *_), entries in counted
+                if changed_ns >= unsure_ns
             )
         except OSError:
             return False
@@ -155,21 +145,20 @@ class FolderStore(ImageFiles):
 
     def __init__(
         self,
-        root: str | os.PathLike[str],
+        root: PathLike,
         *,
-        cache: str | os.PathLike[str] | None = None,
+        cache: PathLike | None = None,
         progress: Progress | None = None,
     ) -> None:
         super().__init__(root, root)
         folders = _list_folders(self.root)
-        self._tables: _FolderTables = IndexCache(self.root, "folder", folders.digest, cache=cache).get(
+        self._tables: _FolderTables = IndexCache(self.root, "folder", folders.digest(), cache=cache).get(
             _FolderTables.open,
             lambda: _scan(self.root, folders, progress),
             _FolderTables.save,
             lambda tables: tables.current(self.root, folders),
         )
-        beside = Counter(hidden=folders.hidden, files_beside_folders=folders.files)
-        self._ignored = {kind: count + beside[kind] for kind, count in self._tables.ignored.items()}
+        self._ignored = {kind: count + folders.beside[kind] for kind, count in self._tables.ignored.items()}
 
     @property
     def ignored(self) -> dict[str, int]:
@@ -195,10 +184,6 @@ class FolderStore(ImageFiles):
             if not real.startswith(root):
                 return position, printable(real)
         return None
-
-    def labels(self, positions: npt.ArrayLike) -> Int64:
-        """Return the labels of positions: int64."""
-        return self._tables.index.labels_of_slots(positions)
 
     def image_path(self, position: int) -> bytes:
         """Return an image's path."""
@@ -247,35 +232,24 @@ def refuse_links_out(store: Store) -> None:
 
 def _list_folders(root: Path) -> _Folders:
     found: list[tuple[bytes, int, int, bool]] = []
-    hidden = files = 0
+    beside = Counter[str]()
     try:
         with os.scandir(os.fsencode(root)) as entries:
             for entry in entries:
                 if entry.name.startswith(b"."):
-                    hidden += entry.name != b".attfc-index"
+                    beside["hidden"] += entry.name != b".attfc-index"
                 elif entry.is_dir():
                     status = entry.stat()
                     found.append((entry.name, status.st_mtime_ns, status.st_size, entry.is_symlink()))
                 else:
-                    files += 1
+                    beside["files_beside_folders"] += 1
     except FileNotFoundError:
         raise UserError(f"{root}: no such folder") from None
     except NotADirectoryError:
         raise UserError(f"{root}: is a file; expected a folder that holds one folder of images per identity") from None
     except OSError as error:
         raise UserError(f"{root}: cannot be listed ({error.strerror})") from None
-    found.sort()
-    hasher = hashlib.blake2b(_FORMAT, digest_size=16)
-    for name, changed_ns, size, link in found:
-        hasher.update(b"%d %d %d %d %b" % (len(name), changed_ns, size, link, name))
-    return _Folders(
-        [name for name, *_ in found],
-        [link for *_, link in found],
-        np.array([changed_ns for _, changed_ns, *_ in found], np.int64),
-        hidden,
-        files,
-        hasher.hexdigest(),
-    )
+    return _Folders(sorted(found), beside)
 
 
 def _scan(root: Path, folders: _Folders, progress: Progress | None) -> _FolderTables:
@@ -283,15 +257,15 @@ def _scan(root: Path, folders: _Folders, progress: Progress | None) -> _FolderTa
     identity_names: list[bytes] = []
     offsets, name_ends, links = array("q", [0]), array("q", [0]), array("q")
     names = bytearray()
-    total = len(folders.names)
+    total = len(folders.listed)
     entries_of = np.zeros(total, np.int64)
     ignored, unread = dict.fromkeys(_IGNORED, 0), Counter[str]()
-    for number, folder in enumerate(folders.names):
+    for number, (folder, _, _, linked) in enumerate(folders.listed):
         entries_of[number], images = _scan_folder(os.fsencode(root), folder, ignored, unread)
         if images:
             identity_names.append(folder)
             for name, is_link in sorted(images):
-                if is_link or folders.links[number]:
+                if is_link or linked:
                     links.append(len(name_ends) - 1)
                 names += name
                 name_ends.append(len(names))
@@ -303,15 +277,15 @@ def _scan(root: Path, folders: _Folders, progress: Progress | None) -> _FolderTa
     if not identity_names:
         raise UserError(_nothing_found(root, ignored, unread, folders))
     return _FolderTables(
-        index=IdentityIndex(np.array(offsets, np.int64)),
-        identities=NameTable.pack(identity_names),
-        paths=NameTable(np.frombuffer(bytes(names), np.uint8), np.array(name_ends, np.int64)),
-        scanned_ns=started_ns,
-        folder=None,
+        IdentityIndex(np.array(offsets, np.int64)),
+        NameTable.pack(identity_names),
+        NameTable(np.frombuffer(bytes(names), np.uint8), np.array(name_ends, np.int64)),
+        started_ns,
+        None,
         entries=entries_of,
+        links=np.array(links, np.int64),
         ignored=ignored,
         unread=dict(unread),
-        links=np.array(links, np.int64),
     )
 
 
@@ -349,11 +323,11 @@ def _counted(unread: dict[str, int]) -> str:
 
 
 def _nothing_found(root: Path, in_folders: dict[str, int], unread: dict[str, int], folders: _Folders) -> str:
-    ignored = in_folders | {"files_beside_folders": folders.files}
+    ignored = in_folders | {"files_beside_folders": folders.beside["files_beside_folders"]}
     expected = "expected root/<identity>/<image> with " + ", ".join(sorted(e.decode() for e in EXTENSIONS))
     seen = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in ignored.items() if count)
     hint = "; are the identities one folder further down?" if ignored["deeper_folders"] else ""
-    if not folders.names and folders.files:
+    if not folders.listed and ignored["files_beside_folders"]:
         hint = "; put the images of each person into a folder of their own"
     hint += f"; not read: {_counted(unread)} (convert to .jpg or .png)" if unread else ""
     return f"{printable(os.fsencode(root))}: no images: {expected}; found {seen or 'an empty folder'}{hint}"

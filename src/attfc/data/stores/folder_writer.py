@@ -9,7 +9,6 @@ import hashlib
 import os
 import shutil
 import unicodedata
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +77,11 @@ class FolderWriter(ContinuedWriter):
         folder: str | os.PathLike[str],
         *,
         source_digest: str,
-        identity_names: Iterable[bytes],
+        identity_names: list[bytes],
         options: dict[str, Any] | None = None,
     ) -> None:
         target = Path(os.path.abspath(folder))
-        self._root, self._names = os.fsencode(target), list(identity_names)
+        self._root, self._names = os.fsencode(target), identity_names
         begun_with = {"format": "attfc folder 1, unfinished", "source_digest": source_digest, **(options or {})}
         super().__init__(target, target / _WORK, begun_with)
 

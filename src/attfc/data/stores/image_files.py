@@ -5,7 +5,6 @@ a worker process maps the same pages, so pickling sends the paths alone.
 """
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,42 +12,20 @@ import numpy as np
 
 from attfc.data.images import BrokenImageError
 from attfc.data.index import IdentityIndex, checked_label
+from attfc.data.index_cache import Tables
 from attfc.data.people.name_table import NameTable, printable
-from attfc.data.stores.store import EncodedStore
+from attfc.data.stores.store import IndexedStore
 from attfc.errors import UserError
+from attfc.files import read_at
 from attfc.typing import Int64
 
-__all__ = ["MAX_FILE_BYTES", "ImageFiles", "Tables", "read_image"]
+__all__ = ["MAX_FILE_BYTES", "ImageFiles", "read_image"]
 
 MAX_FILE_BYTES = 256 * 1024 * 1024
 """Larger files are reported as broken and not read: no face is that large, and one such file could exhaust a worker."""
 
 
-@dataclass(frozen=True)
-class Tables:
-    """Everything known about the images; arrays mapped from `folder`, or in memory if that is None.
-
-    Attributes:
-        index: which images belong to whom.
-        identities: name of each identity, or its number in the source.
-        paths: of each image, or its file's name.
-        scanned_ns: when the source was looked at.
-        folder: where the arrays lie.
-    """
-
-    index: IdentityIndex
-    identities: NameTable | Int64
-    paths: NameTable
-    scanned_ns: int
-    folder: Path | None
-
-    @classmethod
-    def open(cls, folder: Path) -> "Tables":
-        """Map what was saved. Raises UserError if it is damaged: it may have come with somebody's data set."""
-        raise NotImplementedError
-
-
-class ImageFiles(EncodedStore):
+class ImageFiles(IndexedStore):
     """A Store over files: `source` is the folder or list, relative paths start at `root`."""
 
     _tables: Tables
@@ -72,10 +49,6 @@ class ImageFiles(EncodedStore):
     def cache(self) -> Path | None:
         """Folder of the cached index; None if it is held in memory."""
         return self._tables.folder
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self._tables.paths)
 
     def identity_name(self, label: int) -> str:
         """Return the identity's name, or its number in the source, in printable form."""
@@ -110,11 +83,6 @@ class ImageFiles(EncodedStore):
             if len(self) != images:
                 raise UserError(f"{folder}: the index changed while a worker started; start again")
 
-    def __repr__(self) -> str:
-        """Return the source and the counts."""
-        counts = f"{len(self.identities):,} identities, {len(self):,} images"
-        return f"{type(self).__name__}({str(self.path)!r}, {counts})"
-
 
 def _size(path: bytes) -> int:
     try:
@@ -133,9 +101,6 @@ def read_image(descriptor: int) -> bytes:
         size = os.fstat(descriptor).st_size
         if size > MAX_FILE_BYTES:
             raise BrokenImageError(f"file of {size:,} bytes, more than the limit of {MAX_FILE_BYTES:,}")
-        encoded = os.read(descriptor, size)
-        while len(encoded) < size and (more := os.read(descriptor, size - len(encoded))):
-            encoded += more
-        return encoded
+        return read_at(descriptor, size, 0)
     finally:
         os.close(descriptor)

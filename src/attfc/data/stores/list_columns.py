@@ -7,14 +7,13 @@
 The first line tells which; a later line that does not fit is refused, so no list is read half in one way and half in another.
 """
 
-import os
 from dataclasses import dataclass
 
 import numpy as np
 
 from attfc.data.text_lines import BLANK, LineBlock, last_before, trimmed
 from attfc.errors import UserError
-from attfc.typing import Bools, Int64, UInt8
+from attfc.typing import Int64, UInt8
 
 __all__ = ["IMAGE_ENDINGS", "Columns", "ListLayout"]
 
@@ -38,16 +37,11 @@ class Columns:
 class ListLayout:
     """The columns of a list, as its first line has them.
 
-    Args:
-        path: of the list, for messages.
-
     Raises:
         UserError: from `columns`: a line without a label, of other columns than the first, a heading, several labels.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = os.fspath(path)
-        self._kind = ""
+    _kind = ""
 
     def columns(self, block: LineBlock) -> Columns:
         """Return the columns of a block's lines; blocks in their order."""
@@ -58,7 +52,7 @@ class ListLayout:
         data, starts, ends = block.data, block.starts, block.ends
         tab = last_before(data, _TAB, starts, ends)
         split = np.where(tab >= 0, tab, last_before(data, BLANK, starts, ends))
-        self.refuse(block, split < 0, "has no label: a line is `path label`, a tab or blanks between them")
+        block.refuse(split < 0, "has no label: a line is `path label`, a tab or blanks between them")
         _, path_ends = trimmed(data, starts, split)
         label_starts, _ = trimmed(data, split + 1, ends)
         return Columns(starts, path_ends, label_starts, ends)
@@ -66,13 +60,13 @@ class ListLayout:
     def _told_by(self, lines: list[bytes], block: LineBlock) -> str:
         first = [field.strip() for field in lines[0].split(b"\t")]
         if len(lines) > 1 and not _names_an_image(lines[0]) and _names_an_image(lines[1]):
-            raise UserError(f"{self.line(block, 0)} is a heading: remove it, or begin it with #")
+            raise UserError(f"{block.where(0)} is a heading: remove it, or begin it with #")
         if len(first) < 3 or not first[0].isdigit():
             return "plain"
         if first[-1].lower().endswith(IMAGE_ENDINGS):
             if len(first) > 3:
                 raise UserError(
-                    f"{self.line(block, 0)} has {len(first) - 2} labels: keep one, as in number<TAB>label<TAB>path"
+                    f"{block.where(0)} has {len(first) - 2} labels: keep one, as in number<TAB>label<TAB>path"
                 )
             return "im2rec"
         return "insightface" if first[2].isdigit() and not first[1].isdigit() else "plain"
@@ -84,22 +78,13 @@ class ListLayout:
         count = np.searchsorted(tabs, ends) - number
         expected = "1<TAB>path<TAB>label" if self._kind == "insightface" else "number<TAB>label<TAB>path"
         unlike = count < 2 if self._kind == "insightface" else count != 2
-        self.refuse(block, unlike, f"has other columns than the first line, which is {expected}")
+        block.refuse(unlike, f"has other columns than the first line, which is {expected}")
         tabs = np.append(tabs, len(data))
         one, two, three = (np.minimum(tabs[np.minimum(number + nth, len(tabs) - 1)], ends) for nth in range(3))
         if self._kind == "insightface":
             return Columns(*trimmed(data, one + 1, two), *trimmed(data, two + 1, three))
         label_starts, label_ends = trimmed(data, one + 1, two)
         return Columns(*trimmed(data, two + 1, ends), label_starts, _without_zeros(data, label_starts, label_ends))
-
-    def refuse(self, block: LineBlock, wrong: Bools, what: str) -> None:
-        """Raise a UserError that names the first of the lines that are `wrong`: bool (n,)."""
-        if bool(wrong.any()):
-            raise UserError(f"{self.line(block, int(wrong.argmax()))} {what}")
-
-    def line(self, block: LineBlock, row: int) -> str:
-        """Return "FILE: line 3 ('a.jpg 1')" for messages."""
-        return f"{self._path}: line {int(block.numbers[row])} ({block.text(row)[:80].decode('utf-8', 'backslashreplace')!r})"
 
 
 def _names_an_image(line: bytes) -> bool:

@@ -17,25 +17,25 @@ and kept as memory-mapped arrays, 24 bytes and the path an image, under a digest
 import contextlib
 import errno
 import hashlib
-import json
 import os
 import time
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from attfc.data.index import IdentityIndex, checked_positions, open_array
-from attfc.data.index_cache import RACY_NS, IndexCache, read_about
+from attfc.data.index import IdentityIndex, checked_positions, offsets_of
+from attfc.data.index_cache import RACY_NS, IndexCache, Tables
 from attfc.data.people.name_table import NameTable, printable
-from attfc.data.stores.image_files import ImageFiles, Tables, read_image
+from attfc.data.stores.image_files import ImageFiles, read_image
 from attfc.data.stores.list_columns import IMAGE_ENDINGS, ListLayout
 from attfc.data.text_lines import MAX_LINE_BYTES, LineBlock, line_blocks, open_regular, opened, whole_numbers
 from attfc.errors import UserError
-from attfc.typing import Int64, Progress
+from attfc.typing import Int64, PathLike, Progress
 
 __all__ = ["ListStore", "open_list"]
 
@@ -46,54 +46,21 @@ _FORMAT = "attfc list index 2"
 class _ListTables(Tables):
     """Of a list: `identities` are its own labels, numbers or names."""
 
+    source = "list"
+    path_kind = "path"
+    rows = ("labels",)
+
     labels: Int64
 
-    @classmethod
-    def open(cls, folder: Path) -> "_ListTables":
-        """Map a cached index."""
-
-        def read(about: dict[str, Any]) -> _ListTables:
-            return cls(
-                index=IdentityIndex.open(folder, consecutive=bool(about.get("consecutive"))),
-                identities=open_array(folder / "numbers.npy", np.int64)
-                if about["numbers"]
-                else NameTable.open(folder, "identity"),
-                paths=NameTable.open(folder, "path"),
-                scanned_ns=int(about["scanned_ns"]),
-                folder=folder,
-                labels=open_array(folder / "labels.npy", np.int64),
-            )
-
-        tables = read_about(folder, "list", read)
-        known, paths = tables.identities, tables.paths
-        sound = (
-            len(tables.labels) == tables.index.images == len(paths)
-            and len(known) == len(tables.index)
+    def sound(self) -> bool:
+        """Whether the tables fit one another; each path and label is checked where it is used."""
+        known, paths = self.identities, self.paths
+        return (
+            super().sound()
+            and len(self.labels) == len(paths)
             and int(paths.offsets[-1]) == len(paths.data)
             and (not isinstance(known, NameTable) or known.sound(forbidden=b"\0"))
-            and len(paths) > 0
         )
-        if not sound:
-            raise UserError(f"{folder}: damaged list index (its arrays contradict each other); delete it")
-        return tables
-
-    def save(self, draft: Path) -> None:
-        """Write what `open` maps."""
-        self.index.save(draft)
-        np.save(draft / "labels.npy", self.labels, allow_pickle=False)
-        self.paths.save(draft, "path")
-        named = isinstance(self.identities, NameTable)
-        if isinstance(self.identities, NameTable):
-            self.identities.save(draft, "identity")
-        else:
-            np.save(draft / "numbers.npy", self.identities, allow_pickle=False)
-        about = {
-            "format": _FORMAT,
-            "scanned_ns": self.scanned_ns,
-            "numbers": not named,
-            "consecutive": self.index.consecutive,
-        }
-        (draft / "about.json").write_text(json.dumps(about), "utf-8")
 
 
 class ListStore(ImageFiles):
@@ -116,17 +83,17 @@ class ListStore(ImageFiles):
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: PathLike,
         *,
-        root: str | os.PathLike[str] | None = None,
-        cache: str | os.PathLike[str] | None = None,
+        root: PathLike | None = None,
+        cache: PathLike | None = None,
         progress: Progress | None = None,
     ) -> None:
         super().__init__(path, Path(path).parent if root is None else root)
         with opened(self.path, "list cannot be read") as descriptor:
             self._tables: _ListTables = self._opened(descriptor, cache, progress)
 
-    def _opened(self, descriptor: int, cache: str | os.PathLike[str] | None, progress: Progress | None) -> _ListTables:
+    def _opened(self, descriptor: int, cache: PathLike | None, progress: Progress | None) -> _ListTables:
         status = os.fstat(descriptor)
 
         def parsed() -> _ListTables:
@@ -205,7 +172,7 @@ class ListStore(ImageFiles):
         return printable(self._listed(position))
 
 
-def open_list(path: str, *, cache: str | os.PathLike[str] | None = None, progress: Progress | None = None) -> ListStore:
+def open_list(path: str, *, cache: PathLike | None = None, progress: Progress | None = None) -> ListStore:
     """Return the store of a list whose images are there. Raises UserError."""
     listed = ListStore(path, cache=cache, progress=progress)
     listed.refuse_missing()
@@ -224,75 +191,73 @@ class _NamesMetError(Exception):
 
 def _parse(path: Path, descriptor: int, status: os.stat_result, progress: Progress | None) -> _ListTables:
     scanned_ns = time.time_ns()
-    labels: _Numbers | _Names = _Numbers(path)
+    known: NameTable | Int64
     try:
-        paths = _pass(path, descriptor, status.st_size, labels, progress)
+        paths, numbers = _pass(path, descriptor, status.st_size, _whole, progress)
+        labels, known = _without_gaps(numbers)
     except _NamesMetError:
-        labels = _Names(path)
-        paths = _pass(path, descriptor, status.st_size, labels, progress)
+        number_of: dict[bytes, int] = {}
+        paths, numbers = _pass(path, descriptor, status.st_size, partial(_numbered, number_of), progress)
+        names = sorted(number_of)
+        rank = np.empty(len(names), np.int64)
+        rank[[number_of[name] for name in names]] = np.arange(len(names))
+        labels, known = rank[numbers], NameTable.pack(names)
     if not len(paths):
         raise UserError(f"{path}: no images: a line `path label` for each is expected")
-    dense, known = labels.finished()
-    return _ListTables(IdentityIndex.from_labels(dense), known, paths, scanned_ns, None, dense)
+    return _ListTables(IdentityIndex.from_labels(labels), known, paths, scanned_ns, None, labels)
 
 
-def _pass(path: Path, descriptor: int, size: int, labels: "_Numbers | _Names", progress: Progress | None) -> NameTable:
-    """Hand each block's labels to `labels` and return the paths."""
+def _pass(
+    path: Path,
+    descriptor: int,
+    size: int,
+    number: Callable[[LineBlock, Int64, Int64], Int64],
+    progress: Progress | None,
+) -> tuple[NameTable, Int64]:
+    """Return the paths, and what `number` makes of the labels of each block, which lie between starts and ends."""
     packed = bytearray()  # grows in place: the paths of 42 M images are not held twice
-    lengths = array("q")
-    layout = ListLayout(path)
+    lengths, numbers = array("q"), array("q")
+    layout = ListLayout()
     for block in line_blocks(path, descriptor):
         found = layout.columns(block)
-        layout.refuse(block, found.label_starts >= found.label_ends, "has no label")
-        labels.take(block, found.label_starts, found.label_ends)
+        block.refuse(found.label_starts >= found.label_ends, "has no label")
+        numbers.frombytes(number(block, found.label_starts, found.label_ends).tobytes())
         edges = np.zeros(len(block.data) + 1, np.int8)
         edges[found.path_starts] += 1
         edges[found.path_ends] -= 1
-        layout.refuse(block, found.path_starts >= found.path_ends, "has no path")
+        block.refuse(found.path_starts >= found.path_ends, "has no path")
         packed += block.data[np.cumsum(edges[:-1], dtype=np.int8).view(np.bool_)].tobytes()
         lengths.frombytes((found.path_ends - found.path_starts).tobytes())
         if progress is not None:
             progress(min(block.offset + len(block.data), size), size)
-    offsets = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(np.frombuffer(lengths, np.int64) if lengths else [], out=offsets[1:])
-    return NameTable(np.frombuffer(packed, np.uint8), offsets)
+    paths = NameTable(np.frombuffer(packed, np.uint8), offsets_of(np.asarray(lengths)))
+    return paths, np.array(numbers, np.int64)
 
 
-class _Numbers:
-    """Labels that are whole numbers, as far as the list shows."""
+def _whole(block: LineBlock, starts: Int64, ends: Int64) -> Int64:
+    """Return labels that are whole numbers, as far as the list shows."""
+    numbers, sound = whole_numbers(block.data, starts, ends)
+    wrong = np.flatnonzero(~sound).tolist()
+    if not all(_looks_like_a_number(block.data[starts[row] : ends[row]].tobytes()) for row in wrong):
+        raise _NamesMetError
+    if wrong:
+        label = block.data[starts[wrong[0]] : ends[wrong[0]]].tobytes()[:40]
+        raise UserError(
+            f"{block.where(wrong[0])}: label {printable(label)} is not a whole number from 0 to 10^18 - 1 (labels may be "
+            "names, but other lines have numbers)"
+        )
+    return numbers
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._taken = array("q")
 
-    def take(self, block: LineBlock, starts: Int64, ends: Int64) -> None:
-        numbers, sound = whole_numbers(block.data, starts, ends)
-        wrong = np.flatnonzero(~sound)
-        for row in wrong.tolist():
-            label = block.data[starts[row] : ends[row]].tobytes()
-            if not _looks_like_a_number(label):
-                raise _NamesMetError
-        if wrong.size:
-            row = int(wrong[0])
-            shown = printable(block.data[starts[row] : ends[row]].tobytes()[:40])
-            raise UserError(
-                f"{ListLayout(self._path).line(block, row)}: label {shown} is not a whole number from 0 to 10^18 - 1 (labels may be "
-                "names, but other lines have numbers)"
-            )
-        self._taken.frombytes(numbers.tobytes())
-
-    def finished(self) -> tuple[Int64, Int64]:
-        """Labels dense from 0, and the list's number of each."""
-        taken: Int64 = np.frombuffer(self._taken, np.int64)
-        if int(taken.max()) > 8 * len(taken) + 1_000_000:
-            known, dense = np.unique(taken, return_inverse=True)
-            return dense.astype(np.int64, copy=False), known
-        present = np.zeros(int(taken.max()) + 1, np.bool_)  # no sorting where the numbers are nearly dense
-        present[taken] = True
-        known = np.flatnonzero(present)
-        if len(known) == len(present):
-            return taken.copy(), known
-        return (np.cumsum(present) - 1)[taken], known
+def _without_gaps(numbers: Int64) -> tuple[Int64, Int64]:
+    """Return labels dense from 0, and the list's number of each."""
+    highest = int(numbers.max(initial=0))
+    if highest > 8 * len(numbers) + 1_000_000:
+        known, labels = np.unique(numbers, return_inverse=True)
+        return labels.astype(np.int64, copy=False), known
+    present = np.zeros(highest + 1, np.bool_)  # no sorting where the numbers are nearly dense
+    present[numbers] = True
+    return (np.cumsum(present) - 1)[numbers], np.flatnonzero(present)
 
 
 def _looks_like_a_number(label: bytes) -> bool:
@@ -302,40 +267,20 @@ def _looks_like_a_number(label: bytes) -> bool:
     return False
 
 
-class _Names:
-    """Labels that are names: numbered as they come, then in the order of their bytes."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._number_of: dict[bytes, int] = {}
-        self._taken = array("q")
-
-    def take(self, block: LineBlock, starts: Int64, ends: Int64) -> None:
-        lengths = ends - starts
-        numbers = np.empty(len(starts), np.int64)
-        for length in np.unique(lengths).tolist():  # labels of one length are a matrix, whose rows numpy can compare
-            rows = np.flatnonzero(lengths == length)
-            letters = block.data[starts[rows, None] + np.arange(length)]
-            names, first, places = np.unique(
-                letters.reshape(-1).view(f"S{length}"), return_index=True, return_inverse=True
-            )
-            of_names = np.empty(len(names), np.int64)
-            for place, name in enumerate(names.tolist()):
-                number = self._number_of.get(name)
-                if number is None:
-                    if name.lower().endswith(IMAGE_ENDINGS):
-                        raise UserError(
-                            f"{ListLayout(self._path).line(block, int(rows[first[place]]))} ends in an image file where the label is due: "
-                            "a line is `path label`: swap the columns"
-                        )
-                    number = self._number_of[name] = len(self._number_of)
-                of_names[place] = number
-            numbers[rows] = of_names[places]
-        self._taken.frombytes(numbers.tobytes())
-
-    def finished(self) -> tuple[Int64, NameTable]:
-        """Labels dense from 0, and the name of each."""
-        ordered = sorted(self._number_of)
-        rank = np.empty(len(ordered), np.int64)
-        rank[[self._number_of[name] for name in ordered]] = np.arange(len(ordered))
-        return rank[np.frombuffer(self._taken, np.int64)], NameTable.pack(ordered)
+def _numbered(number_of: dict[bytes, int], block: LineBlock, starts: Int64, ends: Int64) -> Int64:
+    """Return labels that are names as numbers, given out as the names come."""
+    lengths = ends - starts
+    numbers = np.empty(len(starts), np.int64)
+    for length in np.unique(lengths).tolist():  # labels of one length are a matrix, whose rows numpy can compare
+        rows = np.flatnonzero(lengths == length)
+        letters = block.data[starts[rows, None] + np.arange(length)]
+        names, first, places = np.unique(letters.reshape(-1).view(f"S{length}"), return_index=True, return_inverse=True)
+        for place, name in enumerate(names.tolist()):
+            if name not in number_of and name.lower().endswith(IMAGE_ENDINGS):
+                raise UserError(
+                    f"{block.where(int(rows[first[place]]))} ends in an image file where the label is due: "
+                    "a line is `path label`: swap the columns"
+                )
+        of_names = np.array([number_of.setdefault(name, len(number_of)) for name in names.tolist()], np.int64)
+        numbers[rows] = of_names[places]
+    return numbers

@@ -15,7 +15,7 @@ from attfc.data.stores.rec.record_layouts import LabelSource
 from attfc.data.stores.store import Store
 from attfc.data.stores.writer import UNFINISHED
 from attfc.errors import UserError, nearest
-from attfc.typing import Progress
+from attfc.typing import PathLike, Progress
 
 __all__ = ["open_store"]
 
@@ -48,11 +48,11 @@ _KINDS = (  # asked in this order
 
 
 def open_store(
-    path_or_spec: str | os.PathLike[str],
+    path_or_spec: PathLike,
     *,
-    edits: Iterable[str | os.PathLike[str]] = (),
+    edits: Iterable[PathLike] = (),
     label_source: LabelSource = "identities",
-    cache: str | os.PathLike[str] | None = None,
+    cache: PathLike | None = None,
     progress: Progress | None = None,
 ) -> Store:
     """Open a source of face images.

@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -20,7 +21,7 @@ from attfc.data.images import BrokenImageError, decode_image, reason_of
 from attfc.data.index import IdentityIndex
 from attfc.typing import Int64, UInt8
 
-__all__ = ["EncodedStore", "Images", "Store", "StoreView", "images_array", "origins"]
+__all__ = ["EncodedStore", "Images", "IndexedStore", "Store", "StoreView", "images_array", "origins"]
 
 
 @dataclass
@@ -148,27 +149,44 @@ class EncodedStore:
             return Images(pixels)
         return Images(pixels, {row: reasons[origin] for row, origin in enumerate(first.tolist()) if origin in reasons})
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle without what is a `cached_property`, such as an identity index: a decoding worker does not need it, or makes it again."""
+        own = vars(self).items()
+        return {name: it for name, it in own if not isinstance(getattr(type(self), name, None), cached_property)}
+
+
+class IndexedStore(EncodedStore):
+    """Gives a store at a `path` that has an identity index its length, its labels and its representation."""
+
+    path: Path
+
+    @property
+    def identities(self) -> IdentityIndex:
+        """The identity index; the store's own."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return self.identities.images
+
+    def labels(self, positions: npt.ArrayLike) -> Int64:
+        """Return the labels of positions: int64; for images that are numbered identity by identity."""
+        return self.identities.labels_of_slots(positions)
+
+    def __repr__(self) -> str:
+        """Return the path and the counts."""
+        counts = f"{len(self.identities):,} identities, {len(self):,} images"
+        return f"{type(self).__name__}({str(self.path)!r}, {counts})"
+
 
 class StoreView(EncodedStore):
-    """Gives a store over `stores` all but `source_of`, `labels`, names and the identity index.
-
-    What is a `cached_property` of a view, its identity index first of all, is not pickled: decoding workers do not need it.
-    """
+    """Gives a store over `stores` all but `source_of`, `labels`, names and the identity index."""
 
     stores: tuple[Store, ...]
 
     def source_of(self, positions: npt.ArrayLike) -> tuple[Int64, Int64]:
         """Return the number of the store and the position in it: int64, shaped as `positions`; the view's own."""
         raise NotImplementedError
-
-    def labels(self, positions: npt.ArrayLike) -> Int64:
-        """Return the labels of positions: int64; the view's own."""
-        raise NotImplementedError
-
-    def read(self, position: int) -> tuple[bytes, int]:
-        """Return the encoded image and its label here; raises as the store's `read`."""
-        source, place = map(int, self.source_of(position))
-        return self.stores[source].read(place)[0], int(self.labels([position])[0])
 
     def read_many(self, positions: Sequence[int]) -> list[bytes | Exception]:
         """Return each encoded image, or the OSError or BrokenImageError that reading it met; a call a store."""
@@ -199,11 +217,6 @@ class StoreView(EncodedStore):
         """Return where the image comes from, as its store says it."""
         source, place = map(int, self.source_of(position))
         return self.stores[source].where(place)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickle without the identity index and whatever else is made on first use."""
-        own = vars(self).items()
-        return {name: it for name, it in own if not isinstance(getattr(type(self), name, None), cached_property)}
 
 
 def origins(store: Store, positions: Int64) -> tuple[list[Store], Int64, Int64]:

@@ -12,12 +12,13 @@ index, 8 bytes per image and 8 bytes per identity, built when first asked for.
 
 import io
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from attfc.data.index import IdentityIndex, checked_positions
+from attfc.data.index import IdentityIndex, checked_label, checked_positions, offsets_of
 from attfc.data.people.name_table import NameTable
 from attfc.data.stores.store import EncodedStore
 from attfc.errors import UserError, nearest
@@ -63,9 +64,8 @@ class SyntheticFaces(EncodedStore):
         *,
         first_identity: int = 0,
     ) -> None:
-        low, high = (
-            (images_per_identity, images_per_identity) if isinstance(images_per_identity, int) else images_per_identity
-        )
+        each = images_per_identity
+        low, high = (each, each) if isinstance(each, int) else each
         if identities < 1:
             raise UserError(f"identities = {identities}: synthetic faces need at least 1")
         if not 1 <= low <= high:
@@ -80,9 +80,7 @@ class SyntheticFaces(EncodedStore):
         self._count = identities
         self._each = low if low == high else 0  # 0: the numbers differ
         self._range = (low, high)
-        self._offsets: Int64 | None = None
-        self._index: IdentityIndex | None = None
-        self._length = identities * low if self._each else int(self._starts()[-1])
+        self._length = identities * low if self._each else int(self._starts[-1])
 
     @property
     def place(self) -> str:
@@ -97,12 +95,10 @@ class SyntheticFaces(EncodedStore):
         first = f",first={self.first_identity}" if self.first_identity else ""
         return f"synthetic:identities={self._count},images={images},seed={self.seed}{first}"
 
-    @property
+    @cached_property
     def identities(self) -> IdentityIndex:
-        """The identity index, built on first use: 8 bytes per image."""
-        if self._index is None:
-            self._index = IdentityIndex(self._starts(), source=self.name)
-        return self._index
+        """The identity index, built on first use: 8 bytes per identity."""
+        return IdentityIndex(self._starts, source=self.name)
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -123,19 +119,12 @@ class SyntheticFaces(EncodedStore):
 
     def identity_name(self, label: int) -> str:
         """Return "identity 7": the number that, with the seed, makes this person."""
-        if not 0 <= label < self._count:
-            raise IndexError(f"label {label} is not one of {self._count} identities")
-        return f"identity {self.first_identity + label}"
+        return f"identity {self.first_identity + checked_label(label, self._count)}"
 
     def identity_names(self, labels: Int64) -> NameTable:
         """Return the names of many identities, each with the seed: "identity 7" alone is somebody else in every seed."""
         start = f"seed {self.seed} identity "
         return NameTable.pack(f"{start}{number}".encode() for number in (labels + self.first_identity).tolist())
-
-    def read(self, position: int) -> tuple[bytes, int]:
-        """Return the JPEG of one image (112 x 112) and its label. Several at once are cheaper: `images`."""
-        labels, samples = self._split([position])
-        return self._encoded(labels, samples)[0], int(labels[0])
 
     def read_many(self, positions: Sequence[int]) -> list[bytes | Exception]:
         """Return the JPEGs of several images, rendered a block at a time.
@@ -162,28 +151,20 @@ class SyntheticFaces(EncodedStore):
         asked = checked_positions(positions, self._length)
         if self._each:
             return asked // self._each, asked % self._each
-        starts = self._starts()
-        labels: Int64 = np.searchsorted(starts, asked, side="right").astype(np.int64) - 1
-        return labels, asked - starts[labels]
+        labels: Int64 = np.searchsorted(self._starts, asked, side="right").astype(np.int64) - 1
+        return labels, asked - self._starts[labels]
 
+    @cached_property
     def _starts(self) -> Int64:
         """First position of every identity, and the number of images: int64 (identities + 1,)."""
-        if self._offsets is None:
-            if self._each:
-                self._offsets = np.arange(self._count + 1, dtype=np.int64) * self._each
-            else:
-                low, high = self._range
-                numbers = np.arange(self.first_identity, self.first_identity + self._count, dtype=np.int64)
-                share = below(hash_words(_IMAGE_COUNTS, self.seed, numbers), 1 << 20)
-                # Integer arithmetic: a rounded cube would move every later position on another machine.
-                cube = share * share // (1 << 20) * share // (1 << 20)
-                self._offsets = np.zeros(self._count + 1, dtype=np.int64)
-                np.cumsum(low + (cube * (high - low + 1)) // (1 << 20), out=self._offsets[1:])
-        return self._offsets
-
-    def __getstate__(self) -> dict[str, object]:
-        """Pickle without the arrays: a spawned worker builds them again faster than it would receive them."""
-        return {**self.__dict__, "_offsets": None, "_index": None}
+        if self._each:
+            return np.arange(self._count + 1, dtype=np.int64) * self._each
+        low, high = self._range
+        numbers = np.arange(self.first_identity, self.first_identity + self._count, dtype=np.int64)
+        share = below(hash_words(_IMAGE_COUNTS, self.seed, numbers), 1 << 20)
+        # Integer arithmetic: a rounded cube would move every later position on another machine.
+        cube = share * share // (1 << 20) * share // (1 << 20)
+        return offsets_of(low + (cube * (high - low + 1)) // (1 << 20))
 
     def __repr__(self) -> str:
         """Return the specification."""

@@ -5,20 +5,20 @@ The list of groups is read in one pass; only identities of the store take memory
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 from torch import nn
 
 from attfc.data.stores.store import Store
-from attfc.data.text_lines import line_blocks, opened
+from attfc.data.text_lines import lines_of
 from attfc.errors import UserError
 from attfc.evaluation.bootstrap import FigurePath, Sample
-from attfc.evaluation.embed import BrokenImage, Embedder
+from attfc.evaluation.embed import Embedder, ImageEvaluation
 from attfc.evaluation.people import few_people
 from attfc.evaluation.protocols.all_pairs_scores import (
     ALL_PAIRS_FARS,
@@ -51,58 +51,36 @@ class Groups:
 
 
 @dataclass(frozen=True, eq=False)
-class AllPairsEvaluation:
+class AllPairsEvaluation(ImageEvaluation):
     """What `evaluate_all_pairs` found.
 
     Attributes:
-        name: of the store.
         everyone: over all pairs of usable images.
         groups: over the pairs within each group, by name; empty without groups.
         at_common_threshold: group -> FAR -> (TAR, FAR within the group) at the threshold that gives *everyone* this FAR.
-        images: how many were embedded, the broken ones included.
-        broken: (position, where, reason) of the images that could not be used.
-        embedding_seconds, scoring_seconds: wall time.
-        notes: what a reader of the figures should know.
+        scoring_seconds: wall time.
     """
 
-    name: str
     everyone: AllPairs
     groups: Mapping[str, AllPairs]
     at_common_threshold: Mapping[str, Mapping[float, tuple[float, float]]]
-    images: int
-    broken: tuple[BrokenImage, ...]
-    embedding_seconds: float
     scoring_seconds: float
-    notes: tuple[str, ...]
+
+    STATED: ClassVar = ("scoring_seconds",)
 
     def figures(self) -> dict[str, Any]:
         """Return the figures as plain JSON types, FARs as text, unknown figures as None."""
-        return {
-            "all_pairs": self.everyone.to_dict(),
-            "groups": {
-                name: {**found.to_dict(), "at_common_threshold": _plain(self.at_common_threshold[name])}
-                for name, found in self.groups.items()
-            },
-            "images": self.images,
-            "broken": len(self.broken),
-            "embedding_seconds": self.embedding_seconds,
-            "scoring_seconds": self.scoring_seconds,
-            "notes": list(self.notes),
-        }
+        groups = {name: found.figures() for name, found in self.groups.items()}
+        for name, rates in self.at_common_threshold.items():
+            common = {far_name(far): {"tar": tar, "far": within} for far, (tar, within) in rates.items()}
+            groups[name]["at_common_threshold"] = common
+        return {"all_pairs": self.everyone.figures(), "groups": groups, **super().figures()}
 
     def samples(self) -> dict[FigurePath, list[Sample]]:
         """Return the scores behind the figures, by where these stand in `figures()`, for intervals by identity."""
         holders: dict[FigurePath, AllPairs] = {("all_pairs",): self.everyone}
         holders.update({("groups", name): found for name, found in self.groups.items()})
-        return {
-            path: [found.sample()]
-            for path, found in holders.items()
-            if any(tar is not None for tar in found.tar_at_far.values())
-        }
-
-
-def _plain(rates: Mapping[float, tuple[float, float]]) -> dict[str, dict[str, float]]:
-    return {far_name(far): {"tar": tar, "far": within} for far, (tar, within) in rates.items()}
+        return {path: [found.sample()] for path, found in holders.items() if found.stated}
 
 
 def rates_at_common_threshold(
@@ -143,12 +121,15 @@ def read_groups(path: str | Path, store: Store) -> Groups:
     """
     file = Path(path)
     names = [store.identity_name(label) for label in range(len(store.identities))]
-    group_of: dict[str, str] = dict.fromkeys(names, "")
+    group_of = dict.fromkeys(names, "")
     strange, first_strange = 0, ""
-    for number, line in _lines(file):
-        identity, tab, group = line.partition("\t")
-        identity, group = identity.strip(), group.strip()
-        if not tab or not identity or not group or "\t" in group:
+    for number, text in lines_of(file, "groups"):
+        try:
+            line = text.decode("utf-8")
+        except UnicodeDecodeError:
+            raise UserError(f"{file} line {number} is not UTF-8 text: save it as UTF-8") from None
+        identity, _, group = (field.strip() for field in line.partition("\t"))
+        if not identity or not group or "\t" in group:
             raise UserError(
                 f"{file} line {number}: {line[:80]!r} is no identity, a tab and a group: write name<TAB>group"
             )
@@ -174,16 +155,6 @@ def read_groups(path: str | Path, store: Store) -> Groups:
     if without:
         notes.append(f"{file.name}: {without:,} of {len(group_of):,} identities are in no group")
     return Groups(np.array([group_of[name] for name in names], dtype=np.str_), file.name, tuple(notes))
-
-
-def _lines(file: Path) -> Iterator[tuple[int, str]]:
-    with opened(file, "groups cannot be read") as descriptor:
-        for block in line_blocks(file, descriptor):
-            for row, number in enumerate(block.numbers.tolist()):
-                try:
-                    yield number, block.text(row).decode("utf-8")
-                except UnicodeDecodeError:
-                    raise UserError(f"{file} line {number} is not UTF-8 text: save it as UTF-8") from None
 
 
 def evaluate_all_pairs(
@@ -215,38 +186,34 @@ def evaluate_all_pairs(
     size = getattr(embedder.model, "embedding_size", None)
     if isinstance(size, int):
         check_budget(budget, size, store.identities.counts(), embedder.device)
-    embeddings, broken = embedder.embed_within(store, None, broken_limit, progress=progress)
-    positions_N = embeddings.positions
-    notes: tuple[str, ...] = ()
-    vectors, valid = embeddings.vectors, embeddings.valid
-    if broken:
-        _, where, reason = broken[0]
-        notes = (
-            f"{len(broken):,} of {len(positions_N):,} images are broken and left out; the first is {where}: {reason}",
-        )
-        vectors = vectors[valid]
+    embeddings = embedder.embed_within(store, None, broken_limit, progress=progress)
+    positions_N, valid_N = embeddings.positions, embeddings.valid
+    notes: list[str] = []
+    vectors = embeddings.vectors
+    if embeddings.broken:
+        counts = f"{len(embeddings.broken):,} of {len(positions_N):,} images"
+        notes.append(f"{counts} are broken and left out; {embeddings.first_left_out}")
+        vectors = vectors[valid_N]
     start = time.perf_counter()
-    labels = store.labels(positions_N[valid])
+    labels = store.labels(positions_N[valid_N])
     options: dict[str, Any] = {"fars": fars, "budget": budget, "spare": spare, "device": embedder.device}
     everyone = score_all_pairs(vectors, labels, progress=progress, **options)
-    notes = (*few_people(everyone.carriers), *notes, *everyone.notes)
+    notes = [*few_people(everyone.carriers), *notes, *everyone.notes]
     within: dict[str, AllPairs] = {}
     common: dict[str, dict[float, tuple[float, float]]] = {}
     if groups is not None:
         within, more = score_groups(vectors, labels, groups.of_label[labels], **options)
         small = (f"group {name} {note}" for name, found in within.items() for note in few_people(found.carriers))
-        notes = (*notes, *groups.notes, *more, *small)
+        notes += [*groups.notes, *more, *small]
         common = rates_at_common_threshold(everyone, groups.of_label[np.unique(labels)], within)
     return AllPairsEvaluation(
         name=store.name,
+        embeddings=embeddings,
+        notes=tuple(notes),
         everyone=everyone,
         groups=within,
         at_common_threshold=common,
-        images=len(positions_N),
-        broken=broken,
-        embedding_seconds=embeddings.seconds,
         scoring_seconds=time.perf_counter() - start,
-        notes=notes,
     )
 
 
@@ -254,7 +221,6 @@ def _run(
     subject: Subject,
     name: str,
     paths: Sequence[str],
-    *,
     groups: Path | None,
     fars: Sequence[float],
     budget_gib: float,
@@ -306,4 +272,10 @@ def _board(protocol: str, data: str, place: FigurePath) -> Board:
     return Board((protocol, data, *place), f"{data}: all pairs", ((name, ("tar_at_far", "1e-06")),))
 
 
-PROTOCOL = Protocol(("all-pairs",), _run, _board, without_pairs="scores every pair of images: leave out --pairs")
+PROTOCOL = Protocol(
+    ("all-pairs",),
+    _run,
+    ("groups", "fars", "budget_gib", "broken_limit", "keep_scores"),
+    _board,
+    without_pairs="scores every pair of images: leave out --pairs",
+)

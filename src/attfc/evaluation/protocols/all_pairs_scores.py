@@ -27,7 +27,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +38,16 @@ from attfc.errors import UserError
 from attfc.evaluation.exact_scores import pair_scores
 from attfc.evaluation.people import dominant_person
 from attfc.evaluation.protocols.highest_impostors import COLUMNS, ROWS, highest_impostors
-from attfc.evaluation.rates import FARS, allowed_weight, check_rates, far_name, not_stated, pairs_needed, tar_of_kinds
+from attfc.evaluation.rates import (
+    FARS,
+    Figures,
+    allowed_weight,
+    check_rates,
+    far_name,
+    not_stated,
+    pairs_needed,
+    tar_of_kinds,
+)
 from attfc.evaluation.tail_sample import EXACT_IMPOSTORS, TailSample, tail_of
 from attfc.evaluation.unit_rows import unit_tensor
 from attfc.precision import fast_bfloat16, without_autocast
@@ -76,7 +85,7 @@ class HardPairs:
 
 
 @dataclass(frozen=True, eq=False)
-class AllPairs:
+class AllPairs(Figures):
     """Scores over all pairs of N images; a pair counts once, no image is paired with itself.
 
     Attributes:
@@ -101,6 +110,11 @@ class AllPairs:
     verified: int
     notes: tuple[str, ...] = ()
 
+    STATED: ClassVar = (
+        *("images", "identities", "genuine_pairs", "impostor_pairs", "ordered_genuine_pairs", "ordered_impostor_pairs"),
+        *("tar_at_far", "person_balanced_tar_at_far", "threshold_at_far", "precision", "notes"),
+    )
+
     @property
     def images(self) -> int:
         """N."""
@@ -112,24 +126,41 @@ class AllPairs:
         return len(self.identity_images)
 
     @property
+    def genuine_pairs(self) -> int:
+        """How many were scored."""
+        return len(self.genuine_scores)
+
+    @property
     def impostor_pairs(self) -> int:
-        """How many impostor pairs were scored."""
-        return self.images * (self.images - 1) // 2 - len(self.genuine_scores)
+        """How many were scored."""
+        return _PairCounts(self.identity_images).impostors
+
+    @property
+    def ordered_genuine_pairs(self) -> int:
+        """As many again the other way round."""
+        return 2 * self.genuine_pairs
+
+    @property
+    def ordered_impostor_pairs(self) -> int:
+        """As many again the other way round."""
+        return 2 * self.impostor_pairs
+
+    @property
+    def stated(self) -> tuple[float, ...]:
+        """The FARs whose TAR could be stated."""
+        return tuple(far for far, tar in self.tar_at_far.items() if tar is not None)
 
     @property
     def genuine_labels(self) -> Int64:
         """(G,) the identity of each genuine pair."""
-        return np.repeat(np.arange(self.identities), _pairs_of(self.identity_images))
+        return np.repeat(np.arange(self.identities), _PairCounts(self.identity_images).genuine_I)
 
     @property
     def threshold_at_far(self) -> dict[float, float | None]:
         """A pair is accepted when its score is *above* this; None for a FAR that cannot be stated."""
         falling = np.append(self.top_impostors, np.float32(-1.0))  # all are accepted
-        allowed = {far: allowed_weight(far, self.impostor_pairs) for far in self.tar_at_far}
-        return {
-            far: None if tar is None else float(falling[min(allowed[far], len(falling) - 1)])
-            for far, tar in self.tar_at_far.items()
-        }
+        places = {far: min(allowed_weight(far, self.impostor_pairs), len(falling) - 1) for far in self.stated}
+        return {far: float(falling[places[far]]) if far in places else None for far in self.tar_at_far}
 
     @property
     def carriers(self) -> int:
@@ -143,7 +174,7 @@ class AllPairs:
         An identity of m images has m (m - 1) / 2 pairs, so that in `tar_at_far` a person weighs by the square of their images. The thresholds are
         the same.
         """
-        pairs_I = _pairs_of(self.identity_images)
+        pairs_I = _PairCounts(self.identity_images).genuine_I
         starts_C, pairs_C = (np.cumsum(pairs_I) - pairs_I)[pairs_I > 0], pairs_I[pairs_I > 0]
         found = dict(self.tar_at_far)
         for far, threshold in self.threshold_at_far.items():
@@ -162,26 +193,8 @@ class AllPairs:
             impostor_pairs=self.impostor_pairs,
             identity_pairs=images * (images.sum() - images),
             identity_images=images,
-            fars=tuple(far for far, tar in self.tar_at_far.items() if tar is not None),
+            fars=self.stated,
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the figures in the form of a run folder; counts of unordered pairs, of ordered ones beside them."""
-        rates = {
-            name: {far_name(far): rate for far, rate in getattr(self, name).items()}
-            for name in ("tar_at_far", "person_balanced_tar_at_far", "threshold_at_far")
-        }
-        return {
-            "images": self.images,
-            "identities": self.identities,
-            "genuine_pairs": len(self.genuine_scores),
-            "impostor_pairs": self.impostor_pairs,
-            "ordered_genuine_pairs": 2 * len(self.genuine_scores),
-            "ordered_impostor_pairs": 2 * self.impostor_pairs,
-            **rates,
-            "precision": self.precision,
-            "notes": list(self.notes),
-        }
 
     def curve(self, points: int = 200) -> tuple[Float64, Float64]:
         """Return (FAR, TAR) for plotting: numbers of false accepts spread evenly over the logarithm, each exact."""
@@ -195,9 +208,17 @@ class AllPairs:
         return accepts / self.impostor_pairs, tar
 
 
-def _pairs_of(images_I: Int64) -> Int64:
-    """Genuine pairs of identities with so many images."""
-    return images_I * (images_I - 1) // 2
+class _PairCounts:
+    """The pairs that images of identities make."""
+
+    def __init__(self, images_I: Int64) -> None:
+        self.images, self.genuine_I = int(images_I.sum()), images_I * (images_I - 1) // 2
+        self.genuine = int(self.genuine_I.sum())
+        self.impostors = self.images * (self.images - 1) // 2 - self.genuine
+
+    def wanted(self, far: float) -> int:
+        """Return how many of the highest impostor scores a FAR needs: with the threshold, and one for rounding."""
+        return min(self.impostors, math.floor(far * self.impostors) + 2)
 
 
 def bytes_needed(images: int, dimension: int, genuine_pairs: int, kept: int, device: str = "cpu") -> int:
@@ -220,14 +241,13 @@ def check_budget(
     Raises:
         UserError: too small.
     """
-    images_I = np.asarray(counts, dtype=np.int64)
-    images, genuine_pairs = int(images_I.sum()), int(_pairs_of(images_I).sum())
-    fixed = bytes_needed(images, dimension, genuine_pairs, 0, _kind(device))
+    made, least = _PairCounts(np.asarray(counts, dtype=np.int64)), max(2, hardest)
+    fixed = bytes_needed(made.images, dimension, made.genuine, 0, _kind(device))
     room = (budget - fixed) // _BYTES_KEPT
-    if room < max(2, hardest):
+    if room < least:
         raise UserError(
-            f"budget={budget:,} bytes is too small for {images:,} embeddings of {dimension} numbers and "
-            f"{genuine_pairs:,} genuine pairs: at least {fixed + _BYTES_KEPT * max(2, hardest):,} are needed"
+            f"budget={budget:,} bytes is too small for {made.images:,} embeddings of {dimension} numbers and "
+            f"{made.genuine:,} genuine pairs: at least {fixed + _BYTES_KEPT * least:,} are needed"
         )
     return room
 
@@ -272,28 +292,31 @@ def score_all_pairs(
         UserError: no genuine or no impostor pair; embeddings that are not finite or have length 0; a FAR that is no rate; a
             budget that does not hold the embeddings.
     """
-    dense_N, images_I = _identities(labels, len(embeddings))
+    images, dimension = len(embeddings), embeddings.shape[1]
+    dense_N, images_I = _identities(labels, images)
     check_rates(fars)
     if spare < 1:
         raise UserError(f"spare={spare}: 1 keeps the impostor scores that the largest FAR needs; use at least 1")
     where = device if device is not None else embeddings.device if isinstance(embeddings, Tensor) else "cpu"
-    kind, images = _kind(where), len(embeddings)
-    impostor_pairs = images * (images - 1) // 2 - int(_pairs_of(images_I).sum())
-    room = check_budget(budget, embeddings.shape[1], images_I, where, hardest)
-    wants = (_wanted(far, impostor_pairs) for far in fars)
-    stated = max((want for want in wants if want <= room), default=0)
-    keep = min(impostor_pairs, room, max(hardest, 2, math.ceil(spare * stated) if stated else room))
+    kind, made = _kind(where), _PairCounts(images_I)
+    room = check_budget(budget, dimension, images_I, where, hardest)
+    stated = max((want for want in map(made.wanted, fars) if want <= room), default=0)
+    keep = min(made.impostors, room, max(hardest, 2, math.ceil(spare * stated) if stated else room))
     order = np.argsort(dense_N, kind="stable")
     rows_ND = unit_tensor(embeddings, where, order)
-    chosen = _choose(precision, rows_ND, keep / impostor_pairs)
+    chosen = _choose(precision, rows_ND, keep / made.impostors)
     starts = np.append(0, np.cumsum(images_I))
     with torch.no_grad(), without_autocast(rows_ND), _full_float32():
-        genuine = _genuine(rows_ND, starts)
+        genuine_pairs = _GenuinePairs(starts)
+        genuine = genuine_pairs.scores(rows_ND)
         top, codes, verified = highest_impostors(
             rows_ND, dense_N[order], starts, keep, chosen, block or ROWS[kind], COLUMNS[kind], progress
         )
-    tars = tar_of_kinds(genuine, top, fars, impostor_pairs)
+    tars = tar_of_kinds(genuine, top, fars, made.impostors)
     first_K, second_K = order[codes // images], order[codes % images]
+    worst = np.argpartition(genuine, max(min(hardest, len(genuine)) - 1, 0))[:hardest]
+    worst = worst[np.lexsort((worst, genuine[worst]))]
+    first_H, second_H = genuine_pairs.rows(worst)
     return AllPairs(
         identity_images=images_I,
         genuine_scores=genuine,
@@ -301,11 +324,11 @@ def score_all_pairs(
         top_labels=np.stack([dense_N[first_K], dense_N[second_K]], axis=1),
         top_codes=np.minimum(first_K, second_K) * images + np.maximum(first_K, second_K),
         tar_at_far=tars,
-        hardest_genuine=_hardest_genuine(genuine, order, starts, hardest),
+        hardest_genuine=_hard_pairs(order[first_H], order[second_H], genuine[worst]),
         hardest_impostor=_hard_pairs(first_K[:hardest], second_K[:hardest], top[:hardest]),
         precision=chosen,
         verified=verified,
-        notes=tuple(_notes(tars, images_I, impostor_pairs, embeddings.shape[1], kind, budget)),
+        notes=tuple(_notes(tars, made, dimension, kind, budget)),
     )
 
 
@@ -315,36 +338,26 @@ def _identities(labels: npt.ArrayLike, images: int) -> tuple[Int64, Int64]:
     if label_N.shape != (images,):
         raise UserError(f"{label_N.size} labels for {images} embeddings: pass one label per row")
     _, dense_N, images_I = np.unique(label_N, return_inverse=True, return_counts=True)
-    genuine_pairs = int(_pairs_of(images_I).sum())
-    impostor_pairs = images * (images - 1) // 2 - genuine_pairs
-    if genuine_pairs == 0 or impostor_pairs == 0:
+    made = _PairCounts(images_I)
+    if made.genuine == 0 or made.impostors == 0:
         raise UserError(
-            f"{images} images of {len(images_I)} identities make {genuine_pairs} genuine and "
-            f"{impostor_pairs} impostor pairs: all-pairs figures need both kinds"
+            f"{images} images of {len(images_I)} identities make {made.genuine} genuine and "
+            f"{made.impostors} impostor pairs: all-pairs figures need both kinds"
         )
     return dense_N, images_I.astype(np.int64)
 
 
-def _wanted(far: float, impostor_pairs: int) -> int:
-    """How many of the highest impostor scores a FAR needs: with the threshold, and one for rounding."""
-    return min(impostor_pairs, math.floor(far * impostor_pairs) + 2)
-
-
-def _notes(
-    tars: dict[float, float | None], images_I: Int64, impostor_pairs: int, dimension: int, kind: str, budget: int
-) -> list[str]:
+def _notes(tars: dict[float, float | None], made: _PairCounts, dimension: int, kind: str, budget: int) -> list[str]:
     notes: list[str] = []
-    pairs_I = _pairs_of(images_I)
     for far, tar in tars.items():
-        if impostor_pairs < pairs_needed(far):
-            notes += not_stated({far: tar}, impostor_pairs, "all pairs: TAR at FAR")
+        if made.impostors < pairs_needed(far):
+            notes += not_stated({far: tar}, made.impostors, "all pairs: TAR at FAR")
         elif tar is None:
-            kept = _wanted(far, impostor_pairs)
-            needed = bytes_needed(int(images_I.sum()), dimension, int(pairs_I.sum()), kept, kind)
+            needed = bytes_needed(made.images, dimension, made.genuine, made.wanted(far), kind)
             notes.append(
                 f"all pairs: TAR at FAR {far_name(far)} is not stated: it takes a budget of {needed:,} bytes, budget is {budget:,}"
             )
-    return notes + dominant_person(pairs_I, "all pairs")
+    return notes + dominant_person(made.genuine_I, "all pairs")
 
 
 def score_groups(
@@ -403,9 +416,6 @@ def _choose(precision: Precision, rows_ND: Tensor, share_kept: float) -> str:
 def _full_float32() -> Iterator[None]:
     """Float32 products in float32: a process may have allowed TF32 or bfloat16 for them, to which the bound does not apply."""
     before = torch.get_float32_matmul_precision()
-    if before == "highest":
-        yield
-        return
     torch.set_float32_matmul_precision("highest")
     try:
         yield
@@ -413,36 +423,26 @@ def _full_float32() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def _genuine(rows_ND: Tensor, starts: Int64) -> Float32:
-    """Scores of all pairs within an identity, identity by identity, (0, 1), (0, 2) ... (1, 2) ... of its rows."""
-    scores = np.empty(int(_pairs_of(np.diff(starts)).sum()), dtype=np.float32)
-    later, upto = _later_rows(starts)
-    for start in range(0, len(scores), _GENUINE_PAIRS):
-        part = slice(start, min(start + _GENUINE_PAIRS, len(scores)))
-        first, second = _rows_of_pairs(np.arange(part.start, part.stop), later, upto)
-        found = pair_scores(rows_ND, *(torch.from_numpy(side).to(rows_ND.device) for side in (first, second)))
-        scores[part] = found.cpu().numpy()
-    return scores
+class _GenuinePairs:
+    """All pairs within an identity by their numbers, identity by identity, (0, 1), (0, 2) ... (1, 2) ... of its rows."""
 
+    def __init__(self, starts: Int64) -> None:
+        self.later = np.repeat(starts[1:], np.diff(starts)) - np.arange(starts[-1]) - 1  # how many with each row first
+        self.upto = np.cumsum(self.later)
 
-def _later_rows(starts: Int64) -> tuple[Int64, Int64]:
-    """How many later rows of its identity each row has: its genuine pairs; and the pairs of all rows up to it."""
-    later = np.repeat(starts[1:], np.diff(starts)) - np.arange(starts[-1]) - 1
-    return later, np.cumsum(later)
+    def rows(self, numbers: Int64) -> tuple[Int64, Int64]:
+        """Both rows of pairs by their numbers."""
+        first = np.searchsorted(self.upto, numbers, side="right")
+        return first, first + 1 + numbers - (self.upto - self.later)[first]
 
-
-def _rows_of_pairs(numbers: Int64, later: Int64, upto: Int64) -> tuple[Int64, Int64]:
-    """Both rows of genuine pairs by their numbers."""
-    first = np.searchsorted(upto, numbers, side="right")
-    return first, first + 1 + numbers - (upto - later)[first]
-
-
-def _hardest_genuine(genuine: Float32, order: Int64, starts: Int64, number: int) -> HardPairs:
-    number = min(number, len(genuine))
-    lowest = np.argpartition(genuine, number - 1)[:number] if number else np.zeros(0, dtype=np.int64)
-    lowest = lowest[np.lexsort((lowest, genuine[lowest]))]
-    first, second = _rows_of_pairs(lowest, *_later_rows(starts))
-    return _hard_pairs(order[first], order[second], genuine[lowest])
+    def scores(self, rows_ND: Tensor) -> Float32:
+        """Scores of all of them."""
+        scores = np.empty(self.upto[-1], dtype=np.float32)
+        for start in range(0, len(scores), _GENUINE_PAIRS):
+            numbers = np.arange(start, min(start + _GENUINE_PAIRS, len(scores)))
+            sides = (torch.from_numpy(side).to(rows_ND.device) for side in self.rows(numbers))
+            scores[numbers] = pair_scores(rows_ND, *sides).cpu().numpy()
+        return scores
 
 
 def _hard_pairs(first: Int64, second: Int64, scores: Float32) -> HardPairs:

@@ -6,10 +6,10 @@ certainty, so the same embeddings are also scored all against all; the two stand
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from torch import nn
 from attfc.data.stores.store import Store
 from attfc.errors import UserError
 from attfc.evaluation.bootstrap import FigurePath, Sample
-from attfc.evaluation.embed import BrokenImage, Embedder, Embeddings
+from attfc.evaluation.embed import Embedder, Embeddings, ImageEvaluation
 from attfc.evaluation.metrics import PairScores, Thresholds, evaluate_scores
 from attfc.evaluation.people import few_people, heading_with_people
 from attfc.evaluation.protocols.all_pairs_scores import SPARE_FOR_INTERVALS, AllPairs, score_all_pairs
@@ -51,41 +51,36 @@ class HardestPair:
 
 
 @dataclass(frozen=True, eq=False)
-class HeldOutEvaluation:
+class HeldOutEvaluation(ImageEvaluation):
     """What `evaluate_store` found.
 
     Attributes:
         pair_scores: figures of the list of pairs.
         pairs: the pairs scored, without those that use a broken image.
         skipped_pairs: how many those were.
-        embeddings: of every image embedded, positions rising.
         rank_one, all_pairs: None if not asked for or not possible; `notes` says why.
         hardest: worst genuine, then worst impostor pairs; of all pairs if those were scored, else of the list.
-        broken: (position, where, reason) of the images that could not be used.
-        notes: what a reader of the figures should know.
         pair_sample: the list of pairs with the identities behind it, for intervals.
     """
 
     pair_scores: PairScores
     pairs: Pairs
     skipped_pairs: int
-    embeddings: Embeddings
     rank_one: RankOne | None
     all_pairs: AllPairs | None
     hardest: tuple[HardestPair, ...]
-    broken: tuple[BrokenImage, ...]
-    notes: tuple[str, ...]
     pair_sample: PairListSample
+
+    STATED: ClassVar = ("all_pairs", "people")
 
     def samples(self, exact: int = EXACT_IMPOSTORS) -> dict[FigurePath, list[Sample]]:
         """Return the scores behind the figures, by where these stand in `figures()`, for intervals by identity.
 
         exact: how many of the highest impostor scores of all pairs are drawn one by one; fewer are quicker.
         """
-        found: dict[FigurePath, list[Sample]] = {(): [self.pair_sample]}
-        if self.rank_one is not None:
-            found[()].append(self.rank_one.sample())
-        if self.all_pairs is not None and any(tar is not None for tar in self.all_pairs.tar_at_far.values()):
+        ranked = [] if self.rank_one is None else [self.rank_one.sample()]
+        found: dict[FigurePath, list[Sample]] = {(): [self.pair_sample, *ranked]}
+        if self.all_pairs is not None and self.all_pairs.stated:
             found["all_pairs",] = [self.all_pairs.sample(exact)]
         return found
 
@@ -97,21 +92,17 @@ class HeldOutEvaluation:
 
     def figures(self) -> dict[str, Any]:
         """Return the figures in the form of a run folder's `evaluation.json`: plain JSON types, unknown ones as None."""
-        seconds = self.embeddings.seconds
-        figures = {
+        found, seconds = super().figures(), self.embeddings.seconds
+        return {
             **self.pair_scores.figures(),
             "pair_source": self.pairs.source,
             "skipped_pairs": self.skipped_pairs,
             "rank_one": None if self.rank_one is None else self.rank_one.rate,
             "rank_one_probes": 0 if self.rank_one is None else self.rank_one.probes,
-            "all_pairs": None if self.all_pairs is None else self.all_pairs.to_dict(),
-            "people": self.people,
-            "images": len(self.embeddings.positions),
-            "broken": len(self.broken),
-            "embedding_seconds": seconds,
-            "embedded_images_per_second": len(self.embeddings.positions) / seconds if seconds > 0 else None,
+            **found,
+            "embedded_images_per_second": found["images"] / seconds if seconds > 0 else None,
+            "notes": [*few_people(self.people), *self.pair_sample.notes(), *self.notes],
         }
-        return {**figures, "notes": [*few_people(self.people), *self.pair_sample.notes(), *self.notes]}
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return the arrays of a run folder's `evaluation.npz`; none needs pickle.
@@ -128,25 +119,23 @@ class HeldOutEvaluation:
             "fold": self.pairs.fold,
             "all_pairs_far": far,
             "all_pairs_tar": tar,
-            **_columns(
-                "hardest",
-                [dataclasses.astuple(pair) for pair in self.hardest],
-                same=np.bool_,
-                scores=np.float64,
-                first=np.int64,
-                second=np.int64,
-                first_where=np.str_,
-                second_where=np.str_,
-            ),
-            **_columns("broken", self.broken, positions=np.int64, where=np.str_, reasons=np.str_),
+            **_columns("hardest", map(dataclasses.astuple, self.hardest), _HARDEST),
+            **_columns("broken", self.broken, {"positions": np.int64, "where": np.str_, "reasons": np.str_}),
         }
 
 
-def _columns(prefix: str, rows: Sequence[tuple[Any, ...]], **kinds: Any) -> dict[str, npt.NDArray[Any]]:
+_HARDEST = {
+    **{"same": np.bool_, "scores": np.float64, "first": np.int64, "second": np.int64},
+    **{"first_where": np.str_, "second_where": np.str_},
+}
+
+
+def _columns(prefix: str, rows: Iterable[tuple[Any, ...]], kinds: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
     """Rows as arrays, one per column, whose names and types are given in order."""
+    columns = list(zip(*rows, strict=True)) or [()] * len(kinds)
     return {
-        f"{prefix}_{name}": np.array([row[place] for row in rows], dtype=kind)
-        for place, (name, kind) in enumerate(kinds.items())
+        f"{prefix}_{name}": np.array(column, dtype=kind)
+        for (name, kind), column in zip(kinds.items(), columns, strict=True)
     }
 
 
@@ -190,56 +179,57 @@ def evaluate_store(
         raise UserError(f"{store.name}: {error}") from None
     if len(wanted) == 0:
         raise UserError(f"{wanted.source}: no pairs to evaluate")
-    gallery, notes = _gallery(store, gallery_images, seed) if rank_one or all_pairs else (np.zeros(0, np.int64), ())
+    notes = list(wanted.notes)
+    gallery, note = _gallery(store, gallery_images, seed) if rank_one or all_pairs else (np.zeros(0, np.int64), None)
     embedder = Embedder.of(model)
     positions = np.union1d(wanted.positions(), gallery)
-    embeddings, broken = embedder.embed_within(store, positions, broken_limit, missing=wanted.missing)
-    kept, first_P, second_P = wanted.with_rows(embeddings)
-    skipped = len(wanted) - len(kept)
-    if skipped:
-        note = f"{skipped:,} of {len(wanted):,} pairs were skipped: they use one of {len(broken)} broken images"
-        notes = (*notes, note)
-    _refuse_one_kind(store, wanted, kept, broken)
-    scores = cosine_of_pairs(embeddings.vectors, first_P, second_P)
+    embeddings = embedder.embed_within(store, positions, broken_limit, missing=wanted.missing)
+    kept, *sides = wanted.with_rows(embeddings)
+    _refuse_one_kind(store, wanted, kept, embeddings)
+    scores = cosine_of_pairs(embeddings.vectors, *sides)
     figures = evaluate_scores(scores, kept.same, kept.fold, thresholds=thresholds, fars=fars)
+    skipped = len(wanted) - len(kept)
+    notes += [*figures.notes, *([] if note is None else [note])]
+    if skipped:
+        broken = len(embeddings.broken)
+        notes.append(f"{skipped:,} of {len(wanted):,} pairs were skipped: they use one of {broken} broken images")
 
     rows = np.flatnonzero(embeddings.valid & np.isin(embeddings.positions, gallery))
     labels = store.labels(embeddings.positions[rows])
     counts = np.unique(labels, return_counts=True)[1]
     ranked, everything = None, None
     if (rank_one or all_pairs) and (len(counts) < 2 or counts.max() < 2):
-        notes = (*notes, "rank-one and all pairs are left out: they need two identities, one of them with two images")
+        notes.append("rank-one and all pairs are left out: they need two identities, one of them with two images")
     else:
         vectors = torch.from_numpy(embeddings.vectors[rows])
         if rank_one:
             ranked = identify(vectors, labels, device=embedder.on)
         if all_pairs:
             everything = score_all_pairs(vectors, labels, fars=fars, hardest=hardest, spare=spare, device=embedder.on)
-            notes = (*notes, *everything.notes)
-    sides = (store.labels(kept.first), store.labels(kept.second))
+            notes += everything.notes
     return HeldOutEvaluation(
+        name=store.name,
+        embeddings=embeddings,
+        notes=tuple(notes),
         pair_scores=figures,
         pairs=kept,
         skipped_pairs=skipped + wanted.skipped,
-        embeddings=embeddings,
         rank_one=ranked,
         all_pairs=everything,
         hardest=_hardest(store, hardest, kept, scores, everything, embeddings.positions[rows]),
-        broken=broken,
-        notes=(*wanted.notes, *figures.notes, *notes),
-        pair_sample=PairListSample.of(figures, *sides),
+        pair_sample=PairListSample.of(figures, store.labels(kept.first), store.labels(kept.second)),
     )
 
 
-def _refuse_one_kind(store: Store, wanted: Pairs, kept: Pairs, broken: Sequence[BrokenImage]) -> None:
-    if len(np.unique(kept.same)) == 2:
+def _refuse_one_kind(store: Store, wanted: Pairs, kept: Pairs, embeddings: Embeddings) -> None:
+    genuine, broken = int(kept.same.sum()), len(embeddings.broken)
+    if 0 < genuine < len(kept):
         return
     if not broken:
         raise UserError(f"{wanted.source}: all pairs are of one kind: verification needs genuine and impostor pairs")
-    genuine = int(kept.same.sum())
     raise UserError(
         f"{store.name}: of {len(wanted)} pairs {genuine} genuine and {len(kept) - genuine} impostor pairs "
-        f"are left, since {len(broken)} images are broken; the first is {broken[0][1]}: {broken[0][2]}"
+        f"are left, since {broken} images are broken; {embeddings.first_left_out}"
     )
 
 
@@ -248,12 +238,12 @@ def positions_of(store: Store, pairs: Pairs, seed: int) -> Int64:
     return np.union1d(pairs.positions(), _gallery(store, GALLERY_IMAGES, seed)[0])
 
 
-def _gallery(store: Store, limit: int, seed: int) -> tuple[Int64, tuple[str, ...]]:
+def _gallery(store: Store, limit: int, seed: int) -> tuple[Int64, str | None]:
     """All positions, or those of whole identities drawn by seed, up to `limit` images."""
     if limit < 2:
         raise UserError(f"gallery_images={limit}: use at least 2")
     if len(store) <= limit:
-        return np.arange(len(store), dtype=np.int64), ()
+        return np.arange(len(store), dtype=np.int64), None
     index = store.identities
     labels = np.random.default_rng([seed, 1]).permutation(len(index))
     labels = labels[np.cumsum(index.counts()[labels]) <= limit]
@@ -262,7 +252,7 @@ def _gallery(store: Store, limit: int, seed: int) -> tuple[Int64, tuple[str, ...
         f"rank-one and all pairs are over {len(chosen):,} of {len(store):,} images, "
         f"those of {len(labels):,} identities (gallery_images)"
     )
-    return np.sort(chosen), (note,)
+    return np.sort(chosen), note
 
 
 def _hardest(
@@ -273,44 +263,37 @@ def _hardest(
     everything: AllPairs | None,
     gallery_positions: Int64,
 ) -> tuple[HardestPair, ...]:
-    found: list[tuple[bool, float, int, int]] = []
-    if everything is not None:
-        for same, worst in ((True, everything.hardest_genuine), (False, everything.hardest_impostor)):
-            first, second = gallery_positions[worst.first].tolist(), gallery_positions[worst.second].tolist()
-            found += [(same, *rest) for rest in zip(worst.scores.tolist(), first, second, strict=True)]
-    else:
-        for same in (True, False):
+    found: list[HardestPair] = []
+    for same in (True, False):
+        if everything is not None:
+            worst = everything.hardest_genuine if same else everything.hardest_impostor
+            measured, first, second = worst.scores, gallery_positions[worst.first], gallery_positions[worst.second]
+        else:
             kind = np.flatnonzero(pairs.same == same)
             order = kind[np.argsort(scores[kind] if same else -scores[kind], kind="stable")][:number]
-            found += [(same, float(scores[p]), int(pairs.first[p]), int(pairs.second[p])) for p in order]
-    return tuple(
-        HardestPair(same, score, first, second, store.where(first), store.where(second))
-        for same, score, first, second in found
-    )
+            measured, first, second = scores[order], pairs.first[order], pairs.second[order]
+        for score, *sides in zip(measured.tolist(), first.tolist(), second.tolist(), strict=True):
+            found.append(HardestPair(same, score, *sides, *map(store.where, sides)))
+    return tuple(found)
 
 
 def _run(
     subject: Subject,
     name: str,
     paths: Sequence[str],
-    *,
     pairs: Path | None,
-    generated_pairs: int,
-    seed: int,
     thresholds: Thresholds | None,
-    broken_limit: float,
     keep_scores: bool,
+    **options: Any,
 ) -> Outcome:
     path, store, shared = subject.open_store(name, paths)
     result = evaluate_store(
         subject.embedder,
         store,
-        pairs=read_pairs(pairs, store, broken_limit=broken_limit) if pairs is not None else None,
-        generated_pairs=generated_pairs,
-        seed=seed,
+        pairs=read_pairs(pairs, store, broken_limit=options["broken_limit"]) if pairs is not None else None,
         thresholds=thresholds or "exact",
         spare=SPARE_FOR_INTERVALS if keep_scores else 1.0,
-        broken_limit=broken_limit,
+        **options,
     )
     figures = result.figures()
     listing = Listing(heading_with_people(shared.heading, result.people), figures)
@@ -325,4 +308,9 @@ def _board(protocol: str, data: str, place: FigurePath) -> Board:
     return Board((protocol, data), f"{data}: pairs", ((f"{data} pairs", ("accuracy",)),))
 
 
-PROTOCOL = Protocol(("held-out",), _run, _board)
+PROTOCOL = Protocol(
+    ("held-out",),
+    _run,
+    ("pairs", "generated_pairs", "seed", "thresholds", "broken_limit", "keep_scores"),
+    _board,
+)

@@ -38,24 +38,21 @@ def highest_impostors(
     product = _Product(rows_ND, precision, height, width)
     kept = _Highest(keep, rows_ND, product.error)
     labels_N, columns_N = torch.from_numpy(labels).to(on), torch.arange(images, device=on)
-    total = images * (images - 1) // 2
-    done = 0
     for start in range(0, images - 1, height):
         stop = min(start + height, images)
-        mixed = max(
-            stop, int(starts[labels[stop - 1] + 1])
-        )  # from here on all columns are other people, and later ones
+        # From here on all columns are other people, and later ones.
+        mixed = max(stop, int(starts[labels[stop - 1] + 1]))
         for left in range(start, images, width):
             right = min(left + width, images)
             barred = None
             if left < mixed:
-                barred = (labels_N[start:stop, None] == labels_N[left:right]) | (
-                    columns_N[start:stop, None] >= columns_N[left:right]
-                )
+                barred = labels_N[start:stop, None] == labels_N[left:right]
+                barred |= columns_N[start:stop, None] >= columns_N[left:right]
             product.tile(start, stop, left, right, barred, kept)
-        done += (stop - start) * (images - stop) + (stop - start) * (stop - start - 1) // 2
         if progress is not None:
-            progress(done, total)
+            rest = images - stop
+            total = images * (images - 1) // 2
+            progress(total - rest * (rest - 1) // 2, total)
     top, codes = kept.falling()
     return top.cpu().numpy(), codes.cpu().numpy(), kept.verified
 
@@ -100,7 +97,7 @@ class _Product:
             places = _above(scores_BM, floor, int(_DENSE * shape[0] * shape[1]))
             if places is not None:
                 codes = (start + places // shape[1]) * images + left + places % shape[1]
-                kept.add_products(scores_BM.view(-1)[places], codes)
+                kept.add(scores_BM.view(-1)[places], codes, exact=False)
                 return
         for begin in range(start, stop, 256):  # float64 and its rounding hold several times the memory of float32
             end = min(begin + 256, stop)
@@ -110,7 +107,7 @@ class _Product:
             places = _above(scores_BM, max(kept.lowest, -1.9), scores_BM.numel())
             assert places is not None
             codes = (begin + places // (right - left)) * images + left + places % (right - left)
-            kept.add_scores(scores_BM.view(-1)[places].float(), codes)
+            kept.add(scores_BM.view(-1)[places].float(), codes)
 
 
 def _above(scores_BM: Tensor, floor: float, most: int) -> Tensor | None:
@@ -125,17 +122,15 @@ def _above(scores_BM: Tensor, floor: float, most: int) -> Tensor | None:
 class _Highest:
     """The k highest of a stream of scores, exactly, with their pair numbers.
 
-    Exact scores and products (known to within `error`) are held apart. `lowest` is at most the k-th highest score of the whole
+    A product is known to within `error`, an exact score has none. `lowest` is at most the k-th highest score of the whole
     stream: the k-th highest of what is certain so far. Anything that cannot exceed it changes nothing.
     """
 
     def __init__(self, k: int, rows_ND: Tensor, error: float) -> None:
         self.k, self.rows_ND, self.error = k, rows_ND, error
-        self.lowest = -math.inf
-        on = rows_ND.device
-        self.scores: list[tuple[Tensor, Tensor]] = [_nothing(on)]
-        self.products: list[tuple[Tensor, Tensor]] = [_nothing(on)]
-        self.held = self.verified = 0
+        self.lowest, self.held, self.verified = -math.inf, 0, 0
+        self.parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.add(torch.zeros(0, device=rows_ND.device), torch.zeros(0, dtype=torch.int64, device=rows_ND.device))
 
     def floor(self) -> float:
         """Products that are not above this cannot belong to the highest; rounded down to float32, in which they are compared."""
@@ -143,65 +138,54 @@ class _Highest:
             return -math.inf
         return float(np.nextafter(np.float32(self.lowest - self.error), np.float32(-np.inf)))
 
-    def add_scores(self, scores: Tensor, codes: Tensor) -> None:
-        if len(scores) > self.k:
-            scores, places = torch.topk(scores, self.k, sorted=False)
-            codes = codes[places]
-        self.scores.append((scores, codes))
-        self._grow(len(scores))
-
-    def add_products(self, products: Tensor, codes: Tensor) -> None:
-        self.products.append((products, codes))
-        self._grow(len(products))
-
-    def _grow(self, number: int) -> None:
-        self.held += number
+    def add(self, values: Tensor, codes: Tensor, exact: bool = True) -> None:
+        """Take scores, or products, of pairs of these numbers: (P,) float32, (P,) int64."""
+        self.parts.append((values, codes, torch.full_like(codes, not exact, dtype=torch.bool)))
+        self.held += len(codes)
         if self.held > 2 * self.k or (self.lowest == -math.inf and self.held >= self.k):
             self._shrink()
             if self.held > 2 * self.k:  # too many products within the error of the k-th highest
                 self._verify()
 
+    def _joined(self) -> tuple[Tensor, Tensor, Tensor]:
+        values, codes, doubtful = (torch.cat(column) for column in zip(*self.parts, strict=True))
+        self.parts = [(values, codes, doubtful)]
+        return self.parts[0]
+
     def _shrink(self) -> None:
-        (scores, codes), (products, numbers) = _joined(self.scores), _joined(self.products)
-        if len(scores) > self.k:
-            scores, places = torch.topk(scores, self.k, sorted=False)
-            codes = codes[places]
-        certain = torch.cat([scores.double(), products.double() - self.error])
-        if len(certain) >= self.k:
-            self.lowest = max(self.lowest, float(torch.topk(certain, self.k, sorted=False).values.min()))
-        stays = scores >= self.lowest
-        possible = products.double() + self.error > self.lowest
-        self.scores, self.products = [(scores[stays], codes[stays])], [(products[possible], numbers[possible])]
-        self.held = int(stays.sum()) + int(possible.sum())
+        values, codes, doubtful = self._joined()
+        bounds = values.double()
+        bounds[doubtful] -= self.error
+        certain = torch.topk(bounds, min(self.k, self.held), sorted=False)
+        if self.held >= self.k:
+            self.lowest = max(self.lowest, float(certain.values.min()))
+        bounds[doubtful] += 2 * self.error
+        stays = bounds > self.lowest
+        stays[certain.indices] = True
+        self.parts = [(values[stays], codes[stays], doubtful[stays])]
+        self.held = int(stays.sum())
 
     def _verify(self) -> None:
-        products, numbers = _joined(self.products)
+        values, codes, doubtful = self._joined()
         images = len(self.rows_ND)
+        numbers, products = codes[doubtful], values[doubtful]
         scores = pair_scores(self.rows_ND, numbers // images, numbers % images)
         self.verified += len(scores)
-        if len(scores):
-            off = float((scores.double() - products.double()).abs().max())
-            if not off <= self.error:
-                raise RuntimeError(
-                    f"a product differs from its exact score by {off:.3g}, more than the proven {self.error:.3g}: this device does not "
-                    "compute as it should; use precision='float64' and report it"
-                )
-        self.scores.append((scores, numbers))
-        self.products = [_nothing(self.rows_ND.device)]
+        off = float((scores.double() - products.double()).abs().max()) if len(scores) else 0.0
+        if not off <= self.error:
+            raise RuntimeError(
+                f"a product differs from its exact score by {off:.3g}, more than the proven {self.error:.3g}: this device does not "
+                "compute as it should; use precision='float64' and report it"
+            )
+        values[doubtful] = scores
+        doubtful[:] = False
         self._shrink()
 
     def falling(self) -> tuple[Tensor, Tensor]:
+        """Return the k highest scores, equal ones by their pair numbers, and these numbers."""
         self._shrink()
         self._verify()
-        scores, codes = _joined(self.scores)
+        values, codes, _ = self._joined()
         by_pair = torch.argsort(codes)
-        order = by_pair[torch.argsort(scores[by_pair], descending=True, stable=True)][: self.k]
-        return scores[order], codes[order]
-
-
-def _nothing(device: torch.device) -> tuple[Tensor, Tensor]:
-    return torch.zeros(0, device=device), torch.zeros(0, dtype=torch.int64, device=device)
-
-
-def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    return torch.cat([scores for scores, _ in parts]), torch.cat([codes for _, codes in parts])
+        order = by_pair[torch.argsort(values[by_pair], descending=True, stable=True)][: self.k]
+        return values[order], codes[order]

@@ -10,7 +10,7 @@ Sources: see `search`.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import nn
@@ -19,44 +19,27 @@ from attfc.data.index import IdentityIndex
 from attfc.data.stores.store import Store
 from attfc.errors import UserError
 from attfc.evaluation.bootstrap import FigurePath, Sample
-from attfc.evaluation.embed import BrokenImage, Embedder
+from attfc.evaluation.embed import Embedder, ImageEvaluation
 from attfc.evaluation.people import few_people
 from attfc.evaluation.protocols.protocol import Board, Cell, Outcome, Protocol, Subject, Table, noted
-from attfc.evaluation.protocols.search import Identification, identify, search_sample
+from attfc.evaluation.protocols.search import Identification, identify, rate_columns, search_sample
 from attfc.typing import Int64, Progress
 
 __all__ = ["PROTOCOL", "StoreIdentification", "choose_gallery", "identify_in_store"]
 
 
 @dataclass(frozen=True, eq=False)
-class StoreIdentification:
-    """What `identify_in_store` found.
+class StoreIdentification(ImageEvaluation):
+    """What `identify_in_store` found: the figures and curves, and the wall time of the search beside what `ImageEvaluation` has."""
 
-    Attributes:
-        name: of the store. found: the figures and curves.
-        images: how many were embedded, the broken ones included. broken: (position, where, reason).
-        embedding_seconds, search_seconds: wall time.
-        notes: what a reader of the figures should know.
-    """
-
-    name: str
     found: Identification
-    images: int
-    broken: tuple[BrokenImage, ...]
-    embedding_seconds: float
     search_seconds: float
-    notes: tuple[str, ...]
+
+    STATED: ClassVar = ("search_seconds",)
 
     def figures(self) -> dict[str, Any]:
         """Return the figures as plain JSON types, rates as text, unknown figures as None."""
-        return {
-            **self.found.to_dict(),
-            "images": self.images,
-            "broken": len(self.broken),
-            "embedding_seconds": self.embedding_seconds,
-            "search_seconds": self.search_seconds,
-            "notes": list(self.notes),
-        }
+        return {**self.found.figures(), **super().figures()}
 
     def samples(self) -> dict[FigurePath, list[Sample]]:
         """Return the searches behind the figures, for intervals by identity."""
@@ -114,82 +97,52 @@ def identify_in_store(
     """
     embedder = Embedder.of(model)
     gallery = choose_gallery(store.identities, enrolled, enrolled_images, seed)
-    embeddings, broken = embedder.embed_within(store, None, broken_limit, progress=progress)
-    positions, valid = embeddings.positions, embeddings.valid
+    embeddings = embedder.embed_within(store, None, broken_limit, progress=progress)
+    positions, valid, broken = embeddings.positions, embeddings.valid, len(embeddings.broken)
     notes: list[str] = []
     in_gallery = np.isin(positions, gallery)
     if broken:
         lost = int((in_gallery & ~valid).sum())
         notes.append(
-            f"{len(broken):,} of {len(positions):,} images are broken and left out, {lost:,} of them enrolled; "
-            f"the first is {broken[0][1]}: {broken[0][2]}"
+            f"{broken:,} of {len(positions):,} images are broken and left out, {lost:,} of them enrolled; {embeddings.first_left_out}"
         )
     start = time.perf_counter()
-    enrolled_rows, probe_rows = np.flatnonzero(in_gallery & valid), np.flatnonzero(~in_gallery & valid)
-    if not len(enrolled_rows) or not len(probe_rows):
+    sides = [np.flatnonzero(chosen & valid) for chosen in (in_gallery, ~in_gallery)]
+    if not all(map(len, sides)):
         raise UserError(
-            f"{store.name}: {len(enrolled_rows):,} images to enroll and {len(probe_rows):,} to search are left: both are needed"
+            f"{store.name}: {len(sides[0]):,} images to enroll and {len(sides[1]):,} to search are left: both are needed"
         )
-    found = identify(
-        embeddings.vectors[enrolled_rows],
-        store.labels(positions[enrolled_rows]),
-        embeddings.vectors[probe_rows],
-        store.labels(positions[probe_rows]),
-        ranks,
-        fpirs,
-        device=embedder.device,
+    (gallery_ND, enrolled_N), (probe_MD, searched_M) = (
+        (embeddings.vectors[side], store.labels(positions[side])) for side in sides
     )
+    found = identify(gallery_ND, enrolled_N, probe_MD, searched_M, ranks, fpirs, device=embedder.device)
     return StoreIdentification(
         name=store.name,
-        found=found,
-        images=len(positions),
-        broken=broken,
-        embedding_seconds=embeddings.seconds,
-        search_seconds=time.perf_counter() - start,
+        embeddings=embeddings,
         notes=(*few_people(len(np.unique(found.probe_labels))), *notes, *found.notes),
+        found=found,
+        search_seconds=time.perf_counter() - start,
     )
 
 
-def _run(
-    subject: Subject,
-    name: str,
-    paths: Sequence[str],
-    *,
-    enrolled: float,
-    enrolled_images: int,
-    seed: int,
-    broken_limit: float,
-) -> Outcome:
+def _run(subject: Subject, name: str, paths: Sequence[str], **options: Any) -> Outcome:
     path, store, shared = subject.open_store(name, paths)
     with subject.progress("faces") as progress:
-        result = identify_in_store(
-            subject.embedder,
-            store,
-            enrolled=enrolled,
-            enrolled_images=enrolled_images,
-            seed=seed,
-            broken_limit=broken_limit,
-            progress=progress,
-        )
-    figures = {"store": path, **result.figures()}
-    return Outcome(figures, result.samples(), [_table(result), *noted(result.notes)], shared)
-
-
-def _table(result: StoreIdentification) -> Table:
-    figures = result.found.to_dict()
-    rates = [(name, rate) for name in ("rank", "tpir_at_fpir") for rate in figures[name]]
-    titles = (f"rank {rate}" if name == "rank" else f"TPIR@{rate}" for name, rate in rates)
+        result = identify_in_store(subject.embedder, store, progress=progress, **options)
     counts = {"enrolled": "gallery_identities", "mated probes": "mated_probes", "strangers": "stranger_searches"}
-    row: list[str | Cell] = [
-        result.name,
-        *(Cell(place) for place in rates),
-        *(Cell((name,), "count") for name in counts.values()),
-    ]
-    return Table(("1:N, %", *titles, *counts), [row])
+    columns = rate_columns(result.found) | {title: Cell((figure,), "count") for title, figure in counts.items()}
+    table = Table.of("1:N, %", columns, [(result.name, ())])
+    return Outcome({"store": path, **result.figures()}, result.samples(), [table, *noted(result.notes)], shared)
 
 
 def _board(protocol: str, data: str, place: FigurePath) -> Board:
     return Board((protocol, data), f"{data}: identification", ((f"{data} rank 1", ("rank", "1")),))
 
 
-PROTOCOL = Protocol(("identify",), _run, _board, without_pairs="searches images, not pairs: leave out --pairs")
+PROTOCOL = Protocol(
+    ("identify",),
+    _run,
+    ("enrolled", "enrolled_images", "seed", "broken_limit"),
+    _board,
+    without_pairs="searches images, not pairs: leave out --pairs",
+)

@@ -171,51 +171,43 @@ def read_pairs(path: str | os.PathLike[str], store: Store, *, folds: int = 10, b
             "the file is cut short or its header is wrong"
         )
     images = _ImagesOfPerson(store)
-    first, second, same = _look_up(file, body, images)
+    first_P, second_P, same_P = np.array([_look_up(f"{file} line {number}", line, images) for number, line in body]).T
     images.refuse_missing(broken_limit)
-    same_P = np.array(same, dtype=np.bool_)
     fold_P = np.repeat(np.arange(file_folds, dtype=np.int64), 2 * each)
-    read = Pairs(np.array(first, dtype=np.int64), np.array(second, dtype=np.int64), same_P, fold_P, file.name)
-    there_P = (read.first >= 0) & (read.second >= 0)
-    pairs, skipped = read.keep(there_P), int((~there_P).sum())
-    notes: tuple[str, ...] = ()
+    read = Pairs(first_P, second_P, same_P == 1, fold_P, file.name)
+    pairs, missing = read.keep((first_P >= 0) & (second_P >= 0)), len(images.missing)
+    skipped = len(read) - len(pairs)
+    notes: list[str] = []
     if skipped:
         line = next(iter(images.missing.values())).rsplit(" ", 1)[1]  # no name: the note stands in files that travel
-        notes = (
-            f"{skipped:,} of {len(read):,} pairs of {file.name} were left out: {len(images.missing):,} of their images "
-            f"{'is' if len(images.missing) == 1 else 'are'} missing; the first is on line {line}",
+        notes.append(
+            f"{skipped:,} of {len(read):,} pairs of {file.name} were left out: {missing:,} of their images "
+            f"{'is' if missing == 1 else 'are'} missing; the first is on line {line}"
         )
     if file_folds == 1:
-        fewest = int(min(pairs.same.sum(), (~pairs.same).sum()))
-        used = _two_folds_at_least(str(file), fewest, folds)
+        genuine = int(pairs.same.sum())
+        used = _two_folds_at_least(str(file), min(genuine, len(pairs) - genuine), folds)
         for kind in (pairs.same, ~pairs.same):
             pairs.fold[kind] = _stratified_folds(int(kind.sum()), used)
-        notes = (*notes, f"{file.name} has no folds: its pairs were cut into {used} folds of both kinds")
-    return dataclasses.replace(pairs, notes=notes, skipped=skipped, missing=len(images.missing))
+        notes.append(f"{file.name} has no folds: its pairs were cut into {used} folds of both kinds")
+    return dataclasses.replace(pairs, notes=tuple(notes), skipped=skipped, missing=missing)
 
 
-def _look_up(
-    file: Path, body: list[tuple[int, str]], images: _ImagesOfPerson
-) -> tuple[list[int], list[int], list[bool]]:
-    """Return the positions of the two images of each line, -1 for a missing one, and whether they show one person."""
-    first, second, same = [], [], []
-    for number, line in body:
-        at = f"{file} line {number}"
-        words = [word.strip() for word in line.split("\t")] if "\t" in line else line.split()
-        if len(words) == 3:
-            words.insert(2, words[0])
-        elif len(words) != 4:
-            raise UserError(
-                f"{at}: {len(words)} fields in {line[:80]!r}: "
-                "write name, i, j (one person) or name, i, name, j (two people)"
-            )
-        elif words[0] == words[2]:
-            raise UserError(f"{at}: an impostor pair names {words[0]!r} twice: write name, i, j for one person")
-        first.append(images.position(words[0], words[1], at))
-        second.append(images.position(words[2], words[3], at))
-        if first[-1] == second[-1] >= 0:
-            raise UserError(f"{at}: image {words[1]} of {words[0]!r} is paired with itself: use two different images")
-        same.append(words[0] == words[2])
+def _look_up(at: str, line: str, images: _ImagesOfPerson) -> tuple[int, int, bool]:
+    """Return the positions of the two images of a line, -1 for a missing one, and whether they show one person."""
+    words = [word.strip() for word in line.split("\t")] if "\t" in line else line.split()
+    same = len(words) == 3
+    if same:
+        words.insert(2, words[0])
+    elif len(words) != 4:
+        raise UserError(
+            f"{at}: {len(words)} fields in {line[:80]!r}: write name, i, j (one person) or name, i, name, j (two people)"
+        )
+    elif words[0] == words[2]:
+        raise UserError(f"{at}: an impostor pair names {words[0]!r} twice: write name, i, j for one person")
+    first, second = images.position(words[0], words[1], at), images.position(words[2], words[3], at)
+    if first == second >= 0:
+        raise UserError(f"{at}: image {words[1]} of {words[0]!r} is paired with itself: use two different images")
     return first, second, same
 
 
@@ -238,34 +230,28 @@ def generate_pairs(index: IdentityIndex, pairs: int = 6000, seed: int = 0, *, fo
     if pairs < 4:
         raise UserError(f"pairs={pairs}: two genuine and two impostor pairs are the least, so use at least 4")
     counts = index.counts()
-    if int((counts > 0).sum()) < 2:
-        raise UserError(f"{int((counts > 0).sum())} identity has images: impostor pairs need at least 2 identities")
+    with_images = int((counts > 0).sum())
+    if with_images < 2:
+        raise UserError(f"{with_images} identity has images: impostor pairs need at least 2 identities")
     if int(counts.max()) < 2:
         raise UserError(
             f"none of {len(counts):,} identities has 2 images: genuine pairs need one that has; "
             "evaluate on a store with several images per identity"
         )
-    to_have_genuine = int((counts * (counts - 1) // 2).sum())
-    total = int(counts.sum())
-    to_have_impostor = (total * total - int((counts * counts).sum())) // 2
-    each = min(pairs // 2, to_have_genuine, to_have_impostor)
+    images, squares = int(counts.sum()), int((counts * counts).sum())
+    to_have = {"genuine": (squares - images) // 2, "impostor": (images * images - squares) // 2}
+    each = min(pairs // 2, *to_have.values())
     folds = _two_folds_at_least(f"an index of {len(counts)} identities", each, folds)
     rng = np.random.default_rng(seed)
     genuine = _draw_genuine(index, counts, each, rng)
-    impostor = _draw_impostor(index, counts, each, to_have_impostor, rng)
-    both = np.stack([genuine, impostor], axis=1).reshape(-1, 2)  # genuine, impostor, genuine, ...
+    impostor = _draw_impostor(index, counts, each, to_have["impostor"], rng)
+    first, second = np.stack([genuine, impostor], axis=1).reshape(-1, 2).T.copy()  # genuine, impostor, genuine, ...
     notes: tuple[str, ...] = ()
     if each < pairs // 2:
-        scarce = "genuine" if to_have_genuine <= to_have_impostor else "impostor"
+        scarce = min(to_have, key=to_have.__getitem__)
         notes = (f"{2 * each:,} pairs, not {pairs:,}: the people have only {each:,} different {scarce} pairs",)
-    return Pairs(
-        first=both[:, 0].copy(),
-        second=both[:, 1].copy(),
-        same=np.tile([True, False], each),
-        fold=np.repeat(_stratified_folds(each, folds), 2),
-        source=f"generated (seed {seed})",
-        notes=notes,
-    )
+    fold = np.repeat(_stratified_folds(each, folds), 2)
+    return Pairs(first, second, np.tile([True, False], each), fold, f"generated (seed {seed})", notes)
 
 
 def _draw_genuine(index: IdentityIndex, counts: Int64, each: int, rng: np.random.Generator) -> Int64:
@@ -281,12 +267,11 @@ def _draw_genuine(index: IdentityIndex, counts: Int64, each: int, rng: np.random
     quota[more] += 1
     drawn: list[Int64] = []
     for label, number, possible in zip(labels[quota > 0], quota[quota > 0], to_have[quota > 0], strict=True):
-        code = rng.choice(int(possible), int(number), replace=False).astype(np.int64)
-        later = ((1 + np.sqrt(8.0 * code + 1)) / 2).astype(np.int64)  # pair code = later (later - 1) / 2 + earlier
-        later -= later * (later - 1) // 2 > code
-        later += later * (later + 1) // 2 <= code
         items = index.of(int(label))
-        drawn.append(np.stack([items[code - later * (later - 1) // 2], items[later]], axis=1))
+        upto = np.cumsum(np.arange(len(items)))  # pairs of the first 1, 2 ... images
+        code = rng.choice(int(possible), int(number), replace=False)
+        later = np.searchsorted(upto, code, side="right")
+        drawn.append(np.stack([items[code - upto[later - 1]], items[later]], axis=1))
     return rng.permutation(np.concatenate(drawn), axis=0)
 
 

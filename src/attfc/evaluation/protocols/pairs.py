@@ -8,10 +8,10 @@ Sources: LFW protocol (Huang et al. 2007); the `.bin` sets of InsightFace.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import nn
@@ -19,12 +19,12 @@ from torch import nn
 from attfc.data.stores.verification_sets import VerificationSet, read_verification_set
 from attfc.errors import UserError, nearest
 from attfc.evaluation.bootstrap import FigurePath, linked_identities
-from attfc.evaluation.embed import BrokenImage, Embedder, ImageSource
+from attfc.evaluation.embed import Embedder, ImageEvaluation, ImageSource
 from attfc.evaluation.metrics import PairScores, Thresholds, evaluate_scores, fold_numbers
 from attfc.evaluation.people import few_people
 from attfc.evaluation.protocols.pair_lists import Pairs, read_pairs
 from attfc.evaluation.protocols.protocol import Board, Cell, Outcome, Protocol, Subject, Table, one_path
-from attfc.evaluation.rates import FARS, far_name
+from attfc.evaluation.rates import FARS
 from attfc.evaluation.samples import PairListSample
 from attfc.evaluation.unit_rows import cosine_of_pairs, squared_distances_of_pairs, unit_rows
 from attfc.evaluation.unseen import SharedPeople
@@ -47,42 +47,26 @@ KNOWN_SETS = {"lfw": "LFW", "cfp_fp": "CFP-FP", "agedb_30": "AgeDB-30", "calfw":
 
 
 @dataclass(frozen=True, eq=False)
-class PairEvaluation:
+class PairEvaluation(ImageEvaluation):
     """What `evaluate_pair_list` found.
 
     Attributes:
-        name: of the set.
         scores: the figures, with the cosines of the pairs scored.
         pairs: the pairs scored, without those that use a broken image.
         skipped_pairs: how many those were.
-        images: how many were embedded.
-        broken: (position, where, reason) of the images that could not be used.
-        seconds: wall time of embedding.
-        notes: what a reader of the figures should know.
         sample: the pairs scored with the identities behind them, for intervals; None if these are unknown.
     """
 
-    name: str
     scores: PairScores
     pairs: Pairs
     skipped_pairs: int
-    images: int
-    broken: tuple[BrokenImage, ...]
-    seconds: float
-    notes: tuple[str, ...]
-    sample: PairListSample | None = None
+    sample: PairListSample | None
+
+    STATED: ClassVar = ("skipped_pairs",)
 
     def figures(self) -> dict[str, Any]:
         """Return the figures as plain JSON types, FARs as text, unknown figures as None."""
-        return {
-            **self.scores.figures(),
-            "pair_source": self.pairs.source,
-            "skipped_pairs": self.skipped_pairs,
-            "images": self.images,
-            "broken": len(self.broken),
-            "embedding_seconds": self.seconds,
-            "notes": list(self.notes),
-        }
+        return {**self.scores.figures(), "pair_source": self.pairs.source, **super().figures()}
 
 
 def find_sets(folder: Path, names: Sequence[str] = ()) -> list[Path]:
@@ -104,11 +88,7 @@ def find_sets(folder: Path, names: Sequence[str] = ()) -> list[Path]:
         raise UserError(
             f"{folder} has no .bin file: pass the folder that holds {', '.join(KNOWN_SETS)}, or --pairs FILE with a folder of images"
         )
-    ordered = names or [
-        *(name for name in KNOWN_SETS if name in there),
-        *(name for name in there if name not in KNOWN_SETS),
-    ]
-    return [there[name] for name in ordered]
+    return [there[name] for name in names or {**KNOWN_SETS, **there} if name in there]
 
 
 def pairs_of_set(verification_set: VerificationSet, folds: int = 10) -> Pairs:
@@ -167,138 +147,128 @@ def evaluate_pair_list(
     Raises:
         UserError: too many broken images, pairs of one kind only, or a model that gives NaN or zeros.
     """
-    embeddings, broken = Embedder.of(model).embed_within(
+    embeddings = Embedder.of(model).embed_within(
         source, pairs.positions(), broken_limit, missing=pairs.missing, progress=progress
     )
-    kept, first_P, second_P = pairs.with_rows(embeddings)
-    notes = pairs.notes
-    if len(kept) < len(pairs):
-        notes = (
-            *notes,
-            f"{len(pairs) - len(kept):,} of {len(pairs):,} pairs were skipped: they use one of {len(broken):,} broken images; "
-            f"the first is {broken[0][1]}: {broken[0][2]}",
+    kept, *sides = pairs.with_rows(embeddings)
+    skipped, notes = len(pairs) - len(kept), list(pairs.notes)
+    if skipped:
+        notes.append(
+            f"{skipped:,} of {len(pairs):,} pairs were skipped: they use one of {len(embeddings.broken):,} broken images; "
+            f"{embeddings.first_left_out}"
         )
     unit_ND = np.zeros(embeddings.vectors.shape, dtype=np.float64)
     unit_ND[embeddings.valid] = unit_rows(embeddings.vectors[embeddings.valid])
-    distances_P = squared_distances_of_pairs(unit_ND, first_P, second_P) if thresholds == "grid" else None
     scores = evaluate_scores(
-        cosine_of_pairs(unit_ND, first_P, second_P),
+        cosine_of_pairs(unit_ND, *sides),
         kept.same,
         kept.fold,
         thresholds=thresholds,
         fars=fars,
-        squared_distances=distances_P,
+        squared_distances=squared_distances_of_pairs(unit_ND, *sides) if thresholds == "grid" else None,
     )
-    sample = None
+    sample, people = None, []
     if identities is not None:
         sample = PairListSample.of(scores, identities(kept.first), identities(kept.second))
-    people = () if sample is None else (*few_people(sample.carriers), *sample.notes())
+        people = [*few_people(sample.carriers), *sample.notes()]
     return PairEvaluation(
         name=source.name,
+        embeddings=embeddings,
+        notes=(*people, *notes, *scores.notes),
         scores=scores,
         pairs=kept,
-        skipped_pairs=len(pairs) - len(kept) + pairs.skipped,
-        images=len(embeddings.positions),
-        broken=broken,
-        seconds=embeddings.seconds,
-        notes=(*people, *notes, *scores.notes),
+        skipped_pairs=skipped + pairs.skipped,
         sample=sample,
     )
 
 
-def _run(
-    subject: Subject,
-    name: str,
-    paths: Sequence[str],
-    *,
-    pairs: Path | None,
-    thresholds: Thresholds | None,
-    broken_limit: float,
-) -> Outcome:
-    """Evaluate a store with a list of pairs, or sets of pairs: files and folders of them."""
-    options = {"thresholds": thresholds or "grid", "broken_limit": broken_limit}
-    if pairs is not None:
-        _, store, shared = subject.open_store(name, paths)
-        listed = read_pairs(pairs, store, broken_limit=broken_limit)
-        return _outcome([_evaluate(subject, store, listed, store.labels, options)], options, str(pairs), shared)
-    files: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            files += find_sets(path)
-        elif path.suffix == ".bin":
-            files.append(path)
-        else:
-            raise UserError(f"{path} is no .bin file and no folder of them: for a store of images add --pairs FILE")
-    return _run_sets(subject, files, options)
+Listed = tuple[ImageSource, Pairs, Callable[[Int64], Int64]]
+"""Images, pairs of them, and the identity of each position."""
 
 
-def _run_named_sets(
-    subject: Subject, name: str, paths: Sequence[str], *, thresholds: Thresholds | None, broken_limit: float
-) -> Outcome:
-    folder = Path(one_path(name, paths, "the folder that holds NAME.bin"))
-    options = {"thresholds": thresholds or "grid", "broken_limit": broken_limit}
-    return _run_sets(subject, find_sets(folder, name.split(",")), options)
-
-
-def _run_sets(subject: Subject, files: Sequence[Path], options: dict[str, Any]) -> Outcome:
-    results: list[PairEvaluation] = []
+def _sets(files: Iterable[Path]) -> Iterator[Listed]:
+    names = set()
     for file in files:
         found = read_verification_set(file)
-        if any(result.name == found.name for result in results):
+        if found.name in names:
             raise UserError(f"{file}: a second set named {found.name}: evaluate it in a run of its own")
-        results.append(_evaluate(subject, found, pairs_of_set(found), identities_of_set(found).take, options))
-    return _outcome(results, options)
+        names.add(found.name)
+        yield found, pairs_of_set(found), identities_of_set(found).take
+
+
+def _files(paths: Sequence[str]) -> Iterator[Path]:
+    for path in map(Path, paths):
+        if path.is_dir():
+            yield from find_sets(path)
+        elif path.suffix == ".bin":
+            yield path
+        else:
+            raise UserError(f"{path} is no .bin file and no folder of them: for a store of images add --pairs FILE")
+
+
+def _run(subject: Subject, name: str, paths: Sequence[str], pairs: Path | None, **options: Any) -> Outcome:
+    """Evaluate a store with a list of pairs, or sets of pairs: files and folders of them."""
+    if pairs is None:
+        return _evaluate(subject, _sets(list(_files(paths))), **options)
+    _, store, shared = subject.open_store(name, paths)
+    listed = read_pairs(pairs, store, broken_limit=options["broken_limit"])
+    return _evaluate(subject, [(store, listed, store.labels)], str(pairs), shared, **options)
+
+
+def _run_named_sets(subject: Subject, name: str, paths: Sequence[str], **options: Any) -> Outcome:
+    folder = Path(one_path(name, paths, "the folder that holds NAME.bin"))
+    return _evaluate(subject, _sets(find_sets(folder, name.split(","))), **options)
 
 
 def _evaluate(
-    subject: Subject, source: ImageSource, pairs: Pairs, identities: Callable[[Int64], Int64], options: dict[str, Any]
-) -> PairEvaluation:
-    with subject.progress(source.name) as progress:
-        return evaluate_pair_list(subject.embedder, source, pairs, identities=identities, progress=progress, **options)
-
-
-def _outcome(
-    results: Sequence[PairEvaluation],
-    options: dict[str, Any],
+    subject: Subject,
+    lists: Iterable[Listed],
     pairs_file: str | None = None,
     shared: SharedPeople | None = None,
+    *,
+    thresholds: Thresholds | None,
+    broken_limit: float,
 ) -> Outcome:
-    figures = {
-        "thresholds": options["thresholds"],
-        "pairs_file": pairs_file,
-        "sets": {result.name: result.figures() for result in results},
-    }
+    thresholds = thresholds or "grid"
+    results: list[PairEvaluation] = []
+    for source, pairs, identities in lists:
+        with subject.progress(source.name) as progress:
+            results.append(
+                evaluate_pair_list(
+                    subject.embedder,
+                    source,
+                    pairs,
+                    identities=identities,
+                    thresholds=thresholds,
+                    broken_limit=broken_limit,
+                    progress=progress,
+                )
+            )
     concerned: dict[str, list[str]] = {}
     for result in results:
         for note in result.notes:
             concerned.setdefault(note, []).append(result.name)
+    sets = {result.name: result.figures() for result in results}
+    table = Table.of("set", _COLUMNS, [(name, ("sets", name)) for name in sets])
     return Outcome(
-        figures,
+        {"thresholds": thresholds, "pairs_file": pairs_file, "sets": sets},
         {("sets", result.name): [result.sample] for result in results if result.sample is not None},
         # Notes below: a figure with skipped pairs is not that of the whole set.
-        [_table([result.name for result in results]), *(f"{', '.join(of)}: {note}" for note, of in concerned.items())],
+        [table, *(f"{', '.join(of)}: {note}" for note, of in concerned.items())],
         shared,
     )
 
 
-def _table(names: Sequence[str]) -> Table:
-    header = ("set", "pairs", "accuracy %", "± std", "AUC", "EER %", "TAR@1e-3 %", "TAR@1e-2 %", "skipped")
-    rows: list[list[str | Cell]] = []
-    for name in names:
-        at = ("sets", name)
-        rows.append(
-            [
-                name,
-                Cell((*at, "pairs"), "count"),
-                Cell((*at, "accuracy")),
-                Cell((*at, "accuracy_std")),
-                Cell((*at, "auc"), "share"),
-                Cell((*at, "eer")),
-                *(Cell((*at, "tar_at_far", far_name(far))) for far in (1e-3, 1e-2)),
-                Cell((*at, "skipped_pairs"), "count"),
-            ]
-        )
-    return Table(header, rows)
+_COLUMNS = {
+    "pairs": Cell(("pairs",), "count"),
+    "accuracy %": Cell(("accuracy",)),
+    "± std": Cell(("accuracy_std",)),
+    "AUC": Cell(("auc",), "share"),
+    "EER %": Cell(("eer",)),
+    "TAR@1e-3 %": Cell(("tar_at_far", "0.001")),
+    "TAR@1e-2 %": Cell(("tar_at_far", "0.01")),
+    "skipped": Cell(("skipped_pairs",), "count"),
+}
 
 
 def board_of_pairs(protocol: str, data: str, place: FigurePath) -> Board:
@@ -307,10 +277,11 @@ def board_of_pairs(protocol: str, data: str, place: FigurePath) -> Board:
     return Board(("sets", place[1]), f"{name}: pairs", ((name, ("accuracy",)),))
 
 
-PROTOCOL = Protocol(("pairs",), _run, board_of_pairs, family="pairs")
+PROTOCOL = Protocol(("pairs",), _run, ("pairs", "thresholds", "broken_limit"), board_of_pairs, family="pairs")
 NAMED_SETS = Protocol(
     tuple(KNOWN_SETS),
     _run_named_sets,
+    ("thresholds", "broken_limit"),
     board_of_pairs,
     family="pairs",
     without_pairs="brings its own pairs: leave out --pairs, or use the protocol pairs",

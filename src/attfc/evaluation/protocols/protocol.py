@@ -1,13 +1,12 @@
 """What a protocol is: one file that says how it evaluates, which scores stand behind its figures, what is shown of them, and a line in `PROTOCOLS`.
 
-A protocol's file defines a `Protocol`: the names under which it is asked for, and `run(subject, name, paths, *, ...)`, whose keyword arguments are
-the options of `attfc evaluate` that it takes. It returns an `Outcome`: figures as plain JSON types, samples by where their figures stand, and tables
+A protocol's file defines a `Protocol`: the names under which it is asked for, the options of `attfc evaluate` that it takes, and
+`run(subject, name, paths, **options)`. It returns an `Outcome`: figures as plain JSON types, samples by where their figures stand, and tables
 whose cells name figures by their place. Intervals, `--json`, `--save`, `attfc compare` and the reports work on these, whatever the protocol. Its
 functions (`evaluate_store`, ...) are usable without all this.
 """
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -78,6 +77,15 @@ class Table:
     header: Sequence[str]
     rows: Sequence[Sequence[str | Cell]]
 
+    @staticmethod
+    def of(title: str, columns: Mapping[str, Cell], places: Sequence[tuple[str, FigurePath]]) -> "Table":
+        """Return the table of the same figures at several places, a row by name for each; the cells' paths go on from there."""
+
+        def cells(place: FigurePath) -> list[Cell]:
+            return [Cell((*place, *cell.path), cell.form) for cell in columns.values()]
+
+        return Table((title, *columns), [[name, *cells(place)] for name, place in places])
+
 
 @dataclass(frozen=True)
 class Listing:
@@ -139,7 +147,8 @@ class Protocol:
 
     Attributes:
         names: under which it is asked for.
-        run: (subject, name, paths, *, options) -> outcome; name as typed. Its keyword arguments are the options that it takes.
+        run: (subject, name, paths, **options) -> outcome; name as typed.
+        options: which of `attfc evaluate` it takes.
         board: (name, its data's name, place of figures) -> where they stand in a report.
         family: results of one family can be compared; empty: those of one name.
         without_pairs: what to say where `--pairs` is given and not taken, after the name.
@@ -148,6 +157,7 @@ class Protocol:
 
     names: tuple[str, ...]
     run: Callable[..., Outcome]
+    options: tuple[str, ...]
     board: Callable[[str, str, FigurePath], Board]
     family: str = ""
     without_pairs: str = "takes no list of pairs: leave out --pairs"
@@ -159,11 +169,12 @@ class Protocol:
         Raises:
             UserError: `pairs`, `groups` or `fars` are given, which only some protocols take.
         """
-        taken = inspect.signature(self.run).parameters
-        if options["pairs"] is not None and "pairs" not in taken:
-            raise UserError(f"{name} {self.without_pairs}")
-        if options["groups"] is not None and "groups" not in taken:
-            raise UserError(f"--groups is of the protocol all-pairs: leave it out of {name}")
-        if options["fars"] and "fars" not in taken:
-            raise UserError(f"--far is an option of the protocol all-pairs: leave it out of {name}")
-        return {option: value for option, value in options.items() if option in taken}
+        refused = {
+            "pairs": f"{name} {self.without_pairs}",
+            "groups": f"--groups is of the protocol all-pairs: leave it out of {name}",
+            "fars": f"--far is an option of the protocol all-pairs: leave it out of {name}",
+        }
+        for option, refusal in refused.items():
+            if options[option] and option not in self.options:
+                raise UserError(refusal)
+        return {option: options[option] for option in self.options}

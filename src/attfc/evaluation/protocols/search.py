@@ -10,7 +10,7 @@ Phillips et al. 2011 (detection and identification rate).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +19,13 @@ from torch import Tensor
 
 from attfc.errors import UserError
 from attfc.evaluation.exact_scores import block_scores
-from attfc.evaluation.rates import far_name, not_stated, tar_of_kinds
+from attfc.evaluation.protocols.protocol import Cell
+from attfc.evaluation.rates import Figures, far_name, not_stated, tar_of_kinds
 from attfc.evaluation.samples import SearchSample, ShareSample
 from attfc.evaluation.unit_rows import unit_tensor
 from attfc.typing import Bools, Float64, Int64
 
-__all__ = ["Identification", "RankOne", "identify", "rank_one", "search_sample"]
+__all__ = ["Identification", "RankOne", "identify", "rank_one", "rate_columns", "search_sample"]
 
 Strangers = Literal["absent", "mate_removed"]
 
@@ -34,39 +35,42 @@ _BYTES_A_SCORE = 48  # of a block: float64 product, two float64 results of round
 
 
 @dataclass(frozen=True, eq=False)
-class Identification:
+class Identification(Figures):
     """What `identify` found. M mated probes (their person is in the gallery), S searches of strangers.
 
     Attributes:
-        gallery: enrolled identities. gallery_rows: enrolled embeddings.
-        rank_rates: rank -> share of mated probes of that rank or a better one; None above the size of the gallery.
+        gallery_identities: enrolled identities. gallery_rows: enrolled embeddings.
+        rank: rank -> share of mated probes of that rank or a better one; None above the size of the gallery.
         tpir_at_fpir: FPIR -> TPIR; None where the strangers are too few to state it; `notes` says so.
         probe_ranks: (M,) int64. mate_scores: (M,) best score with the own identity. probe_labels: (M,) as given.
         stranger_scores: (S,) best score with anybody. stranger_labels: (S,) as given.
     """
 
-    gallery: int
+    gallery_identities: int
     gallery_rows: int
-    rank_rates: dict[int, float | None]
+    rank: dict[int, float | None]
     tpir_at_fpir: dict[float, float | None]
     probe_ranks: Int64
     mate_scores: Float64
     probe_labels: npt.NDArray[Any]
     stranger_scores: Float64
     stranger_labels: npt.NDArray[Any]
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the figures: plain JSON types, rates as text, unknown figures as None."""
-        return {
-            "gallery_identities": self.gallery,
-            "gallery_rows": self.gallery_rows,
-            "mated_probes": len(self.probe_ranks),
-            "stranger_searches": len(self.stranger_scores),
-            "rank": {str(rank): rate for rank, rate in self.rank_rates.items()},
-            "tpir_at_fpir": {far_name(fpir): tpir for fpir, tpir in self.tpir_at_fpir.items()},
-            "notes": list(self.notes),
-        }
+    STATED: ClassVar = (
+        *("gallery_identities", "gallery_rows", "mated_probes", "stranger_searches"),
+        *("rank", "tpir_at_fpir", "notes"),
+    )
+
+    @property
+    def mated_probes(self) -> int:
+        """M."""
+        return len(self.probe_ranks)
+
+    @property
+    def stranger_searches(self) -> int:
+        """S."""
+        return len(self.stranger_scores)
 
 
 @dataclass(frozen=True)
@@ -105,10 +109,16 @@ def search_sample(searches: Sequence[Identification]) -> SearchSample:
         strangers=np.concatenate([one.stranger_scores for one in searches]),
         stranger_identities=number[mated:].astype(np.int64),
         stranger_gallery=numbered(strangers),
-        rank_limits=stated([one.rank_rates for one in searches]),
+        rank_limits=stated([one.rank for one in searches]),
         fpirs=stated([one.tpir_at_fpir for one in searches]),
         searched=len(labels),
     )
+
+
+def rate_columns(found: Any) -> dict[str, Cell]:
+    """Return the columns of a table of rank rates and TPIRs, those that figures have (`Identification`, or means of several)."""
+    ranks = {f"rank {rank}": Cell(("rank", str(rank))) for rank in found.rank}
+    return ranks | {f"TPIR@{far_name(fpir)}": Cell(("tpir_at_fpir", far_name(fpir))) for fpir in found.tpir_at_fpir}
 
 
 def identify(
@@ -153,7 +163,7 @@ def identify(
 
     >>> rows = np.array([[1.0, 0.0], [0.0, 1.0]])
     >>> found = identify(rows, [7, 8], np.array([[0.9, 0.1], [0.6, 0.7], [-1.0, 0.1]]), [7, 7, 9], ranks=(1, 2), fpirs=(1.0,))
-    >>> found.rank_rates, found.tpir_at_fpir, len(found.stranger_scores)
+    >>> found.rank, found.tpir_at_fpir, len(found.stranger_scores)
     ({1: 0.5, 2: 1.0}, {1.0: 0.5}, 1)
     """
     if strangers not in ("absent", "mate_removed"):
@@ -167,7 +177,7 @@ def identify(
 
     mated_M = own_M >= 0
     stranger_M = np.ones_like(mated_M) if strangers == "mate_removed" and identities > 1 else ~mated_M
-    probe_ranks, mate_scores, stranger_scores = 1 + ahead_M[mated_M], mate_M[mated_M], other_M[stranger_M]
+    probe_ranks, stranger_scores = 1 + ahead_M[mated_M], other_M[stranger_M]
     rates = {rank: float(np.mean(probe_ranks <= rank)) if rank <= identities else None for rank in ranks}
     notes = [
         f"rank {k} is not stated: the gallery has only {identities:,} identities" for k in ranks if rates[k] is None
@@ -176,16 +186,16 @@ def identify(
     in_rank = probe_ranks <= (identities if within_rank is None else within_rank)
     tpirs: dict[float, float | None] = dict.fromkeys(fpirs)
     if stranger_scores.size:
-        tpirs = tar_of_kinds(np.where(in_rank, mate_scores, -np.inf), stranger_scores, fpirs)
+        tpirs = tar_of_kinds(np.where(in_rank, mate_M[mated_M], -np.inf), stranger_scores, fpirs)
         if 1.0 in tpirs:  # everybody is accepted, but a wrong rank stays wrong
             tpirs[1.0] = float(np.mean(in_rank))
     return Identification(
-        gallery=identities,
+        gallery_identities=identities,
         gallery_rows=len(gallery_32),
-        rank_rates=rates,
+        rank=rates,
         tpir_at_fpir=tpirs,
         probe_ranks=probe_ranks,
-        mate_scores=mate_scores,
+        mate_scores=mate_M[mated_M],
         probe_labels=label_M[mated_M],
         stranger_scores=stranger_scores,
         stranger_labels=label_M[stranger_M],
@@ -222,12 +232,11 @@ def _search(
     """For each probe: score of its own identity (-inf without), others scoring as high, best score of the others (-inf if none)."""
     on = probe_MD.device
     gallery_64, columns = gallery_ND.double(), torch.from_numpy(column_N).to(on)
-    room = budget - 2 * gallery_64.nbytes - probe_MD.nbytes
-    block = min(4096, room // (_BYTES_A_SCORE * len(gallery_ND)))
+    fixed, each = 2 * gallery_64.nbytes + probe_MD.nbytes, _BYTES_A_SCORE * len(gallery_ND)
+    block = min(4096, (budget - fixed) // each)
     if block < 1:
-        need = 2 * gallery_64.nbytes + probe_MD.nbytes + _BYTES_A_SCORE * len(gallery_ND)
         raise UserError(
-            f"budget={budget:,} bytes is too small for a gallery of {len(gallery_ND):,} rows: at least {need:,} are needed"
+            f"budget={budget:,} bytes is too small for a gallery of {len(gallery_ND):,} rows: at least {fixed + each:,} are needed"
         )
     mate_M, other_M, ahead_M = np.empty(len(own_M)), np.empty(len(own_M)), np.empty(len(own_M), dtype=np.int64)
     for start in range(0, len(own_M), block):

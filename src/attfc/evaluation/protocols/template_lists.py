@@ -14,7 +14,7 @@ what one list has and the other lacks is counted. 15.7 million pairs are read in
 import functools
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from attfc.data.text_lines import LineBlock, line_blocks, opened
+from attfc.data.text_lines import LineBlock, blocks_of, lines_of
 from attfc.errors import UserError
 from attfc.evaluation.alignment import similarity_to_template
 from attfc.evaluation.bootstrap import linked_identities
@@ -113,14 +113,13 @@ class TemplateLists:
         """All template numbers, rising, and the subject of each."""
         none = np.zeros(0, np.int64)
         pairs = self.pairs or TemplatePairs(none, none, none.astype(np.bool_))
-        named = [*self.galleries, *(() if self.probes is None else (self.probes,))]
-        listed = [one.templates for one in named]
-        ids = np.unique(np.concatenate([self.faces.templates, *listed, pairs.first, pairs.second]))
-        subjects = np.unique(np.concatenate([none, *(one.subjects for one in named)]))
-        of_subject = [len(ids) + np.searchsorted(subjects, one.subjects) for one in named]
-        first = [*(np.searchsorted(ids, one) for one in listed), np.searchsorted(ids, pairs.first[pairs.same])]
-        second = [*of_subject, np.searchsorted(ids, pairs.second[pairs.same])]
-        linked = linked_identities(len(ids) + len(subjects), np.concatenate(first), np.concatenate(second))
+        named = [*self.galleries, *([] if self.probes is None else [self.probes])]
+        listed = np.concatenate([none, *(one.templates for one in named)])
+        subjects, of_listed = np.unique(np.concatenate([none, *(one.subjects for one in named)]), return_inverse=True)
+        ids = np.unique(np.concatenate([self.faces.templates, listed, pairs.first, pairs.second]))
+        first = np.searchsorted(ids, np.append(listed, pairs.first[pairs.same]))
+        second = np.append(len(ids) + of_listed, np.searchsorted(ids, pairs.second[pairs.same]))
+        linked = linked_identities(len(ids) + len(subjects), first, second)
         return ids, np.unique(linked[: len(ids)], return_inverse=True)[1].astype(np.int64)
 
 
@@ -189,28 +188,25 @@ def _read_faces(points_file: Path, template_file: Path, faults: _Faults) -> Face
             "landmark_lines_without_template", unused, f"faces of {points_file.name} are in no template: not used"
         )
     number_of = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    keys = np.column_stack([np.array([number_of[name] for name in names]), members])
+    keys = np.column_stack([[number_of[name] for name in names], members])
     kept = np.sort(np.unique(keys, axis=0, return_index=True)[1])  # each (name, template, media) once
     note = f"lines of {template_file.name} repeat a face of the same template and media: used once"
     faults.add("repeated_face_lines", len(names) - len(kept), note)
-    rows, members = rows[kept], members[kept]
-    values = np.where((rows >= 0)[:, None], numbers[rows], np.nan)
+    listed, members = rows[kept] >= 0, members[kept]
+    values = np.where(listed[:, None], numbers[rows[kept]], np.nan)
     landmarks, scores = values[:, :10].reshape(-1, 5, 2), values[:, 10]
-    unusable: dict[int, str] = {}
-    listed, fits = rows >= 0, np.isfinite(similarity_to_template(landmarks)).all(axis=(1, 2))
+    fits = np.isfinite(similarity_to_template(landmarks)).all(axis=(1, 2))
+    sound = np.isfinite(scores) & (scores >= 0)
     reasons = {
         "faces_without_landmark_line": (~listed, f"no line in {points_file.name}"),
         "faces_with_broken_landmarks": (listed & ~fits, "landmarks are not finite or lie on one point"),
-        "faces_with_broken_detector_score": (
-            listed & fits & ~(np.isfinite(scores) & (scores >= 0)),
-            "detector score is not a finite number from 0 on",
-        ),
+        "faces_with_broken_detector_score": (fits & ~sound, "detector score is not a finite number from 0 on"),
     }
+    unusable: dict[int, str] = {}
     for what, (where, reason) in reasons.items():
-        found = np.flatnonzero(where).tolist()
-        if found:
-            faults.counts[what] = len(found)
-            unusable.update(dict.fromkeys(found, reason))
+        if where.any():
+            faults.counts[what] = int(where.sum())
+            unusable |= dict.fromkeys(np.flatnonzero(where).tolist(), reason)
     kept_names = tuple(names[face] for face in kept.tolist())
     return FaceList(kept_names, landmarks, scores, members[:, 0].copy(), members[:, 1].copy(), unusable)
 
@@ -221,7 +217,7 @@ def _read_rows(
     """Return the names of a list, which may hold blanks, and the numbers behind them, (lines, columns)."""
     names: list[str] = []
     rows: list[list[float]] = []
-    for line_number, line in _lines(path):
+    for line_number, line in lines_of(path, "list"):
         fields = line.rsplit(None, columns)
         try:
             if len(fields) != columns + 1:
@@ -237,23 +233,22 @@ def _read_rows(
 
 def _read_pairs(path: Path, faults: _Faults, progress: Progress | None) -> TemplatePairs:
     what = "template, template, 1 or 0 (3 fields)"
-    parts: list[Int64] = []
-    for block, size in _blocks(path):
-        numbers = _number_table(path, block, 3, what)
-        wrong = np.flatnonzero(numbers[:, 2] > 1)
-        if wrong.size:
-            raise _malformed(path, int(block.numbers[wrong[0]]), block.text(int(wrong[0])), what)
-        parts.append(numbers)
+    size = path.stat().st_size
+    parts = [np.zeros((0, 3), dtype=np.int64)]
+    for block in blocks_of(path, "list"):
+        parts.append(_number_table(path, block, 3, what))
+        for wrong in np.flatnonzero(parts[-1][:, 2] > 1).tolist():
+            raise _malformed(path, int(block.numbers[wrong]), block.text(wrong), what)
         if progress is not None:
             progress(block.offset + len(block.data), size)
-    table = np.concatenate(parts) if parts else np.zeros((0, 3), dtype=np.int64)
+    table = np.concatenate(parts)
     if not len(table):
         raise UserError(f"{path} is empty: a line for each pair of templates is needed")
     apart = table[:, 0] != table[:, 1]
     note = f"pairs of {path.name} compare a template with itself: left out"
     faults.add("pairs_of_a_template_with_itself", int((~apart).sum()), note)
-    table = table[apart]
-    return TemplatePairs(table[:, 0].copy(), table[:, 1].copy(), table[:, 2] == 1)
+    first, second, same = table[apart].T
+    return TemplatePairs(first.copy(), second.copy(), same == 1)
 
 
 def _read_search(meta: Path, name: str, faults: _Faults) -> tuple[tuple[SubjectList, ...], SubjectList | None]:
@@ -272,7 +267,7 @@ def _read_search(meta: Path, name: str, faults: _Faults) -> tuple[tuple[SubjectL
 def _read_subjects(path: Path) -> SubjectList:
     """A list may have a line for every image of a template, as NIST's have: each template is kept once."""
     subject_of: dict[int, int] = {}
-    for place, (number, line) in enumerate(_lines(path)):
+    for place, (number, line) in enumerate(lines_of(path, "list")):
         fields = [field.strip().strip(b'"') for field in line.split(b",")]
         try:
             template, subject = map(_whole_number, fields[:2])
@@ -287,24 +282,8 @@ def _read_subjects(path: Path) -> SubjectList:
             )
     if not subject_of:
         raise UserError(f"{path} has no templates: a header, then lines template,subject are needed")
-    name = path.stem.rpartition("_")[2]
-    return SubjectList(
-        name, np.array(list(subject_of), dtype=np.int64), np.array(list(subject_of.values()), dtype=np.int64)
-    )
-
-
-def _blocks(path: Path) -> Iterator[tuple[LineBlock, int]]:
-    with opened(path, "list cannot be read") as descriptor:
-        size = os.fstat(descriptor).st_size
-        for block in line_blocks(path, descriptor):
-            yield block, size
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    for block, _ in _blocks(path):
-        text = block.data.tobytes()
-        for number, start, end in zip(block.numbers.tolist(), block.starts.tolist(), block.ends.tolist(), strict=True):
-            yield number, text[start:end]
+    templates, subjects = np.array(list(subject_of.items()), dtype=np.int64).T.copy()
+    return SubjectList(path.stem.rpartition("_")[2], templates, subjects)
 
 
 def _number_table(path: Path, block: LineBlock, columns: int, what: str) -> Int64:
@@ -312,11 +291,8 @@ def _number_table(path: Path, block: LineBlock, columns: int, what: str) -> Int6
     text = block.data.tobytes()
     try:
         table: Int64 = np.loadtxt(io.StringIO(text.decode("latin-1")), np.int64, comments=None, ndmin=2)
-        if (
-            table.shape == (len(block.starts), columns)
-            and 0 <= table.min() <= table.max() < 10**18
-            and b"+" not in text
-        ):
+        within = table.shape == (len(block.starts), columns) and 0 <= table.min() <= table.max() < 10**18
+        if within and b"+" not in text:
             return table
     except ValueError:  # comments, a byte order mark, or no numbers
         pass

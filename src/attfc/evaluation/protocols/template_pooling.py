@@ -9,6 +9,7 @@ Sources: Whitelam et al. 2017 (IJB-B), Maze et al. 2018 (IJB-C); weights and poo
 
 import itertools
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,13 +116,8 @@ def pool_templates(
     template_N, media_N = np.asarray(templates, dtype=np.int64), np.asarray(medias, dtype=np.int64)
     weight_N = np.ones(len(template_N)) if weights is None else np.asarray(weights, dtype=np.float64)
     usable_N = np.ones(len(template_N), np.bool_) if usable is None else np.asarray(usable, dtype=np.bool_)
-    for name, array in (
-        ("medias", media_N),
-        ("embeddings", image_ND),
-        ("mirror", mirror),
-        ("weights", weight_N),
-        ("usable", usable_N),
-    ):
+    given = {"medias": media_N, "embeddings": image_ND, "mirror": mirror, "weights": weight_N, "usable": usable_N}
+    for name, array in given.items():
         if array is not None and len(array) != len(template_N):
             raise UserError(f"{len(array)} {name} for {len(template_N)} faces: pass one of each a face")
     ids = np.unique(template_N)
@@ -134,10 +130,10 @@ def pool_templates(
     new_media = new_template | np.append(True, media_S[1:] != media_S[:-1])
     faces_of_media = np.diff(np.append(np.flatnonzero(new_media), len(order)))
     factor_S = weight_N[order] / np.repeat(faces_of_media, faces_of_media)
-    starts = np.flatnonzero(new_template)
-    sums_TD = np.empty((len(starts), image_ND.shape[1]), dtype=np.float64)
-    for first, last in _blocks_of_segments(starts, len(order), _POOL_ROWS):
-        begin, end = int(starts[first]), int(starts[last]) if last < len(starts) else len(order)
+    bounds = np.append(np.flatnonzero(new_template), len(order))  # of the templates that have a usable face
+    sums_TD = np.empty((len(bounds) - 1, image_ND.shape[1]), dtype=np.float64)
+    for first, last in _blocks_of_segments(bounds, _POOL_ROWS):
+        begin, end = int(bounds[first]), int(bounds[last])
         rows = order[begin:end]
         rows_BD = np.asarray(image_ND[rows], dtype=np.float64)
         if mirror is not None:
@@ -151,23 +147,19 @@ def pool_templates(
                 "be left out"
             )
         rows_BD *= (factor_S[begin:end] / norms_B if normalize else factor_S[begin:end])[:, None]
-        np.add.reduceat(rows_BD, starts[first:last] - begin, axis=0, out=sums_TD[first:last])
+        np.add.reduceat(rows_BD, bounds[first:last] - begin, axis=0, out=sums_TD[first:last])
     length_T = np.linalg.norm(sums_TD, axis=1)
     sound_T = length_T > 0
-    found = template_S[starts][sound_T]
-    faces = np.diff(np.append(starts, len(order)))[sound_T]
     if not sound_T.any():
         raise UserError(f"all {len(sound_T)} templates add up to length 0: are all weights 0?")
+    found, faces = template_S[bounds[:-1]][sound_T], np.diff(bounds)[sound_T]
     return Templates(found, unit_tensor(sums_TD[sound_T]), faces, np.setdiff1d(ids, found))
 
 
-def _blocks_of_segments(starts: Int64, total: int, rows: int) -> list[tuple[int, int]]:
+def _blocks_of_segments(bounds: Int64, rows: int) -> Iterator[tuple[int, int]]:
     """Ranges of segments that hold about `rows` rows each; a larger segment is a block of its own."""
-    blocks, first = [], 0
-    while first < len(starts):
-        last = max(int(np.searchsorted(starts, starts[first] + rows, side="right")) - 1, first + 1)
-        if total - starts[first] <= rows:
-            last = len(starts)
-        blocks.append((first, last))
+    first = 0
+    while first < len(bounds) - 1:
+        last = max(int(np.searchsorted(bounds, bounds[first] + rows, side="right")) - 1, first + 1)
+        yield first, last
         first = last
-    return blocks

@@ -8,7 +8,7 @@ Sources: Whitelam et al. 2017 (IJB-B), Maze et al. 2018 (IJB-C). Differs from th
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from attfc.evaluation.metrics import Accepts
 from attfc.evaluation.protocols.search import Identification, identify
 from attfc.evaluation.protocols.template_lists import SubjectList, TemplatePairs
 from attfc.evaluation.protocols.template_pooling import Templates
-from attfc.evaluation.rates import far_name, not_stated
+from attfc.evaluation.rates import Figures, not_stated
 from attfc.typing import Bools, Float32, Int64
 
 __all__ = [
@@ -84,46 +84,37 @@ def _dense(rows_P: Int64, total: int) -> tuple[Int64, npt.NDArray[Any]]:
 
 
 @dataclass(frozen=True, eq=False)
-class TemplateVerification:
+class TemplateVerification(Figures):
     """The 1:1 protocol.
 
     Attributes:
+        pairs, genuine_pairs, impostor_pairs: scored.
+        skipped_genuine_pairs, skipped_impostor_pairs: pairs with a template that has no usable face.
         tar_at_far: TAR at a FAR that does not exceed the one asked for; None where the impostor pairs are too few to state it.
         tar_at_nearest_far: what the published scripts print, see `metrics.tar_at_nearest_far`.
         auc, eer: over all scored pairs.
-        genuine, impostors: pairs scored.
-        skipped_genuine, skipped_impostors: pairs with a template that has no usable face.
         scores, same: (P,) of the pairs scored, in the order of the list.
         scored: (P of the list,) which pairs those are.
     """
 
+    pairs: int
+    genuine_pairs: int
+    impostor_pairs: int
+    skipped_genuine_pairs: int
+    skipped_impostor_pairs: int
     tar_at_far: dict[float, float | None]
     tar_at_nearest_far: dict[float, float]
     auc: float
     eer: float
-    genuine: int
-    impostors: int
-    skipped_genuine: int
-    skipped_impostors: int
     notes: tuple[str, ...]
     scores: Float32 = field(repr=False)
     same: Bools = field(repr=False)
     scored: Bools = field(repr=False)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the figures as plain JSON types."""
-        return {
-            "pairs": self.genuine + self.impostors,
-            "genuine_pairs": self.genuine,
-            "impostor_pairs": self.impostors,
-            "skipped_genuine_pairs": self.skipped_genuine,
-            "skipped_impostor_pairs": self.skipped_impostors,
-            "tar_at_far": {far_name(far): tar for far, tar in self.tar_at_far.items()},
-            "tar_at_nearest_far": {far_name(far): tar for far, tar in self.tar_at_nearest_far.items()},
-            "auc": self.auc,
-            "eer": self.eer,
-            "notes": list(self.notes),
-        }
+    STATED: ClassVar = (
+        *("pairs", "genuine_pairs", "impostor_pairs", "skipped_genuine_pairs", "skipped_impostor_pairs"),
+        *("tar_at_far", "tar_at_nearest_far", "auc", "eer", "notes"),
+    )
 
 
 def verify_templates(
@@ -136,16 +127,16 @@ def verify_templates(
     """
     first, second = templates.rows(pairs.first), templates.rows(pairs.second)
     scored = (first >= 0) & (second >= 0)
-    same = pairs.same[scored]
+    same, skipped_same = pairs.same[scored], pairs.same[~scored]
+    genuine, skipped = int(same.sum()), len(skipped_same)
+    impostors = len(same) - genuine
     notes: list[str] = []
-    skipped = int((~scored).sum())
     if skipped:
         named = np.unique(np.concatenate([pairs.first[first < 0], pairs.second[second < 0]]))
         notes.append(
             f"{skipped:,} of {len(pairs):,} pairs were left out: they use one of {len(named):,} templates without a usable face "
             f"(the first is {named[0]})"
         )
-    genuine, impostors = int(same.sum()), int((~same).sum())
     if not genuine or not impostors:
         raise UserError(
             f"{genuine:,} genuine and {impostors:,} impostor pairs have faces ({skipped:,} of {len(pairs):,} pairs have not): "
@@ -154,17 +145,17 @@ def verify_templates(
     scores = score_template_pairs(templates.vectors, first[scored], second[scored])
     accepts = Accepts.of(scores, same)
     tars = accepts.tar_at_far(fars)
-    notes += not_stated(tars, impostors, "TAR at FAR")
     return TemplateVerification(
+        pairs=len(same),
+        genuine_pairs=genuine,
+        impostor_pairs=impostors,
+        skipped_genuine_pairs=int(skipped_same.sum()),
+        skipped_impostor_pairs=int((~skipped_same).sum()),
         tar_at_far=tars,
         tar_at_nearest_far=accepts.tar_at_nearest_far(fars),
         auc=accepts.area,
         eer=accepts.equal_error_rate,
-        genuine=genuine,
-        impostors=impostors,
-        skipped_genuine=int((pairs.same & ~scored).sum()),
-        skipped_impostors=int((~pairs.same & ~scored).sum()),
-        notes=tuple(notes),
+        notes=(*notes, *not_stated(tars, impostors, "TAR at FAR")),
         scores=scores,
         same=same,
         scored=scored,
@@ -172,38 +163,33 @@ def verify_templates(
 
 
 @dataclass(frozen=True, eq=False)
-class TemplateSearch:
+class TemplateSearch(Figures):
     """The 1:N protocol.
 
     Attributes:
+        rank, tpir_at_fpir: the means over the galleries, of figures that every gallery states.
         galleries: name -> what `identify` found; probes whose subject is in the other gallery are the strangers.
-        mean: the mean over the galleries, of figures that every gallery states.
         published: galleries joined to one, so that all probes have mates, as InsightFace's ijb_1n.py does; None if a subject is in both.
         probes_without_face, enrolled_without_face: templates left out.
     """
 
+    rank: dict[int, float | None]
+    tpir_at_fpir: dict[float, float | None]
     galleries: dict[str, Identification]
-    mean: dict[str, dict[str, float | None]]
     published: Identification | None
     probes_without_face: int
     enrolled_without_face: int
     notes: tuple[str, ...]
 
+    STATED: ClassVar = (
+        *("rank", "tpir_at_fpir", "galleries", "published"),
+        *("probes_without_face", "enrolled_without_face", "notes"),
+    )
+
     @property
     def people(self) -> int:
         """How many subjects the figures rest on: those of the probes who are enrolled."""
         return len(np.unique(np.concatenate([found.probe_labels for found in self.galleries.values()])))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the figures as plain JSON types."""
-        return {
-            **self.mean,
-            "galleries": {name: found.to_dict() for name, found in self.galleries.items()},
-            "published": None if self.published is None else self.published.to_dict(),
-            "probes_without_face": self.probes_without_face,
-            "enrolled_without_face": self.enrolled_without_face,
-            "notes": list(self.notes),
-        }
 
 
 def search_templates(
@@ -218,51 +204,42 @@ def search_templates(
     Raises:
         UserError: a gallery or the probes without a usable face, or none of the probes' subjects enrolled.
     """
-    probe_rows = templates.rows(probes.templates)
-    lost_probes = int((probe_rows < 0).sum())
-    probe_vectors = templates.vectors[torch.from_numpy(probe_rows[probe_rows >= 0])]
-    probe_subjects = probes.subjects[probe_rows >= 0]
     notes: list[str] = []
-    if lost_probes:
-        notes.append(f"{lost_probes:,} of {len(probe_rows):,} probes were left out: no usable face")
+    lost: list[int] = []
+
+    def with_face(listed: SubjectList, what: str, note: str) -> tuple[Tensor, Int64]:
+        rows = templates.rows(listed.templates)
+        lost.append(int((rows < 0).sum()))
+        if lost[-1]:
+            notes.append(f"{lost[-1]:,} of {len(rows):,} {note}")
+        if lost[-1] == len(rows):
+            raise UserError(f"no {what} has a usable face")
+        return templates.vectors[torch.from_numpy(rows[rows >= 0])], listed.subjects[rows >= 0]
+
+    probe = with_face(probes, "probe", "probes were left out: no usable face")
     found: dict[str, Identification] = {}
     enrolled: list[tuple[Tensor, Int64]] = []
-    lost_enrolled = 0
     for gallery in galleries:
-        rows = templates.rows(gallery.templates)
-        lost = int((rows < 0).sum())
-        if lost:
-            notes.append(
-                f"{lost:,} of {len(rows):,} templates of gallery {gallery.name} were left out: no usable face; their subjects count as strangers"
-            )
-        lost_enrolled += lost
-        if not len(probe_vectors) or lost == len(rows):
-            raise UserError(
-                f"no {'probe' if not len(probe_vectors) else f'template of gallery {gallery.name}'} has a usable face"
-            )
-        enrolled.append((templates.vectors[torch.from_numpy(rows[rows >= 0])], gallery.subjects[rows >= 0]))
-        found[gallery.name] = identify(*enrolled[-1], probe_vectors, probe_subjects, ranks, fpirs)
+        of = f"template of gallery {gallery.name}"
+        note = f"templates of gallery {gallery.name} were left out: no usable face; their subjects count as strangers"
+        enrolled.append(with_face(gallery, of, note))
+        found[gallery.name] = identify(*enrolled[-1], *probe, ranks, fpirs)
         notes += [f"gallery {gallery.name}: {note}" for note in found[gallery.name].notes]
-    mean: dict[str, dict[str, float | None]] = {
-        "rank": {str(rank): _mean([one.rank_rates[rank] for one in found.values()]) for rank in ranks},
-        "tpir_at_fpir": {far_name(fpir): _mean([one.tpir_at_fpir[fpir] for one in found.values()]) for fpir in fpirs},
-    }
-    subjects = np.concatenate([subjects for _, subjects in enrolled])
+    vectors, subjects = torch.cat([rows for rows, _ in enrolled]), np.concatenate([who for _, who in enrolled])
     published = None
-    if len(np.unique(subjects)) == len(subjects) and np.isin(probe_subjects, subjects).all():
-        published = identify(
-            torch.cat([vectors for vectors, _ in enrolled]),
-            subjects,
-            probe_vectors,
-            probe_subjects,
-            ranks,
-            fpirs,
-            strangers="mate_removed",
-            within_rank=None,
-        )
-    return TemplateSearch(found, mean, published, lost_probes, lost_enrolled, tuple(notes))
+    if len(np.unique(subjects)) == len(subjects) and np.isin(probe[1], subjects).all():
+        published = identify(vectors, subjects, *probe, ranks, fpirs, strangers="mate_removed", within_rank=None)
+    return TemplateSearch(
+        rank={rank: _mean([one.rank[rank] for one in found.values()]) for rank in ranks},
+        tpir_at_fpir={fpir: _mean([one.tpir_at_fpir[fpir] for one in found.values()]) for fpir in fpirs},
+        galleries=found,
+        published=published,
+        probes_without_face=lost[0],
+        enrolled_without_face=sum(lost[1:]),
+        notes=tuple(notes),
+    )
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return sum(known) / len(known) if values and len(known) == len(values) else None
+    return sum(known) / len(known) if known and len(known) == len(values) else None

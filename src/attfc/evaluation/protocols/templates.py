@@ -12,7 +12,7 @@ docs/evaluation.md.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import nn
@@ -23,7 +23,7 @@ from attfc.evaluation.embed import BrokenImage, Embedder, check_broken_limit
 from attfc.evaluation.embedding_cache import FaceEmbeddings, default_cache
 from attfc.evaluation.people import few_people
 from attfc.evaluation.protocols.protocol import Board, Cell, Outcome, Protocol, Subject, Table, noted, one_path
-from attfc.evaluation.protocols.search import search_sample
+from attfc.evaluation.protocols.search import rate_columns, search_sample
 from attfc.evaluation.protocols.template_faces import embed_faces
 from attfc.evaluation.protocols.template_lists import (
     TemplateLists,
@@ -39,7 +39,7 @@ from attfc.evaluation.protocols.template_scores import (
     search_templates,
     verify_templates,
 )
-from attfc.evaluation.rates import far_name
+from attfc.evaluation.rates import Figures, far_name
 from attfc.evaluation.tail_sample import TailSample
 from attfc.typing import Int64, Progress
 
@@ -54,7 +54,7 @@ SET_NAMES = {"ijbb": "IJB-B", "ijbc": "IJB-C"}
 
 
 @dataclass(frozen=True, eq=False)
-class TemplateEvaluation:
+class TemplateEvaluation(Figures):
     """What `evaluate_templates` found in one mode.
 
     Attributes:
@@ -71,6 +71,8 @@ class TemplateEvaluation:
     verification: TemplateVerification | None
     search: TemplateSearch | None
 
+    STATED: ClassVar = ("verification", "search", "templates")
+
     @property
     def broken(self) -> tuple[BrokenImage, ...]:
         """(face, name, reason) of those that could not be used."""
@@ -80,8 +82,7 @@ class TemplateEvaluation:
     @property
     def notes(self) -> list[str]:
         """What a reader of the figures should know."""
-        people = [] if self.search is None else few_people(self.search.people)
-        notes = [*people, *self.lists.notes]
+        notes = [*([] if self.search is None else few_people(self.search.people)), *self.lists.notes]
         if broken := self.broken:
             faces = len(self.lists.faces)
             notes.append(
@@ -97,14 +98,12 @@ class TemplateEvaluation:
         """Return the figures as plain JSON types, rates as text, unknown figures as None."""
         return {
             "mode": str(self.mode),
-            "verification": None if self.verification is None else self.verification.to_dict(),
-            "search": None if self.search is None else self.search.to_dict(),
+            **super().figures(),
             "faces": len(self.lists.faces),
-            "templates": self.templates,
             "templates_without_face": len(self.empty),
-            "broken": len(self.broken),
+            "broken": len(self.embeddings.broken),
             "faces_with_landmarks_outside": len(self.embeddings.remarked),
-            "list_faults": dict(self.lists.counts),
+            "list_faults": self.lists.counts,
             "embedding_seconds": self.embeddings.seconds,
             "embeddings_reused": self.embeddings.reused,
             "notes": self.notes,
@@ -188,24 +187,24 @@ def _run(
     subject: Subject,
     name: str,
     paths: Sequence[str],
-    *,
     mode: str,
     embeddings: Path | None,
-    broken_limit: float,
     keep_scores: bool,
+    **options: Any,
 ) -> Outcome:
     modes = TemplateMode.all() if mode.lower() == "all" else tuple(map(TemplateMode.parse, mode.split(",")))
     with subject.progress("pairs") as progress:
         lists = read_template_lists(one_path(name, paths, "the folder with loose_crop and meta"), name, progress)
+    cache = embeddings or default_cache()
     with subject.progress("faces") as progress:
         results = evaluate_templates(
             subject.embedder,
             lists,
-            embeddings or default_cache(),
+            cache,
             tuple(dict.fromkeys(modes)),
-            broken_limit=broken_limit,
             model_key=subject.digest(),
             progress=progress,
+            **options,
         )
     samples = {
         ("modes", str(result.mode), *place): several
@@ -233,32 +232,25 @@ def _verification_table(modes: Sequence[str], one: TemplateVerification) -> list
     rows: list[list[str | Cell]] = []
     for mode in modes:
         at = ("modes", mode, "verification")
-        fars = [far_name(far) for far in one.tar_at_far]
-        tars = [Cell((*at, "tar_at_far", far)) for far in fars]
-        rows.append([mode, *tars, Cell((*at, "auc"), "share"), Cell((*at, "eer"))])
-        rows.append(["  nearest FAR *", *(Cell((*at, "tar_at_nearest_far", far)) for far in fars)])
+        for title, metric in ((mode, "tar_at_far"), ("  nearest FAR *", "tar_at_nearest_far")):
+            rows.append([title, *(Cell((*at, metric, far_name(far))) for far in one.tar_at_far)])
+        rows[-2] += [Cell((*at, "auc"), "share"), Cell((*at, "eer"))]
     header = (f"{far:.0e}".replace("e-0", "e-") for far in one.tar_at_far)
     return [
         Table(("1:1 TAR % at FAR", *header, "AUC", "EER %"), rows),
-        f"over {one.genuine:,} genuine and {one.impostors:,} impostor pairs; * at the point of the curve whose FAR is nearest, "
+        f"over {one.genuine_pairs:,} genuine and {one.impostor_pairs:,} impostor pairs; * at the point of the curve whose FAR is nearest, "
         "as the published scripts print it",
     ]
 
 
 def _search_table(modes: Sequence[str], one: TemplateSearch) -> Table:
-    rates = [(name, rate) for name, found in one.mean.items() for rate in found]
-    rows: list[list[str | Cell]] = []
+    rows: list[tuple[str, FigurePath]] = []
     for mode in modes:
-        lines: dict[str, FigurePath] = {
-            f"{mode} mean": (),
-            **{f"  {name}": ("galleries", name) for name in one.galleries},
-        }
+        at = ("modes", mode, "search")
+        rows += [(f"{mode} mean", at), *((f"  {name}", (*at, "galleries", name)) for name in one.galleries)]
         if one.published is not None:
-            lines["  joined, as published"] = ("published",)
-        for title, place in lines.items():
-            rows.append([title, *(Cell(("modes", mode, "search", *place, *rate)) for rate in rates)])
-    titles = (f"rank {rate}" if name == "rank" else f"TPIR@{rate}" for name, rate in rates)
-    return Table(("1:N, %", *titles), rows)
+            rows.append(("  joined, as published", (*at, "published")))
+    return Table.of("1:N, %", rate_columns(one), rows)
 
 
 def _board(protocol: str, data: str, place: FigurePath) -> Board:
@@ -271,4 +263,10 @@ def _board(protocol: str, data: str, place: FigurePath) -> Board:
     return Board((protocol, *place), f"{shown}: 1:N", ((f"{name} rank 1", ("rank", "1")),))
 
 
-PROTOCOL = Protocol(tuple(SET_NAMES), _run, _board, without_pairs="brings its own pairs: leave out --pairs")
+PROTOCOL = Protocol(
+    tuple(SET_NAMES),
+    _run,
+    ("mode", "embeddings", "broken_limit", "keep_scores"),
+    _board,
+    without_pairs="brings its own pairs: leave out --pairs",
+)

@@ -19,10 +19,10 @@ from attfc.errors import UserError
 from attfc.evaluation.bootstrap import FigurePath, IdentityDraw, Interval, Sample, figure_at
 from attfc.evaluation.protocols import board_of
 from attfc.evaluation.report.curves import HINTS, curves_of
-from attfc.evaluation.report.page import Cell, Figure, bounds_text, count_text, texts, write_page
+from attfc.evaluation.report.page import Cell, Figure, Stated, count_text, texts, write_page
 from attfc.evaluation.report.people import notes_of_result
 from attfc.evaluation.report.plots import GroupRate, curve_figure, group_figure, with_colours
-from attfc.evaluation.results import EvaluationResult, finite, stated_intervals, stated_value
+from attfc.evaluation.results import EvaluationResult, finite, once_each, stated_value
 from attfc.files import write_text_whole
 from attfc.templates import macros_of
 
@@ -74,10 +74,16 @@ def write_comparison_report(path: str | os.PathLike[str], results: Sequence[Eval
     sections = [("Summary", parts.summary(*_summary(boards, models)))]
     for number, board in enumerate(boards):
         drawn = _figures(board, f"f{number}")
-        sections.append((board.title, parts.board(*_figure_table(board), drawn, _told(board.notes))))
+        sections.append((board.title, parts.board(*_figure_table(board), drawn, once_each(board.notes))))
     for number, board in enumerate(board for board in boards if board.groups):
         groups = [_Group(*each) for each in board.each_group()]
-        shown = parts.groups(*_group_table(groups), _group_figures(groups, f"g{number}"), _group_notes(board))
+        several = len(board.groups) > 1
+        notes = [
+            (f"{group.name} ({group.model})" if several else group.name, note)
+            for group in groups
+            for note in texts(group.figures.get("interval_notes"))
+        ]
+        shown = parts.groups(*_group_table(groups), _group_figures(groups, f"g{number}"), once_each(notes))
         sections.append((f"{board.title}: groups", shown))
     title, line = "Models side by side", ", ".join(models)
     return write_page(target, f"{title}: {line} · attfc", title, line, [*sections, ("", parts.legend())])
@@ -96,11 +102,6 @@ def _beside(target: Path) -> Callable[[Figure], str]:
     return kept
 
 
-def _told(notes: Mapping[str, Sequence[str]]) -> list[str]:
-    """Each note after what it is of."""
-    return [f"{', '.join(of)}: {note}" for note, of in notes.items()]
-
-
 def _names(models: Iterable[str]) -> dict[str, str]:
     """Short names that tell the models apart: as many of the last parts of their paths as it takes."""
     different = list(dict.fromkeys(models))
@@ -111,19 +112,19 @@ def _names(models: Iterable[str]) -> dict[str, str]:
     return {model: model for model in different}
 
 
-class _Entry:
-    """What a model did on a board: samples, the JSON of its figures, the figures as stated, and their cells."""
+class _Entry(Stated):
+    """What a model did on a board: samples, the figures as stated, and those of the samples."""
 
     def __init__(self, samples: Sequence[Sample], holder: Mapping[str, Any]) -> None:
-        self.samples, self.holder = samples, holder
-        self.intervals = stated_intervals(holder)
+        super().__init__(holder)
+        self.samples = samples
         self.values: dict[FigurePath, float] = {}
         for sample in samples:
             found = sample.figures(IdentityDraw(np.ones(sample.identities)))
             self.values.update({path: stated_value(holder, path, value) for path, value in found.items()})
 
-    def cell(self, path: FigurePath) -> Cell:
-        return _cell(self.values.get(path), path, bounds_text(self.intervals, path))
+    def __call__(self, *path: str) -> tuple[str, str]:
+        return self.cell(path, self.values.get(path))
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,14 +134,14 @@ class _Board:
     Attributes:
         title: for people. columns: of its columns in the summary.
         entries: model's short name -> what it did.
-        groups: model's short name -> the JSON of its groups. notes: note -> the models it is of.
+        groups: model's short name -> the JSON of its groups. notes: model's short name, note.
     """
 
     title: str
     columns: Columns
     entries: dict[str, _Entry] = field(default_factory=dict)
     groups: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    notes: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[tuple[str, str]] = field(default_factory=list)
 
     def each_group(self) -> list[tuple[str, str, dict[str, Any]]]:
         """Return (group, model, its JSON), group after group."""
@@ -163,16 +164,8 @@ def _boards(results: Sequence[EvaluationResult], names: Mapping[str, str]) -> li
             board.entries[name] = _Entry(samples, holder)
             if place == ("all_pairs",) and (groups := _mapping(result.figures.get("groups"))):
                 board.groups[name] = groups
-            for note in notes_of_result(result.figures, holder):
-                board.notes.setdefault(note, []).append(name)
+            board.notes.extend((name, note) for note in notes_of_result(result.figures, holder))
     return list(boards.values())
-
-
-def _cell(value: float | None, path: FigurePath, bounds: str) -> Cell:
-    """The figure as the field prints it (percent, two places; AUC as it is), and its interval."""
-    if value is None:
-        return "–"
-    return (f"{value:.4f}" if path == ("auc",) else f"{100 * value:.2f}", bounds)
 
 
 def _summary(boards: Sequence[_Board], models: Sequence[str]) -> Rows:
@@ -182,16 +175,16 @@ def _summary(boards: Sequence[_Board], models: Sequence[str]) -> Rows:
     rows = []
     for model in models:
         entries = [(board.entries.get(model), path) for _, path, board in columns]
-        rows.append((model, ["–" if entry is None else entry.cell(path) for entry, path in entries]))
+        rows.append((model, ["–" if entry is None else entry(*path) for entry, path in entries]))
     return ["Model", *(name for name, _, _ in columns)], rows
 
 
 def _figure_table(board: _Board) -> Rows:
     entries = board.entries.values()
     paths = dict.fromkeys(path for entry in entries for path in entry.values)
-    rows = [(_figure_name(path), [entry.cell(path) for entry in entries]) for path in paths]
+    rows: list[tuple[str, list[Cell]]] = [(_figure_name(path), [entry(*path) for entry in entries]) for path in paths]
     for key, name in _COUNTS.items():
-        counts = [count if isinstance(count := entry.holder.get(key), int) else None for entry in entries]
+        counts = [count if isinstance(count := entry.figures.get(key), int) else None for entry in entries]
         if any(count is not None for count in counts):
             rows.append((name, [*map(count_text, counts)]))
     return ["", *board.entries], rows
@@ -210,20 +203,20 @@ def _figures(board: _Board, key: str) -> list[Figure]:
     ]
 
 
-class _Group:
-    """A group of people as a model's file states it, which may hold anything.
+class _Group(Stated):
+    """A group of people as a model's file states it.
 
     Attributes:
-        own: FAR -> TAR at the group's own threshold; `intervals` has theirs.
+        own: FAR -> TAR at the group's own threshold.
         shared: FAR -> TAR and FAR of the group at everyone's threshold.
     """
 
     def __init__(self, name: str, model: str, group: dict[str, Any]) -> None:
+        super().__init__(group)
         people = group.get("identities")
         self.name, self.model, self.people = name, model, count_text(people if isinstance(people, int) else None)
         tars = {far: finite(tar) for far, tar in _rates(group.get("tar_at_far"))}
         self.own = {far: tar for far, tar in tars.items() if tar is not None}
-        self.intervals = stated_intervals(group)
         self.shared: dict[str, tuple[float, float]] = {}
         for far, rates in _rates(group.get("at_common_threshold")):
             tar, within = (finite(_mapping(rates).get(kind)) for kind in ("tar", "far"))
@@ -232,9 +225,8 @@ class _Group:
 
     def cells(self, far: str) -> tuple[Cell, Cell]:
         """Return the rates at everyone's threshold, and at its own with the interval."""
-        path = ("tar_at_far", far)
         common = f"{100 * self.shared[far][0]:.2f} (FAR {self.shared[far][1]:.2g})" if far in self.shared else "–"
-        return common, _cell(self.own.get(far), path, bounds_text(self.intervals, path))
+        return common, self.cell(("tar_at_far", far), self.own.get(far))
 
     def rate(self, far: str) -> GroupRate:
         """Return what is drawn of it."""
@@ -267,14 +259,6 @@ def _group_figures(groups: Sequence[_Group], key: str) -> list[Figure]:
     hint = "filled: at the group's own threshold, with its interval; hollow: at everyone's threshold"
     more = f"; the {_SHOWN_GROUPS} groups with the lowest TAR" if len(shown) < len(lowest) else ""
     return [Figure("Groups", svg, hint + more)]
-
-
-def _group_notes(board: _Board) -> list[str]:
-    told: dict[str, list[str]] = {}
-    for name, model, group in board.each_group():
-        for note in texts(group.get("interval_notes")):
-            told.setdefault(note, []).append(name if len(board.groups) == 1 else f"{name} ({model})")
-    return _told(told)
 
 
 def _mapping(value: Any) -> dict[str, Any]:

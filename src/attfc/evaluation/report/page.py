@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attfc.evaluation.bootstrap import FigurePath, Interval
+from attfc.evaluation.bootstrap import FigurePath, figure_at
+from attfc.evaluation.results import finite, stated_intervals
 from attfc.files import write_text_whole
 from attfc.templates import filled_in
 
-__all__ = ["Cell", "Figure", "bounds_text", "count_text", "texts", "write_page"]
+__all__ = ["Cell", "Figure", "Stated", "count_text", "texts", "write_page"]
 
 Cell = str | tuple[str, str]
 """Text, and with it the interval that stands below."""
@@ -51,12 +52,28 @@ def write_page(
     return target
 
 
-def bounds_text(intervals: Mapping[FigurePath, Interval], path: FigurePath) -> str:
-    """Return "[92.13, 94.90]", in percent but for the AUC; nothing where there is no interval."""
-    if path not in intervals:
-        return ""
-    of_auc = path[-1] == "auc"
-    return intervals[path].text(4 if of_auc else 2, percent=not of_auc).split(" ", 1)[1]
+class Stated:
+    """Figures as a file states them, which may hold anything, and the intervals beside them."""
+
+    def __init__(self, figures: Mapping[str, Any], percent: str = "") -> None:
+        self.figures, self.intervals, self.percent = figures, stated_intervals(figures), percent
+
+    def __call__(self, *path: str) -> tuple[str, str]:
+        """Return the figure at a place and its interval as a cell."""
+        return self.cell(path, self.number(*path))
+
+    def number(self, *path: str) -> float | None:
+        """Return the number at a place."""
+        return finite(figure_at(self.figures, path))
+
+    def cell(self, path: FigurePath, value: float | None) -> tuple[str, str]:
+        """Return a value of the figure, in percent but for the AUC, and below its interval; a dash for none."""
+        if value is None:
+            return "–", ""
+        of_auc = path[-1] == "auc"
+        interval = self.intervals.get(path)
+        bounds = "" if interval is None else interval.text(4 if of_auc else 2, percent=not of_auc).split(" ", 1)[1]
+        return (f"{value:.4f}" if of_auc else f"{100 * value:.2f}{self.percent}"), bounds
 
 
 def count_text(value: float | None) -> str:

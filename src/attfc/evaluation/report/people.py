@@ -9,9 +9,10 @@ from attfc.evaluation.people import FEW_PEOPLE, rests_on
 __all__ = ["checked_line", "notes_of_result", "people_behind", "people_title", "people_warning", "tar_columns"]
 
 
-def _unseen(figures: Mapping[str, Any]) -> Mapping[str, Any]:
-    found = figures.get("unseen")
-    return found if isinstance(found, Mapping) else {}
+def _unseen(figures: Mapping[str, Any], name: str) -> str:
+    """What was found out about the people of an evaluation, an empty text where nothing was."""
+    found = figure_at(figures, ("unseen", name))
+    return found if isinstance(found, str) else ""
 
 
 def people_behind(figures: Mapping[str, Any]) -> str:
@@ -22,13 +23,12 @@ def people_behind(figures: Mapping[str, Any]) -> str:
 
 def people_title(figures: Mapping[str, Any]) -> str:
     """Return the heading of the verification: whom it is of, as far as that was checked."""
-    return f"Verification {_unseen(figures).get('heading', '')}".strip()
+    return f"Verification {_unseen(figures, 'heading')}".strip()
 
 
 def people_warning(figures: Mapping[str, Any]) -> str:
     """Return what must stand before any metric: that people of the evaluation were trained on."""
-    warning = _unseen(figures).get("warning")
-    return warning if isinstance(warning, str) else ""
+    return _unseen(figures, "warning")
 
 
 def notes_of_result(figures: Mapping[str, Any], holder: Mapping[str, Any]) -> list[str]:
@@ -40,19 +40,16 @@ def notes_of_result(figures: Mapping[str, Any], holder: Mapping[str, Any]) -> li
 
 def checked_line(figures: Mapping[str, Any]) -> str:
     """Return how it was checked whether the people were trained on."""
-    found = _unseen(figures).get("checked")
-    return f"Training and evaluation data, {found}." if isinstance(found, str) and found else ""
+    found = _unseen(figures, "checked")
+    return f"Training and evaluation data, {found}." if found else ""
 
 
 def tar_columns(figures: Mapping[str, Any]) -> dict[str, FigurePath]:
     """Return the columns of the table of TAR at FAR: the list of pairs, all pairs, and all pairs with each person weighing alike."""
-    columns = {
-        "pairs": ("tar_at_far",),
-        "all pairs": ("all_pairs", "tar_at_far"),
-        "each person alike": ("all_pairs", "person_balanced_tar_at_far"),
-    }
-    there = {
-        "all pairs": isinstance(figures.get("all_pairs"), Mapping),
-        "each person alike": isinstance(figure_at(figures, columns["each person alike"]), Mapping),
-    }
-    return {title: path for title, path in columns.items() if there.get(title, True)}
+    columns: dict[str, FigurePath] = {"pairs": ("tar_at_far",)}
+    if isinstance(figures.get("all_pairs"), Mapping):
+        columns["all pairs"] = ("all_pairs", "tar_at_far")
+    alike = ("all_pairs", "person_balanced_tar_at_far")
+    if isinstance(figure_at(figures, alike), Mapping):
+        columns["each person alike"] = alike
+    return columns

@@ -19,10 +19,10 @@ from attfc.data.stores.store import Store
 from attfc.errors import UserError
 from attfc.evaluation.bootstrap import FigurePath, figure_at
 from attfc.evaluation.report import people
-from attfc.evaluation.report.page import Cell, Figure, bounds_text, count_text, texts, write_page
+from attfc.evaluation.report.page import Cell, Figure, Stated, count_text, texts, write_page
 from attfc.evaluation.report.plots import CERTAIN_FALSE_ACCEPTS, line_figure, roc_figure, score_figure
 from attfc.evaluation.report.run_record import RunRecord, at_fault, columns_of, read_run
-from attfc.evaluation.results import finite, stated_intervals
+from attfc.evaluation.results import finite
 from attfc.templates import macros_of
 from attfc.typing import Bools, Float64, UInt8
 
@@ -67,7 +67,7 @@ def write_report(run_folder: str | os.PathLike[str], store: Store | None = None,
     formats = {"count": count_text, "number": _number, "duration": _duration, "mebibytes": _mebibytes, "texts": texts}
     parts = macros_of(
         Path(__file__).with_name("run.html"),
-        **{"run": run, "figures": run.evaluation, "stated": _Stated(run.evaluation), "people": people},
+        **{"run": run, "figures": run.evaluation, "stated": _Evaluation(run.evaluation, " %"), "people": people},
         **{"median": statistics.median, **formats},
     )
     with at_fault(folder, f"{log}, environment.json or config.yaml"):
@@ -98,19 +98,8 @@ def _heading(run: RunRecord) -> tuple[str, str]:
     return " · ".join(part for part in parts if isinstance(part, str) and part), state
 
 
-class _Stated:
-    """The figures of an evaluation as cells: the number as it is shown, and its interval."""
-
-    def __init__(self, figures: Mapping[str, Any]) -> None:
-        self.figures, self.intervals = figures, stated_intervals(figures)
-
-    def __call__(self, *path: str) -> tuple[str, str]:
-        value = self.number(*path)
-        percent = "–" if value is None else f"{100 * value:.2f} %"
-        return _number(value) if path[-1] == "auc" else percent, bounds_text(self.intervals, path)
-
-    def number(self, *path: str) -> float | None:
-        return finite(figure_at(self.figures, path))
+class _Evaluation(Stated):
+    """The figures of an evaluation."""
 
     def tars(self, path: FigurePath) -> dict[str, Any]:
         """FAR -> TAR as they stand at a place."""

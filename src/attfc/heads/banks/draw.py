@@ -5,7 +5,7 @@ sides, computed for its first elements only. Fewer than sqrt(N) cells of the gri
 computed and those outside left out: the number is fixed beforehand, nothing waits for the device. A draw is a function of
 (seed, number): a resumed run draws what the uninterrupted one would have drawn, on every device the same.
 Cost: 12 rounds of five vectorized operations on int32 over count + sqrt(N) elements, one sort of `count`, and memory of a few
-int64 a drawn class; nothing of size N. Not taken: `rand(N).topk(count)` (arcface_torch) and `randperm(N)`, which touch all N
+int64 per drawn class; nothing of size N. Not taken: `rand(N).topk(count)` (arcface_torch) and `randperm(N)`, which touch all N
 classes and draw from a generator whose state a resume would have to carry; one class of each of `count` strata (cheaper, sorted
 for nothing, but two classes of one stratum would never meet).
 Source: the sampling of Partial FC (arXiv 2203.15565, section 3); the permutation as in `attfc.random_streams.permute`, with tables for the
@@ -43,7 +43,7 @@ def drawn_classes(classes: int, count: int, seed: int, number: int, device: torc
     state = seed * 0xD1342543DE82EF95 + number * 0x2545F4914F6CDD1D + 1
     steps = torch.arange(1, _ROUNDS + 1, device=device) * signed(INCREMENT)
     keys = scramble_tensor(steps + signed(state)).unsqueeze(1)
-    # What a round adds to one half is a random number for each value of the other: tables of sqrt(N), one gather an element.
+    # What a round adds to one half is a random number for each value of the other: tables of sqrt(N), one gather per element.
     for_left = _below(scramble_tensor(torch.arange(columns, device=device) ^ keys[0::2]), rows)
     for_right = _below(scramble_tensor(torch.arange(rows, device=device) ^ keys[1::2]), columns)
     for turn in range(_ROUNDS // 2):

@@ -8,7 +8,7 @@ place of computed. Kept are the embeddings, so that one's own can be left out, a
 Cost: M x 2D bytes for M images (bfloat16) and N x 4 (D + 1) for N identities: at D = 512 1 GB per million images and 2 GB per million
 identities, in host memory or a file. A step reads and writes one row per image of its batch, and one per identity, whatever their number of
 images, and brings the rows drawn. Precision: what is subtracted is what was added, to the bit; the float32 sums keep the rounding of each step.
-Not taken: a few slots an identity for the last embeddings seen (too noisy where people have a hundred images), and a running mean with the query's
+Not taken: a few slots per identity for the last embeddings seen (too noisy where people have a hundred images), and a running mean with the query's
 present embedding subtracted in place of its last one, which needs no rows of images and gains little where people have few (docs/decisions.md).
 Source: our own; a memory of every image's embedding as in instance discrimination (arXiv 1805.01978), used for centers here.
 """

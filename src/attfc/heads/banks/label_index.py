@@ -9,7 +9,7 @@ label. Memory: 16 to 32 B per slot for the table (int32, at least 4 x slots posi
 A new label claims the first free position of its window; if two of one batch claim the same, the higher slot wins and
 the other tries its next one, `ROUNDS` = 8 times. `insert` says who found no place, and the container then does not keep
 that row: the index never disagrees with the slots. At 1/4 full, a window has no free position once in
-4**32 = 2e19 insertions. Not taken: a sorted copy of the labels (O(log C) to look up, O(C) a step to maintain).
+4**32 = 2e19 insertions. Not taken: a sorted copy of the labels (O(log C) to look up, O(C) per step to maintain).
 """
 
 import torch

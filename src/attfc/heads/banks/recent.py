@@ -1,11 +1,11 @@
 """The dynamic class container (DCC): the most recent class centers and their labels, in a fixed number of slots.
 
 Two policies. `fifo` (as published): a ring; an identity may fill several slots; the oldest rows are overwritten.
-`unique`: one slot an identity, refreshed in place; the least recently refreshed identities are evicted.
+`unique`: one slot per identity, refreshed in place; the least recently refreshed identities are evicted.
 Both find an identity's slot in O(1) (`LabelIndex`), handle a batch without a loop over its samples and without a host
 synchronization, and run on the meta device. Memory for C slots of D numbers: C x (4D | 2D | D + 4) bytes of rows
-(float32 | bfloat16 | int8 with one float32 scale a row) and 36 to 52 bytes per slot for label, stamp and index; nothing
-depends on the number of identities. Time a step: O(B) for `fifo`; `unique` adds one top-k over C stamps.
+(float32 | bfloat16 | int8 with one float32 scale per row) and 36 to 52 bytes per slot for label, stamp and index; nothing
+depends on the number of identities. Time per step: O(B) for `fifo`; `unique` adds one top-k over C stamps.
 Several ranks: each holds a block of the rows; labels, stamps and index are kept by all (at D = 512 a fiftieth of the rows' memory),
 so every rank decides alone, and alike, who goes where: the evictions are those of one process, and no step waits for a vote.
 Source: AttFC (arXiv 2503.06839), DCC; `unique` is our own, near the class pool of F2C (arXiv 2105.10375).
@@ -42,7 +42,7 @@ class RecentCenters(Bank):
         share, count: slots, of the identities or absolute; default: a tenth of the identities. A batch may not be larger; more slots than
             identities are no fault.
         policy: `fifo` or `unique`.
-        dtype: storage of the rows; all arithmetic is float32. int8 keeps a float32 scale a row (row = int8 * scale).
+        dtype: storage of the rows; all arithmetic is float32. int8 keeps a float32 scale per row (row = int8 * scale).
         initial: `empty`: slots without a row are no negatives; `random` (published code): random unit rows that match
             nobody stand in until they are overwritten, drawn from torch's global generator.
 

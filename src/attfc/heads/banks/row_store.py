@@ -103,7 +103,7 @@ class RowStore:
         self._prefetch = self._thread.submit(self._touch, rows)
 
     def _touch(self, rows: Tensor) -> int:
-        """Read one number a page of each row of every tensor; return how many were read."""
+        """Read one number per page of each row of every tensor; return how many were read."""
         read = 0
         for tensor in self._mapped:
             if tensor.dim() != 2:

@@ -6,7 +6,7 @@ load on another number of ranks. Nothing is pickled, and nothing is ever unpickl
 
 Order of a save: a hidden temporary folder beside the last checkpoint -> its files, each forced to the disk -> the folder itself -> one
 rename -> the parent folder. Until the rename nothing visible has changed. Disk: the new checkpoint stands beside the old ones until they
-are pruned. Memory: one tensor. Time: the disk's, and about 1 s a GB for checksums.
+are pruned. Memory: one tensor. Time: the disk's, and about 1 s per GB for checksums.
 
 Layout: a tensor comes back with the strides it had (channels-last momentum stays so), values bit for bit.
 """

@@ -1,4 +1,4 @@
-"""Where torch.distributed.checkpoint puts the tensors: one safetensors file a rank, and no pickle anywhere.
+"""Where torch.distributed.checkpoint puts the tensors: one safetensors file per rank, and no pickle anywhere.
 
 DCP plans who writes and who reads which box of which tensor, so a checkpoint of N ranks loads on M. Its own storages do not serve us:
 `FileSystemReader` unpickles `.metadata`; `HuggingFaceStorageWriter` holds the whole file in memory a second time and refuses

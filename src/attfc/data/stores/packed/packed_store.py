@@ -43,10 +43,9 @@ from attfc.data.stores.packed.packed_format import (
     read_about,
     shard_name,
 )
-from attfc.data.stores.store import EncodedStore
+from attfc.data.stores.store import IndexedStore
 from attfc.errors import UserError
 from attfc.files import read_at
-from attfc.typing import Int64
 
 __all__ = ["PackedStore"]
 
@@ -55,7 +54,7 @@ _GAP = 64 * 1024  # cold reads from a solid-state disk: 11,300 images/s, 9,000 o
 _SPAN = 1024 * 1024
 
 
-class PackedStore(EncodedStore):
+class PackedStore(IndexedStore):
     """A Store over a packed folder.
 
     Args:
@@ -116,14 +115,6 @@ class PackedStore(EncodedStore):
     def ignored(self) -> dict[str, int]:
         """What the conversion left out: images, identities."""
         return dict(self.about.left_out)
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return self.about.images
-
-    def labels(self, positions: npt.ArrayLike) -> Int64:
-        """Return the labels of positions: int64."""
-        return self._index.labels_of_slots(positions)
 
     def read_many(self, positions: Sequence[int]) -> list[bytes | Exception]:
         """Return each image's bytes, compared with their checksum, or the error met; neighbours on disk come in one read.
@@ -254,10 +245,6 @@ class PackedStore(EncodedStore):
         if about.digest != state["digest"]:
             raise UserError(f"{self.path}: another packed set was put here while a worker started; start again")
         self._open(about, trusted=True)
-
-    def __repr__(self) -> str:
-        """Return the path and the counts."""
-        return f"PackedStore({str(self.path)!r}, {len(self.identities):,} identities, {len(self):,} images)"
 
 
 @dataclass(slots=True)

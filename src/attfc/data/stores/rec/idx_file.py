@@ -31,7 +31,7 @@ def read_index(path: str | os.PathLike[str], rec_bytes: int, progress: Progress 
     with opened(path) as descriptor:
         size = os.fstat(descriptor).st_size
         for block in line_blocks(path, descriptor):
-            parts.append(_parse_lines(path, block, rec_bytes))
+            parts.append(_parse_lines(block, rec_bytes))
             if progress is not None:
                 progress(block.offset + len(block.data), max(size, block.offset + len(block.data)))
     all_keys, all_offsets = np.concatenate(parts, axis=1)
@@ -65,7 +65,7 @@ def doubled(values: Int64 | Float32) -> Int64 | None:
     return order[again[0] : again[0] + 2] if again.size else None
 
 
-def _parse_lines(path: str | os.PathLike[str], block: LineBlock, rec_bytes: int) -> Int64:
+def _parse_lines(block: LineBlock, rec_bytes: int) -> Int64:
     """Return the keys and the offsets: int64 (2, lines)."""
     data, starts, ends = block.data, block.starts, block.ends
     blanks = np.append(np.flatnonzero((data == 0x09) | (data == 0x20)), [len(data)])
@@ -75,20 +75,16 @@ def _parse_lines(path: str | os.PathLike[str], block: LineBlock, rec_bytes: int)
     two = (last >= first) & (blanks[np.maximum(last, 0)] - blanks[first] == last - first)
     keys, keys_sound = whole_numbers(data, starts, np.where(two, blanks[first], starts))
     offsets, offsets_sound = whole_numbers(data, np.where(two, blanks[np.maximum(last, 0)] + 1, ends), ends)
-    wrong = np.flatnonzero(~(two & keys_sound & offsets_sound))
-    if wrong.size:
-        row = int(wrong[0])
-        shown = block.text(row)[:60].decode("utf-8", "backslashreplace")
-        raise UserError(
-            f"{os.fspath(path)}: line {int(block.numbers[row])} ({shown!r}) is not 'KEY<TAB>OFFSET', two whole numbers; "
-            "delete the file to have it rebuilt from the .rec file"
-        )
+    block.refuse(
+        ~(two & keys_sound & offsets_sound),
+        "is not 'KEY<TAB>OFFSET', two whole numbers; delete the file to have it rebuilt from the .rec file",
+    )
     wrong = np.flatnonzero((offsets % 4 != 0) | (offsets > rec_bytes - FRAME.size))
     if wrong.size:
         row = int(wrong[0])
         odd = offsets[row] % 4 != 0
         why = "which is not a multiple of 4" if odd else f"but the .rec file ends at byte {rec_bytes}: cut short?"
         raise UserError(
-            f"{os.fspath(path)}: line {int(block.numbers[row])} places record {int(keys[row])} at byte {int(offsets[row])}, {why}"
+            f"{block.path}: line {int(block.numbers[row])} places record {int(keys[row])} at byte {int(offsets[row])}, {why}"
         )
     return np.stack([keys, offsets])

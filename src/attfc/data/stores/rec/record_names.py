@@ -64,12 +64,10 @@ def read_record_names(rec: Path, rec_bytes: int, numbers: Int64) -> tuple[NameTa
             number_ends = np.minimum(tabs[np.searchsorted(tabs, block.starts)], block.ends)
             listed, sound = whole_numbers(block.data, block.starts, number_ends)
             wrong = ~sound | (number_ends >= block.ends) | (block.ends - number_ends > _LONGEST + 1)
-            if bool(wrong.any()):
-                row = int(wrong.argmax())
-                shown = block.text(row)[:80].decode("utf-8", "backslashreplace")
+            if wrong.any():
                 raise UserError(
-                    f"{path}: line {int(block.numbers[row])} ({shown!r}): a line is number<TAB>name, the "
-                    f"name at most {_LONGEST:,} bytes; delete the file to name people by their numbers"
+                    f"{block.where(int(wrong.argmax()))}: a line is number<TAB>name, the name at most {_LONGEST:,} bytes; "
+                    "delete the file to name people by their numbers"
                 )
             columns = listed, number_ends + 1, block.ends
             for number, start, end in zip(*(column.tolist() for column in columns), strict=True):

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from attfc.data.images import BrokenImageError
 from attfc.data.index import IdentityIndex, checked_positions
@@ -30,7 +29,7 @@ from attfc.data.stores.rec.record_file import (
 from attfc.data.stores.rec.record_index import RecordIndex, open_record_index, save_record_index
 from attfc.data.stores.rec.record_layouts import LabelSource, build_record_index
 from attfc.data.stores.rec.record_names import read_record_names
-from attfc.data.stores.store import EncodedStore
+from attfc.data.stores.store import IndexedStore
 from attfc.errors import UserError, nearest
 from attfc.typing import Int64, Progress
 
@@ -40,7 +39,7 @@ _FORMAT = "attfc record index 1"
 _SOURCES = ("identities", "images")
 
 
-class RecordStore(EncodedStore):
+class RecordStore(IndexedStore):
     """A Store over a `.rec` file.
 
     Args:
@@ -129,14 +128,6 @@ class RecordStore(EncodedStore):
         """Folder of the cached index; None if it is held in memory."""
         return self._index.folder
 
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return self._index.index.images
-
-    def labels(self, positions: npt.ArrayLike) -> Int64:
-        """Return the labels of positions: int64."""
-        return self._index.index.labels_of_slots(positions)
-
     def read_many(self, positions: Sequence[int]) -> list[bytes | Exception]:
         """Return each record's image, or the error met; in the order of the file, which is checked for changes once.
 
@@ -213,10 +204,6 @@ class RecordStore(EncodedStore):
             raise UserError(f"{self.path}: was replaced or written to while a worker started; start again")
         if len(self) != state["images"]:
             raise UserError(f"{index}: the index changed while a worker started; start again")
-
-    def __repr__(self) -> str:
-        """Return the path and the counts."""
-        return f"RecordStore({str(self.path)!r}, {len(self.identities):,} identities, {len(self):,} images)"
 
 
 def _find(path: Path) -> Path:

@@ -30,8 +30,8 @@ from attfc.config import load_config
 from attfc.config.safe_yaml import read_yaml, read_yaml_text
 from attfc.errors import UserError, nearest
 from attfc.files import write_text_whole
-from attfc.lab.study.children import children_end_too, lead_group, leave_at_sigterm
-from attfc.lab.study.vectors import VectorWorld
+from attfc.lab.children import children_end_too, lead_group, leave_at_sigterm
+from attfc.lab.vectors import VectorWorld
 
 __all__ = ["Cell", "Study", "read_study", "run_study", "study_records"]
 
@@ -240,7 +240,7 @@ def _run_cell(cell: Cell, faces: str | None, threads: int) -> dict[str, Any]:
     leave_at_sigterm()
     import torch
 
-    from attfc.lab.study.cells import run_faces, run_vectors
+    from attfc.lab.study_cells import run_faces, run_vectors
 
     torch.set_num_threads(threads)
     overrides = [override.replace("{faces}", faces or "") for override in cell.overrides]
@@ -264,7 +264,7 @@ def _commit() -> dict[str, Any]:
     try:
         asked = {"cwd": Path(__file__).parent, "capture_output": True, "text": True, "check": True, "timeout": 30}
         commit = subprocess.run(["git", "rev-parse", "HEAD"], **asked).stdout.strip()  # type: ignore[call-overload]
-        dirty = subprocess.run(["git", "status", "--porcelain", "--", "../.."], **asked).stdout.strip()  # type: ignore[call-overload]
+        dirty = subprocess.run(["git", "status", "--porcelain", "--", ".."], **asked).stdout.strip()  # type: ignore[call-overload]
     except (OSError, subprocess.SubprocessError):
         return {"commit": None}
     return {"commit": commit, "commit_dirty": bool(dirty)}

@@ -32,8 +32,8 @@ from attfc.evaluation.protocols.all_pairs_scores import score_all_pairs
 from attfc.evaluation.protocols.search import rank_one
 from attfc.export.hub_folder import from_pretrained
 from attfc.heads import Head
-from attfc.lab.bench.head_cell import ResidentPeak
-from attfc.lab.study.vectors import VectorEncoder, VectorWorld
+from attfc.lab.head_cell import ResidentPeak, warm_up
+from attfc.lab.vectors import VectorEncoder, VectorWorld
 from attfc.machine import environment
 from attfc.run.components import build_backbone, build_head, build_pair, optimizer_of, schedule_of
 from attfc.run.data import open_held_out, open_training_data
@@ -64,9 +64,9 @@ def run_vectors(
     """
     config = load_config(preset, [*overrides, f"seed={seed}"])
     index = world.labelled()
+    warm_up(torch.device("cpu"))
     torch.manual_seed(seed)
     meter = ResidentPeak()
-    meter.reset()
     head = build_head(config, len(index), images=index.images)
     pair = build_pair(config, VectorEncoder(world.size, config.backbone.embedding_size, width))
     share = identity_share(config)

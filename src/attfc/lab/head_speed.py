@@ -10,9 +10,10 @@ Here: one device, one process, and what the table is about, AttFC, beside them.
 """
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ import torch
 
 from attfc.backbones import create_backbone
 from attfc.errors import UserError
-from attfc.lab.bench.head_cell import Case, build_head, in_child, measure, measure_in_turns
+from attfc.lab.children import in_child
+from attfc.lab.head_cell import Case, build_head, measure, measure_in_turns
 from attfc.plan import NOTHING, Encoder, measure_encoder, plan_step
 from attfc.precision import best_autocast_dtype
 
@@ -59,11 +61,6 @@ class Sweep:
         if not self.identities or min(self.identities) < self.batch:
             raise UserError(f"identities {self.identities} must each be at least the batch ({self.batch})")
 
-    @property
-    def modes(self) -> tuple[str, ...]:
-        """`head` alone, and with the network, if there is one."""
-        return ("head",) if self.network is None else ("head", "network")
-
     def columns(self) -> dict[str, str]:
         """Titles of the columns by their short names."""
         return {
@@ -76,25 +73,15 @@ class Sweep:
     def case(self, column: str, identities: int, mode: str = "head", limited: bool = True) -> Case:
         """Return one cell."""
         slots = {"attfc ratio": max(round(self.ratio * identities), self.batch), FIXED: self.slots}.get(column)
+        alike = ("sample_rate", "batch", "embedding_size", "keys", "steps", "device")
         return Case(
             head="attfc" if slots else column,  # type: ignore[arg-type]
             identities=identities,
             slots=slots,
-            sample_rate=self.sample_rate,
             network=self.network if mode == "network" else None,
-            batch=self.batch,
-            embedding_size=self.embedding_size,
-            keys=self.keys,
-            steps=self.steps,
-            device=self.device,
             budget_bytes=int(self.budget_gib * 2**30) if limited else None,
+            **{name: getattr(self, name) for name in alike},
         )
-
-    def cells(self, mode: str) -> Iterator[tuple[str, Case]]:
-        """Yield (column, case) of every cell of a mode."""
-        for identities in self.identities:
-            for column in self.columns():
-                yield column, self.case(column, identities, mode)
 
 
 def run_sweep(sweep: Sweep, lines: Path, say: Callable[[str], None]) -> dict[str, Any]:
@@ -125,16 +112,17 @@ def run_sweep(sweep: Sweep, lines: Path, say: Callable[[str], None]) -> dict[str
 
     cells: list[dict[str, Any]] = []
     turns: dict[str, Any] = {}
-    for mode in sweep.modes:
-        for column, case in sweep.cells(mode):
+    for mode in ("head",) if sweep.network is None else ("head", "network"):
+        for identities, column in product(sweep.identities, sweep.columns()):
+            case = sweep.case(column, identities, mode)
             planned = _planned(case, encoder)
-            found = once({"case": case.to_dict()}, partial(_try, case, not planned["fits"]))
-            cells.append({"mode": mode, "column": column, "case": case.to_dict(), "planned": planned, **found})
+            found = once({"case": vars(case)}, partial(_try, case, not planned["fits"]))
+            cells.append({"mode": mode, "column": column, "case": vars(case), "planned": planned, **found})
             say(_line(cells[-1]))
         if mode == "head":
-            for name, (cases, rounds) in _compared(sweep, cells).items():
-                asked = {column: case.to_dict() for column, case in cases.items()}
-                found = once({"turns": asked}, partial(in_child, measure_in_turns, cases, rounds))
+            for name, cases in _compared(sweep, cells).items():
+                asked = {column: vars(case) for column, case in cases.items()}
+                found = once({"turns": asked}, partial(in_child, measure_in_turns, cases, TURNS[name]))
                 turns[name] = {"cases": asked, **found}
                 say(f"{name}: " + ", ".join(f"{column} {taken:.3f} s" for column, taken in found["seconds"].items()))
     return {"cells": cells, "in_turns": turns, "ratios": ratios(sweep, cells, turns)}
@@ -153,27 +141,22 @@ def _read(lines: Path) -> dict[str, dict[str, Any]]:
     return done
 
 
-def _encoder(sweep: Sweep) -> Encoder | None:
+def _encoder(sweep: Sweep) -> Encoder:
     if sweep.network is None:
-        return None
+        return NOTHING
     device = torch.device(sweep.device)
     network = create_backbone(sweep.network, embedding_size=sweep.embedding_size).to(device)
     size = int(getattr(network, "image_size", 112))
     return measure_encoder(network, size, device=device, autocast_dtype=best_autocast_dtype(device))
 
 
-def _planned(case: Case, encoder: Encoder | None) -> dict[str, Any]:
+def _planned(case: Case, encoder: Encoder) -> dict[str, Any]:
     """Return what the planner says of a case."""
+    on_card = case.device.startswith("cuda")
     with torch.device("meta"):
-        head = build_head(case)
-    plan = plan_step(
-        case.head,
-        NOTHING if case.network is None or encoder is None else encoder,
-        head.footprint(case.batch, cached=not case.device.startswith("cuda")),
-        case.batch,
-        memory_bytes=case.budget_bytes,
-        foreach=case.device.startswith("cuda"),
-    )
+        memory = build_head(case).footprint(case.batch, cached=not on_card)
+    network = encoder if case.network else NOTHING
+    plan = plan_step(case.head, network, memory, case.batch, memory_bytes=case.budget_bytes, foreach=on_card)
     return {"peak_bytes": plan.peak, "fits": plan.fits}
 
 
@@ -201,63 +184,41 @@ def _line(cell: dict[str, Any]) -> str:
     return f"{where} {cell['samples_per_second']:9.1f} samples/s {cell['peak_bytes'] / 2**20:9,.0f} MiB (planned: {planned:,.0f})"
 
 
-def _compared(sweep: Sweep, cells: list[dict[str, Any]]) -> dict[str, tuple[dict[str, Case], int]]:
+def _compared(sweep: Sweep, cells: list[dict[str, Any]]) -> dict[str, dict[str, Case]]:
     """Return the pairs to be timed in turns: AttFC at the ends of the sizes, and against Partial FC where that still fits."""
     ends = {f"{n:,}": sweep.case(FIXED, n, limited=False) for n in (min(sweep.identities), max(sweep.identities))}
-    compared: dict[str, tuple[dict[str, Case], int]] = (
-        {"fixed container": (ends, TURNS["fixed container"])} if len(ends) == 2 else {}
-    )
-    if largest := _largest_partial(cells):
-        pair = {column: sweep.case(column, largest, limited=False) for column in ("partial_fc", FIXED)}
-        compared["against partial_fc"] = (pair, TURNS["against partial_fc"])
+    compared = {"fixed container": ends} if len(ends) == 2 else {}
+    if partial_fc := _peaks(cells, "partial_fc"):
+        pair = ("partial_fc", FIXED)
+        compared["against partial_fc"] = {column: sweep.case(column, max(partial_fc), limited=False) for column in pair}
     return compared
 
 
-def _largest_partial(cells: list[dict[str, Any]]) -> int:
-    fitting = [cell["case"]["identities"] for cell in cells if _is(cell, "head", "partial_fc") and cell["fits"]]
-    return max(fitting, default=0)
-
-
-def _is(cell: dict[str, Any], mode: str, column: str, identities: int | None = None) -> bool:
-    return (cell["mode"], cell["column"]) == (mode, column) and identities in (None, cell["case"]["identities"])
+def _peaks(cells: list[dict[str, Any]], column: str) -> dict[int, float]:
+    """Return the peak memory of a head alone by the number of identities, where it fits."""
+    return {
+        cell["case"]["identities"]: cell["peak_bytes"]
+        for cell in cells
+        if (cell["mode"], cell["column"], cell["fits"]) == ("head", column, True)
+    }
 
 
 def ratios(sweep: Sweep, cells: list[dict[str, Any]], turns: dict[str, Any]) -> list[dict[str, Any]]:
     """Return what the measured figures say when compared: `what` and `measured`; what to hope for is the reader's matter."""
-    found: list[dict[str, Any]] = []
-
-    def add(what: str, measured: float) -> None:
-        found.append({"what": what, "measured": measured})
-
+    found: dict[str, float] = {}
+    name, memory, partial_fc = sweep.columns(), _peaks(cells, FIXED), _peaks(cells, "partial_fc")
     if "fixed container" in turns:
         (few, quick), (many, slow) = turns["fixed container"]["seconds"].items()
-        add(f"step of AttFC with {sweep.slots:,} slots at {many} identities / at {few}", slow / quick)
-        memory = [cell["peak_bytes"] for cell in cells if _is(cell, "head", FIXED) and cell["fits"]]
+        found[f"step of AttFC with {sweep.slots:,} slots at {many} identities / at {few}"] = slow / quick
         if memory:
-            add(f"its memory, largest / smallest over all {len(memory)} sizes", max(memory) / min(memory))
+            what = f"its memory, largest / smallest over all {len(memory)} sizes"
+            found[what] = max(memory.values()) / min(memory.values())
     if "against partial_fc" in turns:
-        at, seconds = _largest_partial(cells), turns["against partial_fc"]["seconds"]
-        name = sweep.columns()
-        add(
-            f"step of {name[FIXED]} / of {name['partial_fc']}, heads alone, {at:,} identities",
-            seconds[FIXED] / seconds["partial_fc"],
-        )
-        peaks = [
-            cell["peak_bytes"]
-            for column in (FIXED, "partial_fc")
-            for cell in cells
-            if _is(cell, "head", column, at) and cell["fits"]
-        ]
-        if len(peaks) == 2:
-            add(
-                f"memory of {name[FIXED]} / of {name['partial_fc']}, heads alone, {at:,} identities",
-                peaks[0] / peaks[1],
-            )
+        at, seconds = max(partial_fc), turns["against partial_fc"]["seconds"]
+        pair = f"of {name[FIXED]} / of {name['partial_fc']}, heads alone, {at:,} identities"
+        found[f"step {pair}"] = seconds[FIXED] / seconds["partial_fc"]
+        if at in memory:
+            found[f"memory {pair}"] = memory[at] / partial_fc[at]
     agree = sum(cell["planned"]["fits"] is cell["fits"] for cell in cells)
-    add("cells in which trying contradicted the planner", len(cells) - agree)
-    return found
-
-
-def settings(sweep: Sweep) -> dict[str, Any]:
-    """Return the sweep for JSON."""
-    return asdict(sweep)
+    found["cells in which trying contradicted the planner"] = len(cells) - agree
+    return [{"what": what, "measured": measured} for what, measured in found.items()]

@@ -15,14 +15,12 @@ beforehand, and momentum is written once (untouched zeros cost no memory), so th
 """
 
 import math
-import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from multiprocessing.connection import Connection
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +35,17 @@ from attfc.training.momentum import MomentumPair
 from attfc.training.optimizers import build_optimizer, parameter_groups
 from attfc.training.step import Inputs, TrainStep, head_alone
 
-__all__ = ["Case", "HeadKind", "ResidentPeak", "build_head", "in_child", "measure", "measure_in_turns", "rehearse"]
+__all__ = [
+    "Case",
+    "HeadKind",
+    "ResidentPeak",
+    "Training",
+    "build_head",
+    "measure",
+    "measure_in_turns",
+    "rehearse",
+    "warm_up",
+]
 
 HeadKind = Literal["full_fc", "partial_fc", "attfc"]
 SECONDS_A_CELL = 8.0  # of timed steps: as many as fit; where the first of all takes longer, it is the one
@@ -61,15 +69,6 @@ class Case:
     steps: int = 9
     device: str = "cpu"
     budget_bytes: int | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it for JSON."""
-        return asdict(self)
-
-    @property
-    def keys_per_query(self) -> int:
-        """Key images of a query: none for heads with a row per identity."""
-        return self.keys if self.head == "attfc" else 0
 
 
 def build_head(case: Case) -> Head:
@@ -117,72 +116,88 @@ def rehearse(case: Case) -> None:
         held += [torch.empty(count, case.embedding_size, device=case.device) for count in beside]
 
 
-class Training:
-    """A head, or a network with one, and its optimizer; `step` trains on given random inputs."""
+class Step(NamedTuple):
+    """Seconds of a step, those of all threads in it, and those until the keys were embedded (0: no network embeds them)."""
 
-    def __init__(self, case: Case) -> None:
+    seconds: float
+    processor_seconds: float
+    key_seconds: float
+
+
+def _median(steps: list[Step], name: str) -> float:
+    return float(statistics.median(getattr(step, name) for step in steps))
+
+
+class Training:
+    """A head, or a network with one, and its optimizer; `step` trains on given random inputs.
+
+    Args:
+        case: what is trained, where, on which batch.
+        build: makes the head; None: that of the case.
+    """
+
+    def __init__(
+        self, case: Case, build: Callable[[], Head] | None = None, optimizer: Literal["sgd", "adamw"] = "sgd"
+    ) -> None:
         self.case = case
         self.device = torch.device(case.device)
         torch.manual_seed(0)
         with self.device:  # drawn where it is trained: millions of rows take a processor many seconds
-            self.head = build_head(case)
+            self.head = build() if build is not None else build_head(case)
         if isinstance(self.head, AttFC) and isinstance(self.head.negatives, RecentCenters):
             fill(self.head.negatives, case.identities)
-        self.dtype: torch.dtype | None = None
+        self.dtype = None if case.network is None else best_autocast_dtype(self.device)
         modules: list[nn.Module] = [self.head]
+        self.shape: tuple[int, ...] = (case.embedding_size,)
         if case.network is not None:
             network = create_backbone(case.network, embedding_size=case.embedding_size)
-            self.size = int(getattr(network, "image_size", 112))
+            size = int(getattr(network, "image_size", 112))
+            self.shape = (3, size, size)
             pair = MomentumPair(network.to(self.device).to(memory_format=torch.channels_last))
             pair.train()
             pair.key.register_forward_hook(self._keys_are_embedded)
-            self.dtype = best_autocast_dtype(self.device)
             modules.insert(0, pair.query)
         self.optimizer: Optimizer | None = None
         if any(parameter.requires_grad for module in modules for parameter in module.parameters()):
-            self.optimizer = build_optimizer("sgd", parameter_groups(modules), learning_rate=0.01)
+            self.optimizer = build_optimizer(optimizer, parameter_groups(modules), learning_rate=0.01)
         if case.network is None:
             self.take_step = head_alone(self.head, self.optimizer, self.device)
         else:
             assert self.optimizer is not None
             self.take_step = TrainStep(pair, self.head, self.optimizer, device=self.device, autocast_dtype=self.dtype)
         self.generator = torch.Generator(self.device).manual_seed(1)
-        self.key_seconds = self.processor_seconds = self._start = 0.0
+        self._key_seconds = self._start = 0.0
 
-    def settle(self) -> None:
+    def settle(self) -> "Training":
         """Give every trained parameter its momentum, written: zeros that nobody has touched are not resident, those of a long training are."""
         if self.optimizer is not None:
             for group in self.optimizer.param_groups:
                 for parameter in group["params"]:
                     self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter).mul_(1)
+        return self
 
-    def step(self) -> float:
-        """One step on a new batch; return its seconds, without those of making the batch."""
-        case, device = self.case, self.device
-        labels = torch.randint(case.identities, (case.batch,), device=device, generator=self.generator)
-        make = self._images if case.network else self._random
-        queries, keys = make(case.batch), make(case.batch * case.keys) if case.keys_per_query else None
-        if case.network is None:
+    def step(self) -> Step:
+        """One step on a new batch; its seconds are without those of making the batch."""
+        batch, keys_per_query = self.case.batch, self.head.keys_per_query
+        labels = torch.randint(self.case.identities, (batch,), device=self.device, generator=self.generator)
+        queries, keys = self._random(batch), None
+        if keys_per_query:
+            keys = self._random(batch * keys_per_query).view(batch, keys_per_query, *self.shape)
+        if self.case.network is None:
             queries.requires_grad_()
-        if keys is not None:
-            keys = keys.view(case.batch, case.keys, *keys.shape[1:])
         self._start, processor_start = self._now(), time.process_time()
         loss = self.take_step([Inputs(queries, labels, keys)])
-        seconds = self._now() - self._start
-        self.processor_seconds = time.process_time() - processor_start
+        step = Step(self._now() - self._start, time.process_time() - processor_start, self._key_seconds)
         if not math.isfinite(float(loss)):
-            raise ArithmeticError(f"the loss of {case} is {float(loss)}")
-        return seconds
+            raise ArithmeticError(f"the loss of {self.case} is {float(loss)}")
+        return step
 
     def _keys_are_embedded(self, *_: Any) -> None:
-        self.key_seconds = self._now() - self._start
+        self._key_seconds = self._now() - self._start
 
     def _random(self, count: int) -> Tensor:
-        return torch.randn(count, self.case.embedding_size, device=self.device, generator=self.generator)
-
-    def _images(self, count: int) -> Tensor:
-        images = torch.randn(count, 3, self.size, self.size, device=self.device, generator=self.generator)
-        return images.contiguous(memory_format=torch.channels_last)
+        inputs = torch.randn(count, *self.shape, device=self.device, generator=self.generator)
+        return inputs.contiguous(memory_format=torch.channels_last) if self.case.network else inputs
 
     def _now(self) -> float:
         if self.device.type == "cuda":
@@ -206,30 +221,27 @@ def measure(case: Case, rehearsal: bool = False) -> dict[str, Any]:
         meter.limit(case.budget_bytes)
         if rehearsal:
             rehearse(case)
-        training = Training(case)
-        training.settle()
+        training = Training(case).settle()
         meter.reset()
-        seconds, keys, processor = [training.step()], [training.key_seconds], [training.processor_seconds]
-        warm = seconds[0] < SECONDS_A_CELL
+        steps = [training.step()]
+        warm = steps[0].seconds < SECONDS_A_CELL
         if warm:  # then the first does not count
-            seconds, keys, processor = [], [], []
-        while len(seconds) < case.steps and sum(seconds) < SECONDS_A_CELL:
-            seconds.append(training.step())
-            keys.append(training.key_seconds)
-            processor.append(training.processor_seconds)
+            steps = []
+        while len(steps) < case.steps and sum(step.seconds for step in steps) < SECONDS_A_CELL:
+            steps.append(training.step())
     except RuntimeError as error:
-        if not _is_out_of_memory(error):
+        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
             raise
         return {"fits": False, "why": str(error).splitlines()[0]}
-    median = statistics.median(seconds)
+    seconds = _median(steps, "seconds")
     return {
         "fits": True,
-        "seconds": median,
-        "seconds_each": seconds,
+        "seconds": seconds,
+        "seconds_each": [step.seconds for step in steps],
         "warm": warm,
-        "processor_seconds": statistics.median(processor),
-        "key_seconds": statistics.median(keys),
-        "samples_per_second": case.batch / median,
+        "processor_seconds": _median(steps, "processor_seconds"),
+        "key_seconds": _median(steps, "key_seconds"),
+        "samples_per_second": case.batch / seconds,
         "peak_bytes": meter.peak(),
         "head_bytes": sum(t.nbytes for t in (*training.head.parameters(), *training.head.buffers())),
         "autocast": None if training.dtype is None else str(training.dtype).removeprefix("torch."),
@@ -243,22 +255,24 @@ def measure_in_turns(cases: dict[str, Case], rounds: int) -> dict[str, Any]:
     Returns:
         `seconds` of each (median), `processor_seconds` (median) and `seconds_each`.
     """
-    trainings = {name: Training(case) for name, case in cases.items()}
-    for training in trainings.values():
-        training.settle()
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    processor: dict[str, list[float]] = {name: [] for name in cases}
+    trainings = {name: Training(case).settle() for name, case in cases.items()}
+    steps: dict[str, list[Step]] = {name: [] for name in cases}
     for turn in range(rounds + 1):
         for name in list(trainings)[:: -1 if turn % 2 else 1]:
-            taken = trainings[name].step()
-            if turn:
-                seconds[name].append(taken)
-                processor[name].append(trainings[name].processor_seconds)
-    return {
-        "seconds": {name: statistics.median(each) for name, each in seconds.items()},
-        "processor_seconds": {name: statistics.median(each) for name, each in processor.items()},
-        "seconds_each": seconds,
+            steps[name].append(trainings[name].step())
+    counted = {name: taken[1:] for name, taken in steps.items()}
+    medians = ("seconds", "processor_seconds")
+    return {key: {name: _median(each, key) for name, each in counted.items()} for key in medians} | {
+        "seconds_each": {name: [step.seconds for step in each] for name, each in counted.items()}
     }
+
+
+def warm_up(device: torch.device) -> None:
+    """Train a moment: thread pools and libraries load with their first use, and their memory is the process's, not the training's."""
+    images = torch.zeros(2, 3, 8, 8, device=device, requires_grad=True)
+    torch.nn.functional.conv2d(images, torch.zeros(4, 3, 3, 3, device=device)).sum().backward()  # type: ignore[no-untyped-call]
+    torch.zeros(256, 256, device=device) @ torch.zeros(256, 256, device=device)
+    Training(Case("full_fc", 8, batch=2, embedding_size=4, device=str(device))).step()
 
 
 class _Meter:
@@ -266,10 +280,7 @@ class _Meter:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        # Thread pools and libraries load with their first use; their memory is the process's, not the training's.
-        images = torch.zeros(2, 3, 8, 8, device=device, requires_grad=True)
-        torch.nn.functional.conv2d(images, torch.zeros(4, 3, 3, 3, device=device)).sum().backward()  # type: ignore[no-untyped-call]
-        torch.zeros(256, 256, device=device) @ torch.zeros(256, 256, device=device)
+        warm_up(device)
         self.resident = None if device.type == "cuda" else ResidentPeak()
 
     def limit(self, budget: int | None) -> None:
@@ -322,35 +333,3 @@ def _process_bytes(name: str) -> float:
     """Return a line of /proc/self/status in bytes, such as VmHWM (peak of what is resident)."""
     with open("/proc/self/status", encoding="utf-8") as lines:
         return next(float(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def in_child(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """Call a function of a module in a process of its own and return what it returns.
-
-    Raises:
-        ChildProcessError: the process ended without an answer; an exception of it is on stderr.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_answer, args=(sender, function, arguments))
-    child.start()
-    sender.close()
-    try:
-        found: dict[str, Any] = receiver.recv()
-    except EOFError:
-        child.join()
-        status = child.exitcode or 0
-        how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
-        raise ChildProcessError(how) from None
-    child.join()
-    return found
-
-
-def _answer(sender: Connection, function: Callable[..., dict[str, Any]], arguments: tuple[Any, ...]) -> None:
-    sender.send(function(*arguments))
-    sender.close()

@@ -1,4 +1,4 @@
-"""Processes of a study's cells: they end with the command that started them, however that ends.
+"""Processes of cells: one that answers (`in_child`), and those of a study, which end with the command that started them, however that ends.
 
 Each leads a group of processes, which its data workers join. Ctrl-C and SIGTERM to the command end the groups in order (a cell removes its
 temporary files); a command that is killed outright cannot, so each child watches for its parent's end too.
@@ -11,12 +11,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from multiprocessing.connection import wait
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-__all__ = ["children_end_too", "lead_group", "leave_at_sigterm"]
+__all__ = ["children_end_too", "in_child", "lead_group", "leave_at_sigterm"]
 
 PATIENCE = 5.0  # seconds between the request to end and the order
 
@@ -74,3 +74,31 @@ def _signal(child: BaseProcess, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):  # it may go at any moment
             if child.is_alive():
                 os.kill(child.pid, number)
+
+
+def in_child(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """Call a function of a module in a process of its own and return what it returns.
+
+    Raises:
+        ChildProcessError: the process ended without an answer; an exception of it is on stderr.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["attfc.lab.head_cell", "torch._dynamo"])  # a step imports the latter, for seconds
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_answer, args=(sender, function, arguments))
+    child.start()
+    sender.close()
+    try:
+        found: dict[str, Any] = receiver.recv()
+    except EOFError:
+        child.join()
+        status = child.exitcode or 0
+        how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+        raise ChildProcessError(how) from None
+    child.join()
+    return found
+
+
+def _answer(sender: Connection, function: Callable[..., dict[str, Any]], arguments: tuple[Any, ...]) -> None:
+    sender.send(function(*arguments))
+    sender.close()

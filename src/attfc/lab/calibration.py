@@ -6,7 +6,6 @@ some hundred MiB.
 """
 
 import statistics
-import time
 from collections.abc import Callable
 from typing import Literal
 
@@ -14,10 +13,9 @@ import torch
 
 from attfc.heads import DCP, AttFC, FullFC, Head, KeyAttention, PartialFC, RecentCenters
 from attfc.heads.options import RowType
+from attfc.lab.head_cell import Case, Training
 from attfc.losses import CosFace
 from attfc.plan import HeadRates
-from attfc.training.optimizers import build_optimizer, parameter_groups
-from attfc.training.step import Inputs, head_alone
 
 __all__ = ["measure_heads"]
 
@@ -43,46 +41,27 @@ def measure_heads(
         rows: slots or identities worked on in a timed step; more than the batch.
         repeats: timed steps, of which the median counts, after one that does not.
     """
-    margin = CosFace(64.0, 0.4)
+    margin, size = CosFace(64.0, 0.4), embedding_size
     rows = max(rows, 2 * batch)
-    size = embedding_size
+    center = KeyAttention(keys=keys, share=0.8)
     heads: dict[str, Callable[[], Head]] = {
         "container": lambda: AttFC(
             size,
             margin,
             identities=None,
-            center=KeyAttention(keys=keys, share=0.8),
-            negatives=RecentCenters(count=rows, policy="unique", dtype=dtype, initial="random"),
+            center=center,
+            negatives=RecentCenters(count=rows, policy="unique", dtype=dtype),
             in_batch="fixed",
         ),
         "pool": lambda: DCP(size, margin, count=rows, dtype=dtype, initial="random"),
         "dense": lambda: FullFC(size, rows, margin),
         "sampled": lambda: PartialFC(size, 2 * rows, margin, share=0.5),
     }
+    case = Case("attfc", rows, batch=batch, embedding_size=size, device=str(device))
+    rates = {}
     with torch.random.fork_rng():  # a plan leaves the generator of its caller alone
-        seconds = {
-            name: _step_seconds(build().to(device), rows, device, batch, optimizer, repeats)
-            for name, build in heads.items()
-        }
-    return HeadRates(**{name: taken / rows for name, taken in seconds.items()})
-
-
-def _step_seconds(
-    head: Head, rows: int, device: torch.device, batch: int, optimizer: Literal["sgd", "adamw"], repeats: int
-) -> float:
-    trained = (
-        build_optimizer(optimizer, parameter_groups([head]), learning_rate=1e-3) if list(head.parameters()) else None
-    )
-    take_step = head_alone(head, trained, device)
-    size = head.embedding_size
-    taken = []
-    for _ in range(1 + repeats):
-        embeddings = torch.randn(batch, size, device=device, requires_grad=True)
-        keys = torch.randn(batch, head.keys_per_query, size, device=device) if head.keys_per_query else None
-        labels = torch.randint(rows, (batch,), device=device)
-        start = time.perf_counter()
-        take_step([Inputs(embeddings, labels, keys)])
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken[1:])
+        for name, build in heads.items():
+            training = Training(case, build, optimizer)
+            seconds = [training.step().seconds for _ in range(1 + repeats)]
+            rates[name] = statistics.median(seconds[1:]) / rows
+    return HeadRates(**rates)
