@@ -6,13 +6,12 @@ and says so, so nobody has to run every benchmark to refresh one.
 
 import json
 import re
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from attfc.config.describe import options_page
-from attfc.lab.pages import FIGURES, study_figure, study_table
+from attfc.lab.pages import FIGURES, markdown_table, speed_tables, spread, study_figure, study_table
 from attfc.lab.study import read_study, study_records
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,12 +33,11 @@ def study(name: str) -> Callable[[], str]:
             "rank_one": "rank-1",
         }
         titles = [*columns.values(), "steps", "s", "images/s"]
-        lines = [f"| variant | {' | '.join(titles)} |", "| --- |" + " --- |" * len(titles)]
+        rows = []
         for row in record["results"]:
-            cells = [*(spread(row.get(path)) for path in columns), f"{row['steps']}"]
-            cells += [f"{row['train_seconds']:.0f}", f"{row['images_per_second']:.0f}"]
-            lines.append(f"| {row['name']} | {' | '.join(cells)} |")
-        return "\n".join([*lines, "", provenance(record)])
+            cells = [row["name"], *(summed_up(row.get(path)) for path in columns), row["steps"]]
+            rows.append([*cells, f"{row['train_seconds']:.0f}", f"{row['images_per_second']:.0f}"])
+        return with_provenance(["variant", *titles], rows, record)
 
     return table
 
@@ -76,48 +74,57 @@ def container_softmax(name: str) -> Callable[[], str]:
 def attention_loader() -> str:
     """Table of the loader benchmark."""
     record = load("attention_loader")
-    lines = ["| pixels | workers | raw decode, images/s | loader, images/s | loader / raw |", "|" + " --- |" * 5]
-    lines += [
-        f"| {row['size']} | {row['workers']} | {row['raw_images_per_second']:.0f} | {row['loader_images_per_second']:.0f} | "
-        f"{row['loader_share_of_raw']:.2f} |"
+    titles = ["pixels", "workers", "raw decode, images/s", "loader, images/s", "loader / raw"]
+    rows = [
+        [
+            row["size"],
+            row["workers"],
+            f"{row['raw_images_per_second']:.0f}",
+            f"{row['loader_images_per_second']:.0f}",
+            f"{row['loader_share_of_raw']:.2f}",
+        ]
         for row in record["results"]
     ]
-    return "\n".join([*lines, "", provenance(record)])
+    return with_provenance(titles, rows, record)
 
 
 def training_step() -> str:
     """Table of the training step benchmark."""
     record = load("training_step")
-    lines = ["| configuration | images/s | passes / step |", "| --- | --- | --- |"]
-    lines += [
-        f"| {name} | {row['images_per_second']:.0f} | {row['passes_share_of_step']:.2f} |"
+    rows = [
+        [name, f"{row['images_per_second']:.0f}", f"{row['passes_share_of_step']:.2f}"]
         for name, row in record["results"].items()
     ]
-    return "\n".join([*lines, "", provenance(record)])
+    return with_provenance(["configuration", "images/s", "passes / step"], rows, record)
 
 
 def backbones() -> str:
     """Table of the small networks' speed."""
     record = load("backbones")
-    lines = ["| network | type | pass | images/s, median (best) |", "|" + " --- |" * 4]
-    lines += [
-        f"| {row['backbone']} | {row['dtype']} | {row['pass']} | {row['images_per_second_median']} ({row['images_per_second_best']}) |"
+    rows = [
+        [
+            row["backbone"],
+            row["dtype"],
+            row["pass"],
+            f"{row['images_per_second_median']} ({row['images_per_second_best']})",
+        ]
         for row in record["results"]
     ]
-    return "\n".join([*lines, "", provenance(record)])
+    return with_provenance(["network", "type", "pass", "images/s, median (best)"], rows, record)
 
 
 def synthetic() -> str:
     """Table of the synthetic faces' speed."""
     record = load("synthetic")
-    lines = ["| what | images/s, wall | images per processor second |", "|" + " --- |" * 3]
-    lines += [
-        f"| {name.removesuffix('_per_second').replace('_', ' ')} | {row['wall_median']:.0f} | "
-        f"{row['processor_median']:.0f} |"
+    rows = [
+        [
+            name.removesuffix("_per_second").replace("_", " "),
+            *(f"{row[f'{clock}_median']:.0f}" for clock in ("wall", "processor")),
+        ]
         for name, row in record["results"].items()
         if isinstance(row, dict) and "processor_median" in row
     ]
-    return "\n".join([*lines, "", provenance(record)])
+    return with_provenance(["what", "images/s, wall", "images per processor second"], rows, record)
 
 
 def index_scale() -> str:
@@ -240,7 +247,7 @@ def recipes(part: str) -> Callable[[], str]:
             "images/s",
             *(f"ours: {name}" for name in columns.values()),
         ]
-        lines = [f"| {' | '.join(header)} |", "|" + " --- |" * len(header)]
+        shown = []
         for row in rows:
             if row["table"] != part:
                 continue
@@ -251,8 +258,8 @@ def recipes(part: str) -> Callable[[], str]:
                 published.get("throughput", "-"),
                 *(f"{own[name]:.2f}" if name in own else "-" for name in columns),
             ]
-            lines.append(f"| {' | '.join(cells)} |")
-        return "\n".join(lines)
+            shown.append(cells)
+        return markdown_table(header, shown)
 
     return table
 
@@ -284,8 +291,6 @@ PROMISED = {
 
 def head_speed() -> str:
     """The speed tables of `attfc bench heads`, and its ratios beside what is promised."""
-    from attfc.lab.pages import speed_tables
-
     record = load("head_speed")
     results = record["results"]
     measured = results.get("ratios") or results["targets"]  # as an earlier version named them
@@ -369,7 +374,7 @@ SHOWN = (
 
 def readme() -> str:
     """README's six rows: two worlds, three heads."""
-    lines = ["| people | images per person | head | TAR | rank-1 | head, MiB | seeds |", "|" + " --- |" * 7]
+    rows = []
     worlds: dict[str, tuple[str, float]] = {"faces_heads": ("real faces", 1e-2), "vectors_100k": ("simulated", 1e-4)}
     for name, variant, head in SHOWN:
         group = [record for record in grid_records(name) if record["variant"] == variant]
@@ -381,19 +386,13 @@ def readme() -> str:
             f"{group[0]['identities']:,}, {kind}",
             f"{group[0]['images'] / group[0]['identities']:.1f}",
             head,
-            f"{shown_spread([each[f'tar_at_far/{far:g}'] for each in figures])} at FAR {far:.0e}".replace("e-0", "e-"),
-            shown_spread([each["rank_one"] for each in figures]),
+            f"{spread([each[f'tar_at_far/{far:g}'] for each in figures])} at FAR {far:.0e}".replace("e-0", "e-"),
+            spread([each["rank_one"] for each in figures]),
             f"{group[0]['head_bytes'] / 2**20:.1f}",
             str(len(group)),
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def shown_spread(values: list[float]) -> str:
-    """Mean, and the standard deviation where there are several."""
-    mean = f"{statistics.mean(values):.3f}"
-    return f"{mean} ± {statistics.stdev(values):.3f}" if len(values) > 1 else mean
+        rows.append(cells)
+    return markdown_table(["people", "images per person", "head", "TAR", "rank-1", "head, MiB", "seeds"], rows)
 
 
 # Of the real faces' table.
@@ -435,7 +434,7 @@ def load(name: str) -> dict[str, Any]:
     return record
 
 
-def spread(figure: dict[str, Any] | None) -> str:
+def summed_up(figure: dict[str, Any] | None) -> str:
     """Mean, with the standard deviation where there are several seeds."""
     if figure is None:
         return "-"
@@ -454,6 +453,11 @@ def provenance(record: dict[str, Any]) -> str:
         f"`benchmarks/results/{record['name']}.json`: {where['processor']}, {where['cores']} cores, torch {where['torch']}, "
         f"commit {str(where['commit'])[:10]}, {where['time'][:10]}."
     )
+
+
+def with_provenance(titles: list[str], rows: list[list[Any]], record: dict[str, Any]) -> str:
+    """A table, and where its figures come from."""
+    return f"{markdown_table(titles, rows)}\n\n{provenance(record)}"
 
 
 def renewed(page: Path) -> str:
