@@ -180,7 +180,9 @@ def test_what_cannot_be() -> None:
         attfc(negatives=table_of())
     with pytest.raises(UserError, match=r"negatives\.place=host: negatives\.kind=recent_centers has no option place"):
         load_config("demo", ["profile=published", "negatives.place=host"])
-    with pytest.raises(UserError, match=r"stored=CenterTable is given and center=KeyAttention uses no stored centers"):
+    with pytest.raises(
+        UserError, match=r"stored=center_table is given and center=key_attention uses no stored centers"
+    ):
         build_head(load_config("demo", ["profile=published", "stored=center_table"]), 200)
     with pytest.raises(UserError, match=r"negatives\.place=file needs negatives\.folder"):
         load_config("demo", ["negatives.place=file"])
