@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 CODE = """
-import os, sys
+import asyncio, os, sys  # asyncio for Linux reads os.sysconf when it is imported
 for name in ("fcntl", "resource", "pwd", "grp"):
     sys.modules[name] = None
 for name in ("pread", "preadv", "sysconf", "fork", "getloadavg", "sched_getaffinity", "O_CLOEXEC", "O_NONBLOCK"):

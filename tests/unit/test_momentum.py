@@ -187,6 +187,7 @@ def test_meta_device(batch_norm):
     assert int(pair.state_dict()["_extra_state"]) == 1
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower")  # torch, of Python 3.13.0
 def test_update_inside_a_compiled_loop_does_not_compile_anew():
     graphs = []
 
