@@ -31,6 +31,7 @@ __all__ = [
     "HeadRates",
     "Line",
     "Plan",
+    "Ways",
     "advice",
     "answer",
     "measure_encoder",
@@ -217,8 +218,27 @@ class HeadRates:
 
 
 @dataclass(frozen=True)
+class Ways:
+    """What to type for less memory, as the end of a sentence about it.
+
+    Attributes:
+        rows: for fewer bytes of the rows that a head holds, with gradients and optimizer state where they are trained.
+        work: for fewer bytes of a step's work on rows.
+        outside: the options alone that keep the rows outside of the memory that is planned; "": they are outside, or cannot be.
+    """
+
+    rows: str = ""
+    work: str = ""
+    outside: str = ""
+
+
+@dataclass(frozen=True)
 class Plan:
-    """A head's step: bytes by what they are for, the peak, and seconds (None: not calibrated on the device)."""
+    """A head's step: bytes by what they are for, the peak, and seconds (None: not calibrated on the device).
+
+    The parts are there at different moments: the peak is less than their sum. `network` is the network's share of parameters (its key encoder
+    too), gradients and optimizer.
+    """
 
     head: str
     parameters: float
@@ -230,6 +250,14 @@ class Plan:
     fits: bool | None
     step_seconds: float | None
     epoch_hours: float | None
+    working: float = 0.0
+    network: float = 0.0
+    ways: Ways = Ways()
+
+    @property
+    def head_rows(self) -> float:
+        """Bytes of the head's rows, with their gradients and optimizer state."""
+        return self.parameters + self.gradients + self.optimizer + self.rows - self.network
 
 
 def plan_step(
@@ -246,6 +274,7 @@ def plan_step(
     accumulation: int = 1,
     foreach: bool = False,
     rates: HeadRates | None = None,
+    ways: Ways = Ways(),
 ) -> Plan:
     """Put a network and a head together: the moments of a step, the largest of them, and the time.
 
@@ -255,12 +284,13 @@ def plan_step(
         memory_bytes: the budget; None: `fits` is None.
         foreach: the optimizer updates all parameters at once (torch on CUDA), with temporaries of all.
         rates: of the heads on the device, at the batch of all ranks; None: no times.
+        ways: to a smaller head.
     """
     keys = head.keys_per_query
     states = 1 if optimizer == "sgd" else 2
     of_rows = states * head.rows if head.kind in ("dense", "sampled") else 0.0
-    # The key encoder is a copy of the network, whatever the head.
-    always = 2 * (encoder.parameters + encoder.buffers) + states * encoder.trained + head.rows + of_rows
+    networks = (1 + (keys > 0)) * (encoder.parameters + encoder.buffers)  # and its key encoder
+    always = networks + states * encoder.trained + head.rows + of_rows
     always += _ALWAYS_MIB * 2**20 + batch * (1 + keys) * encoder.image_bytes
     # float32 images twice: as augmented, and laid out channels last.
     key_images, query_images = batch * keys * encoder.image_bytes * 4, batch * encoder.image_bytes * 4
@@ -285,7 +315,7 @@ def plan_step(
         hours = None if images is None else images / (batch * ranks * accumulation) * seconds / 3600
     return Plan(
         head=title,
-        parameters=2.0 * (encoder.parameters + encoder.buffers),
+        parameters=float(networks),
         gradients=gradients,
         optimizer=states * encoder.trained + of_rows,
         activations=encoder.saved.at(batch),
@@ -294,6 +324,9 @@ def plan_step(
         fits=None if memory_bytes is None else peak <= memory_bytes,
         step_seconds=seconds,
         epoch_hours=hours,
+        working=head.working,
+        network=networks + (1.0 + states) * encoder.trained,
+        ways=ways,
     )
 
 
@@ -335,8 +368,6 @@ def answer(plans: Sequence[Plan], asked: str, memory_bytes: float) -> list[str]:
 
 def way_to_save(plan: Plan) -> str:
     """Say what takes most of a plan's memory, and what makes that smaller."""
-    network = 2 * plan.parameters  # it and its key encoder, its gradients, its momentum
-    head = plan.rows + max(plan.gradients - plan.parameters / 2, 0) + max(plan.optimizer - plan.parameters / 2, 0)
     part, bytes_, way = max(
         (
             (
@@ -344,32 +375,33 @@ def way_to_save(plan: Plan) -> str:
                 plan.activations,
                 ": halve batch_size and double optimizer.accumulation, or set backbone.options={checkpointing: true}",
             ),
-            ("the network's parameters", network, ": take a smaller one (attfc backbones)"),
-            ("the head's rows", head, _fewer_rows(plan.head)),
+            ("the network's parameters", plan.network, ": take a smaller one (attfc backbones)"),
+            ("the head's rows", plan.head_rows, plan.ways.rows),
+            ("the head's work on the rows of a step", plan.working, plan.ways.work),
         ),
         key=lambda term: term[1],
     )
     return f"Its largest part is {part}, {bytes_ / 2**20:,.0f} MiB{way}"
 
 
-def _fewer_rows(title: str) -> str:
-    if title.startswith("attfc"):
-        return ": lower negatives.count, or keep the centers in a file: negatives.place=file negatives.folder=FOLDER"
-    return ": lower head.count" if "slots" in title else " with gradients and momentum: head=attfc trains none"
-
-
 FEW_IMAGES = 6  # per person, on average: docs/study.md has a world of few samples (1 to 6, 2.6 on average)
 
 
-def advice(plans: Sequence[Plan], identities: int, images: int | None = None) -> str:
-    """Say in a sentence or two which of the heads is the better choice, and why.
+def advice(plans: Sequence[Plan], identities: int, images: int | None = None, memory_bytes: float = math.inf) -> str:
+    """Say in a sentence or two which of the heads is the better choice, and why; of what does not fit, whether it would with its rows elsewhere.
 
     Measured: docs/study.md, thousands of identities. Beyond that size it rests on memory and time alone, and says so.
     """
     fitting = {plan.head.split(",")[0].split(" ")[0]: plan for plan in reversed(plans) if plan.fits is not False}
+    elsewhere = "" if "attfc" in fitting else _fits_with_rows_elsewhere(plans, memory_bytes)
+    as_it_is = " as it is" if elsewhere else ""
     if not fitting:
         least = min(plans, key=lambda plan: plan.peak)
-        return f"None fits; {least.head} needs the least. {way_to_save(least)}."
+        return (
+            f"None fits{as_it_is}.{elsewhere}"
+            if elsewhere
+            else f"None fits; {least.head} needs the least. {way_to_save(least)}."
+        )
     if images is not None and images < FEW_IMAGES * identities and "attfc" in fitting:
         return (
             f"attfc: people have {images / identities:.1f} images each, too few to train a center for each of them "
@@ -387,5 +419,19 @@ def advice(plans: Sequence[Plan], identities: int, images: int | None = None) ->
     if "attfc" in fitting:
         return f"attfc: partial_fc does not fit. Accuracy at this size is not measured by us ({level})."
     if len(fitting) == 1:
-        return f"{next(iter(fitting))}: the only one that fits."
-    return f"{' and '.join(reversed(fitting))}: the only ones that fit."
+        return f"{next(iter(fitting))}: the only one that fits{as_it_is}.{elsewhere}"
+    return f"{' and '.join(reversed(fitting))}: the only ones that fit{' as they are' if elsewhere else ''}.{elsewhere}"
+
+
+def _fits_with_rows_elsewhere(plans: Sequence[Plan], memory_bytes: float) -> str:
+    """Say which head that trains no rows would fit if they were not in this memory: the one that then takes the least; "": none."""
+    untrained = [plan for plan in plans if plan.ways.outside and not plan.fits and plan.head_rows == plan.rows]
+    moved = {plan.head: plan.peak - plan.rows for plan in untrained}
+    head = min(moved, key=lambda name: moved[name], default=None)
+    if head is None or moved[head] > memory_bytes:
+        return ""
+    plan = next(plan for plan in plans if plan.head == head)
+    return (
+        f" {head.split(',')[0]} fits with its rows elsewhere ({plan.ways.outside}): {plan.rows / 2**20:,.0f} MiB there, "
+        f"{100 * moved[head] / memory_bytes:.0f} % of the memory here."
+    )

@@ -147,7 +147,7 @@ def test_an_interrupt_in_python_saves_and_returns_the_run(people, tmp_path, monk
 
 
 def test_what_does_not_fit_is_cut_into_smaller_passes(people, monkeypatch) -> None:
-    monkeypatch.setattr("attfc.run.automatic.passes_that_fit", lambda *_: 4)
+    monkeypatch.setattr("attfc.run.automatic.Planner.passes_that_fit", lambda *_: 4)
     settled = settle(read_words([people, "backbone=r18"]))
     config, rows = settled.config, settled.choices
     assert (config.batch_size, config.optimizer.accumulation) == (4, 4)  # 16 images per step, as chosen

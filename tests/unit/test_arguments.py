@@ -140,7 +140,7 @@ def test_people_of_one_image_are_not_counted_as_people_to_keep_aside() -> None:
 
 
 def test_a_batch_that_does_not_fit_is_cut_unless_its_size_or_parts_were_typed(monkeypatch) -> None:
-    monkeypatch.setattr("attfc.run.automatic.passes_that_fit", lambda *_: 4)
+    monkeypatch.setattr("attfc.run.automatic.Planner.passes_that_fit", lambda *_: 4)
     store = SyntheticFaces(100, 20)
 
     def chosen(*overrides: str) -> tuple[int, int, str]:

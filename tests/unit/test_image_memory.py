@@ -179,7 +179,7 @@ def test_the_configuration_builds_it_where_it_says() -> None:
     assert isinstance(held, AttFC)
     assert (held.banks, held.negatives.size) == ([held.memory], 200)  # everybody is drawn
     table = load_config("demo", ["center=other_images", "negatives=center_table"])
-    with pytest.raises(UserError, match=r"negatives=CenterTable does not go with center=OtherImages"):
+    with pytest.raises(UserError, match=r"^negatives=center_table does not go with center=other_images"):
         build_head(table, 200, images=700)
 
 

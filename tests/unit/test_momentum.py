@@ -219,3 +219,38 @@ def test_update_inside_a_compiled_loop_does_not_compile_anew():
 def test_bad_options(options, text):
     with pytest.raises(UserError, match=text):
         MomentumPair(nn.Linear(1, 1), **options)
+
+
+def test_without_keys_no_copy_is_made_and_a_head_with_keys_is_refused() -> None:
+    pair = MomentumPair(Small(), batch_norm="averaged", keys=False)
+    assert pair.key is None
+    assert [id(parameter) for parameter in pair.parameters()] == [
+        id(parameter) for parameter in pair.query.parameters()
+    ]
+    assert {name.split(".")[0] for name in pair.state_dict()} == {"query", "_extra_state"}
+    assert pair.eval().train().training
+    assert pair.embed_keys(torch.zeros(2, 0, 3, 8, 8)).shape == (2, 0, 4)  # no keys, no key encoder needed
+    for call in (pair.update, lambda: pair.embed_keys(torch.zeros(2, 1, 3, 8, 8))):
+        with pytest.raises(UserError, match="this pair has no key encoder, and the head takes keys"):
+            call()
+
+
+def test_a_state_with_a_key_encoder_loads_without_one_and_the_other_way() -> None:
+    with_keys, without = MomentumPair(Small(), 0.5), MomentumPair(Small(), 0.5, keys=False)
+    drift(with_keys.query, 1)
+    with_keys.update()
+    state = with_keys.state_dict()
+    names = list(state)
+    without.load_state_dict(state)
+    assert list(state) == names  # the caller's own is left as it was
+    query = with_keys.query.state_dict()
+    assert all(torch.equal(tensor, query[name]) for name, tensor in without.query.state_dict().items())
+    back = MomentumPair(Small(), 0.5)
+    back.load_state_dict(without.state_dict())
+    for encoder in (back.query, back.key):
+        assert all(torch.equal(tensor, query[name]) for name, tensor in encoder.state_dict().items())
+    assert {p.data_ptr() for p in back.query.parameters()}.isdisjoint({p.data_ptr() for p in back.key.parameters()})
+    other = MomentumPair(nn.Linear(2, 2), keys=False).state_dict()
+    for pair in (without, back):
+        with pytest.raises(RuntimeError, match=r"Missing key.*query\.conv\.weight"):
+            pair.load_state_dict(other)

@@ -17,7 +17,8 @@ from attfc.heads import DCP, AttFC, CenterTable, FullFC, Head, KeyAttention, Par
 from attfc.heads.memory import HeadMemory
 from attfc.lab import calibration
 from attfc.losses import CosFace
-from attfc.plan import NOTHING, Encoder, HeadRates, Plan, advice, answer, measure_encoder, plan_step
+from attfc.plan import NOTHING, Encoder, HeadRates, Plan, Ways, advice, answer, measure_encoder, plan_step
+from attfc.run.planning import Planner, ways_to_save
 
 CPU = torch.device("cpu")
 
@@ -182,24 +183,100 @@ def test_the_answer_is_about_the_head_that_was_asked_about() -> None:
 
 def test_little_spare_memory_is_a_warning_with_the_largest_term_and_its_way_out() -> None:
     mib = 2**20
-    activations = replace(line("full_fc", 950 * mib, True), activations=500 * mib, rows=100 * mib, parameters=40 * mib)
+    activations = replace(
+        line("full_fc", 950 * mib, True), activations=500 * mib, rows=100 * mib, parameters=40 * mib, network=40 * mib
+    )
     (_, warning) = answer([activations], "full_fc", 1000 * mib)
     assert warning.startswith("warning: 5 % of the memory is spare, and workspace inside kernels")
     assert "Its largest part is activations, 500 MiB: halve batch_size and double optimizer.accumulation" in warning
     assert len(answer([activations], "full_fc", 1100 * mib)) == 1
-    rows = replace(activations, rows=200 * mib, gradients=220 * mib, optimizer=220 * mib)
+    rows = replace(
+        activations,
+        rows=200 * mib,
+        gradients=220 * mib,
+        optimizer=220 * mib,
+        network=80 * mib,
+        ways=Ways(" with gradients and optimizer state: head=attfc trains none"),
+    )
     (no,) = answer([replace(rows, fits=False)], "full_fc", 900 * mib)
     assert no.startswith(
         "yours (full_fc): does not fit, 106 % of the memory. Its largest part is the head's rows, 600 MiB with"
     )
     assert no.endswith("head=attfc trains none.")
-    container = replace(rows, head="dcq, 5 slots")
-    assert answer([container], container.head, 900 * mib)[0].endswith("MiB: lower head.count.")
-    network = replace(activations, parameters=400 * mib)
+    work = replace(rows, working=700 * mib, ways=Ways(work=": lower head.count"))
+    assert answer([work], work.head, 900 * mib)[0].endswith(
+        "the head's work on the rows of a step, 700 MiB: lower head.count."
+    )
+    network = replace(activations, network=800 * mib)
     assert (
         "Its largest part is the network's parameters, 800 MiB: take a smaller one (attfc backbones)"
         in answer([network], "full_fc", 1000 * mib)[1]
     )
+
+
+IN_A_FILE = "negatives.place=file negatives.folder=FOLDER"
+
+
+def test_advice_names_the_head_that_fits_with_its_rows_elsewhere() -> None:
+    gib, ways = 2**30, Ways(outside=IN_A_FILE)
+    ours = replace(line("attfc, 10 slots", 90 * gib, False), rows=80 * gib, ways=ways)
+    slots = line("dcq, 10 slots", 3 * gib, True)
+    moved = f"attfc fits with its rows elsewhere ({IN_A_FILE}): 81,920 MiB there, 42 % of the memory here."
+    assert advice([ours, slots], 10**8, None, 24 * gib) == f"dcq: the only one that fits as it is. {moved}"
+    assert advice([ours], 10**8, None, 24 * gib) == f"None fits as it is. {moved}"
+    assert advice([ours, slots], 10**8, None, 9 * gib) == "dcq: the only one that fits."
+    assert advice([ours], 10**8, None, 9 * gib).startswith("None fits; attfc, 10 slots needs the least. Its largest")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "device", "rows", "work"),
+    [
+        ("", "cpu", f": keep them in a file: {IN_A_FILE}", ": lower negatives.share, or halve batch_size"),
+        ("negatives.count=900", "cuda", "", ": lower negatives.count, or halve batch_size"),  # the host has them
+        ("negatives.place=device", "cuda", f": keep them in a file: {IN_A_FILE}", None),
+        (IN_A_FILE, "cpu", "", None),
+        ("negatives=recent_centers negatives.share=0.1", "cpu", ": lower negatives.share", None),
+        (
+            "negatives=recent_centers stored=center_table",
+            "cpu",
+            ": lower negatives.share, or keep them in a file: stored.place=file stored.folder=FOLDER",
+            None,
+        ),
+        ("head=dcp head.count=900", "cpu", ": lower head.count", ": lower head.count, or halve batch_size"),
+        (
+            "head=full_fc",
+            "cpu",
+            " with gradients and optimizer state: head=attfc trains none",
+            ": halve batch_size",
+        ),
+        (
+            "head=partial_fc",
+            "cpu",
+            " with gradients and optimizer state: head=attfc trains none, or keep them in a file: head.place=file head.folder=FOLDER",
+            ": lower head.share, or halve batch_size",
+        ),
+    ],
+)
+def test_ways_to_save_are_options_that_the_head_has(overrides: str, device: str, rows: str, work: str | None) -> None:
+    ways = ways_to_save(load_config("demo", overrides.split()), torch.device(device))
+    assert ways.rows == rows
+    assert work is None or ways.work == work
+    assert (ways.outside != "") == ("FOLDER" in rows)
+
+
+def test_at_a_hundred_million_people_the_answer_is_about_rows() -> None:
+    gib, overrides = 2**30, ["batch_size=128", "negatives.share=0.01"]
+    for typed, part in (
+        ([], f"Its largest part is the head's rows, 97,656 MiB: keep them in a file: {IN_A_FILE}."),
+        (IN_A_FILE.split(), "lower negatives.share, or halve batch_size."),
+    ):
+        config = load_config("demo", [*overrides, *typed, "backbone.embedding_size=512"])
+        (plan,) = [
+            plan
+            for plan in Planner(10**8, None, CPU, gib, 1).plans(config, NOTHING, None)
+            if plan.head == "attfc, no key passes"
+        ]
+        assert answer([plan], plan.head, gib)[0].endswith(part)
 
 
 @pytest.mark.parametrize(

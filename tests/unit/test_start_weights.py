@@ -1,6 +1,7 @@
 """`start_from=`: what the weights say becomes the run's, what contradicts is refused, where they come from stays known."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,11 @@ from attfc.export import load
 from attfc.export.colours import OURS, FedAs
 from attfc.export.hub_folder import model_card
 from attfc.export.model_inputs import ModelFacts
+from attfc.run import components
 from attfc.run.build import new_run
 from attfc.run.resuming import resume_run
 from attfc.run.start_weights import Lineage, StartRecord, StartWeights, _resolved, lineage, read_record, read_start
-from attfc.training.checkpoints.checkpoint import save_checkpoint
+from attfc.training.checkpoints.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from attfc.training.model_files import load_model, save_model
 from attfc.training.momentum import MomentumPair
 
@@ -198,6 +200,7 @@ def test_a_run_in_foreign_colours_is_saved_resumed_and_started_from(tmp_path, ne
         tmp_path / "theirs", network, {**BGR, "training_data": {"root": "faces of others", "licence": "research only"}}
     )
     first = [*TINY, f"output={tmp_path}", "data.licence=ours", "schedule.max_steps=2", "optimizer.learning_rate=1e-9"]
+    first.append("center=key_attention")
     run = new_run(load_config("demo", [*first, f"start_from={folder}", "name=a"]))
     assert any("started from" in note and "64 tensors of r6_tiny" in note for note in run.notes)
     images = (
@@ -293,6 +296,42 @@ def test_the_key_encoder_of_a_run_is_taken_if_it_ever_moved_and_counts_its_steps
     assert fresh.step == 0
     expected = (saved.key if moved else saved.query).state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in fresh.key.state_dict().items())
+
+
+@pytest.mark.parametrize("old_copy", [False, True])
+def test_a_run_with_keys_starts_from_one_without_and_the_other_way(tmp_path, monkeypatch, old_copy) -> None:
+    common = [*TINY, f"output={tmp_path}", "schedule.max_steps=2"]
+    if old_copy:  # earlier versions made the key encoder for every head, and saved it
+        monkeypatch.setattr(components, "MomentumPair", partial(_with_a_key_encoder, MomentumPair))
+    without = new_run(load_config("demo", [*common, "center=own_embedding"]))
+    without.trainer.train()
+    monkeypatch.undo()
+    assert (without.trainer.pair.key is None) is not old_copy
+    trained = without.trainer.pair.query.state_dict()
+    saved = latest_checkpoint(without.folder / "checkpoints")
+    assert any(name.startswith("key.") for name in load_checkpoint(saved, only=["pair"])["pair"]) is old_copy
+
+    resumed = resume_run(without.folder, ["schedule.max_steps=3"])
+    assert resumed.trainer.pair.key is None
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in resumed.trainer.pair.query.state_dict().items())
+
+    with_keys = new_run(load_config("demo", [*common, "center=key_attention", f"start_from={without.folder}"]))
+    assert "key encoder" not in next(note for note in with_keys.notes if note.startswith("started from"))
+    pair = with_keys.trainer.pair
+    for encoder in (pair.query, pair.key):
+        assert all(torch.equal(tensor, trained[name]) for name, tensor in encoder.state_dict().items())
+    with_keys.trainer.train()
+
+    back = new_run(load_config("demo", [*common, "head=full_fc", f"start_from={with_keys.folder}"]))
+    assert "key encoder" not in next(note for note in back.notes if note.startswith("started from"))
+    assert back.trainer.pair.key is None
+    again = with_keys.trainer.pair.query.state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in back.trainer.pair.query.state_dict().items())
+    back.trainer.train()
+
+
+def _with_a_key_encoder(pair, *arguments, keys, **options):
+    return pair(*arguments, **options)
 
 
 def test_weights_of_timm_are_not_downloaded_a_second_time() -> None:

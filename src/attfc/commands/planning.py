@@ -1,6 +1,7 @@
 """`attfc presets`, `plan`: what there is to train, and whether and how fast it fits."""
 
 import re
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -140,7 +141,7 @@ def plan(
     )
     _print_plans(plans, budget)
     said = answer(plans, configured_title(config, [each.head for each in plans]), budget)
-    sentence = advice(plans, identities, images)
+    sentence = advice(plans, identities, images, budget)
     for line in (*planner.kept_besides(config), *said, f"advice: {sentence}"):
         out.print(line)
     write_json(
@@ -153,7 +154,7 @@ def plan(
             "ranks": ranks,
             "budget_bytes": budget,
             "device": str(device),
-            "plans": [vars(each) for each in plans],
+            "plans": [asdict(each) for each in plans],
             "answer": said,
             "advice": sentence,
         },
@@ -211,7 +212,7 @@ def _print_plans(plans: "list[Plan]", budget: float) -> None:
         )
         for each in plans
     ]
-    parts = ("parameters", "gradients", "optimizer", "activations", "rows")
+    parts = ("parameters", "gradients", "optimizer", "activations", "rows", "working")
     where = [(each.head, *(f"{getattr(each, name) / 2**20:,.0f}" for name in parts)) for each in plans]
     for header, rows in (
         (("head", "fits", "peak, MiB", "% of memory", "s / step", "h / epoch"), costs),

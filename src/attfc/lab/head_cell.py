@@ -172,9 +172,11 @@ class Training:
             network = create_backbone(case.network, embedding_size=case.embedding_size)
             size = int(getattr(network, "image_size", 112))
             self.shape = (3, size, size)
-            pair = MomentumPair(network.to(self.device).to(memory_format=torch.channels_last))
+            network = network.to(self.device).to(memory_format=torch.channels_last)
+            pair = MomentumPair(network, keys=self.head.keys_per_query > 0)
             pair.train()
-            pair.key.register_forward_hook(self._keys_are_embedded)
+            if pair.key is not None:
+                pair.key.register_forward_hook(self._keys_are_embedded)
             modules.insert(0, pair.query)
         self.optimizer: Optimizer | None = None
         if any(parameter.requires_grad for module in modules for parameter in module.parameters()):

@@ -211,10 +211,11 @@ def assemble(asked: Asked, folder: Path | None, progress: Progress | None, start
     _compare("data", {**loader.state_dict(), "name": store.name}, ranks)
     if config.distributed.sync_batch_norm:
         backbone = synchronize_batch_norm(backbone, ranks, device)
-    pair = build_pair(config, backbone.to(device))
+    pair = build_pair(config, backbone.to(device), head.keys_per_query)
     if config.precision.compile:
         pair.query.compile()
-        pair.key.compile()
+        if pair.key is not None:
+            pair.key.compile()
     optimizer = optimizer_of(config, pair, head)
     schedule, total_steps = schedule_of(config, optimizer, loader.epoch_length, notes)
     notes += fewest_steps_notes(config, len(store), total_steps)

@@ -137,10 +137,16 @@ def build_backbone(config: RunConfig) -> nn.Module:
     return fed_as(network, Colours.read(wants, "backbone"))
 
 
-def build_pair(config: RunConfig, backbone: nn.Module) -> MomentumPair:
-    """Put the query encoder and its key encoder together."""
+def build_pair(config: RunConfig, backbone: nn.Module, keys_per_query: int) -> MomentumPair:
+    """Put the query encoder and, for a head that takes keys, its key encoder together."""
     keys = config.key_encoder or KeyEncoderConfig()
-    return MomentumPair(backbone, keys.momentum, schedule=keys.momentum_schedule, batch_norm=keys.batch_norm)
+    return MomentumPair(
+        backbone,
+        keys.momentum,
+        schedule=keys.momentum_schedule,
+        batch_norm=keys.batch_norm,
+        keys=keys_per_query > 0,
+    )
 
 
 def optimizer_of(config: RunConfig, pair: MomentumPair, head: Head) -> torch.optim.Optimizer:

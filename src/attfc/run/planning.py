@@ -15,7 +15,7 @@ from attfc.config.choose import USUAL_SHARE
 from attfc.config.kinds import KINDS, PARTS, model_of
 from attfc.distributed import Ranks
 from attfc.heads import AttFC, Head
-from attfc.plan import Encoder, HeadRates, Plan, measure_encoder, plan_step
+from attfc.plan import Encoder, HeadRates, Plan, Ways, measure_encoder, plan_step
 from attfc.precision import AMP_DTYPES, best_autocast_dtype
 from attfc.run.components import build_head
 from attfc.run.resolved import identity_share, rows_as_negatives
@@ -57,6 +57,26 @@ def configured_title(config: RunConfig, titles: list[str]) -> str:
     if _needs_no_keys(config):
         return NO_KEYS
     return next(title for title in titles if title.replace(",", " ").split()[0] == config.head.kind)
+
+
+def ways_to_save(config: RunConfig, device: torch.device) -> Ways:
+    """Return the options by which the configured head's rows, and a step's work on them, take less of the device's memory."""
+    section = "head" if config.negatives is None else "negatives"
+    sized = getattr(config, section)
+    option = "share" if sized.get("share") else "count"
+    fewer = f": lower {section}.{option}" if option in sized.options else ""
+    banks = {name: bank for name in ("head", "negatives", "stored") if (bank := getattr(config, name)) is not None}
+    inside = ("device", "host") if device.type == "cpu" else ("device",)
+    outside = " ".join(
+        f"{name}.place=file {name}.folder=FOLDER" for name, bank in banks.items() if bank.get("place") in inside
+    )
+    if config.head.kind not in PARTS and "count" not in config.head.options:
+        rows = " with gradients and optimizer state: head=attfc trains none"
+    else:  # a container holds what a step works on, a table everybody
+        rows = fewer if any(bank.kind == "recent_centers" for bank in banks.values()) or section == "head" else ""
+    if outside:
+        rows += f"{', or' if rows else ':'} keep them in a file: {outside}"
+    return Ways(rows, f"{fewer}, or halve batch_size" if fewer else ": halve batch_size", outside)
 
 
 def measured_encoder(config: RunConfig, device: torch.device) -> tuple[Encoder, torch.dtype | None]:
@@ -112,6 +132,7 @@ class Planner:
             accumulation=config.optimizer.accumulation * divided,
             foreach=self.device.type == "cuda",
             rates=rates,
+            ways=ways_to_save(config, self.device),
         )
 
     def plans(self, config: RunConfig, encoder: Encoder, rates: HeadRates | None) -> list[Plan]:

@@ -2,7 +2,7 @@
 
 Weights say what network they are of, so network, embedding size, input size, options and colours of the run come from them: what a preset or
 default says gives way with a note, what was asked for by name and contradicts is refused. Of an earlier run both encoders are taken from its
-newest checkpoint; of anything else, the key encoder is a copy.
+newest checkpoint; of anything else, or of a run without keys, the key encoder is a copy. A run without keys has none.
 
 `start_weights.json` in the run's folder keeps the origin: a resumed run does not need the file again, config.json of each model gets the
 licence from it, and a run that starts from this one learns who was trained on before (`lineage`).
@@ -80,7 +80,7 @@ class StartRecord(Section):
 
 @dataclass(frozen=True)
 class StartWeights:
-    """Weights to begin with, of `read_start`: `fill` puts them into both encoders."""
+    """Weights to begin with, of `read_start`: `fill` puts them into the encoders."""
 
     record: StartRecord
     notes: list[str]
@@ -89,22 +89,23 @@ class StartWeights:
     network: nn.Module | None
 
     def fill(self, pair: MomentumPair) -> list[str]:
-        """Fill both encoders; return what a reader should know: what was loaded and what was not."""
+        """Fill the query encoder, and the key encoder where there is one; return what a reader should know: what was loaded and what was not."""
         source = self.record.source
         try:
             if self.checkpoint is None:
                 assert self.network is not None
                 state = self.network.state_dict()
                 pair.query.load_state_dict(state)
-                pair.key.load_state_dict(state)
+                if pair.key is not None:
+                    pair.key.load_state_dict(state)
                 taken = f"started from {source}: {len(state)} tensors of {self.record.network}; new: head, optimizer, schedule, position in the data"
             else:
                 state = load_checkpoint(self.checkpoint, only=["pair"])["pair"]
                 pair.load_state_dict(state)
                 pair.step = 0
-                # A head without keys never moves its key encoder: that one is still the untrained network.
-                moved = int(state["_extra_state"]) > 0
-                if not moved:
+                # Of a run without keys, earlier versions saved a key encoder too: the untrained network, which no step has moved.
+                moved = pair.key is not None and int(state["_extra_state"]) > 0
+                if pair.key is not None and not moved:
                     pair.key.load_state_dict(pair.query.state_dict())
                 taken = (
                     f"started from the network of {self.checkpoint}"

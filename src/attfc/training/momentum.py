@@ -1,8 +1,8 @@
 """Query encoder and key encoder: the trained backbone beside its exponential moving average.
 
 theta_k <- m theta_k + (1 - m) theta_q, m = 0.999 (AttFC, arXiv 2503.06839; MoCo, arXiv 1911.05722). Cost: one more copy of the backbone
-in memory (no gradient, no optimizer state) and one foreach pass over it per step. Not taken: `torch.optim.swa_utils.AveragedModel`, which knows
-no schedule and averages either every buffer or none.
+in memory (no gradient, no optimizer state) and one foreach pass over it per step; for a head without keys, nothing. Not taken:
+`torch.optim.swa_utils.AveragedModel`, which knows no schedule and averages either every buffer or none.
 
 `schedule="ramp"`: m = min(momentum, (1 + t) / (10 + t)) at step t: the average remembers a ninth of the steps taken, up to 1 / (1 - momentum)
 of them (0.999 is reached at step 8,990). A constant 0.999 still holds 37 % of the untrained network after 1,000 steps.
@@ -15,7 +15,7 @@ Buffers (`batch_norm`):
 """
 
 import copy
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -47,11 +47,15 @@ class MomentumPair(nn.Module):
         momentum: in [0, 1], per step; 0: the key encoder's parameters are those of the current backbone.
         schedule: "constant" | "ramp", see the file's head.
         batch_norm: "batch" | "averaged", see the file's head.
+        keys: whether the head takes keys (``head.keys_per_query > 0``); False: no copy is made.
 
     Attributes:
         query: `backbone`, not a copy. Compile in place (``pair.query.compile()``).
-        key: the copy; its parameters take no gradient.
+        key: the copy; its parameters take no gradient. None without keys.
         step: updates done; part of the state_dict.
+
+    A state_dict with a key encoder loads into a pair without one, which leaves it aside; the other way, the key encoder is a copy of the loaded
+    query encoder.
 
     Raises:
         UserError: an option out of its range.
@@ -72,6 +76,7 @@ class MomentumPair(nn.Module):
         *,
         schedule: Literal["constant", "ramp"] = "constant",
         batch_norm: Literal["batch", "averaged"] = "batch",
+        keys: bool = True,
     ) -> None:
         super().__init__()
         if not 0.0 <= momentum <= 1.0:
@@ -83,13 +88,13 @@ class MomentumPair(nn.Module):
         self.momentum, self.schedule, self.batch_norm = momentum, schedule, batch_norm
         self.step = 0
         self.query = backbone
-        self.key = copy.deepcopy(backbone).requires_grad_(False)
+        self.key: nn.Module | None = copy.deepcopy(backbone).requires_grad_(False) if keys else None
         self.train(backbone.training)
 
     def train(self, mode: bool = True) -> "MomentumPair":
         """Set both encoders' mode; the key encoder of an averaged pair stays in eval mode."""
         super().train(mode)
-        if self.batch_norm == "averaged":
+        if self.batch_norm == "averaged" and self.key is not None:
             self.key.eval()
         return self
 
@@ -102,11 +107,11 @@ class MomentumPair(nn.Module):
         Args:
             step: number of this update (for the ramp); default: the pair's own count, which a state_dict keeps.
         """
-        step = self.step if step is None else step
-        parameters = zip(self.key.parameters(), self.query.parameters(), strict=True)
+        step, key = self.step if step is None else step, self._key_encoder()
+        parameters = zip(key.parameters(), self.query.parameters(), strict=True)
         _average(list(parameters), momentum_at(step, self.momentum, self.schedule))
         if self.batch_norm == "averaged":
-            buffers = list(zip(self.key.buffers(), self.query.buffers(), strict=True))
+            buffers = list(zip(key.buffers(), self.query.buffers(), strict=True))
             floating = [pair for pair in buffers if pair[0].is_floating_point()]
             _average(floating, momentum_at(step, self.momentum, "ramp"))
             for average, value in buffers:
@@ -127,8 +132,27 @@ class MomentumPair(nn.Module):
         B, K = keys_BKCSS.shape[:2]
         if B * K == 0:
             return keys_BKCSS.new_empty(B, K, int(getattr(self.query, "embedding_size", 0)))
-        embeddings_ND: Tensor = self.key(keys_BKCSS.flatten(0, 1))
+        embeddings_ND: Tensor = self._key_encoder()(keys_BKCSS.flatten(0, 1))
         return embeddings_ND.view(B, K, *embeddings_ND.shape[1:])
+
+    def _key_encoder(self) -> nn.Module:
+        if self.key is None:
+            raise UserError(
+                "this pair has no key encoder, and the head takes keys: make it with MomentumPair(backbone, keys=True)"
+            )
+        return self.key
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Make up for a key encoder that one of the two does not have; torch calls it before those of the encoders."""
+        query, key = f"{prefix}query.", f"{prefix}key."
+        saved = [name for name in state_dict if name.startswith(key)]
+        if self.key is None:
+            for name in saved:
+                del state_dict[name]
+        elif not saved:
+            copies = {key + name.removeprefix(query): state_dict[name] for name in state_dict if name.startswith(query)}
+            state_dict.update(copies)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def get_extra_state(self) -> Tensor:
         """Return the count of updates, so that a resumed ramp goes on where it stood."""
