@@ -202,11 +202,14 @@ def heads(job: Job) -> list[Cell]:
         usual.update(batch=8, steps=2)
         middle, sizes, network, side = 1000, (300, 3000), "r6_tiny", 256
 
+    def usual_place(identities: int) -> str:  # where a run keeps its table of centers (config/choose.py)
+        return "device" if identities * 1024 <= total / 10 else "host"
+
     def cell(kind: str, identities: int, **more: Any) -> Cell:
         options = {**usual, "identities": identities, **more}
         name = f"{identities:,} identities, {kind}"
-        if kind == "default":  # where a run keeps its table (config/choose.py)
-            options.setdefault("place", "device" if identities * 1024 <= total / 10 else "host")
+        if kind == "default":
+            options.setdefault("place", usual_place(identities))
             name += f", table on the {options['place']}"
         if kind == "published":
             options["slots"] = max(identities // 10, usual["batch"])
@@ -223,7 +226,7 @@ def heads(job: Job) -> list[Cell]:
         *(cell(kind, middle, network=network) for kind in first),
         *(softmax(middle // 10, rows) for rows in ("bfloat16", "float32", "int8")),
         *(cell(kind, middle) for kind in others),
-        cell("default", middle, place="host"),
+        cell("default", middle, place="host" if usual_place(middle) == "device" else "device"),
         *(cell(kind, size) for size in sizes for kind in (*first, *others)),
         softmax(middle, "bfloat16"),
     ]

@@ -11,7 +11,8 @@ Record = dict[str, Any]
 HEADS = {
     "full_fc": "full FC",
     "partial_fc": "Partial FC 0.1",
-    "default": "AttFC",
+    "default device": "AttFC, table on the device",
+    "default host": "AttFC, table on the host",
     "published": "AttFC as published, ratio 0.1",
     "dense": "full FC, dense",
     "cut_cross_entropy": "cut-cross-entropy",
@@ -41,7 +42,8 @@ def heads(record: Record) -> str:
         found: dict[tuple[int, str], Record] = {}
         for cell in of_heads:
             if (cell.get("network") or "") == network:
-                found.setdefault((cell["identities"], cell["head"]), cell)  # the first: where a run keeps its table
+                head = f"default {cell['place']}" if cell["head"] == "default" else cell["head"]
+                found[cell["identities"], head] = cell
         shown: dict[str, Callable[[Record], str]] = {
             "Samples/s": lambda cell: f"{cell['samples_per_second']:,.0f}",
             "MiB on the device (MiB of rows on the host)": _memory,
@@ -86,11 +88,12 @@ def networks(record: Record) -> str:
     """Images/s of the passes."""
     rows = []
     for cell in record["results"]["cells"]:
-        row = [cell["name"]]
-        for what in ("forward", "forward_backward"):
-            row.append(f"{cell[what]['images_per_second']:,.0f}" if what in cell else cell["status"])
+        rates = (
+            f"{cell[what]['images_per_second']:,.0f}" if what in cell else cell["status"]
+            for what in ("forward", "forward_backward")
+        )
         peak = cell.get("forward_backward", {}).get("peak_bytes")
-        rows.append([*row, "-" if peak is None else f"{peak / 2**20:,.0f}"])
+        rows.append([cell["name"], *rates, "-" if peak is None else f"{peak / 2**20:,.0f}"])
     return markdown_table(["network", "forward, images/s", "forward and backward, images/s", "MiB"], rows)
 
 
@@ -102,7 +105,11 @@ def train(record: Record) -> str:
         if cell["name"] not in ("packed set", "the demo")
     ]
     demo = next((cell for cell in record["results"]["cells"] if "evaluation" in cell), None)
-    end = [] if demo is None else [f"The demo took {demo['took_seconds']:.0f} s; rank-1 {demo['evaluation']['rank_one']:.3f}."]
+    end = (
+        []
+        if demo is None
+        else [f"The demo took {demo['took_seconds']:.0f} s; rank-1 {demo['evaluation']['rank_one']:.3f}."]
+    )
     return "\n".join([markdown_table(["run", "images/s"], rows), "", *end])
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gpu_page import TABLES as GPU_TABLES
+
 from attfc.config.describe import options_page
 from attfc.lab.pages import FIGURES, markdown_table, speed_tables, spread, study_figure, study_table
 from attfc.lab.study import read_study, study_records
@@ -395,6 +397,19 @@ def readme() -> str:
     return markdown_table(["people", "images per person", "head", "TAR", "rank-1", "head, MiB", "seeds"], rows)
 
 
+def gpu(name: str) -> Callable[[], str]:
+    """A table of docs/gpu.md, from a record of `make gpu`."""
+
+    def table() -> str:
+        path = RESULTS / "gpu" / f"{name.removeprefix('gpu ')}.json"
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["config"]["toy"]:
+            raise FileNotFoundError(2, "toy size", str(path))
+        return GPU_TABLES[name](record)
+
+    return table
+
+
 # Of the real faces' table.
 MAIN_HEADS = (
     *("full_fc", "partial_fc 0.1", "published", "attfc"),
@@ -412,6 +427,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "study singles": study("singles"),
     "container_softmax": container_softmax("container_softmax"),
     "container_softmax_without_bfloat16": container_softmax("container_softmax_without_bfloat16"),
+    **{name: gpu(name) for name in GPU_TABLES},
     "all_pairs": all_pairs("all_pairs"),
     "templates": templates,
     "attention_loader": attention_loader,
