@@ -99,7 +99,8 @@ def fill(head: Head, identities: int) -> None:
         _fill_container(bank, identities)
     elif isinstance(bank, CenterTable):  # the same random rows again and again: to draw millions takes minutes
         some = normalize(torch.randn(min(4096, identities), bank.embedding_size, device=bank.rows.device), dim=1)
-        for part in bank.rows.split(len(some)):
+        for start in range(0, len(bank.rows), len(some)):
+            part = bank.rows[start : start + len(some)]
             part.copy_(some[: len(part)])
 
 
