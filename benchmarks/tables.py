@@ -10,8 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gpu_page import TABLES as GPU_TABLES
-
 from attfc.config.describe import options_page
 from attfc.lab.pages import FIGURES, markdown_table, speed_tables, spread, study_figure, study_table
 from attfc.lab.study import read_study, study_records
@@ -397,15 +395,17 @@ def readme() -> str:
     return markdown_table(["people", "images per person", "head", "TAR", "rank-1", "head, MiB", "seeds"], rows)
 
 
-def gpu(name: str) -> Callable[[], str]:
+def gpu(part: str) -> Callable[[], str]:
     """A table of docs/gpu.md, from a record of `make gpu`."""
 
     def table() -> str:
-        path = RESULTS / "gpu" / f"{name.removeprefix('gpu ')}.json"
+        path = RESULTS / "gpu" / f"{part}.json"
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["config"]["toy"]:
             raise FileNotFoundError(2, "toy size", str(path))
-        return GPU_TABLES[name](record)
+        import gpu_page  # beside this file
+
+        return gpu_page.TABLES[f"gpu {part}"](record)
 
     return table
 
@@ -427,7 +427,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "study singles": study("singles"),
     "container_softmax": container_softmax("container_softmax"),
     "container_softmax_without_bfloat16": container_softmax("container_softmax_without_bfloat16"),
-    **{name: gpu(name) for name in GPU_TABLES},
+    **{f"gpu {part}": gpu(part) for part in ("tests", "heads", "networks", "train")},
     "all_pairs": all_pairs("all_pairs"),
     "templates": templates,
     "attention_loader": attention_loader,

@@ -102,6 +102,7 @@ def fill(head: Head, identities: int) -> None:
         for start in range(0, len(bank.rows), len(some)):
             part = bank.rows[start : start + len(some)]
             part.copy_(some[: len(part)])
+        bank.seen.fill_(True)
 
 
 def _fill_container(container: RecentCenters, identities: int) -> None:
