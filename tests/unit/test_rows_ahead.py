@@ -78,6 +78,8 @@ def written_later(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         written.append(len(tensors))
         return Arriving(tuple(tensor.clone() for tensor in tensors), Late())  # type: ignore[arg-type]
 
+    later = RowThread.later
+    monkeypatch.setattr(RowThread, "later", lambda self, task, at_once=False: later(self, task))
     monkeypatch.setattr(kept_rows, "to_host", late_copy)
     monkeypatch.setattr(KeptRows, "_apart", lambda self, _: self.place != "device")
     return written

@@ -62,15 +62,18 @@ class KeptRows(DrawnRows, Bank):
         self, labels_B: Tensor, positions_B: Tensor | None, device: torch.device, stored: bool, drawn: bool
     ) -> Ahead:
         """Start to bring what the batch with these labels and positions, known to the host, will ask for; nothing where rows are on the device."""
-        number = self.draws
-        under_way: Ahead = {}
-        if self.place != "device" and stored:
-            under_way["stored"] = self.thread.later(
-                lambda: to_device(self.read_stored(device, labels_B, positions_B), device)
-            )
-        if self.place != "device" and drawn:
-            under_way["drawn"] = self.thread.later(lambda: to_device(self.read_drawn(device, labels_B, number), device))
-        return under_way
+        if self.place == "device":
+            return {}
+        number, at_once = self.draws, self.place == "host" and device.type == "cpu"
+        reads = {
+            "stored": (lambda: self.read_stored(device, labels_B, positions_B)) if stored else None,
+            "drawn": (lambda: self.read_drawn(device, labels_B, number)) if drawn else None,
+        }
+        return {
+            name: self.thread.later(lambda read=read: to_device(read(), device), at_once=at_once)  # type: ignore[misc]
+            for name, read in reads.items()
+            if read is not None
+        }
 
     def settle(self) -> None:
         """Wait until everything is written that was to be kept."""
