@@ -1,6 +1,6 @@
 """A training step on a GPU never makes the host wait: torch itself raises where it would.
 
-Rows in host memory or in a file are left out: their step waits for what it brings, by design.
+Rows of Partial FC in host memory are left out, and rows in a file: their step waits for what it brings, by design.
 """
 
 from collections.abc import Iterator
@@ -25,9 +25,11 @@ def refuse_to_wait() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("amp", AMPS)
-@pytest.mark.parametrize("name", HEADS)
-def test_a_step_does_not_wait_for_the_device(tmp_path, refuse_to_wait, name, amp) -> None:
-    trainer = run_of(name, "device", amp, tmp_path).trainer
+@pytest.mark.parametrize(
+    ("name", "place"), [*((name, "device") for name in HEADS), ("attfc drawn", "host"), ("attfc others", "host")]
+)
+def test_a_step_does_not_wait_for_the_device(tmp_path, refuse_to_wait, name, place, amp) -> None:
+    trainer = run_of(name, place, amp, tmp_path).trainer
     for number in range(6):
         batches = [next(trainer.loader.batches(trainer.loader.step + 1)) for _ in range(trainer.accumulation)]
         if number == 3 and ON_GPU:  # optimizer state, cuDNN's choices and the allocator's first blocks are there
