@@ -73,7 +73,7 @@ class ProgressLine:
         with_center = figures.get("positive_share", 1.0)
         parts = [
             f"loss {figures['loss']:.3f}"
-            + (f" ({with_center:.0%} of the images have a center yet)" if with_center < 0.995 else "")
+            + (f" ({with_center:.0%} of images have a center)" if with_center < 0.995 else "")
         ]
         if figures["images_per_second"] is not None:
             parts.append(f"{figures['images_per_second']:,.0f} images/s")

@@ -204,7 +204,8 @@ class RecordFile:
                 raise BadRecordError(f"no record begins there (0x{magic:08x} instead of 0x{MAGIC:08x})")
             if cflag not in ((MIDDLE, LAST) if parts else (WHOLE, FIRST)):
                 wanted = "2 or 3 (a further part)" if parts else "0 or 1 (the beginning of a record)"
-                raise BadRecordError(f"cflag {cflag} where {wanted} must stand")
+                where = f" at byte {offset + at}" if at else ""  # the message names the record's first byte already
+                raise BadRecordError(f"cflag {cflag}{where} where {wanted} must stand")
             begin, end = at + FRAME.size, at + FRAME.size + length
             if end > limit:
                 raise BadRecordError(f"declares {length:,} bytes: {_beyond(offset, limit, room)}")
