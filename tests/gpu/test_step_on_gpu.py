@@ -78,7 +78,14 @@ def test_a_step_does_not_wait_for_the_device(tmp_path, refuse_to_wait, name, amp
 def test_losses_are_those_of_the_processor(tmp_path, name) -> None:
     found = []
     for device in ("cpu", "cuda"):
-        options = [*COMMON, *HEADS[name], "precision.amp=none", f"output={tmp_path}", f"device={device}"]
+        options = [
+            *COMMON,
+            *HEADS[name],
+            "precision.amp=none",
+            "precision.tuned=false",
+            f"output={tmp_path}",
+            f"device={device}",
+        ]
         trainer = new_run(load_config("demo", options)).trainer
         step = []
         for _ in range(2):
