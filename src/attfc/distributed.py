@@ -70,6 +70,11 @@ class Ranks:
             return cls()
         return cls(dist.get_rank(), dist.get_world_size(), dist.group.WORLD)
 
+    @property
+    def reach_hosts(self) -> bool:
+        """Whether the operations take tensors on the CPU too: a group of NCCL alone does not."""
+        return self.size == 1 or "cpu:" in dist.get_backend_config(self.group)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "Ranks":
         """Copies of a component belong to the same ranks: a process group cannot be copied."""
         return self

@@ -22,7 +22,6 @@ COMMON = [
     *("batch_size=64", "backbone.name=r6_tiny", "eval.root=null", "schedule.max_steps=20", "schedule.warmup_epochs=0"),
     *("log.tensorboard=false", "log.every=1000", "report.write=false"),
 ]
-# A table in host memory is waited for, by design.
 TABLE = ["negatives.place=device", "negatives.share=0.9"]
 RECENT = [
     "negatives=recent_centers",
@@ -37,6 +36,8 @@ HEADS = {
     "attfc published": ["profile=published", "negatives.share=0.9"],
     "attfc stored": [*KEYS, *RECENT, "center.include_stored=true", "negatives.dtype=int8", "margin=adaface"],
     "attfc drawn": [*TABLE],
+    "attfc host": ["negatives.share=0.9"],
+    "attfc others host": ["center=other_images", "negatives.share=0.9"],
     "attfc query": [*RECENT, "negatives.dtype=bfloat16"],
     "attfc others": ["center=other_images", *TABLE],
     "attfc filtered": [*KEYS, *RECENT, "head.filter_above=0.3", "head.filtering=zero", "margin=arcface"],
@@ -74,7 +75,7 @@ def test_a_step_does_not_wait_for_the_device(tmp_path, refuse_to_wait, name, amp
     assert torch.isfinite(report.figures).all()
 
 
-@pytest.mark.parametrize("name", ["attfc", "full_fc", "dcp"])
+@pytest.mark.parametrize("name", ["attfc", "attfc host", "attfc others host", "full_fc", "dcp"])
 def test_losses_are_those_of_the_processor(tmp_path, name) -> None:
     found = []
     for device in ("cpu", "cuda"):

@@ -101,6 +101,17 @@ def test_who_was_not_seen_is_nobodys_negative() -> None:
     assert steps(head, 12)[-1] > 0
 
 
+def test_who_was_seen_is_who_has_a_row_that_is_not_zeros() -> None:
+    table = table_of()
+    table.store_centers(torch.eye(SIZE)[:3] * torch.tensor([[1.0], [0.0], [-1.0]]), torch.tensor([5, 6, 7]))
+    assert table.seen.nonzero().flatten().tolist() == [5, 7]
+    again = table_of()
+    again.load_state_dict(table.state_dict())  # which holds rows alone, as saved runs of all versions
+    assert torch.equal(again.seen, table.seen)
+    again.load_state_dict(table_of().state_dict())
+    assert not again.seen.any()
+
+
 def test_drawn_negatives_may_be_fewer_than_the_batch() -> None:
     few = ["negatives.share=0.01", "batch_size=64"]
     head = build_head(load_config("demo", few), 1000)

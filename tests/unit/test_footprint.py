@@ -116,7 +116,7 @@ def kept_bytes(identities: int, embedding_size: int, remembered: int | None = No
     """Bytes on one rank of AttFC's table of centers, or of its memory of `remembered` images and their sums (`center=other_images`)."""
     row: int = _ROW_BYTES["bfloat16"](embedding_size)
     if remembered is None:
-        return -(-identities // ranks) * row
+        return -(-identities // ranks) * (row + 1)  # and whether it was seen
     return -(-remembered // ranks) * row + -(-identities // ranks) * 4 * (embedding_size + 1)
 
 

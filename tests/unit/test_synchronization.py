@@ -20,6 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from attfc.config import load_config
 from attfc.distributed import Ranks
+from attfc.heads.banks import kept_rows
+from attfc.heads.banks.rows_ahead import Arriving
 from attfc.run.build import Run, new_run
 from attfc.run.components import build_head
 from attfc.training.reports import StepReport
@@ -87,7 +89,6 @@ COMMON = [
     *("batch_size=8", "backbone.name=r6_tiny", "precision.amp=none", "eval.root=null", "schedule.max_steps=6"),
     *("schedule.warmup_epochs=0", "log.tensorboard=false", "device=meta"),
 ]
-# A table in host memory is waited for, by design.
 TABLE = ["negatives.place=device", "negatives.share=0.9"]
 RECENT = [
     "negatives=recent_centers",
@@ -129,6 +130,21 @@ def blind_run(folder: Path, options: list[str]) -> Run:
 @pytest.mark.parametrize("name", HEADS)
 def test_a_step_reads_nothing_from_the_device(tmp_path, name) -> None:
     blind_step(blind_run(tmp_path, HEADS[name]))
+
+
+@pytest.mark.parametrize("parts", [["negatives.share=0.5"], ["center=other_images"], [*RECENT[:4]]])
+def test_rows_in_host_memory_come_and_go_without_a_wait(tmp_path, monkeypatch, parts) -> None:
+    monkeypatch.setattr(
+        kept_rows, "to_host", lambda sent: Arriving(tuple(torch.zeros_like(x, device="cpu") for x in sent))
+    )
+    run = blind_run(tmp_path, parts)
+    bank = run.trainer.head.banks[-1]
+    for name, buffer in bank.named_buffers():
+        setattr(bank, name, torch.zeros_like(buffer, device="cpu"))  # as on any machine: a run on meta holds nothing
+    bank.draws = 0
+    blind_step(run)
+    assert bank.place == "host"
+    bank.settle()
 
 
 @pytest.fixture

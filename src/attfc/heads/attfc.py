@@ -32,7 +32,9 @@ from attfc.heads.banks.bank import (
     merge_centers,
 )
 from attfc.heads.banks.images import ImageMemory
+from attfc.heads.banks.kept_rows import KeptRows
 from attfc.heads.banks.recent import RecentCenters
+from attfc.heads.banks.rows_ahead import Ahead
 from attfc.heads.banks.table import CenterTable
 from attfc.heads.centers import CenterRule, KeyAttention, OtherImages, OwnEmbedding, Proposal
 from attfc.heads.checked import checked
@@ -229,6 +231,7 @@ class AttFC(Head):
         labels_B: Tensor,
         keys_BKD: Tensor | None = None,
         positions_B: Tensor | None = None,
+        ahead: dict[str, Ahead] | None = None,
     ) -> Tensor:
         """Return the mean loss of the batch and keep its centers.
 
@@ -237,6 +240,7 @@ class AttFC(Head):
             labels_B: (B,) int64 >= 0; not modified.
             keys_BKD: (B, K, D) float from the key encoder, not normalized; no gradient flows into it.
             positions_B: (B,) int64, where the images stand in the data set; with `OtherImages` only.
+            ahead: what `bring` gave for these labels and positions; None: stored rows are fetched now, and from host memory waited for.
 
         Raises:
             UserError: wrong shapes or types, no keys, no positions, a batch larger than the container, a label or position without a row.
@@ -245,6 +249,8 @@ class AttFC(Head):
         self.negatives.check_room(len(every_label_B))
         every_position_B = self.center.positions(positions_B, labels_B, self.ranks)
         batch = Batch(query_BD, labels_B, every_label_B, keys_BKD, every_position_B)
+        for name, bank in self._named_banks.items():
+            bank.ahead = (ahead or {}).get(name, {})
         recalled = self._recall(batch)
         # The queries as parts of new centers: as negatives these may push back on them, as positives and in storage they never do.
         present_BD = query_BD if self.in_batch == "push" else query_BD.detach()
@@ -273,6 +279,23 @@ class AttFC(Head):
             for bank in self.banks:
                 bank.update(batch, every_new_BD, recalled)
         return loss_B.mean()
+
+    def bring(self, labels_B: Tensor, positions_B: Tensor | None, device: torch.device) -> dict[str, Ahead]:
+        """Start to bring the rows of banks in host memory or in a file."""
+        banks = {name: bank for name, bank in self._named_banks.items() if isinstance(bank, KeptRows)}
+        if all(bank.place == "device" for bank in banks.values()) or not _host_knows(labels_B, self.ranks):
+            return {}
+        every_label_B, every_position_B = self.ranks.gather(labels_B), None
+        self._check_labels_below(every_label_B)
+        if self.takes_positions:
+            every_position_B = self.center.positions(positions_B, labels_B, self.ranks)
+        known = every_label_B, every_position_B, device
+        return {
+            name: bank.bring(
+                *known, stored=bank is self.stored and self.center.uses_stored, drawn=bank is self.negatives
+            )
+            for name, bank in banks.items()
+        }
 
     def _recall(self, batch: Batch) -> Recalled:
         """Return what is stored of our samples; nothing where the rule does not ask."""
@@ -324,6 +347,12 @@ class AttFC(Head):
         _, working, streamed = self.negatives.footprint(everyone, block_mib, cached)
         working += everyone * self.embedding_size * 4 * (self.keys_per_query + 6)
         return HeadMemory(held, 0.0, working, self.keys_per_query, streamed, "container")
+
+
+def _host_knows(labels_B: Tensor, ranks: Ranks) -> bool:
+    """Whether labels are such that `forward` will take them, and can be exchanged between hosts."""
+    fit = labels_B.device.type == "cpu" and labels_B.dtype == torch.int64 and labels_B.dim() == 1 and len(labels_B) > 0
+    return fit and bool((labels_B >= 0).all()) and ranks.reach_hosts
 
 
 def _refuse_strangers(center: CenterRule, negatives: Bank | None, stored: Bank | None) -> None:

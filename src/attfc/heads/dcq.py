@@ -16,6 +16,7 @@ from attfc.distributed import Ranks
 from attfc.errors import UserError
 from attfc.heads.attfc import AttFC
 from attfc.heads.banks.recent import RecentCenters
+from attfc.heads.banks.rows_ahead import Ahead
 from attfc.heads.centers import KeyAttention
 from attfc.heads.checked import checked
 from attfc.heads.options import BlockMib, FilterAbove, Filtering, InitialRows, RowType, SlotCount, SlotShare
@@ -72,6 +73,7 @@ class DCQ(AttFC):
         labels_B: Tensor,
         keys_BKD: Tensor | None = None,
         positions_B: Tensor | None = None,
+        ahead: dict[str, Ahead] | None = None,
     ) -> Tensor:
         """Return the mean loss of the batch and enqueue its class centers.
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from attfc.distributed import Ranks
 from attfc.errors import UserError
 from attfc.heads.banks.bank import Bank
+from attfc.heads.banks.rows_ahead import Ahead
 from attfc.heads.banks.sharded_rows import ShardedRows
 from attfc.heads.memory import HeadMemory
 from attfc.losses.margins import Margin
@@ -100,6 +101,17 @@ class Head(nn.Module):
     def forward(self, embeddings_BD: Tensor, labels_B: Tensor, keys_BKD: Tensor | None = None) -> Tensor:
         """Return the mean loss of the batch, a scalar with gradient to `embeddings_BD` and the head's parameters."""
         raise NotImplementedError
+
+    def bring(self, labels_B: Tensor, positions_B: Tensor | None, device: torch.device) -> dict[str, Ahead]:
+        """Start to bring to `device` the rows that `forward` will want for the next batch; nothing where no rows have to come from elsewhere.
+
+        A training step calls it before the backbone runs and hands the result to `forward(..., ahead=...)`, if there is any. Several ranks: all of
+        them call it.
+
+        Args:
+            labels_B, positions_B: (B,) int64 of this rank's batch, where the loader made them; nothing is brought for those on an accelerator.
+        """
+        return {}
 
     def footprint(self, batch: int, *, cached: bool = True) -> HeadMemory:
         """Return the bytes on one rank, of what it holds and of a step, by its own formula; on the meta device nothing is allocated for it.

@@ -144,11 +144,16 @@ class TrainStep:
 
     def loss(self, batch: Any) -> Tensor:
         """Return the loss of one batch, with gradient."""
+        # Labels of the loader are known to the host: rows that live there come while the encoders run.
+        known = (batch.labels, batch.positions) if isinstance(batch, Batch | Inputs) else None
+        ahead = None if known is None else self.head.bring(*known, self.device)
         seen: Inputs = batch if self.prepare is None else self.prepare(batch)
         with autocast(self.device, self.autocast_dtype):
             keys = None if seen.keys is None else self.pair.embed_keys(seen.keys)
             embeddings = self._encoder(seen.queries)
-        at = {"positions_B": seen.positions} if self.head.takes_positions else {}
+        at: dict[str, Any] = {"positions_B": seen.positions} if self.head.takes_positions else {}
+        if ahead:
+            at["ahead"] = ahead
         loss: Tensor = self._scoring(embeddings, seen.labels, keys, **at)
         return loss
 

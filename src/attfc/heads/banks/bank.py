@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 from attfc.config.choose import usual_negatives
 from attfc.distributed import ALONE, Ranks
 from attfc.errors import UserError
+from attfc.heads.banks.rows_ahead import Ahead
 from attfc.heads.banks.sharded_rows import ShardedRows
 from attfc.losses.streaming_pass import EMPTY
 
@@ -100,12 +101,14 @@ class Bank(nn.Module):
         one_per_identity: whether an identity has at most one row; then a new center of the batch stands in for the stored one.
         state_name: under this name a head registers it, so this is what its tensors are called in a checkpoint.
         shown: attributes that its `repr` shows, once it is bound.
+        ahead: what `bring` has started, of the batch that a step is about.
     """
 
     state_name: str
     shown: tuple[str, ...] = ()
     one_per_identity = True
     size: int
+    ahead: Ahead
 
     def __init__(self, share: float | None, count: int | None) -> None:
         super().__init__()
@@ -148,6 +151,17 @@ class Bank(nn.Module):
 
     def check_room(self, batch: int) -> None:
         """Refuse a batch of that many samples, of all ranks, if it cannot be kept."""
+
+    def bring(
+        self, labels_B: Tensor, positions_B: Tensor | None, device: torch.device, stored: bool, drawn: bool
+    ) -> Ahead:
+        """Start to bring to the device what the next batch will ask for; the default brings nothing.
+
+        Args:
+            labels_B, positions_B: (B,) int64 of all ranks, on the host; positions where the center rule takes them.
+            stored, drawn: what will be asked for, by `recall` and by `negatives`.
+        """
+        return {}
 
     def recall(self, batch: Batch) -> Recalled:
         """Return what is stored of this rank's samples."""

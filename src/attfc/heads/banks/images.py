@@ -93,7 +93,20 @@ class ImageMemory(KeptRows):
 
     def lookup(self, labels_B: Tensor, positions_B: Tensor) -> tuple[Tensor, Tensor]:
         """Return what is kept: float32 (B, D) last embeddings and (B, D + 1) sums; zeros for who was not seen yet, and for rows of another rank."""
+        last_BD, sums_BX = self._stored(labels_B, positions_B)
+        return last_BD, sums_BX
+
+    def read_stored(self, device: torch.device, labels_B: Tensor, positions_B: Tensor | None) -> tuple[Tensor, ...]:
+        """Return embeddings and sums, as `lookup`."""
+        assert positions_B is not None
         return self.image_shard.read(self.rows, positions_B), self.shard.read(self.sums, labels_B)
+
+    @torch.no_grad()
+    def read_drawn(self, device: torch.device, labels_B: Tensor, number: int) -> tuple[Tensor, ...]:
+        """Return the centers drawn and their labels."""
+        drawn_S = self._draw(labels_B, number)
+        sums_SX = self.sums.index_select(0, drawn_S - self.shard.start)
+        return normalize(sums_SX[:, :-1], dim=1), torch.where(sums_SX[:, -1] > 0.5, drawn_S, EMPTY)
 
     def others(self, last_BD: Tensor, sums_BX: Tensor) -> tuple[Tensor, Tensor]:
         """Return the sum of the other images' embeddings, (B, D), zeros where there are none, and whether there are any, bool (B,).
@@ -121,10 +134,7 @@ class ImageMemory(KeptRows):
 
         Several ranks: of those drawn, the same on all ranks, the ones of this rank's block.
         """
-        drawn_S = self._drawn(every_label_B, self.sums.device)
-        sums_SX = self.sums.index_select(0, drawn_S - self.shard.start)
-        labels_S = torch.where(sums_SX[:, -1] > 0.5, drawn_S, EMPTY)
-        return Negatives(normalize(sums_SX[:, :-1], dim=1).to(every_label_B.device), labels_S.to(every_label_B.device))
+        return Negatives(*self._drawn(every_label_B))
 
     def update(self, batch: Batch, every_new_BD: Tensor, recalled: Recalled) -> None:
         """Keep the queries' embeddings."""
@@ -143,16 +153,19 @@ class ImageMemory(KeptRows):
             last_BD: (B, D) of `lookup`, from before the batch; several ranks: summed up and gathered.
             labels_B, positions_B: (B,) int64.
         """
-        self.draws += 1
         last_B = last_occurrence(positions_B)
         embeddings_BD = embeddings_BD[last_B].to(self.rows.dtype)
         counts_B = last_B == torch.arange(last_B.shape[0], device=last_B.device)
         new_B = ~last_BD.any(dim=1, keepdim=True)
         change_BX = torch.cat([embeddings_BD.float() - last_BD, new_B.float()], dim=1) * counts_B.unsqueeze(1)
+        self._keep(labels_B, positions_B, embeddings_BD, change_BX)
+
+    def write(self, labels_B: Tensor, positions_B: Tensor, embeddings_BD: Tensor, change_BX: Tensor) -> None:  # type: ignore[override]
+        """Keep embeddings, equal ones for equal positions, and what they change in the sums."""
         self.image_shard.write(self.rows, positions_B, embeddings_BD)
         if len(self.shard):
-            place_B, ours_B = self.shard.locate(labels_B.to(self.sums.device))
-            self.sums.index_add_(0, place_B, torch.where(ours_B.unsqueeze(1), change_BX.to(self.sums.device), 0.0))
+            place_B, ours_B = self.shard.locate(labels_B)
+            self.sums.index_add_(0, place_B, torch.where(ours_B.unsqueeze(1), change_BX, 0.0))
 
     def row_shards(self) -> dict[str, ShardedRows]:
         """This rank's blocks of images and of identities."""

@@ -1,6 +1,7 @@
 """What the table of centers and the memory of images have in common: rows that live where a `RowStore` says, and draws of identities."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from attfc.errors import UserError
 from attfc.heads.banks.bank import Bank
 from attfc.heads.banks.draw import draw_classes
 from attfc.heads.banks.row_store import DrawnRows, RowPlace, RowStore
+from attfc.heads.banks.rows_ahead import Ahead, Arriving, RowThread, to_device, to_host
 from attfc.heads.banks.sharded_rows import ShardedRows
 from attfc.heads.memory import block_bytes
 
@@ -21,6 +23,9 @@ class KeptRows(DrawnRows, Bank):
     Args:
         place, folder: of `RowStore`.
         seed: names the draws.
+
+    A kind says what a step reads and writes, where the rows live: `read_stored`, `read_drawn`, `write`. In host memory or a file all three may be
+    under way in a thread: then `settle` before the buffers are looked at (`state_dict` does).
     """
 
     identities: int
@@ -32,6 +37,8 @@ class KeptRows(DrawnRows, Bank):
         self.store = RowStore(place, folder)
         self.place = place
         self.seed = seed
+        self.thread = RowThread()
+        self.ahead: Ahead = {}
 
     def _take_memory(self, identities: int | None, images: int | None) -> None:
         if identities is None:
@@ -39,13 +46,100 @@ class KeptRows(DrawnRows, Bank):
         self.identities = identities
         self.shard = ShardedRows.of(identities, self.ranks)
 
-    def _drawn(self, every_label_B: Tensor, device: torch.device) -> Tensor:
-        """Return the identities of this step's draw, int64 (S,) on that device, ascending: the batch's and random others, of this rank's block.
+    def read_stored(self, device: torch.device, labels_B: Tensor, positions_B: Tensor | None) -> tuple[Tensor, ...]:
+        """Return what is kept of these samples, on the device of their numbers, where the rows live; to be taken to `device`."""
+        raise NotImplementedError
+
+    def read_drawn(self, device: torch.device, labels_B: Tensor, number: int) -> tuple[Tensor, ...]:
+        """Return the rows of draw `number` beside a batch with these labels, and their labels; as `read_stored`."""
+        raise NotImplementedError
+
+    def write(self, *kept: Tensor) -> None:
+        """Keep what a step has made, where the rows live."""
+        raise NotImplementedError
+
+    def bring(
+        self, labels_B: Tensor, positions_B: Tensor | None, device: torch.device, stored: bool, drawn: bool
+    ) -> Ahead:
+        """Start to bring what the batch with these labels and positions, known to the host, will ask for; nothing where rows are on the device."""
+        if self.place == "device":
+            return {}
+        number, at_once = self.draws, self.place == "host" and device.type == "cpu"
+        reads = {
+            "stored": (lambda: self.read_stored(device, labels_B, positions_B)) if stored else None,
+            "drawn": (lambda: self.read_drawn(device, labels_B, number)) if drawn else None,
+        }
+        return {
+            name: self.thread.later(lambda read=read: to_device(read(), device), at_once=at_once)  # type: ignore[misc]
+            for name, read in reads.items()
+            if read is not None
+        }
+
+    def settle(self) -> None:
+        """Wait until everything is written that was to be kept."""
+        self.thread.settle()
+
+    def _stored(self, labels_B: Tensor, positions_B: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Return `read_stored` on the device of the labels: as brought, or read now."""
+        if "stored" in self.ahead:
+            return self.ahead.pop("stored").result().here()
+        home_B = self._home(labels_B)
+        read = self.read_stored(labels_B.device, home_B, None if positions_B is None else positions_B.to(home_B.device))
+        return to_device(read, labels_B.device).here() if self._apart(labels_B) else read
+
+    def _drawn(self, labels_B: Tensor) -> tuple[Tensor, ...]:
+        """Return `read_drawn` on the device of the labels: as brought, or read now."""
+        if "drawn" in self.ahead:
+            return self.ahead.pop("drawn").result().here()
+        home_B = self._home(labels_B)
+        read = self.read_drawn(labels_B.device, home_B, self.draws)
+        return to_device(read, labels_B.device).here() if self._apart(labels_B) else read
+
+    def _home(self, labels_B: Tensor) -> Tensor:
+        """Return labels where the rows live, whose last writes are done."""
+        self.settle()
+        return labels_B.to(next(self.buffers()).device)
+
+    def _apart(self, labels_B: Tensor) -> bool:
+        """Whether the rows live on another device."""
+        return labels_B.device != next(self.buffers()).device
+
+    def _keep(self, labels_B: Tensor, *kept: Tensor) -> None:
+        """End the step: `write` now, or where the rows are not on the device, when a copy has come."""
+        self.draws += 1
+        if self._apart(labels_B):
+            copy = to_host((labels_B, *kept))
+            self.thread.later(lambda: self._write_copy(copy))
+        else:
+            self.settle()
+            self.write(labels_B, *kept)
+
+    def _write_copy(self, copy: Arriving) -> None:
+        if copy.event is not None:
+            copy.event.synchronize()
+        with torch.no_grad():
+            self.write(*copy.tensors)
+
+    def _draw(self, labels_B: Tensor, number: int) -> Tensor:
+        """Return the identities of a draw, int64 (S,), ascending: the batch's and random others, of this rank's block.
 
         Over all ranks B + `size` of them: `size` others, and one more for each sample that repeats an identity of the batch.
         """
-        count = min(self.size + len(every_label_B), self.identities)
-        return self.shard.select(draw_classes(every_label_B.to(device), self.identities, count, self.seed, self.draws))
+        count = min(self.size + len(labels_B), self.identities)
+        return self.shard.select(draw_classes(labels_B, self.identities, count, self.seed, number))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies: without what is under way."""
+        self.settle()
+        return {**self.__dict__, "ahead": {}, "thread": RowThread()}
+
+    def _save_to_state_dict(self, *args: Any) -> None:
+        self.settle()
+        super()._save_to_state_dict(*args)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self.settle()
+        super()._load_from_state_dict(*args)
 
     def footprint(self, everyone: int, block_mib: float, cached: bool) -> tuple[float, float, int]:
         """All rows, where they count; the rows drawn and what finds them are there for the step alone."""

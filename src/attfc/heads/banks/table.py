@@ -6,11 +6,12 @@ images than others, always the same ones. The table keeps the latest center of e
 its negatives are drawn as Partial FC samples its classes: those of the batch and a random share of all others, new in each step.
 
 Cost: N x 2D bytes (bfloat16), 1 KB per identity at D = 512: 1 GB per million. A step reads and writes the rows of its batch, B x 2D bytes each way,
-and brings those drawn, S x 2D bytes; where the rows are not on the device the host waits for it. A row of zeros: not seen yet.
+and brings those drawn, S x 2D bytes; rows that are not on the device come while the backbone runs (`rows_ahead`). A row of zeros: not seen yet; a
+flag per identity says so too, which spares a step a look at every number of the rows drawn.
 Source: our own; the draw is that of Partial FC (arXiv 2203.15565), without gradient and momentum.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from attfc.config.option import Option
 from attfc.errors import UserError
 from attfc.heads.banks.bank import Batch, Negatives, Recalled, last_occurrence, merge_centers
 from attfc.heads.banks.kept_rows import KeptRows
+from attfc.heads.banks.rows_ahead import gathered
 from attfc.heads.banks.sharded_rows import ShardedRows
 from attfc.heads.checked import checked
 from attfc.heads.options import DrawnCount, DrawnShare, Folder
@@ -37,7 +39,8 @@ class CenterTable(KeptRows):
         place, folder: where the rows live; `device`: they move with the module.
         seed: names the draws.
 
-    Buffer: `rows` (N, D) bfloat16, this rank's block of it: rounds a number by up to 0.4 %, less than one image moves a center.
+    Buffer: `rows` (N, D) bfloat16, this rank's block of it: rounds a number by up to 0.4 %, less than one image moves a center. `seen` (N,) bool,
+    whose row is not zeros, follows from it and is not saved.
     Attribute `draws`: steps so far, the number of the next draw; saved too.
 
     >>> table = CenterTable().bind(embedding_size=2, identities=3)
@@ -50,6 +53,7 @@ class CenterTable(KeptRows):
     state_name = "table"
     shown = ("identities", "embedding_size", "place")
     rows: Tensor
+    seen: Tensor
 
     @checked(identities="AttFC(..., identities=N)", embedding_size="AttFC(D, ...)", ranks="AttFC(..., ranks=...)")
     def __init__(
@@ -74,6 +78,7 @@ class CenterTable(KeptRows):
             )
         rows_ND = self.store.zeros(len(self.shard), self.embedding_size, dtype=torch.bfloat16)
         self.register_buffer("rows", rows_ND)
+        self.register_buffer("seen", self.store.zeros(len(self.shard), dtype=torch.bool), persistent=False)
 
     def lookup(self, labels_B: Tensor) -> Tensor:
         """Return the centers as stored, float32 (B, D), zeros for who was not seen yet, and for rows of another rank.
@@ -81,7 +86,19 @@ class CenterTable(KeptRows):
         Args:
             labels_B: (B,) int64, 0 <= label < N.
         """
-        return self.shard.read(self.rows, labels_B)
+        return self._stored(labels_B)[0]
+
+    def read_stored(self, device: torch.device, labels_B: Tensor, positions_B: Tensor | None) -> tuple[Tensor, ...]:
+        """Return the centers of these labels, as `lookup`."""
+        return (self.shard.read(self.rows, labels_B),)
+
+    @torch.no_grad()
+    def read_drawn(self, device: torch.device, labels_B: Tensor, number: int) -> tuple[Tensor, ...]:
+        """Return the rows drawn and their labels."""
+        drawn_S = self._draw(labels_B, number)
+        place_S = drawn_S - self.shard.start
+        labels_S = torch.where(self.seen.index_select(0, place_S), drawn_S, EMPTY)
+        return gathered(self.rows, place_S, device), labels_S
 
     def recall(self, batch: Batch) -> Recalled:
         """Return the stored centers of this rank's samples."""
@@ -94,10 +111,7 @@ class CenterTable(KeptRows):
 
         Several ranks: of those drawn, the same on all ranks, the ones of this rank's block.
         """
-        drawn_S = self._drawn(every_label_B, self.rows.device)
-        rows_SD = self.rows.index_select(0, drawn_S - self.shard.start)
-        labels_S = torch.where(rows_SD.any(dim=1), drawn_S, EMPTY)
-        return Negatives(rows_SD.to(every_label_B.device), labels_S.to(every_label_B.device))
+        return Negatives(*self._drawn(every_label_B))
 
     def update(self, batch: Batch, every_new_BD: Tensor, recalled: Recalled) -> None:
         """Keep the new centers."""
@@ -111,9 +125,13 @@ class CenterTable(KeptRows):
             centers_BD: (B, D) float, unit length.
             labels_B: (B,) int64, 0 <= label < N.
         """
-        self.draws += 1
         # Equal rows for equal labels: write order does not matter.
-        self.shard.write(self.rows, labels_B, merge_centers(centers_BD, last_occurrence(labels_B)))
+        self._keep(labels_B, merge_centers(centers_BD, last_occurrence(labels_B)).to(self.rows.dtype))
+
+    def write(self, labels_B: Tensor, new_BD: Tensor) -> None:  # type: ignore[override]
+        """Keep rows, equal ones for equal labels."""
+        self.shard.write(self.rows, labels_B, new_BD)
+        self.shard.write(self.seen, labels_B, new_BD.any(dim=1))  # a network may embed an image as zeros
 
     def row_shards(self) -> dict[str, ShardedRows]:
         """This rank's block."""
@@ -124,3 +142,7 @@ class CenterTable(KeptRows):
             f"the checkpoint's table of centers holds {saved.shape[0]} identities of {saved.shape[1]} numbers ({saved.dtype}), this one "
             f"{own.shape[0]} of {own.shape[1]} ({own.dtype}): build the head with the checkpoint's identities and size"
         )
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self.seen.copy_(self.rows.any(dim=1))
