@@ -15,7 +15,7 @@ help:
 	@echo "make test       the default tests            make test-slow  the slow ones too"
 	@echo "make check      format, lint, types, docstring examples, size and shape of the source"
 	@echo "make bench      benchmarks -> benchmarks/results/*.json"
-	@echo "make gpu        what a GPU must show, in under nine minutes -> benchmarks/results/gpu/"
+	@echo "make gpu        what a GPU must show, in under nine minutes -> benchmarks/results/gpu/; PART=tests|heads|networks|train: one part, eight minutes"
 	@echo "make study      docs/study.md: cells that are missing, then tables and figures"
 	@echo "make docs       regenerate the tables in docs/ from benchmarks/results/"
 
@@ -51,7 +51,7 @@ bench: setup
 
 # GPU_PYTHON=python3 takes an interpreter that has torch already, and sets nothing up.
 gpu: $(if $(GPU_PYTHON),,setup)
-	$(or $(GPU_PYTHON),$(BIN)/python) benchmarks/gpu.py $(GPU_OPTIONS)
+	$(or $(GPU_PYTHON),$(BIN)/python) benchmarks/gpu.py $(addprefix --only ,$(PART)) $(GPU_OPTIONS)
 
 study: setup
 	@for study in vectors_tune vectors_tail vectors_long vectors_dense vectors_options vectors_flip vectors_conflict vectors_100k vectors_1m; do $(BIN)/attfc study run benchmarks/studies/$$study.yaml -o benchmarks/results/studies/$$study --parallel $(JOBS) || exit 1; done

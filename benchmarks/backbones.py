@@ -1,4 +1,4 @@
-"""Images a second of our tiny backbones on the CPU, forward and forward + backward, float32 and bfloat16 autocast.
+"""Images per second of our tiny backbones on the CPU, forward and forward + backward, float32 and bfloat16 autocast.
 
     python benchmarks/backbones.py [--threads 2] [--batch 128] [--repeats 5]
 
@@ -14,13 +14,17 @@ import torch
 from common import write_result
 
 from attfc.backbones import create_backbone, list_backbones
+from attfc.precision import autocast
 
 NAMES = ("r10_tiny", "r6_tiny")
 
 
-def step(network: torch.nn.Module, images: torch.Tensor, weights: torch.Tensor, bfloat16: bool, backward: bool) -> None:
-    """Embed `images` once and, with `backward`, compute all gradients and drop them."""
-    with torch.set_grad_enabled(backward), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+def step(
+    network: torch.nn.Module, images: torch.Tensor, weights: torch.Tensor, dtype: torch.dtype, backward: bool
+) -> None:
+    """Embed `images` once, autocast to `dtype`, and with `backward` compute all gradients and drop them."""
+    amp = None if dtype == torch.float32 else dtype
+    with torch.set_grad_enabled(backward), autocast(images.device, amp):
         embeddings = network(images)
     if backward:
         # A sum of squares would be constant behind the last BatchNorm and leave only denormal gradients.
@@ -46,7 +50,7 @@ def main() -> None:
         weights = torch.randn(arguments.batch, 512) / arguments.batch
         for dtype in ("float32", "bfloat16"):
             for kind in ("forward", "forward_backward"):
-                case = functools.partial(step, network, images, weights, dtype == "bfloat16", kind != "forward")
+                case = functools.partial(step, network, images, weights, getattr(torch, dtype), kind != "forward")
                 cases[name, dtype, kind] = case
     seconds: dict[tuple[str, str, str], list[float]] = {case: [] for case in cases}
     for turn in range(1 + arguments.repeats):

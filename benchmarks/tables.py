@@ -395,6 +395,21 @@ def readme() -> str:
     return markdown_table(["people", "images per person", "head", "TAR", "rank-1", "head, MiB", "seeds"], rows)
 
 
+def gpu(part: str) -> Callable[[], str]:
+    """A table of docs/gpu.md, from a record of `make gpu`."""
+
+    def table() -> str:
+        path = RESULTS / "gpu" / f"{part}.json"
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["config"]["toy"]:
+            raise FileNotFoundError(2, "toy size", str(path))
+        import gpu_page  # beside this file
+
+        return gpu_page.TABLES[f"gpu {part}"](record)
+
+    return table
+
+
 # Of the real faces' table.
 MAIN_HEADS = (
     *("full_fc", "partial_fc 0.1", "published", "attfc"),
@@ -412,6 +427,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "study singles": study("singles"),
     "container_softmax": container_softmax("container_softmax"),
     "container_softmax_without_bfloat16": container_softmax("container_softmax_without_bfloat16"),
+    **{f"gpu {part}": gpu(part) for part in ("tests", "heads", "networks", "train")},
     "all_pairs": all_pairs("all_pairs"),
     "templates": templates,
     "attention_loader": attention_loader,

@@ -76,11 +76,15 @@ def _signal(child: BaseProcess, number: signal.Signals) -> None:
                 os.kill(child.pid, number)
 
 
-def in_child(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """Call a function of a module in a process of its own and return what it returns.
+def in_child(function: Callable[..., dict[str, Any]], *arguments: Any, seconds: float | None = None) -> dict[str, Any]:
+    """Call a function of a module in a process of its own and return what it returns; the process ends with this call, however that ends.
+
+    Args:
+        seconds: how long to wait; None: for ever.
 
     Raises:
         ChildProcessError: the process ended without an answer; an exception of it is on stderr.
+        TimeoutError: it took longer.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["attfc.lab.head_cell", "torch._dynamo"])  # a step imports the latter, for seconds
@@ -89,13 +93,19 @@ def in_child(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[s
     child.start()
     sender.close()
     try:
+        if not receiver.poll(seconds):
+            raise TimeoutError(f"no answer in {seconds:.0f} s")
         found: dict[str, Any] = receiver.recv()
     except EOFError:
         child.join()
         status = child.exitcode or 0
         how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
         raise ChildProcessError(how) from None
-    child.join()
+    except BaseException:
+        child.kill()
+        raise
+    finally:
+        child.join()
     return found
 
 

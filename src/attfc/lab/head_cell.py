@@ -28,7 +28,8 @@ from torch.nn.functional import normalize
 from torch.optim import Optimizer
 
 from attfc.backbones import create_backbone
-from attfc.heads import AttFC, FullFC, Head, KeyAttention, PartialFC, RecentCenters
+from attfc.heads import AttFC, CenterTable, FullFC, Head, KeyAttention, PartialFC, RecentCenters
+from attfc.heads.banks.row_store import RowPlace
 from attfc.losses import CosFace
 from attfc.precision import best_autocast_dtype
 from attfc.training.momentum import MomentumPair
@@ -47,7 +48,7 @@ __all__ = [
     "warm_up",
 ]
 
-HeadKind = Literal["full_fc", "partial_fc", "attfc"]
+HeadKind = Literal["full_fc", "partial_fc", "attfc", "default", "published"]
 SECONDS_A_CELL = 8.0  # of timed steps: as many as fit; where the first of all takes longer, it is the one
 
 
@@ -55,7 +56,9 @@ SECONDS_A_CELL = 8.0  # of timed steps: as many as fit; where the first of all t
 class Case:
     """What is measured: a head at a number of identities, alone or (network) at the end of one.
 
-    `slots` for attfc only; `budget_bytes`: what the training may take beside the bare process; None: no limit.
+    `attfc`: with keys and a container of its own policy; `default` and `published`: the two that `AttFC` names.
+    `slots` for `attfc` and `published` only, `place` for `default` only: where its table is kept. `budget_bytes`: what the training may take beside
+    the bare process; None: no limit.
     """
 
     head: HeadKind
@@ -69,22 +72,41 @@ class Case:
     steps: int = 9
     device: str = "cpu"
     budget_bytes: int | None = None
+    place: RowPlace = "device"
 
 
 def build_head(case: Case) -> Head:
-    """Build the head; of AttFC the form with keys and a container, still empty."""
+    """Build the head, its bank still empty."""
     margin = CosFace(64.0, 0.4)
     if case.head == "full_fc":
         return FullFC(case.embedding_size, case.identities, margin)
     if case.head == "partial_fc":
         return PartialFC(case.embedding_size, case.identities, margin, case.sample_rate)
+    if case.head == "default":
+        bank = CenterTable(place=case.place)
+        return AttFC.default(case.embedding_size, case.identities, margin=margin, negatives=bank)
     assert case.slots is not None
+    if case.head == "published":
+        return AttFC.published(case.embedding_size, case.slots)
     rule, container = KeyAttention(keys=case.keys, share=0.8), RecentCenters(count=case.slots, policy="unique")
     return AttFC(case.embedding_size, margin, identities=None, center=rule, negatives=container, in_batch="fixed")
 
 
-def fill(container: RecentCenters, identities: int) -> None:
-    """Give every slot an identity of its own, so that a pass meets all of them; in small batches, for little memory."""
+def fill(head: Head, identities: int) -> None:
+    """Give the bank of an AttFC head its rows, as after a long training: every slot an identity of its own, every identity a center."""
+    bank = head.negatives if isinstance(head, AttFC) else None
+    if isinstance(bank, RecentCenters):
+        _fill_container(bank, identities)
+    elif isinstance(bank, CenterTable):  # the same random rows again and again: to draw millions takes minutes
+        some = normalize(torch.randn(min(4096, identities), bank.embedding_size, device=bank.rows.device), dim=1)
+        for start in range(0, len(bank.rows), len(some)):
+            part = bank.rows[start : start + len(some)]
+            part.copy_(some[: len(part)])
+        bank.seen.fill_(True)
+
+
+def _fill_container(container: RecentCenters, identities: int) -> None:
+    """In small batches, for little memory."""
     slots, size = container.slots, container.embedding_size
     device = container.labels.device
     spread = max(1, identities // slots)
@@ -144,8 +166,7 @@ class Training:
         torch.manual_seed(0)
         with self.device:  # drawn where it is trained: millions of rows take a processor many seconds
             self.head = build() if build is not None else build_head(case)
-        if isinstance(self.head, AttFC) and isinstance(self.head.negatives, RecentCenters):
-            fill(self.head.negatives, case.identities)
+        fill(self.head, case.identities)
         self.dtype = None if case.network is None else best_autocast_dtype(self.device)
         modules: list[nn.Module] = [self.head]
         self.shape: tuple[int, ...] = (case.embedding_size,)
@@ -207,23 +228,24 @@ class Training:
         return time.perf_counter()
 
 
-def measure(case: Case, rehearsal: bool = False) -> dict[str, Any]:
+def measure(case: Case, rehearsal: bool = False, build: Callable[[], Head] | None = None) -> dict[str, Any]:
     """Measure one case in this process, which should have done nothing before: the limit stays, and the peak counts from here.
 
     Args:
         rehearsal: first make sure that the memory can be had; for sizes that hardly can.
+        build: makes another head than that of the case.
 
     Returns:
         `fits`; if so `seconds` (median of a step), `seconds_each`, `warm` (whether a step went before those), `processor_seconds`
-        (of all threads: what a busy machine stretches less), `key_seconds`, `samples_per_second`, `peak_bytes` over the bare process;
-        if not `why`.
+        (of all threads: what a busy machine stretches less), `key_seconds`, `samples_per_second`, `peak_bytes` over the bare process,
+        `head_bytes` and, of those, `elsewhere_bytes` on another device than the step's; if not `why`.
     """
     meter = _Meter(torch.device(case.device))
     try:
         meter.limit(case.budget_bytes)
         if rehearsal:
             rehearse(case)
-        training = Training(case).settle()
+        training = Training(case, build).settle()
         meter.reset()
         steps = [training.step()]
         warm = steps[0].seconds < SECONDS_A_CELL
@@ -232,10 +254,12 @@ def measure(case: Case, rehearsal: bool = False) -> dict[str, Any]:
         while len(steps) < case.steps and sum(step.seconds for step in steps) < SECONDS_A_CELL:
             steps.append(training.step())
     except RuntimeError as error:
-        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+        # CUDA's own words are those for page-locked memory of the host.
+        if not any(words in str(error) for words in ("can't allocate memory", "out of memory")):
             raise
         return {"fits": False, "why": str(error).splitlines()[0]}
     seconds = _median(steps, "seconds")
+    held = [*training.head.parameters(), *training.head.buffers()]
     return {
         "fits": True,
         "seconds": seconds,
@@ -245,7 +269,8 @@ def measure(case: Case, rehearsal: bool = False) -> dict[str, Any]:
         "key_seconds": _median(steps, "key_seconds"),
         "samples_per_second": case.batch / seconds,
         "peak_bytes": meter.peak(),
-        "head_bytes": sum(t.nbytes for t in (*training.head.parameters(), *training.head.buffers())),
+        "head_bytes": sum(tensor.nbytes for tensor in held),
+        "elsewhere_bytes": sum(tensor.nbytes for tensor in held if tensor.device.type != training.device.type),
         "autocast": None if training.dtype is None else str(training.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
     }
