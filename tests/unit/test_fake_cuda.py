@@ -5,7 +5,8 @@ would there. The meta device of test_synchronization.py cannot tell that: there 
 
 - backward: autograd's engine asks CUDA for its device (test_synchronization.py runs backward on meta tensors). FullFC and PartialFC call the
   engine in their forward, for the margin's slope; here it is replaced by ones.
-- rows on the host or in a file (they need streams and page-locked memory), optimizers, clipping and the gradient scaler of float16, checkpoints, several ranks;
+- rows on the host or in a file (they need streams and page-locked memory);
+- optimizers, clipping and the gradient scaler of float16, checkpoints, several ranks;
 - kernels: whether CUDA has one for an operation and a type, and what it computes. That is tests/gpu.
 """
 
