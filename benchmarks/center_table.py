@@ -1,4 +1,4 @@
-"""What the default head's step costs on this machine, and what a flag per identity saves of it: forward and backward of AttFC over embeddings.
+"""What the default head's step costs on this machine, and what a flag per identity saves of it: the draw alone, and forward and backward of AttFC.
 
 `flag`: as it is. `look`: who was seen is found in the rows drawn, in every number of each. Processor seconds, in turns in one process; a ratio
 above 1 is what the flag saves. 128 samples, D = 512, 200,000 identities, 20,000 drawn.
@@ -40,12 +40,16 @@ def main() -> None:
     def step(head: AttFC) -> None:
         head(embeddings, torch.randint(IDENTITIES, (BATCH,))).backward()
 
-    seconds = median_seconds_each(
-        {name: lambda head=head: step(head) for name, head in heads.items()}, 31, 3, time.process_time
-    )
-    seconds["ratio"] = seconds["look"] / seconds["flag"]
-    print(seconds)
-    print(write_result("center_table", {"batch": BATCH, "embedding_size": SIZE, "identities": IDENTITIES}, seconds))
+    def negatives(head: AttFC) -> None:
+        head.negatives.negatives(torch.randint(IDENTITIES, (BATCH,)))
+
+    results = {}
+    for what, act, repeats in (("negatives", negatives, 41), ("step", step, 15)):
+        fns = {name: lambda act=act, head=head: act(head) for name, head in heads.items()}
+        seconds = median_seconds_each(fns, repeats, 2, time.process_time)
+        results[what] = seconds | {"ratio": seconds["look"] / seconds["flag"]}
+    print(results)
+    print(write_result("center_table", {"batch": BATCH, "embedding_size": SIZE, "identities": IDENTITIES}, results))
 
 
 if __name__ == "__main__":

@@ -272,7 +272,7 @@ def plan_step(
     optimizer: Literal["sgd", "adamw"] = "sgd",
     weight_decay: bool = True,
     accumulation: int = 1,
-    foreach: bool = False,
+    fused: bool = True,
     rates: HeadRates | None = None,
     ways: Ways = Ways(),
 ) -> Plan:
@@ -282,7 +282,7 @@ def plan_step(
         batch: images one process takes in one pass.
         images: of the data set, for the time of an epoch.
         memory_bytes: the budget; None: `fits` is None.
-        foreach: the optimizer updates all parameters at once (torch on CUDA), with temporaries of all.
+        fused: the optimizer makes no temporaries (`attfc.training.optimizers.steps_in_place`); else those of one parameter at a time.
         rates: of the heads on the device, at the batch of all ranks; None: no times.
         ways: to a smaller head.
     """
@@ -297,9 +297,8 @@ def plan_step(
     gradients = encoder.trained + head.gradient
     left_over = gradients if accumulation > 1 else 0
     # The optimizer's temporaries; those of sampled rows come in blocks.
-    times = float(weight_decay) if optimizer == "sgd" else 2.0
-    of_dense = times * head.rows if head.kind == "dense" else 0.0
-    together = times * encoder.trained + of_dense if foreach else max(times * encoder.largest, of_dense)
+    times = 0.0 if fused else float(weight_decay) if optimizer == "sgd" else 2.0
+    together = times * max(encoder.largest, head.rows if head.kind == "dense" else 0.0)
     peak = always + max(
         left_over + 2 * key_images + (encoder.keys.at(batch * keys) if keys else 0.0),  # the key pass
         left_over + key_images + query_images + encoder.forward.at(batch),  # the query's forward

@@ -1,7 +1,7 @@
 """Every head x precision x place of its table, as small runs on the device: `cuda`, or what ATTFC_TEST_DEVICE names.
 
 ATTFC_TEST_DEVICE=cpu runs all of it on a processor, so that a GPU's first run does not fail for the tests' own faults. Written without a GPU at hand.
-The same heads on a device without values, on any machine: tests/unit/test_synchronization.py.
+The same heads on a device without values, on any machine: tests/unit/test_synchronization.py and tests/unit/test_fake_cuda.py.
 """
 
 import os

@@ -1,5 +1,7 @@
 """Parameter groups: every parameter once, decay and rate where they belong; the optimizers built from them."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -84,3 +86,94 @@ def test_adamw_and_scaled_head():
 def test_bad_options(call, text):
     with pytest.raises(UserError, match=text):
         call()
+
+
+def layers() -> list[nn.Module]:
+    """Channels-last convolutions, one of a single pixel, and a layer that gets no gradient in the first step."""
+    torch.manual_seed(0)
+    late = nn.Linear(3, 5)
+    convolutions = nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.PReLU(8),
+        nn.Conv2d(8, 4, 1, bias=False),
+        nn.BatchNorm2d(4),
+        nn.Flatten(),
+        nn.Linear(64, 7),
+    )
+    return [convolutions.to(memory_format=torch.channels_last), late]
+
+
+def steps(optimizer: torch.optim.Optimizer, modules: list[nn.Module], numbers: range) -> list[torch.Tensor]:
+    """Weights after the steps."""
+    for number in numbers:
+        optimizer.zero_grad()
+        torch.manual_seed(number)
+        images = torch.randn(4, 3, 6, 6).contiguous(memory_format=torch.channels_last)
+        loss = modules[0](images).square().sum() + (modules[1](torch.randn(4, 3)).sum() if number else 0.0)
+        loss.backward()
+        optimizer.step()
+    return [parameter.detach().clone() for module in modules for parameter in module.parameters()]
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [("sgd", 1e-7), ("adamw", 1e-6)])
+def test_the_fused_kernel_takes_the_steps_of_the_plain_one(name, tolerance):
+    found = []
+    for fused in (True, None):
+        modules = layers()
+        optimizer = build_optimizer(name, parameter_groups(modules, 5e-4, False), learning_rate=1e-3)
+        for group in optimizer.param_groups:
+            group["fused"] = fused
+        found.append(steps(optimizer, modules, range(6)))
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_state_that_a_plain_kernel_saved_in_another_layout_goes_on_in_the_fused_one(name):
+    def built():
+        modules = layers()
+        return modules, build_optimizer(name, parameter_groups(modules), learning_rate=1e-3)
+
+    modules, optimizer = built()
+    for group in optimizer.param_groups:
+        group["fused"] = None
+    steps(optimizer, modules, range(3))
+    state = copy.deepcopy(optimizer.state_dict())
+    for values in state["state"].values():
+        for key, value in values.items():
+            values[key] = value.contiguous()
+    again, resumed = built()
+    for module, saved in zip(again, modules, strict=True):
+        module.load_state_dict(saved.state_dict())
+    for group in resumed.param_groups:
+        group["fused"] = True
+    resumed.load_state_dict(state)
+    assert {group["fused"] for group in resumed.param_groups} == {True}
+    for parameter, values in resumed.state.items():
+        assert all(value.stride() == parameter.stride() for value in values.values() if value.dim())
+    expected = steps(optimizer, modules, range(3, 6))
+    for ours, plain in zip(steps(resumed, again, range(3, 6)), expected, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-6)
+
+
+def test_on_a_processor_sgd_is_fused_where_bits_are_equal():
+    with torch.device("meta"):
+        assert build_optimizer("sgd", parameter_groups([network()])).param_groups[0]["fused"] is None
+    odd = nn.Linear(3, 5)
+    assert build_optimizer("sgd", parameter_groups([odd])).param_groups[0]["fused"] is None
+    assert build_optimizer("adamw", parameter_groups([nn.Linear(64, 64)])).param_groups[0]["fused"] is None
+    found = []
+    for fused in (True, None):
+        torch.manual_seed(0)
+        whole = nn.Sequential(nn.Conv2d(64, 3, 3, bias=False), nn.Flatten(), nn.Linear(27, 64)).to(
+            memory_format=torch.channels_last
+        )
+        optimizer = build_optimizer("sgd", parameter_groups([whole]))
+        assert [group["fused"] for group in optimizer.param_groups] == [True]
+        optimizer.param_groups[0]["fused"] = fused
+        for _ in range(5):
+            optimizer.zero_grad()
+            whole(torch.randn(2, 64, 5, 5)).square().sum().mul(1e-3).backward()
+            optimizer.step()
+        found.append([parameter.detach() for parameter in whole.parameters()])
+    assert all(torch.equal(ours, plain) for ours, plain in zip(*found, strict=True))

@@ -1,11 +1,16 @@
 """Which mixed precision pays is a fact of the processor, looked up and not guessed."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
 import torch
 
 from attfc import precision
+from attfc.heads import FullFC
+from attfc.losses import CosFace
+from attfc.training.momentum import MomentumPair
+from attfc.training.step import TrainStep
 
 
 @pytest.mark.parametrize(
@@ -31,3 +36,47 @@ def test_bfloat16_is_taken_where_it_is_fast(monkeypatch, cpuinfo, bfloat16, amx,
         patch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: bfloat16)
         assert precision.best_autocast_dtype(torch.device("cpu")) is expected
     precision._gains_nothing_by_bfloat16.cache_clear()
+
+
+def settings() -> tuple[str, bool]:
+    return torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.benchmark
+
+
+@pytest.fixture
+def _settings_put_back():
+    before = settings()
+    yield
+    torch.set_float32_matmul_precision("high" if before[0] == "tf32" else "highest")
+    torch.backends.cudnn.benchmark = before[1]
+
+
+@pytest.mark.usefixtures("_settings_put_back")
+@pytest.mark.parametrize(("of_the_user", "after"), [("legacy", "ieee"), ("ieee", "ieee"), ("tf32", "tf32")])
+def test_tuned_is_on_in_training_steps_on_cuda_and_off_again(of_the_user, after) -> None:
+    torch.set_float32_matmul_precision("highest")
+    if of_the_user != "legacy":
+        torch.backends.cuda.matmul.fp32_precision = of_the_user
+    found = settings()
+    for device, enabled in (("cpu", True), ("meta", True), ("cuda", False)):
+        with precision.tuned(torch.device(device), enabled):
+            assert settings() == found
+    with contextlib.suppress(KeyError), precision.tuned(torch.device("cuda")):
+        assert settings() == ("tf32", True)
+        assert torch.get_float32_matmul_precision() == "high"  # which torch.compile reads
+        raise KeyError
+    assert settings() == (after, found[1])
+    assert torch.get_float32_matmul_precision() == ("high" if after == "tf32" else "highest")
+
+
+@pytest.mark.usefixtures("_settings_put_back")
+@pytest.mark.parametrize("tuned", [True, False])
+def test_a_step_is_taken_tuned_and_what_follows_is_not(monkeypatch, tuned) -> None:
+    pair, head = MomentumPair(torch.nn.Linear(3, 8), keys=False), FullFC(8, 5, CosFace(16.0, 0.1))
+    step = TrainStep(pair, head, torch.optim.SGD(head.parameters(), lr=0.1), tuned=tuned)
+    seen, before = [], settings()
+    monkeypatch.setattr(step, "_step", lambda batches: seen.append(settings()) or torch.zeros(()))
+    step.device = torch.device("cuda")
+    step([])
+    assert seen == [("tf32", True) if tuned else before]
+    assert settings()[0] in (before[0], "ieee")
+    assert settings()[1] == before[1]

@@ -113,7 +113,7 @@ def test_a_head_is_planned_once_it_is_registered(tmp_path: Path) -> None:
         "slots, {0} slots",
     ]
     assert done.stdout.splitlines() == [
-        "yours (rows): fits, 32 % of the memory",
+        "yours (rows): fits, 26 % of the memory",
         str([line.format("100,000") for line in lines]),
         "yours (slots, 500 slots): fits, 0 % of the memory",
         str([line.format("500") for line in lines]),

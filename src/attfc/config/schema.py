@@ -211,6 +211,11 @@ class PrecisionConfig(Section):
         "auto", "mixed precision; auto: bfloat16 where the device is fast at it, else float16 on CUDA, else none"
     )
     channels_last: bool = option(True, "memory layout that makes convolutions faster")
+    tuned: bool = option(
+        True,
+        "on a CUDA GPU, in training: TF32 for products in float32, and cuDNN tries its convolutions and keeps the fastest; false: as torch comes, "
+        "TF32 in convolutions alone",
+    )
     compile: bool = option(False, "compile the network with torch.compile: minutes at the start, faster steps")
 
 
@@ -291,7 +296,11 @@ class RunConfig(Section):
         None, "AttFC as the paper has it", null="the defaults that docs/study.md found best"
     )
     output: str = option("runs", "folder in which the run's own folder is made")
-    seed: NotNegative = option(0, "seed of everything random; equal seeds give equal runs on one machine", lt=10**18)
+    seed: NotNegative = option(
+        0,
+        "seed of everything random; equal seeds give equal runs on one machine (on a GPU only nearly: see precision.tuned)",
+        lt=10**18,
+    )
     device: str = option(
         "auto", "where to train: cpu, cuda, cuda:1, mps; auto: the accelerator if there is one, else the processor"
     )

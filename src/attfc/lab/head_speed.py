@@ -156,7 +156,7 @@ def _planned(case: Case, encoder: Encoder) -> dict[str, Any]:
     with torch.device("meta"):
         memory = build_head(case).footprint(case.batch, cached=not on_card)
     network = encoder if case.network else NOTHING
-    plan = plan_step(case.head, network, memory, case.batch, memory_bytes=case.budget_bytes, foreach=on_card)
+    plan = plan_step(case.head, network, memory, case.batch, memory_bytes=case.budget_bytes)
     return {"peak_bytes": plan.peak, "fits": plan.fits}
 
 

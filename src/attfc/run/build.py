@@ -229,6 +229,7 @@ def assemble(asked: Asked, folder: Path | None, progress: Progress | None, start
             autocast_dtype=AMP_DTYPES[config.precision.amp],
             clip=config.optimizer.clip,
             ranks=ranks,
+            tuned=config.precision.tuned,
         ),
         schedule,
         loader,

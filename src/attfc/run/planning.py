@@ -19,6 +19,7 @@ from attfc.plan import Encoder, HeadRates, Plan, Ways, measure_encoder, plan_ste
 from attfc.precision import AMP_DTYPES, best_autocast_dtype
 from attfc.run.components import build_head
 from attfc.run.resolved import identity_share, rows_as_negatives
+from attfc.training.optimizers import steps_in_place
 
 __all__ = ["Planner", "configured_title", "measured_encoder"]
 
@@ -130,7 +131,7 @@ class Planner:
             optimizer=config.optimizer.name,
             weight_decay=config.optimizer.weight_decay > 0,
             accumulation=config.optimizer.accumulation * divided,
-            foreach=self.device.type == "cuda",
+            fused=steps_in_place(config.optimizer.name, self.device),
             rates=rates,
             ways=ways_to_save(config, self.device),
         )

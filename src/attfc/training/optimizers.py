@@ -4,18 +4,24 @@ Every parameter that takes a gradient is in exactly one group, shared ones once.
 dimensions (weights of BatchNorm, LayerNorm and PReLU, and every bias). Weight decay 5e-4 on everything is what arcface_torch does; sparing
 norms and biases is the option (arXiv 1812.01187, section 3.1). A head without parameters (AttFC) adds nothing. Parameters with sparse
 gradients (the rows of Partial FC) are trained row by row: `row_optimizers`.
+
+Where torch's fused kernels pay, they take the step: one pass over weight, gradient and state, no temporary of a parameter's size. On CUDA always
+(untested). On a processor SGD, in a third of the time (EPYC, 2 threads): bits are equal, but for what is left where 64 does not divide a
+parameter's count, so a group with such a parameter keeps the plain kernel. Not taken there: AdamW's, an eighth of the time, which rounds otherwise
+(2e-7 of a weight after 8 steps).
 """
 
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from attfc.errors import UserError
 from attfc.training.row_optimizers import RowAdamW, RowSGD, Stores
 
-__all__ = ["build_optimizer", "parameter_groups"]
+__all__ = ["build_optimizer", "parameter_groups", "steps_in_place"]
 
 
 def parameter_groups(
@@ -93,9 +99,26 @@ def build_optimizer(
         raise UserError(f"learning rate {learning_rate} must be above 0: 0.1 suits SGD, 0.001 AdamW")
     if not 0.0 <= momentum < 1.0:
         raise UserError(f"SGD momentum {momentum} is outside [0, 1): 0.9 is the usual one")
-    scaled = [{**group, "lr": learning_rate * group.get("learning_rate_scale", 1.0)} for group in groups]
+    scaled = [
+        {
+            **group,
+            "lr": learning_rate * group.get("learning_rate_scale", 1.0),
+            "fused": all(_fused(name, each) for each in group["params"]) or None,
+        }
+        for group in groups
+    ]
     if name == "sgd":
         return RowSGD(scaled, lr=learning_rate, momentum=momentum, stores=stores)
     if name == "adamw":
         return RowAdamW(scaled, lr=learning_rate, stores=stores)
     raise UserError(f"optimizer {name!r} is unknown: use 'sgd' or 'adamw'")
+
+
+def steps_in_place(name: str, device: torch.device) -> bool:
+    """Whether that optimizer has a fused kernel on `device`, which makes no temporary of a parameter's size."""
+    return device.type == "cuda" or (device.type == "cpu" and name == "sgd")
+
+
+def _fused(name: str, parameter: Tensor) -> bool:
+    whole = parameter.device.type != "cpu" or parameter.numel() % 64 == 0
+    return whole and parameter.is_floating_point() and steps_in_place(name, parameter.device)

@@ -60,6 +60,8 @@ class _RowWise(Optimizer):
                         self._update_rows(parameter, *part, state, group)
                     sparse.append((parameter, gradient))
                     parameter.grad = None
+            if group["fused"] and group.get("momentum"):
+                self._complete_momentum(group)
         dense_step: Any = super().step
         if getattr(
             dense_step, "hooked", False
@@ -73,14 +75,33 @@ class _RowWise(Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up a saved state; state that lives in a store is copied into it, if it is not there already."""
+        """Take up a saved state; state that lives in a store is copied into it, if it is not there already.
+
+        Which kernel steps is this device's affair, not the saved run's. A fused one wants state laid out as the parameter is, and AdamW's count of
+        steps on the device.
+        """
+        fused = [group["fused"] for group in self.param_groups]
         super().load_state_dict(state_dict)
-        for parameter, state in self.state.items():
-            if parameter in self.stores:
+        for group, kernel in zip(self.param_groups, fused, strict=True):
+            group["fused"] = kernel
+            for parameter in group["params"]:
+                state, store = self.state.get(parameter, {}), self.stores.get(parameter)
+                if kernel and isinstance(state.get("step"), Tensor):
+                    state["step"] = state["step"].to(parameter.device)
                 for name, value in state.items():
-                    there = isinstance(value, Tensor) and self.stores[parameter].holds(value)
-                    if isinstance(value, Tensor) and value.shape == parameter.shape and not there:
+                    if not isinstance(value, Tensor) or value.shape != parameter.shape:
+                        continue
+                    there = value.stride() == parameter.stride() if store is None else store.holds(value)
+                    if not there:
                         state[name] = self._zeros_like(parameter).copy_(value)
+
+    def _complete_momentum(self, group: State) -> None:
+        """Give zeros to parameters that get their first gradient after others of the group did: a fused kernel wants all momenta or none."""
+        dense = [each for each in group["params"] if each.grad is not None]
+        missing = [each for each in dense if self.state[each].get("momentum_buffer") is None]
+        if len(missing) < len(dense):
+            for parameter in missing:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
     def _zeros_like(self, parameter: Tensor) -> Tensor:
         store = self.stores.get(parameter)

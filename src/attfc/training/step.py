@@ -21,7 +21,7 @@ from attfc.data.loader import Batch
 from attfc.data.transforms import Augment
 from attfc.distributed import ALONE, Ranks, data_parallel, grad_scaler
 from attfc.heads.head import Head
-from attfc.precision import autocast
+from attfc.precision import autocast, tuned
 from attfc.training.batch_norm import average_running_statistics
 from attfc.training.momentum import MomentumPair
 
@@ -81,6 +81,7 @@ class TrainStep:
         autocast_dtype: bfloat16 or float16 for mixed precision of the encoders (float16 brings a gradient scaler), None for float32.
         clip: largest gradient norm of the query encoder; 0 is off.
         ranks: the processes that train together.
+        tuned: take the steps as `attfc.precision.tuned` says.
 
     >>> _ = torch.manual_seed(0)
     >>> from attfc.heads import FullFC
@@ -104,9 +105,11 @@ class TrainStep:
         autocast_dtype: torch.dtype | None = None,
         clip: float = 5.0,
         ranks: Ranks = ALONE,
+        tuned: bool = False,
     ) -> None:
         self.pair, self.head, self.optimizer, self.prepare = pair, head, optimizer, prepare
         self.device, self.autocast_dtype, self.clip, self.ranks = device, autocast_dtype, clip, ranks
+        self.tuned = tuned
         self.scaler = grad_scaler(device, autocast_dtype is torch.float16, ranks)
         self._encoder = data_parallel(pair.query, ranks, device)
         self._scoring = data_parallel(head, ranks, device, apart=head.row_shards())
@@ -116,6 +119,10 @@ class TrainStep:
 
         It is NaN if the gradient was not finite. Several ranks: the loss of this rank's batches; the step is that of all ranks' mean.
         """
+        with tuned(self.device, self.tuned):
+            return self._step(batches)
+
+    def _step(self, batches: Sequence[Any]) -> Tensor:
         if self.head.keys_per_query:
             self.pair.update()
         self.optimizer.zero_grad(set_to_none=True)
