@@ -212,7 +212,8 @@ def _by_content(training: Store, evaluation: Store, progress: Progress | None) -
     positions, checked_N = found
     hashes_M, _ = _read(training, positions, progress)
     nobodys = np.append(_placeholders(training, positions, hashes_M), _placeholders(evaluation, chosen, hashes_N))
-    equal_N = checked_N & np.isin(hashes_N, hashes_M) & ~np.isin(hashes_N, nobodys)
+    # By sorting: NumPy 2.0's other way subtracts close uint64 as int64 and overflows.
+    equal_N = checked_N & np.isin(hashes_N, hashes_M, kind="sort") & ~np.isin(hashes_N, nobodys, kind="sort")
     none_I[np.unique(evaluation.labels(chosen[equal_N]))] = True
     count = int(checked_N.sum())
     of = f"all {count:,}" if count == len(evaluation) else f"{count:,} of {len(evaluation):,}"
