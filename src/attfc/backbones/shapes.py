@@ -33,7 +33,7 @@ def shapes_only() -> Iterator[None]:
     """Build networks on the meta device and skip their initialization, which takes seconds there.
 
     >>> with shapes_only():
-    ...     nn.Linear(2, 3).weight.device
+    ...     torch.nn.Linear(2, 3).weight.device
     device(type='meta')
     """
     with torch.device("meta"), _Unfilled():
