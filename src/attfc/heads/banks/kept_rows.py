@@ -1,5 +1,6 @@
 """What the table of centers and the memory of images have in common: rows that live where a `RowStore` says, and draws of identities."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,24 +82,24 @@ class KeptRows(DrawnRows, Bank):
 
     def _stored(self, labels_B: Tensor, positions_B: Tensor | None = None) -> tuple[Tensor, ...]:
         """Return `read_stored` on the device of the labels: as brought, or read now."""
-        if "stored" in self.ahead:
-            return self.ahead.pop("stored").result().here()
-        home_B = self._home(labels_B)
-        read = self.read_stored(labels_B.device, home_B, None if positions_B is None else positions_B.to(home_B.device))
-        return to_device(read, labels_B.device).here() if self._apart(labels_B) else read
+
+        def read(home_B: Tensor) -> tuple[Tensor, ...]:
+            home_positions_B = None if positions_B is None else positions_B.to(home_B.device)
+            return self.read_stored(labels_B.device, home_B, home_positions_B)
+
+        return self._rows("stored", labels_B, read)
 
     def _drawn(self, labels_B: Tensor) -> tuple[Tensor, ...]:
         """Return `read_drawn` on the device of the labels: as brought, or read now."""
-        if "drawn" in self.ahead:
-            return self.ahead.pop("drawn").result().here()
-        home_B = self._home(labels_B)
-        read = self.read_drawn(labels_B.device, home_B, self.draws)
-        return to_device(read, labels_B.device).here() if self._apart(labels_B) else read
+        return self._rows("drawn", labels_B, lambda home_B: self.read_drawn(labels_B.device, home_B, self.draws))
 
-    def _home(self, labels_B: Tensor) -> Tensor:
-        """Return labels where the rows live, whose last writes are done."""
+    def _rows(self, name: str, labels_B: Tensor, read: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """Return what was brought, or read it now, after the last writes, by labels where the rows live; on the device of the labels."""
+        if name in self.ahead:
+            return self.ahead.pop(name).result().here()
         self.settle()
-        return labels_B.to(next(self.buffers()).device)
+        rows = read(labels_B.to(next(self.buffers()).device))
+        return to_device(rows, labels_B.device).here() if self._apart(labels_B) else rows
 
     def _apart(self, labels_B: Tensor) -> bool:
         """Whether the rows live on another device."""
