@@ -2,7 +2,7 @@
 
 JPEG, PNG, WebP and BMP by their first bytes, never by name. The declared size is read from the header and bounded
 before any pixel is decoded, as are the scans of a progressive JPEG: each costs a pass over the pixels. A plain JPEG is
-decoded by simplejpeg, twice as fast as by Pillow and with the same pixels (both call libjpeg-turbo). Everything else, a
+decoded by simplejpeg, faster than by Pillow and with the same pixels (both call libjpeg-turbo). Everything else, a
 damaged JPEG too, goes to Pillow's decoders, called directly: `Image.open` would probe formats by trial and warn about
 large images through process-wide settings. Conventions:
 

@@ -206,7 +206,7 @@ def _mirrored(images_NCHW: Tensor, flipped_N: Tensor) -> Tensor:
     """Flip some of the images; float32 0 ... 255."""
     if images_NCHW.device.type != "cpu":
         return torch.where(flipped_N[:, None, None, None], images_NCHW.flip(-1), images_NCHW).to(torch.float32)
-    # An image at a time stays in the cache, and torch flips channels-last pixels by whole vectors: half the time of `where`.
+    # An image at a time stays in the cache, and torch flips channels-last pixels by whole vectors: faster than `where`.
     result = torch.empty_like(images_NCHW, dtype=torch.float32)
     for image, flipped, out in zip(images_NCHW, flipped_N.tolist(), result, strict=True):
         out.copy_(image.flip(-1) if flipped else image)

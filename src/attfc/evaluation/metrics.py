@@ -136,7 +136,7 @@ class Accepts:
     def of(scores_P: npt.NDArray[Any], same_P: Bools) -> "Accepts":
         """Return what is accepted at every distinct score, the pairs that score at least that, each pair once.
 
-        Each kind is sorted by itself and the two are merged: half the time of sorting the places of all pairs.
+        Each kind is sorted by itself and the two are merged, which is faster than sorting the places of all pairs.
         """
         genuine = np.sort(scores_P[same_P])
         rising = np.concatenate([genuine, np.sort(scores_P[~same_P])])

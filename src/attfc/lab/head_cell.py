@@ -93,7 +93,7 @@ def build_head(case: Case) -> Head:
 
 
 def fill(head: Head, identities: int) -> None:
-    """Give the bank of an AttFC head its rows, as after a long training: every slot an identity of its own, every identity a center."""
+    """Give the bank of an AttFC head its rows, as after a long training: every slot holds an identity of its own, every identity has a center."""
     bank = head.negatives if isinstance(head, AttFC) else None
     if isinstance(bank, RecentCenters):
         _fill_container(bank, identities)

@@ -6,8 +6,8 @@ norms and biases is the option (arXiv 1812.01187, section 3.1). A head without p
 gradients (the rows of Partial FC) are trained row by row: `row_optimizers`.
 
 Where torch's fused kernels pay, they take the step: one pass over weight, gradient and state, no temporary of a parameter's size. On CUDA always
-(untested). On a processor SGD, in a third of the time (EPYC, 2 threads): bits are equal, but for what is left where 64 does not divide a
-parameter's count, so a group with such a parameter keeps the plain kernel. Not taken there: AdamW's, an eighth of the time, which rounds otherwise
+(untested). On a processor SGD: bits are equal, but for what is left where 64 does not divide a
+parameter's count, so a group with such a parameter keeps the plain kernel. Not taken there: AdamW's, which is faster too and rounds otherwise
 (2e-7 of a weight after 8 steps).
 """
 

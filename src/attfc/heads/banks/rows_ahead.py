@@ -5,7 +5,7 @@ backbone runs, into page-locked memory, which torch's own allocator uses again a
 waits for that copy, the host does not wait for the device. What a step writes goes back in the same way: the thread waits for the copy, and since it
 works in the order of its calls, it gathers for the next step what this one wrote. So nothing differs from a plain read and write, bit for bit.
 On a processor the same path runs, with ordinary memory, without streams, and for rows in memory without the thread: it would only take cores
-from the backbone (a step of 71 to 87 ms took 89 to 126 ms on two busy cores). The path of a GPU is written without one at hand.
+from the backbone. The path of a GPU is written without one at hand.
 Not taken: a ring of buffers of our own (the allocator is one), and gathering a step earlier, when rows that are about to change would need mending on
 the device; what the thread waits for is a step's loss, and the whole backward pass follows that.
 """
