@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from attfc.export import FaceModel
     from attfc.typing import Float32
 
-__all__ = ["embed", "verify"]
+__all__ = ["ModelArgument", "embed", "open_with_notes", "verify"]
 
 ModelArgument = Annotated[
     Path,
@@ -71,7 +71,7 @@ def embed(
     from attfc.evaluation.embed import Embedder
     from attfc.export.face_list import notes_of_images, open_faces
 
-    opened = _open(model, model_is, device)
+    opened = open_with_notes(model, model_is, device)
     with progress_bar("index") as bar:
         store = open_faces(images, cache=cache, progress=bar)
     notes = notes_of_images(store, opened.facts.image_size)
@@ -122,7 +122,7 @@ def verify(
     from attfc.evaluation.thresholds import thresholds_of_run
     from attfc.export.face_list import notes_of_images, open_faces
 
-    opened = _open(model, model_is, device)
+    opened = open_with_notes(model, model_is, device)
     faces = open_faces([first, second])
     if len(faces) != 2:
         raise UserError(
@@ -162,7 +162,8 @@ def verify(
     )
 
 
-def _open(model: Path, model_is: list[str] | None, device: str) -> "FaceModel":
+def open_with_notes(model: Path, model_is: list[str] | None, device: str) -> "FaceModel":
+    """Open a model and print notes about it."""
     from attfc.export import load
     from attfc.export.model_inputs import read_statements
 
