@@ -1,4 +1,4 @@
-"""kill -9 at random moments of conversions: the next run continues, a record set begins anew; the result is that of an uninterrupted one, byte for byte."""
+"""kill -9 at random moments of conversions: the next run continues (a record set begins anew); the result is that of a whole one, byte for byte."""
 
 import contextlib
 import multiprocessing

@@ -63,11 +63,11 @@ def test_each_process_keeps_two_images_or_more_and_whole_ones(measured, batch: i
     ("typed", "way"),
     [
         (["head=full_fc"], "with gradients and optimizer state: head=attfc trains none"),
-        ([], ": keep them in a file: negatives.place=file negatives.folder=FOLDER"),
+        (["negatives.count=20000"], ": keep them in a file: negatives.place=file negatives.folder=FOLDER"),
     ],
 )
 def test_where_rows_are_the_limit_no_smaller_batch_is_tried_and_the_way_out_is_said(typed, way) -> None:
-    config = load_config("demo", [*NETWORK, "batch_size=256", "negatives.count=20000", *typed])
+    config = load_config("demo", [*NETWORK, "batch_size=256", *typed])
     with pytest.raises(UserError) as refused:
         Planner(29_000_000, None, CPU, 4 * 2**30, 1).passes_that_fit(config)
     assert "Its largest part is the head's rows, " in str(refused.value)
