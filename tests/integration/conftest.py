@@ -22,8 +22,14 @@ TINY = [
     "log.tensorboard=false",
     "threads=1",
     "precision.amp=bfloat16",
+    "report.write=false",  # with it the last evaluation has intervals, for a second
     "report.pictures=false",
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _rendered_once(rendered_once: None) -> None:
+    """Of all files here."""
 
 
 @pytest.fixture(scope="session")
