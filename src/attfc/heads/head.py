@@ -113,6 +113,15 @@ class Head(nn.Module):
         """
         return {}
 
+    def _known_labels(self, labels_B: Tensor) -> Tensor | None:
+        """Return the labels of all ranks, checked, where the host has them; None: those that `forward` will refuse, or cannot be exchanged here."""
+        fit = labels_B.device.type == "cpu" and labels_B.dtype == torch.int64 and labels_B.dim() == 1 and len(labels_B)
+        if not (fit and bool((labels_B >= 0).all()) and self.ranks.reach_hosts):
+            return None
+        every_label_B = self.ranks.gather(labels_B)
+        self._check_labels_below(every_label_B)
+        return every_label_B
+
     def footprint(self, batch: int, *, cached: bool = True) -> HeadMemory:
         """Return the bytes on one rank, of what it holds and of a step, by its own formula; on the meta device nothing is allocated for it.
 
