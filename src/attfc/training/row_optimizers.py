@@ -78,7 +78,7 @@ class _RowWise(Optimizer):
         # A block at a time, so that temporaries stay small and in cache.
         bytes_a_row = max(1, values[:1].numel() * values.element_size())
         block = max(1, _BLOCK_BYTES.get(parameter.device.type, _BLOCK_BYTES_ELSEWHERE) // bytes_a_row)
-        for part in zip(rows.split(block), values.split(block), strict=True):
+        for part in zip(torch.split(rows, block), torch.split(values, block), strict=True):
             self._update_rows(parameter, *part, state, group)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -95,9 +95,11 @@ class KeptRows(DrawnRows, Bank):
     def _rows(self, name: str, labels_B: Tensor, read: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """Return what was brought, or read it now, after the last writes, by labels where the rows live; on the device of the labels."""
         if name in self.ahead:
-            return self.ahead.pop(name).result().here()
-        self.settle()
-        return to_device(read(labels_B.to(next(self.buffers()).device)), labels_B.device).here()
+            sent: Arriving = self.ahead.pop(name).result()
+        else:
+            self.settle()
+            sent = to_device(read(labels_B.to(next(self.buffers()).device)), labels_B.device)
+        return sent.here()
 
     def _apart(self, labels_B: Tensor) -> bool:
         """Whether the rows live on another device."""
