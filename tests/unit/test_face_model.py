@@ -16,7 +16,7 @@ from attfc.commands.embed import _write_csv, _write_names
 from attfc.data import SyntheticFaces
 from attfc.errors import UserError
 from attfc.evaluation import embed_store
-from attfc.evaluation.thresholds import read_thresholds, thresholds_of_run
+from attfc.evaluation.report.thresholds import read_thresholds, thresholds_of_run
 from attfc.export.face_list import notes_of_images, open_faces
 from attfc.training.model_files import save_model
 

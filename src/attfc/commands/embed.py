@@ -119,7 +119,7 @@ def verify(
         first: an aligned face: an image file
         second: the face to compare it with
     """
-    from attfc.evaluation.thresholds import thresholds_of_run
+    from attfc.evaluation.report.thresholds import thresholds_of_run
     from attfc.export.face_list import notes_of_images, open_faces
 
     opened = open_with_notes(model, model_is, device)
