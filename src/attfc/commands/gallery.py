@@ -98,7 +98,7 @@ def add(
 
     Args:
         images: aligned faces: folders with a folder per person, or any store as `attfc train` takes it; with --name image files too
-        name: of the one person whom all images show; default: each folder's name
+        name: the one person whom all images show; default: each folder's name
         batch_size: images per forward pass
         workers: processes that read and decode; 0: this one
     """
