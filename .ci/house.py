@@ -34,6 +34,7 @@ FLOORS = (
     {"evaluation", "plan"},
     {"training"},
     {"export", "run"},
+    {"gallery"},
     {"lab"},
     {"commands", "cli", "__main__"},
 )

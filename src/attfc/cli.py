@@ -15,6 +15,7 @@ from attfc.commands import (
     data,
     embed,
     export,
+    gallery,
     models,
     options,
     planning,
@@ -49,6 +50,7 @@ for command in (
     options.options,
 ):
     app.command()(command)
+app.add_typer(gallery.app, name="gallery")
 app.add_typer(data.app, name="data")
 app.add_typer(benchmarks.app, name="bench")
 app.add_typer(study.app, name="study")

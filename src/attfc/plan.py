@@ -429,8 +429,8 @@ def _fits_with_rows_elsewhere(plans: Sequence[Plan], memory_bytes: float) -> str
     head = min(moved, key=lambda name: moved[name], default=None)
     if head is None or moved[head] > memory_bytes:
         return ""
-    plan = next(plan for plan in plans if plan.head == head)
+    plan, kind = next(plan for plan in plans if plan.head == head), head.split(",")[0]
     return (
-        f" {head.split(',')[0]} fits with its rows elsewhere ({plan.ways.outside}): {plan.rows / 2**20:,.0f} MiB there, "
+        f" {kind} fits with its rows elsewhere (head={kind} {plan.ways.outside}): {plan.rows / 2**20:,.0f} MiB there, "
         f"{100 * moved[head] / memory_bytes:.0f} % of the memory here."
     )

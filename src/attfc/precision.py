@@ -7,12 +7,20 @@ import functools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-__all__ = ["AMP_DTYPES", "autocast", "best_autocast_dtype", "fast_bfloat16", "tuned", "without_autocast"]
+__all__ = [
+    "AMP_DTYPES",
+    "autocast",
+    "best_autocast_dtype",
+    "fast_bfloat16",
+    "float32_products",
+    "tuned",
+    "without_autocast",
+]
 
 AMP_DTYPES = {"none": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -50,6 +58,28 @@ def best_autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 
 @contextmanager
+def float32_products(precision: Literal["highest", "high"]) -> Iterator[None]:
+    """Matrix products in float32 have this precision in the context: "highest" float32, "high" TF32 where there is hardware for it.
+
+    The setting is of the process, and what it was comes back, whichever of torch's two interfaces it was made with. It is read by the newer one: once
+    that was used, the older one refuses to read, so it does in torch.compile of 2.9. Hence the older one sets, of which 2.9 warns once.
+    """
+    products = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = [each.fp32_precision for each in products]
+    name = "medium" if "bf16" in before else "high" if "tf32" in before else "highest"
+    if name == precision == "highest":
+        yield
+        return
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(name)
+        for each, was in zip(products, before, strict=True):
+            each.fp32_precision = was
+
+
+@contextmanager
 def tuned(device: torch.device, enabled: bool = True) -> Iterator[None]:
     """Train in this context: on CUDA, what torch leaves off by itself is on; elsewhere, and if not `enabled`, nothing changes.
 
@@ -57,20 +87,17 @@ def tuned(device: torch.device, enabled: bool = True) -> Iterator[None]:
       unit vectors. Convolutions have it by torch's own default.
     - ``cudnn.benchmark``: at the first batch of a size cuDNN tries its algorithms and keeps the fastest, which may be another one in the next run.
 
-    Both are of the process, so they are put back at the end: evaluation has float32 as it is. Set by `set_float32_matmul_precision`: with the
-    newer ``matmul.fp32_precision`` torch.compile of 2.9 refuses to read the state. Untested on a GPU.
+    Both are of the process, so they are put back at the end: evaluation has float32 as it is. Untested on a GPU.
     """
     if not enabled or device.type != "cuda":
         yield
         return
-    # The getter of the newer name never refuses.
-    tf32, benchmark = torch.backends.cuda.matmul.fp32_precision == "tf32", torch.backends.cudnn.benchmark
+    benchmark = torch.backends.cudnn.benchmark
     try:
-        torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
-        yield
+        with float32_products("high"):
+            yield
     finally:
-        torch.set_float32_matmul_precision("high" if tf32 else "highest")
         torch.backends.cudnn.benchmark = benchmark
 
 

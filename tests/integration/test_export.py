@@ -19,6 +19,7 @@ from torch import nn
 
 import attfc
 from attfc.backbones import backbone_names, create_backbone
+from attfc.config import config_to_yaml, load_config
 from attfc.data import SyntheticFaces
 from attfc.errors import UserError
 from attfc.export import Colours, export, export_onnx, open_model
@@ -223,6 +224,30 @@ def test_hub_folder_loads_without_loss(tmp_path, run, monkeypatch, capsys) -> No
     assert "| trained on | rendered faces |" in card
     assert "| licence of the training data | drawn \\| by numbers |" in card
     assert "`attfc evaluate` measures them" in card
+
+
+def test_an_export_of_a_run_is_checked_on_the_faces_that_it_was_evaluated_on(
+    tmp_path, face_folder, monkeypatch, capsys
+) -> None:
+    people = tmp_path / "people"
+    shutil.copytree(face_folder, people)
+    run = saved(tmp_path / "runs" / "one")
+
+    def checked_on(name: str, *overrides: str) -> str:
+        config = load_config("demo", ["eval.root=null", "eval.share=0", f"data.root={people}", *overrides])
+        (run / "config.yaml").write_text(config_to_yaml(config), encoding="utf-8")
+        status, out, err = run_main(monkeypatch, capsys, "export", run, tmp_path / name, "--format", "hf")
+        assert status == 0, err
+        return out + err
+
+    assert "images of synthetic:identities=4,images=3" in checked_on(
+        "other", "eval.root=synthetic:identities=4,images=3"
+    )
+    assert "32 images of people\n" in checked_on("trained")
+    people.rename(tmp_path / "gone")
+    said = " ".join(checked_on("gone-hub").split())
+    assert "the images of the run cannot be opened" in said
+    assert "of synthetic faces" in said
 
 
 def test_hub_folder_in_half_keeps_colours_and_figures(tmp_path) -> None:

@@ -208,16 +208,16 @@ def test_the_bound_holds_and_a_product_beyond_it_is_noticed(precision, monkeypat
         score_all_pairs(rows, labels, fars=(0.01,), precision=precision, block=8)
 
 
+@pytest.mark.filterwarnings("ignore:Please use the new API settings")  # torch 2.9
 def test_float32_products_are_not_left_to_the_processes_settings() -> None:
     rows, labels = people(6, "near")
-    before = torch.get_float32_matmul_precision()
     plain = score_all_pairs(rows, labels, fars=(0.01,), precision="float32", block=8)
     try:
         torch.set_float32_matmul_precision("medium")
         found = score_all_pairs(rows, labels, fars=(0.01,), precision="float32", block=8)
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision("highest")
     np.testing.assert_array_equal(found.top_impostors, plain.top_impostors)
 
 

@@ -353,7 +353,9 @@ def test_a_list_in_which_one_person_has_most_genuine_pairs_says_so() -> None:
     scores, same = np.linspace(0, 1, 20), np.arange(20) < 10
     second = np.where(same, 0, 1 + np.arange(20) % 5)
     one = PairListSample.of(evaluate_scores(scores, same, np.arange(20) % 2), np.where(same, 0, 0), second)
-    assert one.notes() == []  # the only one: few people, which is said elsewhere
+    assert one.notes("the pairs") == []  # the only one: few people, which is said elsewhere
     first = np.where(same, np.where(np.arange(20) < 8, 0, 6), 0)
     most = PairListSample.of(evaluate_scores(scores, same, np.arange(20) % 2), first, np.where(same, first, second))
-    assert most.notes() == ["list of pairs: one person holds 80.0 % of the genuine pairs, so TAR is largely theirs"]
+    assert most.notes("the 20 pairs") == [
+        "the 20 pairs: one person holds 80.0 % of the genuine pairs, so TAR is largely theirs"
+    ]

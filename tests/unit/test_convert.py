@@ -25,6 +25,7 @@ from attfc.data.stores.list_file import ListStore
 from attfc.data.stores.opening import open_store
 from attfc.data.stores.packed.packed_store import PackedStore
 from attfc.data.stores.packed.packed_writer import PackedWriter
+from attfc.data.stores.rec.record_writer import RecordSetWriter
 from attfc.data.stores.rec.records import RecordStore
 from attfc.data.stores.store import EncodedStore
 from attfc.data.stores.synthetic import SyntheticFaces
@@ -157,6 +158,25 @@ def test_records_to_packed_and_back(tmp_path: Path) -> None:
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "p" / name).read_bytes()
     convert_store(again, tmp_path / "f", kind="folder")
     assert sorted(tree(tmp_path / "f"))[:2] == ["person 0/000001.jpg", "person 0/000002.png"]
+
+
+def test_what_a_killed_writer_of_records_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    source, target = SyntheticFaces(3, 4), tmp_path / "rec"
+    convert_store(source, tmp_path / "whole", kind="rec")
+    target.mkdir()
+    for name in (".train.rec.1.part", ".train.idx.1.part", "train.idx"):  # killed between its two renames
+        (target / name).write_bytes(b"0\t0\n")
+    (target / ".mine.1.part").write_bytes(b"kept")
+    with RecordSetWriter(target, "", 3, None), pytest.raises(UserError, match="another process is converting into it"):
+        convert_store(source, target, kind="rec")
+    assert sorted(path.name for path in target.iterdir()) == [".mine.1.part", "train.idx"]
+    with pytest.raises(UserError, match=r"train\.idx: exists already: give a folder without a record set"):
+        convert_store(source, target, kind="rec")
+    (target / ".train.rec.1.part").touch()
+    convert_store(source, target, kind="rec")
+    (target / ".mine.1.part").unlink()
+    found, whole = ({path.name: path.read_bytes() for path in at.iterdir()} for at in (target, tmp_path / "whole"))
+    assert found == whole
 
 
 @pytest.mark.parametrize("kind", ["packed", "rec", "folder"])

@@ -12,10 +12,11 @@ from PIL import Image
 
 import attfc
 from attfc.backbones import create_backbone
-from attfc.commands.embed import _thresholds, _write_csv, _write_names
+from attfc.commands.embed import _write_csv, _write_names
 from attfc.data import SyntheticFaces
 from attfc.errors import UserError
 from attfc.evaluation import embed_store
+from attfc.evaluation.report.thresholds import read_thresholds, thresholds_of_run
 from attfc.export.face_list import notes_of_images, open_faces
 from attfc.training.model_files import save_model
 
@@ -226,7 +227,11 @@ def test_a_name_with_a_line_break_stays_one_line_and_bytes_stay_bytes() -> None:
 def test_thresholds_are_those_of_the_model_that_was_evaluated_last(tmp_path) -> None:
     stated = {"all_pairs": {"threshold_at_far": {"0.1": 0.25, "0.01": 0.5, "1e-06": None}, "impostor_pairs": 300}}
     (tmp_path / "evaluation.json").write_text(json.dumps(stated))
-    assert _thresholds(tmp_path / "model") == {0.1: 0.25}  # 3 pairs of strangers passed the other: too few
-    assert _thresholds(tmp_path / "best") == {}  # of another step
+    assert thresholds_of_run(tmp_path / "model") == {0.1: 0.25}  # 3 pairs of strangers passed the other: too few
+    assert thresholds_of_run(tmp_path / "best") == {}  # of another step
     (tmp_path / "evaluation.json").write_text("[]")
-    assert _thresholds(tmp_path / "model") == {}
+    assert thresholds_of_run(tmp_path / "model") == {}
+    (tmp_path / "far.json").write_text(json.dumps({"protocol": "all-pairs", **stated["all_pairs"]}))
+    assert read_thresholds(tmp_path / "far.json") == {0.1: 0.25}
+    with pytest.raises(UserError, match=r"evaluation\.json states no threshold that 30 pairs of different people"):
+        read_thresholds(tmp_path / "evaluation.json")

@@ -222,7 +222,7 @@ def test_advice_names_the_head_that_fits_with_its_rows_elsewhere() -> None:
     gib, ways = 2**30, Ways(outside=IN_A_FILE)
     ours = replace(line("attfc, 10 slots", 90 * gib, False), rows=80 * gib, ways=ways)
     slots = line("dcq, 10 slots", 3 * gib, True)
-    moved = f"attfc fits with its rows elsewhere ({IN_A_FILE}): 81,920 MiB there, 42 % of the memory here."
+    moved = f"attfc fits with its rows elsewhere (head=attfc {IN_A_FILE}): 81,920 MiB there, 42 % of the memory here."
     assert advice([ours, slots], 10**8, None, 24 * gib) == f"dcq: the only one that fits as it is. {moved}"
     assert advice([ours], 10**8, None, 24 * gib) == f"None fits as it is. {moved}"
     assert advice([ours, slots], 10**8, None, 9 * gib) == "dcq: the only one that fits."

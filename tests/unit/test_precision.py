@@ -1,6 +1,8 @@
 """Which mixed precision pays is a fact of the processor, looked up and not guessed."""
 
 import contextlib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -38,16 +40,67 @@ def test_bfloat16_is_taken_where_it_is_fast(monkeypatch, cpuinfo, bfloat16, amx,
     precision._gains_nothing_by_bfloat16.cache_clear()
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:Please use the new API settings")  # torch 2.9, of its older interface
+
+
 def settings() -> tuple[str, bool]:
     return torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.benchmark
 
 
+def products() -> tuple[str, str]:
+    return torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
+
+
 @pytest.fixture
 def _settings_put_back():
-    before = settings()
+    benchmark = torch.backends.cudnn.benchmark
     yield
-    torch.set_float32_matmul_precision("high" if before[0] == "tf32" else "highest")
-    torch.backends.cudnn.benchmark = before[1]
+    torch.backends.fp32_precision = "none"
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.benchmark = benchmark
+
+
+def set_of(what: object, value: object) -> Callable[[], None]:
+    return lambda: setattr(what, "allow_tf32" if isinstance(value, bool) else "fp32_precision", value)
+
+
+CUDA, CPU = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+
+
+@pytest.mark.usefixtures("_settings_put_back")
+@pytest.mark.parametrize("inside", ["highest", "high"])
+@pytest.mark.parametrize(
+    ("sets", "found"),
+    [
+        ([partial(torch.set_float32_matmul_precision, "highest")], ("ieee", "ieee")),
+        ([partial(torch.set_float32_matmul_precision, "high")], ("tf32", "tf32")),
+        ([partial(torch.set_float32_matmul_precision, "medium")], ("tf32", "bf16")),
+        ([set_of(CUDA, True), set_of(CPU, "none")], ("tf32", "none")),
+        ([set_of(CUDA, False)], ("ieee", "ieee")),
+        ([set_of(CUDA, "ieee")], ("ieee", "ieee")),
+        ([set_of(CUDA, "tf32")], ("tf32", "ieee")),
+        ([set_of(CUDA, "tf32"), set_of(CPU, "tf32")], ("tf32", "tf32")),
+        ([set_of(CUDA, "tf32"), set_of(CPU, "bf16")], ("tf32", "bf16")),
+        ([set_of(CPU, "bf16")], ("ieee", "bf16")),
+        ([set_of(CUDA, "none"), set_of(CPU, "none")], ("none", "none")),
+        ([set_of(CUDA, "none"), set_of(CPU, "none"), set_of(torch.backends, "tf32")], ("tf32", "tf32")),
+    ],
+)
+def test_whichever_interface_set_the_precision_of_products_it_comes_back(sets, found, inside) -> None:
+    torch.set_float32_matmul_precision("highest")
+    for each in sets:
+        each()
+    assert products() == found
+    try:
+        older = torch.get_float32_matmul_precision()
+    except RuntimeError:  # it refuses after the newer setter
+        older = None
+    with contextlib.suppress(KeyError), precision.float32_products(inside):
+        assert set(products()) <= ({"tf32"} if inside == "high" else {"ieee", "none"})
+        assert torch.get_float32_matmul_precision() == inside  # which torch.compile of 2.9 reads
+        raise KeyError
+    assert products() == found
+    assert older is None or torch.get_float32_matmul_precision() == older
 
 
 @pytest.mark.usefixtures("_settings_put_back")

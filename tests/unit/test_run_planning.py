@@ -11,6 +11,7 @@ import torch
 
 import attfc
 from attfc.config import load_config
+from attfc.errors import UserError
 from attfc.plan import Encoder
 from attfc.run import planning
 from attfc.run.planning import Planner
@@ -42,11 +43,35 @@ def test_what_fits_is_left_alone_and_what_does_not_is_halved() -> None:
 
 
 @pytest.mark.parametrize(("batch", "least"), [(256, 128), (12, 4), (6, 2)])
-def test_each_process_keeps_two_images_or_more_and_whole_ones(batch: int, least: int) -> None:
-    by = divided(0.001, f"batch_size={batch}")
+def test_each_process_keeps_two_images_or_more_and_whole_ones(measured, batch: int, least: int) -> None:
+    typed = f"batch_size={batch}"
+    config = load_config("demo", [*NETWORK, typed])
+    planner = Planner(600, 9_600, CPU, 0, 1)
+    gib = planner.plan("", config, measured[0], divided=least).peak / 2**30
+    by = divided(gib, typed)
     assert batch % by == 0
     assert by <= least
     assert batch // by >= 2
+    assert planner.plan("", config, measured[0], divided=by // 2).peak > gib * 2**30
+    with pytest.raises(
+        UserError, match=f"^a step with {batch // by} images takes [0-9.]+ GiB, and cpu has 0.0. Its largest"
+    ):
+        divided(0.001, typed)
+
+
+@pytest.mark.parametrize(
+    ("typed", "way"),
+    [
+        (["head=full_fc"], "with gradients and optimizer state: head=attfc trains none"),
+        (["negatives.count=20000"], ": keep them in a file: negatives.place=file negatives.folder=FOLDER"),
+    ],
+)
+def test_where_rows_are_the_limit_no_smaller_batch_is_tried_and_the_way_out_is_said(typed, way) -> None:
+    config = load_config("demo", [*NETWORK, "batch_size=256", *typed])
+    with pytest.raises(UserError) as refused:
+        Planner(29_000_000, None, CPU, 4 * 2**30, 1).passes_that_fit(config)
+    assert "Its largest part is the head's rows, " in str(refused.value)
+    assert f"MiB{' ' * (way[0] != ':')}{way}. With batch_size= it is tried all the same" in str(refused.value)
 
 
 THROW_AWAY = '''
@@ -72,6 +97,7 @@ class Slots(DCP):
 PLANS = """
 import torch
 from attfc.config import load_config
+from attfc.errors import UserError
 from attfc.plan import NOTHING, answer
 from attfc.run.planning import Planner, configured_title
 

@@ -1,6 +1,8 @@
 """What the commands share: consoles and tables (`screen`), options, a progress bar, tables of figures, `--json`."""
 
 import json
+import math
+import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -90,10 +92,15 @@ PositiveOption = Annotated[int, Option(min=1)]
 ShareOption = Annotated[float, Option(min=0, max=1)]
 
 
+SECONDS_BETWEEN_DRAWINGS, SECONDS_BEFORE_A_LINE = 0.5, 5.0
+
+
 class progress_bar:  # noqa: N801  reads as a function at its call sites
-    """A bar on stderr that appears with the first call and counts (done, total)."""
+    """A bar on stderr that appears with the first call and counts (done, total); where nobody watches, one line if it takes 5 s or more."""
 
     def __init__(self, title: str) -> None:
+        self._title, self._began = title, time.monotonic()
+        self._next = self._began + (0 if err.is_watched else SECONDS_BEFORE_A_LINE)
         self._bar = Progress(
             TextColumn(title),
             BarColumn(bar_width=24),
@@ -101,6 +108,7 @@ class progress_bar:  # noqa: N801  reads as a function at its call sites
             TimeRemainingColumn(compact=True),
             console=err,
             transient=True,
+            auto_refresh=False,
         )
         self._task: Any = None
 
@@ -108,12 +116,17 @@ class progress_bar:  # noqa: N801  reads as a function at its call sites
         return self
 
     def __call__(self, done: int, total: int) -> None:
-        if not err.is_terminal:  # it would leave an empty line
-            return
-        if self._task is None:
-            self._bar.start()
-            self._task = self._bar.add_task("", total=total)
-        self._bar.update(self._task, completed=done, total=total)
+        now = time.monotonic()
+        if not err.is_watched:
+            if now >= self._next:
+                err.print(f"{self._title}: {done:,} of {total:,} after {now - self._began:.0f} s")
+                self._next = math.inf
+        elif now >= self._next or done == total:
+            self._next = now + SECONDS_BETWEEN_DRAWINGS
+            if self._task is None:
+                self._bar.start()
+                self._task = self._bar.add_task("", total=total)
+            self._bar.update(self._task, completed=done, total=total, refresh=True)
 
     def __exit__(self, *error: object) -> None:
         if self._task is not None:
@@ -128,7 +141,7 @@ def print_notes(notes: Iterable[str]) -> None:
 
 def working(what: str) -> AbstractContextManager[object]:
     """Say on stderr what is being done while it is, for work that has no steps to count."""
-    if err.is_terminal:
+    if err.is_watched:
         return err.status(what)
     err.print(what)
     return nullcontext()

@@ -1,9 +1,8 @@
 """`attfc embed` and `attfc verify`: embeddings of aligned faces as a file, and two faces compared."""
 
 import io
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 from typer import Argument, Option
 
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from attfc.export import FaceModel
     from attfc.typing import Float32
 
-__all__ = ["embed", "verify"]
+__all__ = ["ModelArgument", "embed", "open_with_notes", "verify"]
 
 ModelArgument = Annotated[
     Path,
@@ -35,8 +34,6 @@ ModelArgument = Annotated[
         help="a run's folder, a folder with model.safetensors and config.json, a state dict (.pt, .pth), or an .onnx file"
     ),
 ]
-LARGEST_EVALUATION = 2**24
-FEWEST_ACCEPTED = 30  # pairs of strangers above a threshold; of fewer its FAR is not known
 
 
 def embed(
@@ -74,7 +71,7 @@ def embed(
     from attfc.evaluation.embed import Embedder
     from attfc.export.face_list import notes_of_images, open_faces
 
-    opened = _open(model, model_is, device)
+    opened = open_with_notes(model, model_is, device)
     with progress_bar("index") as bar:
         store = open_faces(images, cache=cache, progress=bar)
     notes = notes_of_images(store, opened.facts.image_size)
@@ -122,9 +119,10 @@ def verify(
         first: an aligned face: an image file
         second: the face to compare it with
     """
+    from attfc.evaluation.report.thresholds import thresholds_of_run
     from attfc.export.face_list import notes_of_images, open_faces
 
-    opened = _open(model, model_is, device)
+    opened = open_with_notes(model, model_is, device)
     faces = open_faces([first, second])
     if len(faces) != 2:
         raise UserError(
@@ -133,7 +131,7 @@ def verify(
     vectors = opened.embed(faces)
     cosine = float(vectors[0] @ vectors[1])
     notes = notes_of_images(faces, opened.facts.image_size)
-    thresholds = _thresholds(opened.facts.path)
+    thresholds = thresholds_of_run(opened.facts.path)
     print_notes(notes)
     out.print(f"cosine {cosine:.4f}   (1: the same direction; about 0: unrelated)")
     verdicts = {f"{far:g}": cosine > threshold for far, threshold in thresholds.items()}
@@ -164,27 +162,14 @@ def verify(
     )
 
 
-def _open(model: Path, model_is: list[str] | None, device: str) -> "FaceModel":
+def open_with_notes(model: Path, model_is: list[str] | None, device: str) -> "FaceModel":
+    """Open a model and print notes about it."""
     from attfc.export import load
     from attfc.export.model_inputs import read_statements
 
     opened = load(model, device=device, **read_statements(model_is or []))
     print_notes(opened.facts.notes)
     return opened
-
-
-def _thresholds(model: Path) -> dict[float, float]:
-    """Return FAR -> threshold of a run's last evaluation, beside its `model/`, where 30 pairs of strangers or more passed it; empty: none is."""
-    if model.name != "model":  # best/ is of another step than evaluation.json
-        return {}
-    try:
-        with (model.parent / "evaluation.json").open("rb") as file:
-            found: Any = json.loads(file.read(LARGEST_EVALUATION))
-        stated, strangers = found["all_pairs"]["threshold_at_far"], int(found["all_pairs"]["impostor_pairs"])
-        sure = {float(far): value for far, value in stated.items() if value is not None}
-        return {far: float(value) for far, value in sure.items() if far * strangers >= FEWEST_ACCEPTED}
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
-        return {}
 
 
 def _write_npy(file: BinaryIO, vectors: "Float32", names: list[str]) -> None:

@@ -19,8 +19,8 @@ def options(word: Annotated[str | None, Argument(metavar="[WORD]")] = None) -> N
     from attfc.config.describe import all_options, find_options, option_rows, section_title
 
     out.print(
-        "These are the defaults of a preset or file. attfc train FOLDER chooses some\n"
-        "by itself: add --print-config to see yours.",
+        "A default holds where a preset or a file does not name the option.\n"
+        "attfc train DATA chooses some by itself: add --print-config to see yours.",
     )
     section = None
     for option in find_options(word) if word else all_options():

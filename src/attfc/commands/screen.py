@@ -23,6 +23,11 @@ GAP = "  "
 class Screen(Console):
     """A console that breaks sentences between words where it is a terminal; a word that is too long, a path say, stays whole."""
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody sees it move: a terminal, and no file that is written as one (FORCE_COLOR)."""
+        return self.is_terminal and not self.is_dumb_terminal and self.file.isatty()
+
     def print(self, *objects: Any, soft_wrap: bool | None = None, **options: Any) -> None:
         """Print as rich does; `soft_wrap=True` leaves the lines of text as they are, for what is to be copied."""
         if soft_wrap is None and self.is_terminal and all(isinstance(each, str) for each in objects):

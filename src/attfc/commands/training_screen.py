@@ -96,10 +96,14 @@ class RunScreen:
         if run.interrupted:
             err.print(run.stopped)
             return
+        from attfc.evaluation.people import FEW_PEOPLE, few_people
+
         evaluation = run.trainer.evaluation
         lines = _headline(evaluation.last, run.intervals, evaluation.on) if evaluation and evaluation.last else []
         lines += [f"model   {folder / 'model'}", *([f"report  {run.report}"] if run.report else [])]
-        lines.append(f"next    attfc evaluate {folder} held-out OTHER_PEOPLE")
+        few = bool(evaluation and evaluation.last and few_people(evaluation.last["people"]))
+        judges = f"   # {FEW_PEOPLE} of them or more, to judge the model" if few else ""
+        lines.append(f"next    attfc evaluate {folder} held-out OTHER_PEOPLE{judges}")
         for line in lines:
             out.print(line)
 

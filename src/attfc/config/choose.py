@@ -164,6 +164,8 @@ def _kept(data: Data, given: Mapping[str, Any]) -> Choice:
         by_rule = {round(share * data.with_pairs): f"{share:.0%} of them", 8: "at least 8", 1000: "at most 1,000"}
         how = by_rule.get(data.kept_people, "at most a fifth of all images")
         why = f"{data.kept_images:,} images, to judge the model on; {people}; {how} (eval.share=)"
+        if data.kept_people < FEWEST_WITH_PAIRS:
+            why += f"; too few to judge a model, which takes {FEWEST_WITH_PAIRS}: give others (eval.root=)"
         return Choice("kept aside", {"eval.share": share}, f"{data.kept_people:,} people", why)
     why = "as given" if share == 0 else f"{people}, {FEWEST_WITH_PAIRS} are needed; give eval.root=OTHER_PEOPLE"
     return Choice("kept aside", {"eval.share": share}, "nobody", f"no evaluation: {why}")

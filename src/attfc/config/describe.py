@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic.fields import FieldInfo
 
+from attfc.config.choose import Data, Machine, choose
 from attfc.config.kinds import KINDS, PARTS
 from attfc.config.messages import adapter, keys_like
 from attfc.config.option import Option as Described
@@ -64,7 +65,7 @@ class Option(Described):
         return self.key.rpartition(".")[0]
 
     def rows(self) -> list[str]:
-        """Sentences below the key: meaning, null, when it acts, the other profile's default, the short name."""
+        """Sentences below the key: meaning, null, when it acts, the other profile's default, whether it is chosen, the short name."""
         meaning = self.meaning + (f" ({self.unit})" if self.unit and self.unit not in self.meaning else "")
         rows = [f"{meaning[0].upper()}{meaning[1:]}."]
         if self.null:
@@ -75,9 +76,18 @@ class Option(Described):
             rows.append(f"Only where {_condition(self.acts)}.")
         if self.published != self.default:
             rows.append(f"With profile=published the default is {as_typed(self.published)}.")
+        if self.key in _chosen():
+            rows.append("attfc train DATA chooses it from the data and the machine.")
         if self.short:
             rows.append(f"Short name: {self.short}.")
         return rows
+
+
+@cache
+def _chosen() -> frozenset[str]:
+    """Options that `attfc train DATA` chooses, whatever the data."""
+    rows = choose(Data(identities=100, images=1000, with_pairs=100), Machine("cpu", 8, 8), {})
+    return frozenset(key for row in rows for key in row.values)
 
 
 @cache
@@ -194,6 +204,7 @@ def options_page() -> str:
         "A word for `head`, `margin`, `center`, `negatives` or `stored` is its kind: `head=full_fc` is `head.kind=full_fc`. "
         "`center`, `negatives`, `stored` and `in_batch` are parts of `head.kind=attfc`. "
         "`key_encoder` is there where keys are embedded: `center.kind=key_attention`, `head.kind=dcq|dcp`.",
+        "A default holds where a preset or a file does not name the option; `attfc train DATA` chooses some by itself.",
         "`a|b` in a condition means either of both values.",
         "",
     ]

@@ -33,7 +33,7 @@ def dominant_person(pairs_I: Int64, of: str) -> list[str]:
 
     Args:
         pairs_I: genuine pairs of each identity.
-        of: "all pairs" or "list of pairs".
+        of: "all pairs", or `Pairs.title` of a list.
     """
     largest, total = int(pairs_I.max()), int(pairs_I.sum())
     if largest <= _LARGE_SHARE * total or largest * int((pairs_I > 0).sum()) == total:

@@ -62,9 +62,9 @@ class PairListSample:
         """How many identities have a genuine pair."""
         return len(np.unique(self.first[self.same]))
 
-    def notes(self) -> list[str]:
-        """Say if one person holds most genuine pairs of the list."""
-        return dominant_person(np.bincount(self.first[self.same]), "list of pairs")
+    def notes(self, title: str) -> list[str]:
+        """Say if one person holds most genuine pairs of the list (`Pairs.title`)."""
+        return dominant_person(np.bincount(self.first[self.same]), title)
 
     def facts(self) -> dict[str, npt.NDArray[Any]]:
         """Return the pairs, their identities and folds, and the FARs."""

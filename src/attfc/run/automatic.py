@@ -46,7 +46,7 @@ def choose_configuration(
         store: the people to train on. kept: those kept aside.
 
     Raises:
-        UserError: the data hold a single image, or none.
+        UserError: the data hold a single image, or none; or no batch fits the memory.
     """
     machine = _machine(device, ranks)
     if len(store) < 2:

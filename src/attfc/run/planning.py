@@ -14,8 +14,9 @@ from attfc.config import RunConfig, apply_overrides
 from attfc.config.choose import USUAL_SHARE
 from attfc.config.kinds import KINDS, PARTS, model_of
 from attfc.distributed import Ranks
+from attfc.errors import UserError
 from attfc.heads import AttFC, Head
-from attfc.plan import Encoder, HeadRates, Plan, Ways, measure_encoder, plan_step
+from attfc.plan import Encoder, HeadRates, Plan, Ways, measure_encoder, plan_step, way_to_save
 from attfc.precision import AMP_DTYPES, best_autocast_dtype
 from attfc.run.components import build_head
 from attfc.run.resolved import identity_share, rows_as_negatives
@@ -142,12 +143,19 @@ class Planner:
         return [self.plan(title, each, encoder, rates) for title, each in asked.items()]
 
     def passes_that_fit(self, config: RunConfig) -> int:
-        """Return by how much the batch has to be divided until a step fits the budget: 1, 2, 4 ...; each process keeps two images at least."""
+        """Return by how much the batch has to be divided until a step fits the budget: 1, 2, 4 ...; each process keeps two images at least.
+
+        Raises:
+            UserError: not even the smallest batch fits; the message says what takes most, and what makes that smaller.
+        """
         encoder, _ = measured_encoder(config, self.device)
         divided, batch = 1, config.batch_size // self.ranks
-        while not self.plan(config.head.kind, config, encoder, divided=divided).fits:
+        while not (plan := self.plan(config.head.kind, config, encoder, divided=divided)).fits:
             if batch // (2 * divided) < 2 or batch % (2 * divided):
-                break
+                raise UserError(
+                    f"a step with {batch // divided} images takes {plan.peak / 2**30:,.1f} GiB, and {self.device} has {self.budget / 2**30:,.1f}. "
+                    f"{way_to_save(plan)}. With batch_size= it is tried all the same"
+                )
             divided *= 2
         return divided
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attfc.random_streams import INCREMENT, mix64, normal
-from attfc.synthetic.face_parameters import Conditions, Table, Traits, each_field
+from attfc.synthetic.face_parameters import F32, Conditions, Table, Traits, each_field
 
 __all__ = [
     "F32",
@@ -37,7 +37,6 @@ __all__ = [
     "take_images",
 ]
 
-F32 = npt.NDArray[np.floating[Any]]
 Number = F32 | float
 Point = tuple[Number, Number]
 

@@ -11,7 +11,6 @@ not Box-Muller: the same bits on every platform.
 """
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -21,6 +20,7 @@ from attfc.random_streams import hash_words, normal, uniform
 from attfc.typing import Float64, Int64
 
 __all__ = [
+    "F32",
     "LATENT_SIZE",
     "Conditions",
     "Traits",
@@ -34,6 +34,7 @@ __all__ = [
 
 LATENT_SIZE = 48
 
+F32 = npt.NDArray[np.floating[Any]]
 U64 = npt.NDArray[np.uint64]
 
 # Purposes: each draws from its own stream of the hash.
@@ -41,20 +42,124 @@ _LATENTS, _EXTRAS, _CONDITIONS, _EXPRESSIONS = range(1, 5)
 _FACES = 0x66616365  # apart from the loader's streams, which may use the same seed
 
 
-class Traits(SimpleNamespace):
-    """What stays with an identity: float32 arrays of N rows. Lengths in template pixels, depths towards the viewer."""
+class Traits(NamedTuple):
+    """What stays with an identity: arrays of N rows. Lengths in template pixels, depths towards the viewer."""
+
+    age: F32
+    face_half_width: F32
+    chin_drop: F32
+    skull_rise: F32
+    squareness: F32
+    jaw: F32
+    cheek: F32
+    chin_width: F32
+    temple: F32
+    eye_upper: F32
+    eye_lower: F32
+    eye_tilt: F32
+    iris_radius: F32
+    lash: F32
+    brow_gap: F32
+    brow_thickness: F32
+    brow_slope: F32
+    brow_arch: F32
+    brow_half_length: F32
+    brow_strength: F32
+    nose_drop: F32
+    nose_depth: F32
+    nose_wing: F32
+    nose_bridge_width: F32
+    nose_bridge: F32
+    nose_ball: F32
+    nostril: F32
+    mouth_drop: F32
+    mouth_half_width: F32
+    lip_upper: F32
+    lip_lower: F32
+    mouth_curve: F32
+    cupid: F32
+    ear_size: F32
+    ear_out: F32
+    ear_y: F32
+    hair_length: F32
+    hairline: F32
+    skin: F32
+    blush: F32
+    lip_colour: F32
+    iris_colour: F32
+    hair: F32
+    freckles: F32
+    spots: F32
+    eye_x: F32
+    eye_half_width: F32
+    eye_fold: F32
+    hair_volume: F32
+    recession: F32
+    fringe: F32
+    parting: F32
+    curl: F32
+    bald: F32
+    moustache: F32
+    beard: F32
+    goatee: F32
+    stubble: F32
+    glasses_habit: F32
+    glasses_round: F32
+    glasses_size: F32
+    glasses_thickness: F32
+    glasses_colour: F32
+    lipstick_habit: F32
 
 
-class Conditions(SimpleNamespace):
-    """What changes with every photograph: float32 arrays of N rows. Angles in radians, lengths in template pixels."""
+class Conditions(NamedTuple):
+    """What changes with every photograph: arrays of N rows. Angles in radians, lengths in template pixels."""
+
+    yaw: F32
+    pitch: F32
+    jitter_angle: F32
+    jitter_scale: F32
+    jitter_x: F32
+    jitter_y: F32
+    smile: F32
+    brow_raise: F32
+    gaze_x: F32
+    gaze_y: F32
+    shadow_angle: F32
+    mouth_open: F32
+    eye_open: F32
+    light_x: F32
+    light_y: F32
+    ambient: F32
+    diffuse: F32
+    light_colour: F32
+    shadow: F32
+    shadow_offset: F32
+    background: F32
+    backdrop: F32
+    cloth: F32
+    hair_change: F32
+    strands: F32
+    glasses: F32
+    lipstick: F32
+    lipstick_colour: F32
+    occluder: F32
+    occluder_shape: F32
+    occluder_colour: F32
+    blur: F32
+    noise: F32
+    noise_offset: F32
+    brightness: F32
+    contrast: F32
+    saturation: F32
+    quality: F32
 
 
 Table = TypeVar("Table", Traits, Conditions)
 
 
-def each_field(table: Table, function: Callable[[Any], Any]) -> Table:
+def each_field(table: Table, function: Callable[[F32], F32]) -> Table:
     """Return the table with `function` of each array."""
-    return type(table)(**{name: function(values) for name, values in vars(table).items()})
+    return type(table)._make(map(function, table))
 
 
 def take_rows(table: Table, rows: slice | Int64) -> Table:
@@ -62,8 +167,8 @@ def take_rows(table: Table, rows: slice | Int64) -> Table:
     return each_field(table, lambda values: values[rows])
 
 
-def _float32(values: Float64) -> npt.NDArray[np.float32]:
-    return values.astype(np.float32)
+def _float32(**arrays: Float64) -> dict[str, F32]:
+    return {name: values.astype(np.float32) for name, values in arrays.items()}
 
 
 def _uniforms(keys_N: U64, purpose: int, count: int) -> Float64:
@@ -206,7 +311,7 @@ def identity_traits(keys_N: U64) -> Traits:
     man, old, melanin = np.tanh(1.6 * z[0]), _ramp(0.32 + 0.26 * z[1]), _logistic(1.25 * z[2] - 0.75)
     person = _Person(z, _uniforms(keys_N, _EXTRAS, 3 * SPOTS + 4), man, old, melanin)
     shapes = _SHAPES.of(**_numbered("z", z), man=man, old=old, dark=melanin - 0.3)
-    return each_field(Traits(age=old, **shapes, **_colours(person), **_styles(person)), _float32)
+    return Traits(**_float32(age=old, **shapes, **_colours(person), **_styles(person)))
 
 
 def _colours(person: _Person) -> dict[str, Float64]:
@@ -298,7 +403,7 @@ def sample_conditions(keys_N: U64, traits: Traits) -> Conditions:
     backgrounds = level[:, :, None] * (0.62 + 0.5 * (colours - 0.5) + 0.25)
     kind = (np.searchsorted([0.045, 0.085, 0.125, 0.165, 0.22], u[35], side="right") + 1) % 6
     skinlike = np.array([0.78, 0.58, 0.46]) + 0.15 * u[36][:, None]
-    conditions = Conditions(
+    arrays = _float32(
         **_POSES.of(**_numbered("u", u), **_numbered("z", z)),
         mouth_open=_ramp(2.2 * u[4] - 1.35) * (0.35 + 0.65 * u[5]),
         eye_open=np.where(u[6] < 0.04, 0.08, 0.72 + 0.42 * u[7]),
@@ -328,4 +433,4 @@ def sample_conditions(keys_N: U64, traits: Traits) -> Conditions:
         saturation=np.where(u[55] < 0.06, 0.0, 0.72 + 0.5 * u[56]),
         quality=np.floor(38 + 58 * u[57]),
     )
-    return each_field(conditions, _float32)
+    return Conditions(**arrays)

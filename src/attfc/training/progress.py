@@ -61,7 +61,8 @@ class ProgressLine:
             TimeRemainingColumn(compact=True),
             TextColumn("left"),
             console=self.console,
-            disable=not self.console.is_terminal,
+            disable=not (self.console.is_terminal and self.console.file.isatty()),
+            refresh_per_second=2,
         )
         self._task = self.bar.add_task("train", total=total_steps, completed=first_step, figures="")
 

@@ -56,10 +56,23 @@ class StoreWriter:
     sync_bytes = 64 << 20
     continued = finished = False
     done = images = identities = encoded_bytes = left_out_images = left_out_identities = 0
+    drafts: ClassVar[tuple[str, ...]] = (".*.part", "*.json.new")
     _started = 0  # images of the identity at hand
+    _lock = -1
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+
+    def _take(self, work: Path) -> None:
+        """Make the folder of the files that grow, keep other processes out of it, and remove the drafts of one that was killed."""
+        work.mkdir(parents=True, exist_ok=True)
+        if hasattr(os, "O_DIRECTORY"):  # elsewhere two conversions into one folder at once are the user's to avoid
+            self._lock = os.open(work, os.O_RDONLY)
+            if not lock(self._lock):
+                raise UserError(f"{work}: another process is converting into it: wait for it or stop it")
+        for pattern in self.drafts:
+            for draft in work.glob(pattern):
+                draft.unlink()
 
     def refusal(self, encoded: bytes) -> str | None:
         """Return why an image cannot be taken; None: it can."""
@@ -133,7 +146,10 @@ class StoreWriter:
         return UserError(f"{where}: cannot be written ({error.strerror or error}): mend that and {_CONTINUES}")
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files, and let other processes in."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     def __enter__(self) -> "StoreWriter":
         """Return the writer."""
@@ -160,7 +176,6 @@ class ContinuedWriter(StoreWriter):
     """
 
     counts: ClassVar[tuple[str, ...]] = ("done", "images", "identities", "left_out_images", "left_out_identities")
-    _lock = -1
 
     def __init__(self, folder: Path, work: Path, begun_with: dict[str, Any]) -> None:
         super().__init__(folder)
@@ -170,10 +185,7 @@ class ContinuedWriter(StoreWriter):
         try:
             with self.failures():
                 self._look()
-                work.mkdir(parents=True, exist_ok=True)
-                self._take_lock()
-                for draft in (*work.glob(".*.part"), *work.glob("*.json.new")):  # of a writer that was killed
-                    draft.unlink()
+                self._take(work)
                 self.continued = self._read_state()
                 self._begin()
                 self._committed()
@@ -197,12 +209,6 @@ class ContinuedWriter(StoreWriter):
     def _begin(self) -> None:
         """Open the files that grow."""
         raise NotImplementedError
-
-    def _take_lock(self) -> None:
-        if hasattr(os, "O_DIRECTORY"):  # elsewhere two conversions into one folder at once are the user's to avoid
-            self._lock = os.open(self._work, os.O_RDONLY)
-            if not lock(self._lock):
-                raise UserError(f"{self._work}: another process is converting into it: wait for it or stop it")
 
     def _read_state(self) -> bool:
         """Take the counts and sizes of the last durable point; False: this is the beginning."""
@@ -277,6 +283,4 @@ class ContinuedWriter(StoreWriter):
         for file in self._files.values():
             with contextlib.suppress(OSError):
                 file.close()
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        super().close()

@@ -24,8 +24,7 @@ Source: the protocol of MFR-ALL (InsightFace challenge), which scores all pairs 
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -50,7 +49,7 @@ from attfc.evaluation.rates import (
 )
 from attfc.evaluation.tail_sample import EXACT_IMPOSTORS, TailSample, tail_of
 from attfc.evaluation.unit_rows import unit_tensor
-from attfc.precision import fast_bfloat16, without_autocast
+from attfc.precision import fast_bfloat16, float32_products, without_autocast
 from attfc.typing import Float32, Float64, Int64, Progress
 
 __all__ = [
@@ -306,7 +305,8 @@ def score_all_pairs(
     rows_ND = unit_tensor(embeddings, where, order)
     chosen = _choose(precision, rows_ND, keep / made.impostors)
     starts = np.append(0, np.cumsum(images_I))
-    with torch.no_grad(), without_autocast(rows_ND), _full_float32():
+    # A process may have allowed TF32 or bfloat16 for products in float32, to which the bound does not apply.
+    with torch.no_grad(), without_autocast(rows_ND), float32_products("highest"):
         genuine_pairs = _GenuinePairs(starts)
         genuine = genuine_pairs.scores(rows_ND)
         top, codes, verified = highest_impostors(
@@ -410,17 +410,6 @@ def _choose(precision: Precision, rows_ND: Tensor, share_kept: float) -> str:
     if share_kept > _FLOAT64_FROM and rows_ND.device.type != "mps":
         return "float64"
     return "bfloat16" if fast_bfloat16(rows_ND.device) else "float32"
-
-
-@contextmanager
-def _full_float32() -> Iterator[None]:
-    """Float32 products in float32: a process may have allowed TF32 or bfloat16 for them, to which the bound does not apply."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 class _GenuinePairs:

@@ -101,7 +101,7 @@ class HeldOutEvaluation(ImageEvaluation):
             "rank_one_probes": 0 if self.rank_one is None else self.rank_one.probes,
             **found,
             "embedded_images_per_second": found["images"] / seconds if seconds > 0 else None,
-            "notes": [*few_people(self.people), *self.pair_sample.notes(), *self.notes],
+            "notes": [*few_people(self.people), *self.pair_sample.notes(self.pairs.title), *self.notes],
         }
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:

@@ -22,6 +22,8 @@ from attfc.typing import Bools, Int64
 
 __all__ = ["Pairs", "generate_pairs", "read_pairs"]
 
+_GENERATED = "generated"
+
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
@@ -48,6 +50,17 @@ class Pairs:
     def __len__(self) -> int:
         """Return the number of pairs."""
         return len(self.same)
+
+    @property
+    def title(self) -> str:
+        """How a sentence names the list: whose it is, or that it was drawn and how to give another."""
+        drawn = self.source.startswith(_GENERATED)
+        whose = (
+            "drawn from these people (for others: --pairs FILE, in training eval.pairs=FILE)"
+            if drawn
+            else f"of {self.source}"
+        )
+        return f"the {len(self):,} pairs {whose}"
 
     def positions(self) -> Int64:
         """Return every position that occurs, once, rising."""
@@ -251,7 +264,7 @@ def generate_pairs(index: IdentityIndex, pairs: int = 6000, seed: int = 0, *, fo
         scarce = min(to_have, key=to_have.__getitem__)
         notes = (f"{2 * each:,} pairs, not {pairs:,}: the people have only {each:,} different {scarce} pairs",)
     fold = np.repeat(_stratified_folds(each, folds), 2)
-    return Pairs(first, second, np.tile([True, False], each), fold, f"generated (seed {seed})", notes)
+    return Pairs(first, second, np.tile([True, False], each), fold, f"{_GENERATED} (seed {seed})", notes)
 
 
 def _draw_genuine(index: IdentityIndex, counts: Int64, each: int, rng: np.random.Generator) -> Int64:

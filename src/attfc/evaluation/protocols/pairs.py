@@ -170,7 +170,7 @@ def evaluate_pair_list(
     sample, people = None, []
     if identities is not None:
         sample = PairListSample.of(scores, identities(kept.first), identities(kept.second))
-        people = [*few_people(sample.carriers), *sample.notes()]
+        people = [*few_people(sample.carriers), *sample.notes(kept.title)]
     return PairEvaluation(
         name=source.name,
         embeddings=embeddings,

@@ -1,6 +1,7 @@
 """Writer of RecordIO: `train.rec` and `train.idx`, and a whole set in the InsightFace layout. Bytes and their order: `docs/formats.md`.
 
-Both files appear whole, by rename, when the last record is written: a run that was interrupted leaves none.
+Both files appear whole, by rename, when the last record is written: a run that was interrupted leaves none. The drafts of one that was killed
+are removed by the next.
 """
 
 import contextlib
@@ -161,6 +162,7 @@ class RecordSetWriter(StoreWriter):
     """
 
     again = " and start again"
+    drafts = (".train.*.part",)  # the folder may hold other things
 
     def __init__(
         self, folder: str | os.PathLike[str], source: str, identities: int, names: Callable[[int], str] | None
@@ -173,16 +175,21 @@ class RecordSetWriter(StoreWriter):
                 f"{source}: {identities:,} identities, but RecordIO holds labels as float32, exact for 16,777,216: "
                 "convert to the packed format"
             )
-        for path in (rec, idx):
+        killed = any(self.folder.glob(".train.rec.*.part"))  # perhaps between putting the .idx in place and the .rec
+        for path in (rec,) if killed else (rec, idx):
             if os.path.lexists(path):
                 raise UserError(f"{path}: exists already: give a folder without a record set")
-        with self.failures():
-            self.folder.mkdir(parents=True, exist_ok=True)
         self._firsts, self._taken = array("q"), array("q")  # first key, and label in the source, of each identity
         self._shape: tuple[int, int] | None = None
         self._left_out: list[bytes] = []
-        self._records = RecordWriter(rec, idx).__enter__()
-        self._records.append(pack_payload([0.0, 0.0]), key=0)
+        self._records = RecordWriter(rec, idx)
+        try:
+            with self.failures():
+                self._take(self.folder)
+            self._records.__enter__().append(pack_payload([0.0, 0.0]), key=0)
+        except BaseException:
+            super().close()
+            raise
 
     def failure(self, error: OSError) -> UserError:
         """Return the error for anything that keeps a set from being written."""
@@ -233,3 +240,4 @@ class RecordSetWriter(StoreWriter):
         """Remove what is unfinished."""
         if not self.finished:
             self._records.discard()
+        super().close()
