@@ -6,6 +6,8 @@ FACES ?= ../shared/faces112/train
 SOURCES ?= $(HOME)/.cache/attfc/sources
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 export UV_PROJECT_ENVIRONMENT := $(CURDIR)/.venv
+# Bytecode is kept, whatever the shell says: without it every process of the tests compiles torch anew, for seconds.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: setup demo test check test-slow bench gpu study docs format clean
 .DEFAULT_GOAL := help

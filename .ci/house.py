@@ -31,7 +31,7 @@ FLOORS = (
     },
     {"backbones", "losses", "synthetic"},
     {"data", "heads"},
-    {"evaluation", "plan"},
+    {"evaluation", "photos", "plan"},
     {"training"},
     {"export", "run"},
     {"gallery"},

@@ -211,6 +211,8 @@ def heads(job: Job) -> list[Cell]:
         if kind == "default":
             options.setdefault("place", usual_place(identities))
             name += f", table on the {options['place']}"
+        elif "place" in options:
+            name += f", rows on the {options['place']}"
         if kind == "published":
             options["slots"] = max(identities // 10, usual["batch"])
         name += f", with {more['network']}" if "network" in more else ""
@@ -227,6 +229,7 @@ def heads(job: Job) -> list[Cell]:
         *(softmax(middle // 10, rows) for rows in ("bfloat16", "float32", "int8")),
         *(cell(kind, middle) for kind in others),
         cell("default", middle, place="host" if usual_place(middle) == "device" else "device"),
+        cell("partial_fc", middle, place="host"),
         *(cell(kind, size) for size in sizes for kind in (*first, *others)),
         softmax(middle, "bfloat16"),
     ]

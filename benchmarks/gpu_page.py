@@ -11,6 +11,7 @@ Record = dict[str, Any]
 HEADS = {
     "full_fc": "full FC",
     "partial_fc": "Partial FC 0.1",
+    "partial_fc host": "Partial FC 0.1, rows on the host",
     "default device": "AttFC, table on the device",
     "default host": "AttFC, table on the host",
     "published": "AttFC as published, ratio 0.1",
@@ -42,7 +43,7 @@ def heads(record: Record) -> str:
         found: dict[tuple[int, str], Record] = {}
         for cell in of_heads:
             if (cell.get("network") or "") == network:
-                head = f"default {cell['place']}" if cell["head"] == "default" else cell["head"]
+                head = f"{cell['head']} {cell['place']}" if "place" in cell else cell["head"]
                 found[cell["identities"], head] = cell
         shown: dict[str, Callable[[Record], str]] = {
             "Samples/s": lambda cell: f"{cell['samples_per_second']:,.0f}",

@@ -25,6 +25,7 @@ from attfc.commands import (
 from attfc.commands.common import err, out
 from attfc.commands.evaluation import compare, evaluate, report
 from attfc.commands.help import Commands, CommandsByUse
+from attfc.commands.photos import align
 from attfc.errors import UserError
 
 __all__ = ["app", "main"]
@@ -44,6 +45,7 @@ for command in (
     export.export,
     embed.embed,
     embed.verify,
+    align.align,
     models.backbones,
     planning.plan,
     planning.presets,

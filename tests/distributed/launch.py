@@ -19,7 +19,16 @@ import torch.distributed as dist
 SECONDS = 90  # a rank that has not answered by then is stuck
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["attfc.run.build", "torch.distributed.tensor", "torch.distributed.checkpoint"])
+# An optimizer's first step imports the compiler, for seconds; the server is shared with attfc.lab.children, whose cells it has loaded too.
+context.set_forkserver_preload(
+    [
+        "attfc.run.build",
+        "attfc.lab.head_cell",
+        "torch._dynamo",
+        "torch.distributed.tensor",
+        "torch.distributed.checkpoint",
+    ]
+)
 
 
 def on_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:

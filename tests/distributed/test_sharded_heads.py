@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from .launch import on_ranks
-from .workers import IMAGES, full_state, full_states, refusals, run_head, run_heads, scaled_steps
+from .workers import IMAGES, full_state, full_states, refusals, run_head, run_heads, scaled_steps, steps_by_place
 
 
 def attfc(
@@ -117,6 +117,13 @@ def test_two_ranks_are_one(name, on_two) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_four_ranks_are_one(name, on_four) -> None:
     assert_equal_to_one_process(on_four[name], *CASES[name])
+
+
+def test_rows_brought_ahead_are_those_read_in_the_step(tmp_path) -> None:
+    for device, host, file in on_ranks(2, steps_by_place, str(tmp_path)):
+        assert len(device[0].unique()) == len(device[0])
+        for expected, *others in zip(device, host, file, strict=True):
+            assert all(torch.equal(expected, each) for each in others)
 
 
 def test_a_rank_without_any_of_the_drawn_rows_takes_part(on_two) -> None:

@@ -33,7 +33,9 @@ from attfc.run.build import new_run
 from attfc.run.resuming import resume_run
 from attfc.training.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from attfc.training.checkpoints.sharded_state import ShardedState
+from attfc.training.momentum import MomentumPair
 from attfc.training.optimizers import build_optimizer, parameter_groups
+from attfc.training.step import Inputs, TrainStep
 from attfc.training.trainer import Interrupted
 
 D, K, STEPS = 12, 2, 9
@@ -157,6 +159,27 @@ def full_state(kind: str, options: dict[str, Any], dtype: torch.dtype) -> tuple[
 def full_states(cases: list[tuple[str, dict[str, Any], torch.dtype]]) -> list[tuple[dict[str, Tensor], bool]]:
     """`full_state` for each case, all in the same processes."""
     return [full_state(*case) for case in cases]
+
+
+def steps_by_place(folder: str) -> list[list[Tensor]]:
+    """Losses, this rank's rows and their momentum after steps over two batches each, of Partial FC with its rows in each place."""
+    ranks, found = Ranks.world(), []
+    for place in ("device", "host", "file"):
+        torch.manual_seed(1)
+        head = PartialFC(
+            D, IDENTITIES, CosFace(16.0), 0.4, place=place, folder=folder if place == "file" else None
+        ).train()
+        pair = MomentumPair(torch.nn.Linear(D, D), keys=False)
+        groups = parameter_groups([pair.query, head], weight_decay=0.01)
+        stores = {} if place == "device" else {head.weight: head.rows}
+        optimizer = build_optimizer("sgd", groups, learning_rate=0.05, stores=stores)
+        step = TrainStep(pair, head, optimizer, ranks=ranks)
+        mine = [
+            Inputs(ranks.own(images), ranks.own(labels)) for images, labels, _ in batches(torch.float32, IDENTITIES)
+        ]
+        losses = [step(mine[number : number + 2]) for number in range(STEPS - 1)]
+        found.append([torch.stack(losses), head.weight.detach(), optimizer.state[head.weight]["momentum_buffer"]])
+    return found
 
 
 def refusals(cases: list[tuple[str, dict[str, Any]]]) -> list[str]:

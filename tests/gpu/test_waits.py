@@ -1,6 +1,7 @@
 """A training step on a GPU never makes the host wait: torch itself raises where it would.
 
-Rows of Partial FC in host memory are left out, and rows in a file: their step waits for what it brings, by design.
+In backward the thread that called it waits for the gradient of rows in host memory, beside the thread that queues the network's. Left out are
+float16, whose scaler reads whether a gradient overflowed, and rows in a file.
 """
 
 from collections.abc import Iterator
@@ -24,9 +25,10 @@ def refuse_to_wait() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode(before)
 
 
-@pytest.mark.parametrize("amp", AMPS)
+@pytest.mark.parametrize("amp", [amp for amp in AMPS if amp != "float16"])
 @pytest.mark.parametrize(
-    ("name", "place"), [*((name, "device") for name in HEADS), ("attfc drawn", "host"), ("attfc others", "host")]
+    ("name", "place"),
+    [*((name, "device") for name in HEADS), ("attfc drawn", "host"), ("attfc others", "host"), ("partial_fc", "host")],
 )
 def test_a_step_does_not_wait_for_the_device(tmp_path, refuse_to_wait, name, place, amp) -> None:
     trainer = run_of(name, place, amp, tmp_path).trainer

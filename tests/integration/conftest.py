@@ -1,10 +1,14 @@
-"""A folder of faces on disk and a configuration small enough to train in seconds."""
+"""A folder of faces and two networks on disk, and a configuration small enough to train in seconds."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from attfc.backbones import create_backbone
 from attfc.data import SyntheticFaces
+from attfc.training.model_files import save_model
 
 TINY = [
     "data.root=synthetic:identities=24,images=6,seed=0",
@@ -22,8 +26,30 @@ TINY = [
     "log.tensorboard=false",
     "threads=1",
     "precision.amp=bfloat16",
+    "report.write=false",  # with it the last evaluation has intervals, for a second
     "report.pictures=false",
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _rendered_once(rendered_once: None) -> None:
+    """Of all files here."""
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two untrained networks whose BatchNorm statistics are those of faces."""
+    found = []
+    pixels = SyntheticFaces(8, 2, seed=9).images(np.arange(16), 56).pixels
+    images = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() - 127.5) / 127.5
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        backbone = create_backbone("r6_tiny", embedding_size=32)
+        with torch.no_grad():
+            for _ in range(20):
+                backbone.train()(images)
+        found.append(save_model(tmp_path_factory.mktemp(f"model {seed}"), backbone.eval()))
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from PIL import Image
 
 from attfc.data import SyntheticFaces
 from attfc.data.stores.verification_sets import write_verification_set
-from attfc.evaluation.alignment import ARCFACE_TEMPLATE
+from attfc.photos.alignment import ARCFACE_TEMPLATE
 
 
 def write_bin(path: Path, pairs: int = 40, seed: int = 0, broken: int | None = None) -> tuple[list[bytes], np.ndarray]:

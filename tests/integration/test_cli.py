@@ -16,7 +16,7 @@ from .commands import attfc, run_main
 from .conftest import TINY
 
 
-def test_train_evaluate_and_report_on_a_folder(tmp_path, face_folder) -> None:
+def test_train_evaluate_and_report_on_a_folder(tmp_path, face_folder, monkeypatch, capsys) -> None:
     cache = tmp_path / "cache"
     done = attfc(
         *("train", "demo", *TINY, f"data.root={face_folder}", f"eval.root={face_folder}", f"data.index_cache={cache}"),
@@ -26,6 +26,7 @@ def test_train_evaluate_and_report_on_a_folder(tmp_path, face_folder) -> None:
             "data.workers=1",
             "negatives.count=16",
             "log.tensorboard=true",
+            "report.write=true",
             "report.pictures=true",
         ),
     )
@@ -52,23 +53,13 @@ def test_train_evaluate_and_report_on_a_folder(tmp_path, face_folder) -> None:
     assert f"[{low:.4f}, {high:.4f}]" in done.stdout
     assert f"[{100 * low:.2f}, {100 * high:.2f}]" in (run / "report.html").read_text()
     assert "interval" not in (run / "metrics.jsonl").read_text()  # of the last evaluation alone, in evaluation.json
-    again = attfc(
-        "evaluate",
-        run,
-        "held-out",
-        face_folder,
-        "--cache",
-        cache,
-        "--json",
-        tmp_path / "e.json",
-        "--generated-pairs",
-        40,
-    )
-    assert again.returncode == 0, again.stderr
+    again = ("evaluate", run, "held-out", face_folder, "--cache", cache, "--json", tmp_path / "e.json")
+    status, _, err = run_main(monkeypatch, capsys, *again, "--generated-pairs", 40)
+    assert status == 0, err
     repeated = json.loads((tmp_path / "e.json").read_text())
     assert repeated["rank_one"] == pytest.approx(figures["rank_one"], abs=0.05)  # the run evaluated in bfloat16
-    written = attfc("report", run)
-    assert (written.returncode, written.stderr) == (0, "note: the run's earlier report is replaced\n")
+    status, _, err = run_main(monkeypatch, capsys, "report", run)
+    assert (status, err) == (0, "note: the run's earlier report is replaced\n")
 
 
 def test_inspect_counts_and_names_what_is_broken(tmp_path, face_folder, monkeypatch, capsys) -> None:

@@ -80,7 +80,7 @@ def test_the_same_run_whatever_the_format(kinds, kind, tmp_path, attfc) -> None:
     """Positions of folder and packed set agree, so the losses are those of the folder to the last bit."""
 
     def losses(path: Path) -> list[float]:
-        options = [*QUICK, "schedule.max_steps=2", "report.write=false"]
+        options = [*QUICK, "schedule.max_steps=2"]
         attfc(
             *("train", "demo", *options, f"data.root={path}", f"data.index_cache={tmp_path / 'c'}"),
             f"output={tmp_path / kind / path.name}",
@@ -193,7 +193,7 @@ def test_clean_writes_a_list_that_training_honours(kinds, tmp_path, attfc) -> No
             f"data.edits=[{edits}]",
             f"data.index_cache={tmp_path / 'cache'}",
         ),
-        *(f"output={tmp_path}", "report.write=false"),
+        f"output={tmp_path}",
     )
     records = [json.loads(line) for line in (tmp_path / "demo-001" / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records if record["kind"] == "train"] == [1, 2, 3, 4]  # 50 images, 16 a step
@@ -265,7 +265,7 @@ def test_broken_images_of_every_store_are_counted_and_named_in_the_report(kinds,
             f"data.index_cache={cache}",
             f"output={tmp_path}",
         ),
-        *("data.broken_limit=0.2", "center=key_attention"),
+        *("data.broken_limit=0.2", "center=key_attention", "report.write=true"),
     )
     page = (tmp_path / "demo-001" / "report.html").read_text(encoding="utf-8")
     where = open_store(root, cache=cache).where(7)

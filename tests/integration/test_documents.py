@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from attfc.cli import app
 from attfc.config import RunConfig, load_config, preset_names
 from attfc.config.arguments import read_words
-from attfc.evaluation.alignment import ARCFACE_TEMPLATE
+from attfc.photos.alignment import ARCFACE_TEMPLATE
 from attfc.run.build import new_run
 
 ROOT = Path(__file__).resolve().parents[2]

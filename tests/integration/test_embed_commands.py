@@ -30,7 +30,7 @@ def earlier(tmp_path_factory) -> Path:
         "data.decoded_cache_mib=64",
     ]
     folder = tmp_path_factory.mktemp("earlier")
-    run = new_run(load_config("demo", [*TINY, *MORE, *more, f"output={folder}", "report.write=false"]))
+    run = new_run(load_config("demo", [*TINY, *MORE, *more, f"output={folder}"]))
     run.trainer.train()
     return run.folder
 
@@ -56,7 +56,7 @@ def test_fine_tuning_beats_training_from_scratch(earlier, tmp_path, monkeypatch,
     wider = ["eval.root=synthetic:identities=30,images=4,seed=0,first=1000", "eval.generated_pairs=400"]
     auc = {}
     for name, start in (("tuned", [f"start_from={tmp_path / 'backbone.pth'}"]), ("scratch", [])):
-        arguments = [*TINY, *MORE, *few, *wider, *start, f"output={tmp_path}", f"name={name}", "report.write=false"]
+        arguments = [*TINY, *MORE, *few, *wider, *start, f"output={tmp_path}", f"name={name}"]
         status, _, err = run_main(monkeypatch, capsys, "train", "demo", *arguments)
         assert status == 0, err
         auc[name] = json.loads((tmp_path / f"{name}-001" / "evaluation.json").read_text())["auc"]

@@ -9,9 +9,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-import torch
 
-from attfc import create_backbone
 from attfc.commands.evaluation import compare as comparing
 from attfc.data import SyntheticFaces
 from attfc.data.stores.verification_sets import read_verification_set
@@ -22,28 +20,11 @@ from attfc.evaluation.protocols.identification import choose_gallery
 from attfc.evaluation.protocols.pairs import identities_of_set
 from attfc.evaluation.protocols.search import identify
 from attfc.evaluation.results import read_result, save_result
-from attfc.training.model_files import save_model
 
 from .commands import run_main
 from .protocol_folder import write_bin, write_templates
 
 FEW = ("--resamples", "40")
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """Two untrained networks whose BatchNorm statistics are those of faces."""
-    found = []
-    pixels = SyntheticFaces(8, 2, seed=9).images(np.arange(16), 56).pixels
-    images = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() - 127.5) / 127.5
-    for seed in (0, 1):
-        torch.manual_seed(seed)
-        backbone = create_backbone("r6_tiny", embedding_size=32)
-        with torch.no_grad():
-            for _ in range(20):
-                backbone.train()(images)
-        found.append(save_model(tmp_path_factory.mktemp(f"model {seed}"), backbone.eval()))
-    return found
 
 
 def ran(monkeypatch, capsys, *arguments: object) -> str:
@@ -52,7 +33,7 @@ def ran(monkeypatch, capsys, *arguments: object) -> str:
     return out
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def templates(tmp_path_factory):
     root = tmp_path_factory.mktemp("IJB release") / "IJBC"
     return root, write_templates(root)

@@ -23,7 +23,10 @@ from .conftest import TINY
 
 HEADS = {
     "tuned": [],
-    "published": ["profile=published", "negatives.share=1.0", "data.sampling=with_replacement"],
+    "published": [
+        *("profile=published", "negatives.share=1.0", "data.sampling=with_replacement"),
+        "report.write=true",  # intervals too
+    ],
     "int8": [
         *("negatives=recent_centers", "negatives.dtype=int8", "stored=center_table"),
         *("center=key_attention", "center.share=0.6"),

@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
 
@@ -19,9 +17,10 @@ from attfc.training.checkpoints.manifest import STATE
 from attfc.training.run_folder import locked
 from attfc.training.trainer import Interrupted, Trainer
 
+from .commands import run_main
 from .conftest import TINY
 
-SHORT = [*TINY, "eval.root=null", "report.write=false", "head=full_fc"]
+SHORT = [*TINY, "eval.root=null", "head=full_fc"]
 
 
 def faces(root, people=20, seed=0):
@@ -203,9 +202,8 @@ def test_a_signal_while_a_resumed_run_has_done_nothing_keeps_what_was_saved(tmp_
         resumed.trainer.train()
 
 
-def test_the_command_says_that_a_run_is_finished_and_finds_the_last(tmp_path) -> None:
+def test_the_command_says_that_a_run_is_finished_and_finds_the_last(tmp_path, monkeypatch, capsys) -> None:
     run = trained(tmp_path)
-    command = [sys.executable, "-m", "attfc", "train", "--resume", "last", f"output={tmp_path / 'runs'}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert f"{run.folder} is finished: all 2 steps are done" in done.stderr
+    status, _, err = run_main(monkeypatch, capsys, "train", "--resume", "last", f"output={tmp_path / 'runs'}")
+    assert status == 0, err
+    assert f"{run.folder} is finished: all 2 steps are done" in err

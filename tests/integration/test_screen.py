@@ -5,15 +5,10 @@ import re
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
-from attfc import create_backbone
 from attfc.commands import screen
-from attfc.data import SyntheticFaces
 from attfc.lab import head_speed
-from attfc.training.model_files import save_model
 
 from .commands import run_main
 from .protocol_folder import write_bin, write_templates
@@ -60,24 +55,13 @@ COMMANDS: dict[str, tuple[tuple[object, ...], str | None]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+@pytest.fixture(scope="session")
+def places(models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("s")
-    pixels = SyntheticFaces(8, 2, seed=9).images(np.arange(16), 56).pixels
-    images = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() - 127.5) / 127.5
-    found = {"SETS": root}
-    for name in ("MODEL", "OTHER"):
-        torch.manual_seed(len(found))
-        backbone = create_backbone("r6_tiny", embedding_size=32)
-        with torch.no_grad():
-            for _ in range(20):
-                backbone.train()(images)
-        (root / name).mkdir()
-        found[name] = save_model(root / name, backbone.eval())
     write_bin(root / "lfw.bin")
     write_bin(root / "cfp_fp.bin", seed=4, broken=7)
     write_templates(root / "IJBC")
-    return {**found, "IJBC": root / "IJBC"}
+    return {"SETS": root, "MODEL": models[0], "OTHER": models[1], "IJBC": root / "IJBC"}
 
 
 @pytest.fixture

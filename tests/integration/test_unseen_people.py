@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from attfc.cli import app
 from attfc.data import SyntheticFaces
 
-from .commands import attfc, run_main
+from .commands import run_main
 from .conftest import TINY
 
 WARNING = "4 of 8 evaluation identities were trained on (4 by name): the metrics are not those of unseen people"
@@ -26,10 +28,11 @@ def train(monkeypatch, capsys, folder: Path, *options: str) -> tuple[Path, str]:
 def overlapping(tmp_path_factory) -> tuple[Path, str]:
     """A run that was trained on four of the eight people that it is evaluated on, and what it printed."""
     folder = tmp_path_factory.mktemp("runs")
-    options = ("eval.root=synthetic:identities=8,images=4,seed=0,first=20", "eval.every=2")
-    done = attfc("train", "demo", *TINY, f"output={folder}", "negatives.share=1", "schedule.max_steps=4", *options)
-    assert done.returncode == 0, done.stderr
-    return folder / "demo-001", " ".join((done.stderr + done.stdout).split())
+    options = ("eval.root=synthetic:identities=8,images=4,seed=0,first=20", "eval.every=2", "report.write=true")
+    typed = ["train", "demo", *TINY, f"output={folder}", "negatives.share=1", "schedule.max_steps=4", *options]
+    done = CliRunner().invoke(app, typed)
+    assert done.exit_code == 0, done.output
+    return folder / "demo-001", " ".join(done.output.split())
 
 
 def test_a_run_that_was_trained_on_its_evaluation_people_says_so_everywhere(overlapping) -> None:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
-from attfc.losses import AdaFace, ArcFace, CombinedMargin, CosFace, Margin, class_softmax
+from attfc.errors import UserError
+from attfc.losses import AdaFace, ArcFace, CombinedMargin, CosFace, Margin, class_softmax, container_softmax
 
 MODULE = sys.modules["attfc.losses.class_softmax"]  # the package has a function of this name
 
@@ -173,3 +174,12 @@ def test_logits_are_kept_where_they_fit_and_let_go_after_backward(monkeypatch):
         torch.testing.assert_close(weight.grad, 2 * once)  # backward leaves what it uses as it was
         with pytest.raises(RuntimeError, match="freed"):
             node.saved_tensors  # noqa: B018
+
+
+def test_a_batch_without_queries_is_refused():
+    query_BD, weight_ND, labels_B = case()
+    message = r"query_BD is empty, \(0, 64\): a loss needs at least 1 query"
+    with pytest.raises(UserError, match=message):
+        class_softmax(query_BD[:0], weight_ND, labels_B[:0], CosFace())
+    with pytest.raises(UserError, match=message):
+        container_softmax(query_BD[:0], torch.zeros(0), weight_ND, torch.arange(900), labels_B[:0], 16.0)

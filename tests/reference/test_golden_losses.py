@@ -17,6 +17,7 @@ import torch
 from attfc.config import load_config
 from attfc.run.build import new_run
 
+pytestmark = pytest.mark.usefixtures("rendered_once")
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 KEYS = ["center=key_attention", "center.share=0.8"]
 RUNS = {

@@ -19,13 +19,13 @@ with warnings.catch_warnings():
 
 from attfc.errors import UserError
 from attfc.evaluation import Embedder
-from attfc.evaluation.alignment import ARCFACE_TEMPLATE, warp_face
 from attfc.evaluation.protocols import template_pooling as templates_module
 from attfc.evaluation.protocols import template_scores
 from attfc.evaluation.protocols.template_lists import TemplatePairs, read_template_lists
 from attfc.evaluation.protocols.template_pooling import TemplateMode, pool_templates
 from attfc.evaluation.protocols.template_scores import TEMPLATE_FARS, score_template_pairs, verify_templates
 from attfc.evaluation.protocols.templates import evaluate_templates
+from attfc.photos.alignment import ARCFACE_TEMPLATE, warp_face
 
 FARS = (1e-3, 1e-2, 1e-1)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from attfc.evaluation.alignment import ARCFACE_TEMPLATE, sample_bilinear, similarity_to_template, warp_face
+from attfc.photos.alignment import ARCFACE_TEMPLATE, sample_bilinear, similarity_to_template, warp_face
 
 
 def turned(points: np.ndarray, degrees: float, scale: float, shift: tuple[float, float]) -> np.ndarray:

@@ -175,3 +175,14 @@ def test_memory_of_a_pool_a_table_and_a_memory_of_images_is_their_own() -> None:
         table.footprint(128, cached=False).rows == alone.footprint(128, cached=False).rows
     )  # on the host, and so elsewhere
     assert ImageMemory().bind(64, 9000, images=70_001).memory_bytes() == kept_bytes(9000, 64, 70_001)
+
+
+def test_trained_rows_elsewhere_leave_the_device_their_sample() -> None:
+    with torch.device("meta"):
+        device, host = (PartialFC(512, 100_000, CosFace(), 0.1, place=place) for place in ("device", "host"))
+    for cached in (True, False):
+        here, there = (head.footprint(128, cached=cached) for head in (device, host))
+        assert there.rows == (here.rows if cached else 0)
+        assert there.gradient == here.gradient == 10_000 * 512 * 4
+        # The draw, five int64 per class, is made where the rows are.
+        assert there.working == here.working - (0 if cached else 10_000 * 40)

@@ -1,8 +1,12 @@
 """A gallery: exact search, erasing that leaves no byte, adding twice, other models, odd names, hostile and damaged folders."""
 
+import contextlib
 import hashlib
 import json
+import os
+import random
 import sqlite3
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -116,28 +120,33 @@ def test_rounding_is_bounded() -> None:
 
 
 def test_a_removed_person_is_in_no_byte_of_the_folder(store) -> None:
-    chance = np.random.default_rng(5)
-    rows = unit(3000, 4)
-    store.add(templates(rows[:2500]))
-    for start in range(2500, 3000, 50):
-        store.add(templates(rows[start : start + 50], start))
-        gone = [f"person {number}" for number in chance.choice(start, 20, replace=False).tolist()]
-        store.remove(gone)
-    enrolled = set(store.names())
-    content = bytes_of(store.folder)
-    stayed = 0
-    for number, row in enumerate(rows):
-        fields = vectors.rounded(row[None])
-        marks = (
-            row[3:7].tobytes(),
-            fields["coarse"][0, :16].tobytes(),
-            f"person {number}/1.jpg".encode(),
-            digest(number),
-        )
-        there = f"person {number}" in enrolled
-        assert [mark in content for mark in marks] == [there] * 4, number
-        stayed += there
-    assert 2000 < stayed < 3000
+    """People of long and short names come and go: rows of those who stay move between pages, and each place they leave must be wiped too."""
+    chance = random.Random(1)
+    rows = unit(1500, 4)
+
+    def said(number: int) -> str:
+        return f"<{number:04d}>" + digest(number).hex() * (number % 7)
+
+    def made(number: int) -> Template:
+        images = {
+            digest(10_000 * k + number): f"/faces/<{number:04d}>/{k}{'y' * (number % 250)}"
+            for k in range(1 + number % 3)
+        }
+        return Template(said(number), rows[number], images)
+
+    enrolled: set[int] = set()
+    for first in range(0, len(rows), 100):
+        store.add([made(number) for number in range(first, first + 100)])
+        enrolled |= {*range(first, first + 100)}
+        gone = chance.sample(sorted(enrolled), 60 if first < 800 else 110)
+        store.remove([said(number) for number in gone])
+        enrolled -= {*gone}
+        content = bytes_of(store.folder)
+        for number in (first, *gone):
+            coarse = vectors.rounded(rows[number][None])["coarse"][0, :16]
+            marks = (rows[number][3:7].tobytes(), coarse.tobytes(), f"<{number:04d}>".encode(), digest(number))
+            assert [mark in content for mark in marks] == [number in enrolled] * 4, number
+    assert len(enrolled) > 200
     assert sorted(path.name for path in store.folder.iterdir()) == ["gallery.sqlite", "vectors.bin"]
 
 
@@ -194,11 +203,150 @@ def test_thresholds_can_come_later_and_have_to_be_stated(model, tmp_path) -> Non
         Gallery.create(tmp_path / "g", model, flip=False)
 
 
-def test_tables_of_others_are_refused(store, tmp_path) -> None:
+@pytest.fixture
+def folder(store) -> Path:
+    """A gallery of three people, closed."""
     store.add(templates(unit(3)))
     store.close()
-    with sqlite3.connect(tmp_path / "g" / "gallery.sqlite") as database:
-        database.execute("CREATE TRIGGER t AFTER INSERT ON template BEGIN DELETE FROM image; END")
-    database.close()
+    return store.folder
+
+
+def change(folder: Path, statements: str) -> None:
+    with contextlib.closing(sqlite3.connect(folder / "gallery.sqlite")) as database:
+        database.executescript(statements)
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        "CREATE TRIGGER t AFTER INSERT ON template BEGIN DELETE FROM image; END",
+        "CREATE VIEW v AS SELECT 1",
+        "DROP TABLE template; CREATE VIEW template AS SELECT 1 AS slot, 'Ann' AS name, 0 AS crc32",
+        "DROP TABLE free; CREATE VIRTUAL TABLE free USING fts5(slot, clean)",
+        "DROP TABLE free; CREATE TABLE free (slot INTEGER PRIMARY KEY, clean INTEGER NOT NULL DEFAULT (load_extension('x')))",
+        "PRAGMA journal_mode = WAL",
+    ],
+)
+def test_tables_of_strangers_are_refused(folder, statements) -> None:
+    change(folder, statements)
     with pytest.raises(UserError, match="has not the tables of a gallery"):
-        Gallery.open(tmp_path / "g")
+        Gallery.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("statements", "message"),
+    [
+        ("UPDATE facts SET json = '[]'", "its facts: Input should be an object"),
+        (
+            "UPDATE facts SET json = json_set(json, '$.embedding_size', 1e9)",
+            "its facts: embedding_size: Input should be",
+        ),
+        (
+            "UPDATE facts SET json = json_set(json, '$.embedding_size', 65536)",
+            r"vectors\.bin has 524,288 bytes where its gallery needs",
+        ),
+        ("UPDATE facts SET json = json_set(json, '$.digest', 'x')", "its facts: digest: String should match"),
+        ("DELETE FROM facts", "its facts: 0 rows where a gallery has one"),
+        ("UPDATE facts SET json = x'ff00'", "its facts: "),
+        ("INSERT INTO template VALUES (9000000000000000000, 'x', 0)", r"damaged: it has a slot 90000"),
+        (
+            "INSERT INTO template VALUES (100000, 'x', 0)",
+            r"vectors\.bin has 524,288 bytes where its gallery needs .*copied in part",
+        ),
+        ("UPDATE template SET slot = -1 - slot", "damaged: it has a slot -3"),
+        ("UPDATE template SET name = x'ff'", "damaged: a name in it is no text"),
+        ("UPDATE template SET name = CAST(x'ff' AS TEXT)", r"gallery\.sqlite: is damaged \(Could not decode"),
+        ("UPDATE template SET crc32 = 'x'", "the template of 'person 0' is not what was written"),
+    ],
+)
+def test_values_of_strangers_are_refused(folder, statements, message) -> None:
+    change(folder, statements)
+    with pytest.raises(UserError, match=message), Gallery.open(folder) as gallery:
+        gallery.search(unit(3, size=gallery.facts.embedding_size))
+
+
+def test_damaged_files_are_refused(folder, tmp_path) -> None:
+    with pytest.raises(UserError, match=r"nothing is no gallery \(gallery\.sqlite is missing\)"):
+        Gallery.open(tmp_path / "nothing")
+    database, numbers = folder / "gallery.sqlite", folder / "vectors.bin"
+    whole, vectors_whole = database.read_bytes(), numbers.read_bytes()
+    for content in (b"no database" * 1000, whole[:5000], whole[:4096] + b"\xff" * (len(whole) - 4096)):
+        database.write_bytes(content)
+        with pytest.raises(UserError, match=r"is damaged|has not the tables"), Gallery.open(folder) as gallery:
+            gallery.search(unit(3))
+    database.write_bytes(b"")
+    with pytest.raises(UserError, match="is empty: its making was interrupted"):
+        Gallery.open(folder)
+    database.write_bytes(whole)
+    for content in (b"", vectors_whole[:-1]):
+        numbers.write_bytes(content)
+        with pytest.raises(UserError, match="copied in part"), Gallery.open(folder) as gallery:
+            gallery.search(unit(3))
+    numbers.write_bytes(np.full(len(vectors_whole) // 4, np.nan, "<f4").tobytes())
+    with Gallery.open(folder) as gallery:
+        assert gallery.search(unit(3)) == [[], [], []]
+    numbers.write_bytes(vectors_whole)
+    numbers.rename(folder.parent / "elsewhere")
+    numbers.symlink_to(folder.parent / "elsewhere")
+    with pytest.raises(UserError, match=r"vectors\.bin is a link: a gallery's files lie in its own folder"):
+        Gallery.open(folder)
+
+
+def test_a_journal_that_names_another_file_is_refused(folder) -> None:
+    """SQLite deletes the file that a journal names as its super-journal, whatever that is: it must not get to read it."""
+    precious = folder.parent / "precious"
+    precious.write_text("mine")
+    name = str(precious).encode()
+    tail = struct.pack(">I", 2**30 // 4096 + 1) + name + struct.pack(">II", len(name), sum(name))
+    head = bytes.fromhex("d9d505f920a163d7") + struct.pack(">IIIII", 0, 0, 1, 512, 4096) + bytes(484)
+    journal = folder / "gallery.sqlite-journal"
+    journal.write_bytes(head + tail + head[:8])
+    with pytest.raises(UserError, match="names another file, which no gallery's journal does"):
+        Gallery.open(folder)
+    assert precious.read_text() == "mine"
+
+
+def test_odd_names_are_kept_printable(model, faces, tmp_path) -> None:
+    image = faces / "Zoë 0" / "0.png"
+    names = {
+        "<script>alert(1)</script>": "<script>alert(1)</script>",
+        "../../etc": "../../etc",
+        "a\nb\x1b[2J\u202e": "a\\nb\\x1b[2J\\u202e",
+        os.fsdecode(b"caf\xe9"): "caf\\xe9",
+    }
+    with Gallery.create(tmp_path / "g", model) as gallery:
+        for given, kept in names.items():
+            gallery.add(image, name=given)
+            (gone,) = gallery.remove(kept)
+            assert gone.name == kept
+            gallery.add(image, name=kept)
+            assert gallery.remove(given) == [gone]
+        for bad in ("", " ", "x" * 201):
+            with pytest.raises(UserError, match="is no name: use 1 to 200 characters"):
+                gallery.add(image, name=bad)
+        with pytest.raises(UserError, match=r"whose face is .*0\.png\? Say --name NAME"):
+            gallery.add(image)
+        broken = tmp_path / "people" / "Ann"
+        broken.mkdir(parents=True)
+        (broken / "1.jpg").write_bytes(b"GIF89a")
+        with pytest.raises(UserError, match=r"no image can be used; the first is Ann/1\.jpg: "):
+            gallery.add(broken.parent)
+        (broken / "2.png").write_bytes(image.read_bytes())
+        done = gallery.add(broken.parent)
+        assert (done.templates, done.images, len(done.left_out)) == (1, 1, 1)
+        with (
+            pytest.raises(UserError, match="opened without a model: images need one"),
+            Gallery.open(tmp_path / "g") as bare,
+        ):
+            bare.search(image)
+
+
+def test_a_folder_with_other_files_is_no_place(model, tmp_path) -> None:
+    (tmp_path / "g").mkdir()
+    (tmp_path / "g" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"g holds other files \('notes\.txt'\): name a new folder"):
+        Gallery.create(tmp_path / "g", model)
+    with pytest.raises(UserError, match=r"notes\.txt is a file: name a folder"):
+        Gallery.create(tmp_path / "g" / "notes.txt", model)
+    Gallery.create(tmp_path / "mine", model).close()
+    assert (tmp_path / "mine").stat().st_mode & 0o077 == 0

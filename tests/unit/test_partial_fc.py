@@ -322,17 +322,15 @@ def test_a_checkpoint_is_read_into_the_file_and_not_into_memory(name: str, tmp_p
 def test_what_is_prefetched_is_the_next_draw_and_the_batch_is_the_rest(tmp_path) -> None:
     trained = head(place="file", folder=tmp_path)
     asked = []
-    trained.rows.prefetch = asked.append  # type: ignore[method-assign]
+    trained.rows.touch = asked.append  # type: ignore[method-assign, assignment]
     for step in range(5):
         trained(*batch(step)).backward()
+        trained.rows.thread.settle()
         sampled = draw_classes(batch(step + 1)[1], IDENTITIES, 18, 0, step + 1)
         assert torch.isin(sampled, torch.cat([asked[step], batch(step + 1)[1]])).all()
     plain = RowStore("file", tmp_path)
     plain.zeros(IDENTITIES, 2000)  # two pages a row: 8,000 bytes
-    assert plain._touch(torch.arange(7)) == 7 * 3
-    plain.prefetch(torch.arange(5))
-    assert plain._prefetch is not None
-    assert plain._prefetch.result(timeout=30) == 5 * 3
+    assert plain.touch(torch.arange(7)) == 7 * 3
 
 
 def test_rows_on_the_host_stay_there_as_they_are(tmp_path) -> None:

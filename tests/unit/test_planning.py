@@ -79,6 +79,7 @@ def test_a_plan_says_what_is_kept_besides_and_what_the_other_form_would_keep(tmp
         "negatives.place=file",
         f"negatives.folder={tmp_path}",
         "negatives.share=0.1",
+        "--no-calibrate",
     ]
     table = CliRunner().invoke(app, [*asked, "--images", "42000000"])
     assert "table of centers: 4.8 GiB per process besides" in table.stdout

@@ -1,7 +1,7 @@
 """One process per run folder; the newest run; what stays of a run that saved nothing."""
 
 import os
-import subprocess
+import signal
 import sys
 
 import pytest
@@ -11,27 +11,26 @@ from attfc.errors import UserError
 from attfc.training.checkpoints.checkpoint import save_checkpoint
 from attfc.training.run_folder import locked, newest_run, remove_unsaved
 
-HOLDER = """
-import sys, time, pathlib
-from attfc.training.run_folder import locked
-with locked(pathlib.Path(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(100)
-"""
-
 
 def test_a_second_process_is_refused_with_the_number_of_the_first_and_a_kill_gives_the_lock_back(tmp_path):
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    ready, started = os.pipe()
+    holder = os.fork()
+    if not holder:
+        with locked(tmp_path):
+            os.write(started, b"x")
+            signal.pause()
     try:
-        assert holder.stdout.readline() == "held\n"
+        os.read(ready, 1)
         with (
-            pytest.raises(UserError, match=rf"is being trained by process {holder.pid} on .*: wait for it, or stop it"),
+            pytest.raises(UserError, match=rf"is being trained by process {holder} on .*: wait for it, or stop it"),
             locked(tmp_path),
         ):
             pass
     finally:
-        holder.kill()
-        holder.communicate()
+        os.kill(holder, signal.SIGKILL)
+        os.waitpid(holder, 0)
+        for end in (ready, started):
+            os.close(end)
     with locked(tmp_path):
         assert f"process {os.getpid()} on" in (tmp_path / ".lock").read_text()
 

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from attfc.config import load_config
 from attfc.distributed import Ranks
-from attfc.heads.banks import kept_rows
+from attfc.heads.banks import kept_rows, row_store
 from attfc.heads.banks.rows_ahead import Arriving
 from attfc.run.build import Run, new_run
 from attfc.run.components import build_head
@@ -145,6 +145,21 @@ def test_rows_in_host_memory_come_and_go_without_a_wait(tmp_path, monkeypatch, p
     blind_step(run)
     assert bank.place == "host"
     bank.settle()
+
+
+@pytest.mark.parametrize("name", ["partial_fc", "partial_fc adamw"])
+def test_trained_rows_in_host_memory_come_and_go_without_a_wait(tmp_path, monkeypatch, name) -> None:
+    monkeypatch.setattr(
+        row_store.RowStore, "zeros", lambda _, *shape, **rest: torch.zeros(shape, **rest | {"device": "cpu"})
+    )
+    monkeypatch.setattr(
+        row_store, "to_host", lambda sent: Arriving(tuple(torch.zeros_like(x, device="cpu") for x in sent))
+    )
+    run = blind_run(tmp_path, [*HEADS[name], "head.place=host"])
+    head = run.trainer.head
+    assert head.weight.device.type == "cpu"
+    blind_step(run)
+    assert head.draws == 2
 
 
 @pytest.fixture

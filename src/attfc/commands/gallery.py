@@ -98,7 +98,7 @@ def add(
 
     Args:
         images: aligned faces: folders with a folder per person, or any store as `attfc train` takes it; with --name image files too
-        name: of the one person whom all images show; default: each folder's name
+        name: the one person whom all images show; default: each folder's name
         batch_size: images per forward pass
         workers: processes that read and decode; 0: this one
     """
@@ -245,6 +245,10 @@ def stats(gallery: GalleryArgument, json_file: JsonOption = None) -> None:
     for key in ("gallery.sqlite bytes", "vectors.bin bytes"):
         out.print(f"{key.split()[0]:<16}{found[key]:,} bytes")
     out.print(f"{'changed':<12}{found['changed']}, made {found['created']}")
+    if found["slots_to_erase"]:
+        out.print(
+            f"not erased yet: {_count(found['slots_to_erase'], 'template')}; run this again when nobody writes and the disk has room"
+        )
     write_json(json_file, found)
 
 

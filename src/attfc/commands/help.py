@@ -14,7 +14,7 @@ USES = {
     "Train": ("train", "presets", "options", "backbones", "plan"),
     "Judge a model": ("evaluate", "compare", "report"),
     "Use a model": ("embed", "verify", "gallery", "export"),
-    "Prepare data": ("data",),
+    "Prepare data": ("align", "data"),
     "Measure": ("bench", "study"),
 }
 EXAMPLES = (

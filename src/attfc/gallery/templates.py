@@ -37,6 +37,7 @@ __all__ = ["Template", "TemplateStore", "now"]
 
 VECTORS = "vectors.bin"
 ASKED = 10_000  # rows per query
+MOST_SLOTS = 2**31
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +97,12 @@ class TemplateStore:
         """Close the database."""
         self._connection.close()
 
+    def __enter__(self) -> "TemplateStore":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     @property
     def facts(self) -> Facts:
         """What the gallery is of, as it stands now."""
@@ -154,9 +161,13 @@ class TemplateStore:
 
     def _used(self) -> int:
         """Return how many slots are or were in use."""
-        query = "SELECT max(coalesce(max(slot), -1), coalesce((SELECT max(slot) FROM free), -1)) + 1 FROM template"
-        (count,) = self._connection.execute(query).fetchone()
-        return int(count)
+        first, last = 0, -1
+        for table in ("template", "free"):
+            low, high = self._connection.execute(f"SELECT min(slot), max(slot) FROM {table}").fetchone()
+            first, last = min(first, low or 0), max(last, -1 if high is None else high)
+        if first < 0 or last >= MOST_SLOTS:
+            raise UserError(f"{self.path} is damaged: it has a slot {first or last}, and no gallery has that")
+        return last + 1
 
     def add(self, templates: Sequence[Template]) -> None:
         """Add templates, all or none.
@@ -215,7 +226,13 @@ class TemplateStore:
                     )
                 if gone:
                     self._changed()
-            self._clean()
+            try:
+                self._clean()
+            except (UserError, OSError) as error:
+                raise UserError(
+                    f"{', '.join(map(repr, gone))}: removed, no search finds them, but not erased from the files yet ({error}): "
+                    "make room; opening the gallery then erases them"
+                ) from error
         return gone
 
     def set_facts(self, facts: Facts) -> None:
@@ -244,6 +261,8 @@ class TemplateStore:
             part = slots_N[start : start + ASKED].tolist()
             marks = ",".join("?" * len(part))
             found.update(self._connection.execute(f"SELECT slot, name FROM template WHERE slot IN ({marks})", part))
+        if not all(isinstance(name, str) for name in found.values()):
+            raise UserError(f"{self.path} is damaged: a name in it is no text")
         return found
 
     def _check(self, slots: set[int]) -> None:
@@ -274,6 +293,7 @@ class TemplateStore:
                     ("templates", "*", "template"),
                     ("images", "*", "image"),
                     ("free_slots", "*", "free"),
+                    ("slots_to_erase", "*", "free WHERE NOT clean"),
                 )
             }
         sizes = {f"{path.name} bytes": path.stat().st_size for path in (self.path, self.vectors.path)}

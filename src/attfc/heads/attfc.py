@@ -283,10 +283,10 @@ class AttFC(Head):
     def bring(self, labels_B: Tensor, positions_B: Tensor | None, device: torch.device) -> dict[str, Ahead]:
         """Start to bring the rows of banks in host memory or in a file."""
         banks = {name: bank for name, bank in self._named_banks.items() if isinstance(bank, KeptRows)}
-        if all(bank.place == "device" for bank in banks.values()) or not _host_knows(labels_B, self.ranks):
+        outside = any(bank.place != "device" for bank in banks.values())
+        every_label_B, every_position_B = self._known_labels(labels_B) if outside else None, None
+        if every_label_B is None:
             return {}
-        every_label_B, every_position_B = self.ranks.gather(labels_B), None
-        self._check_labels_below(every_label_B)
         if self.takes_positions:
             every_position_B = self.center.positions(positions_B, labels_B, self.ranks)
         known = every_label_B, every_position_B, device
@@ -347,12 +347,6 @@ class AttFC(Head):
         _, working, streamed = self.negatives.footprint(everyone, block_mib, cached)
         working += everyone * self.embedding_size * 4 * (self.keys_per_query + 6)
         return HeadMemory(held, 0.0, working, self.keys_per_query, streamed, "container")
-
-
-def _host_knows(labels_B: Tensor, ranks: Ranks) -> bool:
-    """Whether labels are such that `forward` will take them, and can be exchanged between hosts."""
-    fit = labels_B.device.type == "cpu" and labels_B.dtype == torch.int64 and labels_B.dim() == 1 and len(labels_B) > 0
-    return fit and bool((labels_B >= 0).all()) and ranks.reach_hosts
 
 
 def _refuse_strangers(center: CenterRule, negatives: Bank | None, stored: Bank | None) -> None:

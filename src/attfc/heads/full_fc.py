@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from attfc.distributed import Ranks
 from attfc.errors import UserError
 from attfc.heads.banks.row_store import RowStore, draw_rows
+from attfc.heads.banks.rows_ahead import Ahead
 from attfc.heads.banks.sharded_rows import ShardedRows
 from attfc.heads.checked import checked
 from attfc.heads.head import Head, unit_length
@@ -58,20 +59,27 @@ class TrainedRows(Head):
         """Draw the weight anew from torch's global generator: the same for any number of ranks."""
         draw_rows(self.weight, self.shard)
 
-    def forward(self, embeddings_BD: Tensor, labels_B: Tensor, keys_BKD: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        embeddings_BD: Tensor,
+        labels_B: Tensor,
+        keys_BKD: Tensor | None = None,
+        ahead: dict[str, Ahead] | None = None,
+    ) -> Tensor:
         """Return the mean loss of the batch over the classes of the step; gradient to the embeddings, and to their rows of `weight`.
 
         Args:
             embeddings_BD: (B, D) float of any dtype and length; computed in float32 (float64 stays).
             labels_B: (B,) int64, 0 <= label < identities; not modified.
             keys_BKD: ignored; the trainer passes (B, 0, D) or nothing.
+            ahead: what `bring` gave for these labels; None: rows are read now, and from host memory waited for.
 
         Raises:
             UserError: wrong shapes or types; a label out of range (seen on the CPU, where looking is free).
         """
         self._check_batch(embeddings_BD, labels_B)
         query_BD, norms_B = unit_length(embeddings_BD)
-        rows_SD, places_B, first = self._rows_of_step(labels_B)
+        rows_SD, places_B, first = self._rows_of_step(labels_B, ahead)
         loss_B, cosine_B = class_softmax_and_cosine(
             query_BD,
             rows_SD,
@@ -85,7 +93,7 @@ class TrainedRows(Head):
         self._last_step = {"positive_cosine": cosine_B.mean()}
         return loss_B.mean()
 
-    def _rows_of_step(self, labels_B: Tensor) -> tuple[Tensor, Tensor, int]:
+    def _rows_of_step(self, labels_B: Tensor, ahead: dict[str, Ahead] | None) -> tuple[Tensor, Tensor, int]:
         """Return this rank's rows of the step, the place of each label among the rows of all ranks, and that of this rank's first."""
         raise NotImplementedError
 
@@ -153,7 +161,7 @@ class FullFC(TrainedRows):
         working = class_softmax_bytes(rows, batch * self.ranks.size, self.streaming["block_mib"], cached)
         return HeadMemory(size, size, working, 0, rows, "dense")
 
-    def _rows_of_step(self, labels_B: Tensor) -> tuple[Tensor, Tensor, int]:
+    def _rows_of_step(self, labels_B: Tensor, ahead: dict[str, Ahead] | None) -> tuple[Tensor, Tensor, int]:
         if labels_B.device.type == "cpu":
             self._check_labels_below(self.ranks.gather(labels_B))
         return self.weight, labels_B, self.shard.start

@@ -105,13 +105,22 @@ class Head(nn.Module):
     def bring(self, labels_B: Tensor, positions_B: Tensor | None, device: torch.device) -> dict[str, Ahead]:
         """Start to bring to `device` the rows that `forward` will want for the next batch; nothing where no rows have to come from elsewhere.
 
-        A training step calls it before the backbone runs and hands the result to `forward(..., ahead=...)`, if there is any. Several ranks: all of
-        them call it.
+        A training step calls it before the backbone runs, after the optimizer's step of the batch before, and hands the result to
+        `forward(..., ahead=...)`, if there is any. Several ranks: all of them call it.
 
         Args:
             labels_B, positions_B: (B,) int64 of this rank's batch, where the loader made them; nothing is brought for those on an accelerator.
         """
         return {}
+
+    def _known_labels(self, labels_B: Tensor) -> Tensor | None:
+        """Return the labels of all ranks, checked; None where the host has none, cannot exchange them, or `forward` says what is wrong with them."""
+        fit = labels_B.device.type == "cpu" and labels_B.dtype == torch.int64 and labels_B.dim() == 1 and len(labels_B)
+        if not (fit and bool((labels_B >= 0).all()) and self.ranks.reach_hosts):
+            return None
+        every_label_B = self.ranks.gather(labels_B)
+        self._check_labels_below(every_label_B)
+        return every_label_B
 
     def footprint(self, batch: int, *, cached: bool = True) -> HeadMemory:
         """Return the bytes on one rank, of what it holds and of a step, by its own formula; on the meta device nothing is allocated for it.

@@ -7,12 +7,13 @@ momentum only: a row that is not sampled keeps both bit for bit, and no weight d
 momentum), and for the step S D 4 B two to three times (the rows, their gradient, once more with gradient accumulation a batch).
 Time: four products of B x S x D, the gather, and the draw. At r = 1 it is the full FC at the price of a copy of the rows.
 
-The rows may live in host memory or in a file (`row_store`); the softmax runs where the embeddings are.
+The rows may live in host memory or in a file (`row_store`); the softmax runs where the embeddings are. Labels that the host knows (`bring`) name the
+step's rows before the network runs: they are drawn and gathered on the host meanwhile, and the loss waits for no copy.
 
 Several ranks: each holds a block of the rows and their momentum (in its own memory, its host's memory or a file of its own). The draw is that
 of one process, over all classes: every rank computes it whole (O(S) integers) and takes the part that is its own, so loss, gradients and rows
 do not depend on the number of ranks, and a run goes on with another number of them. A step moves the B labels, B x 2D numbers and what
-the full FC moves; on a GPU the step waits once, for the number of rows drawn here. Not taken: a draw of r N / R classes on each rank
+the full FC moves; with the rows on a GPU the step waits once, for the number of rows drawn here. Not taken: a draw of r N / R classes on each rank
 (arcface_torch), which needs no such number, but is another draw for every number of ranks.
 Source: Partial FC (arXiv 2203.15565); arcface_torch. Differs: the draw is a function of (seed, step) and not of a generator;
 arcface_torch moves the sampled rows and their momentum through a parameter of the sampled size and exchanges the optimizer's state
@@ -21,7 +22,7 @@ under it, here the gradient says which rows it is about; its loss is in half pre
 
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,7 @@ from attfc.distributed import Ranks
 from attfc.errors import UserError
 from attfc.heads.banks.draw import draw_classes, drawn_classes
 from attfc.heads.banks.row_store import DrawnRows, RowStore, sampled_rows
+from attfc.heads.banks.rows_ahead import Ahead, Arriving, gathered, to_device
 from attfc.heads.checked import checked
 from attfc.heads.full_fc import TrainedRows
 from attfc.heads.memory import HeadMemory, class_softmax_bytes
@@ -40,6 +42,22 @@ from attfc.heads.options import BlockMib, FilterAbove, Filtering
 from attfc.losses.margins import Margin
 
 __all__ = ["PartialFC"]
+
+
+class _Drawn(NamedTuple):
+    """The rows of a step.
+
+    Attributes:
+        own_S: which of this rank's block, where they live.
+        first: the place of the first of them among all drawn.
+        sent: the rows, (S, D), and the places of this rank's labels among all drawn, (B,), on their way to the device of the step.
+        moment: of which draw, and which state of the rows.
+    """
+
+    own_S: Tensor
+    first: int
+    sent: Arriving
+    moment: tuple[int, int]
 
 
 class PartialFC(DrawnRows, TrainedRows):
@@ -121,31 +139,64 @@ class PartialFC(DrawnRows, TrainedRows):
         everyone = batch * self.ranks.size
         sampled = min(len(self.shard), max(round(self.share * len(self.shard)), everyone))
         small = sampled * self.embedding_size * 4.0
-        # The rows and their gradient; five int64 per class for the draw, its sort and their norms.
-        working = class_softmax_bytes(sampled, everyone, self.streaming["block_mib"], cached) + small + sampled * 40
+        # The rows and their gradient; five int64 per class for the draw, where it is made, and its sort.
+        working = class_softmax_bytes(sampled, everyone, self.streaming["block_mib"], cached) + small
+        working += sampled * 40 if cached or self.place == "device" else 0
         held = self.weight.nbytes if self.rows.counts(cached) else 0
         return HeadMemory(held, small, working, 0, sampled, "sampled")
 
-    def _rows_of_step(self, labels_B: Tensor) -> tuple[Tensor, Tensor, int]:
-        every_label_B = self.ranks.gather(labels_B)
-        self._check_labels_below(every_label_B)
+    def bring(self, labels_B: Tensor, positions_B: Tensor | None, device: torch.device) -> dict[str, Ahead]:
+        """Start to bring the rows of the step from host memory or a file; after the optimizer's step of the batch before."""
+        every_label_B = None if self.place == "device" else self._known_labels(labels_B)
+        if every_label_B is None:
+            return {}
+        moment = self._moment()
+        return {"weight": {"drawn": self.rows.ahead(lambda: self._read(every_label_B, device, moment), device)}}
+
+    def _moment(self) -> tuple[int, int]:
+        """Return the number of the draw, and of the changes that were made to the rows."""
+        return self.draws, self.weight._version
+
+    def _read(self, every_label_B: Tensor, device: torch.device, moment: tuple[int, int]) -> _Drawn:
+        """Draw where the rows live, by labels that are there too, and start to bring their rows."""
         count = self.classes_in_a_step(len(every_label_B))
-        sampled_S = draw_classes(every_label_B, self.identities, count, self.seed, self.draws)
+        sampled_S = draw_classes(every_label_B, self.identities, count, self.seed, moment[0])
         if self.ranks.size == 1 or len(sampled_S) == self.identities:
             first, stop = self.shard.start, self.shard.stop
         else:
-            # How many are ours is not known beforehand: here the host waits for the device.
+            # How many are ours is not known beforehand: here the host waits for the device, if the rows are there.
             ends = torch.tensor([self.shard.start, self.shard.stop], device=sampled_S.device)
             first, stop = torch.searchsorted(sampled_S, ends).tolist()
         own_S = sampled_S[first:stop] - self.shard.start
+        rows_SD = gathered(self.weight.detach(), own_S, device)
+        places_B = torch.searchsorted(sampled_S, self.ranks.own(every_label_B))
+        return _Drawn(own_S, first, to_device((rows_SD, places_B), device), moment)
+
+    def _rows_of_step(self, labels_B: Tensor, ahead: dict[str, Ahead] | None) -> tuple[Tensor, Tensor, int]:
+        if ahead:
+            drawn = ahead["weight"]["drawn"].result()
+            if drawn.moment != self._moment():
+                raise UserError(
+                    "PartialFC: the rows brought are not those of this step: call bring for each batch, after the optimizer's step of the one before"
+                )
+        else:
+            every_label_B = self.ranks.gather(labels_B)
+            self._check_labels_below(every_label_B)
+            drawn = self._read(every_label_B.to(self.weight.device), labels_B.device, self._moment())
         if self.training:
             self.draws += 1
-            self._sampled = len(own_S)
-            if self.rows.place == "file" and count < self.identities:
-                # What the next step draws beside its batch's own can be known ahead.
-                drawn = drawn_classes(self.identities, count, self.seed, self.draws, torch.device("cpu"))
-                self.rows.prefetch(self.shard.select(drawn[drawn < self.identities][:count]) - self.shard.start)
-        return sampled_rows(self.weight, own_S), torch.searchsorted(sampled_S, labels_B), first
+            self._sampled = len(drawn.own_S)
+            if self.place == "file":
+                number, count = self.draws, self.classes_in_a_step(len(labels_B) * self.ranks.size)
+                self.rows.thread.later(lambda: self._touch(number, count))
+        rows_SD, places_B = drawn.sent.here()
+        return sampled_rows(self.weight, drawn.own_S, rows_SD), places_B, drawn.first
+
+    def _touch(self, number: int, count: int) -> None:
+        """Bring the pages of a draw into memory: what a step draws beside its batch's own can be known ahead."""
+        if count < self.identities:
+            drawn = drawn_classes(self.identities, count, self.seed, number, torch.device("cpu"))
+            self.rows.touch(self.shard.select(drawn[drawn < self.identities][:count]) - self.shard.start)
 
     def _keep_coalesced(self, weight: nn.Parameter) -> None:
         """Say that the rows of the gradient are ascending and different: autograd forgets it, and finding out takes a sort.

@@ -18,7 +18,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -57,8 +57,8 @@ class Case:
     """What is measured: a head at a number of identities, alone or (network) at the end of one.
 
     `attfc`: with keys and a container of its own policy; `default` and `published`: the two that `AttFC` names.
-    `slots` for `attfc` and `published` only, `place` for `default` only: where its table is kept. `budget_bytes`: what the training may take beside
-    the bare process; None: no limit.
+    `slots` for `attfc` and `published` only, `place` for `default` and `partial_fc`: where their rows are kept. `budget_bytes`: what the training
+    may take beside the bare process; None: no limit.
     """
 
     head: HeadKind
@@ -81,7 +81,7 @@ def build_head(case: Case) -> Head:
     if case.head == "full_fc":
         return FullFC(case.embedding_size, case.identities, margin)
     if case.head == "partial_fc":
-        return PartialFC(case.embedding_size, case.identities, margin, case.sample_rate)
+        return PartialFC(case.embedding_size, case.identities, margin, case.sample_rate, place=case.place)
     if case.head == "default":
         bank = CenterTable(place=case.place)
         return AttFC.default(case.embedding_size, case.identities, margin=margin, negatives=bank)
@@ -188,6 +188,7 @@ class Training:
         else:
             assert self.optimizer is not None
             self.take_step = TrainStep(pair, self.head, self.optimizer, device=self.device, autocast_dtype=self.dtype)
+        self.take_step.prepare = self._with_labels
         self.generator = torch.Generator(self.device).manual_seed(1)
         self._key_seconds = self._start = 0.0
 
@@ -202,7 +203,8 @@ class Training:
     def step(self) -> Step:
         """One step on a new batch; its seconds are without those of making the batch."""
         batch, keys_per_query = self.case.batch, self.head.keys_per_query
-        labels = torch.randint(self.case.identities, (batch,), device=self.device, generator=self.generator)
+        # As the loader's: known to the host.
+        labels = torch.randint(self.case.identities, (batch,), device=self.device, generator=self.generator).cpu()
         queries, keys = self._random(batch), None
         if keys_per_query:
             keys = self._random(batch * keys_per_query).view(batch, keys_per_query, *self.shape)
@@ -214,6 +216,9 @@ class Training:
         if not math.isfinite(float(loss)):
             raise ArithmeticError(f"the loss of {self.case} is {float(loss)}")
         return step
+
+    def _with_labels(self, batch: Inputs) -> Inputs:
+        return replace(batch, labels=batch.labels.to(self.device, non_blocking=True))
 
     def _keys_are_embedded(self, *_: Any) -> None:
         self._key_seconds = self._now() - self._start

@@ -26,7 +26,7 @@ from attfc.distributed import ALONE, Ranks
 from attfc.losses.container_softmax import softplus
 from attfc.losses.margins import Margin
 from attfc.losses.numbers import check_numbers
-from attfc.losses.streaming_pass import NOTHING, NegativeSum, Streaming, row_blocks
+from attfc.losses.streaming_pass import NOTHING, NegativeSum, Streaming, refuse_empty, row_blocks
 from attfc.precision import without_autocast
 
 __all__ = ["KEPT_MIB", "class_softmax", "class_softmax_and_cosine"]
@@ -67,7 +67,7 @@ def class_softmax(
         (B,) float32 (float64 for float64), loss per sample, with gradient to query_BD and weight_ND.
 
     Raises:
-        UserError: a label without a row; seen on the CPU, where looking is free, and with one process.
+        UserError: no query; a label without a row, seen on the CPU, where looking is free, and with one process.
 
     Source: ArcFace (1801.07698), eq. 3, and arcface_torch's interclass filtering. Differentiable once.
 
@@ -94,6 +94,7 @@ def class_softmax_and_cosine(
     **streaming: Unpack[Streaming],
 ) -> tuple[Tensor, Tensor]:
     """Return the loss of `class_softmax` and, without gradient, each query's cosine with its own class, before the margin; both (B,)."""
+    refuse_empty(query_BD)
     with without_autocast(query_BD):
         loss_B, cosine_B = _ClassSoftmax.apply(
             query_BD, weight_ND, labels_B, margin, norms_B, streaming, ranks, first_class

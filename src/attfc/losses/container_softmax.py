@@ -127,7 +127,7 @@ def container_softmax(
         once. With no negative at all the loss and its gradient are 0.
 
     Raises:
-        UserError: int8 rows without scales; extra rows without labels; an unknown filtering.
+        UserError: no query; int8 rows without scales; extra rows without labels; an unknown filtering.
 
     >>> query, positive = torch.tensor([[1.0, 0.0]]), torch.tensor([0.5])
     >>> rows, row_labels = torch.tensor([[0.5, 0.8660254], [1.0, 0.0]]), torch.tensor([7, 3])

@@ -21,7 +21,16 @@ from attfc.distributed import Ranks
 from attfc.errors import UserError
 from attfc.precision import fast_bfloat16, without_autocast
 
-__all__ = ["EMPTY", "Filtering", "NegativeSum", "Streaming", "nobodys_negative", "row_blocks", "stream_negatives"]
+__all__ = [
+    "EMPTY",
+    "Filtering",
+    "NegativeSum",
+    "Streaming",
+    "nobodys_negative",
+    "refuse_empty",
+    "row_blocks",
+    "stream_negatives",
+]
 
 Filtering = Literal["drop", "zero"]
 
@@ -127,6 +136,7 @@ def stream_negatives(
     Returns:
         NegativeSum; those of the shards of a container `merge` to that of the whole.
     """
+    refuse_empty(query_BD)
     if rows_CD.dtype == torch.int8 and row_scales_C is None:
         raise UserError("rows_CD is int8 without row_scales_C: give the (C,) float32 scales, row = int8 * scale")
     if filtering not in get_args(Filtering):
@@ -201,6 +211,12 @@ def _left_out(row_labels_R: Tensor, labels_B: Tensor, sorted_labels_B: Tensor) -
 def nobodys_negative(row_labels_R: Tensor, labels_B: Tensor) -> Tensor:
     """Return whose negative a row is not, (B, R) bool."""
     return (row_labels_R == labels_B[:, None]) | (row_labels_R == EMPTY)
+
+
+def refuse_empty(query_BD: Tensor) -> None:
+    """Refuse a batch without samples: UserError."""
+    if len(query_BD) == 0:
+        raise UserError(f"query_BD is empty, {tuple(query_BD.shape)}: a loss needs at least 1 query")
 
 
 def row_blocks(

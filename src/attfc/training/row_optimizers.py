@@ -46,19 +46,11 @@ class _RowWise(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        sparse: list[tuple[Tensor, Tensor]] = []
+        sparse: list[tuple[Tensor, Tensor, State]] = []
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None and parameter.grad.is_sparse:
-                    gradient = parameter.grad.coalesce()  # at once if the head vouched for it
-                    state, (rows, values) = self.state[parameter], (gradient.indices()[0], gradient.values())
-                    self._prepare(parameter, state, group)
-                    # A block at a time, so that temporaries stay small and in cache.
-                    bytes_a_row = max(1, values[:1].numel() * values.element_size())
-                    block = max(1, _BLOCK_BYTES.get(parameter.device.type, _BLOCK_BYTES_ELSEWHERE) // bytes_a_row)
-                    for part in zip(rows.split(block), values.split(block), strict=True):
-                        self._update_rows(parameter, *part, state, group)
-                    sparse.append((parameter, gradient))
+                    sparse.append((parameter, parameter.grad, group))
                     parameter.grad = None
             if group["fused"] and group.get("momentum"):
                 self._complete_momentum(group)
@@ -70,9 +62,24 @@ class _RowWise(Optimizer):
         try:
             dense_step()
         finally:
-            for parameter, gradient in sparse:
+            for parameter, gradient, _ in sparse:
                 parameter.grad = gradient
+        for (
+            parameter,
+            gradient,
+            group,
+        ) in sparse:  # last: rows of the host are updated while the device works on what was asked of it
+            self._update(parameter, gradient.coalesce(), group)  # at once if the head vouched for it
         return loss
+
+    def _update(self, parameter: Tensor, gradient: Tensor, group: State) -> None:
+        state, (rows, values) = self.state[parameter], (gradient.indices()[0], gradient.values())
+        self._prepare(parameter, state, group)
+        # A block at a time, so that temporaries stay small and in cache.
+        bytes_a_row = max(1, values[:1].numel() * values.element_size())
+        block = max(1, _BLOCK_BYTES.get(parameter.device.type, _BLOCK_BYTES_ELSEWHERE) // bytes_a_row)
+        for part in zip(torch.split(rows, block), torch.split(values, block), strict=True):
+            self._update_rows(parameter, *part, state, group)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a saved state; state that lives in a store is copied into it, if it is not there already.

@@ -17,10 +17,10 @@ from torch.utils.data import Dataset
 from attfc.data.images import BrokenImageError, decode_image
 from attfc.data.text_lines import open_regular
 from attfc.errors import UserError
-from attfc.evaluation.alignment import warp_face
 from attfc.evaluation.embed import Embedder, fault_of, usable_lengths
 from attfc.evaluation.embedding_cache import Batch, CacheKey, FaceEmbeddings, cached_embeddings, model_digest
 from attfc.evaluation.protocols.template_lists import FaceList
+from attfc.photos.alignment import warp_face
 from attfc.typing import Float64, Progress
 
 __all__ = ["FaceImages", "embed_faces"]

@@ -24,8 +24,8 @@ import numpy.typing as npt
 
 from attfc.data.text_lines import LineBlock, blocks_of, lines_of
 from attfc.errors import UserError
-from attfc.evaluation.alignment import similarity_to_template
 from attfc.evaluation.bootstrap import linked_identities
+from attfc.photos.alignment import similarity_to_template
 from attfc.typing import Bools, Float64, Int64, Progress
 
 __all__ = ["FaceList", "SubjectList", "TemplateLists", "TemplatePairs", "read_template_lists"]

@@ -11,7 +11,7 @@ from attfc.errors import UserError
 from attfc.heads.banks.bank import Bank
 from attfc.heads.banks.draw import draw_classes
 from attfc.heads.banks.row_store import DrawnRows, RowPlace, RowStore
-from attfc.heads.banks.rows_ahead import Ahead, Arriving, RowThread, to_device, to_host
+from attfc.heads.banks.rows_ahead import Ahead, Arriving, to_device, to_host
 from attfc.heads.banks.sharded_rows import ShardedRows
 from attfc.heads.memory import block_bytes
 
@@ -38,7 +38,6 @@ class KeptRows(DrawnRows, Bank):
         self.store = RowStore(place, folder)
         self.place = place
         self.seed = seed
-        self.thread = RowThread()
         self.ahead: Ahead = {}
 
     def _take_memory(self, identities: int | None, images: int | None) -> None:
@@ -65,20 +64,20 @@ class KeptRows(DrawnRows, Bank):
         """Start to bring what the batch with these labels and positions, known to the host, will ask for; nothing where rows are on the device."""
         if self.place == "device":
             return {}
-        number, at_once = self.draws, self.place == "host" and device.type == "cpu"
+        number = self.draws
         reads = {
             "stored": (lambda: self.read_stored(device, labels_B, positions_B)) if stored else None,
             "drawn": (lambda: self.read_drawn(device, labels_B, number)) if drawn else None,
         }
         return {
-            name: self.thread.later(lambda read=read: to_device(read(), device), at_once=at_once)  # type: ignore[misc]
+            name: self.store.ahead(lambda read=read: to_device(read(), device), device)  # type: ignore[misc]
             for name, read in reads.items()
             if read is not None
         }
 
     def settle(self) -> None:
         """Wait until everything is written that was to be kept."""
-        self.thread.settle()
+        self.store.thread.settle()
 
     def _stored(self, labels_B: Tensor, positions_B: Tensor | None = None) -> tuple[Tensor, ...]:
         """Return `read_stored` on the device of the labels: as brought, or read now."""
@@ -96,10 +95,11 @@ class KeptRows(DrawnRows, Bank):
     def _rows(self, name: str, labels_B: Tensor, read: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """Return what was brought, or read it now, after the last writes, by labels where the rows live; on the device of the labels."""
         if name in self.ahead:
-            return self.ahead.pop(name).result().here()
-        self.settle()
-        rows = read(labels_B.to(next(self.buffers()).device))
-        return to_device(rows, labels_B.device).here() if self._apart(labels_B) else rows
+            sent: Arriving = self.ahead.pop(name).result()
+        else:
+            self.settle()
+            sent = to_device(read(labels_B.to(next(self.buffers()).device)), labels_B.device)
+        return sent.here()
 
     def _apart(self, labels_B: Tensor) -> bool:
         """Whether the rows live on another device."""
@@ -110,16 +110,14 @@ class KeptRows(DrawnRows, Bank):
         self.draws += 1
         if self._apart(labels_B):
             copy = to_host((labels_B, *kept))
-            self.thread.later(lambda: self._write_copy(copy))
+            self.store.thread.later(lambda: self._write_copy(copy))
         else:
             self.settle()
             self.write(labels_B, *kept)
 
     def _write_copy(self, copy: Arriving) -> None:
-        if copy.event is not None:
-            copy.event.synchronize()
         with torch.no_grad():
-            self.write(*copy.tensors)
+            self.write(*copy.landed())
 
     def _draw(self, labels_B: Tensor, number: int) -> Tensor:
         """Return the identities of a draw, int64 (S,), ascending: the batch's and random others, of this rank's block.
@@ -132,7 +130,7 @@ class KeptRows(DrawnRows, Bank):
     def __getstate__(self) -> dict[str, Any]:
         """For copies: without what is under way."""
         self.settle()
-        return {**self.__dict__, "ahead": {}, "thread": RowThread()}
+        return {**self.__dict__, "ahead": {}}
 
     def _save_to_state_dict(self, *args: Any) -> None:
         self.settle()

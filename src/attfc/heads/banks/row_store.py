@@ -1,34 +1,40 @@
 """Where the rows of a classifier and their optimizer state live: on the device, in host memory, or in a file.
 
-`device`: ordinary tensors. `host`: ordinary tensors on the CPU that stay there when the head moves; a step gathers the sampled
-rows into one block (page-locked where an accelerator is used), copies it over, and takes their gradient back. `file`: the
+`device`: ordinary tensors. `host`: ordinary tensors on the CPU that stay there when the head moves; the sampled rows come to the
+device ahead of their step, and their gradient goes back (`rows_ahead`). `file`: the
 same, with memory mapped from a file, so that the rows may be larger than the memory: the operating system keeps the pages in use.
 The file is working memory, not a save: it changes with every step, so after a crash it would be of no step at all. It has
 no name (it is removed from the folder as soon as it is open, and its room is given back when the process ends, however it
 ends), two runs never share it, and a checkpoint holds the rows as it holds everything.
 
-Prefetching. The next step's draw is known one step ahead (`draw`), the next batch's own classes are not. `file`: a
-thread touches the pages of the next draw, of the rows and of their state, while the device is busy; this changes no value. `host`:
-nothing is copied ahead: the draw overlaps with the rows that this step is about to change, and the gathered block would be stale.
-Cost of a step with S sampled rows of D numbers: S D 4 B to the device, S D 4 B of gradient back, and the update on the host.
+The gradient. Its copy begins when the loss's backward has made it, on the thread that queues the device's work, which goes on with the network's.
+The thread that called `backward` waits for the copy before anybody sees the gradient: accumulation, a scaler and any optimizer find an ordinary one.
+So the device works through the network's backward while the host updates rows.
+Pages. The next step's draw is known one step ahead (`draw`), the next batch's own classes are not. `file`: the
+thread touches the pages of the next draw, of the rows and of their state, while the device is busy; this changes no value.
+Cost of a step with S sampled rows of D numbers: S D 4 B to the device, S D 4 B of gradient back, and the update on the host; for a GPU two
+page-locked blocks of S D 4 B. Not taken: the update on the device, which would move rows and momentum both ways, twice as much.
 """
 
 import mmap
 import os
 import tempfile
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
 from attfc.errors import UserError, nearest
+from attfc.heads.banks.rows_ahead import Arriving, RowThread, to_host
 from attfc.heads.banks.sharded_rows import ShardedRows
 from attfc.machine import available_memory
 
 __all__ = ["DrawnRows", "RowPlace", "RowStore", "draw_rows", "sampled_rows"]
 
+T = TypeVar("T")
 RowPlace = Literal["device", "host", "file"]
 
 _PAGE = 4096  # bytes; larger pages hold more rows, which does no harm
@@ -44,6 +50,8 @@ class RowStore:
 
     Raises:
         UserError: unknown place; `file` without a folder, or a folder with another place.
+
+    Attribute `thread`: reads ahead and writes later.
     """
 
     def __init__(self, place: RowPlace = "device", folder: str | Path | None = None) -> None:
@@ -58,12 +66,11 @@ class RowStore:
         self.place = place
         self.folder = None if folder is None else Path(folder).expanduser()
         self._mapped: list[Tensor] = []
-        self._thread: ThreadPoolExecutor | None = None
-        self._prefetch: Future[int] | None = None
+        self.thread = RowThread()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "RowStore":
+    def __reduce__(self) -> tuple[Any, ...]:
         """Copy the kind; the tensors of the copy are its owner's business, and are ordinary memory."""
-        return RowStore(self.place, self.folder)
+        return RowStore, (self.place, self.folder)
 
     def zeros(self, *shape: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> Tensor:
         """Return zeros in this place; `device` counts for `device` only.
@@ -90,20 +97,12 @@ class RowStore:
         """Whether a tensor's memory is a file of this store."""
         return any(mapped.data_ptr() == tensor.data_ptr() for mapped in self._mapped)
 
-    def prefetch(self, rows: Tensor) -> None:
-        """Bring the pages of these rows into memory, in a thread; a call while the last is under way is left out.
+    def ahead(self, read: Callable[[], T], device: torch.device) -> Future[T]:
+        """Start to read for a step on `device`; at once where a thread would only take cores from that."""
+        return self.thread.later(read, at_once=self.place == "host" and device.type == "cpu")
 
-        Args:
-            rows: int64, any order, on the CPU.
-        """
-        if self.place != "file" or (self._prefetch is not None and not self._prefetch.done()):
-            return
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="rows")
-        self._prefetch = self._thread.submit(self._touch, rows)
-
-    def _touch(self, rows: Tensor) -> int:
-        """Read one number per page of each row of every tensor; return how many were read."""
+    def touch(self, rows: Tensor) -> int:
+        """Bring the pages of these rows (int64, any order) into memory; return how many numbers were read: one per page of each, in every tensor."""
         read = 0
         for tensor in self._mapped:
             if tensor.dim() != 2:
@@ -200,38 +199,52 @@ def draw_rows(weight: Tensor, shard: ShardedRows, std: float = 0.01) -> None:
         start = stop
 
 
-def sampled_rows(weight_ND: Tensor, sampled_S: Tensor) -> Tensor:
-    """Return rows of `weight_ND` on the device of `sampled_S`; their gradient reaches the weight as a sparse one.
+def sampled_rows(weight_ND: Tensor, sampled_S: Tensor, rows_SD: Tensor) -> Tensor:
+    """Return `rows_SD` with a gradient that reaches the weight as a sparse one.
 
     Args:
         weight_ND: (N, D), on any device.
-        sampled_S: (S,) int64, ascending and all different.
+        sampled_S: (S,) int64, ascending and all different, on the device of the weight.
+        rows_SD: (S, D), the weight's rows `sampled_S`, on the device of the step.
 
     Returns:
-        (S, D), a copy. Its gradient makes `weight_ND.grad` a sparse COO tensor of S rows, on the weight's own device.
+        (S, D). Its gradient makes `weight_ND.grad` a sparse COO tensor of S rows, on the weight's own device.
     """
-    rows_SD: Tensor = _SampledRows.apply(weight_ND, sampled_S)
+    copies: list[Arriving] = []
+    if weight_ND.device.type == "cpu":
+        weight_ND = _Landed.apply(weight_ND, copies)
+    rows_SD = _SampledRows.apply(weight_ND, sampled_S, rows_SD, copies)
     return rows_SD
 
 
 class _SampledRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight_ND: Tensor, sampled_S: Tensor) -> Tensor:
-        home_S = sampled_S.to(weight_ND.device)
-        ctx.save_for_backward(home_S)
-        ctx.shape = weight_ND.shape
-        if weight_ND.device == sampled_S.device:
-            return weight_ND.index_select(0, home_S)
-        lock = sampled_S.device.type == "cuda"
-        block_SD = torch.empty(len(home_S), weight_ND.shape[1], dtype=weight_ND.dtype, pin_memory=lock)
-        torch.index_select(weight_ND, 0, home_S, out=block_SD)
-        return block_SD.to(sampled_S.device, non_blocking=lock)
+    def forward(ctx: Any, weight_ND: Tensor, sampled_S: Tensor, rows_SD: Tensor, copies: list[Arriving]) -> Tensor:
+        ctx.save_for_backward(sampled_S)
+        ctx.shape, ctx.copies = weight_ND.shape, copies
+        return rows_SD
 
     @staticmethod
-    def backward(ctx: Any, gradient_SD: Tensor) -> tuple[Tensor, None]:
-        (home_S,) = ctx.saved_tensors
-        values_SD = gradient_SD.to(home_S.device)
+    def backward(ctx: Any, values_SD: Tensor) -> tuple[Tensor | None, ...]:
+        (sampled_S,) = ctx.saved_tensors
+        if sampled_S.device.type == "cpu":
+            ctx.copies.append(to_host((values_SD,)))
+            (values_SD,) = ctx.copies[-1].tensors
         gradient = torch.sparse_coo_tensor(
-            home_S.unsqueeze(0), values_SD, ctx.shape, is_coalesced=True, check_invariants=False
+            sampled_S.unsqueeze(0), values_SD, ctx.shape, is_coalesced=True, check_invariants=False
         )
+        return gradient, None, None, None
+
+
+class _Landed(torch.autograd.Function):
+    """The weight itself, whose gradient goes on when its copy is there; of the host, so autograd's thread for the device does not wait here."""
+
+    @staticmethod
+    def forward(ctx: Any, weight_ND: Tensor, copies: list[Arriving]) -> Tensor:
+        ctx.copies = copies
+        return weight_ND.view_as(weight_ND)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        ctx.copies.pop().landed()
         return gradient, None

@@ -4,6 +4,7 @@ The draw of a step is a function of (seed, step), and the loader knows the label
 backbone runs, into page-locked memory, which torch's own allocator uses again and again, and copies them on a stream of their own; the loss's stream
 waits for that copy, the host does not wait for the device. What a step writes goes back in the same way: the thread waits for the copy, and since it
 works in the order of its calls, it gathers for the next step what this one wrote. So nothing differs from a plain read and write, bit for bit.
+Trained rows (Partial FC) are the optimizer's to write; their gradient goes back in the same way (`row_store`).
 On a processor the same path runs, with ordinary memory, without streams, and for rows in memory without the thread: it would only take cores
 from the backbone. The path of a GPU is written without one at hand.
 Not taken: a ring of buffers of our own (the allocator is one), and gathering a step earlier, when rows that are about to change would need mending on
@@ -38,8 +39,14 @@ class Arriving(NamedTuple):
                 tensor.record_stream(stream)
         return self.tensors
 
+    def landed(self) -> tuple[Tensor, ...]:
+        """Return the tensors; the host waits for them."""
+        if self.event is not None:
+            self.event.synchronize()
+        return self.tensors
 
-Ahead = dict[str, Future[Arriving]]
+
+Ahead = dict[str, Future[Any]]
 """What is under way for one bank, by what it is for."""
 
 
@@ -53,8 +60,8 @@ def gathered(rows_NX: Tensor, places_S: Tensor, device: torch.device) -> Tensor:
 
 
 def to_device(tensors: tuple[Tensor, ...], device: torch.device) -> Arriving:
-    """Start to copy tensors of the host, on a stream beside the current one."""
-    if device.type != "cuda":
+    """Start to copy tensors of the host, on a stream beside the current one; those of a device are where they should be."""
+    if device.type != "cuda" or tensors[0].is_cuda:
         return Arriving(tuple(tensor.to(device) for tensor in tensors))
     with torch.cuda.stream(_side_stream(device)):
         locked = [tensor if tensor.is_pinned() else tensor.pin_memory() for tensor in tensors]
@@ -63,13 +70,18 @@ def to_device(tensors: tuple[Tensor, ...], device: torch.device) -> Arriving:
 
 
 def to_host(tensors: tuple[Tensor, ...]) -> Arriving:
-    """Start to copy tensors to the host; they may be read when the event has come."""
+    """Start to copy tensors to the host, on a stream beside the current one; they may be read when they have `landed`."""
     device = tensors[0].device
     if device.type != "cuda":
         return Arriving(tuple(tensor.cpu() for tensor in tensors))
     blocks = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
-    copied = tuple(block.copy_(tensor, non_blocking=True) for block, tensor in zip(blocks, tensors, strict=True))
-    return Arriving(copied, torch.cuda.current_stream(device).record_event())
+    side = _side_stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        for block, tensor in zip(blocks, tensors, strict=True):
+            block.copy_(tensor, non_blocking=True)
+            tensor.record_stream(side)
+        return Arriving(tuple(blocks), side.record_event())
 
 
 @cache

