@@ -9,7 +9,7 @@ from attfc import cli
 def attfc(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run `python -m attfc` and return what it printed."""
     return subprocess.run(
-        [sys.executable, "-m", "attfc", *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-m", "attfc", *map(str, arguments)], capture_output=True, text=True, timeout=280, check=False
     )
 
 

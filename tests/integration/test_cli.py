@@ -251,5 +251,5 @@ def test_ctrl_c_while_the_program_is_loaded_leaves_with_130() -> None:
         "builtins.__import__ = stopped\n"
         "from attfc.__main__ import main; main()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

@@ -8,8 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import attfc
+from attfc.errors import UserError
+from attfc.evaluation import Embedder
+from attfc.photos.alignment import ARCFACE_TEMPLATE
+from attfc.photos.detector import Faces
 
 from .commands import run_main
 from .conftest import TINY
@@ -95,6 +100,66 @@ def test_embeddings_of_files_folders_and_stores(earlier, flat, face_folder, tmp_
     assert [row[0] for row in rows[1:]] == names[1:7]
     assert np.array([row[1:] for row in rows[1:]], np.float32) == pytest.approx(vectors[1:7], abs=1e-6)
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["faces.names.txt", "faces.npy"]
+
+
+def test_an_interrupted_embed_goes_on(earlier, flat, tmp_path, monkeypatch, capsys) -> None:
+    arguments = ("embed", earlier, flat, "--device", "cpu", "--batch-size", 2, "-o")
+    assert run_main(monkeypatch, capsys, *arguments, tmp_path / "whole.npy")[0] == 0
+    passes = Embedder.passes
+    seen = []
+
+    def interrupted(embedder, batches, mirror):
+        for number, batch in enumerate(passes(embedder, batches, mirror)):
+            if number == 2:
+                raise UserError("the power went")
+            yield batch
+
+    def counted(embedder, batches, mirror):
+        for batch in passes(embedder, batches, mirror):
+            seen.append(len(batch[0]))
+            yield batch
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Embedder, "passes", interrupted)
+        assert run_main(monkeypatch, capsys, *arguments, tmp_path / "e.npy")[0] == 1
+    assert (tmp_path / ".e.npy.embeddings").is_dir()
+    monkeypatch.setattr(Embedder, "passes", counted)
+    assert run_main(monkeypatch, capsys, *arguments, tmp_path / "e.npy")[0] == 0
+    assert seen == [2]  # of three batches two were there
+    assert np.load(tmp_path / "e.npy") == pytest.approx(np.load(tmp_path / "whole.npy"), abs=1e-6)
+    assert not (tmp_path / ".e.npy.embeddings").exists()
+
+
+def test_photos_are_aligned_while_they_are_embedded_and_compared(earlier, tmp_path, monkeypatch, capsys) -> None:
+    face = np.random.default_rng(1).integers(0, 256, (112, 112, 3), dtype=np.uint8)
+    rng = np.random.default_rng(0)
+    photo = rng.integers(0, 256, (320, 340, 3), dtype=np.uint8)
+    photo[110:222, 120:232] = face
+    (tmp_path / "photos").mkdir()
+    for name, pixels in (("face.png", face), ("photos/1.png", photo), ("photos/2.png", photo)):
+        Image.fromarray(pixels).save(tmp_path / name)
+    corners = np.array([[120.0, 110, 232, 222], [0, 0, 30, 30]])
+    landmarks = np.array([np.add(ARCFACE_TEMPLATE, (120, 110)), ARCFACE_TEMPLATE / 4])
+    detector = lambda pixels: Faces(corners, landmarks, np.array([0.9, 0.8]))  # noqa: E731
+    monkeypatch.setattr("attfc.photos.store.open_detector", lambda path: detector)
+    one, two = tmp_path / "photos" / "1.png", tmp_path / "photos" / "2.png"
+    arguments = ("embed", earlier, tmp_path / "photos", "--align", "--device", "cpu", "-o", tmp_path / "e.npy")
+    assert run_main(monkeypatch, capsys, *arguments)[0] == 0
+    expected = attfc.load(earlier, device="cpu").embed(tmp_path / "face.png")
+    assert np.load(tmp_path / "e.npy") == pytest.approx(np.repeat(expected, 2, axis=0), abs=1e-5)
+    status, said, err = run_main(monkeypatch, capsys, "verify", earlier, one, two, "--align", "--device", "cpu")
+    assert status == 0, err
+    assert "cosine 1.0000" in said
+    assert f"note: {one} has 2 faces: the largest was taken" in err
+    status, _, err = run_main(monkeypatch, capsys, "verify", earlier, one, two, "--detector", one)
+    assert status == 1
+    assert "error: --detector finds faces in photos: add --align" in err
+    monkeypatch.setattr(
+        "attfc.photos.store.open_detector", lambda path: lambda pixels: Faces(corners[:0], landmarks[:0], np.zeros(0))
+    )
+    status, _, err = run_main(monkeypatch, capsys, "verify", earlier, one, two, "--align", "--device", "cpu")
+    assert status == 1
+    assert f"{one} cannot be embedded: no face was found" in err
 
 
 def test_broken_images_are_left_out_up_to_the_limit(earlier, flat, tmp_path, monkeypatch, capsys) -> None:

@@ -3,10 +3,14 @@
 import subprocess
 import sys
 
+import torch
+
 from attfc.backbones import create_backbone
 from attfc.training.model_files import save_model
 
-SLOW = ("torch._dynamo", "sympy", "matplotlib")
+SLOW = ("torch._dynamo", "matplotlib", "sympy")
+if torch.__version__ < (2, 11):  # torch 2.9 and 2.10 import sympy for a torch.arange on the meta device
+    SLOW = SLOW[:2]
 CODE = f"""
 import sys
 from attfc.cli import main

@@ -295,6 +295,8 @@ def test_autocast_changes_nothing_and_half_queries_get_half_gradients():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
 def test_meta_device(dtype):
+    if dtype != torch.float32 and torch.__version__ < (2, 10):
+        pytest.skip("torch 2.9 has no products with out_dtype on the meta device")
     query_BD = torch.empty(4, 512, device="meta", requires_grad=True)
     rows_CD = torch.empty(9000, 512, device="meta", dtype=dtype)
     row_labels_C = torch.empty(9000, device="meta", dtype=torch.int64)

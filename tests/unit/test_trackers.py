@@ -177,10 +177,8 @@ def test_a_tracker_that_fails_in_mid_run_is_left_and_the_log_goes_on(recorded, m
     with log.opened(tmp_path, 0, 3):
         log.write("evaluation", 1, {"eer": 1.0})
         log.write("evaluation", 2, {"eer": 0.5})
-    assert (
-        capsys.readouterr().err
-        == "note: mlflow failed (division by zero) and gets nothing more; metrics.jsonl has all\n"
-    )
+    said = capsys.readouterr().err.removesuffix("\n\n").removesuffix("\n")  # rich 13 ends its bar with an empty line
+    assert said == "note: mlflow failed (division by zero) and gets nothing more; metrics.jsonl has all"
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 

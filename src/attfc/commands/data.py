@@ -74,7 +74,28 @@ def inspect_data(
     out.print(result.to_text())
     if (advice := image_sizes(store).advice) is not None:
         out.print(advice)
-    write_json(json_file, result.to_dict())
+    write_json(json_file, {**result.to_dict(), "alignment": _look_at_alignment(store)})
+
+
+def _look_at_alignment(store: "Store") -> dict[str, Any] | None:
+    """Print whether a sample looks aligned, and return what was found; None: no detector is installed."""
+    from attfc.photos.opening import open_detector
+    from attfc.photos.template_check import check_template
+
+    try:
+        detector = open_detector()
+    except UserError:
+        out.print('alignment: not looked at; that needs pip install "attfc[align]"')
+        return None
+    found = check_template(store, detector)
+    if found.distance is not None:
+        out.print(
+            f"alignment: {found.aligned:,} of {found.found:,} faces looked at lie on the ArcFace template, "
+            f"median distance {found.distance:.1f} of 112 pixels",
+        )
+    if found.advice is not None:
+        out.print(found.advice)
+    return found.to_dict()
 
 
 @app.command("preview")

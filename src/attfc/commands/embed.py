@@ -1,6 +1,7 @@
 """`attfc embed` and `attfc verify`: embeddings of aligned faces as a file, and two faces compared."""
 
 import io
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
@@ -9,6 +10,7 @@ from typer import Argument, Option
 from attfc.commands.common import (
     CacheOption,
     DeviceOption,
+    FileOption,
     JsonOption,
     ModelIsOption,
     NaturalOption,
@@ -23,6 +25,7 @@ from attfc.errors import UserError
 from attfc.files import written_whole
 
 if TYPE_CHECKING:
+    from attfc.data import Store
     from attfc.export import FaceModel
     from attfc.typing import Float32
 
@@ -42,6 +45,8 @@ def embed(
     output: Annotated[Path, Option("--output", "-o", dir_okay=False)],
     overwrite: bool = False,
     flip: bool = True,
+    align: bool = False,
+    detector: FileOption = None,
     broken_limit: ShareOption = 0.01,
     batch_size: PositiveOption = 256,
     workers: NaturalOption = 0,
@@ -50,13 +55,15 @@ def embed(
     cache: CacheOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Write embeddings of aligned faces, each of unit length, with the images' names.
+    """Write embeddings of aligned faces, each of unit length, with the images' names. Run again to go on after an interruption.
 
     Args:
         images: aligned faces: image files, folders of images, or stores as `attfc train` takes them
         output: OUT.npy: float32, a row per image, names in OUT.names.txt; or OUT.csv: a line per image, name first
         overwrite: replace an output that exists
         flip: add the embedding of the mirror image before normalizing, as evaluation does
+        align: the images are whole photos: embed the largest face of each; one without a face counts as broken
+        detector: ONNX file that finds faces, as attfc align takes it
         broken_limit: largest share of broken images that is left out, not refused
         batch_size: images per forward pass
         workers: processes that read and decode; 0: this one
@@ -68,22 +75,25 @@ def embed(
         if path.exists() and not overwrite:
             raise UserError(f"{path} exists: name another output, or add --overwrite")
 
-    from attfc.evaluation.embed import Embedder
-    from attfc.export.face_list import notes_of_images, open_faces
+    from attfc.evaluation.embed import Embedder, Kept
+    from attfc.export.face_list import open_faces
+    from attfc.export.model_inputs import contents_digest
 
     opened = open_with_notes(model, model_is, device)
     with progress_bar("index") as bar:
         store = open_faces(images, cache=cache, progress=bar)
-    notes = notes_of_images(store, opened.facts.image_size)
+    store, notes = _faces_of(store, opened, align, detector)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    kept = Kept(output.with_name(f".{output.name}.embeddings"), contents_digest(opened.module, opened.facts))
     with progress_bar("faces") as bar:
         embedder = Embedder(opened.module, batch_size, flip, opened.device, workers)
-        found = embedder.embed_within(store, None, broken_limit, progress=bar)
+        found = embedder.embed_within(store, None, broken_limit, progress=bar, kept=kept)
     rows = found.valid.nonzero()[0]
     names = [store.where(int(position)) for position in found.positions[rows]]
-    output.parent.mkdir(parents=True, exist_ok=True)
     for path in files:
         with written_whole(path) as file:
             WRITERS[path.suffix](file, found.vectors[rows], names)
+    shutil.rmtree(kept.folder)
     if found.broken:
         notes.append(f"left out {len(found.broken):,} broken of {len(store):,} images; {found.first_left_out}")
     print_notes(notes)
@@ -109,6 +119,8 @@ def verify(
     model: ModelArgument,
     first: Annotated[str, Argument(metavar="A")],
     second: Annotated[str, Argument(metavar="B")],
+    align: bool = False,
+    detector: FileOption = None,
     device: DeviceOption = "auto",
     model_is: ModelIsOption = None,
     json_file: JsonOption = None,
@@ -118,9 +130,11 @@ def verify(
     Args:
         first: an aligned face: an image file
         second: the face to compare it with
+        align: both are whole photos: compare the largest face of each
+        detector: ONNX file that finds faces, as attfc align takes it
     """
     from attfc.evaluation.report.thresholds import thresholds_of_run
-    from attfc.export.face_list import notes_of_images, open_faces
+    from attfc.export.face_list import open_faces
 
     opened = open_with_notes(model, model_is, device)
     faces = open_faces([first, second])
@@ -128,9 +142,11 @@ def verify(
         raise UserError(
             f"verify compares two images, and {first} and {second} hold {len(faces):,}: name one image file each"
         )
+    faces, notes = _faces_of(faces, opened, align, detector)
     vectors = opened.embed(faces)
     cosine = float(vectors[0] @ vectors[1])
-    notes = notes_of_images(faces, opened.facts.image_size)
+    several = getattr(faces, "several", {})
+    notes += [f"{faces.where(place)} has {count} faces: the largest was taken" for place, count in several.items()]
     thresholds = thresholds_of_run(opened.facts.path)
     print_notes(notes)
     out.print(f"cosine {cosine:.4f}   (1: the same direction; about 0: unrelated)")
@@ -160,6 +176,19 @@ def verify(
             "notes": notes,
         },
     )
+
+
+def _faces_of(store: "Store", opened: "FaceModel", align: bool, detector: Path | None) -> "tuple[Store, list[str]]":
+    """Return the store to embed, of photos with `align`, and notes about its images."""
+    from attfc.export.face_list import notes_of_images
+
+    if not align:
+        if detector is not None:
+            raise UserError("--detector finds faces in photos: add --align")
+        return store, notes_of_images(store, opened.facts.image_size)
+    from attfc.photos.store import AlignedPhotos
+
+    return AlignedPhotos(store, detector), []
 
 
 def open_with_notes(model: Path, model_is: list[str] | None, device: str) -> "FaceModel":

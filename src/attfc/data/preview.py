@@ -12,7 +12,7 @@ from attfc.data.stores.store import Store
 from attfc.errors import UserError
 from attfc.random_streams import hash_words
 
-__all__ = ["contact_sheet"]
+__all__ = ["contact_sheet", "fit_text"]
 
 _IDENTITIES, _IMAGES = 0x726F7773, 0x636F6C73  # purposes of the hash
 _GAP = 2
@@ -58,14 +58,14 @@ def contact_sheet(store: Store, identities: int = 8, images: int = 8, seed: int 
     for row, (label, chosen) in enumerate(rows):
         top = _GAP + row * line
         title = f"{store.identity_name(label)}  ({counts[label]} image{'' if counts[label] == 1 else 's'})"
-        draw.text((_GAP + 2, top), _fit(draw, title, images * tile - 4), _TEXT)
+        draw.text((_GAP + 2, top), fit_text(draw, title, images * tile - 4), _TEXT)
         for column, position in enumerate(chosen.tolist()):
             left = _GAP + column * tile
             if taken in found.broken:
                 _draw_broken(draw, left, top + _LABEL, size, found.broken[taken])
             else:
                 sheet.paste(Image.fromarray(found.pixels[taken]), (left, top + _LABEL))
-            draw.text((left + 2, top + _LABEL + size), _fit(draw, str(position), size - 2), _TEXT)
+            draw.text((left + 2, top + _LABEL + size), fit_text(draw, str(position), size - 2), _TEXT)
             taken += 1
     return sheet
 
@@ -95,7 +95,7 @@ def _draw_broken(draw: ImageDraw.ImageDraw, left: int, top: int, size: int, reas
     draw.line((left, top, right, bottom), _BROKEN)
     draw.line((left, bottom, right, top), _BROKEN)
     for row, text in enumerate(("broken", reason)):
-        fitted = _fit(draw, text, size - 8)
+        fitted = fit_text(draw, text, size - 8)
         draw.rectangle(
             (left + 2, top + 3 + row * _LABEL, left + 5 + draw.textlength(fitted), top + 15 + row * _LABEL),
             (52, 22, 22),
@@ -103,8 +103,8 @@ def _draw_broken(draw: ImageDraw.ImageDraw, left: int, top: int, size: int, reas
         draw.text((left + 4, top + 3 + row * _LABEL), fitted, (255, 220, 215))
 
 
-def _fit(draw: ImageDraw.ImageDraw, text: str, width: float) -> str:
-    """The text, cut with dots where it is wider than `width`; unprintable characters and line breaks shown as '?'."""
+def fit_text(draw: ImageDraw.ImageDraw, text: str, width: float) -> str:
+    """Return the text, cut with dots where it is wider than `width` pixels; unprintable characters and line breaks are shown as '?'."""
     text = "".join(c if c.isprintable() else "?" for c in text[:200])
     if draw.textlength(text) <= width:
         return text

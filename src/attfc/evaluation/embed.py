@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from attfc.data.stores.store import Images
 from attfc.distributed import ALONE, Ranks
 from attfc.errors import UserError
+from attfc.evaluation.embedding_cache import Batch, CacheKey, cached_embeddings
 from attfc.evaluation.rates import Figures
 from attfc.precision import autocast
 from attfc.typing import Bools, Float32, Int64, Progress, UInt8
@@ -32,6 +35,7 @@ __all__ = [
     "Embeddings",
     "ImageEvaluation",
     "ImageSource",
+    "Kept",
     "check_broken_limit",
     "device_of",
     "embed_store",
@@ -120,6 +124,19 @@ class ImageEvaluation(Figures):
             "embedding_seconds": self.embeddings.seconds,
             "notes": list(self.notes),
         }
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where embeddings are written as they come, so that an interrupted run goes on: one process, 8 bytes per number and image.
+
+    Attributes:
+        folder: of these embeddings alone; whoever is done with them deletes it.
+        model_key: names the model's contents. Images are known by their places: one that is overwritten meanwhile goes unnoticed.
+    """
+
+    folder: Path
+    model_key: str
 
 
 class _Batches(Dataset[tuple[Tensor, dict[int, str]]]):
@@ -216,7 +233,11 @@ class Embedder:
                 yield image_BD, self.model(images_BCSS.flip(3)).float() if mirror else None, *rest
 
     def embed(
-        self, source: ImageSource, positions: npt.ArrayLike | None = None, progress: Progress | None = None
+        self,
+        source: ImageSource,
+        positions: npt.ArrayLike | None = None,
+        progress: Progress | None = None,
+        kept: Kept | None = None,
     ) -> Embeddings:
         """Embed images; see `embed_store`."""
         start = time.perf_counter()
@@ -226,24 +247,8 @@ class Embedder:
         size = getattr(self.model, "image_size", None) if self.image_size is None else self.image_size
         if not isinstance(size, int):
             raise UserError(f"{type(self.model).__name__} has no image_size attribute: pass image_size=112")
-        ranks = self.ranks
-
-        def rows_of_rank() -> tuple[list[Float32], dict[int, str]]:
-            rows: list[Tensor] = []
-            broken: dict[int, str] = {}
-            batches = _Batches(source, positions_N, self.batch_size, size, ranks)
-            for image_BD, mirror_BD, broken_rows in self.passes(batches, self.flip):
-                rows.append(image_BD if mirror_BD is None else (image_BD + mirror_BD) / 2)
-                broken.update(broken_rows)
-                if progress is not None:
-                    progress(min(len(rows) * ranks.size * self.batch_size, len(positions_N)), len(positions_N))
-            return [row.cpu().numpy() for row in rows], broken
-
-        parts = ranks.objects(ranks.together(rows_of_rank))
-        broken = {row: reason for _, reasons in parts for row, reason in sorted(reasons.items())}
-        raw_ND = torch.from_numpy(
-            np.concatenate([part[turn] for turn in range(len(parts[0][0])) for part, _ in parts if turn < len(part)])
-        )
+        rows_of = self._rows_in_memory if kept is None else partial(self._rows_on_disk, kept)
+        raw_ND, broken = rows_of(source, positions_N, size, progress)
         raw_ND[list(broken)] = 0.0
         norms_N = torch.linalg.vector_norm(raw_ND, dim=1)
         bad = [row for row in torch.nonzero(~usable_lengths(norms_N)).ravel().tolist() if row not in broken]
@@ -259,6 +264,46 @@ class Embedder:
         seconds = time.perf_counter() - start
         return Embeddings(positions_N, vectors_ND.numpy(), norms_N.numpy(), broken, left_out, seconds)
 
+    def _rows_in_memory(
+        self, source: ImageSource, positions_N: Int64, size: int, progress: Progress | None
+    ) -> tuple[Tensor, dict[int, str]]:
+        """Return (N, D) rows, not normalized, of all ranks, and why some images are broken."""
+        ranks = self.ranks
+
+        def rows_of_rank() -> tuple[list[Float32], dict[int, str]]:
+            rows: list[Tensor] = []
+            broken: dict[int, str] = {}
+            batches = _Batches(source, positions_N, self.batch_size, size, ranks)
+            for image_BD, mirror_BD, broken_rows in self.passes(batches, self.flip):
+                rows.append(image_BD if mirror_BD is None else (image_BD + mirror_BD) / 2)
+                broken.update(broken_rows)
+                if progress is not None:
+                    progress(min(len(rows) * ranks.size * self.batch_size, len(positions_N)), len(positions_N))
+            return [row.cpu().numpy() for row in rows], broken
+
+        parts = ranks.objects(ranks.together(rows_of_rank))
+        broken = {row: reason for _, reasons in parts for row, reason in sorted(reasons.items())}
+        rows = [part[turn] for turn in range(len(parts[0][0])) for part, _ in parts if turn < len(part)]
+        return torch.from_numpy(np.concatenate(rows)), broken
+
+    def _rows_on_disk(
+        self, kept: Kept, source: ImageSource, positions_N: Int64, size: int, progress: Progress | None
+    ) -> tuple[Tensor, dict[int, str]]:
+        """Return the same of one process, from disk as far as they are there."""
+        places = "\0".join(source.where(position) for position in positions_N.tolist())
+        key = CacheKey(kept.model_key, image_size=size, flip=self.flip, precision=self.autocast_dtype)
+        key.add("images", places.encode("utf-8", "surrogateescape"))
+
+        def embed(start: int) -> Iterator[Batch]:
+            batches = _Batches(source, positions_N[start:], self.batch_size, size, ALONE)
+            for image_BD, mirror_BD, broken_rows in self.passes(batches, self.flip):
+                both = [part.cpu() for part in (image_BD, image_BD if mirror_BD is None else mirror_BD)]
+                yield both[0], both[1], {start + row: reason for row, reason in broken_rows.items()}, ()
+
+        numbers = int(self.model.embedding_size)  # type: ignore[arg-type]
+        found = cached_embeddings(kept.folder, key, len(positions_N), numbers, embed, progress)
+        return torch.from_numpy((found.image + found.mirror) / 2), found.broken
+
     def embed_within(
         self,
         source: ImageSource,
@@ -267,11 +312,13 @@ class Embedder:
         *,
         missing: int = 0,
         progress: Progress | None = None,
+        kept: Kept | None = None,
     ) -> Embeddings:
         """Embed images of which a share may be broken.
 
         Args:
             source, positions, progress: see `embed_store`.
+            kept: write embeddings there as they come, and go on with those that are there; None: memory.
             broken_limit: the largest share of the images that may be broken or missing.
             missing: images that are asked for and not in the source; they have no row.
 
@@ -279,7 +326,7 @@ class Embedder:
             UserError: more are; a figure without them would be that of another set.
         """
         check_broken_limit(broken_limit)
-        found = self.embed(source, positions, progress)
+        found = self.embed(source, positions, progress, kept)
         images, lost = len(found.positions) + missing, len(found.broken) + missing
         if lost > broken_limit * images:
             raise UserError(

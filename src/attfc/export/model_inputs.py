@@ -5,6 +5,7 @@ the model says of itself, what the caller says of it, and what nobody said, whic
 speak they must agree.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,12 +15,13 @@ from typing import Any, cast
 from torch import nn
 
 from attfc.errors import UserError, nearest
+from attfc.evaluation.embedding_cache import CacheKey, model_digest
 from attfc.export.colours import COLOUR_KEYS, OURS, Colours, fed_as
 from attfc.export.onnx_model import OnnxFacts, OnnxModel
 from attfc.export.state_dicts import read_state_dict, recognise_network
 from attfc.training.model_files import CONFIG, WEIGHTS, load_model, model_folder
 
-__all__ = ["ModelFacts", "open_model", "read_statements"]
+__all__ = ["ModelFacts", "contents_digest", "open_model", "read_statements"]
 
 STATE_DICTS = (".pt", ".pth", ".safetensors")
 KEYS = ("network", "image_size", "embedding_size", "colour_order", "mean", "std", "training_data", "licence")
@@ -89,6 +91,15 @@ def read_statements(pairs: Iterable[str]) -> dict[str, Any]:
         except (ValueError, RecursionError):
             raise UserError(f"{pair[:80]!r}: {key} is a number, or for mean and std [three, of, them]") from None
     return statements
+
+
+def contents_digest(module: nn.Module, facts: ModelFacts) -> str:
+    """Return a digest of what `open_model` opened: network, colours and weights, as keys of kept embeddings need it."""
+    key = CacheKey(facts.network, facts.colours, sorted(facts.options.items()))
+    if facts.kind != "ONNX":
+        return key.add("weights", model_digest(module).encode()).digest
+    with facts.path.open("rb") as file:
+        return key.add("file", hashlib.file_digest(file, "blake2b").digest()).digest
 
 
 def open_model(

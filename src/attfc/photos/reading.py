@@ -16,7 +16,7 @@ from attfc.data.images import MAX_PIXELS, BrokenImageError, decode_image
 from attfc.data.stores.image_files import MAX_FILE_BYTES
 from attfc.typing import UInt8
 
-__all__ = ["Photo", "list_photos", "read_photo"]
+__all__ = ["Photo", "decode_photo", "list_photos", "read_photo"]
 
 _READ = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".heic", ".heif")
 _NOT_READ = (".avif", ".gif", ".tif", ".tiff", ".jp2", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw")

@@ -1,6 +1,5 @@
 """A model opened to be evaluated; whether it was trained on the people, from what its run knows of its data."""
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,28 +19,20 @@ def open_subject(path: Path, asked: EvaluationOptions) -> "tuple[Subject, ModelF
     """Open a model for a protocol; print notes about it."""
     from attfc.devices import choose_device
     from attfc.evaluation import Embedder
-    from attfc.evaluation.embedding_cache import CacheKey, model_digest
     from attfc.evaluation.protocols.protocol import Subject
     from attfc.export import open_model
-    from attfc.export.model_inputs import read_statements
+    from attfc.export.model_inputs import contents_digest, read_statements
 
     on = choose_device(asked.device)
     module, facts = open_model(path, read_statements(asked.model_is or []), device=on.type)
     print_notes(facts.notes)
-
-    def digest() -> str:
-        key = CacheKey(facts.network, facts.colours, sorted(facts.options.items()))
-        if facts.kind != "ONNX":
-            return key.add("weights", model_digest(module).encode()).digest
-        with facts.path.open("rb") as file:
-            return key.add("file", hashlib.file_digest(file, "blake2b").digest()).digest
 
     def open_path(data: str) -> "tuple[Store, SharedPeople]":
         store = open_with_bar(data, cache=asked.cache)
         return store, shared_with_run(path, store)
 
     embedder = Embedder(module.to(on), asked.batch_size, device=on, workers=asked.workers)
-    return Subject(embedder, digest, open_path, progress_bar), facts
+    return Subject(embedder, lambda: contents_digest(module, facts), open_path, progress_bar), facts
 
 
 def shared_with_run(model: Path, store: "Store") -> "SharedPeople":

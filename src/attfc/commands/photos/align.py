@@ -8,6 +8,7 @@ from typer import Argument, BadParameter, Option
 
 from attfc.commands.common import FileOption, JsonOption, err, out, print_notes, progress_bar, write_json
 from attfc.errors import UserError, nearest
+from attfc.files import written_whole
 
 __all__ = ["align"]
 
@@ -21,6 +22,7 @@ def align(
     boxes: FileOption = None,
     detector: FileOption = None,
     workers: Annotated[int | None, Option(min=0)] = None,
+    refused: Annotated[Path | None, Option(dir_okay=False, metavar="FILE.png")] = None,
     version: Annotated[bool, Option("--version")] = False,
     json_file: JsonOption = None,
 ) -> None:
@@ -33,6 +35,7 @@ def align(
         boxes: file with a line per photo: path, left, top, right, bottom, separated by tabs, in pixels
         detector: ONNX file of SCRFD, RetinaFace, YuNet or CenterFace; default: MTCNN
         workers: processes; 0: this one; default: one per processor core
+        refused: also write a picture of photos without an aligned face; an older one is replaced. It shows people
         version: print detector, digest, licences and training data, and leave
     """
     from attfc.photos.faces import POLICIES
@@ -75,6 +78,12 @@ def align(
     out.print(
         f"no face: {done.no_face:,}; several faces: {done.several:,}; refused otherwise: {len(done.refused) - done.no_face:,}"
     )
+    if refused is not None and done.refused:
+        from attfc.photos.sheet import refused_sheet
+
+        with written_whole(refused) as file:
+            refused_sheet(photos, done.refused).save(file, "PNG")
+        out.print(f"{refused}: photos without an aligned face")
     write_json(json_file, {"photos_folder": str(photos), "output": str(output), **done.to_dict()})
     if not done.aligned:
         raise UserError(f"no photo of {photos} has a face that was found")
