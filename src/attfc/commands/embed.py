@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from attfc.export import FaceModel
     from attfc.typing import Float32
 
-__all__ = ["ModelArgument", "embed", "open_with_notes", "verify"]
+__all__ = ["ModelArgument", "embed", "faces_of", "open_with_notes", "verify"]
 
 ModelArgument = Annotated[
     Path,
@@ -82,7 +82,7 @@ def embed(
     opened = open_with_notes(model, model_is, device)
     with progress_bar("index") as bar:
         store = open_faces(images, cache=cache, progress=bar)
-    store, notes = _faces_of(store, opened, align, detector)
+    store, notes = faces_of(store, opened.facts.image_size, align, detector)
     output.parent.mkdir(parents=True, exist_ok=True)
     kept = Kept(output.with_name(f".{output.name}.embeddings"), contents_digest(opened.module, opened.facts))
     with progress_bar("faces") as bar:
@@ -142,7 +142,7 @@ def verify(
         raise UserError(
             f"verify compares two images, and {first} and {second} hold {len(faces):,}: name one image file each"
         )
-    faces, notes = _faces_of(faces, opened, align, detector)
+    faces, notes = faces_of(faces, opened.facts.image_size, align, detector)
     vectors = opened.embed(faces)
     cosine = float(vectors[0] @ vectors[1])
     several = getattr(faces, "several", {})
@@ -178,14 +178,14 @@ def verify(
     )
 
 
-def _faces_of(store: "Store", opened: "FaceModel", align: bool, detector: Path | None) -> "tuple[Store, list[str]]":
+def faces_of(store: "Store", image_size: int, align: bool, detector: Path | None) -> "tuple[Store, list[str]]":
     """Return the store to embed, of photos with `align`, and notes about its images."""
     from attfc.export.face_list import notes_of_images
 
     if not align:
         if detector is not None:
             raise UserError("--detector finds faces in photos: add --align")
-        return store, notes_of_images(store, opened.facts.image_size)
+        return store, notes_of_images(store, image_size)
     from attfc.photos.store import AlignedPhotos
 
     return AlignedPhotos(store, detector), []
