@@ -134,7 +134,7 @@ def test_the_command_says_what_it_found(photos: Path, tmp_path: Path, told: None
         app, ["align", str(photos), "-o", str(tmp_path / "out"), "--workers", "0", "--json", str(report)]
     )
     assert result.exit_code == 0, result.output
-    assert "4 faces of 4 of 5 photos" in result.output
+    assert "4 faces, in 4 of 5 photos" in result.output
     assert "no face: 0; several faces: 4; refused otherwise: 1" in result.output
     assert "broken.jpg: not a JPEG, PNG, WebP or BMP image" in result.output
     assert json.loads(report.read_text())["aligned"] == 4

@@ -121,19 +121,21 @@ def verify(
     second: Annotated[str, Argument(metavar="B")],
     align: bool = False,
     detector: FileOption = None,
+    evaluation: FileOption = None,
     device: DeviceOption = "auto",
     model_is: ModelIsOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Compare two aligned faces: their cosine, and what it means by the run's own evaluation.
+    """Compare two aligned faces: their cosine, and what it means by an evaluation of the model.
 
     Args:
         first: an aligned face: an image file
         second: the face to compare it with
         align: both are whole photos: compare the largest face of each
         detector: ONNX file that finds faces, as attfc align takes it
+        evaluation: file of `attfc evaluate MODEL all-pairs FOLDER --json FILE`; default: the last evaluation of the model's run
     """
-    from attfc.evaluation.report.thresholds import thresholds_of_run
+    from attfc.evaluation.report.thresholds import read_thresholds, thresholds_of_run
     from attfc.export.face_list import open_faces
 
     opened = open_with_notes(model, model_is, device)
@@ -147,7 +149,7 @@ def verify(
     cosine = float(vectors[0] @ vectors[1])
     several = getattr(faces, "several", {})
     notes += [f"{faces.where(place)} has {count} faces: the largest was taken" for place, count in several.items()]
-    thresholds = thresholds_of_run(opened.facts.path)
+    thresholds = read_thresholds(evaluation) if evaluation is not None else thresholds_of_run(opened.facts.path)
     print_notes(notes)
     out.print(f"cosine {cosine:.4f}   (1: the same direction; about 0: unrelated)")
     verdicts = {f"{far:g}": cosine > threshold for far, threshold in thresholds.items()}
@@ -157,13 +159,13 @@ def verify(
     if thresholds:
         out.print(
             "FAR: the share of pairs of different people that a threshold accepts,\n"
-            "here of the people of this run's evaluation. Others have other rates.",
+            "here of the people of that evaluation. Others have other rates.",
         )
     else:
         out.print(
             "No threshold is known for this model, so the cosine decides nothing.\n"
-            "To get one, evaluate it on people it was not trained on and read\n"
-            f"threshold_at_far: attfc evaluate {model} all-pairs FOLDER --json far.json",
+            "To get one, evaluate it on people it was not trained on, then add --evaluation:\n"
+            f"attfc evaluate {model} all-pairs FOLDER --json far.json",
         )
     write_json(
         json_file,
