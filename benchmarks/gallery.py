@@ -7,7 +7,7 @@ Templates are unit vectors in clusters: 4 per person around the person's own dir
     python benchmarks/gallery.py [--templates 1000000] [--queries 1000] [--repeats 5] [--folder /tmp/gallery-bench]
 
 Writes results/gallery.json: milliseconds per query alone and in batches of 64, how many of the queries (of a fifth, for the libraries) give the
-template of the float32 product, seconds to add, remove and open, bytes on disk. What faiss and usearch do on a change of their file is described in docs/decisions.md.
+template of the float32 product, seconds to add, remove and open, bytes on disk. How the libraries change their files: docs/decisions.md.
 """
 
 import argparse
