@@ -4,14 +4,15 @@ Templates are unit vectors in clusters: 4 per person around the person's own dir
 (cosine 0.97 between their directions). Queries are half new views of enrolled people, a quarter the near-duplicates themselves, a quarter strangers.
 
     pip install faiss-cpu usearch        # optional: without them their rows are left out
-    python benchmarks/gallery.py [--templates 1000000] [--queries 1000] [--repeats 5] [--folder /tmp/gallery-bench]
+    python benchmarks/gallery.py [--templates 1000000] [--queries 1000] [--repeats 5] [--clock wall|cpu] [--threads 2]
 
-Writes results/gallery.json: milliseconds per query alone and in batches of 64, how many of the queries (of a fifth, for the libraries) give the
-template of the float32 product, seconds to add, remove and open, bytes on disk. How the libraries change their files: docs/decisions.md.
+On a shared machine take --clock cpu --threads 1. Writes results/gallery.json: milliseconds per query alone and in batches of 64, how many of the
+queries (of a fifth, for the libraries) give the template of the float32 product, seconds to add, remove and open, MiB on disk.
 """
 
 import argparse
 import importlib
+import os
 import shutil
 import tempfile
 import time
@@ -20,9 +21,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the command line does, see benchmarks/waiting_threads.py
+
 import numpy as np
 import torch
-from common import median_seconds, write_result
+from common import median_seconds_each, write_result
 
 from attfc.gallery.database import Facts
 from attfc.gallery.templates import Template, TemplateStore
@@ -70,11 +73,12 @@ def exact_best(rows: Rows, queries: Rows) -> tuple[Rows, Rows]:
     return np.concatenate(places), np.concatenate(scores)
 
 
-def timed(search: Callable[[Rows], Rows], queries: Rows, repeats: int) -> dict[str, float]:
+def timed(search: Callable[[Rows], Rows], queries: Rows, repeats: int, clock: Callable[[], float]) -> dict[str, float]:
     """Return milliseconds of one query, and per query of a batch."""
     turns = iter(range(10**6))
-    one = median_seconds(lambda: search(queries[(n := next(turns) % len(queries)) : n + 1]), 4 * repeats)
-    many = median_seconds(lambda: search(queries[: min(BATCH, len(queries))]), repeats)
+    few = {"": lambda: search(queries[(n := next(turns) % len(queries)) : n + 1])}
+    one = median_seconds_each(few, 4 * repeats, clock=clock)[""]
+    many = median_seconds_each({"": lambda: search(queries[:BATCH])}, repeats, clock=clock)[""]
     return {"ms_one_query": 1e3 * one, "ms_per_query_of_64": 1e3 * many / min(BATCH, len(queries))}
 
 
@@ -170,9 +174,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "gallery-bench")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--only-ours", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    clock = {"wall": time.perf_counter, "cpu": time.process_time}[given.clock]
     rows, queries = make(given.templates, given.size, given.queries)
     best, score = exact_best(rows, queries)
     store, cost = ours(rows, given.folder)
@@ -193,7 +199,7 @@ def main() -> None:
         print(name, found[name], flush=True)
     print("timing", flush=True)
     for name, search in searches.items():
-        found[name] |= timed(search, queries, given.repeats)
+        found[name] |= timed(search, queries, given.repeats, clock)
         print(name, found[name], flush=True)
     results: dict[str, Any] = {"changes": cost, "search": found}
     print(cost)
