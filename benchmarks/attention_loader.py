@@ -1,11 +1,13 @@
 """Images per second of the attention loader against raw decoding, at 112 and 56 pixels with 0, 1 and 2 workers.
 
 Raw decoding: the same images in the same number of processes by the same `decode_image`, their bytes already in memory, nothing
-handed over. The loader reads the files, chooses queries and keys, decodes, and hands batches to this process. Both run in
-turns in one go; the figure that carries over to another machine is their ratio. With 0 workers both run in this process.
+handed over. The loader reads the files, chooses queries and keys, decodes, and hands batches to this process. With augmentation this process
+flips and normalizes them besides, to float32: with 1 worker on two cores it has a core of its own, with 2 they share. All run in
+turns in one go; the figure that carries over to another machine is their ratio. With 0 workers all run in this process.
 
 python benchmarks/attention_loader.py                      # a generated folder of smoothed-noise JPEGs
 python benchmarks/attention_loader.py --root FACES         # an image folder of your own, which is only read
+PYTHONPATH=OTHER/src python benchmarks/attention_loader.py --root FACES --name before     # another checkout
 """
 
 import argparse
@@ -21,7 +23,7 @@ import torch
 from common import write_result
 from PIL import Image, ImageFilter
 
-from attfc.data import AttentionLoader, FolderStore, decode_image
+from attfc.data import AttentionLoader, Augment, FolderStore, decode_image
 
 
 def generate_folder(root: Path, identities: int, images: int) -> None:
@@ -67,14 +69,18 @@ def raw_seconds(encoded: list[bytes], size: int, processes: int) -> float:
     return time.perf_counter() - start
 
 
-def loader_seconds(store: FolderStore, size: int, workers: int, batch_size: int, steps: int) -> float:
+def loader_seconds(
+    store: FolderStore, size: int, workers: int, batch_size: int, steps: int, augment: Augment | None = None
+) -> float:
     """Wall time of some batches of a loader that runs: 2 batches a worker are ready at the start and at the end."""
     with AttentionLoader(store, batch_size, 2, image_size=size, workers=workers) as loader:
         for _ in loader.batches(4):
             pass
         start = time.perf_counter()
-        for _ in loader.batches(4 + steps):
-            pass
+        for batch in loader.batches(4 + steps):
+            if augment is not None:
+                augment(batch.queries, batch.seeds[:, 0])
+                augment(batch.keys, batch.seeds[:, 1:])
         return time.perf_counter() - start
 
 
@@ -85,6 +91,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=40, help="batches a measurement")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[112, 56])
+    parser.add_argument("--name", help="ending of the JSON's name")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
@@ -102,12 +110,14 @@ def main() -> None:
             ]
         encoded = [store.read(position)[0] for position in torch.cat(wanted[4:]).tolist()]
         results = []
-        for size in (112, 56):
+        for size in arguments.sizes:
             for workers in (0, 1, 2):
-                raw, loaded = [], []
+                raw, loaded, augmented = [], [], []
+                asked = (store, size, workers, arguments.batch_size, arguments.steps)
                 for _ in range(arguments.repeats):
                     raw.append(raw_seconds(encoded, size, workers))
-                    loaded.append(loader_seconds(store, size, workers, arguments.batch_size, arguments.steps))
+                    loaded.append(loader_seconds(*asked))
+                    augmented.append(loader_seconds(*asked, Augment()))
                 ratios = [a / b for a, b in zip(raw, loaded, strict=True)]
                 results.append(
                     {
@@ -115,7 +125,9 @@ def main() -> None:
                         "workers": workers,
                         "raw_images_per_second": len(encoded) / statistics.median(raw),
                         "loader_images_per_second": len(encoded) / statistics.median(loaded),
+                        "augmented_images_per_second": len(encoded) / statistics.median(augmented),
                         "loader_share_of_raw": statistics.median(ratios),
+                        "augmented_share_of_raw": statistics.median(a / b for a, b in zip(raw, augmented, strict=True)),
                         "loader_share_of_raw_runs": ratios,
                     }
                 )
@@ -130,7 +142,8 @@ def main() -> None:
         "steps": arguments.steps,
         "repeats": arguments.repeats,
     }
-    print(write_result("attention_loader" + ("" if arguments.root is None else "_root"), config, results))
+    ending = arguments.name or ("" if arguments.root is None else "root")
+    print(write_result("_".join(filter(None, ("attention_loader", ending))), config, results))
 
 
 if __name__ == "__main__":

@@ -71,10 +71,11 @@ def container_softmax(name: str) -> Callable[[], str]:
     return table
 
 
-def attention_loader() -> str:
+def attention_loader(name: str = "attention_loader") -> str:
     """Table of the loader benchmark."""
-    record = load("attention_loader")
+    record = load(name)
     titles = ["pixels", "workers", "raw decode, images/s", "loader, images/s", "loader / raw"]
+    titles += ["with augmentation, images/s", "with augmentation / raw"]
     rows = [
         [
             row["size"],
@@ -82,10 +83,72 @@ def attention_loader() -> str:
             f"{row['raw_images_per_second']:.0f}",
             f"{row['loader_images_per_second']:.0f}",
             f"{row['loader_share_of_raw']:.2f}",
+            f"{row['augmented_images_per_second']:.0f}",
+            f"{row['augmented_share_of_raw']:.2f}",
         ]
         for row in record["results"]
     ]
     return with_provenance(titles, rows, record)
+
+
+def start_up() -> str:
+    """Table of what commands take before they compute, of this commit and of an earlier one."""
+    record = load("start_up")
+    rows: dict[str, list[str]] = {}
+    for row in record["results"]:
+        cells = rows.setdefault(row["command"], [f"`{row['command']}`"])
+        cells += [f"{row['seconds']:.2f}", f"{row['beyond_torch']:+.2f}"]
+    filled = [[*cells, *["-"] * (5 - len(cells))] for cells in rows.values()]
+    titles = ["command", "s", "beyond torch, s", "earlier commit, s", "beyond torch, s"]
+    where = f"Processor seconds; the earlier commit is {str(record['config']['other_commit'])[:10]}."
+    return f"{markdown_table(titles, filled)}\n\n{where} {provenance(record)}"
+
+
+def class_softmax() -> str:
+    """Table of full FC and Partial FC against three bare products."""
+    record = load("class_softmax")
+    names = dict.fromkeys(row["way"] for row in record["results"])
+    sizes = dict.fromkeys(row["rows"] for row in record["results"])
+    found = {(row["way"], row["rows"]): row for row in record["results"]}
+    rows = []
+    for name in names:
+        cells = [found[name, size] for size in sizes]
+        rows.append([name.replace("_", " ")])
+        rows[-1] += [
+            text for cell in cells for text in (f"{cell['seconds']:.2f}", f"{cell['times_three_products']:.2f}")
+        ]
+    titles = ["", *(text for size in sizes for text in (f"{size:,} rows, s", "times the products"))]
+    return with_provenance(titles, rows, record)
+
+
+def freed_memory() -> str:
+    """Table of passes with glibc as it is and told to keep what is freed."""
+    record = load("freed_memory")
+    cases: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in record["results"]:
+        cases.setdefault((row["what"], row["dtype"], row["batch"]), []).append(row)
+    rows = []
+    for case, (plain, keep) in cases.items():
+        cells = [f"{case[2] / row['seconds']:,.0f}" for row in (plain, keep)]
+        cells += [
+            f"{plain['seconds'] / keep['seconds']:.2f}",
+            f"{plain['page_faults']:,.0f}",
+            f"{plain['system_share']:.2f}",
+        ]
+        rows.append([*map(str, case), *cells, f"{plain['peak_mib']:,.0f}", f"{keep['peak_mib']:,.0f}"])
+    titles = ["what", "type", "batch", "images/s", "kept, images/s", "times faster", "page faults", "system's share"]
+    return with_provenance([*titles, "peak, MiB", "kept, MiB"], rows, record)
+
+
+def center_table() -> str:
+    """Table of what the flag per identity saves."""
+    record = load("center_table")
+    rows = []
+    for what, row in record["results"].items():
+        shown = (1000 * row["flag"], 1000 * row["look"], row["ratio"], *row["ratio_quartiles"])
+        flag, look, ratio, low, high = (f"{figure:.2f}" for figure in shown)
+        rows.append([what, flag, look, ratio, f"{low} to {high}"])
+    return with_provenance(["", "flag, ms", "look, ms", "look / flag", "half of the pairs"], rows, record)
 
 
 def training_step() -> str:
@@ -431,6 +494,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "all_pairs": all_pairs("all_pairs"),
     "templates": templates,
     "attention_loader": attention_loader,
+    "attention_loader_root": lambda: attention_loader("attention_loader_root"),
+    "attention_loader_before": lambda: attention_loader("attention_loader_before"),
+    "start_up": start_up,
+    "class_softmax": class_softmax,
+    "freed_memory": freed_memory,
+    "center_table": center_table,
     "backbones": backbones,
     "synthetic": synthetic,
     "training_step": training_step,

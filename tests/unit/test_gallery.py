@@ -112,11 +112,11 @@ def test_the_best_template_of_a_person_counts_and_each_is_named_once(store) -> N
 
 def test_rounding_is_bounded() -> None:
     rows = np.concatenate([unit(50, size=512), np.eye(512, dtype=np.float32)[:3], np.zeros((1, 512), np.float32)])
-    fields = vectors.rounded(rows)
-    left = rows - fields["coarse"].astype(np.float64) * fields["scale"][:, None]
-    assert (np.linalg.norm(left, axis=1) <= fields["error"]).all()
-    assert fields["scale"][-1] == fields["error"][-1] == 0
-    assert fields["error"].max() < 0.03
+    found = vectors.rounded(rows)
+    left = rows - found.coarse_ND.astype(np.float64) * found.scales_N2[:, :1]
+    assert (np.linalg.norm(left, axis=1) <= found.scales_N2[:, 1]).all()
+    assert not found.scales_N2[-1].any()
+    assert found.scales_N2[:, 1].max() < 0.03
 
 
 def test_a_removed_person_is_in_no_byte_of_the_folder(store) -> None:
@@ -143,11 +143,11 @@ def test_a_removed_person_is_in_no_byte_of_the_folder(store) -> None:
         enrolled -= {*gone}
         content = bytes_of(store.folder)
         for number in (first, *gone):
-            coarse = vectors.rounded(rows[number][None])["coarse"][0, :16]
+            coarse = vectors.rounded(rows[number][None]).coarse_ND[0, :16]
             marks = (rows[number][3:7].tobytes(), coarse.tobytes(), f"<{number:04d}>".encode(), digest(number))
             assert [mark in content for mark in marks] == [number in enrolled] * 4, number
     assert len(enrolled) > 200
-    assert sorted(path.name for path in store.folder.iterdir()) == ["gallery.sqlite", "vectors.bin"]
+    assert sorted(path.name for path in store.folder.iterdir()) == ["gallery.sqlite", *vectors.VECTORS]
 
 
 def test_images_are_added_once_and_a_template_is_their_mean(model, faces, tmp_path) -> None:
@@ -243,7 +243,7 @@ def test_tables_of_strangers_are_refused(folder, statements) -> None:
         ),
         (
             "UPDATE facts SET json = json_set(json, '$.embedding_size', 65536)",
-            r"vectors\.bin has 524,288 bytes where its gallery needs",
+            r"vectors\.float32 has 24,576 bytes where its gallery needs",
         ),
         ("UPDATE facts SET json = json_set(json, '$.digest', 'x')", "its facts: digest: String should match"),
         ("DELETE FROM facts", "its facts: 0 rows where a gallery has one"),
@@ -251,7 +251,7 @@ def test_tables_of_strangers_are_refused(folder, statements) -> None:
         ("INSERT INTO template VALUES (9000000000000000000, 'x', 0)", r"damaged: it has a slot 90000"),
         (
             "INSERT INTO template VALUES (100000, 'x', 0)",
-            r"vectors\.bin has 524,288 bytes where its gallery needs .*copied in part",
+            r"vectors\.float32 has 24,576 bytes where its gallery needs .*copied in part",
         ),
         ("UPDATE template SET slot = -1 - slot", "damaged: it has a slot -3"),
         ("UPDATE template SET name = x'ff'", "damaged: a name in it is no text"),
@@ -268,7 +268,7 @@ def test_values_of_strangers_are_refused(folder, statements, message) -> None:
 def test_damaged_files_are_refused(folder, tmp_path) -> None:
     with pytest.raises(UserError, match=r"nothing is no gallery \(gallery\.sqlite is missing\)"):
         Gallery.open(tmp_path / "nothing")
-    database, numbers = folder / "gallery.sqlite", folder / "vectors.bin"
+    database, numbers = folder / "gallery.sqlite", folder / "vectors.float32"
     whole, vectors_whole = database.read_bytes(), numbers.read_bytes()
     for content in (b"no database" * 1000, whole[:5000], whole[:4096] + b"\xff" * (len(whole) - 4096)):
         database.write_bytes(content)
@@ -282,13 +282,24 @@ def test_damaged_files_are_refused(folder, tmp_path) -> None:
         numbers.write_bytes(content)
         with pytest.raises(UserError, match="copied in part"), Gallery.open(folder) as gallery:
             gallery.search(unit(3))
-    numbers.write_bytes(np.full(len(vectors_whole) // 4, np.nan, "<f4").tobytes())
-    with Gallery.open(folder) as gallery:
-        assert gallery.search(unit(3)) == [[], [], []]
+    numbers.write_bytes(vectors_whole)
+    for name, message in {"float32": "has not length 1", "scales": "an error in it is nan"}.items():
+        path = folder / f"vectors.{name}"
+        kept = path.read_bytes()
+        path.write_bytes(np.full(len(kept) // 4, np.nan, "<f4").tobytes())
+        with pytest.raises(UserError, match=message), Gallery.open(folder) as gallery:
+            gallery.search(unit(3))
+        path.write_bytes(kept)
+    numbers.write_bytes(vectors_whole[NUMBERS * 4 : NUMBERS * 8] * 256)
+    with (
+        pytest.raises(UserError, match=r"the template of 'person .' is not what was written"),
+        Gallery.open(folder) as gallery,
+    ):
+        gallery.search(unit(3))
     numbers.write_bytes(vectors_whole)
     numbers.rename(folder.parent / "elsewhere")
     numbers.symlink_to(folder.parent / "elsewhere")
-    with pytest.raises(UserError, match=r"vectors\.bin is a link: a gallery's files lie in its own folder"):
+    with pytest.raises(UserError, match=r"vectors\.float32 is a link: a gallery's files lie in its own folder"):
         Gallery.open(folder)
 
 

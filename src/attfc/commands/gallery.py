@@ -10,6 +10,7 @@ from typer import Argument, Option
 from attfc.commands.common import (
     CacheOption,
     DeviceOption,
+    FolderOption,
     JsonOption,
     ModelIsOption,
     NaturalOption,
@@ -137,14 +138,17 @@ def add(
 def remove(
     gallery: GalleryArgument,
     names: Annotated[list[str], Argument(metavar="NAME...", show_default=False)],
+    runs: FolderOption = None,
     json_file: JsonOption = None,
 ) -> None:
     """Remove people, and erase their vectors, names and paths from every file of the gallery.
 
     Args:
         names: as `attfc gallery add` was told, or the folders' names
+        runs: folder of runs and exported models, to list those that were trained on the person's photos
     """
     from attfc.gallery import Gallery
+    from attfc.gallery.holders import holders
 
     with Gallery.open(gallery) as opened:
         gone = opened.remove(names)
@@ -156,9 +160,19 @@ def remove(
             out.print(f"  the photos are where they were, {_count(len(one.sources), 'file')}:")
         for source in one.sources:
             out.print(f"    {shown(source)}", soft_wrap=True)
+    made = {} if runs is None else holders((source for one in gone for source in one.sources), runs)
+    for path, root in made.items():
+        out.print(f"made from {shown(root)}, so it still holds what it learned from them: {shown(str(path))}")
+    if runs is None:
+        out.print("runs and exported models may hold what they learned from these photos: --runs FOLDER lists them")
+    elif not made:
+        out.print(f"no run or model in {runs} says that it was made from these photos")
     write_json(
         json_file,
-        {"removed": [{"name": one.name, "templates": one.templates, "images": one.sources} for one in gone]},
+        {
+            "removed": [{"name": one.name, "templates": one.templates, "images": one.sources} for one in gone],
+            "made_from_them": {str(path): root for path, root in made.items()},
+        },
     )
 
 
@@ -242,8 +256,8 @@ def stats(gallery: GalleryArgument, json_file: JsonOption = None) -> None:
     )
     at = "none" if found["threshold"] is None else f"{found['threshold']:.4f} at FAR {found['far']:g}"
     out.print(f"{'threshold':<12}{at}")
-    for key in ("gallery.sqlite bytes", "vectors.bin bytes"):
-        out.print(f"{key.split()[0]:<16}{found[key]:,} bytes")
+    size = sum(value for key, value in found.items() if key.endswith(" bytes"))
+    out.print(f"{'size':<12}{size / 2**20:,.1f} MiB")
     out.print(f"{'changed':<12}{found['changed']}, made {found['created']}")
     if found["slots_to_erase"]:
         out.print(

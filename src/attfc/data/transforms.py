@@ -16,6 +16,7 @@ A key that has to show the query's own photo (an identity with one image) gets t
 free bits of its own: it is always the query's mirror image and otherwise independently augmented.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -50,7 +51,7 @@ def normalize(images: Tensor) -> Tensor:
     >>> normalize(torch.tensor([0, 255], dtype=torch.uint8))
     tensor([-1.,  1.])
     """
-    return images.to(torch.float32).sub(127.5).div_(127.5)
+    return _scale(images.to(torch.float32, copy=True))
 
 
 @dataclass(frozen=True)
@@ -136,10 +137,12 @@ class Augment:
             flipped_N = self._flipped(seeds_N)
             resampled, recolored = self.crop_scale or self.blur, self.brightness or self.contrast or self.saturation
             draws = self._draws(seeds_N) if resampled or recolored else {}
+            if not resampled and not recolored:
+                return _mirrored(images_NCHW, flipped_N, _scale).view(images.shape)
             result = self._resampled(images_NCHW, flipped_N, draws) if resampled else _mirrored(images_NCHW, flipped_N)
             if recolored:
                 result = self._recolored(result, draws)
-            return result.sub_(127.5).div_(127.5).view(images.shape)
+            return _scale(result).view(images.shape)
 
     def _flipped(self, seeds_N: Tensor) -> Tensor:
         if self.flip in (0.0, 1.0):
@@ -202,14 +205,21 @@ class Augment:
         return pixels
 
 
-def _mirrored(images_NCHW: Tensor, flipped_N: Tensor) -> Tensor:
-    """Flip some of the images; float32 0 ... 255."""
+def _scale(pixels: Tensor) -> Tensor:
+    """Map float32 0 ... 255 to [-1, 1], in place."""
+    return pixels.sub_(127.5).div_(127.5)
+
+
+def _mirrored(
+    images_NCHW: Tensor, flipped_N: Tensor, then: Callable[[Tensor], Tensor] = lambda pixels: pixels
+) -> Tensor:
+    """Flip some of the images and do `then` in place, to float32 0 ... 255."""
     if images_NCHW.device.type != "cpu":
-        return torch.where(flipped_N[:, None, None, None], images_NCHW.flip(-1), images_NCHW).to(torch.float32)
+        return then(torch.where(flipped_N[:, None, None, None], images_NCHW.flip(-1), images_NCHW).to(torch.float32))
     # An image at a time stays in the cache, and torch flips channels-last pixels by whole vectors: faster than `where`.
     result = torch.empty_like(images_NCHW, dtype=torch.float32)
     for image, flipped, out in zip(images_NCHW, flipped_N.tolist(), result, strict=True):
-        out.copy_(image.flip(-1) if flipped else image)
+        then(out.copy_(image.flip(-1) if flipped else image))
     return result
 
 

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from attfc.errors import UserError, first_line
 from attfc.files import first_fault
+from attfc.gallery.vectors import VECTORS
 
 __all__ = ["DATABASE", "Facts", "connect", "create_tables", "read_facts", "transaction", "write_facts"]
 
@@ -103,7 +104,7 @@ def connect(path: Path) -> sqlite3.Connection:
     Raises:
         UserError: missing, a link, damaged, or with a schema of another program.
     """
-    for each in (path, path.with_name("vectors.bin"), journal := path.with_name(f"{path.name}-journal")):
+    for each in (path, *map(path.with_name, VECTORS), journal := path.with_name(f"{path.name}-journal")):
         if each.is_symlink():
             raise UserError(f"{each} is a link: a gallery's files lie in its own folder")
     if not path.is_file():

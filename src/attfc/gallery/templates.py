@@ -1,9 +1,9 @@
 """Names and vectors together: added, removed and found so that no kill, no second process and no reader sees half of it.
 
-`gallery.sqlite` says which slot of `vectors.bin` is whose. Slots that are no template's are in its table `free`; one that may hold something is
+`gallery.sqlite` says which slot of the vectors is whose. Slots that are no template's are in its table `free`; one that may hold something is
 marked as not clean. Adding: mark free slots as not clean, write them, then make them templates. Removing: delete the templates and mark their slots
 as not clean in one transaction, then write zeros over them, then `VACUUM`. Whatever a kill leaves unclean, the next opening cleans. Writers take
-turns by a lock on `vectors.bin`; a reader holds SQLite's shared lock, so a slot changes its owner only between searches.
+turns by a lock on `vectors.float32`; a reader holds SQLite's shared lock, so a slot changes its owner only between searches.
 """
 
 import contextlib
@@ -30,12 +30,11 @@ from attfc.gallery.database import (
     write_facts,
 )
 from attfc.gallery.scan import nearest
-from attfc.gallery.vectors import VectorFile
+from attfc.gallery.vectors import VECTORS, VectorFiles
 from attfc.typing import Float32, Int64
 
 __all__ = ["Template", "TemplateStore", "now"]
 
-VECTORS = "vectors.bin"
 ASKED = 10_000  # rows per query
 MOST_SLOTS = 2**31
 
@@ -55,7 +54,7 @@ def now() -> str:
 
 
 class TemplateStore:
-    """The two files of a gallery's folder.
+    """The files of a gallery's folder.
 
     Args:
         folder: of a gallery.
@@ -68,7 +67,7 @@ class TemplateStore:
         self.folder, self.path = folder, folder / DATABASE
         self._connection = connect(self.path)
         try:
-            self.vectors = VectorFile(folder / VECTORS, self.facts.embedding_size)
+            self.vectors = VectorFiles(folder, self.facts.embedding_size)
             self.clean(wait=0)
         except BaseException:
             self.close()
@@ -81,15 +80,15 @@ class TemplateStore:
         Raises:
             UserError: the folder holds something else.
         """
-        database, vectors = folder / DATABASE, folder / VECTORS
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder} is a file: name a folder for the gallery")
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        unfinished = {DATABASE, f"{DATABASE}-journal", VECTORS}
+        unfinished = {DATABASE, f"{DATABASE}-journal", *VECTORS}
         if other := {path.name for path in folder.iterdir()} - unfinished:
             raise UserError(f"{folder} holds other files ({min(other)!r}): name a new folder for the gallery")
-        vectors.touch()
-        create_tables(database, facts)
+        for name in VECTORS:
+            (folder / name).touch()
+        create_tables(folder / DATABASE, facts)
         sync_folder(folder)
         return TemplateStore(folder)
 
@@ -111,7 +110,7 @@ class TemplateStore:
     @contextlib.contextmanager
     def _turn(self, wait: float = WAIT) -> Iterator[bool]:
         """Be the one writer; False: another process was for all of `wait` seconds."""
-        with (self.folder / VECTORS).open("rb") as file:
+        with self.vectors.paths[0].open("rb") as file:
             ends = time.monotonic() + wait
             while not (taken := lock(file)) and time.monotonic() < ends:
                 time.sleep(0.02)
@@ -189,7 +188,7 @@ class TemplateStore:
                 self.vectors.write(slots_N, vectors_ND)
             except OSError as error:
                 raise UserError(
-                    f"{self.vectors.path} cannot be written ({error.strerror}); nothing was added: make room, then run it again"
+                    f"{error.filename or self.folder} cannot be written ({error.strerror}); nothing was added: make room, then run it again"
                 ) from error
             with transaction(self._connection, self.path):
                 self._connection.executemany("DELETE FROM free WHERE slot = ?", rows)
@@ -204,7 +203,7 @@ class TemplateStore:
                 self._changed()
 
     def remove(self, names: Iterable[str]) -> dict[str, tuple[int, list[str]]]:
-        """Remove people, all or none, and erase their vectors and names from both files.
+        """Remove people, all or none, and erase their vectors and names from every file.
 
         Returns:
             name -> (templates, where their images were); a name that nobody has is not in it.
@@ -273,7 +272,7 @@ class TemplateStore:
             ).fetchone()
             if zlib.crc32(vector.tobytes()) != crc32:
                 raise UserError(
-                    f"{self.vectors.path}: the template of {name!r} is not what was written: remove {name!r} and add it again, "
+                    f"{self.vectors.paths[0]}: the template of {name!r} is not what was written: remove {name!r} and add it again, "
                     "or take a whole copy of the folder"
                 )
 
@@ -284,7 +283,7 @@ class TemplateStore:
             return {digest for (digest,) in self._connection.execute(query, (name,))}
 
     def counts(self) -> dict[str, int]:
-        """Return how many people, templates, images and free slots there are, and the bytes of both files."""
+        """Return how many people, templates, images and free slots there are, and the bytes of each file."""
         with transaction(self._connection, self.path, write=False):
             count = {
                 key: int(self._connection.execute(f"SELECT count({what}) FROM {table}").fetchone()[0])
@@ -296,7 +295,7 @@ class TemplateStore:
                     ("slots_to_erase", "*", "free WHERE NOT clean"),
                 )
             }
-        sizes = {f"{path.name} bytes": path.stat().st_size for path in (self.path, self.vectors.path)}
+        sizes = {f"{path.name} bytes": path.stat().st_size for path in (self.path, *self.vectors.paths)}
         return count | sizes
 
     def names(self) -> list[str]:

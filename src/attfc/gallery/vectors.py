@@ -1,10 +1,10 @@
-"""The vectors of a gallery, `vectors.bin`: a slot per template, each vector in float32 and once more in int8, rounded.
+"""The vectors of a gallery: a slot per template, in float32 and once more rounded to int8, in three files of plain rows.
 
-Blocks of 4,096 slots: scales, errors, int8 rows, float32 rows, each together, so that a scan reads one byte per number. 2,568 bytes per slot
-at 512 numbers; slots that were never written take no room where files may have holes. A free slot is all zeros. The file only grows, and a slot
-is changed in place: whoever has it mapped sees what was written.
+`vectors.float32` (N, D), `vectors.int8` (N, D), `vectors.scales` (N, 2) float32: scale and error. A scan reads the second, one byte per number.
+2,568 bytes per slot at 512 numbers. A free slot is all zeros. The files only grow, by 256 slots, and a slot is changed in place: whoever has them
+mapped sees what was written.
 
-It is written without help of a database's journal, so who may write when, and what a kill leaves, is `TemplateStore`'s to order.
+They are written without help of a database's journal, so who may write when, and what a kill leaves, is `TemplateStore`'s to order.
 """
 
 import itertools
@@ -12,79 +12,86 @@ import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from attfc.errors import UserError
-from attfc.typing import Float32, Int64
+from attfc.typing import Array, Float32, Int64
 
-__all__ = ["BLOCK", "VectorFile"]
+__all__ = ["GROUP", "VECTORS", "Rows", "VectorFiles", "rounded"]
 
-BLOCK = 4096  # slots
-
-
-def block_type(size: int) -> np.dtype[Any]:
-    """Return the layout of a block of embeddings of that size: what stands where is the type's to know."""
-    return np.dtype(
-        [
-            ("scale", "<f4", (BLOCK,)),
-            ("error", "<f4", (BLOCK,)),
-            ("coarse", "i1", (BLOCK, size)),
-            ("exact", "<f4", (BLOCK, size)),
-        ]
-    )
+GROUP = 256  # slots by which the files grow
+VECTORS = ("vectors.float32", "vectors.int8", "vectors.scales")
 
 
-def rounded(vectors_ND: Float32) -> dict[str, np.ndarray[Any, Any]]:
-    """Return the fields of slots: `exact`, `coarse` = exact / scale rounded to int8, and error >= |exact - scale * coarse|."""
+class Rows(NamedTuple):
+    """What N slots hold.
+
+    Attributes:
+        exact_ND: float32, unit length.
+        coarse_ND: int8, exact / scale rounded.
+        scales_N2: float32, the scale, and an error >= the length of exact - scale * coarse; zeros where the slot is free.
+    """
+
+    exact_ND: Array
+    coarse_ND: Array
+    scales_N2: Array
+
+
+def rounded(vectors_ND: Float32) -> Rows:
+    """Return what slots hold for vectors."""
     scale_N = np.abs(vectors_ND).max(axis=1, initial=0.0) / np.float32(127)
     coarse_ND = np.rint(vectors_ND / np.maximum(scale_N, np.finfo(np.float32).tiny)[:, None])
     error_N = np.linalg.norm(vectors_ND - coarse_ND * scale_N[:, None], axis=1) + np.float32(1e-6) * (scale_N > 0)
-    return {
-        "scale": scale_N.astype("<f4"),
-        "error": error_N.astype("<f4"),
-        "coarse": coarse_ND.astype(np.int8),
-        "exact": vectors_ND.astype("<f4"),
-    }
+    return Rows(vectors_ND.astype("<f4"), coarse_ND.astype(np.int8), np.stack([scale_N, error_N], axis=1).astype("<f4"))
 
 
-class VectorFile:
-    """The file; writing needs a turn of `TemplateStore`.
+class VectorFiles:
+    """The three files; writing needs a turn of `TemplateStore`.
 
     Args:
-        path: of the file.
+        folder: of the gallery.
         size: D, numbers per embedding.
     """
 
-    def __init__(self, path: Path, size: int) -> None:
-        self.path, self.size, self.type = path, size, block_type(size)
-        self._blocks = np.empty(0, self.type)
+    REMEDY = "take a whole copy of the folder, or make the gallery anew"
 
-    def blocks(self, slots: int) -> np.ndarray[Any, Any]:
-        """Return the blocks that hold the first `slots` slots, mapped: fields `scale`, `error` (BLOCK,), `coarse`, `exact` (BLOCK, D).
+    def __init__(self, folder: Path, size: int) -> None:
+        self.paths, self.size = [folder / name for name in VECTORS], size
+        self._types = [np.dtype(("<f4", (size,))), np.dtype(("i1", (size,))), np.dtype(("<f4", (2,)))]
+        self._mapped = self._empty()
+
+    def _empty(self) -> Rows:
+        return Rows(*(np.empty(0, kind) for kind in self._types))
+
+    def rows(self, slots: int) -> Rows:
+        """Return the first `slots` slots and those up to the next multiple of GROUP, mapped.
 
         Raises:
-            UserError: the file is shorter.
+            UserError: a file is shorter.
         """
-        count = -(-slots // BLOCK)
-        if len(self._blocks) < count:
-            have = self.path.stat().st_size if self.path.is_file() else 0
-            if have < count * self.type.itemsize:
-                raise UserError(
-                    f"{self.path} has {have:,} bytes where its gallery needs {count * self.type.itemsize:,}: "
-                    "the folder was copied in part; copy all of it, or make the gallery anew"
-                )
-            with self.path.open("rb") as file:
-                # Copy-on-write, and nothing is written: torch warns of memory that it may not write to.
-                mapped = mmap.mmap(file.fileno(), count * self.type.itemsize, access=mmap.ACCESS_COPY)
-            self._blocks = np.frombuffer(mapped, self.type)
-        return self._blocks[:count]
+        count = -(-slots // GROUP) * GROUP
+        if len(self._mapped.exact_ND) < count:
+            self._mapped = Rows(*map(self._map, self.paths, self._types, [count] * len(VECTORS)))
+        return Rows(*(rows[:count] for rows in self._mapped))
+
+    def _map(self, path: Path, kind: np.dtype[Any], count: int) -> Array:
+        have, needed = path.stat().st_size if path.is_file() else 0, count * kind.itemsize
+        if have < needed:
+            raise UserError(
+                f"{path} has {have:,} bytes where its gallery needs {needed:,}: "
+                f"the folder was copied in part; {self.REMEDY}"
+            )
+        with path.open("rb") as file:
+            # Copy-on-write, and nothing is written: torch warns of memory that it may not write to.
+            return np.frombuffer(mmap.mmap(file.fileno(), needed, access=mmap.ACCESS_COPY), kind.base).reshape(
+                count, -1
+            )
 
     def exact(self, slots_N: Int64) -> Float32:
         """Return (N, D) float32, a copy of the vectors in slots."""
-        blocks = self.blocks(int(slots_N.max(initial=-1)) + 1)
-        return np.ascontiguousarray(blocks["exact"][slots_N // BLOCK, slots_N % BLOCK], dtype=np.float32)
+        return np.asarray(self.rows(int(slots_N.max(initial=-1)) + 1).exact_ND[slots_N], dtype=np.float32)
 
     def write(self, slots_N: Int64, vectors_ND: Float32) -> None:
         """Write vectors into slots and wait until they are on the disk; zeros erase.
@@ -92,23 +99,20 @@ class VectorFile:
         Raises:
             OSError: disk full.
         """
-        with self.path.open("r+b", buffering=0) as file:
-            needed = (int(slots_N.max(initial=-1)) // BLOCK + 1) * self.type.itemsize
-            if os.fstat(file.fileno()).st_size < needed:
-                os.ftruncate(file.fileno(), needed)
-            for first, last in _runs(slots_N):
-                block, row = divmod(int(slots_N[first]), BLOCK)
-                for name, values in rounded(vectors_ND[first:last]).items():
-                    field = self.type.fields[name][1] + row * values[0].nbytes  # type: ignore[index]
-                    _write_at(file.fileno(), values.tobytes(), block * self.type.itemsize + field)
-            os.fsync(file.fileno())
+        count = -(-(int(slots_N.max(initial=-1)) + 1) // GROUP) * GROUP
+        for path, kind, rows in zip(self.paths, self._types, rounded(vectors_ND), strict=True):
+            with path.open("r+b", buffering=0) as file:
+                if os.fstat(file.fileno()).st_size < count * kind.itemsize:
+                    os.ftruncate(file.fileno(), count * kind.itemsize)
+                for first, last in _runs(slots_N):
+                    _write_at(file.fileno(), rows[first:last].tobytes(), int(slots_N[first]) * kind.itemsize)
+                os.fsync(file.fileno())
 
 
 def _runs(slots_N: Int64) -> Iterator[tuple[int, int]]:
-    """Yield the ranges of `slots_N` that are neighbours in one block."""
-    new_N = np.append(True, (np.diff(slots_N) != 1) | (slots_N[1:] % BLOCK == 0))
-    starts = np.append(np.flatnonzero(new_N[: len(slots_N)]), len(slots_N)).tolist()
-    yield from itertools.pairwise(starts)
+    """Yield the ranges of `slots_N` that are neighbours in the files."""
+    breaks = np.flatnonzero(np.diff(slots_N) != 1) + 1
+    yield from itertools.pairwise([0, *breaks.tolist(), len(slots_N)])
 
 
 def _write_at(descriptor: int, data: bytes, offset: int) -> None:

@@ -1,0 +1,149 @@
+"""`attfc gallery create|add|remove|search|stats` as a user types them."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import attfc
+from attfc.data import SyntheticFaces
+from attfc.gallery import Gallery
+from attfc.training.model_files import save_model
+
+from .commands import run_main
+from .conftest import TINY
+
+CPU = ("--device", "cpu")
+
+
+def save_run(folder: Path, seed: int = 0) -> Path:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        save_model(folder / "model", attfc.create_backbone("r6_tiny", embedding_size=32))
+    stated = {"threshold_at_far": {"0.1": 0.25, "0.001": 0.5}, "impostor_pairs": 300_000}
+    (folder / "evaluation.json").write_text(json.dumps({"all_pairs": stated}))
+    return folder
+
+
+@pytest.fixture
+def gallery(tmp_path, face_folder, monkeypatch, capsys) -> Path:
+    """A gallery of 12 people, at FAR 0.001."""
+    run = save_run(tmp_path / "run")
+    status, said, err = run_main(monkeypatch, capsys, "gallery", "create", tmp_path / "g", run, "--far", 1e-3, *CPU)
+    assert status == 0, err
+    assert "a search answers with a name above cosine 0.5000: FAR 0.001 by " in said
+    status, said, err = run_main(monkeypatch, capsys, "gallery", "add", tmp_path / "g", face_folder, *CPU)
+    assert status == 0, err
+    assert said == f"{tmp_path / 'g'}: added 12 templates of 56 images; 12 people\n"
+    return tmp_path / "g"
+
+
+def test_from_a_photo_to_a_name(gallery, face_folder, tmp_path, monkeypatch, capsys) -> None:
+    def run(*arguments: object) -> tuple[int, str, str]:
+        return run_main(monkeypatch, capsys, "gallery", *arguments)
+
+    status, said, _ = run("add", gallery, face_folder, *CPU)
+    assert said == f"{gallery}: added 0 templates of 0 images; 56 images were there; 12 people\n"
+    photo = face_folder / "Zoë 11" / "Zoë 11_0001.jpg"  # the only one of this person: it is the template
+    status, said, err = run("search", gallery, photo, "--top", 3, *CPU, "--json", tmp_path / "s.json")
+    assert status == 0, err
+    (found,) = json.loads((tmp_path / "s.json").read_text())["images"]
+    assert (found["name"], found["nearest"][0]["far"]) == ("Zoë 11", 0.001)
+    assert found["nearest"][0]["score"] == pytest.approx(1, abs=1e-5)
+    assert len({each["name"] for each in found["nearest"]}) == 3
+    assert re.search(r"Zoë 11 +1\.0000 +0\.001", said)
+    assert "FAR 0.001 of one comparison" in said
+    assert "A search compares with 12 templates, so of strangers about 0.012 get a name." in said
+
+    status, said, err = run("remove", gallery, "Zoë 11", "--json", tmp_path / "r.json")
+    assert status == 0, err
+    assert "Zoë 11: removed 1 template, erased from every file of" in said
+    assert str(photo) in said
+    assert json.loads((tmp_path / "r.json").read_text())["removed"][0]["images"] == [str(photo)]
+    status, _, err = run("remove", gallery, "Zoë 11")
+    assert status == 1
+    assert "nobody in" in err
+    status, said, _ = run("stats", gallery, "--json", tmp_path / "t.json")
+    assert status == 0
+    assert "people      11\n" in said
+    assert "threshold   0.5000 at FAR 0.001\n" in said
+    assert json.loads((tmp_path / "t.json").read_text())["free_slots"] == 1
+
+    far = tmp_path / "far.json"
+    far.write_text(json.dumps({"threshold_at_far": {"0.01": 1.5}, "impostor_pairs": 300_000}))
+    status, said, err = run("create", gallery, tmp_path / "run", "--far", 0.01, "--evaluation", far, *CPU)
+    assert status == 0, err
+    status, said, _ = run("search", gallery, face_folder / "person-00", *CPU)
+    assert said.count("unknown (nearest: ") == 5
+    assert said.count("> 0.01") == 5
+
+
+def test_without_a_threshold_there_are_scores_only(gallery, face_folder, tmp_path, monkeypatch, capsys) -> None:
+    bare = tmp_path / "bare" / "model"
+    shutil.copytree(tmp_path / "run" / "model", bare)
+    status, said, err = run_main(monkeypatch, capsys, "gallery", "create", tmp_path / "h", bare, *CPU)
+    assert status == 0, err
+    assert "no FAR was chosen, so a search gives scores and says nobody's name" in said
+    photo = next(face_folder.glob("*/*.jpg"))
+    status, said, err = run_main(monkeypatch, capsys, "gallery", "search", tmp_path / "h", photo, *CPU)
+    assert status == 0, err
+    assert "the gallery is empty" in said
+    run_main(monkeypatch, capsys, "gallery", "add", tmp_path / "h", photo, "--name", "<script>\n", *CPU)
+    status, said, err = run_main(
+        monkeypatch, capsys, "gallery", "search", tmp_path / "h", photo, *CPU, "--json", tmp_path / "s.json"
+    )
+    assert status == 0, err
+    assert re.search(r"<script>\\n +1\.0000 +-", said)
+    assert "No threshold was chosen, so a cosine decides nothing" in said
+    assert json.loads((tmp_path / "s.json").read_text())["images"][0]["name"] is None
+
+
+def test_a_model_that_moved_or_is_another(gallery, face_folder, tmp_path, monkeypatch, capsys) -> None:
+    photo = next(face_folder.glob("*/*.jpg"))
+    (tmp_path / "run").rename(tmp_path / "moved")
+    status, _, err = run_main(monkeypatch, capsys, "gallery", "search", gallery, photo, *CPU)
+    assert status == 1
+    assert f"run/model, the model of {gallery}, is not there: say where it is now with --model" in err
+    moved = ("gallery", "search", gallery, photo, *CPU, "--model")
+    assert run_main(monkeypatch, capsys, *moved, tmp_path / "moved")[0] == 0
+    status, _, err = run_main(monkeypatch, capsys, *moved, save_run(tmp_path / "other", seed=1))
+    assert status == 1
+    assert "is another model than that of" in err
+    assert "its digest is" in err
+
+
+def test_remove_lists_runs_and_models_that_were_made_from_the_photos(
+    gallery, face_folder, tmp_path, monkeypatch, capsys
+) -> None:
+    from attfc.config import load_config
+    from attfc.run.build import new_run
+
+    runs = tmp_path / "runs"
+    for name, root in (("of-them", str(face_folder)), ("of-others", TINY[0].removeprefix("data.root="))):
+        run = new_run(
+            load_config(
+                "demo", [*TINY[1:], f"data.root={root}", f"name={name}", f"output={runs}", "report.write=false"]
+            )
+        )
+        run.trainer.train()
+    assert run_main(monkeypatch, capsys, "export", runs / "of-them-001", runs / "hub", "--format", "hf")[0] == 0
+    status, said, err = run_main(
+        monkeypatch, capsys, "gallery", "remove", gallery, "person-00", "--runs", runs, "--json", tmp_path / "r.json"
+    )
+    assert status == 0, err
+    made = json.loads((tmp_path / "r.json").read_text())["made_from_them"]
+    assert set(made) == {str(runs / "of-them-001"), str(runs / "hub")}
+    assert said.count("so it still holds what it learned from them") == 2
+
+
+def test_a_store_of_any_kind_can_be_added(gallery, tmp_path, monkeypatch, capsys) -> None:
+    faces = "synthetic:identities=3,images=2,seed=9"
+    status, said, err = run_main(monkeypatch, capsys, "gallery", "add", gallery, faces, *CPU)
+    assert status == 0, err
+    assert "added 3 templates of 6 images; 15 people" in said
+    pixels = SyntheticFaces(3, 2, seed=9)
+    with Gallery.open(gallery, attfc.load(tmp_path / "run", device="cpu")) as opened:
+        assert opened.search(pixels)[0][0].name == "identity 0"
