@@ -155,7 +155,7 @@ def test_cleaning_figures_of_formats_are_those_measured() -> None:
     assert f"{record['config']['images']:,} real faces" in PAGES["formats.md"]
 
 
-@pytest.mark.parametrize(("page", "snippets"), [("datasets.md", 1), ("privacy.md", 2)])
+@pytest.mark.parametrize(("page", "snippets"), [("datasets.md", 1), ("gallery.md", 1), ("privacy.md", 2)])
 def test_python_snippets_of_the_other_data_pages_run(
     page: str, snippets: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

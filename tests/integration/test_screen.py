@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from attfc import load
 from attfc.commands import screen
+from attfc.gallery import Gallery
 from attfc.lab import head_speed
 
 from .commands import run_main
@@ -52,6 +54,8 @@ COMMANDS: dict[str, tuple[tuple[object, ...], str | None]] = {
     "noise": (("data", "noise", FACES, "flip", "--share", 0.2, "-o", "EDITS"), None),
     "convert": (("data", "convert", SMALL, "PACKED", "--verify"), None),
     "export": (("export", "MODEL", "HUB", "--format", "hf"), None),
+    "gallery search": (("gallery", "search", "GALLERY", SMALL, "--top", 2), "image "),
+    "gallery stats": (("gallery", "stats", "GALLERY"), None),
 }
 
 
@@ -61,7 +65,11 @@ def places(models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict
     write_bin(root / "lfw.bin")
     write_bin(root / "cfp_fp.bin", seed=4, broken=7)
     write_templates(root / "IJBC")
-    return {"SETS": root, "MODEL": models[0], "OTHER": models[1], "IJBC": root / "IJBC"}
+    model = load(models[0], device="cpu")
+    (root / "far.json").write_text('{"threshold_at_far": {"0.001": 0.9}, "impostor_pairs": 100000}')
+    with Gallery.create(root / "GALLERY", model, far=1e-3, evaluation=root / "far.json") as gallery:
+        gallery.add(SMALL)
+    return {"SETS": root, "MODEL": models[0], "OTHER": models[1], "IJBC": root / "IJBC", "GALLERY": root / "GALLERY"}
 
 
 @pytest.fixture

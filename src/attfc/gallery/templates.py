@@ -162,7 +162,10 @@ class TemplateStore:
         """Return how many slots are or were in use."""
         first, last = 0, -1
         for table in ("template", "free"):
-            low, high = self._connection.execute(f"SELECT min(slot), max(slot) FROM {table}").fetchone()
+            # Two queries: SQLite takes one extreme from the tree's end, for both at once it reads the table.
+            (low,), (high,) = (
+                self._connection.execute(f"SELECT {end}(slot) FROM {table}").fetchone() for end in ("min", "max")
+            )
             first, last = min(first, low or 0), max(last, -1 if high is None else high)
         if first < 0 or last >= MOST_SLOTS:
             raise UserError(f"{self.path} is damaged: it has a slot {first or last}, and no gallery has that")
