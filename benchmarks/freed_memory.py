@@ -114,7 +114,11 @@ def main() -> None:
         for case in CASES:
             for setting, words in SETTINGS.items():
                 command = [sys.executable, __file__, "--child", case, "--threads", str(options.threads)]
-                env = {**os.environ, **words, "OMP_NUM_THREADS": str(options.threads)}
+                threads = {
+                    "OMP_NUM_THREADS": str(options.threads),
+                    "GOMP_SPINCOUNT": "10000",
+                }  # the latter as `attfc` sets it
+                env = {**os.environ, **words, **threads}
                 said = subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
                 found.setdefault((case, setting), []).append(json.loads(said.splitlines()[-1]))
     results = []
