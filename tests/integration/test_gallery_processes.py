@@ -155,7 +155,7 @@ def test_processes_at_once_are_safe(tmp_path: Path) -> None:
                 found += number < 900_000 and score > 0.9999
             searches += 1
         assert [child.exitcode for child in children] == [0, 0]
-        assert searches > 3
+        assert searches > 0
         assert state(store) == {*pillars}.union(*(end.recv() for end in ends))
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from attfc.export import FaceModel
     from attfc.typing import Float32
 
-__all__ = ["ModelArgument", "embed", "open_with_notes", "verify"]
+__all__ = ["ModelArgument", "embed", "faces_of", "open_with_notes", "verify"]
 
 ModelArgument = Annotated[
     Path,
@@ -82,7 +82,7 @@ def embed(
     opened = open_with_notes(model, model_is, device)
     with progress_bar("index") as bar:
         store = open_faces(images, cache=cache, progress=bar)
-    store, notes = _faces_of(store, opened, align, detector)
+    store, notes = faces_of(store, opened.facts.image_size, align, detector)
     output.parent.mkdir(parents=True, exist_ok=True)
     kept = Kept(output.with_name(f".{output.name}.embeddings"), contents_digest(opened.module, opened.facts))
     with progress_bar("faces") as bar:
@@ -121,19 +121,21 @@ def verify(
     second: Annotated[str, Argument(metavar="B")],
     align: bool = False,
     detector: FileOption = None,
+    evaluation: FileOption = None,
     device: DeviceOption = "auto",
     model_is: ModelIsOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Compare two aligned faces: their cosine, and what it means by the run's own evaluation.
+    """Compare two aligned faces: their cosine, and what it means by an evaluation of the model.
 
     Args:
         first: an aligned face: an image file
         second: the face to compare it with
         align: both are whole photos: compare the largest face of each
         detector: ONNX file that finds faces, as attfc align takes it
+        evaluation: file of `attfc evaluate MODEL all-pairs FOLDER --json FILE`; default: the last evaluation of the model's run
     """
-    from attfc.evaluation.report.thresholds import thresholds_of_run
+    from attfc.evaluation.report.thresholds import read_thresholds, thresholds_of_run
     from attfc.export.face_list import open_faces
 
     opened = open_with_notes(model, model_is, device)
@@ -142,12 +144,12 @@ def verify(
         raise UserError(
             f"verify compares two images, and {first} and {second} hold {len(faces):,}: name one image file each"
         )
-    faces, notes = _faces_of(faces, opened, align, detector)
+    faces, notes = faces_of(faces, opened.facts.image_size, align, detector)
     vectors = opened.embed(faces)
     cosine = float(vectors[0] @ vectors[1])
     several = getattr(faces, "several", {})
     notes += [f"{faces.where(place)} has {count} faces: the largest was taken" for place, count in several.items()]
-    thresholds = thresholds_of_run(opened.facts.path)
+    thresholds = read_thresholds(evaluation) if evaluation is not None else thresholds_of_run(opened.facts.path)
     print_notes(notes)
     out.print(f"cosine {cosine:.4f}   (1: the same direction; about 0: unrelated)")
     verdicts = {f"{far:g}": cosine > threshold for far, threshold in thresholds.items()}
@@ -157,13 +159,13 @@ def verify(
     if thresholds:
         out.print(
             "FAR: the share of pairs of different people that a threshold accepts,\n"
-            "here of the people of this run's evaluation. Others have other rates.",
+            "here of the people of that evaluation. Others have other rates.",
         )
     else:
         out.print(
             "No threshold is known for this model, so the cosine decides nothing.\n"
-            "To get one, evaluate it on people it was not trained on and read\n"
-            f"threshold_at_far: attfc evaluate {model} all-pairs FOLDER --json far.json",
+            "To get one, evaluate it on people it was not trained on, then add --evaluation:\n"
+            f"attfc evaluate {model} all-pairs FOLDER --json far.json",
         )
     write_json(
         json_file,
@@ -178,14 +180,14 @@ def verify(
     )
 
 
-def _faces_of(store: "Store", opened: "FaceModel", align: bool, detector: Path | None) -> "tuple[Store, list[str]]":
+def faces_of(store: "Store", image_size: int, align: bool, detector: Path | None) -> "tuple[Store, list[str]]":
     """Return the store to embed, of photos with `align`, and notes about its images."""
     from attfc.export.face_list import notes_of_images
 
     if not align:
         if detector is not None:
             raise UserError("--detector finds faces in photos: add --align")
-        return store, notes_of_images(store, opened.facts.image_size)
+        return store, notes_of_images(store, image_size)
     from attfc.photos.store import AlignedPhotos
 
     return AlignedPhotos(store, detector), []

@@ -10,6 +10,7 @@ from typer import Argument, Option
 from attfc.commands.common import (
     CacheOption,
     DeviceOption,
+    FileOption,
     FolderOption,
     JsonOption,
     ModelIsOption,
@@ -22,7 +23,7 @@ from attfc.commands.common import (
     progress_bar,
     write_json,
 )
-from attfc.commands.embed import ModelArgument, open_with_notes
+from attfc.commands.embed import ModelArgument, faces_of, open_with_notes
 from attfc.commands.help import Commands
 from attfc.errors import UserError
 
@@ -181,6 +182,8 @@ def search(
     gallery: GalleryArgument,
     images: ImagesArgument,
     top: PositiveOption = 1,
+    align: bool = False,
+    detector: FileOption = None,
     model: ModelOption = None,
     batch_size: PositiveOption = 256,
     workers: NaturalOption = 0,
@@ -193,14 +196,15 @@ def search(
     Args:
         images: aligned faces: image files, folders of images, or stores as `attfc train` takes them
         top: nearest people listed per face
+        align: the images are whole photos: search with the largest face of each
+        detector: ONNX file that finds faces, as attfc align takes it
         batch_size: images per forward pass
         workers: processes that read and decode; 0: this one
     """
-    from attfc.export.face_list import notes_of_images, open_faces
+    from attfc.export.face_list import open_faces
 
     with _opened(gallery, model, model_is, device) as opened:
-        faces = open_faces(images)
-        notes = notes_of_images(faces, opened.facts.image_size)
+        faces, notes = faces_of(open_faces(images), opened.facts.image_size, align, detector)
         found = opened.search(faces, top, batch_size=batch_size, workers=workers)
         facts, stats = opened.facts, opened.stats()
     print_notes(map(shown, notes))

@@ -74,7 +74,7 @@ def align(
             f"{done.gone:,} photos of an earlier run are not in {photos} any more; their faces stay in {output}"
         )
     print_notes(notes)
-    out.print(f"{output}: {done.faces:,} faces of {done.aligned:,} of {done.photos:,} photos")
+    out.print(f"{output}: {done.faces:,} faces, in {done.aligned:,} of {done.photos:,} photos")
     out.print(
         f"no face: {done.no_face:,}; several faces: {done.several:,}; refused otherwise: {len(done.refused) - done.no_face:,}"
     )
