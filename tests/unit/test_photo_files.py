@@ -181,8 +181,9 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_folder(
     monkeypatch.setattr(folder_module, "open_detector", lambda path: THREE)
     assert align_folder(root, out).reused == 60
     align_folder(root, tmp_path / "fresh")
-    for folder in (out, tmp_path / "fresh"):
-        assert len(list(folder.iterdir())) == 62
+    names = [{path.name for path in folder.iterdir()} for folder in (out, tmp_path / "fresh")]
+    assert names[0] == names[1]
+    assert len(names[0] - {"manifest.parquet"}) == 62  # the last only where pyarrow is installed
     for path in (tmp_path / "fresh").iterdir():
         assert (out / path.name).read_bytes() == path.read_bytes(), path.name
 
