@@ -212,7 +212,8 @@ class Manifest:
             import pyarrow.parquet
         except ImportError:
             return
-        columns = list(zip(*map(astuple, self), strict=True))
+        # The numbers of the text, so that it does not matter which run aligned a photo.
+        columns = list(zip(*(astuple(Row.of_line(row.to_line())) for row in self), strict=True))
         kinds = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float32()}
         arrays = [
             pyarrow.array([_utf8(value) for value in column], kinds[field.type])  # type: ignore[index]
