@@ -64,11 +64,8 @@ class _RowWise(Optimizer):
         finally:
             for parameter, gradient, _ in sparse:
                 parameter.grad = gradient
-        for (
-            parameter,
-            gradient,
-            group,
-        ) in sparse:  # last: rows of the host are updated while the device works on what was asked of it
+        # Last: rows of the host are updated while the device works on what was asked of it.
+        for parameter, gradient, group in sparse:
             self._update(parameter, gradient.coalesce(), group)  # at once if the head vouched for it
         return loss
 

@@ -53,7 +53,7 @@ def align(
     if (policy == "box") != (boxes is not None):
         raise UserError("--faces box and --boxes FILE go together: give both or neither")
     if workers is None:
-        workers = os.process_cpu_count() if hasattr(os, "process_cpu_count") else len(os.sched_getaffinity(0))
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with progress_bar("photos") as bar:
         done = align_folder(
             photos,
@@ -68,12 +68,10 @@ def align(
         err.print(f"{photos / row.photo}: {row.reason}")
     if len(done.refused) > _LISTED:
         err.print(f"... and {len(done.refused) - _LISTED:,} more: column reason of {output / 'manifest.tsv'}")
-    notes = []
     if done.gone:
-        notes.append(
-            f"{done.gone:,} photos of an earlier run are not in {photos} any more; their faces stay in {output}"
+        print_notes(
+            [f"{done.gone:,} photos of an earlier run are not in {photos} any more; their faces stay in {output}"]
         )
-    print_notes(notes)
     out.print(f"{output}: {done.faces:,} faces, in {done.aligned:,} of {done.photos:,} photos")
     out.print(
         f"no face: {done.no_face:,}; several faces: {done.several:,}; refused otherwise: {len(done.refused) - done.no_face:,}"
