@@ -9,7 +9,6 @@ Source: the cross test of backward-compatible training (Shen et al., arXiv 2003.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from attfc.evaluation.bootstrap import FigurePath, Interval, Resampled, Sample, 
 from attfc.evaluation.embed import Embedder
 from attfc.evaluation.exact_scores import block_scores
 from attfc.evaluation.people import few_people
-from attfc.evaluation.protocols.held_out import whole_identities
+from attfc.evaluation.protocols.held_out import gallery_of
 from attfc.evaluation.protocols.identification import choose_gallery
 from attfc.evaluation.protocols.search import identify, search_sample
 from attfc.evaluation.rates import allowed_weight, pairs_needed
@@ -100,8 +99,12 @@ def evaluate_cross(
             f"the new model gives {sizes[0]} numbers per image and the old one {sizes[1]}: their embeddings cannot be compared, --cross "
             "is for models of one embedding size"
         )
-    positions, note = whole_identities(store, MOST_IMAGES, seed)
-    notes = [] if note is None else [note]
+    positions, note = gallery_of(store, MOST_IMAGES, seed)
+    notes = (
+        []
+        if note is None
+        else [f"{len(positions):,} of {len(store):,} images were used, those of identities drawn by --seed"]
+    )
     found = [embedder.embed_within(store, positions, broken_limit, progress=progress) for embedder in (new, old)]
     valid = found[0].valid & found[1].valid
     if not valid.all():
