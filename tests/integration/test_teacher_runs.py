@@ -56,13 +56,13 @@ def test_a_resumed_run_keeps_its_teacher_wherever_that_is(tmp_path, models) -> N
     more = ["schedule.max_steps=3"]
     with pytest.raises(UserError, match=r"teacher=.*teacher does not exist"):
         resume_run(run.folder, more)
-    with pytest.raises(UserError, match="is another model than the run began with .*: give that one's place"):
+    with pytest.raises(UserError, match=r"is another model than the run began with .*: give that one's place"):
         resume_run(run.folder, [*more, f"teacher={models[1]}"])
     with pytest.raises(UserError, match=r"teacher=null: .* began with the teacher .*, and goes on so"):
         resume_run(run.folder, [*more, "teacher=null"])
     with pytest.raises(UserError, match=r"teacher\.centers is None in the saved run and 'fixed' now"):
         resume_run(run.folder, [*more, "teacher.centers=fixed"])
-    with pytest.raises(UserError, match="or precision.amp, are others than those that the run began with"):
+    with pytest.raises(UserError, match=r"or precision\.amp, are others than those that the run began with"):
         resume_run(run.folder, [*more, f"teacher={moved}", "precision.amp=none"])
     again = resume_run(run.folder, [*more, f"teacher={moved}"])
     again.trainer.train()
