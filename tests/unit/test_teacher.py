@@ -100,7 +100,8 @@ def test_the_step_adds_it_to_any_head_and_descends_the_mean_of_its_batches(head:
     if not head.keys_per_query:
         torch.testing.assert_close(with_teacher, plain + loss(encoder(images), targets))
     halves = [
-        Inputs(images[rows], labels[rows], keys and keys[rows], targets=targets[rows]) for rows in ([0, 1], [2, 3])
+        Inputs(images[rows], labels[rows], None if keys is None else keys[rows], targets=targets[rows])
+        for rows in ([0, 1], [2, 3])
     ]
     if not head.keys_per_query:
         torch.testing.assert_close(step(halves), with_teacher.detach())
