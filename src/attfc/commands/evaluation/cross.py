@@ -31,7 +31,8 @@ def compare_cross(
     opened = [subject.open_path(path) for subject in subjects]
     with progress_bar("faces") as bar:
         found = evaluate_cross(
-            *(subject.embedder for subject in subjects),
+            subjects[0].embedder,
+            subjects[1].embedder,
             opened[0][0],
             far=(asked.fars or (0.01,))[0],
             seed=asked.seed,
