@@ -44,7 +44,7 @@ RUNS: dict[str, list[str]] = {
 COMMON = [
     *("head=full_fc", "backbone.embedding_size=128", "batch_size=128", "optimizer.learning_rate=0.1", "margin=cosface"),
     *("margin.scale=32", "margin.margin=0.4", "schedule.warmup_epochs=0.5", "eval.root=null", "report.write=false"),
-    *("log.tensorboard=false", "precision.amp=none", "device=cpu", "data.workers=0", "data.decoded_cache_mib=400"),
+    *("log.tensorboard=false", "precision.amp=bfloat16", "device=cpu", "data.workers=0", "data.decoded_cache_mib=400"),
     *("checkpoint.every=100", "checkpoint.keep=1"),
 ]
 HELD_OUT = (("all_pairs",), ("tar_at_far", "0.01")), ((), ("rank_one",))
