@@ -53,7 +53,7 @@ def _read(file: Path) -> tuple[dict[float, float], str | None]:
     try:
         with file.open("rb") as opened:
             found: Any = json.loads(opened.read(LARGEST))
-        of = found.get("model_digest") or (file.parent / "model" if "step" in found else None)
+        of = found.get("model_digest") or (str(file.parent / "model") if "step" in found else None)
         found = found.get("all_pairs", found)
         stated, strangers = found["threshold_at_far"], int(found["impostor_pairs"])
         sure = {float(far): value for far, value in stated.items() if value is not None}
@@ -65,4 +65,4 @@ def _read(file: Path) -> tuple[dict[float, float], str | None]:
             f"{file} states no threshold that {FEWEST_ACCEPTED} pairs of different people or more passed: take a file of "
             "attfc evaluate MODEL all-pairs FOLDER --json FILE, on more people"
         )
-    return known, of and str(of)
+    return known, None if of is None else str(of)
