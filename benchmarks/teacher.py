@@ -74,7 +74,8 @@ def train(name: str, seed: int, options: argparse.Namespace) -> Path:
             "threads=1",
         ]
         run = new_run(apply_overrides({}, [*kept, *paths], "of the benchmark"))
-    run.train()
+    if run.train().interrupted:
+        raise SystemExit(f"{run.stopped}: start this script again to go on")
     print(f"{name}, seed {seed}: {run.trainer.total_steps} steps, {time.monotonic() - began:.0f} s", flush=True)
     return folder
 
