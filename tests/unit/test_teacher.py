@@ -16,6 +16,7 @@ from attfc.data import SyntheticFaces
 from attfc.errors import UserError
 from attfc.evaluation.embed import Embedder
 from attfc.evaluation.embedding_cache import FaceEmbeddings
+from attfc.export import export_onnx, open_model
 from attfc.heads import DCP, DCQ, AttFC, CenterTable, FullFC, Head, KeyAttention, RecentCenters
 from attfc.losses import CosFace
 from attfc.losses.teacher import TeacherLoss
@@ -245,6 +246,19 @@ def test_a_run_embeds_once_begins_as_without_a_teacher_and_says_who_taught(tmp_p
     before = table.rows.clone()
     again.train()
     assert torch.equal(table.rows, before)
+
+
+def test_an_onnx_file_teaches_what_its_network_does(tmp_path, teacher) -> None:
+    for name in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(name)
+    exported = tmp_path / "teacher.onnx"
+    export_onnx(*open_model(teacher), exported)
+    batch, targets = None, []
+    for path in (teacher, exported):
+        run = new_run(config(tmp_path, f"teacher={path}"))
+        batch = batch or next(run.trainer.loader.batches(1))
+        targets.append(run.trainer.take_step.prepare(batch).targets)
+    torch.testing.assert_close(targets[0], targets[1], rtol=1e-3, atol=1e-3)
 
 
 def test_what_was_embedded_before_an_interruption_is_kept(tmp_path, teacher, monkeypatch) -> None:
