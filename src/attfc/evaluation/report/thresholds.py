@@ -5,12 +5,13 @@ people or more passed its threshold; of fewer the rate is not known. This is the
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from attfc.errors import UserError
 
-__all__ = ["read_thresholds", "thresholds_of_run"]
+__all__ = ["lowest_far", "read_thresholds", "thresholds_of_run"]
 
 LARGEST = 2**24
 FEWEST_ACCEPTED = 30  # pairs of strangers above a threshold
@@ -48,3 +49,12 @@ def thresholds_of_run(model: Path) -> dict[float, float]:
         return read_thresholds(model.parent / "evaluation.json")
     except (OSError, UserError):
         return {}
+
+
+def lowest_far(score: float, thresholds: Mapping[float, float]) -> float | None:
+    """Return the lowest FAR at which a score (cosine) is accepted, of FAR -> threshold; None: it is at none.
+
+    >>> lowest_far(0.4, {1e-3: 0.5, 1e-2: 0.3, 1e-1: 0.2})
+    0.01
+    """
+    return min((far for far, threshold in thresholds.items() if score > threshold), default=None)
