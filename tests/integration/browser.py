@@ -64,7 +64,9 @@ class Page:
     def wait_for(self, script: str, seconds: float = 30.0) -> None:
         ends = time.monotonic() + seconds
         while not self.run(script):
-            assert time.monotonic() < ends, f"{script} stayed false; the page says: {self.run('document.body.innerText')}"
+            assert time.monotonic() < ends, (
+                f"{script} stayed false; the page says: {self.run('document.body.innerText')}"
+            )
             time.sleep(0.05)
 
     def look(self, width: int, height: int, *, dark: bool) -> None:

@@ -19,7 +19,7 @@ from attfc.data.images import BrokenImageError, decode_image
 from attfc.errors import UserError
 from attfc.evaluation.report.thresholds import lowest_far
 from attfc.export import FaceModel
-from attfc.gallery.gallery import Gallery, file_digest, named, strangers_named
+from attfc.gallery.gallery import Gallery, named, strangers_named
 from attfc.photos.detector import Detector
 from attfc.photos.faces import align_faces
 from attfc.photos.opening import open_detector
@@ -143,7 +143,7 @@ class Service:
 
     Args:
         model: of `attfc.load`.
-        thresholds: FAR -> cosine of `read_thresholds`; empty: none is known.
+        thresholds: FAR -> cosine of `thresholds_of`; empty: none is known.
         align: photos come in, and a face is looked for; False: aligned faces do.
         detector: an ONNX file; None: the default.
         gallery: folder of one; None: there is no search.
@@ -163,7 +163,7 @@ class Service:
     ) -> None:
         self.model, self.thresholds, self.align = model, dict(sorted(thresholds.items())), align
         self.gallery, self._detector_file, self._of_thread = gallery, detector, threading.local()
-        self.digest = file_digest(model)
+        self.digest = model.facts.digest
         if gallery is not None:
             Gallery.open(gallery, model).close()
         if align:

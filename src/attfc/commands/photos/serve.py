@@ -69,12 +69,12 @@ def serve(
     import torch
     import uvicorn
 
-    from attfc.evaluation.report.thresholds import read_thresholds, thresholds_of_run
+    from attfc.evaluation.report.thresholds import thresholds_of
     from attfc.serve.service import NO_THRESHOLD, Service
     from attfc.serve.web import LOOPBACK, Limits, create_app
 
     opened = open_with_notes(model, model_is, device)
-    thresholds = read_thresholds(evaluation) if evaluation is not None else thresholds_of_run(opened.facts.path)
+    thresholds, _ = thresholds_of(opened.facts.path, opened.facts.digest, evaluation)
     service = Service(opened, thresholds, align=align, detector=detector, gallery=gallery)
     cores = os.cpu_count() or 1
     limits = Limits(upload_mib << 20, seconds, at_once, workers or min(cores, 4))
