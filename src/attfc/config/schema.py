@@ -4,6 +4,7 @@
 Components never see these objects: they are handed plain arguments.
 """
 
+from collections.abc import Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -146,6 +147,26 @@ class DistributedConfig(Section):
     )
 
 
+class FinetuneConfig(Section):
+    """What stays of the weights that a run begins with (start_from)."""
+
+    batch_norm: Literal["adapted", "kept"] = option(
+        "adapted",
+        "statistics of BatchNorm: of the new images (adapted), or those of the start weights all along (kept)",
+        acts="start_from!=null",
+    )
+    trunk_rate: Share = option(
+        1.0,
+        "learning rate of the network below its last matrix, which makes the embedding, as a share of the rest's; 0 freezes it: less time and memory",
+        acts="start_from!=null",
+    )
+    rows: Literal["by_name", "fresh"] = option(
+        "by_name",
+        "centers of the head: those of the run that it starts from, for people of the same name (by_name), or all new",
+        acts="start_from!=null",
+    )
+
+
 class KeyEncoderConfig(Section):
     """The key encoder, a slowly following copy of the network that embeds the keys: further images of the same person."""
 
@@ -245,6 +266,12 @@ class EvalConfig(Section):
         unit="pairs",
         acts="eval.pairs=null and eval.root!=null or eval.pairs=null and eval.share!=0",
     )
+    also: str | None = option(
+        None,
+        "a set of everybody else, a store or .bin: at the end both models, the one of start_from and the new one, are compared on it too",
+        null="compared on the people of the evaluation alone",
+        acts="start_from!=null and eval.root!=null or start_from!=null and eval.share!=0",
+    )
     every: NotNegative = option(
         0, "steps between evaluations during training; 0: only at the end", unit="steps", acts=EVALUATES
     )
@@ -316,6 +343,7 @@ class RunConfig(Section):
     start_licence: str = option(
         "unknown", "licence of the start_from weights, where they do not state one themselves", acts="start_from!=null"
     )
+    finetune: FinetuneConfig = Field(default_factory=FinetuneConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
     backbone: BackboneConfig = Field(default_factory=BackboneConfig)
@@ -354,6 +382,10 @@ class RunConfig(Section):
             raise ValueError(
                 f"batch_size={self.batch_size}: BatchNorm needs at least 2 images per process; set batch_size to 2 or more"
             )
+        for key, value in () if self.start_from else _of_a_start(self):
+            raise ValueError(
+                f"{key}={value} is for a run that begins with weights: set start_from=RUN_OR_WEIGHTS, or leave {key} out"
+            )
         if self.eval.share and self.eval.root is not None:
             raise ValueError(
                 f"eval.share={self.eval.share:g} keeps people of the training set aside, and eval.root={self.eval.root} names others: "
@@ -378,6 +410,15 @@ class RunConfig(Section):
                     f"{section}.share={part.get('share'):g} and {section}.count={part.get('count')}: give one of them"
                 )
         return self
+
+
+def _of_a_start(config: RunConfig) -> Iterator[tuple[str, Any]]:
+    """Yield the options that say something of start weights, where they are not as by default."""
+    for name, field in FinetuneConfig.model_fields.items():
+        if (value := getattr(config.finetune, name)) != field.default:
+            yield f"finetune.{name}", value
+    if config.eval.also is not None:
+        yield "eval.also", config.eval.also
 
 
 def models_of(section: str) -> dict[str, type[Section]]:

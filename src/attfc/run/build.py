@@ -44,6 +44,7 @@ from attfc.run.data import open_data
 from attfc.run.evaluating import broken_images, evaluation_of, judged_pairs
 from attfc.run.resolved import fewest_steps_notes, resolve
 from attfc.run.saved import note_start_folder
+from attfc.run.start_rows import take_rows
 from attfc.run.start_weights import RECORD, StartRecord, training_data
 from attfc.run.trained_people import compare_with_run
 from attfc.training.batch_norm import synchronize_batch_norm
@@ -80,6 +81,7 @@ class Run(Settled):
     trainer: Trainer
     intervals: Mapping[tuple[str, ...], Interval] = field(default_factory=dict)  # of the last evaluation's figures
     shared: SharedPeople | None = None  # of training and evaluation
+    against_start: dict[str, Any] = field(default_factory=dict)  # the model of start_from, compared at the end
     report: Path | None = None
     interrupted: bool = False
     stopped: str = ""  # where it was interrupted: what is saved, and how to go on
@@ -120,6 +122,7 @@ def new_run(wanted: RunConfig | Asked, progress: Progress | None = None) -> Run:
     run = assemble(asked, None, progress, start.record if start else None)
     if start is not None:
         run.notes += start.fill(run.trainer.pair)
+        run.notes += filter(None, [take_rows(run, start)])
 
     def make() -> str:
         folder = fresh_folder(Path(os.path.expanduser(run.config.output)), run.config.name)
@@ -260,7 +263,7 @@ def assemble(asked: Asked, folder: Path | None, progress: Progress | None, start
         earlier = None if start is None else start.lineage
         run.shared = ranks.once(lambda: compare_with_run(config, held_out, progress, training=store, earlier=earlier))
         notes += filter(None, [run.shared.screen_note])
-        trainer.evaluation = evaluation_of(run, pairs)
+        trainer.evaluation = evaluation_of(run, pairs, earlier)
     elif config.eval.pairs:
         notes.append(f"eval.pairs={config.eval.pairs} is not read: set eval.root= to the images of its people")
     return run

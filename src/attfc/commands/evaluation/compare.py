@@ -1,7 +1,7 @@
 """`attfc compare`: two models on the same protocol, figure by figure, the same people drawn again for both."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument
 
@@ -63,7 +63,7 @@ def compare(
             "confidence": asked.confidence,
             "resamples": resamples,
             "seed": asked.seed,
-            "differences": [_plain(difference) for difference in differences],
+            "differences": [difference.plain() for difference in differences],
             "notes": notes,
         },
     )
@@ -102,21 +102,6 @@ def _results(
         err.print(f"evaluating {path}")
         found.append(evaluate_model(path, protocol, paths, asked, keep_scores=True)[0])
     return found
-
-
-def _plain(difference: "Difference") -> dict[str, Any]:
-    return {
-        "figure": list(difference.path),
-        **{
-            name: {"value": interval.value, "interval": interval.plain()}
-            for name, interval in (
-                ("a", difference.one),
-                ("b", difference.other),
-                ("difference", difference.difference),
-            )
-        },
-        "clear": difference.clear,
-    }
 
 
 def _print_differences(
