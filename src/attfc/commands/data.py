@@ -10,6 +10,7 @@ from attfc.commands.common import (
     JsonOption,
     NaturalOption,
     PositiveOption,
+    WorkersOption,
     open_with_bar,
     out,
     print_notes,
@@ -52,7 +53,6 @@ LabelSourceOption = Annotated[
     Option(help="RecordIO of InsightFace: labels of the identity records, or each image's own"),
 ]
 ShownOption = Annotated[int, Option(min=1, max=100)]
-WorkersOption = Annotated[int, Option(min=0, help="processes that read and decode")]
 
 
 @app.command("inspect")
