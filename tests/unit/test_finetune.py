@@ -291,7 +291,7 @@ def test_published_weights_take_the_same_options(tmp_path) -> None:
 )
 def test_options_without_start_weights_are_refused_by_name(option, message) -> None:
     with pytest.raises(UserError, match=message):
-        load_config("demo", [option])
+        new_run(read_preset("demo", [option]))
 
 
 @pytest.mark.parametrize(

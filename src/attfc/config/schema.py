@@ -4,7 +4,6 @@
 Components never see these objects: they are handed plain arguments.
 """
 
-from collections.abc import Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -343,7 +342,6 @@ class RunConfig(Section):
     start_licence: str = option(
         "unknown", "licence of the start_from weights, where they do not state one themselves", acts="start_from!=null"
     )
-    finetune: FinetuneConfig = Field(default_factory=FinetuneConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
     backbone: BackboneConfig = Field(default_factory=BackboneConfig)
@@ -354,6 +352,7 @@ class RunConfig(Section):
     stored: Stored | None = None
     in_batch: InBatch | None = None
     key_encoder: KeyEncoderConfig | None = None
+    finetune: FinetuneConfig = Field(default_factory=FinetuneConfig)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
     precision: PrecisionConfig = Field(default_factory=PrecisionConfig)
@@ -382,10 +381,6 @@ class RunConfig(Section):
             raise ValueError(
                 f"batch_size={self.batch_size}: BatchNorm needs at least 2 images per process; set batch_size to 2 or more"
             )
-        for key, value in () if self.start_from else _of_a_start(self):
-            raise ValueError(
-                f"{key}={value} is for a run that begins with weights: set start_from=RUN_OR_WEIGHTS, or leave {key} out"
-            )
         if self.eval.share and self.eval.root is not None:
             raise ValueError(
                 f"eval.share={self.eval.share:g} keeps people of the training set aside, and eval.root={self.eval.root} names others: "
@@ -410,15 +405,6 @@ class RunConfig(Section):
                     f"{section}.share={part.get('share'):g} and {section}.count={part.get('count')}: give one of them"
                 )
         return self
-
-
-def _of_a_start(config: RunConfig) -> Iterator[tuple[str, Any]]:
-    """Yield the options that say something of start weights, where they are not as by default."""
-    for name, field in FinetuneConfig.model_fields.items():
-        if (value := getattr(config.finetune, name)) != field.default:
-            yield f"finetune.{name}", value
-    if config.eval.also is not None:
-        yield "eval.also", config.eval.also
 
 
 def models_of(section: str) -> dict[str, type[Section]]:
