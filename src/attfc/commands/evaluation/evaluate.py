@@ -65,7 +65,7 @@ def evaluate(
         check_resampling(resamples, asked.confidence)
     if save is not None and save.suffix != ".npz":
         raise UserError(f"--save {save}: the file is an archive of arrays, so name it {save.stem}.npz")
-    result, outcome = evaluate_model(model, protocol, paths, asked, keep_scores)
+    result, outcome, digest = evaluate_model(model, protocol, paths, asked, keep_scores)
     intervals: Mapping[FigurePath, Interval] = {}
     notes: list[str] = []
     if resamples > 0:
@@ -82,13 +82,14 @@ def evaluate(
         out.print(f"note: {note}")
     if save is not None:
         save_result(save, result)
-    write_json(json_file, {"model": result.model, "protocol": protocol, "paths": paths, **outcome.figures})
+    of = {"model": result.model, "model_digest": digest, "protocol": protocol, "paths": paths}
+    write_json(json_file, {**of, **outcome.figures})
 
 
 def evaluate_model(
     path: Path, protocol: str, paths: list[str], asked: EvaluationOptions, keep_scores: bool
-) -> "tuple[EvaluationResult, Outcome]":
-    """Open a model and run a protocol on it; nothing is printed but notes about the model."""
+) -> "tuple[EvaluationResult, Outcome, str]":
+    """Open a model, run a protocol on it, and return the model's digest too; nothing is printed but notes about the model."""
     from attfc.evaluation.protocols import find_protocol
     from attfc.evaluation.results import EvaluationResult
 
@@ -98,7 +99,8 @@ def evaluate_model(
     outcome = found.run(subject, protocol, paths, **options)
     if asked.conditions:
         outcome.figures["condition"] = ", ".join(map(str, asked.conditions))
-    return EvaluationResult(str(facts.path), protocol, tuple(paths), outcome.figures, outcome.samples), outcome
+    result = EvaluationResult(str(facts.path), protocol, tuple(paths), outcome.figures, outcome.samples)
+    return result, outcome, facts.digest
 
 
 def _show(outcome: "Outcome", intervals: "Mapping[FigurePath, Interval]") -> None:
