@@ -35,7 +35,7 @@ from attfc.evaluation.tail_sample import EXACT_IMPOSTORS
 from attfc.evaluation.unit_rows import cosine_of_pairs
 from attfc.typing import Float64, Int64
 
-__all__ = ["PROTOCOL", "HardestPair", "HeldOutEvaluation", "evaluate_store", "positions_of"]
+__all__ = ["PROTOCOL", "HardestPair", "HeldOutEvaluation", "evaluate_store", "gallery_of", "positions_of"]
 
 GALLERY_IMAGES = 10_000  # of rank-one and all pairs, unless told otherwise
 
