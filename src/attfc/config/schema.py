@@ -54,7 +54,7 @@ class DataConfig(Section):
 
     root: str = option(
         "synthetic:identities=600,images=20,seed=0",
-        "image folder, train.rec, packed folder, list file, or synthetic:identities=N,images=M,seed=S",
+        "image folder, train.rec, NAME.lmdb, packed folder, list file, or synthetic:identities=N,images=M,seed=S",
         acts="data.sources=[]",
     )
     edits: list[str] = option(
