@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from attfc.data.stores.store import Images
 from attfc.distributed import ALONE, Ranks
 from attfc.errors import UserError
-from attfc.evaluation.embedding_cache import Batch, CacheKey, cached_embeddings
+from attfc.evaluation.embedding_cache import Batch, CacheKey, FaceEmbeddings, cached_embeddings
 from attfc.evaluation.rates import Figures
 from attfc.precision import autocast
 from attfc.typing import Bools, Float32, Int64, Progress, UInt8
@@ -293,6 +293,24 @@ class Embedder:
         places = "\0".join(source.where(position) for position in positions_N.tolist())
         key = CacheKey(kept.model_key, image_size=size, flip=self.flip, precision=self.autocast_dtype)
         key.add("images", places.encode("utf-8", "surrogateescape"))
+        found = self.rows_kept(kept.folder, key, source, positions_N, size, progress)
+        return torch.from_numpy((found.image + found.mirror) / 2), found.broken
+
+    def rows_kept(
+        self,
+        place: Path,
+        key: CacheKey,
+        source: ImageSource,
+        positions_N: Int64,
+        size: int,
+        progress: Progress | None = None,
+    ) -> FaceEmbeddings:
+        """Return embeddings of images as the model gives them, mapped from disk, where one process has written those that were missing.
+
+        Args:
+            place, key: see `cached_embeddings`; the key names model, images and options.
+            size: side in pixels.
+        """
 
         def embed(start: int) -> Iterator[Batch]:
             batches = _Batches(source, positions_N[start:], self.batch_size, size, ALONE)
@@ -301,8 +319,7 @@ class Embedder:
                 yield both[0], both[1], {start + row: reason for row, reason in broken_rows.items()}, ()
 
         numbers = int(self.model.embedding_size)  # type: ignore[arg-type]
-        found = cached_embeddings(kept.folder, key, len(positions_N), numbers, embed, progress)
-        return torch.from_numpy((found.image + found.mirror) / 2), found.broken
+        return cached_embeddings(place, key, len(positions_N), numbers, embed, progress)
 
     def embed_within(
         self,

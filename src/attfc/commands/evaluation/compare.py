@@ -24,6 +24,7 @@ def compare(
     protocol: Annotated[str | None, Argument()] = None,
     paths: Annotated[list[str] | None, Argument(metavar="PATH...")] = None,
     resamples: int = 1000,
+    cross: bool = False,
     json_file: JsonOption = None,
 ) -> None:
     """Say how much better model A is than model B, figure by figure, and how sure that is.
@@ -34,7 +35,13 @@ def compare(
         protocol: as for evaluate; left out when A and B are files of evaluate --save
         paths: the data of the protocol
         resamples: how often the identities are drawn again, at least 20
+        cross: probes embedded by A in a gallery embedded by B, at B's threshold; then PATH alone, no protocol
     """
+    if cross:
+        from attfc.commands.evaluation.cross import compare_cross
+
+        compare_cross(one, other, [*filter(None, [protocol]), *(paths or [])], asked, resamples, json_file)
+        return
     from attfc.evaluation.bootstrap import check_resampling
     from attfc.evaluation.results import compare_results
 

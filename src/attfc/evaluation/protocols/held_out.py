@@ -33,7 +33,7 @@ from attfc.evaluation.tail_sample import EXACT_IMPOSTORS
 from attfc.evaluation.unit_rows import cosine_of_pairs
 from attfc.typing import Float64, Int64
 
-__all__ = ["PROTOCOL", "HardestPair", "HeldOutEvaluation", "evaluate_store", "positions_of"]
+__all__ = ["PROTOCOL", "HardestPair", "HeldOutEvaluation", "evaluate_store", "gallery_of", "positions_of"]
 
 GALLERY_IMAGES = 10_000  # of rank-one and all pairs, unless told otherwise
 
@@ -180,7 +180,7 @@ def evaluate_store(
     if len(wanted) == 0:
         raise UserError(f"{wanted.source}: no pairs to evaluate")
     notes = list(wanted.notes)
-    gallery, note = _gallery(store, gallery_images, seed) if rank_one or all_pairs else (np.zeros(0, np.int64), None)
+    gallery, note = gallery_of(store, gallery_images, seed) if rank_one or all_pairs else (np.zeros(0, np.int64), None)
     embedder = Embedder.of(model)
     positions = np.union1d(wanted.positions(), gallery)
     embeddings = embedder.embed_within(store, positions, broken_limit, missing=wanted.missing)
@@ -235,10 +235,10 @@ def _refuse_one_kind(store: Store, wanted: Pairs, kept: Pairs, embeddings: Embed
 
 def positions_of(store: Store, pairs: Pairs, seed: int) -> Int64:
     """Return the images that `evaluate_store` embeds with its defaults: rising positions, int64."""
-    return np.union1d(pairs.positions(), _gallery(store, GALLERY_IMAGES, seed)[0])
+    return np.union1d(pairs.positions(), gallery_of(store, GALLERY_IMAGES, seed)[0])
 
 
-def _gallery(store: Store, limit: int, seed: int) -> tuple[Int64, str | None]:
+def gallery_of(store: Store, limit: int, seed: int) -> tuple[Int64, str | None]:
     """All positions, or those of whole identities drawn by seed, up to `limit` images."""
     if limit < 2:
         raise UserError(f"gallery_images={limit}: use at least 2")
