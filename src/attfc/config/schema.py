@@ -105,6 +105,9 @@ class AugmentConfig(Section):
         0.0, "distances of pixels from their own grey are multiplied by a random number from 1 - s to 1 + s"
     )
     blur: Share = option(0.0, "probability of a Gaussian blur")
+    low_resolution: Share = option(
+        0.0, "probability that an image is shrunk to 0.2 to 1 of its side and enlarged again; AdaFace has 0.2"
+    )
 
 
 class BackboneConfig(Section):
