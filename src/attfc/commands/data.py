@@ -42,7 +42,8 @@ PreviewOption = Annotated[Path, Option("--output", "-o", dir_okay=False, callbac
 SourceArgument = Annotated[
     str,
     Argument(
-        help="image folder, train.rec or its folder, packed folder, list file, or synthetic: spec", metavar="PATH"
+        help="image folder, train.rec or its folder, NAME.lmdb, packed folder, list file, or synthetic: spec",
+        metavar="PATH",
     ),
 ]
 EditsOption = Annotated[

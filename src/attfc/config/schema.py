@@ -23,6 +23,7 @@ from attfc.config.kinds import (
     with_default_parts,
 )
 from attfc.config.option import NotNegative, Option, Positive, Section, Share, option
+from attfc.config.sections.teacher import TeacherConfig
 
 if TYPE_CHECKING:
     Head = Part
@@ -38,6 +39,7 @@ else:
 __all__ = ["RunConfig", "Section", "SourceConfig", "described_fields", "models_of"]
 
 PixelValues = float | tuple[float, float, float]
+STARTS = "start_from!=null"
 EVALUATES = "eval.root!=null or eval.share!=0"
 
 
@@ -54,7 +56,7 @@ class DataConfig(Section):
 
     root: str = option(
         "synthetic:identities=600,images=20,seed=0",
-        "image folder, train.rec, packed folder, list file, or synthetic:identities=N,images=M,seed=S",
+        "image folder, train.rec, NAME.lmdb, packed folder, list file, or synthetic:identities=N,images=M,seed=S",
         acts="data.sources=[]",
     )
     edits: list[str] = option(
@@ -104,6 +106,9 @@ class AugmentConfig(Section):
         0.0, "distances of pixels from their own grey are multiplied by a random number from 1 - s to 1 + s"
     )
     blur: Share = option(0.0, "probability of a Gaussian blur")
+    low_resolution: Share = option(
+        0.0, "probability that an image is shrunk to 0.2 to 1 of its side and enlarged again; AdaFace has 0.2"
+    )
 
 
 class BackboneConfig(Section):
@@ -150,19 +155,13 @@ class FinetuneConfig(Section):
     """What stays of the weights that a run begins with (start_from)."""
 
     batch_norm: Literal["adapted", "kept"] = option(
-        "adapted",
-        "statistics of BatchNorm: of the new images (adapted), or those of the start weights all along (kept)",
-        acts="start_from!=null",
+        "adapted", "statistics of BatchNorm: of the new images, or those of the start weights", acts=STARTS
     )
     trunk_rate: Share = option(
-        1.0,
-        "learning rate of the network below its last matrix, which makes the embedding, as a share of the rest's; 0 freezes it: less time and memory",
-        acts="start_from!=null",
-    )
+        1.0, "share of the learning rate for all below the network's last matrix; 0 freezes it: less time and memory", acts=STARTS
+    )  # fmt: skip
     rows: Literal["by_name", "fresh"] = option(
-        "by_name",
-        "centers of the head: those of the run that it starts from, for people of the same name (by_name), or all new",
-        acts="start_from!=null",
+        "by_name", "centers of the head: those of the start run for people of the same name, or all new", acts=STARTS
     )
 
 
@@ -267,9 +266,9 @@ class EvalConfig(Section):
     )
     also: str | None = option(
         None,
-        "a set of everybody else, a store or .bin: at the end both models, the one of start_from and the new one, are compared on it too",
-        null="compared on the people of the evaluation alone",
-        acts="start_from!=null and eval.root!=null or start_from!=null and eval.share!=0",
+        "everybody, a store or .bin: at the end the model of start_from and the new one are compared on them too",
+        null="on the people of the evaluation alone",
+        acts=f"{STARTS} and eval.root!=null or {STARTS} and eval.share!=0",
     )
     every: NotNegative = option(
         0, "steps between evaluations during training; 0: only at the end", unit="steps", acts=EVALUATES
@@ -345,6 +344,7 @@ class RunConfig(Section):
     data: DataConfig = Field(default_factory=DataConfig)
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
     backbone: BackboneConfig = Field(default_factory=BackboneConfig)
+    teacher: TeacherConfig = Field(default_factory=TeacherConfig)
     head: Head = Field(default_factory=model_of("head", default_kind("head")))
     margin: Margin = Field(default_factory=model_of("margin", default_kind("margin")))
     center: Center | None = None
@@ -385,6 +385,10 @@ class RunConfig(Section):
             raise ValueError(
                 f"eval.share={self.eval.share:g} keeps people of the training set aside, and eval.root={self.eval.root} names others: "
                 "set one of them"
+            )
+        if self.teacher.model is not None and self.teacher.loss is None and self.teacher.centers is None:
+            raise ValueError(
+                "teacher.loss=null and teacher.centers=null: the teacher would teach nothing; set one of them, or leave teacher out"
             )
         if self.data.sources and self.data.edits:
             raise ValueError("data.edits is about one set and data.sources are several: give each source its own edits")

@@ -7,7 +7,7 @@ Cost: both sets are embedded once more, and two bootstraps of 400 resamples per 
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,13 +49,13 @@ class AgainstStart:
 
     Args:
         run: put together, with people who are kept aside.
-        earlier: who stands behind the start weights.
+        behind: as `compare_with_run` takes it.
 
     Raises:
         UserError: `eval.also` cannot be opened, is of no known kind, or has too few people.
     """
 
-    def __init__(self, run: "Run", earlier: Lineage | None) -> None:
+    def __init__(self, run: "Run", behind: Mapping[str, Lineage]) -> None:
         self.run, self.also = run, run.config.eval.also
         self._protocol, self._store, self._shared = "pairs", None, None
         if self.also is None:
@@ -74,7 +74,7 @@ class AgainstStart:
         if (store := self._store) is not None:
             self._protocol = "held-out"
             self._shared = run.ranks.once(
-                lambda: compare_with_run(run.config, store, training=run.store, earlier=earlier)
+                lambda: compare_with_run(run.config, store, training=run.store, behind=behind)
             )
 
     def begin(self, embedder: Embedder, here: HeldOutEvaluation) -> str:

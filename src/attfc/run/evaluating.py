@@ -1,6 +1,7 @@
 """How a run is judged: the pairs, the evaluation while it trains, and the files that it leaves in the run's folder."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,15 +89,15 @@ def broken_images(run: "Run", pairs: Pairs, image_size: int, progress: Progress 
     return [f"{counts} are broken and left out; {found.first_left_out}"]
 
 
-def evaluation_of(run: "Run", pairs: Pairs, earlier: Lineage | None = None) -> Evaluation:
+def evaluation_of(run: "Run", pairs: Pairs, behind: Mapping[str, Lineage]) -> Evaluation:
     """Evaluate on the held-out store; leaves evaluation.json and evaluation.npz in the run's folder.
 
-    earlier: who stands behind the weights of `start_from`.
+    behind: who stands behind the start weights, and behind the teacher.
     """
     config = run.config
     held_out = run.held_out
     assert held_out is not None
-    against = None if config.start_from is None else AgainstStart(run, earlier)
+    against = None if config.start_from is None else AgainstStart(run, behind)
 
     def embedder_of(model: nn.Module) -> Embedder:
         return Embedder(

@@ -43,7 +43,7 @@ def take_rows(run: "Run", start: "StartWeights") -> str | None:
     """
     head, checkpoint, state = run.trainer.head, start.checkpoint, run.trainer.head.state_dict()
     own = next((name for name in ROWS if name in state), None)
-    if checkpoint is None or own is None or run.config.finetune.rows == "fresh":
+    if checkpoint is None or own is None or run.config.finetune.rows == "fresh" or run.config.teacher.centers:
         return None
     saved = read_manifest(checkpoint).tensors
     theirs = next((name for name in ROWS if f"head/{name}" in saved), None)
