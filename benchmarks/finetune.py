@@ -18,20 +18,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from common import write_result
-from PIL import Image
 
 import attfc
 from attfc.data import SyntheticFaces, open_store
+from attfc.data.stores.synthetic import _jpeg
 from attfc.evaluation import Embedder, evaluate_store
 from attfc.evaluation.results import EvaluationResult, compare_results, read_result, save_result
 from attfc.synthetic.face_parameters import identity_keys, identity_traits, sample_conditions, sample_keys
 from attfc.synthetic.face_renderer import render_faces
 
 FIRST = "synthetic:identities=3000,images=10,seed=1"
-EVERYBODY = "synthetic:identities=400,images=6,seed=2"
 FIRST_EPOCHS, EPOCHS, STAGE_EPOCHS = 8, 5, 2
 FIGURE = ("all_pairs", "tar_at_far", "0.001")
 COMMON = ["device=cpu", "threads=1", "precision.amp=none", "data.workers=0", "data.decoded_cache_mib=2000"]
@@ -52,25 +50,24 @@ STAGES = {"rows of the first stage": "by_name", "new rows": "fresh"}
 class AnotherStyle(SyntheticFaces):
     """The renderer's people before an infrared camera."""
 
-    def pixels(self, label: int) -> Any:
-        """Return all images of a person, (N, 112, 112, 3) uint8."""
-        keys = identity_keys(self.seed, np.full(self._each, label + self.first_identity))
+    def _encoded(self, labels_N: Any, samples_N: Any) -> list[bytes]:
+        keys = identity_keys(self.seed, labels_N + self.first_identity)
         traits = identity_traits(keys)
-        c = sample_conditions(sample_keys(keys, np.arange(self._each)), traits)
+        c = sample_conditions(sample_keys(keys, samples_N), traits)
         other = c._replace(saturation=0 * c.saturation, brightness=0.6 * c.brightness, noise=3 * c.noise + 0.02)
-        return render_faces(traits, other._replace(yaw=1.4 * c.yaw, pitch=1.4 * c.pitch, light_x=1.6 * c.light_x))
+        pixels = render_faces(traits, other._replace(yaw=1.4 * c.yaw, pitch=1.4 * c.pitch, light_x=1.6 * c.light_x))
+        return [_jpeg(image, int(quality)) for image, quality in zip(pixels, c.quality, strict=True)]
 
 
-def draw(folder: Path, people: int, first: int, images: int = 8) -> None:
-    """Write the faces of the other style into a folder, once."""
+def draw(folder: Path, faces: SyntheticFaces) -> None:
+    """Write faces into a folder, once."""
     if (folder / "done").exists():
         return
-    store = AnotherStyle(people, images, seed=3, first_identity=first)
-    for label in range(people):
-        home = folder / "faces" / f"door {first + label:05d}"
+    for label in range(len(faces.identities)):
+        home = folder / "faces" / f"{folder.name} {label:05d}"
         home.mkdir(parents=True, exist_ok=True)
-        for number, pixels in enumerate(store.pixels(label)):
-            Image.fromarray(pixels).save(home / f"{number}.jpg", quality=85)
+        for number, position in enumerate(faces.identities.of(label).tolist()):
+            (home / f"{number}.jpg").write_bytes(faces.read(position)[0])
     (folder / "done").touch()
 
 
@@ -98,7 +95,7 @@ def carry_out(cell: Path, data: str, sets: dict[str, str], options: list[str]) -
 
 def cells(work: Path, seeds: list[int]) -> list[tuple[Path, str, dict[str, str], list[str]]]:
     """Return every cell: its folder, training data, sets to judge on, options; seed by seed."""
-    here, there = str(work / "others" / "faces"), EVERYBODY
+    here, there = (str(work / name / "faces") for name in ("others", "everybody"))
     base = [f"epochs={FIRST_EPOCHS}", "lr=0.1", "head=partial_fc", "eval.share=0", "eval.root=null", "name=base"]
     both = {"here": here, "there": there}
     found = [(work / "cells" / "base", FIRST, both, base)]
@@ -145,8 +142,9 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     work, ends = asked.work.resolve(), time.monotonic() + 60 * asked.minutes
-    draw(work / "people", 1000, 0)
-    draw(work / "others", 200, 5000)
+    draw(work / "people", AnotherStyle(1000, 8, seed=3))
+    draw(work / "others", AnotherStyle(200, 8, seed=3, first_identity=5000))
+    draw(work / "everybody", SyntheticFaces(400, 6, seed=2))
     todo = [each for each in cells(work, asked.seeds) if not (each[0] / "cell.json").exists()]
     for number, cell in enumerate(todo):
         if time.monotonic() > ends:
@@ -168,7 +166,7 @@ def main() -> None:
         {"name": name, "there": summary(work, name, "base" if name == "base" else "new rows", "there", asked.seeds)}
         for name in ("base", *STAGES)
     ]
-    config = {"seeds": asked.seeds, "first": FIRST, "everybody": EVERYBODY, "epochs": EPOCHS, "figure": list(FIGURE)}
+    config = {"seeds": asked.seeds, "first": FIRST, "epochs": EPOCHS, "figure": list(FIGURE)}
     print(write_result("finetune", config, {"ways": rows, "stages": stages}))
 
 

@@ -120,10 +120,14 @@ class AgainstStart:
         if self.also is None:
             return
         subject = Subject(embedder, str, self._open, lambda _: contextlib.nullcontext(lambda done, total: None))
-        given = {**vars(run.config.eval), "pairs": None, "thresholds": None, "keep_scores": True}
-        given |= {"seed": run.config.seed, "broken_limit": run.config.data.broken_limit}
+        given: dict[str, Any] = {
+            "seed": run.config.seed,
+            "broken_limit": run.config.data.broken_limit,
+            "keep_scores": True,
+        }
+        given["generated_pairs"] = run.config.eval.generated_pairs
         protocol = find_protocol(self._protocol)
-        options = {name: given[name] for name in protocol.options}
+        options = {name: given.get(name) for name in protocol.options}
         outcome = protocol.run(subject, self._protocol, [self.also], **options)
         yield "there", EvaluationResult(str(run.folder), self._protocol, (self.also,), outcome.figures, outcome.samples)
 
