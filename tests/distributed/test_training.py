@@ -160,3 +160,32 @@ def test_rank_0_chooses_for_all(tmp_path) -> None:
     chosen = json.loads(configuration)
     assert int(rows) >= 10
     assert (chosen["batch_size"], chosen["eval"]["share"], chosen["backbone"]["name"]) == (16, 0.1, "r6_tiny")
+
+
+def test_two_ranks_learn_from_a_teacher_as_one_does(tmp_path) -> None:
+    import torch
+
+    from attfc.backbones import create_backbone
+    from attfc.training.model_files import save_model
+
+    torch.manual_seed(3)
+    teacher = save_model(tmp_path / "teacher", create_backbone("r6_tiny", embedding_size=32).eval())
+    kinds = {
+        "map": ["head=full_fc", "backbone.embedding_size=24", "optimizer.accumulation=2"],
+        "fixed": ["head=attfc", "backbone.embedding_size=32", "teacher.centers=fixed"],
+    }
+    cases = {name: [*kind, f"teacher={teacher}", f"teacher.cache={tmp_path / 'cache'}"] for name, kind in kinds.items()}
+    folders = on_ranks(2, train_several, [(case, str(tmp_path / f"two {name}"), 3, 1) for name, case in cases.items()])
+    for (name, case), folder in zip(cases.items(), folders[0], strict=True):
+        one = losses(train(case, str(tmp_path / f"one {name}")))
+        assert losses(folder) == pytest.approx(one[:3], rel=1e-4)
+        train([], folder)  # one process goes on
+        assert losses(folder) == pytest.approx(one, rel=1e-2)
+    refused = [
+        (["RANK1:teacher.weight=3", *cases["map"]], str(tmp_path)),
+        ([*cases["map"], "teacher=nowhere"], str(tmp_path)),
+    ]
+    said = on_ranks(2, errors, refused)
+    assert said[0] == said[1]
+    assert "ranks differ in their configuration: teacher.weight" in said[0][0]
+    assert "teacher=nowhere: nowhere does not exist" in said[0][1]

@@ -5,12 +5,16 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import attfc
 from attfc.data import SyntheticFaces
 from attfc.gallery import Gallery
+from attfc.photos.alignment import ARCFACE_TEMPLATE
+from attfc.photos.detector import Faces
 from attfc.training.model_files import save_model
 
 from .commands import run_main
@@ -70,15 +74,61 @@ def test_from_a_photo_to_a_name(gallery, face_folder, tmp_path, monkeypatch, cap
     assert status == 0
     assert "people      11\n" in said
     assert "threshold   0.5000 at FAR 0.001\n" in said
+    assert said.endswith("every template is as it was written\n")
     assert json.loads((tmp_path / "t.json").read_text())["free_slots"] == 1
 
     far = tmp_path / "far.json"
-    far.write_text(json.dumps({"threshold_at_far": {"0.01": 1.5}, "impostor_pairs": 300_000}))
+    stated = {"threshold_at_far": {"0.01": 1.5}, "impostor_pairs": 300_000}
+    far.write_text(json.dumps({**stated, "model_digest": "0" * 64}))
+    status, said, err = run("create", gallery, tmp_path / "run", "--far", 0.01, "--evaluation", far, *CPU)
+    assert (status, "far.json is an evaluation of another model (" in err) == (1, True)
+    far.write_text(json.dumps(stated))
     status, said, err = run("create", gallery, tmp_path / "run", "--far", 0.01, "--evaluation", far, *CPU)
     assert status == 0, err
     status, said, _ = run("search", gallery, face_folder / "person-00", *CPU)
     assert said.count("unknown (nearest: ") == 5
     assert said.count("> 0.01") == 5
+
+
+def test_photos_are_aligned_while_they_are_added(gallery, tmp_path, monkeypatch, capsys) -> None:
+    rng = np.random.default_rng(0)
+    photo, face = (rng.integers(0, 256, (side, side, 3), dtype=np.uint8) for side in (320, 112))
+    photo[110:222, 120:232] = face
+    for number in range(2):
+        (tmp_path / "photos" / f"Ann {number}").mkdir(parents=True)
+        photo[0, 0] = number
+        Image.fromarray(photo).save(tmp_path / "photos" / f"Ann {number}" / "1.png")
+    Image.fromarray(face).save(tmp_path / "face.png")
+    corners = np.array([[120.0, 110, 232, 222], [0, 0, 30, 30]])
+    landmarks = np.array([np.add(ARCFACE_TEMPLATE, (120, 110)), ARCFACE_TEMPLATE / 4])
+    found = [Faces(corners, landmarks, np.array([0.9, 0.8]))]
+    monkeypatch.setattr("attfc.photos.store.open_detector", lambda path: lambda pixels: found[0])
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        return run_main(monkeypatch, capsys, "gallery", *arguments, *CPU)
+
+    status, said, err = run("add", gallery, tmp_path / "photos", "--align")
+    assert (status, said) == (0, f"{gallery}: added 2 templates of 2 images; 14 people\n"), err
+    one = tmp_path / "photos" / "Ann 0" / "1.png"
+    assert "note: Ann 0/1.png has 2 faces: the largest was taken" in err
+    # A photo is known again by its own bytes: it is not aligned once more, whatever finds faces now.
+    found[0] = Faces(corners[:0], landmarks[:0], np.zeros(0))
+    assert run("add", gallery, tmp_path / "photos", "--align")[1].startswith(
+        f"{gallery}: added 0 templates of 0 images; 2"
+    )
+    status, said, err = run("search", gallery, tmp_path / "face.png", "--json", tmp_path / "s.json")
+    assert status == 0, err
+    (nearest,) = json.loads((tmp_path / "s.json").read_text())["images"][0]["nearest"]
+    assert nearest["name"].startswith("Ann")
+    assert nearest["score"] > 0.9999
+    status, _, err = run("add", gallery, one, "--align")
+    assert (status, f"whose face is {one}? Say --name NAME" in err) == (1, True)
+    status, _, err = run("add", gallery, one, "--align", "--name", "Zoe")
+    assert (status, f"no image can be used; the first is {one}: no face was found" in err) == (1, True)
+    status, _, err = run("add", gallery, one, "--detector", one)
+    assert (status, "--detector finds faces in photos: add --align" in err) == (1, True)
+    status, said, _ = run_main(monkeypatch, capsys, "gallery", "remove", gallery, "Ann 0")
+    assert f"    {one}\n" in said
 
 
 def test_without_a_threshold_there_are_scores_only(gallery, face_folder, tmp_path, monkeypatch, capsys) -> None:

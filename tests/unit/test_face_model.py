@@ -16,7 +16,7 @@ from attfc.commands.embed import _write_csv, _write_names
 from attfc.data import SyntheticFaces
 from attfc.errors import UserError
 from attfc.evaluation import embed_store
-from attfc.evaluation.report.thresholds import read_thresholds, thresholds_of_run
+from attfc.evaluation.report.thresholds import thresholds_of
 from attfc.export.face_list import notes_of_images, open_faces
 from attfc.training.model_files import save_model
 
@@ -226,12 +226,22 @@ def test_a_name_with_a_line_break_stays_one_line_and_bytes_stay_bytes() -> None:
 
 def test_thresholds_are_those_of_the_model_that_was_evaluated_last(tmp_path) -> None:
     stated = {"all_pairs": {"threshold_at_far": {"0.1": 0.25, "0.01": 0.5, "1e-06": None}, "impostor_pairs": 300}}
-    (tmp_path / "evaluation.json").write_text(json.dumps(stated))
-    assert thresholds_of_run(tmp_path / "model") == {0.1: 0.25}  # 3 pairs of strangers passed the other: too few
-    assert thresholds_of_run(tmp_path / "best") == {}  # of another step
-    (tmp_path / "evaluation.json").write_text("[]")
-    assert thresholds_of_run(tmp_path / "model") == {}
-    (tmp_path / "far.json").write_text(json.dumps({"protocol": "all-pairs", **stated["all_pairs"]}))
-    assert read_thresholds(tmp_path / "far.json") == {0.1: 0.25}
+    model, of_run, far = tmp_path / "model", tmp_path / "evaluation.json", tmp_path / "far.json"
+    of_run.write_text(json.dumps({"step": 7, **stated}))
+    known = {0.1: 0.25}  # 3 pairs of strangers passed the other: too few
+    assert thresholds_of(model, "0" * 64) == thresholds_of(model, "0" * 64, of_run) == (known, str(of_run))
+    assert thresholds_of(tmp_path / "best", "0" * 64) == ({}, "")  # of another step
+    with pytest.raises(UserError, match=r"evaluation\.json is an evaluation of another model \(.*model\) than .*best"):
+        thresholds_of(tmp_path / "best", "0" * 64, of_run)
+    of_run.write_text("[]")
+    assert thresholds_of(model, "0" * 64) == ({}, "")
     with pytest.raises(UserError, match=r"evaluation\.json states no threshold that 30 pairs of different people"):
-        read_thresholds(tmp_path / "evaluation.json")
+        thresholds_of(model, "0" * 64, of_run)
+
+    earlier = {"protocol": "all-pairs", **stated["all_pairs"]}  # as earlier versions wrote it
+    far.write_text(json.dumps(earlier))
+    assert thresholds_of(model, "0" * 64, far) == (known, f"{far} (it does not say of which model)")
+    far.write_text(json.dumps({**earlier, "model_digest": "0" * 64}))
+    assert thresholds_of(model, "0" * 64, far) == (known, str(far))
+    with pytest.raises(UserError, match=r"far\.json is an evaluation of another model \(0{64}\) than .* \(1{64}\)"):
+        thresholds_of(model, "1" * 64, far)

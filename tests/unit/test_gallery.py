@@ -194,7 +194,10 @@ def test_thresholds_can_come_later_and_have_to_be_stated(model, tmp_path) -> Non
     assert not (tmp_path / "g").exists()
     Gallery.create(tmp_path / "g", model).close()
     far = {"threshold_at_far": {"0.001": 0.75}, "impostor_pairs": 30_000}
-    (tmp_path / "far.json").write_text(json.dumps(far))
+    (tmp_path / "far.json").write_text(json.dumps({**far, "model_digest": "0" * 64}))
+    with pytest.raises(UserError, match=r"far\.json is an evaluation of another model"):
+        Gallery.create(tmp_path / "g", model, far=1e-3, evaluation=tmp_path / "far.json")
+    (tmp_path / "far.json").write_text(json.dumps({**far, "model_digest": model.facts.digest}))
     with Gallery.create(tmp_path / "g", model, far=1e-3, evaluation=tmp_path / "far.json") as gallery:
         assert gallery.facts.threshold == 0.75
         gallery.add(unit(1)[0], name="Ann")
@@ -301,6 +304,36 @@ def test_damaged_files_are_refused(folder, tmp_path) -> None:
     numbers.symlink_to(folder.parent / "elsewhere")
     with pytest.raises(UserError, match=r"vectors\.float32 is a link: a gallery's files lie in its own folder"):
         Gallery.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "value"),
+    [
+        ("scales", "<f4", 0.0),  # as of a free slot: a scan passes over it
+        ("scales", "<f4", -1.0),
+        ("scales", "<f4", 1e-9),
+        ("int8", "i1", 0),
+        ("float32", "<f4", 2e-3),
+    ],
+)
+def test_a_damaged_template_of_anybody_is_found(folder, name, kind, value) -> None:
+    path = folder / f"vectors.{name}"
+    rows = np.fromfile(path, kind).reshape(256, -1)
+    rows[1, 0] = value if kind == "<f4" else rows[1, 0] ^ 64
+    with Gallery.open(folder) as gallery:
+        gallery.check()
+        gallery.remove("person 0")
+        gallery.check()
+        assert gallery.search(unit(3)[2])[0][0].name == "person 2"
+    rows[0] = 0
+    rows.tofile(path)
+    files = rf"vectors\.{name}: " if name == "float32" else r"vectors\.int8 or vectors\.scales: "
+    with Gallery.open(folder) as gallery:
+        with pytest.raises(UserError, match=files + "the template of 'person 1' is not what was written: remove"):
+            gallery.check()
+        if value in (0.0, -1.0) and name == "scales":  # nobody is hidden from a search, whoever is asked for
+            with pytest.raises(UserError, match=r"the template of 'person 1' is not what was written"):
+                gallery.search(unit(3)[2])
 
 
 def test_a_journal_that_names_another_file_is_refused(folder) -> None:

@@ -287,7 +287,8 @@ def test_at_a_hundred_million_people_the_answer_is_about_rows() -> None:
     ("override", "title"),
     [
         ("center=own_embedding negatives.count=205991", "attfc, no key passes"),
-        ("center=key_attention negatives.count=205991", "attfc, 205,991 slots"),
+        ("center=key_attention negatives.count=205991", "attfc, key passes"),
+        ("profile=published negatives.count=205991", "attfc, 205,991 slots"),
         ("head=partial_fc", "partial_fc 0.1"),
         ("head=full_fc", "full_fc"),
         ("head=dcq head.count=205991", "dcq, 205,991 slots"),

@@ -132,7 +132,7 @@ def test_a_head_is_planned_once_it_is_registered(tmp_path: Path) -> None:
         "full_fc",
         "partial_fc 0.1",
         "rows",
-        "attfc, {0} slots",
+        "attfc, key passes",
         "attfc, no key passes",
         "dcq, {0} slots",
         "dcp, {0} slots",

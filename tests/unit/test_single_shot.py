@@ -138,6 +138,24 @@ def test_pixels_go_in_as_each_format_wants_them(name: str, expected: list[float]
     assert photo[0, :, 10, 64] == pytest.approx(black, abs=1e-5)
 
 
+def test_a_face_that_fills_the_input_is_found_at_half_the_size(tmp_path: Path) -> None:
+    detector = open_detector(graph(tmp_path / "face.onnx", scrfd()))
+    network, shares = detector._network, []
+
+    class MissesLargeFaces:
+        def get_inputs(self) -> list[object]:
+            return network.get_inputs()
+
+        def run(self, names: None, given: dict[str, np.ndarray]) -> list[np.ndarray]:
+            shares.append(float((given["photo"] > 0).mean()))
+            return [outputs * (shares[-1] < 0.5) for outputs in network.run(names, given)]
+
+    detector._network = MissesLargeFaces()
+    found = detector(np.full((SIDE, SIDE, 3), 200, np.uint8))
+    assert shares == [1, 0.25]
+    assert found.landmarks[0] == pytest.approx((POINTS + 0.5) * 2 - 0.5, abs=1e-3)
+
+
 def test_files_that_are_no_such_detector_are_refused(tmp_path: Path) -> None:
     (tmp_path / "no.onnx").write_bytes(b"no graph")
     with pytest.raises(UserError, match="is no ONNX file that onnxruntime opens"):

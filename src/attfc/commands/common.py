@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from attfc.evaluation.bootstrap import FigurePath, Interval
 
 __all__ = [
+    "AlignOption",
+    "BatchSizeOption",
     "CacheOption",
+    "DetectorOption",
     "DeviceOption",
     "FileOption",
     "FolderOption",
@@ -31,6 +34,7 @@ __all__ = [
     "PositiveOption",
     "ShareOption",
     "Table",
+    "WorkersOption",
     "err",
     "open_with_bar",
     "out",
@@ -85,6 +89,12 @@ ModelIsOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[str, Option(help="auto, cpu, cuda ...")]
+AlignOption = Annotated[bool, Option(help="the images are whole photos: take the largest face of each")]
+DetectorOption = Annotated[
+    Path | None, Option(dir_okay=False, help="with --align: ONNX file that finds faces, as attfc align takes it")
+]
+BatchSizeOption = Annotated[int, Option(min=1, help="images per forward pass")]
+WorkersOption = Annotated[int, Option(min=0, help="processes that read and decode; 0: this one")]
 FileOption = Annotated[Path | None, Option(dir_okay=False)]
 FolderOption = Annotated[Path | None, Option(file_okay=False)]
 NaturalOption = Annotated[int, Option(min=0)]

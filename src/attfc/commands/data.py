@@ -10,6 +10,7 @@ from attfc.commands.common import (
     JsonOption,
     NaturalOption,
     PositiveOption,
+    WorkersOption,
     open_with_bar,
     out,
     print_notes,
@@ -41,7 +42,8 @@ PreviewOption = Annotated[Path, Option("--output", "-o", dir_okay=False, callbac
 SourceArgument = Annotated[
     str,
     Argument(
-        help="image folder, train.rec or its folder, packed folder, list file, or synthetic: spec", metavar="PATH"
+        help="image folder, train.rec or its folder, NAME.lmdb, packed folder, list file, or synthetic: spec",
+        metavar="PATH",
     ),
 ]
 EditsOption = Annotated[
@@ -52,7 +54,6 @@ LabelSourceOption = Annotated[
     Option(help="RecordIO of InsightFace: labels of the identity records, or each image's own"),
 ]
 ShownOption = Annotated[int, Option(min=1, max=100)]
-WorkersOption = Annotated[int, Option(min=0, help="processes that read and decode")]
 
 
 @app.command("inspect")

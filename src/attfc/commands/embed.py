@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 from typer import Argument, Option
 
 from attfc.commands.common import (
+    AlignOption,
+    BatchSizeOption,
     CacheOption,
+    DetectorOption,
     DeviceOption,
     FileOption,
     JsonOption,
     ModelIsOption,
-    NaturalOption,
-    PositiveOption,
     ShareOption,
+    WorkersOption,
     out,
     print_notes,
     progress_bar,
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from attfc.export import FaceModel
     from attfc.typing import Float32
 
-__all__ = ["ModelArgument", "embed", "faces_of", "open_with_notes", "verify"]
+__all__ = ["ModelArgument", "embed", "faces_of", "open_with_notes", "several_faces", "verify"]
 
 ModelArgument = Annotated[
     Path,
@@ -45,11 +47,11 @@ def embed(
     output: Annotated[Path, Option("--output", "-o", dir_okay=False)],
     overwrite: bool = False,
     flip: bool = True,
-    align: bool = False,
-    detector: FileOption = None,
+    align: AlignOption = False,
+    detector: DetectorOption = None,
     broken_limit: ShareOption = 0.01,
-    batch_size: PositiveOption = 256,
-    workers: NaturalOption = 0,
+    batch_size: BatchSizeOption = 256,
+    workers: WorkersOption = 0,
     device: DeviceOption = "auto",
     model_is: ModelIsOption = None,
     cache: CacheOption = None,
@@ -62,11 +64,7 @@ def embed(
         output: OUT.npy: float32, a row per image, names in OUT.names.txt; or OUT.csv: a line per image, name first
         overwrite: replace an output that exists
         flip: add the embedding of the mirror image before normalizing, as evaluation does
-        align: the images are whole photos: embed the largest face of each; one without a face counts as broken
-        detector: ONNX file that finds faces, as attfc align takes it
-        broken_limit: largest share of broken images that is left out, not refused
-        batch_size: images per forward pass
-        workers: processes that read and decode; 0: this one
+        broken_limit: largest share of broken images, of photos without a face too, that is left out, not refused
     """
     if output.suffix not in (".npy", ".csv"):
         raise UserError(f"--output {output}: embeddings are written as .npy or .csv; name it {output.stem}.npy")
@@ -96,6 +94,7 @@ def embed(
     shutil.rmtree(kept.folder)
     if found.broken:
         notes.append(f"left out {len(found.broken):,} broken of {len(store):,} images; {found.first_left_out}")
+    notes += several_faces(store, workers)
     print_notes(notes)
     size = opened.facts.embedding_size
     beside = "".join(f", names in {path}" for path in files[1:])
@@ -119,8 +118,8 @@ def verify(
     model: ModelArgument,
     first: Annotated[str, Argument(metavar="A")],
     second: Annotated[str, Argument(metavar="B")],
-    align: bool = False,
-    detector: FileOption = None,
+    align: AlignOption = False,
+    detector: DetectorOption = None,
     evaluation: FileOption = None,
     device: DeviceOption = "auto",
     model_is: ModelIsOption = None,
@@ -131,11 +130,9 @@ def verify(
     Args:
         first: an aligned face: an image file
         second: the face to compare it with
-        align: both are whole photos: compare the largest face of each
-        detector: ONNX file that finds faces, as attfc align takes it
         evaluation: file of `attfc evaluate MODEL all-pairs FOLDER --json FILE`; default: the last evaluation of the model's run
     """
-    from attfc.evaluation.report.thresholds import read_thresholds, thresholds_of_run
+    from attfc.evaluation.report.thresholds import thresholds_of
     from attfc.export.face_list import open_faces
 
     opened = open_with_notes(model, model_is, device)
@@ -147,9 +144,10 @@ def verify(
     faces, notes = faces_of(faces, opened.facts.image_size, align, detector)
     vectors = opened.embed(faces)
     cosine = float(vectors[0] @ vectors[1])
-    several = getattr(faces, "several", {})
-    notes += [f"{faces.where(place)} has {count} faces: the largest was taken" for place, count in several.items()]
-    thresholds = read_thresholds(evaluation) if evaluation is not None else thresholds_of_run(opened.facts.path)
+    notes += several_faces(faces)
+    thresholds, source = thresholds_of(opened.facts.path, opened.facts.digest, evaluation)
+    if evaluation is not None:
+        notes.append(f"thresholds of {source}")
     print_notes(notes)
     out.print(f"cosine {cosine:.4f}   (1: the same direction; about 0: unrelated)")
     verdicts = {f"{far:g}": cosine > threshold for far, threshold in thresholds.items()}
@@ -174,6 +172,7 @@ def verify(
             "images": [first, second],
             "cosine": cosine,
             "threshold_at_far": {f"{far:g}": threshold for far, threshold in thresholds.items()},
+            "thresholds_of": source,
             "same_person_at_far": verdicts,
             "notes": notes,
         },
@@ -191,6 +190,18 @@ def faces_of(store: "Store", image_size: int, align: bool, detector: Path | None
     from attfc.photos.store import AlignedPhotos
 
     return AlignedPhotos(store, detector), []
+
+
+def several_faces(store: "Store", workers: int = 0) -> list[str]:
+    """Return notes about photos with several faces, once they were read; of a store that aligns."""
+    several: dict[int, int] | None = getattr(store, "several", None)
+    if several and len(several) <= 2:
+        return [f"{store.where(place)} has {count} faces: the largest was taken" for place, count in several.items()]
+    if several:
+        return [
+            f"{len(several):,} photos have several faces: the largest was taken; one is {store.where(min(several))}"
+        ]
+    return [] if several is None or not workers else ["photos with several faces are not counted with --workers"]
 
 
 def open_with_notes(model: Path, model_is: list[str] | None, device: str) -> "FaceModel":

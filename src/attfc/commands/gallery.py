@@ -8,22 +8,24 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from attfc.commands.common import (
+    AlignOption,
+    BatchSizeOption,
     CacheOption,
+    DetectorOption,
     DeviceOption,
-    FileOption,
     FolderOption,
     JsonOption,
     ModelIsOption,
-    NaturalOption,
     PositiveOption,
     Table,
+    WorkersOption,
     out,
     print_notes,
     print_table,
     progress_bar,
     write_json,
 )
-from attfc.commands.embed import ModelArgument, faces_of, open_with_notes
+from attfc.commands.embed import ModelArgument, faces_of, open_with_notes, several_faces
 from attfc.commands.help import Commands
 from attfc.errors import UserError
 
@@ -88,9 +90,11 @@ def add(
     gallery: GalleryArgument,
     images: ImagesArgument,
     name: str | None = None,
+    align: AlignOption = False,
+    detector: DetectorOption = None,
     model: ModelOption = None,
-    batch_size: PositiveOption = 256,
-    workers: NaturalOption = 0,
+    batch_size: BatchSizeOption = 256,
+    workers: WorkersOption = 0,
     device: DeviceOption = "auto",
     model_is: ModelIsOption = None,
     cache: CacheOption = None,
@@ -101,21 +105,20 @@ def add(
     Args:
         images: aligned faces: folders with a folder per person, or any store as `attfc train` takes it; with --name image files too
         name: the one person whom all images show; default: each folder's name
-        batch_size: images per forward pass
-        workers: processes that read and decode; 0: this one
     """
-    from attfc.export.face_list import notes_of_images, open_faces
+    from attfc.export.face_list import open_faces
 
     with _opened(gallery, model, model_is, device) as opened:
         with progress_bar("index") as bar:
-            store = open_faces(images, cache=cache, progress=bar)
-        notes = notes_of_images(store, opened.facts.image_size)
+            faces = open_faces(images, cache=cache, progress=bar)
+        store, notes = faces_of(faces, opened.facts.image_size, align, detector)
         with progress_bar("faces") as bar:
             done = opened.add(store, name=name, batch_size=batch_size, workers=workers, progress=bar)
         people = opened.stats()["people"]
     if done.left_out:
         _, where, reason = done.left_out[0]
         notes.append(f"left out {len(done.left_out):,} broken of {len(store):,} images; the first is {where}: {reason}")
+    notes += several_faces(store, workers)
     print_notes(map(shown, notes))
     known = f"; {done.known:,} images were there" if done.known else ""
     out.print(
@@ -182,11 +185,11 @@ def search(
     gallery: GalleryArgument,
     images: ImagesArgument,
     top: PositiveOption = 1,
-    align: bool = False,
-    detector: FileOption = None,
+    align: AlignOption = False,
+    detector: DetectorOption = None,
     model: ModelOption = None,
-    batch_size: PositiveOption = 256,
-    workers: NaturalOption = 0,
+    batch_size: BatchSizeOption = 256,
+    workers: WorkersOption = 0,
     device: DeviceOption = "auto",
     model_is: ModelIsOption = None,
     json_file: JsonOption = None,
@@ -196,17 +199,15 @@ def search(
     Args:
         images: aligned faces: image files, folders of images, or stores as `attfc train` takes them
         top: nearest people listed per face
-        align: the images are whole photos: search with the largest face of each
-        detector: ONNX file that finds faces, as attfc align takes it
-        batch_size: images per forward pass
-        workers: processes that read and decode; 0: this one
     """
     from attfc.export.face_list import open_faces
+    from attfc.gallery.gallery import named, strangers_named
 
     with _opened(gallery, model, model_is, device) as opened:
         faces, notes = faces_of(open_faces(images), opened.facts.image_size, align, detector)
         found = opened.search(faces, top, batch_size=batch_size, workers=workers)
         facts, stats = opened.facts, opened.stats()
+    notes += several_faces(faces, workers)
     print_notes(map(shown, notes))
     where = [faces.where(position) for position in range(len(faces))]
     threshold = facts.threshold
@@ -214,7 +215,7 @@ def search(
     print_table(_answers(where, found, threshold, [rate for rate, _ in facts.threshold_at_far]))
     if threshold is not None:
         assert facts.far is not None
-        strangers = 1 - (1 - facts.far) ** stats["templates"]
+        strangers = strangers_named(facts.far, stats["templates"])
         out.print(
             f"\nA name is given above cosine {threshold:.4f}, FAR {facts.far:g} of one comparison by {facts.thresholds_of}. "
             f"A search compares with {_count(stats['templates'], 'template')}, so of strangers about {strangers:.2g} get a name."
@@ -235,7 +236,7 @@ def search(
             "images": [
                 {
                     "image": image,
-                    "name": best[0].name if best and threshold is not None and best[0].score > threshold else None,
+                    "name": named(best, threshold),
                     "nearest": [{"name": each.name, "score": each.score, "far": each.far} for each in best],
                 }
                 for image, best in zip(where, found, strict=True)
@@ -247,11 +248,12 @@ def search(
 
 @app.command()
 def stats(gallery: GalleryArgument, json_file: JsonOption = None) -> None:
-    """Say what a gallery is of and how much is in it."""
+    """Say what a gallery is of and how much is in it, and check every template."""
     from attfc.gallery import Gallery
 
-    with Gallery.open(gallery) as opened:
+    with Gallery.open(gallery) as opened, progress_bar("templates") as bar:
         found = opened.stats()
+        opened.check(bar)
     for key in ("people", "templates", "images", "free_slots"):
         out.print(f"{key.replace('_', ' '):<12}{found[key]:,}")
     out.print(f"{'model':<12}{shown(found['model'])}")
@@ -267,6 +269,7 @@ def stats(gallery: GalleryArgument, json_file: JsonOption = None) -> None:
         out.print(
             f"not erased yet: {_count(found['slots_to_erase'], 'template')}; run this again when nobody writes and the disk has room"
         )
+    out.print("every template is as it was written")
     write_json(json_file, found)
 
 

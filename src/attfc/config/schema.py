@@ -23,6 +23,7 @@ from attfc.config.kinds import (
     with_default_parts,
 )
 from attfc.config.option import NotNegative, Option, Positive, Section, Share, option
+from attfc.config.sections.teacher import TeacherConfig
 
 if TYPE_CHECKING:
     Head = Part
@@ -54,7 +55,7 @@ class DataConfig(Section):
 
     root: str = option(
         "synthetic:identities=600,images=20,seed=0",
-        "image folder, train.rec, packed folder, list file, or synthetic:identities=N,images=M,seed=S",
+        "image folder, train.rec, NAME.lmdb, packed folder, list file, or synthetic:identities=N,images=M,seed=S",
         acts="data.sources=[]",
     )
     edits: list[str] = option(
@@ -104,6 +105,9 @@ class AugmentConfig(Section):
         0.0, "distances of pixels from their own grey are multiplied by a random number from 1 - s to 1 + s"
     )
     blur: Share = option(0.0, "probability of a Gaussian blur")
+    low_resolution: Share = option(
+        0.0, "probability that an image is shrunk to 0.2 to 1 of its side and enlarged again; AdaFace has 0.2"
+    )
 
 
 class BackboneConfig(Section):
@@ -319,6 +323,7 @@ class RunConfig(Section):
     data: DataConfig = Field(default_factory=DataConfig)
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
     backbone: BackboneConfig = Field(default_factory=BackboneConfig)
+    teacher: TeacherConfig = Field(default_factory=TeacherConfig)
     head: Head = Field(default_factory=model_of("head", default_kind("head")))
     margin: Margin = Field(default_factory=model_of("margin", default_kind("margin")))
     center: Center | None = None
@@ -358,6 +363,10 @@ class RunConfig(Section):
             raise ValueError(
                 f"eval.share={self.eval.share:g} keeps people of the training set aside, and eval.root={self.eval.root} names others: "
                 "set one of them"
+            )
+        if self.teacher.model is not None and self.teacher.loss is None and self.teacher.centers is None:
+            raise ValueError(
+                "teacher.loss=null and teacher.centers=null: the teacher would teach nothing; set one of them, or leave teacher out"
             )
         if self.data.sources and self.data.edits:
             raise ValueError("data.edits is about one set and data.sources are several: give each source its own edits")

@@ -78,6 +78,11 @@ class EvaluationResult:
     figures: dict[str, Any] = field(repr=False)
     samples: Mapping[FigurePath, Sequence[Sample]] = field(repr=False)
 
+    @property
+    def condition(self) -> str:
+        """What was done to the images, "lowres=24, jpeg=30"; empty: nothing."""
+        return str(self.figures.get("condition", ""))
+
 
 def resample_result(
     result: EvaluationResult, resamples: int, confidence: float, seed: int, progress: Progress | None = None

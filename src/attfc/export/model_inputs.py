@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -52,6 +53,13 @@ class ModelFacts:
     colours: Colours
     training_data: Any
     notes: tuple[str, ...]
+
+    @cached_property
+    def digest(self) -> str:
+        """The SHA-256 of its file: of the weights, or the graph."""
+        path = self.path / WEIGHTS if self.path.is_dir() else self.path
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the facts as plain JSON types."""

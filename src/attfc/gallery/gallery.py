@@ -26,16 +26,15 @@ from attfc.data.stores.store import Store, origins
 from attfc.errors import UserError, nearest
 from attfc.evaluation.embed import BrokenImage, Embedder
 from attfc.evaluation.protocols.template_pooling import pool_templates
-from attfc.evaluation.report.thresholds import read_thresholds, thresholds_of_run
+from attfc.evaluation.report.thresholds import lowest_far, thresholds_of
 from attfc.evaluation.unit_rows import unit_tensor
 from attfc.export.face_list import FaceList, open_faces
 from attfc.export.face_model import FaceModel
 from attfc.gallery.database import Facts
 from attfc.gallery.templates import Template, TemplateStore, now
-from attfc.training.model_files import WEIGHTS
 from attfc.typing import Float32, Progress
 
-__all__ = ["Added", "Gallery", "Match", "Removed", "plain"]
+__all__ = ["Added", "Gallery", "Match", "Removed", "named", "plain", "strangers_named"]
 
 LONGEST_NAME = 200  # characters
 AT_ONCE = 2048  # images of whole people that are embedded, then added in one transaction
@@ -89,11 +88,26 @@ def plain(text: str) -> str:
     return printable(unicodedata.normalize("NFC", text).encode("utf-8", "surrogateescape"))
 
 
+def named(best: Sequence[Match], threshold: float | None) -> str | None:
+    """Return the name that a search answers with: that of the best match above the threshold; None: unknown."""
+    return best[0].name if best and threshold is not None and best[0].score > threshold else None
+
+
+def strangers_named(far: float, templates: int) -> float:
+    """Return the share of strangers who get somebody's name, were the comparisons with all templates independent."""
+    return float(1 - (1 - far) ** templates)
+
+
+def _origin(store: Store, position: int) -> tuple[Store, int]:
+    """Return the store in which an image lies, a photo before it is aligned, and its position there."""
+    bases, number, place = origins(store, np.array([position]))
+    return bases[int(number[0])], int(place[0])
+
+
 def _source(store: Store, position: int) -> str:
     """Return where an image lies, to be found again from anywhere."""
-    bases, number, place = origins(store, np.array([position]))
-    base = bases[int(number[0])]
-    where, root = base.where(int(place[0])), getattr(base, "path", None)
+    base, place = _origin(store, position)
+    where, root = base.where(place), getattr(base, "path", None)
     if root is not None:
         found = os.path.abspath(root)
         return plain(os.path.join(found, where) if os.path.isdir(found) else f"{found}: {where}")
@@ -105,13 +119,6 @@ def _checked_name(name: str) -> str:
     if not said.strip() or len(said) > LONGEST_NAME:
         raise UserError(f"{said[:40]!r} is no name: use 1 to {LONGEST_NAME} characters")
     return said
-
-
-def file_digest(model: FaceModel) -> str:
-    """Return the SHA-256 of a model's file: of its weights, or its graph."""
-    path = model.facts.path
-    with (path / WEIGHTS if path.is_dir() else path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Gallery:
@@ -146,12 +153,11 @@ class Gallery:
             flip: add the embedding of the mirror image, as evaluation does.
 
         Raises:
-            UserError: the folder holds something else, or the evaluation does not state the rate.
+            UserError: the folder holds something else; the evaluation is of another model, or does not state the rate.
         """
         path = Path(os.path.expanduser(folder))
         facts, when = model.facts, now()
-        known = read_thresholds(Path(evaluation)) if evaluation is not None else thresholds_of_run(facts.path)
-        source = str(evaluation) if evaluation is not None else str(facts.path.parent / "evaluation.json")
+        known, source = thresholds_of(facts.path, facts.digest, None if evaluation is None else Path(evaluation))
         if far is not None and far not in known:
             stated = ", ".join(f"{rate:g}" for rate in sorted(known))
             raise UserError(
@@ -162,14 +168,14 @@ class Gallery:
         made = Facts(
             model=plain(os.path.abspath(facts.path)),
             network=facts.network,
-            digest=file_digest(model),
+            digest=facts.digest,
             embedding_size=facts.embedding_size,
             image_size=facts.image_size,
             colours=facts.colours.to_dict(),
             flip=flip,
             far=far,
             threshold_at_far=sorted(known.items()),
-            thresholds_of=plain(source) if known else "",
+            thresholds_of=plain(source),
             created=when,
             changed=when,
         )
@@ -213,7 +219,7 @@ class Gallery:
     def _take(self, model: FaceModel) -> None:
         facts, own = model.facts, self.facts
         theirs = {
-            "digest": file_digest(model),
+            "digest": facts.digest,
             "embedding_size": facts.embedding_size,
             "image_size": facts.image_size,
             "colours": facts.colours.to_dict(),
@@ -263,9 +269,10 @@ class Gallery:
         if isinstance(images, np.ndarray) and np.issubdtype(images.dtype, np.floating):
             return self._add_vectors(images, name)
         store = open_faces(images)
-        if name is None and isinstance(store, FaceList):
+        singles = (base for base in origins(store, np.zeros(0, np.int64))[0] if isinstance(base, FaceList))
+        if name is None and (unnamed := next(singles, None)) is not None:
             raise UserError(
-                f"whose face is {store.where(0)}? Say --name NAME, or give a folder with a folder per person"
+                f"whose face is {unnamed.where(0)}? Say --name NAME, or give a folder with a folder per person"
             )
         done, asked = Added(), len(store)
         looked = 0
@@ -300,7 +307,8 @@ class Gallery:
             new: list[tuple[int, bytes]] = []
             for position in positions.tolist():
                 try:
-                    digest = hashlib.blake2b(store.read(position)[0], digest_size=16).digest()
+                    base, place = _origin(store, position)
+                    digest = hashlib.blake2b(base.read(place)[0], digest_size=16).digest()
                 except (OSError, BrokenImageError) as error:
                     done.left_out.append((position, store.where(position), str(error)))
                     continue
@@ -394,12 +402,22 @@ class Gallery:
             self._embedder(batch_size, workers)
             assert self.model is not None
             query_QD = self.model.embed(images, batch_size=batch_size, flip=self.facts.flip, workers=workers)
-        rates = sorted(self.facts.threshold_at_far)
+        rates = dict(self.facts.threshold_at_far)
+        return [
+            [Match(name, score, lowest_far(score, rates)) for name, score in best]
+            for best in self._store.search(query_QD, top)
+        ]
 
-        def far(score: float) -> float | None:
-            return next((rate for rate, threshold in rates if score > threshold), None)
+    def check(self, progress: Progress | None = None) -> None:
+        """Read every template and refuse the first that is not as it was written; some seconds per million.
 
-        return [[Match(name, score, far(score)) for name, score in best] for best in self._store.search(query_QD, top)]
+        Args:
+            progress: called as (templates done, templates).
+
+        Raises:
+            UserError: names the file and the person.
+        """
+        self._store.check(progress)
 
     def stats(self) -> dict[str, Any]:
         """Return what the gallery is of and how much is in it, as plain JSON types."""

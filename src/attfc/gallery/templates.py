@@ -31,7 +31,7 @@ from attfc.gallery.database import (
 )
 from attfc.gallery.scan import nearest
 from attfc.gallery.vectors import VECTORS, VectorFiles
-from attfc.typing import Float32, Int64
+from attfc.typing import Float32, Int64, Progress
 
 __all__ = ["Template", "TemplateStore", "now"]
 
@@ -253,8 +253,12 @@ class TemplateStore:
             UserError: a template of the answer is damaged.
         """
         with transaction(self._connection, self.path, write=False):
-            found = nearest(self.vectors, self._used(), query_QD, top, self._names)
-            self._check({slot for best in found for _, _, slot in best})
+            found = nearest(self.vectors, used := self._used(), query_QD, top, self._names)
+            self._check(np.unique([slot for best in found for _, _, slot in best]).astype(np.int64))
+            unseen_N = np.flatnonzero(~(self.vectors.rows(used).scales_N2[:used, 0] > 0))
+            (free,) = self._connection.execute("SELECT count(*) FROM free WHERE clean").fetchone()
+            if len(unseen_N) > free:  # more than the scan may pass over; those that are being written have no name
+                self._check(np.array(sorted(self._names(unseen_N))[:ASKED], np.int64))
         return [[(name, cosine) for name, cosine, _ in best] for best in found]
 
     def _names(self, slots_N: Int64) -> dict[int, str]:
@@ -267,16 +271,36 @@ class TemplateStore:
             raise UserError(f"{self.path} is damaged: a name in it is no text")
         return found
 
-    def _check(self, slots: set[int]) -> None:
-        slots_N = np.array(sorted(slots), dtype=np.int64)
-        for slot, vector in zip(slots_N.tolist(), self.vectors.exact(slots_N), strict=True):
-            name, crc32 = self._connection.execute(
-                "SELECT name, crc32 FROM template WHERE slot = ?", (slot,)
-            ).fetchone()
-            if zlib.crc32(vector.tobytes()) != crc32:
+    def check(self, progress: Progress | None = None) -> None:
+        """Compare every template with its checksum, and with what a scan sees of it.
+
+        Raises:
+            UserError: one differs, or a file is too short.
+        """
+        with transaction(self._connection, self.path, write=False):
+            slots_N = self._slots("SELECT slot FROM template ORDER BY slot")
+            self.vectors.rows(self._used())
+            for start in range(0, len(slots_N), ASKED):
+                self._check(slots_N[start : start + ASKED])
+                if progress is not None:
+                    progress(min(start + ASKED, len(slots_N)), len(slots_N))
+
+    def _check(self, slots_N: Int64) -> None:
+        """Refuse templates, at most some thousand, that are not as they were written."""
+        rows = self.vectors.rows(int(slots_N.max(initial=-1)) + 1)
+        exact_ND, coarse_ND, scales_N2 = (np.asarray(each[slots_N]) for each in rows)
+        scale_N, error_N = scales_N2.T
+        seen_N = (scale_N > 0) & (np.linalg.norm(exact_ND - scale_N[:, None] * coarse_ND, axis=1) <= error_N)
+        marks = ",".join("?" * len(slots_N))
+        query = f"SELECT name, crc32 FROM template WHERE slot IN ({marks}) ORDER BY slot"
+        stated = self._connection.execute(query, slots_N.tolist()).fetchall()
+        exact, coarse, scales = self.vectors.paths
+        for (name, crc32), vector, seen in zip(stated, exact_ND, seen_N.tolist(), strict=True):
+            whole = zlib.crc32(vector.tobytes()) == crc32
+            if not (whole and seen):
                 raise UserError(
-                    f"{self.vectors.paths[0]}: the template of {name!r} is not what was written: remove {name!r} and add it again, "
-                    "or take a whole copy of the folder"
+                    f"{f'{coarse} or {scales.name}' if whole else exact}: the template of {name!r} is not what was written: "
+                    f"remove {name!r} and add it again, or take a whole copy of the folder"
                 )
 
     def known_images(self, name: str) -> set[bytes]:

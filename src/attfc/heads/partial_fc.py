@@ -15,9 +15,8 @@ of one process, over all classes: every rank computes it whole (O(S) integers) a
 do not depend on the number of ranks, and a run goes on with another number of them. A step moves the B labels, B x 2D numbers and what
 the full FC moves; with the rows on a GPU the step waits once, for the number of rows drawn here. Not taken: a draw of r N / R classes on each rank
 (arcface_torch), which needs no such number, but is another draw for every number of ranks.
-Source: Partial FC (arXiv 2203.15565); arcface_torch. Differs: the draw is a function of (seed, step) and not of a generator;
-arcface_torch moves the sampled rows and their momentum through a parameter of the sampled size and exchanges the optimizer's state
-under it, here the gradient says which rows it is about; its loss is in half precision under AMP, ours in float32.
+Source: Partial FC (arXiv 2203.15565); arcface_torch, revision 7fadd42. Differs: the draw is a function of (seed, step) and not of a generator; a
+row that was not sampled rests, where PartialFC_V2 moves it by momentum and weight decay; round(r N) classes, there int(r n) of each rank's n.
 """
 
 from functools import cache

@@ -157,9 +157,14 @@ class SingleShot:
 
     def __call__(self, pixels: UInt8) -> Faces:
         """Return the faces of a photo: uint8 (height, width, 3) RGB."""
+        found = self._look(pixels, 1.0)
+        return found if len(found) else self._look(pixels, 0.5)  # SCRFD misses a face that nearly fills its input
+
+    def _look(self, pixels: UInt8, share: float) -> Faces:
+        """Return the faces of a photo that takes up a share of the input's sides at most."""
         height, width, _ = pixels.shape
         room = [side or LONGEST for side in self._size]
-        scale = min(room[0] / width, room[1] / height)
+        scale = share * min(room[0] / width, room[1] / height)
         wide, high = max(1, round(width * scale)), max(1, round(height * scale))
         sides = [side or -(-taken // 32) * 32 for side, taken in zip(self._size, (wide, high), strict=True)]
         canvas = np.zeros((sides[1], sides[0], 3), np.float32)

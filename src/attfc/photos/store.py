@@ -7,10 +7,11 @@ import io
 import os
 from pathlib import Path
 
+import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from attfc.data.stores.store import EncodedStore, Store
+from attfc.data.stores.store import EncodedStore, Store, StoreView
 from attfc.photos.detector import Detector
 from attfc.photos.faces import align_faces
 from attfc.photos.opening import open_detector
@@ -20,7 +21,7 @@ from attfc.typing import Int64
 __all__ = ["AlignedPhotos"]
 
 
-class AlignedPhotos(EncodedStore):
+class AlignedPhotos(StoreView):
     """A Store over the largest face of each photo of another store; a photo without a face is a broken image.
 
     Args:
@@ -35,7 +36,7 @@ class AlignedPhotos(EncodedStore):
     """
 
     def __init__(self, photos: Store, detector: Path | None = None) -> None:
-        self.photos, self._path = photos, detector
+        self.photos, self._path, self.stores = photos, detector, (photos,)
         self.name, self.identities = photos.name, photos.identities
         self.several: dict[int, int] = {}
         self._opened: tuple[int, Detector] = os.getpid(), open_detector(detector)
@@ -66,13 +67,16 @@ class AlignedPhotos(EncodedStore):
         Image.fromarray(face.pixels).save(stream, "BMP")
         return stream.getvalue(), label
 
+    read_many, images = EncodedStore.read_many, EncodedStore.images  # aligned, not as the store below has them
+
+    def source_of(self, positions: npt.ArrayLike) -> tuple[Int64, Int64]:
+        """Return 0, the store of the photos, and the positions."""
+        asked = np.asarray(positions, np.int64)
+        return np.zeros_like(asked), asked
+
     def labels(self, positions: npt.ArrayLike) -> Int64:
         """Return the photos' labels."""
         return self.photos.labels(positions)
-
-    def where(self, position: int) -> str:
-        """Return where the photo comes from."""
-        return self.photos.where(position)
 
     def identity_name(self, label: int) -> str:
         """Return the identity's name."""

@@ -149,12 +149,15 @@ def build_pair(config: RunConfig, backbone: nn.Module, keys_per_query: int) -> M
     )
 
 
-def optimizer_of(config: RunConfig, pair: MomentumPair, head: Head) -> torch.optim.Optimizer:
-    """Build the optimizer of the query encoder and the head."""
+def optimizer_of(
+    config: RunConfig, pair: MomentumPair, head: Head, teacher_loss: nn.Module | None = None
+) -> torch.optim.Optimizer:
+    """Build the optimizer of the query encoder, with the map to a teacher's embeddings, and the head."""
+    encoder = pair.query if teacher_loss is None else nn.ModuleList([pair.query, teacher_loss])
     return build_optimizer(
         config.optimizer.name,
         parameter_groups(
-            [pair.query, head],
+            [encoder, head],
             weight_decay=config.optimizer.weight_decay,
             decay_norms_and_biases=config.optimizer.decay_norms_and_biases,
             head_learning_rate_scale=config.optimizer.head_learning_rate_scale,

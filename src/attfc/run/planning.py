@@ -24,7 +24,7 @@ from attfc.training.optimizers import steps_in_place
 
 __all__ = ["Planner", "configured_title", "measured_encoder"]
 
-NO_KEYS = "attfc, no key passes"
+NO_KEYS, KEYS = "attfc, no key passes", "attfc, key passes"
 
 
 def planned_configs(config: RunConfig, identities: int) -> dict[str, RunConfig]:
@@ -37,7 +37,8 @@ def planned_configs(config: RunConfig, identities: int) -> dict[str, RunConfig]:
         part = config.head if config.head.kind == kind else model_of("head", kind)()
         share, typed = part.get("share"), [f"head={kind}"]
         if kind in PARTS:
-            with_slots[f"{kind}, {slots:,} slots"] = [*typed, "center=key_attention"]
+            recent = config.negatives is not None and config.negatives.kind == "recent_centers"
+            with_slots[f"{kind}, {slots:,} slots" if recent else KEYS] = [*typed, "center=key_attention"]
             with_slots[NO_KEYS] = typed if _needs_no_keys(config) else [*typed, "center=own_embedding"]
         elif "count" in part.options:
             sized = [f"head.{name}={value}" for name, value in size.items() if name in part.options]

@@ -243,7 +243,9 @@ class Trainer:
 
     def _parts(self) -> dict[str, Any]:
         """Return what keeps its own state, by the name of that in a checkpoint."""
+        loss = self.take_step.teacher_loss
         return {
+            **({} if loss is None else {"teacher_loss": loss}),
             "pair": self.pair,
             "head": self.head,
             "optimizer": self.optimizer,
@@ -293,7 +295,7 @@ class Trainer:
 
     def _figures(self, loss: float, images_per_second: float | None) -> dict[str, Any]:
         """Return what is logged of the step that was taken last; the rate is the one that it used."""
-        said = self.ranks.objects((self.head.statistics(), memory_mib(self.device)))
+        said = self.ranks.objects((self.take_step.statistics(), memory_mib(self.device)))
         return {
             "epoch": self.loader.state_dict()["samples_seen"] / self.loader.epoch_length,
             "loss": loss,

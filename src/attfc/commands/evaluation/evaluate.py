@@ -65,12 +65,14 @@ def evaluate(
         check_resampling(resamples, asked.confidence)
     if save is not None and save.suffix != ".npz":
         raise UserError(f"--save {save}: the file is an archive of arrays, so name it {save.stem}.npz")
-    result, outcome = evaluate_model(model, protocol, paths, asked, keep_scores)
+    result, outcome, digest = evaluate_model(model, protocol, paths, asked, keep_scores)
     intervals: Mapping[FigurePath, Interval] = {}
     notes: list[str] = []
     if resamples > 0:
         with progress_bar("intervals") as bar:
             intervals, notes = add_intervals(result, resamples, asked.confidence, asked.seed, progress=bar)
+    if result.condition:
+        out.print(f"condition of the images: {result.condition}")
     _show(outcome, intervals)
     if intervals:
         out.print(
@@ -80,13 +82,14 @@ def evaluate(
         out.print(f"note: {note}")
     if save is not None:
         save_result(save, result)
-    write_json(json_file, {"model": result.model, "protocol": protocol, "paths": paths, **outcome.figures})
+    of = {"model": result.model, "model_digest": digest, "protocol": protocol, "paths": paths}
+    write_json(json_file, {**of, **outcome.figures})
 
 
 def evaluate_model(
     path: Path, protocol: str, paths: list[str], asked: EvaluationOptions, keep_scores: bool
-) -> "tuple[EvaluationResult, Outcome]":
-    """Open a model and run a protocol on it; nothing is printed but notes about the model."""
+) -> "tuple[EvaluationResult, Outcome, str]":
+    """Open a model, run a protocol on it, and return the model's digest too; nothing is printed but notes about the model."""
     from attfc.evaluation.protocols import find_protocol
     from attfc.evaluation.results import EvaluationResult
 
@@ -94,7 +97,10 @@ def evaluate_model(
     options = found.taken(protocol, asked.for_protocols(keep_scores))
     subject, facts = open_subject(path, asked)
     outcome = found.run(subject, protocol, paths, **options)
-    return EvaluationResult(str(facts.path), protocol, tuple(paths), outcome.figures, outcome.samples), outcome
+    if asked.conditions:
+        outcome.figures["condition"] = ", ".join(map(str, asked.conditions))
+    result = EvaluationResult(str(facts.path), protocol, tuple(paths), outcome.figures, outcome.samples)
+    return result, outcome, facts.digest
 
 
 def _show(outcome: "Outcome", intervals: "Mapping[FigurePath, Interval]") -> None:

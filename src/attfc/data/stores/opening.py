@@ -42,6 +42,7 @@ _LISTS = (".txt", ".lst", ".tsv", ".list")
 _KINDS = (  # asked in this order
     _Kind("packed.packed_store:PackedStore", "packed folders (attfc data convert)", inside=("packed.json", UNFINISHED)),
     _Kind("rec.records:RecordStore", "RecordIO (train.rec)", (".rec", ".idx"), (".rec",)),
+    _Kind("lmdb.lmdb_store:LmdbStore", "LMDB (NAME.lmdb, data.mdb)", (".lmdb", ".mdb"), ("data.mdb",)),
     _Kind("list_file:open_list", f"list files ({' '.join(_LISTS)}: a line of path and label each)", _LISTS),
     _Kind("folder:FolderStore", "folders root/<identity>/<image>", inside=("",)),
 )
@@ -62,13 +63,14 @@ def open_store(
             - a folder `root/<identity>/<image>`;
             - `train.rec`, or the folder that holds it (MXNet RecordIO, both layouts);
             - a packed folder (`attfc data convert`);
+            - `NAME.lmdb`, or a folder with `data.mdb`: LMDB of (encoded image, label), as synthetic sets come;
             - a list file (.txt, .lst, .tsv, .list) of lines `path label`, or in the columns of InsightFace's or MXNet's lists;
             - "synthetic:identities=1000,images=20,seed=0" with any of the keys identities, images (of each: 20, or 5-40 for
               a long tail), seed, first (number of the first identity: held-out people of the same seed); what is not given
               has these values, and first=0.
         edits: edit lists (`attfc data clean`, `attfc data noise`), each about the store as the ones before it leave it.
         label_source: RecordIO in the InsightFace layout: whose labels count (see `RecordStore`).
-        cache: folder for the index of a folder, a list or RecordIO; packed folders have their own.
+        cache: folder for the index of a folder, a list, RecordIO or LMDB; packed folders have their own.
         progress: called as (done, total) while data are scanned for the first time.
 
     Raises:
@@ -107,7 +109,7 @@ def _kind_at(spec: str, path: Path) -> _Kind:
     if path.suffix == ".bin" and path.exists():
         why = "is a verification set (pairs, no identities): it can be evaluated on, not trained on or looked into"
     elif path.exists():
-        kinds = ", ".join(kind.shown for kind in (_KINDS[-1], _KINDS[1], _KINDS[0], _KINDS[2]))
+        kinds = ", ".join(kind.shown for kind in (_KINDS[-1], _KINDS[1], _KINDS[0], _KINDS[3], _KINDS[2]))
         why = f"is a file of no known kind; supported are {kinds}, and {_SYNTHETIC}:..."
     else:
         word, colon, _ = spec.partition(":")

@@ -64,11 +64,13 @@ class RestrictedUnpickler(pickle._Unpickler):
 
     Attributes:
         admitted: the instructions' names in the module `pickle`, apart by spaces; STOP need not be among them.
+        needed_by: what is read, for messages.
         largest_index: the largest number under which a value may be remembered; how many are is bounded by the instructions.
         at, start: the next byte, and the first one of the instruction that is being executed.
     """
 
     admitted: ClassVar[str] = ""
+    needed_by: ClassVar[str] = "verification set"
     stack: list[Any]
     metastack: list[list[Any]]
     append: Callable[[Any], None]
@@ -140,7 +142,7 @@ class RestrictedUnpickler(pickle._Unpickler):
     def refused(self, what: str) -> Exception:
         """Return the error for one that asks for more than data."""
         return UserError(
-            f"{self.shown}: refused: the pickle {what} (byte {self.start}), which no verification set needs and which could "
+            f"{self.shown}: refused: the pickle {what} (byte {self.start}), which no {self.needed_by} needs and which could "
             "harm: get the file from its publisher"
         )
 

@@ -176,7 +176,7 @@ class RecordFile:
         if offset < 0 or offset % 4 or room < FRAME.size:
             raise BadRecordError(f"no record can begin at byte {offset} of a file of {self.size:,} bytes")
         limit = room if span is None else min(span, room)
-        region = self._pread(FRAME.size if span is None else min(limit, _ONE_READ), offset)
+        region = self.bytes_at(offset, FRAME.size if span is None else min(limit, _ONE_READ))
         if len(region) >= FRAME.size:
             magic, length = FRAME.unpack_from(region)
             end = FRAME.size + length  # a part of several has a cflag, which makes it longer than any region
@@ -234,7 +234,7 @@ class RecordFile:
     def _part(self, offset: int, region: bytes, begin: int, length: int) -> bytes:
         if begin + length <= len(region):
             return region[begin : begin + length]
-        return self._pread(length, offset + begin)
+        return self.bytes_at(offset + begin, length)
 
     def _check_follower(self, offset: int, region: bytes, end: int, limit: int) -> None:
         """An index may leave records out, so a record may end before the next one that is listed; a frame must follow."""
@@ -244,7 +244,8 @@ class RecordFile:
                 f"ends at byte {offset + end} where no record follows; the next listed one begins at byte {offset + limit}"
             )
 
-    def _pread(self, count: int, offset: int) -> bytes:
+    def bytes_at(self, offset: int, count: int) -> bytes:
+        """Return `count` bytes from byte `offset`. Raises BadRecordError (the file ends before) or OSError."""
         data = read_at(self._descriptor, count, offset)
         if len(data) < count:
             raise BadRecordError(f"the file ends at byte {offset + len(data)}, it was cut short while in use")

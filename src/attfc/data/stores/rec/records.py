@@ -8,7 +8,7 @@ or cut off is therefore a broken image and not somebody else's face.
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from attfc.data.stores.store import IndexedStore
 from attfc.errors import UserError, nearest
 from attfc.typing import Int64, Progress
 
-__all__ = ["RecordStore"]
+__all__ = ["RecordStore", "digest_of"]
 
 _FORMAT = "attfc record index 1"
 _SOURCES = ("identities", "images")
@@ -55,6 +55,8 @@ class RecordStore(IndexedStore):
     """
 
     length_slack = 11  # two labels of 4 bytes, and the padding to 4
+    file_kind = RecordFile
+    _file: RecordFile
 
     def __init__(
         self,
@@ -67,20 +69,28 @@ class RecordStore(IndexedStore):
         if label_source not in _SOURCES:
             hint = nearest(str(label_source), _SOURCES)
             raise UserError(f"label_source = {label_source!r}: use one of {', '.join(_SOURCES)}{hint}")
-        self.path = _find(Path(os.path.abspath(path)))
-        self._file = RecordFile(self.path)
-        idx = self.path.with_suffix(".idx")
-        digest = _digest([self.path, idx, self.path.with_name("property")], label_source)
-        places = IndexCache(self.path, "records", digest, cache=cache)
+        found = _find(Path(os.path.abspath(path)))
+        idx = found.with_suffix(".idx")
+        digest = digest_of([found, idx, found.with_name("property")], f"{_FORMAT} {label_source}")
+        self._open(
+            found,
+            IndexCache(found, "records", digest, cache=cache),
+            lambda: build_record_index(self._file, idx, label_source=label_source, progress=progress),
+        )
+        self._names_and_note  # noqa: B018  (names that cannot be understood are an error now)
 
-        def build() -> RecordIndex:
-            built = build_record_index(self._file, idx, label_source=label_source, progress=progress)
+    def _open(self, path: Path, places: IndexCache, build: Callable[[], RecordIndex]) -> None:
+        """Open the file, and its index from the cache or by building it."""
+        self.path = path
+        self._file = self.file_kind(path)
+
+        def whole() -> RecordIndex:
+            built = build()
             if self._file.changed():
                 raise UserError(f"{self.path}: was written to while it was being indexed; open it when it is complete")
             return built
 
-        self._index = places.get(open_record_index, build, save_record_index, self._is_current)
-        self._names_and_note  # noqa: B018  (names that cannot be understood are an error now)
+        self._index = places.get(open_record_index, whole, save_record_index, self._is_current)
 
     def _is_current(self, index: RecordIndex) -> bool:
         """Whether an index is about the open file."""
@@ -98,8 +108,8 @@ class RecordStore(IndexedStore):
 
     @property
     def name(self) -> str:
-        """The folder's name for `train.rec`, else the file's."""
-        name = self.folder.name if self.path.name == "train.rec" and self.folder.name else self.path.stem
+        """The folder's name for `train.rec` and `data.mdb`, else the file's."""
+        name = self.folder.name if self.path.name in ("train.rec", "data.mdb") and self.folder.name else self.path.stem
         return printable(os.fsencode(name))
 
     @property
@@ -198,7 +208,7 @@ class RecordStore(IndexedStore):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Reopen what `__getstate__` left."""
         self.path, index = state["path"], state["index"]
-        self._file = RecordFile(self.path)
+        self._file = self.file_kind(self.path)
         self._index = index if isinstance(index, RecordIndex) else open_record_index(index)
         if not self._is_current(self._index):
             raise UserError(f"{self.path}: was replaced or written to while a worker started; start again")
@@ -222,8 +232,9 @@ def _find(path: Path) -> Path:
     raise UserError(f"{path}: holds no .rec file")
 
 
-def _digest(files: list[Path], label_source: str) -> str:
-    hasher = hashlib.blake2b(f"{_FORMAT} {label_source}".encode(), digest_size=16)
+def digest_of(files: list[Path], about: str) -> str:
+    """Return 32 hexadecimal digits that name the state of some files (name, size, time) and what an index of them is `about`."""
+    hasher = hashlib.blake2b(about.encode(), digest_size=16)
     for file in files:
         try:
             status = file.stat()
