@@ -171,7 +171,7 @@ class PartialFC(DrawnRows, TrainedRows):
             ends = torch.tensor([self.shard.start, self.shard.stop], device=sampled_S.device)
             first, stop = torch.searchsorted(sampled_S, ends).tolist()
         own_S = sampled_S[first:stop] - self.shard.start
-        sent = (torch.searchsorted(sampled_S, self.ranks.own(every_label_B)),)
+        sent: tuple[Tensor, ...] = (torch.searchsorted(sampled_S, self.ranks.own(every_label_B)),)
         if self.place != "device":
             sent += (gathered(self.weight.detach(), own_S, device),)
         return _Drawn(own_S, first, to_device(sent, device), moment)

@@ -316,7 +316,7 @@ class _Rows:
             gradient_RD = torch.mm(p_BR.T, pulled_BD, out=place)
             # vecdot makes its products first: on a processor for as many rows as a core's cache holds.
             rows_a_part = CACHED_ROWS if gradient_RD.device.type == "cpu" else len(rows_RD)
-            parts = (rest.split(rows_a_part) for rest in (gradient_RD, rows_RD, inverse_N[block, None]))
+            parts = (torch.split(rest, rows_a_part) for rest in (gradient_RD, rows_RD, inverse_N[block, None]))
             for gradient_XD, rows_XD, inverse_X1 in zip(*parts, strict=True):
                 gradient_XD.mul_(inverse_X1)
                 radial_X1 = torch.linalg.vecdot(gradient_XD, rows_XD)[:, None] * inverse_X1.square()
