@@ -201,6 +201,7 @@ def search(
         top: nearest people listed per face
     """
     from attfc.export.face_list import open_faces
+    from attfc.gallery.gallery import named, strangers_named
 
     with _opened(gallery, model, model_is, device) as opened:
         faces, notes = faces_of(open_faces(images), opened.facts.image_size, align, detector)
@@ -214,7 +215,7 @@ def search(
     print_table(_answers(where, found, threshold, [rate for rate, _ in facts.threshold_at_far]))
     if threshold is not None:
         assert facts.far is not None
-        strangers = 1 - (1 - facts.far) ** stats["templates"]
+        strangers = strangers_named(facts.far, stats["templates"])
         out.print(
             f"\nA name is given above cosine {threshold:.4f}, FAR {facts.far:g} of one comparison by {facts.thresholds_of}. "
             f"A search compares with {_count(stats['templates'], 'template')}, so of strangers about {strangers:.2g} get a name."
@@ -235,7 +236,7 @@ def search(
             "images": [
                 {
                     "image": image,
-                    "name": best[0].name if best and threshold is not None and best[0].score > threshold else None,
+                    "name": named(best, threshold),
                     "nearest": [{"name": each.name, "score": each.score, "far": each.far} for each in best],
                 }
                 for image, best in zip(where, found, strict=True)

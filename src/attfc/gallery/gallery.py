@@ -26,7 +26,7 @@ from attfc.data.stores.store import Store, origins
 from attfc.errors import UserError, nearest
 from attfc.evaluation.embed import BrokenImage, Embedder
 from attfc.evaluation.protocols.template_pooling import pool_templates
-from attfc.evaluation.report.thresholds import thresholds_of
+from attfc.evaluation.report.thresholds import lowest_far, thresholds_of
 from attfc.evaluation.unit_rows import unit_tensor
 from attfc.export.face_list import FaceList, open_faces
 from attfc.export.face_model import FaceModel
@@ -34,7 +34,7 @@ from attfc.gallery.database import Facts
 from attfc.gallery.templates import Template, TemplateStore, now
 from attfc.typing import Float32, Progress
 
-__all__ = ["Added", "Gallery", "Match", "Removed", "plain"]
+__all__ = ["Added", "Gallery", "Match", "Removed", "named", "plain", "strangers_named"]
 
 LONGEST_NAME = 200  # characters
 AT_ONCE = 2048  # images of whole people that are embedded, then added in one transaction
@@ -86,6 +86,16 @@ def plain(text: str) -> str:
     'Zoë\\\\n'
     """
     return printable(unicodedata.normalize("NFC", text).encode("utf-8", "surrogateescape"))
+
+
+def named(best: Sequence[Match], threshold: float | None) -> str | None:
+    """Return the name that a search answers with: that of the best match above the threshold; None: unknown."""
+    return best[0].name if best and threshold is not None and best[0].score > threshold else None
+
+
+def strangers_named(far: float, templates: int) -> float:
+    """Return the share of strangers who get somebody's name, were the comparisons with all templates independent."""
+    return float(1 - (1 - far) ** templates)
 
 
 def _origin(store: Store, position: int) -> tuple[Store, int]:
@@ -392,12 +402,11 @@ class Gallery:
             self._embedder(batch_size, workers)
             assert self.model is not None
             query_QD = self.model.embed(images, batch_size=batch_size, flip=self.facts.flip, workers=workers)
-        rates = sorted(self.facts.threshold_at_far)
-
-        def far(score: float) -> float | None:
-            return next((rate for rate, threshold in rates if score > threshold), None)
-
-        return [[Match(name, score, far(score)) for name, score in best] for best in self._store.search(query_QD, top)]
+        rates = dict(self.facts.threshold_at_far)
+        return [
+            [Match(name, score, lowest_far(score, rates)) for name, score in best]
+            for best in self._store.search(query_QD, top)
+        ]
 
     def check(self, progress: Progress | None = None) -> None:
         """Read every template and refuse the first that is not as it was written; some seconds per million.

@@ -71,6 +71,8 @@ def evaluate(
     if resamples > 0:
         with progress_bar("intervals") as bar:
             intervals, notes = add_intervals(result, resamples, asked.confidence, asked.seed, progress=bar)
+    if result.condition:
+        out.print(f"condition of the images: {result.condition}")
     _show(outcome, intervals)
     if intervals:
         out.print(
@@ -95,6 +97,8 @@ def evaluate_model(
     options = found.taken(protocol, asked.for_protocols(keep_scores))
     subject, facts = open_subject(path, asked)
     outcome = found.run(subject, protocol, paths, **options)
+    if asked.conditions:
+        outcome.figures["condition"] = ", ".join(map(str, asked.conditions))
     result = EvaluationResult(str(facts.path), protocol, tuple(paths), outcome.figures, outcome.samples)
     return result, outcome, facts.digest
 

@@ -6,12 +6,13 @@ people or more passed its threshold; of fewer the rate is not known. `thresholds
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from attfc.errors import UserError
 
-__all__ = ["thresholds_of"]
+__all__ = ["lowest_far", "thresholds_of"]
 
 EVALUATION = "evaluation.json"
 LARGEST = 2**24
@@ -66,3 +67,12 @@ def _read(file: Path) -> tuple[dict[float, float], str | None]:
             "attfc evaluate MODEL all-pairs FOLDER --json FILE, on more people"
         )
     return known, None if of is None else str(of)
+
+
+def lowest_far(score: float, thresholds: Mapping[float, float]) -> float | None:
+    """Return the lowest FAR at which a score (cosine) is accepted, of FAR -> threshold; None: it is at none.
+
+    >>> lowest_far(0.4, {1e-3: 0.5, 1e-2: 0.3, 1e-1: 0.2})
+    0.01
+    """
+    return min((far for far, threshold in thresholds.items() if score > threshold), default=None)
