@@ -1,6 +1,7 @@
 """`attfc calibrate` as a user types it: the file beside the model, and who reads it."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ def test_calibrate_writes_beside_the_model(calibrated, tmp_path, monkeypatch, ca
     assert status == 0, err
     again = json.loads((tmp_path / "a.json").read_text())
     assert {**point, "created": ""} == {**{key: again[key] for key in point}, "created": ""}
-    assert f"threshold (cosine)  {point['threshold']:.4f} [" in said
+    assert re.search(rf"two faces are one person +{point['threshold']:.4f} \[", said)
     assert "FMR 0.2 needs about 28 people" in said
 
 
