@@ -17,6 +17,7 @@ from attfc.errors import UserError
 from attfc.evaluation.embed import Embedder
 from attfc.evaluation.embedding_cache import FaceEmbeddings
 from attfc.export import export_onnx, open_model
+from attfc.export.origins import licences
 from attfc.heads import DCP, DCQ, AttFC, CenterTable, FullFC, Head, KeyAttention, RecentCenters
 from attfc.losses import CosFace
 from attfc.losses.teacher import TeacherLoss
@@ -203,9 +204,10 @@ def test_a_set_of_equal_names_and_other_images_has_another_key() -> None:
             return f"{position}.jpg"
 
     embedder = Embedder(nn.Identity())
-    keys = [_key("d", embedder, Renamed(3, 2, seed=seed)).digest for seed in (0, 0, 1)]
+    keys = [_key("d", embedder, Renamed(3, 2, seed=seed), 32).digest for seed in (0, 0, 1)]
     assert keys[0] == keys[1] != keys[2]
-    assert _key("e", embedder, Renamed(3, 2, seed=0)).digest != keys[0]
+    others = _key("e", embedder, Renamed(3, 2, seed=0), 32), _key("d", embedder, Renamed(3, 2, seed=0), 40)
+    assert keys[0] not in [other.digest for other in others]
 
 
 def test_a_path_is_the_model_and_a_teacher_has_to_teach() -> None:
@@ -234,6 +236,8 @@ def test_a_run_embeds_once_begins_as_without_a_teacher_and_says_who_taught(tmp_p
     run.train()
     said = json.loads((run.folder / "model" / "config.json").read_text())["training_data"]["teacher"]
     assert said == {"source": teacher.name, "network": "r6_tiny", "root": "R", "licence": "L"}
+    assert open_model(run.folder)[1].training_data["teacher"] == said
+    assert licences(open_model(run.folder)[1].training_data) == "unknown; teacher: L"
     assert '"teacher_cosine"' in (run.folder / "metrics.jsonl").read_text()
     monkeypatch.setattr(Embedder, "passes", lambda *_: pytest.fail("embedded again"))
     again = new_run(config(tmp_path, f"teacher={teacher}", "teacher.centers=fixed", "head=attfc"))

@@ -96,7 +96,8 @@ class TeacherRows:
         if not np.isfinite(found).all():
             place = int(positions_B[int(np.isfinite(found).all(axis=1).argmin())])
             raise UserError(f"the teacher's embedding of {self.where(place)} has NaN or infinity: take another teacher")
-        return torch.from_numpy(found)
+        rows_BE = torch.from_numpy(found)
+        return rows_BE.pin_memory() if positions_B.is_pinned() else rows_BE
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,7 +205,7 @@ def _embedded(
         workers=config.data.workers,
         autocast_dtype=AMP_DTYPES[config.precision.amp],
     )
-    key = _key(digest, embedder, store)
+    key = _key(digest, embedder, store, facts.image_size)
     if before is not None and before.embeddings != key.digest:
         raise UserError(
             f"{named}: the images of {store.name}, or precision.amp, are others than those that the run began with: go on with those"
@@ -238,9 +239,9 @@ def _embedded(
     return record.model_dump(mode="json"), [*notes, f"teacher: {len(store):,} embeddings in {kept.folder}{known}"]
 
 
-def _key(digest: str, embedder: Embedder, store: Store) -> CacheKey:
-    """Return the key of a teacher's embeddings of a set."""
-    key = CacheKey("teacher", digest, precision=embedder.autocast_dtype)
+def _key(digest: str, embedder: Embedder, store: Store, size: int) -> CacheKey:
+    """Return the key of a teacher's embeddings of a set, its images `size` pixels wide."""
+    key = CacheKey("teacher", digest, image_size=size, precision=embedder.autocast_dtype)
     for start in range(0, len(store), NAMES):
         names = "\0".join(map(store.where, range(start, min(start + NAMES, len(store)))))
         key.add("names", names.encode("utf-8", "surrogateescape"))
