@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from attfc.data import SyntheticFaces
 from attfc.errors import UserError
 from attfc.evaluation.embed import Embedder
 from attfc.evaluation.embedding_cache import FaceEmbeddings
-from attfc.export import export_onnx, open_model
+from attfc.export import Colours, ModelFacts, export_onnx, open_model
 from attfc.export.origins import licences
 from attfc.heads import DCP, DCQ, AttFC, CenterTable, FullFC, Head, KeyAttention, RecentCenters
 from attfc.losses import CosFace
@@ -198,16 +199,19 @@ def test_targets_are_looked_up_by_position_and_nan_is_named() -> None:
         rows.of(torch.tensor([0, 1]))
 
 
-def test_a_set_of_equal_names_and_other_images_has_another_key() -> None:
+def test_a_set_of_equal_names_and_other_images_has_another_key(teacher) -> None:
     class Renamed(SyntheticFaces):
         def where(self, position: int) -> str:
             return f"{position}.jpg"
 
-    embedder = Embedder(nn.Identity())
-    keys = [_key("d", embedder, Renamed(3, 2, seed=seed), 32).digest for seed in (0, 0, 1)]
-    assert keys[0] == keys[1] != keys[2]
-    others = _key("e", embedder, Renamed(3, 2, seed=0), 32), _key("d", embedder, Renamed(3, 2, seed=0), 40)
-    assert keys[0] not in [other.digest for other in others]
+    facts = open_model(teacher)[1]
+
+    def key(facts: ModelFacts, seed: int = 0) -> str:
+        return _key(facts, Embedder(nn.Identity()), Renamed(3, 2, seed=seed)).digest
+
+    assert key(facts) == key(facts) != key(facts, seed=1)
+    others = replace(facts, image_size=40), replace(facts, colours=Colours("BGR"))
+    assert len({key(facts), *map(key, others)}) == 3
 
 
 def test_a_path_is_the_model_and_a_teacher_has_to_teach() -> None:
