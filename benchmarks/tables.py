@@ -151,6 +151,23 @@ def center_table() -> str:
     return with_provenance(["", "flag, ms", "look, ms", "look / flag", "half of the pairs"], rows, record)
 
 
+def optimizer_memory() -> str:
+    """Table of what encoders and the optimizer's step take."""
+    record = load("optimizer_memory")
+    rows = [
+        [
+            row["network"],
+            "with keys" if row["keys"] else "without",
+            "fused" if row["fused"] else "plain",
+            *(f"{row[name]:.0f}" for name in ("encoders_mib", "step_mib")),
+            f"{1000 * row['seconds']:.0f}",
+        ]
+        for row in record["results"]
+    ]
+    titles = ["network", "head", "SGD", "encoders, MiB", "a step beside them, MiB", "a step, ms"]
+    return with_provenance(titles, rows, record)
+
+
 def training_step() -> str:
     """Table of the training step benchmark."""
     record = load("training_step")
@@ -548,6 +565,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "class_softmax": class_softmax,
     "freed_memory": freed_memory,
     "center_table": center_table,
+    "optimizer_memory": optimizer_memory,
     "backbones": backbones,
     "synthetic": synthetic,
     "training_step": training_step,

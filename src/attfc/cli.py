@@ -23,7 +23,7 @@ from attfc.commands import (
     training,
 )
 from attfc.commands.common import err, out
-from attfc.commands.evaluation import compare, evaluate, report
+from attfc.commands.evaluation import calibrate, compare, evaluate, report
 from attfc.commands.help import Commands, CommandsByUse
 from attfc.commands.photos import align, serve
 from attfc.errors import UserError
@@ -41,6 +41,7 @@ for command in (
     training.train,
     evaluate.evaluate,
     compare.compare,
+    calibrate.calibrate,
     report.report,
     export.export,
     embed.embed,

@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument
 
@@ -73,7 +73,7 @@ def compare(
     _print_differences(results, found, asked.confidence, resamples)
     for note in notes:
         out.print(f"note: {note}")
-    listed = [[_plain(difference) for difference in differences] for differences in found]
+    listed = [[difference.plain() for difference in differences] for differences in found]
     more = zip(results[2:], listed[1:], strict=True)
     write_json(
         json_file,
@@ -141,21 +141,6 @@ def _results(
         err.print(f"evaluating {path}")
         found.append(evaluate_model(path, protocol, paths, asked, keep_scores=True)[0])
     return found
-
-
-def _plain(difference: "Difference") -> dict[str, Any]:
-    return {
-        "figure": list(difference.path),
-        **{
-            name: {"value": interval.value, "interval": interval.plain()}
-            for name, interval in (
-                ("a", difference.one),
-                ("b", difference.other),
-                ("difference", difference.difference),
-            )
-        },
-        "clear": difference.clear,
-    }
 
 
 def _print_differences(

@@ -4,7 +4,7 @@ import os
 import socket
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
@@ -20,6 +20,10 @@ from attfc.commands.common import (
 )
 from attfc.commands.embed import ModelArgument, open_with_notes
 from attfc.errors import UserError
+
+if TYPE_CHECKING:
+    import uvicorn
+    from starlette.types import ASGIApp
 
 __all__ = ["serve"]
 
@@ -67,7 +71,6 @@ def serve(
     token = read_token(token_file)
 
     import torch
-    import uvicorn
 
     from attfc.evaluation.report.thresholds import thresholds_of
     from attfc.serve.service import NO_THRESHOLD, Service
@@ -92,7 +95,17 @@ def serve(
         notes.append(f"whoever reaches {host} may ask: --token-file FILE asks for a token")
     print_notes(notes)
     with listening(host, port) as listener:
-        config = uvicorn.Config(
+        shown = f"[{host}]" if ":" in host else host
+        out.print(f"http://{shown}:{listener.getsockname()[1]}/   (Ctrl-C ends it)")
+        server_of(app).run(sockets=[listener])
+
+
+def server_of(app: "ASGIApp") -> "uvicorn.Server":
+    """Return the server of an application: it logs nothing of a request, and tells nothing of itself."""
+    import uvicorn
+
+    return uvicorn.Server(
+        uvicorn.Config(
             app,
             http="h11",
             loop="asyncio",
@@ -106,9 +119,7 @@ def serve(
             limit_concurrency=CONNECTIONS,
             timeout_graceful_shutdown=5,
         )
-        shown = f"[{host}]" if ":" in host else host
-        out.print(f"http://{shown}:{listener.getsockname()[1]}/   (Ctrl-C ends it)")
-        uvicorn.Server(config).run(sockets=[listener])
+    )
 
 
 def read_token(file: Path | None) -> str | None:
