@@ -548,7 +548,7 @@ def test_int8_without_what_it_needs_is_one_line(
 def test_which_costs_are_accepted(loss, at_fmr, fmr_after: float, accepted: bool) -> None:
     numbers = {"threshold": 0.3, "fnmr": 0.1, "fnmr_before": 0.1, "milliseconds": 1.0, "milliseconds_before": 2.0}
     cost = Cost(
-        faces=10, people=5, source="people", fmr=0.001, fmr_after=fmr_after, bytes=1, bytes_before=4,
+        faces=10, people=5, source="people", fmr=0.001, fmr_before=0.001, fmr_after=fmr_after, bytes=1, bytes_before=4,
         loss=Interval(*loss), loss_at_fmr=Interval(*at_fmr), **numbers,
     )  # fmt: skip
     assert cost.accepted(0.2) is accepted

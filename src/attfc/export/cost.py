@@ -36,7 +36,7 @@ class Terms:
 
     Attributes:
         calibration: whose faces set the ranges of the numbers. faces: on whose the cost is measured, of several people.
-        fmr: false match rate of the operating point.
+        fmr: false match rate of the operating point. threshold: of it, as it was calibrated; None: the one that gives the FMR on these faces.
         most_loss: FNMR that may be lost there, in points of percent; more is accepted where the interval of the loss includes 0.
         progress: called as (faces done, faces) of each model.
     """
@@ -46,6 +46,7 @@ class Terms:
     fmr: float = 1e-3
     most_loss: float = 0.2
     progress: Progress | None = None
+    threshold: float | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Cost:
     Attributes:
         faces, people, source: on what it was measured; people with several faces.
         fmr, threshold: the operating point, of the model before.
-        fnmr, fnmr_before: at it, as shares; fmr_after: of the export there.
+        fnmr, fnmr_before, fmr_after, fmr_before: at it, as shares.
         loss: FNMR lost at that threshold; loss_at_fmr: at the export's own threshold of the same FMR.
         milliseconds, milliseconds_before: per face, one at a time, medians.
         bytes, bytes_before: of the files.
@@ -70,6 +71,7 @@ class Cost:
     fnmr: float
     fnmr_before: float
     fmr_after: float
+    fmr_before: float
     loss: Interval
     loss_at_fmr: Interval
     milliseconds: float
@@ -82,7 +84,7 @@ class Cost:
         """Whether neither loss is beyond `most_loss` points and certain, and the FMR at the threshold that is kept has not doubled."""
         losses = (self.loss, self.loss_at_fmr)
         small = all(100 * each.value <= most_loss or (each.low is not None and each.low <= 0) for each in losses)
-        return small and self.fmr_after <= 2 * self.fmr
+        return small and self.fmr_after <= 2 * max(self.fmr_before, self.fmr)
 
     def text(self) -> str:
         """Return the figures in one line."""
@@ -92,7 +94,7 @@ class Cost:
         ]
         return (
             f"FNMR {100 * self.fnmr:.2f} % (float32 {100 * self.fnmr_before:.2f} %) at threshold {self.threshold:.4f}, FMR {self.fmr_after:.2g} "
-            f"(float32 {self.fmr:g}): loses {losses[0]} points, {losses[1]} at equal FMR, on {self.faces:,} faces of {self.people:,} people of "
+            f"(float32 {self.fmr_before:.2g}): loses {losses[0]} points, {losses[1]} at equal FMR, on {self.faces:,} faces of {self.people:,} people of "
             f"{self.source}; {self.milliseconds:.2f} ms per face (float32 {self.milliseconds_before:.2f}), {self.bytes / 2**20:.1f} MiB "
             f"(float32 {self.bytes_before / 2**20:.1f})"
         )
@@ -106,19 +108,19 @@ class Cost:
         return {**vars(self), **losses, "notes": list(self.notes)}
 
 
-def operating_threshold(before: AllPairs, fmr: float) -> float:
-    """Return the threshold of a model at an FMR, from all pairs of the people at hand.
+def operating_threshold(before: AllPairs, terms: Terms) -> float:
+    """Return the threshold of the operating point: the calibrated one, else that of all pairs of the people at hand.
 
     Raises:
         UserError: they do not have 1 / FMR impostor pairs.
     """
-    threshold = before.threshold_at_far[fmr]
+    threshold = before.threshold_at_far[terms.fmr]
     if threshold is None:
         raise UserError(
-            f"FMR {fmr:g} is not stated by {before.impostor_pairs:,} pairs of different people, at least {pairs_needed(fmr):,} are needed: give "
-            "more people (--check-images) or a higher --fmr"
+            f"FMR {terms.fmr:g} is not stated by {before.impostor_pairs:,} pairs of different people, at least {pairs_needed(terms.fmr):,} are needed: "
+            "give more people (--check-images) or a higher --fmr"
         )
-    return threshold
+    return threshold if terms.threshold is None else terms.threshold
 
 
 def measure_cost(before: nn.Module, after: nn.Module, terms: Terms, sizes: tuple[int, int]) -> Cost:
@@ -140,10 +142,11 @@ def measure_cost(before: nn.Module, after: nn.Module, terms: Terms, sizes: tuple
         labels = store.labels(found.positions[found.valid])
         options: dict[str, Any] = {"fars": (terms.fmr,), "spare": SPARE_FOR_INTERVALS}
         scored.append(score_all_pairs(found.vectors[found.valid], labels, **options))
-    threshold = operating_threshold(scored[0], terms.fmr)
+    threshold = operating_threshold(scored[0], terms)
     one, other = (_result(store, pairs, threshold) for pairs in scored)
     lost = {each.path: each for each in compare_results(one, other, _RESAMPLES)}
     kept, at_fmr = lost["kept", "tar"], lost["all_pairs", "tar_at_far", far]
+    matched = [float((each.top_impostors > threshold).sum() / each.impostor_pairs) for each in scored]
     milliseconds = _milliseconds((before, after))
     return Cost(
         faces=scored[0].images,
@@ -153,7 +156,8 @@ def measure_cost(before: nn.Module, after: nn.Module, terms: Terms, sizes: tuple
         threshold=threshold,
         fnmr=1 - kept.other.value,
         fnmr_before=1 - kept.one.value,
-        fmr_after=float((scored[1].top_impostors > threshold).sum() / scored[1].impostor_pairs),
+        fmr_after=matched[1],
+        fmr_before=matched[0],
         loss=kept.difference,
         loss_at_fmr=at_fmr.difference,
         milliseconds=milliseconds[1],
