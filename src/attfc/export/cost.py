@@ -94,9 +94,9 @@ class Cost:
         ]
         return (
             f"FNMR {100 * self.fnmr:.2f} % (float32 {100 * self.fnmr_before:.2f} %) at threshold {self.threshold:.4f}, FMR {self.fmr_after:.2g} "
-            f"(float32 {self.fmr_before:.2g}): loses {losses[0]} points, {losses[1]} at equal FMR, on {self.faces:,} faces of {self.people:,} people of "
-            f"{self.source}; {self.milliseconds:.2f} ms per face (float32 {self.milliseconds_before:.2f}), {self.bytes / 2**20:.1f} MiB "
-            f"(float32 {self.bytes_before / 2**20:.1f})"
+            f"(float32 {self.fmr_before:.2g}): loses {losses[0]} points, {losses[1]} at equal FMR, on {self.faces:,} faces of "
+            f"{self.people:,} people of {self.source}; {self.milliseconds:.2f} ms per face (float32 {self.milliseconds_before:.2f}), "
+            f"{self.bytes / 2**20:.1f} MiB (float32 {self.bytes_before / 2**20:.1f})"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -117,8 +117,8 @@ def operating_threshold(before: AllPairs, terms: Terms) -> float:
     threshold = before.threshold_at_far[terms.fmr]
     if threshold is None:
         raise UserError(
-            f"FMR {terms.fmr:g} is not stated by {before.impostor_pairs:,} pairs of different people, at least {pairs_needed(terms.fmr):,} are needed: "
-            "give more people (--check-images) or a higher --fmr"
+            f"FMR {terms.fmr:g} is not stated by {before.impostor_pairs:,} pairs of different people, at least {pairs_needed(terms.fmr):,} "
+            "are needed: give more people (--check-images) or a higher --fmr"
         )
     return threshold if terms.threshold is None else terms.threshold
 
