@@ -9,7 +9,7 @@ import copy
 import json
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from attfc.data.stores.store import Store
 from attfc.data.stores.synthetic import SyntheticFaces
 from attfc.errors import UserError, first_line
+from attfc.evaluation.operating_point.point import METADATA, beside, point_of
 from attfc.export.colours import FedAs
 from attfc.export.cost import Cost, Terms, measure_cost
 from attfc.export.half import to_float16
@@ -174,7 +175,11 @@ def export_hub_folder(
                         f"{facts.path}: {name!r} is beyond float16's 65504: export it in float32, without --half"
                     )
         written = save_model(folder / "model", backbone, config)
-        (written / "README.md").write_text(model_card(facts, precision), encoding="utf-8")
+        point = point_of(facts.path, facts.digest)
+        if point is not None:
+            digest = replace(facts, path=written).digest
+            point.model_copy(update={"digest": digest}).write(beside(written))
+        (written / "README.md").write_text(model_card(facts, precision, point), encoding="utf-8")
         return written
 
     return _export(write, model, facts, Path(path), "float16" if half else "float32", check_images)
@@ -273,6 +278,7 @@ def _describe(proto: Any, facts: ModelFacts, precision: str) -> None:
         "training_data": root,
         "training_data_licence": licence,
         **({"start_weights": started} if started else {}),
+        **({METADATA: point.text()} if (point := point_of(facts.path, facts.digest)) else {}),
     }
     del proto.metadata_props[:]
     for key, value in values.items():
