@@ -568,7 +568,65 @@ MAIN_HEADS = (
     *("full_fc", "partial_fc 0.1", "published", "attfc"),
     *("attfc, two-way", "attfc, two-way, rate 0.05", "attfc, others, two-way, rate 0.05"),
 )
+
+
+def percent(bounds: list[float | None], signed: bool = False) -> str:
+    """A figure in percent with its interval."""
+    value, low, high = bounds
+    return f"{100 * (value or 0):{'+' if signed else ''}.1f}" + (
+        f" [{100 * low:.1f}, {100 * high:.1f}]" if low is not None and high is not None else ""
+    )
+
+
+def taught() -> str:
+    """Table of the runs of the teacher benchmark, each alone and against another."""
+    record = load("teacher")
+    titles = [
+        "run",
+        "all pairs: TAR at FAR 1e-2",
+        "rank-1",
+        "against",
+        "TAR, difference",
+        "in each seed",
+        "rank-1, difference",
+    ]
+    rows = []
+    for row in record["results"]["alone"]:
+        tar, rank = row["figures"]["all_pairs tar_at_far 0.01"], row["figures"]["rank_one"]
+        other = tar["against"]
+        apart = ["-"] * 4
+        if other != row["run"]:
+            seeds = ", ".join(percent(each, signed=True) for each in tar["differences"])
+            apart = [other, percent(tar["difference"], signed=True), seeds, percent(rank["difference"], signed=True)]
+        rows.append([row["run"], percent(tar["mean"]), percent(rank["mean"]), *apart])
+    return with_provenance(titles, rows, record)
+
+
+def taught_cross() -> str:
+    """Table of new probes in the old gallery."""
+    record = load("teacher")
+    titles = ["new", "figure", "old x old", "new x old", "new x new", "new x old - old x old", "in each seed"]
+    names = {
+        "tar_at_far 0.01": "TAR at FAR 1e-2",
+        "rank 1": "rank-1",
+        "tar_at_old_threshold": "TAR at the old threshold",
+    }
+    rows = []
+    for entry in record["results"]["cross"]:
+        for figure, name in names.items():
+            ways = entry["figures"][figure]
+            values = [percent(way["mean"]) for way in ways.values()]
+            cross = ways["new x old"]
+            seeds = ", ".join(percent(each, signed=True) for each in cross["minus old x old, seeds"])
+            rows.append([entry["run"], name, *values, percent(cross["minus old x old"], signed=True), seeds])
+        rates = [f"{100 * sum(found) / len(found):.2f}" for found in entry["far_at_old_threshold"].values()]
+        rows.append([entry["run"], "FAR at the old threshold", *rates, "", ""])
+    return with_provenance(titles, rows, record)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "teacher": taught,
+    "teacher cross": taught_cross,
     **{f"study {name}": grid(name) for name in STUDIES},
     "readme": readme,
     "head_speed": head_speed,
