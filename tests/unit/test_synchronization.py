@@ -22,6 +22,7 @@ from attfc.config import load_config
 from attfc.distributed import Ranks
 from attfc.heads.banks import kept_rows, row_store
 from attfc.heads.banks.rows_ahead import Arriving
+from attfc.losses.teacher import TeacherLoss
 from attfc.run.build import Run, new_run
 from attfc.run.components import build_head
 from attfc.training.reports import StepReport
@@ -222,6 +223,14 @@ def test_a_step_of_several_ranks_reads_nothing_from_the_device(one_of_two, name)
             else:
                 head(embeddings, labels, keys).backward()
     assert embeddings.grad is not None or name.startswith("partial_fc") or TABLE[0] in HEADS[name]
+
+
+def test_a_teachers_loss_reads_nothing_from_the_device() -> None:
+    with torch.device("meta"):
+        loss, embeddings, targets = TeacherLoss(4, 6, 32.0), torch.randn(3, 4).requires_grad_(), torch.randn(3, 6)
+    with NoWaitingCopies(), NoLooks():
+        loss(embeddings, targets).backward()
+    assert embeddings.grad is not None
 
 
 @pytest.mark.parametrize(
