@@ -286,6 +286,18 @@ def test_what_was_embedded_before_an_interruption_is_kept(tmp_path, teacher, mon
     assert starts == [4, 2]  # batches of 8 of 32 images, and those that were left
 
 
+def test_damaged_embeddings_are_named(tmp_path, teacher) -> None:
+    run = new_run(config(tmp_path, f"teacher={teacher}"))
+    record = read_teacher(run.folder)
+    assert record is not None
+    file = tmp_path / "cache" / record.embeddings / "mirror.npy"
+    file.write_bytes(file.read_bytes()[:-4])
+    with pytest.raises(
+        UserError, match=r"damaged embeddings \(mirror\.npy: .*\): delete that folder to have them made"
+    ):
+        new_run(config(tmp_path, f"teacher={teacher}"))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
