@@ -151,6 +151,33 @@ def center_table() -> str:
     return with_provenance(["", "flag, ms", "look, ms", "look / flag", "half of the pairs"], rows, record)
 
 
+def finetune(part: str) -> Callable[[], str]:
+    """A table of fine-tuning: eight ways on another style, two stages of one recipe, or what a frozen trunk saves."""
+
+    def points(each: dict[str, Any]) -> str:
+        bounds = each["intervals"] if len(each["intervals"]) == 1 else []
+        return f"{100 * each['difference']:+.1f}" + "".join(
+            f" [{100 * low:+.1f}, {100 * high:+.1f}]" for low, high in bounds
+        )
+
+    def table() -> str:
+        record = load("finetune")
+        shown: list[dict[str, Any]] = record["results"][part]
+        if part == "cost":
+            rows = [[row["trunk"], f"{1000 * row['step_seconds']:.0f}", f"{row['kept_mib']:.0f}"] for row in shown]
+            return with_provenance(["trunk", "a step, ms", "kept for backward, MiB"], rows, record)
+        places = {"here": "another style", "there": "everybody"}
+        rows = [
+            [row["name"], *(cell for at in places for cell in (f"{100 * row[at]['mean']:.1f}", points(row[at])))]
+            for row in shown
+        ]
+        versus = "to the first model" if part == "ways" else "to the first stage"
+        titles = [title for name in places.values() for title in (f"{name}: TAR, %", versus)]
+        return with_provenance(["", *titles], rows, record)
+
+    return table
+
+
 def optimizer_memory() -> str:
     """Table of what encoders and the optimizer's step take."""
     record = load("optimizer_memory")
@@ -630,6 +657,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "class_softmax": class_softmax,
     "freed_memory": freed_memory,
     "center_table": center_table,
+    **{f"finetune {part}": finetune(part) for part in ("ways", "stages", "cost")},
     "optimizer_memory": optimizer_memory,
     "backbones": backbones,
     "synthetic": synthetic,
