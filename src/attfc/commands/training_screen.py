@@ -100,6 +100,7 @@ class RunScreen:
 
         evaluation = run.trainer.evaluation
         lines = _headline(evaluation.last, run.intervals, evaluation.on) if evaluation and evaluation.last else []
+        lines += [f"note: {note}" for note in run.shared.notes[-1:] if run.shared.look_alikes] if run.shared else []
         lines += [f"model   {folder / 'model'}", *([f"report  {run.report}"] if run.report else [])]
         few = bool(evaluation and evaluation.last and few_people(evaluation.last["people"]))
         judges = f"   # {FEW_PEOPLE} of them or more, to judge the model" if few else ""

@@ -11,6 +11,7 @@ from attfc.config import RunConfig
 from attfc.data import Store
 from attfc.errors import UserError
 from attfc.evaluation import Embedder, Pairs, evaluate_store, generate_pairs, read_pairs
+from attfc.evaluation.look_alikes import with_look_alikes
 from attfc.evaluation.people import heading_with_people
 from attfc.evaluation.protocols.all_pairs_scores import SPARE_FOR_INTERVALS
 from attfc.evaluation.protocols.held_out import positions_of
@@ -94,16 +95,17 @@ def evaluation_of(run: "Run", pairs: Pairs) -> Evaluation:
 
     def evaluate(model: nn.Module, step: int) -> dict[str, Any]:
         last = config.report.write and step == run.trainer.total_steps  # intervals take seconds: once a run
+        embedder = Embedder(
+            model,
+            batch_size=config.eval.batch_size,
+            flip=config.eval.flip,
+            workers=config.data.workers,
+            autocast_dtype=AMP_DTYPES[config.precision.amp],
+            ranks=run.ranks,
+        )
         try:
             result = evaluate_store(
-                Embedder(
-                    model,
-                    batch_size=config.eval.batch_size,
-                    flip=config.eval.flip,
-                    workers=config.data.workers,
-                    autocast_dtype=AMP_DTYPES[config.precision.amp],
-                    ranks=run.ranks,
-                ),
+                embedder,
                 held_out,
                 pairs=pairs,
                 seed=config.seed,
@@ -117,6 +119,11 @@ def evaluation_of(run: "Run", pairs: Pairs) -> Evaluation:
                 f"data.broken_limit, and go on with {resume_command(run.folder)}"
             ) from error
         figures = result.figures()
+        if run.shared is not None and step == run.trainer.total_steps:
+            shared = run.shared
+            run.shared = run.ranks.once(
+                lambda: with_look_alikes(shared, embedder, run.store, held_out, config.eval.look_alikes)
+            )
         if run.shared is not None:
             evaluation.on = heading_with_people(run.shared.heading, result.people)
         if run.ranks.rank:

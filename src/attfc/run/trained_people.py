@@ -8,6 +8,8 @@ from attfc.config.schema import DataConfig
 from attfc.data import CombinedStore, Store
 from attfc.data.people.kept_aside import split
 from attfc.errors import UserError
+from attfc.evaluation.embed import Embedder
+from attfc.evaluation.look_alikes import with_look_alikes
 from attfc.evaluation.unseen import SharedPeople, compare_with_training, not_compared
 from attfc.run.data import open_training_data
 from attfc.run.saved import saved_configuration, with_found_data
@@ -17,15 +19,23 @@ from attfc.typing import Progress
 __all__ = ["compare_with_run", "compare_with_saved_run"]
 
 
-def compare_with_saved_run(run: Path, evaluation: Store, progress: Progress | None = None) -> SharedPeople:
-    """Compare an evaluation set with everybody whom the run of a folder was trained on."""
+def compare_with_saved_run(
+    run: Path,
+    evaluation: Store,
+    progress: Progress | None = None,
+    *,
+    embedder: Embedder | None = None,
+    seconds: float = 0.0,
+) -> SharedPeople:
+    """Compare an evaluation set with everybody whom the run of a folder was trained on; see `compare_with_run`."""
     try:
         config, record = saved_configuration(run), read_record(run)
     except (UserError, OSError) as error:
         return not_compared(evaluation, f"what the run was trained on cannot be read ({error})")
     with contextlib.suppress(UserError):  # where they are not found, the path is named below
         config = with_found_data(config, run)[0]
-    return compare_with_run(config, evaluation, progress, earlier=None if record is None else record.lineage)
+    earlier = None if record is None else record.lineage
+    return compare_with_run(config, evaluation, progress, earlier=earlier, embedder=embedder, seconds=seconds)
 
 
 def compare_with_run(
@@ -35,6 +45,8 @@ def compare_with_run(
     *,
     training: Store | None = None,
     earlier: Lineage | None = None,
+    embedder: Embedder | None = None,
+    seconds: float = 0.0,
 ) -> SharedPeople:
     """Compare an evaluation set with everybody whom a run was trained on.
 
@@ -44,6 +56,7 @@ def compare_with_run(
         progress: called as (images read, images to read).
         training: the run's training data, if they are open already.
         earlier: who stands behind the start weights, if that is known already.
+        embedder, seconds: the trained model, to look for people who look like trained ones for so long; None: names and files alone.
     """
     unknown = ""
     try:
@@ -58,7 +71,8 @@ def compare_with_run(
         except (UserError, OSError):
             unknown = "the training data of a run that it started from cannot be opened"
     everybody = stores[0] if len(stores) == 1 else CombinedStore(stores)
-    return compare_with_training(everybody, evaluation, progress, unknown=unknown)
+    shared = compare_with_training(everybody, evaluation, progress, unknown=unknown)
+    return shared if embedder is None else with_look_alikes(shared, embedder, everybody, evaluation, seconds, progress)
 
 
 def _training_data(config: RunConfig, data: DataConfig, share: float) -> Store:

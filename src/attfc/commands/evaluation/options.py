@@ -46,6 +46,7 @@ class EvaluationOptions:
         enrolled: share of the identities that the protocol identify enrolls; the others are not in the gallery
         enrolled_images: images per enrolled identity in the gallery of identify
         confidence: confidence level of the intervals, 0.5 to below 1
+        look_alikes: seconds to look for people of the evaluation who look like people of the training; 0: names and files alone
     """
 
     pairs: Path | None = None
@@ -64,6 +65,7 @@ class EvaluationOptions:
     enrolled: ShareOption = 0.5
     enrolled_images: PositiveOption = 1
     confidence: float = 0.95
+    look_alikes: Annotated[float, Option(min=0)] = 20.0
     model_is: ModelIsOption = None
     cache: CacheOption = None
 
