@@ -363,6 +363,24 @@ def alignment() -> str:
     return with_provenance([*header], rows, record)
 
 
+def trusted_sets() -> str:
+    """Table of what cleaning finds of what was planted, on real faces and on generated vectors."""
+    record = load("trusted_sets")
+    rows = []
+    for name, title in (
+        ("faces", "faces112"),
+        ("vectors_100000", "100,000 vectors"),
+        ("vectors_1000000", "1,000,000 vectors"),
+    ):
+        for what, found in record["results"][name].items():
+            if isinstance(found, dict) and "planted" in found:
+                cells = [f"{found[key]:,}" for key in ("planted", "found", "others_found")]
+                rows.append([title, what, *cells, f"{found['recall']:.2f}", f"{found['precision']:.2f}"])
+    return with_provenance(
+        ["set", "what", "planted", "found of them", "found besides", "recall", "precision"], rows, record
+    )
+
+
 def gallery() -> str:
     """Tables of a gallery's search beside other libraries', and of what changes it."""
     record = load("gallery")
@@ -541,6 +559,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "templates": templates,
     "alignment": alignment,
     "gallery": gallery,
+    "trusted_sets": trusted_sets,
     "attention_loader": attention_loader,
     "attention_loader_root": lambda: attention_loader("attention_loader_root"),
     "attention_loader_before": lambda: attention_loader("attention_loader_before"),
