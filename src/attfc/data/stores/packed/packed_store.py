@@ -218,7 +218,7 @@ class PackedStore(IndexedStore):
         return table[number]
 
     def where(self, position: int) -> str:
-        """Return "identity/file" in printable form; "identity/image 3" where the source had no file names, "identity 7/..." where a name is damaged."""
+        """Return "identity/file" in printable form; "identity/image 3" or "identity 7/..." where there is no name or it is damaged."""
         label = int(self._index.labels_of_slots(position))
         image, identity = f"image {position - int(self._index.offsets[label])}", f"identity {label}"
         with contextlib.suppress(UserError):  # a message about a broken image must not fail over a name
