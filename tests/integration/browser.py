@@ -63,7 +63,7 @@ class Page:
 
     def wait_for(self, script: str, seconds: float = 30.0) -> None:
         ends = time.monotonic() + seconds
-        while not self.run(script):
+        while not self.run(f"Boolean({script})"):
             assert time.monotonic() < ends, (
                 f"{script} stayed false; the page says: {self.run('document.body.innerText')}"
             )

@@ -39,6 +39,7 @@ else:
 __all__ = ["RunConfig", "Section", "SourceConfig", "described_fields", "models_of"]
 
 PixelValues = float | tuple[float, float, float]
+STARTS = "start_from!=null"
 EVALUATES = "eval.root!=null or eval.share!=0"
 
 
@@ -150,6 +151,20 @@ class DistributedConfig(Section):
     )
 
 
+class FinetuneConfig(Section):
+    """What stays of the weights that a run begins with (start_from)."""
+
+    batch_norm: Literal["adapted", "kept"] = option(
+        "adapted", "statistics of BatchNorm: of the new images, or those of the start weights", acts=STARTS
+    )
+    trunk_rate: Share = option(
+        1.0, "share of the learning rate for all below the network's last matrix; 0 freezes it: less time and memory", acts=STARTS
+    )  # fmt: skip
+    rows: Literal["by_name", "fresh"] = option(
+        "by_name", "centers of the head: those of the start run for people of the same name, or all new", acts=STARTS
+    )
+
+
 class KeyEncoderConfig(Section):
     """The key encoder, a slowly following copy of the network that embeds the keys: further images of the same person."""
 
@@ -249,6 +264,12 @@ class EvalConfig(Section):
         unit="pairs",
         acts="eval.pairs=null and eval.root!=null or eval.pairs=null and eval.share!=0",
     )
+    also: str | None = option(
+        None,
+        "everybody, a store or .bin: at the end the model of start_from and the new one are compared on them too",
+        null="on the people of the evaluation alone",
+        acts=f"{STARTS} and eval.root!=null or {STARTS} and eval.share!=0",
+    )
     every: NotNegative = option(
         0, "steps between evaluations during training; 0: only at the end", unit="steps", acts=EVALUATES
     )
@@ -331,6 +352,7 @@ class RunConfig(Section):
     stored: Stored | None = None
     in_batch: InBatch | None = None
     key_encoder: KeyEncoderConfig | None = None
+    finetune: FinetuneConfig = Field(default_factory=FinetuneConfig)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
     precision: PrecisionConfig = Field(default_factory=PrecisionConfig)

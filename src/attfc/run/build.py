@@ -44,6 +44,7 @@ from attfc.run.data import open_data
 from attfc.run.evaluating import broken_images, evaluation_of, judged_pairs
 from attfc.run.resolved import fewest_steps_notes, resolve
 from attfc.run.saved import note_start_folder
+from attfc.run.start_rows import take_rows
 from attfc.run.start_weights import RECORD, StartRecord, training_data
 from attfc.run.teacher import TEACHER, Teacher, open_teacher
 from attfc.run.trained_people import compare_with_run
@@ -81,6 +82,7 @@ class Run(Settled):
     trainer: Trainer
     intervals: Mapping[tuple[str, ...], Interval] = field(default_factory=dict)  # of the last evaluation's figures
     shared: SharedPeople | None = None  # of training and evaluation
+    against_start: dict[str, Any] = field(default_factory=dict)  # the model of start_from, compared at the end
     teacher: Teacher = field(default_factory=Teacher)
     report: Path | None = None
     interrupted: bool = False
@@ -122,6 +124,7 @@ def new_run(wanted: RunConfig | Asked, progress: Progress | None = None) -> Run:
     run = assemble(asked, None, progress, start.record if start else None)
     if start is not None:
         run.notes += start.fill(run.trainer.pair)
+        run.notes += filter(None, [take_rows(run, start)])
 
     def make() -> str:
         folder = fresh_folder(Path(os.path.expanduser(run.config.output)), run.config.name)
@@ -280,7 +283,7 @@ def _judge(run: Run, start: StartRecord | None, image_size: int, progress: Progr
     behind = {name: record.lineage for name, record in records.items() if record is not None}
     run.shared = run.ranks.once(lambda: compare_with_run(config, held_out, progress, training=store, behind=behind))
     run.notes += filter(None, [run.shared.screen_note])
-    run.trainer.evaluation = evaluation_of(run, pairs)
+    run.trainer.evaluation = evaluation_of(run, pairs, behind)
 
 
 def _join(config: RunConfig) -> tuple[torch.device, Ranks]:

@@ -24,7 +24,7 @@ from attfc.typing import Progress
 
 __all__ = ["finished", "resume_run"]
 
-_FIXED = ("backbone", "head", "negatives", "stored", "teacher")
+_FIXED = ("backbone", "finetune", "head", "negatives", "stored", "teacher")
 
 
 def resume_run(folder: Path, overrides: list[str], progress: Progress | None = None) -> Run:

@@ -71,9 +71,11 @@ def compare(
                 f"A was evaluated on {of_a}, {_letter(number)} on {of_b}: the figures compare only if the data are the same",
             )
     _print_differences(results, found, asked.confidence, resamples)
+    points = [result.figures.get("operating_point") for result in results]
+    _print_points(points)
     for note in notes:
         out.print(f"note: {note}")
-    listed = [[_plain(difference) for difference in differences] for differences in found]
+    listed = [[difference.plain() for difference in differences] for differences in found]
     more = zip(results[2:], listed[1:], strict=True)
     write_json(
         json_file,
@@ -87,9 +89,31 @@ def compare(
             "seed": asked.seed,
             "differences": listed[0],
             **({"more": [{"model": each.model, "differences": of} for each, of in more]} if listed[1:] else {}),
+            **({"operating_points": points} if any(points) else {}),
             "notes": notes,
         },
     )
+
+
+def _print_points(points: list[Any]) -> None:
+    """Print the operating points that `attfc calibrate` found of the models, of those that have one."""
+    if not any(points):
+        return
+    rows = []
+    for number, point in enumerate(points):
+        cells = ["-"] * 5
+        if point:
+            value, low, high = (f"{100 * point['fnmr'][key]:.2f}" for key in ("value", "low", "high"))
+            cells = [
+                f"{point['threshold']:.4f}",
+                f"{point['asked_fmr']:g}",
+                f"{point['fmr_upper']:.2g}",
+                f"{value} [{low}, {high}]",
+                f"{point['people']:,} people of {point['store']}",
+            ]
+        rows.append([_letter(number), *cells])
+    header = ("operating point", "threshold", "FMR", "95 % below", "FNMR, %", "measured on")
+    print_table(Table(header, rows, words=(0, 5)))
 
 
 def _letter(number: int) -> str:
@@ -141,21 +165,6 @@ def _results(
         err.print(f"evaluating {path}")
         found.append(evaluate_model(path, protocol, paths, asked, keep_scores=True)[0])
     return found
-
-
-def _plain(difference: "Difference") -> dict[str, Any]:
-    return {
-        "figure": list(difference.path),
-        **{
-            name: {"value": interval.value, "interval": interval.plain()}
-            for name, interval in (
-                ("a", difference.one),
-                ("b", difference.other),
-                ("difference", difference.difference),
-            )
-        },
-        "clear": difference.clear,
-    }
 
 
 def _print_differences(

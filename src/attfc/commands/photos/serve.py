@@ -4,7 +4,7 @@ import os
 import socket
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
@@ -20,6 +20,10 @@ from attfc.commands.common import (
 )
 from attfc.commands.embed import ModelArgument, open_with_notes
 from attfc.errors import UserError
+
+if TYPE_CHECKING:
+    import uvicorn
+    from starlette.types import ASGIApp
 
 __all__ = ["serve"]
 
@@ -51,7 +55,8 @@ def serve(
         gallery: folder of the model's gallery, for searches
         align: find and align the face of each photo; with --no-align the images are aligned faces
         detector: ONNX file that finds faces, as attfc align takes it
-        evaluation: file of `attfc evaluate MODEL all-pairs FOLDER --json FILE`; default: the last evaluation of the model's run
+        evaluation: file of `attfc evaluate MODEL all-pairs FOLDER --json FILE` or of attfc calibrate; default: the model's operating
+            point, else the last evaluation of its run
         host: address to listen at; the default is for this machine alone
         port: 0 takes any that is free
         token_file: file whose first line requests must carry as Authorization: Bearer; default: $ATTFC_TOKEN, if set
@@ -67,14 +72,13 @@ def serve(
     token = read_token(token_file)
 
     import torch
-    import uvicorn
 
     from attfc.evaluation.report.thresholds import thresholds_of
     from attfc.serve.service import NO_THRESHOLD, Service
     from attfc.serve.web import LOOPBACK, Limits, create_app
 
     opened = open_with_notes(model, model_is, device)
-    thresholds, _ = thresholds_of(opened.facts.path, opened.facts.digest, evaluation)
+    thresholds = thresholds_of(opened.facts.path, opened.facts.digest, evaluation, opened.facts.operating_point).of_far
     service = Service(opened, thresholds, align=align, detector=detector, gallery=gallery)
     cores = os.cpu_count() or 1
     limits = Limits(upload_mib << 20, seconds, at_once, workers or min(cores, 4))
@@ -92,7 +96,17 @@ def serve(
         notes.append(f"whoever reaches {host} may ask: --token-file FILE asks for a token")
     print_notes(notes)
     with listening(host, port) as listener:
-        config = uvicorn.Config(
+        shown = f"[{host}]" if ":" in host else host
+        out.print(f"http://{shown}:{listener.getsockname()[1]}/   (Ctrl-C ends it)")
+        server_of(app).run(sockets=[listener])
+
+
+def server_of(app: "ASGIApp") -> "uvicorn.Server":
+    """Return the server of an application: it logs nothing of a request, and tells nothing of itself."""
+    import uvicorn
+
+    return uvicorn.Server(
+        uvicorn.Config(
             app,
             http="h11",
             loop="asyncio",
@@ -106,9 +120,7 @@ def serve(
             limit_concurrency=CONNECTIONS,
             timeout_graceful_shutdown=5,
         )
-        shown = f"[{host}]" if ":" in host else host
-        out.print(f"http://{shown}:{listener.getsockname()[1]}/   (Ctrl-C ends it)")
-        uvicorn.Server(config).run(sockets=[listener])
+    )
 
 
 def read_token(file: Path | None) -> str | None:
