@@ -35,7 +35,7 @@ FLOORS = (
     {"training"},
     {"export", "run"},
     {"gallery"},
-    {"lab"},
+    {"lab", "serve"},
     {"commands", "cli", "__main__"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -1,22 +1,27 @@
 """Full FC and Partial FC, forward and backward without the optimizer, against three bare matrix products over the same rows.
 
+Products: as autograd makes them, whose logits and gradients are new tensors in each step; *in place*: into memory that is there.
 Dense: the usual PyTorch: normalized rows, cosines, a margin on the target, `cross_entropy`, autograd. Streamed: our way where the logits do not
 fit (`KEPT_MIB` is set to 0), as for millions of classes. Cut: `linear_cross_entropy(impl="torch_compile")` of cut-cross-entropy if it is installed
 (`pip install --no-deps cut-cross-entropy`); it knows neither unit rows nor margins, which makes its task smaller.
 
-    python benchmarks/class_softmax.py [--threads 1] [--clock cpu|wall] [--repeats 7]
+    python benchmarks/class_softmax.py [--threads 1] [--clock cpu|wall] [--repeats 5]
 
-Writes results/class_softmax.json: medians of runs taken in turns, and ratios within the run.
+Each way has a process of its own, because what one frees decides how fast the next gets memory; they take turns. Writes
+results/class_softmax.json: medians and ratios of them.
 """
 
 import argparse
+import multiprocessing
+import statistics
 import sys
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
+from multiprocessing.connection import Connection
 
 import torch
-from common import median_seconds_each, write_result
+from common import write_result
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize, one_hot
 
@@ -35,6 +40,22 @@ def three_products(query_BD: Tensor, weight_ND: Tensor) -> None:
     _ = logits_BN @ weight_ND, logits_BN.T @ query_BD
 
 
+def three_products_in_place(weight_ND: Tensor) -> Callable[[Tensor], None]:
+    """Return the same three into memory that is made here, once."""
+    logits_BN, query_gradient, gradient_ND = (
+        torch.empty(B, len(weight_ND)),
+        torch.empty(B, D),
+        torch.empty_like(weight_ND),
+    )
+
+    def step(query_BD: Tensor) -> None:
+        torch.mm(query_BD, weight_ND.T, out=logits_BN)
+        torch.mm(logits_BN, weight_ND, out=query_gradient)
+        torch.mm(logits_BN.T, query_BD, out=gradient_ND)
+
+    return step
+
+
 def dense(query_BD: Tensor, weight_ND: Tensor, labels_B: Tensor) -> None:
     """Forward and backward as everybody writes them."""
     query, weight = query_BD.detach().requires_grad_(), weight_ND.detach().requires_grad_()
@@ -49,16 +70,6 @@ def head_step(head: FullFC | PartialFC, query_BD: Tensor, labels_B: Tensor) -> N
     head.weight.grad = None
 
 
-def streamed(head: FullFC, query_BD: Tensor, labels_B: Tensor) -> None:
-    """`head_step` where no logits are kept."""
-    kept = CLASS_SOFTMAX.KEPT_MIB
-    CLASS_SOFTMAX.KEPT_MIB = 0
-    try:
-        head_step(head, query_BD, labels_B)
-    finally:
-        CLASS_SOFTMAX.KEPT_MIB = kept
-
-
 def cut(query_BD: Tensor, weight_ND: Tensor, labels_B: Tensor) -> None:
     """A plain linear layer and cross entropy by cut-cross-entropy."""
     from cut_cross_entropy import linear_cross_entropy
@@ -67,23 +78,59 @@ def cut(query_BD: Tensor, weight_ND: Tensor, labels_B: Tensor) -> None:
     linear_cross_entropy(query, weight, labels_B, impl="torch_compile").backward()
 
 
-def ways_of(classes: int) -> dict[str, Callable[[], object]]:
+WAYS = ("three_products", "three_products_in_place", "full_fc", "streamed", "partial_fc", "dense")
+
+
+def step_of(way: str, classes: int) -> Callable[[], object]:
     """Everything that is timed over so many rows."""
     torch.manual_seed(0)
     query_BD = normalize(torch.randn(B, D))
-    full, partial = FullFC(D, classes, MARGIN), PartialFC(D, round(classes / SHARE), MARGIN, SHARE)
-    labels_B, many_labels_B = torch.randint(0, classes, (B,)), torch.randint(0, partial.identities, (B,))
-    weight_ND = full.weight.detach()
-    ways: dict[str, Callable[[], object]] = {
-        "three_products": lambda: three_products(query_BD, weight_ND),
-        "full_fc": lambda: head_step(full, query_BD, labels_B),
-        "streamed": lambda: streamed(full, query_BD, labels_B),
-        "partial_fc": lambda: head_step(partial, query_BD, many_labels_B),
-        "dense": lambda: dense(query_BD, weight_ND, labels_B),
-    }
-    if find_spec("cut_cross_entropy"):
-        ways["cut_cross_entropy"] = lambda: cut(query_BD, weight_ND, labels_B)
-    return ways
+    if way in ("full_fc", "streamed", "partial_fc"):
+        full = way != "partial_fc"
+        head = FullFC(D, classes, MARGIN) if full else PartialFC(D, round(classes / SHARE), MARGIN, SHARE)
+        labels_B = torch.randint(0, head.identities, (B,))
+        if way == "streamed":
+            CLASS_SOFTMAX.KEPT_MIB = 0
+        return lambda: head_step(head, query_BD, labels_B)
+    weight_ND, labels_B = torch.randn(classes, D).mul_(0.01), torch.randint(0, classes, (B,))
+    if way == "three_products_in_place":
+        step = three_products_in_place(weight_ND)
+        return lambda: step(query_BD)
+    if way == "three_products":
+        return lambda: three_products(query_BD, weight_ND)
+    return lambda: {"dense": dense, "cut_cross_entropy": cut}[way](query_BD, weight_ND, labels_B)
+
+
+def serve(turns: Connection, way: str, classes: int, threads: int, clock: str) -> None:
+    """Take a step and say its seconds whenever asked, until the parent hangs up."""
+    torch.set_num_threads(threads)
+    step, now = step_of(way, classes), {"wall": time.perf_counter, "cpu": time.process_time}[clock]
+    step()
+    turns.send(None)
+    while turns.recv():
+        start = now()
+        step()
+        turns.send(now() - start)
+
+
+def medians(classes: int, ways: tuple[str, ...], options: argparse.Namespace) -> dict[str, float]:
+    """Return the median seconds of a step of each way, each in a process of its own, in turns."""
+    context = multiprocessing.get_context("spawn")
+    turns: dict[str, Connection] = {}
+    for way in ways:
+        turns[way], other = context.Pipe()
+        asked = (other, way, classes, options.threads, options.clock)
+        context.Process(target=serve, args=asked, daemon=True).start()
+    for connection in turns.values():
+        connection.recv()  # ready, and the first step is done
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for turn in range(options.repeats):
+        for way in ways[:: -1 if turn % 2 else 1]:
+            turns[way].send(True)
+            seconds[way].append(turns[way].recv())
+    for connection in turns.values():
+        connection.send(False)
+    return {way: statistics.median(each) for way, each in seconds.items()}
 
 
 def main() -> None:
@@ -91,18 +138,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="cpu")
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    clock = {"wall": time.perf_counter, "cpu": time.process_time}[options.clock]
+    torch.set_num_threads(options.threads)  # for the record: the children do the work
+    ways = WAYS + (("cut_cross_entropy",) if find_spec("cut_cross_entropy") else ())
     results = []
     for classes in CLASSES:
-        seconds = median_seconds_each(ways_of(classes), options.repeats, clock=clock)
+        seconds = medians(classes, ways, options)
         for way, own in seconds.items():
             results.append(
                 {"rows": classes, "way": way, "seconds": own, "times_three_products": own / seconds["three_products"]}
             )
-            print(f"{classes:>9,}  {way:18}{own:8.3f} s  {results[-1]['times_three_products']:.2f}")
+            print(f"{classes:>9,}  {way:24}{own:8.3f} s  {results[-1]['times_three_products']:.2f}")
     print(write_result("class_softmax", {"batch": B, "embedding_size": D, "share": SHARE, **vars(options)}, results))
 
 

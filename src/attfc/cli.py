@@ -23,9 +23,9 @@ from attfc.commands import (
     training,
 )
 from attfc.commands.common import err, out
-from attfc.commands.evaluation import compare, evaluate, report
+from attfc.commands.evaluation import calibrate, compare, evaluate, report
 from attfc.commands.help import Commands, CommandsByUse
-from attfc.commands.photos import align
+from attfc.commands.photos import align, serve
 from attfc.errors import UserError
 
 __all__ = ["app", "main"]
@@ -41,11 +41,13 @@ for command in (
     training.train,
     evaluate.evaluate,
     compare.compare,
+    calibrate.calibrate,
     report.report,
     export.export,
     embed.embed,
     embed.verify,
     align.align,
+    serve.serve,
     models.backbones,
     planning.plan,
     planning.presets,

@@ -11,7 +11,7 @@ from attfc.errors import UserError
 from attfc.run.resuming import resume_run
 
 from .launch import on_ranks
-from .workers import errors, train, train_by_path, train_several
+from .workers import errors, fine_tuned, train, train_by_path, train_several
 
 # The others, and tighter: test_elastic_heads.py and test_torchrun_heads.py.
 HEADS = {
@@ -160,3 +160,50 @@ def test_rank_0_chooses_for_all(tmp_path) -> None:
     chosen = json.loads(configuration)
     assert int(rows) >= 10
     assert (chosen["batch_size"], chosen["eval"]["share"], chosen["backbone"]["name"]) == (16, 0.1, "r6_tiny")
+
+
+def test_two_ranks_fine_tune_as_one_does(runs, tmp_path) -> None:
+    """Centers of rows in shards, read by one and by two; a frozen trunk; both comparisons, said on every rank."""
+    source = runs["sharded"]["two"]
+    options = [f"start_from={source}", "head=full_fc", "finetune.trunk_rate=0", "finetune.batch_norm=kept"]
+    options += ["eval.root=synthetic:identities=24,images=3,seed=8", "eval.generated_pairs=40"]
+    options += ["eval.also=synthetic:identities=22,images=3,seed=9"]
+    one = fine_tuned(options, str(tmp_path / "one"))
+    two = on_ranks(2, fine_tuned, options, str(tmp_path / "two"))
+    assert two[0][1:3] == two[1][1:3] == one[1:3]
+    assert "have theirs of" in one[1]
+    assert losses(two[0][0]) == pytest.approx(losses(one[0]), rel=1e-4)
+    for mine, theirs in zip(one[3], two[0][3], strict=True):
+        assert mine["where"] == theirs["where"]
+        for this, that in zip(mine["differences"], theirs["differences"], strict=True):
+            assert this["difference"]["value"] == pytest.approx(that["difference"]["value"], abs=0.02), this["figure"]
+    assert two[1][3] == []  # rank 0 compares
+
+
+def test_two_ranks_learn_from_a_teacher_as_one_does(tmp_path) -> None:
+    import torch
+
+    from attfc.backbones import create_backbone
+    from attfc.training.model_files import save_model
+
+    torch.manual_seed(3)
+    teacher = save_model(tmp_path / "teacher", create_backbone("r6_tiny", embedding_size=32).eval())
+    kinds = {
+        "map": ["head=full_fc", "backbone.embedding_size=24", "optimizer.accumulation=2"],
+        "fixed": ["head=attfc", "backbone.embedding_size=32", "teacher.centers=fixed"],
+    }
+    cases = {name: [*kind, f"teacher={teacher}", f"teacher.cache={tmp_path / 'cache'}"] for name, kind in kinds.items()}
+    folders = on_ranks(2, train_several, [(case, str(tmp_path / f"two {name}"), 3, 1) for name, case in cases.items()])
+    for (name, case), folder in zip(cases.items(), folders[0], strict=True):
+        one = losses(train(case, str(tmp_path / f"one {name}")))
+        assert losses(folder) == pytest.approx(one[:3], rel=1e-4)
+        train([], folder)  # one process goes on
+        assert losses(folder) == pytest.approx(one, rel=1e-2)
+    refused = [
+        (["RANK1:teacher.weight=3", *cases["map"]], str(tmp_path)),
+        ([*cases["map"], "teacher=nowhere"], str(tmp_path)),
+    ]
+    said = on_ranks(2, errors, refused)
+    assert said[0] == said[1]
+    assert "ranks differ in their configuration: teacher.weight" in said[0][0]
+    assert "teacher=nowhere: nowhere does not exist" in said[0][1]

@@ -183,3 +183,24 @@ def test_a_batch_without_queries_is_refused():
         class_softmax(query_BD[:0], weight_ND, labels_B[:0], CosFace())
     with pytest.raises(UserError, match=message):
         container_softmax(query_BD[:0], torch.zeros(0), weight_ND, torch.arange(900), labels_B[:0], 16.0)
+
+
+@pytest.mark.parametrize("block_mib", [0.05, 32.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_some_rows_of_a_weight_are_a_weight_of_their_own_and_its_gradient_is_sparse(block_mib, dtype):
+    query_BD, weight_ND, labels_B = case()
+    weight_ND = weight_ND.to(dtype)
+    drawn_S = torch.cat([torch.arange(0, 900, 7), labels_B]).unique()
+    places_B = torch.searchsorted(drawn_S, labels_B)
+    options = {"block_mib": block_mib, "filtering_threshold": 0.3}
+    query, weight = query_BD.clone().requires_grad_(), weight_ND.clone().requires_grad_()
+    loss_B = class_softmax(query, weight, places_B, ArcFace(), rows_N=drawn_S, **options)
+    loss_B.mean().backward()
+    expected = streamed(query_BD, weight_ND[drawn_S], places_B, ArcFace(), **options)
+    assert weight.grad.is_sparse
+    assert torch.equal(weight.grad._indices()[0], drawn_S)
+    for found, wanted in zip((loss_B.detach(), query.grad, weight.grad._values()), expected, strict=True):
+        assert found.dtype == wanted.dtype
+        assert torch.equal(found, wanted)
+    with pytest.raises(UserError, match=f"weight_ND has {len(drawn_S)} rows, one per class"):
+        class_softmax(query_BD, weight_ND, labels_B + 900, ArcFace(), rows_N=drawn_S)

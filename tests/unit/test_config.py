@@ -6,6 +6,7 @@ import yaml
 from attfc.config import Asked, apply_overrides, config_to_yaml, load_config, preset_names, read_preset
 from attfc.config.arguments import read_words
 from attfc.config.kinds import KINDS, common_options, kinds_with, model_of
+from attfc.config.messages import keys_like
 from attfc.config.overrides import dotted
 from attfc.errors import UserError
 
@@ -100,6 +101,41 @@ def test_wrong_override_is_one_clear_error(override, message) -> None:
         load_config("demo", override.split(" "))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [  # its own section before every other
+        ("augment.crop", ["augment.crop_scale"]),
+        ("augment.flp", ["augment.flip"]),
+        ("augment.flip_probability", ["augment.flip"]),
+        ("eval.batchsize", ["eval.batch_size"]),
+        ("data.num_workers", ["data.workers"]),
+        ("data.cache", ["data.index_cache", "data.decoded_cache_mib"]),
+        ("center.temp", ["center.temperature"]),
+        ("margin.s", ["margin.scale"]),
+        ("backbone.size", ["backbone.embedding_size", "backbone.image_size"]),
+        ("schedule.warmup", ["schedule.warmup_epochs"]),
+        ("checkpoints.every", ["checkpoint.every"]),
+        ("optimiser.momentum", ["optimizer.momentum"]),
+        # nothing there: the same word elsewhere, then one that is spelled like it
+        ("head.scale", ["margin.scale"]),
+        ("schedule.lr", ["optimizer.learning_rate"]),
+        ("data.flip", ["augment.flip", "eval.flip"]),
+        ("optimizer.epochs", ["schedule.epochs"]),
+        # no section
+        ("warmup", ["schedule.warmup_epochs"]),
+        ("num_workers", ["data.workers"]),
+        ("wandb", ["log.wandb"]),
+        ("out", ["output"]),
+        ("batchsize", ["batch_size"]),
+        # nothing is near
+        *((word, []) for word in ("condition", "dropout", "student", "gpus", "xyz", "data.path", "augment.colour")),
+        *((word, []) for word in ("eval.interval", "negatives.size", "backbone.dropout", "foo.bar", "margin.qqq")),
+    ],
+)
+def test_a_mistyped_key_is_answered_with_what_is_near_or_with_nothing(typed: str, meant: list[str]) -> None:
+    assert keys_like(typed) == meant
 
 
 def test_override_inside_a_plain_value_is_refused() -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from attfc.backbones import create_backbone
+from attfc.data.conditions import parse_conditions
 from attfc.data.loading.decode import Batch
 from attfc.data.transforms import Augment
 from attfc.evaluation.embed import Embedder
@@ -145,7 +146,11 @@ def test_heads(monkeypatch, name: str) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"crop_scale": (0.8, 1.0), "brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "blur": 0.5}],
+    [
+        {},
+        {"crop_scale": (0.8, 1.0), "brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "blur": 0.5},
+        {"low_resolution": 0.2},
+    ],
 )
 def test_a_batch_is_handed_over_and_augmented(monkeypatch, options: dict[str, Any]) -> None:
     monkeypatch.setattr(FakeTensor, "tolist", lambda numbers: [0.0] * len(numbers))  # logarithms on the host
@@ -165,7 +170,8 @@ def test_evaluation_embeds(monkeypatch, dtype: torch.dtype | None) -> None:
     with on_cuda():
         network = create_backbone("r6_tiny")
     batches: Any = [(torch.zeros(4, 56, 56, 3, dtype=torch.uint8), {})]
-    for image_BD, mirror_BD, _ in Embedder(network, autocast_dtype=dtype).passes(batches, mirror=True):
+    hurt = parse_conditions(["lowres=24,blur=2,grey,covered"])
+    for image_BD, mirror_BD, _ in Embedder(network, autocast_dtype=dtype, conditions=hurt).passes(batches, mirror=True):
         assert [(each.device.type, each.dtype) for each in (image_BD, mirror_BD)] == [("cuda", torch.float32)] * 2
 
 

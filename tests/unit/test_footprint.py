@@ -61,10 +61,12 @@ def head_memory(
         """Bytes of the largest block of a pass over `rows`: see `row_blocks`."""
         return min(block, (min(rows, LARGEST_BLOCK) if cached else rows) * bytes_a_row)
 
-    def of_class_softmax(rows: int) -> float:
-        """Logits kept for backward up to 512 MiB, a block of logits and weights, a length per row."""
+    def of_class_softmax(rows: int, gathered: int = 0) -> float:
+        """Logits kept for backward up to 512 MiB, a block of logits, weights and gathered rows, a length per row."""
         logits = rows * everyone * 4.0
-        return (logits if logits <= 512 * 2**20 else 0.0) + of_blocks(rows, everyone * 8.0) + rows * 4.0
+        block = of_blocks(rows, everyone * 8.0)
+        block += block / (everyone * 8.0) * gathered * 4.0
+        return (logits if logits <= 512 * 2**20 else 0.0) + block + rows * 4.0
 
     if name in ("full_fc", "partial_fc"):
         rows = -(-identities // ranks)
@@ -80,11 +82,11 @@ def head_memory(
             )
         sampled = min(rows, max(round(sample_rate * rows), everyone))
         small = sampled * D * 4.0
-        # The rows and their gradient; five int64 per class for the draw, its sort and their norms.
+        # Five int64 per class for the draw and its sort.
         return HeadMemory(
             size,
             small,
-            of_class_softmax(sampled) + small + sampled * 40,
+            of_class_softmax(sampled, D) + sampled * 40,
             0,
             sampled,
             "sampled",
@@ -184,5 +186,6 @@ def test_trained_rows_elsewhere_leave_the_device_their_sample() -> None:
         here, there = (head.footprint(128, cached=cached) for head in (device, host))
         assert there.rows == (here.rows if cached else 0)
         assert there.gradient == here.gradient == 10_000 * 512 * 4
-        # The draw, five int64 per class, is made where the rows are.
-        assert there.working == here.working - (0 if cached else 10_000 * 40)
+        # The draw, five int64 per class, is made where the rows are; those of the step come whole, and not a block at a time.
+        block = (8192 if cached else 10_000) * 512 * 4
+        assert there.working == here.working + 10_000 * 512 * 4 - block - (0 if cached else 10_000 * 40)

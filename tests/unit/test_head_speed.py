@@ -36,8 +36,8 @@ def test_a_full_fc_takes_three_times_its_rows_and_no_less_will_do() -> None:
     assert found["fits"]
     assert len(found["seconds_each"]) == 2
     assert found["samples_per_second"] == pytest.approx(32 / found["seconds"])
-    # Rows, gradient, momentum; the logits, a block of rows and what a thread keeps beside.
-    assert 3 * rows < found["peak_bytes"] < 3 * rows + 48 * MIB
+    # Rows, gradient, momentum; the logits and what a thread keeps beside.
+    assert 3 * rows < found["peak_bytes"] < 3 * rows + 32 * MIB
     short = one("full_fc", 20_000, budget_bytes=2 * rows)
     assert (short["fits"], "can't allocate memory" in short["why"]) == (False, True)
 
@@ -57,7 +57,7 @@ def test_a_rehearsal_takes_what_the_step_takes() -> None:
     row = 512 * 4
     for case, rows in (
         (Case("full_fc", 50_000, device="meta"), 4 * 50_000),
-        (Case("partial_fc", 50_000, sample_rate=0.1, device="meta"), 2 * 50_000 + 2 * 5000),
+        (Case("partial_fc", 50_000, sample_rate=0.1, device="meta"), 2 * 50_000 + 5000),
         (Case("attfc", 10**8, slots=50_000, device="meta"), 50_000),
     ):
         with _Live() as live:  # counts the shapes' own tensors too: the rows once more

@@ -119,7 +119,10 @@ HEADS = {
     "dcp": ["head=dcp", "head.dtype=int8", "head.filter_above=0.3"],
     "partial_fc": ["head=partial_fc", "head.share=0.5"],
     "partial_fc adamw": ["head=partial_fc", "head.share=0.5", "optimizer.name=adamw"],
-    "augmented": ["head=full_fc", "augment.crop_scale=[0.8,1.0]", "augment.brightness=0.2", "augment.blur=0.1"],
+    "augmented": [
+        *("head=full_fc", "augment.crop_scale=[0.8,1.0]", "augment.brightness=0.2", "augment.blur=0.1"),
+        "augment.low_resolution=0.2",
+    ],
 }
 
 

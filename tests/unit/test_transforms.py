@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attfc.data.sampling.query_stream import mirror_seeds
-from attfc.data.transforms import Augment, normalize
+from attfc.data.transforms import Augment, normalize, small_and_back
 from attfc.errors import UserError
 from attfc.random_streams import hash_words, uniform
 
@@ -21,8 +21,12 @@ EVERYTHING = Augment(
     saturation=0.4,
     color_probability=0.8,
     blur=0.5,
+    low_resolution=0.5,
 )
-DECISIONS = ["crop", "area", "ratio", "top", "left", "color", "brightness", "contrast", "saturation", "blur", "sigma"]
+DECISIONS = [
+    *("crop", "area", "ratio", "top", "left", "color", "brightness", "contrast", "saturation", "blur", "sigma"),
+    *("low_resolution", "side"),
+]
 
 
 def pictures(count: int, height: int = 12, width: int = 12) -> Tensor:
@@ -143,6 +147,46 @@ def test_blur_equals_a_loop_over_the_gaussian() -> None:
     assert 0 < blurred < 5
 
 
+def slow_small_and_back(line: np.ndarray, side: int) -> np.ndarray:
+    """Shrink a row of pixels by a triangle as wide as a small pixel each side, then look up linearly; loops, no matrix."""
+    size = len(line)
+    small = np.zeros((side, *line.shape[1:]))
+    for place in range(side):
+        weights = [max(0.0, 1 - abs((i + 0.5) - (place + 0.5) * size / side) * side / size) for i in range(size)]
+        small[place] = sum(weight * pixel for weight, pixel in zip(weights, line, strict=True)) / sum(weights)
+    result = np.zeros_like(line)
+    for place in range(size):
+        at = min(max((place + 0.5) * side / size - 0.5, 0), side - 1)  # beyond the outer centres: the outer pixel
+        low = min(math.floor(at), side - 1)
+        result[place] = small[low] + (at - low) * (small[min(low + 1, side - 1)] - small[low])
+    return result
+
+
+@pytest.mark.parametrize(("height", "width"), [(9, 9), (8, 11)])
+def test_low_resolution_equals_a_loop_that_shrinks_and_enlarges(height: int, width: int) -> None:
+    images, seeds = pictures(12, height, width), seeds_for(12)
+    found = Augment(flip=0.0, low_resolution=0.6)(images, seeds)
+    small, sides = 0, set()
+    for image, seed, result in zip(images.numpy().astype(np.float64), seeds.tolist(), found, strict=True):
+        expected = image
+        if drawn(seed, "low_resolution") < 0.6:
+            small += 1
+            share = 0.2 + drawn(seed, "side") * 0.8
+            sides.add(int(share * width))
+            rows = slow_small_and_back(image.transpose(1, 2, 0), int(share * height))
+            expected = slow_small_and_back(rows.transpose(1, 0, 2), int(share * width)).transpose(2, 1, 0)
+        assert np.abs(result.numpy() - (expected - 127.5) / 127.5).max() < 1e-4
+    assert 0 < small < 12
+    assert len(sides) > 2
+
+
+@pytest.mark.parametrize("size", [1, 7, 56, 112])
+def test_an_image_that_is_not_shrunk_stays_as_it_is(size: int) -> None:
+    matrices = small_and_back(size, torch.tensor([float(size), 1.0]))
+    assert torch.equal(matrices[0], torch.eye(size))
+    assert torch.allclose(matrices[1], matrices[1][:1].expand(size, size))  # one pixel, everywhere
+
+
 def test_colours_equal_the_formulas_in_numpy() -> None:
     images, seeds = pictures(12, 6, 6), seeds_for(12)
     found = Augment(flip=0.0, brightness=0.4, contrast=0.5, saturation=1.5, color_probability=0.6)(images, seeds)
@@ -222,6 +266,8 @@ def test_an_accelerator_gives_the_same_pixels() -> None:
         ({"crop_scale": (0.5, 1.1)}, r"crop_scale = \(0.5, 1.1\) must be"),
         ({"crop_ratio": (2.0, 1.0)}, r"crop_ratio = \(2.0, 1.0\) must be"),
         ({"blur_sigma": (1.0, 2.0, 3.0)}, r"blur_sigma = \(1.0, 2.0, 3.0\) must be"),
+        ({"low_resolution": -0.1}, r"augmentation low_resolution = -0.1 is a probability"),
+        ({"low_resolution_side": (0.5, 2.0)}, r"low_resolution_side = \(0.5, 2.0\) must be"),
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
@@ -239,4 +285,6 @@ def test_bad_tensors_are_named() -> None:
 def test_a_flipped_crop_is_the_mirrored_crop() -> None:
     images, seeds = pictures(6), seeds_for(6)
     plain, flipped = (Augment(flip=flip, crop_scale=(0.3, 0.9), blur=0.5)(images, seeds) for flip in (0.0, 1.0))
+    assert torch.allclose(flipped, plain.flip(-1), atol=1e-6)
+    plain, flipped = (Augment(flip=flip, low_resolution=1.0)(images, seeds) for flip in (0.0, 1.0))
     assert torch.allclose(flipped, plain.flip(-1), atol=1e-6)

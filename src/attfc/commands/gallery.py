@@ -59,8 +59,10 @@ def create(
     """Make an empty gallery of a model, or give one that exists other thresholds.
 
     Args:
-        far: false accept rate of one comparison at which a search answers with a name, such as 1e-4; default: it gives scores only
-        evaluation: file of `attfc evaluate MODEL all-pairs FOLDER --json FILE`; default: the last evaluation of the model's run
+        far: false accept rate of one comparison at which a search answers with a name, such as 1e-4; default: that of the model's
+            operating point, and without one it gives scores only
+        evaluation: file of `attfc evaluate MODEL all-pairs FOLDER --json FILE` or of attfc calibrate; default: the model's operating point,
+            else the last evaluation of its run
         flip: add the embedding of the mirror image before normalizing, as evaluation does
     """
     from attfc.gallery import Gallery
@@ -71,7 +73,7 @@ def create(
     out.print(f"{gallery}: a gallery of {facts.embedding_size} numbers per template, for {facts.model}")
     if facts.threshold is not None:
         out.print(
-            f"a search answers with a name above cosine {facts.threshold:.4f}: FAR {far:g} by {facts.thresholds_of}"
+            f"a search answers with a name above cosine {facts.threshold:.4f}: FAR {facts.far:g} by {facts.thresholds_of}"
         )
     else:
         stated = ", ".join(f"{rate:g}" for rate, _ in facts.threshold_at_far)
@@ -121,8 +123,9 @@ def add(
     notes += several_faces(store, workers)
     print_notes(map(shown, notes))
     known = f"; {done.known:,} images were there" if done.known else ""
+    whose = "1 person" if people == 1 else f"{people:,} people"
     out.print(
-        f"{gallery}: added {_count(done.templates, 'template')} of {_count(done.images, 'image')}{known}; {people:,} people"
+        f"{gallery}: added {_count(done.templates, 'template')} of {_count(done.images, 'image')}{known}; {whose}"
     )
     write_json(
         json_file,
@@ -201,6 +204,7 @@ def search(
         top: nearest people listed per face
     """
     from attfc.export.face_list import open_faces
+    from attfc.gallery.gallery import named, strangers_named
 
     with _opened(gallery, model, model_is, device) as opened:
         faces, notes = faces_of(open_faces(images), opened.facts.image_size, align, detector)
@@ -214,7 +218,7 @@ def search(
     print_table(_answers(where, found, threshold, [rate for rate, _ in facts.threshold_at_far]))
     if threshold is not None:
         assert facts.far is not None
-        strangers = 1 - (1 - facts.far) ** stats["templates"]
+        strangers = strangers_named(facts.far, stats["templates"])
         out.print(
             f"\nA name is given above cosine {threshold:.4f}, FAR {facts.far:g} of one comparison by {facts.thresholds_of}. "
             f"A search compares with {_count(stats['templates'], 'template')}, so of strangers about {strangers:.2g} get a name."
@@ -235,7 +239,7 @@ def search(
             "images": [
                 {
                     "image": image,
-                    "name": best[0].name if best and threshold is not None and best[0].score > threshold else None,
+                    "name": named(best, threshold),
                     "nearest": [{"name": each.name, "score": each.score, "far": each.far} for each in best],
                 }
                 for image, best in zip(where, found, strict=True)
@@ -251,8 +255,8 @@ def stats(gallery: GalleryArgument, json_file: JsonOption = None) -> None:
     from attfc.gallery import Gallery
 
     with Gallery.open(gallery) as opened, progress_bar("templates") as bar:
-        found = opened.stats()
         opened.check(bar)
+        found = opened.stats()
     for key in ("people", "templates", "images", "free_slots"):
         out.print(f"{key.replace('_', ' '):<12}{found[key]:,}")
     out.print(f"{'model':<12}{shown(found['model'])}")

@@ -12,8 +12,8 @@ __all__ = ["EXAMPLES", "USES", "Commands", "CommandsByUse"]
 
 USES = {
     "Train": ("train", "presets", "options", "backbones", "plan"),
-    "Judge a model": ("evaluate", "compare", "report"),
-    "Use a model": ("embed", "verify", "gallery", "export"),
+    "Judge a model": ("evaluate", "compare", "calibrate", "report"),
+    "Use a model": ("embed", "verify", "gallery", "serve", "export"),
     "Prepare data": ("align", "data"),
     "Measure": ("bench", "study"),
 }

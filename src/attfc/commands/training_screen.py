@@ -66,7 +66,7 @@ class RunScreen:
 
     def begin(self, make: "Callable[[Callable[[int, int], None]], Run]", resumed: bool = False) -> "Run":
         """Put a run together and say what it will do."""
-        with progress_bar("index") as bar:
+        with progress_bar("images") as bar:
             run = make(bar)
         err.quiet = out.quiet = run.ranks.rank > 0
         try:
@@ -100,6 +100,9 @@ class RunScreen:
 
         evaluation = run.trainer.evaluation
         lines = _headline(evaluation.last, run.intervals, evaluation.on) if evaluation and evaluation.last else []
+        if run.against_start:
+            lines.append(f"against {run.against_start['model']}; 95 % intervals, the same people drawn for both models")
+            lines += [f"  {line}" for each in run.against_start["sets"] for line in (*each["lines"], *each["notes"])]
         lines += [f"note: {note}" for note in run.shared.notes[-1:] if run.shared.look_alikes] if run.shared else []
         lines += [f"model   {folder / 'model'}", *([f"report  {run.report}"] if run.report else [])]
         few = bool(evaluation and evaluation.last and few_people(evaluation.last["people"]))

@@ -3,7 +3,6 @@
 All of it is made from the descriptions in the schema (`attfc.config.option`). A terminal has 80 columns, so an option is a few short rows.
 """
 
-import difflib
 import textwrap
 from dataclasses import dataclass, replace
 from functools import cache
@@ -129,9 +128,7 @@ def find_options(word: str) -> list[Option]:
         named = [option for option in options if low in option.key.lower()]
         found = named + [option for option in options if low in option.meaning.lower() and option not in named]
     if not found:
-        near = keys_like(word) or difflib.get_close_matches(
-            word, [*sections(), *SHORT_NAMES, *(o.key for o in options)], cutoff=0.4
-        )
+        near = keys_like(word)
         raise UserError(
             f"no option has {word!r} in its name or meaning"
             + (f"; near it: {', '.join(near)}" if near else "")

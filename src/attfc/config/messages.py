@@ -83,33 +83,45 @@ def _nearest_key(key: str) -> str:
     return f"; did you mean {one_of(found)}?" if found else " (attfc options lists the known ones)"
 
 
+_ALIKE, _FAR_ALIKE = 0.7, 0.8  # of difflib's ratio: epoch and epochs 0.91, nane and name 0.75, dropout and root 0.73
+
+
 def keys_like(key: str, most: int = 3) -> list[str]:
-    """Return the dotted keys that somebody who wrote `key` may have meant; empty: nothing is near.
+    """Return the dotted keys that somebody who wrote `key` may have meant, those of its own section first; empty: nothing is near.
 
     >>> keys_like("learning_rate"), keys_like("optimizer.lr"), keys_like("optimizer.momentun")
     (['optimizer.learning_rate'], ['optimizer.learning_rate'], ['optimizer.momentum'])
+    >>> keys_like("augment.crop"), keys_like("warmup"), keys_like("teachr_of_mine")
+    (['augment.crop_scale'], ['schedule.warmup_epochs'], [])
     """
     known = described_fields()
-    *sections, last = key.split(".")
+    section, _, last = key.rpartition(".")
     if "_" in key and (apart := key.replace("_", ".", 1)) in known:
         return [apart]
-    if sections:
-        near = _nearest_by_last_part(last, [name for name in known if name.split(".")[:-1] == sections])
-        if near:
-            return near
+    if section:
+        homes = difflib.get_close_matches(section, {name.rpartition(".")[0] for name in known}, n=1, cutoff=_ALIKE)
+        own = [name for name in known if name.rpartition(".")[0] in homes]
+        if near := _spelled_like(last, own) or _worded_like(last, own):
+            return near[:most]
     if last in SHORT_NAMES:
         return [SHORT_NAMES[last]]
     same = [name for name in known if name.split(".")[-1] == last]
-    return (
-        same[:most]
-        or difflib.get_close_matches(last, [*RunConfig.model_fields, *SHORT_NAMES], n=1)
-        or _nearest_by_last_part(last, list(known))
-    )
+    far = ([*RunConfig.model_fields, *SHORT_NAMES], list(known))
+    near = same or next(filter(None, (_spelled_like(last, keys, _FAR_ALIKE) for keys in far)), [])
+    return (near or ([] if section else _worded_like(last, list(known))))[:most]
 
 
-def _nearest_by_last_part(last: str, keys: list[str]) -> list[str]:
-    near = difflib.get_close_matches(last, [key.split(".")[-1] for key in keys], n=1)
+def _spelled_like(last: str, keys: list[str], cutoff: float = _ALIKE) -> list[str]:
+    near = difflib.get_close_matches(last, [key.split(".")[-1] for key in keys], n=1, cutoff=cutoff)
     return [key for key in keys if key.split(".")[-1] == near[0]] if near else []
+
+
+def _worded_like(last: str, keys: list[str]) -> list[str]:
+    """Return the keys that begin as a word does, then those that share a whole word with it."""
+    names = {key: key.split(".")[-1] for key in keys}
+    begin = [key for key, name in names.items() if name.replace("_", "").startswith(last.replace("_", ""))]
+    words = {word for word in last.split("_") if len(word) > 2}
+    return begin or [key for key, name in names.items() if words & set(name.split("_"))]
 
 
 def said_as_options(refusal: str) -> str:

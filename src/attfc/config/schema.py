@@ -23,6 +23,7 @@ from attfc.config.kinds import (
     with_default_parts,
 )
 from attfc.config.option import NotNegative, Option, Positive, Section, Share, option
+from attfc.config.sections.teacher import TeacherConfig
 
 if TYPE_CHECKING:
     Head = Part
@@ -38,6 +39,7 @@ else:
 __all__ = ["RunConfig", "Section", "SourceConfig", "described_fields", "models_of"]
 
 PixelValues = float | tuple[float, float, float]
+STARTS = "start_from!=null"
 EVALUATES = "eval.root!=null or eval.share!=0"
 
 
@@ -104,6 +106,9 @@ class AugmentConfig(Section):
         0.0, "distances of pixels from their own grey are multiplied by a random number from 1 - s to 1 + s"
     )
     blur: Share = option(0.0, "probability of a Gaussian blur")
+    low_resolution: Share = option(
+        0.0, "probability that an image is shrunk to 0.2 to 1 of its side and enlarged again; AdaFace has 0.2"
+    )
 
 
 class BackboneConfig(Section):
@@ -143,6 +148,20 @@ class DistributedConfig(Section):
     )
     timeout_seconds: Annotated[float, Field(gt=0)] = option(
         600.0, "longest wait for another process, the scoring of an evaluation included", unit="seconds"
+    )
+
+
+class FinetuneConfig(Section):
+    """What stays of the weights that a run begins with (start_from)."""
+
+    batch_norm: Literal["adapted", "kept"] = option(
+        "adapted", "statistics of BatchNorm: of the new images, or those of the start weights", acts=STARTS
+    )
+    trunk_rate: Share = option(
+        1.0, "share of the learning rate for all below the network's last matrix; 0 freezes it: less time and memory", acts=STARTS
+    )  # fmt: skip
+    rows: Literal["by_name", "fresh"] = option(
+        "by_name", "centers of the head: those of the start run for people of the same name, or all new", acts=STARTS
     )
 
 
@@ -245,6 +264,12 @@ class EvalConfig(Section):
         unit="pairs",
         acts="eval.pairs=null and eval.root!=null or eval.pairs=null and eval.share!=0",
     )
+    also: str | None = option(
+        None,
+        "everybody, a store or .bin: at the end the model of start_from and the new one are compared on them too",
+        null="on the people of the evaluation alone",
+        acts=f"{STARTS} and eval.root!=null or {STARTS} and eval.share!=0",
+    )
     every: NotNegative = option(
         0, "steps between evaluations during training; 0: only at the end", unit="steps", acts=EVALUATES
     )
@@ -325,6 +350,7 @@ class RunConfig(Section):
     data: DataConfig = Field(default_factory=DataConfig)
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
     backbone: BackboneConfig = Field(default_factory=BackboneConfig)
+    teacher: TeacherConfig = Field(default_factory=TeacherConfig)
     head: Head = Field(default_factory=model_of("head", default_kind("head")))
     margin: Margin = Field(default_factory=model_of("margin", default_kind("margin")))
     center: Center | None = None
@@ -332,6 +358,7 @@ class RunConfig(Section):
     stored: Stored | None = None
     in_batch: InBatch | None = None
     key_encoder: KeyEncoderConfig | None = None
+    finetune: FinetuneConfig = Field(default_factory=FinetuneConfig)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
     precision: PrecisionConfig = Field(default_factory=PrecisionConfig)
@@ -364,6 +391,10 @@ class RunConfig(Section):
             raise ValueError(
                 f"eval.share={self.eval.share:g} keeps people of the training set aside, and eval.root={self.eval.root} names others: "
                 "set one of them"
+            )
+        if self.teacher.model is not None and self.teacher.loss is None and self.teacher.centers is None:
+            raise ValueError(
+                "teacher.loss=null and teacher.centers=null: the teacher would teach nothing; set one of them, or leave teacher out"
             )
         if self.data.sources and self.data.edits:
             raise ValueError("data.edits is about one set and data.sources are several: give each source its own edits")

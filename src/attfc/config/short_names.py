@@ -7,6 +7,7 @@ SHORT_NAMES = {
     "max_steps": "schedule.max_steps",
     "lr": "optimizer.learning_rate",
     "backbone": "backbone.name",
+    "teacher": "teacher.model",
 }
 
 

@@ -30,7 +30,15 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from attfc.typing import UInt8
 
-__all__ = ["BrokenImageError", "ImageFacts", "decode_image", "image_facts", "image_size", "reason_of"]
+__all__ = [
+    "BrokenImageError",
+    "ImageFacts",
+    "TooLargeImageError",
+    "decode_image",
+    "image_facts",
+    "image_size",
+    "reason_of",
+]
 
 MAX_PIXELS = 64 * 1024 * 1024
 """Largest width x height that is decoded: 192 MiB of RGB. A 20 KB PNG may declare far more."""
@@ -53,6 +61,10 @@ _warnings_lock = threading.Lock()
 
 class BrokenImageError(ValueError):
     """The bytes are not an image that can be used; the message is a short reason without a path."""
+
+
+class TooLargeImageError(BrokenImageError):
+    """The image declares more pixels or scans than are decoded."""
 
 
 def reason_of(error: OSError | BrokenImageError) -> str:
@@ -170,10 +182,10 @@ def _open(encoded: bytes) -> ImageFile.ImageFile:
 def _check_size(size: tuple[int, int], jpeg: bytes = b"") -> None:
     pixels = size[0] * size[1]
     if pixels > MAX_PIXELS:
-        raise BrokenImageError(f"declares {size[0]} x {size[1]} pixels, more than the limit of {MAX_PIXELS:,}")
+        raise TooLargeImageError(f"declares {size[0]} x {size[1]} pixels, more than the limit of {MAX_PIXELS:,}")
     # A scan takes ten bytes at least: most files cannot hold too many, and need no count.
     if pixels * (len(jpeg) // 10) > MAX_SCANNED and pixels * (scans := jpeg.count(_SCAN)) > MAX_SCANNED:
-        raise BrokenImageError(f"declares {size[0]} x {size[1]} pixels in {scans:,} scans, more than a photo needs")
+        raise TooLargeImageError(f"declares {size[0]} x {size[1]} pixels in {scans:,} scans, more than a photo needs")
 
 
 def _webp_size(encoded: bytes) -> tuple[int, int]:

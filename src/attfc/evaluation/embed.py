@@ -21,10 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from attfc.data.conditions import Condition
 from attfc.data.stores.store import Images
 from attfc.distributed import ALONE, Ranks
 from attfc.errors import UserError
-from attfc.evaluation.embedding_cache import Batch, CacheKey, cached_embeddings
+from attfc.evaluation.embedding_cache import Batch, CacheKey, FaceEmbeddings, cached_embeddings
 from attfc.evaluation.rates import Figures
 from attfc.precision import autocast
 from attfc.typing import Bools, Float32, Int64, Progress, UInt8
@@ -187,6 +188,7 @@ class Embedder:
         autocast_dtype: torch.bfloat16 or torch.float16 for mixed precision, None = the model's own precision.
         image_size: side in pixels; None = the model's `image_size` attribute.
         ranks: the processes that embed together; all call this alike, with equal models, and get all embeddings.
+        conditions: what is done to the decoded images before, in this order.
 
     Raises:
         UserError: a batch size below 1.
@@ -200,6 +202,7 @@ class Embedder:
     autocast_dtype: torch.dtype | None = None
     image_size: int | None = None
     ranks: Ranks = ALONE
+    conditions: tuple[Condition, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what embeds nothing."""
@@ -216,6 +219,12 @@ class Embedder:
         """The device it computes on."""
         return device_of(self.model) if self.device is None else torch.device(self.device)
 
+    @property
+    def of_cache(self) -> dict[str, str]:
+        """What embeddings depend on beside model, size and images, for their key in a cache; nothing where nothing is done to the images."""
+        precision = {"precision": str(self.autocast_dtype)}
+        return {**precision, "condition": ",".join(map(str, self.conditions))} if self.conditions else precision
+
     def passes(self, batches: Dataset[Any], mirror: bool) -> Iterator[tuple[Any, ...]]:
         """Yield (embeddings (B, D), those of the mirror images or None, whatever else the batch has) of each batch.
 
@@ -227,8 +236,11 @@ class Embedder:
         loader = DataLoader(batches, batch_size=None, num_workers=self.workers, generator=torch.Generator())
         with torch.no_grad(), _evaluation_mode(self.model), autocast(self.on, self.autocast_dtype):
             for pixels_BSSC, *rest in loader:
+                pixels_BSSC = pixels_BSSC.to(self.on, non_blocking=True)
+                for condition in self.conditions:
+                    pixels_BSSC = condition(pixels_BSSC)
                 # A view of (B, S, S, 3) memory: channels-last already, no copy.
-                images_BCSS = (pixels_BSSC.to(self.on, non_blocking=True).permute(0, 3, 1, 2).float() - 127.5) / 127.5
+                images_BCSS = (pixels_BSSC.permute(0, 3, 1, 2).float() - 127.5) / 127.5
                 image_BD = self.model(images_BCSS).float()
                 yield image_BD, self.model(images_BCSS.flip(3)).float() if mirror else None, *rest
 
@@ -291,8 +303,26 @@ class Embedder:
     ) -> tuple[Tensor, dict[int, str]]:
         """Return the same of one process, from disk as far as they are there."""
         places = "\0".join(source.where(position) for position in positions_N.tolist())
-        key = CacheKey(kept.model_key, image_size=size, flip=self.flip, precision=self.autocast_dtype)
+        key = CacheKey(kept.model_key, image_size=size, flip=self.flip, **self.of_cache)
         key.add("images", places.encode("utf-8", "surrogateescape"))
+        found = self.rows_kept(kept.folder, key, source, positions_N, size, progress)
+        return torch.from_numpy((found.image + found.mirror) / 2), found.broken
+
+    def rows_kept(
+        self,
+        place: Path,
+        key: CacheKey,
+        source: ImageSource,
+        positions_N: Int64,
+        size: int,
+        progress: Progress | None = None,
+    ) -> FaceEmbeddings:
+        """Return embeddings of images as the model gives them, mapped from disk, where one process has written those that were missing.
+
+        Args:
+            place, key: see `cached_embeddings`; the key names model, images and options.
+            size: side in pixels.
+        """
 
         def embed(start: int) -> Iterator[Batch]:
             batches = _Batches(source, positions_N[start:], self.batch_size, size, ALONE)
@@ -301,8 +331,7 @@ class Embedder:
                 yield both[0], both[1], {start + row: reason for row, reason in broken_rows.items()}, ()
 
         numbers = int(self.model.embedding_size)  # type: ignore[arg-type]
-        found = cached_embeddings(kept.folder, key, len(positions_N), numbers, embed, progress)
-        return torch.from_numpy((found.image + found.mirror) / 2), found.broken
+        return cached_embeddings(place, key, len(positions_N), numbers, embed, progress)
 
     def embed_within(
         self,
@@ -352,7 +381,7 @@ def embed_store(
         store: where the images are.
         positions: (N,) which images, None = all; each is embedded as often as it is named.
         progress: called as (images done, images).
-        options: batch_size, flip, device, workers, autocast_dtype, image_size, ranks: see `Embedder`.
+        options: batch_size, flip, device, workers, autocast_dtype, image_size, ranks, conditions: see `Embedder`.
 
     Returns:
         Embeddings; broken images have zero rows and are named in `broken`.

@@ -26,7 +26,7 @@ from attfc.errors import UserError
 from attfc.files import lock, write_json_whole
 from attfc.typing import Float32, Progress
 
-__all__ = ["CacheKey", "FaceEmbeddings", "cached_embeddings", "default_cache", "model_digest"]
+__all__ = ["CacheKey", "FaceEmbeddings", "cached_embeddings", "default_cache", "model_digest", "open_embeddings"]
 
 Batch = tuple[Tensor, Tensor, dict[int, str], tuple[int, ...]]
 
@@ -132,7 +132,7 @@ def cached_embeddings(
     """
     whole, partial = place / key.digest, place / f"{key.digest}.partial"
     if whole.is_dir():
-        return _open(whole, rows, size, rows)
+        return open_embeddings(whole, rows, size, rows)
     partial.mkdir(parents=True, exist_ok=True)
     lock_file = place / f"{key.digest}.lock"
     with lock_file.open("w") as file:
@@ -140,12 +140,12 @@ def cached_embeddings(
             raise UserError(f"{whole}: another process is embedding this list with this model: wait for it")
         try:
             if whole.is_dir():  # the other one has just finished it
-                return _open(whole, rows, size, rows)
+                return open_embeddings(whole, rows, size, rows)
             reused = _fill(partial, rows, size, embed, progress)
             partial.rename(whole)
         finally:
             lock_file.unlink(missing_ok=True)
-    return _open(whole, rows, size, reused)
+    return open_embeddings(whole, rows, size, reused)
 
 
 def _fill(
@@ -197,7 +197,12 @@ def _fill(
     return start
 
 
-def _open(folder: Path, rows: int, size: int, reused: int) -> FaceEmbeddings:
+def open_embeddings(folder: Path, rows: int, size: int, reused: int = 0) -> FaceEmbeddings:
+    """Open an entry that is whole, of N rows of D numbers; `reused` goes into the result.
+
+    Raises:
+        UserError: it is damaged, or of other sizes.
+    """
     state = _read_state(folder / "state.json")
     if state["rows"] != rows:
         raise _damaged(folder, f"{state['rows']} rows, {rows} expected")

@@ -56,7 +56,7 @@ __all__ = [
 ]
 
 _FORMAT = "attfc result 1"
-_RUN_RESAMPLES, _RUN_EXACT = 400, 2**16  # 2.5 s for 300 identities x 8 images and 3,000 pairs
+RUN_RESAMPLES, RUN_EXACT = 400, 2**16  # 2.5 s for 300 identities x 8 images and 3,000 pairs
 _KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (PairListSample, TailSample, SearchSample, ShareSample)}
 _MOST_TEXT = 64 * 2**20
 _MOST_IDENTITIES = 2**26  # a weight each takes 0.5 GiB
@@ -77,6 +77,11 @@ class EvaluationResult:
     paths: tuple[str, ...]
     figures: dict[str, Any] = field(repr=False)
     samples: Mapping[FigurePath, Sequence[Sample]] = field(repr=False)
+
+    @property
+    def condition(self) -> str:
+        """What was done to the images, "lowres=24, jpeg=30"; empty: nothing."""
+        return str(self.figures.get("condition", ""))
 
 
 def resample_result(
@@ -121,14 +126,14 @@ def figures_with_intervals(found: HeldOutEvaluation, seed: int = 0) -> dict[str,
 
     `intervals` is laid out as the figures are, those of all pairs within it under `all_pairs`.
     """
-    result = EvaluationResult("", "held-out", (), found.figures(), found.samples(_RUN_EXACT))
-    resampled = resample_result(result, _RUN_RESAMPLES, 0.95, seed)
+    result = EvaluationResult("", "held-out", (), found.figures(), found.samples(RUN_EXACT))
+    resampled = resample_result(result, RUN_RESAMPLES, 0.95, seed)
     return {
         **result.figures,
         "intervals": nested(_intervals(resampled)),
         "interval_identities": found.people,
         "interval_notes": _notes(resampled),
-        "uncertainty": _method(_RUN_RESAMPLES, 0.95, seed),
+        "uncertainty": _method(RUN_RESAMPLES, 0.95, seed),
     }
 
 
@@ -229,6 +234,12 @@ class Difference:
         """Whether the interval of the difference leaves out 0."""
         low, high = self.difference.low, self.difference.high
         return low is not None and high is not None and (low > 0 or high < 0)
+
+    def plain(self) -> dict[str, Any]:
+        """Return it as plain JSON types, for `--json` and evaluation.json."""
+        intervals = {"a": self.one, "b": self.other, "difference": self.difference}
+        stated = {name: {"value": each.value, "interval": each.plain()} for name, each in intervals.items()}
+        return {"figure": list(self.path), **stated, "clear": self.clear}
 
 
 def compare_results(

@@ -24,7 +24,7 @@ from attfc.data.stores.store import EncodedStore, Store, origins
 from attfc.data.stores.synthetic import SyntheticFaces
 from attfc.typing import Bools, Int64, Progress, UInt64
 
-__all__ = ["SharedPeople", "compare_with_training", "not_compared", "rendered"]
+__all__ = ["SharedPeople", "compare_with_training", "not_compared", "people_and_places", "rendered"]
 
 
 _ALL_IMAGES = 200_000
@@ -190,7 +190,7 @@ def rendered(training: Store, evaluation: Store) -> list[bool]:
     return [isinstance(base, SyntheticFaces) for store in (training, evaluation) for base in origins(store, nowhere)[0]]
 
 
-def _people(store: Store) -> tuple[set[str], Iterator[tuple[str, str]]]:
+def people_and_places(store: Store) -> tuple[set[str], Iterator[tuple[str, str]]]:
     """Return the places of a store's data, and of each identity the place of its first image and its name."""
     index = store.identities
     first_I = np.minimum(index.offsets[:-1], index.images - 1)
@@ -202,7 +202,7 @@ def _people(store: Store) -> tuple[set[str], Iterator[tuple[str, str]]]:
 
 def _by_name(training: Store, evaluation: Store) -> tuple[Bools, bool, bool]:
     """Return which evaluation identities have a name of the training, whether any names could be compared, and whether all is one place."""
-    places, evaluated = _people(evaluation)
+    places, evaluated = people_and_places(evaluation)
     people = list(evaluated)
     exact = {person: label for label, person in enumerate(people)}
     loose: dict[str, list[int]] = {}
@@ -210,7 +210,7 @@ def _by_name(training: Store, evaluation: Store) -> tuple[Bools, bool, bool]:
         if comparable := comparable_name(name):
             loose.setdefault(comparable, []).append(label)
     found_I = np.zeros(len(people), np.bool_)
-    training_places, trained = _people(training)
+    training_places, trained = people_and_places(training)
     worded = False
     for place, name in trained:
         if (place, name) in exact:

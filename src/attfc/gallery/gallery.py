@@ -26,7 +26,7 @@ from attfc.data.stores.store import Store, origins
 from attfc.errors import UserError, nearest
 from attfc.evaluation.embed import BrokenImage, Embedder
 from attfc.evaluation.protocols.template_pooling import pool_templates
-from attfc.evaluation.report.thresholds import thresholds_of
+from attfc.evaluation.report.thresholds import lowest_far, thresholds_of
 from attfc.evaluation.unit_rows import unit_tensor
 from attfc.export.face_list import FaceList, open_faces
 from attfc.export.face_model import FaceModel
@@ -34,7 +34,7 @@ from attfc.gallery.database import Facts
 from attfc.gallery.templates import Template, TemplateStore, now
 from attfc.typing import Float32, Progress
 
-__all__ = ["Added", "Gallery", "Match", "Removed", "plain"]
+__all__ = ["Added", "Gallery", "Match", "Removed", "named", "plain", "strangers_named"]
 
 LONGEST_NAME = 200  # characters
 AT_ONCE = 2048  # images of whole people that are embedded, then added in one transaction
@@ -88,6 +88,16 @@ def plain(text: str) -> str:
     return printable(unicodedata.normalize("NFC", text).encode("utf-8", "surrogateescape"))
 
 
+def named(best: Sequence[Match], threshold: float | None) -> str | None:
+    """Return the name that a search answers with: that of the best match above the threshold; None: unknown."""
+    return best[0].name if best and threshold is not None and best[0].score > threshold else None
+
+
+def strangers_named(far: float, templates: int) -> float:
+    """Return the share of strangers who get somebody's name, were the comparisons with all templates independent."""
+    return float(1 - (1 - far) ** templates)
+
+
 def _origin(store: Store, position: int) -> tuple[Store, int]:
     """Return the store in which an image lies, a photo before it is aligned, and its position there."""
     bases, number, place = origins(store, np.array([position]))
@@ -138,8 +148,10 @@ class Gallery:
         Args:
             folder: a new or empty folder.
             model: of `attfc.load`.
-            far: the false accept rate of one comparison at which a search answers with a name; None: it gives scores only.
-            evaluation: a file of `attfc evaluate MODEL all-pairs FOLDER --json FILE`; None: the last evaluation of the model's run.
+            far: the false accept rate of one comparison at which a search answers with a name; None: that of the model's operating point, and
+                without one it gives scores only.
+            evaluation: a file of `attfc evaluate MODEL all-pairs FOLDER --json FILE` or of `attfc calibrate`; None: the model's operating point,
+                else the last evaluation of its run.
             flip: add the embedding of the mirror image, as evaluation does.
 
         Raises:
@@ -147,7 +159,10 @@ class Gallery:
         """
         path = Path(os.path.expanduser(folder))
         facts, when = model.facts, now()
-        known, source = thresholds_of(facts.path, facts.digest, None if evaluation is None else Path(evaluation))
+        named = None if evaluation is None else Path(evaluation)
+        known, source, point = thresholds_of(facts.path, facts.digest, named, facts.operating_point)
+        if far is None and point is not None:
+            far = point.asked_fmr
         if far is not None and far not in known:
             stated = ", ".join(f"{rate:g}" for rate in sorted(known))
             raise UserError(
@@ -392,12 +407,11 @@ class Gallery:
             self._embedder(batch_size, workers)
             assert self.model is not None
             query_QD = self.model.embed(images, batch_size=batch_size, flip=self.facts.flip, workers=workers)
-        rates = sorted(self.facts.threshold_at_far)
-
-        def far(score: float) -> float | None:
-            return next((rate for rate, threshold in rates if score > threshold), None)
-
-        return [[Match(name, score, far(score)) for name, score in best] for best in self._store.search(query_QD, top)]
+        rates = dict(self.facts.threshold_at_far)
+        return [
+            [Match(name, score, lowest_far(score, rates)) for name, score in best]
+            for best in self._store.search(query_QD, top)
+        ]
 
     def check(self, progress: Progress | None = None) -> None:
         """Read every template and refuse the first that is not as it was written; some seconds per million.

@@ -36,7 +36,7 @@ from attfc.heads.banks.kept_rows import KeptRows
 from attfc.heads.banks.recent import RecentCenters
 from attfc.heads.banks.rows_ahead import Ahead
 from attfc.heads.banks.table import CenterTable
-from attfc.heads.centers import CenterRule, KeyAttention, OtherImages, OwnEmbedding, Proposal
+from attfc.heads.centers import CenterRule, HeldCenter, KeyAttention, OtherImages, OwnEmbedding, Proposal
 from attfc.heads.checked import checked
 from attfc.heads.head import Head, margin_of_all
 from attfc.heads.memory import HeadMemory
@@ -279,6 +279,14 @@ class AttFC(Head):
             for bank in self.banks:
                 bank.update(batch, every_new_BD, recalled)
         return loss_B.mean()
+
+    def hold_centers(self) -> CenterTable:
+        """Take the stored centers as positives and as the batch's own centers, and change none."""
+        table = self.negatives
+        if not isinstance(table, CenterTable) or len(self.banks) > 1 or not isinstance(self.center, OwnEmbedding):
+            return super().hold_centers()
+        self.center, table.held = HeldCenter(), True
+        return table
 
     def bring(self, labels_B: Tensor, positions_B: Tensor | None, device: torch.device) -> dict[str, Ahead]:
         """Start to bring the rows of banks in host memory or in a file."""

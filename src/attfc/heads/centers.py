@@ -25,6 +25,7 @@ from attfc.losses.numbers import check_numbers
 
 __all__ = [
     "CenterRule",
+    "HeldCenter",
     "KeyAttention",
     "OtherImages",
     "OwnEmbedding",
@@ -156,6 +157,15 @@ class OwnEmbedding(CenterRule):
         """Return the stored centers as positives."""
         new_BD = self._blend(present_BD, recalled, self.share)
         return Proposal(recalled.center_BD.to(new_BD.dtype), new_BD, recalled.found_B)
+
+
+class HeldCenter(CenterRule):
+    """The stored center is the positive and stays as it is: for a table whose centers are given (`Head.hold_centers`)."""
+
+    def forward(self, batch: Batch, present_BD: Tensor, recalled: Recalled) -> Proposal:
+        """Return the stored centers, as positives and as the centers of the batch."""
+        center_BD = recalled.center_BD.to(present_BD.dtype)
+        return Proposal(center_BD, center_BD, recalled.found_B)
 
 
 class Pairs(CenterRule):

@@ -22,6 +22,7 @@ from attfc.heads.head import Head, unit_length
 from attfc.heads.memory import HeadMemory, class_softmax_bytes
 from attfc.heads.options import BlockMib, FilterAbove, Filtering
 from attfc.losses.class_softmax import class_softmax_and_cosine
+from attfc.losses.kept_memory import KeptMemory
 from attfc.losses.margins import Margin
 
 __all__ = ["FullFC", "TrainedRows"]
@@ -52,6 +53,7 @@ class TrainedRows(Head):
         self.identities = identities
         self.shard = ShardedRows.of(identities, self.ranks)
         self.rows = store
+        self._gradient_memory = KeptMemory()
         self.weight = nn.Parameter(store.zeros(len(self.shard), embedding_size))
         self.reset_parameters()
 
@@ -79,22 +81,28 @@ class TrainedRows(Head):
         """
         self._check_batch(embeddings_BD, labels_B)
         query_BD, norms_B = unit_length(embeddings_BD)
-        rows_SD, places_B, first = self._rows_of_step(labels_B, ahead)
+        weight_ND, rows_S, places_B, first = self._rows_of_step(labels_B, ahead)
         loss_B, cosine_B = class_softmax_and_cosine(
             query_BD,
-            rows_SD,
+            weight_ND,
             places_B,
             self.margin,
             norms_B=norms_B,
+            rows_N=rows_S,
             ranks=self.ranks,
             first_class=first,
+            memory=self._gradient_memory,
             **self.streaming,
         )
         self._last_step = {"positive_cosine": cosine_B.mean()}
         return loss_B.mean()
 
-    def _rows_of_step(self, labels_B: Tensor, ahead: dict[str, Ahead] | None) -> tuple[Tensor, Tensor, int]:
-        """Return this rank's rows of the step, the place of each label among the rows of all ranks, and that of this rank's first."""
+    def _rows_of_step(
+        self, labels_B: Tensor, ahead: dict[str, Ahead] | None
+    ) -> tuple[Tensor, Tensor | None, Tensor, int]:
+        """Return a weight, which rows of it are this rank's of the step (None: all), the place of each label among those of all ranks, and
+        that of this rank's first.
+        """
         raise NotImplementedError
 
     def row_shards(self) -> dict[str, ShardedRows]:
@@ -161,7 +169,9 @@ class FullFC(TrainedRows):
         working = class_softmax_bytes(rows, batch * self.ranks.size, self.streaming["block_mib"], cached)
         return HeadMemory(size, size, working, 0, rows, "dense")
 
-    def _rows_of_step(self, labels_B: Tensor, ahead: dict[str, Ahead] | None) -> tuple[Tensor, Tensor, int]:
+    def _rows_of_step(
+        self, labels_B: Tensor, ahead: dict[str, Ahead] | None
+    ) -> tuple[Tensor, Tensor | None, Tensor, int]:
         if labels_B.device.type == "cpu":
             self._check_labels_below(self.ranks.gather(labels_B))
-        return self.weight, labels_B, self.shard.start
+        return self.weight, None, labels_B, self.shard.start

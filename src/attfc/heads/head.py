@@ -18,6 +18,7 @@ from attfc.errors import UserError
 from attfc.heads.banks.bank import Bank
 from attfc.heads.banks.rows_ahead import Ahead
 from attfc.heads.banks.sharded_rows import ShardedRows
+from attfc.heads.banks.table import CenterTable
 from attfc.heads.memory import HeadMemory
 from attfc.losses.margins import Margin
 from attfc.losses.numbers import check_numbers
@@ -121,6 +122,17 @@ class Head(nn.Module):
         every_label_B = self.ranks.gather(labels_B)
         self._check_labels_below(every_label_B)
         return every_label_B
+
+    def hold_centers(self) -> CenterTable:
+        """Make the centers that its table holds the positives from here on, and keep nothing of the batches; return the table, to be filled (`hold`).
+
+        Raises:
+            UserError: a head without a table of centers, or one that makes positives of something else.
+        """
+        raise UserError(
+            f"teacher.centers=fixed needs a table of centers that are positives and negatives, and this {type(self).__name__} has none: "
+            "take head=attfc with negatives=center_table and center=own_embedding"
+        )
 
     def footprint(self, batch: int, *, cached: bool = True) -> HeadMemory:
         """Return the bytes on one rank, of what it holds and of a step, by its own formula; on the meta device nothing is allocated for it.

@@ -38,8 +38,11 @@ def block_bytes(rows: int, bytes_a_row: float, block_mib: float, cached: bool) -
     return min(block_mib * 2**20, (min(rows, LARGEST_BLOCK) if cached else rows) * bytes_a_row)
 
 
-def class_softmax_bytes(rows: int, batch: int, block_mib: float, cached: bool) -> float:
-    """Return the bytes that `class_softmax` works with over so many float32 rows: the logits where it keeps them, a block, a length per row."""
+def class_softmax_bytes(rows: int, batch: int, block_mib: float, cached: bool, gathered: int = 0) -> float:
+    """Return the bytes that `class_softmax` works with over so many float32 rows: the logits where it keeps them, a block, a length per row.
+
+    `gathered`: numbers per row that are copied for a block, where the rows are some of a larger weight.
+    """
     logits = 4.0 * batch * rows
     kept = logits if logits <= KEPT_MIB * 2**20 else 0.0
-    return kept + block_bytes(rows, 8.0 * batch, block_mib, cached) + 4.0 * rows
+    return kept + block_bytes(rows, 8.0 * batch, block_mib, cached) * (1 + gathered / (2 * batch)) + 4.0 * rows

@@ -1,11 +1,11 @@
 """Partial FC: a trained class center for every identity, of which a step sees the batch's and a random share of the others.
 
-A step draws S = round(r N) classes (at least B), those of the batch always among them (`draw`), gathers their rows and
-computes the margin softmax over these alone (`class_softmax`, streamed). The gradient of `weight` is a sparse tensor of the S
+A step draws S = round(r N) classes (at least B), those of the batch always among them (`draw`), and computes the margin softmax
+over their rows alone, which are gathered a block at a time (`class_softmax`). The gradient of `weight` is a sparse tensor of the S
 rows, so there is no N x D gradient, and an optimizer for rows (`attfc.training.row_optimizers`) changes those rows and their
 momentum only: a row that is not sampled keeps both bit for bit, and no weight decay reaches it. Memory: N D 4 B twice (rows,
-momentum), and for the step S D 4 B two to three times (the rows, their gradient, once more with gradient accumulation a batch).
-Time: four products of B x S x D, the gather, and the draw. At r = 1 it is the full FC at the price of a copy of the rows.
+momentum), and for the step S D 4 B once (the gradient; once more with gradient accumulation a batch, once more for rows from elsewhere).
+Time: three or four products of B x S x D (`class_softmax`), the gather twice, and the draw.
 
 The rows may live in host memory or in a file (`row_store`); the softmax runs where the embeddings are. Labels that the host knows (`bring`) name the
 step's rows before the network runs: they are drawn and gathered on the host meanwhile, and the loss waits for no copy.
@@ -15,9 +15,8 @@ of one process, over all classes: every rank computes it whole (O(S) integers) a
 do not depend on the number of ranks, and a run goes on with another number of them. A step moves the B labels, B x 2D numbers and what
 the full FC moves; with the rows on a GPU the step waits once, for the number of rows drawn here. Not taken: a draw of r N / R classes on each rank
 (arcface_torch), which needs no such number, but is another draw for every number of ranks.
-Source: Partial FC (arXiv 2203.15565); arcface_torch. Differs: the draw is a function of (seed, step) and not of a generator;
-arcface_torch moves the sampled rows and their momentum through a parameter of the sampled size and exchanges the optimizer's state
-under it, here the gradient says which rows it is about; its loss is in half precision under AMP, ours in float32.
+Source: Partial FC (arXiv 2203.15565); arcface_torch, revision 7fadd42. Differs: the draw is a function of (seed, step) and not of a generator; a
+row that was not sampled rests, where PartialFC_V2 moves it by momentum and weight decay; round(r N) classes, there int(r n) of each rank's n.
 """
 
 from functools import cache
@@ -50,7 +49,8 @@ class _Drawn(NamedTuple):
     Attributes:
         own_S: which of this rank's block, where they live.
         first: the place of the first of them among all drawn.
-        sent: the rows, (S, D), and the places of this rank's labels among all drawn, (B,), on their way to the device of the step.
+        sent: the places of this rank's labels among all drawn, (B,), on their way to the device of the step; with them the rows, (S, D), that
+            live elsewhere.
         moment: of which draw, and which state of the rows.
     """
 
@@ -135,13 +135,16 @@ class PartialFC(DrawnRows, TrainedRows):
         return min(self.identities, max(round(self.share * self.identities), batch))
 
     def footprint(self, batch: int, *, cached: bool = True) -> HeadMemory:
-        """Rows where they count, and the sampled rows and their gradient."""
+        """Rows where they count, and the gradient of the sampled ones."""
         everyone = batch * self.ranks.size
         sampled = min(len(self.shard), max(round(self.share * len(self.shard)), everyone))
         small = sampled * self.embedding_size * 4.0
-        # The rows and their gradient; five int64 per class for the draw, where it is made, and its sort.
-        working = class_softmax_bytes(sampled, everyone, self.streaming["block_mib"], cached) + small
-        working += sampled * 40 if cached or self.place == "device" else 0
+        here = self.place == "device"
+        working = class_softmax_bytes(
+            sampled, everyone, self.streaming["block_mib"], cached, self.embedding_size if here else 0
+        )
+        # Rows from elsewhere; five int64 per class for the draw, where it is made, and its sort.
+        working += (0 if here else small) + (sampled * 40 if cached or here else 0)
         held = self.weight.nbytes if self.rows.counts(cached) else 0
         return HeadMemory(held, small, working, 0, sampled, "sampled")
 
@@ -168,11 +171,14 @@ class PartialFC(DrawnRows, TrainedRows):
             ends = torch.tensor([self.shard.start, self.shard.stop], device=sampled_S.device)
             first, stop = torch.searchsorted(sampled_S, ends).tolist()
         own_S = sampled_S[first:stop] - self.shard.start
-        rows_SD = gathered(self.weight.detach(), own_S, device)
-        places_B = torch.searchsorted(sampled_S, self.ranks.own(every_label_B))
-        return _Drawn(own_S, first, to_device((rows_SD, places_B), device), moment)
+        sent: tuple[Tensor, ...] = (torch.searchsorted(sampled_S, self.ranks.own(every_label_B)),)
+        if self.place != "device":
+            sent += (gathered(self.weight.detach(), own_S, device),)
+        return _Drawn(own_S, first, to_device(sent, device), moment)
 
-    def _rows_of_step(self, labels_B: Tensor, ahead: dict[str, Ahead] | None) -> tuple[Tensor, Tensor, int]:
+    def _rows_of_step(
+        self, labels_B: Tensor, ahead: dict[str, Ahead] | None
+    ) -> tuple[Tensor, Tensor | None, Tensor, int]:
         if ahead:
             drawn = ahead["weight"]["drawn"].result()
             if drawn.moment != self._moment():
@@ -189,8 +195,10 @@ class PartialFC(DrawnRows, TrainedRows):
             if self.place == "file":
                 number, count = self.draws, self.classes_in_a_step(len(labels_B) * self.ranks.size)
                 self.rows.thread.later(lambda: self._touch(number, count))
-        rows_SD, places_B = drawn.sent.here()
-        return sampled_rows(self.weight, drawn.own_S, rows_SD), places_B, drawn.first
+        places_B, *rows_SD = drawn.sent.here()
+        if not rows_SD:
+            return self.weight, drawn.own_S, places_B, drawn.first
+        return sampled_rows(self.weight, drawn.own_S, *rows_SD), None, places_B, drawn.first
 
     def _touch(self, number: int, count: int) -> None:
         """Bring the pages of a draw into memory: what a step draws beside its batch's own can be known ahead."""

@@ -121,7 +121,7 @@ def rehearse(case: Case) -> None:
     """Take what a step of the head holds at its largest moment, side by side, untouched, and give it back.
 
     The shapes are the head's own (built on the meta device), what lies beside them follows the optimizer: momentum of all rows; for a dense
-    gradient the gradient and its sum with the decay; for a sampled one the rows and their gradient.
+    gradient the gradient and its sum with the decay; for a sampled one the gradient, and the rows where they are kept elsewhere.
 
     Raises:
         RuntimeError: of torch, if one of them cannot be had.
@@ -134,7 +134,7 @@ def rehearse(case: Case) -> None:
         beside = (rows, rows, rows)  # momentum, gradient, gradient + decay x rows
         if isinstance(head, PartialFC):
             sampled = head.classes_in_a_step(case.batch)
-            beside = (rows, sampled, sampled)
+            beside = (rows, sampled, 0 if head.place == "device" else sampled)
         held += [torch.empty(count, case.embedding_size, device=case.device) for count in beside]
 
 

@@ -5,7 +5,7 @@ landmarks and a rigid head with the template's proportions: rough (some 10 degre
 variance of the Laplacian of the aligned face: low for blurred faces and for small ones that were enlarged.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from attfc.data.images import BrokenImageError
 from attfc.photos.alignment import ARCFACE_TEMPLATE, TEMPLATE_SIZE, similarity_to_template, warp_face
-from attfc.photos.detector import Detector, Faces
+from attfc.photos.detector import Faces
 from attfc.typing import Float64, UInt8
 
 __all__ = ["POLICIES", "AlignedFace", "NoFaceError", "Policy", "align_faces", "head_turn", "sharpness"]
@@ -57,12 +57,13 @@ class AlignedFace:
 
 
 def align_faces(
-    pixels: UInt8, detector: Detector, policy: Policy = "largest", box: Sequence[float] | None = None
+    pixels: UInt8, detector: Callable[[UInt8], Faces], policy: Policy = "largest", box: Sequence[float] | None = None
 ) -> list[AlignedFace]:
     """Find the faces of a photo and warp those that the policy takes to the ArcFace template.
 
     Args:
         pixels: uint8 (height, width, 3) RGB, upright.
+        detector: finds them; a `Detector`.
         policy: largest, central, all (the surest first), or box.
         box: left, top, right, bottom in pixels, for the policy box.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from attfc.data.images import MAX_PIXELS, BrokenImageError, decode_image
+from attfc.data.images import MAX_PIXELS, BrokenImageError, TooLargeImageError, decode_image
 from attfc.data.stores.image_files import MAX_FILE_BYTES
 from attfc.typing import UInt8
 
@@ -115,7 +115,7 @@ def _decode_heic(encoded: bytes) -> UInt8:
         image = pillow_heif.open_heif(io.BytesIO(encoded), convert_hdr_to_8bit=True)
         width, height = image.size
         if width * height > MAX_PIXELS:
-            raise BrokenImageError(f"declares {width} x {height} pixels, more than the limit of {MAX_PIXELS:,}")
+            raise TooLargeImageError(f"declares {width} x {height} pixels, more than the limit of {MAX_PIXELS:,}")
         return np.asarray(ImageOps.exif_transpose(image.to_pillow()).convert("RGB"))
     except (ValueError, OSError, RuntimeError, SyntaxError) as error:
         if isinstance(error, BrokenImageError):

@@ -14,6 +14,8 @@ import torch
 
 from attfc.config import Asked, RunConfig
 from attfc.config.choose import KEPT_SHARE, Choice, Data, Machine, choose
+from attfc.config.overrides import dotted
+from attfc.config.schema import described_fields
 from attfc.data import Store
 from attfc.distributed import Ranks
 from attfc.errors import UserError
@@ -29,9 +31,19 @@ def first_configuration(asked: Asked) -> RunConfig:
 
 
 def with_start_weights(asked: Asked) -> tuple[Asked, StartWeights | None]:
-    """Read the weights of `start_from`, and put their network in place of the preset's, below what was typed; None: there are none."""
+    """Read the weights of `start_from`, and put their network in place of the preset's, below what was typed; None: there are none.
+
+    Raises:
+        UserError: options about start weights, and there are none; what `read_start` raises.
+    """
     config = first_configuration(asked)
     if config.start_from is None:
+        flat = dotted(config.model_dump(mode="json"))
+        for key in (key for key in flat if key.startswith("finetune.") or key == "eval.also"):
+            if flat[key] != described_fields()[key][0][1].default:
+                raise UserError(
+                    f"{key}={flat[key]} is for a run that begins with weights: set start_from=RUN_OR_WEIGHTS, or leave {key} out"
+                )
         return asked, None
     config, start = read_start(config, asked.typed())
     return replace(asked, values={**asked.values, "backbone": config.backbone.model_dump(mode="json")}), start

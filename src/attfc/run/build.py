@@ -44,7 +44,9 @@ from attfc.run.data import open_data
 from attfc.run.evaluating import broken_images, evaluation_of, judged_pairs
 from attfc.run.resolved import fewest_steps_notes, resolve
 from attfc.run.saved import note_start_folder
+from attfc.run.start_rows import take_rows
 from attfc.run.start_weights import RECORD, StartRecord, training_data
+from attfc.run.teacher import TEACHER, Teacher, open_teacher
 from attfc.run.trained_people import compare_with_run
 from attfc.training.batch_norm import synchronize_batch_norm
 from attfc.training.interruption import Interrupted
@@ -80,6 +82,8 @@ class Run(Settled):
     trainer: Trainer
     intervals: Mapping[tuple[str, ...], Interval] = field(default_factory=dict)  # of the last evaluation's figures
     shared: SharedPeople | None = None  # of training and evaluation
+    against_start: dict[str, Any] = field(default_factory=dict)  # the model of start_from, compared at the end
+    teacher: Teacher = field(default_factory=Teacher)
     report: Path | None = None
     interrupted: bool = False
     stopped: str = ""  # where it was interrupted: what is saved, and how to go on
@@ -120,6 +124,7 @@ def new_run(wanted: RunConfig | Asked, progress: Progress | None = None) -> Run:
     run = assemble(asked, None, progress, start.record if start else None)
     if start is not None:
         run.notes += start.fill(run.trainer.pair)
+        run.notes += filter(None, [take_rows(run, start)])
 
     def make() -> str:
         folder = fresh_folder(Path(os.path.expanduser(run.config.output)), run.config.name)
@@ -129,6 +134,8 @@ def new_run(wanted: RunConfig | Asked, progress: Progress | None = None) -> Run:
             note_start_folder(folder)
             if start is not None:
                 write_json_whole(folder / RECORD, start.record.model_dump(mode="json"))
+            if run.teacher.record is not None:
+                write_json_whole(folder / TEACHER, run.teacher.record.model_dump(mode="json"))
         except BaseException:  # Ctrl-C too
             remove_unsaved(folder)
             raise
@@ -212,24 +219,29 @@ def assemble(asked: Asked, folder: Path | None, progress: Progress | None, start
     if config.distributed.sync_batch_norm:
         backbone = synchronize_batch_norm(backbone, ranks, device)
     pair = build_pair(config, backbone.to(device), head.keys_per_query)
+    teacher = open_teacher(settled, head, folder, progress)
     if config.precision.compile:
         pair.query.compile()
         if pair.key is not None:
             pair.key.compile()
-    optimizer = optimizer_of(config, pair, head)
+    optimizer = optimizer_of(config, pair, head, teacher.loss)
     schedule, total_steps = schedule_of(config, optimizer, loader.epoch_length, notes)
     notes += fewest_steps_notes(config, len(store), total_steps)
+    prepare = Augmented(
+        Augment(**config.augment.model_dump()), device, config.precision.channels_last, teacher.targets_of
+    )
     trainer = Trainer(
         TrainStep(
             pair,
             head,
             optimizer,
-            Augmented(Augment(**config.augment.model_dump()), device, config.precision.channels_last),
+            prepare,
             device=device,
             autocast_dtype=AMP_DTYPES[config.precision.amp],
             clip=config.optimizer.clip,
             ranks=ranks,
             tuned=config.precision.tuned,
+            teacher_loss=teacher.loss,
         ),
         schedule,
         loader,
@@ -238,7 +250,7 @@ def assemble(asked: Asked, folder: Path | None, progress: Progress | None, start
         model_config={
             "network": config.backbone.name,
             "options": config.backbone.options,
-            "training_data": training_data(config, start),
+            "training_data": training_data(config, start) | teacher.origin,
         },
         accumulation=config.optimizer.accumulation,
         checkpoint_every=config.checkpoint.every,
@@ -251,19 +263,27 @@ def assemble(asked: Asked, folder: Path | None, progress: Progress | None, start
         people=people_of(store),
     )
     ranks.draw_apart(0)
-    run = Run(**vars(settled), folder=folder or Path(), trainer=trainer)
-    if (held_out := settled.held_out) is not None:
-        # Read or drawn, and decoded, now: what cannot be evaluated on is an error before the training, not after it.
-        pairs = judged_pairs(config, held_out)
-        if folder is None:
-            notes += broken_images(run, pairs, image_size, progress)
-        earlier = None if start is None else start.lineage
-        run.shared = ranks.once(lambda: compare_with_run(config, held_out, progress, training=store, earlier=earlier))
-        notes += filter(None, [run.shared.screen_note])
-        trainer.evaluation = evaluation_of(run, pairs)
-    elif config.eval.pairs:
-        notes.append(f"eval.pairs={config.eval.pairs} is not read: set eval.root= to the images of its people")
+    run = Run(**vars(settled), folder=folder or Path(), trainer=trainer, teacher=teacher)
+    _judge(run, start, image_size, progress)
     return run
+
+
+def _judge(run: Run, start: StartRecord | None, image_size: int, progress: Progress | None) -> None:
+    """Say who the run is judged on, and by what; images are decoded for a new run, which has no folder yet."""
+    config, held_out, store = run.config, run.held_out, run.store
+    if held_out is None:
+        if config.eval.pairs:
+            run.notes.append(f"eval.pairs={config.eval.pairs} is not read: set eval.root= to the images of its people")
+        return
+    # Read or drawn, and decoded, now: what cannot be evaluated on is an error before the training, not after it.
+    pairs = judged_pairs(config, held_out)
+    if run.folder == Path():
+        run.notes += broken_images(run, pairs, image_size, progress)
+    records = {"start weights": start, "teacher": run.teacher.record}
+    behind = {name: record.lineage for name, record in records.items() if record is not None}
+    run.shared = run.ranks.once(lambda: compare_with_run(config, held_out, progress, training=store, behind=behind))
+    run.notes += filter(None, [run.shared.screen_note])
+    run.trainer.evaluation = evaluation_of(run, pairs, behind)
 
 
 def _join(config: RunConfig) -> tuple[torch.device, Ranks]:

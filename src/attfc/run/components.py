@@ -25,7 +25,7 @@ from attfc.export.colours import Colours, fed_as
 from attfc.heads import Head, PartialFC
 from attfc.run.resolved import identity_share, paired_queries, resolve
 from attfc.training.momentum import MomentumPair
-from attfc.training.optimizers import build_optimizer, parameter_groups
+from attfc.training.optimizers import build_optimizer, parameter_groups, trunk_of
 from attfc.training.schedule import build_schedule
 
 if TYPE_CHECKING:
@@ -138,7 +138,10 @@ def build_backbone(config: RunConfig) -> nn.Module:
 
 
 def build_pair(config: RunConfig, backbone: nn.Module, keys_per_query: int) -> MomentumPair:
-    """Put the query encoder and, for a head that takes keys, its key encoder together."""
+    """Put the query encoder and, for a head that takes keys, its key encoder together; a trunk of rate 0 takes no gradient."""
+    if config.finetune.trunk_rate == 0:
+        for parameter in trunk_of(backbone):
+            parameter.requires_grad_(False)
     keys = config.key_encoder or KeyEncoderConfig()
     return MomentumPair(
         backbone,
@@ -146,18 +149,23 @@ def build_pair(config: RunConfig, backbone: nn.Module, keys_per_query: int) -> M
         schedule=keys.momentum_schedule,
         batch_norm=keys.batch_norm,
         keys=keys_per_query > 0,
+        keep_statistics=config.finetune.batch_norm == "kept",
     )
 
 
-def optimizer_of(config: RunConfig, pair: MomentumPair, head: Head) -> torch.optim.Optimizer:
-    """Build the optimizer of the query encoder and the head."""
+def optimizer_of(
+    config: RunConfig, pair: MomentumPair, head: Head, teacher_loss: nn.Module | None = None
+) -> torch.optim.Optimizer:
+    """Build the optimizer of the query encoder, with the map to a teacher's embeddings, and the head."""
+    encoder = pair.query if teacher_loss is None else nn.ModuleList([pair.query, teacher_loss])
     return build_optimizer(
         config.optimizer.name,
         parameter_groups(
-            [pair.query, head],
+            [encoder, head],
             weight_decay=config.optimizer.weight_decay,
             decay_norms_and_biases=config.optimizer.decay_norms_and_biases,
             head_learning_rate_scale=config.optimizer.head_learning_rate_scale,
+            trunk_rate=config.finetune.trunk_rate,
         ),
         learning_rate=config.optimizer.learning_rate,
         momentum=config.optimizer.momentum,

@@ -1,6 +1,7 @@
 """How a run is judged: the pairs, the evaluation while it trains, and the files that it leaves in the run's folder."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,12 @@ from attfc.evaluation import Embedder, Pairs, evaluate_store, generate_pairs, re
 from attfc.evaluation.look_alikes import with_look_alikes
 from attfc.evaluation.people import heading_with_people
 from attfc.evaluation.protocols.all_pairs_scores import SPARE_FOR_INTERVALS
-from attfc.evaluation.protocols.held_out import positions_of
+from attfc.evaluation.protocols.held_out import HeldOutEvaluation, positions_of
 from attfc.evaluation.results import figures_with_intervals, stated_intervals
 from attfc.files import write_json_whole, written_whole
 from attfc.precision import AMP_DTYPES
+from attfc.run.against_start import AgainstStart
+from attfc.run.start_weights import Lineage
 from attfc.training.interruption import resume_command
 from attfc.training.trainer import Evaluation
 from attfc.typing import Progress
@@ -87,15 +90,18 @@ def broken_images(run: "Run", pairs: Pairs, image_size: int, progress: Progress 
     return [f"{counts} are broken and left out; {found.first_left_out}"]
 
 
-def evaluation_of(run: "Run", pairs: Pairs) -> Evaluation:
-    """Evaluate on the held-out store; leaves evaluation.json and evaluation.npz in the run's folder."""
+def evaluation_of(run: "Run", pairs: Pairs, behind: Mapping[str, Lineage]) -> Evaluation:
+    """Evaluate on the held-out store; leaves evaluation.json and evaluation.npz in the run's folder.
+
+    behind: who stands behind the start weights, and behind the teacher.
+    """
     config = run.config
     held_out = run.held_out
     assert held_out is not None
+    against = None if config.start_from is None else AgainstStart(run, behind)
 
-    def evaluate(model: nn.Module, step: int) -> dict[str, Any]:
-        last = config.report.write and step == run.trainer.total_steps  # intervals take seconds: once a run
-        embedder = Embedder(
+    def embedder_of(model: nn.Module) -> Embedder:
+        return Embedder(
             model,
             batch_size=config.eval.batch_size,
             flip=config.eval.flip,
@@ -103,8 +109,10 @@ def evaluation_of(run: "Run", pairs: Pairs) -> Evaluation:
             autocast_dtype=AMP_DTYPES[config.precision.amp],
             ranks=run.ranks,
         )
+
+    def found_by(embedder: Embedder, step: int, last: bool) -> HeldOutEvaluation:
         try:
-            result = evaluate_store(
+            return evaluate_store(
                 embedder,
                 held_out,
                 pairs=pairs,
@@ -118,12 +126,25 @@ def evaluation_of(run: "Run", pairs: Pairs) -> Evaluation:
                 f"the evaluation at step {step:,} failed: {error}. What was trained is saved up to the last checkpoint: mend that, or raise "
                 f"data.broken_limit, and go on with {resume_command(run.folder)}"
             ) from error
+
+    def begin(model: nn.Module) -> str:
+        assert against is not None
+        embedder = embedder_of(model)
+        return against.begin(embedder, found_by(embedder, 0, last=True))
+
+    def evaluate(model: nn.Module, step: int) -> dict[str, Any]:
+        at_end = step == run.trainer.total_steps
+        last = config.report.write and at_end  # intervals take seconds: once a run
+        embedder = embedder_of(model)
+        result = found_by(embedder, step, last or (at_end and against is not None))
         figures = result.figures()
-        if run.shared is not None and step == run.trainer.total_steps:
+        if run.shared is not None and at_end:
             shared = run.shared
             run.shared = run.ranks.once(
                 lambda: with_look_alikes(shared, embedder, run.store, held_out, config.eval.look_alikes)
             )
+        if at_end and against is not None:
+            run.against_start = against.finish(embedder, result)
         if run.shared is not None:
             evaluation.on = heading_with_people(run.shared.heading, result.people)
         if run.ranks.rank:
@@ -131,11 +152,12 @@ def evaluation_of(run: "Run", pairs: Pairs) -> Evaluation:
         written = figures_with_intervals(result, config.seed) if last else figures
         run.intervals = stated_intervals(written)
         unseen = {} if run.shared is None else {"unseen": run.shared.to_dict()}
-        write_json_whole(run.folder / "evaluation.json", {"step": step, **written, **unseen})
+        compared = {"against_start": run.against_start} if run.against_start else {}
+        write_json_whole(run.folder / "evaluation.json", {"step": step, **written, **unseen, **compared})
         arrays: dict[str, Any] = result.arrays()
         with written_whole(run.folder / "evaluation.npz") as file:
             np.savez_compressed(file, **arrays)
         return figures
 
-    evaluation = Evaluation(evaluate, config.eval.every, config.eval.best_by)
+    evaluation = Evaluation(evaluate, config.eval.every, config.eval.best_by, begin=None if against is None else begin)
     return evaluation

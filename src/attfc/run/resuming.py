@@ -24,7 +24,7 @@ from attfc.typing import Progress
 
 __all__ = ["finished", "resume_run"]
 
-_FIXED = ("backbone", "head", "negatives", "stored")
+_FIXED = ("backbone", "finetune", "head", "negatives", "stored", "teacher")
 
 
 def resume_run(folder: Path, overrides: list[str], progress: Progress | None = None) -> Run:
@@ -81,6 +81,7 @@ def _refuse_other_network(before: RunConfig, after: RunConfig) -> None:
     old, new = (dotted(config.model_dump(include={*_FIXED})) for config in (before, after))
     # Where rows live is no part of what is saved: another host may have another disk, or more memory.
     free = {f"{section}.{name}" for section in _FIXED for name in ("block_mib", "place", "folder")}
+    free |= {"teacher.model", "teacher.cache", "teacher.weight"}  # which model it is says its digest
     for key in sorted((old.keys() | new.keys()) - free):
         if old.get(key) != new.get(key):
             raise UserError(

@@ -65,8 +65,8 @@ def with_found_data(config: RunConfig, folder: Path) -> tuple[RunConfig, list[st
     parts: list[tuple[str, Any]] = [
         (f"data.sources.{number}", source) for number, source in enumerate(config.data.sources)
     ]
-    for section, part in [*(parts or [("data", config.data)]), ("eval", config.eval)]:
-        for name in ("root", "edits", "pairs"):
+    for section, part in [*(parts or [("data", config.data)]), ("eval", config.eval), ("teacher", config.teacher)]:
+        for name in ("root", "edits", "pairs", "also", "model"):
             value = getattr(part, name, None)
             if isinstance(value, list):
                 setattr(part, name, [found(f"{section}.{name}", path) for path in value])

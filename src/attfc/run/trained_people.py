@@ -1,6 +1,7 @@
 """Which people of an evaluation a run was trained on: its own training data, and those of the runs that it started from."""
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from attfc.config import RunConfig
@@ -14,6 +15,7 @@ from attfc.evaluation.unseen import SharedPeople, compare_with_training, not_com
 from attfc.run.data import open_training_data
 from attfc.run.saved import saved_configuration, with_found_data
 from attfc.run.start_weights import Lineage, lineage, read_record
+from attfc.run.teacher import read_teacher
 from attfc.typing import Progress
 
 __all__ = ["compare_with_run", "compare_with_saved_run"]
@@ -29,13 +31,14 @@ def compare_with_saved_run(
 ) -> SharedPeople:
     """Compare an evaluation set with everybody whom the run of a folder was trained on; see `compare_with_run`."""
     try:
-        config, record = saved_configuration(run), read_record(run)
+        config = saved_configuration(run)
+        records = {"start weights": read_record(run), "teacher": read_teacher(run)}
     except (UserError, OSError) as error:
         return not_compared(evaluation, f"what the run was trained on cannot be read ({error})")
     with contextlib.suppress(UserError):  # where they are not found, the path is named below
         config = with_found_data(config, run)[0]
-    earlier = None if record is None else record.lineage
-    return compare_with_run(config, evaluation, progress, earlier=earlier, embedder=embedder, seconds=seconds)
+    behind = {name: record.lineage for name, record in records.items() if record is not None}
+    return compare_with_run(config, evaluation, progress, behind=behind, embedder=embedder, seconds=seconds)
 
 
 def compare_with_run(
@@ -44,7 +47,7 @@ def compare_with_run(
     progress: Progress | None = None,
     *,
     training: Store | None = None,
-    earlier: Lineage | None = None,
+    behind: Mapping[str, Lineage] | None = None,
     embedder: Embedder | None = None,
     seconds: float = 0.0,
 ) -> SharedPeople:
@@ -55,23 +58,26 @@ def compare_with_run(
         evaluation: the people to evaluate on.
         progress: called as (images read, images to read).
         training: the run's training data, if they are open already.
-        earlier: who stands behind the start weights, if that is known already.
+        behind: who stands behind the "start weights" and the "teacher", as far as that is known already.
         embedder, seconds: the trained model, to look for people who look like trained ones for so long; None: names and files alone.
     """
-    unknown = ""
+    unknown = []
     try:
         stores = [training if training is not None else _training_data(config, config.data, config.eval.share)]
     except (UserError, OSError) as error:
         return not_compared(evaluation, f"the run's training data cannot be opened ({error})")
-    if config.start_from is not None:
+    for name, model in (("start weights", config.start_from), ("teacher", config.teacher.model)):
+        if model is None:
+            continue
         try:
-            earlier = lineage(config.start_from) if earlier is None else earlier
-            unknown = "whether the start weights saw them is unknown" if earlier.foreign else ""
+            earlier = (behind or {}).get(name) or lineage(model)
+            unknown += [f"whether the {name} saw them is unknown"] * earlier.foreign
             stores += [_training_data(config, one.data, one.share) for one in earlier.runs]
         except (UserError, OSError):
-            unknown = "the training data of a run that it started from cannot be opened"
+            of = "that it started from" if name == "start weights" else "of its teacher"
+            unknown.append(f"the training data of a run {of} cannot be opened")
     everybody = stores[0] if len(stores) == 1 else CombinedStore(stores)
-    shared = compare_with_training(everybody, evaluation, progress, unknown=unknown)
+    shared = compare_with_training(everybody, evaluation, progress, unknown="; ".join(unknown))
     return shared if embedder is None else with_look_alikes(shared, embedder, everybody, evaluation, seconds, progress)
 
 

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from attfc.distributed import Ranks
 
-__all__ = ["average_running_statistics", "synchronize_batch_norm"]
+__all__ = ["average_running_statistics", "keep_statistics", "synchronize_batch_norm"]
 
 
 @torch.no_grad()
@@ -44,6 +44,13 @@ def synchronize_batch_norm(module: nn.Module, ranks: Ranks, device: torch.device
     for name, child in module.named_children():
         setattr(module, name, synchronize_batch_norm(child, ranks, device))
     return module
+
+
+def keep_statistics(module: nn.Module) -> None:
+    """Set the BatchNorm layers of a module to eval mode; `module.train()` would undo it."""
+    for layer in module.modules():
+        if isinstance(layer, _BatchNorm | RankBatchNorm):
+            layer.eval()
 
 
 class RankBatchNorm(nn.Module):

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from attfc.errors import UserError
+from attfc.training.batch_norm import keep_statistics
 
 __all__ = ["MomentumPair", "momentum_at"]
 
@@ -48,6 +49,7 @@ class MomentumPair(nn.Module):
         schedule: "constant" | "ramp", see the file's head.
         batch_norm: "batch" | "averaged", see the file's head.
         keys: whether the head takes keys (``head.keys_per_query > 0``); False: no copy is made.
+        keep_statistics: BatchNorm of both encoders stays as it is: it normalizes by its running statistics and never changes them.
 
     Attributes:
         query: `backbone`, not a copy. Compile in place (``pair.query.compile()``).
@@ -77,6 +79,7 @@ class MomentumPair(nn.Module):
         schedule: Literal["constant", "ramp"] = "constant",
         batch_norm: Literal["batch", "averaged"] = "batch",
         keys: bool = True,
+        keep_statistics: bool = False,
     ) -> None:
         super().__init__()
         if not 0.0 <= momentum <= 1.0:
@@ -86,16 +89,19 @@ class MomentumPair(nn.Module):
         if batch_norm not in ("batch", "averaged"):
             raise UserError(f"key encoder batch_norm {batch_norm!r} is unknown: use 'batch' or 'averaged'")
         self.momentum, self.schedule, self.batch_norm = momentum, schedule, batch_norm
+        self.keep_statistics = keep_statistics
         self.step = 0
         self.query = backbone
         self.key: nn.Module | None = copy.deepcopy(backbone).requires_grad_(False) if keys else None
         self.train(backbone.training)
 
     def train(self, mode: bool = True) -> "MomentumPair":
-        """Set both encoders' mode; the key encoder of an averaged pair stays in eval mode."""
+        """Set both encoders' mode; the key encoder of an averaged pair stays in eval mode, and so does BatchNorm that is kept."""
         super().train(mode)
         if self.batch_norm == "averaged" and self.key is not None:
             self.key.eval()
+        if self.keep_statistics:
+            keep_statistics(self)
         return self
 
     # A compiled loop would compile anew at each step number. torch.compiler.disable imports dynamo, 4 s, where it is written; this, when called.

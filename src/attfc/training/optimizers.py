@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from attfc.errors import UserError
 from attfc.training.row_optimizers import RowAdamW, RowSGD, Stores
 
-__all__ = ["build_optimizer", "parameter_groups", "steps_in_place"]
+__all__ = ["build_optimizer", "parameter_groups", "steps_in_place", "trunk_of"]
 
 
 def parameter_groups(
@@ -30,6 +30,7 @@ def parameter_groups(
     decay_norms_and_biases: bool = True,
     *,
     head_learning_rate_scale: float = 1.0,
+    trunk_rate: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Sort the parameters of `modules` into optimizer groups.
 
@@ -38,6 +39,7 @@ def parameter_groups(
         weight_decay: of the decayed parameters, >= 0.
         decay_norms_and_biases: False: parameters of fewer than two dimensions get no decay.
         head_learning_rate_scale: learning rate of the heads as a multiple of the encoder's, > 0.
+        trunk_rate: learning rate of the encoder's trunk (`trunk_of`) as a share of the encoder's; its groups follow those of the rest.
 
     Returns:
         Groups with "params", "weight_decay" and "learning_rate_scale"; no group is empty; order follows `modules`.
@@ -57,22 +59,38 @@ def parameter_groups(
     groups: list[dict[str, Any]] = []
     for number, module in enumerate(modules):
         scale = 1.0 if number == 0 else head_learning_rate_scale
-        decayed: list[nn.Parameter] = []
-        spared: list[nn.Parameter] = []
-        for parameter in module.parameters():
-            if parameter.requires_grad and id(parameter) not in seen:
-                seen.add(id(parameter))
-                (spared if parameter.ndim < 2 and not decay_norms_and_biases else decayed).append(parameter)
-        groups += [
-            {"params": parameters, "weight_decay": decay, "learning_rate_scale": scale}
-            for parameters, decay in ((decayed, weight_decay), (spared, 0.0))
-            if parameters
-        ]
+        parts = [(list(module.parameters()), scale)]
+        if number == 0 and trunk_rate != 1.0:
+            trunk = trunk_of(module)
+            parts = [(parts[0][0][len(trunk) :], scale), (trunk, trunk_rate)]
+        for part, rate in parts:
+            decayed: list[nn.Parameter] = []
+            spared: list[nn.Parameter] = []
+            for parameter in part:
+                if parameter.requires_grad and id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    (spared if parameter.ndim < 2 and not decay_norms_and_biases else decayed).append(parameter)
+            groups += [
+                {"params": parameters, "weight_decay": decay, "learning_rate_scale": rate}
+                for parameters, decay in ((decayed, weight_decay), (spared, 0.0))
+                if parameters
+            ]
     if not groups:
         raise UserError(
             "nothing to train: no parameter takes a gradient (a frozen backbone needs a head with parameters)"
         )
     return groups
+
+
+def trunk_of(network: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of a network below its last matrix: all but what makes the embedding of the features.
+
+    >>> [tuple(each.shape) for each in trunk_of(nn.Sequential(nn.Linear(2, 3), nn.PReLU(), nn.Linear(3, 4), nn.BatchNorm1d(4)))]
+    [(3, 2), (3,), (1,)]
+    """
+    parameters = list(network.parameters())
+    matrices = [place for place, parameter in enumerate(parameters) if parameter.ndim >= 2]
+    return parameters[: matrices[-1]] if matrices else []
 
 
 def build_optimizer(

@@ -11,7 +11,8 @@ Cost: reads and writes of the named rows and their state; temporaries of one blo
 Not taken: a hook of the head that the trainer calls with the learning rate. The gradient is the contract: accumulation adds sparse
 gradients, the scaler unscales and skips them, the schedule, groups, decay and state_dict are those of any parameter, and a trainer that
 has never heard of rows is right.
-Source: the update of Partial FC (arXiv 2203.15565) with SGD, as arcface_torch; lazily resting momentum as in its PartialFC.
+Source: the update of Partial FC (arXiv 2203.15565) with SGD; resting momentum as in arcface_torch's partial_fc.py, until 2023. Its PartialFC_V2 has a
+dense gradient with zeros, so that rows which were not sampled move too, by momentum and weight decay.
 """
 
 from collections.abc import Callable, Iterable, Mapping

@@ -21,7 +21,8 @@ from attfc.training.checkpoints.manifest import MANIFEST
 __all__ = ["fresh_folder", "locked", "newest_run", "remove_unsaved", "run_of"]
 
 LOCK = ".lock"
-UNSAVED = {"config.yaml", "environment.json", "metrics.jsonl", "tensorboard", "checkpoints", ".started_in", LOCK}
+UNSAVED = {"config.yaml", "environment.json", "metrics.jsonl", "tensorboard", "checkpoints", ".started_in", LOCK,
+           "start_weights.json", "start_here.npz", "start_there.npz"}  # fmt: skip
 """What a run writes before its first checkpoint."""
 
 _held: set[TextIO] = set()

@@ -1,7 +1,8 @@
 """Learning rate by step: linear warm-up, then cosine, polynomial or constant.
 
 The factor is a plain function of the step, so a resumed run needs nothing but its step number. Factors multiply the learning rate of each
-parameter group. Sources: cosine without restarts, arXiv 1608.03983; polynomial with power 2, arcface_torch; warm-up, arXiv 1706.02677.
+parameter group. Sources: cosine without restarts, arXiv 1608.03983; polynomial with power 2, arcface_torch
+before April 2023 (1 since); warm-up, arXiv 1706.02677.
 """
 
 import functools

@@ -21,6 +21,7 @@ from attfc.data.loader import Batch
 from attfc.data.transforms import Augment
 from attfc.distributed import ALONE, Ranks, data_parallel, grad_scaler
 from attfc.heads.head import Head
+from attfc.losses.teacher import TeacherLoss
 from attfc.precision import autocast, tuned
 from attfc.training.batch_norm import average_running_statistics
 from attfc.training.momentum import MomentumPair
@@ -37,21 +38,24 @@ class Inputs:
         labels: int64 (B,).
         keys: (B, K, ...) float, as the key encoder takes them; None where the head wants none.
         positions: int64 (B,) of the queries in the store; for heads that remember images.
+        targets: (B, E) float, a teacher's embeddings of the queries' images; where there is a teacher to follow.
     """
 
     queries: Tensor
     labels: Tensor
     keys: Tensor | None = None
     positions: Tensor | None = None
+    targets: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Augmented:
-    """Turns a batch of the loader into `Inputs`: on the device, keys augmented before queries."""
+    """Turns a batch of the loader into `Inputs`: on the device, keys augmented before queries; `targets_of` gives those of positions."""
 
     augment: Augment
     device: torch.device
     channels_last: bool = False
+    targets_of: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, batch: Batch) -> Inputs:
         """Move, augment, and lay out the images of a batch."""
@@ -62,7 +66,8 @@ class Augmented:
         if batch.keys.shape[1]:
             images = self._images(batch.keys.flatten(0, 1), seeds[:, 1:].reshape(-1))
             keys = images.view(*batch.keys.shape[:2], *images.shape[1:])
-        return Inputs(self._images(batch.queries, seeds[:, 0]), labels, keys, positions)
+        targets = self.targets_of and self.targets_of(batch.positions).to(self.device, non_blocking=True)
+        return Inputs(self._images(batch.queries, seeds[:, 0]), labels, keys, positions, targets)
 
     def _images(self, images: Tensor, seeds: Tensor) -> Tensor:
         images = self.augment(images.to(self.device, non_blocking=True), seeds)
@@ -82,6 +87,7 @@ class TrainStep:
         clip: largest gradient norm of the query encoder; 0 is off.
         ranks: the processes that train together.
         tuned: take the steps as `attfc.precision.tuned` says.
+        teacher_loss: of embeddings and targets, added to the head's; its parameters are among the optimizer's.
 
     >>> _ = torch.manual_seed(0)
     >>> from attfc.heads import FullFC
@@ -106,6 +112,7 @@ class TrainStep:
         clip: float = 5.0,
         ranks: Ranks = ALONE,
         tuned: bool = False,
+        teacher_loss: TeacherLoss | None = None,
     ) -> None:
         self.pair, self.head, self.optimizer, self.prepare = pair, head, optimizer, prepare
         self.device, self.autocast_dtype, self.clip, self.ranks = device, autocast_dtype, clip, ranks
@@ -113,6 +120,8 @@ class TrainStep:
         self.scaler = grad_scaler(device, autocast_dtype is torch.float16, ranks)
         self._encoder = data_parallel(pair.query, ranks, device)
         self._scoring = data_parallel(head, ranks, device, apart=head.row_shards())
+        self.teacher_loss = teacher_loss
+        self._following = None if teacher_loss is None else data_parallel(teacher_loss, ranks, device)
 
     def __call__(self, batches: Sequence[Any]) -> Tensor:
         """Take one optimizer step over the mean loss of `batches`; return that loss, detached, without waiting for the device.
@@ -155,13 +164,17 @@ class TrainStep:
         if ahead:
             at["ahead"] = ahead
         loss: Tensor = self._scoring(embeddings, seen.labels, keys, **at)
-        return loss
+        return loss if self._following is None else loss + self._following(embeddings, seen.targets)
+
+    def statistics(self) -> dict[str, float]:
+        """Return figures of the last step, the head's and those of the teacher's loss; waits for the device."""
+        return self.head.statistics() | ({} if self.teacher_loss is None else self.teacher_loss.statistics())
 
     @contextlib.contextmanager
     def _without_reduction(self) -> Iterator[None]:
         """Gradients add up on this rank; the last batch of a step reduces them all."""
         with contextlib.ExitStack() as stack:
-            for module in (self._encoder, self._scoring):
+            for module in (self._encoder, self._scoring, self._following):
                 if isinstance(module, nn.parallel.DistributedDataParallel):
                     stack.enter_context(module.no_sync())
             yield

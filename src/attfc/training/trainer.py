@@ -47,12 +47,14 @@ class Evaluation:
         every: steps; 0: at the end alone.
         best_by: the figure by which `best/` is chosen (larger is better).
         on: whom it evaluates on, for the progress line.
+        begin: called with the query encoder on all ranks before the first step of the run; returns a line to say.
     """
 
     evaluate: Callable[[nn.Module, int], dict[str, Any]]
     every: int = 0
     best_by: str = "accuracy"
     on: str = "on unseen identities"
+    begin: Callable[[nn.Module], str] | None = None
     last: dict[str, Any] | None = None
 
 
@@ -139,7 +141,10 @@ class Trainer:
         clock.start()
         logged = clock.seconds, self.step
         report: StepReport | None = None
-        self.pair.query.train()
+        if self.step == 0 and self.evaluation is not None and (begin := self.evaluation.begin) is not None:
+            with clock.paused():
+                self.log.say(self.ranks.together(lambda: begin(self.pair.query)))
+        self.pair.train()
         self.head.train()
         while self.step < self.total_steps:
             group = [next(batches) for _ in range(self.accumulation)]
@@ -196,7 +201,7 @@ class Trainer:
         own = self.ranks.together(lambda: evaluation.evaluate(self.pair.query, self.step))
         # Another host may differ in the last digit, and all must agree on the best.
         figures = evaluation.last = self.ranks.once(lambda: own)
-        self.pair.query.train()
+        self.pair.train()
         self.log.write("evaluation", self.step, figures)
         score = figure_of(figures, evaluation.best_by)
         if score is not None and score > self.best:
@@ -243,7 +248,9 @@ class Trainer:
 
     def _parts(self) -> dict[str, Any]:
         """Return what keeps its own state, by the name of that in a checkpoint."""
+        loss = self.take_step.teacher_loss
         return {
+            **({} if loss is None else {"teacher_loss": loss}),
             "pair": self.pair,
             "head": self.head,
             "optimizer": self.optimizer,
@@ -293,7 +300,7 @@ class Trainer:
 
     def _figures(self, loss: float, images_per_second: float | None) -> dict[str, Any]:
         """Return what is logged of the step that was taken last; the rate is the one that it used."""
-        said = self.ranks.objects((self.head.statistics(), memory_mib(self.device)))
+        said = self.ranks.objects((self.take_step.statistics(), memory_mib(self.device)))
         return {
             "epoch": self.loader.state_dict()["samples_seen"] / self.loader.epoch_length,
             "loss": loss,

@@ -1,5 +1,6 @@
-"""`attfc compare`: two models on the same protocol, figure by figure, the same people drawn again for both."""
+"""`attfc compare`: models on the same protocol, figure by figure, the first against each other one, the same people drawn again for both."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,35 +25,58 @@ def compare(
     protocol: Annotated[str | None, Argument()] = None,
     paths: Annotated[list[str] | None, Argument(metavar="PATH...")] = None,
     resamples: int = 1000,
+    cross: bool = False,
     json_file: JsonOption = None,
 ) -> None:
     """Say how much better model A is than model B, figure by figure, and how sure that is.
 
     Args:
         one: a model, as for evaluate, or a file of evaluate --save
-        other: the other one
-        protocol: as for evaluate; left out when A and B are files of evaluate --save
+        other: the other one; more may follow, and A is compared with each
+        protocol: as for evaluate; left out when all models are files of evaluate --save
         paths: the data of the protocol
         resamples: how often the identities are drawn again, at least 20
+        cross: probes embedded by A in a gallery embedded by B, at B's threshold; then PATH alone, no protocol
     """
+    if cross:
+        from attfc.commands.evaluation.cross import compare_cross
+
+        compare_cross(one, other, [*filter(None, [protocol]), *(paths or [])], asked, resamples, json_file)
+        return
     from attfc.evaluation.bootstrap import check_resampling
     from attfc.evaluation.results import compare_results
 
     check_resampling(resamples, asked.confidence)
-    results = _results((one, other), protocol, paths or [], asked)
-    with progress_bar("resamples") as bar:
-        differences = compare_results(results[0], results[1], resamples, asked.confidence, asked.seed, progress=bar)
-    notes = list(dict.fromkeys(note for difference in differences for note in difference.notes))
-    if results[0].paths != results[1].paths:
-        of_a, of_b = (" ".join(result.paths) for result in results)
-        notes.insert(0, f"A was evaluated on {of_a}, B on {of_b}: the figures compare only if the data are the same")
-    for letter, result in zip("BA", results[::-1], strict=True):
+    models, protocol, paths = _models_first([one, other], [*filter(None, [protocol]), *(paths or [])])
+    results = _results(models, protocol, paths, asked)
+    found = []
+    for result in results[1:]:
+        with progress_bar("resamples") as bar:
+            found.append(compare_results(results[0], result, resamples, asked.confidence, asked.seed, progress=bar))
+    notes = list(
+        dict.fromkeys(note for differences in found for difference in differences for note in difference.notes)
+    )
+    for number, result in reversed(list(enumerate(results))):
         unseen = result.figures.get("unseen")
         if isinstance(unseen, dict) and unseen.get("warning"):
-            notes.insert(0, f"{letter}: {unseen['warning']}")
-    _print_differences(results, differences, asked.confidence, resamples)
+            notes.insert(0, f"{_letter(number)}: {unseen['warning']}")
+    for number, result in reversed(list(enumerate(results[1:], start=1))):
+        if results[0].condition != result.condition:
+            of_a, of_b = (each.condition or "the images as they are" for each in (results[0], result))
+            notes.insert(0, f"A was evaluated under {of_a}, {_letter(number)} under {of_b}")
+        if results[0].paths != result.paths:
+            of_a, of_b = (" ".join(each.paths) for each in (results[0], result))
+            notes.insert(
+                0,
+                f"A was evaluated on {of_a}, {_letter(number)} on {of_b}: the figures compare only if the data are the same",
+            )
+    _print_differences(results, found, asked.confidence, resamples)
+    points = [result.figures.get("operating_point") for result in results]
+    _print_points(points)
     for note in notes:
         out.print(f"note: {note}")
+    listed = [[difference.plain() for difference in differences] for differences in found]
+    more = zip(results[2:], listed[1:], strict=True)
     write_json(
         json_file,
         {
@@ -63,14 +87,53 @@ def compare(
             "confidence": asked.confidence,
             "resamples": resamples,
             "seed": asked.seed,
-            "differences": [_plain(difference) for difference in differences],
+            "differences": listed[0],
+            **({"more": [{"model": each.model, "differences": of} for each, of in more]} if listed[1:] else {}),
+            **({"operating_points": points} if any(points) else {}),
             "notes": notes,
         },
     )
 
 
+def _print_points(points: list[Any]) -> None:
+    """Print the operating points that `attfc calibrate` found of the models, of those that have one."""
+    if not any(points):
+        return
+    rows = []
+    for number, point in enumerate(points):
+        cells = ["-"] * 5
+        if point:
+            value, low, high = (f"{100 * point['fnmr'][key]:.2f}" for key in ("value", "low", "high"))
+            cells = [
+                f"{point['threshold']:.4f}",
+                f"{point['asked_fmr']:g}",
+                f"{point['fmr_upper']:.2g}",
+                f"{value} [{low}, {high}]",
+                f"{point['people']:,} people of {point['store']}",
+            ]
+        rows.append([_letter(number), *cells])
+    header = ("operating point", "threshold", "FMR", "95 % below", "FNMR, %", "measured on")
+    print_table(Table(header, rows, words=(0, 5)))
+
+
+def _letter(number: int) -> str:
+    return chr(ord("A") + number) if number < 26 else f"model {number + 1}"
+
+
+def _models_first(models: list[Path], words: list[str]) -> tuple[list[Path], str | None, list[str]]:
+    """Return the models, the protocol and its paths: what stands before a protocol's name is a model, and so is a result."""
+    from attfc.evaluation.protocols import find_protocol
+
+    for number, word in enumerate(words):
+        with suppress(UserError):
+            find_protocol(word)
+            return [*models, *map(Path, words[:number])], word, words[number + 1 :]
+    saved = next((number for number, word in enumerate(words) if Path(word).suffix != ".npz"), len(words))
+    return [*models, *map(Path, words[:saved])], next(iter(words[saved:]), None), words[saved + 1 :]
+
+
 def _results(
-    models: tuple[Path, Path], protocol: str | None, paths: list[str], asked: EvaluationOptions
+    models: list[Path], protocol: str | None, paths: list[str], asked: EvaluationOptions
 ) -> "list[EvaluationResult]":
     """Return both results: read where a file of `evaluate --save` was named, else evaluated."""
     from attfc.evaluation.protocols import family_of, find_protocol
@@ -81,7 +144,7 @@ def _results(
         find_protocol(protocol).taken(protocol, asked.for_protocols(keep_scores=True))
         if all(saved):
             raise UserError(
-                f"{models[0]} and {models[1]} are results already: leave out {protocol} {' '.join(paths)}".rstrip()
+                f"{' and '.join(map(str, models))} are results already: leave out {protocol} {' '.join(paths)}".rstrip()
             )
     kept = {path: read_result(path) for path, known in zip(models, saved, strict=True) if known}
     for path, result in kept.items():  # before a model is evaluated for nothing
@@ -97,52 +160,32 @@ def _results(
                 (f"{result.protocol} {' '.join(result.paths)}" for result in kept.values()), "held-out OTHER_PEOPLE"
             )
             raise UserError(
-                f"{path} is a model: say on which protocol and data, e.g. attfc compare {models[0]} {models[1]} {example}"
+                f"{path} is a model: say on which protocol and data, e.g. attfc compare {' '.join(map(str, models))} {example}"
             )
         err.print(f"evaluating {path}")
         found.append(evaluate_model(path, protocol, paths, asked, keep_scores=True)[0])
     return found
 
 
-def _plain(difference: "Difference") -> dict[str, Any]:
-    return {
-        "figure": list(difference.path),
-        **{
-            name: {"value": interval.value, "interval": interval.plain()}
-            for name, interval in (
-                ("a", difference.one),
-                ("b", difference.other),
-                ("difference", difference.difference),
-            )
-        },
-        "clear": difference.clear,
-    }
-
-
 def _print_differences(
-    results: "list[EvaluationResult]", differences: "list[Difference]", confidence: float, resamples: int
+    results: "list[EvaluationResult]", found: "list[list[Difference]]", confidence: float, resamples: int
 ) -> None:
-    rows = []
-    for found in differences:
-        signed = found.difference.text(4)
-        rows.append(
-            (
-                " ".join(found.path).replace("_", " "),
-                found.one.text(4),
-                found.other.text(4),
-                signed if signed.startswith("-") else f"+{signed}",
-                "*" if found.clear else "",
-            )
-        )
-    out.print(f"A: {results[0].model}")
-    out.print(f"B: {results[1].model}")
-    print_table(Table(("figure", "A", "B", "A - B", ""), rows))
+    for number, result in enumerate(results):
+        out.print(f"{_letter(number)}: {result.model}")
+    for number, differences in enumerate(found, start=1):
+        rows = []
+        for each in differences:
+            name, signed = " ".join(each.path).replace("_", " "), each.difference.text(4)
+            signed = signed if signed.startswith("-") else f"+{signed}"
+            rows.append((name, each.one.text(4), each.other.text(4), signed, "*" if each.clear else ""))
+        other = _letter(number)
+        print_table(Table(("figure", "A", other, f"A - {other}", ""), rows))
+    whom = "both" if len(results) == 2 else "all"
     out.print(
-        f"[a, b]: {100 * confidence:g} % interval, {resamples:,} bootstrap resamples of identities, the same for both; "
-        "* the interval of the difference leaves out 0",
+        f"[a, b]: {100 * confidence:g} % interval, {resamples:,} bootstrap resamples of identities, the same for {whom}; "
+        "* the interval of the difference leaves out 0"
     )
-    clear = sum(found.clear for found in differences)
-    if len(differences) > 1 and clear:
-        out.print(
-            f"{len(differences)} figures are compared at once: by chance alone one in {round(1 / (1 - confidence))} gets a *",
-        )
+    compared = [each for differences in found for each in differences]
+    if len(compared) > 1 and any(each.clear for each in compared):
+        chance = round(1 / (1 - confidence))
+        out.print(f"{len(compared)} figures are compared at once: by chance alone one in {chance} gets a *")

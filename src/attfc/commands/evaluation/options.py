@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
@@ -20,6 +20,9 @@ from attfc.commands.common import (
     ShareOption,
 )
 from attfc.errors import UserError
+
+if TYPE_CHECKING:
+    from attfc.data.conditions import Condition
 
 __all__ = ["EvaluationOptions", "takes_options"]
 
@@ -40,11 +43,15 @@ class EvaluationOptions:
             F1 adds the mirror image; several joined by commas, or all
         embeddings: folder where ijbb and ijbc keep embeddings for the next time; default attfc/embeddings in the user's cache
         groups: file with a line per identity, name<TAB>group, for metrics of all-pairs within groups
+        attributes: table with a line per image (path, then columns such as camera or age; CSV or tabs), for metrics of held-out and
+            all-pairs within each value
         far: all-pairs: false accept rate at which TAR is given; may be given several times, or with commas;
             default 1e-6,1e-5,1e-4
         budget_gib: memory that all-pairs may take for embeddings and scores, GiB
         enrolled: share of the identities that the protocol identify enrolls; the others are not in the gallery
         enrolled_images: images per enrolled identity in the gallery of identify
+        condition: what is done to the images before they are embedded, such as lowres=24, jpeg=30, blur=2, grey or covered=0.5;
+            may be given several times, or with commas, and acts in this order
         confidence: confidence level of the intervals, 0.5 to below 1
         look_alikes: seconds to look for people of the evaluation who look like people of the training; 0: names and files alone
     """
@@ -60,10 +67,12 @@ class EvaluationOptions:
     mode: str = "N1D1F1"
     embeddings: FolderOption = None
     groups: FileOption = None
+    attributes: FileOption = None
     far: Annotated[list[str] | None, Option(metavar="RATE")] = None
     budget_gib: Annotated[float, Option(min=0)] = 4.0
     enrolled: ShareOption = 0.5
     enrolled_images: PositiveOption = 1
+    condition: Annotated[list[str] | None, Option(metavar="KIND=VALUE")] = None
     confidence: float = 0.95
     look_alikes: Annotated[float, Option(min=0)] = 20.0
     model_is: ModelIsOption = None
@@ -89,9 +98,16 @@ class EvaluationOptions:
             fars.add(far)
         return tuple(sorted(fars))
 
+    @property
+    def conditions(self) -> "tuple[Condition, ...]":
+        """Those of `condition`."""
+        from attfc.data.conditions import parse_conditions
+
+        return parse_conditions(self.condition or [])
+
     def for_protocols(self, keep_scores: bool) -> dict[str, Any]:
         """Return what a protocol may take, checked as far as it can be before a model is opened."""
-        fars = self.fars
+        fars, _ = self.fars, self.conditions
         if self.thresholds not in (None, "grid", "exact"):
             raise UserError(f"--thresholds {self.thresholds} is unknown: use grid or exact")
         return {**vars(self), "fars": fars, "keep_scores": keep_scores}

@@ -32,7 +32,7 @@ def open_subject(path: Path, asked: EvaluationOptions) -> "tuple[Subject, ModelF
         store = open_with_bar(data, cache=asked.cache)
         return store, shared_with_run(path, store, embedder, asked.look_alikes)
 
-    embedder = Embedder(module.to(on), asked.batch_size, device=on, workers=asked.workers)
+    embedder = Embedder(module.to(on), asked.batch_size, device=on, workers=asked.workers, conditions=asked.conditions)
     return Subject(embedder, lambda: contents_digest(module, facts), open_path, progress_bar), facts
 
 

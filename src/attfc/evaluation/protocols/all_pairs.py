@@ -1,4 +1,4 @@
-"""All pairs of a store's images, the protocol of MFR-ALL: TAR at FAR 1e-4, 1e-5 and 1e-6, of all people and within groups of them.
+"""All pairs of a store's images, the protocol of MFR-ALL: TAR at FAR 1e-4, 1e-5 and 1e-6, of all people, within groups of them and slices of images.
 
 Every image is embedded once (image and mirror), then scored against every other (`all_pairs_scores`). Broken images are left out and counted.
 The list of groups is read in one pass; only identities of the store take memory.
@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
+from torch import Tensor, nn
 
+from attfc.data.attributes import Attributes, read_attributes
 from attfc.data.stores.store import Store
 from attfc.data.text_lines import lines_of
 from attfc.errors import UserError
@@ -30,9 +31,20 @@ from attfc.evaluation.protocols.all_pairs_scores import (
 )
 from attfc.evaluation.protocols.protocol import Board, Cell, Outcome, Protocol, Subject, Table, noted
 from attfc.evaluation.rates import far_name
-from attfc.typing import Progress
+from attfc.evaluation.samples import ShareSample
+from attfc.evaluation.tail_sample import EXACT_IMPOSTORS
+from attfc.typing import Int64, Progress
 
-__all__ = ["PROTOCOL", "AllPairsEvaluation", "Groups", "evaluate_all_pairs", "rates_at_common_threshold", "read_groups"]
+__all__ = [
+    "PROTOCOL",
+    "AllPairsEvaluation",
+    "Groups",
+    "Slices",
+    "evaluate_all_pairs",
+    "rates_at_common_threshold",
+    "read_groups",
+    "score_slices",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +63,85 @@ class Groups:
 
 
 @dataclass(frozen=True, eq=False)
+class Slices:
+    """All pairs of images that have a value of an attribute in common.
+
+    Attributes:
+        found: column -> value -> its pairs. thresholds: everyone's, by FAR.
+        notes: what a reader of the figures should know.
+    """
+
+    found: Mapping[str, Mapping[str, AllPairs]]
+    thresholds: Mapping[float, float]
+    notes: tuple[str, ...]
+
+    def figures(self) -> dict[str, Any]:
+        """Return column -> value -> figures, with TAR and FAR at everyone's thresholds; a FAR beyond the scores kept is None."""
+        return {
+            column: {value: self._slice(of) for value, of in values.items()} for column, values in self.found.items()
+        }
+
+    def _slice(self, of: AllPairs) -> dict[str, Any]:
+        common = {}
+        for far, threshold in self.thresholds.items():
+            accepted, kept = int((of.top_impostors > threshold).sum()), len(of.top_impostors)
+            known = accepted < kept or kept == of.impostor_pairs
+            tar = float(np.mean(of.genuine_scores > threshold))
+            common[far_name(far)] = {"tar": tar, "far": accepted / of.impostor_pairs if known else None}
+        return {**of.figures(), "at_common_threshold": common}
+
+    def samples(self, exact: int = EXACT_IMPOSTORS) -> dict[FigurePath, list[Sample]]:
+        """Return the scores behind the figures, by where these stand in those of the evaluation."""
+        samples: dict[FigurePath, list[Sample]] = {}
+        for column, values in self.found.items():
+            for value, of in values.items():
+                place, carriers = ("slices", column, value), np.unique(of.genuine_labels, return_inverse=True)[1]
+                if of.stated:
+                    samples[place] = [of.sample(exact)]
+                for far, threshold in self.thresholds.items():
+                    accepted = ShareSample("tar", of.genuine_scores > threshold, carriers)
+                    samples[*place, "at_common_threshold", far_name(far)] = [accepted]
+        return samples
+
+    def tables(self) -> list[Table]:
+        """Return a table for each column, a line for each value, at the lowest FAR that everyone's pairs state."""
+        columns = {"people": Cell(("identities",), "count"), "genuine pairs": Cell(("genuine_pairs",), "count")}
+        columns["impostor pairs"] = Cell(("impostor_pairs",), "count")
+        for far in map(far_name, sorted(self.thresholds)[:1]):
+            columns[f"TAR % at FAR {far}"] = Cell(("tar_at_far", far))
+            columns["at everyone's threshold"] = Cell(("at_common_threshold", far, "tar"))
+            columns["FAR at it"] = Cell(("at_common_threshold", far, "far"), "share")
+        places = {column: [(value, ("slices", column, value)) for value in of] for column, of in self.found.items()}
+        return [Table.of(column, columns, each) for column, each in places.items() if each]
+
+
+def score_slices(
+    embeddings: npt.NDArray[Any] | Tensor,
+    labels: npt.ArrayLike,
+    everyone: AllPairs,
+    attributes: Attributes | None,
+    images: Int64,
+    **options: Any,
+) -> Slices | None:
+    """Score the pairs within each value of each attribute; None without attributes.
+
+    Args:
+        embeddings, labels, everyone, options: see `score_all_pairs`, and what it found.
+        attributes: of the store. images: (N,) int64, the position of each embedding in it.
+    """
+    if attributes is None:
+        return None
+    found: dict[str, dict[str, AllPairs]] = {}
+    notes = [*attributes.notes]
+    for column, values in attributes.columns.items():
+        found[column], more = score_groups(embeddings, labels, values[images], **options)
+        small = (f"group {value} {note}" for value, of in found[column].items() for note in few_people(of.carriers))
+        notes += [f"{column}: {note}" for note in (*more, *small)]
+    thresholds = {far: threshold for far, threshold in everyone.threshold_at_far.items() if threshold is not None}
+    return Slices(found, thresholds, tuple(notes))
+
+
+@dataclass(frozen=True, eq=False)
 class AllPairsEvaluation(ImageEvaluation):
     """What `evaluate_all_pairs` found.
 
@@ -59,12 +150,14 @@ class AllPairsEvaluation(ImageEvaluation):
         groups: over the pairs within each group, by name; empty without groups.
         at_common_threshold: group -> FAR -> (TAR, FAR within the group) at the threshold that gives *everyone* this FAR.
         scoring_seconds: wall time.
+        slices: over the pairs within each value of each attribute; None without attributes.
     """
 
     everyone: AllPairs
     groups: Mapping[str, AllPairs]
     at_common_threshold: Mapping[str, Mapping[float, tuple[float, float]]]
     scoring_seconds: float
+    slices: Slices | None = None
 
     STATED: ClassVar = ("scoring_seconds",)
 
@@ -74,13 +167,15 @@ class AllPairsEvaluation(ImageEvaluation):
         for name, rates in self.at_common_threshold.items():
             common = {far_name(far): {"tar": tar, "far": within} for far, (tar, within) in rates.items()}
             groups[name]["at_common_threshold"] = common
-        return {"all_pairs": self.everyone.figures(), "groups": groups, **super().figures()}
+        slices = {} if self.slices is None else {"slices": self.slices.figures()}
+        return {"all_pairs": self.everyone.figures(), "groups": groups, **slices, **super().figures()}
 
     def samples(self) -> dict[FigurePath, list[Sample]]:
         """Return the scores behind the figures, by where these stand in `figures()`, for intervals by identity."""
         holders: dict[FigurePath, AllPairs] = {("all_pairs",): self.everyone}
         holders.update({("groups", name): found for name, found in self.groups.items()})
-        return {path: [found.sample()] for path, found in holders.items() if found.stated}
+        found: dict[FigurePath, list[Sample]] = {path: [of.sample()] for path, of in holders.items() if of.stated}
+        return found if self.slices is None else {**found, **self.slices.samples()}
 
 
 def rates_at_common_threshold(
@@ -162,6 +257,7 @@ def evaluate_all_pairs(
     store: Store,
     *,
     groups: Groups | None = None,
+    attributes: Attributes | None = None,
     fars: Sequence[float] = ALL_PAIRS_FARS,
     budget: int = 4 * 2**30,
     spare: float = 1.0,
@@ -174,6 +270,7 @@ def evaluate_all_pairs(
         model: the backbone, or an `Embedder` that says how it embeds.
         store: the images.
         groups: from `read_groups`: also score the pairs within each group.
+        attributes: from `read_attributes`: also score the pairs within each value of each.
         fars, budget, spare: see `score_all_pairs`; a FAR that cannot be stated is None, and a note says why.
         broken_limit: the largest share of broken images that is left out and counted; a larger one is an error.
         progress: called as (images done, images), then as (pairs done, pairs) of everyone's pairs.
@@ -206,6 +303,8 @@ def evaluate_all_pairs(
         small = (f"group {name} {note}" for name, found in within.items() for note in few_people(found.carriers))
         notes += [*groups.notes, *more, *small]
         common = rates_at_common_threshold(everyone, groups.of_label[np.unique(labels)], within)
+    slices = score_slices(vectors, labels, everyone, attributes, positions_N[valid_N], **options)
+    notes += slices.notes if slices is not None else ()
     return AllPairsEvaluation(
         name=store.name,
         embeddings=embeddings,
@@ -214,6 +313,7 @@ def evaluate_all_pairs(
         groups=within,
         at_common_threshold=common,
         scoring_seconds=time.perf_counter() - start,
+        slices=slices,
     )
 
 
@@ -222,6 +322,7 @@ def _run(
     name: str,
     paths: Sequence[str],
     groups: Path | None,
+    attributes: Path | None,
     fars: Sequence[float],
     budget_gib: float,
     broken_limit: float,
@@ -229,11 +330,13 @@ def _run(
 ) -> Outcome:
     path, store, shared = subject.open_store(name, paths)
     listed = read_groups(groups, store) if groups is not None else None
+    known = read_attributes(attributes, store) if attributes is not None else None
     with subject.progress("faces, then pairs") as progress:
         result = evaluate_all_pairs(
             subject.embedder,
             store,
             groups=listed,
+            attributes=known,
             fars=fars or ALL_PAIRS_FARS,
             budget=int(budget_gib * 2**30),
             spare=SPARE_FOR_INTERVALS if keep_scores else 1.0,
@@ -264,7 +367,7 @@ def _tables(result: AllPairsEvaluation) -> list[Table]:
             for name, rates in result.at_common_threshold.items()
         ]
         tables.append(Table(header, common))
-    return tables
+    return tables if result.slices is None else [*tables, *result.slices.tables()]
 
 
 def _board(protocol: str, data: str, place: FigurePath) -> Board:
@@ -275,7 +378,7 @@ def _board(protocol: str, data: str, place: FigurePath) -> Board:
 PROTOCOL = Protocol(
     ("all-pairs",),
     _run,
-    ("groups", "fars", "budget_gib", "broken_limit", "keep_scores"),
+    ("groups", "attributes", "fars", "budget_gib", "broken_limit", "keep_scores"),
     _board,
     without_pairs="scores every pair of images: leave out --pairs",
 )

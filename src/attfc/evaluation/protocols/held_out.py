@@ -16,12 +16,14 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from attfc.data.attributes import Attributes, read_attributes
 from attfc.data.stores.store import Store
 from attfc.errors import UserError
 from attfc.evaluation.bootstrap import FigurePath, Sample
 from attfc.evaluation.embed import Embedder, Embeddings, ImageEvaluation
 from attfc.evaluation.metrics import PairScores, Thresholds, evaluate_scores
 from attfc.evaluation.people import few_people, heading_with_people
+from attfc.evaluation.protocols.all_pairs import Slices, score_slices
 from attfc.evaluation.protocols.all_pairs_scores import SPARE_FOR_INTERVALS, AllPairs, score_all_pairs
 from attfc.evaluation.protocols.pair_lists import Pairs, generate_pairs, read_pairs
 from attfc.evaluation.protocols.protocol import Board, Listing, Outcome, Protocol, Subject, noted
@@ -33,7 +35,7 @@ from attfc.evaluation.tail_sample import EXACT_IMPOSTORS
 from attfc.evaluation.unit_rows import cosine_of_pairs
 from attfc.typing import Float64, Int64
 
-__all__ = ["PROTOCOL", "HardestPair", "HeldOutEvaluation", "evaluate_store", "positions_of"]
+__all__ = ["PROTOCOL", "HardestPair", "HeldOutEvaluation", "evaluate_store", "gallery_of", "positions_of"]
 
 GALLERY_IMAGES = 10_000  # of rank-one and all pairs, unless told otherwise
 
@@ -61,6 +63,7 @@ class HeldOutEvaluation(ImageEvaluation):
         rank_one, all_pairs: None if not asked for or not possible; `notes` says why.
         hardest: worst genuine, then worst impostor pairs; of all pairs if those were scored, else of the list.
         pair_sample: the list of pairs with the identities behind it, for intervals.
+        slices: all pairs within each value of each attribute; None without attributes.
     """
 
     pair_scores: PairScores
@@ -70,6 +73,7 @@ class HeldOutEvaluation(ImageEvaluation):
     all_pairs: AllPairs | None
     hardest: tuple[HardestPair, ...]
     pair_sample: PairListSample
+    slices: Slices | None = None
 
     STATED: ClassVar = ("all_pairs", "people")
 
@@ -82,7 +86,7 @@ class HeldOutEvaluation(ImageEvaluation):
         found: dict[FigurePath, list[Sample]] = {(): [self.pair_sample, *ranked]}
         if self.all_pairs is not None and self.all_pairs.stated:
             found["all_pairs",] = [self.all_pairs.sample(exact)]
-        return found
+        return found if self.slices is None else {**found, **self.slices.samples(exact)}
 
     @property
     def people(self) -> int:
@@ -100,6 +104,7 @@ class HeldOutEvaluation(ImageEvaluation):
             "rank_one": None if self.rank_one is None else self.rank_one.rate,
             "rank_one_probes": 0 if self.rank_one is None else self.rank_one.probes,
             **found,
+            **({} if self.slices is None else {"slices": self.slices.figures()}),
             "embedded_images_per_second": found["images"] / seconds if seconds > 0 else None,
             "notes": [*few_people(self.people), *self.pair_sample.notes(self.pairs.title), *self.notes],
         }
@@ -153,6 +158,7 @@ def evaluate_store(
     all_pairs: bool = True,
     gallery_images: int = GALLERY_IMAGES,
     hardest: int = 12,
+    attributes: Attributes | None = None,
     spare: float = 1.0,
     broken_limit: float = 0.01,
 ) -> HeldOutEvaluation:
@@ -167,6 +173,7 @@ def evaluate_store(
         rank_one, all_pairs: also identify, and score every image against every other.
         gallery_images: these two use the whole store, or whole identities drawn by `seed` up to so many images.
         hardest: how many of the worst genuine and of the worst impostor pairs to name.
+        attributes: from `read_attributes`: with all pairs also score those within each value of each.
         spare: see `score_all_pairs`; intervals of the all-pairs figures want 2.
         broken_limit: the largest share of broken images that is left out and counted; a larger one is an error.
 
@@ -179,34 +186,31 @@ def evaluate_store(
         raise UserError(f"{store.name}: {error}") from None
     if len(wanted) == 0:
         raise UserError(f"{wanted.source}: no pairs to evaluate")
-    notes = list(wanted.notes)
-    gallery, note = _gallery(store, gallery_images, seed) if rank_one or all_pairs else (np.zeros(0, np.int64), None)
-    embedder = Embedder.of(model)
-    positions = np.union1d(wanted.positions(), gallery)
+    gallery, note = gallery_of(store, gallery_images, seed) if rank_one or all_pairs else (np.zeros(0, np.int64), None)
+    embedder, positions = Embedder.of(model), np.union1d(wanted.positions(), gallery)
     embeddings = embedder.embed_within(store, positions, broken_limit, missing=wanted.missing)
     kept, *sides = wanted.with_rows(embeddings)
     _refuse_one_kind(store, wanted, kept, embeddings)
     scores = cosine_of_pairs(embeddings.vectors, *sides)
     figures = evaluate_scores(scores, kept.same, kept.fold, thresholds=thresholds, fars=fars)
     skipped = len(wanted) - len(kept)
-    notes += [*figures.notes, *([] if note is None else [note])]
+    notes = [*wanted.notes, *figures.notes, *([] if note is None else [note])]
     if skipped:
-        broken = len(embeddings.broken)
-        notes.append(f"{skipped:,} of {len(wanted):,} pairs were skipped: they use one of {broken} broken images")
-
+        using = f"they use one of {len(embeddings.broken)} broken images"
+        notes.append(f"{skipped:,} of {len(wanted):,} pairs were skipped: {using}")
     rows = np.flatnonzero(embeddings.valid & np.isin(embeddings.positions, gallery))
-    labels = store.labels(embeddings.positions[rows])
-    counts = np.unique(labels, return_counts=True)[1]
-    ranked, everything = None, None
-    if (rank_one or all_pairs) and (len(counts) < 2 or counts.max() < 2):
+    images = embeddings.positions[rows]
+    vectors, labels = torch.from_numpy(embeddings.vectors[rows]), store.labels(images)
+    options: dict[str, Any] = {"fars": fars, "spare": spare, "device": embedder.on}
+    ranked = everything = slices = None
+    if (rank_one or all_pairs) and not _comparable(labels):
         notes.append("rank-one and all pairs are left out: they need two identities, one of them with two images")
     else:
-        vectors = torch.from_numpy(embeddings.vectors[rows])
-        if rank_one:
-            ranked = identify(vectors, labels, device=embedder.on)
-        if all_pairs:
-            everything = score_all_pairs(vectors, labels, fars=fars, hardest=hardest, spare=spare, device=embedder.on)
-            notes += everything.notes
+        ranked = identify(vectors, labels, device=embedder.on) if rank_one else None
+        everything = score_all_pairs(vectors, labels, hardest=hardest, **options) if all_pairs else None
+    if everything is not None:
+        slices = score_slices(vectors, labels, everything, attributes, images, **options)
+        notes += [*everything.notes, *(slices.notes if slices is not None else ())]
     return HeldOutEvaluation(
         name=store.name,
         embeddings=embeddings,
@@ -216,9 +220,15 @@ def evaluate_store(
         skipped_pairs=skipped + wanted.skipped,
         rank_one=ranked,
         all_pairs=everything,
-        hardest=_hardest(store, hardest, kept, scores, everything, embeddings.positions[rows]),
+        hardest=_hardest(store, hardest, kept, scores, everything, images),
         pair_sample=PairListSample.of(figures, store.labels(kept.first), store.labels(kept.second)),
+        slices=slices,
     )
+
+
+def _comparable(labels: Int64) -> bool:
+    counts = np.unique(labels, return_counts=True)[1]
+    return len(counts) >= 2 and int(counts.max()) >= 2
 
 
 def _refuse_one_kind(store: Store, wanted: Pairs, kept: Pairs, embeddings: Embeddings) -> None:
@@ -235,10 +245,10 @@ def _refuse_one_kind(store: Store, wanted: Pairs, kept: Pairs, embeddings: Embed
 
 def positions_of(store: Store, pairs: Pairs, seed: int) -> Int64:
     """Return the images that `evaluate_store` embeds with its defaults: rising positions, int64."""
-    return np.union1d(pairs.positions(), _gallery(store, GALLERY_IMAGES, seed)[0])
+    return np.union1d(pairs.positions(), gallery_of(store, GALLERY_IMAGES, seed)[0])
 
 
-def _gallery(store: Store, limit: int, seed: int) -> tuple[Int64, str | None]:
+def gallery_of(store: Store, limit: int, seed: int) -> tuple[Int64, str | None]:
     """All positions, or those of whole identities drawn by seed, up to `limit` images."""
     if limit < 2:
         raise UserError(f"gallery_images={limit}: use at least 2")
@@ -282,6 +292,7 @@ def _run(
     name: str,
     paths: Sequence[str],
     pairs: Path | None,
+    attributes: Path | None,
     thresholds: Thresholds | None,
     keep_scores: bool,
     **options: Any,
@@ -291,14 +302,17 @@ def _run(
         subject.embedder,
         store,
         pairs=read_pairs(pairs, store, broken_limit=options["broken_limit"]) if pairs is not None else None,
+        attributes=read_attributes(attributes, store) if attributes is not None else None,
         thresholds=thresholds or "exact",
         spare=SPARE_FOR_INTERVALS if keep_scores else 1.0,
         **options,
     )
     figures = result.figures()
-    listing = Listing(heading_with_people(shared.heading, result.people), figures)
+    listed = {name: value for name, value in figures.items() if name != "slices"}
+    listing = Listing(heading_with_people(shared.heading, result.people), listed)
+    tables = [] if result.slices is None else result.slices.tables()
     facts = {"store": path, "pairs_file": str(pairs) if pairs else None}
-    return Outcome({**facts, **figures}, result.samples(), [listing, *noted(figures["notes"])], shared)
+    return Outcome({**facts, **figures}, result.samples(), [listing, *tables, *noted(figures["notes"])], shared)
 
 
 def _board(protocol: str, data: str, place: FigurePath) -> Board:
@@ -311,6 +325,6 @@ def _board(protocol: str, data: str, place: FigurePath) -> Board:
 PROTOCOL = Protocol(
     ("held-out",),
     _run,
-    ("pairs", "generated_pairs", "seed", "thresholds", "broken_limit", "keep_scores"),
+    ("pairs", "attributes", "generated_pairs", "seed", "thresholds", "broken_limit", "keep_scores"),
     _board,
 )

@@ -166,11 +166,12 @@ class Protocol:
         """Return the options that this protocol takes.
 
         Raises:
-            UserError: `pairs`, `groups` or `fars` are given, which only some protocols take.
+            UserError: `pairs`, `groups`, `attributes` or `fars` are given, which only some protocols take.
         """
         refused = {
             "pairs": f"{name} {self.without_pairs}",
             "groups": f"--groups is of the protocol all-pairs: leave it out of {name}",
+            "attributes": f"--attributes is of the protocols held-out and all-pairs: leave it out of {name}",
             "fars": f"--far is an option of the protocol all-pairs: leave it out of {name}",
         }
         for option, refusal in refused.items():

@@ -122,7 +122,7 @@ def embed_faces(
         model_key if model_key is not None else model_digest(model),
         image_size=image_size,
         embedding_size=embedding_size,
-        precision=embedder.autocast_dtype,
+        **embedder.of_cache,
         folder=os.path.realpath(folder),
         changed=status.st_mtime_ns,
     )

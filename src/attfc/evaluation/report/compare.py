@@ -18,6 +18,7 @@ import numpy as np
 from attfc.errors import UserError
 from attfc.evaluation.bootstrap import FigurePath, IdentityDraw, Interval, Sample, figure_at
 from attfc.evaluation.protocols import board_of
+from attfc.evaluation.protocols.protocol import Board
 from attfc.evaluation.report.curves import HINTS, curves_of
 from attfc.evaluation.report.page import Cell, Figure, Stated, count_text, texts, write_page
 from attfc.evaluation.report.people import notes_of_result
@@ -153,9 +154,12 @@ def _boards(results: Sequence[EvaluationResult], names: Mapping[str, str]) -> li
     boards: dict[FigurePath, _Board] = {}
     for result in results:
         for place, samples in result.samples.items():
-            if place[:1] == ("groups",):
+            if place[:1] in (("groups",), ("slices",)):
                 continue
             found = board_of(result.protocol, Path(result.paths[0]).name if result.paths else "?", place)
+            if condition := result.condition:
+                columns = tuple((f"{title}, {condition}", path) for title, path in found.columns)
+                found = Board((*found.key, condition), f"{found.title}, {condition}", columns)
             board = boards.setdefault(found.key, _Board(found.title, found.columns))
             holder = figure_at(result.figures, place)
             name = names[result.model]

@@ -72,9 +72,11 @@ def write_report(run_folder: str | os.PathLike[str], store: Store | None = None,
     )
     with at_fault(folder, f"{log}, environment.json or config.yaml"):
         line, state = _heading(run)
+    against = run.evaluation.get("against_start")
     drawn = (
         ("", parts.summary, f"{log}, {evaluation}"),
         (people.people_title(run.evaluation), lambda: parts.verification(_scores(run)), evaluation),
+        ("Against the start model", lambda: parts.against(against) if against else "", "evaluation.json"),
         ("Training", lambda: parts.training(list(_curves(run))), log),
         ("Hardest pairs", lambda: parts.hardest(list(_hardest(run, store if pictures else None))), evaluation),
         ("Timing, memory and versions", lambda: parts.timing(_environment(run)), f"{log}, {evaluation}"),

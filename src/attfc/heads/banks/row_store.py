@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from attfc.errors import UserError, nearest
 from attfc.heads.banks.rows_ahead import Arriving, RowThread, to_host
 from attfc.heads.banks.sharded_rows import ShardedRows
+from attfc.losses.class_softmax import gradient_of_rows
 from attfc.machine import available_memory
 
 __all__ = ["DrawnRows", "RowPlace", "RowStore", "draw_rows", "sampled_rows"]
@@ -230,10 +231,7 @@ class _SampledRows(torch.autograd.Function):
         if sampled_S.device.type == "cpu":
             ctx.copies.append(to_host((values_SD,)))
             (values_SD,) = ctx.copies[-1].tensors
-        gradient = torch.sparse_coo_tensor(
-            sampled_S.unsqueeze(0), values_SD, ctx.shape, is_coalesced=True, check_invariants=False
-        )
-        return gradient, None, None, None
+        return gradient_of_rows(sampled_S, values_SD, ctx.shape), None, None, None
 
 
 class _Landed(torch.autograd.Function):

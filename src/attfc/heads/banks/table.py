@@ -11,6 +11,7 @@ flag per identity says so too, which spares a step a look at every number of the
 Source: our own; the draw is that of Partial FC (arXiv 2203.15565), without gradient and momentum.
 """
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 import torch
@@ -26,6 +27,7 @@ from attfc.heads.banks.sharded_rows import ShardedRows
 from attfc.heads.checked import checked
 from attfc.heads.options import DrawnCount, DrawnShare, Folder
 from attfc.losses.streaming_pass import EMPTY
+from attfc.typing import Float32, Int64
 
 __all__ = ["CenterTable"]
 
@@ -50,6 +52,7 @@ class CenterTable(KeptRows):
             [0., 0.]])
     """
 
+    held = False  # what it holds stays
     state_name = "table"
     shown = ("identities", "embedding_size", "place")
     rows: Tensor
@@ -114,8 +117,23 @@ class CenterTable(KeptRows):
         return Negatives(*self._drawn(every_label_B))
 
     def update(self, batch: Batch, every_new_BD: Tensor, recalled: Recalled) -> None:
-        """Keep the new centers."""
-        self.store_centers(every_new_BD, batch.every_label_B)
+        """Keep the new centers, unless those of the table stay."""
+        if self.held:
+            self.draws += 1
+        else:
+            self.store_centers(every_new_BD, batch.every_label_B)
+
+    @torch.no_grad()
+    def hold(self, blocks: Iterable[tuple[Int64, Float32]]) -> None:
+        """Take given centers, which stay, for identities of this rank's block (`shard`).
+
+        Args:
+            blocks: labels (n,) and centers (n, D) of unit length, zeros for an identity that has none.
+        """
+        self.settle()
+        for labels, centers in blocks:
+            self.write(torch.from_numpy(labels), torch.from_numpy(centers).to(self.rows.dtype))
+        self.held = True
 
     @torch.no_grad()
     def store_centers(self, centers_BD: Tensor, labels_B: Tensor) -> None:

@@ -38,9 +38,9 @@ from torch.futures import Future
 
 from attfc.errors import UserError
 from attfc.files import ChecksumFile, sync
-from attfc.training.checkpoints.manifest import DTYPES, Chunk, Manifest, SavedFile, SavedTensor
+from attfc.training.checkpoints.manifest import DTYPES, Chunk, Manifest, SavedFile, SavedTensor, read_manifest
 
-__all__ = ["FolderReader", "FolderWriter"]
+__all__ = ["FolderReader", "FolderWriter", "rows_of"]
 
 T = TypeVar("T")
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -252,6 +252,23 @@ class FolderReader(_Stateless, StorageReader):
         box = tuple(slice(start, start + n) for start, n in zip(item.storage_offsets, item.lengths, strict=True))
         part: Tensor = entry[box]
         return part
+
+
+def rows_of(folder: Path, name: str, at_once: int = 1 << 16) -> Iterator[tuple[int, Tensor]]:
+    """Yield a matrix of a checkpoint a few rows at a time, each part after the number of its first row; checksums are not looked at.
+
+    Raises:
+        UserError: not a checkpoint, or a damaged one.
+    """
+    saved = read_manifest(folder).tensors[name]
+    for chunk in saved.chunks:
+        try:
+            with safe_open(str(folder / chunk.file), framework="pt") as file:
+                entry = file.get_slice(_stored_name(name, saved.size, chunk))
+                for start in range(0, chunk.sizes[0], at_once):
+                    yield chunk.offsets[0] + start, entry[start : start + at_once]
+        except SafetensorError as error:
+            raise UserError(f"{folder / chunk.file} is damaged: {str(error)[:200]}") from None
 
 
 def _done(result: T) -> Future[T]:

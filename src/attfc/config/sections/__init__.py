@@ -1,0 +1,1 @@
+"""Sections of the schema that have a file of their own."""

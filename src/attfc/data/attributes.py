@@ -1,0 +1,144 @@
+"""A table of what is known of each image (age, size, camera, date), and the slices of a store that it gives.
+
+The first line names the columns, the first column names the image: its path, or as much of the end of it as tells it from the others. Columns are
+divided by tabs, or by commas where the first line has no tab. A column of more than 8 numbers, or years of dates, is cut into four bands of about
+as many images each. The table is read in one pass and stays in memory.
+"""
+
+import csv
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from attfc.data.stores.store import Store
+from attfc.data.text_lines import lines_of
+from attfc.errors import UserError
+
+__all__ = ["Attributes", "read_attributes"]
+
+MOST_VALUES, MOST_NUMBERS, BANDS = 20, 8, 4
+
+
+@dataclass(frozen=True, eq=False)
+class Attributes:
+    """What is known of each image of a store.
+
+    Attributes:
+        columns: name -> (images,) text, "" = not known, or of a value that is too rare to be a slice.
+        notes: what a reader of the figures should know.
+    """
+
+    columns: dict[str, npt.NDArray[np.str_]]
+    notes: tuple[str, ...] = ()
+
+
+def read_attributes(path: str | Path, store: Store) -> Attributes:
+    """Read a table of attributes and find its images in a store.
+
+    Images that the table lacks, and rows that name no image, are counted in a note.
+
+    Raises:
+        UserError: no such file, not UTF-8, no column beside the image's, two of one name, a row with more fields than columns; a row that
+            names two images or an image of two rows; no row that names an image of the store.
+    """
+    file = Path(path)
+    names, rows, lines = _rows(file)
+    by_end: dict[str, list[int]] = {}
+    for row, (key, *_) in enumerate(rows):
+        by_end.setdefault(_end(key), []).append(row)
+    row_of = np.full(len(store), -1)
+    image_of: dict[int, int] = {}
+    for image in range(len(store)):
+        where = store.where(image)
+        found = [row for row in by_end.get(_end(where), ()) if _same(rows[row][0], where)]
+        if len(found) > 1:
+            raise UserError(f"{file}: lines {lines[found[0]]} and {lines[found[1]]} both name {where}: leave one out")
+        if found and found[0] in image_of:
+            raise UserError(
+                f"{file} line {lines[found[0]]}: {rows[found[0]][0]!r} may be {store.where(image_of[found[0]])} or {where}: write more of the path"
+            )
+        if found:
+            row_of[image], image_of[found[0]] = found[0], image
+    if not image_of:
+        example = repr(rows[0][0]) if rows else "nothing"
+        raise UserError(f"{file} names no image of {store.name}: it has {example}, the store has {store.where(0)!r}")
+    notes = []
+    if strange := len(rows) - len(image_of):
+        notes.append(f"{file.name}: {strange:,} of {len(rows):,} rows name no image of {store.name}")
+    if lacking := int((row_of < 0).sum()):
+        notes.append(f"{file.name}: {lacking:,} of {len(store):,} images are not in it")
+    columns = {}
+    for number, name in enumerate(names[1:], start=1):
+        texts = np.array([*(row[number] for row in rows), ""], dtype=np.str_)[row_of]
+        columns[name], more = _banded(texts)
+        notes += [f"{name} {note}" for note in more]
+    return Attributes(columns, tuple(notes))
+
+
+def _rows(file: Path) -> tuple[list[str], list[list[str]], list[int]]:
+    """Return the columns' names, the rows, each as long as these, and the line of each row."""
+    names: list[str] = []
+    rows, lines, divider = [], [], ","
+    for number, text in lines_of(file, "attributes"):
+        try:
+            line = text.decode("utf-8")
+        except UnicodeDecodeError:
+            raise UserError(f"{file} line {number} is not UTF-8 text: save it as UTF-8") from None
+        if not names:
+            divider = "\t" if "\t" in line else ","
+        fields = [field.strip() for field in next(csv.reader([line], delimiter=divider))]
+        if not names:
+            names = fields
+            if len(names) < 2 or not all(names) or len(set(names)) < len(names):
+                raise UserError(
+                    f"{file} line {number}: {line[:80]!r} does not name the columns: write image<TAB>camera<TAB>..., each once"
+                )
+            continue
+        if len(fields) > len(names):
+            raise UserError(f"{file} line {number}: {len(fields)} fields, but {len(names)} columns: {line[:80]!r}")
+        rows.append(fields + [""] * (len(names) - len(fields)))
+        lines.append(number)
+    if not names:
+        raise UserError(f"{file} is empty: write image<TAB>camera<TAB>..., then a line per image")
+    return names, rows, lines
+
+
+def _end(path: str) -> str:
+    return path.replace("\\", "/").rpartition("/")[2]
+
+
+def _same(key: str, where: str) -> bool:
+    """Whether one of two paths is the end of the other."""
+    one, other = sorted((key.replace("\\", "/").removeprefix("./"), where.replace("\\", "/")), key=len)
+    return one == other or other.endswith(f"/{one}")
+
+
+def _banded(texts: npt.NDArray[np.str_]) -> tuple[npt.NDArray[np.str_], list[str]]:
+    """Return the values of a column, cut into bands where they are many numbers; and what to say of it."""
+    values, images = np.unique(texts[texts != ""], return_counts=True)
+    if all(re.fullmatch(r"\d{4}-\d\d(-\d\d)?", value) for value in values.tolist()):
+        texts = texts.astype("<U4")
+        values, images = np.unique(texts[texts != ""], return_counts=True)
+    if len(values) <= MOST_NUMBERS:
+        return texts, []
+    known = np.flatnonzero(texts != "")
+    try:
+        numbers = texts[known].astype(np.float64)
+        if not np.isfinite(numbers).all():
+            raise ValueError
+    except ValueError:
+        if len(values) <= MOST_VALUES:
+            return texts, []
+        kept = values[np.argsort(-images, kind="stable")[:MOST_VALUES]]
+        note = f"has {len(values):,} values: only those {MOST_VALUES} with most images are slices"
+        return np.where(np.isin(texts, kept), texts, ""), [note]
+    edges = np.unique(np.quantile(numbers, np.arange(1, BANDS) / BANDS))
+    band = np.searchsorted(edges, numbers, side="right")
+    found = np.full(len(texts), "", dtype="<U40")
+    for number in np.unique(band).tolist():
+        of = numbers[band == number]
+        found[known[band == number]] = f"{of.min():g} to {of.max():g}"
+    return found, []

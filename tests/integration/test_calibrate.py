@@ -1,0 +1,172 @@
+"""`attfc calibrate` as a user types it: the file beside the model, and who reads it."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import attfc
+from attfc.training.model_files import save_model
+
+from .commands import run_main
+
+CPU = ("--device", "cpu")
+PEOPLE = "synthetic:identities=64,images=2,seed=5"
+
+
+def save_run(folder: Path, seed: int = 0) -> Path:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        save_model(folder / "model", attfc.create_backbone("r6_tiny", embedding_size=32))
+    return folder
+
+
+@pytest.fixture
+def calibrated(tmp_path, monkeypatch, capsys) -> Path:
+    """A run with an operating point at FMR 0.2."""
+    run = save_run(tmp_path / "run")
+    status, _said, err = run_main(monkeypatch, capsys, "calibrate", run, PEOPLE, "--fmr", 0.2, *CPU)
+    assert status == 0, err
+    return run
+
+
+def test_calibrate_writes_beside_the_model(calibrated, tmp_path, monkeypatch, capsys) -> None:
+    point = json.loads((calibrated / "model" / "operating_point.json").read_text())
+    assert point["asked_fmr"] == 0.2
+    assert point["people"] == 64
+    low, high = point["threshold_interval"]
+    assert low < point["threshold"] < high
+    assert point["fmr"] < point["fmr_upper"]
+    status, said, err = run_main(
+        monkeypatch, capsys, *("calibrate", calibrated, PEOPLE, "--fmr", 0.2), *("--json", tmp_path / "a.json"), *CPU
+    )
+    assert status == 0, err
+    again = json.loads((tmp_path / "a.json").read_text())
+    assert {**point, "created": ""} == {**{key: again[key] for key in point}, "created": ""}
+    assert re.search(rf"two faces are one person +{point['threshold']:.4f} \[", said)
+    assert "FMR 0.2 needs about 28 people" in said
+
+
+def test_what_the_people_do_not_support_is_refused(tmp_path, monkeypatch, capsys) -> None:
+    run = save_run(tmp_path / "run")
+    status, _, err = run_main(monkeypatch, capsys, "calibrate", run, PEOPLE, "--fmr", 1e-4, *CPU)
+    assert status == 1
+    assert f"{PEOPLE} has 64 people, too few for FMR 0.0001: that needs about 492" in err
+    assert "support --fmr 0.0061 or higher" in err
+    assert not (run / "model" / "operating_point.json").exists()
+    status, _, err = run_main(monkeypatch, capsys, "calibrate", run, PEOPLE, "--fmr", 1.5, *CPU)
+    assert status == 1
+    assert "--fmr 1.5 is no false match rate" in err
+
+
+def test_groups_and_failures(tmp_path, monkeypatch, capsys) -> None:
+    run, groups, people = save_run(tmp_path / "run"), tmp_path / "groups.tsv", tmp_path / "people"
+    store = attfc.open_store(PEOPLE)
+    for position in range(len(store)):
+        encoded, label = store.read(position)
+        (people / f"{label:02d}").mkdir(parents=True, exist_ok=True)
+        (people / f"{label:02d}" / f"{position}.jpg").write_bytes(encoded if position != 5 else encoded[:60])
+    groups.write_text("".join(f"{label:02d}\t{'one' if label < 31 else 'two'}\n" for label in range(64)))
+    asked = ("calibrate", run, people, "--fmr", 0.2, "--groups", groups, *CPU)
+    status, said, err = run_main(monkeypatch, capsys, *asked, "--count-failures", "--json", tmp_path / "a.json")
+    assert status == 0, err
+    point = json.loads((tmp_path / "a.json").read_text())
+    assert [group["name"] for group in point["groups"]] == ["one", "two"]
+    assert (point["failures"], point["failures_counted"], point["images"]) == (1, True, 128)
+    assert "the worst group's FMR is" in said
+    assert "failures to acquire (images without a usable face): 1 of 128; they count as non-matches" in said
+    groups.write_text("".join(f"{label:02d}\t{'one' if label else 'two'}\n" for label in range(64)))
+    status, _, err = run_main(monkeypatch, capsys, *asked)
+    assert status == 1
+    assert "group two has one person in people" in err
+
+
+def two_faces(folder: Path) -> list[Path]:
+    store, made = attfc.open_store(PEOPLE), []
+    for position in (0, 1):
+        made.append(folder / f"{position}.jpg")
+        made[-1].write_bytes(store.read(position)[0])
+    return made
+
+
+def test_verify_and_galleries_go_by_it(calibrated, tmp_path, monkeypatch, capsys) -> None:
+    def run(*arguments: object) -> tuple[int, str, str]:
+        return run_main(monkeypatch, capsys, *arguments, *CPU)
+
+    faces, file = two_faces(tmp_path), calibrated / "model" / "operating_point.json"
+    point = json.loads(file.read_text())
+    stated = {"threshold_at_far": {"0.1": 0.25, "0.001": 0.5}, "impostor_pairs": 300_000}
+    (calibrated / "evaluation.json").write_text(json.dumps({"all_pairs": stated}))
+    status, said, err = run("verify", calibrated, *faces, "--json", tmp_path / "v.json")
+    assert status == 0, err
+    found = json.loads((tmp_path / "v.json").read_text())
+    assert found["threshold_at_far"] == {"0.2": point["threshold"]}
+    assert found["thresholds_of"] == str(file)
+    assert f"P(same person) {found['same_person_probability']:.3f}" in said
+    assert f"at FAR 0.2, threshold {point['threshold']:.4f}" in said
+    status, said, err = run("gallery", "create", tmp_path / "g", calibrated)
+    assert status == 0, err
+    assert f"a search answers with a name above cosine {point['threshold']:.4f}: FAR 0.2 by {file}" in said
+    file.rename(tmp_path / "mine.json")
+    status, said, _ = run("verify", calibrated, *faces)
+    assert "at FAR 0.1, threshold 0.2500" in said
+    status, said, _ = run("verify", calibrated, *faces, "--evaluation", tmp_path / "mine.json")
+    assert f"at FAR 0.2, threshold {point['threshold']:.4f}" in said
+
+
+def test_that_of_another_model_or_a_damaged_one_is_refused(calibrated, tmp_path, monkeypatch, capsys) -> None:
+    other, faces = save_run(tmp_path / "other", seed=1), two_faces(tmp_path)
+    text = (calibrated / "model" / "operating_point.json").read_text()
+    beside = other / "model" / "operating_point.json"
+    for content, said in {
+        text: f"{beside} is the operating point of another model: of digest ",
+        text.replace(
+            '"fmr": 0.', '"fmr": 7.'
+        ): f"{beside} is no operating point: fmr: Input should be less than or equal to 1",
+        text.replace('"notes": []', '"notes": [], "more": 1'): "more: Extra inputs are not permitted",
+        text[:300]: f"{beside} is no operating point: Invalid JSON",
+        " " * (2**22 + 1): f"{beside} is larger than 4,194,304 bytes",
+    }.items():
+        beside.write_text(content)
+        for command in (("verify", other, *faces), ("gallery", "create", tmp_path / "g", other)):
+            status, _, err = run_main(monkeypatch, capsys, *command, *CPU)
+            assert status == 1
+            assert said in err
+    status, _, err = run_main(
+        monkeypatch,
+        capsys,
+        *("verify", other, *faces),
+        *("--evaluation", calibrated / "model" / "operating_point.json"),
+        *CPU,
+    )
+    assert status == 1  # what lies beside the model is not looked at then, what is named is
+    assert "is the operating point of another model" in err
+
+
+def test_exports_carry_it(calibrated, tmp_path, monkeypatch, capsys) -> None:
+    point = json.loads((calibrated / "model" / "operating_point.json").read_text())
+    status, _, err = run_main(monkeypatch, capsys, "export", calibrated, tmp_path / "hub", "--format", "hf")
+    assert status == 0, err
+    carried = json.loads((tmp_path / "hub" / "operating_point.json").read_text())
+    assert {**carried, "digest": ""} == {**point, "digest": ""}
+    card = (tmp_path / "hub" / "README.md").read_text()
+    assert f"Accept two faces as one person above cosine {point['threshold']:.4f}" in card
+    status, said, err = run_main(monkeypatch, capsys, "verify", tmp_path / "hub", *two_faces(tmp_path), *CPU)
+    assert f"at FAR 0.2, threshold {point['threshold']:.4f}" in said
+    status, _, err = run_main(monkeypatch, capsys, "export", calibrated, tmp_path / "face.onnx")
+    assert status == 0, err
+    status, said, err = run_main(monkeypatch, capsys, "verify", tmp_path / "face.onnx", *two_faces(tmp_path), *CPU)
+    assert status == 0, err
+    assert f"at FAR 0.2, threshold {point['threshold']:.4f}" in said
+
+
+def test_compare_shows_operating_points(calibrated, tmp_path, monkeypatch, capsys) -> None:
+    other = save_run(tmp_path / "other", seed=1)
+    status, said, err = run_main(
+        monkeypatch, capsys, *("compare", calibrated, other, "held-out", PEOPLE), *("--resamples", 20), *CPU
+    )
+    assert status == 0, err
+    (line,) = [line for line in said.splitlines() if line.startswith("A  ") and "64 people of" in line]
+    assert "0.2" in line
