@@ -174,7 +174,12 @@ def finetune(part: str) -> Callable[[], str]:
         ]
         versus = "to the first model" if part == "ways" else "to the first stage"
         titles = [title for name in places.values() for title in (f"{name}: TAR, %", versus)]
-        return with_provenance(["", *titles], rows, record)
+        if part == "ways":
+            titles.insert(2, "to scratch")
+            for row, each in zip(rows, shown, strict=True):
+                row.insert(3, points(each["here against scratch"]))
+        seeds = len(record["config"]["seeds"])
+        return f"{with_provenance(['', *titles], rows, record)} {seeds} seed{'s' * (seeds > 1)}."
 
     return table
 

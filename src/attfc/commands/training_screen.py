@@ -36,7 +36,8 @@ def train(data: str | os.PathLike[str], *overrides: str, **short: Any) -> "Run":
 
     Returns:
         The run: `run.metrics` (of people kept aside; None where there are none), `run.model` (as `attfc.load`), `run.report` (path of the HTML page),
-        `run.folder`, `run.config`. An interrupt (Ctrl-C, a notebook's stop button) saves after the current step and returns the run with
+        `run.folder`, `run.config`, `run.against_start` (with start_from: what was gained and lost).
+        An interrupt (Ctrl-C, a notebook's stop button) saves after the current step and returns the run with
         `run.interrupted` set; `attfc train --resume` goes on with it. Before the first step is done nothing is saved and the folder is removed;
         `run.stopped` says which.
 
