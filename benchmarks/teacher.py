@@ -47,7 +47,11 @@ COMMON = [
     *("log.tensorboard=false", "precision.amp=bfloat16", "device=cpu", "data.workers=0", "data.decoded_cache_mib=400"),
     *("checkpoint.every=100", "checkpoint.keep=1"),
 ]
-HELD_OUT = (("all_pairs",), ("tar_at_far", "0.01")), ((), ("rank_one",))
+HELD_OUT = (
+    (("all_pairs",), ("tar_at_far", "0.01")),
+    (("all_pairs",), ("person_balanced_tar_at_far", "0.01")),
+    ((), ("rank_one",)),
+)
 CROSS = ("tar_at_far", "0.01"), ("rank", "1"), ("tar_at_old_threshold",)
 
 
