@@ -98,7 +98,12 @@ def calibrate(
     point.write(path)
     _show(point)
     print_notes(point.notes)
-    out.print(f"written to {path}: verify, gallery, serve and export take the threshold from there")
+    taken = (
+        "verify, gallery, serve and export go by it"
+        if output is None
+        else f"verify, gallery and serve take it with --evaluation {path}"
+    )
+    out.print(f"written to {path}: {taken}")
     write_json(json_file, {"model": opened.facts.to_dict(), "file": str(path), **point.model_dump(mode="json")})
 
 

@@ -21,7 +21,7 @@ from attfc.typing import Float64, Int64
 
 __all__ = ["SAMPLED", "Scores", "scores_of_people"]
 
-SAMPLED = 20_000  # nonmated pairs drawn for P(same person)
+SAMPLED = 10_000  # nonmated pairs drawn for P(same person)
 _DEPTH = 10  # times the asked FMR: how far down nonmated scores are kept
 
 
