@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attfc.errors import UserError
-from attfc.evaluation.operating_point.bounds import RULE_OF_THREE, rate_bounds
+from attfc.evaluation.operating_point.bounds import RULE_OF_THREE, freedom_of, rate_bounds
 from attfc.evaluation.operating_point.logistic import brier_score, fit_logistic
 from attfc.evaluation.operating_point.nonmated import FalseMatches, NonmatedTail
 from attfc.evaluation.operating_point.point import Estimate, GroupRates, Probability
@@ -265,7 +265,8 @@ class _Kind:
         value, mean = self.rejected / self.known, float(own.mean())
         variance = float(own.var(ddof=1)) / len(own) if len(own) > 1 else 0.0
         worth = mean * (1 - mean) / variance if variance > 0 else float(len(own))
-        low, high = rate_bounds(value, worth, max(len(own) - 1, 1), (1 + CONFIDENCE) / 2)
+        freedom = freedom_of(own - mean) if variance > 0 else 1e6
+        low, high = rate_bounds(value, worth, freedom, (1 + CONFIDENCE) / 2)
         return Estimate(value=value, low=low, high=high)
 
 
