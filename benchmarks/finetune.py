@@ -2,8 +2,8 @@
 
 Everybody: `synthetic:` faces, 3,000 people to learn the first model from (Partial FC) and 400 others to judge on. The other style: the same renderer,
 grey, darker, noisier, with wider poses, as an infrared camera at a door: 1,000 people to fine-tune on, 200 others to judge on. All ways see the same
-images equally often, but for `scratch, 4 x`. A second part goes on with the first model's own people, from a tenth of the negatives (Partial FC)
-to all of them (full FC), with the rows of the first stage and with new ones.
+images equally often, but for `scratch, 4 x`. A second part goes on with the fine-tuned model on the same people, from AttFC to the full FC, with the
+centers of the first stage and with new ones.
 
     python benchmarks/finetune.py --work FOLDER [--seeds 0 1 2] [--minutes 14]
 
@@ -12,6 +12,7 @@ results/finetune.json. One thread.
 """
 
 import argparse
+import functools
 import json
 import statistics
 import time
@@ -19,32 +20,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import write_result
+from common import median_seconds_each, write_result
 
 import attfc
+from attfc.config import load_config
 from attfc.data import SyntheticFaces, open_store
 from attfc.data.stores.synthetic import _jpeg
 from attfc.evaluation import Embedder, evaluate_store
 from attfc.evaluation.results import EvaluationResult, compare_results, read_result, save_result
+from attfc.run.components import build_backbone, build_head, build_pair, optimizer_of
 from attfc.synthetic.face_parameters import identity_keys, identity_traits, sample_conditions, sample_keys
 from attfc.synthetic.face_renderer import render_faces
+from attfc.training.step import Inputs, TrainStep
 
 FIRST = "synthetic:identities=3000,images=10,seed=1"
-FIRST_EPOCHS, EPOCHS, STAGE_EPOCHS = 8, 5, 2
+FIRST_EPOCHS, EPOCHS, STAGE_EPOCHS = 8, 3, 2
 FIGURE = ("all_pairs", "tar_at_far", "0.001")
 COMMON = ["device=cpu", "threads=1", "precision.amp=none", "data.workers=0", "data.decoded_cache_mib=2000"]
 COMMON += ["log.tensorboard=false", "report.write=false", "backbone=r6_tiny", "batch_size=128", "checkpoint.every=0"]
 WAYS: dict[str, tuple[str, ...]] = {
     "fine-tuned": (),
+    "scratch": ("lr=0.1",),
+    "trunk frozen": ("finetune.trunk_rate=0",),
     "BatchNorm kept": ("finetune.batch_norm=kept",),
     "trunk at a tenth of the rate": ("finetune.trunk_rate=0.1",),
-    "trunk frozen": ("finetune.trunk_rate=0",),
     "trunk frozen, BatchNorm kept": ("finetune.trunk_rate=0", "finetune.batch_norm=kept"),
     "ten times the rate": ("lr=0.1",),
-    "scratch": ("lr=0.1",),
     "scratch, 4 x the epochs": ("lr=0.1", f"epochs={4 * EPOCHS}"),
 }
-STAGES = {"rows of the first stage": "by_name", "new rows": "fresh"}
+TRUNKS = {"trained": (), "frozen": ("finetune.trunk_rate=0",)}
+STAGES = {"centers of the first stage": "by_name", "new centers": "fresh"}
 
 
 class AnotherStyle(SyntheticFaces):
@@ -107,11 +112,34 @@ def cells(work: Path, seeds: list[int]) -> list[tuple[Path, str, dict[str, str],
             epochs = [] if any(option.startswith("epochs=") for option in options) else [f"epochs={EPOCHS}"]
             cell = work / "cells" / f"{name}, seed {seed}"
             found.append((cell, str(work / "people" / "faces"), both, [*common, *begins, *epochs, *options]))
+        first = f"start_from={work / 'cells' / f'fine-tuned, seed {seed}' / 'run-001'}"
         for name, rows in STAGES.items():
-            options = [f"seed={seed}", start, "head=full_fc", f"epochs={STAGE_EPOCHS}", "lr=0.02", f"eval.root={there}"]
             cell = work / "cells" / f"{name}, seed {seed}"
-            found.append((cell, FIRST, {"there": there}, [*options, f"finetune.rows={rows}", "name=run"]))
+            options = [*common, first, "head=full_fc", f"epochs={STAGE_EPOCHS}", f"finetune.rows={rows}"]
+            found.append((cell, str(work / "people" / "faces"), both, options))
     return found
+
+
+def cost(batch: int = 128) -> list[dict[str, Any]]:
+    """Return processor time of a step and the memory that it keeps for backward: full FC on r10_tiny, three trunks in turns."""
+    images, labels = torch.randn(batch, 3, 56, 56), torch.randint(1000, (batch,))
+    steps: dict[str, TrainStep] = {}
+    kept = dict.fromkeys(TRUNKS, 0.0)
+    for name, options in TRUNKS.items():
+        config = load_config("demo", ["head=full_fc", "backbone=r10_tiny", *options])
+        pair, head = build_pair(config, build_backbone(config), 0), build_head(config, 1000)
+        steps[name] = TrainStep(pair.train(), head, optimizer_of(config, pair, head))
+        weights = {each.data_ptr() for module in (pair, head) for each in module.parameters()}
+
+        def keep(tensor: torch.Tensor, name: str = name, weights: set[int] = weights) -> torch.Tensor:
+            kept[name] += 0 if tensor.data_ptr() in weights else tensor.nbytes / 2**20
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            steps[name].loss(Inputs(images, labels))
+    calls = {name: functools.partial(step, [Inputs(images, labels)]) for name, step in steps.items()}
+    seconds = median_seconds_each(calls, repeats=7, clock=time.process_time)
+    return [{"trunk": name, "step_seconds": seconds[name], "kept_mib": kept[name]} for name in TRUNKS]
 
 
 def summary(work: Path, name: str, against: str, where: str, seeds: list[int]) -> dict[str, Any]:
@@ -163,11 +191,11 @@ def main() -> None:
         row["said"] = [line for each in record["against_start"].get("sets", []) for line in each["lines"]]
         rows.append(row)
     stages = [
-        {"name": name, "there": summary(work, name, "base" if name == "base" else "new rows", "there", asked.seeds)}
-        for name in ("base", *STAGES)
+        {"name": name, **{where: summary(work, name, "fine-tuned", where, asked.seeds) for where in ("here", "there")}}
+        for name in STAGES
     ]
     config = {"seeds": asked.seeds, "first": FIRST, "epochs": EPOCHS, "figure": list(FIGURE)}
-    print(write_result("finetune", config, {"ways": rows, "stages": stages}))
+    print(write_result("finetune", config, {"ways": rows, "stages": stages, "cost": cost()}))
 
 
 if __name__ == "__main__":

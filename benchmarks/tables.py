@@ -151,6 +151,33 @@ def center_table() -> str:
     return with_provenance(["", "flag, ms", "look, ms", "look / flag", "half of the pairs"], rows, record)
 
 
+def finetune(part: str) -> Callable[[], str]:
+    """A table of fine-tuning: eight ways on another style, two stages of one recipe, or what a frozen trunk saves."""
+
+    def points(each: dict[str, Any]) -> str:
+        bounds = each["intervals"] if len(each["intervals"]) == 1 else []
+        return f"{100 * each['difference']:+.1f}" + "".join(
+            f" [{100 * low:+.1f}, {100 * high:+.1f}]" for low, high in bounds
+        )
+
+    def table() -> str:
+        record = load("finetune")
+        shown: list[dict[str, Any]] = record["results"][part]
+        if part == "cost":
+            rows = [[row["trunk"], f"{1000 * row['step_seconds']:.0f}", f"{row['kept_mib']:.0f}"] for row in shown]
+            return with_provenance(["trunk", "a step, ms", "kept for backward, MiB"], rows, record)
+        places = {"here": "another style", "there": "everybody"}
+        rows = [
+            [row["name"], *(cell for at in places for cell in (f"{100 * row[at]['mean']:.1f}", points(row[at])))]
+            for row in shown
+        ]
+        versus = "to the first model" if part == "ways" else "to the first stage"
+        titles = [title for name in places.values() for title in (f"{name}: TAR, %", versus)]
+        return with_provenance(["", *titles], rows, record)
+
+    return table
+
+
 def optimizer_memory() -> str:
     """Table of what encoders and the optimizer's step take."""
     record = load("optimizer_memory")
@@ -565,7 +592,65 @@ MAIN_HEADS = (
     *("full_fc", "partial_fc 0.1", "published", "attfc"),
     *("attfc, two-way", "attfc, two-way, rate 0.05", "attfc, others, two-way, rate 0.05"),
 )
+
+
+def percent(bounds: list[float | None], signed: bool = False) -> str:
+    """A figure in percent with its interval."""
+    value, low, high = bounds
+    return f"{100 * (value or 0):{'+' if signed else ''}.1f}" + (
+        f" [{100 * low:.1f}, {100 * high:.1f}]" if low is not None and high is not None else ""
+    )
+
+
+def taught() -> str:
+    """Table of the runs of the teacher benchmark, each alone and against another."""
+    record = load("teacher")
+    titles = [
+        "run",
+        "all pairs: TAR at FAR 1e-2",
+        "rank-1",
+        "against",
+        "TAR, difference",
+        "in each seed",
+        "rank-1, difference",
+    ]
+    rows = []
+    for row in record["results"]["alone"]:
+        tar, rank = row["figures"]["all_pairs tar_at_far 0.01"], row["figures"]["rank_one"]
+        other = tar["against"]
+        apart = ["-"] * 4
+        if other != row["run"]:
+            seeds = ", ".join(percent(each, signed=True) for each in tar["differences"])
+            apart = [other, percent(tar["difference"], signed=True), seeds, percent(rank["difference"], signed=True)]
+        rows.append([row["run"], percent(tar["mean"]), percent(rank["mean"]), *apart])
+    return with_provenance(titles, rows, record)
+
+
+def taught_cross() -> str:
+    """Table of new probes in the old gallery."""
+    record = load("teacher")
+    titles = ["new", "figure", "old x old", "new x old", "new x new", "new x old - old x old", "in each seed"]
+    names = {
+        "tar_at_far 0.01": "TAR at FAR 1e-2",
+        "rank 1": "rank-1",
+        "tar_at_old_threshold": "TAR at the old threshold",
+    }
+    rows = []
+    for entry in record["results"]["cross"]:
+        for figure, name in names.items():
+            ways = entry["figures"][figure]
+            values = [percent(way["mean"]) for way in ways.values()]
+            cross = ways["new x old"]
+            seeds = ", ".join(percent(each, signed=True) for each in cross["minus old x old, seeds"])
+            rows.append([entry["run"], name, *values, percent(cross["minus old x old"], signed=True), seeds])
+        rates = [f"{100 * sum(found) / len(found):.2f}" for found in entry["far_at_old_threshold"].values()]
+        rows.append([entry["run"], "FAR at the old threshold", *rates, "", ""])
+    return with_provenance(titles, rows, record)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "teacher": taught,
+    "teacher cross": taught_cross,
     **{f"study {name}": grid(name) for name in STUDIES},
     "readme": readme,
     "head_speed": head_speed,
@@ -590,6 +675,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "class_softmax": class_softmax,
     "freed_memory": freed_memory,
     "center_table": center_table,
+    **{f"finetune {part}": finetune(part) for part in ("ways", "stages", "cost")},
     "optimizer_memory": optimizer_memory,
     "backbones": backbones,
     "synthetic": synthetic,

@@ -28,8 +28,8 @@ from attfc.run.resuming import resume_run
 
 RESAMPLES = 1000
 RUNS: dict[str, list[str]] = {
-    "large": ["backbone=r10_tiny"],
     "small": ["backbone=r6_tiny"],
+    "large": ["backbone=r10_tiny"],
     "small, taught": ["backbone=r6_tiny", "teacher=large"],
     "new, fixed centers": [
         "backbone=r10_tiny",
@@ -74,7 +74,8 @@ def train(name: str, seed: int, options: argparse.Namespace) -> Path:
             "threads=1",
         ]
         run = new_run(apply_overrides({}, [*kept, *paths], "of the benchmark"))
-    run.train()
+    if run.train().interrupted:
+        raise SystemExit(f"{run.stopped}: start this script again to go on")
     print(f"{name}, seed {seed}: {run.trainer.total_steps} steps, {time.monotonic() - began:.0f} s", flush=True)
     return folder
 
@@ -105,13 +106,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("teacher_runs"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=float, default=6)
-    parser.add_argument("--only", nargs="+", choices=RUNS, help="train these and leave")
+    parser.add_argument(
+        "--runs", nargs="+", choices=RUNS, default=list(RUNS), help="those that the figures are made of"
+    )
     parser.add_argument("also", nargs="*", help="options of all runs, such as backbone.image_size=40")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    folders = {(name, seed): train(name, seed, options) for seed in options.seeds for name in options.only or RUNS}
-    if options.only:
-        return
+    folders = {(name, seed): train(name, seed, options) for name in options.runs for seed in options.seeds}
     store = open_store(str(options.val))
     embedders = {key: Embedder(load(folder).module) for key, folder in folders.items()}
 
@@ -126,9 +127,9 @@ def main() -> None:
                         found.setdefault((*place, *path), []).append(replace(drawn, values={path: drawn.values[path]}))
         return {place: [mean(several), *several] for place, several in found.items()}
 
-    alone = {name: held_out(name) for name in RUNS}
+    alone = {name: held_out(name) for name in options.runs}
     rows = []
-    for name in RUNS:
+    for name in options.runs:
         figures = {}
         for place, (over_seeds, *each) in alone[name].items():
             (path,) = over_seeds.values
@@ -143,7 +144,7 @@ def main() -> None:
             }
         rows.append({"run": name, "options": RUNS[name], "figures": figures})
     crossed = []
-    for name in [name for name in RUNS if name.startswith("new")] + ["large"]:
+    for name in [name for name in options.runs if name.startswith("new")] + ["large"]:
         several = [evaluate_cross(embedders[name, seed], embedders["small", seed], store) for seed in options.seeds]
         drawn = [each.resampled(RESAMPLES, 0.95, 0) for each in several]
         entry: dict[str, Any] = {"run": name, "old": "small", "figures": {}, "far_at_old_threshold": {}}

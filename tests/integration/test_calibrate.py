@@ -1,6 +1,7 @@
 """`attfc calibrate` as a user types it: the file beside the model, and who reads it."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ def test_calibrate_writes_beside_the_model(calibrated, tmp_path, monkeypatch, ca
     assert status == 0, err
     again = json.loads((tmp_path / "a.json").read_text())
     assert {**point, "created": ""} == {**{key: again[key] for key in point}, "created": ""}
-    assert f"threshold (cosine)  {point['threshold']:.4f} [" in said
+    assert re.search(rf"two faces are one person +{point['threshold']:.4f} \[", said)
     assert "FMR 0.2 needs about 28 people" in said
 
 
@@ -80,3 +81,92 @@ def test_groups_and_failures(tmp_path, monkeypatch, capsys) -> None:
     status, _, err = run_main(monkeypatch, capsys, *asked)
     assert status == 1
     assert "group two has one person in people" in err
+
+
+def two_faces(folder: Path) -> list[Path]:
+    store, made = attfc.open_store(PEOPLE), []
+    for position in (0, 1):
+        made.append(folder / f"{position}.jpg")
+        made[-1].write_bytes(store.read(position)[0])
+    return made
+
+
+def test_verify_and_galleries_go_by_it(calibrated, tmp_path, monkeypatch, capsys) -> None:
+    def run(*arguments: object) -> tuple[int, str, str]:
+        return run_main(monkeypatch, capsys, *arguments, *CPU)
+
+    faces, file = two_faces(tmp_path), calibrated / "model" / "operating_point.json"
+    point = json.loads(file.read_text())
+    stated = {"threshold_at_far": {"0.1": 0.25, "0.001": 0.5}, "impostor_pairs": 300_000}
+    (calibrated / "evaluation.json").write_text(json.dumps({"all_pairs": stated}))
+    status, said, err = run("verify", calibrated, *faces, "--json", tmp_path / "v.json")
+    assert status == 0, err
+    found = json.loads((tmp_path / "v.json").read_text())
+    assert found["threshold_at_far"] == {"0.2": point["threshold"]}
+    assert found["thresholds_of"] == str(file)
+    assert f"P(same person) {found['same_person_probability']:.3f}" in said
+    assert f"at FAR 0.2, threshold {point['threshold']:.4f}" in said
+    status, said, err = run("gallery", "create", tmp_path / "g", calibrated)
+    assert status == 0, err
+    assert f"a search answers with a name above cosine {point['threshold']:.4f}: FAR 0.2 by {file}" in said
+    file.rename(tmp_path / "mine.json")
+    status, said, _ = run("verify", calibrated, *faces)
+    assert "at FAR 0.1, threshold 0.2500" in said
+    status, said, _ = run("verify", calibrated, *faces, "--evaluation", tmp_path / "mine.json")
+    assert f"at FAR 0.2, threshold {point['threshold']:.4f}" in said
+
+
+def test_that_of_another_model_or_a_damaged_one_is_refused(calibrated, tmp_path, monkeypatch, capsys) -> None:
+    other, faces = save_run(tmp_path / "other", seed=1), two_faces(tmp_path)
+    text = (calibrated / "model" / "operating_point.json").read_text()
+    beside = other / "model" / "operating_point.json"
+    for content, said in {
+        text: f"{beside} is the operating point of another model: of digest ",
+        text.replace(
+            '"fmr": 0.', '"fmr": 7.'
+        ): f"{beside} is no operating point: fmr: Input should be less than or equal to 1",
+        text.replace('"notes": []', '"notes": [], "more": 1'): "more: Extra inputs are not permitted",
+        text[:300]: f"{beside} is no operating point: Invalid JSON",
+        " " * (2**22 + 1): f"{beside} is larger than 4,194,304 bytes",
+    }.items():
+        beside.write_text(content)
+        for command in (("verify", other, *faces), ("gallery", "create", tmp_path / "g", other)):
+            status, _, err = run_main(monkeypatch, capsys, *command, *CPU)
+            assert status == 1
+            assert said in err
+    status, _, err = run_main(
+        monkeypatch,
+        capsys,
+        *("verify", other, *faces),
+        *("--evaluation", calibrated / "model" / "operating_point.json"),
+        *CPU,
+    )
+    assert status == 1  # what lies beside the model is not looked at then, what is named is
+    assert "is the operating point of another model" in err
+
+
+def test_exports_carry_it(calibrated, tmp_path, monkeypatch, capsys) -> None:
+    point = json.loads((calibrated / "model" / "operating_point.json").read_text())
+    status, _, err = run_main(monkeypatch, capsys, "export", calibrated, tmp_path / "hub", "--format", "hf")
+    assert status == 0, err
+    carried = json.loads((tmp_path / "hub" / "operating_point.json").read_text())
+    assert {**carried, "digest": ""} == {**point, "digest": ""}
+    card = (tmp_path / "hub" / "README.md").read_text()
+    assert f"Accept two faces as one person above cosine {point['threshold']:.4f}" in card
+    status, said, err = run_main(monkeypatch, capsys, "verify", tmp_path / "hub", *two_faces(tmp_path), *CPU)
+    assert f"at FAR 0.2, threshold {point['threshold']:.4f}" in said
+    status, _, err = run_main(monkeypatch, capsys, "export", calibrated, tmp_path / "face.onnx")
+    assert status == 0, err
+    status, said, err = run_main(monkeypatch, capsys, "verify", tmp_path / "face.onnx", *two_faces(tmp_path), *CPU)
+    assert status == 0, err
+    assert f"at FAR 0.2, threshold {point['threshold']:.4f}" in said
+
+
+def test_compare_shows_operating_points(calibrated, tmp_path, monkeypatch, capsys) -> None:
+    other = save_run(tmp_path / "other", seed=1)
+    status, said, err = run_main(
+        monkeypatch, capsys, *("compare", calibrated, other, "held-out", PEOPLE), *("--resamples", 20), *CPU
+    )
+    assert status == 0, err
+    (line,) = [line for line in said.splitlines() if line.startswith("A  ") and "64 people of" in line]
+    assert "0.2" in line

@@ -22,8 +22,10 @@ from attfc.backbones import backbone_names, create_backbone
 from attfc.config import config_to_yaml, load_config
 from attfc.data import SyntheticFaces
 from attfc.errors import UserError
+from attfc.evaluation.bootstrap import Interval
 from attfc.export import Colours, export, export_onnx, open_model
 from attfc.export.colours import fed_as
+from attfc.export.cost import Cost
 from attfc.training.model_files import save_model
 
 from .commands import run_main
@@ -436,3 +438,119 @@ def test_every_network_can_be_exported(tmp_path, name) -> None:
     model, facts = open_model(tmp_path / "run")
     done = export_onnx(model, facts, tmp_path / "model.onnx")
     assert done.least_cosine >= 0.99999
+
+
+PEOPLE = "synthetic:identities=30,images=4,seed=0,first=2000"
+
+
+def test_int8_says_what_it_costs_and_is_what_it_says(run: Path, tmp_path, monkeypatch, capsys) -> None:
+    out, shown = tmp_path / "small.onnx", ("--calibration", UNSEEN, "--check-images", PEOPLE)
+    asked = ("--fmr", 0.01, "--most-loss", 5, "--json", tmp_path / "e.json")
+    status, text, err = run_main(monkeypatch, capsys, "export", run, out, "--int8", *shown, *asked)
+    assert status == 0, err
+    said = json.loads((tmp_path / "e.json").read_text())
+    proto = onnx.load(out)
+    stated = {pair.key: pair.value for pair in proto.metadata_props}
+    cost = json.loads(stated["int8"])
+    assert stated["precision"] == said["precision"] == "int8"
+    assert cost == {**said["cost"], "calibrated_on": cost["calibrated_on"]}
+    quantized = {node.op_type for node in proto.graph.node} & {"QuantizeLinear", "DequantizeLinear"}
+    assert quantized == {"QuantizeLinear", "DequantizeLinear"}
+    weights = [tensor for tensor in proto.graph.initializer if len(tensor.dims) > 1]
+    assert {tensor.data_type for tensor in weights if np.prod(tensor.dims) > 500} == {3}  # INT8
+    assert 0.2 < cost["bytes"] / cost["bytes_before"] < 0.5
+    assert out.stat().st_size == pytest.approx(cost["bytes"], abs=2000)  # the cost itself is in it
+    # From the embeddings, pair by pair.
+    store = SyntheticFaces(30, 4, seed=0, first_identity=2000)
+    embedded = [attfc.evaluation.embed_store(open_model(file)[0], store).vectors for file in (run, out)]
+    one, other = np.triu_indices(120, 1)
+    same = one // 4 == other // 4
+    before, after = ((rows[one] * rows[other]).sum(axis=1) for rows in embedded)
+    threshold = np.sort(before[~same])[-1 - int(0.01 * (~same).sum())]
+    assert cost["threshold"] == pytest.approx(threshold, abs=1e-4)
+    assert cost["fnmr_before"] == pytest.approx(np.mean(before[same] <= threshold), abs=0.01)
+    assert cost["fnmr"] == pytest.approx(np.mean(after[same] <= threshold), abs=0.01)
+    assert cost["fmr_after"] == pytest.approx(np.mean(after[~same] > threshold), abs=0.002)
+    assert cost["loss"]["value"] == pytest.approx(cost["fnmr"] - cost["fnmr_before"])
+    own = np.sort(after[~same])[-1 - int(0.01 * (~same).sum())]
+    lost = np.mean(after[same] <= own) - np.mean(before[same] <= threshold)
+    assert cost["loss_at_fmr"]["value"] == pytest.approx(lost, abs=0.01)
+    for name in ("loss", "loss_at_fmr"):
+        low, high = cost[name]["interval"]
+        assert low <= cost[name]["value"] <= high
+    assert (cost["faces"], cost["people"], cost["fmr"]) == (120, 30, 0.01)
+    assert cost["milliseconds"] > 0 < cost["milliseconds_before"]
+    assert f"FNMR {100 * cost['fnmr']:.2f} % (float32 {100 * cost['fnmr_before']:.2f} %)" in text
+    assert "ms per face (float32 " in text
+    again, facts = open_model(out)
+    assert facts.network == "r6_tiny"
+    assert torch.nn.functional.cosine_similarity(again(faces()), open_model(run)[0](faces())).min() > 0.9
+
+
+def test_int8_that_costs_too_much_is_not_written(run: Path, tmp_path, monkeypatch, capsys) -> None:
+    from PIL import Image
+
+    for person in ("Ann", "Bob"):
+        (tmp_path / "black" / person).mkdir(parents=True)
+        Image.new("RGB", (56, 56)).save(tmp_path / "black" / person / "1.png")
+    out = tmp_path / "small.onnx"
+    status, _, err = run_main(
+        *(monkeypatch, capsys, "export", run, out, "--int8", "--calibration", tmp_path / "black"),
+        *("--check-images", PEOPLE, "--fmr", 0.01),
+    )
+    assert status == 1
+    assert re.search(
+        r"in int8 costs more than 0.2 points of FNMR, or doubles the FMR: FNMR [\d.]+ % \(float32 [\d.]+ %\) at threshold .* loses "
+        r"-?[\d.]+ \[.*\] points, -?[\d.]+ \[.*\] at equal FMR, on 120 faces of 30 people of .*; nothing was written: export it without --int8",
+        err,
+    ), err
+    assert [line[:6] for line in err.splitlines() if not line.startswith("faces: ")] == ["error:"]
+    assert [path.name for path in tmp_path.iterdir()] == ["black"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--int8",), "--int8 needs faces, and {run} has none at hand: give --calibration STORE"),
+        (("--int8", "--calibration", UNSEEN), "--int8 needs faces, and {run} has none at hand: give --check-images STORE"),
+        (("--int8", "--half"), "--int8 is of --format onnx, and leaves out --half"),
+        (("--int8", "--format", "hf"), "--int8 is of --format onnx, and leaves out --half"),
+        (("--int8", "--fmr", 2), "--fmr 2 is a rate between 0 and 1"),
+        (("--int8", "--most-loss", -1), "--most-loss -1 from 0 to 100 points of percent"),
+        (
+            ("--int8", "--calibration", UNSEEN, "--check-images", PEOPLE, "--fmr", "1e-6"),
+            "FMR 1e-06 is not stated by 6,960 pairs of different people, at least 1,000,000 are needed: give more people (--check-images)",
+        ),
+    ],
+)  # fmt: skip
+def test_int8_without_what_it_needs_is_one_line(
+    run: Path, tmp_path, monkeypatch, capsys, options, message: str
+) -> None:
+    status, _, err = run_main(monkeypatch, capsys, "export", run, tmp_path / "small.onnx", *options)
+    assert status == 1
+    assert message.format(run=run) in err
+    assert len(err.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("loss", "at_fmr", "fmr_after", "accepted"),
+    [
+        ((0.001, -0.001, 0.003), (0.0, -0.001, 0.001), 0.001, True),
+        ((0.0019, 0.0005, 0.003), (0.0, None, None), 0.001, True),  # certain, and small
+        ((0.003, -0.0001, 0.006), (0.0, -0.001, 0.001), 0.001, True),  # beyond, and not certain
+        ((0.003, 0.0001, 0.006), (0.0, -0.001, 0.001), 0.001, False),
+        ((0.0, -0.001, 0.001), (0.003, 0.0001, 0.006), 0.001, False),
+        ((0.003, None, None), (0.0, None, None), 0.001, False),  # too few people to say
+        ((-0.2, -0.3, -0.1), (0.0, -0.001, 0.001), 0.0021, False),  # scores rose
+    ],
+)
+def test_which_costs_are_accepted(loss, at_fmr, fmr_after: float, accepted: bool) -> None:
+    numbers = {"threshold": 0.3, "fnmr": 0.1, "fnmr_before": 0.1, "milliseconds": 1.0, "milliseconds_before": 2.0}
+    cost = Cost(
+        faces=10, people=5, source="people", fmr=0.001, fmr_before=0.001, fmr_after=fmr_after, bytes=1, bytes_before=4,
+        loss=Interval(*loss), loss_at_fmr=Interval(*at_fmr), **numbers,
+    )  # fmt: skip
+    assert cost.accepted(0.2) is accepted
+    assert "points" in cost.text()
+    json.dumps(cost.to_dict())

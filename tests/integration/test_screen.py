@@ -18,6 +18,7 @@ from .protocol_folder import write_bin, write_templates
 ROOT = Path(__file__).resolve().parents[2]
 FACES = "synthetic:identities=30,images=4,seed=0,first=1000"
 FEW = ("--resamples", 40)
+FACES_64 = "synthetic:identities=64,images=2,seed=5"
 SMALL = "synthetic:identities=10,images=3,seed=0"
 STUDY = (ROOT / "benchmarks" / "studies" / "vectors_tail.yaml", "-o", ROOT / "benchmarks/results/studies/vectors_tail")
 
@@ -47,6 +48,10 @@ COMMANDS: dict[str, tuple[tuple[object, ...], str | None]] = {
         "1:1 TAR % at FAR ",
     ),
     "compare": (("compare", "MODEL", "OTHER", "identify", FACES, "--resamples", 40), "figure "),
+    "calibrate": (
+        ("calibrate", "MODEL", FACES_64, "--fmr", 0.2, "--groups", "GROUPS", "--splits", 10, "-o", "POINT"),
+        "group ",
+    ),
     "study": (("study", "table", *STUDY), "variant "),
     "bench": (("bench", "heads"), "identities "),
     "inspect": (("data", "inspect", SMALL, "--workers", 0), None),
@@ -66,10 +71,18 @@ def places(models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict
     write_bin(root / "cfp_fp.bin", seed=4, broken=7)
     write_templates(root / "IJBC")
     model = load(models[0], device="cpu")
+    (root / "GROUPS").write_text("".join(f"identity {label}\t{label % 2}\n" for label in range(64)))
     (root / "far.json").write_text('{"threshold_at_far": {"0.001": 0.9}, "impostor_pairs": 100000}')
     with Gallery.create(root / "GALLERY", model, far=1e-3, evaluation=root / "far.json") as gallery:
         gallery.add(SMALL)
-    return {"SETS": root, "MODEL": models[0], "OTHER": models[1], "IJBC": root / "IJBC", "GALLERY": root / "GALLERY"}
+    return {
+        "SETS": root,
+        "MODEL": models[0],
+        "OTHER": models[1],
+        "IJBC": root / "IJBC",
+        "GROUPS": root / "GROUPS",
+        "GALLERY": root / "GALLERY",
+    }
 
 
 @pytest.fixture
@@ -101,7 +114,7 @@ def test_what_a_command_prints_fits(name, places, tmp_path, terminal, monkeypatc
         monkeypatch.setattr(head_speed, "run_sweep", measured_before)
     shown = {}
     for width in (None, 80, 120):
-        fresh = {place: tmp_path / f"{place}{width}" for place in ("EDITS", "PACKED", "HUB", "CACHE")}
+        fresh = {place: tmp_path / f"{place}{width}" for place in ("EDITS", "PACKED", "HUB", "CACHE", "POINT")}
         terminal(width)
         here = [
             {**places, **fresh}.get(argument, argument) if isinstance(argument, str) else argument
@@ -112,7 +125,7 @@ def test_what_a_command_prints_fits(name, places, tmp_path, terminal, monkeypatc
     for width in (80, 120):
         long = [line for line in shown[width].splitlines() if len(line) > width]
         assert all(len(line.split()) <= 2 for line in long), long  # a path is not broken, nor taken from its name
-    if name not in ("convert", "export", "clean", "noise"):  # those name a file of their own each
+    if name not in ("calibrate", "convert", "export", "clean", "noise"):  # those name a file of their own each
         unsteady = re.compile(r"embedd|spare|yours")  # a speed, and what is asked about
         whole = "\n".join(line for line in shown[None].splitlines() if not unsteady.search(line))
         assert not figures(whole) - figures(shown[80])

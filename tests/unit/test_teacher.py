@@ -16,12 +16,13 @@ from attfc.data import SyntheticFaces
 from attfc.errors import UserError
 from attfc.evaluation.embed import Embedder
 from attfc.evaluation.embedding_cache import FaceEmbeddings
+from attfc.export import export_onnx, open_model
 from attfc.heads import DCP, DCQ, AttFC, CenterTable, FullFC, Head, KeyAttention, RecentCenters
 from attfc.losses import CosFace
 from attfc.losses.teacher import TeacherLoss
 from attfc.run.build import new_run
 from attfc.run.teacher import TeacherRows, _centers, _key, read_teacher
-from attfc.training.model_files import save_model
+from attfc.training.model_files import load_model, save_model
 from attfc.training.momentum import MomentumPair
 from attfc.training.optimizers import build_optimizer
 from attfc.training.step import Inputs, TrainStep
@@ -135,6 +136,13 @@ def test_held_centers_are_positives_and_negatives_and_never_move(in_batch: str) 
     assert head.table.draws == 4  # each step draws anew
 
 
+def test_a_step_writes_nothing_into_held_centers(monkeypatch) -> None:
+    head, _ = held()
+    monkeypatch.setattr(head.table, "write", lambda *_: pytest.fail("written"))
+    head(torch.randn(2, 2), torch.tensor([0, 1]))
+    head.table.settle()
+
+
 def test_held_centers_come_back_with_the_state() -> None:
     head, centers = held()
     again = AttFC(2, CosFace(8.0, 0.2), identities=6, negatives=CenterTable(count=6))
@@ -211,12 +219,18 @@ def test_a_path_is_the_model_and_a_teacher_has_to_teach() -> None:
 
 def test_a_run_embeds_once_begins_as_without_a_teacher_and_says_who_taught(tmp_path, teacher, monkeypatch) -> None:
     alone = new_run(config(tmp_path))
-    run = new_run(config(tmp_path, f"teacher={teacher}", "backbone.embedding_size=24"))
+    random_state = torch.get_rng_state()
+    run = new_run(config(tmp_path, f"teacher={teacher}"))
+    assert torch.equal(torch.get_rng_state(), random_state)
     for name, value in alone.trainer.pair.query.state_dict().items():
         assert torch.equal(run.trainer.pair.query.state_dict()[name], value), name
     record = read_teacher(run.folder)
     assert record is not None
     assert any(f"32 embeddings in {tmp_path / 'cache' / record.embeddings}" in note for note in run.notes)
+    batch = next(run.trainer.loader.batches(1))
+    wanted = Embedder(load_model(teacher)[0]).embed(run.store, batch.positions.numpy()).vectors
+    targets = run.trainer.take_step.prepare(batch).targets
+    torch.testing.assert_close(normalize(targets, dim=1), torch.from_numpy(wanted), rtol=1e-4, atol=1e-4)
     run.train()
     said = json.loads((run.folder / "model" / "config.json").read_text())["training_data"]["teacher"]
     assert said == {"source": teacher.name, "network": "r6_tiny", "root": "R", "licence": "L"}
@@ -232,6 +246,19 @@ def test_a_run_embeds_once_begins_as_without_a_teacher_and_says_who_taught(tmp_p
     before = table.rows.clone()
     again.train()
     assert torch.equal(table.rows, before)
+
+
+def test_an_onnx_file_teaches_what_its_network_does(tmp_path, teacher) -> None:
+    for name in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(name)
+    exported = tmp_path / "teacher.onnx"
+    export_onnx(*open_model(teacher), exported)
+    batch, targets = None, []
+    for path in (teacher, exported):
+        run = new_run(config(tmp_path, f"teacher={path}"))
+        batch = batch or next(run.trainer.loader.batches(1))
+        targets.append(run.trainer.take_step.prepare(batch).targets)
+    torch.testing.assert_close(targets[0], targets[1], rtol=1e-3, atol=1e-3)
 
 
 def test_what_was_embedded_before_an_interruption_is_kept(tmp_path, teacher, monkeypatch) -> None:

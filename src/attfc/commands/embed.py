@@ -130,7 +130,8 @@ def verify(
     Args:
         first: an aligned face: an image file
         second: the face to compare it with
-        evaluation: file of `attfc evaluate MODEL all-pairs FOLDER --json FILE`; default: the last evaluation of the model's run
+        evaluation: file of `attfc evaluate MODEL all-pairs FOLDER --json FILE` or of attfc calibrate; default: the model's operating
+            point, else the last evaluation of its run
     """
     from attfc.evaluation.report.thresholds import thresholds_of
     from attfc.export.face_list import open_faces
@@ -145,7 +146,9 @@ def verify(
     vectors = opened.embed(faces)
     cosine = float(vectors[0] @ vectors[1])
     notes += several_faces(faces)
-    thresholds, source = thresholds_of(opened.facts.path, opened.facts.digest, evaluation)
+    thresholds, source, point = thresholds_of(
+        opened.facts.path, opened.facts.digest, evaluation, opened.facts.operating_point
+    )
     if evaluation is not None:
         notes.append(f"thresholds of {source}")
     print_notes(notes)
@@ -154,7 +157,11 @@ def verify(
     for far, threshold in thresholds.items():
         word = "accepted" if cosine > threshold else "rejected"
         out.print(f"  at FAR {far:g}, threshold {threshold:.4f}: {word} as the same person")
-    if thresholds:
+    if point is not None:
+        out.print(
+            f"{point.sentence}\nP(same person) {point.probability.at(cosine):.3f}, where both are as likely before the photos are seen"
+        )
+    elif thresholds:
         out.print(
             "FAR: the share of pairs of different people that a threshold accepts,\n"
             "here of the people of that evaluation. Others have other rates.",
@@ -162,8 +169,8 @@ def verify(
     else:
         out.print(
             "No threshold is known for this model, so the cosine decides nothing.\n"
-            "To get one, evaluate it on people it was not trained on, then add --evaluation:\n"
-            f"attfc evaluate {model} all-pairs FOLDER --json far.json",
+            "To get one, calibrate it on people it was not trained on:\n"
+            f"attfc calibrate {model} FOLDER --fmr 1e-4",
         )
     write_json(
         json_file,
@@ -174,6 +181,7 @@ def verify(
             "threshold_at_far": {f"{far:g}": threshold for far, threshold in thresholds.items()},
             "thresholds_of": source,
             "same_person_at_far": verdicts,
+            "same_person_probability": None if point is None else point.probability.at(cosine),
             "notes": notes,
         },
     )

@@ -1,5 +1,6 @@
 """`attfc export`: a trained model as ONNX or as a folder for the Hugging Face hub."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,10 @@ def export(
     output: Annotated[Path, Argument(metavar="OUT")],
     format_name: Annotated[str, Option("--format")] = "onnx",
     half: bool = False,
+    int8: bool = False,
+    calibration: str | None = None,
+    fmr: float = 1e-3,
+    most_loss: float = 0.2,
     check_images: str | None = None,
     model_is: ModelIsOption = None,
     json_file: JsonOption = None,
@@ -30,39 +35,63 @@ def export(
         output: FILE.onnx, or the folder to make with --format hf
         format_name: onnx | hf (safetensors, config.json, model card)
         half: weights in float16
+        int8: products in 8 bits; written only if it costs no more than --most-loss on the faces of --check-images
+        calibration: int8: store whose faces set the ranges of the numbers; default: those that the run was trained on
+        fmr: int8: false match rate of the operating point
+        most_loss: int8: FNMR that may be lost there, points of percent; more is accepted where the interval of the loss includes 0
         check_images: store whose images are compared between torch and the export; default: those that a run was evaluated on, else synthetic faces
     """
     if format_name not in ("onnx", "hf"):
         raise UserError(f"unknown format {format_name!r}: use one of onnx, hf")
 
+    if int8 and (half or format_name != "onnx"):
+        raise UserError("--int8 is of --format onnx, and leaves out --half")
+    if not (0 < fmr < 1 and 0 <= most_loss <= 100):
+        raise UserError(
+            f"--fmr {fmr:g} is a rate between 0 and 1, --most-loss {most_loss:g} from 0 to 100 points of percent"
+        )
     from attfc.export import export_hub_folder, export_onnx, open_model
+    from attfc.export.cost import Terms
     from attfc.export.model_inputs import read_statements
 
     module, facts = open_model(model, read_statements(model_is or []))
     print_notes(facts.notes)
-    store = _images_of(model) if check_images is None else open_with_bar(check_images)
+    training, held_out = _images_of(model) if check_images is None or (int8 and calibration is None) else (None, None)
+    own = training if held_out is None else held_out
+    store = own if check_images is None else open_with_bar(check_images)
     write: Any = export_onnx if format_name == "onnx" else export_hub_folder
-    done = write(module, facts, output, half=half, check_images=store)
+    with progress_bar("faces") if int8 else nullcontext(None) as bar:
+        terms = {}
+        if int8:
+            shown = training if calibration is None else open_with_bar(calibration)
+            faces = store if check_images is not None else held_out
+            if shown is None or faces is None:
+                missing = "--calibration" if shown is None else "--check-images"
+                raise UserError(f"--int8 needs faces, and {model} has none at hand: give {missing} STORE")
+            terms["int8"] = Terms(shown, faces, fmr, most_loss, bar)
+        done = write(module, facts, output, half=half, check_images=store, **terms)
     opset = f", opset {done.opset}" if done.opset is not None else ""
     out.print(
         f"{done.path}: {facts.network}, {done.precision}{opset}, {done.bytes / 2**20:.1f} MiB; "
         f"least cosine to the torch module {done.least_cosine:.7f} on "
         f"{done.images} images of {done.images_from}",
     )
+    if done.cost is not None:
+        out.print(done.cost.text())
+        print_notes(done.cost.notes)
     write_json(json_file, {**done.to_dict(), "model": facts.to_dict()})
 
 
-def _images_of(model: Path) -> "Store | None":
-    """Return the set that a run was evaluated on, or trained on if on none; None: the model is no run, or its sets are not at hand."""
+def _images_of(model: Path) -> "tuple[Store | None, Store | None]":
+    """Return the sets that a run was trained and evaluated on; None for each that it has not, or that is not at hand."""
     if not (model / "config.yaml").is_file():
-        return None
+        return None, None
     from attfc.run.data import open_data
     from attfc.run.saved import saved_configuration, with_found_data
 
     try:
         with progress_bar("index") as bar:
-            training, held_out = open_data(with_found_data(saved_configuration(model), model)[0], bar)
+            return open_data(with_found_data(saved_configuration(model), model)[0], bar)
     except (UserError, OSError) as error:
         print_notes([f"the images of the run cannot be opened ({error}): the export is checked on synthetic faces"])
-        return None
-    return training if held_out is None else held_out
+        return None, None

@@ -59,8 +59,10 @@ def create(
     """Make an empty gallery of a model, or give one that exists other thresholds.
 
     Args:
-        far: false accept rate of one comparison at which a search answers with a name, such as 1e-4; default: it gives scores only
-        evaluation: file of `attfc evaluate MODEL all-pairs FOLDER --json FILE`; default: the last evaluation of the model's run
+        far: false accept rate of one comparison at which a search answers with a name, such as 1e-4; default: that of the model's
+            operating point, and without one it gives scores only
+        evaluation: file of `attfc evaluate MODEL all-pairs FOLDER --json FILE` or of attfc calibrate; default: the model's operating point,
+            else the last evaluation of its run
         flip: add the embedding of the mirror image before normalizing, as evaluation does
     """
     from attfc.gallery import Gallery
@@ -71,7 +73,7 @@ def create(
     out.print(f"{gallery}: a gallery of {facts.embedding_size} numbers per template, for {facts.model}")
     if facts.threshold is not None:
         out.print(
-            f"a search answers with a name above cosine {facts.threshold:.4f}: FAR {far:g} by {facts.thresholds_of}"
+            f"a search answers with a name above cosine {facts.threshold:.4f}: FAR {facts.far:g} by {facts.thresholds_of}"
         )
     else:
         stated = ", ".join(f"{rate:g}" for rate, _ in facts.threshold_at_far)

@@ -6,9 +6,10 @@ takes about 15 s the first time in a process (it loads its tables of operators),
 """
 
 import copy
+import json
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,12 @@ from torch import Tensor, nn
 from attfc.data.stores.store import Store
 from attfc.data.stores.synthetic import SyntheticFaces
 from attfc.errors import UserError, first_line
+from attfc.evaluation.operating_point.point import METADATA, beside, point_of
 from attfc.export.colours import FedAs
+from attfc.export.cost import Cost, Terms, measure_cost
 from attfc.export.half import to_float16
 from attfc.export.hub_folder import model_card
+from attfc.export.int8 import BEFORE, to_int8
 from attfc.export.model_inputs import ModelFacts, open_model
 from attfc.export.origins import start_weights_text, training_data_of
 from attfc.files import replacing
@@ -31,8 +35,8 @@ from attfc.training.model_files import save_model
 __all__ = ["OPSET", "Exported", "export_hub_folder", "export_onnx"]
 
 OPSET = 18  # the first that torch's exporter writes without conversion; onnxruntime has it since 1.14
-LEAST_COSINE = {"float32": 0.99999, "float16": 0.9995}
-CHECK_IMAGES = 32
+LEAST_COSINE = {"float32": 0.99999, "float16": 0.9995, "int8": -1.0}  # what int8 costs is measured on faces
+CHECK_IMAGES, CALIBRATION_IMAGES = 32, 256
 
 
 @dataclass(frozen=True)
@@ -41,10 +45,11 @@ class Exported:
 
     Attributes:
         path: file or folder. bytes: of all files.
-        format: "onnx" or "hf". precision: of the weights, "float32" or "float16". opset: of the ONNX file, None for "hf".
+        format: "onnx" or "hf". precision: of the weights, "float32", "float16" or "int8". opset: of the ONNX file, None for "hf".
         images, images_from: how many images were compared, and of what.
         least_cosine, mean_cosine: between the embeddings of both.
         norm_error: largest relative difference of the embeddings' lengths.
+        cost: what int8 costs; None for the others.
     """
 
     path: Path
@@ -57,14 +62,21 @@ class Exported:
     least_cosine: float
     mean_cosine: float
     norm_error: float
+    cost: Cost | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain JSON types."""
-        return {**asdict(self), "path": str(self.path)}
+        return {**asdict(self), "path": str(self.path), "cost": self.cost and self.cost.to_dict()}
 
 
 def export_onnx(
-    model: nn.Module, facts: ModelFacts, path: Path, *, half: bool = False, check_images: Store | None = None
+    model: nn.Module,
+    facts: ModelFacts,
+    path: Path,
+    *,
+    half: bool = False,
+    int8: Terms | None = None,
+    check_images: Store | None = None,
 ) -> Exported:
     """Write `model` as one ONNX file (opset 18): input "input" (batch, 3, S, S), output "embedding" (batch, D), both float32, any batch.
 
@@ -76,13 +88,16 @@ def export_onnx(
         model, facts: of `open_model`.
         path: ends in .onnx; must not exist.
         half: weights and products in float16.
+        int8: weights and products in 8 bits, on these terms; the metadata then say what it costs, as JSON under "int8".
         check_images: a store whose images are compared (up to 32); None: synthetic faces.
 
     Raises:
         UserError: the extra ``attfc[onnx]`` is missing, the path exists, the model is ONNX already, a cosine below 0.99999 (float32) or
-            0.9995 (float16). No file is left then.
+            0.9995 (float16), int8 costs more than its terms allow. No file is left then.
     """
     path = Path(path)
+    if half and int8 is not None:
+        raise UserError("half and int8: a file has one precision, leave one out")
     if facts.kind == "ONNX":
         raise UserError(f"{facts.path} is an ONNX file already: export the run or the state dict that it came from")
     if path.suffix != ".onnx":
@@ -92,12 +107,34 @@ def export_onnx(
         proto = _to_onnx(model, facts)
         if half:
             to_float16(proto)
+        if int8 is not None:
+            _describe(proto, facts, "float32")
+            faces, _ = _images(int8.calibration, facts.image_size, CALIBRATION_IMAGES)
+            proto = to_int8(proto, faces.numpy(), folder)
         _describe(proto, facts, precision)
-        with replacing(folder / path.name) as file:
-            file.write(proto.SerializeToString())
-        return folder / path.name
+        return _saved(proto, folder / path.name)
 
-    return _export(write, model, facts, path, half, check_images, OPSET)
+    def accept(written: Path, terms: Terms) -> Cost:
+        before = written.with_name(BEFORE)
+        sizes = before.stat().st_size, written.stat().st_size
+        cost = measure_cost(open_model(before)[0], open_model(written)[0], terms, sizes)
+        if not cost.accepted(terms.most_loss):
+            raise UserError(
+                f"{facts.path} in int8 costs more than {terms.most_loss:g} points of FNMR, or doubles the FMR: {cost.text()}; nothing was written: "
+                "export it without --int8, give more --calibration faces of its kind, or a higher --most-loss"
+            )
+        import onnx
+
+        proto = onnx.load(written)
+        proto.metadata_props.add(
+            key="int8", value=json.dumps({**cost.to_dict(), "calibrated_on": terms.calibration.name})
+        )
+        _saved(proto, written)
+        return cost
+
+    asked = None if int8 is None else lambda written: accept(written, int8)
+    precision = "int8" if int8 is not None else "float16" if half else "float32"
+    return _export(write, model, facts, path, precision, check_images, OPSET, asked)
 
 
 def export_hub_folder(
@@ -138,10 +175,14 @@ def export_hub_folder(
                         f"{facts.path}: {name!r} is beyond float16's 65504: export it in float32, without --half"
                     )
         written = save_model(folder / "model", backbone, config)
-        (written / "README.md").write_text(model_card(facts, precision), encoding="utf-8")
+        point = point_of(facts.path, facts.digest)
+        if point is not None:
+            digest = replace(facts, path=written).digest
+            point.model_copy(update={"digest": digest}).write(beside(written))
+        (written / "README.md").write_text(model_card(facts, precision, point), encoding="utf-8")
         return written
 
-    return _export(write, model, facts, Path(path), half, check_images)
+    return _export(write, model, facts, Path(path), "float16" if half else "float32", check_images)
 
 
 def _export(
@@ -149,12 +190,12 @@ def _export(
     model: nn.Module,
     facts: ModelFacts,
     path: Path,
-    half: bool,
+    precision: str,
     check_images: Store | None,
     opset: int | None = None,
+    accept: Callable[[Path], Cost] | None = None,
 ) -> Exported:
-    """Write into a folder beside `path`, open what was written, compare its embeddings, and put it at `path`."""
-    precision = "float16" if half else "float32"
+    """Write into a folder beside `path`, open what was written, compare its embeddings, ask whether it costs too much, and put it at `path`."""
     images, images_from = _images(check_images, facts.image_size)
     with torch.no_grad():
         expected: Tensor = model.eval()(images).double()
@@ -170,6 +211,7 @@ def _export(
             written = write(Path(folder), precision)
             what = f"{facts.path} as {'a folder' if opset is None else 'ONNX'} ({precision})"
             figures = _compare(open_model(written)[0], images, expected, LEAST_COSINE[precision], what)
+            cost = None if accept is None else accept(written)
             size = sum(file.stat().st_size for file in (written.iterdir() if written.is_dir() else [written]))
             if path.is_dir():
                 path.rmdir()  # empty, or it would have been refused
@@ -177,7 +219,7 @@ def _export(
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}; make room or permission there") from error
     kind = "hf" if opset is None else "onnx"
-    return Exported(path, size, kind, precision, opset, len(images), images_from, *figures)
+    return Exported(path, size, kind, precision, opset, len(images), images_from, *figures, cost)
 
 
 def _to_onnx(model: nn.Module, facts: ModelFacts) -> Any:
@@ -236,6 +278,7 @@ def _describe(proto: Any, facts: ModelFacts, precision: str) -> None:
         "training_data": root,
         "training_data_licence": licence,
         **({"start_weights": started} if started else {}),
+        **({METADATA: point.text()} if (point := point_of(facts.path, facts.digest)) else {}),
     }
     del proto.metadata_props[:]
     for key, value in values.items():
@@ -257,10 +300,16 @@ def _describe(proto: Any, facts: ModelFacts, precision: str) -> None:
     assert not any(name.startswith(("Sub", "_minus", "Mul", "_mul")) for name in names), names
 
 
-def _images(store: Store | None, size: int) -> tuple[Tensor, str]:
-    """Return up to 32 images (N, 3, S, S), RGB in [-1, 1], spread over the store."""
+def _saved(proto: Any, path: Path) -> Path:
+    with replacing(path) as file:
+        file.write(proto.SerializeToString())
+    return path
+
+
+def _images(store: Store | None, size: int, most: int = CHECK_IMAGES) -> tuple[Tensor, str]:
+    """Return up to `most` images (N, 3, S, S), RGB in [-1, 1], spread over the store."""
     source = SyntheticFaces(CHECK_IMAGES // 2, 2, seed=0) if store is None else store
-    positions = np.unique(np.linspace(0, len(source) - 1, min(CHECK_IMAGES, len(source))).astype(np.int64))
+    positions = np.unique(np.linspace(0, len(source) - 1, min(most, len(source))).astype(np.int64))
     if not len(positions):
         raise UserError(f"{source.name}: no images to check the export with")
     images = source.images(positions, size)

@@ -13,6 +13,7 @@ import yaml
 from torch import nn
 
 from attfc.errors import UserError
+from attfc.evaluation.operating_point.point import OperatingPoint
 from attfc.export.face_model import load
 from attfc.export.model_inputs import ModelFacts
 from attfc.export.origins import licences, start_weights_text, training_data_of
@@ -49,8 +50,8 @@ def from_pretrained(folder: Path | str) -> nn.Module:
     return load(folder, device="cpu").module
 
 
-def model_card(facts: ModelFacts, precision: str) -> str:
-    """Return the text of README.md for a model."""
+def model_card(facts: ModelFacts, precision: str, point: OperatingPoint | None = None) -> str:
+    """Return the text of README.md for a model, with its operating point if it has one."""
     root, licence = map(_line, training_data_of(facts.training_data))
     front = {
         "library_name": "attfc",
@@ -73,6 +74,8 @@ def model_card(facts: ModelFacts, precision: str) -> str:
         version=metadata.version("attfc"),
         images=evaluation.get("images", 0),
         pair_source=_line(evaluation.get("pair_source")),
+        point=point,
+        measured_on=_line(point.store if point else ""),
         figures=[(name, evaluation[key]) for key, name in FIGURES.items() if isinstance(evaluation.get(key), float)],
     )
 

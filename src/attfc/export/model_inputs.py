@@ -8,7 +8,7 @@ speak they must agree.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +17,7 @@ from torch import nn
 
 from attfc.errors import UserError, nearest
 from attfc.evaluation.embedding_cache import CacheKey, model_digest
+from attfc.evaluation.operating_point.point import METADATA
 from attfc.export.colours import COLOUR_KEYS, OURS, Colours, fed_as
 from attfc.export.onnx_model import OnnxFacts, OnnxModel
 from attfc.export.state_dicts import read_state_dict, recognise_network
@@ -42,6 +43,7 @@ class ModelFacts:
         training_data: what it was trained on: {"root": ..., "licence": ...}, or a text; with "start_weights", the same of the weights that it
             started from.
         notes: what a reader of its figures should know: what was assumed, converted or removed.
+        operating_point: of an ONNX file, the JSON text in its metadata.
     """
 
     path: Path
@@ -53,6 +55,7 @@ class ModelFacts:
     colours: Colours
     training_data: Any
     notes: tuple[str, ...]
+    operating_point: str = ""
 
     @cached_property
     def digest(self) -> str:
@@ -199,7 +202,8 @@ def _open_onnx(path: Path, said: Mapping[str, Any], device: str) -> tuple[nn.Mod
     if facts.batch is not None:
         notes = (*notes, f"the file runs batches of {facts.batch} only: images are fed in such batches")
     network = metadata.get("network", model.name)
-    return _found(path, "ONNX", network, model, colours, _training_data(stated, said), notes)
+    module, found = _found(path, "ONNX", network, model, colours, _training_data(stated, said), notes)
+    return module, replace(found, operating_point=metadata.get(METADATA, ""))
 
 
 def _found(

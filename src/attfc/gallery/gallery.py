@@ -148,8 +148,10 @@ class Gallery:
         Args:
             folder: a new or empty folder.
             model: of `attfc.load`.
-            far: the false accept rate of one comparison at which a search answers with a name; None: it gives scores only.
-            evaluation: a file of `attfc evaluate MODEL all-pairs FOLDER --json FILE`; None: the last evaluation of the model's run.
+            far: the false accept rate of one comparison at which a search answers with a name; None: that of the model's operating point, and
+                without one it gives scores only.
+            evaluation: a file of `attfc evaluate MODEL all-pairs FOLDER --json FILE` or of `attfc calibrate`; None: the model's operating point,
+                else the last evaluation of its run.
             flip: add the embedding of the mirror image, as evaluation does.
 
         Raises:
@@ -157,7 +159,10 @@ class Gallery:
         """
         path = Path(os.path.expanduser(folder))
         facts, when = model.facts, now()
-        known, source = thresholds_of(facts.path, facts.digest, None if evaluation is None else Path(evaluation))
+        named = None if evaluation is None else Path(evaluation)
+        known, source, point = thresholds_of(facts.path, facts.digest, named, facts.operating_point)
+        if far is None and point is not None:
+            far = point.asked_fmr
         if far is not None and far not in known:
             stated = ", ".join(f"{rate:g}" for rate in sorted(known))
             raise UserError(

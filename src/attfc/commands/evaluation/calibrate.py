@@ -108,15 +108,14 @@ def _show(point: "OperatingPoint") -> None:
     )
     low, high = ("-" if end is None else f"{end:.4f}" for end in point.threshold_interval)
     rows = [
-        ["threshold (cosine)", f"{point.threshold:.4f} [{low}, {high}]", "accepted is a score above it"],
+        ["threshold: above this cosine two faces are one person", f"{point.threshold:.4f} [{low}, {high}]"],
         [
-            "FMR",
+            "FMR, false match rate (elsewhere FAR): two people taken for one",
             f"{point.fmr:.2g} [0, {point.fmr_upper:.2g}]",
-            "false match rate, elsewhere FAR: two people taken for one",
         ],
-        ["FNMR, %", _percent(point.fnmr), "false non-match rate, elsewhere 1 - TAR: one person not recognised"],
+        ["FNMR, %, false non-match rate (elsewhere 1 - TAR): one person not recognised", _percent(point.fnmr)],
     ]
-    print_table(Table(("", "95 % sure", ""), rows, words=(0, 2)))
+    print_table(Table(("on people who did not choose the threshold", "[95 % sure]"), rows))
     if point.groups:
         lines = [*point.groups, *([point.across] if point.across else [])]
         print_table(Table(("group", "people", "pairs of people", "FMR", "FNMR, %"), [_row(line) for line in lines]))
@@ -134,8 +133,8 @@ def _show(point: "OperatingPoint") -> None:
             f"failures to acquire (images without a usable face): {point.failures:,} of {point.images:,}; they {counted}"
         )
     out.print(
-        f"Each rate is of the half of the people that did not choose the threshold, over {point.splits:,} splits. "
-        f"{point.comparisons:,} pairs of people are worth {point.worth:,.0f} that share nobody."
+        f"Half of the people chose the threshold, the other half was measured, {point.splits:,} times. "
+        f"Their {point.comparisons:,} pairs tell as much as {point.worth:,.0f} independent comparisons."
     )
     out.print("; ".join(f"FMR {rate:g} needs about {people:,} people" for rate, people in point.people_needed))
 

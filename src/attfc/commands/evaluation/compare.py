@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument
 
@@ -71,6 +71,8 @@ def compare(
                 f"A was evaluated on {of_a}, {_letter(number)} on {of_b}: the figures compare only if the data are the same",
             )
     _print_differences(results, found, asked.confidence, resamples)
+    points = [result.figures.get("operating_point") for result in results]
+    _print_points(points)
     for note in notes:
         out.print(f"note: {note}")
     listed = [[difference.plain() for difference in differences] for differences in found]
@@ -87,9 +89,31 @@ def compare(
             "seed": asked.seed,
             "differences": listed[0],
             **({"more": [{"model": each.model, "differences": of} for each, of in more]} if listed[1:] else {}),
+            **({"operating_points": points} if any(points) else {}),
             "notes": notes,
         },
     )
+
+
+def _print_points(points: list[Any]) -> None:
+    """Print the operating points that `attfc calibrate` found of the models, of those that have one."""
+    if not any(points):
+        return
+    rows = []
+    for number, point in enumerate(points):
+        cells = ["-"] * 5
+        if point:
+            value, low, high = (f"{100 * point['fnmr'][key]:.2f}" for key in ("value", "low", "high"))
+            cells = [
+                f"{point['threshold']:.4f}",
+                f"{point['asked_fmr']:g}",
+                f"{point['fmr_upper']:.2g}",
+                f"{value} [{low}, {high}]",
+                f"{point['people']:,} people of {point['store']}",
+            ]
+        rows.append([_letter(number), *cells])
+    header = ("operating point", "threshold", "FMR", "95 % below", "FNMR, %", "measured on")
+    print_table(Table(header, rows, words=(0, 5)))
 
 
 def _letter(number: int) -> str:

@@ -90,13 +90,17 @@ def evaluate_model(
     path: Path, protocol: str, paths: list[str], asked: EvaluationOptions, keep_scores: bool
 ) -> "tuple[EvaluationResult, Outcome, str]":
     """Open a model, run a protocol on it, and return the model's digest too; nothing is printed but notes about the model."""
+    from attfc.evaluation.operating_point.point import point_of
     from attfc.evaluation.protocols import find_protocol
     from attfc.evaluation.results import EvaluationResult
 
     found = find_protocol(protocol)
     options = found.taken(protocol, asked.for_protocols(keep_scores))
     subject, facts = open_subject(path, asked)
+    point = point_of(facts.path, facts.digest, facts.operating_point)
     outcome = found.run(subject, protocol, paths, **options)
+    if point is not None:
+        outcome.figures["operating_point"] = point.summary()
     if asked.conditions:
         outcome.figures["condition"] = ", ".join(map(str, asked.conditions))
     result = EvaluationResult(str(facts.path), protocol, tuple(paths), outcome.figures, outcome.samples)

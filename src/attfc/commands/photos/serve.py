@@ -55,7 +55,8 @@ def serve(
         gallery: folder of the model's gallery, for searches
         align: find and align the face of each photo; with --no-align the images are aligned faces
         detector: ONNX file that finds faces, as attfc align takes it
-        evaluation: file of `attfc evaluate MODEL all-pairs FOLDER --json FILE`; default: the last evaluation of the model's run
+        evaluation: file of `attfc evaluate MODEL all-pairs FOLDER --json FILE` or of attfc calibrate; default: the model's operating
+            point, else the last evaluation of its run
         host: address to listen at; the default is for this machine alone
         port: 0 takes any that is free
         token_file: file whose first line requests must carry as Authorization: Bearer; default: $ATTFC_TOKEN, if set
@@ -77,7 +78,7 @@ def serve(
     from attfc.serve.web import LOOPBACK, Limits, create_app
 
     opened = open_with_notes(model, model_is, device)
-    thresholds, _ = thresholds_of(opened.facts.path, opened.facts.digest, evaluation)
+    thresholds = thresholds_of(opened.facts.path, opened.facts.digest, evaluation, opened.facts.operating_point).of_far
     service = Service(opened, thresholds, align=align, detector=detector, gallery=gallery)
     cores = os.cpu_count() or 1
     limits = Limits(upload_mib << 20, seconds, at_once, workers or min(cores, 4))

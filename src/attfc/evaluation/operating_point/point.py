@@ -5,17 +5,29 @@ model is refused, for its threshold means nothing here. An ONNX file carries the
 """
 
 import json
+import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from attfc.errors import UserError
 from attfc.files import first_fault, write_json_whole
 
-__all__ = ["FILE", "METADATA", "Estimate", "GroupRates", "OperatingPoint", "Probability", "beside", "read_point"]
+__all__ = [
+    "FILE",
+    "METADATA",
+    "Estimate",
+    "GroupRates",
+    "OperatingPoint",
+    "Probability",
+    "beside",
+    "point_of",
+    "read_point",
+]
 
 FILE, METADATA = "operating_point.json", "operating_point"
+LARGEST, MOST_METADATA = 2**22, 60_000
 LONGEST = 1000  # characters of a text
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -60,6 +72,10 @@ class Probability(_Part):
     slope: float
     offset: float
     brier: Share
+
+    def at(self, score: float) -> float:
+        """Return P(same person) of a score (cosine)."""
+        return 1.0 / (1.0 + math.exp(min(-(self.slope * score + self.offset), 700.0)))
 
 
 class OperatingPoint(_Part):
@@ -119,13 +135,33 @@ class OperatingPoint(_Part):
     def sentence(self) -> str:
         """What it is, in one line."""
         return (
-            f"FMR {self.asked_fmr:g} at cosine {self.threshold:.4f} (95 % sure below {self.fmr_upper:.2g}), "
-            f"FNMR {100 * self.fnmr.value:.2f} %, on {self.people:,} people of {self.store}"
+            f"FMR (two people taken for one) {self.asked_fmr:g}, 95 % sure below {self.fmr_upper:.2g}; "
+            f"FNMR (one person not recognised) {100 * self.fnmr.value:.2f} %; on {self.people:,} people of {self.store}"
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """Return what stands beside other figures of the model, as plain JSON types."""
+        return self.model_dump(
+            mode="json", include={"threshold", "asked_fmr", "fmr", "fmr_upper", "fnmr", "people", "store"}
         )
 
     def text(self) -> str:
-        """Return it as JSON on one line, for metadata."""
-        return json.dumps(self.model_dump(mode="json"), ensure_ascii=False, separators=(",", ":"))
+        """Return it as JSON on one line, for metadata; without its groups where they would take more than 60,000 characters."""
+        text = json.dumps(self.model_dump(mode="json"), ensure_ascii=False, separators=(",", ":"))
+        return text if len(text) <= MOST_METADATA else self.model_copy(update={"groups": (), "notes": ()}).text()
+
+    def check(self, digest: str, where: object) -> "OperatingPoint":
+        """Return it if it is of the model of this digest.
+
+        Raises:
+            UserError: it is of another.
+        """
+        if self.digest != digest:
+            raise UserError(
+                f"{where} is the operating point of another model: of digest {self.digest[:12]}, and this model's is {digest[:12]}; "
+                "run attfc calibrate for this one, or remove the file"
+            )
+        return self
 
     def write(self, path: Path) -> None:
         """Write it as a file: the old content or the new."""
@@ -151,3 +187,23 @@ def read_point(text: str | bytes, where: Path | str) -> OperatingPoint:
         return OperatingPoint.model_validate_json(text)
     except ValidationError as error:
         raise UserError(f"{where} is no operating point: {first_fault(error)}; make it with attfc calibrate") from None
+
+
+def point_of(model: Path, digest: str, stated: str = "") -> OperatingPoint | None:
+    """Return a model's operating point; None: it has none.
+
+    Args:
+        model, digest: its folder or file, and the SHA-256 of its weights.
+        stated: what an ONNX file has in its metadata; a file beside it goes first.
+
+    Raises:
+        UserError: damaged, too large, or of another model.
+    """
+    path = beside(model)
+    if not path.exists():
+        return read_point(stated, f"{model}, its metadata") if stated else None
+    with path.open("rb") as file:
+        text = file.read(LARGEST + 1)
+    if len(text) > LARGEST:
+        raise UserError(f"{path} is larger than {LARGEST:,} bytes: no operating point has that")
+    return read_point(text, path).check(digest, path)

@@ -1,4 +1,4 @@
-"""Which score a model's own evaluation calls the same person: the threshold of each FAR, from `evaluation.json` of its run.
+"""Which score counts as the same person: the threshold of a model's operating point (`attfc calibrate`), else those of its own evaluation.
 
 A run's `evaluation.json` and a file of `attfc evaluate MODEL all-pairs FOLDER --json FILE` have it. A FAR is taken where 30 pairs of different
 people or more passed its threshold; of fewer the rate is not known. `thresholds_of` is the one place that chooses a model's thresholds.
@@ -8,52 +8,80 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from attfc.errors import UserError
+from attfc.evaluation.operating_point.point import OperatingPoint, beside, point_of, read_point
 
-__all__ = ["lowest_far", "thresholds_of"]
+__all__ = ["Thresholds", "lowest_far", "thresholds_of"]
 
 EVALUATION = "evaluation.json"
 LARGEST = 2**24
 FEWEST_ACCEPTED = 30  # pairs of strangers above a threshold
 
 
-def thresholds_of(model: Path, digest: str, evaluation: Path | None = None) -> tuple[dict[float, float], str]:
-    """Return FAR -> threshold (cosine) of a model, and what states them; nothing and "" where nothing does.
+class Thresholds(NamedTuple):
+    """Which score each FAR takes.
+
+    Attributes:
+        of_far: FAR -> threshold (cosine). source: what states them; "" where nothing does.
+        point: the operating point, where it is one; its FMR is the FAR to go by where the user names none.
+    """
+
+    of_far: dict[float, float]
+    source: str
+    point: OperatingPoint | None = None
+
+    @staticmethod
+    def of(point: OperatingPoint, source: object) -> "Thresholds":
+        """Return those of an operating point."""
+        return Thresholds({point.asked_fmr: point.threshold}, str(source), point)
+
+
+def thresholds_of(model: Path, digest: str, evaluation: Path | None = None, stated: str = "") -> Thresholds:
+    """Return the thresholds of a model: of the file that the user names, else its operating point, else the last evaluation of its run.
 
     Args:
         model, digest: the model's folder or file, and the SHA-256 of its weights.
-        evaluation: of `attfc evaluate MODEL all-pairs FOLDER --json FILE`; None: the last evaluation of the model's run.
+        evaluation: of `attfc evaluate MODEL all-pairs FOLDER --json FILE`, or of `attfc calibrate`; None: what lies beside the model.
+        stated: the operating point in the metadata of an ONNX file.
 
     Raises:
         OSError: the evaluation cannot be read.
         UserError: it is of another model, or holds no threshold that 30 pairs of strangers or more passed.
     """
     if evaluation is not None:
-        known, of = _read(evaluation)
+        known, of, point = _read(evaluation)
+        if point is not None:
+            return Thresholds.of(point.check(digest, evaluation), evaluation)
         if of is None:
-            return known, f"{evaluation} (it does not say of which model)"
+            return Thresholds(known, f"{evaluation} (it does not say of which model)")
         if of != digest and os.path.realpath(of) != os.path.realpath(model):
             raise UserError(
                 f"{evaluation} is an evaluation of another model ({of}) than {model} ({digest}), whose scores differ: evaluate this one, "
                 f"attfc evaluate {model} all-pairs FOLDER --json far.json"
             )
-        return known, str(evaluation)
+        return Thresholds(known, str(evaluation))
+    point = point_of(model, digest, stated)
+    if point is not None:
+        return Thresholds.of(point, beside(model) if beside(model).exists() else model)
     if model.name != "model":  # best/ is of another step than evaluation.json
-        return {}, ""
+        return Thresholds({}, "")
     try:
-        return _read(model.parent / EVALUATION)[0], str(model.parent / EVALUATION)
+        return Thresholds(_read(model.parent / EVALUATION)[0], str(model.parent / EVALUATION))
     except (OSError, UserError):
-        return {}, ""
+        return Thresholds({}, "")
 
 
-def _read(file: Path) -> tuple[dict[float, float], str | None]:
-    """Return the thresholds of a file, and whose they are: a digest, a run's model, or None where it says neither."""
+def _read(file: Path) -> tuple[dict[float, float], str | None, OperatingPoint | None]:
+    """Return the thresholds of a file; whose they are, a digest, a run's model, or None where it says neither; and the operating point it is."""
     of = None
     try:
         with file.open("rb") as opened:
-            found: Any = json.loads(opened.read(LARGEST))
+            text = opened.read(LARGEST)
+        found: Any = json.loads(text)
+        if "asked_fmr" in found:
+            return {}, None, read_point(text, file)
         of = found.get("model_digest") or (str(file.parent / "model") if "step" in found else None)
         found = found.get("all_pairs", found)
         stated, strangers = found["threshold_at_far"], int(found["impostor_pairs"])
@@ -66,7 +94,7 @@ def _read(file: Path) -> tuple[dict[float, float], str | None]:
             f"{file} states no threshold that {FEWEST_ACCEPTED} pairs of different people or more passed: take a file of "
             "attfc evaluate MODEL all-pairs FOLDER --json FILE, on more people"
         )
-    return known, None if of is None else str(of)
+    return known, None if of is None else str(of), None
 
 
 def lowest_far(score: float, thresholds: Mapping[float, float]) -> float | None:
