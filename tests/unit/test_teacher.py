@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from attfc.data import SyntheticFaces
 from attfc.errors import UserError
 from attfc.evaluation.embed import Embedder
 from attfc.evaluation.embedding_cache import FaceEmbeddings
-from attfc.export import export_onnx, open_model
+from attfc.export import Colours, ModelFacts, export_onnx, open_model
+from attfc.export.origins import licences
 from attfc.heads import DCP, DCQ, AttFC, CenterTable, FullFC, Head, KeyAttention, RecentCenters
 from attfc.losses import CosFace
 from attfc.losses.teacher import TeacherLoss
@@ -197,15 +199,19 @@ def test_targets_are_looked_up_by_position_and_nan_is_named() -> None:
         rows.of(torch.tensor([0, 1]))
 
 
-def test_a_set_of_equal_names_and_other_images_has_another_key() -> None:
+def test_a_set_of_equal_names_and_other_images_has_another_key(teacher) -> None:
     class Renamed(SyntheticFaces):
         def where(self, position: int) -> str:
             return f"{position}.jpg"
 
-    embedder = Embedder(nn.Identity())
-    keys = [_key("d", embedder, Renamed(3, 2, seed=seed)).digest for seed in (0, 0, 1)]
-    assert keys[0] == keys[1] != keys[2]
-    assert _key("e", embedder, Renamed(3, 2, seed=0)).digest != keys[0]
+    facts = open_model(teacher)[1]
+
+    def key(facts: ModelFacts, seed: int = 0) -> str:
+        return _key(facts, Embedder(nn.Identity()), Renamed(3, 2, seed=seed)).digest
+
+    assert key(facts) == key(facts) != key(facts, seed=1)
+    others = replace(facts, image_size=40), replace(facts, colours=Colours("BGR"))
+    assert len({key(facts), *map(key, others)}) == 3
 
 
 def test_a_path_is_the_model_and_a_teacher_has_to_teach() -> None:
@@ -234,6 +240,8 @@ def test_a_run_embeds_once_begins_as_without_a_teacher_and_says_who_taught(tmp_p
     run.train()
     said = json.loads((run.folder / "model" / "config.json").read_text())["training_data"]["teacher"]
     assert said == {"source": teacher.name, "network": "r6_tiny", "root": "R", "licence": "L"}
+    assert open_model(run.folder)[1].training_data["teacher"] == said
+    assert licences(open_model(run.folder)[1].training_data) == "unknown; teacher: L"
     assert '"teacher_cosine"' in (run.folder / "metrics.jsonl").read_text()
     monkeypatch.setattr(Embedder, "passes", lambda *_: pytest.fail("embedded again"))
     again = new_run(config(tmp_path, f"teacher={teacher}", "teacher.centers=fixed", "head=attfc"))

@@ -123,8 +123,9 @@ def add(
     notes += several_faces(store, workers)
     print_notes(map(shown, notes))
     known = f"; {done.known:,} images were there" if done.known else ""
+    whose = "1 person" if people == 1 else f"{people:,} people"
     out.print(
-        f"{gallery}: added {_count(done.templates, 'template')} of {_count(done.images, 'image')}{known}; {people:,} people"
+        f"{gallery}: added {_count(done.templates, 'template')} of {_count(done.images, 'image')}{known}; {whose}"
     )
     write_json(
         json_file,
@@ -254,8 +255,8 @@ def stats(gallery: GalleryArgument, json_file: JsonOption = None) -> None:
     from attfc.gallery import Gallery
 
     with Gallery.open(gallery) as opened, progress_bar("templates") as bar:
-        found = opened.stats()
         opened.check(bar)
+        found = opened.stats()
     for key in ("people", "templates", "images", "free_slots"):
         out.print(f"{key.replace('_', ' '):<12}{found[key]:,}")
     out.print(f"{'model':<12}{shown(found['model'])}")

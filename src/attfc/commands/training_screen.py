@@ -66,7 +66,7 @@ class RunScreen:
 
     def begin(self, make: "Callable[[Callable[[int, int], None]], Run]", resumed: bool = False) -> "Run":
         """Put a run together and say what it will do."""
-        with progress_bar("index") as bar:
+        with progress_bar("images") as bar:
             run = make(bar)
         err.quiet = out.quiet = run.ranks.rank > 0
         try:

@@ -269,5 +269,5 @@ def _training_data(stated: Any, said: Mapping[str, Any]) -> Any:
     )
     if licence in silent and known is not stated:
         return root
-    started = {"start_weights": known["start_weights"]} if "start_weights" in known else {}
-    return {"root": root, "licence": licence, **started}
+    behind = {key: known[key] for key in ("start_weights", "teacher") if key in known}
+    return {"root": root, "licence": licence, **behind}

@@ -19,14 +19,16 @@ def training_data_of(training_data: Any) -> tuple[str, str]:
 
 
 def licences(training_data: Any) -> str:
-    """Return the licence of the data, and behind it those of the weights that the model started from.
+    """Return the licence of the data, and behind it those of the weights that the model started from, and that of its teacher's data.
 
     >>> licences({"root": "ours", "licence": "MIT", "start_weights": {"source": "r50.pth", "licence": "research only"}})
     'MIT; start weights: research only'
     """
     own = training_data_of(training_data)[1]
     others = [licence for _, _, licence in _earlier(training_data)]
-    return own + (f"; start weights: {', '.join(dict.fromkeys(others))}" if others else "")
+    started = f"; start weights: {', '.join(dict.fromkeys(others))}" if others else ""
+    teacher = training_data.get("teacher") if isinstance(training_data, Mapping) else None
+    return own + started + (f"; teacher: {training_data_of(teacher)[1]}" if teacher else "")
 
 
 def start_weights_text(training_data: Any) -> str | None:

@@ -322,7 +322,9 @@ class TemplateStore:
                     ("slots_to_erase", "*", "free WHERE NOT clean"),
                 )
             }
-        sizes = {f"{path.name} bytes": path.stat().st_size for path in (self.path, *self.vectors.paths)}
+        sizes = {
+            f"{each.name} bytes": each.stat().st_size for each in (self.path, *self.vectors.paths) if each.is_file()
+        }
         return count | sizes
 
     def names(self) -> list[str]:

@@ -1,8 +1,8 @@
 """A folder of photos -> a folder of aligned faces with the same tree, and a manifest.
 
-Photos are decoded, searched and warped by several processes, one processor core each: some 0.1 s per photo. A face is written whole, then the photo's
-rows go to the manifest: a run that was killed at any moment goes on behind the last photo with rows, and a photo that
-changed since is aligned anew. Nothing is deleted but aligned faces of photos that changed.
+Photos are decoded, searched and warped by several processes, one processor core each: some 0.03 s for a photo of 250 x 250, 0.6 s for one of 16
+megapixels. A face is written whole, then the photo's rows go to the manifest: a run that was killed at any moment goes on behind the last photo with
+rows, and a photo that changed since is aligned anew. Nothing is deleted but aligned faces of photos that changed.
 
 A photo `a/b.jpg` becomes `a/b.jpg`; one of another format keeps its name and gets `.jpg` behind it; with the policy all, every face has its number
 behind it: `a/b.jpg.1.jpg`. Faces are JPEG, quality 95, without chroma subsampling.

@@ -2,8 +2,8 @@
 
 1. P-net slides over a pyramid in which faces of every size become 12 pixels once: a probability and a shift of the box at every second pixel.
 2. R-net looks at what is left, 24 x 24 pixels each, and refuses most of it.
-3. O-net looks at the rest, 48 x 48, and gives landmarks; then again, at the face turned upright.
-After each, boxes that overlap a surer one go. Cost on one core: about 0.05 s for a photo of 250 x 250; a large one is
+3. O-net looks at the rest, 48 x 48, and gives landmarks; then again, from eight places at the face turned upright.
+After each, boxes that overlap a surer one go. Cost on one core: some 0.03 s for a photo of 250 x 250; a large one is
 shrunk to 1,000 pixels first; faces below 20 pixels there are not looked for.
 
 Source: Zhang et al. 2016 (arXiv 1604.02878). The cascade is written from the paper; thresholds, the pyramid's factor and the layout of outputs are
@@ -34,7 +34,9 @@ FACTOR = 0.709  # from one level of the pyramid to the next: half the area
 THRESHOLDS = (0.6, 0.7, 0.7)
 FIELD, STRIDE = 12, 2  # of P-net, in pixels of a level
 LAST = 48  # side of O-net's crops, pixels
-SHIFTS = (0.04 + 0.04j, 0.04 - 0.04j, -0.04 + 0.04j, -0.04 - 0.04j)  # of the second look, in sides of the box
+LOOKS = np.array(
+    [(55 + x + (65 + y) * 1j - side * (0.5 + 0.5j), side) for side in (90, 104) for x in (-4, 4) for y in (-4, 4)]
+)  # of the second look: upper left corner and side of each square, in pixels of the ArcFace template
 MOST_CANDIDATES = 2000  # after each stage: a photo of nothing but faces has some hundreds
 
 
@@ -130,26 +132,22 @@ class Mtcnn:
         boxes, scores = _shifted(boxes, moves), chances[:, 1].astype(np.float64)
         kept = [row for row in suppress(boxes, scores, 0.7, of_smaller=True) if scores[row] >= THRESHOLDS[2]]
         if kept:
-            landmarks[kept] = (landmarks[kept] + self._upright(photo, _squared(boxes[kept]), landmarks[kept])) / 2
+            landmarks[kept] = [self._upright(photo, each) for each in landmarks[kept]]
         return boxes[kept], landmarks[kept], scores[kept]
 
-    def _upright(self, photo: Image.Image, squares: Float64, landmarks: Float64) -> Float64:
-        """Look again at each face, turned upright by its landmarks and from four places, and return the mean landmarks, (N, 5, 2).
+    def _upright(self, photo: Image.Image, landmarks: Float64) -> Float64:
+        """Look again at a face, turned upright by its landmarks, from the places of LOOKS, and return the mean landmarks, (5, 2).
 
         Not in the paper. The network knows upright faces best, and what it errs by changes with the crop.
         """
-        matrices = similarity_to_template(landmarks)
-        scales = np.nan_to_num(np.conj(matrices[:, 0, 0] + 1j * matrices[:, 1, 0]), nan=1.0)
-        sides = (
-            (squares[:, 2] - squares[:, 0]) * scales / np.abs(scales)
-        )  # complex: length and direction of the upper edge
-        middles = (squares[:, 0] + squares[:, 2]) / 2 + 0.5j * (squares[:, 1] + squares[:, 3])
-        corners = (middles - sides * (0.5 + 0.5j))[:, None] + np.abs(sides)[:, None] * np.array(SHIFTS)
-        edges = np.repeat(sides, len(SHIFTS))
-        crops = np.stack([_turned(photo, *each) for each in zip(corners.ravel(), edges, strict=True)])
+        (a, _, x), (c, _, y) = similarity_to_template(landmarks)
+        if not np.isfinite(a):
+            return landmarks
+        back, shift = 1 / complex(a, c), complex(x, y)
+        corner_K, edge_K = back * (LOOKS[:, 0] - shift), back * LOOKS[:, 1]
+        crops = np.stack([_turned(photo, *each) for each in zip(corner_K, edge_K, strict=True)])
         points = _points(self._run(2, crops)[1])
-        found = corners.reshape(-1, 1) + edges[:, None] * (points[..., 0] + 1j * points[..., 1])
-        mean = found.reshape(len(squares), len(SHIFTS), 5).mean(axis=1)
+        mean = (corner_K[:, None] + edge_K[:, None] * (points[..., 0] + 1j * points[..., 1])).mean(axis=0)
         return np.stack([mean.real, mean.imag], axis=-1)
 
     def _run(self, stage: int, pixels: UInt8) -> list[Float32]:

@@ -1,6 +1,6 @@
 """Photos as a store of aligned faces: each is found and warped when it is read, so whatever reads stores reads photos.
 
-Cost: some 0.1 s per photo and reading, on one processor core; nothing is kept. To read photos often, align them into a folder first.
+Cost: that of `attfc align` at each reading; nothing is kept. To read photos often, align them into a folder first.
 """
 
 import io

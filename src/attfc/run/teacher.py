@@ -2,7 +2,7 @@
 
 The teacher embeds every image once, upright and not augmented, and its mirror image; a target is their sum, as `attfc evaluate` and the gallery have
 it, so the mirrored view of an image has the same one. Rows stand in the cache of embeddings (8 bytes per number and image, resumable) under a digest
-of the teacher's contents and of the set: the names of all images, and the bytes of 256 of them. A step reads the rows of its batch from the mapped
+of the teacher's file and of the set: the names of all images, and the bytes of 256 of them. A step reads the rows of its batch from the mapped
 file, so memory does not grow with the set. One process embeds, the others wait.
 
 `teacher.json` in the run's folder says which teacher and which embeddings: a resumed run must find the same.
@@ -29,7 +29,7 @@ from attfc.errors import UserError
 from attfc.evaluation import Embedder, generate_pairs
 from attfc.evaluation.embedding_cache import CacheKey, FaceEmbeddings, default_cache, open_embeddings
 from attfc.evaluation.unit_rows import cosine_of_pairs
-from attfc.export.model_inputs import contents_digest, open_model
+from attfc.export.model_inputs import ModelFacts, open_model
 from attfc.export.origins import training_data_of
 from attfc.files import first_fault, read_json
 from attfc.heads.head import Head
@@ -96,7 +96,8 @@ class TeacherRows:
         if not np.isfinite(found).all():
             place = int(positions_B[int(np.isfinite(found).all(axis=1).argmin())])
             raise UserError(f"the teacher's embedding of {self.where(place)} has NaN or infinity: take another teacher")
-        return torch.from_numpy(found)
+        rows_BE = torch.from_numpy(found)
+        return rows_BE.pin_memory() if positions_B.is_pinned() else rows_BE
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,8 +195,7 @@ def _embedded(
             f"{named} gives {size} numbers per image and backbone.embedding_size is {own}: teacher.centers=fixed needs equal sizes, set "
             f"backbone.embedding_size={size}"
         )
-    digest = contents_digest(module, facts)
-    if before is not None and before.digest != digest:
+    if before is not None and before.digest != facts.digest:
         raise UserError(f"{named} is another model than the run began with ({before.source}): give that one's place")
     embedder = Embedder(
         module.to(settled.device),
@@ -204,7 +204,7 @@ def _embedded(
         workers=config.data.workers,
         autocast_dtype=AMP_DTYPES[config.precision.amp],
     )
-    key = _key(digest, embedder, store)
+    key = _key(facts, embedder, store)
     if before is not None and before.embeddings != key.digest:
         raise UserError(
             f"{named}: the images of {store.name}, or precision.amp, are others than those that the run began with: go on with those"
@@ -220,7 +220,7 @@ def _embedded(
     origin = {"source": path.name, "network": facts.network, "root": root, "licence": licence}
     record = TeacherRecord(
         source=str(config.teacher.model),
-        digest=digest,
+        digest=facts.digest,
         embeddings=key.digest,
         images=len(store),
         embedding_size=size,
@@ -238,9 +238,10 @@ def _embedded(
     return record.model_dump(mode="json"), [*notes, f"teacher: {len(store):,} embeddings in {kept.folder}{known}"]
 
 
-def _key(digest: str, embedder: Embedder, store: Store) -> CacheKey:
+def _key(facts: ModelFacts, embedder: Embedder, store: Store) -> CacheKey:
     """Return the key of a teacher's embeddings of a set."""
-    key = CacheKey("teacher", digest, precision=embedder.autocast_dtype)
+    size, precision = facts.image_size, embedder.autocast_dtype
+    key = CacheKey("teacher", facts.digest, facts.network, facts.colours, image_size=size, precision=precision)
     for start in range(0, len(store), NAMES):
         names = "\0".join(map(store.where, range(start, min(start + NAMES, len(store)))))
         key.add("names", names.encode("utf-8", "surrogateescape"))

@@ -26,6 +26,8 @@ def compare_cross(
     for model in (new, old):
         if model.suffix == ".npz":
             raise UserError(f"{model} is a result, and --cross embeds with both models: name the models")
+    if asked.pairs or asked.groups:
+        raise UserError("--pairs and --groups do nothing with --cross: leave them out")
     path = one_path("compare --cross", words, "the people to search: an image folder or any other store")
     subjects = [open_subject(model, asked)[0] for model in (new, old)]
     opened = [subject.open_path(path) for subject in subjects]
