@@ -454,14 +454,18 @@ def serve() -> str:
     ]
     many = f"{config['clients']} at once"
     header = ["milliseconds", "one client: median", "99 %", f"{many}: median", "99 %"]
-    memory = ", ".join(f"{mib:.0f} {when.replace('_', ' ')}" for when, mib in found["server_mib"].items())
+    memory = ", ".join(
+        f"{mib:.0f} {when.replace('_', ' ').replace('start', 'at the start')}"
+        for when, mib in found["server_mib"].items()
+    )
     refused = sum(count for status, count in found["statuses"].items() if status != "200")
     rest = (
         f"{found['requests_per_second']:.0f} requests per second at {many}, {refused} refused. Memory of the server in MiB: {memory} requests. "
         f"{config['workers']} threads on {config['cores']} cores, which the clients share; a tiny network, aligned faces, "
         f"{config['templates']:,} templates."
     )
-    return f"{markdown_table(header, rows)}\n\n{rest} {provenance(record)}"
+    load_average = record["environment"]["load_average"]
+    return f"{markdown_table(header, rows)}\n\n{rest} Load average at the end {load_average:.1f}. {provenance(record)}"
 
 
 # What this project promises of its own figures, by the first words of a ratio of `attfc bench heads`: at most so much.
