@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from attfc.config.describe import options_page
+from attfc.evaluation.bootstrap import Interval
 from attfc.lab.pages import FIGURES, markdown_table, speed_tables, spread, study_figure, study_table
 from attfc.lab.study import read_study, study_records
 
@@ -631,10 +632,27 @@ def taught_cross() -> str:
     return with_provenance(titles, rows, record)
 
 
+def int8() -> str:
+    """Table of what int8 costs, by the layers that stay float32."""
+    record = load("int8")
+    titles = ["layers", "FMR", "FNMR float32, %", "FNMR int8, %", "lost at the threshold kept", "lost at equal FMR"]
+    titles += ["float32, ms per face", "int8, ms per face", "float32, MiB", "int8, MiB"]
+    rows = []
+    for row in record["results"]:
+        losses = [Interval(row[name]["value"], *row[name]["interval"]) for name in ("loss", "loss_at_fmr")]
+        rates = [f"{100 * row[name]:.2f}" for name in ("fnmr_before", "fnmr")]
+        times = [f"{row[name]:.2f}" for name in ("milliseconds_before", "milliseconds")]
+        sizes = [f"{row[name] / 2**20:.1f}" for name in ("bytes_before", "bytes")]
+        shown = [loss.text(2, percent=True) for loss in losses]
+        rows.append([row["layers"], f"{row['fmr']:g}", *rates, *shown, *times, *sizes])
+    return with_provenance(titles, rows, record)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "teacher": taught,
     "teacher cross": taught_cross,
     **{f"study {name}": grid(name) for name in STUDIES},
+    "int8": int8,
     "readme": readme,
     "head_speed": head_speed,
     "planning": planning,

@@ -554,3 +554,23 @@ def test_which_costs_are_accepted(loss, at_fmr, fmr_after: float, accepted: bool
     assert cost.accepted(0.2) is accepted
     assert "points" in cost.text()
     json.dumps(cost.to_dict())
+
+
+def test_the_operating_point_of_int8_is_the_calibrated_one(run: Path, tmp_path, monkeypatch, capsys) -> None:
+    model, out = tmp_path / "run", tmp_path / "small.onnx"
+    shutil.copytree(run, model)
+    people = ("synthetic:identities=64,images=2,seed=5", "--device", "cpu")
+    status, _, err = run_main(monkeypatch, capsys, "calibrate", model, *people, "--fmr", 0.2)
+    assert status == 0, err
+    point = json.loads((model / "model" / "operating_point.json").read_text())
+    shown = ("--int8", "--calibration", UNSEEN, "--check-images", PEOPLE, "--most-loss", 100)
+    for asked, threshold in (((), point["threshold"]), (("--fmr", 0.2), None)):
+        status, text, err = run_main(monkeypatch, capsys, "export", model, out, *shown, *asked)
+        assert status == 0, err
+        stated = {pair.key: pair.value for pair in onnx.load(out).metadata_props}
+        cost = json.loads(stated["int8"])
+        assert cost["fmr"] == 0.2
+        assert (cost["threshold"] == point["threshold"]) == (threshold is not None)
+        assert json.loads(stated["operating_point"])["threshold"] == point["threshold"]
+        assert f"at threshold {cost['threshold']:.4f}, " in text
+        out.unlink()

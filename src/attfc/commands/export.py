@@ -22,7 +22,7 @@ def export(
     half: bool = False,
     int8: bool = False,
     calibration: str | None = None,
-    fmr: float = 1e-3,
+    fmr: float | None = None,
     most_loss: float = 0.2,
     check_images: str | None = None,
     model_is: ModelIsOption = None,
@@ -37,7 +37,7 @@ def export(
         half: weights in float16
         int8: products in 8 bits; written only if it costs no more than --most-loss on the faces of --check-images
         calibration: int8: store whose faces set the ranges of the numbers; default: those that the run was trained on
-        fmr: int8: false match rate of the operating point
+        fmr: int8: false match rate of the operating point; default: the point of attfc calibrate, else 0.001
         most_loss: int8: FNMR that may be lost there, points of percent; more is accepted where the interval of the loss includes 0
         check_images: store whose images are compared between torch and the export; default: those that a run was evaluated on, else synthetic faces
     """
@@ -46,10 +46,11 @@ def export(
 
     if int8 and (half or format_name != "onnx"):
         raise UserError("--int8 is of --format onnx, and leaves out --half")
-    if not (0 < fmr < 1 and 0 <= most_loss <= 100):
+    if not (0 < (1e-3 if fmr is None else fmr) < 1 and 0 <= most_loss <= 100):
         raise UserError(
-            f"--fmr {fmr:g} is a rate between 0 and 1, --most-loss {most_loss:g} from 0 to 100 points of percent"
+            f"--fmr {fmr or 0:g} is a rate between 0 and 1, --most-loss {most_loss:g} from 0 to 100 points of percent"
         )
+    from attfc.evaluation.operating_point.point import point_of
     from attfc.export import export_hub_folder, export_onnx, open_model
     from attfc.export.cost import Terms
     from attfc.export.model_inputs import read_statements
@@ -68,7 +69,9 @@ def export(
             if shown is None or faces is None:
                 missing = "--calibration" if shown is None else "--check-images"
                 raise UserError(f"--int8 needs faces, and {model} has none at hand: give {missing} STORE")
-            terms["int8"] = Terms(shown, faces, fmr, most_loss, bar)
+            point = point_of(facts.path, facts.digest) if fmr is None else None
+            fmr, threshold = (point.asked_fmr, point.threshold) if point is not None else (fmr or 1e-3, None)
+            terms["int8"] = Terms(shown, faces, fmr, most_loss, bar, threshold)
         done = write(module, facts, output, half=half, check_images=store, **terms)
     opset = f", opset {done.opset}" if done.opset is not None else ""
     out.print(

@@ -164,7 +164,7 @@ def measure_cost(before: nn.Module, after: nn.Module, terms: Terms, sizes: tuple
         milliseconds_before=milliseconds[0],
         bytes=sizes[1],
         bytes_before=sizes[0],
-        notes=tuple(few_people(scored[0].carriers)),
+        notes=(*few_people(scored[0].carriers), *scored[0].notes),
     )
 
 
