@@ -3,7 +3,8 @@
 Raw decoding: the same images in the same number of processes by the same `decode_image`, their bytes already in memory, nothing
 handed over. The loader reads the files, chooses queries and keys, decodes, and hands batches to this process. With augmentation this process
 flips and normalizes them besides, to float32: with 1 worker on two cores it has a core of its own, with 2 they share. All run in
-turns in one go; the figure that carries over to another machine is their ratio. With 0 workers all run in this process.
+turns in one go; the figure that carries over to another machine is their ratio. With 0 workers all run in this process. What no augmentation
+can do without is timed too: the bare writing of as many float32 images.
 
 python benchmarks/attention_loader.py                      # a generated folder of smoothed-noise JPEGs
 python benchmarks/attention_loader.py --root FACES         # an image folder of your own, which is only read
@@ -84,6 +85,14 @@ def loader_seconds(
         return time.perf_counter() - start
 
 
+def writing_seconds(count: int, size: int, batch_size: int) -> float:
+    """Wall time of writing a number into every pixel of as many float32 images, a batch of new memory at a time."""
+    start = time.perf_counter()
+    for _ in range(count // batch_size):
+        torch.empty(batch_size, 3, size, size).fill_(1.0)
+    return time.perf_counter() - start
+
+
 def main() -> None:
     """Measure and write benchmarks/results/attention_loader[_root].json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -112,12 +121,13 @@ def main() -> None:
         results = []
         for size in arguments.sizes:
             for workers in (0, 1, 2):
-                raw, loaded, augmented = [], [], []
+                raw, loaded, augmented, written = [], [], [], []
                 asked = (store, size, workers, arguments.batch_size, arguments.steps)
                 for _ in range(arguments.repeats):
                     raw.append(raw_seconds(encoded, size, workers))
                     loaded.append(loader_seconds(*asked))
                     augmented.append(loader_seconds(*asked, Augment()))
+                    written.append(writing_seconds(len(encoded), size, 2 * arguments.batch_size))
                 ratios = [a / b for a, b in zip(raw, loaded, strict=True)]
                 results.append(
                     {
@@ -126,6 +136,7 @@ def main() -> None:
                         "raw_images_per_second": len(encoded) / statistics.median(raw),
                         "loader_images_per_second": len(encoded) / statistics.median(loaded),
                         "augmented_images_per_second": len(encoded) / statistics.median(augmented),
+                        "written_images_per_second": len(encoded) / statistics.median(written),
                         "loader_share_of_raw": statistics.median(ratios),
                         "augmented_share_of_raw": statistics.median(a / b for a, b in zip(raw, augmented, strict=True)),
                         "loader_share_of_raw_runs": ratios,

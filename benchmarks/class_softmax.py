@@ -121,7 +121,8 @@ def medians(classes: int, ways: tuple[str, ...], options: argparse.Namespace) ->
         turns[way], other = context.Pipe()
         asked = (other, way, classes, options.threads, options.clock)
         context.Process(target=serve, args=asked, daemon=True).start()
-        turns[way].recv()  # ready, and the first step is done
+    for connection in turns.values():
+        connection.recv()  # ready, and the first step is done
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for turn in range(options.repeats):
         for way in ways[:: -1 if turn % 2 else 1]:

@@ -174,7 +174,12 @@ def finetune(part: str) -> Callable[[], str]:
         ]
         versus = "to the first model" if part == "ways" else "to the first stage"
         titles = [title for name in places.values() for title in (f"{name}: TAR, %", versus)]
-        return with_provenance(["", *titles], rows, record)
+        if part == "ways":
+            titles.insert(2, "to scratch")
+            for row, each in zip(rows, shown, strict=True):
+                row.insert(3, points(each["here against scratch"]))
+        seeds = len(record["config"]["seeds"])
+        return f"{with_provenance(['', *titles], rows, record)} {seeds} seed{'s' * (seeds > 1)}."
 
     return table
 
@@ -413,6 +418,24 @@ def alignment() -> str:
     ceiling = f"{loop['ceiling_median']:.4f}", f"{loop['ceiling_p5']:.3f}"
     rows.append(("true landmarks: resampling alone", "", "", "", *ceiling, "", ""))
     return with_provenance([*header], rows, record)
+
+
+def trusted_sets() -> str:
+    """Table of what cleaning finds of what was planted, on real faces and on generated vectors."""
+    record = load("trusted_sets")
+    rows = []
+    for name, title in (
+        ("faces", "faces112"),
+        ("vectors_100000", "100,000 vectors"),
+        ("vectors_1000000", "1,000,000 vectors"),
+    ):
+        for what, found in record["results"][name].items():
+            if isinstance(found, dict) and "planted" in found:
+                cells = [f"{found[key]:,}" for key in ("planted", "found", "others_found")]
+                rows.append([title, what, *cells, f"{found['recall']:.2f}", f"{found['precision']:.2f}"])
+    return with_provenance(
+        ["set", "what", "planted", "found of them", "found besides", "recall", "precision"], rows, record
+    )
 
 
 def gallery() -> str:
@@ -668,6 +691,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "templates": templates,
     "alignment": alignment,
     "gallery": gallery,
+    "trusted_sets": trusted_sets,
     "attention_loader": attention_loader,
     "attention_loader_root": lambda: attention_loader("attention_loader_root"),
     "attention_loader_before": lambda: attention_loader("attention_loader_before"),

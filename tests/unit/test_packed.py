@@ -309,6 +309,7 @@ def test_a_name_that_lies_outside_its_table(folder: Path) -> None:
     with pytest.raises(UserError, match=r"image_names\.npy: name 1 lies at bytes"):
         store.image_name(1)
     assert store.where(1) == "Ann Lee/image 1", "a message does not fail over a name"
+    assert store.where(3).startswith("identity 1/")
     assert store.read(3) == (IMAGES[3], 1)
 
 

@@ -11,6 +11,7 @@ bytes, so a wrong place, a damaged byte and a shard of another set all end as a 
 mapped: a file cut short under a mapping kills the process.
 """
 
+import contextlib
 import os
 import zlib
 from bisect import bisect_right
@@ -217,14 +218,14 @@ class PackedStore(IndexedStore):
         return table[number]
 
     def where(self, position: int) -> str:
-        """Return "identity/file" in printable form, or "identity/image 3" if the source had no file names."""
-        try:
-            name = self.image_name(position)
-        except UserError:  # a message about a broken image must not fail over its name
-            name = b""
+        """Return "identity/file" in printable form; "identity/image 3" or "identity 7/..." where there is no name or it is damaged."""
         label = int(self._index.labels_of_slots(position))
-        image = printable(name) if name else f"image {position - int(self._index.offsets[label])}"
-        return f"{self.identity_name(label)}/{image}"
+        image, identity = f"image {position - int(self._index.offsets[label])}", f"identity {label}"
+        with contextlib.suppress(UserError):  # a message about a broken image must not fail over a name
+            image = printable(self.image_name(position)) or image
+        with contextlib.suppress(UserError):
+            identity = self.identity_name(label)
+        return f"{identity}/{image}"
 
     def identity_name(self, label: int) -> str:
         """Return the identity's name in printable form."""
