@@ -27,7 +27,8 @@ from attfc.config import load_config
 from attfc.data import SyntheticFaces, open_store
 from attfc.data.stores.synthetic import _jpeg
 from attfc.evaluation import Embedder, evaluate_store
-from attfc.evaluation.results import EvaluationResult, compare_results, read_result, save_result
+from attfc.evaluation.bootstrap import Resampled, interval_of_difference, resample
+from attfc.evaluation.results import EvaluationResult, read_result, save_result
 from attfc.run.components import build_backbone, build_head, build_pair, optimizer_of
 from attfc.synthetic.face_parameters import identity_keys, identity_traits, sample_conditions, sample_keys
 from attfc.synthetic.face_renderer import render_faces
@@ -142,17 +143,22 @@ def cost(batch: int = 128) -> list[dict[str, Any]]:
     return [{"trunk": name, "step_seconds": seconds[name], "kept_mib": kept[name]} for name in TRUNKS]
 
 
+@functools.cache
+def resampled(file: Path, seed: int) -> Resampled:
+    """Return the all-pairs figures of a cell, the people drawn again 400 times."""
+    return resample(read_result(file).samples[FIGURE[:1]][0], 400, seed=seed)
+
+
 def summary(work: Path, name: str, against: str, where: str, seeds: list[int]) -> dict[str, Any]:
-    """Return the figure of a way on a set, and its difference to another way, over the seeds."""
+    """Return the figure of a way on a set, and its difference to another way, over the seeds; the same people are drawn for both."""
     values, differences = [], []
     for seed in seeds:
         mine, theirs = (
-            read_result(work / "cells" / (each if each == "base" else f"{each}, seed {seed}") / f"{where}.npz")
+            resampled(work / "cells" / (each if each == "base" else f"{each}, seed {seed}") / f"{where}.npz", seed)
             for each in (name, against)
         )
-        (found,) = [each for each in compare_results(mine, theirs, 400, seed=seed) if each.path == FIGURE]
-        values.append(found.one.value)
-        differences.append(found.difference)
+        values.append(mine.values[FIGURE[1:]])
+        differences.append(interval_of_difference(mine, theirs, FIGURE[1:]))
     return {
         "tar": values,
         "mean": statistics.mean(values),

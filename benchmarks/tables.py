@@ -202,7 +202,12 @@ def finetune(part: str) -> Callable[[], str]:
         ]
         versus = "to the first model" if part == "ways" else "to the first stage"
         titles = [title for name in places.values() for title in (f"{name}: TAR, %", versus)]
-        return with_provenance(["", *titles], rows, record)
+        if part == "ways":
+            titles.insert(2, "to scratch")
+            for row, each in zip(rows, shown, strict=True):
+                row.insert(3, points(each["here against scratch"]))
+        seeds = len(record["config"]["seeds"])
+        return f"{with_provenance(['', *titles], rows, record)} {seeds} seed{'s' * (seeds > 1)}."
 
     return table
 
@@ -443,6 +448,24 @@ def alignment() -> str:
     return with_provenance([*header], rows, record)
 
 
+def trusted_sets() -> str:
+    """Table of what cleaning finds of what was planted, on real faces and on generated vectors."""
+    record = load("trusted_sets")
+    rows = []
+    for name, title in (
+        ("faces", "faces112"),
+        ("vectors_100000", "100,000 vectors"),
+        ("vectors_1000000", "1,000,000 vectors"),
+    ):
+        for what, found in record["results"][name].items():
+            if isinstance(found, dict) and "planted" in found:
+                cells = [f"{found[key]:,}" for key in ("planted", "found", "others_found")]
+                rows.append([title, what, *cells, f"{found['recall']:.2f}", f"{found['precision']:.2f}"])
+    return with_provenance(
+        ["set", "what", "planted", "found of them", "found besides", "recall", "precision"], rows, record
+    )
+
+
 def gallery() -> str:
     """Tables of a gallery's search beside other libraries', and of what changes it."""
     record = load("gallery")
@@ -466,6 +489,34 @@ def gallery() -> str:
     versions = ", ".join(f"{name} {size[name]}" for name in ("faiss-cpu", "usearch") if size[name])
     where = f"{clock.capitalize()} time, {size['threads']} threads; {versions}."
     return f"{markdown_table(header, rows)}\n\n{changes} {where} {provenance(record)}"
+
+
+def serve() -> str:
+    """Times of requests to `attfc serve`, and its memory."""
+    record = load("serve")
+    config, found = record["config"], record["results"]
+    rows = [
+        (
+            kind,
+            *(f"{each[key]:.0f}" for key in ("p50_ms", "p99_ms")),
+            *(f"{many[key]:.0f}" for key in ("p50_ms", "p99_ms")),
+        )
+        for (kind, each), many in zip(found["one_client"].items(), found["clients_at_once"].values(), strict=True)
+    ]
+    many = f"{config['clients']} at once"
+    header = ["milliseconds", "one client: median", "99 %", f"{many}: median", "99 %"]
+    memory = ", ".join(
+        f"{mib:.0f} {when.replace('_', ' ').replace('start', 'at the start')}"
+        for when, mib in found["server_mib"].items()
+    )
+    refused = sum(count for status, count in found["statuses"].items() if status != "200")
+    rest = (
+        f"{found['requests_per_second']:.0f} requests per second at {many}, {refused} refused. Memory of the server in MiB: {memory} requests. "
+        f"{config['workers']} threads on {config['cores']} cores, which the clients share; a tiny network, aligned faces, "
+        f"{config['templates']:,} templates."
+    )
+    load_average = record["environment"]["load_average"]
+    return f"{markdown_table(header, rows)}\n\n{rest} Load average at the end {load_average:.1f}. {provenance(record)}"
 
 
 # What this project promises of its own figures, by the first words of a ratio of `attfc bench heads`: at most so much.
@@ -696,6 +747,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "templates": templates,
     "alignment": alignment,
     "gallery": gallery,
+    "serve": serve,
+    "trusted_sets": trusted_sets,
     "attention_loader": attention_loader,
     "attention_loader_root": lambda: attention_loader("attention_loader_root"),
     "attention_loader_before": lambda: attention_loader("attention_loader_before"),

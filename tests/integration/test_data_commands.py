@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from attfc.backbones import create_backbone
 from attfc.data import FolderStore, PackedStore, RecordStore, open_store, read_edits, read_verification_set
+from attfc.training.model_files import save_model
 
 from .commands import run_main
 from .conftest import TINY
@@ -151,6 +154,51 @@ def test_a_flipped_bit_in_a_packed_set_is_found_and_named(kinds, tmp_path, attfc
     assert "1 of 56 images are damaged" in complaint
     assert "shard-00000.bin" in complaint
     assert json.loads((tmp_path / "v.json").read_text())["sound"] is False
+
+
+def test_clean_compares_faces_of_any_number_of_sets(tmp_path, attfc) -> None:
+    """Named anew, encoded anew: only a model finds them; here an untrained one, to which pictures of one scene are alike."""
+    draw = np.random.default_rng(0)
+    for number in range(70):
+        scene = Image.fromarray(draw.integers(0, 255, (3, 3, 3), dtype=np.uint8)).resize((112, 112))
+        where = "train" if number < 50 else "one" if number < 60 else "two"
+        for image in range(2):
+            path = tmp_path / where / f"{where}{number}" / f"{image}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            scene.rotate(image).save(path, quality=90)
+        if number in (7, 55, 65):
+            path = tmp_path / "train" / f"again{number}" / "x.jpg"
+            path.parent.mkdir(parents=True)
+            scene.save(path, quality=40)
+    torch.manual_seed(0)
+    model = save_model(tmp_path / "model", create_backbone("r6_tiny", 32, image_size=32), {"network": "r6_tiny"})
+    clean = (
+        "data",
+        "clean",
+        tmp_path / "train",
+        "--workers",
+        0,
+        "--cache",
+        tmp_path / "cache",
+        "-o",
+        tmp_path / "e.tsv",
+    )
+    shown = attfc(
+        *(*clean, "--against", tmp_path / "one", "--against", tmp_path / "two", "--model", model, "--no-broken"),
+        *("--threshold", -1, "--overlap-threshold", 0.999, "--duplicates", "keep_first", "--merge"),
+        *("--sheet", tmp_path / "pairs.png", "--json", tmp_path / "clean.json"),
+    )
+    found = json.loads((tmp_path / "clean.json").read_text())
+    assert found["pairs"]
+    assert found["counts"]["evaluation_face"] + found["counts"]["evaluation_image"] >= 2
+    lines = (tmp_path / "e.tsv").read_text().splitlines()
+    for again in ("again55", "again65"):
+        assert any(f"\t-\t{again}/x.jpg: " in line for line in lines), again
+    with Image.open(tmp_path / "pairs.png") as sheet:
+        assert sheet.info["Software"] == "attfc"
+    assert "pairs.png" in shown
+    for option in (("--merge",), ("--sheet", tmp_path / "p.png")):
+        assert f"{option[0]} compares faces: give --model RUN too" in attfc(*clean, *option, status=1)
 
 
 def test_clean_writes_a_list_that_training_honours(kinds, tmp_path, attfc) -> None:

@@ -22,6 +22,8 @@ from attfc.commands.help import Commands
 from attfc.errors import UserError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from attfc.data import Store
 
 __all__ = ["app"]
@@ -118,14 +120,18 @@ def preview_data(
         images: images per identity
         seed: seed for who is shown
     """
-    from PIL.PngImagePlugin import PngInfo
-
     from attfc.data import contact_sheet
 
     store = _open(path, edits, label_source, cache)
+    _save_sheet(contact_sheet(store, identities=identities, images=images, seed=seed), output)
+
+
+def _save_sheet(sheet: "Image", output: Path) -> None:
+    from PIL.PngImagePlugin import PngInfo
+
     written_by = PngInfo()
     written_by.add_text("Software", "attfc")
-    contact_sheet(store, identities=identities, images=images, seed=seed).save(output, "PNG", pnginfo=written_by)
+    sheet.save(output, "PNG", pnginfo=written_by)
     out.print(str(output), soft_wrap=True)
 
 
@@ -211,8 +217,11 @@ def _verified(path: Path, json_file: Path | None = None) -> None:
 def clean_data(
     path: SourceArgument,
     output: EditListOption = Path("edits.tsv"),
-    against: Annotated[str | None, Option(metavar="PATH")] = None,
+    against: Annotated[list[str] | None, Option(metavar="PATH")] = None,
     model: Path | None = None,
+    people: bool = True,
+    merge: bool = False,
+    sheet: Annotated[Path | None, Option(dir_okay=False, callback=replaces(b"Software\0attfc"))] = None,
     fewest: PositiveOption = 1,
     broken: bool = True,
     duplicates: Literal["drop_all", "keep_first", "report", "ignore"] = "drop_all",
@@ -221,7 +230,7 @@ def clean_data(
     margin: float | None = None,
     move: bool = False,
     move_threshold: float = 0.7,
-    overlap_threshold: float = 0.7,
+    overlap_threshold: float | None = None,
     edits: EditsOption = None,
     label_source: LabelSourceOption = "identities",
     workers: WorkersOption = 2,
@@ -232,8 +241,11 @@ def clean_data(
     """Look for broken images, copies, leakage, wrong labels, tiny identities; write an edit list. Deletes nothing.
 
     Args:
-        against: evaluation set: leave out everybody who is in it, with all their images
+        against: evaluation set: leave out everybody who is in it, with all their images; may be given several times
         model: run or model folder: also look for wrong labels and for faces of --against
+        people: model: also look for near copies, and for labels of the set that are one person
+        merge: model: give labels that are one person one label; default: list them
+        sheet: model: PNG of the pairs nearest to the threshold, a pair per row; it shows people
         fewest: leave out identities with fewer images
         broken: decode every image, leave out broken ones
         duplicates: equal images under several identities: leave all out, all but the first, or only report;
@@ -243,17 +255,21 @@ def clean_data(
         margin: model: and another center must be closer by this much; default: not asked
         move: model: move wrong images to the identity that is clearly closer
         move_threshold: model: cosine to the other center from which to move
-        overlap_threshold: model: cosine of two centers from which they are one person
+        overlap_threshold: model: cosine from which two labels are one person; default: one that few strangers reach
         device: auto, cpu, cuda ...; for --model
     """
-    from attfc.data import write_edits
+    from attfc.data import CombinedStore, write_edits
     from attfc.data.cleaning.clean import clean
 
     store = _open(path, edits, label_source, cache)
-    evaluation = None if against is None else open_with_bar(against, cache=cache)
+    others = [open_with_bar(each, cache=cache) for each in against or ()]
+    evaluation = CombinedStore(others) if len(others) > 1 else others[0] if others else None
     with_model: dict[str, Any] = {"threshold": None}
     if model is not None:
-        with_model = {"threshold": threshold, **_embedded(model, device, store, evaluation, workers)}
+        with_model = {"threshold": threshold, "people": people, "merge": merge}
+        with_model |= _embedded(model, device, store, evaluation, workers)
+    elif merge or sheet is not None:
+        raise UserError(f"{'--merge' if merge else '--sheet'} compares faces: give --model RUN too")
     with progress_bar("clean") as bar:
         report = clean(
             store,
@@ -275,6 +291,8 @@ def clean_data(
     lists = [*(edits or ()), output]
     uses = " ".join(f"--edits {one}" for one in lists)
     out.print(f"edit list: {output}   use it with data.edits=[{', '.join(map(str, lists))}] or {uses}")
+    if sheet is not None:
+        _save_sheet(report.sheet(store, evaluation), sheet)
     write_json(json_file, {**report.to_dict(), "edits": str(output)})
 
 

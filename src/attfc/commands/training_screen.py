@@ -36,7 +36,8 @@ def train(data: str | os.PathLike[str], *overrides: str, **short: Any) -> "Run":
 
     Returns:
         The run: `run.metrics` (of people kept aside; None where there are none), `run.model` (as `attfc.load`), `run.report` (path of the HTML page),
-        `run.folder`, `run.config`. An interrupt (Ctrl-C, a notebook's stop button) saves after the current step and returns the run with
+        `run.folder`, `run.config`, `run.against_start` (with start_from: what was gained and lost).
+        An interrupt (Ctrl-C, a notebook's stop button) saves after the current step and returns the run with
         `run.interrupted` set; `attfc train --resume` goes on with it. Before the first step is done nothing is saved and the folder is removed;
         `run.stopped` says which.
 
@@ -103,6 +104,7 @@ class RunScreen:
         if run.against_start:
             lines.append(f"against {run.against_start['model']}; 95 % intervals, the same people drawn for both models")
             lines += [f"  {line}" for each in run.against_start["sets"] for line in (*each["lines"], *each["notes"])]
+        lines += [f"note: {note}" for note in run.shared.notes[-1:] if run.shared.look_alikes] if run.shared else []
         lines += [f"model   {folder / 'model'}", *([f"report  {run.report}"] if run.report else [])]
         few = bool(evaluation and evaluation.last and few_people(evaluation.last["people"]))
         judges = f"   # {FEW_PEOPLE} of them or more, to judge the model" if few else ""

@@ -5,14 +5,17 @@ a glance. The choice is a hash of the seed, so a sheet can be made again. Cost: 
 A sheet of a real store shows real people: it is biometric data, as the store is, and belongs nowhere the store may not go.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from attfc.data.stores.store import Store
 from attfc.errors import UserError
 from attfc.random_streams import hash_words
+from attfc.typing import Int64
 
-__all__ = ["contact_sheet", "fit_text"]
+__all__ = ["contact_sheet", "draw_sheet", "fit_text"]
 
 _IDENTITIES, _IMAGES = 0x726F7773, 0x636F6C73  # purposes of the hash
 _GAP = 2
@@ -47,26 +50,38 @@ def contact_sheet(store: Store, identities: int = 8, images: int = 8, seed: int 
     if not rows:
         raise UserError(f"{store.name}: no identity has an image, there is nothing to show")
 
-    positions = np.concatenate([chosen for _, chosen in rows])
-    found = store.images(positions, size)
+    counts = store.identities.counts()
+    titled = [
+        (f"{store.identity_name(label)}  ({counts[label]} image{'' if counts[label] == 1 else 's'})", [(store, chosen)])
+        for label, chosen in rows
+    ]
+    return draw_sheet(titled, images, size)
+
+
+def draw_sheet(rows: Sequence[tuple[str, Sequence[tuple[Store, Int64]]]], columns: int, size: int = 112) -> Image.Image:
+    """Draw rows of images, each under its title and above its position.
+
+    Args:
+        rows: title, and the positions to show of one store or of several.
+        columns: images per row at most.
+        size: side of a tile in pixels.
+    """
     tile, line = size + _GAP, size + _GAP + 2 * _LABEL
-    sheet = Image.new("RGB", (images * tile + _GAP, len(rows) * line + _GAP), _BACKGROUND)
+    sheet = Image.new("RGB", (columns * tile + _GAP, len(rows) * line + _GAP), _BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     draw.font = ImageFont.load_default(10)
-    counts = store.identities.counts()
-    taken = 0
-    for row, (label, chosen) in enumerate(rows):
-        top = _GAP + row * line
-        title = f"{store.identity_name(label)}  ({counts[label]} image{'' if counts[label] == 1 else 's'})"
-        draw.text((_GAP + 2, top), fit_text(draw, title, images * tile - 4), _TEXT)
-        for column, position in enumerate(chosen.tolist()):
-            left = _GAP + column * tile
-            if taken in found.broken:
-                _draw_broken(draw, left, top + _LABEL, size, found.broken[taken])
-            else:
-                sheet.paste(Image.fromarray(found.pixels[taken]), (left, top + _LABEL))
-            draw.text((left + 2, top + _LABEL + size), fit_text(draw, str(position), size - 2), _TEXT)
-            taken += 1
+    for row, (title, shown) in enumerate(rows):
+        top, left = _GAP + row * line, _GAP
+        draw.text((_GAP + 2, top), fit_text(draw, title, columns * tile - 4), _TEXT)
+        for store, positions in shown:
+            found = store.images(positions, size)
+            for number, position in enumerate(positions.tolist()):
+                if number in found.broken:
+                    _draw_broken(draw, left, top + _LABEL, size, found.broken[number])
+                else:
+                    sheet.paste(Image.fromarray(found.pixels[number]), (left, top + _LABEL))
+                draw.text((left + 2, top + _LABEL + size), fit_text(draw, str(position), size - 2), _TEXT)
+                left += tile
     return sheet
 
 

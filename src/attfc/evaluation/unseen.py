@@ -9,7 +9,7 @@ read then: the evaluation images of the commonest lengths are left unchecked, an
 another encoding is not found. A file that stands under several people of one set is a placeholder, and makes nobody a person seen in training.
 
 Cost: one string per identity; one read per compared image, some 20,000 a second from memory; above 200,000 images also the byte length of each
-training image (an `lstat` each in folders and lists). Not taken: comparing embeddings of all people, which takes a model that is good already.
+training image (an `lstat` each in folders and lists). Faces are compared by `look_alikes`.
 """
 
 from collections.abc import Iterator
@@ -24,13 +24,14 @@ from attfc.data.stores.store import EncodedStore, Store, origins
 from attfc.data.stores.synthetic import SyntheticFaces
 from attfc.typing import Bools, Int64, Progress, UInt64
 
-__all__ = ["SharedPeople", "compare_with_training", "not_compared", "people_and_places"]
+__all__ = ["SharedPeople", "compare_with_training", "not_compared", "people_and_places", "rendered"]
 
 
 _ALL_IMAGES = 200_000
 _SOME_IMAGES = 10_000
 _CHUNK = 256
 _EXAMPLES = 3
+_ALIKE_EXAMPLES = 12
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,9 @@ class SharedPeople:
         checked: what was compared, or why nothing was.
         unknown: what remains unknown of earlier training (start weights from elsewhere); empty if nothing does.
         examples: a few of the shared identities' names.
+        look_alikes: evaluation identities that look like a training identity (`look_alikes`); None: not compared.
+        looked_at: evaluation identities and training images that were compared by their faces.
+        alike_names: the names of the look-alikes, for the screen.
     """
 
     identities: int
@@ -59,6 +63,9 @@ class SharedPeople:
     checked: str = ""
     unknown: str = ""
     examples: tuple[str, ...] = field(default=(), repr=False)
+    look_alikes: int | None = None
+    looked_at: tuple[int, int] = (0, 0)
+    alike_names: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def heading(self) -> str:
@@ -98,10 +105,34 @@ class SharedPeople:
             return f"the evaluation is {self.heading}"
         return self.warning or (self.checked if self.shared_identities is None else None)
 
+    @property
+    def alike(self) -> str | None:
+        """One sentence, without names, if people of the evaluation look like people of the training."""
+        if not self.look_alikes:
+            return None
+        people, images = self.looked_at
+        return (
+            f"{self.look_alikes:,} of {people:,} evaluation people look like training people ({images:,} training images compared by this "
+            "model); attfc data clean TRAINING --against EVALUATION --model RUN --sheet PAIRS.png looks closer"
+        )
+
+    @property
+    def notes(self) -> list[str]:
+        """What the screen says about the people, with names; for the screen, not for files."""
+        names = ", ".join(self.alike_names[:_ALIKE_EXAMPLES])
+        more = (
+            f" and {len(self.alike_names) - _ALIKE_EXAMPLES:,} more" if len(self.alike_names) > _ALIKE_EXAMPLES else ""
+        )
+        return [*filter(None, [self.screen_note]), *([f"{self.alike}: {names}{more}"] if self.alike else [])]
+
     def to_dict(self) -> dict[str, Any]:
         """Return counts and sentences as plain JSON types; no identity is named."""
         facts = asdict(self)
-        del facts["examples"]
+        del facts["examples"], facts["alike_names"]
+        if self.look_alikes is None:
+            del facts["look_alikes"], facts["looked_at"]
+        else:
+            facts["alike"] = self.alike
         return {"heading": self.heading, "warning": self.warning, **facts, "unknown": self.unknown or None}
 
 
@@ -129,13 +160,13 @@ def compare_with_training(
     by_name_I, named, same_places = _by_name(training, evaluation)
     by_image_I, shared_images, checked_images, how = _by_content(training, evaluation, progress)
     shared_I = by_name_I | by_image_I
-    rendered = all(_rendered(training, evaluation))
-    named |= rendered
-    names = "seeds and numbers of synthetic people" if rendered else "identity names"
+    synthetic = all(rendered(training, evaluation))
+    named |= synthetic
+    names = "seeds and numbers of synthetic people" if synthetic else "identity names"
     compared = [names if named else "", how if checked_images else ""]
     left = [
         "" if named else "identity names (mere numbers prove nothing in other data)",
-        "" if checked_images or rendered else how,
+        "" if checked_images or synthetic else how,
     ]
     said = (("compared", list(filter(None, compared))), ("not compared", list(filter(None, left))))
     checked = "; ".join(f"{title}: {', '.join(what)}" for title, what in said if what)
@@ -153,8 +184,8 @@ def compare_with_training(
     )
 
 
-def _rendered(training: Store, evaluation: Store) -> list[bool]:
-    """Return of each store below the two sets whether its faces are rendered."""
+def rendered(training: Store, evaluation: Store) -> list[bool]:
+    """Return of each store below two sets whether its faces are rendered."""
     nowhere = np.zeros(0, np.int64)
     return [isinstance(base, SyntheticFaces) for store in (training, evaluation) for base in origins(store, nowhere)[0]]
 
@@ -196,7 +227,7 @@ def _by_content(training: Store, evaluation: Store, progress: Progress | None) -
     """Return which evaluation identities have an image of the training, how many images, how many were compared, and how."""
     none_I = np.zeros(len(evaluation.identities), np.bool_)
     if any(
-        _rendered(training, evaluation)
+        rendered(training, evaluation)
     ):  # rendering takes 100 times as long as reading; two seeds never give equal images
         return none_I, 0, 0, "the images of synthetic faces"
     everything = len(training) + len(evaluation) <= _ALL_IMAGES

@@ -31,7 +31,7 @@ from attfc.evaluation.results import (
     read_result,
     save_result,
 )
-from attfc.evaluation.unseen import SharedPeople, not_compared
+from attfc.evaluation.unseen import SharedPeople
 from attfc.run.start_weights import Lineage
 from attfc.run.trained_people import compare_with_run
 
@@ -57,7 +57,9 @@ class AgainstStart:
 
     def __init__(self, run: "Run", behind: Mapping[str, Lineage]) -> None:
         self.run, self.also = run, run.config.eval.also
-        self._protocol, self._store, self._shared = "pairs", None, None
+        self._protocol = "pairs"
+        self._store: Store | None = None
+        self._shared: SharedPeople | None = None
         if self.also is None:
             return
         self.also = os.path.expanduser(self.also)
@@ -133,7 +135,8 @@ class AgainstStart:
 
     def _open(self, path: str) -> tuple[Store, SharedPeople]:
         assert self._store is not None
-        return self._store, self._shared or not_compared(self._store, path)
+        assert self._shared is not None
+        return self._store, self._shared
 
 
 def _people(path: str, store: Store | None) -> int:

@@ -12,6 +12,7 @@ from attfc.config import RunConfig
 from attfc.data import Store
 from attfc.errors import UserError
 from attfc.evaluation import Embedder, Pairs, evaluate_store, generate_pairs, read_pairs
+from attfc.evaluation.look_alikes import with_look_alikes
 from attfc.evaluation.people import heading_with_people
 from attfc.evaluation.protocols.all_pairs_scores import SPARE_FOR_INTERVALS
 from attfc.evaluation.protocols.held_out import HeldOutEvaluation, positions_of
@@ -137,6 +138,11 @@ def evaluation_of(run: "Run", pairs: Pairs, behind: Mapping[str, Lineage]) -> Ev
         embedder = embedder_of(model)
         result = found_by(embedder, step, last or (at_end and against is not None))
         figures = result.figures()
+        if run.shared is not None and at_end:
+            shared = run.shared
+            run.shared = run.ranks.once(
+                lambda: with_look_alikes(shared, embedder, run.store, held_out, config.eval.look_alikes)
+            )
         if at_end and against is not None:
             run.against_start = against.finish(embedder, result)
         if run.shared is not None:

@@ -53,6 +53,7 @@ class EvaluationOptions:
         condition: what is done to the images before they are embedded, such as lowres=24, jpeg=30, blur=2, grey or covered=0.5;
             may be given several times, or with commas, and acts in this order
         confidence: confidence level of the intervals, 0.5 to below 1
+        look_alikes: seconds to look for people of the evaluation who look like people of the training; 0: names and files alone
     """
 
     pairs: Path | None = None
@@ -73,6 +74,7 @@ class EvaluationOptions:
     enrolled_images: PositiveOption = 1
     condition: Annotated[list[str] | None, Option(metavar="KIND=VALUE")] = None
     confidence: float = 0.95
+    look_alikes: Annotated[float, Option(min=0)] = 20.0
     model_is: ModelIsOption = None
     cache: CacheOption = None
 

@@ -8,6 +8,7 @@ from attfc.commands.evaluation.options import EvaluationOptions
 
 if TYPE_CHECKING:
     from attfc.data import Store
+    from attfc.evaluation import Embedder
     from attfc.evaluation.protocols.protocol import Subject
     from attfc.evaluation.unseen import SharedPeople
     from attfc.export import ModelFacts
@@ -29,18 +30,21 @@ def open_subject(path: Path, asked: EvaluationOptions) -> "tuple[Subject, ModelF
 
     def open_path(data: str) -> "tuple[Store, SharedPeople]":
         store = open_with_bar(data, cache=asked.cache)
-        return store, shared_with_run(path, store)
+        return store, shared_with_run(path, store, embedder, asked.look_alikes)
 
     embedder = Embedder(module.to(on), asked.batch_size, device=on, workers=asked.workers, conditions=asked.conditions)
     return Subject(embedder, lambda: contents_digest(module, facts), open_path, progress_bar), facts
 
 
-def shared_with_run(model: Path, store: "Store") -> "SharedPeople":
+def shared_with_run(
+    model: Path, store: "Store", embedder: "Embedder | None" = None, seconds: float = 0.0
+) -> "SharedPeople":
     """Compare an evaluation set with the training data of a model's run.
 
     Args:
         model: as the user named it: a run's folder, its `model/`, or anything else, of which nothing is known.
         store: the evaluation set.
+        embedder, seconds: the opened model, and how long to look for people who look like trained ones.
     """
     from attfc.evaluation.unseen import not_compared
     from attfc.run.trained_people import compare_with_saved_run
@@ -50,4 +54,4 @@ def shared_with_run(model: Path, store: "Store") -> "SharedPeople":
     if run is None:
         return not_compared(store, "what the model was trained on is not known here")
     with progress_bar("comparing with the training data") as bar:
-        return compare_with_saved_run(run, store, bar)
+        return compare_with_saved_run(run, store, bar, embedder=embedder, seconds=seconds)

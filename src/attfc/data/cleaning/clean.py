@@ -1,9 +1,11 @@
 """All of cleaning in one call: `attfc data clean`. What is wrong with a set is found in this order, and nothing is deleted.
 
-Broken images and copies (`duplicates`), wrong labels (`label_cleaning`, with embeddings), people of the evaluation set
-(`evaluation_people`, and by their faces here), identities that have become too small. Later steps see only what earlier ones left.
+Broken images and copies (`duplicates`), wrong labels (`label_cleaning`, with embeddings), near copies and labels that are one person
+(`people`, with embeddings), people of the evaluation set (`evaluation_people`, and by their faces in `people`), identities that have become
+too small. Later steps see only what earlier ones left.
 """
 
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -12,8 +14,8 @@ import torch
 from attfc.data.cleaning.duplicates import AcrossIdentities, Contents, find_duplicates, read_contents
 from attfc.data.cleaning.evaluation_people import leave_out_copied_people, leave_out_named_people, note_people
 from attfc.data.cleaning.findings import CleaningReport, Findings, small_identities
-from attfc.data.cleaning.identity_centers import identity_centers
-from attfc.data.cleaning.label_cleaning import Mislabelled, mislabelled, overlap_by_embedding
+from attfc.data.cleaning.label_cleaning import Mislabelled, check_cosine, mislabelled
+from attfc.data.cleaning.people import Faces
 from attfc.data.stores.store import Store
 from attfc.errors import UserError
 from attfc.typing import Array, Bools, Progress
@@ -35,7 +37,9 @@ def clean(
     margin: float | None = None,
     policy: Literal["drop", "move"] = "drop",
     move_threshold: float = 0.7,
-    overlap_threshold: float = 0.7,
+    overlap_threshold: float | None = None,
+    people: bool = False,
+    merge: bool = False,
     workers: int = 0,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
@@ -44,8 +48,8 @@ def clean(
 ) -> CleaningReport:
     """Look for everything that is asked for and return the edit list and the report of it. Deletes nothing.
 
-    In this order, and later steps see only what earlier ones left: broken images, copies, wrong labels, people of the
-    evaluation set, identities that have become too small.
+    In this order, and later steps see only what earlier ones left: broken images, copies, near copies, wrong labels, labels that are one
+    person, people of the evaluation set, identities that have become too small.
 
     Args:
         store: the training set.
@@ -58,7 +62,10 @@ def clean(
         embeddings: (N, D) of all images of the store, in order (zeros for broken ones): looks for wrong labels.
         against_embeddings: (M, D) of `against`, of the same model: looks for its people by their centers.
         threshold, margin, policy, move_threshold: of `mislabelled`; threshold None: do not look for wrong labels.
-        overlap_threshold: of `overlap_by_embedding`.
+        overlap_threshold: cosine from which two labels are one person; None: one that few strangers reach
+            (`same_people`), 0.7 where there are fewer than 20 people.
+        people: with embeddings, look also for near copies and for labels of the store that are one person.
+        merge: give labels that are one person the label with the most images; False: report them.
         workers, device: processes that read images, and where nearest centers are computed.
         progress: called as (done, total) in images, all passes together.
         examples, most_comments: of `Findings.report`.
@@ -67,6 +74,10 @@ def clean(
         UserError: an argument that does not fit the others or the store.
     """
     _check_arguments(store, against, embeddings, against_embeddings, fewest)
+    if overlap_threshold is not None:
+        check_cosine("overlap_threshold", overlap_threshold)
+    if (people or merge) and embeddings is None:
+        raise UserError("people are compared by their faces: embeddings of the store are needed, all images in order")
     reads = broken or duplicates is not None
     images = len(store) * (reads + (embeddings is not None and threshold is not None))
     images += len(against) if against is not None and duplicates is not None else 0
@@ -77,6 +88,12 @@ def clean(
         findings.leave_out("broken", np.flatnonzero(~contents.sound), contents.reasons.__getitem__)
         if duplicates is not None:
             _leave_out_copies(findings, contents, duplicates)
+    faces = None
+    if embeddings is not None:
+        keeps = 0.3 if threshold is None else threshold
+        faces = Faces(findings, embeddings, against, against_embeddings, keeps, overlap_threshold, device)
+    if faces is not None and people and duplicates is not None:
+        faces.leave_out_near_copies(duplicates)
     if embeddings is not None and threshold is not None:
         wrong = mislabelled(
             embeddings,
@@ -89,6 +106,8 @@ def clean(
             progress=steps.next(len(store)),
         )
         _change_mislabelled(findings, wrong, threshold)
+    if faces is not None and (people or merge):
+        faces.find_doubles(merge)
     if against is not None:
         before = findings.labels.copy()
         if contents is not None and duplicates is not None:
@@ -96,11 +115,12 @@ def clean(
             leave_out_copied_people(findings, contents, against, theirs)
         if names:
             leave_out_named_people(findings, against)
-        if embeddings is not None and against_embeddings is not None:
-            _leave_out_faces(findings, embeddings, against, against_embeddings, overlap_threshold, threshold, device)
+        if faces is not None and against_embeddings is not None:
+            faces.leave_out_people(people)
         note_people(findings, before, against)
     _leave_out_small(findings, fewest)
-    return findings.report(examples=examples, most_comments=most_comments)
+    report = findings.report(examples=examples, most_comments=most_comments)
+    return report if faces is None else replace(report, pairs=tuple(faces.pairs), borderline=tuple(faces.borderline))
 
 
 def _check_arguments(
@@ -167,34 +187,6 @@ def _change_mislabelled(findings: Findings, wrong: Mislabelled, threshold: float
             "high? Cosines to the own center: "
             + ", ".join(f"{share:.0%} below {cosine:.2f}" for share, cosine in wrong.quantiles.items())
         )
-
-
-def _leave_out_faces(
-    findings: Findings,
-    embeddings: Array,
-    against: Store,
-    against_embeddings: Array,
-    overlap_threshold: float,
-    threshold: float | None,
-    device: torch.device | str,
-) -> None:
-    keeps = 0.3 if threshold is None else threshold
-    ours = identity_centers(embeddings, findings.labels, len(findings.store.identities), keeps, dtype=np.float16)
-    theirs = identity_centers(against_embeddings, against.identities.labels(), len(against.identities), keeps)
-    overlap = overlap_by_embedding(ours, theirs, overlap_threshold, device=device)
-    if len(overlap.train) > 0.1 * len(ours):
-        findings.note(
-            f"{len(overlap.train):,} of {len(ours):,} identities look like one of {against.name} at a cosine of {overlap_threshold:g}: is the "
-            "model good enough, the threshold too low?"
-        )
-    findings.leave_out_identities(
-        "evaluation_face",
-        overlap.train,
-        lambda i: (
-            f"cosine {overlap.cosines[i]:.2f} between the centers of {findings.name(overlap.train[i])} and "
-            f"{against.identity_name(int(overlap.evaluation[i]))!r} of {against.name}"
-        ),
-    )
 
 
 def _leave_out_small(findings: Findings, fewest: int) -> None:

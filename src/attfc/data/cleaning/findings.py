@@ -9,22 +9,31 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL.Image import Image
 
+from attfc.data.preview import draw_sheet
 from attfc.data.stores.edits import LEFT_OUT, Edits
 from attfc.data.stores.store import Store
+from attfc.errors import UserError
 from attfc.typing import Int64
 
-__all__ = ["REASONS", "CleaningReport", "Findings", "first_of", "small_identities"]
+__all__ = ["PAIR_IMAGES", "REASONS", "CleaningReport", "Findings", "Pair", "first_of", "small_identities"]
+
+PAIR_IMAGES = 4
+"""Images of each label of a pair that a sheet shows."""
 
 REASONS = {
     "broken": "broken images",
     "duplicate_within": "copies within an identity (the first is kept)",
     "duplicate_across": "copies under several identities",
+    "near_copy": "near copies: the same photograph in another encoding or size",
     "evaluation_copy": "images of identities that hold a copy of an image of the evaluation set",
     "mislabelled": "images far from their identity's center",
     "moved": "images moved to the identity whose center is clearly closer",
+    "one_person": "images moved to another label of the same person",
     "evaluation_name": "images of identities that have a name of the evaluation set",
     "evaluation_face": "images of identities that have a face of the evaluation set",
+    "evaluation_image": "single images that look like somebody of the evaluation set",
     "small_identity": "images of identities that are too small",
 }
 """Why an image is in an edit list, in the order in which `clean` looks."""
@@ -44,6 +53,29 @@ def small_identities(labels: npt.ArrayLike, fewest: int) -> Int64:
     return present[counts < fewest]
 
 
+@dataclass(frozen=True)
+class Pair:
+    """Two labels that may be one person.
+
+    Attributes:
+        labels: of the training set; or of the training and of the evaluation set, where `between`.
+        names: theirs. cosine: of their closest centers or images. threshold: from which they count as one person.
+        positions: a few images of each, in their sets.
+    """
+
+    labels: tuple[int, int]
+    names: tuple[str, str]
+    cosine: float
+    threshold: float
+    between: bool
+    positions: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+
+    @property
+    def found(self) -> bool:
+        """Whether it is at or above the threshold."""
+        return self.cosine >= self.threshold
+
+
 @dataclass(frozen=True, eq=False)
 class CleaningReport:
     """What cleaning found.
@@ -54,6 +86,7 @@ class CleaningReport:
         examples: reason -> some of the comments.
         images, identities: of the store, and after the edits.
         notes: what was found and left as it is.
+        pairs: labels that look like one person, surest first; borderline: the pairs nearest to the threshold.
     """
 
     name: str
@@ -63,12 +96,31 @@ class CleaningReport:
     images: tuple[int, int]
     identities: tuple[int, int]
     notes: tuple[str, ...] = ()
+    pairs: tuple[Pair, ...] = ()
+    borderline: tuple[Pair, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON, without the edits themselves."""
-        facts = {**vars(self), "changes": len(self.edits)}
-        del facts["edits"]
+        facts = {**vars(self), "changes": len(self.edits), "pairs": [vars(pair) for pair in self.pairs]}
+        del facts["edits"], facts["borderline"]
         return facts
+
+    def sheet(self, store: Store, against: Store | None) -> Image:
+        """Draw the pairs nearest to the threshold, surest first: images of the one label, then of the other. It shows people.
+
+        Raises:
+            UserError: there are no pairs.
+        """
+        if not self.borderline:
+            raise UserError(f"{self.name}: no two labels were compared by their faces: there is no pair to draw")
+        rows = []
+        for pair in sorted(self.borderline, key=lambda pair: -pair.cosine):
+            verdict = "one person" if pair.found else "two people"
+            stores = (store, against if pair.between and against is not None else store)
+            shown = [(of, np.array(positions)) for of, positions in zip(stores, pair.positions, strict=True)]
+            title = f"{' / '.join(pair.names)}  cosine {pair.cosine:.2f}, threshold {pair.threshold:.2f}: {verdict}"
+            rows.append((title, shown))
+        return draw_sheet(rows, 2 * PAIR_IMAGES)
 
     def to_text(self, lines_each: int = 5) -> str:
         """Return the report for a terminal, at most `lines_each` examples of each reason."""
@@ -116,9 +168,12 @@ class Findings:
         """Return an identity's name in quotation marks."""
         return repr(self.store.identity_name(int(label)))
 
-    def leave_out(self, reason: str, positions: Int64, detail: Callable[[int], str]) -> None:
-        """Leave images out; `detail(i)` says why, of the i-th of `positions` (called for the comments, at the end)."""
-        self.move(reason, positions, np.full(len(positions), LEFT_OUT, np.int64), detail)
+    def leave_out(self, reason: str, positions: Int64, detail: Callable[[int], str], *, again: bool = False) -> None:
+        """Leave images out; `detail(i)` says why, of the i-th of `positions` (called for the comments, at the end).
+
+        `again`: the reason counts for images too that an earlier step left out.
+        """
+        self.move(reason, positions, np.full(len(positions), LEFT_OUT, np.int64), detail, again=again)
 
     def leave_out_identities(self, reason: str, labels: Int64, detail: Callable[[int], str]) -> None:
         """Leave out whatever is left of identities (rising labels); `detail(i)` of the i-th label."""
@@ -128,10 +183,12 @@ class Findings:
             of = place[positions]
             self.leave_out(reason, positions, lambda i: detail(int(of[i])))
 
-    def move(self, reason: str, positions: Int64, labels: Int64, detail: Callable[[int], str]) -> None:
+    def move(
+        self, reason: str, positions: Int64, labels: Int64, detail: Callable[[int], str], *, again: bool = False
+    ) -> None:
         """Give images other labels."""
         assert reason in REASONS
-        left = np.flatnonzero(self.labels[positions] >= 0)
+        left = np.arange(len(positions)) if again else np.flatnonzero(self.labels[positions] >= 0)
         self.labels[positions[left]] = labels[left]
         self._steps.append(_Step(reason, positions[left], lambda i: detail(int(left[i]))))
 

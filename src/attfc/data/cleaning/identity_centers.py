@@ -24,7 +24,7 @@ import numpy.typing as npt
 from attfc.errors import UserError
 from attfc.typing import Array, Bools, Float32, Int64, Progress
 
-__all__ = ["CenterBlock", "center_blocks", "identity_centers"]
+__all__ = ["CenterBlock", "center_blocks", "identity_centers", "unit_rows"]
 
 BLOCK_ROWS = 65_536
 _CONCENTRATIONS, _REWEIGHTINGS = 2, 2
@@ -139,7 +139,7 @@ class _Block:
         self.identity = np.repeat(np.arange(len(self.counts)), self.counts)
         self.cached: Float32 | None = None
         if len(rows) <= chunk:
-            self.cached = _unit_rows(embeddings, rows)
+            self.cached = unit_rows(embeddings, rows)
         self.valid = np.concatenate([np.any(unit != 0, axis=1) for _, unit in self._chunks()])
 
     def _chunks(self) -> Iterator[tuple[slice, Float32]]:
@@ -147,7 +147,7 @@ class _Block:
             yield slice(0, len(self.rows)), self.cached
             return
         for start in range(0, len(self.rows), self.chunk):
-            yield slice(start, start + self.chunk), _unit_rows(self.embeddings, self.rows[start : start + self.chunk])
+            yield slice(start, start + self.chunk), unit_rows(self.embeddings, self.rows[start : start + self.chunk])
 
     def solve(self, threshold: float) -> tuple[Float32, Float32, Bools]:
         """Return (cosines, centers, clear)."""
@@ -204,7 +204,7 @@ class _Block:
         return cosines, sums_ID
 
 
-def _unit_rows(embeddings: Array, rows: Int64) -> Float32:
+def unit_rows(embeddings: Array, rows: Int64) -> Float32:
     """Return rows as float32 of length 1, or 0 where they have none."""
     contiguous = len(rows) > 0 and int(rows[-1]) - int(rows[0]) == len(rows) - 1 and bool((np.diff(rows) == 1).all())
     taken = embeddings[int(rows[0]) : int(rows[-1]) + 1] if contiguous else embeddings[rows]

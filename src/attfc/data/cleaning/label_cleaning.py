@@ -17,7 +17,7 @@ from attfc.data.cleaning.identity_centers import BLOCK_ROWS, center_blocks
 from attfc.errors import UserError
 from attfc.typing import Array, Float32, Int64, Progress
 
-__all__ = ["Mislabelled", "Overlap", "mislabelled", "overlap_by_embedding"]
+__all__ = ["Mislabelled", "Overlap", "check_cosine", "closest_centers", "mislabelled", "overlap_by_embedding"]
 
 
 _QUERIES, _CENTERS = 4_096, 16_384  # rows of a block of cosines: 256 MiB
@@ -96,8 +96,8 @@ def mislabelled(
     Raises:
         UserError: shapes that do not fit, a threshold that is no cosine, a row that is not finite.
     """
-    _check_cosine("threshold", threshold)
-    _check_cosine("move_threshold", move_threshold)
+    check_cosine("threshold", threshold)
+    check_cosine("move_threshold", move_threshold)
     if policy not in ("drop", "move"):
         raise UserError(f"policy={policy!r}: 'drop' or 'move'")
     label_of = np.asarray(labels, np.int64)
@@ -163,13 +163,11 @@ def overlap_by_embedding(
     Returns:
         For each identity at or above the threshold its closest one of the evaluation set.
     """
-    _check_cosine("threshold", threshold)
+    check_cosine("threshold", threshold)
     shapes = train_centers.shape, evaluation_centers.shape
     if any(len(shape) != 2 for shape in shapes) or shapes[0][1] != shapes[1][1]:
         raise UserError(f"centers of shape {shapes[0]} and {shapes[1]}: both must come from one model")
-    best, closest = _closest(
-        train_centers, np.arange(len(train_centers)), evaluation_centers, torch.device(device), progress=progress
-    )
+    best, closest, _ = closest_centers(train_centers, None, evaluation_centers, device, progress=progress)
     train = np.flatnonzero((closest >= threshold) & (best >= 0))
     return Overlap(train, best[train], closest[train])
 
@@ -190,7 +188,8 @@ def _quantiles(counted: Int64) -> dict[float, float]:
     return {share: round(int(np.searchsorted(below, share * total)) / 1000 - 1, 3) for share in _SHARES}
 
 
-def _check_cosine(name: str, value: float) -> None:
+def check_cosine(name: str, value: float) -> None:
+    """Raise UserError where a value is no cosine."""
     if not -1 <= value <= 1:
         raise UserError(f"{name}={value}: a cosine from -1 to 1 is needed")
 
@@ -213,34 +212,46 @@ def _nearest_other(
     """Return the label of the closest center that is not of the row's own label, and its cosine; -1, NaN if there is none."""
     # labels_C rises: the place of the own center, or -1 where that identity has none.
     place = np.minimum(np.searchsorted(labels_C, own), len(labels_C) - 1)
-    best, cosines = _closest(embeddings, rows, centers_CD, device, np.where(labels_C[place] == own, place, -1))
+    best, cosines, _ = closest_centers(
+        embeddings, rows, centers_CD, device, np.where(labels_C[place] == own, place, -1)
+    )
     found = best >= 0
     return np.where(found, labels_C[best], -1), np.where(found, cosines, np.float32(np.nan))
 
 
-def _closest(
+def closest_centers(
     embeddings: Array,
-    rows: Int64,
+    rows: Int64 | None,
     centers_CD: Array,
-    device: torch.device,
+    device: torch.device | str,
     excluded: Int64 | None = None,
     progress: Progress | None = None,
-) -> tuple[Int64, Float32]:
-    """Return the place and cosine of the closest center of each row, not the one `excluded`; -1 and -2 if there is none."""
-    best, cosines = np.empty(len(rows), np.int64), np.empty(len(rows), np.float32)
+) -> tuple[Int64, Float32, Float32]:
+    """Find the closest center of some rows, 4,096 x 16,384 cosines at a time (256 MiB).
+
+    Args:
+        embeddings: (N, D) of any length. rows: which of them; None: all.
+        centers_CD: (C, D); rows of length 0 are near nobody.
+        excluded: the place of a center that does not count, for each of the rows; -1: none.
+
+    Returns:
+        Place and cosine of the closest center, -1 and -2 if there is none, and the cosine of the second closest, -2 likewise.
+    """
+    rows = np.arange(len(embeddings)) if rows is None else rows
+    best, cosines = np.empty(len(rows), np.int64), np.empty((2, len(rows)), np.float32)
     for start in range(0, len(rows), _QUERIES):
         part = slice(start, start + _QUERIES)
-        queries_BD = _unit_tensor(embeddings[rows[part]], device)
-        best[part], cosines[part] = _best_center(queries_BD, centers_CD, None if excluded is None else excluded[part])
+        queries_BD = _unit_tensor(embeddings[rows[part]], torch.device(device))
+        best[part], cosines[:, part] = _two_best(queries_BD, centers_CD, None if excluded is None else excluded[part])
         if progress is not None:
             progress(min(start + _QUERIES, len(rows)), len(rows))
-    return best, cosines
+    return best, cosines[0], cosines[1]
 
 
-def _best_center(queries_BD: torch.Tensor, centers_CD: Array, excluded: Int64 | None = None) -> tuple[Int64, Float32]:
-    """Return the place and cosine of the closest center of length > 0; -1 and -2 if there is none."""
+def _two_best(queries_BD: torch.Tensor, centers_CD: Array, excluded: Int64 | None = None) -> tuple[Int64, Float32]:
+    """Return the place of the closest center of length > 0, -1 if there is none, and (2, B) cosines of it and the second closest."""
     best = torch.full((len(queries_BD),), -1, dtype=torch.int64, device=queries_BD.device)
-    cosines = torch.full((len(queries_BD),), -2.0, device=queries_BD.device)
+    first, second = torch.full((2, len(queries_BD)), -2.0, device=queries_BD.device)
     for start in range(0, len(centers_CD), _CENTERS):
         block_CD = _unit_tensor(centers_CD[start : start + _CENTERS], queries_BD.device)
         scores_BC = queries_BD @ block_CD.T
@@ -249,8 +260,10 @@ def _best_center(queries_BD: torch.Tensor, centers_CD: Array, excluded: Int64 | 
             hit = np.flatnonzero((excluded >= start) & (excluded < start + len(block_CD)))
             scores_BC[torch.from_numpy(hit), torch.from_numpy(excluded[hit] - start)] = -2.0
         values, places = scores_BC.max(dim=1)
-        better = values > cosines
-        cosines = torch.where(better, values, cosines)
-        best = torch.where(better, places + start, best)
-    cosines = torch.where((queries_BD == 0).all(dim=1), torch.full_like(cosines, -2.0), cosines)
+        scores_BC.scatter_(1, places[:, None], -2.0)
+        second = torch.maximum(torch.minimum(values, first), torch.maximum(second, scores_BC.amax(dim=1)))
+        best = torch.where(values > first, places + start, best)
+        first = torch.maximum(values, first)
+    nobody = (queries_BD == 0).all(dim=1)
+    cosines = torch.stack([first, second]).masked_fill(nobody, -2.0)
     return best.cpu().numpy(), cosines.cpu().numpy()

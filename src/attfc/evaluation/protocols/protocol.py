@@ -118,8 +118,7 @@ class Outcome:
     @property
     def people_notes(self) -> list[str]:
         """What the screen says about the people."""
-        note = None if self.shared is None else self.shared.screen_note
-        return [] if note is None else [note]
+        return [] if self.shared is None else self.shared.notes
 
 
 def noted(notes: Sequence[str]) -> list[str]:

@@ -33,7 +33,12 @@ def people_warning(figures: Mapping[str, Any]) -> str:
 
 def notes_of_result(figures: Mapping[str, Any], holder: Mapping[str, Any]) -> list[str]:
     """Return the notes of a part of a result's figures, each once, the warning about its people first."""
-    told = [[people_warning(figures)], holder.get("notes"), figures.get("notes"), holder.get("interval_notes")]
+    told = [
+        [people_warning(figures), _unseen(figures, "alike")],
+        holder.get("notes"),
+        figures.get("notes"),
+        holder.get("interval_notes"),
+    ]
     notes = [str(note) for part in told if isinstance(part, list) for note in part if note]
     return list(dict.fromkeys(notes))
 
