@@ -463,6 +463,34 @@ def gallery() -> str:
     return f"{markdown_table(header, rows)}\n\n{changes} {where} {provenance(record)}"
 
 
+def serve() -> str:
+    """Times of requests to `attfc serve`, and its memory."""
+    record = load("serve")
+    config, found = record["config"], record["results"]
+    rows = [
+        (
+            kind,
+            *(f"{each[key]:.0f}" for key in ("p50_ms", "p99_ms")),
+            *(f"{many[key]:.0f}" for key in ("p50_ms", "p99_ms")),
+        )
+        for (kind, each), many in zip(found["one_client"].items(), found["clients_at_once"].values(), strict=True)
+    ]
+    many = f"{config['clients']} at once"
+    header = ["milliseconds", "one client: median", "99 %", f"{many}: median", "99 %"]
+    memory = ", ".join(
+        f"{mib:.0f} {when.replace('_', ' ').replace('start', 'at the start')}"
+        for when, mib in found["server_mib"].items()
+    )
+    refused = sum(count for status, count in found["statuses"].items() if status != "200")
+    rest = (
+        f"{found['requests_per_second']:.0f} requests per second at {many}, {refused} refused. Memory of the server in MiB: {memory} requests. "
+        f"{config['workers']} threads on {config['cores']} cores, which the clients share; a tiny network, aligned faces, "
+        f"{config['templates']:,} templates."
+    )
+    load_average = record["environment"]["load_average"]
+    return f"{markdown_table(header, rows)}\n\n{rest} Load average at the end {load_average:.1f}. {provenance(record)}"
+
+
 # What this project promises of its own figures, by the first words of a ratio of `attfc bench heads`: at most so much.
 PROMISED = {
     "step of AttFC with": 1.05,
@@ -691,6 +719,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "templates": templates,
     "alignment": alignment,
     "gallery": gallery,
+    "serve": serve,
     "trusted_sets": trusted_sets,
     "attention_loader": attention_loader,
     "attention_loader_root": lambda: attention_loader("attention_loader_root"),
