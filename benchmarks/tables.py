@@ -92,6 +92,34 @@ def attention_loader(name: str = "attention_loader") -> str:
     return with_provenance(titles, rows, record)
 
 
+def calibration_coverage() -> str:
+    """Table of how often the bounds of `attfc calibrate` hold, and what the usual rules give."""
+    record = load("calibration_coverage")
+
+    def share(value: float) -> str:
+        return f"{100 * value:.1f} %"
+
+    def spread_of(values: dict[str, float]) -> str:
+        return f"{values['median']:.3g} [{values['low']:.2g}, {values['high']:.2g}]"
+
+    rows = [
+        [
+            *(row["kind"], f"{row['people']:,}", f"{row['fmr']:g}"),
+            *(share(row[f"{name}_holds"]) for name in ("bound", "fnmr", "threshold")),
+            spread_of(row["true_over_asked"]),
+            spread_of(row["bound_over_asked"]),
+            f"{share(row['accuracy_holds'])}; {spread_of(row['accuracy_over_asked'])}",
+            share(row["same_holds"]),
+            share(row["same_bound_holds"]),
+        ]
+        for row in record["results"]
+    ]
+    titles = ["people", "how many", "FMR asked", "bound of FMR holds", "interval of FNMR holds", "of threshold"]
+    titles += ["true FMR / asked", "bound / asked", "best accuracy: holds; true FMR / asked"]
+    table = with_provenance([*titles, "same pairs: holds", "its bound holds"], rows, record)
+    return table.replace("\n\n", f"\n\n{record['results'][0]['runs']} sets each; [5 %, 95 %] of them. ", 1)
+
+
 def start_up() -> str:
     """Table of what commands take before they compute, of this commit and of an earlier one."""
     record = load("start_up")
@@ -725,6 +753,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "attention_loader_root": lambda: attention_loader("attention_loader_root"),
     "attention_loader_before": lambda: attention_loader("attention_loader_before"),
     "start_up": start_up,
+    "calibration_coverage": calibration_coverage,
     "class_softmax": class_softmax,
     "freed_memory": freed_memory,
     "center_table": center_table,
