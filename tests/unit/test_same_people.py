@@ -18,8 +18,8 @@ from attfc.data.index import IdentityIndex
 from attfc.data.stores.store import IndexedStore
 from attfc.errors import UserError
 from attfc.evaluation import Embedder
-from attfc.evaluation.look_alikes import with_look_alikes
 from attfc.evaluation.unseen import compare_with_training
+from attfc.run.trained_people import with_look_alikes
 
 DIMENSIONS = 64
 Rows = npt.NDArray[np.float32]
@@ -125,6 +125,9 @@ def test_doubles_people_and_single_images_are_found(planted: tuple[Named, Rows, 
     assert set(range(280 * 8, 285 * 8)) <= out
     assert [pair.names for pair in report.pairs if pair.between and pair.labels[0] == 280] == [("train-280", "val-0")]
     assert all(isinstance(pair["cosine"], float) for pair in report.to_dict()["pairs"])
+    strict = clean(train, against=val, embeddings=embeddings, against_embeddings=theirs, **options | {"threshold": 0.3})
+    assert strict.counts["evaluation_image"] >= 5, "although they were left out as wrong labels before"
+    assert strict.counts["mislabelled"] == 0
     merged = clean(train, embeddings=embeddings, merge=True, overlap_threshold=0.7, **options)
     assert merged.notes[0].startswith(
         "10 labels look like a person of another label (cosine from 0.70): 'train-290' = 'train-0', "

@@ -9,7 +9,7 @@ read then: the evaluation images of the commonest lengths are left unchecked, an
 another encoding is not found. A file that stands under several people of one set is a placeholder, and makes nobody a person seen in training.
 
 Cost: one string per identity; one read per compared image, some 20,000 a second from memory; above 200,000 images also the byte length of each
-training image (an `lstat` each in folders and lists). Faces are compared by `look_alikes`.
+training image (an `lstat` each in folders and lists). Faces are compared by `run.trained_people`.
 """
 
 from collections.abc import Iterator
@@ -48,7 +48,7 @@ class SharedPeople:
         checked: what was compared, or why nothing was.
         unknown: what remains unknown of earlier training (start weights from elsewhere); empty if nothing does.
         examples: a few of the shared identities' names.
-        look_alikes: evaluation identities that look like a training identity (`look_alikes`); None: not compared.
+        look_alikes: evaluation identities that look like a training identity (`run.trained_people`); None: not compared.
         looked_at: evaluation identities and training images that were compared by their faces.
         alike_names: the names of the look-alikes, for the screen.
     """
