@@ -246,9 +246,11 @@ def test_look_alikes_under_other_names_in_other_encodings(tmp_path: Path) -> Non
     assert found.look_alikes == len(found.alike_names)
     (note,) = found.notes
     assert note.startswith(
-        f"{found.look_alikes} of 40 evaluation people look like training people (120 training images compared"
+        f"{found.look_alikes} of 40 evaluation people look like training people: other 00, other 01, "
     )
-    assert ": other 00, other 01, " in note
+    assert "(120 training images compared by this model; attfc data clean " in note
+    assert found.alike
+    assert "other 0" not in found.alike
     assert seen == sorted(seen)
     kept = found.to_dict()
     assert (kept["look_alikes"], kept["looked_at"]) == (found.look_alikes, (40, 120))

@@ -108,22 +108,22 @@ class SharedPeople:
     @property
     def alike(self) -> str | None:
         """One sentence, without names, if people of the evaluation look like people of the training."""
-        if not self.look_alikes:
-            return None
+        return self._alike("") if self.look_alikes else None
+
+    def _alike(self, names: str) -> str:
         people, images = self.looked_at
         return (
-            f"{self.look_alikes:,} of {people:,} evaluation people look like training people ({images:,} training images compared by this "
-            "model); attfc data clean TRAINING --against EVALUATION --model RUN --sheet PAIRS.png looks closer"
+            f"{self.look_alikes:,} of {people:,} evaluation people look like training people{names} ({images:,} training images compared by "
+            "this model; attfc data clean TRAINING --against EVALUATION --model RUN --sheet PAIRS.png looks closer)"
         )
 
     @property
     def notes(self) -> list[str]:
         """What the screen says about the people, with names; for the screen, not for files."""
         names = ", ".join(self.alike_names[:_ALIKE_EXAMPLES])
-        more = (
-            f" and {len(self.alike_names) - _ALIKE_EXAMPLES:,} more" if len(self.alike_names) > _ALIKE_EXAMPLES else ""
-        )
-        return [*filter(None, [self.screen_note]), *([f"{self.alike}: {names}{more}"] if self.alike else [])]
+        more = len(self.alike_names) - _ALIKE_EXAMPLES
+        alike = [self._alike(f": {names}{f' and {more:,} more' if more > 0 else ''}")] if self.look_alikes else []
+        return [*filter(None, [self.screen_note]), *alike]
 
     def to_dict(self) -> dict[str, Any]:
         """Return counts and sentences as plain JSON types; no identity is named."""
