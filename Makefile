@@ -1,7 +1,7 @@
 # make demo and make test are all a newcomer needs; both set up first. Needs: make and a Python >= 3.11 with venv.
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,$(shell $(name) -c 'import sys; sys.version_info >= (3, 11) and print("$(name)")' 2>/dev/null)))
 BIN := .venv/bin
-BENCHMARKS := start_up class_softmax optimizer_memory container_softmax attention_loader training_step backbones synthetic index_scale templates all_pairs planning head_speed gallery
+BENCHMARKS := start_up class_softmax optimizer_memory container_softmax attention_loader training_step backbones synthetic index_scale templates all_pairs planning head_speed gallery serve
 FACES ?= ../shared/faces112/train
 SOURCES ?= $(HOME)/.cache/attfc/sources
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)

@@ -123,6 +123,8 @@ def medians(classes: int, ways: tuple[str, ...], options: argparse.Namespace) ->
         context.Process(target=serve, args=asked, daemon=True).start()
     for connection in turns.values():
         connection.recv()  # ready, and the first step is done
+    if options.wait:
+        input(f"{classes:,} rows are ready; go on with Enter\n")
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for turn in range(options.repeats):
         for way in ways[:: -1 if turn % 2 else 1]:
@@ -139,6 +141,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="cpu")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--wait", action="store_true", help="make the processes ready, then ask: others may have to be sent away"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)  # for the record: the children do the work
     ways = WAYS + (("cut_cross_entropy",) if find_spec("cut_cross_entropy") else ())

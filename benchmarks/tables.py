@@ -92,6 +92,34 @@ def attention_loader(name: str = "attention_loader") -> str:
     return with_provenance(titles, rows, record)
 
 
+def calibration_coverage() -> str:
+    """Table of how often the bounds of `attfc calibrate` hold, and what the usual rules give."""
+    record = load("calibration_coverage")
+
+    def share(value: float) -> str:
+        return f"{100 * value:.1f} %"
+
+    def spread_of(values: dict[str, float]) -> str:
+        return f"{values['median']:.3g} [{values['low']:.2g}, {values['high']:.2g}]"
+
+    rows = [
+        [
+            *(row["kind"], f"{row['people']:,}", f"{row['fmr']:g}"),
+            *(share(row[f"{name}_holds"]) for name in ("bound", "fnmr", "threshold")),
+            spread_of(row["true_over_asked"]),
+            spread_of(row["bound_over_asked"]),
+            f"{share(row['accuracy_holds'])}; {spread_of(row['accuracy_over_asked'])}",
+            share(row["same_holds"]),
+            share(row["same_bound_holds"]),
+        ]
+        for row in record["results"]
+    ]
+    titles = ["people", "how many", "FMR asked", "bound of FMR holds", "interval of FNMR holds", "of threshold"]
+    titles += ["true FMR / asked", "bound / asked", "best accuracy: holds; true FMR / asked"]
+    table = with_provenance([*titles, "same pairs: holds", "its bound holds"], rows, record)
+    return table.replace("\n\n", f"\n\n{record['results'][0]['runs']} sets each; [5 %, 95 %] of them. ", 1)
+
+
 def start_up() -> str:
     """Table of what commands take before they compute, of this commit and of an earlier one."""
     record = load("start_up")
@@ -463,6 +491,34 @@ def gallery() -> str:
     return f"{markdown_table(header, rows)}\n\n{changes} {where} {provenance(record)}"
 
 
+def serve() -> str:
+    """Times of requests to `attfc serve`, and its memory."""
+    record = load("serve")
+    config, found = record["config"], record["results"]
+    rows = [
+        (
+            kind,
+            *(f"{each[key]:.0f}" for key in ("p50_ms", "p99_ms")),
+            *(f"{many[key]:.0f}" for key in ("p50_ms", "p99_ms")),
+        )
+        for (kind, each), many in zip(found["one_client"].items(), found["clients_at_once"].values(), strict=True)
+    ]
+    many = f"{config['clients']} at once"
+    header = ["milliseconds", "one client: median", "99 %", f"{many}: median", "99 %"]
+    memory = ", ".join(
+        f"{mib:.0f} {when.replace('_', ' ').replace('start', 'at the start')}"
+        for when, mib in found["server_mib"].items()
+    )
+    refused = sum(count for status, count in found["statuses"].items() if status != "200")
+    rest = (
+        f"{found['requests_per_second']:.0f} requests per second at {many}, {refused} refused. Memory of the server in MiB: {memory} requests. "
+        f"{config['workers']} threads on {config['cores']} cores, which the clients share; a tiny network, aligned faces, "
+        f"{config['templates']:,} templates."
+    )
+    load_average = record["environment"]["load_average"]
+    return f"{markdown_table(header, rows)}\n\n{rest} Load average at the end {load_average:.1f}. {provenance(record)}"
+
+
 # What this project promises of its own figures, by the first words of a ratio of `attfc bench heads`: at most so much.
 PROMISED = {
     "step of AttFC with": 1.05,
@@ -688,11 +744,13 @@ TABLES: dict[str, Callable[[], str]] = {
     "templates": templates,
     "alignment": alignment,
     "gallery": gallery,
+    "serve": serve,
     "trusted_sets": trusted_sets,
     "attention_loader": attention_loader,
     "attention_loader_root": lambda: attention_loader("attention_loader_root"),
     "attention_loader_before": lambda: attention_loader("attention_loader_before"),
     "start_up": start_up,
+    "calibration_coverage": calibration_coverage,
     "class_softmax": class_softmax,
     "freed_memory": freed_memory,
     "center_table": center_table,

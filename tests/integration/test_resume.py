@@ -47,7 +47,7 @@ HEADS = {
         "optimizer.accumulation=2",
     ],
     "adaface_adamw": [
-        "margin=adaface",
+        *("margin=adaface", "augment.low_resolution=0.5"),
         "optimizer.name=adamw",
         "optimizer.learning_rate=0.001",
         "precision.amp=none",

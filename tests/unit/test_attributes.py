@@ -108,8 +108,8 @@ def test_a_value_with_pairs_of_one_kind_is_left_out_and_said(tmp_path) -> None:
 
 
 def test_numbers_and_dates_are_cut_into_bands(tmp_path) -> None:
-    rows = [f"{STORE.where(n)},{n},{2000 + n % 3}-01-31,{n % 2},place {n % 30}" for n in range(72)]
-    attributes = read_attributes(table(tmp_path / "t.csv", "path,age,date,glasses,place", rows), STORE)
+    rows = [f"{STORE.where(n)},{n},{2000 + n % 3}-01-31,{n % 2},place {n % 30},{n // 8}" for n in range(72)]
+    attributes = read_attributes(table(tmp_path / "t.csv", "path,age,date,glasses,place,visits", rows), STORE)
     columns = {name: np.unique(values).tolist() for name, values in attributes.columns.items()}
     assert sorted(columns["age"], key=lambda text: float(text.split()[0])) == [
         "0 to 17",
@@ -118,6 +118,7 @@ def test_numbers_and_dates_are_cut_into_bands(tmp_path) -> None:
         "54 to 71",
     ]
     assert attributes.columns["age"][20] == "18 to 35"
+    assert columns["visits"] == ["0 to 1", "2 to 3", "4 to 5", "6 to 8"]
     assert columns["date"] == ["2000", "2001", "2002"]
     assert columns["glasses"] == ["0", "1"]
     assert len(columns["place"]) == 21  # and "" for the others

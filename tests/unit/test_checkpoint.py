@@ -495,11 +495,11 @@ state = {"rows": distribute_tensor(rows, mesh, [Shard(0)]), "columns": distribut
 path = save_checkpoint(folder / "c", 3, state)
 into = {"rows": distribute_tensor(torch.zeros(7, 3), mesh, [Shard(1)]), "plain": torch.zeros(3)}
 loaded = load_checkpoint(path, place=lambda name, *_: into.get(name))
-assert loaded["rows"] .full_tensor().equal(rows), loaded["rows"]
+assert into["rows"].full_tensor().equal(rows) and loaded["rows"].equal(into["rows"].to_local()), loaded["rows"]
 assert into["plain"].equal(bias + 1) and loaded["columns"].equal(rows) and loaded["step"] == 3
 mine = distribute_tensor(torch.zeros(7, 3), mesh, [Shard(0)])
 one = load_checkpoint(folder / "single" / "step_000000001", place=lambda *_: mine)
-assert one["rows"].to_local().shape[0] in (3, 4) and one["rows"].full_tensor().equal(rows)
+assert one["rows"].shape[0] in (3, 4) and mine.full_tensor().equal(rows)
 save_checkpoint(folder / "c", 4, state)
 prune_checkpoints(folder / "c", 1)
 dist.barrier()

@@ -145,7 +145,9 @@ def test_a_threshold_that_its_own_half_judges_is_noticed(monkeypatch) -> None:
     thresholds = [scores.tail.threshold(0.03, chosen) for chosen in halves]
     of_others = [scores.tail.rate(threshold, ~chosen) for threshold, chosen in zip(thresholds, halves, strict=True)]
     of_choosers = [scores.tail.rate(threshold, chosen) for threshold, chosen in zip(thresholds, halves, strict=True)]
+    missed = [scores.rejected(threshold)[~chosen] for threshold, chosen in zip(thresholds, halves, strict=True)]
     assert found["fmr"] == pytest.approx(np.mean(of_others))
+    assert found["fnmr"].value == pytest.approx(np.nanmean(np.concatenate(missed)))
     assert max(of_choosers) <= 0.03 < max(of_others)
 
 

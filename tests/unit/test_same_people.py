@@ -18,8 +18,8 @@ from attfc.data.index import IdentityIndex
 from attfc.data.stores.store import IndexedStore
 from attfc.errors import UserError
 from attfc.evaluation import Embedder
-from attfc.evaluation.look_alikes import with_look_alikes
 from attfc.evaluation.unseen import compare_with_training
+from attfc.run.trained_people import with_look_alikes
 
 DIMENSIONS = 64
 Rows = npt.NDArray[np.float32]
@@ -125,6 +125,9 @@ def test_doubles_people_and_single_images_are_found(planted: tuple[Named, Rows, 
     assert set(range(280 * 8, 285 * 8)) <= out
     assert [pair.names for pair in report.pairs if pair.between and pair.labels[0] == 280] == [("train-280", "val-0")]
     assert all(isinstance(pair["cosine"], float) for pair in report.to_dict()["pairs"])
+    strict = clean(train, against=val, embeddings=embeddings, against_embeddings=theirs, **options | {"threshold": 0.3})
+    assert strict.counts["evaluation_image"] >= 5, "although they were left out as wrong labels before"
+    assert strict.counts["mislabelled"] == 0
     merged = clean(train, embeddings=embeddings, merge=True, overlap_threshold=0.7, **options)
     assert merged.notes[0].startswith(
         "10 labels look like a person of another label (cosine from 0.70): 'train-290' = 'train-0', "
@@ -243,9 +246,11 @@ def test_look_alikes_under_other_names_in_other_encodings(tmp_path: Path) -> Non
     assert found.look_alikes == len(found.alike_names)
     (note,) = found.notes
     assert note.startswith(
-        f"{found.look_alikes} of 40 evaluation people look like training people (120 training images compared"
+        f"{found.look_alikes} of 40 evaluation people look like training people: other 00, other 01, "
     )
-    assert ": other 00, other 01, " in note
+    assert "(120 training images compared by this model; attfc data clean " in note
+    assert found.alike
+    assert "other 0" not in found.alike
     assert seen == sorted(seen)
     kept = found.to_dict()
     assert (kept["look_alikes"], kept["looked_at"]) == (found.look_alikes, (40, 120))

@@ -5,6 +5,7 @@ import base64
 import io
 import json
 import re
+import socket
 import sys
 import threading
 import time
@@ -489,6 +490,7 @@ def test_a_missing_extra_names_the_command(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_port_that_is_taken_is_said() -> None:
     with command.listening("127.0.0.1", 0) as taken:
+        assert taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=rf"^cannot listen at 127\.0\.0\.1 port {port} \(.+\): choose another"):
             command.listening("127.0.0.1", port)

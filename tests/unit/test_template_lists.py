@@ -1,5 +1,7 @@
 """Lists of a protocol folder: what is counted, and what is refused with file, line and reason."""
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -213,6 +215,20 @@ def test_an_interrupted_entry_is_continued(tmp_path) -> None:
     assert found.image[:, 0].tolist() == [0, 0, 2, 2, 4, 4, 6, 6, 8, 8]
     assert again.mirror[:, 1].tolist() == (-found.image[:, 0]).tolist()
     assert (again.broken, again.remarked) == ({4: "why"}, (0, 2, 4, 6, 8))
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="places are taken on the disk where the system can")
+def test_a_full_disk_is_said_before_anything_is_embedded(tmp_path, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.posix_fallocate", full)
+        with pytest.raises(
+            UserError, match=r"image.npy cannot be written: No space left on device; 0\.0 MiB are needed"
+        ):
+            cached_embeddings(tmp_path, CacheKey("model"), 10, 3, lambda _: pytest.fail("embedded"))
+    assert cached_embeddings(tmp_path, CacheKey("model"), 10, 3, batches).reused == 0
 
 
 def test_damaged_entries_are_named(tmp_path) -> None:

@@ -64,7 +64,13 @@ def types_in(annotation: Any) -> frozenset[Any]:
 class Section(BaseModel):
     """Base of all sections: unknown keys are an error, assignments are checked."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False, coerce_numbers_to_str=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        validate_assignment=True,
+        allow_inf_nan=False,
+        coerce_numbers_to_str=True,
+        protected_namespaces=(),  # pydantic 2.9 warns of fields such as teacher.model_is
+    )
 
     @model_validator(mode="before")
     @classmethod

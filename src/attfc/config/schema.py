@@ -281,12 +281,7 @@ class EvalConfig(Section):
     )
     flip: bool = option(True, "add the embedding of the mirror image", acts=EVALUATES)
     batch_size: Positive = option(256, "images per forward pass of the evaluation", unit="images", acts=EVALUATES)
-    look_alikes: NotNegative = option(
-        20,
-        "time at the end to look for people of the evaluation who look like people of the training; 0: names and files alone",
-        unit="s",
-        acts=EVALUATES,
-    )
+    look_alikes: NotNegative = option(20, "search for look-alikes at the end; 0: none", unit="s", acts=EVALUATES)
 
 
 class CheckpointConfig(Section):

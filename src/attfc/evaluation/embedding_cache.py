@@ -127,7 +127,7 @@ def cached_embeddings(
         progress: called as (rows done, rows).
 
     Raises:
-        UserError: another process is writing this entry; the entry is damaged; `embed` gave other numbers of rows or columns.
+        UserError: another process is writing this entry; the entry is damaged; the disk is full; `embed` gave other numbers of rows or columns.
         OSError: the folder cannot be written to.
     """
     whole, partial = place / key.digest, place / f"{key.digest}.partial"
@@ -157,7 +157,7 @@ def _fill(
         state = _read_state(state_file)
     else:
         for name in _ARRAYS:
-            np.lib.format.open_memmap(partial / name, mode="w+", dtype=np.float32, shape=(rows, size))
+            _make(partial / name, rows, size)
     arrays = [_array(partial / name, rows, size, "r+") for name in _ARRAYS]
     start: int = state["rows"]
     began = saved = time.monotonic()
@@ -195,6 +195,20 @@ def _fill(
     if state["rows"] != rows:
         raise UserError(f"{state['rows']:,} of {rows:,} images were embedded: the list ended early")
     return start
+
+
+def _make(path: Path, rows: int, size: int) -> None:
+    """Make an array of zeros that has its place on the disk: a disk that fills up under a mapped file ends the process without a word."""
+    try:
+        np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(rows, size))
+        if hasattr(os, "posix_fallocate"):
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        needed = rows * size * 4 * len(_ARRAYS) / 2**20
+        raise UserError(
+            f"{path} cannot be written: {error.strerror}; {needed:,.1f} MiB are needed: make room there"
+        ) from error
 
 
 def open_embeddings(folder: Path, rows: int, size: int, reused: int = 0) -> FaceEmbeddings:

@@ -9,7 +9,7 @@ read then: the evaluation images of the commonest lengths are left unchecked, an
 another encoding is not found. A file that stands under several people of one set is a placeholder, and makes nobody a person seen in training.
 
 Cost: one string per identity; one read per compared image, some 20,000 a second from memory; above 200,000 images also the byte length of each
-training image (an `lstat` each in folders and lists). Faces are compared by `look_alikes`.
+training image (an `lstat` each in folders and lists). Faces are compared by `run.trained_people`.
 """
 
 from collections.abc import Iterator
@@ -48,7 +48,7 @@ class SharedPeople:
         checked: what was compared, or why nothing was.
         unknown: what remains unknown of earlier training (start weights from elsewhere); empty if nothing does.
         examples: a few of the shared identities' names.
-        look_alikes: evaluation identities that look like a training identity (`look_alikes`); None: not compared.
+        look_alikes: evaluation identities that look like a training identity (`run.trained_people`); None: not compared.
         looked_at: evaluation identities and training images that were compared by their faces.
         alike_names: the names of the look-alikes, for the screen.
     """
@@ -108,22 +108,22 @@ class SharedPeople:
     @property
     def alike(self) -> str | None:
         """One sentence, without names, if people of the evaluation look like people of the training."""
-        if not self.look_alikes:
-            return None
+        return self._alike("") if self.look_alikes else None
+
+    def _alike(self, names: str) -> str:
         people, images = self.looked_at
         return (
-            f"{self.look_alikes:,} of {people:,} evaluation people look like training people ({images:,} training images compared by this "
-            "model); attfc data clean TRAINING --against EVALUATION --model RUN --sheet PAIRS.png looks closer"
+            f"{self.look_alikes:,} of {people:,} evaluation people look like training people{names} ({images:,} training images compared by "
+            "this model; attfc data clean TRAINING --against EVALUATION --model RUN --sheet PAIRS.png looks closer)"
         )
 
     @property
     def notes(self) -> list[str]:
         """What the screen says about the people, with names; for the screen, not for files."""
         names = ", ".join(self.alike_names[:_ALIKE_EXAMPLES])
-        more = (
-            f" and {len(self.alike_names) - _ALIKE_EXAMPLES:,} more" if len(self.alike_names) > _ALIKE_EXAMPLES else ""
-        )
-        return [*filter(None, [self.screen_note]), *([f"{self.alike}: {names}{more}"] if self.alike else [])]
+        more = len(self.alike_names) - _ALIKE_EXAMPLES
+        alike = [self._alike(f": {names}{f' and {more:,} more' if more > 0 else ''}")] if self.look_alikes else []
+        return [*filter(None, [self.screen_note]), *alike]
 
     def to_dict(self) -> dict[str, Any]:
         """Return counts and sentences as plain JSON types; no identity is named."""

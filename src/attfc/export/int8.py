@@ -2,8 +2,8 @@
 
 onnxruntime's static quantization: pairs of QuantizeLinear and DequantizeLinear around each product, weights per channel, activations by the smallest
 and largest value that some faces of the calibration set show. BatchNorm is folded into convolutions first where it follows one. PReLU and sums stay
-float32. The first convolution and the layer that makes the embedding are often left in float32; here that lost no fewer matches and kept the
-embedding's weights, most of a small network, at four bytes (`benchmarks/int8.py`).
+float32, and so does the first convolution, which sees the pixels: it is small, and in int8 it lost more matches than all others. The layer that
+makes the embedding is most of a small network's bytes and lost nothing (`benchmarks/int8.py`).
 
 Source: onnxruntime's quantization guide. What int8 costs in accuracy is measured on faces (`cost`), never assumed.
 """
@@ -36,7 +36,7 @@ class _Faces:
         return next(self.batches, None)
 
 
-def to_int8(proto: Any, images_NCSS: Float32, folder: Path, in_float: tuple[int, ...] = ()) -> Any:
+def to_int8(proto: Any, images_NCSS: Float32, folder: Path, in_float: tuple[int, ...] = (0,)) -> Any:
     """Return a float32 ONNX ModelProto, with one input and one output, in int8.
 
     Args:

@@ -12,7 +12,6 @@ from attfc.config import RunConfig
 from attfc.data import Store
 from attfc.errors import UserError
 from attfc.evaluation import Embedder, Pairs, evaluate_store, generate_pairs, read_pairs
-from attfc.evaluation.look_alikes import with_look_alikes
 from attfc.evaluation.people import heading_with_people
 from attfc.evaluation.protocols.all_pairs_scores import SPARE_FOR_INTERVALS
 from attfc.evaluation.protocols.held_out import HeldOutEvaluation, positions_of
@@ -21,6 +20,7 @@ from attfc.files import write_json_whole, written_whole
 from attfc.precision import AMP_DTYPES
 from attfc.run.against_start import AgainstStart
 from attfc.run.start_weights import Lineage
+from attfc.run.trained_people import with_look_alikes
 from attfc.training.interruption import resume_command
 from attfc.training.trainer import Evaluation
 from attfc.typing import Progress

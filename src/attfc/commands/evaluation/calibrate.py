@@ -77,8 +77,8 @@ def calibrate(
     if not 0 < fmr < 1:
         raise UserError(f"--fmr {fmr:g} is no false match rate: give a number above 0 and below 1, such as --fmr 1e-4")
     people = open_with_bar(store, cache=cache)
-    check_request(people, fmr)
     listed = read_groups(groups, people) if groups is not None else None
+    check_request(people, fmr, listed)
     opened = open_with_notes(model, model_is, device)
     shared = shared_with_run(model, people)
     faces, notes = faces_of(people, opened.facts.image_size, align, detector)
@@ -98,7 +98,12 @@ def calibrate(
     point.write(path)
     _show(point)
     print_notes(point.notes)
-    out.print(f"written to {path}: verify, gallery, serve and export take the threshold from there")
+    taken = (
+        "verify, gallery, serve and export go by it"
+        if output is None
+        else f"verify, gallery and serve take it with --evaluation {path}"
+    )
+    out.print(f"written to {path}: {taken}")
     write_json(json_file, {"model": opened.facts.to_dict(), "file": str(path), **point.model_dump(mode="json")})
 
 

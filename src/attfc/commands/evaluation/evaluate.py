@@ -15,6 +15,7 @@ from attfc.commands.common import (
     Table,
     out,
     print_figures,
+    print_notes,
     print_table,
     progress_bar,
     replaces,
@@ -97,7 +98,11 @@ def evaluate_model(
     found = find_protocol(protocol)
     options = found.taken(protocol, asked.for_protocols(keep_scores))
     subject, facts = open_subject(path, asked)
-    point = point_of(facts.path, facts.digest, facts.operating_point)
+    point = None
+    try:
+        point = point_of(facts.path, facts.digest, facts.operating_point)
+    except UserError as error:  # a model that was trained further is evaluated all the same
+        print_notes([str(error)])
     outcome = found.run(subject, protocol, paths, **options)
     if point is not None:
         outcome.figures["operating_point"] = point.summary()

@@ -6,7 +6,7 @@ too small. Later steps see only what earlier ones left.
 """
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ import torch
 from attfc.data.cleaning.duplicates import AcrossIdentities, Contents, find_duplicates, read_contents
 from attfc.data.cleaning.evaluation_people import leave_out_copied_people, leave_out_named_people, note_people
 from attfc.data.cleaning.findings import CleaningReport, Findings, small_identities
-from attfc.data.cleaning.label_cleaning import Mislabelled, check_cosine, mislabelled
+from attfc.data.cleaning.label_cleaning import check_cosine, mislabelled
 from attfc.data.cleaning.people import Faces
 from attfc.data.stores.store import Store
 from attfc.errors import UserError
@@ -46,10 +46,7 @@ def clean(
     examples: int = 20,
     most_comments: int = 2_000_000,
 ) -> CleaningReport:
-    """Look for everything that is asked for and return the edit list and the report of it. Deletes nothing.
-
-    In this order, and later steps see only what earlier ones left: broken images, copies, near copies, wrong labels, labels that are one
-    person, people of the evaluation set, identities that have become too small.
+    """Look for everything that is asked for, in the order above, and return the edit list and the report. Deletes nothing.
 
     Args:
         store: the training set.
@@ -74,10 +71,7 @@ def clean(
         UserError: an argument that does not fit the others or the store.
     """
     _check_arguments(store, against, embeddings, against_embeddings, fewest)
-    if overlap_threshold is not None:
-        check_cosine("overlap_threshold", overlap_threshold)
-    if (people or merge) and embeddings is None:
-        raise UserError("people are compared by their faces: embeddings of the store are needed, all images in order")
+    _check_people(embeddings, people or merge, overlap_threshold)
     reads = broken or duplicates is not None
     images = len(store) * (reads + (embeddings is not None and threshold is not None))
     images += len(against) if against is not None and duplicates is not None else 0
@@ -95,32 +89,25 @@ def clean(
     if faces is not None and people and duplicates is not None:
         faces.leave_out_near_copies(duplicates)
     if embeddings is not None and threshold is not None:
-        wrong = mislabelled(
-            embeddings,
-            findings.labels,
-            threshold,
-            margin=margin,
-            policy=policy,
-            move_threshold=move_threshold,
-            device=device,
-            progress=steps.next(len(store)),
-        )
-        _change_mislabelled(findings, wrong, threshold)
+        options = {"margin": margin, "policy": policy, "move_threshold": move_threshold, "device": device}
+        _change_mislabelled(findings, embeddings, threshold, steps.next(len(store)), options)
     if faces is not None and (people or merge):
         faces.find_doubles(merge)
     if against is not None:
-        before = findings.labels.copy()
+        theirs = None
         if contents is not None and duplicates is not None:
             theirs = read_contents(against, decode=False, workers=workers, progress=steps.next(len(against)))
-            leave_out_copied_people(findings, contents, against, theirs)
-        if names:
-            leave_out_named_people(findings, against)
-        if faces is not None and against_embeddings is not None:
-            faces.leave_out_people(people)
-        note_people(findings, before, against)
+        _leave_out_evaluated(findings, against, names, contents, theirs, faces, people)
     _leave_out_small(findings, fewest)
     report = findings.report(examples=examples, most_comments=most_comments)
     return report if faces is None else replace(report, pairs=tuple(faces.pairs), borderline=tuple(faces.borderline))
+
+
+def _check_people(embeddings: Array | None, people: bool, overlap_threshold: float | None) -> None:
+    if overlap_threshold is not None:
+        check_cosine("overlap_threshold", overlap_threshold)
+    if people and embeddings is None:
+        raise UserError("people are compared by their faces: embeddings of the store are needed, all images in order")
 
 
 def _check_arguments(
@@ -163,7 +150,10 @@ def _leave_out_copies(findings: Findings, contents: Contents, policy: AcrossIden
             )
 
 
-def _change_mislabelled(findings: Findings, wrong: Mislabelled, threshold: float) -> None:
+def _change_mislabelled(
+    findings: Findings, embeddings: Array, threshold: float, progress: Progress | None, options: dict[str, Any]
+) -> None:
+    wrong = mislabelled(embeddings, findings.labels, threshold, progress=progress, **options)
     stays, goes = np.flatnonzero(wrong.moved_to < 0), np.flatnonzero(wrong.moved_to >= 0)
 
     def why(row: int) -> str:
@@ -187,6 +177,25 @@ def _change_mislabelled(findings: Findings, wrong: Mislabelled, threshold: float
             "high? Cosines to the own center: "
             + ", ".join(f"{share:.0%} below {cosine:.2f}" for share, cosine in wrong.quantiles.items())
         )
+
+
+def _leave_out_evaluated(
+    findings: Findings,
+    against: Store,
+    names: bool,
+    contents: Contents | None,
+    theirs: Contents | None,
+    faces: Faces | None,
+    images_too: bool,
+) -> None:
+    before = findings.labels.copy()
+    if contents is not None and theirs is not None:
+        leave_out_copied_people(findings, contents, against, theirs)
+    if names:
+        leave_out_named_people(findings, against)
+    if faces is not None and faces.their_embeddings is not None:
+        faces.leave_out_people(images_too)
+    note_people(findings, before, against)
 
 
 def _leave_out_small(findings: Findings, fewest: int) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from attfc.typing import Float64
 
-__all__ = ["RULE_OF_THREE", "beta_quantile", "rate_bounds", "student_quantile"]
+__all__ = ["RULE_OF_THREE", "beta_quantile", "freedom_of", "rate_bounds", "student_quantile"]
 
 RULE_OF_THREE = 3.0  # -ln 0.05 = 2.996: none of n seen leaves up to 3 / n, with 95 % confidence
 _GRID = 8192
@@ -49,6 +49,18 @@ def student_quantile(share: float, freedom: float) -> float:
     """
     x = beta_quantile(2 * (1 - share), freedom / 2, 0.5)
     return math.sqrt(freedom * (1 - x) / x)
+
+
+def freedom_of(parts: Float64) -> float:
+    """Return the degrees of freedom of a variance estimated from n people, by what each deviates: 2 n / (kurtosis - 1), from 1 to a million.
+
+    Few where few people make up most of it, as those who match many others, or the few who are not recognised.
+
+    >>> round(freedom_of(np.array([1.0, -1.0, 1.0, -1.0, 3.0, -3.0])), 5)
+    11.34375
+    """
+    squares = parts**2
+    return float(min(max(2 * float(squares.sum()) ** 2 / max(len(parts) * float(squares.var()), 1e-300), 1.0), 1e6))
 
 
 def rate_bounds(rate: float, comparisons: float, freedom: float, share: float = 0.95) -> tuple[float, float]:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attfc.errors import UserError
-from attfc.evaluation.operating_point.bounds import RULE_OF_THREE, rate_bounds
+from attfc.evaluation.operating_point.bounds import RULE_OF_THREE, freedom_of, rate_bounds
 from attfc.evaluation.operating_point.logistic import brier_score, fit_logistic
 from attfc.evaluation.operating_point.nonmated import FalseMatches, NonmatedTail
 from attfc.evaluation.operating_point.point import Estimate, GroupRates, Probability
@@ -26,7 +26,7 @@ from attfc.evaluation.operating_point.scores import SAMPLED, Scores
 from attfc.evaluation.people import few_people
 from attfc.typing import Bools, Float64, Int64, Progress
 
-__all__ = ["SPLITS", "calibrate_scores", "check_people", "people_needed"]
+__all__ = ["SPLITS", "calibrate_scores", "check_groups", "check_people", "people_needed"]
 
 SPLITS = 100
 CONFIDENCE = 0.95
@@ -67,6 +67,18 @@ def check_people(people: int, fmr: float, where: str, dependence: float = 0.0) -
         f"{where} has {people:,} people, too few for FMR {fmr:g}: that needs about {needed:,}{shared} (half of them choose the threshold, "
         f"the other half is measured); these people support --fmr {_rounded_up(supported):g} or higher"
     )
+
+
+def check_groups(group_I: npt.NDArray[np.str_], where: str) -> list[str]:
+    """Return the names of the groups; refuse one of a single person."""
+    names, counts = np.unique(group_I[group_I != ""], return_counts=True)
+    if (counts < 2).any():
+        raise UserError(
+            f"group {names[counts < 2][0]} has one person in {where}, and so no two people to compare: a group needs at least 2 people, "
+            "and many more to say something; put them into another group or leave them out of the file"
+        )
+    found: list[str] = names.tolist()
+    return found
 
 
 def _rounded_up(rate: float) -> float:
@@ -253,7 +265,8 @@ class _Kind:
         value, mean = self.rejected / self.known, float(own.mean())
         variance = float(own.var(ddof=1)) / len(own) if len(own) > 1 else 0.0
         worth = mean * (1 - mean) / variance if variance > 0 else float(len(own))
-        low, high = rate_bounds(value, worth, max(len(own) - 1, 1), (1 + CONFIDENCE) / 2)
+        freedom = freedom_of(own - mean) if variance > 0 else 1e6
+        low, high = rate_bounds(value, worth, freedom, (1 + CONFIDENCE) / 2)
         return Estimate(value=value, low=low, high=high)
 
 
@@ -261,15 +274,9 @@ def _kinds_of_groups(tail: NonmatedTail, group_I: npt.NDArray[np.str_] | None, w
     """Return the pairs within each group and those across groups."""
     if group_I is None:
         return []
-    names, counts = np.unique(group_I[group_I != ""], return_counts=True)
-    alone = names[counts < 2].tolist()
-    if alone:
-        raise UserError(
-            f"group {alone[0]} has one person in {where}, and so no two people to compare: a group needs at least 2 people, "
-            "and many more to say something; put them into another group or leave them out of the file"
-        )
+    names = check_groups(group_I, where)
     of_first, of_second = group_I[tail.first], group_I[tail.second]
-    kinds = [_Kind(name, (of_first == name) & (of_second == name), group_I == name) for name in names.tolist()]
+    kinds = [_Kind(name, (of_first == name) & (of_second == name), group_I == name) for name in names]
     if len(names) > 1:
         grouped = group_I != ""
         kinds.append(_Kind(ACROSS, (of_first != of_second) & tail.within(grouped), grouped, group_I))

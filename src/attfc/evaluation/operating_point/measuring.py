@@ -15,7 +15,7 @@ import numpy as np
 
 from attfc.data.stores.store import Store
 from attfc.evaluation.embed import Embedder
-from attfc.evaluation.operating_point.calibrating import SPLITS, calibrate_scores, check_people
+from attfc.evaluation.operating_point.calibrating import SPLITS, calibrate_scores, check_groups, check_people
 from attfc.evaluation.operating_point.point import OperatingPoint
 from attfc.evaluation.operating_point.scores import scores_of_people
 from attfc.evaluation.protocols.all_pairs import Groups
@@ -24,9 +24,12 @@ from attfc.typing import Progress
 __all__ = ["Measuring", "check_request"]
 
 
-def check_request(store: Store, fmr: float) -> None:
-    """Refuse an FMR that the people of a store cannot support, before anything is embedded."""
-    check_people(int((store.identities.counts() > 0).sum()), fmr, store.name)
+def check_request(store: Store, fmr: float, groups: Groups | None = None) -> None:
+    """Refuse, before anything is embedded, an FMR that the people of a store cannot support, and a group of one person."""
+    present = store.identities.counts() > 0
+    check_people(int(present.sum()), fmr, store.name)
+    if groups is not None:
+        check_groups(groups.of_label[present], store.name)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from attfc.evaluation.operating_point.bounds import freedom_of
 from attfc.evaluation.protocols.all_pairs_scores import AllPairs
 from attfc.typing import Bools, Float64, Int64
 
@@ -123,9 +124,8 @@ class NonmatedTail:
         if disjoint > 0:
             variance = max(independent, rate**2 - (total**2 + squares - float((of_person_I**2).sum())) / disjoint)
         effect = variance / independent if independent > 0 else 1.0
-        apart_I = (of_person_I - rate * degree_I)[degree_I > 0] ** 2
-        freedom = max(2 * float(apart_I.sum()) ** 2 / max(len(apart_I) * float(apart_I.var()), 1e-300), 1.0)
-        return FalseMatches(rate, pairs, len(kept), variance, effect, min(freedom, 1e6))
+        freedom = freedom_of((of_person_I - rate * degree_I)[degree_I > 0])
+        return FalseMatches(rate, pairs, len(kept), variance, effect, freedom)
 
 
 def _pairs(people: int) -> int:

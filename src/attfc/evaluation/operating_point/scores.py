@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from attfc.errors import UserError
 from attfc.evaluation.exact_scores import pair_scores
 from attfc.evaluation.operating_point.nonmated import NonmatedTail
 from attfc.evaluation.protocols.all_pairs_scores import score_all_pairs
@@ -20,7 +21,7 @@ from attfc.typing import Float64, Int64
 
 __all__ = ["SAMPLED", "Scores", "scores_of_people"]
 
-SAMPLED = 20_000  # nonmated pairs drawn for P(same person)
+SAMPLED = 10_000  # nonmated pairs drawn for P(same person)
 _DEPTH = 10  # times the asked FMR: how far down nonmated scores are kept
 
 
@@ -75,18 +76,27 @@ def scores_of_people(
         fmr: that will be asked for.
         images_of: label -> images, failed ones included, of all people that count; None: the usable ones.
         options: of `score_all_pairs`.
+
+    Raises:
+        UserError: the budget has no room for the scores that the FMR needs; as `score_all_pairs`.
     """
     usable, usable_I = np.unique(labels_N, return_counts=True)
     counted = images_of if images_of is not None else dict(zip(usable.tolist(), usable_I.tolist(), strict=True))
     labels = np.array(sorted(counted), dtype=np.int64)
     images_I = np.array([counted[label] for label in labels.tolist()], dtype=np.int64)
     person_of, depth = np.searchsorted(labels, usable), min(1.0, _DEPTH * fmr)
+    wanted = fmr * math.comb(len(labels), 2)
     while True:
         pairs = score_all_pairs(vectors_ND, labels_N, fars=(depth,), **options)
         tail = NonmatedTail.of(pairs, person_of, images_I)
-        if depth >= 1 or float(tail.weights.sum()) >= _DEPTH / 2 * fmr * math.comb(len(labels), 2):
+        kept = float(tail.weights.sum())
+        if depth >= 1 or kept >= _DEPTH / 2 * wanted or not pairs.stated:
             break
         depth = min(1.0, 4 * depth)  # people of many images hold most of the pairs
+    if kept < min(_DEPTH / 2 * wanted, math.comb(len(labels), 2)) and not pairs.stated:
+        raise UserError(
+            f"the budget holds the highest {len(tail.scores):,} scores of two people, too few for FMR {fmr:g}: {pairs.notes[0]}"
+        )
     mated = pairs.genuine_scores.astype(np.float64)
     sampled, people = _sampled_nonmated(vectors_ND, np.searchsorted(labels, labels_N), seed)
     return Scores(tail, mated, person_of[pairs.genuine_labels], images_I, sampled, people)
