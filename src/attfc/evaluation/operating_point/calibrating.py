@@ -62,7 +62,7 @@ def check_people(people: int, fmr: float, where: str, dependence: float = 0.0) -
     if people >= needed:
         return
     supported = RULE_OF_THREE / max(_worth_of_all(people // 2, dependence), RULE_OF_THREE)
-    shared = " as much as their comparisons depend on each other" if dependence else ""
+    shared = ", since some of them match many others," if dependence else ""
     raise UserError(
         f"{where} has {people:,} people, too few for FMR {fmr:g}: that needs about {needed:,}{shared} (half of them choose the threshold, "
         f"the other half is measured); these people support --fmr {_rounded_up(supported):g} or higher"
