@@ -72,6 +72,13 @@ def test_one_person_who_matches_everybody_is_one_observation() -> None:
     assert wolf.worth < 40 < alone.worth
 
 
+def rate_of(tail: NonmatedTail, threshold: float, chosen_I: np.ndarray) -> float:
+    """The FMR of the pairs of chosen people at a threshold."""
+    passed = tail.within(chosen_I) & (tail.scores > threshold)
+    people = int(chosen_I.sum())
+    return float(tail.weights[passed].sum()) / (people * (people - 1) / 2)
+
+
 def test_people_weigh_alike_and_the_threshold_is_the_lowest_that_stays_within() -> None:
     vectors, label_N = faces(30, images_I=np.append([20], np.full(29, 2)))
     scores = scores_of_people(vectors, label_N, 0.05)
@@ -87,7 +94,7 @@ def test_people_weigh_alike_and_the_threshold_is_the_lowest_that_stays_within() 
 
     threshold = scores.tail.threshold(0.05, everybody)
     assert fmr(threshold + 1e-7) <= 0.05 < fmr(threshold - 1e-6)
-    assert scores.tail.rate(threshold, everybody) == pytest.approx(fmr(threshold), abs=2e-3)
+    assert rate_of(scores.tail, threshold, everybody) == pytest.approx(fmr(threshold), abs=2e-3)
     rejected = scores.rejected(0.6)
     for person in range(3):
         own = cosines[np.ix_(label_N == person, label_N == person)][np.triu_indices((label_N == person).sum(), 1)]
@@ -143,8 +150,10 @@ def test_a_threshold_that_its_own_half_judges_is_noticed(monkeypatch) -> None:
     found = calibrate_scores(scores, 0.03, where="faces", splits=10)
     halves = [chosen for chosen in seen if chosen.sum() == 30][:10]
     thresholds = [scores.tail.threshold(0.03, chosen) for chosen in halves]
-    of_others = [scores.tail.rate(threshold, ~chosen) for threshold, chosen in zip(thresholds, halves, strict=True)]
-    of_choosers = [scores.tail.rate(threshold, chosen) for threshold, chosen in zip(thresholds, halves, strict=True)]
+    of_others = [rate_of(scores.tail, threshold, ~chosen) for threshold, chosen in zip(thresholds, halves, strict=True)]
+    of_choosers = [
+        rate_of(scores.tail, threshold, chosen) for threshold, chosen in zip(thresholds, halves, strict=True)
+    ]
     missed = [scores.rejected(threshold)[~chosen] for threshold, chosen in zip(thresholds, halves, strict=True)]
     assert found["fmr"] == pytest.approx(np.mean(of_others))
     assert found["fnmr"].value == pytest.approx(np.nanmean(np.concatenate(missed)))

@@ -12,7 +12,7 @@ import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 from torch import nn
@@ -38,6 +38,7 @@ __all__ = [
     "StartRecord",
     "StartWeights",
     "lineage",
+    "read_kept",
     "read_record",
     "read_start",
     "training_data",
@@ -45,6 +46,7 @@ __all__ = [
 
 RECORD = "start_weights.json"
 LARGEST_RECORD = 2**20
+Kept = TypeVar("Kept", bound=Section)
 SAID = ", ".join(f"backbone.{key}=" for key in ("name", "image_size", *COLOUR_KEYS))
 
 
@@ -201,12 +203,20 @@ def read_record(run: Path) -> StartRecord | None:
     Raises:
         UserError: it is damaged.
     """
-    path = run / RECORD
+    return read_kept(run / RECORD, StartRecord)
+
+
+def read_kept(path: Path, kind: type[Kept]) -> Kept | None:
+    """Read what a run's folder keeps of where it comes from; None: there is no such file.
+
+    Raises:
+        UserError: it is damaged.
+    """
     if not path.exists():
         return None
     data = read_json(path, LARGEST_RECORD, "attfc wrote no such file", "is damaged (restore it from a copy of the run)")
     try:
-        return StartRecord.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
         raise UserError(f"{path} is damaged ({first_fault(error)}): restore it from a copy of the run") from None
 

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from attfc.config.schema import Section
@@ -31,11 +30,10 @@ from attfc.evaluation.embedding_cache import CacheKey, FaceEmbeddings, default_c
 from attfc.evaluation.unit_rows import cosine_of_pairs
 from attfc.export.model_inputs import ModelFacts, open_model
 from attfc.export.origins import training_data_of
-from attfc.files import first_fault, read_json
 from attfc.heads.head import Head
 from attfc.losses.teacher import TeacherLoss
 from attfc.precision import AMP_DTYPES
-from attfc.run.start_weights import Lineage, lineage
+from attfc.run.start_weights import Lineage, lineage, read_kept
 from attfc.typing import Array, Float32, Int64, Progress
 
 if TYPE_CHECKING:
@@ -46,7 +44,6 @@ __all__ = ["TEACHER", "Teacher", "TeacherRecord", "TeacherRows", "open_teacher",
 T = TypeVar("T")
 
 TEACHER = "teacher.json"
-LARGEST_RECORD = 2**20
 NAMES, LOOKED_AT = 65_536, 256  # images whose names are hashed at a time; whose bytes are
 PAIRS, CHANCE = 2_000, 0.55  # AUC: one half is chance
 WAIT_SECONDS = 5.0
@@ -125,14 +122,7 @@ def read_teacher(run: Path) -> TeacherRecord | None:
     Raises:
         UserError: it is damaged.
     """
-    path = run / TEACHER
-    if not path.exists():
-        return None
-    data = read_json(path, LARGEST_RECORD, "attfc wrote no such file", "is damaged (restore it from a copy of the run)")
-    try:
-        return TeacherRecord.model_validate(data)
-    except ValidationError as error:
-        raise UserError(f"{path} is damaged ({first_fault(error)}): restore it from a copy of the run") from None
+    return read_kept(run / TEACHER, TeacherRecord)
 
 
 def open_teacher(settled: "Settled", head: Head, folder: Path | None, progress: Progress | None) -> Teacher:

@@ -6,15 +6,18 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Option
 
 from attfc.commands.common import (
+    AlignOption,
+    BatchSizeOption,
     CacheOption,
+    DetectorOption,
     DeviceOption,
     FileOption,
     JsonOption,
     ModelIsOption,
     NaturalOption,
-    PositiveOption,
     ShareOption,
     Table,
+    WorkersOption,
     open_with_bar,
     out,
     print_notes,
@@ -38,15 +41,15 @@ def calibrate(
     store: str,
     fmr: Annotated[float, Option("--fmr", metavar="RATE")],
     groups: FileOption = None,
-    align: bool = False,
-    detector: FileOption = None,
+    align: AlignOption = False,
+    detector: DetectorOption = None,
     count_failures: bool = False,
     splits: Annotated[int, Option(min=2)] = 100,
     seed: NaturalOption = 0,
     output: Annotated[Path | None, Option("--output", "-o", dir_okay=False, callback=replaces(b'"format": 1'))] = None,
     broken_limit: ShareOption = 0.01,
-    batch_size: PositiveOption = 256,
-    workers: NaturalOption = 0,
+    batch_size: BatchSizeOption = 256,
+    workers: WorkersOption = 0,
     budget_gib: Annotated[float, Option(min=0)] = 4.0,
     device: DeviceOption = "auto",
     model_is: ModelIsOption = None,
@@ -59,15 +62,12 @@ def calibrate(
         store: people whom the model was not trained on: an image folder or any other store; the more people, the lower the rate they support
         fmr: false match rate (FMR): share of comparisons of two different people that are accepted, such as 1e-4
         groups: file with a line per identity, name<TAB>group, for rates within and across groups of people
-        align: the images are whole photos: take the largest face of each; one without a face is a failure to acquire
-        detector: ONNX file that finds faces, as attfc align takes it
-        count_failures: count images that cannot be used (failures to acquire) as non-matches, as NIST's FRTE does; default: leave them out
+        count_failures: count failures to acquire (images that cannot be used, photos without a face too) as non-matches, as NIST's FRTE does;
+            default: leave them out
         splits: how often the people are split into a half that chooses the threshold and a half that is measured
         seed: seed of the splits
         output: the file to write; default: operating_point.json in the model's folder, MODEL.operating_point.json beside a file
         broken_limit: largest share of unusable images that is left out, not refused; all are taken with --count-failures
-        batch_size: images per forward pass
-        workers: processes that read, decode and align; 0: this one
         budget_gib: memory for embeddings and scores, GiB
     """
     from attfc.evaluation import Embedder, read_groups

@@ -92,12 +92,6 @@ class NonmatedTail:
         """Return how many scores are above a threshold."""
         return int(np.searchsorted(-self.scores, -threshold, side="left"))
 
-    def rate(self, threshold: float, chosen_I: Bools) -> float:
-        """Return the FMR of the pairs of chosen people at a threshold."""
-        upto = self.above(threshold)
-        both = chosen_I[self.first[:upto]] & chosen_I[self.second[:upto]]
-        return float(self.weights[:upto][both].sum()) / max(_pairs(int(chosen_I.sum())), 1)
-
     def at(self, threshold: float, of_K: Bools | None = None, compared_I: npt.ArrayLike | None = None) -> FalseMatches:
         """Return what passed a threshold.
 
