@@ -10,6 +10,7 @@ Source: AttFC (arXiv 2503.06839), steps 4 and 5 of `attfc.heads.attfc`. Differs:
 import math
 from typing import Annotated, NamedTuple
 
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -20,7 +21,7 @@ from attfc.errors import UserError
 from attfc.heads.banks.bank import Batch, Recalled
 from attfc.heads.checked import checked
 from attfc.heads.head import unit_length
-from attfc.heads.options import StoredShare
+from attfc.heads.options import MemoryEpochs, StoredShare
 from attfc.losses.numbers import check_numbers
 
 __all__ = [
@@ -59,11 +60,19 @@ class CenterRule(nn.Module):
         keys_per_query: keys that the loader should deliver.
         uses_stored: whether it looks at what is stored.
         images: of the data set, for a rule that remembers each of them.
+        share, memory, image_counts: of `OwnEmbedding` and `Pairs`.
     """
 
     keys_per_query = 0
     uses_stored = True
     images: int | None = None
+    share: float = 0.0
+    memory: float = 0.0
+    image_counts: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("image_counts", None, persistent=False)
 
     def forward(self, batch: Batch, present_BD: Tensor, recalled: Recalled) -> Proposal:
         """Return positives and new centers.
@@ -78,13 +87,23 @@ class CenterRule(nn.Module):
         """Return the positions of all ranks' images, for a rule that takes them."""
         return None
 
-    def _blend(self, center_BD: Tensor, recalled: Recalled, share: float) -> Tensor:
-        """Return the new centers, with that share of the stored ones; who is not stored takes the new one alone."""
+    def _blend(self, center_BD: Tensor, labels_B: Tensor, recalled: Recalled) -> Tensor:
+        """Return the new centers, with their share of the stored ones; who is not stored takes the new one alone."""
+        share: float | Tensor = self.share
         if share == 0:
             return center_BD
+        if self.image_counts is not None:
+            images_B1 = self.image_counts.index_select(0, labels_B).to(center_BD.dtype).unsqueeze(1)
+            share = (1 - 1 / (self.memory * images_B1)).clamp_min(self.share)
         stored_BD = recalled.center_BD.detach().to(center_BD.dtype)
         blended_BD = normalize(share * stored_BD + (1 - share) * center_BD, dim=1)
         return torch.where(recalled.found_B.unsqueeze(1), blended_BD, center_BD)
+
+    def _average(self, share: float, memory: float, image_counts: npt.ArrayLike | None) -> None:
+        """Take the share, and how it grows with an identity's images."""
+        self.share, self.memory = share, memory
+        if share and memory and image_counts is not None:
+            self.image_counts = torch.as_tensor(image_counts, dtype=torch.int32)
 
 
 class KeyAttention(CenterRule):
@@ -132,7 +151,7 @@ class KeyAttention(CenterRule):
         candidates = (recalled.center_BD, recalled.found_B) if self.include_stored else (None, None)
         center_BD, weights_BK = attend(batch.query_BD, batch.keys_BKD, self.temperature, *candidates)
         entropy = -torch.xlogy(weights_BK, weights_BK).sum(dim=1).mean()
-        new_BD = self._blend(center_BD, recalled, self.share)
+        new_BD = self._blend(center_BD, batch.labels_B, recalled)
         return Proposal(new_BD, new_BD, None, {"attention_entropy": entropy})
 
 
@@ -141,21 +160,28 @@ class OwnEmbedding(CenterRule):
 
     A sample whose identity is not stored has no positive but itself, which teaches nothing: it counts 0 in the mean (the divisor stays B).
 
+    The stored center is a running mean of about 1 / (1 - share) images. An identity with n images gets the share 1 - 1 / (memory n) where that is
+    larger: its center is less noisy, and no older than a part of an epoch.
+
     Args:
         share: of the stored center in the new one.
+        memory: part of an epoch that the mean covers where an identity has many images; 0: one share for all.
+        image_counts: (N,) images of each identity, `store.identities.counts()`; without it there is one share for all.
     """
 
     @checked(center_blend="share=...")
     def __init__(
         self,
         share: StoredShare = 0.6,
+        memory: MemoryEpochs = 0.25,
+        image_counts: npt.ArrayLike | None = None,
     ) -> None:
         super().__init__()
-        self.share = share
+        self._average(share, memory, image_counts)
 
     def forward(self, batch: Batch, present_BD: Tensor, recalled: Recalled) -> Proposal:
         """Return the stored centers as positives."""
-        new_BD = self._blend(present_BD, recalled, self.share)
+        new_BD = self._blend(present_BD, batch.labels_B, recalled)
         return Proposal(recalled.center_BD.to(new_BD.dtype), new_BD, recalled.found_B)
 
 
@@ -174,16 +200,18 @@ class Pairs(CenterRule):
     A query whose neighbour is of another identity (a broken image was replaced) is treated as with `OwnEmbedding`.
 
     Args:
-        share: of the stored center in the new one.
+        share, memory, image_counts: as of `OwnEmbedding`.
     """
 
     @checked(center_blend="share=...")
     def __init__(
         self,
         share: StoredShare = 0.6,
+        memory: MemoryEpochs = 0.25,
+        image_counts: npt.ArrayLike | None = None,
     ) -> None:
         super().__init__()
-        self.share = share
+        self._average(share, memory, image_counts)
         self.uses_stored = share > 0
 
     def forward(self, batch: Batch, present_BD: Tensor, recalled: Recalled) -> Proposal:
@@ -200,7 +228,7 @@ class Pairs(CenterRule):
         paired_B = labels_B == labels_B.view(-1, 2).flip(1).flatten()
         partner_BD = present_BD.view(-1, 2, present_BD.shape[1]).flip(1).flatten(0, 1)
         partner_BD = torch.where(paired_B.unsqueeze(1), partner_BD, present_BD)
-        new_BD = self._blend(partner_BD, recalled, self.share)
+        new_BD = self._blend(partner_BD, labels_B, recalled)
         positive_BD = torch.where(paired_B.unsqueeze(1), new_BD.detach(), recalled.center_BD.to(new_BD.dtype))
         return Proposal(positive_BD, new_BD, recalled.found_B | paired_B)
 
