@@ -122,9 +122,9 @@ def run_vectors(
         "environment": environment(torch.device("cpu")),
     }
     if "failed" not in record:
-        found = {split: _vector_scores(world, pair.query, split) for split in ("validation", "test")}
-        record["figures"] = {split: figures_of(*scores) for split, scores in found.items()}
-        record["people"] = {"test": people_of(*found["test"])}
+        scores = {split: _vector_scores(world, pair.query, split) for split in ("validation", "test")}
+        record["figures"] = {split: figures_of(*of_split) for split, of_split in scores.items()}
+        record["people"] = {"test": people_of(*scores["test"])}
     return record
 
 
