@@ -23,6 +23,7 @@ from attfc.evaluation import embed_store
 from attfc.lab.pages import FIGURES, study_figure, study_table
 from attfc.lab.study import read_study, run_study, study_records
 from attfc.lab.study_cells import _head_bytes_of, evaluate_faces, evaluate_vectors, run_faces, run_vectors
+from attfc.lab.study_people import unpacked
 from attfc.lab.vectors import VectorEncoder, VectorWorld
 
 TINY = VectorWorld(identities=60, images=(2, 6), test_identities=30)
@@ -211,7 +212,7 @@ def test_a_cell_of_faces_trains_as_typed_and_is_judged_on_two_halves_of_the_peop
     assert "tar_at_far/0.01" not in record["curve"][-1]
     assert (record["identities"], record["images"]) == (24, 96)
     assert record["head_bytes"] > 24 * record["config"]["backbone"]["embedding_size"] * 2
-    assert set(record["figures"]) == {"validation", "test"}
+    assert set(record["figures"]) == {"validation", "test", "all"}
     assert record["figures"]["validation"] != record["figures"]["test"]
 
 
@@ -258,7 +259,8 @@ def test_halves_of_the_people_share_nobody() -> None:
             return torch.nn.functional.adaptive_avg_pool2d(images, 5).flatten(1)
 
     held_out = open_store("synthetic:identities=40,images=3,seed=0")
-    whole = evaluate_faces(Model(), held_out)
+    whole, people_of_all = evaluate_faces(Model(), held_out)
+    assert whole["all"]["rank_one"] == unpacked(people_of_all["all"]["rank_one"]).sum() / 120
     names = [held_out.identity_name(label) for label in range(40)]
     halves = [zlib.crc32(name.encode()) % 2 for name in names]
     assert 10 < sum(halves) < 30
