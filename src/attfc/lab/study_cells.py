@@ -38,7 +38,7 @@ from attfc.lab.vectors import VectorEncoder, VectorWorld
 from attfc.machine import environment
 from attfc.run.components import build_backbone, build_head, build_pair, optimizer_of, schedule_of
 from attfc.run.data import open_held_out, open_training_data
-from attfc.run.resolved import identity_share, paired_queries
+from attfc.run.resolved import identity_share, queries_in_a_row
 from attfc.training.step import Inputs, TrainStep, head_alone
 from attfc.typing import Int64
 
@@ -71,14 +71,16 @@ def run_vectors(
     head = build_head(config, len(index), images=index.images, image_counts=index.counts())
     pair = build_pair(config, VectorEncoder(world.size, config.backbone.embedding_size, width), head.keys_per_query)
     share = identity_share(config)
-    mix = IdentityMix(index, share, config.batch_size, seed) if share else None
+    queries: IdentityMix | PairedQueries | None = IdentityMix(index, share, config.batch_size, seed) if share else None
+    if (group := queries_in_a_row(config)) > 1:
+        queries = PairedQueries(index, seed, group)
     stream = QueryStream(
         index,
         head.keys_per_query,
         seed,
         distinct_keys=config.key_encoder is None or config.key_encoder.distinct_keys,
         sampling=config.data.sampling,
-        queries=PairedQueries(index, seed) if paired_queries(config) else mix,
+        queries=queries,
     )
     optimizer = optimizer_of(config, pair, head)
     schedule, steps = schedule_of(config, optimizer, stream.epoch_length)
