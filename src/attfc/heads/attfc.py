@@ -362,6 +362,7 @@ class AttFC(Head):
         """The banks, a pass over the negatives, what a step makes of queries and keys, and the rows that a bank trains."""
         everyone, block_mib = batch * self.ranks.size, self.streaming["block_mib"]
         held = sum(bank.footprint(everyone, block_mib, cached)[0] for bank in self.banks)
+        held += sum(buffer.nbytes for buffer in self.center.buffers())
         _, working, streamed = self.negatives.footprint(everyone, block_mib, cached)
         working += everyone * self.embedding_size * 4 * (self.keys_per_query + 6)
         trained = sum(rows.nbytes for rows in self.parameters())
