@@ -15,7 +15,7 @@ export PYTHONDONTWRITEBYTECODE :=
 help:
 	@echo "make demo       train AttFC on synthetic faces, evaluate on unseen identities, write the report (minutes)"
 	@echo "make test       the default tests            make test-slow  the slow ones too"
-	@echo "make check      format, lint, types, docstring examples, size and shape of the source"
+	@echo "make check      format, lint, types, docstring examples, size of the source, plain sentences"
 	@echo "make bench      benchmarks -> benchmarks/results/*.json"
 	@echo "make gpu        what a GPU must show, in under nine minutes -> benchmarks/results/gpu/; PART=tests|heads|networks|train: one part, eight minutes"
 	@echo "make study      docs/study.md: cells that are missing, then tables and figures"
@@ -45,6 +45,7 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/pytest --doctest-modules src
 	$(BIN)/python .ci/house.py
+	$(BIN)/python .ci/plain.py
 
 bench: setup
 	@for script in $(BENCHMARKS); do echo "benchmarks/$$script.py"; $(BIN)/python benchmarks/$$script.py || exit 1; done

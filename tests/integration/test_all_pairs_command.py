@@ -113,7 +113,7 @@ def test_figures_are_those_of_a_loop_for_everyone_and_for_each_group(
         "3 of 153 images are in no group",
     ):
         assert wanted in text, wanted
-    unknown = "not checked: what the model was trained on is not known here"
+    unknown = "not checked: the training data of this model are not known"
     assert [*figures["notes"], unknown] == [
         line.removeprefix("note: ") for line in out.splitlines() if line.startswith("note: ")
     ]

@@ -58,7 +58,7 @@ def test_what_the_people_do_not_support_is_refused(tmp_path, monkeypatch, capsys
     assert not (run / "model" / "operating_point.json").exists()
     status, _, err = run_main(monkeypatch, capsys, "calibrate", run, PEOPLE, "--fmr", 1.5, *CPU)
     assert status == 1
-    assert "--fmr 1.5 is no false match rate" in err
+    assert "--fmr 1.5 is not a false match rate" in err
 
 
 def test_groups_and_failures(tmp_path, monkeypatch, capsys) -> None:

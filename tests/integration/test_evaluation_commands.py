@@ -257,7 +257,7 @@ def test_compare_refuses_before_it_embeds_what_cannot_be_compared(tmp_path, mode
     assert "the pairs of" in err  # other pairs: seen once both are there
     other = ran(monkeypatch, capsys, "compare", tmp_path / "0.npz", tmp_path / "1.npz", *FEW)
     assert (
-        f"note: A was evaluated on {path}, B on {path},first=500: the figures compare only if the data are the same"
+        f"note: A was evaluated on {path}, B on {path},first=500: the metrics can be compared only if the data are the same"
         in other
     )
 
@@ -371,7 +371,7 @@ def test_report_of_several_models(tmp_path, models, monkeypatch, capsys) -> None
     assert re.findall(r">(g\d\d)<", text.rpartition("<svg")[2]) == [f"g{k:02d}" for k in range(39, -1, -1)]
     assert "the 40 groups with the lowest TAR" in text
     for arguments, wanted in (
-        ((files[0], models[0]), "is no result: models are set side by side from files"),
+        ((files[0], models[0]), "is not a saved result: to compare models, give files"),
         ((files[0], "--output", tmp_path / "r.pdf"), "a report is .html or .md"),
         ((files[0], "--pictures"), "results hold no pictures"),
     ):

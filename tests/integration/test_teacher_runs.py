@@ -135,7 +135,7 @@ def test_compare_cross_prints_both_tables_and_refuses_what_cannot_be(tmp_path, m
     for words, message in (
         ((models[0], other, people), "the new model gives 32 numbers per image and the old one 16"),
         ((models[0], models[1]), "compare --cross takes one path"),
-        ((models[0], Path("x.npz"), people), "x.npz is a result, and --cross embeds with both models"),
+        ((models[0], Path("x.npz"), people), "x.npz is a saved result, but --cross embeds with both models"),
         ((models[0], models[1], "synthetic:identities=3,images=2,seed=0"), "100 impostor pairs for FAR 0.01"),
     ):
         status, _, said = run_main(monkeypatch, capsys, "compare", *words, "--cross")

@@ -324,7 +324,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is a folder: pass a \.bin file"):
         read_verification_set(tmp_path)
     os.mkfifo(tmp_path / "pipe.bin")
-    with pytest.raises(UserError, match="is no regular file"):
+    with pytest.raises(UserError, match="is not a regular file"):
         read_verification_set(tmp_path / "pipe.bin")
     path = save(tmp_path, pickle.dumps(([bytes(1000)] * 2, [True])))
     with pytest.raises(UserError, match="more than the limit of 500: raise max_bytes"):
