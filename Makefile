@@ -9,13 +9,14 @@ export UV_PROJECT_ENVIRONMENT := $(CURDIR)/.venv
 # Bytecode is kept, whatever the shell says: without it every process of the tests compiles torch anew, for seconds.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup demo test check test-slow bench gpu study docs format clean
+.PHONY: setup demo test check test-slow bench gpu study docs site links format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       train AttFC on synthetic faces, evaluate on unseen identities, write the report (minutes)"
 	@echo "make test       the default tests            make test-slow  the slow ones too"
-	@echo "make check      format, lint, types, docstring examples, size of the source, plain sentences"
+	@echo "make check      format, lint, types, docstring examples, size of the source, plain sentences, the site"
+	@echo "make site       the documentation as pages: open build/site/index.html; make links tries its links to elsewhere"
 	@echo "make bench      benchmarks -> benchmarks/results/*.json"
 	@echo "make gpu        what a GPU must show, in under nine minutes -> benchmarks/results/gpu/; PART=tests|heads|networks|train: one part, eight minutes"
 	@echo "make study      docs/study.md: cells that are missing, then tables and figures"
@@ -46,6 +47,7 @@ check: setup
 	$(BIN)/pytest --doctest-modules src
 	$(BIN)/python .ci/house.py
 	$(BIN)/python .ci/plain.py
+	@$(MAKE) --no-print-directory site
 
 bench: setup
 	@for script in $(BENCHMARKS); do echo "benchmarks/$$script.py"; $(BIN)/python benchmarks/$$script.py || exit 1; done
@@ -68,6 +70,16 @@ study: setup
 
 docs: setup
 	$(BIN)/python benchmarks/tables.py
+
+# Warnings, and links within the site that lead nowhere, end it.
+site: setup
+	$(BIN)/uv sync --frozen --inexact --quiet --group site
+	$(BIN)/python -m sphinx -q -W --keep-going -d build/doctrees docs build/site
+	@echo "open build/site/index.html"
+
+links: site
+	@if $(BIN)/python -c "import socket; socket.create_connection(('pypi.org', 443), 5)" 2>/dev/null; \
+	then $(BIN)/python -m sphinx -q -b linkcheck -d build/doctrees docs build/links; else echo "no network: links to elsewhere were not tried"; fi
 
 format: setup
 	$(BIN)/ruff format .

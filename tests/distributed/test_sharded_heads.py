@@ -31,6 +31,7 @@ ATTFC = {
     "table": attfc("own", stored="table", count=17),
     "drawn": attfc(bank="table", count=25),
     "batch": attfc("pairs", count=17),
+    "groups": attfc("pairs", count=17, labels=4) | {"rule": ("pairs", {"share": 0.8, "group": 4, "own": True})},
     "others": attfc("others", bank="memory", count=25),
     "drawn, two-way": attfc("own", bank="table", count=25, in_batch="push"),
     "batch, two-way": attfc("pairs", count=17, in_batch="push", policy="fifo"),

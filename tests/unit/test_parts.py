@@ -36,6 +36,7 @@ RULES = {
     "keys and stored": lambda: KeyAttention(include_stored=True),
     "pairs": Pairs,
     "pairs alone": lambda: Pairs(share=0.0),
+    "groups": lambda: Pairs(group=4, own=True),
     "others": lambda: OtherImages(IMAGES),
 }
 BANKS: dict[str, Any] = {

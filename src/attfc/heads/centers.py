@@ -1,10 +1,11 @@
 """Center rules: who is a query's positive, and which center of its identity is kept.
 
 `KeyAttention` (published) makes the generative class center (GCC) from a few key embeddings, by attention; `OwnEmbedding` (default) blends the
-query's own embedding into the stored center, `Pairs` that of the other query of the identity in the batch; `OtherImages` takes the mean of what is
+query's own embedding into the stored center, `Pairs` that of the other queries of the identity in the batch; `OtherImages` takes the mean of what is
 remembered of the identity's other images. A rule keeps nothing itself: what is stored comes from a bank. Cost: O(B D), of keys O(B K D).
 
-Source: AttFC (arXiv 2503.06839), steps 4 and 5 of `attfc.heads.attfc`. Differs: softmax in float32. The other three are our own.
+Source: AttFC (arXiv 2503.06839), steps 4 and 5 of `attfc.heads.attfc`. Differs: softmax in float32. The other three are our own; `Pairs` in groups,
+with the own embedding and a container, is Prototype Memory (arXiv 2105.02103; docs/heads.md says what differs).
 """
 
 import math
@@ -171,36 +172,53 @@ class HeldCenter(CenterRule):
 class Pairs(CenterRule):
     """Queries 2i and 2i + 1 show one identity, and the embedding of each is the other's only key. No key encoder.
 
-    A query whose neighbour is of another identity (a broken image was replaced) is treated as with `OwnEmbedding`.
+    In groups of K, the mean of the K - 1 others is what the other is in a pair. A query whose neighbours are all of other identities (a broken
+    image was replaced) is treated as with `OwnEmbedding`.
 
     Args:
         share: of the stored center in the new one.
+        group: K queries in a row that show one identity.
+        own: the query's own embedding is part of the mean: a group has one center, its positive and what is kept (Prototype Memory).
     """
 
     @checked(center_blend="share=...")
     def __init__(
         self,
         share: StoredShare = 0.6,
+        group: Annotated[int, Option("queries in a row that show one person; the batch is a multiple of it", ge=2)] = 2,
+        own: Annotated[
+            bool, Option("the query's own embedding is part of its new center, not its neighbours' alone")
+        ] = False,
     ) -> None:
         super().__init__()
         self.share = share
+        self.group = group
+        self.own = own
         self.uses_stored = share > 0
 
     def forward(self, batch: Batch, present_BD: Tensor, recalled: Recalled) -> Proposal:
         """Return centers of the neighbours.
 
         Raises:
-            UserError: an odd number of queries.
+            UserError: a number of queries that is no multiple of the group.
         """
-        labels_B = batch.labels_B
-        if labels_B.shape[0] % 2:
+        labels_B, K = batch.labels_B, self.group
+        if labels_B.shape[0] % K:
             raise UserError(
-                f"center=Pairs got {labels_B.shape[0]} queries: 2i and 2i + 1 are each other's key, pass an even number"
+                f"center=Pairs got {labels_B.shape[0]} queries: {K}i {'and' if K == 2 else 'to'} {K}i + {K - 1} are each other's key, "
+                f"pass a multiple of {K}"
             )
-        paired_B = labels_B == labels_B.view(-1, 2).flip(1).flatten()
-        partner_BD = present_BD.view(-1, 2, present_BD.shape[1]).flip(1).flatten(0, 1)
-        partner_BD = torch.where(paired_B.unsqueeze(1), partner_BD, present_BD)
-        new_BD = self._blend(partner_BD, recalled, self.share)
+        labels_XK, present_XKD = labels_B.view(-1, K), present_BD.view(-1, K, present_BD.shape[1])
+        itself_KK = torch.eye(K, dtype=torch.bool, device=labels_B.device)
+        others_XKK = (labels_XK[:, :, None] == labels_XK[:, None, :]) & ~itself_KK
+        count_B = others_XKK.sum(dim=2).flatten()
+        # A sum of products, not a matmul: autocast may not round it.
+        mean_BD = (others_XKK.to(present_BD.dtype).unsqueeze(3) * present_XKD.unsqueeze(1)).sum(dim=2).flatten(0, 1)
+        if self.own:
+            mean_BD, count_B = mean_BD + present_BD, count_B + 1
+        mean_BD = torch.where((count_B > 1).unsqueeze(1), normalize(mean_BD, dim=1), mean_BD)
+        paired_B = others_XKK.any(dim=2).flatten()
+        new_BD = self._blend(torch.where(paired_B.unsqueeze(1), mean_BD, present_BD), recalled, self.share)
         positive_BD = torch.where(paired_B.unsqueeze(1), new_BD.detach(), recalled.center_BD.to(new_BD.dtype))
         return Proposal(positive_BD, new_BD, recalled.found_B | paired_B)
 

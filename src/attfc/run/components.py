@@ -23,7 +23,7 @@ from attfc.distributed import ALONE, Ranks, launched_ranks
 from attfc.errors import UserError
 from attfc.export.colours import Colours, fed_as
 from attfc.heads import Head, PartialFC
-from attfc.run.resolved import identity_share, paired_queries, resolve
+from attfc.run.resolved import identity_share, queries_in_a_row, resolve
 from attfc.training.momentum import MomentumPair
 from attfc.training.optimizers import build_optimizer, parameter_groups, trunk_of
 from attfc.training.schedule import build_schedule
@@ -229,7 +229,8 @@ def build_loader(settled: "Settled", keys_per_query: int, image_size: int) -> At
         distinct_keys=config.key_encoder is None or config.key_encoder.distinct_keys,
         sampling=config.data.sampling,
         identity_share=identity_share(config),
-        paired=paired_queries(config),
+        paired=queries_in_a_row(config) > 1,
+        group=queries_in_a_row(config),
         broken_limit=config.data.broken_limit,
         decoded_cache=cache,
         pin_memory=settled.device.type == "cuda",

@@ -107,7 +107,9 @@ def read_plain_pickle(path: str | os.PathLike[str], *, max_bytes: int = MAX_FILE
     try:
         mode = os.stat(path).st_mode
         if not stat.S_ISREG(mode):  # before opening: a pipe would wait for its writer
-            raise UserError(f"{shown}: is {'a folder' if stat.S_ISDIR(mode) else 'not a regular file'}: pass a .bin file")
+            raise UserError(
+                f"{shown}: is {'a folder' if stat.S_ISDIR(mode) else 'not a regular file'}: pass a .bin file"
+            )
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > max_bytes:

@@ -173,14 +173,21 @@ class AllPairs(Figures):
         An identity of m images has m (m - 1) / 2 pairs, so that in `tar_at_far` a person weighs by the square of their images. The thresholds are
         the same.
         """
-        pairs_I = _PairCounts(self.identity_images).genuine_I
-        starts_C, pairs_C = (np.cumsum(pairs_I) - pairs_I)[pairs_I > 0], pairs_I[pairs_I > 0]
-        found = dict(self.tar_at_far)
+        found, pairs_C = dict(self.tar_at_far), np.diff(self._genuine_starts)
         for far, threshold in self.threshold_at_far.items():
             if threshold is not None and found[far] != 1.0:
-                accepted_C = np.add.reduceat(self.genuine_scores > threshold, starts_C, dtype=np.int64)
-                found[far] = float(np.mean(accepted_C / pairs_C))
+                found[far] = float(np.mean(self.accepted_pairs(threshold) / pairs_C))
         return found
+
+    def accepted_pairs(self, threshold: float) -> Int64:
+        """Return how many genuine pairs score above a threshold, of each identity that has any: (carriers,)."""
+        return np.add.reduceat(self.genuine_scores > threshold, self._genuine_starts[:-1], dtype=np.int64)
+
+    @functools.cached_property
+    def _genuine_starts(self) -> Int64:
+        """Where in `genuine_scores` those of each identity that has any begin, and where the last ends: (carriers + 1,)."""
+        pairs_I = _PairCounts(self.identity_images).genuine_I
+        return np.append(0, np.cumsum(pairs_I[pairs_I > 0]))
 
     def sample(self, exact: int = EXACT_IMPOSTORS) -> TailSample:
         """Return the scores for intervals; the `spare` that they were scored with says how far below the largest FAR's threshold these look."""
