@@ -352,6 +352,7 @@ class AttFC(Head):
         """The banks, a pass over the negatives, and what a step makes of queries and keys. Nothing is trained."""
         everyone, block_mib = batch * self.ranks.size, self.streaming["block_mib"]
         held = sum(bank.footprint(everyone, block_mib, cached)[0] for bank in self.banks)
+        held += sum(buffer.nbytes for buffer in self.center.buffers())
         _, working, streamed = self.negatives.footprint(everyone, block_mib, cached)
         working += everyone * self.embedding_size * 4 * (self.keys_per_query + 6)
         return HeadMemory(held, 0.0, working, self.keys_per_query, streamed, "container")
