@@ -124,9 +124,9 @@ def test_that_of_another_model_or_a_damaged_one_is_refused(calibrated, tmp_path,
         text: f"{beside} is the operating point of another model: of digest ",
         text.replace(
             '"fmr": 0.', '"fmr": 7.'
-        ): f"{beside} is no operating point: fmr: Input should be less than or equal to 1",
+        ): f"{beside} is not an operating point: fmr: Input should be less than or equal to 1",
         text.replace('"notes": []', '"notes": [], "more": 1'): "more: Extra inputs are not permitted",
-        text[:300]: f"{beside} is no operating point: Invalid JSON",
+        text[:300]: f"{beside} is not an operating point: Invalid JSON",
         " " * (2**22 + 1): f"{beside} is larger than 4,194,304 bytes",
     }.items():
         beside.write_text(content)

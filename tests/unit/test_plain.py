@@ -15,7 +15,7 @@ SPEC.loader.exec_module(plain)
 LONG = " ".join(["word"] * 30)
 
 
-def rules(text: str, kind: str = "message", place: str = "docs/page.md") -> list[str]:
+def rules(text: str, kind: str = "message", place: str = "page") -> list[str]:
     return [rule for rule, _ in plain.faults_of(plain.Text(place, kind, text))]
 
 

@@ -410,7 +410,7 @@ class RunConfig(Section):
 
 
 def models_of(section: str) -> dict[str, type[Section]]:
-    """Return the models of a section by the kind that each is of, "" where there are no kinds; nothing where it is no section."""
+    """Return the models of a section by the kind that each is of, "" where there are no kinds; nothing where it is not a section."""
     if section in KINDS:
         return {kind: model_of(section, kind) for kind in KINDS[section]}
     field = RunConfig.model_fields.get(section)

@@ -77,8 +77,8 @@ def read_verification_set(path: str | os.PathLike[str], *, max_bytes: int = MAX_
         max_bytes: refuse larger files.
 
     Raises:
-        UserError: no such file; not a pickle; cut short or with something after its end; a pickle that asks for anything but
-            lists, bytes, numbers and arrays; not (images, same); counts that do not fit; no pairs.
+        UserError: no such file, not a pickle, cut short or with something after its end. A pickle that asks for anything but
+            lists, bytes, numbers and arrays. Not (images, same), counts that do not fit, or no pairs.
     """
     shown = printable(os.fsencode(path))
     content = read_plain_pickle(path, max_bytes=max_bytes)
