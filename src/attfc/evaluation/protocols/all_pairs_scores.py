@@ -295,7 +295,7 @@ def score_all_pairs(
         progress: called as (pairs done, pairs).
 
     Raises:
-        UserError: no genuine or no impostor pair; embeddings that are not finite or have length 0; a FAR that is not a rate; a
+        UserError: no mated or no non-mated pair; embeddings that are not finite or have length 0. A FAR that is not a rate; a
             budget that does not hold the embeddings.
     """
     images, dimension = len(embeddings), embeddings.shape[1]
