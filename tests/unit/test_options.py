@@ -195,7 +195,7 @@ def situations() -> Iterator[RunConfig]:
 
 def built(config: RunConfig) -> dict[str, Any]:
     """Everything that a head and its loader are told, as plain values."""
-    head = build_head(config, 40, images=80)
+    head = build_head(config, 40, images=80, image_counts=range(40))
     found: dict[str, Any] = {
         f"{name}.{key}": value
         for name, module in head.named_modules()
