@@ -61,7 +61,7 @@ def take_rows(run: "Run", start: "StartWeights") -> str | None:
         )
     found = run.ranks.once(lambda: _labels_now(run, start, size[0]))
     if isinstance(found, str):
-        return f"the new head's centers are all new: whose those of {start.record.source} are is not known ({found})"
+        return f"all class centers start fresh: whose centers {start.record.source} has is not known ({found})"
     from attfc.training.checkpoints.storage import rows_of
 
     now_M, taken, people = torch.from_numpy(found), 0, len(run.store.identities)
@@ -75,17 +75,15 @@ def take_rows(run: "Run", start: "StartWeights") -> str | None:
         numbers_M = _numbers(mine, whose_M, frequent_T)
         for first, rows_SD in rows_of(checkpoint, f"head/{name}"):
             place_S, ours_S = shard.locate(numbers_M[first : first + len(rows_SD)])
-            ours_S &= rows_SD.any(
-                dim=1
-            )  # a table has rows of zeros for people whom it has not seen, or who have a trained row
+            ours_S &= rows_SD.any(dim=1)  # the table's row is zeros for who was not seen yet, or has a trained row
             alike = (mine == TABLE) == (name == TABLE)
             found_SD = rows_SD[ours_S] if alike else normalize(rows_SD[ours_S].float()) * lengths[mine]
             state[mine][place_S[ours_S].to(state[mine].device)] = found_SD.to(state[mine])
             taken += len(found_SD)
     head.load_state_dict(state)  # what follows from the rows
     taken = int(head.ranks.sum(torch.tensor(float(taken), device=run.device)))
-    kept = f"{taken:,} of the {people:,} people have theirs of {start.record.source}"
-    return f"the new head's centers: {kept}, {people - taken:,} begin anew"
+    kept = f"{taken:,} of the {people:,} people keep theirs from {start.record.source}"
+    return f"class centers: {kept}, {people - taken:,} start fresh"
 
 
 def _numbers(name: str, labels_M: Tensor, frequent_T: Tensor) -> Tensor:
