@@ -5,13 +5,14 @@ logits, B x N, fit in 512 MiB; four, a block at a time, where they do not. Memor
 at 10 million identities and D = 512.
 Several ranks: data parallel, every rank has all rows and the gradients are averaged (the trainer's DistributedDataParallel; moves N x D numbers a
 step); or model parallel, each rank has a block of the rows and their momentum, and B x 2D numbers move (`ranks`).
-Source: ArcFace (arXiv 1801.07698); arcface_torch at sample rate 1.
+Source: ArcFace (arXiv 1801.07698); arcface_torch at sample rate 1; `subcenters`: Sub-center ArcFace (ECCV 2020).
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor, nn
 
+from attfc.config.option import Option
 from attfc.distributed import Ranks
 from attfc.errors import UserError
 from attfc.heads.banks.row_store import RowStore, draw_rows
@@ -34,6 +35,7 @@ class TrainedRows(Head):
     Args:
         identities: N; labels are 0 to N - 1.
         store: where the rows live.
+        subcenters: K rows per identity, one after the other in its row of `weight`.
 
     Attribute `shard`: the block of the rows that is this rank's `weight`.
     """
@@ -41,7 +43,9 @@ class TrainedRows(Head):
     identities: int
     instead_of_sharing = ""
 
-    def __init__(self, embedding_size: int, identities: int, margin: Margin, store: RowStore, **options: Any) -> None:
+    def __init__(
+        self, embedding_size: int, identities: int, margin: Margin, store: RowStore, subcenters: int = 1, **options: Any
+    ) -> None:
         super().__init__(embedding_size, margin, **options)
         if not 1 <= identities < 1 << 31:
             raise UserError(f"identities is {identities}: a classifier needs at least 1 identity and fewer than 2**31")
@@ -53,8 +57,9 @@ class TrainedRows(Head):
         self.identities = identities
         self.shard = ShardedRows.of(identities, self.ranks)
         self.rows = store
+        self.subcenters = subcenters
         self._gradient_memory = KeptMemory()
-        self.weight = nn.Parameter(store.zeros(len(self.shard), embedding_size))
+        self.weight = nn.Parameter(store.zeros(len(self.shard), subcenters * embedding_size))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -89,6 +94,7 @@ class TrainedRows(Head):
             self.margin,
             norms_B=norms_B,
             rows_N=rows_S,
+            subcenters=self.subcenters,
             ranks=self.ranks,
             first_class=first,
             memory=self._gradient_memory,
@@ -126,10 +132,12 @@ class FullFC(TrainedRows):
         embedding_size: D.
         identities: N; labels are 0 to N - 1.
         margin: margin on the right identity's cosine; owns the scale s.
+        subcenters: K trained rows per identity, of which the most similar to a query counts (Sub-center ArcFace, for wrong labels): K times the
+            memory and time.
         filter_above, filtering, block_mib: as every head (`Head`).
         ranks: as every head; `weight` is then the block `shard` of the rows, whose gradient is that of the mean over all ranks.
 
-    `weight` (N, D) float32 is a parameter, normal with standard deviation 0.01 as in arcface_torch; not normalized in
+    `weight` (N, K D) float32 is a parameter, normal with standard deviation 0.01 as in arcface_torch; not normalized in
     storage, so weight decay shortens its rows and that raises their effective learning rate.
 
     >>> import torch
@@ -147,6 +155,9 @@ class FullFC(TrainedRows):
         identities: int,
         margin: Margin,
         *,
+        subcenters: Annotated[
+            int, Option("trained centers per person, of which the most similar to an image counts", ge=1)
+        ] = 1,
         filter_above: FilterAbove = None,
         filtering: Filtering = "drop",
         block_mib: BlockMib = 32.0,
@@ -157,6 +168,7 @@ class FullFC(TrainedRows):
             identities,
             margin,
             RowStore(),
+            subcenters,
             filter_above=filter_above,
             filtering=filtering,
             block_mib=block_mib,
@@ -165,7 +177,7 @@ class FullFC(TrainedRows):
 
     def footprint(self, batch: int, *, cached: bool = True) -> HeadMemory:
         """Rows and their gradient."""
-        rows, size = len(self.shard), self.weight.nbytes
+        rows, size = len(self.shard) * self.subcenters, self.weight.nbytes
         working = class_softmax_bytes(rows, batch * self.ranks.size, self.streaming["block_mib"], cached)
         return HeadMemory(size, size, working, 0, rows, "dense")
 
@@ -174,4 +186,5 @@ class FullFC(TrainedRows):
     ) -> tuple[Tensor, Tensor | None, Tensor, int]:
         if labels_B.device.type == "cpu":
             self._check_labels_below(self.ranks.gather(labels_B))
-        return self.weight, None, labels_B, self.shard.start
+        weight_ND = self.weight if self.subcenters == 1 else self.weight.view(-1, self.embedding_size)
+        return weight_ND, None, labels_B, self.shard.start
