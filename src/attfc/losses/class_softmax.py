@@ -17,8 +17,7 @@ pages).
 
 Several rows per class (`subcenters`): the largest cosine of a query with them is that of the class; the others are left out of the sums.
 
-Source: ArcFace (1801.07698), eq. 3; Sub-center ArcFace (ECCV 2020), eq. 2. Shapes: B queries, D dimensions, N classes, R rows of one block, K rows per
-class.
+Source: ArcFace (1801.07698), eq. 3; Sub-center ArcFace (ECCV 2020). Shapes: B queries, D dimensions, N classes, R rows of one block, K per class.
 """
 
 from collections.abc import Iterator
