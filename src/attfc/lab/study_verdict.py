@@ -4,8 +4,8 @@ Both variants were judged on the same people with the same seeds, so that what a
 again and, of S seeds, S - 1 (that many draws give a mean's variance without bias). Weights of both kinds multiply, which counts the chance of a
 single person under a single seed once too often: with the variance V_s of seeds alone, V_p of people alone and V of both, the percentiles are drawn
 in to the variance 2 (V_s + V_p) - V, at least the larger of V_s and V_p. Few seeds tell their variance badly: the percentiles are widened as
-Student's t is against the normal distribution, degrees of freedom after Satterthwaite. In simulations of 3 and 5 seeds 93 to 98 % of the intervals held the
-truth.
+Student's t is against the normal distribution, degrees of freedom after Satterthwaite. In simulations of 3 and 5 seeds 93 to
+98 % of the intervals held the truth.
 
 Thresholds are those of all impostor pairs and stay: how far the impostors of other people would move them is not in the interval.
 
