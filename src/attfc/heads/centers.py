@@ -11,6 +11,7 @@ with the own embedding and a container, is Prototype Memory (arXiv 2105.02103; d
 import math
 from typing import Annotated, NamedTuple
 
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -21,7 +22,7 @@ from attfc.errors import UserError
 from attfc.heads.banks.bank import Batch, Recalled
 from attfc.heads.checked import checked
 from attfc.heads.head import unit_length
-from attfc.heads.options import StoredShare
+from attfc.heads.options import MemoryEpochs, StoredShare
 from attfc.losses.numbers import check_numbers
 
 __all__ = [
@@ -79,9 +80,9 @@ class CenterRule(nn.Module):
         """Return the positions of all ranks' images, for a rule that takes them."""
         return None
 
-    def _blend(self, center_BD: Tensor, recalled: Recalled, share: float) -> Tensor:
-        """Return the new centers, with that share of the stored ones; who is not stored takes the new one alone."""
-        if share == 0:
+    def _blend(self, center_BD: Tensor, recalled: Recalled, share: float | Tensor) -> Tensor:
+        """Return the new centers, with that share (B, 1) of the stored ones; who is not stored takes the new one alone."""
+        if not isinstance(share, Tensor) and share == 0:
             return center_BD
         stored_BD = recalled.center_BD.detach().to(center_BD.dtype)
         blended_BD = normalize(share * stored_BD + (1 - share) * center_BD, dim=1)
@@ -142,21 +143,37 @@ class OwnEmbedding(CenterRule):
 
     A sample whose identity is not stored has no positive but itself, which teaches nothing: it counts 0 in the mean (the divisor stays B).
 
+    The stored center is a running mean of about 1 / (1 - share) images. An identity with n images gets the share 1 - 1 / (memory n) where that is
+    larger: its center is less noisy, and no older than a part of an epoch.
+
     Args:
         share: of the stored center in the new one.
+        memory: part of an epoch that the mean covers where an identity has many images; 0: one share for all.
+        image_counts: (N,) images of each identity, `store.identities.counts()`; without it there is one share for all.
     """
+
+    image_counts: Tensor | None
 
     @checked(center_blend="share=...")
     def __init__(
         self,
         share: StoredShare = 0.6,
+        memory: MemoryEpochs = 0.25,
+        image_counts: npt.ArrayLike | None = None,
     ) -> None:
         super().__init__()
-        self.share = share
+        self.share, self.memory = share, memory
+        given = share and memory and image_counts is not None
+        counts = torch.as_tensor(image_counts, dtype=torch.int32) if given else None
+        self.register_buffer("image_counts", counts, persistent=False)
 
     def forward(self, batch: Batch, present_BD: Tensor, recalled: Recalled) -> Proposal:
         """Return the stored centers as positives."""
-        new_BD = self._blend(present_BD, recalled, self.share)
+        share: float | Tensor = self.share
+        if self.image_counts is not None:
+            images_B1 = self.image_counts.index_select(0, batch.labels_B).to(present_BD.dtype).unsqueeze(1)
+            share = (1 - 1 / (self.memory * images_B1)).clamp_min(self.share)
+        new_BD = self._blend(present_BD, recalled, share)
         return Proposal(recalled.center_BD.to(new_BD.dtype), new_BD, recalled.found_B)
 
 

@@ -68,7 +68,7 @@ def run_vectors(
     warm_up(torch.device("cpu"))
     torch.manual_seed(seed)
     meter = ResidentPeak()
-    head = build_head(config, len(index), images=index.images)
+    head = build_head(config, len(index), images=index.images, image_counts=index.counts())
     pair = build_pair(config, VectorEncoder(world.size, config.backbone.embedding_size, width), head.keys_per_query)
     share = identity_share(config)
     mix, group = IdentityMix(index, share, config.batch_size, seed) if share else None, queries_in_a_row(config)
@@ -91,10 +91,9 @@ def run_vectors(
         "images": index.images,
     }
     curve: list[dict[str, float]] = []
-    seconds, losses = 0.0, 0.0
+    seconds, losses, since = 0.0, 0.0, 0
     images = config.batch_size * config.optimizer.accumulation
     stops = {round(steps * (number + 1) / points) for number in range(points)}
-    since = 0
     pair.train()
     for step in range(1, steps + 1):
         start = time.perf_counter()
@@ -169,7 +168,7 @@ def _scores(embeddings_ND: Tensor, persons_N: Int64, fars: tuple[float, ...]) ->
 
 def _head_bytes_of(config: RunConfig, identities: int, images: int) -> int:
     """`_head_bytes` after one step on random embeddings."""
-    head = build_head(config, identities, images=images)
+    head = build_head(config, identities, images=images, image_counts=torch.ones(identities))
     optimizer = optimizer_of(config, build_pair(config, build_backbone(config), head.keys_per_query), head)
     batch, keys, size = config.batch_size, head.keys_per_query, config.backbone.embedding_size
     numbers, given = torch.arange(batch), torch.randn(batch, keys, size) if keys else None
