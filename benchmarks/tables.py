@@ -871,9 +871,11 @@ def main() -> None:
             path = ROOT / "docs" / "figures" / f"study_{name}.svg"
             path.parent.mkdir(exist_ok=True)
             path.write_text(study_figure(records, figure, title), encoding="utf-8")
-    import readme_figure  # beside this file
+    import pareto_figures  # both beside this file
+    import readme_figure
 
     (ROOT / "docs" / "figures" / "readme.svg").write_text(readme_figure.picture(), encoding="utf-8")
+    pareto_figures.main()
 
 
 if __name__ == "__main__":
