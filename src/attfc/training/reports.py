@@ -79,8 +79,8 @@ class StepReport:
 class LabelWatch:
     """Says once, at the end of the second epoch, that labels look wrong, from how many images lie far from the center of their label.
 
-    Measured in the second half of the second epoch, on people of two samples each, of 1 to 6 and of 2 to 20, and on real faces: at most 1 % where labels
-    are right, 4 % or more where one of ten is wrong, 20 % or more where four of ten are.
+    Measured in the second half of the second epoch, on people of two samples each, of 1 to 6 and of 2 to 20, and on real faces: at most 1 % where
+    labels are right, 4 % or more where one of ten is wrong, 20 % or more where four of ten are.
 
     >>> watch = LabelWatch()
     >>> [watch.note(epoch, 0.2) is not None for epoch in (0.8, 1.6, 1.9, 2.1, 2.5)]
@@ -109,5 +109,6 @@ class LabelWatch:
             return None
         return (
             f"{mean:.0%} of the images do not look like the others of their label (cosine to its center below 0.1): labels may be wrong. "
-            "`attfc data clean DATA --model RUN` lists them when the run is done; head.filter_above=0.3 keeps such images from being pushed from their own person"
+            "`attfc data clean DATA --model RUN` lists them when the run is done; head.filter_above=0.3 keeps such images from being "
+            "pushed from their own person"
         )
