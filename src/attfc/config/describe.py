@@ -1,4 +1,4 @@
-"""What the options are, for a reader: lists for the terminal and for docs/options.md, and a configuration with its options explained.
+"""What the options are, for a reader: lists for the terminal and for docs/options.md (`benchmarks/reference.py`), and a configuration with its options explained.
 
 All of it is made from the descriptions in the schema (`attfc.config.option`). A terminal has 80 columns, so an option is a few short rows.
 """
@@ -32,7 +32,7 @@ __all__ = [
     "commented_yaml",
     "find_options",
     "option_rows",
-    "options_page",
+    "sections",
     "section_title",
     "without_effect",
 ]
@@ -189,33 +189,6 @@ def commented_yaml(config: RunConfig) -> str:
         written = yaml.safe_dump({name: _value(values, option.key)}, sort_keys=False, allow_unicode=True, width=120)
         lines += [indent + line for line in written.splitlines()]
     return "\n".join(lines) + "\n"
-
-
-def options_page() -> str:
-    """The text of docs/options.md."""
-    lines = [
-        "# Options",
-        "",
-        "Every option of `attfc train`, made from the schema by `make docs`. `attfc options WORD` shows the same in a terminal.",
-        "An option is typed as `section.option=value`; in a YAML file it stands in its section. Short names are for the command line and Python.",
-        "A word for `head`, `margin`, `center`, `negatives` or `stored` is its kind: `head=full_fc` is `head.kind=full_fc`. "
-        "`center`, `negatives`, `stored` and `in_batch` are parts of `head.kind=attfc`. "
-        "`key_encoder` is there where keys are embedded: `center.kind=key_attention`, `head.kind=dcq|dcp`.",
-        "A default holds where a preset or a file does not name the option; `attfc train DATA` chooses some by itself.",
-        "`a|b` in a condition means either of both values.",
-        "",
-    ]
-    for section in sections():
-        lines += [f"## {section or 'The run itself'}", ""]
-        if section:
-            lines += [section_title(section), ""]
-        for option in all_options():
-            if option.section == section:
-                kind = option.takes.replace("|", "\\|")
-                lines.append(f"- **`{option.key}`** = `{as_typed(option.default)}` ({kind})  ")
-                lines.append(f"  {' '.join(option.rows())}")
-        lines.append("")
-    return "\n".join(lines[:-1]) + "\n"
 
 
 def option_rows(option: Option) -> list[str]:
