@@ -77,7 +77,8 @@ def commands_page() -> str:
     lines = [
         "# Commands",
         "",
-        "Every command of `attfc`, made from its help by `make docs`; `attfc COMMAND --help` prints the same. `--debug` anywhere shows the traceback of an error.",
+        "Every command of `attfc`, made from its help by `make docs`; `attfc COMMAND --help` prints the same.",
+        "`--debug` anywhere shows the traceback of an error.",
         "Exit status: 0 done; 1 the input is at fault, said in one line; 2 a word that no command knows; 130 interrupted.",
         "",
     ]

@@ -1,7 +1,8 @@
 """How the site is built from these pages: Sphinx, MyST for Markdown, the PyData theme (`make site`; docs/decisions.md says why these).
 
 Nothing is fetched: fonts, scripts and the index of the search are files of the folder, so it opens from file:// and anywhere else. A warning is an
-error, a link that leads nowhere too. The search finds sections, not pages: `write_sections` lists them, docs/_static/search.js looks through the list.
+error, a link that leads nowhere too. The search finds sections, not pages: `write_sections` lists
+them, docs/_static/search.js looks through the list.
 """
 
 import json

@@ -34,7 +34,7 @@ from attfc.config.option import clauses
 from attfc.errors import UserError
 from attfc.heads.banks.kept_rows import KeptRows
 from attfc.run.components import build_head
-from attfc.run.resolved import identity_share, paired_queries
+from attfc.run.resolved import identity_share, queries_in_a_row
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADS = ("attfc", "full_fc", "partial_fc", "dcq", "dcp")
@@ -207,7 +207,7 @@ def situations() -> Iterator[RunConfig]:
 
 def built(config: RunConfig) -> dict[str, Any]:
     """Everything that a head and its loader are told, as plain values."""
-    head = build_head(config, 40, images=80)
+    head = build_head(config, 40, images=80, image_counts=range(40))
     found: dict[str, Any] = {
         f"{name}.{key}": value
         for name, module in head.named_modules()
@@ -220,7 +220,7 @@ def built(config: RunConfig) -> dict[str, Any]:
         "kept": [bank.store.place for bank in getattr(head, "banks", []) if isinstance(bank, KeptRows)],
         **head.streaming,
         "rows": getattr(head, "rows", None) and head.rows.place,
-        "paired": paired_queries(config),
+        "in a row": queries_in_a_row(config),
         "mix": identity_share(config),
     }
     return found | ({} if config.key_encoder is None else config.key_encoder.model_dump())

@@ -289,6 +289,7 @@ def test_halves_of_the_people_share_nobody() -> None:
         (("kind: vectors", "kind: pictures"), "world="),
         (("seeds: [0, 1]", "seeds: []"), r"seeds=\[\]: "),
         (("variants:", "variants: {"), "is not valid YAML"),
+        (("[head=full_fc]", "[world.imagse=3]"), "unknown key 'imagse'; did you mean 'images'"),
     ],
 )
 def test_studies_that_are_refused(grid: Path, change: tuple[str, str], message: str) -> None:
@@ -311,6 +312,16 @@ def test_an_override_that_train_would_refuse_stops_the_study_at_once(grid: Path,
 
 
 @pytest.mark.slow  # a process that imports torch for each of four cells
+def test_a_variant_may_change_the_world(grid: Path, tmp_path: Path) -> None:
+    grid.write_text(GRID.replace("[head=full_fc]", '["world.images=[3, 3]", head=full_fc]'))
+    records = run_study(read_study(grid), tmp_path / "out", only=["full_fc"], said=lambda _: None)
+    assert {(*record["world"]["images"], record["identities"], record["images"]) for record in records} == {
+        (3, 3, 60, 180)
+    }
+    assert "head=full_fc" in records[0]["overrides"]
+    assert not any("world" in override for override in records[0]["overrides"])
+
+
 def test_a_study_goes_on_where_it_stopped(grid: Path, tmp_path: Path) -> None:
     study, folder, lines = read_study(grid), tmp_path / "out", []
     run_study(study, folder, only=["full_fc"], parallel=2, said=lines.append)

@@ -1,4 +1,4 @@
-"""What the options are, for a reader: lists for the terminal and for docs/options.md (`benchmarks/reference.py`), and a configuration with its options explained.
+"""What the options are, for a reader: lists for the terminal and for docs/options.md, and a configuration with its options explained.
 
 All of it is made from the descriptions in the schema (`attfc.config.option`). A terminal has 80 columns, so an option is a few short rows.
 """
@@ -32,8 +32,8 @@ __all__ = [
     "commented_yaml",
     "find_options",
     "option_rows",
-    "sections",
     "section_title",
+    "sections",
     "without_effect",
 ]
 

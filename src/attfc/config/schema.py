@@ -198,7 +198,7 @@ class OptimizerConfig(Section):
     head_learning_rate_scale: Annotated[float, Field(gt=0)] = option(
         1.0,
         "learning rate of the trained centers as a multiple of the network's",
-        acts="head.kind=full_fc|partial_fc",
+        acts="head.kind=full_fc|partial_fc or head.kind=attfc and negatives.kind=center_table and negatives.trained!=0",
     )
     clip: Annotated[float, Field(ge=0)] = option(5.0, "largest norm of the network's gradient; 0 is off")
     accumulation: Positive = option(
@@ -440,7 +440,7 @@ def described_fields() -> dict[str, list[tuple[str, FieldInfo]]]:
         for kind, model in models_of(section).items():
             apart = {"kind"} if kind else set()
             if section == "stored" and kind not in HOLDING_A_BATCH:
-                apart |= {"share", "count"}  # of what is drawn in a step, and nothing is drawn from this one
+                apart |= {"share", "count", "trained"}  # about negatives, and this one gives none
             for name, each in model.model_fields.items():
                 if name not in apart:
                     found.setdefault(f"{section}.{name}", []).append((kind, each))

@@ -38,7 +38,7 @@ from attfc.lab.vectors import VectorEncoder, VectorWorld
 from attfc.machine import environment
 from attfc.run.components import build_backbone, build_head, build_pair, optimizer_of, schedule_of
 from attfc.run.data import open_held_out, open_training_data
-from attfc.run.resolved import identity_share, paired_queries
+from attfc.run.resolved import identity_share, queries_in_a_row
 from attfc.training.step import Inputs, TrainStep, head_alone
 from attfc.typing import Int64
 
@@ -68,17 +68,19 @@ def run_vectors(
     warm_up(torch.device("cpu"))
     torch.manual_seed(seed)
     meter = ResidentPeak()
-    head = build_head(config, len(index), images=index.images)
+    head = build_head(config, len(index), images=index.images, image_counts=index.counts())
     pair = build_pair(config, VectorEncoder(world.size, config.backbone.embedding_size, width), head.keys_per_query)
     share = identity_share(config)
-    mix = IdentityMix(index, share, config.batch_size, seed) if share else None
+    queries: IdentityMix | PairedQueries | None = IdentityMix(index, share, config.batch_size, seed) if share else None
+    if (group := queries_in_a_row(config)) > 1:
+        queries = PairedQueries(index, seed, group)
     stream = QueryStream(
         index,
         head.keys_per_query,
         seed,
         distinct_keys=config.key_encoder is None or config.key_encoder.distinct_keys,
         sampling=config.data.sampling,
-        queries=PairedQueries(index, seed) if paired_queries(config) else mix,
+        queries=queries,
     )
     optimizer = optimizer_of(config, pair, head)
     schedule, steps = schedule_of(config, optimizer, stream.epoch_length)
@@ -169,7 +171,7 @@ def _scores(embeddings_ND: Tensor, persons_N: Int64, fars: tuple[float, ...]) ->
 
 def _head_bytes_of(config: RunConfig, identities: int, images: int) -> int:
     """`_head_bytes` after one step on random embeddings."""
-    head = build_head(config, identities, images=images)
+    head = build_head(config, identities, images=images, image_counts=torch.ones(identities))
     optimizer = optimizer_of(config, build_pair(config, build_backbone(config), head.keys_per_query), head)
     batch, keys, size = config.batch_size, head.keys_per_query, config.backbone.embedding_size
     numbers, given = torch.arange(batch), torch.randn(batch, keys, size) if keys else None

@@ -182,4 +182,10 @@ class Planner:
 
     def _head(self, config: RunConfig) -> Head:
         with shapes_only():
-            return build_head(config, self.identities, Ranks(0, self.ranks), images=self.images)
+            return build_head(
+                config,
+                self.identities,
+                Ranks(0, self.ranks),
+                images=self.images,
+                image_counts=torch.ones(self.identities),
+            )
