@@ -43,11 +43,11 @@ def options_page() -> str:
         "",
         "Every option of `attfc train`, made from the schema by `make docs`. `attfc options WORD` shows the same in a terminal.",
         "An option is typed as `section.option=value`; in a YAML file it stands in its section. Short names are for the command line and Python.",
-        "A word for `head`, `margin`, `center`, `negatives` or `stored` is its kind: `head=full_fc` is `head.kind=full_fc`. "
+        "A word given for `head`, `margin`, `center`, `negatives` or `stored` sets its kind: `head=full_fc` means `head.kind=full_fc`. "
         "`center`, `negatives`, `stored` and `in_batch` are parts of `head.kind=attfc`. "
-        "`key_encoder` is there where keys are embedded: `center.kind=key_attention`, `head.kind=dcq|dcp`.",
-        "A default holds where a preset or a file does not name the option; `attfc train DATA` chooses some by itself.",
-        "`a|b` in a condition means either of both values.",
+        "`key_encoder` exists where keys are embedded: `center.kind=key_attention`, `head.kind=dcq|dcp`.",
+        "A default holds where neither a preset nor a file sets the option; `attfc train DATA` chooses some by itself.",
+        "`a|b` in a condition means one of these values.",
         "",
     ]
     before = ""

@@ -107,7 +107,7 @@ def _replicated(config: RunConfig, ranks: Ranks) -> bool:
         return False
     if config.head.kind == "partial_fc":
         raise UserError(
-            "distributed.rows=replicated is for head.kind=full_fc, and this is partial_fc, whose gradients name single rows: take "
+            "distributed.rows=replicated needs head.kind=full_fc, and this is partial_fc, whose gradient covers single rows: set "
             "distributed.rows=sharded"
         )
     return config.head.kind == "full_fc"
