@@ -93,10 +93,9 @@ def run_vectors(
         "images": index.images,
     }
     curve: list[dict[str, float]] = []
-    seconds, losses = 0.0, 0.0
+    seconds, losses, since = 0.0, 0.0, 0
     images = config.batch_size * config.optimizer.accumulation
     stops = {round(steps * (number + 1) / points) for number in range(points)}
-    since = 0
     pair.train()
     for step in range(1, steps + 1):
         start = time.perf_counter()
