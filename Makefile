@@ -16,7 +16,7 @@ export PYTHONDONTWRITEBYTECODE :=
 help:
 	@echo "make demo       train AttFC on synthetic faces, evaluate on unseen identities, write the report (minutes)"
 	@echo "make test       the default tests            make test-slow  the slow ones too"
-	@echo "make check      format, lint, types, docstring examples, size and shape of the source, the site"
+	@echo "make check      format, lint, types, docstring examples, size of the source, plain sentences, the site"
 	@echo "make examples   runs examples/ in an environment of its own, .venv-examples (minutes)"
 	@echo "make site       the documentation as pages: open build/site/index.html; make links tries its links to elsewhere"
 	@echo "make bench      benchmarks -> benchmarks/results/*.json"
@@ -56,6 +56,7 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/pytest --doctest-modules src
 	$(BIN)/python .ci/house.py
+	$(BIN)/python .ci/plain.py
 	@$(MAKE) --no-print-directory site
 
 bench: setup

@@ -79,7 +79,7 @@ def test_a_word_finds_keys_sections_short_names_and_descriptions() -> None:
     assert find_options("margin.scale")[0].key == "margin.scale"
     assert {option.key for option in find_options("MIRROR")} == {"augment.flip", "eval.flip"}
     with pytest.raises(
-        UserError, match=r"no option has 'centr' in its name or meaning; near it: center \(sections: data, "
+        UserError, match=r"no option has 'centr' in its name or description; near it: center \(sections: data, "
     ):
         find_options("centr")
     with pytest.raises(UserError, match=r"no option has 'learning_rat!'.*; near it: optimizer\.learning_rate "):
@@ -99,7 +99,7 @@ def test_options_tell_defaults_of_both_profiles_units_and_when_they_act() -> Non
     shown = CliRunner().invoke(app, ["options", "decoded_cache_mib"]).stdout
     assert "(MiB)" in shown
     shown = CliRunner().invoke(app, ["options", "eval.pairs"]).stdout
-    assert "null: pairs are generated." in shown
+    assert "null: generate pairs." in shown
     assert "Only where eval.root is set, or where eval.share is above 0." in shown
 
 
@@ -126,14 +126,14 @@ def test_the_printed_configuration_leaves_out_what_does_nothing() -> None:
     printed = yaml.safe_load(commented_yaml(load_config("demo", ["head=full_fc", "eval.root=null"])))
     assert not {"center", "negatives", "stored", "in_batch", "key_encoder"} & set(printed)
     assert set(printed["eval"]) == {"root", "share"}
-    assert set(printed["head"]) == {"kind", "filter_above", "block_mib"}
+    assert set(printed["head"]) == {"kind", "subcenters", "past", "filter_above", "block_mib"}
     filtered = yaml.safe_load(commented_yaml(load_config("demo", ["head.filter_above=0.4"])))
     assert filtered["head"]["filtering"] == "drop"
     text = commented_yaml(load_config("demo"))
     assert (
         "  # Share of the stored center in the new one; the rest is the new\n  # embedding's.\n  share: 0.6\n" in text
     )
-    assert "# Processor threads of the training process. null: as many as torch takes.\nthreads: null\n" in text
+    assert "# Processor threads of the training process. null: torch's default.\nthreads: null\n" in text
 
 
 def test_an_option_that_does_nothing_is_told_so_unless_it_is_inherited(tmp_path) -> None:

@@ -46,14 +46,14 @@ class AttentionLoader:
 
     Args:
         store: the images (`attfc.open_store`).
-        batch_size: B, samples a batch on this rank, >= 1.
+        batch_size: B, samples per batch on this rank, >= 1.
         keys_per_query: K >= 0, the head's `keys_per_query`; 0, for heads that take no keys, gives keys of shape (B, 0, 3, S, S).
         seed: names the stream: order, keys and augmentation seeds.
         image_size: S in pixels.
         workers: decoding processes; 0 decodes in the caller.
         rank, ranks: this process's share of the stream.
-        distinct_keys: see `QueryStream`. With True an identity with one image gets it as every key, mirrored against the
-            query and otherwise augmented on its own; with two images all keys are the other one.
+        distinct_keys: see `QueryStream`. With True, all keys of an identity with two images are the other image. One with a single
+            image gets it as every key, mirrored against the query and otherwise augmented on its own.
         sampling: "each_once" | "with_replacement".
         identity_share: share of each batch, from the start of that of all ranks, whose queries are drawn by identity (`IdentityMix`, F2C's
             loader); 0: all by image. The parts are counted in batches: a resumed loader keeps the batch of all ranks then.
@@ -150,8 +150,10 @@ class AttentionLoader:
 
     @property
     def epoch_length(self) -> int:
-        """Queries in an epoch, over all ranks: the store's images; with weighted sources the visits that the weights call
-        for, with an `identity_share` those in which the part drawn by image passes over them once.
+        """Queries in an epoch, over all ranks: the number of images in the store.
+
+        With weighted sources: the visits that the weights ask for. With an `identity_share`: as many as the part drawn by image needs to
+        pass over the images once.
         """
         return self._batches.stream.epoch_length
 
