@@ -711,7 +711,15 @@ def taught_cross() -> str:
 def int8() -> str:
     """Table of what int8 costs, by the layers that stay float32."""
     record = load("int8")
-    titles = ["layers", "FMR", "FNMR float32, %", "FNMR int8, %", "lost at the threshold kept", "lost at equal FMR"]
+    titles = [
+        "network",
+        "layers",
+        "FMR",
+        "FNMR float32, %",
+        "FNMR int8, %",
+        "lost at the threshold kept",
+        "lost at equal FMR",
+    ]
     titles += ["float32, ms per face", "int8, ms per face", "float32, MiB", "int8, MiB"]
     rows = []
     for row in record["results"]:
@@ -720,7 +728,8 @@ def int8() -> str:
         times = [f"{row[name]:.2f}" for name in ("milliseconds_before", "milliseconds")]
         sizes = [f"{row[name] / 2**20:.1f}" for name in ("bytes_before", "bytes")]
         shown = [loss.text(2, percent=True) for loss in losses]
-        rows.append([row["layers"], f"{row['fmr']:g}", *rates, *shown, *times, *sizes])
+        network = f"{row['network']}, {row['image_size']} px"
+        rows.append([network, row["layers"], f"{row['fmr']:g}", *rates, *shown, *times, *sizes])
     return with_provenance(titles, rows, record)
 
 
