@@ -728,7 +728,8 @@ def int8() -> str:
         times = [f"{row[name]:.2f}" for name in ("milliseconds_before", "milliseconds")]
         sizes = [f"{row[name] / 2**20:.1f}" for name in ("bytes_before", "bytes")]
         shown = [loss.text(2, percent=True) for loss in losses]
-        network = f"{row['network']}, {row['image_size']} px"
+        of = record["config"] | row
+        network = f"{of['network']}, {of['image_size']} px"
         rows.append([network, row["layers"], f"{row['fmr']:g}", *rates, *shown, *times, *sizes])
     return with_provenance(titles, rows, record)
 

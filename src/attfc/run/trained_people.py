@@ -2,7 +2,7 @@
 
 Names and files say nothing where a set was named and encoded anew; faces do. The first images of as many people as the time allows are
 embedded, of both sets, and centers and images of the evaluation compared with centers of the training (`cleaning.same_people`), at a
-threshold that one second closest center reaches in ten evaluations. A find is a hint, not a proof; `attfc data clean --against --model` looks at
+threshold that one closest stranger reaches in ten evaluations. A find is a hint, not a proof; `attfc data clean --against --model` looks at
 everybody. A faster machine sees more people, so it is said how many images were compared. Not for rendered faces, whose numbers tell.
 """
 
