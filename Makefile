@@ -6,20 +6,23 @@ FACES ?= ../shared/faces112/train
 SOURCES ?= $(HOME)/.cache/attfc/sources
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 export UV_PROJECT_ENVIRONMENT := $(CURDIR)/.venv
+EXAMPLES := .venv-examples
 # Bytecode is kept, whatever the shell says: without it every process of the tests compiles torch anew, for seconds.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup demo test check test-slow bench gpu study docs format clean
+.PHONY: setup demo test examples check test-slow bench gpu study docs site links format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       train AttFC on synthetic faces, evaluate on unseen identities, write the report (minutes)"
 	@echo "make test       the default tests            make test-slow  the slow ones too"
-	@echo "make check      format, lint, types, docstring examples, size and shape of the source"
+	@echo "make check      format, lint, types, docstring examples, size of the source, plain sentences, the site"
+	@echo "make examples   runs examples/ in an environment of its own, .venv-examples (minutes)"
+	@echo "make site       the documentation as pages: open build/site/index.html; make links tries its links to elsewhere"
 	@echo "make bench      benchmarks -> benchmarks/results/*.json"
 	@echo "make gpu        what a GPU must show, in under nine minutes -> benchmarks/results/gpu/; PART=tests|heads|networks|train: one part, eight minutes"
 	@echo "make study      docs/study.md: cells that are missing, then tables and figures"
-	@echo "make docs       regenerate the tables in docs/ from benchmarks/results/"
+	@echo "make docs       regenerate the tables in docs/ from benchmarks/results/, and docs/examples.md from examples/"
 
 setup: .venv/.ready
 
@@ -39,12 +42,22 @@ test: setup
 test-slow: setup
 	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "slow or not slow"
 
+# Lightning, Transformers, Accelerate and a kernel for the notebook, which development does without.
+$(EXAMPLES)/.ready: .venv/.ready
+	UV_PROJECT_ENVIRONMENT=$(CURDIR)/$(EXAMPLES) $(BIN)/uv sync --frozen --no-default-groups --group examples --python $(BIN)/python --quiet
+	@touch $(EXAMPLES)/.ready
+
+examples: $(EXAMPLES)/.ready
+	JOBS=$(JOBS) $(EXAMPLES)/bin/python .ci/examples.py
+
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest --doctest-modules src
 	$(BIN)/python .ci/house.py
+	$(BIN)/python .ci/plain.py
+	@$(MAKE) --no-print-directory site
 
 bench: setup
 	@for script in $(BENCHMARKS); do echo "benchmarks/$$script.py"; $(BIN)/python benchmarks/$$script.py || exit 1; done
@@ -67,10 +80,21 @@ study: setup
 
 docs: setup
 	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python .ci/examples.py --page
+
+# Warnings, and links within the site that lead nowhere, end it.
+site: setup
+	$(BIN)/uv sync --frozen --inexact --quiet --group site
+	$(BIN)/python -m sphinx -q -W --keep-going -d build/doctrees docs build/site
+	@echo "open build/site/index.html"
+
+links: site
+	@if $(BIN)/python -c "import socket; socket.create_connection(('pypi.org', 443), 5)" 2>/dev/null; \
+	then $(BIN)/python -m sphinx -q -b linkcheck -d build/doctrees docs build/links; else echo "no network: links to elsewhere were not tried"; fi
 
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
+	rm -rf .venv $(EXAMPLES) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

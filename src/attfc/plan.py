@@ -288,7 +288,7 @@ def plan_step(
     """
     keys = head.keys_per_query
     states = 1 if optimizer == "sgd" else 2
-    of_rows = states * head.rows if head.kind in ("dense", "sampled") else 0.0
+    of_rows = states * (head.rows if head.kind == "sampled" else head.gradient)
     networks = (1 + (keys > 0)) * (encoder.parameters + encoder.buffers)  # and its key encoder
     always = networks + states * encoder.trained + head.rows + of_rows
     always += _ALWAYS_MIB * 2**20 + batch * (1 + keys) * encoder.image_bytes
@@ -298,7 +298,7 @@ def plan_step(
     left_over = gradients if accumulation > 1 else 0
     # The optimizer's temporaries; those of sampled rows come in blocks.
     times = 0.0 if fused else float(weight_decay) if optimizer == "sgd" else 2.0
-    together = times * max(encoder.largest, head.rows if head.kind == "dense" else 0.0)
+    together = times * max(encoder.largest, 0.0 if head.kind == "sampled" else head.gradient)
     peak = always + max(
         left_over + 2 * key_images + (encoder.keys.at(batch * keys) if keys else 0.0),  # the key pass
         left_over + key_images + query_images + encoder.forward.at(batch),  # the query's forward
@@ -310,7 +310,7 @@ def plan_step(
     if rates is not None:
         # The optimizer's part of the head comes with each batch here, though accumulation has it once per step.
         passes = batch * (encoder.train_seconds + keys * encoder.key_seconds)
-        seconds = accumulation * (passes + head.streamed * getattr(rates, head.kind))
+        seconds = accumulation * (passes + head.streamed * getattr(rates, head.kind) + head.dense * rates.dense)
         hours = None if images is None else images / (batch * ranks * accumulation) * seconds / 3600
     return Plan(
         head=title,

@@ -10,16 +10,17 @@ from .workers import IMAGES, full_state, full_states, refusals, run_head, run_he
 def attfc(
     rule: str = "keys", count: int = 41, policy: str = "unique", share: float = 0.8, in_batch: str = "fixed",
     bank: str = "recent", stored: str | None = None, dtype: str = "float32", initial: str = "empty",
-    include_stored: bool = False, **rest: object,
+    include_stored: bool = False, own: dict[str, object] | None = None, **rest: object,
 ) -> dict[str, object]:  # fmt: skip
     """Parts of an AttFC by name, as `workers.build` puts them together."""
     options = {"keys": {"share": share, "include_stored": include_stored}, "others": {"images": IMAGES}}
     slots = {"policy": policy, "dtype": dtype, "initial": initial} if bank == "recent" else {}
     kept = {} if stored is None else {"stored": (stored, {})}
-    rule_options = options.get(rule, {"share": share})
+    rule_options = options.get(rule, own or {"share": share})
     return {"rule": (rule, rule_options), "bank": (bank, {"count": count, **slots}), "in_batch": in_batch} | kept | rest
 
 
+BY_IMAGES = {"memory": 0.3, "image_counts": range(1, 61)}
 ATTFC = {
     "published": attfc(policy="fifo", share=0.0, in_batch="none"),
     "tuned": attfc(),
@@ -31,9 +32,11 @@ ATTFC = {
     "table": attfc("own", stored="table", count=17),
     "drawn": attfc(bank="table", count=25),
     "batch": attfc("pairs", count=17),
+    "groups": attfc("pairs", count=17, labels=4) | {"rule": ("pairs", {"share": 0.8, "group": 4, "own": True})},
     "others": attfc("others", bank="memory", count=25),
     "drawn, two-way": attfc("own", bank="table", count=25, in_batch="push"),
     "batch, two-way": attfc("pairs", count=17, in_batch="push", policy="fifo"),
+    "share by images": attfc("own", bank="table", count=25, in_batch="push", own=BY_IMAGES),
     "others, two-way": attfc("others", bank="memory", count=25, in_batch="push"),
     "others, recent negatives": attfc("others", count=17),
     "table and keys": attfc(stored="table", include_stored=True, policy="fifo", count=17),

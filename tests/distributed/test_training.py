@@ -99,7 +99,7 @@ def test_a_shard_that_is_missing_or_of_another_save_is_named(runs, tmp_path) -> 
     shard.unlink()
     missing = on_ranks(2, errors, [([], str(copy))])[1][0]
     assert "has no whole checkpoint to resume from" in missing
-    assert "tensors_00001.safetensors is missing): start the run anew" in missing
+    assert "tensors_00001.safetensors is missing): start a new run" in missing
 
 
 def test_a_newer_checkpoint_that_is_not_whole_is_passed_over_and_said(runs, tmp_path) -> None:
@@ -125,7 +125,7 @@ def test_what_cannot_begin_says_so_on_every_rank(tmp_path) -> None:
         ],
         "batch_size=15 is that of all ranks and does not divide by 2 of them: take 16 or 14": ["batch_size=15"],
         "negatives.count=8 is smaller than batch_size=16": [*("negatives.count=8", "negatives=recent_centers")],
-        "distributed.rows=replicated is for head.kind=full_fc, and this is partial_fc, whose gradients name single rows": [
+        "distributed.rows=replicated needs head.kind=full_fc, and this is partial_fc, whose gradient covers single rows": [
             *("head=partial_fc", "head.place=host", "distributed.rows=replicated")
         ],
         "device=cuda:0 names one device for 2 ranks": ["device=cuda:0"],

@@ -318,7 +318,7 @@ def fine_tuned(overrides: list[str], output: str) -> tuple[str, str, float, list
     """Train with start weights; return the folder, what is said of the centers, the sum of their numbers, and both comparisons."""
     with _as_launched(Ranks.world()):
         run = new_run(load_config("demo", [*TINY, f"output={output}", *overrides]))
-        (note,) = [note for note in run.notes if "the new head's centers" in note]
+        (note,) = [note for note in run.notes if "class centers: " in note]
         centers = float(run.trainer.head.full_state_dict()["weight"].double().sum())
         run.trainer.train()
     return str(run.folder), note, centers, run.against_start["sets"]

@@ -28,7 +28,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory):
-    """51 people x 3 images, and a file that is no image."""
+    """51 people x 3 images, and a file that is not an image."""
     root = tmp_path_factory.mktemp("faces") / "set"
     store = SyntheticFaces(PEOPLE, IMAGES, seed=5)
     for position in range(len(store)):
@@ -106,14 +106,14 @@ def test_figures_are_those_of_a_loop_for_everyone_and_for_each_group(
         "TAR % at FAR",
         "note: 1 of 154 images are broken and left out; the first is",
         "broken.jpg",
-        "not stated: 11,475 impostor pairs, at least 1,000,000 needed",
+        "not stated: 11,475 non-mated pairs, at least 1,000,000 needed",
         "group child: all pairs: TAR at FAR 0.0001 is not stated",
         "ages.tsv: 1 lines name identities that set lacks; the first is 'nobody'",
         "ages.tsv: 1 of 51 identities are in no group",
         "3 of 153 images are in no group",
     ):
         assert wanted in text, wanted
-    unknown = "not checked: what the model was trained on is not known here"
+    unknown = "not checked: the training data of this model are not known"
     assert [*figures["notes"], unknown] == [
         line.removeprefix("note: ") for line in out.splitlines() if line.startswith("note: ")
     ]
@@ -132,7 +132,7 @@ def test_figures_are_those_of_a_loop_for_everyone_and_for_each_group(
         (("held-out", "FACES", "--groups", "NONE"), "--groups is of the protocol all-pairs: leave it out of held-out"),
         (
             ("all-pairs", "synthetic:identities=9,images=1"),
-            "9 images of 9 identities make 0 genuine and 36 impostor pairs",
+            "9 images of 9 identities make 0 mated and 36 non-mated pairs",
         ),
     ],
 )
@@ -146,9 +146,9 @@ def test_what_cannot_be_done_is_said_in_a_line(options, text, tmp_path, model, f
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (b"identity 1 child\n", r"g\.tsv line 1: 'identity 1 child' is no identity, a tab and a group"),
-        (b"\nidentity 1\tchild\told\n", r"g\.tsv line 2: .* is no identity, a tab and a group"),
-        (b"identity 1\t\n", r"line 1: 'identity 1' is no identity, a tab and a group"),
+        (b"identity 1 child\n", r"g\.tsv line 1: 'identity 1 child' is not an identity, a tab and a group"),
+        (b"\nidentity 1\tchild\told\n", r"g\.tsv line 2: .* is not an identity, a tab and a group"),
+        (b"identity 1\t\n", r"line 1: 'identity 1' is not an identity, a tab and a group"),
         (
             b"identity 1\tchild\nidentity 1\tchild\nidentity 1\tadult\n",
             "line 3: 'identity 1' is in group 'adult' and in 'child': an identity has one group",

@@ -58,7 +58,7 @@ def test_what_the_people_do_not_support_is_refused(tmp_path, monkeypatch, capsys
     assert not (run / "model" / "operating_point.json").exists()
     status, _, err = run_main(monkeypatch, capsys, "calibrate", run, PEOPLE, "--fmr", 1.5, *CPU)
     assert status == 1
-    assert "--fmr 1.5 is no false match rate" in err
+    assert "--fmr 1.5 is not a false match rate" in err
 
 
 def test_groups_and_failures(tmp_path, monkeypatch, capsys) -> None:
@@ -124,9 +124,9 @@ def test_that_of_another_model_or_a_damaged_one_is_refused(calibrated, tmp_path,
         text: f"{beside} is the operating point of another model: of digest ",
         text.replace(
             '"fmr": 0.', '"fmr": 7.'
-        ): f"{beside} is no operating point: fmr: Input should be less than or equal to 1",
+        ): f"{beside} is not an operating point: fmr: Input should be less than or equal to 1",
         text.replace('"notes": []', '"notes": [], "more": 1'): "more: Extra inputs are not permitted",
-        text[:300]: f"{beside} is no operating point: Invalid JSON",
+        text[:300]: f"{beside} is not an operating point: Invalid JSON",
         " " * (2**22 + 1): f"{beside} is larger than 4,194,304 bytes",
     }.items():
         beside.write_text(content)

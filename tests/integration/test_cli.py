@@ -128,7 +128,7 @@ def test_print_config_is_yaml_that_trains(tmp_path, monkeypatch, capsys) -> None
     [
         (
             ["train", "dmo"],
-            "'dmo' is no folder here, no preset and no key=value; presets near it: demo; to train on your faces: attfc train FOLDER",
+            "'dmo' is not a folder here, a preset or key=value; presets near it: demo; to train on your faces: attfc train FOLDER",
         ),
         (["train"], "no data and no preset: write attfc train FOLDER"),
         (["train", "faces/"], "faces/: no such file or folder (searched in "),

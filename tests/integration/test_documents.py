@@ -20,7 +20,10 @@ from attfc.run.build import new_run
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = {path.name: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}
+FILES = {"README.md": ROOT / "README.md"} | {
+    path.relative_to(ROOT / "docs").as_posix(): path for path in (ROOT / "docs").rglob("*.md")
+}
+PAGES = {name: path.read_text(encoding="utf-8") for name, path in FILES.items()}
 COMMAND = typer.main.get_command(app)
 
 
@@ -271,12 +274,11 @@ def test_train_commands_of_the_readme_have_known_options(tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize("page", sorted(PAGES))
 def test_links_of_the_documents_lead_somewhere(page: str) -> None:
-    folder = ROOT if page == "README.md" else ROOT / "docs"
     for target in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
         if "://" in target or target.startswith("mailto:"):
             continue
         file, _, anchor = target.partition("#")
-        path = folder / file if file else folder / page
+        path = FILES[page].parent / file if file else FILES[page]
         assert path.exists(), f"{page}: {target}"
         if anchor and path.suffix == ".md":
             titles = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)

@@ -201,7 +201,7 @@ def test_verify_says_what_a_cosine_means(earlier, flat, face_folder, tmp_path, m
     shutil.copytree(earlier / "model", tmp_path / "alone")
     status, said, _ = run_main(monkeypatch, capsys, "verify", tmp_path / "alone", *pair, "--device", "cpu")
     assert status == 0
-    assert "No threshold is known for this model, so the cosine decides nothing." in said
+    assert "No threshold is known for this model, so the cosine alone decides nothing." in said
     assert "attfc calibrate" in said
     assert "FOLDER --fmr 1e-4" in said
     status, _, err = run_main(monkeypatch, capsys, "verify", earlier, pair[0], flat, "--device", "cpu")

@@ -178,7 +178,7 @@ def test_compare_embeds_both_or_reads_what_was_kept(tmp_path, models, monkeypatc
     common = ("held-out", path, "--generated-pairs", 24, *FEW)
     for number, model in enumerate(models):
         out = ran(monkeypatch, capsys, "evaluate", model, *common, "--save", tmp_path / f"{number}.npz")
-        assert "note: TAR at FAR 0.01 is not stated: 12 impostor pairs, at least 100 needed" in out
+        assert "note: TAR at FAR 0.01 is not stated: 12 non-mated pairs, at least 100 needed" in out
     kept = ran(
         *(monkeypatch, capsys, "compare", tmp_path / "0.npz", tmp_path / "1.npz", *FEW, "--json", tmp_path / "c.json")
     )
@@ -207,7 +207,7 @@ def test_compare_embeds_both_or_reads_what_was_kept(tmp_path, models, monkeypatc
     for arguments, text in (
         (("0.npz", "other.npz"), "differ"),
         (("0.npz", "i.npz"), "compare needs one protocol"),
-        (("0.npz", "bad.npz"), "bad.npz is no result of `attfc evaluate --save`, or damaged"),
+        (("0.npz", "bad.npz"), "bad.npz is not a result of `attfc evaluate --save`, or damaged"),
         (("0.npz", "none.npz"), "no such file"),
         (
             ("0.npz", str(models[1])),
@@ -257,7 +257,7 @@ def test_compare_refuses_before_it_embeds_what_cannot_be_compared(tmp_path, mode
     assert "the pairs of" in err  # other pairs: seen once both are there
     other = ran(monkeypatch, capsys, "compare", tmp_path / "0.npz", tmp_path / "1.npz", *FEW)
     assert (
-        f"note: A was evaluated on {path}, B on {path},first=500: the figures compare only if the data are the same"
+        f"note: A was evaluated on {path}, B on {path},first=500: the metrics can be compared only if the data are the same"
         in other
     )
 
@@ -287,7 +287,7 @@ def test_a_hostile_or_damaged_result_is_refused(fault, tmp_path, models, monkeyp
         file.write_bytes(file.read_bytes()[:-40])
     status, _, err = run_main(monkeypatch, capsys, "report", file, "--output", tmp_path / "r.html")
     assert status == 1
-    assert "is no result of `attfc evaluate --save`, or damaged" in err
+    assert "is not a result of `attfc evaluate --save`, or damaged" in err
 
 
 def test_report_of_several_models(tmp_path, models, monkeypatch, capsys) -> None:
@@ -371,7 +371,7 @@ def test_report_of_several_models(tmp_path, models, monkeypatch, capsys) -> None
     assert re.findall(r">(g\d\d)<", text.rpartition("<svg")[2]) == [f"g{k:02d}" for k in range(39, -1, -1)]
     assert "the 40 groups with the lowest TAR" in text
     for arguments, wanted in (
-        ((files[0], models[0]), "is no result: models are set side by side from files"),
+        ((files[0], models[0]), "is not a saved result: to compare models, give files"),
         ((files[0], "--output", tmp_path / "r.pdf"), "a report is .html or .md"),
         ((files[0], "--pictures"), "results hold no pictures"),
     ):

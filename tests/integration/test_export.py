@@ -504,8 +504,8 @@ def test_int8_that_costs_too_much_is_not_written(run: Path, tmp_path, monkeypatc
     status, _, err = run_main(monkeypatch, capsys, "export", run, out, "--int8", *shown, "--fmr", 0.01)
     assert status == 1
     assert re.search(
-        r"in int8 costs more than 0.2 points of FNMR, or doubles the FMR: FNMR [\d.]+ % \(float32 [\d.]+ %\) at threshold .* loses "
-        r"-?[\d.]+ \[.*\] points, -?[\d.]+ \[.*\] at equal FMR, on 120 faces of 30 people of .*; nothing was written: export it without --int8",
+        r"in int8 raises the FNMR by more than 0.2 points, or doubles the FMR: FNMR [\d.]+ % \(float32 [\d.]+ %\) at threshold .* rises by "
+        r"-?[\d.]+ \[.*\] points, -?[\d.]+ \[.*\] at equal FMR. Measured on 120 faces of 30 people of .*\. Nothing was written: export it without",
         err,
     ), err
     assert [line[:6] for line in err.splitlines() if not line.startswith("faces: ")] == ["error:"]
@@ -517,13 +517,13 @@ def test_int8_that_costs_too_much_is_not_written(run: Path, tmp_path, monkeypatc
     [
         (("--int8",), "--int8 needs faces, and {run} has none at hand: give --calibration STORE"),
         (("--int8", "--calibration", UNSEEN), "--int8 needs faces, and {run} has none at hand: give --check-images STORE"),
-        (("--int8", "--half"), "--int8 is of --format onnx, and leaves out --half"),
-        (("--int8", "--format", "hf"), "--int8 is of --format onnx, and leaves out --half"),
+        (("--int8", "--half"), "--int8 needs --format onnx and no --half"),
+        (("--int8", "--format", "hf"), "--int8 needs --format onnx and no --half"),
         (("--int8", "--fmr", 2), "--fmr 2 is a rate between 0 and 1"),
-        (("--int8", "--most-loss", -1), "--most-loss -1 from 0 to 100 points of percent"),
+        (("--int8", "--most-loss", -1), "--most-loss -1 from 0 to 100 percentage points"),
         (
             ("--int8", "--calibration", UNSEEN, "--check-images", PEOPLE, "--fmr", "1e-6"),
-            "FMR 1e-06 is not stated by 6,960 pairs of different people, at least 1,000,000 are needed: give more people (--check-images)",
+            "FMR 1e-06 needs at least 1,000,000 pairs of different people, and there are 6,960: give more people (--check-images)",
         ),
     ],
 )  # fmt: skip

@@ -50,7 +50,7 @@ def test_from_a_photo_to_a_name(gallery, face_folder, tmp_path, monkeypatch, cap
         return run_main(monkeypatch, capsys, "gallery", *arguments)
 
     status, said, _ = run("add", gallery, face_folder, *CPU)
-    assert said == f"{gallery}: added 0 templates of 0 images; 56 images were there; 12 people\n"
+    assert said == f"{gallery}: added 0 templates of 0 images; 56 images were there already; 12 people\n"
     photo = face_folder / "Zoë 11" / "Zoë 11_0001.jpg"  # the only one of this person: it is the template
     status, said, err = run("search", gallery, photo, "--top", 3, *CPU, "--json", tmp_path / "s.json")
     assert status == 0, err
@@ -59,8 +59,8 @@ def test_from_a_photo_to_a_name(gallery, face_folder, tmp_path, monkeypatch, cap
     assert found["nearest"][0]["score"] == pytest.approx(1, abs=1e-5)
     assert len({each["name"] for each in found["nearest"]}) == 3
     assert re.search(r"Zoë 11 +1\.0000 +0\.001", said)
-    assert "FAR 0.001 of one comparison" in said
-    assert "A search compares with 12 templates, so of strangers about 0.012 get a name." in said
+    assert "FAR 0.001 per comparison" in said
+    assert "A search compares with 12 templates, so about 1.2 % of unknown people get a wrong name." in said
 
     status, said, err = run("remove", gallery, "Zoë 11", "--json", tmp_path / "r.json")
     assert status == 0, err
@@ -136,7 +136,7 @@ def test_without_a_threshold_there_are_scores_only(gallery, face_folder, tmp_pat
     shutil.copytree(tmp_path / "run" / "model", bare)
     status, said, err = run_main(monkeypatch, capsys, "gallery", "create", tmp_path / "h", bare, *CPU)
     assert status == 0, err
-    assert "no FAR was chosen, so a search gives scores and says nobody's name" in said
+    assert "no FAR (false accept rate) was chosen, so a search gives scores but no names" in said
     photo = next(face_folder.glob("*/*.jpg"))
     status, said, err = run_main(monkeypatch, capsys, "gallery", "search", tmp_path / "h", photo, *CPU)
     assert status == 0, err
@@ -147,7 +147,7 @@ def test_without_a_threshold_there_are_scores_only(gallery, face_folder, tmp_pat
     )
     assert status == 0, err
     assert re.search(r"<script>\\n +1\.0000 +-", said)
-    assert "No threshold was chosen, so a cosine decides nothing" in said
+    assert "No threshold was chosen, so the cosine alone decides nothing" in said
     assert json.loads((tmp_path / "s.json").read_text())["images"][0]["name"] is None
 
 
@@ -156,7 +156,7 @@ def test_a_model_that_moved_or_is_another(gallery, face_folder, tmp_path, monkey
     (tmp_path / "run").rename(tmp_path / "moved")
     status, _, err = run_main(monkeypatch, capsys, "gallery", "search", gallery, photo, *CPU)
     assert status == 1
-    assert f"run/model, the model of {gallery}, is not there: say where it is now with --model" in err
+    assert f"run/model, the model of {gallery}, was not found: name its new place with --model" in err
     moved = ("gallery", "search", gallery, photo, *CPU, "--model")
     assert run_main(monkeypatch, capsys, *moved, tmp_path / "moved")[0] == 0
     status, _, err = run_main(monkeypatch, capsys, *moved, save_run(tmp_path / "other", seed=1))
@@ -186,7 +186,7 @@ def test_remove_lists_runs_and_models_that_were_made_from_the_photos(
     assert status == 0, err
     made = json.loads((tmp_path / "r.json").read_text())["made_from_them"]
     assert set(made) == {str(runs / "of-them-001"), str(runs / "hub")}
-    assert said.count("so it still holds what it learned from them") == 2
+    assert said.count("so it still holds what it learned from these photos") == 2
 
 
 def test_a_store_of_any_kind_can_be_added(gallery, tmp_path, monkeypatch, capsys) -> None:

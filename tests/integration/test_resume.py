@@ -47,7 +47,7 @@ HEADS = {
         "optimizer.accumulation=2",
     ],
     "adaface_adamw": [
-        *("margin=adaface", "augment.low_resolution=0.5"),
+        *("margin=adaface", "augment.low_resolution=0.5", "center.memory=2"),
         "optimizer.name=adamw",
         "optimizer.learning_rate=0.001",
         "precision.amp=none",

@@ -119,7 +119,7 @@ def test_changes_that_leave_nothing_to_train_are_said_or_refused(tmp_path) -> No
     run = trained(tmp_path, steps=4)
     command = f"attfc train --resume {run.folder} schedule.max_steps=8"
     assert (
-        f"all 4 steps are done: nothing is trained, only the evaluation and the report are made anew. To train longer: {command}"
+        f"all 4 steps are done: nothing is trained, only the evaluation and the report are made again. To train longer: {command}"
         in (resume_run(run.folder, ["schedule.epochs=50"]).notes)
     )
     saved = (run.folder / "config.yaml").read_text(encoding="utf-8")

@@ -47,7 +47,7 @@ COMMANDS: dict[str, tuple[tuple[object, ...], str | None]] = {
         ),
         "1:1 TAR % at FAR ",
     ),
-    "compare": (("compare", "MODEL", "OTHER", "identify", FACES, "--resamples", 40), "figure "),
+    "compare": (("compare", "MODEL", "OTHER", "identify", FACES, "--resamples", 40), "metric "),
     "calibrate": (
         ("calibrate", "MODEL", FACES_64, "--fmr", 0.2, "--groups", "GROUPS", "--splits", 10, "-o", "POINT"),
         "group ",
@@ -201,7 +201,7 @@ def test_rates_of_all_pairs_are_the_users(places, monkeypatch, capsys) -> None:
     for rate in ("0", "1", "nan", "many", "-0.1", "1e-3,,1e-2"):
         status, _, err = evaluate("all-pairs", FACES, "--far", rate)
         assert status == 1
-        assert "is no false accept rate: give numbers above 0 and below 1, such as --far 1e-5,1e-4" in err
+        assert "is not a false accept rate: give numbers above 0 and below 1, such as --far 1e-5,1e-4" in err
     status, _, err = evaluate("identify", FACES, "--far", "0.1")
     assert (status, err) == (1, "error: --far is an option of the protocol all-pairs: leave it out of identify\n")
 

@@ -200,4 +200,4 @@ def test_the_command_serves_and_says_nothing_but_its_address(models: list[Path],
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert out == ""
-    assert err == "note: No threshold is known for this model, so a cosine decides nothing.\n"
+    assert err == "note: No threshold is known for this model, so the cosine alone decides nothing.\n"

@@ -56,20 +56,20 @@ def test_a_resumed_run_keeps_its_teacher_wherever_that_is(tmp_path, models) -> N
     more = ["schedule.max_steps=3"]
     with pytest.raises(UserError, match=r"teacher=.*teacher does not exist"):
         resume_run(run.folder, more)
-    with pytest.raises(UserError, match=r"is another model than the run began with .*: give that one's place"):
+    with pytest.raises(UserError, match=r"is not the teacher that the run began with .*: name that model's file"):
         resume_run(run.folder, [*more, f"teacher={models[1]}"])
-    with pytest.raises(UserError, match=r"teacher=null: .* began with the teacher .*, and goes on so"):
+    with pytest.raises(UserError, match=r"teacher=null: .* began with the teacher .*, and a resumed run keeps that"):
         resume_run(run.folder, [*more, "teacher=null"])
     with pytest.raises(UserError, match=r"teacher\.centers is None in the saved run and 'fixed' now"):
         resume_run(run.folder, [*more, "teacher.centers=fixed"])
-    with pytest.raises(UserError, match=r"or precision\.amp, are others than those that the run began with"):
+    with pytest.raises(UserError, match=r"or precision\.amp, differ from those that the run began with"):
         resume_run(run.folder, [*more, f"teacher={moved}", "precision.amp=none"])
     again = resume_run(run.folder, [*more, f"teacher={moved}"])
     again.trainer.train()
     assert again.trainer.step == 3
     alone = new_run(load_config("demo", [*TINY, "schedule.max_steps=2", f"output={tmp_path}"]))
     alone.trainer.train()
-    with pytest.raises(UserError, match="began without a teacher, and goes on so"):
+    with pytest.raises(UserError, match="began without a teacher, and a resumed run keeps that"):
         resume_run(alone.folder, [*more, f"teacher={moved}"])
     (run.folder / "teacher.json").write_text("{}")
     with pytest.raises(UserError, match=r"teacher\.json is damaged"):
@@ -135,8 +135,8 @@ def test_compare_cross_prints_both_tables_and_refuses_what_cannot_be(tmp_path, m
     for words, message in (
         ((models[0], other, people), "the new model gives 32 numbers per image and the old one 16"),
         ((models[0], models[1]), "compare --cross takes one path"),
-        ((models[0], Path("x.npz"), people), "x.npz is a result, and --cross embeds with both models"),
-        ((models[0], models[1], "synthetic:identities=3,images=2,seed=0"), "100 impostor pairs for FAR 0.01"),
+        ((models[0], Path("x.npz"), people), "x.npz is a saved result, but --cross embeds with both models"),
+        ((models[0], models[1], "synthetic:identities=3,images=2,seed=0"), "100 non-mated pairs for FAR 0.01"),
     ):
         status, _, said = run_main(monkeypatch, capsys, "compare", *words, "--cross")
         assert status != 0

@@ -165,9 +165,9 @@ def test_what_does_not_fit_is_cut_into_smaller_passes(people, monkeypatch) -> No
         ("eval.pairs=pairs.txt", "set eval.root= to the images of the people in the list"),
         (
             "eval.root=synthetic:identities=1,images=3",
-            "1 identity has images: impostor pairs need at least 2 identities; or set",
+            "1 identity has images: non-mated pairs need at least 2 identities; or set",
         ),
-        ("eval.root=synthetic:identities=5,images=1", "genuine pairs need one that has"),
+        ("eval.root=synthetic:identities=5,images=1", "mated pairs need one that has"),
         ("device=mps", "cannot be used here"),
     ],
 )

@@ -100,7 +100,7 @@ def test_evaluate_says_what_the_run_knows_of_its_people(overlapping, tmp_path, m
     assert unseen["warning"] is None
     (tmp_path / "bare").symlink_to(run / "model")
     shown, unseen = evaluated(tmp_path / "bare", "held-out", others)
-    assert "note: not checked: what the model was trained on is not known here" in shown
+    assert "note: not checked: the training data of this model are not known" in shown
     assert "on identities; whether they were trained on is not known" in shown
     assert unseen["shared_identities"] is None
 

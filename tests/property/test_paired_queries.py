@@ -15,20 +15,20 @@ from attfc.data.transforms import FLIP_LANE
 from attfc.errors import UserError
 
 
-@settings(deadline=None, max_examples=60)
-@given(COUNTS, SEEDS, st.integers(0, 3))
-def test_an_epoch_shows_every_image_once_in_pairs_of_an_identity(counts, seed, epoch) -> None:
-    index, pairs = index_of(counts), PairedQueries(index_of(counts), seed)
-    slots = pairs.query_slots(np.arange(epoch * pairs.length, (epoch + 1) * pairs.length))
-    labels = index.labels_of_slots(slots).reshape(-1, 2)
-    assert (labels[:, 0] == labels[:, 1]).all()
+@settings(deadline=None, max_examples=100)
+@given(COUNTS, SEEDS, st.integers(0, 3), st.integers(2, 5))
+def test_an_epoch_shows_every_image_once_in_groups_of_an_identity(counts, seed, epoch, group) -> None:
+    index, groups = index_of(counts), PairedQueries(index_of(counts), seed, group)
+    slots = groups.query_slots(np.arange(epoch * groups.length, (epoch + 1) * groups.length))
+    labels = index.labels_of_slots(slots).reshape(-1, group)
+    assert (labels == labels[:, :1]).all()
     visits = np.bincount(slots, minlength=sum(counts))
     assert visits.min() >= 1
     for label, count in enumerate(counts):
         of_label = visits[index.offsets[label] : index.offsets[label + 1]]
-        assert of_label.sum() == count + count % 2
-    several = np.array(counts)[labels[:, 0]] > 1
-    assert (slots.reshape(-1, 2)[several, 0] != slots.reshape(-1, 2)[several, 1]).all()
+        assert of_label.sum() == -(-count // group) * group
+    for label, members in zip(labels[:, 0], slots.reshape(-1, group), strict=True):
+        assert len(set(members.tolist())) == min(group, counts[label])
 
 
 def test_partners_and_their_order_change_from_epoch_to_epoch() -> None:
@@ -93,6 +93,8 @@ def test_what_pairs_do_not_go_with() -> None:
     store = PositionStore([2, 2], broken=False)
     with pytest.raises(UserError, match="need an even batch_size, and it is 5 a rank: take 6"):
         AttentionLoader(store, 5, 0, image_size=1, paired=True)
+    with pytest.raises(UserError, match="groups need a batch_size that is a multiple of 4, and it is 6 a rank: take 8"):
+        AttentionLoader(store, 6, 0, image_size=1, paired=True, group=4)
     with pytest.raises(UserError, match=r"do not go with identity_share = 0\.5: each says"):
         AttentionLoader(store, 4, 0, image_size=1, paired=True, identity_share=0.5)
     with pytest.raises(UserError, match="do not go with sampling = 'with_replacement'"):

@@ -135,7 +135,7 @@ def test_one_person_who_holds_most_pairs_is_said_and_weighs_as_much_as_the_other
     rows = rng.normal(size=(21, 16))[labels] + spread * rng.normal(size=(141, 16))
     found = score_all_pairs(rows, labels, fars=(0.01,))
     assert found.notes == (
-        "all pairs: one person holds 80.4 % of the genuine pairs, so TAR is largely theirs: "
+        "all pairs: one person holds 80.4 % of the mated pairs, so TAR is largely theirs: "
         "see the person-balanced TAR, in which each person weighs alike",
     )
     tar, balanced = found.tar_at_far[0.01], found.person_balanced_tar_at_far[0.01]
@@ -241,7 +241,7 @@ def test_a_budget_too_small_for_a_rate_says_what_it_would_take() -> None:
     )
     with pytest.raises(
         UserError,
-        match=r"budget=1,000 bytes is too small for 80 embeddings of 4 numbers and 40 genuine pairs: at least",
+        match=r"budget=1,000 bytes is too small for 80 embeddings of 4 numbers and 40 mated pairs: at least",
     ):
         score_all_pairs(rows, labels, budget=1000)
 
@@ -265,7 +265,7 @@ def test_groups_are_scored_within_themselves() -> None:
         assert found[name].tar_at_far[0.05] == pytest.approx(tar_by_loop(genuine, impostor, 0.05))
         assert found[name].impostor_pairs == len(impostor)
     text = "\n".join(notes)
-    assert "group lone is left out: 1 images of 1 identities make 0 genuine and 0 impostor pairs" in text
+    assert "group lone is left out: 1 images of 1 identities make 0 mated and 0 non-mated pairs" in text
     assert "2 of 100 images are in no group" in text
     assert "identities have images in several groups" in text
     assert "group adult: all pairs: TAR at FAR 1e-06 is not stated" in text
@@ -286,8 +286,8 @@ def test_figures_state_both_ways_of_counting() -> None:
         ({"fars": (0.0,)}, "FAR 0.0 is not a rate"),
         ({"spare": 0.5}, "spare=0.5"),
         ({"precision": "float16"}, "precision='float16' is unknown"),
-        ({"labels": np.zeros(100)}, "1 identities make 4950 genuine and 0 impostor pairs"),
-        ({"labels": np.arange(100)}, "0 genuine and 4950 impostor pairs"),
+        ({"labels": np.zeros(100)}, "1 identities make 4950 mated and 0 non-mated pairs"),
+        ({"labels": np.arange(100)}, "0 mated and 4950 non-mated pairs"),
         ({"labels": np.arange(99)}, "99 labels for 100 embeddings"),
         ({"row": np.nan}, r"embedding 41 has length 0, NaN or infinity \(1 of 100"),
         ({"row": 0.0}, r"embedding 41 has length 0"),

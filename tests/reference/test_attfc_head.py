@@ -13,15 +13,20 @@ from attfc.heads import AttFC, FullFC, KeyAttention, OwnEmbedding, RecentCenters
 from attfc.losses import ArcFace, CosFace, Margin, container_softmax
 
 SIZE = 6
+COUNTS = [1 + label % 20 for label in range(100)]  # images of each identity
 
 
 def attfc(
     slots: int, margin: Margin, size: int = SIZE, *, policy: str = "fifo", dtype: str = "float32", initial: str = "empty",
     source: str = "keys", share: float = 0.0, include_stored: bool = False, temperature: float = 1.0,
-    in_batch: str = "none", **filters: object,
+    in_batch: str = "none", memory: float = 0.0, **filters: object,
 ) -> AttFC:  # fmt: skip
     """The published parts, but for what is given."""
-    rule = OwnEmbedding(share) if source == "query" else KeyAttention(2, temperature, include_stored, share)
+    rule = (
+        OwnEmbedding(share, memory, COUNTS)
+        if source == "query"
+        else KeyAttention(2, temperature, include_stored, share)
+    )
     bank = RecentCenters(count=slots, policy=policy, dtype=dtype, initial=initial)
     return AttFC(size, margin, identities=None, center=rule, negatives=bank, in_batch=in_batch, **filters)
 
@@ -31,8 +36,9 @@ class SlowAttFC:
 
     def __init__(
         self, slots: int, scale: float, m: float, *, temperature=1.0, include_stored=False, share=0.0,
-        policy="fifo", in_batch="none", source="keys", filter_above=None, filtering="drop",
+        policy="fifo", in_batch="none", source="keys", filter_above=None, filtering="drop", memory=0.0,
     ) -> None:  # fmt: skip
+        self.memory = memory
         self.slots, self.scale, self.m, self.temperature = slots, scale, m, temperature
         self.include, self.blend, self.policy = include_stored, share, policy
         self.in_batch, self.source = in_batch != "none", source
@@ -61,7 +67,8 @@ class SlowAttFC:
             total = sum(weight * c for weight, c in zip(weights, candidates, strict=True)) / sum(weights)
             center = total / total.norm()
         if self.blend and stored is not None:
-            center = self.blend * stored + (1 - self.blend) * center
+            averaged = max(self.memory * COUNTS[label], 1 / (1 - self.blend))  # images
+            center = (1 - 1 / averaged) * stored + center / averaged
             center = center / center.norm()
         return center
 
@@ -127,6 +134,7 @@ CASES: list[dict] = [
         for policy, blend in itertools.product(["fifo", "unique"], [0.0, 0.7])
     ),
     {"policy": "unique", "source": "query", "in_batch": "push", "filter_above": 0.2},
+    {"policy": "unique", "source": "query", "share": 0.5, "memory": 0.3, "in_batch": "push"},
     {"temperature": 0.1},
     {"policy": "unique", "filter_above": 0.3, "in_batch": "fixed"},
     {"policy": "fifo", "filter_above": 0.2, "filtering": "zero"},

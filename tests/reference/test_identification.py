@@ -108,7 +108,7 @@ def test_without_strangers_the_open_set_is_not_stated() -> None:
 @pytest.mark.parametrize(
     ("gallery", "gallery_labels", "probes", "probe_labels", "text"),
     [
-        (np.eye(3), [0, 1, 2], np.eye(4), [0, 1, 2, 3], "3 numbers an embedding, the probes 4"),
+        (np.eye(3), [0, 1, 2], np.eye(4), [0, 1, 2, 3], "3 numbers per embedding, the probes 4"),
         (np.eye(3), [0, 1], np.eye(3), [0, 1, 2], r"\(2,\) gallery labels for 3 embeddings"),
         (np.eye(3), [0, 1, 2], np.eye(3), [3, 4, 5], "none of 3 probes shows one of the 3 enrolled identities"),
         (np.eye(3) * [[1], [0], [1]], [0, 1, 2], np.eye(3), [0, 1, 2], "embedding 1 has length 0"),

@@ -282,7 +282,7 @@ def test_seeded_and_laid_out_as_the_figures() -> None:
     laid = nested(one)
     assert set(laid) == {"accuracy", "auc", "eer", "tar_at_far"}
     assert laid["tar_at_far"]["0.1"] == [one["tar_at_far", "0.1"].low, one["tar_at_far", "0.1"].high]
-    for bad, text in (({"resamples": 3}, "at least 20"), ({"confidence": 95}, "confidence=95 is no confidence")):
+    for bad, text in (({"resamples": 3}, "at least 20"), ({"confidence": 95}, "confidence=95 is not a confidence")):
         with pytest.raises(UserError, match=text):
             resample(sample, **bad)
 
@@ -357,5 +357,5 @@ def test_a_list_in_which_one_person_has_most_genuine_pairs_says_so() -> None:
     first = np.where(same, np.where(np.arange(20) < 8, 0, 6), 0)
     most = PairListSample.of(evaluate_scores(scores, same, np.arange(20) % 2), first, np.where(same, first, second))
     assert most.notes("the 20 pairs") == [
-        "the 20 pairs: one person holds 80.0 % of the genuine pairs, so TAR is largely theirs"
+        "the 20 pairs: one person holds 80.0 % of the mated pairs, so TAR is largely theirs"
     ]

@@ -383,7 +383,7 @@ def test_ties_between_genuine_and_impostor_templates() -> None:
 
 def test_a_broken_limit_that_is_no_share_is_refused(folder, tmp_path) -> None:
     for limit in (-0.1, 1.5, float("nan")):
-        with pytest.raises(UserError, match=f"broken_limit={limit} is no share"):
+        with pytest.raises(UserError, match=f"broken_limit={limit} is not a share"):
             evaluate_templates(Colours(), read_template_lists(folder[0], "ijbc"), tmp_path, broken_limit=limit)
 
 

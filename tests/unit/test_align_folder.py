@@ -93,7 +93,7 @@ def test_a_second_run_goes_on_and_a_changed_photo_is_aligned_anew(photos: Path, 
 def test_folders_that_do_not_do_are_refused(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="aligned faces go neither into the folder of photos nor above it"):
         align_folder(photos, photos / "out")
-    with pytest.raises(UserError, match="is no folder: name the folder that holds the photos"):
+    with pytest.raises(UserError, match="is not a folder: name the folder that holds the photos"):
         align_folder(photos / "loose.jpg", tmp_path / "out")
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match="holds no photos"):

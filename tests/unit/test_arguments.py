@@ -58,7 +58,7 @@ def test_data_beside_a_file_takes_the_place_of_its_sources(here: Path) -> None:
         (["faces", "data.sources=[{root: other}]"], "faces and data.sources= both name the data"),
         ([], "no data and no preset: write attfc train FOLDER"),
         (["./nowhere"], "./nowhere: no such file or folder"),
-        (["demmo"], "'demmo' is no folder here, no preset and no key=value; presets near it: demo"),
+        (["demmo"], "'demmo' is not a folder here, a preset or key=value; presets near it: demo"),
     ],
 )
 def test_words_that_cannot_be_are_refused_by_name(here: Path, words: list[str], said: str) -> None:

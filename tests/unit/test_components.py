@@ -49,7 +49,7 @@ def test_rows_that_cannot_be_replicated_are_refused_and_no_row_is_drawn_for_it(m
     monkeypatch.setenv("WORLD_SIZE", "2")
     refuse_misfits(load_config("demo", ["head=full_fc", "distributed.rows=replicated"]))
     with pytest.raises(
-        UserError, match=r"^distributed\.rows=replicated is for head\.kind=full_fc, and this is partial_fc"
+        UserError, match=r"^distributed\.rows=replicated needs head\.kind=full_fc, and this is partial_fc"
     ):
         refuse_misfits(load_config("demo", typed))
 

@@ -228,7 +228,7 @@ def test_a_word_that_no_path_can_be_is_no_data(word: str) -> None:
     if "=" in word:
         assert read_words(["synthetic:", word]).overrides == (word,)
         return
-    with pytest.raises(UserError, match=r"no such file or folder|is no folder here"):
+    with pytest.raises(UserError, match=r"no such file or folder|is not a folder here"):
         read_words([word])
 
 

@@ -336,7 +336,7 @@ def test_hostile_and_equal_names(tmp_path: Path) -> None:
         "Ann~3/x.jpg",
         "_.._.._evil/x.jpg",
     ]
-    assert done.notes == ["2 identities got a folder of another name, because theirs is taken or is no file name"]
+    assert done.notes == ["2 identities got a folder of another name, because theirs is taken or is not a file name"]
     assert FolderStore(tmp_path / "deep/er/f").identities.counts().tolist() == [1, 2, 1, 1]
 
 
@@ -602,7 +602,7 @@ def test_a_full_disk_is_one_error_and_continues(
     expected = {
         errno.ENOSPC: "the disk is full: make room and give the same command again, it continues where it stopped",
         errno.EDQUOT: "the disk quota is used up: make room",
-        errno.EIO: "cannot be written (Input/output error): mend that and give the same command again",
+        errno.EIO: "cannot be written (Input/output error): fix that and give the same command again",
     }
     assert len(messages) >= 2
     assert all(expected[code] in message and "\n" not in message for message in messages), messages[0]

@@ -149,12 +149,12 @@ def test_similarity_is_a_matrix_of_cosines(model, files) -> None:
     [
         ("nowhere/a.jpg", r"nowhere/a\.jpg does not exist: check the path"),
         ([], "no images were given: give a path, a uint8 RGB array"),
-        ({"a": 1}, "a dict is no image: give a path"),
-        ([None], "a NoneType is no image: give a path"),
-        (np.zeros((8, 8, 3), np.float32), r"an array of float32 \(8, 8, 3\) is no image: give uint8 RGB, 0 to 255"),
-        (np.zeros((3, 8, 8), np.uint8), r"an array of uint8 \(3, 8, 8\) is no image"),
-        (np.zeros((8, 8), np.uint8), r"an array of uint8 \(8, 8\) is no image"),
-        (np.zeros((0, 8, 3), np.uint8), r"an array of uint8 \(0, 8, 3\) is no image"),
+        ({"a": 1}, "a dict is not an image: give a path"),
+        ([None], "a NoneType is not an image: give a path"),
+        (np.zeros((8, 8, 3), np.float32), r"an array of float32 \(8, 8, 3\) is not an image: give uint8 RGB, 0 to 255"),
+        (np.zeros((3, 8, 8), np.uint8), r"an array of uint8 \(3, 8, 8\) is not an image"),
+        (np.zeros((8, 8), np.uint8), r"an array of uint8 \(8, 8\) is not an image"),
+        (np.zeros((0, 8, 3), np.uint8), r"an array of uint8 \(0, 8, 3\) is not an image"),
     ],
 )
 def test_what_is_no_image_is_named(model, images, message) -> None:
@@ -207,7 +207,7 @@ def test_images_that_do_not_look_aligned_are_noted() -> None:
 def test_a_run_without_a_model_says_how_to_get_one(tmp_path) -> None:
     (tmp_path / "config.yaml").write_text("name: x\n")
     with pytest.raises(
-        UserError, match=r"without a model or a checkpoint: start it anew with attfc train .*config\.yaml$"
+        UserError, match=r"without a model or a checkpoint: start it again with attfc train .*config\.yaml$"
     ):
         attfc.load(tmp_path)
     (tmp_path / "best").mkdir()

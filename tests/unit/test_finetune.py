@@ -203,12 +203,12 @@ def test_the_same_people_keep_their_centers_by_name(base, tmp_path, earlier, lat
             assert torch.allclose(row, normalize(before[name].float(), dim=0) * length, rtol=1e-5)
         else:
             assert torch.allclose(row.float(), normalize(before[name], dim=0), atol=4e-3)
-    (note,) = [note for note in run.notes if "the new head's centers" in note]
-    assert note == f"the new head's centers: 6 of the 11 people have theirs of {first.folder}, 5 begin anew"
+    (note,) = [note for note in run.notes if "class centers" in note]
+    assert note == f"class centers: 6 of the 11 people keep theirs from {first.folder}, 5 start fresh"
     if hasattr(run.trainer.head, "table"):
         assert run.trainer.head.table.seen.tolist() == [name in before for name in now]
     trained(run)
-    assert not any("the new head's centers" in note for note in alone.notes)
+    assert not any("class centers" in note for note in alone.notes)
     anew = run_of(data, tmp_path, *HEADS[later], f"start_from={first.folder}", "finetune.rows=fresh")
     assert all(torch.equal(row, fresh[name]) for name, row in rows(anew).items())
 
@@ -225,8 +225,8 @@ def test_a_copy_of_the_data_elsewhere_and_data_that_are_gone(base, tmp_path) -> 
     assert all(torch.equal(row, before[name]) for name, row in rows(run).items())
     shutil.rmtree(tmp_path / "copy" / "person a")
     other = run_of(tmp_path / "copy", tmp_path, "head=full_fc", f"start_from={gone}")
-    (note,) = [note for note in other.notes if "the new head's centers" in note]
-    assert "are all new: whose those of" in note
+    (note,) = [note for note in other.notes if "class centers" in note]
+    assert "all class centers start fresh: whose centers" in note
     assert "its data cannot be opened" in note
     assert "nowhere" in note
     (gone / "config.yaml").write_text(config.replace(base.config.data.root, str(tmp_path / "copy")))
@@ -281,10 +281,10 @@ def test_published_weights_take_the_same_options(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("finetune.trunk_rate=0", "finetune.trunk_rate=0.0 is for a run that begins with weights: set start_from="),
-        ("finetune.batch_norm=kept", "finetune.batch_norm=kept is for a run that begins with weights"),
-        ("finetune.rows=fresh", "finetune.rows=fresh is for a run that begins with weights"),
-        ("eval.also=faces", "eval.also=faces is for a run that begins with weights: set start_from=RUN_OR_WEIGHTS, or"),
+        ("finetune.trunk_rate=0", "finetune.trunk_rate=0.0 needs start weights: set start_from="),
+        ("finetune.batch_norm=kept", "finetune.batch_norm=kept needs start weights"),
+        ("finetune.rows=fresh", "finetune.rows=fresh needs start weights"),
+        ("eval.also=faces", "eval.also=faces needs start weights: set start_from=RUN_OR_WEIGHTS, or"),
         ("finetune.trunk_rate=1.5", "finetune.trunk_rate"),
         ("finetune.batch_norm=frozen", "finetune.batch_norm"),
     ],

@@ -257,7 +257,7 @@ def test_tables_of_strangers_are_refused(folder, statements) -> None:
             r"vectors\.float32 has 24,576 bytes where its gallery needs .*copied in part",
         ),
         ("UPDATE template SET slot = -1 - slot", "damaged: it has a slot -3"),
-        ("UPDATE template SET name = x'ff'", "damaged: a name in it is no text"),
+        ("UPDATE template SET name = x'ff'", "damaged: a name in it is not text"),
         ("UPDATE template SET name = CAST(x'ff' AS TEXT)", r"gallery\.sqlite: is damaged \(Could not decode"),
         ("UPDATE template SET crc32 = 'x'", "the template of 'person 0' is not what was written"),
     ],
@@ -269,7 +269,7 @@ def test_values_of_strangers_are_refused(folder, statements, message) -> None:
 
 
 def test_damaged_files_are_refused(folder, tmp_path) -> None:
-    with pytest.raises(UserError, match=r"nothing is no gallery \(gallery\.sqlite is missing\)"):
+    with pytest.raises(UserError, match=r"nothing is not a gallery \(gallery\.sqlite is missing\)"):
         Gallery.open(tmp_path / "nothing")
     database, numbers = folder / "gallery.sqlite", folder / "vectors.float32"
     whole, vectors_whole = database.read_bytes(), numbers.read_bytes()
@@ -366,7 +366,7 @@ def test_odd_names_are_kept_printable(model, faces, tmp_path) -> None:
             gallery.add(image, name=kept)
             assert gallery.remove(given) == [gone]
         for bad in ("", " ", "x" * 201):
-            with pytest.raises(UserError, match="is no name: use 1 to 200 characters"):
+            with pytest.raises(UserError, match="is not a name: use 1 to 200 characters"):
                 gallery.add(image, name=bad)
         with pytest.raises(UserError, match=r"whose face is .*0\.png\? Say --name NAME"):
             gallery.add(image)

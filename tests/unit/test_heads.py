@@ -20,6 +20,7 @@ from attfc.heads import (
     RecentCenters,
     generative_class_center,
 )
+from attfc.heads.banks.bank import Batch
 from attfc.losses import AdaFace, ArcFace, CosFace, Margin
 
 SIZE = 8
@@ -117,6 +118,20 @@ def test_a_query_whose_neighbour_is_somebody_else_has_its_stored_center_or_nothi
 def test_pairs_need_an_even_batch() -> None:
     with pytest.raises(UserError, match="got 3 queries: 2i and 2i"):
         attfc(center=Pairs())(torch.eye(SIZE)[:3], torch.tensor([1, 1, 2]))
+    with pytest.raises(UserError, match=r"got 3 queries: 4i to 4i \+ 3 are each other's key, pass a multiple of 4"):
+        attfc(center=Pairs(group=4))(torch.eye(SIZE)[:3], torch.tensor([1, 1, 2]))
+
+
+def test_in_a_group_each_query_has_the_mean_of_its_others() -> None:
+    """Neighbours of another identity (a broken image was replaced) are left out; who has none is not stored and teaches nothing."""
+    embeddings, labels = directions(0, 40, 80, 100), torch.tensor([1, 1, 1, 2])
+    for own, angles in ((False, [60, 40, 20]), (True, [40, 40, 40])):
+        head = attfc(2, center=Pairs(0.0, group=4, own=own))
+        batch = Batch(embeddings, labels, labels)
+        proposal = head.center(batch, embeddings, head._recall(batch))
+        torch.testing.assert_close(proposal.positive_BD[:3], directions(*angles))
+        torch.testing.assert_close(proposal.new_BD, directions(*angles, 100))
+        assert proposal.has_positive_B.tolist() == [True, True, True, False]
 
 
 # errors

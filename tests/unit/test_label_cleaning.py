@@ -347,7 +347,7 @@ def test_clean_all(sets: tuple[FolderStore, FolderStore]) -> None:
     )
     assert comments[16].startswith("eva/1.jpg: cosine 1.00 between the centers of 'eva' and 'zoe' of evaluation")
     assert comments[23] == "hal/0.jpg: 'hal' has 1 images left, fewer than 2"
-    assert "1 identities are left as they are" in report.notes[0]
+    assert "1 identities are left unchanged" in report.notes[0]
     assert "cat" in report.notes[0]
     assert report.notes[1].startswith("1 of 8 identities look like one of evaluation at a cosine of 0.95")
     view = EditedStore(train, report.edits)

@@ -140,7 +140,7 @@ def test_far_that_cannot_be_stated_is_none_and_says_how_many_pairs_it_takes() ->
     found = evaluate_scores(np.linspace(0, 1, 1998), [False, True] * 999)
     assert found.tar_at_far[0.01] is not None
     assert found.tar_at_far[0.001] is None
-    assert "TAR at FAR 0.001 is not stated: 999 impostor pairs, at least 1,000 needed" in found.notes
+    assert "TAR at FAR 0.001 is not stated: 999 non-mated pairs, at least 1,000 needed" in found.notes
     written = json.loads(json.dumps(found.figures(), allow_nan=False))
     assert written["tar_at_far"]["0.0001"] is None
     assert list(written["tar_at_far"]) == ["0.1", "0.01", "0.001", "0.0001"]
@@ -168,8 +168,13 @@ def test_unit_rows_bears_tiny_and_huge_rows() -> None:
 @pytest.mark.parametrize(
     ("scores", "same", "folds", "text"),
     [
-        ([0.1, 0.2], [True, True], 2, "all 2 pairs are genuine pairs: verification figures need impostor pairs"),
-        ([0.1, 0.2], [False, False], 2, "all 2 pairs are impostor pairs"),
+        (
+            [0.1, 0.2],
+            [True, True],
+            2,
+            "all 2 pairs are mated pairs: verification metrics need at least one non-mated pair",
+        ),
+        ([0.1, 0.2], [False, False], 2, "all 2 pairs are non-mated pairs"),
         ([0.1, math.nan], [True, False], 2, "score 1 is nan"),
         ([0.1, 0.2], [True, False], 10, "2 pairs cannot be split into 10 folds"),
         ([0.1, 0.2], [True, False], [0, 0], "in one fold"),
@@ -202,13 +207,13 @@ OF_PAIRS = [
         (
             [True, False],
             [True, False],
-            "score 0 is True: scores are similarities, numbers such as cosines; which pairs are genuine",
+            "score 0 is True: scores are similarities, numbers such as cosines; which pairs are mated",
         ),
         ([0.5, math.nan, math.inf], [True, False, True], r"score 1 is nan \(2 of 3 scores are not finite\)"),
         ([-math.inf, 0.1], [True, False], "score 0 is -inf"),
         ([0.1, 0.2, 0.3], [True, False], r"\(3,\) scores do not match \(2,\) labels"),
         ([[0.1, 0.2]], [[True, False]], r"scores of shape \(1, 2\): pass a row of numbers"),
-        (["high", "low"], [True, False], "scores of type <U4 are no numbers"),
+        (["high", "low"], [True, False], "scores of type <U4 are not numbers"),
     ],
 )
 def test_every_metric_takes_scores_and_same_and_refuses_the_same(metric, scores, same, text) -> None:
@@ -234,11 +239,11 @@ def test_tar_at_far_takes_what_its_neighbours_take_or_the_two_kinds_apart() -> N
     assert tar_at_far(scores, same) == tar_at_far(scores.tolist(), same.tolist()) == expected
     assert evaluate_scores(scores, same).tar_at_far == expected
     for genuine, impostors, text in (
-        ([True], [0.5, 0.1], "genuine score 0 is True"),
-        ([0.5], [0.1, math.nan], "impostor score 1 is nan"),
-        ([0.5, math.inf], [0.1, 0.2], "genuine score 1 is inf"),
+        ([True], [0.5, 0.1], "mated score 0 is True"),
+        ([0.5], [0.1, math.nan], "non-mated score 1 is nan"),
+        ([0.5, math.inf], [0.1, 0.2], "mated score 1 is inf"),
         ([0.5, 0.9], [1, 0], "same 0 is 1, of type int64: pass booleans"),
-        ([0.5, 0.9], [True, True], "2 genuine and 0 impostor scores"),
+        ([0.5, 0.9], [True, True], "2 mated and 0 non-mated scores"),
     ):
         with pytest.raises(UserError, match=text):
             tar_at_far(genuine, impostors)

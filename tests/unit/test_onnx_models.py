@@ -81,11 +81,11 @@ MEAN, STD = [103.5, 116.3, 123.7], [57.4, 57.1, 58.4]
     [
         ({"colour_order": "BGR", "mean": str(MEAN), "std": str(STD)}, {}, fed(MEAN, STD, "BGR"), ["its metadata"]),
         ({"colour_order": "RGB", "mean": "127.5", "std": "127.5"}, {}, fed(127.5, 127.5), []),
-        ({}, {}, fed(127.5, 127.5), ["does not say its colour_order, mean, std"]),
+        ({}, {}, fed(127.5, 127.5), ["does not state its colour_order, mean, std"]),
         # A part of it in the file: the rest from the caller, or assumed and said.
-        ({"colour_order": "BGR"}, {}, fed(127.5, 127.5, "BGR"), ["its metadata", "does not say its mean, std"]),
+        ({"colour_order": "BGR"}, {}, fed(127.5, 127.5, "BGR"), ["its metadata", "does not state its mean, std"]),
         ({"mean": "0", "std": "255"}, {"colour_order": "BGR"}, fed(0, 255, "BGR"), ["stated by its metadata and you"]),
-        ({"std": "128"}, {"mean": 127.5}, fed(127.5, 128), ["and you", "does not say its colour_order"]),
+        ({"std": "128"}, {"mean": 127.5}, fed(127.5, 128), ["and you", "does not state its colour_order"]),
         ({}, {"colour_order": "BGR", "mean": MEAN, "std": STD}, fed(MEAN, STD, "BGR"), ["stated by you"]),
     ],
 )
@@ -143,7 +143,7 @@ def test_metadata_count_more_than_the_first_nodes(tmp_path):
         ({}, {"std": -1}, "the statements: std is -1: use one or three numbers above 0"),
         ({"image_size": "112"}, {}, "metadata: image_size is 112, but its graph has 4: it was changed after export"),
         ({"embedding_size": "512"}, {}, "metadata: embedding_size is 512, but its graph has 48"),
-        ({"embedding_size": "0000000001" + "9" * 5000}, {}, "is no whole number from 1 to 65536"),
+        ({"embedding_size": "0000000001" + "9" * 5000}, {}, "is not a whole number from 1 to 65536"),
         ({}, {"embedding_size": 512}, "a.onnx: embedding_size is 48, you said 512"),
         ({}, {"image_size": 112}, "a.onnx: image_size is 4, you said 112"),
         ({"network": "r50"}, {"network": "r100"}, "a.onnx, its metadata: network is 'r50', you said 'r100'"),
@@ -236,17 +236,17 @@ def test_graphs_that_are_no_face_network(tmp_path, options, text):
 
 def test_files_that_are_no_onnx(tmp_path, monkeypatch):
     for name, content, text in [
-        ("text", b"these are no bytes of protobuf", "is no ONNX file, or damaged"),
-        ("empty", b"", "is no ONNX file: there is no graph in it"),
-        ("cut", written(tmp_path / "whole.onnx").read_bytes()[:60], "is no ONNX file"),
-        ("zip", b"PK\x03\x04" + bytes(80), "is no ONNX file"),
+        ("text", b"these are not bytes of protobuf", "is not an ONNX file, or damaged"),
+        ("empty", b"", "is not an ONNX file: there is no graph in it"),
+        ("cut", written(tmp_path / "whole.onnx").read_bytes()[:60], "is not an ONNX file"),
+        ("zip", b"PK\x03\x04" + bytes(80), "is not an ONNX file"),
     ]:
         path = tmp_path / f"{name}.onnx"
         path.write_bytes(content)
         refused(path, text)
     refused(tmp_path / "nowhere.onnx", "does not exist: a model is a run's folder")
     monkeypatch.setattr(onnx_model, "LARGEST_FILE", 100)
-    refused(tmp_path / "whole.onnx", "bytes: an ONNX file has at most 100, larger weights stand in files beside it")
+    refused(tmp_path / "whole.onnx", "bytes: an ONNX file has at most 100, larger weights belong into files beside it")
 
 
 # Weights in other files.
@@ -287,7 +287,7 @@ def test_weights_beside_the_file_are_read(tmp_path):
         ("gone.bin", {}, "which is missing: copy it beside the model"),
         ("weights.bin", {"offset": 4, "length": 12}, "at 4 + 12 bytes, the file has 12"),
         ("weights.bin", {"offset": -4, "length": 4}, "at -4 + 4 bytes, the file has 12"),
-        ("weights.bin", {"length": "all"}, "at a place that is no number"),
+        ("weights.bin", {"length": "all"}, "at a place that is not a number"),
     ],
 )
 @pytest.mark.parametrize("where", ["initializer", "attribute"])

@@ -33,7 +33,7 @@ from attfc.config.option import clauses
 from attfc.errors import UserError
 from attfc.heads.banks.kept_rows import KeptRows
 from attfc.run.components import build_head
-from attfc.run.resolved import identity_share, paired_queries
+from attfc.run.resolved import identity_share, queries_in_a_row
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADS = ("attfc", "full_fc", "partial_fc", "dcq", "dcp")
@@ -79,7 +79,7 @@ def test_a_word_finds_keys_sections_short_names_and_descriptions() -> None:
     assert find_options("margin.scale")[0].key == "margin.scale"
     assert {option.key for option in find_options("MIRROR")} == {"augment.flip", "eval.flip"}
     with pytest.raises(
-        UserError, match=r"no option has 'centr' in its name or meaning; near it: center \(sections: data, "
+        UserError, match=r"no option has 'centr' in its name or description; near it: center \(sections: data, "
     ):
         find_options("centr")
     with pytest.raises(UserError, match=r"no option has 'learning_rat!'.*; near it: optimizer\.learning_rate "):
@@ -99,7 +99,7 @@ def test_options_tell_defaults_of_both_profiles_units_and_when_they_act() -> Non
     shown = CliRunner().invoke(app, ["options", "decoded_cache_mib"]).stdout
     assert "(MiB)" in shown
     shown = CliRunner().invoke(app, ["options", "eval.pairs"]).stdout
-    assert "null: pairs are generated." in shown
+    assert "null: generate pairs." in shown
     assert "Only where eval.root is set, or where eval.share is above 0." in shown
 
 
@@ -133,7 +133,7 @@ def test_the_printed_configuration_leaves_out_what_does_nothing() -> None:
     assert (
         "  # Share of the stored center in the new one; the rest is the new\n  # embedding's.\n  share: 0.6\n" in text
     )
-    assert "# Processor threads of the training process. null: as many as torch takes.\nthreads: null\n" in text
+    assert "# Processor threads of the training process. null: torch's default.\nthreads: null\n" in text
 
 
 def test_an_option_that_does_nothing_is_told_so_unless_it_is_inherited(tmp_path) -> None:
@@ -195,7 +195,7 @@ def situations() -> Iterator[RunConfig]:
 
 def built(config: RunConfig) -> dict[str, Any]:
     """Everything that a head and its loader are told, as plain values."""
-    head = build_head(config, 40, images=80)
+    head = build_head(config, 40, images=80, image_counts=range(40))
     found: dict[str, Any] = {
         f"{name}.{key}": value
         for name, module in head.named_modules()
@@ -208,7 +208,7 @@ def built(config: RunConfig) -> dict[str, Any]:
         "kept": [bank.store.place for bank in getattr(head, "banks", []) if isinstance(bank, KeptRows)],
         **head.streaming,
         "rows": getattr(head, "rows", None) and head.rows.place,
-        "paired": paired_queries(config),
+        "in a row": queries_in_a_row(config),
         "mix": identity_share(config),
     }
     return found | ({} if config.key_encoder is None else config.key_encoder.model_dump())

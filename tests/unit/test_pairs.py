@@ -98,12 +98,12 @@ OTHER = "Bo_Ek\t1\tCy_Ray\t1"
         (["1\t1", "Ann_Lee\t1\tx", OTHER], "line 2: 'x' is not an image number"),
         (["1\t1", "Ann_Lee\t2\t2", OTHER], "line 2: image 2 of 'Ann_Lee' is paired with itself"),
         (["1\t1", "Ann_Lee\t2", OTHER], "line 2: 2 fields"),
-        (["1\t1", "Ann_Lee\t1\tAnn_Lee\t2", OTHER], "line 2: an impostor pair names 'Ann_Lee' twice"),
+        (["1\t1", "Ann_Lee\t1\tAnn_Lee\t2", OTHER], "line 2: a non-mated pair names 'Ann_Lee' twice"),
         (["2\t1", "Ann_Lee\t1\t2", OTHER], "2 pairs, but line 1 announces 2 x 2 x 1 = 4"),
-        (["name\timagenum1", "Ann_Lee\t1\t2"], "line 1: .* is no header"),
+        (["name\timagenum1", "Ann_Lee\t1\t2"], "line 1: .* is not a header"),
         (["0\t1"], "line 1"),
         ([""], "line 1"),
-        (["1", "Ann_Lee\t1\t2", OTHER], "1 genuine pair is not enough for 2 folds"),
+        (["1", "Ann_Lee\t1\t2", OTHER], "1 mated pair is not enough for 2 folds"),
     ],
 )
 def test_faults_are_named_with_their_line(tmp_path, store, lines, text) -> None:
@@ -165,9 +165,9 @@ def test_marks_and_line_ends_of_windows_are_read(tmp_path, store) -> None:
         (["1\t1", "a/Ann_Lee\t1\t2", OTHER], r"line 2: 'a/Ann_Lee' is a path"),
         (
             ["name,imagenum1,imagenum2,", "Ann_Lee,1,2,"],
-            r"line 1: 'name,imagenum1,imagenum2,' is no header: write '<folds>",
+            r"line 1: 'name,imagenum1,imagenum2,' is not a header: write '<folds>",
         ),
-        (["Ann_Lee\t1\t2", OTHER], r"line 1: 'Ann_Lee\\t1\\t2' is no header"),
+        (["Ann_Lee\t1\t2", OTHER], r"line 1: 'Ann_Lee\\t1\\t2' is not a header"),
     ],
 )
 def test_other_forms_of_lists_are_refused_by_name(tmp_path, store, lines, text) -> None:
@@ -214,8 +214,8 @@ def test_large_identities_give_every_pair_the_same_chance() -> None:
 def test_small_stores_give_all_they_have_and_say_so() -> None:
     found = generate_pairs(index_of(3, 1, 1), 6000)
     assert (len(found), len(np.unique(found.fold))) == (6, 3)
-    assert "6 pairs, not 6,000: the people have only 3 different genuine pairs" in found.notes[0]
-    assert "impostor" in generate_pairs(index_of(9, 1), 6000).notes[0]
+    assert "6 pairs, not 6,000: the people have only 3 different mated pairs" in found.notes[0]
+    assert "non-mated" in generate_pairs(index_of(9, 1), 6000).notes[0]
 
 
 @pytest.mark.parametrize(

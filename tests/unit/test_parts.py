@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_model, save_model
-from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from attfc.errors import UserError
 from attfc.heads import (
@@ -26,7 +24,6 @@ from attfc.heads import (
     PartialFC,
     RecentCenters,
 )
-from attfc.heads.banks.bank import Batch, Negatives, Recalled
 from attfc.losses import CosFace
 
 SIZE, IDENTITIES, IMAGES = 6, 20, 60
@@ -36,6 +33,7 @@ RULES = {
     "keys and stored": lambda: KeyAttention(include_stored=True),
     "pairs": Pairs,
     "pairs alone": lambda: Pairs(share=0.0),
+    "groups": lambda: Pairs(group=4, own=True),
     "others": lambda: OtherImages(IMAGES),
 }
 BANKS: dict[str, Any] = {
@@ -169,68 +167,6 @@ def test_a_default_head_has_one_table_and_it_stays_on_the_host() -> None:
     assert head.to("meta").table.rows.device.type == "cpu"
     table = CenterTable()
     assert AttFC(SIZE, CosFace(), identities=9, negatives=table, stored=table).banks == [table]
-
-
-# room for other banks: trained rows for the identities of a list, own centers for the rest
-
-
-class ListedRows(CenterTable):
-    """A table that trains a row for each listed identity."""
-
-    def __init__(self, listed: Tensor) -> None:
-        super().__init__(count=IDENTITIES)
-        self.listed = listed
-
-    def _take_memory(self, identities: int | None, images: int | None) -> None:
-        super()._take_memory(identities, images)
-        self.weight = nn.Parameter(
-            torch.randn(len(self.listed), self.embedding_size, generator=torch.Generator().manual_seed(5))
-        )
-        self.place_N = torch.full((self.identities,), -1).index_copy(0, self.listed, torch.arange(len(self.listed)))
-
-    def recall(self, batch: Batch) -> Recalled:
-        stored = super().recall(batch)
-        if len(self.listed) == 0:
-            return stored
-        place_B = self.place_N[batch.labels_B]
-        trained_B = place_B >= 0
-        center_BD = torch.where(trained_B[:, None], normalize(self.weight, dim=1)[place_B], stored.center_BD)
-        return Recalled(stored.found_B | trained_B, center_BD)
-
-    def negatives(self, every_label_B: Tensor) -> Negatives:
-        negatives = super().negatives(every_label_B)
-        return negatives.without(self.listed) if len(self.listed) else negatives
-
-    def trained(self) -> tuple[Tensor, Tensor] | None:
-        return (normalize(self.weight, dim=1), self.listed) if len(self.listed) else None
-
-
-def test_a_bank_that_trains_nobody_is_the_default() -> None:
-    mine = AttFC(SIZE, CosFace(16.0), identities=IDENTITIES, negatives=ListedRows(torch.arange(0)))
-    table = CenterTable(count=IDENTITIES)
-    assert steps(mine) == steps(AttFC(SIZE, CosFace(16.0), identities=IDENTITIES, negatives=table))
-
-
-@pytest.mark.parametrize("in_batch", ["push", "fixed", "none"])
-def test_a_bank_that_trains_everybody_is_a_full_fc(in_batch: str) -> None:
-    torch.manual_seed(0)
-    everybody = torch.arange(IDENTITIES)
-    full = FullFC(SIZE, IDENTITIES, CosFace(16.0))
-    mine = AttFC(SIZE, CosFace(16.0), identities=IDENTITIES, negatives=ListedRows(everybody), in_batch=in_batch)  # type: ignore[arg-type]
-    full.weight.data.copy_(mine.table.weight.data)
-    optimizers = [torch.optim.SGD(head.parameters(), lr=0.1, momentum=0.9) for head in (mine, full)]
-    for _ in range(4):
-        embeddings, labels = torch.randn(8, SIZE), torch.randint(IDENTITIES, (8,))
-        found = []
-        for head, optimizer in zip((mine, full), optimizers, strict=True):
-            query = embeddings.clone().requires_grad_()
-            optimizer.zero_grad()
-            loss = head(query, labels)
-            loss.backward()
-            optimizer.step()
-            found.append((loss.detach(), query.grad))
-        torch.testing.assert_close(*found)
-        torch.testing.assert_close(mine.table.weight, full.weight)
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,6 @@ def test_a_damaged_manifest_and_a_second_process_are_refused(tmp_path: Path) -> 
         Manifest(tmp_path)
     (tmp_path / "manifest.tsv").write_text("photo\taligned\na.jpg\n")
     with pytest.raises(
-        ValueError, match=r"manifest.tsv:1 is no line of a manifest: delete .* to align the photos anew$"
+        ValueError, match=r"manifest.tsv:1 is not a line of a manifest: delete .* to align the photos again$"
     ):
         Manifest(tmp_path)

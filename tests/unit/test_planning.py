@@ -67,7 +67,7 @@ def test_a_plan_of_remembered_images_wants_their_number() -> None:
     asked = ["plan", "wf42m_attfc_r100", "--identities", "5000", "center=other_images"]
     refused = CliRunner().invoke(app, asked)
     assert refused.exit_code
-    assert "how many there are is not known: add --images" in refused.output + str(refused.exception)
+    assert "the number of images is not known: add --images" in refused.output + str(refused.exception)
 
 
 def test_a_plan_says_what_is_kept_besides_and_what_the_other_form_would_keep(tmp_path) -> None:

@@ -73,7 +73,7 @@ def test_names_of_another_file_are_not_taken(records: Path) -> None:
     assert store.notes == ["train.names belongs to another train.rec: its numbers stand for the names"]
     names.write_bytes(b"Ann\nBob\n")
     assert RecordStore(records).notes == [
-        "train.names is no list of identity names ('# attfc identity names 1'): its numbers stand for the names"
+        "train.names is not a list of identity names ('# attfc identity names 1'): its numbers stand for the names"
     ]
 
 

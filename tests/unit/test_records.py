@@ -672,7 +672,7 @@ def test_identity_records_that_are_none(tmp_path: Path) -> None:
     offsets = write(tmp_path, payloads)
     refused(
         tmp_path,
-        f"train.rec: record 8 at byte {offsets[8]}: is no identity record: 0 labels and 8 bytes of image instead of",
+        f"train.rec: record 8 at byte {offsets[8]}: is not an identity record: 0 labels and 8 bytes of image instead of",
     )
 
 

@@ -233,7 +233,7 @@ def test_intervals_stand_below_the_figures_they_belong_to(undrawn) -> None:
         ('90.00 %<br><span class="interval">[85.00, 94.56]<', 1),
         ("62.50 %</td>", 1),
         ('25.00 %<br><span class="interval">[22.34, 28.76]<', 1),
-        ("95 % intervals, from 400 bootstrap resamples of the identities (28 with several images)", 1),
+        ("95 % intervals from 400 bootstrap resamples of the identities (28 with several images)", 1),
         ("<li>the intervals rest on 28 identities &lt;script", 1),
     ):
         assert text.count(shown) == times, shown

@@ -69,7 +69,7 @@ def test_files_that_are_none_are_refused_without_waiting(tmp_path) -> None:
     os.mkfifo(tmp_path / "pipe.yaml")
     (tmp_path / "folder.yaml").mkdir()
     for name in ("pipe", "folder"):
-        with pytest.raises(UserError, match=rf"cannot read configuration .*{name}\.yaml: it is no regular file"):
+        with pytest.raises(UserError, match=rf"cannot read configuration .*{name}\.yaml: it is not a regular file"):
             load_config(str(tmp_path / f"{name}.yaml"))
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match=r"cannot read configuration .*bytes\.yaml: 'utf-8' codec"):

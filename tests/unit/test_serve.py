@@ -229,7 +229,7 @@ def test_search_names_nobody_without_a_threshold_and_sees_what_changes(
             "templates": 1, "far": 0.01, "threshold": 0.9, "strangers_named": pytest.approx(0.01),
         }  # fmt: skip
         assert asked.post("/verify", files={"a": faces[0], "b": faces[1]}).json()["notes"] == [
-            "No threshold is known for this model, so a cosine decides nothing."
+            "No threshold is known for this model, so the cosine alone decides nothing."
         ]
         with Gallery.open(folder) as opened:
             opened.remove(NAME)
@@ -366,7 +366,7 @@ def test_tokens_are_read_and_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert command.read_token(file) == f"{TOKEN}0"
     for bad in ("", "short", "a b c d e f g h i j", "é" * 20):
         file.write_text(bad)
-        with pytest.raises(UserError, match=r"holds no token: give 16 characters or more of ASCII") as raised:
+        with pytest.raises(UserError, match=r"holds no token: give 16 or more ASCII characters") as raised:
             command.read_token(file)
         assert not bad or bad not in str(raised.value)
 
@@ -492,5 +492,5 @@ def test_a_port_that_is_taken_is_said() -> None:
     with command.listening("127.0.0.1", 0) as taken:
         assert taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=rf"^cannot listen at 127\.0\.0\.1 port {port} \(.+\): choose another"):
+        with pytest.raises(UserError, match=rf"^cannot listen on 127\.0\.0\.1 port {port} \(.+\): choose another"):
             command.listening("127.0.0.1", port)

@@ -158,7 +158,7 @@ def test_a_face_that_fills_the_input_is_found_at_half_the_size(tmp_path: Path) -
 
 def test_files_that_are_no_such_detector_are_refused(tmp_path: Path) -> None:
     (tmp_path / "no.onnx").write_bytes(b"no graph")
-    with pytest.raises(UserError, match="is no ONNX file that onnxruntime opens"):
+    with pytest.raises(UserError, match="is not an ONNX file that onnxruntime opens"):
         open_detector(tmp_path / "no.onnx")
     with pytest.raises(UserError, match="cannot be read: No such file"):
         open_detector(tmp_path / "missing.onnx")

@@ -84,10 +84,12 @@ def test_arcface_torch_files_in_every_form(tmp_path, form) -> None:
     assert start.network is not None
     for name, value in network.state_dict().items():
         assert torch.equal(start.network.state_dict()[name], value), name
-    assert not any("network of the weights" in note for note in read_start(*settled([f"start_from={path}"]))[1].notes)
+    assert not any(
+        "network taken from the weights" in note for note in read_start(*settled([f"start_from={path}"]))[1].notes
+    )
     said = " | ".join(start.notes)
     assert (
-        "network of the weights: mbf, 64 numbers, 112 x 112 pixels; in place of r18, 512 numbers, 112 x 112 pixels"
+        "network taken from the weights: mbf, 64 numbers, 112 x 112 pixels; instead of r18, 512 numbers, 112 x 112 pixels"
         in said
     )
     assert "say so with backbone.colour_order=" in said
@@ -143,7 +145,7 @@ def test_what_agrees_is_taken(tmp_path, network) -> None:
 def test_what_a_state_dict_does_not_say_is_asked_for(tmp_path, network) -> None:
     path = written(tmp_path / "w.pt", network, "plain")
     with pytest.raises(
-        UserError, match=r"image_size=S; here such a statement is one of backbone\.name=, backbone\.image_size="
+        UserError, match=r"image_size=S; here, state it with one of backbone\.name=, backbone\.image_size="
     ):
         read_start(*settled([f"start_from={path}"]))
     said = ["backbone.image_size=32", "backbone.colour_order=BGR", "start_licence=research only"]
@@ -157,7 +159,7 @@ def test_what_a_state_dict_does_not_say_is_asked_for(tmp_path, network) -> None:
     }
     torch.save({"weight": torch.ones(3, 3)}, tmp_path / "other.pt")
     with pytest.raises(
-        UserError, match=r"is of no network that attfc knows: .*here such a statement is one of backbone\.name="
+        UserError, match=r"is of no network that attfc knows: .*here, state it with one of backbone\.name="
     ):
         read_start(*settled([f"start_from={tmp_path / 'other.pt'}"]))
 

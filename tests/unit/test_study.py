@@ -23,6 +23,7 @@ from attfc.evaluation import embed_store
 from attfc.lab.pages import FIGURES, study_figure, study_table
 from attfc.lab.study import read_study, run_study, study_records
 from attfc.lab.study_cells import _head_bytes_of, evaluate_faces, evaluate_vectors, run_faces, run_vectors
+from attfc.lab.study_people import unpacked
 from attfc.lab.vectors import VectorEncoder, VectorWorld
 
 TINY = VectorWorld(identities=60, images=(2, 6), test_identities=30)
@@ -211,7 +212,7 @@ def test_a_cell_of_faces_trains_as_typed_and_is_judged_on_two_halves_of_the_peop
     assert "tar_at_far/0.01" not in record["curve"][-1]
     assert (record["identities"], record["images"]) == (24, 96)
     assert record["head_bytes"] > 24 * record["config"]["backbone"]["embedding_size"] * 2
-    assert set(record["figures"]) == {"validation", "test"}
+    assert set(record["figures"]) == {"validation", "test", "all"}
     assert record["figures"]["validation"] != record["figures"]["test"]
 
 
@@ -258,7 +259,8 @@ def test_halves_of_the_people_share_nobody() -> None:
             return torch.nn.functional.adaptive_avg_pool2d(images, 5).flatten(1)
 
     held_out = open_store("synthetic:identities=40,images=3,seed=0")
-    whole = evaluate_faces(Model(), held_out)
+    whole, people_of_all = evaluate_faces(Model(), held_out)
+    assert whole["all"]["rank_one"] == unpacked(people_of_all["all"]["rank_one"]).sum() / 120
     names = [held_out.identity_name(label) for label in range(40)]
     halves = [zlib.crc32(name.encode()) % 2 for name in names]
     assert 10 < sum(halves) < 30
@@ -287,6 +289,7 @@ def test_halves_of_the_people_share_nobody() -> None:
         (("kind: vectors", "kind: pictures"), "world="),
         (("seeds: [0, 1]", "seeds: []"), r"seeds=\[\]: "),
         (("variants:", "variants: {"), "is not valid YAML"),
+        (("[head=full_fc]", "[world.imagse=3]"), "unknown key 'imagse'; did you mean 'images'"),
     ],
 )
 def test_studies_that_are_refused(grid: Path, change: tuple[str, str], message: str) -> None:
@@ -309,6 +312,16 @@ def test_an_override_that_train_would_refuse_stops_the_study_at_once(grid: Path,
 
 
 @pytest.mark.slow  # a process that imports torch for each of four cells
+def test_a_variant_may_change_the_world(grid: Path, tmp_path: Path) -> None:
+    grid.write_text(GRID.replace("[head=full_fc]", '["world.images=[3, 3]", head=full_fc]'))
+    records = run_study(read_study(grid), tmp_path / "out", only=["full_fc"], said=lambda _: None)
+    assert {(*record["world"]["images"], record["identities"], record["images"]) for record in records} == {
+        (3, 3, 60, 180)
+    }
+    assert "head=full_fc" in records[0]["overrides"]
+    assert not any("world" in override for override in records[0]["overrides"])
+
+
 def test_a_study_goes_on_where_it_stopped(grid: Path, tmp_path: Path) -> None:
     study, folder, lines = read_study(grid), tmp_path / "out", []
     run_study(study, folder, only=["full_fc"], parallel=2, said=lines.append)

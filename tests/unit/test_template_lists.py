@@ -102,7 +102,7 @@ def test_broken_faces_are_counted_and_named(tmp_path) -> None:
         "faces_with_broken_landmarks": 2,
         "faces_with_broken_detector_score": 1,
     }
-    with pytest.raises(UserError, match="1:1 figures need both kinds"):
+    with pytest.raises(UserError, match="1:1 metrics need both kinds"):
         evaluate_templates(Means(), lists, tmp_path / "cache", broken_limit=1.0)
     (root / "meta" / "ijbc_template_pair_label.txt").write_text("1 2 1\n2 1 0\n1 3 0\n4 1 1\n2 2 1\n")
     (found,) = evaluate_templates(Means(), read_template_lists(root, "ijbc"), tmp_path / "cache", broken_limit=1.0)
@@ -156,7 +156,7 @@ def test_malformed_lists_are_refused(tmp_path, changed, text) -> None:
 
 
 def test_no_folder_and_the_folder_above(tmp_path) -> None:
-    with pytest.raises(UserError, match="is no folder: ijbc needs FOLDER with loose_crop and meta"):
+    with pytest.raises(UserError, match="is not a folder: ijbc needs FOLDER with loose_crop and meta"):
         read_template_lists(tmp_path, "ijbc")
     release(tmp_path / "IJBC")
     assert len(read_template_lists(tmp_path, "ijbc").faces) == 4

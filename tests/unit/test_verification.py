@@ -107,7 +107,7 @@ def test_sets_by_name(tmp_path) -> None:
     assert [path.stem for path in find_sets(tmp_path, ["zoo", "lfw"])] == ["zoo", "lfw"]
     with pytest.raises(UserError, match=r"has no calfw.bin.*: it has agedb_30, lfw, zoo"):
         find_sets(tmp_path, ["calfw"])
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         find_sets(tmp_path / "none")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"has no \.bin file"):

@@ -308,7 +308,7 @@ def zip_file() -> bytes:
         (b"\x0a\x23\xd7\xce\0\0\0\0", "MXNet RecordIO"),
         (b"Ann Lee\t1\t2\n", r"it starts with b'Ann Lee\\t'"),
         (b"(a text in brackets)", "byte 1: damaged pickle: an instruction finds no value on the stack"),
-        (b"\x80\x04\xfe", "byte 2: damaged pickle: 0xfe is no pickle instruction"),
+        (b"\x80\x04\xfe", "byte 2: damaged pickle: 0xfe is not a pickle instruction"),
         (b"\x80\x09.", "byte 0: damaged pickle: protocol 9"),
         (pickle.dumps(([b"a"] * 2, [True])) + b"more", r"4 bytes after the end of the pickle \(byte \d+\)"),
     ],
@@ -324,7 +324,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is a folder: pass a \.bin file"):
         read_verification_set(tmp_path)
     os.mkfifo(tmp_path / "pipe.bin")
-    with pytest.raises(UserError, match="is no regular file"):
+    with pytest.raises(UserError, match="is not a regular file"):
         read_verification_set(tmp_path / "pipe.bin")
     path = save(tmp_path, pickle.dumps(([bytes(1000)] * 2, [True])))
     with pytest.raises(UserError, match="more than the limit of 500: raise max_bytes"):
@@ -783,8 +783,8 @@ BOMBS: dict[str, tuple[bytes, str]] = {
     "a set that holds itself": (b"\x80\x02]q\x00(h\x00h\x00e.", "image 0 is a list of 2"),
     "appending across a mark": (b"\x80\x02]N(a.", "finds no value on the stack"),
     "appending to a tuple": (b"\x80\x02)Na.", "appends to a tuple of 0, not to a list"),
-    "octal number": (b"(I010\n.", r"b'010' is no whole number"),
-    "number with blanks": (b"(I 1\n.", "is no whole number"),
+    "octal number": (b"(I010\n.", r"b'010' is not a whole number"),
+    "number with blanks": (b"(I 1\n.", "is not a whole number"),
     "string without quotes": (b"(Sabc\n.", "not written as Python 2 writes it"),
     "string with an octal escape": (rb"(S'\101'" + b"\n.", "not written as Python 2 writes it"),
     "string with a text escape": (rb"(S'\u0041\N{BULLET}'" + b"\n.", "not written as Python 2 writes it"),

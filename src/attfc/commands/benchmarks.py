@@ -46,23 +46,23 @@ def heads(
     markdown: FileOption = None,
     figure: FileOption = None,
 ) -> None:
-    """Measure samples per second and memory of the heads for growing numbers of identities; `-` where it does not fit.
+    """Measure samples per second and memory of the heads for growing numbers of identities; `-`: does not fit.
 
-    Each cell is measured in a process of its own. With --json, an interrupted call continues: the cells done so far stand in
-    FILE.cells.jsonl until all are.
+    Each cell is measured in a process of its own. With --json, an interrupted call continues: finished cells are kept in
+    FILE.cells.jsonl until all are done.
 
     Args:
         identities: numbers of identities, such as 125000,2000000; default: twelve up to 100 million
-        budget_gib: memory a training may take beside the bare process
+        budget_gib: memory that training may use beyond the idle process, GiB
         batch: samples per step
         sample_rate: share of the identities that Partial FC samples
         ratio: slots of AttFC's growing container as a share of the identities
         slots: slots of AttFC's container of fixed size
         keys: key images per query, for AttFC
-        network: network of the second half of the tables; none: heads alone
-        steps: timed steps of a cell, fewer where they are long
+        network: network for the second half of the tables; none: heads alone
+        steps: timed steps per cell, fewer where they are long
         markdown: also write the tables to this file
-        figure: also write the figure, an SVG
+        figure: also write a chart to this SVG file
     """
     from attfc.devices import choose_device
     from attfc.lab.head_speed import IDENTITIES, Sweep, run_sweep

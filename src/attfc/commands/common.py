@@ -72,7 +72,7 @@ JsonOption = Annotated[
     Path | None,
     Option(
         "--json",
-        help="also write the results to this file, as JSON; an older one of them is replaced",
+        help="also write the results to this JSON file; older results are replaced",
         dir_okay=False,
         callback=replaces(b'{\n  "'),
     ),
@@ -85,16 +85,16 @@ ModelIsOption = Annotated[
     list[str] | None,
     Option(
         metavar="KEY=VALUE",
-        help="what the model's file does not say: network, image_size, embedding_size, colour_order, mean, std, training_data, licence; repeatable",
+        help="fact that the model's file lacks: network, image_size, embedding_size, colour_order, mean, std, training_data or licence; repeatable",
     ),
 ]
-DeviceOption = Annotated[str, Option(help="auto, cpu, cuda ...")]
+DeviceOption = Annotated[str, Option(help="where to compute: auto, cpu, cuda, cuda:1 or mps")]
 AlignOption = Annotated[bool, Option(help="the images are whole photos: take the largest face of each")]
 DetectorOption = Annotated[
     Path | None, Option(dir_okay=False, help="with --align: ONNX file that finds faces, as attfc align takes it")
 ]
 BatchSizeOption = Annotated[int, Option(min=1, help="images per forward pass")]
-WorkersOption = Annotated[int, Option(min=0, help="processes that read and decode; 0: this one")]
+WorkersOption = Annotated[int, Option(min=0, help="processes that read and decode images; 0: the main process")]
 FileOption = Annotated[Path | None, Option(dir_okay=False)]
 FolderOption = Annotated[Path | None, Option(file_okay=False)]
 NaturalOption = Annotated[int, Option(min=0)]

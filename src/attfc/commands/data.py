@@ -44,16 +44,14 @@ PreviewOption = Annotated[Path, Option("--output", "-o", dir_okay=False, callbac
 SourceArgument = Annotated[
     str,
     Argument(
-        help="image folder, train.rec or its folder, NAME.lmdb, packed folder, list file, or synthetic: spec",
+        help="image folder, train.rec or its folder, NAME.lmdb, packed folder, list file, or synthetic:identities=N",
         metavar="PATH",
     ),
 ]
-EditsOption = Annotated[
-    list[Path] | None, Option(help="edit list to apply; may be given several times", dir_okay=False)
-]
+EditsOption = Annotated[list[Path] | None, Option(help="edit list to apply; repeatable", dir_okay=False)]
 LabelSourceOption = Annotated[
     Literal["identities", "images"],
-    Option(help="RecordIO of InsightFace: labels of the identity records, or each image's own"),
+    Option(help="for InsightFace's .rec: labels from the identity records, or from each image's header"),
 ]
 ShownOption = Annotated[int, Option(min=1, max=100)]
 
@@ -88,7 +86,7 @@ def _look_at_alignment(store: "Store") -> dict[str, Any] | None:
     try:
         detector = open_detector()
     except UserError:
-        out.print('alignment: not looked at; that needs pip install "attfc[align]"')
+        out.print('alignment: not checked; that needs pip install "attfc[align]"')
         return None
     found = check_template(store, detector)
     if found.distance is not None:
@@ -112,13 +110,13 @@ def preview_data(
     label_source: LabelSourceOption = "identities",
     cache: CacheOption = None,
 ) -> None:
-    """Write a contact sheet, one row per identity. A sheet of a real store shows people: handle it as you handle the store.
+    """Write a contact sheet, one row per identity. It shows people: protect it as you protect the images.
 
     Args:
         output: PNG to write; an older preview is replaced
-        identities: identities to show, one row per identity
+        identities: identities to show, one row each
         images: images per identity
-        seed: seed for who is shown
+        seed: seed for choosing the identities
     """
     from attfc.data import contact_sheet
 
@@ -150,15 +148,15 @@ def convert_data(
     cache: CacheOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Convert a set; the images' bytes stay as they are. After an interruption the same command continues.
+    """Convert a set of faces; the images' bytes do not change. After an interruption, run it again to continue.
 
     Args:
         source: any set of faces
         destination: folder to make
-        to: packed: this project's format; rec: MXNet RecordIO
+        to: packed: attfc's own format; rec: MXNet RecordIO; folder: a folder per person
         check: decode every image and leave out the broken ones
-        verify: packed: read everything back and compare
-        shard_mib: packed: a shard is closed at this size
+        verify: packed: read everything back and compare checksums
+        shard_mib: packed: size of a shard file, MiB
         follow_links: also take images that links reach outside the folder SRC
         names: keep the names of image files (packed) or of people (rec)
     """
@@ -241,21 +239,20 @@ def clean_data(
     """Look for broken images, copies, leakage, wrong labels, tiny identities; write an edit list. Deletes nothing.
 
     Args:
-        against: evaluation set: leave out everybody who is in it, with all their images; may be given several times
+        against: evaluation set: leave out everybody who is in it, with all their images; repeatable
         model: run or model folder: also look for wrong labels and for faces of --against
-        people: model: also look for near copies, and for labels of the set that are one person
-        merge: model: give labels that are one person one label; default: list them
+        people: model: also look for near copies, and for labels that show the same person
+        merge: model: merge labels that show the same person; default: list them
         sheet: model: PNG of the pairs nearest to the threshold, a pair per row; it shows people
         fewest: leave out identities with fewer images
         broken: decode every image, leave out broken ones
-        duplicates: equal images under several identities: leave all out, all but the first, or only report;
-            ignore: no search
+        duplicates: equal images under several identities: drop all, keep the first, only report, or ignore (no search)
         names: compare identity names with those of --against
         threshold: model: cosine to the identity's center below which a label is wrong
-        margin: model: and another center must be closer by this much; default: not asked
-        move: model: move wrong images to the identity that is clearly closer
-        move_threshold: model: cosine to the other center from which to move
-        overlap_threshold: model: cosine from which two labels are one person; default: one that few strangers reach
+        margin: model: call a label wrong only if another identity's center is closer by this much; default: any label below --threshold
+        move: model: move images with a wrong label to the identity that is clearly closer
+        move_threshold: model: least cosine to the other center for a move
+        overlap_threshold: model: cosine from which two labels show the same person; default: one that few different people reach
         device: auto, cpu, cuda ...; for --model
     """
     from attfc.data import CombinedStore, write_edits
@@ -322,13 +319,13 @@ def noise_data(
     label_source: LabelSourceOption = "identities",
     cache: CacheOption = None,
 ) -> None:
-    """Write an edit list of label noise of a known amount, to see how a head bears it.
+    """Write an edit list that adds a known amount of label noise, to test how well a head copes with it.
 
     Args:
         kind: flip: images get another identity; conflict: identities are split
         share: share of the images (flip) or of the identities (conflict), 0 to 1
-        seed: seed for what is changed
-        parts: conflict: labels that a split identity ends up with
+        seed: seed for choosing what changes
+        parts: conflict: number of labels a split identity gets
     """
     from attfc.data import conflict_noise, flip_noise, write_edits
 
@@ -346,7 +343,7 @@ def make_bin(
     edits: EditsOption = None,
     cache: CacheOption = None,
 ) -> None:
-    """Write pairs of a set as a verification set (.bin), as InsightFace's and other tools read it.
+    """Write pairs of a set as a verification set (.bin), the form that InsightFace and other tools read.
 
     Args:
         pairs: pairs file in the LFW form

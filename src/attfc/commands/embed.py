@@ -57,14 +57,14 @@ def embed(
     cache: CacheOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Write embeddings of aligned faces, each of unit length, with the images' names. Run again to go on after an interruption.
+    """Write unit-length embeddings of aligned faces, with the images' names. After an interruption, run it again to continue.
 
     Args:
         images: aligned faces: image files, folders of images, or stores as `attfc train` takes them
         output: OUT.npy: float32, a row per image, names in OUT.names.txt; or OUT.csv: a line per image, name first
-        overwrite: replace an output that exists
+        overwrite: replace an existing output
         flip: add the embedding of the mirror image before normalizing, as evaluation does
-        broken_limit: largest share of broken images, of photos without a face too, that is left out, not refused
+        broken_limit: largest share of broken images (with --align also photos without a face) to leave out; above it the command stops
     """
     if output.suffix not in (".npy", ".csv"):
         raise UserError(f"--output {output}: embeddings are written as .npy or .csv; name it {output.stem}.npy")
@@ -125,10 +125,10 @@ def verify(
     model_is: ModelIsOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Compare two aligned faces: their cosine, and what it means by an evaluation of the model.
+    """Compare two aligned faces: their cosine, and what it means at the model's thresholds.
 
     Args:
-        first: an aligned face: an image file
+        first: image file of an aligned face
         second: the face to compare it with
         evaluation: file of `attfc evaluate MODEL all-pairs FOLDER --json FILE` or of attfc calibrate; default: the model's operating
             point, else the last evaluation of its run
@@ -159,16 +159,16 @@ def verify(
         out.print(f"  at FAR {far:g}, threshold {threshold:.4f}: {word} as the same person")
     if point is not None:
         out.print(
-            f"{point.sentence}\nP(same person) {point.probability.at(cosine):.3f}, where both are as likely before the photos are seen"
+            f"{point.sentence}\nP(same person) {point.probability.at(cosine):.3f}, where same and different are equally likely beforehand"
         )
     elif thresholds:
         out.print(
-            "FAR: the share of pairs of different people that a threshold accepts,\n"
-            "here of the people of that evaluation. Others have other rates.",
+            "FAR (false accept rate): the share of pairs of different people that a threshold accepts,\n"
+            "here among the people of that evaluation. Other people have other rates.",
         )
     else:
         out.print(
-            "No threshold is known for this model, so the cosine decides nothing.\n"
+            "No threshold is known for this model, so the cosine alone decides nothing.\n"
             "To get one, calibrate it on people it was not trained on:\n"
             f"attfc calibrate {model} FOLDER --fmr 1e-4",
         )

@@ -33,22 +33,23 @@ def export(
     Args:
         model: a run's folder, a folder with model.safetensors and config.json, or a state dict (.pt, .pth)
         output: FILE.onnx, or the folder to make with --format hf
-        format_name: onnx | hf (safetensors, config.json, model card)
-        half: weights in float16
-        int8: products in 8 bits; written only if it costs no more than --most-loss on the faces of --check-images
-        calibration: int8: store whose faces set the ranges of the numbers; default: those that the run was trained on
-        fmr: int8: false match rate of the operating point; default: the point of attfc calibrate, else 0.001
-        most_loss: int8: FNMR that may be lost there, points of percent; more is accepted where the interval of the loss includes 0
-        check_images: store whose images are compared between torch and the export; default: those that a run was evaluated on, else synthetic faces
+        format_name: onnx, or hf (Hugging Face: safetensors, config.json, model card)
+        half: store the weights in float16
+        int8: compute in 8 bits; written only if it loses no more than --most-loss on the faces of --check-images
+        calibration: int8: store whose faces set the number ranges; default: the run's training set
+        fmr: int8: false match rate (FMR) of the operating point; default: that of attfc calibrate, else 0.001
+        most_loss: int8: largest rise of the false non-match rate (FNMR) there, in percentage points; more is accepted where
+            its interval includes 0
+        check_images: store whose images check the export against torch; default: the run's evaluation set, else synthetic faces
     """
     if format_name not in ("onnx", "hf"):
         raise UserError(f"unknown format {format_name!r}: use one of onnx, hf")
 
     if int8 and (half or format_name != "onnx"):
-        raise UserError("--int8 is of --format onnx, and leaves out --half")
+        raise UserError("--int8 needs --format onnx and no --half")
     if not (0 < (1e-3 if fmr is None else fmr) < 1 and 0 <= most_loss <= 100):
         raise UserError(
-            f"--fmr {fmr or 0:g} is a rate between 0 and 1, --most-loss {most_loss:g} from 0 to 100 points of percent"
+            f"--fmr {fmr or 0:g} must lie between 0 and 1, --most-loss {most_loss:g} from 0 to 100 percentage points"
         )
     from attfc.evaluation.operating_point.point import point_of
     from attfc.export import export_hub_folder, export_onnx, open_model
@@ -68,7 +69,7 @@ def export(
             faces = store if check_images is not None else held_out
             if shown is None or faces is None:
                 missing = "--calibration" if shown is None else "--check-images"
-                raise UserError(f"--int8 needs faces, and {model} has none at hand: give {missing} STORE")
+                raise UserError(f"--int8 needs faces, and those of {model} were not found: give {missing} STORE")
             point = point_of(facts.path, facts.digest) if fmr is None else None
             fmr, threshold = (point.asked_fmr, point.threshold) if point is not None else (fmr or 1e-3, None)
             terms["int8"] = Terms(shown, faces, fmr, most_loss, bar, threshold)
@@ -76,7 +77,7 @@ def export(
     opset = f", opset {done.opset}" if done.opset is not None else ""
     out.print(
         f"{done.path}: {facts.network}, {done.precision}{opset}, {done.bytes / 2**20:.1f} MiB; "
-        f"least cosine to the torch module {done.least_cosine:.7f} on "
+        f"lowest cosine to the torch model {done.least_cosine:.7f} on "
         f"{done.images} images of {done.images_from}",
     )
     if done.cost is not None:
@@ -96,5 +97,5 @@ def _images_of(model: Path) -> "tuple[Store | None, Store | None]":
         with progress_bar("index") as bar:
             return open_data(with_found_data(saved_configuration(model), model)[0], bar)
     except (UserError, OSError) as error:
-        print_notes([f"the images of the run cannot be opened ({error}): the export is checked on synthetic faces"])
+        print_notes([f"the run's images cannot be opened ({error}): the export is checked on synthetic faces"])
         return None, None

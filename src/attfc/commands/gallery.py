@@ -34,15 +34,13 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = Commands(help="Keep templates of people, and find whose face a photo shows.", no_args_is_help=True)
+app = Commands(help="Keep templates of known people, and search photos for them.", no_args_is_help=True)
 
 GalleryArgument = Annotated[
     Path, Argument(metavar="GALLERY", help="folder of the gallery", file_okay=False, show_default=False)
 ]
 ImagesArgument = Annotated[list[str], Argument(metavar="IMAGES...", show_default=False)]
-ModelOption = Annotated[
-    Path | None, Option("--model", help="the gallery's model, where it does not lie where it was", show_default=False)
-]
+ModelOption = Annotated[Path | None, Option("--model", help="the gallery's model, if it was moved", show_default=False)]
 
 
 @app.command()
@@ -56,11 +54,11 @@ def create(
     model_is: ModelIsOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Make an empty gallery of a model, or give one that exists other thresholds.
+    """Make an empty gallery for a model, or give an existing one other thresholds.
 
     Args:
-        far: false accept rate of one comparison at which a search answers with a name, such as 1e-4; default: that of the model's
-            operating point, and without one it gives scores only
+        far: false accept rate (FAR) of one comparison at which a search answers with a name, such as 1e-4. Default: that of the model's
+            operating point; if there is none, a search gives scores only
         evaluation: file of `attfc evaluate MODEL all-pairs FOLDER --json FILE` or of attfc calibrate; default: the model's operating point,
             else the last evaluation of its run
         flip: add the embedding of the mirror image before normalizing, as evaluation does
@@ -78,13 +76,13 @@ def create(
     else:
         stated = ", ".join(f"{rate:g}" for rate, _ in facts.threshold_at_far)
         out.print(
-            "no FAR was chosen, so a search gives scores and says nobody's name: "
+            "no FAR (false accept rate) was chosen, so a search gives scores but no names: "
             + (f"{facts.thresholds_of} states thresholds at FAR {stated}, for --far" if stated else NO_THRESHOLD)
         )
     write_json(json_file, stats)
 
 
-NO_THRESHOLD = "this model's run has no evaluation that states one: attfc evaluate MODEL all-pairs FOLDER --json far.json, then --evaluation far.json"
+NO_THRESHOLD = "no evaluation of this model states one: attfc evaluate MODEL all-pairs FOLDER --json far.json, then --evaluation far.json"
 
 
 @app.command()
@@ -102,11 +100,11 @@ def add(
     cache: CacheOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Add people: one template of each person's images that are new.
+    """Add people: one template per person, from those of their images that are new.
 
     Args:
-        images: aligned faces: folders with a folder per person, or any store as `attfc train` takes it; with --name image files too
-        name: the one person whom all images show; default: each folder's name
+        images: aligned faces: folders with a folder per person, or any store as `attfc train` takes it; with --name also image files
+        name: the person in all images; default: each folder's name
     """
     from attfc.export.face_list import open_faces
 
@@ -122,7 +120,7 @@ def add(
         notes.append(f"left out {len(done.left_out):,} broken of {len(store):,} images; the first is {where}: {reason}")
     notes += several_faces(store, workers)
     print_notes(map(shown, notes))
-    known = f"; {done.known:,} images were there" if done.known else ""
+    known = f"; {done.known:,} images were there already" if done.known else ""
     whose = "1 person" if people == 1 else f"{people:,} people"
     out.print(
         f"{gallery}: added {_count(done.templates, 'template')} of {_count(done.images, 'image')}{known}; {whose}"
@@ -151,8 +149,8 @@ def remove(
     """Remove people, and erase their vectors, names and paths from every file of the gallery.
 
     Args:
-        names: as `attfc gallery add` was told, or the folders' names
-        runs: folder of runs and exported models, to list those that were trained on the person's photos
+        names: names given to `attfc gallery add`, or the folders' names
+        runs: folder of runs and exported models; lists those that were trained on the person's photos
     """
     from attfc.gallery import Gallery
     from attfc.gallery.holders import holders
@@ -169,7 +167,7 @@ def remove(
             out.print(f"    {shown(source)}", soft_wrap=True)
     made = {} if runs is None else holders((source for one in gone for source in one.sources), runs)
     for path, root in made.items():
-        out.print(f"made from {shown(root)}, so it still holds what it learned from them: {shown(str(path))}")
+        out.print(f"trained on {shown(root)}, so it still holds what it learned from these photos: {shown(str(path))}")
     if runs is None:
         out.print("runs and exported models may hold what they learned from these photos: --runs FOLDER lists them")
     elif not made:
@@ -197,7 +195,7 @@ def search(
     model_is: ModelIsOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Say whom faces show: a name, its cosine and FAR, or "unknown".
+    """Name the people in photos: a name with its cosine and FAR (false accept rate), or "unknown".
 
     Args:
         images: aligned faces: image files, folders of images, or stores as `attfc train` takes them
@@ -220,12 +218,12 @@ def search(
         assert facts.far is not None
         strangers = strangers_named(facts.far, stats["templates"])
         out.print(
-            f"\nA name is given above cosine {threshold:.4f}, FAR {facts.far:g} of one comparison by {facts.thresholds_of}. "
-            f"A search compares with {_count(stats['templates'], 'template')}, so of strangers about {strangers:.2g} get a name."
+            f"\nA name is given above cosine {threshold:.4f}: FAR {facts.far:g} per comparison by {facts.thresholds_of}. "
+            f"A search compares with {_count(stats['templates'], 'template')}, so about {100 * strangers:.2g} % of unknown people get a wrong name."
         )
     else:
         out.print(
-            f"\nNo threshold was chosen, so a cosine decides nothing: attfc gallery create {gallery} {facts.model} --far 1e-4"
+            f"\nNo threshold was chosen, so the cosine alone decides nothing: attfc gallery create {gallery} {facts.model} --far 1e-4"
         )
         if not known:
             out.print(f"None is known: {NO_THRESHOLD}")
@@ -251,7 +249,7 @@ def search(
 
 @app.command()
 def stats(gallery: GalleryArgument, json_file: JsonOption = None) -> None:
-    """Say what a gallery is of and how much is in it, and check every template."""
+    """Print a gallery's model, size and threshold, and check every template."""
     from attfc.gallery import Gallery
 
     with Gallery.open(gallery) as opened, progress_bar("templates") as bar:
@@ -270,7 +268,7 @@ def stats(gallery: GalleryArgument, json_file: JsonOption = None) -> None:
     out.print(f"{'changed':<12}{found['changed']}, made {found['created']}")
     if found["slots_to_erase"]:
         out.print(
-            f"not erased yet: {_count(found['slots_to_erase'], 'template')}; run this again when nobody writes and the disk has room"
+            f"not erased yet: {_count(found['slots_to_erase'], 'template')}; run this again when no other process writes and the disk has room"
         )
     out.print("every template is as it was written")
     write_json(json_file, found)
@@ -294,7 +292,7 @@ def _opened(gallery: Path, model: Path | None, model_is: list[str] | None, devic
     with Gallery.open(gallery) as found:
         path = model or Path(found.facts.model)
     if not path.exists():
-        raise UserError(f"{shown(str(path))}, the model of {gallery}, is not there: say where it is now with --model")
+        raise UserError(f"{shown(str(path))}, the model of {gallery}, was not found: name its new place with --model")
     return closing(Gallery.open(gallery, open_with_notes(path, model_is, device)))
 
 

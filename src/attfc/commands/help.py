@@ -20,8 +20,8 @@ USES = {
 EXAMPLES = (
     ("attfc train faces/", "a folder with a folder per person"),
     ("attfc train faces/ backbone=r50 epochs=5", "any option: attfc options"),
-    ("attfc train --resume runs/faces-001", "go on after an interruption"),
-    ("attfc evaluate runs/faces-001 held-out people/", "on people it never saw"),
+    ("attfc train --resume runs/faces-001", "continue after an interruption"),
+    ("attfc evaluate runs/faces-001 held-out people/", "judge it on people it never saw"),
     ("attfc export runs/faces-001 face.onnx", "the model for other programs"),
 )
 

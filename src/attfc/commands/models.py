@@ -8,7 +8,7 @@ __all__ = ["backbones"]
 
 
 def backbones(json_file: JsonOption = None) -> None:
-    """Print the networks: parameters and multiply-accumulates of one image."""
+    """List the networks: parameters, and multiply-accumulates per image."""
     from attfc.backbones import list_backbones
 
     rows = list_backbones()

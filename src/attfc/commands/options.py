@@ -11,15 +11,15 @@ __all__ = ["WORDS", "complete_word", "completions", "options", "written_as_flag"
 
 
 def options(word: Annotated[str | None, Argument(metavar="[WORD]")] = None) -> None:
-    """List the options of a run: meaning, default, and when each acts.
+    """List the options of a run: meaning, default, and when each has an effect.
 
     Args:
-        word: section, key, or a word of the description; without it all are listed
+        word: section, key, or a word of the description; default: all options
     """
     from attfc.config.describe import all_options, find_options, option_rows, section_title
 
     out.print(
-        "A default holds where a preset or a file does not name the option.\n"
+        "A default holds where neither a preset nor a file sets the option.\n"
         "attfc train DATA chooses some by itself: add --print-config to see yours.",
     )
     section = None

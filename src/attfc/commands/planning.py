@@ -104,14 +104,14 @@ def plan(
     calibrate: bool = True,
     json_file: JsonOption = None,
 ) -> None:
-    """Predict memory and time of a step with every head, and say which fits and which to take.
+    """Predict memory and time per step for every head; say which fit and which to choose.
 
     Args:
-        words: faces, a preset or a .yaml file as `attfc train` takes them; and options, such as batch_size=64
-        identities: number of identities; default: as the data or the preset say
-        images: images of the data set, for the time of an epoch
-        memory: budget of the device, GiB; default: what is there
-        ranks: processes that share batch, rows and container
+        words: faces, a preset or a .yaml file, as `attfc train` takes them; then options such as batch_size=64
+        identities: number of identities; default: that of the data or the preset
+        images: number of images, for the time per epoch; default: that of the data or the preset
+        memory: memory of the device, GiB; default: that of this machine
+        ranks: processes that share the batch and the class centers
         calibrate: time a few small steps on this machine's device
     """
     from attfc.devices import choose_device
@@ -120,7 +120,9 @@ def plan(
 
     config, identities, images = _asked_for(words, identities, images)
     if config.center is not None and config.center.kind == "other_images" and images is None:
-        raise UserError("center=other_images remembers every image, and how many there are is not known: add --images")
+        raise UserError(
+            "center=other_images remembers every image, but the number of images is not known: add --images"
+        )
     if config.batch_size % ranks:
         raise UserError(
             f"batch_size={config.batch_size} is not divisible by {ranks} ranks: choose a multiple of {ranks}"
@@ -251,5 +253,5 @@ def _memory_of(device: Any) -> float:
         return float(torch.cuda.get_device_properties(device).total_memory)
     available = available_memory()
     if available is None:
-        raise UserError("how much memory the device has is unknown on this system: say --memory GIB")
+        raise UserError("the device's memory is unknown on this system: add --memory GIB")
     return float(available)

@@ -2,7 +2,7 @@
 
 On a terminal a sentence is broken between words. A table is tried in three forms, and the first that fits is taken: as it is; with headers and text
 in several lines and intervals below their figures; a block of `name  value` lines for each row. No form cuts a figure.
-Where the output is no terminal, every row is one line however long: what reads a pipe depends on no window's width.
+Where the output is not a terminal, every row is one line however long: what reads a pipe depends on no window's width.
 """
 
 import itertools

@@ -28,13 +28,13 @@ def run(
     parallel: PositiveOption = 1,
     threads: PositiveOption = 1,
 ) -> None:
-    """Run what is missing of a study; an interrupted one goes on where it stopped. Ends with the table.
+    """Run the missing cells of a study, then print its table. After an interruption, run it again to continue.
 
     Args:
         faces: what {faces} in the study's overrides stands for
-        only: a variant to run; may be given several times
-        parallel: cells at a time
-        threads: processor threads of a cell
+        only: variant to run; repeatable
+        parallel: cells to run at a time
+        threads: processor threads per cell
     """
     from attfc.lab.study import read_study, run_study
 
@@ -57,7 +57,7 @@ def table(study: StudyArgument, output: FolderOption = None, figure: FileOption 
     """Print the table of a study's cells as Markdown.
 
     Args:
-        figure: also write this SVG
+        figure: also write a chart to this SVG file
     """
     from attfc.errors import UserError
     from attfc.lab.pages import FIGURES, study_figure, study_table

@@ -20,10 +20,10 @@ def train(
     """Train a face model, judge it on people kept aside, write the report.
 
     Args:
-        words: a folder with one folder per person, a .rec, a packed set or synthetic:...; a preset or a .yaml file;
-            and options, such as epochs=5; attfc options lists them
-        resume: folder of a run to go on with; last: the newest under output
-        print_config: print the resolved configuration and leave
+        words: data: a folder with one folder per person, a .rec, a packed set or synthetic:... Or a preset or a .yaml file.
+            Then options such as epochs=5; attfc options lists them
+        resume: folder of the run to continue; last: the newest run in the output folder
+        print_config: print the whole configuration and exit
     """
     from attfc.config.arguments import read_words
     from attfc.config.describe import commented_yaml

@@ -125,4 +125,4 @@ def _unknown(word: str, presets: list[str]) -> str:
 
     close = difflib.get_close_matches(word, presets, n=3, cutoff=0.4)
     near = f"; presets near it: {', '.join(close)}" if close else ""
-    return f"{word!r} is no folder here, no preset and no key=value{near}; to train on your faces: attfc train FOLDER"
+    return f"{word!r} is not a folder here, a preset or key=value{near}; to train on your faces: attfc train FOLDER"

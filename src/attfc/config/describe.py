@@ -39,9 +39,9 @@ __all__ = [
 
 TITLES = {
     "head": "What turns embeddings and labels into a loss.",
-    "margin": "The margin, which makes the own identity's cosine harder to satisfy, and the scale of all cosines.",
+    "margin": "The margin, which asks for a higher cosine to the right class center, and the scale of all cosines.",
     "center": "What AttFC makes a class center from.",
-    "stored": "The bank that says what AttFC has stored of an identity, where it is another than that of the negatives.",
+    "stored": "The bank that keeps AttFC's stored centers, where it is not that of the negatives.",
     "negatives": "Which centers of other identities AttFC compares an embedding with, and where they are kept.",
 }
 WIDTH = 80
@@ -76,7 +76,7 @@ class Option(Described):
         if self.published != self.default:
             rows.append(f"With profile=published the default is {as_typed(self.published)}.")
         if self.key in _chosen():
-            rows.append("attfc train DATA chooses it from the data and the machine.")
+            rows.append("Chosen by attfc train DATA from the data and the machine.")
         if self.short:
             rows.append(f"Short name: {self.short}.")
         return rows
@@ -130,7 +130,7 @@ def find_options(word: str) -> list[Option]:
     if not found:
         near = keys_like(word)
         raise UserError(
-            f"no option has {word!r} in its name or meaning"
+            f"no option has {word!r} in its name or description"
             + (f"; near it: {', '.join(near)}" if near else "")
             + f" (sections: {', '.join(filter(None, sections()))})"
         )
@@ -175,7 +175,7 @@ def commented_yaml(config: RunConfig) -> str:
     `load_config` reads it back; options that are left out then have their defaults, which do nothing here.
     """
     values = config.model_dump(mode="json")
-    lines = _comment("Every option: attfc options. Those that do nothing in this configuration are left out.")
+    lines = _comment("All options: attfc options. Options without effect in this configuration are left out.")
     lines.append("")
     section = ""
     for option in (each for each in all_options() if acts(each, values)):
@@ -198,11 +198,11 @@ def options_page() -> str:
         "",
         "Every option of `attfc train`, made from the schema by `make docs`. `attfc options WORD` shows the same in a terminal.",
         "An option is typed as `section.option=value`; in a YAML file it stands in its section. Short names are for the command line and Python.",
-        "A word for `head`, `margin`, `center`, `negatives` or `stored` is its kind: `head=full_fc` is `head.kind=full_fc`. "
+        "A word given for `head`, `margin`, `center`, `negatives` or `stored` sets its kind: `head=full_fc` means `head.kind=full_fc`. "
         "`center`, `negatives`, `stored` and `in_batch` are parts of `head.kind=attfc`. "
-        "`key_encoder` is there where keys are embedded: `center.kind=key_attention`, `head.kind=dcq|dcp`.",
-        "A default holds where a preset or a file does not name the option; `attfc train DATA` chooses some by itself.",
-        "`a|b` in a condition means either of both values.",
+        "`key_encoder` exists where keys are embedded: `center.kind=key_attention`, `head.kind=dcq|dcp`.",
+        "A default holds where neither a preset nor a file sets the option; `attfc train DATA` chooses some by itself.",
+        "`a|b` in a condition means one of these values.",
         "",
     ]
     for section in sections():

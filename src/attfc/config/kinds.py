@@ -66,12 +66,11 @@ MEANINGS = {
     "head": "the head; full_fc: a trained center per identity; partial_fc: the same, a sample of them per step; attfc, dcq, dcp: centers made from "
     "embeddings",
     "margin": "kind of margin: arcface adds an angle, cosface subtracts a cosine, combined does both, adaface adapts to image quality",
-    "center": "what a class center is made from; own_embedding: the embedding itself, blended with the stored center; key_attention: further "
-    "images through the key encoder; pairs: the person's other image in the batch; other_images: the remembered embeddings of all other images of "
-    "the person",
-    "stored": "another bank, beside the negatives, that says what is stored of an identity",
-    "negatives": "where they come from; center_table: centers drawn at random from a table of all identities, new in each step; recent_centers: "
-    "the most recent centers; image_memory: centers drawn from the remembered embeddings of all images",
+    "center": "what a class center is made from. own_embedding: the embedding itself, blended with the stored center; key_attention: further "
+    "images through the key encoder. pairs: the person's other image in the batch; other_images: the last embeddings of the person's other images",
+    "stored": "another bank, beside the negatives, that keeps the stored centers",
+    "negatives": "where they come from. center_table: a table of all identities' centers, drawn at random in each step; recent_centers: the most "
+    "recent centers; image_memory: centers made from the last embeddings of all images",
 }
 """What the kinds of a section are, for a reader."""
 

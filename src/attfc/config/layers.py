@@ -234,11 +234,14 @@ def _over(base: Mapping[str, Any], layer: Mapping[str, Any], replacing: bool = F
 def _settled(values: dict[str, Any], typed: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the final kinds have of the values; refuse what is none of theirs and was typed, or said by a preset of these kinds."""
     head, center, present = str(kind_in(values, "head")), kind_in(values, "center"), sections_of(values)
-    # Where a preset names the kind that stays, what it says beside it is no inheritance.
-    own = {each for each in KINDS if (preset.get(each) or {}).get("kind") == kind_in(values, each)}
+
+    def own(section: str) -> bool:
+        """Whether the preset names the kind that stays: then what it says beside it is no inheritance."""
+        return bool((preset.get(section) or {}).get("kind") == kind_in(values, section))
+
     for section in _OF_PROFILES:
         decider = "center" if section == "key_encoder" and head == "attfc" else "head"
-        said = (preset.get(section) if decider in own else None) or typed.get(section)
+        said = (preset.get(section) if own(decider) else None) or typed.get(section)
         if section not in present and said not in (None, {}):
             raise UserError(_absent(section, said, head, center))
     if "negatives" in present:
@@ -249,7 +252,7 @@ def _settled(values: dict[str, Any], typed: Mapping[str, Any], preset: Mapping[s
     values = {key: value for key, value in values.items() if key in present or key not in _OF_PROFILES}
     for section in KINDS:
         if values.get(section) is not None:
-            said = preset.get(section) if section in own else None
+            said = preset.get(section) if own(section) else None
             values[section] = _of_kind(section, values[section], {**(said or {}), **(typed.get(section) or {})})
     return values
 

@@ -119,7 +119,7 @@ def clauses(condition: str) -> list[list[tuple[str, bool, tuple[str, ...]]]]:
         terms = []
         for term in alternative.split(" and "):
             match = re.fullmatch(r"([\w.]+)(!?=)(\S+)", term.strip())
-            assert match, f"{term!r} is no condition"
+            assert match, f"{term!r} is not a condition"
             terms.append((match[1], match[2] == "=", tuple(match[3].split("|"))))
         alternatives.append(terms)
     return alternatives

@@ -82,7 +82,7 @@ def read_yaml_text(path: Path) -> str:
         ValueError: no regular file, not UTF-8, or longer than `read_yaml` takes.
     """
     if not stat.S_ISREG(path.stat().st_mode):  # before it is opened: a pipe would wait for its writer
-        raise ValueError("it is no regular file")
+        raise ValueError("it is not a regular file")
     with path.open("rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:

@@ -67,20 +67,20 @@ class DataConfig(Section):
     sources: list[SourceConfig] = option(
         list, "several sets as one, instead of data.root: [{root: A, weight: 2}, {root: B}]"
     )
-    merge_names: bool = option(False, "people of equal name in several sources are one person", acts="data.sources!=[]")
+    merge_names: bool = option(False, "treat equal names in several sources as one person", acts="data.sources!=[]")
     label_source: Literal["identities", "images"] = option(
         "identities",
-        "where a .rec file of InsightFace takes its labels from: its identity records, or the header of each image; nothing for other sets",
+        "source of the labels in an InsightFace .rec file: its identity records, or the header of each image; other sets ignore it",
     )
     index_cache: str | None = option(None, "folder for the list of images and people", null="the user's cache folder")
     workers: NotNegative = option(2, "processes that decode images; 0: the training process does it", unit="processes")
     decoded_cache_mib: NotNegative = option(
-        0, "memory for decoded images, which makes all epochs but the first faster; 0 decodes each time", unit="MiB"
+        0, "memory for decoded images, which speeds up all epochs but the first; 0: decode in every epoch", unit="MiB"
     )
     broken_limit: Share = option(0.01, "largest share of broken images; above it the run stops")
     sampling_mix: Share | None = option(
         None,
-        "share of the batch that is drawn by person, each as often as any other; the rest is drawn by image",
+        "share of each batch that is drawn by person, everyone equally often; the rest is drawn by image",
         null="head.enter_first with head.kind=dcp, else 0",
     )
     sampling: Literal["each_once", "with_replacement"] = option(
@@ -129,39 +129,39 @@ class BackboneConfig(Section):
         127.5,
         "(x - mean) / std of pixel values 0 to 255, one number or one per channel; start_from takes it from the weights",
     )
-    std: PixelValues = option(127.5, "above 0; as backbone.mean")
+    std: PixelValues = option(127.5, "divisor of pixel values, above 0; see backbone.mean")
     options: dict[str, Any] = option(
         dict, "further options of the network, such as {dropout: 0.1} or {checkpointing: true}, which saves memory"
     )
 
 
 class DistributedConfig(Section):
-    """Several processes, started by torchrun; alone, nothing of it is used."""
+    """For several processes, started by torchrun; one process ignores it."""
 
     rows: Literal["sharded", "replicated"] = option(
         "sharded",
-        "each process has a part of the trained centers, or all of them",
+        "trained centers: a part in each process (sharded), or all in each (replicated)",
         acts="head.kind=full_fc",
     )
     sync_batch_norm: bool = option(
-        False, "statistics of BatchNorm are those of the whole batch, not of each process's part"
+        False, "compute the statistics of BatchNorm over the whole batch, not over each process's part"
     )
     timeout_seconds: Annotated[float, Field(gt=0)] = option(
-        600.0, "longest wait for another process, the scoring of an evaluation included", unit="seconds"
+        600.0, "longest wait for another process, including the scoring of an evaluation", unit="seconds"
     )
 
 
 class FinetuneConfig(Section):
-    """What stays of the weights that a run begins with (start_from)."""
+    """What is kept of the start weights (start_from)."""
 
     batch_norm: Literal["adapted", "kept"] = option(
-        "adapted", "statistics of BatchNorm: of the new images, or those of the start weights", acts=STARTS
+        "adapted", "statistics of BatchNorm: adapted to the new images, or kept from the start weights", acts=STARTS
     )
     trunk_rate: Share = option(
-        1.0, "share of the learning rate for all below the network's last matrix; 0 freezes it: less time and memory", acts=STARTS
+        1.0, "share of the learning rate for all layers before the network's last matrix; 0 freezes them: less time and memory", acts=STARTS
     )  # fmt: skip
     rows: Literal["by_name", "fresh"] = option(
-        "by_name", "centers of the head: those of the start run for people of the same name, or all new", acts=STARTS
+        "by_name", "class centers: those of the start run for people of the same name, or all new", acts=STARTS
     )
 
 
@@ -169,16 +169,16 @@ class KeyEncoderConfig(Section):
     """The key encoder, a slowly following copy of the network that embeds the keys: further images of the same person."""
 
     momentum: Share = option(
-        0.0, "share of its old weights that the copy keeps in each step; 0: it is the current network"
+        0.0, "share of its old weights that the copy keeps in each step; 0: the copy equals the network"
     )
     momentum_schedule: Literal["constant", "ramp"] = option(
-        "constant", "the same momentum in each step, or rising to it from 0.1 (ramp)"
+        "constant", "keep the momentum constant, or let it rise from 0.1 to its value (ramp)"
     )
     batch_norm: Literal["batch", "averaged"] = option(
-        "batch", "statistics of the copy's BatchNorm: of the batch of keys, or averaged over steps"
+        "batch", "statistics of the copy's BatchNorm: from the batch of keys, or averaged over steps"
     )
     distinct_keys: bool = option(
-        True, "keys differ from the query and from each other where the person has enough images"
+        True, "choose keys that differ from the query and from each other, where the person has enough images"
     )
 
 
@@ -188,21 +188,23 @@ class OptimizerConfig(Section):
     name: Literal["sgd", "adamw"] = option("sgd", "SGD with momentum, or AdamW")
     learning_rate: Annotated[float, Field(gt=0)] = option(
         0.1,
-        "largest learning rate; SGD: 0.1 for 512 images per step, or for 128 with the tiny networks; AdamW: a hundredth of it",
+        "largest learning rate; SGD: 0.1 for 512 images per step, or for 128 with the tiny networks; AdamW: a hundredth of that",
     )
     momentum: Annotated[float, Field(ge=0, lt=1)] = option(
-        0.9, "share of the last step's direction that is kept", acts="optimizer.name=sgd"
+        0.9, "share of the last step's direction that the next one keeps", acts="optimizer.name=sgd"
     )
     weight_decay: Annotated[float, Field(ge=0)] = option(5e-4, "strength of the pull of all weights towards 0")
-    decay_norms_and_biases: bool = option(True, "biases and normalization layers are pulled too, as in arcface_torch")
+    decay_norms_and_biases: bool = option(
+        True, "apply it to biases and normalization layers too, as arcface_torch does"
+    )
     head_learning_rate_scale: Annotated[float, Field(gt=0)] = option(
         1.0,
         "learning rate of the trained centers as a multiple of the network's",
-        acts="head.kind=full_fc|partial_fc",
+        acts="head.kind=full_fc|partial_fc or head.kind=attfc and negatives.kind=center_table and negatives.trained!=0",
     )
-    clip: Annotated[float, Field(ge=0)] = option(5.0, "largest norm of the network's gradient; 0 is off")
+    clip: Annotated[float, Field(ge=0)] = option(5.0, "largest norm of the network's gradient; 0: no limit")
     accumulation: Positive = option(
-        1, "batches per step, as if they were one larger batch (BatchNorm still sees each alone)", unit="batches"
+        1, "batches per step, as if they were one larger batch (BatchNorm still sees each one alone)", unit="batches"
     )
 
 
@@ -212,7 +214,7 @@ class ScheduleConfig(Section):
     name: Literal["cosine", "polynomial", "constant"] = option("cosine", "curve of the learning rate after the warm-up")
     epochs: Annotated[float, Field(gt=0)] = option(20, "passes over the training set", unit="epochs")
     max_steps: Positive | None = option(
-        None, "largest number of steps; the learning rate reaches its end there too", unit="steps", null="no limit"
+        None, "largest number of steps; the learning rate ends there too", unit="steps", null="no limit"
     )
     warmup_epochs: Annotated[float, Field(ge=0)] = option(
         0.0, "time in which the learning rate rises from near 0", unit="epochs"
@@ -232,21 +234,20 @@ class PrecisionConfig(Section):
     channels_last: bool = option(True, "memory layout that makes convolutions faster")
     tuned: bool = option(
         True,
-        "on a CUDA GPU, in training: TF32 for products in float32, and cuDNN tries its convolutions and keeps the fastest; false: as torch comes, "
-        "TF32 in convolutions alone",
+        "faster training on a CUDA GPU: TF32 for float32 products, and cuDNN picks its fastest convolutions; false: TF32 in convolutions only",
     )
-    compile: bool = option(False, "compile the network with torch.compile: minutes at the start, faster steps")
+    compile: bool = option(False, "compile the network with torch.compile: takes minutes, then steps are faster")
 
 
 class EvalConfig(Section):
     """Evaluation on people who are not trained on."""
 
     root: str | None = option(
-        None, "people to evaluate on, given as data.root is", null="nobody, or those of eval.share"
+        None, "people to evaluate on, in any form that data.root takes", null="nobody, or those of eval.share"
     )
     share: Share = option(
         0.0,
-        "share of the people with two or more images who are kept aside from training: whole people, by a hash of their names; 0: nobody",
+        "share of the people with two or more images to keep out of training, chosen by a hash of their names; 0: nobody",
     )
     edits: list[str] = option(list, "edit lists for eval.root, applied in this order", acts="eval.root!=null")
     index_cache: str | None = option(
@@ -255,40 +256,38 @@ class EvalConfig(Section):
         null="the user's cache folder",
         acts="eval.root!=null",
     )
-    pairs: str | None = option(
-        None, "pairs file in the form of LFW's pairs.txt", null="pairs are generated", acts=EVALUATES
-    )
+    pairs: str | None = option(None, "pairs file in the form of LFW's pairs.txt", null="generate pairs", acts=EVALUATES)
     generated_pairs: Annotated[int, Field(ge=4)] = option(
         6000,
-        "pairs to generate, half of them of one person",
+        "pairs to generate, half of them mated (two images of one person)",
         unit="pairs",
         acts="eval.pairs=null and eval.root!=null or eval.pairs=null and eval.share!=0",
     )
     also: str | None = option(
         None,
-        "everybody, a store or .bin: at the end the model of start_from and the new one are compared on them too",
-        null="on the people of the evaluation alone",
+        "another set, a store or .bin, on which the start_from model and the new one are compared at the end",
+        null="compare on the evaluation set only",
         acts=f"{STARTS} and eval.root!=null or {STARTS} and eval.share!=0",
     )
     every: NotNegative = option(
         0, "steps between evaluations during training; 0: only at the end", unit="steps", acts=EVALUATES
     )
     best_by: Literal["accuracy", "auc", "tar_at_far_0.01", "tar_at_far_0.001", "rank_one"] = option(
-        "accuracy", "the figure by which the model in best/ is chosen; larger is better", acts=EVALUATES
+        "accuracy", "metric by which the model in best/ is chosen; larger is better", acts=EVALUATES
     )
-    all_pairs: bool = option(
-        True, "compare every two images as well, which low false accept rates need", acts=EVALUATES
-    )
+    all_pairs: bool = option(True, "also compare every two images, which low false accept rates need", acts=EVALUATES)
     flip: bool = option(True, "add the embedding of the mirror image", acts=EVALUATES)
     batch_size: Positive = option(256, "images per forward pass of the evaluation", unit="images", acts=EVALUATES)
-    look_alikes: NotNegative = option(20, "search for look-alikes at the end; 0: none", unit="s", acts=EVALUATES)
+    look_alikes: NotNegative = option(
+        20, "longest search for evaluation people who look like training people; 0: none", unit="s", acts=EVALUATES
+    )
 
 
 class CheckpointConfig(Section):
     """When the whole state is saved, so that `attfc train --resume` can continue."""
 
     every: NotNegative = option(500, "steps between checkpoints; 0: only at the end and when interrupted", unit="steps")
-    keep: Positive = option(2, "how many of the newest checkpoints stay", unit="checkpoints")
+    keep: Positive = option(2, "how many of the newest checkpoints to keep", unit="checkpoints")
 
 
 class ReportConfig(Section):
@@ -296,15 +295,15 @@ class ReportConfig(Section):
 
     write: bool = option(True, "write report.html into the run's folder")
     pictures: bool = option(
-        False, "show faces of the hardest pairs in it; only for people whom you may show", acts="report.write=true"
+        False, "show faces of the hardest pairs in it; only if you may show these people", acts="report.write=true"
     )
 
 
 class LogConfig(Section):
     """What is recorded while the run trains."""
 
-    every: Positive = option(10, "steps between two lines of metrics.jsonl", unit="steps")
-    tensorboard: bool = option(True, "write files for TensorBoard as well")
+    every: Positive = option(10, "steps between lines of metrics.jsonl", unit="steps")
+    tensorboard: bool = option(True, "also write files for TensorBoard")
     wandb: bool = option(False, "send numbers and configuration to Weights & Biases (extra attfc[wandb])")
     mlflow: bool = option(False, "send numbers and configuration to MLflow (extra attfc[mlflow])")
 
@@ -312,35 +311,33 @@ class LogConfig(Section):
 class RunConfig(Section):
     """One training run."""
 
-    format: Literal[2] = option(
-        2, "version of the spelling of these options; a file without it is read as attfc 0.1 wrote it"
-    )
+    format: Literal[2] = option(2, "version of the option names; a file without it is read as one of attfc 0.1")
     name: str = option(
         "run", "name of the run; its folder is NAME-001 or the next free number", min_length=1, max_length=100
     )
     profile: Literal["published"] | None = option(
-        None, "AttFC as the paper has it", null="the defaults that docs/study.md found best"
+        None, "published: AttFC as in the paper", null="the defaults that docs/study.md found best"
     )
     output: str = option("runs", "folder in which the run's own folder is made")
     seed: NotNegative = option(
         0,
-        "seed of everything random; equal seeds give equal runs on one machine (on a GPU only nearly: see precision.tuned)",
+        "seed for everything random; equal seeds give equal runs on one machine (on a GPU only nearly: see precision.tuned)",
         lt=10**18,
     )
     device: str = option(
-        "auto", "where to train: cpu, cuda, cuda:1, mps; auto: the accelerator if there is one, else the processor"
+        "auto", "where to train: cpu, cuda, cuda:1 or mps; auto: the accelerator if there is one, else the processor"
     )
     threads: Positive | None = option(
-        None, "processor threads of the training process", unit="threads", null="as many as torch takes"
+        None, "processor threads of the training process", unit="threads", null="torch's default"
     )
     batch_size: Positive = option(128, "images per batch, over all processes", unit="images")
     start_from: str | None = option(
         None,
-        "weights to begin with: a run, a model folder, .safetensors, .pt or .pth; network, input size and colours come from them",
+        "weights to start from: a run, a model folder, .safetensors, .pt or .pth; they set network, input size and colours",
         null="fresh weights",
     )
     start_licence: str = option(
-        "unknown", "licence of the start_from weights, where they do not state one themselves", acts="start_from!=null"
+        "unknown", "licence of the start_from weights, if they do not state one", acts="start_from!=null"
     )
     data: DataConfig = Field(default_factory=DataConfig)
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
@@ -413,7 +410,7 @@ class RunConfig(Section):
 
 
 def models_of(section: str) -> dict[str, type[Section]]:
-    """Return the models of a section by the kind that each is of, "" where there are no kinds; nothing where it is no section."""
+    """Return the models of a section by the kind that each is of, "" where there are no kinds; nothing where it is not a section."""
     if section in KINDS:
         return {kind: model_of(section, kind) for kind in KINDS[section]}
     field = RunConfig.model_fields.get(section)
@@ -440,7 +437,7 @@ def described_fields() -> dict[str, list[tuple[str, FieldInfo]]]:
         for kind, model in models_of(section).items():
             apart = {"kind"} if kind else set()
             if section == "stored" and kind not in HOLDING_A_BATCH:
-                apart |= {"share", "count"}  # of what is drawn in a step, and nothing is drawn from this one
+                apart |= {"share", "count", "trained"}  # about negatives, and this one gives none
             for name, each in model.model_fields.items():
                 if name not in apart:
                     found.setdefault(f"{section}.{name}", []).append((kind, each))

@@ -2,7 +2,7 @@
 
 An argument is an option where its annotation holds an `Option`. Names in the annotation are looked up as Python would: in the module, in the
 modules of attfc that it imports them from (as text too), in the standard library. What cannot be had without running a module, a class of ours
-or of torch, is no part of an option. Cost: some 3 ms per module, once. Not taken: a second description of every head in the configuration.
+or of torch, is not part of an option. Cost: some 3 ms per module, once. Not taken: a second description of every head in the configuration.
 """
 
 import ast

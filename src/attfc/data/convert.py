@@ -90,15 +90,15 @@ def convert_store(
         keep_names: packed: keep the images' file names, so that they come back with kind="folder"; rec: keep the identities'
             names beside the records.
         follow_links: also take images that links reach outside the source's folder; False refuses such a folder.
-        give_up_after: this many unreadable images in a row are no broken images but a source that has gone: stop.
+        give_up_after: stop after so many unreadable images in a row: the source itself has gone.
         sync_bytes: images' bytes after which progress is made durable; None: 64 MiB packed, 256 MiB folder.
 
     Returns:
         Conversion: counts, what was left out, notes.
 
     Raises:
-        UserError: the destination holds something else, is a finished conversion, or lies in the source; the source has no image,
-            has links out of its folder, has changed since the conversion began, or cannot be read any more; the disk is full or fails.
+        UserError: the destination holds something else, is a finished conversion, or lies in the source. The source has no image, has
+            links out of its folder, has changed since the conversion began, or cannot be read. The disk is full or fails.
     """
     target = Path(os.path.abspath(destination))
     if kind not in KINDS:

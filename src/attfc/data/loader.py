@@ -46,19 +46,19 @@ class AttentionLoader:
 
     Args:
         store: the images (`attfc.open_store`).
-        batch_size: B, samples a batch on this rank, >= 1.
+        batch_size: B, samples per batch on this rank, >= 1.
         keys_per_query: K >= 0, the head's `keys_per_query`; 0, for heads that take no keys, gives keys of shape (B, 0, 3, S, S).
         seed: names the stream: order, keys and augmentation seeds.
         image_size: S in pixels.
         workers: decoding processes; 0 decodes in the caller.
         rank, ranks: this process's share of the stream.
-        distinct_keys: see `QueryStream`. With True an identity with one image gets it as every key, mirrored against the
-            query and otherwise augmented on its own; with two images all keys are the other one.
+        distinct_keys: see `QueryStream`. With True, all keys of an identity with two images are the other image. One with a single
+            image gets it as every key, mirrored against the query and otherwise augmented on its own.
         sampling: "each_once" | "with_replacement".
         identity_share: share of each batch, from the start of that of all ranks, whose queries are drawn by identity (`IdentityMix`, F2C's
             loader); 0: all by image. The parts are counted in batches: a resumed loader keeps the batch of all ranks then.
-        paired: queries come in pairs of one identity (`PairedQueries`); a batch is then an even number. Not with an `identity_share`, source
-            weights or "with_replacement".
+        paired: queries come in pairs of one identity (`PairedQueries`), or in groups of `group`; a batch is then a multiple of it. Not with an
+            `identity_share`, source weights or "with_replacement".
         broken_limit: largest share (0 ... 1) of broken images; judged once 20 / broken_limit images, or as many as the store
             holds, were seen on this rank.
         decoded_cache: a `DecodedCache` of the same store and size, asked instead of the store.
@@ -87,6 +87,7 @@ class AttentionLoader:
         sampling: str = "each_once",
         identity_share: float = 0.0,
         paired: bool = False,
+        group: int = 2,
         broken_limit: float = 0.01,
         decoded_cache: DecodedCache | None = None,
         pin_memory: bool = False,
@@ -114,7 +115,13 @@ class AttentionLoader:
         if decoded_cache is not None:
             decoded_cache.check(store, image_size)
         queries = queries_of(
-            store, seed, batch_size, ranks, sampling=sampling, identity_share=identity_share, paired=paired
+            store,
+            seed,
+            batch_size,
+            ranks,
+            sampling=sampling,
+            identity_share=identity_share,
+            group=group if paired else 1,
         )
         stream = QueryStream(
             store.identities, keys_per_query, seed, distinct_keys=distinct_keys, sampling=sampling, queries=queries
@@ -143,8 +150,10 @@ class AttentionLoader:
 
     @property
     def epoch_length(self) -> int:
-        """Queries in an epoch, over all ranks: the store's images; with weighted sources the visits that the weights call
-        for, with an `identity_share` those in which the part drawn by image passes over them once.
+        """Queries in an epoch, over all ranks: the number of images in the store.
+
+        With weighted sources: the visits that the weights ask for. With an `identity_share`: as many as the part drawn by image needs to
+        pass over the images once.
         """
         return self._batches.stream.epoch_length
 

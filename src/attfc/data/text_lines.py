@@ -51,8 +51,8 @@ class LineBlock:
 
     Attributes:
         data: uint8, the stretch.
-        starts: int64 (n,) where each line's first character that is no blank lies in `data`.
-        ends: int64 (n,) behind each line's last character that is no blank or line end.
+        starts: int64 (n,) where each line's first character that is not a blank lies in `data`.
+        ends: int64 (n,) behind each line's last character that is not a blank or line end.
         numbers: int64 (n,) line numbers in the file, from 1.
         offset: where `data` begins in the file, in bytes.
         path: of the file, for messages.
@@ -197,7 +197,7 @@ def trimmed(data: UInt8, starts: Int64, ends: Int64) -> tuple[Int64, Int64]:
         starts[rows] += 1
         rows = rows[starts[rows] < ends[rows]]
     rows = np.flatnonzero(starts < ends)
-    while (rows := rows[BLANK[data[ends[rows] - 1]]]).size:  # the first character is no blank: it stops here
+    while (rows := rows[BLANK[data[ends[rows] - 1]]]).size:  # the first character is not a blank: it stops here
         ends[rows] -= 1
     return starts, ends
 

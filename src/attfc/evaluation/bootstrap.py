@@ -255,7 +255,7 @@ def check_resampling(resamples: int, confidence: float) -> None:
     if resamples < 20:
         raise UserError(f"resamples={resamples}: an interval needs at least 20 of them, or 0 for none")
     if not 0.5 <= confidence < 1:
-        raise UserError(f"confidence={confidence} is no confidence: use a number from 0.5 to below 1, e.g. 0.95")
+        raise UserError(f"confidence={confidence} is not a confidence: use a number from 0.5 to below 1, e.g. 0.95")
 
 
 def figure_at(figures: Any, path: FigurePath) -> Any:

@@ -117,8 +117,8 @@ def evaluate_cross(
     genuine, impostors = int(same.sum()), int((~same).sum())
     if not genuine or impostors < pairs_needed(far):
         raise UserError(
-            f"{store.name}: {genuine:,} genuine and {impostors:,} impostor pairs of probes and gallery; --cross needs people with two images, and "
-            f"{pairs_needed(far):,} impostor pairs for FAR {far:g}"
+            f"{store.name}: {genuine:,} mated and {impostors:,} non-mated pairs of probes and gallery; --cross needs people with two images, and "
+            f"{pairs_needed(far):,} non-mated pairs for FAR {far:g}"
         )
     vectors = [torch.from_numpy(each.vectors).double() for each in found]
     samples: dict[str, list[Sample]] = {}

@@ -393,9 +393,9 @@ def embed_store(
 
 
 def check_broken_limit(broken_limit: float) -> None:
-    """Refuse a limit that is no share, before anything is embedded."""
+    """Refuse a limit that is not a share, before anything is embedded."""
     if not 0 <= broken_limit <= 1:
-        raise UserError(f"broken_limit={broken_limit} is no share: use a number from 0 to 1")
+        raise UserError(f"broken_limit={broken_limit} is not a share: use a number from 0 to 1")
 
 
 def usable_lengths(norms_N: Tensor) -> Tensor:

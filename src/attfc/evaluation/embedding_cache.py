@@ -253,4 +253,4 @@ def _array(path: Path, rows: int, size: int, mode: Any) -> "np.memmap[Any, np.dt
 
 
 def _damaged(folder: Path, what: str) -> UserError:
-    return UserError(f"{folder}: damaged embeddings ({what}): delete that folder to have them made anew")
+    return UserError(f"{folder}: damaged embeddings ({what}): delete that folder, and they are computed again")

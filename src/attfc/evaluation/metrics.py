@@ -72,11 +72,11 @@ class Roc:
 
 @dataclass(frozen=True, eq=False)
 class PairScores(Figures):
-    """The figures of one list of pairs.
+    """The metrics of one list of pairs.
 
-    `accuracy` and `std` are mean and standard deviation (of the population) over the folds; `threshold` is the cosine
-    that is best on all pairs together, for use outside (the accuracy does not use it); `tar_at_far` holds None where
-    too few impostor pairs exist to state the FAR, and `notes` says so. `distances`: of each pair, if they are the thresholds.
+    `accuracy` and `std` are mean and standard deviation (of the population) over the folds. `threshold` is the cosine that is best on all
+    pairs together, for use outside: the accuracy does not use it. `tar_at_far` holds None where too few non-mated pairs exist to state the
+    FAR, and `notes` says so. `distances`: of each pair, if they are the thresholds.
     """
 
     pairs: int

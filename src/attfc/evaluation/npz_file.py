@@ -30,7 +30,7 @@ def read_npz(file: Path, most_bytes: int | None = None) -> dict[str, npt.NDArray
         ValueError: anything else, in one line.
     """
     if file.exists() and not file.is_file():
-        raise ValueError("it is no regular file")
+        raise ValueError("it is not a regular file")
     try:
         return _read(file, most_bytes)
     except FileNotFoundError:

@@ -39,6 +39,6 @@ def dominant_person(pairs_I: Int64, of: str) -> list[str]:
     if largest <= _LARGE_SHARE * total or largest * int((pairs_I > 0).sum()) == total:
         return []
     return [
-        f"{of}: one person holds {100 * largest / total:.1f} % of the genuine pairs, so TAR is largely theirs"
+        f"{of}: one person holds {100 * largest / total:.1f} % of the mated pairs, so TAR is largely theirs"
         + (": see the person-balanced TAR, in which each person weighs alike" if of == "all pairs" else "")
     ]

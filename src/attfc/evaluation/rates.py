@@ -62,7 +62,7 @@ def pairs_needed(far: float) -> int:
     return math.ceil(1.0 / far - _SLACK)
 
 
-def not_stated(rates: Mapping[float, object], impostors: int, what: str, of: str = "impostor pairs") -> list[str]:
+def not_stated(rates: Mapping[float, object], impostors: int, what: str, of: str = "non-mated pairs") -> list[str]:
     """Return a note for each rate that so many impostors cannot state: those whose value is None."""
     return [
         f"{what} {far_name(rate)} is not stated: {impostors:,} {of}, at least {pairs_needed(rate):,} needed"
@@ -72,7 +72,7 @@ def not_stated(rates: Mapping[float, object], impostors: int, what: str, of: str
 
 
 def check_rates(fars: Sequence[float]) -> None:
-    """Refuse a FAR that is no rate."""
+    """Refuse a FAR that is not a rate."""
     for far in fars:
         if not 0 < far <= 1:
             raise UserError(f"FAR {far} is not a rate: use a number above 0 and at most 1")
@@ -112,7 +112,7 @@ def tar_at_far(
             reaches below the scores held is None as well.
 
     Raises:
-        UserError: scores that are booleans or not finite, pairs of one kind only, a FAR that is no rate.
+        UserError: scores that are booleans or not finite, pairs of one kind only, a FAR that is not a rate.
 
     >>> tar_at_far([0.9, 0.5, 0.7, 0.4, 0.3, 0.2, 0.1], [True, False, True, False, True, False, False], (0.25, 0.5, 0.1))
     {0.25: 0.6666666666666666, 0.5: 1.0, 0.1: None}
@@ -124,10 +124,10 @@ def tar_at_far(
         scores_P, same_P = checked_pairs(scores, others, both_kinds=False)
         genuine, impostors = scores_P[same_P], scores_P[~same_P]
     else:
-        genuine, impostors = checked_scores(scores, "genuine score"), checked_scores(others, "impostor score")
+        genuine, impostors = checked_scores(scores, "mated score"), checked_scores(others, "non-mated score")
         if others.dtype.kind in "iu" and genuine.size == impostors.size and np.isin(others, (0, 1)).all():
             raise UserError(
-                f"same 0 is {others.ravel()[0]}, of type {others.dtype}: pass booleans (same == 1), or impostor scores as floating-point numbers"
+                f"same 0 is {others.ravel()[0]}, of type {others.dtype}: pass booleans (same == 1), or non-mated scores as floating-point numbers"
             )
     return tar_of_kinds(genuine, impostors, fars, impostor_pairs)
 
@@ -140,7 +140,7 @@ def tar_of_kinds(
     highest = np.sort(np.asarray(impostors, dtype=np.float64))[::-1]
     total = highest.size if impostor_pairs is None else impostor_pairs
     if genuine_G.size == 0 or total == 0:
-        raise UserError(f"{genuine_G.size} genuine and {total} impostor scores: TAR at FAR needs at least one of each")
+        raise UserError(f"{genuine_G.size} mated and {total} non-mated scores: TAR at FAR needs at least one of each")
     check_rates(fars)
     found: dict[float, float | None] = dict.fromkeys(fars)
     for far in fars:
@@ -156,18 +156,18 @@ def checked_scores(scores: npt.ArrayLike, what: str = "score") -> Float64:
     """Return (P,) float64 scores.
 
     Raises:
-        UserError: booleans, values that are no numbers or not finite, more than one dimension.
+        UserError: booleans, values that are not numbers or not finite, more than one dimension.
     """
     given = np.asarray(scores)
     if given.dtype == np.bool_:
         shown = f"{what} 0 is {bool(given.flat[0])}" if given.size else f"the {what}s are booleans"
         raise UserError(
-            f"{shown}: scores are similarities, numbers such as cosines; which pairs are genuine is passed as same"
+            f"{shown}: scores are similarities, numbers such as cosines; which pairs are mated is passed as same"
         )
     try:
         scores_P = given.astype(np.float64)
     except (TypeError, ValueError):
-        raise UserError(f"{what}s of type {given.dtype} are no numbers: pass similarities such as cosines") from None
+        raise UserError(f"{what}s of type {given.dtype} are not numbers: pass similarities such as cosines") from None
     if scores_P.ndim != 1:
         raise UserError(f"{what}s of shape {scores_P.shape}: pass a row of numbers, one per pair")
     broken = np.flatnonzero(~np.isfinite(scores_P))
@@ -197,8 +197,8 @@ def checked_pairs(scores: npt.ArrayLike, same: npt.ArrayLike, both_kinds: bool =
         raise UserError(f"{scores_P.shape} scores do not match {same_P.shape} labels: pass one of each per pair")
     genuine = int(same_P.sum())
     if both_kinds and (genuine == 0 or genuine == same_P.size):
-        kind, missing = ("impostor", "genuine") if genuine == 0 else ("genuine", "impostor")
+        kind, missing = ("non-mated", "mated") if genuine == 0 else ("mated", "non-mated")
         raise UserError(
-            f"all {same_P.size} pairs are {kind} pairs: verification figures need {missing} pairs as well, at least one"
+            f"all {same_P.size} pairs are {kind} pairs: verification metrics need at least one {missing} pair too"
         )
     return scores_P, same_P

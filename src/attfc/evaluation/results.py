@@ -266,7 +266,7 @@ def compare_results(
     ]
     if not common:
         raise UserError(
-            f"{one.model} and {other.model} have no figures in common ({_places(one)}; {_places(other)}): evaluate both on the same data"
+            f"{one.model} and {other.model} have no metrics in common ({_places(one)}; {_places(other)}): evaluate both on the same data"
         )
     for place, mine, theirs in common:
         _check_comparable(one, other, place, mine, theirs)
@@ -296,7 +296,7 @@ def _check_comparable(
     facts, others = first.facts(), second.facts()
     where = f"{'.'.join(place)}: " if place else ""
     if type(first) is not type(second) or facts.keys() != others.keys():
-        raise UserError(f"{where}{one.model} and {other.model} keep other kinds of scores: evaluate both anew")
+        raise UserError(f"{where}{one.model} and {other.model} keep different kinds of scores: evaluate both again")
     for name, values in facts.items():
         if values.shape != others[name].shape or not np.array_equal(values, others[name]):
             counts = f" ({values.size:,} and {others[name].size:,})" if values.shape != others[name].shape else ""
@@ -362,7 +362,7 @@ def read_result(path: str | os.PathLike[str]) -> EvaluationResult:
         raise UserError(f"{file}: no such file: `attfc evaluate ... --save FILE` writes results") from None
     except Exception as error:  # what its numbers lead to is as open as what they are
         raise UserError(
-            f"{file} is no result of `attfc evaluate --save`, or damaged ({error}): evaluate again"
+            f"{file} is not a result of `attfc evaluate --save`, or damaged ({error}): evaluate again"
         ) from None
 
 

@@ -87,15 +87,15 @@ class Cost:
         return small and self.fmr_after <= 2 * max(self.fmr_before, self.fmr)
 
     def text(self) -> str:
-        """Return the figures in one line."""
+        """Return the metrics in one line."""
         losses = [
             f"{100 * each.value:.2f}" if each.low is None else each.text(2, percent=True)
             for each in (self.loss, self.loss_at_fmr)
         ]
         return (
             f"FNMR {100 * self.fnmr:.2f} % (float32 {100 * self.fnmr_before:.2f} %) at threshold {self.threshold:.4f}, FMR {self.fmr_after:.2g} "
-            f"(float32 {self.fmr_before:.2g}): loses {losses[0]} points, {losses[1]} at equal FMR, on {self.faces:,} faces of "
-            f"{self.people:,} people of {self.source}; {self.milliseconds:.2f} ms per face (float32 {self.milliseconds_before:.2f}), "
+            f"(float32 {self.fmr_before:.2g}): rises by {losses[0]} points, {losses[1]} at equal FMR. Measured on {self.faces:,} faces of "
+            f"{self.people:,} people of {self.source}. {self.milliseconds:.2f} ms per face (float32 {self.milliseconds_before:.2f}), "
             f"{self.bytes / 2**20:.1f} MiB (float32 {self.bytes_before / 2**20:.1f})"
         )
 
@@ -117,8 +117,8 @@ def operating_threshold(before: AllPairs, terms: Terms) -> float:
     threshold = before.threshold_at_far[terms.fmr]
     if threshold is None:
         raise UserError(
-            f"FMR {terms.fmr:g} is not stated by {before.impostor_pairs:,} pairs of different people, at least {pairs_needed(terms.fmr):,} "
-            "are needed: give more people (--check-images) or a higher --fmr"
+            f"FMR {terms.fmr:g} needs at least {pairs_needed(terms.fmr):,} pairs of different people, and there are "
+            f"{before.impostor_pairs:,}: give more people (--check-images) or a higher --fmr"
         )
     return threshold if terms.threshold is None else terms.threshold
 

@@ -120,8 +120,8 @@ def export_onnx(
         cost = measure_cost(open_model(before)[0], open_model(written)[0], terms, sizes)
         if not cost.accepted(terms.most_loss):
             raise UserError(
-                f"{facts.path} in int8 costs more than {terms.most_loss:g} points of FNMR, or doubles the FMR: {cost.text()}; nothing was written: "
-                "export it without --int8, give more --calibration faces of its kind, or a higher --most-loss"
+                f"{facts.path} in int8 raises the FNMR by more than {terms.most_loss:g} points, or doubles the FMR: {cost.text()}. Nothing was "
+                "written: export it without --int8, give more --calibration faces of its kind, or a higher --most-loss"
             )
         import onnx
 

@@ -155,7 +155,7 @@ def open_faces(
         elif isinstance(item, Store):
             found = item
         else:
-            raise UserError(f"{_kind(item)} is no image: {KINDS}")
+            raise UserError(f"{_kind(item)} is not an image: {KINDS}")
         if isinstance(found, list):
             singles += found
         else:
@@ -214,7 +214,7 @@ def _checked(array: npt.NDArray[Any]) -> list[Face]:
     batch = array[None] if array.ndim == 3 else array
     if array.dtype != np.uint8 or batch.ndim != 4 or batch.shape[3] != 3 or 0 in batch.shape[1:]:
         raise UserError(
-            f"an array of {array.dtype} {array.shape} is no image: give uint8 RGB, 0 to 255, of shape (height, width, 3) or (N, height, width, 3)"
+            f"an array of {array.dtype} {array.shape} is not an image: give uint8 RGB, 0 to 255, of shape (height, width, 3) or (N, height, width, 3)"
         )
     return [*batch]
 

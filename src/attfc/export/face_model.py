@@ -66,9 +66,9 @@ class FaceModel:
         """Embed one face or many.
 
         Args:
-            images: a path (image file, folder of images, or any store: see `attfc.open_store`), a uint8 RGB array (height, width, 3) or
-                (N, height, width, 3), a PIL image, a store, or a list that mixes these. Faces are aligned to the ArcFace template, as the model's
-                training images were; of an image that is not square the central square is taken.
+            images: a path (image file, folder of images, or any store: see `attfc.open_store`), a PIL image, a store, or a list that mixes
+                these. Or a uint8 RGB array (height, width, 3) or (N, height, width, 3). Faces are aligned to the ArcFace template, as the
+                model's training images were; of an image that is not square the central square is taken.
             batch_size: images per forward pass.
             flip: as evaluation does, add the embedding of the mirror image before normalizing; a second pass.
             device: move the model there first; None: where it is.
@@ -140,8 +140,9 @@ def load(path: Path | str, *, device: str | torch.device = "auto", **said: Any) 
     """Open any trained model: the one opener.
 
     Args:
-        path: a run's folder; a folder with model.safetensors and config.json (`attfc export --format hf`, the Hugging Face hub); a `.safetensors`,
-            `.pt` or `.pth` state dict of attfc or arcface_torch; an `.onnx` file (extra ``attfc[onnx]``). Nothing is downloaded or executed.
+        path: a run's folder, or a folder with model.safetensors and config.json (`attfc export --format hf`, the Hugging Face hub). Or a
+            `.safetensors`, `.pt` or `.pth` state dict of attfc or arcface_torch, or an `.onnx` file (extra ``attfc[onnx]``). Nothing is
+            downloaded or executed.
         device: where it computes; "auto": the accelerator if there is one.
         said: what the file does not say of itself: network, image_size, embedding_size, colour_order, mean, std, training_data, licence. Where the
             file says otherwise, that is an error.

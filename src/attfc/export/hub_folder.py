@@ -45,7 +45,7 @@ def from_pretrained(folder: Path | str) -> nn.Module:
     """
     if not Path(folder).is_dir():
         raise UserError(
-            f"{folder} is no folder here: attfc downloads nothing; fetch it first (hf download NAME --local-dir FOLDER), then give the folder"
+            f"{folder} is not a folder here: attfc downloads nothing; fetch it first (hf download NAME --local-dir FOLDER), then give the folder"
         )
     return load(folder, device="cpu").module
 

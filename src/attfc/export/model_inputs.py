@@ -235,7 +235,7 @@ def _said_colours(
     if missing:
         notes = (
             *notes,
-            f"{what} does not say its {', '.join(missing)}: assumed {colours}, {habit}; if it was trained otherwise its figures are wrong, "
+            f"{what} does not state its {', '.join(missing)}: assumed {colours}, {habit}; if it was trained otherwise its metrics are wrong, "
             f"say so with {missing[0]}=...",
         )
     return colours, notes
@@ -256,7 +256,7 @@ def _agree(where: str, stated: Mapping[str, Any], said: Mapping[str, Any]) -> No
 
 def _check_number(key: str, value: Any) -> None:
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 4_096):
-        raise UserError(f"{key} {str(value)[:80]!r} is no whole number of pixels from 1 to 4096")
+        raise UserError(f"{key} {str(value)[:80]!r} is not a whole number of pixels from 1 to 4096")
 
 
 def _training_data(stated: Any, said: Mapping[str, Any]) -> Any:

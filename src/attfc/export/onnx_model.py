@@ -86,7 +86,9 @@ class OnnxFacts:
         }
         stated: dict[str, Any] = {name: metadata[name] for name in COLOUR_KEYS if name in metadata}
         for name in stated.keys() & {"mean", "std"}:
-            with suppress(ValueError, RecursionError):  # what is no JSON is refused in a moment, as the text that it is
+            with suppress(
+                ValueError, RecursionError
+            ):  # what is not JSON is refused in a moment, as the text that it is
                 stated[name] = json.loads(metadata[name])
         colours = Colours.read({**OURS.to_dict(), **stated}, f"{path}, metadata").to_dict()
         self.stated, self.stated_by = {name: colours[name] for name in stated}, "its metadata"
@@ -107,7 +109,7 @@ class OnnxFacts:
             return of_graph
         text = self.metadata[name]
         if not text.isascii() or not text.isdigit() or len(text) > 10 or not 1 <= int(text) <= largest:
-            raise UserError(f"{self.path}, metadata: {name} {text[:80]!r} is no whole number from 1 to {largest}")
+            raise UserError(f"{self.path}, metadata: {name} {text[:80]!r} is not a whole number from 1 to {largest}")
         if of_graph not in (None, int(text)):
             raise UserError(
                 f"{self.path}, metadata: {name} is {text}, but its graph has {of_graph}: it was changed after export"
@@ -191,7 +193,7 @@ def _parse(path: Path) -> Any:
         size = path.stat().st_size
         if size > LARGEST_FILE:
             raise UserError(
-                f"{path} has {size:,} bytes: an ONNX file has at most {LARGEST_FILE:,}, larger weights stand in files beside it"
+                f"{path} has {size:,} bytes: an ONNX file has at most {LARGEST_FILE:,}, larger weights belong into files beside it"
             )
         data = path.read_bytes()
     except OSError as error:
@@ -199,9 +201,9 @@ def _parse(path: Path) -> Any:
     try:
         model = onnx.load_model_from_string(data)
     except Exception as error:  # protobuf's DecodeError, and what hostile bytes lead to
-        raise UserError(f"{path} is no ONNX file, or damaged: {first_line(error)}") from None
+        raise UserError(f"{path} is not an ONNX file, or damaged: {first_line(error)}") from None
     if not model.graph.node or not model.ir_version:
-        raise UserError(f"{path} is no ONNX file: there is no graph in it")
+        raise UserError(f"{path} is not an ONNX file: there is no graph in it")
     return model
 
 
@@ -222,7 +224,7 @@ def _check_external(path: Path, model: Any) -> None:
         try:
             offset, length = (int(entries.get(key, "0")) for key in ("offset", "length"))
         except ValueError:
-            raise UserError(f"{where} at a place that is no number") from None
+            raise UserError(f"{where} at a place that is not a number") from None
         if offset < 0 or length < 0 or offset + length > target.stat().st_size:
             raise UserError(f"{where} at {offset:,} + {length:,} bytes, the file has {target.stat().st_size:,}")
         total += length or target.stat().st_size

@@ -181,7 +181,7 @@ def _check_archive(path: Path, size: int) -> None:
             "torch.save(torch.load(file, weights_only=True), file)"
         )
     if magic[:4] != b"PK\x03\x04":
-        raise UserError(f"{path} is no file of torch.save: it begins with {magic!r}")
+        raise UserError(f"{path} was not written by torch.save: it begins with {magic!r}")
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()

@@ -94,7 +94,7 @@ def told(path: Path) -> Iterator[None]:
         elif "readonly" in said or "unable to open" in said:
             meaning = f"cannot be opened or written here ({said}): check the folder's permissions"
         else:
-            meaning = f"is damaged ({said}): take a copy of the folder from before, or make the gallery anew"
+            meaning = f"is damaged ({said}): restore an earlier copy of the folder, or make the gallery again"
         raise UserError(f"{path}: {meaning}") from error
 
 
@@ -108,7 +108,7 @@ def connect(path: Path) -> sqlite3.Connection:
         if each.is_symlink():
             raise UserError(f"{each} is a link: a gallery's files lie in its own folder")
     if not path.is_file():
-        raise UserError(f"{path.parent} is no gallery ({path.name} is missing): make one with attfc gallery create")
+        raise UserError(f"{path.parent} is not a gallery ({path.name} is missing): make one with attfc gallery create")
     if journal.is_file() and _ends_with(journal, JOURNAL_MAGIC):
         raise UserError(f"{journal} names another file, which no gallery's journal does: remove the folder")
     with told(path):

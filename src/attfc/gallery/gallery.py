@@ -117,7 +117,7 @@ def _source(store: Store, position: int) -> str:
 def _checked_name(name: str) -> str:
     said = plain(name)
     if not said.strip() or len(said) > LONGEST_NAME:
-        raise UserError(f"{said[:40]!r} is no name: use 1 to {LONGEST_NAME} characters")
+        raise UserError(f"{said[:40]!r} is not a name: use 1 to {LONGEST_NAME} characters")
     return said
 
 
@@ -234,7 +234,7 @@ class Gallery:
                 shown = [str(each)[:12] if key == "digest" else str(each) for each in (value, getattr(own, key))]
                 raise UserError(
                     f"{facts.path} is another model than that of {self.folder}, {own.model}: its {key.replace('_', ' ')} is {shown[0]}, "
-                    f"not {shown[1]}, so its embeddings cannot be compared; take that model, or make a gallery with this one"
+                    f"not {shown[1]}. Their embeddings cannot be compared: take that model, or make a gallery with this one"
                 )
         self.model = model
 
@@ -259,8 +259,8 @@ class Gallery:
     ) -> Added:
         """Add people. Each person's images that are new become one template.
 
-        People are added some thousand images at a time: whoever was added stays when a later one fails or the process is killed, and the same
-        call goes on from there. Images that a person has already are not embedded again.
+        People are added some thousand images at a time. Whoever was added stays when a later one fails or the process is killed; the same
+        call continues from there. Images that a person has already are not embedded again.
 
         Args:
             images: aligned faces as `attfc.open_store` and `FaceModel.embed` take them, a folder per person; or (N, D) float embeddings of one.

@@ -1,6 +1,6 @@
 """Names and vectors together: added, removed and found so that no kill, no second process and no reader sees half of it.
 
-`gallery.sqlite` says which slot of the vectors is whose. Slots that are no template's are in its table `free`; one that may hold something is
+`gallery.sqlite` says which slot of the vectors is whose. Slots without a template are in its table `free`; one that may hold something is
 marked as not clean. Adding: mark free slots as not clean, write them, then make them templates. Removing: delete the templates and mark their slots
 as not clean in one transaction, then write zeros over them, then `VACUUM`. Whatever a kill leaves unclean, the next opening cleans. Writers take
 turns by a lock on `vectors.float32`; a reader holds SQLite's shared lock, so a slot changes its owner only between searches.
@@ -268,7 +268,7 @@ class TemplateStore:
             marks = ",".join("?" * len(part))
             found.update(self._connection.execute(f"SELECT slot, name FROM template WHERE slot IN ({marks})", part))
         if not all(isinstance(name, str) for name in found.values()):
-            raise UserError(f"{self.path} is damaged: a name in it is no text")
+            raise UserError(f"{self.path} is damaged: a name in it is not text")
         return found
 
     def check(self, progress: Progress | None = None) -> None:

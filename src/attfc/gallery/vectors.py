@@ -55,7 +55,7 @@ class VectorFiles:
         size: D, numbers per embedding.
     """
 
-    REMEDY = "take a whole copy of the folder, or make the gallery anew"
+    REMEDY = "restore a whole copy of the folder, or make the gallery again"
 
     def __init__(self, folder: Path, size: int) -> None:
         self.paths, self.size = [folder / name for name in VECTORS], size

@@ -19,8 +19,8 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from attfc.config.choose import usual_scale
 from attfc.config.option import Option
+from attfc.config.profiles import usual_scale
 from attfc.distributed import Ranks
 from attfc.errors import UserError
 from attfc.heads.banks.bank import (
@@ -28,6 +28,7 @@ from attfc.heads.banks.bank import (
     Batch,
     Negatives,
     Recalled,
+    find_sorted,
     last_occurrence,
     merge_centers,
 )
@@ -285,6 +286,11 @@ class AttFC(Head):
         table = self.negatives
         if not isinstance(table, CenterTable) or len(self.banks) > 1 or not isinstance(self.center, OwnEmbedding):
             return super().hold_centers()
+        if table.frequent is not None:
+            raise UserError(
+                "teacher.centers=fixed gives every identity the center that a teacher has for it, and negatives.trained="
+                f"{table.trained_count} trains some: set negatives.trained=0"
+            )
         self.center, table.held = HeldCenter(), True
         return table
 
@@ -318,7 +324,7 @@ class AttFC(Head):
         negatives = self.negatives.negatives(every_label_B)
         trained = self.negatives.trained()
         if self.in_batch == "none":
-            return negatives, *(trained or (None, None))
+            return negatives, *((None, None) if trained is None else trained[:2])
         new_BD, new_labels_B = every_new_BD, every_label_B
         if self.negatives.one_per_identity:
             last_B = last_occurrence(every_label_B)
@@ -328,9 +334,9 @@ class AttFC(Head):
             negatives = negatives.without(every_label_B)  # the new centers stand in for the stored ones of the batch
         new_BD, new_labels_B = self.ranks.own(new_BD), self.ranks.own(new_labels_B)
         if trained is not None:
-            joins_B = ~torch.isin(new_labels_B, trained[1])
-            new_BD = torch.cat([new_BD, trained[0]])
-            new_labels_B = torch.cat([torch.where(joins_B, new_labels_B, EMPTY), trained[1]])
+            stays_out_B = find_sorted(trained.every_label_T, new_labels_B)[1]
+            new_BD = torch.cat([new_BD, trained.rows_TD])
+            new_labels_B = torch.cat([torch.where(stays_out_B, EMPTY, new_labels_B), trained.labels_T])
         return negatives, new_BD, new_labels_B
 
     @torch.no_grad()
@@ -347,14 +353,23 @@ class AttFC(Head):
             self._last_step["positive_share"] = has_positive_B.float().mean()
         if self.center.uses_stored:
             self._last_step["stored_share"] = recalled.found_B.float().mean()
+        if recalled.trained_B is not None:
+            self._last_step["trained_share"] = recalled.trained_B.float().mean()
+            total = self.ranks.size * torch.where(recalled.trained_B, cosine_B, 0.0).sum()
+            self._last_step["trained_cosine"] = total / self.ranks.gather(recalled.trained_B).sum().clamp_min(1)
 
     def footprint(self, batch: int, *, cached: bool = True) -> HeadMemory:
-        """The banks, a pass over the negatives, and what a step makes of queries and keys. Nothing is trained."""
+        """The banks, a pass over the negatives, what a step makes of queries and keys, and the rows that a bank trains."""
         everyone, block_mib = batch * self.ranks.size, self.streaming["block_mib"]
         held = sum(bank.footprint(everyone, block_mib, cached)[0] for bank in self.banks)
+        held += sum(buffer.nbytes for buffer in self.center.buffers())
         _, working, streamed = self.negatives.footprint(everyone, block_mib, cached)
         working += everyone * self.embedding_size * 4 * (self.keys_per_query + 6)
-        return HeadMemory(held, 0.0, working, self.keys_per_query, streamed, "container")
+        trained = sum(rows.nbytes for rows in self.parameters())
+        dense = trained // (4 * self.embedding_size)
+        # At unit length, among the extra rows, and the gradients of both; logits, weights, and which count.
+        working += 4 * trained + 13.0 * everyone * dense
+        return HeadMemory(held + trained, trained, working, self.keys_per_query, streamed, "container", dense)
 
 
 def _refuse_strangers(center: CenterRule, negatives: Bank | None, stored: Bank | None) -> None:
@@ -389,6 +404,14 @@ def _refuse_misfits(center: CenterRule, negatives: Bank, stored: Bank | None, in
     elif isinstance(negatives, ImageMemory) or isinstance(stored, ImageMemory):
         raise UserError(
             f"ImageMemory does not go with center={rule}, which remembers no images: take center=OtherImages(images=M), or CenterTable()"
+        )
+    if any(isinstance(each, CenterTable) and each.trained_count for each in (negatives, stored)) and (
+        stored is not None or not isinstance(center, OwnEmbedding)
+    ):
+        beside = f"center={rule}" if stored is None else f"stored={other}"
+        raise UserError(
+            f"CenterTable(trained=...) does not go with {beside}: a trained row is its identity's center; "
+            "take center=OwnEmbedding() without another bank, or trained=0"
         )
     if stored is not None and type(stored) is type(negatives):
         raise UserError(f"stored={other} beside negatives={bank}: one answers for both, leave stored out")

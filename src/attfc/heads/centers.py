@@ -1,15 +1,17 @@
 """Center rules: who is a query's positive, and which center of its identity is kept.
 
 `KeyAttention` (published) makes the generative class center (GCC) from a few key embeddings, by attention; `OwnEmbedding` (default) blends the
-query's own embedding into the stored center, `Pairs` that of the other query of the identity in the batch; `OtherImages` takes the mean of what is
+query's own embedding into the stored center, `Pairs` that of the other queries of the identity in the batch; `OtherImages` takes the mean of what is
 remembered of the identity's other images. A rule keeps nothing itself: what is stored comes from a bank. Cost: O(B D), of keys O(B K D).
 
-Source: AttFC (arXiv 2503.06839), steps 4 and 5 of `attfc.heads.attfc`. Differs: softmax in float32. The other three are our own.
+Source: AttFC (arXiv 2503.06839), steps 4 and 5 of `attfc.heads.attfc`. Differs: softmax in float32. The other three are our own; `Pairs` in groups,
+with the own embedding and a container, is Prototype Memory (arXiv 2105.02103; docs/heads.md says what differs).
 """
 
 import math
 from typing import Annotated, NamedTuple
 
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -20,7 +22,7 @@ from attfc.errors import UserError
 from attfc.heads.banks.bank import Batch, Recalled
 from attfc.heads.checked import checked
 from attfc.heads.head import unit_length
-from attfc.heads.options import StoredShare
+from attfc.heads.options import MemoryEpochs, StoredShare
 from attfc.losses.numbers import check_numbers
 
 __all__ = [
@@ -78,9 +80,9 @@ class CenterRule(nn.Module):
         """Return the positions of all ranks' images, for a rule that takes them."""
         return None
 
-    def _blend(self, center_BD: Tensor, recalled: Recalled, share: float) -> Tensor:
-        """Return the new centers, with that share of the stored ones; who is not stored takes the new one alone."""
-        if share == 0:
+    def _blend(self, center_BD: Tensor, recalled: Recalled, share: float | Tensor) -> Tensor:
+        """Return the new centers, with that share (B, 1) of the stored ones; who is not stored takes the new one alone."""
+        if not isinstance(share, Tensor) and share == 0:
             return center_BD
         stored_BD = recalled.center_BD.detach().to(center_BD.dtype)
         blended_BD = normalize(share * stored_BD + (1 - share) * center_BD, dim=1)
@@ -141,21 +143,37 @@ class OwnEmbedding(CenterRule):
 
     A sample whose identity is not stored has no positive but itself, which teaches nothing: it counts 0 in the mean (the divisor stays B).
 
+    The stored center is a running mean of about 1 / (1 - share) images. An identity with n images gets the share 1 - 1 / (memory n) where that is
+    larger: its center is less noisy, and no older than a part of an epoch.
+
     Args:
         share: of the stored center in the new one.
+        memory: part of an epoch that the mean covers where an identity has many images; 0: one share for all.
+        image_counts: (N,) images of each identity, `store.identities.counts()`; without it there is one share for all.
     """
+
+    image_counts: Tensor | None
 
     @checked(center_blend="share=...")
     def __init__(
         self,
         share: StoredShare = 0.6,
+        memory: MemoryEpochs = 0.25,
+        image_counts: npt.ArrayLike | None = None,
     ) -> None:
         super().__init__()
-        self.share = share
+        self.share, self.memory = share, memory
+        given = share and memory and image_counts is not None
+        counts = torch.as_tensor(image_counts, dtype=torch.int32) if given else None
+        self.register_buffer("image_counts", counts, persistent=False)
 
     def forward(self, batch: Batch, present_BD: Tensor, recalled: Recalled) -> Proposal:
         """Return the stored centers as positives."""
-        new_BD = self._blend(present_BD, recalled, self.share)
+        share: float | Tensor = self.share
+        if self.image_counts is not None:
+            images_B1 = self.image_counts.index_select(0, batch.labels_B).to(present_BD.dtype).unsqueeze(1)
+            share = (1 - 1 / (self.memory * images_B1)).clamp_min(self.share)
+        new_BD = self._blend(present_BD, recalled, share)
         return Proposal(recalled.center_BD.to(new_BD.dtype), new_BD, recalled.found_B)
 
 
@@ -171,36 +189,53 @@ class HeldCenter(CenterRule):
 class Pairs(CenterRule):
     """Queries 2i and 2i + 1 show one identity, and the embedding of each is the other's only key. No key encoder.
 
-    A query whose neighbour is of another identity (a broken image was replaced) is treated as with `OwnEmbedding`.
+    In groups of K, the mean of the K - 1 others is what the other is in a pair. A query whose neighbours are all of other identities (a broken
+    image was replaced) is treated as with `OwnEmbedding`.
 
     Args:
         share: of the stored center in the new one.
+        group: K queries in a row that show one identity.
+        own: the query's own embedding is part of the mean: a group has one center, its positive and what is kept (Prototype Memory).
     """
 
     @checked(center_blend="share=...")
     def __init__(
         self,
         share: StoredShare = 0.6,
+        group: Annotated[int, Option("queries in a row that show one person; the batch is a multiple of it", ge=2)] = 2,
+        own: Annotated[
+            bool, Option("the query's own embedding is part of its new center, not its neighbours' alone")
+        ] = False,
     ) -> None:
         super().__init__()
         self.share = share
+        self.group = group
+        self.own = own
         self.uses_stored = share > 0
 
     def forward(self, batch: Batch, present_BD: Tensor, recalled: Recalled) -> Proposal:
         """Return centers of the neighbours.
 
         Raises:
-            UserError: an odd number of queries.
+            UserError: a number of queries that is no multiple of the group.
         """
-        labels_B = batch.labels_B
-        if labels_B.shape[0] % 2:
+        labels_B, K = batch.labels_B, self.group
+        if labels_B.shape[0] % K:
             raise UserError(
-                f"center=Pairs got {labels_B.shape[0]} queries: 2i and 2i + 1 are each other's key, pass an even number"
+                f"center=Pairs got {labels_B.shape[0]} queries: {K}i {'and' if K == 2 else 'to'} {K}i + {K - 1} are each other's key, "
+                f"pass a multiple of {K}"
             )
-        paired_B = labels_B == labels_B.view(-1, 2).flip(1).flatten()
-        partner_BD = present_BD.view(-1, 2, present_BD.shape[1]).flip(1).flatten(0, 1)
-        partner_BD = torch.where(paired_B.unsqueeze(1), partner_BD, present_BD)
-        new_BD = self._blend(partner_BD, recalled, self.share)
+        labels_XK, present_XKD = labels_B.view(-1, K), present_BD.view(-1, K, present_BD.shape[1])
+        itself_KK = torch.eye(K, dtype=torch.bool, device=labels_B.device)
+        others_XKK = (labels_XK[:, :, None] == labels_XK[:, None, :]) & ~itself_KK
+        count_B = others_XKK.sum(dim=2).flatten()
+        # A sum of products, not a matmul: autocast may not round it.
+        mean_BD = (others_XKK.to(present_BD.dtype).unsqueeze(3) * present_XKD.unsqueeze(1)).sum(dim=2).flatten(0, 1)
+        if self.own:
+            mean_BD, count_B = mean_BD + present_BD, count_B + 1
+        mean_BD = torch.where((count_B > 1).unsqueeze(1), normalize(mean_BD, dim=1), mean_BD)
+        paired_B = others_XKK.any(dim=2).flatten()
+        new_BD = self._blend(torch.where(paired_B.unsqueeze(1), mean_BD, present_BD), recalled, self.share)
         positive_BD = torch.where(paired_B.unsqueeze(1), new_BD.detach(), recalled.center_BD.to(new_BD.dtype))
         return Proposal(positive_BD, new_BD, recalled.found_B | paired_B)
 

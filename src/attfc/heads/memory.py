@@ -17,12 +17,13 @@ class HeadMemory:
     """Bytes of a head on one rank, and how many rows a step works on in which way (a field of `HeadRates`).
 
     Attributes:
-        rows: what it holds; where rows are trained, each state of the optimizer takes as much again.
-        gradient: of trained rows.
+        rows: what it holds.
+        gradient: of trained rows. Each state of the optimizer takes as much ("sampled": as the rows).
         working: of forward and backward.
         keys_per_query: key images that a query brings.
         streamed: rows that a step passes over.
-        kind: how; the rows of "dense" and "sampled" are trained.
+        kind: how; the rows of "dense" and "sampled" are trained, all that it holds.
+        dense: rows that a step trains beside those.
     """
 
     rows: float
@@ -31,6 +32,7 @@ class HeadMemory:
     keys_per_query: int
     streamed: int
     kind: Literal["container", "pool", "dense", "sampled"]
+    dense: int = 0
 
 
 def block_bytes(rows: int, bytes_a_row: float, block_mib: float, cached: bool) -> float:

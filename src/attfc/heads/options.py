@@ -13,6 +13,7 @@ __all__ = [
     "Filtering",
     "Folder",
     "InitialRows",
+    "MemoryEpochs",
     "RowType",
     "SlotCount",
     "SlotShare",
@@ -39,6 +40,14 @@ Filtering = Annotated[
 BlockMib = Annotated[float, Option("working memory for the pass over the class centers", unit="MiB", gt=0)]
 StoredShare = Annotated[
     float, Option("share of the stored center in the new one; the rest is the new embedding's", ge=0, lt=1)
+]
+MemoryEpochs = Annotated[
+    float,
+    Option(
+        "how much of an epoch the stored center of an identity with many images averages over; for others the share decides; 0: it decides for all",
+        unit="epochs",
+        ge=0,
+    ),
 ]
 DrawnShare = Annotated[
     float | None, Option("share of the identities that is drawn per step", null="count says it", gt=0, le=1)

@@ -9,9 +9,9 @@
       full_fc: [head=full_fc]
       attfc: []
 
-A line of FOLDER/cells.jsonl has all that a cell is and found. A cell that is there already is not run again; one that was run with other
-settings stops the study before anything runs, because a table of two settings would say nothing. A cell that fails (a loss that is not finite,
-say) is a result too and stays in the tables.
+A variant may change the world too: `world.images=[2, 4]`. A line of FOLDER/cells.jsonl has all that a cell is and found. A cell that is there already
+is not run again; one that was run with other settings stops the study before anything runs, because a table of two settings would say nothing. A cell
+that fails (a loss that is not finite, say) is a result too and stays in the tables.
 """
 
 import json
@@ -100,6 +100,7 @@ def read_study(path: Path) -> Study:
         raise UserError(f"{path} holds {type(values).__name__}, expected a mapping with world, seeds and variants")
     try:
         study = Study.model_validate({"name": path.stem, **values})
+        _cells(study)
     except ValidationError as error:
         raise UserError(f"{path}: {'; '.join(_fault(fault) for fault in error.errors())}") from None
     if study.reference is not None and study.reference not in study.variants:
@@ -116,19 +117,24 @@ def _fault(fault: Any) -> str:
 
 
 def _cells(study: Study) -> list[Cell]:
-    world = study.world.model_dump(mode="json")
+    settled = {variant: _settled(study, variant) for variant in study.variants}
     return [
-        Cell(
-            study=study.name,
-            variant=variant,
-            seed=seed,
-            world=world,
-            preset=study.preset,
-            overrides=[*study.overrides, *overrides],
-        )
+        Cell(study=study.name, variant=variant, seed=seed, world=world, preset=study.preset, overrides=overrides)
         for seed in study.seeds
-        for variant, overrides in study.variants.items()
+        for variant, (world, overrides) in settled.items()
     ]
+
+
+def _settled(study: Study, variant: str) -> tuple[dict[str, Any], list[str]]:
+    """The world of a variant, and the overrides that are for `attfc train`."""
+    world, overrides = study.world.model_dump(mode="json"), list(study.overrides)
+    for override in study.variants[variant]:
+        name, _, value = override.removeprefix("world.").partition("=")
+        if override.startswith("world."):
+            world[name] = read_yaml(value)
+        else:
+            overrides.append(override)
+    return type(study.world).model_validate(world).model_dump(mode="json"), overrides
 
 
 def run_study(

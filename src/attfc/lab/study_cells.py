@@ -28,16 +28,17 @@ from attfc.data.sampling.query_stream import QueryStream
 from attfc.data.stores.store import Store
 from attfc.errors import UserError
 from attfc.evaluation.embed import embed_store
-from attfc.evaluation.protocols.all_pairs_scores import score_all_pairs
-from attfc.evaluation.protocols.search import rank_one
+from attfc.evaluation.protocols.all_pairs_scores import AllPairs, score_all_pairs
+from attfc.evaluation.protocols.search import RankOne, rank_one
 from attfc.export.hub_folder import from_pretrained
 from attfc.heads import Head
 from attfc.lab.head_cell import ResidentPeak, warm_up
+from attfc.lab.study_people import figures_of, people_of
 from attfc.lab.vectors import VectorEncoder, VectorWorld
 from attfc.machine import environment
 from attfc.run.components import build_backbone, build_head, build_pair, optimizer_of, schedule_of
 from attfc.run.data import open_held_out, open_training_data
-from attfc.run.resolved import identity_share, paired_queries
+from attfc.run.resolved import identity_share, queries_in_a_row
 from attfc.training.step import Inputs, TrainStep, head_alone
 from attfc.typing import Int64
 
@@ -60,24 +61,26 @@ def run_vectors(
 
     Returns:
         "config", "steps", "seconds" of training, "samples_per_second", "curve" [{step, seconds, loss, tar_at_far/..}], "figures"
-        {"validation": ..., "test": ...}, "head_bytes", "peak_bytes", or "failed": why, with what came before.
+        {"validation": ..., "test": ...}, "people" {"test": `people_of`}, "head_bytes", "peak_bytes", or "failed": why, with what came before.
     """
     config = load_config(preset, [*overrides, f"seed={seed}"])
     index = world.labelled()
     warm_up(torch.device("cpu"))
     torch.manual_seed(seed)
     meter = ResidentPeak()
-    head = build_head(config, len(index), images=index.images)
+    head = build_head(config, len(index), images=index.images, image_counts=index.counts())
     pair = build_pair(config, VectorEncoder(world.size, config.backbone.embedding_size, width), head.keys_per_query)
     share = identity_share(config)
-    mix = IdentityMix(index, share, config.batch_size, seed) if share else None
+    queries: IdentityMix | PairedQueries | None = IdentityMix(index, share, config.batch_size, seed) if share else None
+    if (group := queries_in_a_row(config)) > 1:
+        queries = PairedQueries(index, seed, group)
     stream = QueryStream(
         index,
         head.keys_per_query,
         seed,
         distinct_keys=config.key_encoder is None or config.key_encoder.distinct_keys,
         sampling=config.data.sampling,
-        queries=PairedQueries(index, seed) if paired_queries(config) else mix,
+        queries=queries,
     )
     optimizer = optimizer_of(config, pair, head)
     schedule, steps = schedule_of(config, optimizer, stream.epoch_length)
@@ -90,10 +93,9 @@ def run_vectors(
         "images": index.images,
     }
     curve: list[dict[str, float]] = []
-    seconds, losses = 0.0, 0.0
+    seconds, losses, since = 0.0, 0.0, 0
     images = config.batch_size * config.optimizer.accumulation
     stops = {round(steps * (number + 1) / points) for number in range(points)}
-    since = 0
     pair.train()
     for step in range(1, steps + 1):
         start = time.perf_counter()
@@ -121,7 +123,9 @@ def run_vectors(
         "environment": environment(torch.device("cpu")),
     }
     if "failed" not in record:
-        record["figures"] = {split: evaluate_vectors(world, pair.query, split) for split in ("validation", "test")}
+        scores = {split: _vector_scores(world, pair.query, split) for split in ("validation", "test")}
+        record["figures"] = {split: figures_of(*of_split) for split, of_split in scores.items()}
+        record["people"] = {"test": people_of(*scores["test"])}
     return record
 
 
@@ -136,13 +140,17 @@ def _observed(world: VectorWorld, stream: QueryStream, numbers_B: Int64) -> Inpu
     return Inputs(seen[:batch], torch.from_numpy(samples.labels), keys_BKX, torch.from_numpy(samples.positions))
 
 
-@torch.no_grad()
 def evaluate_vectors(world: VectorWorld, encoder: nn.Module, split: str) -> dict[str, float]:
     """Return TAR at FAR over all pairs and rank-1 on people kept aside; the encoder's mode is as before.
 
     Args:
         split: "validation" | "test".
     """
+    return figures_of(*_vector_scores(world, encoder, split))
+
+
+@torch.no_grad()
+def _vector_scores(world: VectorWorld, encoder: nn.Module, split: str) -> tuple[AllPairs, RankOne]:
     persons, samples = world.kept_aside(split)
     training = encoder.training
     encoder.eval()
@@ -153,19 +161,16 @@ def evaluate_vectors(world: VectorWorld, encoder: nn.Module, split: str) -> dict
         ]
     )
     encoder.train(training)
-    return _open_set(embeddings, persons, FARS)
+    return _scores(embeddings, persons, FARS)
 
 
-def _open_set(embeddings_ND: Tensor, persons_N: Int64, fars: tuple[float, ...]) -> dict[str, float]:
-    """TAR at FAR over all pairs of rows, and rank-1."""
-    pairs = score_all_pairs(embeddings_ND, persons_N, fars=fars, hardest=0)
-    figures = {f"tar_at_far/{far:g}": tar for far, tar in pairs.tar_at_far.items() if tar is not None}
-    return {**figures, "rank_one": rank_one(embeddings_ND, persons_N).rate}
+def _scores(embeddings_ND: Tensor, persons_N: Int64, fars: tuple[float, ...]) -> tuple[AllPairs, RankOne]:
+    return score_all_pairs(embeddings_ND, persons_N, fars=fars, hardest=0), rank_one(embeddings_ND, persons_N)
 
 
 def _head_bytes_of(config: RunConfig, identities: int, images: int) -> int:
     """`_head_bytes` after one step on random embeddings."""
-    head = build_head(config, identities, images=images)
+    head = build_head(config, identities, images=images, image_counts=torch.ones(identities))
     optimizer = optimizer_of(config, build_pair(config, build_backbone(config), head.keys_per_query), head)
     batch, keys, size = config.batch_size, head.keys_per_query, config.backbone.embedding_size
     numbers, given = torch.arange(batch), torch.randn(batch, keys, size) if keys else None
@@ -226,7 +231,7 @@ def run_faces(preset: str, overrides: list[str], seed: int, threads: int) -> dic
             if done.returncode < 0 or done.returncode == 130:
                 raise UserError(f"attfc train was stopped (status {done.returncode}): run the study again to go on")
             return {"failed": lines[-1] if lines else f"status {done.returncode}", "wall_seconds": wall}
-        figures = evaluate_faces(from_pretrained(folders[0]), held_out)
+        figures, people = evaluate_faces(from_pretrained(folders[0]), held_out)
         trained_on = open_training_data(config)
         return {
             **_of_run(folders[0]),
@@ -235,18 +240,19 @@ def run_faces(preset: str, overrides: list[str], seed: int, threads: int) -> dic
             "head_bytes": _head_bytes_of(config, len(trained_on.identities), len(trained_on)),
             "wall_seconds": wall,
             "figures": figures,
+            "people": people,
         }
 
 
-def evaluate_faces(model: nn.Module, held_out: Store) -> dict[str, dict[str, float]]:
-    """Return TAR at FAR over all pairs of images and rank-1, of two halves of the people that a checksum of their names tells apart.
+def evaluate_faces(model: nn.Module, held_out: Store) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
+    """Return TAR at FAR over all pairs of images and rank-1, of all people and of two halves that a checksum of their names tells apart.
 
     Args:
         model: (B, 3, S, S) float32 RGB in [-1, 1] -> (B, D); see `embed_store`.
         held_out: people that the model has not seen.
 
     Returns:
-        {"validation": ..., "test": ...}
+        Figures {"validation": ..., "test": ..., "all": ...}, each with thresholds of its own, and {"all": `people_of`}.
     """
     names = [held_out.identity_name(label) for label in range(len(held_out.identities))]
     halves = np.array([zlib.crc32(name.encode()) % 2 for name in names])
@@ -255,8 +261,9 @@ def evaluate_faces(model: nn.Module, held_out: Store) -> dict[str, dict[str, flo
     figures = {}
     for half, split in enumerate(("validation", "test")):
         chosen = np.flatnonzero(halves[labels] == half)
-        figures[split] = _open_set(embeddings[chosen], labels[chosen], FACE_FARS)
-    return figures
+        figures[split] = figures_of(*_scores(embeddings[chosen], labels[chosen], FACE_FARS))
+    everybody = _scores(embeddings, labels, FACE_FARS)
+    return {**figures, "all": figures_of(*everybody)}, {"all": people_of(*everybody)}
 
 
 def _of_run(folder: Path) -> dict[str, Any]:

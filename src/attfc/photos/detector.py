@@ -95,7 +95,7 @@ def open_session(content: bytes, name: str) -> "InferenceSession":
     try:
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has exceptions of its own without a common base
-        raise UserError(f"{name} is no ONNX file that onnxruntime opens: {first_line(error)}") from None
+        raise UserError(f"{name} is not an ONNX file that onnxruntime opens: {first_line(error)}") from None
 
 
 def digest_of(contents: Sequence[bytes]) -> str:

@@ -237,7 +237,7 @@ def _without_clashes(photos: list[Photo], policy: Policy) -> Iterator[Photo]:
 
 def _check_places(photos: Path, output: Path) -> None:
     if not photos.is_dir():
-        raise UserError(f"{photos} is no folder: name the folder that holds the photos")
+        raise UserError(f"{photos} is not a folder: name the folder that holds the photos")
     inner, outer = (Path(os.path.realpath(path)) for path in (output, photos))
     if inner == outer or inner in outer.parents or outer in inner.parents:
         raise UserError(

@@ -72,7 +72,7 @@ class Row:
         """Return the row that a line holds.
 
         Raises:
-            ValueError: it holds another number of values, or one that is no number.
+            ValueError: it holds another number of values, or one that is not a number.
 
         >>> Row.of_line(Row("a\\tb.jpg", faces=2, size=3.25).to_line()).photo
         'a\\tb.jpg'
@@ -158,7 +158,7 @@ class Manifest:
                     row = Row.of_line(text)
                 except (ValueError, KeyError):
                     raise UserError(
-                        f"{path}:{number} is no line of a manifest: delete {self.folder} to align the photos anew"
+                        f"{path}:{number} is not a line of a manifest: delete {self.folder} to align the photos again"
                     ) from None
                 found.setdefault(row.photo, []).append(row)
             self.rows.update(found)

@@ -78,7 +78,7 @@ def read_photo(path: Path) -> UInt8:
     """Return the upright pixels of a photo: uint8 (height, width, 3) RGB.
 
     Raises:
-        BrokenImageError: it is no photo, or none that can be decoded; the message is the reason, without the path.
+        BrokenImageError: it is not a photo, or none that can be decoded; the message is the reason, without the path.
         OSError: it cannot be read.
     """
     with path.open("rb") as file:

@@ -1,7 +1,7 @@
 """Whether pictures look aligned: the detector's landmarks in a sample of them, against the ArcFace template.
 
 A header tells sizes, not where the eyes are; this looks. A tight crop is hard for a detector, so each picture gets a black margin first.
-Cost: some 0.03 s per picture looked at. It is no proof: other templates differ from this one by a few pixels, and drawn faces may not be found.
+Cost: some 0.03 s per picture looked at. It is not a proof: other templates differ from this one by a few pixels, and drawn faces may not be found.
 """
 
 from dataclasses import asdict, dataclass

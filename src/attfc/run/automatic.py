@@ -42,7 +42,7 @@ def with_start_weights(asked: Asked) -> tuple[Asked, StartWeights | None]:
         for key in (key for key in flat if key.startswith("finetune.") or key == "eval.also"):
             if flat[key] != described_fields()[key][0][1].default:
                 raise UserError(
-                    f"{key}={flat[key]} is for a run that begins with weights: set start_from=RUN_OR_WEIGHTS, or leave {key} out"
+                    f"{key}={flat[key]} needs start weights: set start_from=RUN_OR_WEIGHTS, or leave {key} out"
                 )
         return asked, None
     config, start = read_start(config, asked.typed())
@@ -90,7 +90,7 @@ def choose_configuration(
         "batch_size": config.batch_size // divided,
         "optimizer.accumulation": config.optimizer.accumulation * divided,
     }
-    why = f"passes of {config.batch_size} do not fit {machine.memory_gib:.0f} GiB: the same images in smaller ones"
+    why = f"a batch of {config.batch_size} does not fit {machine.memory_gib:.0f} GiB: smaller batches, as many images per step"
     return asked.resolve(chosen | cut), [*rows, Choice("cut to fit", cut, "{} x {}".format(*cut.values()), why)]
 
 

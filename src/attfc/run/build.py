@@ -209,7 +209,11 @@ def assemble(asked: Asked, folder: Path | None, progress: Progress | None, start
     config, store, notes, device, ranks = (
         settled.config, settled.store, settled.notes, settled.device, settled.ranks
     )  # fmt: skip
-    head = ranks.together(lambda: build_head(config, len(store.identities), ranks, images=len(store))).to(device)
+    head = ranks.together(
+        lambda: build_head(
+            config, len(store.identities), ranks, images=len(store), image_counts=store.identities.counts()
+        )
+    ).to(device)
     backbone = build_backbone(config)
     image_size = int(getattr(backbone, "image_size", 112))
     if config.precision.channels_last:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -23,7 +24,7 @@ from attfc.distributed import ALONE, Ranks, launched_ranks
 from attfc.errors import UserError
 from attfc.export.colours import Colours, fed_as
 from attfc.heads import Head, PartialFC
-from attfc.run.resolved import identity_share, paired_queries, resolve
+from attfc.run.resolved import identity_share, queries_in_a_row, resolve
 from attfc.training.momentum import MomentumPair
 from attfc.training.optimizers import build_optimizer, parameter_groups, trunk_of
 from attfc.training.schedule import build_schedule
@@ -55,11 +56,19 @@ def build_part(section: str, part: Part, supplied: Mapping[str, Any]) -> Any:
     return component(**part.options, **{key: value for key, value in supplied.items() if key in takes})
 
 
-def build_head(config: RunConfig, identities: int, ranks: Ranks = ALONE, *, images: int | None = None) -> Head:
+def build_head(
+    config: RunConfig,
+    identities: int,
+    ranks: Ranks = ALONE,
+    *,
+    images: int | None = None,
+    image_counts: npt.ArrayLike | None = None,
+) -> Head:
     """Build the head for a training set of that many identities.
 
     Args:
         images: of the training set; a rule that remembers each of them asks.
+        image_counts: of each identity; a bank that trains rows of some asks.
 
     Raises:
         UserError: fewer than two identities, parts that do not go together, or a container smaller than the batch.
@@ -68,7 +77,7 @@ def build_head(config: RunConfig, identities: int, ranks: Ranks = ALONE, *, imag
         raise UserError(
             f"{_data_name(config)} holds {identities} identity: training tells identities apart, so it needs at least 2"
         )
-    return _put_together(resolve(config, identities)[0], identities, ranks, images)
+    return _put_together(resolve(config, identities)[0], identities, ranks, images, image_counts)
 
 
 def refuse_misfits(config: RunConfig) -> None:
@@ -85,7 +94,7 @@ def refuse_misfits(config: RunConfig) -> None:
     # Torch takes seconds to draw rows, even where nothing is allocated.
     empty = {name: bank.model_copy(update={"initial": "empty"}) for name, bank in banks.items()}
     with torch.device("meta"):
-        _put_together(config.model_copy(update=empty), ANY_SIZE, ranks, ANY_SIZE)
+        _put_together(config.model_copy(update=empty), ANY_SIZE, ranks, ANY_SIZE, torch.zeros(ANY_SIZE))
 
 
 def _replicated(config: RunConfig, ranks: Ranks) -> bool:
@@ -98,17 +107,20 @@ def _replicated(config: RunConfig, ranks: Ranks) -> bool:
         return False
     if config.head.kind == "partial_fc":
         raise UserError(
-            "distributed.rows=replicated is for head.kind=full_fc, and this is partial_fc, whose gradients name single rows: take "
+            "distributed.rows=replicated needs head.kind=full_fc, and this is partial_fc, whose gradient covers single rows: set "
             "distributed.rows=sharded"
         )
     return config.head.kind == "full_fc"
 
 
-def _put_together(config: RunConfig, identities: int, ranks: Ranks, images: int | None) -> Head:
+def _put_together(
+    config: RunConfig, identities: int, ranks: Ranks, images: int | None, image_counts: npt.ArrayLike | None
+) -> Head:
     supplied: dict[str, Any] = {
         "embedding_size": config.backbone.embedding_size,
         "identities": identities,
         "images": images,
+        "image_counts": image_counts,
         "seed": config.seed,
         "ranks": ALONE if _replicated(config, ranks) else ranks,
         "in_batch": config.in_batch,
@@ -229,7 +241,8 @@ def build_loader(settled: "Settled", keys_per_query: int, image_size: int) -> At
         distinct_keys=config.key_encoder is None or config.key_encoder.distinct_keys,
         sampling=config.data.sampling,
         identity_share=identity_share(config),
-        paired=paired_queries(config),
+        paired=queries_in_a_row(config) > 1,
+        group=queries_in_a_row(config),
         broken_limit=config.data.broken_limit,
         decoded_cache=cache,
         pin_memory=settled.device.type == "cuda",

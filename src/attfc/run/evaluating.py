@@ -123,7 +123,7 @@ def evaluation_of(run: "Run", pairs: Pairs, behind: Mapping[str, Lineage]) -> Ev
             )
         except UserError as error:
             raise UserError(
-                f"the evaluation at step {step:,} failed: {error}. What was trained is saved up to the last checkpoint: mend that, or raise "
+                f"the evaluation at step {step:,} failed: {error}. The training is saved up to the last checkpoint: fix that, or raise "
                 f"data.broken_limit, and go on with {resume_command(run.folder)}"
             ) from error
 

@@ -8,11 +8,11 @@ values never fail, however small the data set is.
 import math
 
 from attfc.config import RunConfig
-from attfc.config.choose import usual_negatives
 from attfc.config.kinds import HOLDING_A_BATCH
+from attfc.config.profiles import usual_negatives
 from attfc.errors import UserError
 
-__all__ = ["fewest_steps_notes", "identity_share", "paired_queries", "resolve", "rows_as_negatives"]
+__all__ = ["fewest_steps_notes", "identity_share", "queries_in_a_row", "resolve", "rows_as_negatives"]
 
 FEWEST_STEPS = 20  # below, a schedule has hardly begun when it ends
 
@@ -92,6 +92,6 @@ def identity_share(config: RunConfig) -> float:
     return float(config.head.get("enter_first", 0.0))
 
 
-def paired_queries(config: RunConfig) -> bool:
-    """Whether the queries of a batch come in pairs of one identity."""
-    return config.center is not None and config.center.kind == "pairs"
+def queries_in_a_row(config: RunConfig) -> int:
+    """How many queries of a batch in a row show one identity."""
+    return int(config.center.get("group", 1)) if config.center is not None else 1

@@ -47,7 +47,7 @@ def resume_run(folder: Path, overrides: list[str], progress: Progress | None = N
         raise UserError(
             f"{folder} has no whole checkpoint to resume from (looked in {folder / 'checkpoints'}"
             + (f"; {faults[0]}" if faults else "")
-            + "): start the run anew"
+            + "): start a new run"
         )
     run.notes += [f"{fault}; resumed from {found}" for fault in faults]
     run.notes += run.ranks.together(lambda: _check_people(run, Path(found), overrides))
@@ -79,7 +79,7 @@ def _refuse_other_network(before: RunConfig, after: RunConfig) -> None:
             f"{after.batch_size} now: a resumed run keeps both (its steps and optimizer state count in them); start a new run"
         )
     old, new = (dotted(config.model_dump(include={*_FIXED})) for config in (before, after))
-    # Where rows live is no part of what is saved: another host may have another disk, or more memory.
+    # Where rows live is not part of what is saved: another host may have another disk, or more memory.
     free = {f"{section}.{name}" for section in _FIXED for name in ("block_mib", "place", "folder")}
     free |= {"teacher.model", "teacher.cache", "teacher.weight"}  # which model it is says its digest
     for key in sorted((old.keys() | new.keys()) - free):
@@ -157,7 +157,7 @@ def _what_is_left(run: Run, overrides: list[str]) -> list[str]:
             f"{run.folder} has done {step:,} steps, and with {' '.join(overrides)} it would end at {total:,}: to train longer: {_longer(run)}"
         )
     return [
-        f"all {total:,} steps are done: nothing is trained, only the evaluation and the report are made anew. To train longer: {_longer(run)}"
+        f"all {total:,} steps are done: nothing is trained, only the evaluation and the report are made again. To train longer: {_longer(run)}"
     ]
 
 

@@ -57,7 +57,7 @@ def take_rows(run: "Run", start: "StartWeights") -> str | None:
         )
     found = run.ranks.once(lambda: _labels_now(run, start, size[0]))
     if isinstance(found, str):
-        return f"the new head's centers are all new: whose those of {start.record.source} are is not known ({found})"
+        return f"all class centers start fresh: whose centers {start.record.source} has is not known ({found})"
     from attfc.training.checkpoints.storage import rows_of
 
     now_M = torch.from_numpy(found)
@@ -71,8 +71,8 @@ def take_rows(run: "Run", start: "StartWeights") -> str | None:
         taken += len(found_SD)
     head.load_state_dict(state)  # what follows from the rows
     taken = int(head.ranks.sum(torch.tensor(float(taken), device=run.device)))
-    kept = f"{taken:,} of the {shard.rows:,} people have theirs of {start.record.source}"
-    return f"the new head's centers: {kept}, {shard.rows - taken:,} begin anew"
+    kept = f"{taken:,} of the {shard.rows:,} people keep theirs from {start.record.source}"
+    return f"class centers: {kept}, {shard.rows - taken:,} start fresh"
 
 
 def _labels_now(run: "Run", start: "StartWeights", before: int) -> Int64 | str:

@@ -169,7 +169,7 @@ def read_start(config: RunConfig, asked: Collection[str] = ()) -> tuple[RunConfi
     given, taken = (_described(section) for section in (config.backbone, backbone))
     if given != taken and config.backbone != BackboneConfig():  # somebody, or a preset, had another in mind
         shown = slice(None) if given[1] != taken[1] else slice(1)
-        notes.append(f"network of the weights: {', '.join(taken[shown])}; in place of {', '.join(given[shown])}")
+        notes.append(f"network taken from the weights: {', '.join(taken[shown])}; instead of {', '.join(given[shown])}")
     start = StartWeights(record, notes, checkpoint, head, network)
     return config.model_copy(update={"backbone": backbone}), start
 
@@ -243,7 +243,7 @@ def _open(path: Path, config: RunConfig, asked: Collection[str]) -> tuple[nn.Mod
                 raise
             return open_model(path, {**colours, **named})
     except UnknownNetworkError as error:
-        raise UserError(f"start_from: {error}; here such a statement is one of {SAID}") from None
+        raise UserError(f"start_from: {error}; here, state it with one of {SAID}") from None
     except UserError as error:
         raise UserError(f"start_from: {error}") from None
 

@@ -140,7 +140,9 @@ def open_teacher(settled: "Settled", head: Head, folder: Path | None, progress: 
     before = None if folder is None else read_teacher(folder)
     if folder is not None and (before is None) != (asked.model is None):
         with_or_without = "without a teacher" if before is None else f"with the teacher {before.source}"
-        raise UserError(f"teacher={asked.model or 'null'}: {folder} began {with_or_without}, and goes on so")
+        raise UserError(
+            f"teacher={asked.model or 'null'}: {folder} began {with_or_without}, and a resumed run keeps that"
+        )
     if asked.model is None:
         return Teacher()
     table = head.hold_centers() if asked.centers else None
@@ -186,7 +188,7 @@ def _embedded(
             f"backbone.embedding_size={size}"
         )
     if before is not None and before.digest != facts.digest:
-        raise UserError(f"{named} is another model than the run began with ({before.source}): give that one's place")
+        raise UserError(f"{named} is not the teacher that the run began with ({before.source}): name that model's file")
     embedder = Embedder(
         module.to(settled.device),
         config.eval.batch_size,
@@ -197,7 +199,7 @@ def _embedded(
     key = _key(facts, embedder, store)
     if before is not None and before.embeddings != key.digest:
         raise UserError(
-            f"{named}: the images of {store.name}, or precision.amp, are others than those that the run began with: go on with those"
+            f"{named}: the images of {store.name}, or precision.amp, differ from those that the run began with: resume with those"
         )
     kept = embedder.rows_kept(place, key, store, np.arange(len(store)), facts.image_size, progress)
     if len(kept.broken) > config.data.broken_limit * len(store):
@@ -221,8 +223,8 @@ def _embedded(
     area = _separation(TeacherRows(kept, store.where), store, config.seed)
     if area is not None and area < CHANCE:
         raise UserError(
-            f"{named} does not tell the people of {store.name} apart (AUC {area:.2f} over pairs, 0.5 is chance): it is made for other faces, "
-            "another alignment or other colours; teacher.model_is says what its file does not"
+            f"{named} does not tell the people of {store.name} apart (AUC {area:.2f} over pairs, 0.5 is chance). It was trained on other faces, "
+            "another alignment or other colours: choose another teacher, or correct its colours with teacher.model_is"
         )
     known = "" if area is None else f"; it tells these people apart with an AUC of {area:.3f} over {PAIRS:,} pairs"
     return record.model_dump(mode="json"), [*notes, f"teacher: {len(store):,} embeddings in {kept.folder}{known}"]

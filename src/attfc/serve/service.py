@@ -29,7 +29,7 @@ from attfc.typing import UInt8
 __all__ = ["NO_THRESHOLD", "About", "Embedded", "Found", "Service", "Taken", "Verified"]
 
 Taken = Literal["largest", "central"]
-NO_THRESHOLD = "No threshold is known for this model, so a cosine decides nothing."
+NO_THRESHOLD = "No threshold is known for this model, so the cosine alone decides nothing."
 
 
 class Face(BaseModel):

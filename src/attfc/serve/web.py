@@ -158,7 +158,7 @@ def files_of(content_type: str, body: bytes) -> dict[str, bytes]:
     """Return the files of a form by the names of their fields, from memory: nothing is written anywhere.
 
     Raises:
-        ValueError: it is no form, or has more than MOST_PARTS parts.
+        ValueError: it is not a form, or has more than MOST_PARTS parts.
     """
     kind, options = parse_options_header(content_type)
     if kind != b"multipart/form-data":

@@ -44,9 +44,9 @@ def save_model(folder: Path, backbone: nn.Module, config: Mapping[str, Any] | No
         folder: made if missing; a model that is there is replaced.
         backbone: of `create_backbone`; needs its attributes `name`, `embedding_size` and `image_size`. Behind a conversion of colours
             (`attfc.load(...).module`) it is saved without it, and the colours it wants go into config.json.
-        config: more for config.json, JSON-able: "network" and "options" for `create_backbone` (default: the backbone's name, none),
-            "training_data" (what it was trained on, and its licence), "colour_order", "mean" and "std" where they are not ours
-            (`check_colours`), anything else.
+        config: more for config.json, JSON-able: "network" and "options" for `create_backbone` (default: the backbone's name, none) and
+            "training_data" (what it was trained on, and its licence). "colour_order", "mean" and "std" where they are not ours
+            (`check_colours`). Anything else.
 
     Returns:
         The folder.
@@ -100,16 +100,16 @@ def load_model(folder: Path, *, any_colours: bool = False) -> tuple[nn.Module, d
         and the configuration. No random generator is moved.
 
     Raises:
-        UserError: a file is missing, damaged or too large, the configuration asks for what this attfc does not have, or the weights are of
-            another network: the file, both values and the tensor are named.
+        UserError: a file is missing, damaged or too large, the configuration asks for what this attfc lacks, or the weights are of
+            another network. The message names the file, both values and the tensor.
     """
     folder = model_folder(Path(folder))
     path, weights = folder / CONFIG, folder / WEIGHTS
     if not path.exists():
         raise UserError(f"{path} is missing: a model is a folder with {WEIGHTS} and {CONFIG}")
-    config = read_json(path, MAX_CONFIG_BYTES, "no model of attfc has that", damaged="is no JSON")
+    config = read_json(path, MAX_CONFIG_BYTES, "no model of attfc has that", damaged="is not JSON")
     if not isinstance(config, dict):
-        raise UserError(f"{path} is no JSON object")
+        raise UserError(f"{path} is not a JSON object")
     _check_config(config, str(path), any_colours)
     network = str(config["network"])
     # Weights come from the file: a network that started from timm's must not be downloaded again.
@@ -159,7 +159,7 @@ def model_folder(folder: Path) -> Path:
         best = f", or take its best evaluation so far, {folder / 'best'}" if (folder / "best").is_dir() else ""
         if latest_checkpoint(folder / "checkpoints") is None and not best:
             raise UserError(
-                f"{folder} is a run without a model or a checkpoint: start it anew with attfc train {shlex.quote(str(folder / 'config.yaml'))}"
+                f"{folder} is a run without a model or a checkpoint: start it again with attfc train {shlex.quote(str(folder / 'config.yaml'))}"
             )
         raise UserError(f"{folder} is a run that has saved no model yet: finish it with {resume_command(folder)}{best}")
     return folder
@@ -187,11 +187,11 @@ def _check_config(config: dict[str, Any], where: str, any_colours: bool) -> None
             raise UserError(f"{where} has no {name!r}")
     network = config["network"]
     if not isinstance(network, str) or not NETWORK.fullmatch(network):
-        raise UserError(f"{where}: network {_short(network)} is no name of a network")
+        raise UserError(f"{where}: network {_short(network)} is not the name of a network")
     for name, largest in (("embedding_size", LARGEST_EMBEDDING), ("image_size", LARGEST_IMAGE)):
         value = config[name]
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= largest:
-            raise UserError(f"{where}: {name} {_short(value)} is no whole number from 1 to {largest}")
+            raise UserError(f"{where}: {name} {_short(value)} is not a whole number from 1 to {largest}")
     if any_colours:
         check_colours(config, where)
     for name, only in ({} if any_colours else COLOURS).items():
@@ -201,7 +201,7 @@ def _check_config(config: dict[str, Any], where: str, any_colours: bool) -> None
             )
     options = config.setdefault("options", {})
     if not isinstance(options, dict) or len(options) > 64:
-        raise UserError(f"{where}: options is no JSON object of at most 64 entries")
+        raise UserError(f"{where}: options is not a JSON object of at most 64 entries")
     for name, value in options.items():
         plain = isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value))
         if not plain or not name.isidentifier() or name in ("name", "embedding_size", "image_size"):

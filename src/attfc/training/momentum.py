@@ -56,8 +56,8 @@ class MomentumPair(nn.Module):
         key: the copy; its parameters take no gradient. None without keys.
         step: updates done; part of the state_dict.
 
-    A state_dict with a key encoder loads into a pair without one, which leaves it aside; the other way, the key encoder is a copy of the loaded
-    query encoder.
+    A state_dict with a key encoder loads into a pair without one, which ignores it. One without loads into a pair with one, whose key encoder
+    becomes a copy of the loaded query encoder.
 
     Raises:
         UserError: an option out of its range.

@@ -54,7 +54,7 @@ def parameter_groups(
     if weight_decay < 0:
         raise UserError(f"weight decay {weight_decay} is negative: use 0 or more, such as 0.0005")
     if head_learning_rate_scale <= 0:
-        raise UserError(f"head learning rate scale {head_learning_rate_scale} must be above 0: 1 is no change")
+        raise UserError(f"head learning rate scale {head_learning_rate_scale} must be above 0: 1 leaves it as it is")
     seen: set[int] = set()
     groups: list[dict[str, Any]] = []
     for number, module in enumerate(modules):

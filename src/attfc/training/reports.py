@@ -61,7 +61,7 @@ class StepReport:
         if len(positions) > 16:
             shown += f", ... ({len(positions)} in all)"
         last = latest_checkpoint(run_folder / "checkpoints")
-        saved = "the last checkpoint stands" if last else "nothing was saved so far"
+        saved = "the last checkpoint is intact" if last else "nothing was saved so far"
         text = (
             f"the loss or its gradient is {loss} at step {self.step}, in the batch of sample positions {shown} "
             f"(the first is {store.where(positions[0])}); {saved}. "

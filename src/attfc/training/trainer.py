@@ -124,15 +124,15 @@ class Trainer:
             raise stopped_unsaved(self.run_folder, self.step, self.ranks.rank) from None
         except OSError as error:
             raise UserError(
-                f"cannot write into {self.run_folder}: {error.strerror or error}; the checkpoints saved so far stand: "
+                f"cannot write into {self.run_folder}: {error.strerror or error}; the checkpoints saved so far are intact: "
                 f"make room or permission there, then {resume_command(self.run_folder)}"
             ) from error
         except RuntimeError as error:
             if self.ranks.size == 1 or not lost_rank(error):
                 raise
             raise UserError(
-                f"rank {self.ranks.rank} lost another rank at step {self.step + 1} ({' '.join(str(error).split())[:200]}): that one's own "
-                f"message says why; the checkpoints saved so far stand: {resume_command(self.run_folder)}"
+                f"rank {self.ranks.rank} lost another rank at step {self.step + 1} ({' '.join(str(error).split())[:200]}): that rank's own "
+                f"message says why; the checkpoints saved so far are intact: {resume_command(self.run_folder)}"
             ) from error
 
     def _run(self) -> None:

@@ -56,18 +56,18 @@ def calibrate(
     cache: CacheOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Choose a model's threshold for a false match rate, and say how sure it is: operating_point.json beside the model.
+    """Choose a model's threshold for a false match rate, and say how sure it is. Writes operating_point.json beside the model.
 
     Args:
-        store: people whom the model was not trained on: an image folder or any other store; the more people, the lower the rate they support
+        store: people the model was not trained on: an image folder or any other store; more people support a lower rate
         fmr: false match rate (FMR): share of comparisons of two different people that are accepted, such as 1e-4
         groups: file with a line per identity, name<TAB>group, for rates within and across groups of people
-        count_failures: count failures to acquire (images that cannot be used, photos without a face too) as non-matches, as NIST's FRTE does;
+        count_failures: count failures to acquire (unusable images, photos without a face) as non-matches, as NIST's FRTE does;
             default: leave them out
-        splits: how often the people are split into a half that chooses the threshold and a half that is measured
-        seed: seed of the splits
+        splits: random splits of the people; one half chooses the threshold, the other half is measured
+        seed: seed for the splits
         output: the file to write; default: operating_point.json in the model's folder, MODEL.operating_point.json beside a file
-        broken_limit: largest share of unusable images that is left out, not refused; all are taken with --count-failures
+        broken_limit: largest share of unusable images to leave out; above it the command stops. No limit with --count-failures
         budget_gib: memory for embeddings and scores, GiB
     """
     from attfc.evaluation import Embedder, read_groups
@@ -75,7 +75,9 @@ def calibrate(
     from attfc.evaluation.operating_point.point import beside
 
     if not 0 < fmr < 1:
-        raise UserError(f"--fmr {fmr:g} is no false match rate: give a number above 0 and below 1, such as --fmr 1e-4")
+        raise UserError(
+            f"--fmr {fmr:g} is not a false match rate: give a number above 0 and below 1, such as --fmr 1e-4"
+        )
     people = open_with_bar(store, cache=cache)
     listed = read_groups(groups, people) if groups is not None else None
     check_request(people, fmr, listed)
@@ -99,9 +101,9 @@ def calibrate(
     _show(point)
     print_notes(point.notes)
     taken = (
-        "verify, gallery, serve and export go by it"
+        "verify, gallery, serve and export use it"
         if output is None
-        else f"verify, gallery and serve take it with --evaluation {path}"
+        else f"verify, gallery and serve use it with --evaluation {path}"
     )
     out.print(f"written to {path}: {taken}")
     write_json(json_file, {"model": opened.facts.to_dict(), "file": str(path), **point.model_dump(mode="json")})
@@ -129,8 +131,8 @@ def _show(point: "OperatingPoint") -> None:
             out.print(f"the worst group's FMR is {worst:.2f} times the geometric mean of the groups'")
     curve = point.probability
     out.print(
-        f"P(same person) = 1 / (1 + exp(-({curve.slope:.2f} cosine {curve.offset:+.2f}))) where both are as likely beforehand; "
-        f"Brier score {curve.brier:.4f} (0.25: knows nothing)"
+        f"P(same person) = 1 / (1 + exp(-({curve.slope:.2f} cosine {curve.offset:+.2f}))) where same and different are equally likely beforehand; "
+        f"Brier score {curve.brier:.4f} (0: perfect, 0.25: no better than guessing)"
     )
     counted = "count as non-matches" if point.failures_counted else "are left out"
     if point.failures:
@@ -139,7 +141,7 @@ def _show(point: "OperatingPoint") -> None:
         )
     out.print(
         f"Half of the people chose the threshold, the other half was measured, {point.splits:,} times. "
-        f"Their {point.comparisons:,} pairs tell as much as {point.worth:,.0f} independent comparisons."
+        f"Its {point.comparisons:,} pairs carry as much information as {point.worth:,.0f} independent comparisons."
     )
     out.print("; ".join(f"FMR {rate:g} needs about {people:,} people" for rate, people in point.people_needed))
 

@@ -28,15 +28,15 @@ def compare(
     cross: bool = False,
     json_file: JsonOption = None,
 ) -> None:
-    """Say how much better model A is than model B, figure by figure, and how sure that is.
+    """Say how much better model A is than model B, metric by metric, and how sure that is.
 
     Args:
         one: a model, as for evaluate, or a file of evaluate --save
         other: the other one; more may follow, and A is compared with each
         protocol: as for evaluate; left out when all models are files of evaluate --save
         paths: the data of the protocol
-        resamples: how often the identities are drawn again, at least 20
-        cross: probes embedded by A in a gallery embedded by B, at B's threshold; then PATH alone, no protocol
+        resamples: bootstrap resamples of the identities, at least 20
+        cross: search probes embedded by A in a gallery embedded by B, at B's threshold; takes PATH and no protocol
     """
     if cross:
         from attfc.commands.evaluation.cross import compare_cross
@@ -68,7 +68,7 @@ def compare(
             of_a, of_b = (" ".join(each.paths) for each in (results[0], result))
             notes.insert(
                 0,
-                f"A was evaluated on {of_a}, {_letter(number)} on {of_b}: the figures compare only if the data are the same",
+                f"A was evaluated on {of_a}, {_letter(number)} on {of_b}: the metrics can be compared only if the data are the same",
             )
     _print_differences(results, found, asked.confidence, resamples)
     points = [result.figures.get("operating_point") for result in results]
@@ -179,13 +179,13 @@ def _print_differences(
             signed = signed if signed.startswith("-") else f"+{signed}"
             rows.append((name, each.one.text(4), each.other.text(4), signed, "*" if each.clear else ""))
         other = _letter(number)
-        print_table(Table(("figure", "A", other, f"A - {other}", ""), rows))
+        print_table(Table(("metric", "A", other, f"A - {other}", ""), rows))
     whom = "both" if len(results) == 2 else "all"
     out.print(
         f"[a, b]: {100 * confidence:g} % interval, {resamples:,} bootstrap resamples of identities, the same for {whom}; "
-        "* the interval of the difference leaves out 0"
+        "* the interval of the difference excludes 0"
     )
     compared = [each for differences in found for each in differences]
     if len(compared) > 1 and any(each.clear for each in compared):
         chance = round(1 / (1 - confidence))
-        out.print(f"{len(compared)} figures are compared at once: by chance alone one in {chance} gets a *")
+        out.print(f"{len(compared)} metrics are compared at once: by chance alone one in {chance} gets a *")

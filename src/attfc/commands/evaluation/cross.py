@@ -25,9 +25,9 @@ def compare_cross(
     check_resampling(resamples, asked.confidence)
     for model in (new, old):
         if model.suffix == ".npz":
-            raise UserError(f"{model} is a result, and --cross embeds with both models: name the models")
+            raise UserError(f"{model} is a saved result, but --cross embeds with both models: name the models")
     if asked.pairs or asked.groups:
-        raise UserError("--pairs and --groups do nothing with --cross: leave them out")
+        raise UserError("--pairs and --groups have no effect with --cross: leave them out")
     path = one_path("compare --cross", words, "the people to search: an image folder or any other store")
     subjects = [open_subject(model, asked)[0] for model in (new, old)]
     opened = [subject.open_path(path) for subject in subjects]
@@ -51,7 +51,7 @@ def compare_cross(
     out.print(f"FAR at the old threshold {found.threshold:.4f}, which gives old x old {100 * found.far:g} %: {rates}")
     out.print(
         f"[a, b]: {100 * asked.confidence:g} % interval, {resamples:,} bootstrap resamples of identities, the same for all; "
-        "* the interval leaves out 0"
+        "* the interval excludes 0"
     )
     warnings = [
         (name, shared.to_dict().get("warning")) for name, (_, shared) in zip(("new", "old"), opened, strict=True)

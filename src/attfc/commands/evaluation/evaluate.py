@@ -43,18 +43,18 @@ def evaluate(
     save: Annotated[Path | None, Option(dir_okay=False, callback=replaces(b"facts.npy"))] = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Evaluate a trained model, and say whether it was trained on the people of the evaluation.
+    """Evaluate a trained model, and say whether its training set holds people of the evaluation set.
 
     Args:
         model: a run's folder, a folder with model.safetensors and config.json, a state dict, or an .onnx file
-        protocol: held-out: pairs, all pairs and rank-1 of a store; pairs: .bin files, a folder of them, or a store with --pairs;
-            lfw, cfp_fp, agedb_30, calfw, cplfw: NAME.bin of a folder, several joined by commas;
-            all-pairs: every image of a store against every other, as MFR-ALL;
-            identify: a store's images searched in a gallery of some of its identities;
+        protocol: held-out: pairs, all pairs and rank-1 of a store. pairs: .bin files, a folder of them, or a store with --pairs.
+            lfw, cfp_fp, agedb_30, calfw, cplfw: NAME.bin in a folder; join several with commas.
+            all-pairs: every image of a store against every other, as in MFR-ALL.
+            identify: search a store's images in a gallery of some of its identities.
             ijbb, ijbc: the released folder with loose_crop and meta
-        paths: data of the protocol: store, .bin files, folder
-        resamples: how often the identities are drawn again for the intervals; 0: no intervals
-        save: keep figures and scores in this .npz file, for `compare` and `report`; an older one is replaced
+        paths: data of the protocol: store, .bin files or folder
+        resamples: bootstrap resamples of the identities for the intervals; 0: no intervals
+        save: keep metrics and scores in this .npz file, for `compare` and `report`; an older one is replaced
     """
     from attfc.evaluation.bootstrap import check_resampling
     from attfc.evaluation.protocols import find_protocol

@@ -35,25 +35,25 @@ class EvaluationOptions:
         pairs: pairs file in the LFW form; default: generated pairs
         generated_pairs: number of pairs to generate where no pairs are given
         seed: seed for generated pairs, enrolment and intervals
-        thresholds: thresholds: grid (as published; default for pairs) or exact (default for held-out)
-        broken_limit: largest share of unusable images that is counted, not refused
+        thresholds: candidate thresholds: grid (those of the published protocol; default for pairs) or exact (every score; default for held-out)
+        broken_limit: largest share of unusable images to tolerate; above it the evaluation stops
         batch_size: images per forward pass
         workers: processes that read, decode and align; 0: this one
-        mode: variants of ijbb and ijbc: N1 keeps the embeddings' length, N0 not; D1 weighs by detector score;
-            F1 adds the mirror image; several joined by commas, or all
-        embeddings: folder where ijbb and ijbc keep embeddings for the next time; default attfc/embeddings in the user's cache
-        groups: file with a line per identity, name<TAB>group, for metrics of all-pairs within groups
-        attributes: table with a line per image (path, then columns such as camera or age; CSV or tabs), for metrics of held-out and
+        mode: variants of ijbb and ijbc, joined by commas, or all; N1 keeps the length of embeddings, N0 does not; D1 weighs by
+            detector score; F1 adds the mirror image
+        embeddings: folder where ijbb and ijbc keep embeddings for the next run; default: attfc/embeddings in the user's cache
+        groups: file with a line per identity, name<TAB>group, for metrics of all-pairs within each group
+        attributes: table with a line per image (path, then columns such as camera or age; CSV or tabs). Gives metrics of held-out and
             all-pairs within each value
-        far: all-pairs: false accept rate at which TAR is given; may be given several times, or with commas;
-            default 1e-6,1e-5,1e-4
-        budget_gib: memory that all-pairs may take for embeddings and scores, GiB
-        enrolled: share of the identities that the protocol identify enrolls; the others are not in the gallery
-        enrolled_images: images per enrolled identity in the gallery of identify
-        condition: what is done to the images before they are embedded, such as lowres=24, jpeg=30, blur=2, grey or covered=0.5;
-            may be given several times, or with commas, and acts in this order
+        far: all-pairs: false accept rates (FAR) at which the true accept rate (TAR) is given; repeatable, or joined by commas;
+            default: 1e-6,1e-5,1e-4
+        budget_gib: memory that all-pairs may use for embeddings and scores, GiB
+        enrolled: identify: share of the identities that are enrolled in the gallery
+        enrolled_images: identify: images per enrolled identity
+        condition: change the images before they are embedded: lowres=24, jpeg=30, blur=2, grey or covered=0.5.
+            Repeatable, or joined by commas; applied in this order
         confidence: confidence level of the intervals, 0.5 to below 1
-        look_alikes: seconds to look for people of the evaluation who look like people of the training; 0: names and files alone
+        look_alikes: seconds for finding evaluation people who look like training people; 0: compare names and files only
     """
 
     pairs: Path | None = None
@@ -93,7 +93,7 @@ class EvaluationOptions:
                 far = 0.0
             if not 0 < far < 1:
                 raise UserError(
-                    f"--far {text.strip()!r} is no false accept rate: give numbers above 0 and below 1, such as --far 1e-5,1e-4"
+                    f"--far {text.strip()!r} is not a false accept rate: give numbers above 0 and below 1, such as --far 1e-5,1e-4"
                 )
             fars.add(far)
         return tuple(sorted(fars))

@@ -17,20 +17,20 @@ def report(
     pictures: bool = False,
     force: bool = False,
 ) -> None:
-    """Write a run's report.html anew, or a page that sets several models side by side.
+    """Write a run's report.html again, or a page that shows several models side by side.
 
     Args:
-        paths: a run's folder; or files of evaluate --save, to set models side by side
-        output: page to write for results, .html or .md; default report.html
-        pictures: show faces of a run's hardest pairs; only for stores you may show
-        force: overwrite a page of results that is there already
+        paths: a run's folder; or files of evaluate --save, to show models side by side
+        output: with files of --save: page to write, .html or .md; default: report.html
+        pictures: show faces of a run's hardest pairs; only for people whom you may show
+        force: overwrite an existing page
     """
     if all(path.suffix == ".npz" for path in paths):
         from attfc.evaluation.report.compare import write_comparison_report
         from attfc.evaluation.results import read_result
 
         if pictures:
-            raise UserError("--pictures is of a run's report: results hold no pictures")
+            raise UserError("--pictures needs a run: saved results hold no pictures")
         target, results = output or Path("report.html"), [read_result(path) for path in paths]
         if target.exists() and not force:
             raise UserError(f"{target} is there already: name another page with --output, or overwrite it with --force")
@@ -40,8 +40,8 @@ def report(
     if len(paths) > 1 or output is not None:
         strange = next(path for path in paths if path.suffix != ".npz")
         raise UserError(
-            f"{strange} is no result: models are set side by side from files of `attfc evaluate ... --save FILE.npz`; "
-            "a run's own report goes into its folder: attfc report RUN"
+            f"{strange} is not a saved result: to compare models, give files of `attfc evaluate ... --save FILE.npz`; "
+            "to write one run's own report into its folder: attfc report RUN"
         )
     from attfc.config import load_config
     from attfc.data import open_store

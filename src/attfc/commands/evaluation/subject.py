@@ -52,6 +52,6 @@ def shared_with_run(
 
     run = run_of(model)
     if run is None:
-        return not_compared(store, "what the model was trained on is not known here")
-    with progress_bar("comparing with the training data") as bar:
+        return not_compared(store, "the training data of this model are not known")
+    with progress_bar("compare with the training data") as bar:
         return compare_with_saved_run(run, store, bar, embedder=embedder, seconds=seconds)

@@ -26,17 +26,17 @@ def align(
     version: Annotated[bool, Option("--version")] = False,
     json_file: JsonOption = None,
 ) -> None:
-    """Find faces in photos and align them to the ArcFace template, 112 x 112. Run again to go on, or after adding photos.
+    """Find faces in photos and align them to the ArcFace template, 112 x 112. Run it again to continue, or after adding photos.
 
     Args:
-        photos: folder of photos; its folders are searched too
-        output: folder for the aligned faces, with the same tree, and manifest.tsv
+        photos: folder of photos; subfolders are searched too
+        output: folder for the aligned faces, with the same subfolders, and manifest.tsv
         faces: faces to take from a photo: largest, central, all, or box (nearest to that of --boxes)
         boxes: file with a line per photo: path, left, top, right, bottom, separated by tabs, in pixels
         detector: ONNX file of SCRFD, RetinaFace, YuNet or CenterFace; default: MTCNN
-        workers: processes; 0: this one; default: one per processor core
-        refused: also write a picture of photos without an aligned face; an older one is replaced. It shows people
-        version: print detector, digest, licences and training data, and leave
+        workers: processes; 0: the main process; default: one per processor core
+        refused: also write an overview of the photos without an aligned face; it shows people; an older one is replaced
+        version: print detector, digest, licences and training data, and exit
     """
     from attfc.photos.faces import POLICIES
     from attfc.photos.folder import align_folder, read_boxes

@@ -57,12 +57,12 @@ def serve(
         detector: ONNX file that finds faces, as attfc align takes it
         evaluation: file of `attfc evaluate MODEL all-pairs FOLDER --json FILE` or of attfc calibrate; default: the model's operating
             point, else the last evaluation of its run
-        host: address to listen at; the default is for this machine alone
-        port: 0 takes any that is free
+        host: address to listen on; the default can be reached from this machine only
+        port: port to listen on; 0: any free one
         token_file: file whose first line requests must carry as Authorization: Bearer; default: $ATTFC_TOKEN, if set
         upload_mib: largest photo, MiB
         seconds: time for a request to arrive and be answered
-        at_once: requests being answered; more are refused with status 503
+        at_once: requests answered at the same time; more are refused with status 503
         workers: threads that compute; default: one per processor core, 4 at most
     """
     if missing := [name for name in NEEDED if find_spec(name) is None]:
@@ -93,7 +93,7 @@ def serve(
     )
     notes = [] if thresholds else [NO_THRESHOLD]
     if not local and token is None:
-        notes.append(f"whoever reaches {host} may ask: --token-file FILE asks for a token")
+        notes.append(f"whoever can reach {host} can use the service: --token-file FILE makes it ask for a token")
     print_notes(notes)
     with listening(host, port) as listener:
         shown = f"[{host}]" if ":" in host else host
@@ -138,7 +138,7 @@ def read_token(file: Path | None) -> str | None:
         return None
     if len(given) < SHORTEST_TOKEN or not all("!" <= letter <= "~" for letter in given):
         raise UserError(
-            f"{source} holds no token: give {SHORTEST_TOKEN} characters or more of ASCII without spaces, such as those of openssl rand -hex 16"
+            f"{source} holds no token: give {SHORTEST_TOKEN} or more ASCII characters without spaces, such as those of openssl rand -hex 16"
         )
     return given
 
@@ -157,5 +157,5 @@ def listening(host: str, port: int) -> socket.socket:
         return listener
     except OSError as error:
         raise UserError(
-            f"cannot listen at {host} port {port} ({error.strerror or error}): choose another --port or --host"
+            f"cannot listen on {host} port {port} ({error.strerror or error}): choose another --port or --host"
         ) from None

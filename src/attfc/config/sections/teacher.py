@@ -10,7 +10,7 @@ __all__ = ["TeacherConfig"]
 
 
 class TeacherConfig(Section):
-    """A trained model to learn from, by its embeddings of the training images, upright and not augmented."""
+    """A trained model to learn from: its embeddings of the training images, without augmentation, are targets."""
 
     model: str | None = option(
         None,
@@ -19,13 +19,13 @@ class TeacherConfig(Section):
     )
     model_is: dict[str, Any] = option(
         dict,
-        "what the teacher's file does not say, such as {network: r50, colour_order: BGR}; as --model-is of attfc evaluate",
+        "facts that the teacher's file does not state, such as {network: r50, colour_order: BGR}; as --model-is of attfc evaluate",
         acts="teacher.model!=null",
     )
     loss: Literal["cosine"] | None = option(
         "cosine",
-        "added to the head's loss; cosine: 1 - cosine of an embedding with the teacher's of the same image, through a linear map where sizes differ",
-        null="nothing",
+        "loss added to the head's; cosine: 1 - cosine of an embedding and the teacher's of the same image, after a linear map if sizes differ",
+        null="none",
         acts="teacher.model!=null",
     )
     weight: Annotated[float, Field(gt=0)] = option(
@@ -33,14 +33,14 @@ class TeacherConfig(Section):
     )
     centers: Literal["fixed"] | None = option(
         None,
-        "fixed: the table of centers holds the teacher's, the mean of its embeddings per identity, and they do not move: new embeddings can then be "
-        "compared with the teacher's. Takes head.kind=attfc with center_table and own_embedding",
-        null="the run makes its own",
+        "fixed: class centers are the teacher's mean embedding per identity and do not move, so new embeddings can be compared with the teacher's. "
+        "Needs head.kind=attfc with center_table and own_embedding",
+        null="the run makes its own centers",
         acts="teacher.model!=null",
     )
     cache: str | None = option(
         None,
-        "folder of the teacher's embeddings, 8 bytes per number and image; several hosts need one that all of them see",
+        "folder for the teacher's embeddings, 8 bytes per number and image; several hosts need a shared one",
         null="the user's cache folder",
         acts="teacher.model!=null",
     )

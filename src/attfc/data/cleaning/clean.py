@@ -168,8 +168,8 @@ def _change_mislabelled(
     if len(wrong.unclear):
         some = ", ".join(map(findings.store.identity_name, wrong.unclear[:5].tolist()))
         findings.note(
-            f"{len(wrong.unclear):,} identities are left as they are although no majority of their images reaches a cosine of "
-            f"{threshold:g} to the rest, so that nobody can tell which are wrong: {some}{' ...' if len(wrong.unclear) > 5 else ''}"
+            f"{len(wrong.unclear):,} identities are left unchanged: too few of their images reach a cosine of {threshold:g} to the rest, "
+            f"so it is unclear which are wrong: {some}{' ...' if len(wrong.unclear) > 5 else ''}"
         )
     if wrong.compared and len(wrong.positions) > 0.2 * wrong.compared:
         findings.note(

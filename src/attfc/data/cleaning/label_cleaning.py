@@ -94,7 +94,7 @@ def mislabelled(
         progress: called as (images done, images).
 
     Raises:
-        UserError: shapes that do not fit, a threshold that is no cosine, a row that is not finite.
+        UserError: shapes that do not fit, a threshold that is not a cosine, a row that is not finite.
     """
     check_cosine("threshold", threshold)
     check_cosine("move_threshold", move_threshold)
@@ -189,7 +189,7 @@ def _quantiles(counted: Int64) -> dict[float, float]:
 
 
 def check_cosine(name: str, value: float) -> None:
-    """Raise UserError where a value is no cosine."""
+    """Raise UserError where a value is not a cosine."""
     if not -1 <= value <= 1:
         raise UserError(f"{name}={value}: a cosine from -1 to 1 is needed")
 

@@ -66,8 +66,8 @@ def flip_noise(source: Store | IdentityIndex | npt.ArrayLike, share: float, seed
 def conflict_noise(source: Store | IdentityIndex | npt.ArrayLike, share: float, seed: int, *, parts: int = 2) -> Edits:
     """Split a share of the identities into several labels.
 
-    A split person's images are dealt at random into `parts` labels of nearly equal size (they differ by at most one image);
-    the first part keeps the label, the others get new ones from `identities` up.
+    A split person's images are dealt at random into `parts` labels; their sizes differ by at most one image.
+    The first part keeps the label, the others get new ones from `identities` up.
 
     Args:
         source: a store, an identity index, or the labels of positions 0, 1, 2 ..., dense from 0.

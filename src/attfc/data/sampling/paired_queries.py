@@ -1,9 +1,10 @@
-"""Which image is query number n when every batch holds two images of each identity: a pure function of (seed, n), nothing stored.
+"""Which image is query number n when every batch holds two images, or K, of each identity: a pure function of (seed, n), nothing stored.
 
 Queries 2i and 2i + 1 show one person, so that each can be the other's key without a pass of its own (`AttFC(center=Pairs())`). Each epoch
 an identity's images are paired in a new order, and the pairs of all identities come in a new order: every image is query once per epoch.
 An odd image out is paired with the first of its identity, which then comes twice; an identity with one image is paired with itself, and
-the stream shows it mirrored (`QueryStream`). Cost: two keyed permutations per query, and 8 bytes per identity.
+the stream shows it mirrored (`QueryStream`). In groups of K the last group of an identity begins again with its first images, so an epoch is longer
+where people have few. Cost: two keyed permutations per query, and 8 bytes per identity.
 Source: our own; batches of P people with K images each are usual in metric learning (1703.07737), there drawn anew and not once per epoch.
 """
 
@@ -26,9 +27,11 @@ class PairedQueries:
     Args:
         identities: the index; at least one image.
         seed: names the sequence.
+        group: K queries of an identity in a row.
 
     Attributes:
-        length: queries in an epoch, twice the pairs: the images, and one more for each identity with an odd number of them.
+        length: queries in an epoch, twice the pairs: the images, and one more for each identity with an odd number of them. In groups: the
+            images of each identity, rounded up to a multiple of K.
 
     >>> pairs = PairedQueries(IdentityIndex.from_labels(np.array([0, 0, 0, 0, 1])), seed=0)
     >>> slots = pairs.query_slots(np.arange(6)).reshape(3, 2)
@@ -36,13 +39,13 @@ class PairedQueries:
     (6, [[0, 0], [0, 0], [1, 1]], [0, 1, 2, 3, 4])
     """
 
-    def __init__(self, identities: IdentityIndex, seed: int) -> None:
+    def __init__(self, identities: IdentityIndex, seed: int, group: int = 2) -> None:
         self.identities = identities
         self.seed = int(seed)
-        counts = identities.counts()
-        self._first_pair = offsets_of((counts + 1) // 2)
-        self._pairs = int(self._first_pair[-1])
-        self.length = 2 * self._pairs
+        self.group = group
+        self._first_group = offsets_of(-(-identities.counts() // group))
+        self._groups = int(self._first_group[-1])
+        self.length = group * self._groups
 
     def query_slots(self, numbers: Int64) -> Int64:
         """Return the slots of queries, places in `identities.items`: int64, shaped as `numbers`.
@@ -51,10 +54,10 @@ class PairedQueries:
             numbers: int64 >= 0, places in the endless sequence.
         """
         epoch, place = np.divmod(np.asarray(numbers, np.int64), self.length)
-        pair = permute(place // 2, self._pairs, hash_words(self.seed, _PAIRS, epoch))
-        label = np.searchsorted(self._first_pair, pair, side="right") - 1
+        group = permute(place // self.group, self._groups, hash_words(self.seed, _PAIRS, epoch))
+        label = np.searchsorted(self._first_group, group, side="right") - 1
         first, count = self.identities.spans(label)
-        turn = (2 * (pair - self._first_pair[label]) + place % 2) % count
+        turn = (self.group * (group - self._first_group[label]) + place % self.group) % count
         return first + permute(turn, count, hash_words(self.seed, _WITHIN, label, epoch))
 
     def drawn_slots(self, hashes: UInt64, numbers: Int64) -> Int64:

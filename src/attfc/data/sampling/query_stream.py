@@ -52,7 +52,7 @@ Queries = EachImageOnce | WeightedEpochs | IdentityMix | PairedQueries
 
 
 def queries_of(
-    store: Store, seed: int, batch_size: int, ranks: int, *, sampling: str, identity_share: float, paired: bool
+    store: Store, seed: int, batch_size: int, ranks: int, *, sampling: str, identity_share: float, group: int
 ) -> Queries | None:
     """Return which images of a store are queries, where that is not every image once per epoch (`AttentionLoader`).
 
@@ -60,7 +60,7 @@ def queries_of(
         UserError: choices that do not go together.
     """
     weighted = store.weighted_epochs(seed) if isinstance(store, CombinedStore) and store.has_weights else None
-    if paired:
+    if group > 1:
         for clash, name in (
             (identity_share != 0, f"identity_share = {identity_share:g}"),
             (weighted is not None, "weights of sources"),
@@ -70,11 +70,16 @@ def queries_of(
                 raise UserError(
                     f"queries in pairs do not go with {name}: each says on its own which image comes next, take one of them"
                 )
-        if batch_size % 2:
-            raise UserError(
-                f"queries in pairs need an even batch_size, and it is {batch_size} a rank: take {batch_size + 1}"
+        if batch_size % group:
+            kind = (
+                "pairs need an even batch_size"
+                if group == 2
+                else f"groups need a batch_size that is a multiple of {group}"
             )
-        return PairedQueries(store.identities, seed)
+            raise UserError(
+                f"queries in {kind}, and it is {batch_size} a rank: take {batch_size + group - batch_size % group}"
+            )
+        return PairedQueries(store.identities, seed, group)
     if identity_share == 0:
         return weighted
     if isinstance(store, CombinedStore) and 0 in store.weights:
@@ -149,8 +154,9 @@ class QueryStream:
         if self.distinct_keys:
             seeds[alone, 1:] = mirror_seeds(seeds[alone, 1:], seeds[alone, :1])
         if isinstance(self.queries, PairedQueries):
-            second = (numbers % 2 == 1) & alone
-            firsts = hash_words(self.seed, _AUGMENTATION, numbers[second] - 1, 0, 0) >> np.uint64(1)
+            place = numbers % self.queries.group
+            second = (place % 2 == 1) & alone
+            firsts = hash_words(self.seed, _AUGMENTATION, (numbers - place)[second], 0, 0) >> np.uint64(1)
             seeds[second, 0] = mirror_seeds(seeds[second, 0], firsts.astype(np.int64))
         return Samples(labels, index.positions_of_slots(slots), key_positions, seeds)
 

@@ -122,11 +122,11 @@ def read_edits(path: PathLike, *, comments: bool = True) -> Edits:
 
     Args:
         path: the file.
-        comments: False leaves them out: a Python string a line, which millions of lines and a training run do not need.
+        comments: False leaves them out: a Python string per line, which millions of lines and a training run do not need.
 
     Raises:
-        UserError: no such file, not an edit list, a line that cannot be understood, a position listed twice, a position or
-            label out of range, another number of lines than the header says.
+        UserError: no such file, not an edit list, a line that cannot be understood, a position listed twice, or a position or
+            label out of range. Another number of lines than the header says.
     """
     with opened(path, "edit list cannot be read") as descriptor:
         header = _header(path, read_head(path, descriptor))
@@ -276,7 +276,7 @@ class EditedStore(StoreView):
     """A store as an edit list describes it: the images that are left, renumbered; labels dense again, in their order.
 
     An identity that loses its images vanishes, and every later label moves up. Memory: the edits, 8 bytes per identity, and 8
-    per image left out or left, whichever are fewer; the identity index, 8 bytes per image left, is built when first asked for
+    per image left out or left, whichever are fewer. The identity index, 8 bytes per image left, is built when first asked for
     and is not pickled.
 
     Args:

@@ -1,7 +1,7 @@
 """Image folder store: `root/<identity>/<image>.{jpg,jpeg,png,webp,bmp}`.
 
 Identities are the folders directly under the root, images the files directly in them, both in the order of their bytes (the
-same on every machine and locale); a folder without images is no identity. Ignored and counted in `ignored`: names that begin
+same on every machine and locale); a folder without images is not an identity. Ignored and counted in `ignored`: names that begin
 with a dot, other extensions, deeper folders, files beside the identity folders; pictures of other formats are named in `notes`.
 Names need not be UTF-8. Links are read through, wherever they lead; who passes images on asks `leads_out` first.
 

@@ -87,7 +87,7 @@ class FolderWriter(ContinuedWriter):
 
     def notes(self) -> list[str]:
         """Return what the user should know of names."""
-        renamed = f"{self.renamed_identities:,} identities got a folder of another name, because theirs is taken or is no file name"
+        renamed = f"{self.renamed_identities:,} identities got a folder of another name, because theirs is taken or is not a file name"
         unknown = f"{self.unknown_formats:,} images of no known format are kept and named .jpg"
         return [renamed] * bool(self.renamed_identities) + [unknown] * bool(self.unknown_formats)
 

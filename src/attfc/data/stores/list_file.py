@@ -77,8 +77,8 @@ class ListStore(ImageFiles):
         progress: called as (bytes done, bytes) while parsing; not called when the cached index is used.
 
     Raises:
-        UserError: no such file, not a regular file, a line without label, with a NUL byte or longer than 16 KiB, a label
-            that is a number but no whole number from 0 to 10^18 - 1, columns in another order, or no line at all.
+        UserError: no such file, not a regular file, no line at all, or columns in another order. A line without label, with a NUL byte
+            or longer than 16 KiB. A label that is a number outside 0 to 10^18 - 1, or not a whole one.
     """
 
     def __init__(

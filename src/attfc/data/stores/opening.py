@@ -65,9 +65,8 @@ def open_store(
             - a packed folder (`attfc data convert`);
             - `NAME.lmdb`, or a folder with `data.mdb`: LMDB of (encoded image, label), as synthetic sets come;
             - a list file (.txt, .lst, .tsv, .list) of lines `path label`, or in the columns of InsightFace's or MXNet's lists;
-            - "synthetic:identities=1000,images=20,seed=0" with any of the keys identities, images (of each: 20, or 5-40 for
-              a long tail), seed, first (number of the first identity: held-out people of the same seed); what is not given
-              has these values, and first=0.
+            - "synthetic:identities=1000,images=20,seed=0,first=0", the defaults of all keys. `images` is the number per identity; 5-40
+              gives a long tail. `first` is the number of the first identity: another one gives other people of the same seed.
         edits: edit lists (`attfc data clean`, `attfc data noise`), each about the store as the ones before it leave it.
         label_source: RecordIO in the InsightFace layout: whose labels count (see `RecordStore`).
         cache: folder for the index of a folder, a list, RecordIO or LMDB; packed folders have their own.

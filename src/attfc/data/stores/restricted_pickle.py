@@ -155,7 +155,7 @@ class RestrictedUnpickler(pickle._Unpickler):
 
         name = next((known.name for known in pickletools.opcodes if known.code == chr(code)), None)
         if name is None:
-            return self.damaged(f"0x{code:02x} is no pickle instruction")
+            return self.damaged(f"0x{code:02x} is not a pickle instruction")
         return self.refused(f"uses the instruction {name}")
 
     # Reading
@@ -189,7 +189,7 @@ class RestrictedUnpickler(pickle._Unpickler):
     def digits(self, data: bytes) -> int:
         """Return a whole number as Python 2 and 3 write it."""
         if not _NUMBER.fullmatch(data):
-            raise self.damaged(f"{data!r} is no whole number")
+            raise self.damaged(f"{data!r} is not a whole number")
         return int(data)
 
     def pop_mark(self) -> list[Any]:

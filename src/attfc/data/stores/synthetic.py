@@ -41,8 +41,8 @@ class SyntheticFaces(EncodedStore):
 
     Args:
         identities: number of people, >= 1.
-        images_per_identity: photographs of each, >= 1; or (lowest, highest): a number drawn for each identity, skewed
-            towards the lowest as in real sets (a share q of the identities has more than lowest + (1 - q)^3 of the range).
+        images_per_identity: photographs of each, >= 1; or (lowest, highest): a number drawn for each identity. It is skewed towards
+            the lowest as in real sets: a share q of the identities has more than lowest + (1 - q)^3 of the range.
         seed: another seed, other people.
         first_identity: number of the first person, >= 0.
 

@@ -77,8 +77,8 @@ def read_verification_set(path: str | os.PathLike[str], *, max_bytes: int = MAX_
         max_bytes: refuse larger files.
 
     Raises:
-        UserError: no such file; not a pickle; cut short or with something after its end; a pickle that asks for anything but
-            lists, bytes, numbers and arrays; not (images, same); counts that do not fit; no pairs.
+        UserError: no such file, not a pickle, cut short or with something after its end. A pickle that asks for anything but
+            lists, bytes, numbers and arrays. Not (images, same), counts that do not fit, or no pairs.
     """
     shown = printable(os.fsencode(path))
     content = read_plain_pickle(path, max_bytes=max_bytes)
@@ -107,7 +107,9 @@ def read_plain_pickle(path: str | os.PathLike[str], *, max_bytes: int = MAX_FILE
     try:
         mode = os.stat(path).st_mode
         if not stat.S_ISREG(mode):  # before opening: a pipe would wait for its writer
-            raise UserError(f"{shown}: is {'a folder' if stat.S_ISDIR(mode) else 'no regular file'}: pass a .bin file")
+            raise UserError(
+                f"{shown}: is {'a folder' if stat.S_ISDIR(mode) else 'not a regular file'}: pass a .bin file"
+            )
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > max_bytes:

@@ -143,7 +143,7 @@ class StoreWriter:
             return UserError(f"{self.folder}: {what}: make room and {_CONTINUES}")
         name = os.path.basename(os.fsdecode(error.filename)) if error.filename else ""
         where = self.folder / name if name and name != self.folder.name else self.folder
-        return UserError(f"{where}: cannot be written ({error.strerror or error}): mend that and {_CONTINUES}")
+        return UserError(f"{where}: cannot be written ({error.strerror or error}): fix that and {_CONTINUES}")
 
     def close(self) -> None:
         """Close the files, and let other processes in."""
@@ -233,7 +233,7 @@ class ContinuedWriter(StoreWriter):
                 was = "" if key.endswith("digest") else f" {found.get(key)!r}, now {value!r}"
                 raise UserError(
                     f"{self.folder}: holds an unfinished conversion that began with another {key.replace('_', ' ')}{was}: "
-                    "give the options and the source that it began with, or delete the folder to begin anew"
+                    "give the options and the source that it began with, or delete the folder to start again"
                 )
         vars(self).update(counts)
         return True

@@ -62,10 +62,10 @@ def check_people(people: int, fmr: float, where: str, dependence: float = 0.0) -
     if people >= needed:
         return
     supported = RULE_OF_THREE / max(_worth_of_all(people // 2, dependence), RULE_OF_THREE)
-    shared = ", since some of them match many others," if dependence else ""
+    shared = " (some of them match many others)," if dependence else ","
     raise UserError(
-        f"{where} has {people:,} people, too few for FMR {fmr:g}: that needs about {needed:,}{shared} (half of them choose the threshold, "
-        f"the other half is measured); these people support --fmr {_rounded_up(supported):g} or higher"
+        f"{where} has {people:,} people, too few for FMR {fmr:g}: that needs about {needed:,}{shared} half to choose the threshold, half to "
+        f"measure; these people support --fmr {_rounded_up(supported):g} or higher"
     )
 
 
@@ -74,8 +74,8 @@ def check_groups(group_I: npt.NDArray[np.str_], where: str) -> list[str]:
     names, counts = np.unique(group_I[group_I != ""], return_counts=True)
     if (counts < 2).any():
         raise UserError(
-            f"group {names[counts < 2][0]} has one person in {where}, and so no two people to compare: a group needs at least 2 people, "
-            "and many more to say something; put them into another group or leave them out of the file"
+            f"group {names[counts < 2][0]} has one person in {where}: a group needs at least 2 people, and many more for a useful rate. "
+            "Put this person into another group or leave them out of the file"
         )
     found: list[str] = names.tolist()
     return found

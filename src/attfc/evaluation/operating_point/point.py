@@ -186,7 +186,9 @@ def read_point(text: str | bytes, where: Path | str) -> OperatingPoint:
     try:
         return OperatingPoint.model_validate_json(text)
     except ValidationError as error:
-        raise UserError(f"{where} is no operating point: {first_fault(error)}; make it with attfc calibrate") from None
+        raise UserError(
+            f"{where} is not an operating point: {first_fault(error)}; make it with attfc calibrate"
+        ) from None
 
 
 def point_of(model: Path, digest: str, stated: str = "") -> OperatingPoint | None:

@@ -105,8 +105,8 @@ class Slices:
 
     def tables(self) -> list[Table]:
         """Return a table for each column, a line for each value, at the lowest FAR that everyone's pairs state."""
-        columns = {"people": Cell(("identities",), "count"), "genuine pairs": Cell(("genuine_pairs",), "count")}
-        columns["impostor pairs"] = Cell(("impostor_pairs",), "count")
+        columns = {"people": Cell(("identities",), "count"), "mated pairs": Cell(("genuine_pairs",), "count")}
+        columns["non-mated pairs"] = Cell(("impostor_pairs",), "count")
         for far in map(far_name, sorted(self.thresholds)[:1]):
             columns[f"TAR % at FAR {far}"] = Cell(("tar_at_far", far))
             columns["at everyone's threshold"] = Cell(("at_common_threshold", far, "tar"))
@@ -205,7 +205,7 @@ def rates_at_common_threshold(
 
 
 def read_groups(path: str | Path, store: Store) -> Groups:
-    """Read a list of groups: a line an identity, its name in the store, a tab, the group's name.
+    """Read a list of groups: a line per identity with its name in the store, a tab, the group's name.
 
     Blank lines and lines that begin with `#` are skipped. Identities that the store lacks are counted in a note, as are those of the store
     that the file lacks: these are in no group.
@@ -226,7 +226,7 @@ def read_groups(path: str | Path, store: Store) -> Groups:
         identity, _, group = (field.strip() for field in line.partition("\t"))
         if not identity or not group or "\t" in group:
             raise UserError(
-                f"{file} line {number}: {line[:80]!r} is no identity, a tab and a group: write name<TAB>group"
+                f"{file} line {number}: {line[:80]!r} is not an identity, a tab and a group: write name<TAB>group"
             )
         if identity not in group_of:
             strange, first_strange = strange + 1, first_strange or identity
@@ -276,8 +276,8 @@ def evaluate_all_pairs(
         progress: called as (images done, images), then as (pairs done, pairs) of everyone's pairs.
 
     Raises:
-        UserError: too many broken images; no genuine or no impostor pair; a model that gives NaN or zeros; a budget too small for the
-            embeddings, before anything is embedded where the model has an `embedding_size`.
+        UserError: too many broken images; no mated or no non-mated pair; a model that gives NaN or zeros. A budget too small for the
+            embeddings; where the model has an `embedding_size`, before anything is embedded.
     """
     embedder = Embedder.of(model)
     size = getattr(embedder.model, "embedding_size", None)

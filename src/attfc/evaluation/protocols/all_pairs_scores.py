@@ -173,14 +173,21 @@ class AllPairs(Figures):
         An identity of m images has m (m - 1) / 2 pairs, so that in `tar_at_far` a person weighs by the square of their images. The thresholds are
         the same.
         """
-        pairs_I = _PairCounts(self.identity_images).genuine_I
-        starts_C, pairs_C = (np.cumsum(pairs_I) - pairs_I)[pairs_I > 0], pairs_I[pairs_I > 0]
-        found = dict(self.tar_at_far)
+        found, pairs_C = dict(self.tar_at_far), np.diff(self._genuine_starts)
         for far, threshold in self.threshold_at_far.items():
             if threshold is not None and found[far] != 1.0:
-                accepted_C = np.add.reduceat(self.genuine_scores > threshold, starts_C, dtype=np.int64)
-                found[far] = float(np.mean(accepted_C / pairs_C))
+                found[far] = float(np.mean(self.accepted_pairs(threshold) / pairs_C))
         return found
+
+    def accepted_pairs(self, threshold: float) -> Int64:
+        """Return how many genuine pairs score above a threshold, of each identity that has any: (carriers,)."""
+        return np.add.reduceat(self.genuine_scores > threshold, self._genuine_starts[:-1], dtype=np.int64)
+
+    @functools.cached_property
+    def _genuine_starts(self) -> Int64:
+        """Where in `genuine_scores` those of each identity that has any begin, and where the last ends: (carriers + 1,)."""
+        pairs_I = _PairCounts(self.identity_images).genuine_I
+        return np.append(0, np.cumsum(pairs_I[pairs_I > 0]))
 
     def sample(self, exact: int = EXACT_IMPOSTORS) -> TailSample:
         """Return the scores for intervals; the `spare` that they were scored with says how far below the largest FAR's threshold these look."""
@@ -246,7 +253,7 @@ def check_budget(
     if room < least:
         raise UserError(
             f"budget={budget:,} bytes is too small for {made.images:,} embeddings of {dimension} numbers and "
-            f"{made.genuine:,} genuine pairs: at least {fixed + _BYTES_KEPT * least:,} are needed"
+            f"{made.genuine:,} mated pairs: at least {fixed + _BYTES_KEPT * least:,} are needed"
         )
     return room
 
@@ -271,14 +278,14 @@ def score_all_pairs(
 ) -> AllPairs:
     """Score all pairs of images and return exact TAR at FAR.
 
-    Of I impostor pairs floor(FAR x I) may be accepted; a genuine pair is accepted when its score is above that of the next impostor;
-    equal scores are accepted or rejected together (`tar_at_far`).
+    Of I non-mated pairs floor(FAR x I) may be accepted. A mated pair is accepted when it scores above the next non-mated pair.
+    Equal scores are accepted or rejected together (`tar_at_far`).
 
     Args:
         embeddings: (N, D) any length but 0; memory-mapped arrays are read once.
         labels: (N,) integers or text, any.
         fars: false accept rates; one that `budget` has no room for is not stated.
-        hardest: how many of the worst genuine and impostor pairs to name.
+        hardest: how many of the worst mated and non-mated pairs to name.
         block: rows of a tile; None = 1,024 on the CPU, 4,096 elsewhere.
         budget: bytes, for a copy of the embeddings, the tiles and all scores kept.
         spare: keep so many times the impostor scores that the largest FAR needs: intervals look below its threshold.
@@ -288,14 +295,14 @@ def score_all_pairs(
         progress: called as (pairs done, pairs).
 
     Raises:
-        UserError: no genuine or no impostor pair; embeddings that are not finite or have length 0; a FAR that is no rate; a
+        UserError: no mated or no non-mated pair; embeddings that are not finite or have length 0. A FAR that is not a rate; a
             budget that does not hold the embeddings.
     """
     images, dimension = len(embeddings), embeddings.shape[1]
     dense_N, images_I = _identities(labels, images)
     check_rates(fars)
     if spare < 1:
-        raise UserError(f"spare={spare}: 1 keeps the impostor scores that the largest FAR needs; use at least 1")
+        raise UserError(f"spare={spare}: 1 keeps the non-mated scores that the largest FAR needs; use at least 1")
     where = device if device is not None else embeddings.device if isinstance(embeddings, Tensor) else "cpu"
     kind, made = _kind(where), _PairCounts(images_I)
     room = check_budget(budget, dimension, images_I, where, hardest)
@@ -341,8 +348,8 @@ def _identities(labels: npt.ArrayLike, images: int) -> tuple[Int64, Int64]:
     made = _PairCounts(images_I)
     if made.genuine == 0 or made.impostors == 0:
         raise UserError(
-            f"{images} images of {len(images_I)} identities make {made.genuine} genuine and "
-            f"{made.impostors} impostor pairs: all-pairs figures need both kinds"
+            f"{images} images of {len(images_I)} identities make {made.genuine} mated and "
+            f"{made.impostors} non-mated pairs: all-pairs metrics need both kinds"
         )
     return dense_N, images_I.astype(np.int64)
 

@@ -236,9 +236,9 @@ def _refuse_one_kind(store: Store, wanted: Pairs, kept: Pairs, embeddings: Embed
     if 0 < genuine < len(kept):
         return
     if not broken:
-        raise UserError(f"{wanted.source}: all pairs are of one kind: verification needs genuine and impostor pairs")
+        raise UserError(f"{wanted.source}: all pairs are of one kind: verification needs mated and non-mated pairs")
     raise UserError(
-        f"{store.name}: of {len(wanted)} pairs {genuine} genuine and {len(kept) - genuine} impostor pairs "
+        f"{store.name}: of {len(wanted)} pairs {genuine} mated and {len(kept) - genuine} non-mated pairs "
         f"are left, since {broken} images are broken; {embeddings.first_left_out}"
     )
 

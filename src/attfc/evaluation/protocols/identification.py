@@ -53,7 +53,7 @@ def choose_gallery(index: IdentityIndex, enrolled: float = 0.5, enrolled_images:
         UserError: a share that is none, or too few identities with an image left to search.
     """
     if not 0 < enrolled <= 1:
-        raise UserError(f"enrolled={enrolled} is no share of the identities: use a number above 0 and at most 1")
+        raise UserError(f"enrolled={enrolled} is not a share of the identities: use a number above 0 and at most 1")
     candidates = np.flatnonzero(index.counts() > enrolled_images)
     number = round(enrolled * len(candidates))
     if number < 1:
@@ -129,7 +129,11 @@ def _run(subject: Subject, name: str, paths: Sequence[str], **options: Any) -> O
     path, store, shared = subject.open_store(name, paths)
     with subject.progress("faces") as progress:
         result = identify_in_store(subject.embedder, store, progress=progress, **options)
-    counts = {"enrolled": "gallery_identities", "mated probes": "mated_probes", "strangers": "stranger_searches"}
+    counts = {
+        "enrolled": "gallery_identities",
+        "mated probes": "mated_probes",
+        "non-mated searches": "stranger_searches",
+    }
     columns = rate_columns(result.found) | {title: Cell((figure,), "count") for title, figure in counts.items()}
     table = Table.of("1:N, %", columns, [(result.name, ())])
     return Outcome({"store": path, **result.figures()}, result.samples(), [table, *noted(result.notes)], shared)

@@ -87,7 +87,7 @@ def _two_folds_at_least(source: str, pairs_of_kind: int, folds: int) -> int:
     if folds < 2:
         raise UserError(f"folds={folds}: the threshold of a fold comes from the others, so use at least 2")
     if pairs_of_kind < 2:
-        raise UserError(f"{source}: {pairs_of_kind} genuine pair is not enough for 2 folds: at least 2 are needed")
+        raise UserError(f"{source}: {pairs_of_kind} mated pair is not enough for 2 folds: at least 2 are needed")
     return min(folds, pairs_of_kind)
 
 
@@ -152,10 +152,10 @@ def _few(numbers: list[int]) -> str:
 def read_pairs(path: str | os.PathLike[str], store: Store, *, folds: int = 10, broken_limit: float = 0.01) -> Pairs:
     """Read an LFW pair list and find its images in a store.
 
-    The first line is `folds<TAB>n` (n pairs of each kind a fold, fold after fold), or `n` alone: n genuine pairs,
-    then n impostor pairs, without folds; those are cut into `folds` folds that hold both kinds. Then
-    `name<TAB>i<TAB>j` is a genuine pair and `name<TAB>i<TAB>other<TAB>j` an impostor pair. Image i of a person is the
-    file `<name>_000i.*`; if no file of the person carries a number, the i-th in order of file names.
+    The first line is `folds<TAB>n`: n pairs of each kind per fold, fold after fold. Or it is `n` alone: n mated pairs, then n non-mated
+    pairs, which are cut into `folds` folds that hold both kinds. Then `name<TAB>i<TAB>j` is a mated pair and
+    `name<TAB>i<TAB>other<TAB>j` a non-mated pair. Image i of a person is the file `<name>_000i.*`; if no file of the person carries a
+    number, the i-th in order of file names.
 
     Args:
         path: the file, UTF-8, with or without a byte order mark; lines end with LF or CR LF.
@@ -175,7 +175,9 @@ def read_pairs(path: str | os.PathLike[str], store: Store, *, folds: int = 10, b
     header = lines[0].split() if lines else []
     if len(header) not in (1, 2) or not all(word.isdecimal() and int(word) > 0 for word in header):
         shown = lines[0][:60] if lines else "nothing"
-        raise UserError(f"{file} line 1: {shown!r} is no header: write '<folds> <pairs of each kind a fold>' or '<n>'")
+        raise UserError(
+            f"{file} line 1: {shown!r} is not a header: write '<folds> <pairs of each kind per fold>' or '<n>'"
+        )
     file_folds, each = (int(header[0]), int(header[1])) if len(header) == 2 else (1, int(header[0]))
     body = [(number, line) for number, line in enumerate(lines[1:], start=2) if line.strip()]
     if len(body) != 2 * file_folds * each:
@@ -217,7 +219,7 @@ def _look_up(at: str, line: str, images: _ImagesOfPerson) -> tuple[int, int, boo
             f"{at}: {len(words)} fields in {line[:80]!r}: write name, i, j (one person) or name, i, name, j (two people)"
         )
     elif words[0] == words[2]:
-        raise UserError(f"{at}: an impostor pair names {words[0]!r} twice: write name, i, j for one person")
+        raise UserError(f"{at}: a non-mated pair names {words[0]!r} twice: write name, i, j for one person")
     first, second = images.position(words[0], words[1], at), images.position(words[2], words[3], at)
     if first == second >= 0:
         raise UserError(f"{at}: image {words[1]} of {words[0]!r} is paired with itself: use two different images")
@@ -241,23 +243,23 @@ def generate_pairs(index: IdentityIndex, pairs: int = 6000, seed: int = 0, *, fo
         UserError: pairs < 4; fewer than 2 identities with images; fewer than 2 genuine pairs to be had.
     """
     if pairs < 4:
-        raise UserError(f"pairs={pairs}: two genuine and two impostor pairs are the least, so use at least 4")
+        raise UserError(f"pairs={pairs}: two mated and two non-mated pairs are the least, so use at least 4")
     counts = index.counts()
     with_images = int((counts > 0).sum())
     if with_images < 2:
-        raise UserError(f"{with_images} identity has images: impostor pairs need at least 2 identities")
+        raise UserError(f"{with_images} identity has images: non-mated pairs need at least 2 identities")
     if int(counts.max()) < 2:
         raise UserError(
-            f"none of {len(counts):,} identities has 2 images: genuine pairs need one that has; "
+            f"none of {len(counts):,} identities has 2 images: mated pairs need one that has; "
             "evaluate on a store with several images per identity"
         )
     images, squares = int(counts.sum()), int((counts * counts).sum())
-    to_have = {"genuine": (squares - images) // 2, "impostor": (images * images - squares) // 2}
+    to_have = {"mated": (squares - images) // 2, "non-mated": (images * images - squares) // 2}
     each = min(pairs // 2, *to_have.values())
     folds = _two_folds_at_least(f"an index of {len(counts)} identities", each, folds)
     rng = np.random.default_rng(seed)
     genuine = _draw_genuine(index, counts, each, rng)
-    impostor = _draw_impostor(index, counts, each, to_have["impostor"], rng)
+    impostor = _draw_impostor(index, counts, each, to_have["non-mated"], rng)
     first, second = np.stack([genuine, impostor], axis=1).reshape(-1, 2).T.copy()  # genuine, impostor, genuine, ...
     notes: tuple[str, ...] = ()
     if each < pairs // 2:

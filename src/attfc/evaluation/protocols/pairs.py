@@ -77,7 +77,7 @@ def find_sets(folder: Path, names: Sequence[str] = ()) -> list[Path]:
     """
     if not folder.is_dir():
         raise UserError(
-            f"{folder} is no folder: pass the one that holds {', '.join(names or KNOWN_SETS)} as .bin files"
+            f"{folder} is not a folder: pass the one that holds {', '.join(names or KNOWN_SETS)} as .bin files"
         )
     there = {path.name.removesuffix(".bin"): path for path in sorted(folder.glob("*.bin")) if path.is_file()}
     for name in names:

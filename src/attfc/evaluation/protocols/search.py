@@ -137,26 +137,25 @@ def identify(
     """Search every probe in the gallery.
 
     The score of a probe and an enrolled identity is the best exact score (`exact_scores`) with one of its rows.
-    The rank of a mated probe is 1 + the number of *other* identities that score at least as high as its own: ties count
-    against the model, so a collapsed one finds nobody. Of S strangers floor(FPIR x S) may be accepted: the threshold is
-    the best score of the next one, and a mated probe is found when its rank is at most `within_rank` and its own identity
+    The rank of a mated probe is 1 + the number of *other* identities that score at least as high as its own. Ties count
+    against the model, so a collapsed one finds nobody. Of S non-mated searches floor(FPIR x S) may be accepted: the threshold is
+    the best score of the next one. A mated probe is found when its rank is at most `within_rank` and its own identity
     scores *above* that threshold. Equal scores are accepted or rejected together.
 
     Args:
         gallery_ND: (N, D) any length but 0; one row or several an identity (best of them), one template in IJB.
         gallery_labels: (N,) integers or text.
         probe_MD: (M, D).
-        probe_labels: (M,) of the same kind. A probe whose label is not in the gallery has no rank, and is a stranger in the open-set figures.
+        probe_labels: (M,) of the same kind. A probe whose label is not in the gallery has no rank, and is non-mated in the open-set metrics.
         ranks: >= 1. fpirs: false positive identification rates, in (0, 1].
-        strangers: "absent": the probes without a mate. "mate_removed": every mated probe is searched a second time with its
-            own identity taken out of the gallery, and these searches (with those of the absent) are the strangers; as in the
-            published IJB 1:N script, where all probes have mates.
+        strangers: the non-mated searches. "absent": those of the probes without a mate. "mate_removed": also a second search of every
+            mated probe, with its own identity taken out of the gallery. So does the published IJB 1:N script, where all probes have mates.
         within_rank: rank that a true positive must reach; None = the score alone decides, as in that script.
         device: where to multiply; None = where the probes are.
         budget: bytes for copies and blocks.
 
     Returns:
-        Identification. Without strangers, or with fewer than 1 / FPIR, the TPIR is None and `notes` says so.
+        Identification. Without non-mated searches, or with fewer than 1 / FPIR, the TPIR is None and `notes` says so.
 
     Raises:
         UserError: no mated probe; rows with NaN or of length 0; sizes that do not match; a budget that does not suffice.
@@ -209,7 +208,7 @@ def _mates(
     """Return how many identities are enrolled, that of each gallery row, the probes' labels, and the identity of each, -1 for none."""
     if gallery_ND.shape[1] != probe_MD.shape[1]:
         raise UserError(
-            f"the gallery has {gallery_ND.shape[1]} numbers an embedding, the probes {probe_MD.shape[1]}: embed both with one model"
+            f"the gallery has {gallery_ND.shape[1]} numbers per embedding, the probes {probe_MD.shape[1]}: embed both with one model"
         )
     enrolled_N, label_M = np.asarray(gallery_labels), np.asarray(probe_labels)
     for name, labels, rows in (("gallery", enrolled_N, gallery_ND), ("probe", label_M, probe_MD)):
@@ -269,8 +268,7 @@ def rank_one(
 
     Every image of an identity with at least two images is a probe, all other images (also those of identities with a
     single image) are its gallery. A probe counts as found when its best score with an image of the same person is above
-    its best score with anybody else's by more than 1e-6: ties are misses, so a collapsed model scores 0 instead of
-    whatever the sorting does.
+    its best score with anybody else's by more than 1e-6. Ties are misses, so a collapsed model scores 0, whatever the sorting does.
 
     Args:
         embeddings: (N, D) any length but 0.

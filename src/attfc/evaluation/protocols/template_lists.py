@@ -126,8 +126,8 @@ class TemplateLists:
 def read_template_lists(folder: str | os.PathLike[str], name: str, progress: Progress | None = None) -> TemplateLists:
     """Read the lists of a folder in the released layout.
 
-    Counted and noted: faces without landmarks, landmarks without a face, landmarks or detector scores that are no finite numbers or fit no
-    similarity, a detector score below 0, face lines that occur twice (used once), pairs of a template with itself (left out).
+    Counted and noted: faces without landmarks, landmarks without a face, landmarks that fit no similarity, landmarks or detector scores that
+    are not finite. Also detector scores below 0, face lines that occur twice (used once), pairs of a template with itself (left out).
 
     Args:
         folder: with loose_crop and meta, or with a folder IJBB or IJBC that has them.
@@ -143,7 +143,7 @@ def read_template_lists(folder: str | os.PathLike[str], name: str, progress: Pro
     meta = root / "meta"
     for needed in (meta, root / "loose_crop"):
         if not needed.is_dir():
-            raise UserError(f"{needed} is no folder: {name} needs FOLDER with loose_crop and meta, as released")
+            raise UserError(f"{needed} is not a folder: {name} needs FOLDER with loose_crop and meta, as released")
     faults = _Faults()
     faces = _read_faces(meta / f"{name}_name_5pts_score.txt", meta / f"{name}_face_tid_mid.txt", faults)
     pair_file = meta / f"{name}_template_pair_label.txt"
@@ -152,7 +152,7 @@ def read_template_lists(folder: str | os.PathLike[str], name: str, progress: Pro
     if pairs is None:
         if probes is None:
             raise UserError(f"{meta} has neither {pair_file.name} nor galleries and probes: nothing to evaluate")
-        faults.notes.append(f"{pair_file.name} is missing: no 1:1 figures")
+        faults.notes.append(f"{pair_file.name} is missing: no 1:1 metrics")
     return TemplateLists(name, root, faces, pairs, galleries, probes, faults.counts, tuple(faults.notes))
 
 
@@ -258,7 +258,7 @@ def _read_search(meta: Path, name: str, faults: _Faults) -> tuple[tuple[SubjectL
     found = [next((file for file in files if file.exists()), None) for files in choices]
     missing = [files[0].name for files, file in zip(choices, found, strict=True) if file is None]
     if missing:
-        faults.notes.append(f"{', '.join(missing)} missing in {meta}: no 1:N figures")
+        faults.notes.append(f"{', '.join(missing)} missing in {meta}: no 1:N metrics")
         return (), None
     first, second, probes = (_read_subjects(path) for path in found if path is not None)
     return (first, second), probes

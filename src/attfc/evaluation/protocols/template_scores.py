@@ -139,8 +139,8 @@ def verify_templates(
         )
     if not genuine or not impostors:
         raise UserError(
-            f"{genuine:,} genuine and {impostors:,} impostor pairs have faces ({skipped:,} of {len(pairs):,} pairs have not): "
-            "1:1 figures need both kinds"
+            f"{genuine:,} mated and {impostors:,} non-mated pairs have faces ({skipped:,} of {len(pairs):,} pairs have not): "
+            "1:1 metrics need both kinds"
         )
     scores = score_template_pairs(templates.vectors, first[scored], second[scored])
     accepts = Accepts.of(scores, same)
@@ -221,7 +221,7 @@ def search_templates(
     enrolled: list[tuple[Tensor, Int64]] = []
     for gallery in galleries:
         of = f"template of gallery {gallery.name}"
-        note = f"templates of gallery {gallery.name} were left out: no usable face; their subjects count as strangers"
+        note = f"templates of gallery {gallery.name} were left out: no usable face; searches for their subjects count as non-mated"
         enrolled.append(with_face(gallery, of, note))
         found[gallery.name] = identify(*enrolled[-1], *probe, ranks, fpirs)
         notes += [f"gallery {gallery.name}: {note}" for note in found[gallery.name].notes]

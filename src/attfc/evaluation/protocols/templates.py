@@ -238,7 +238,7 @@ def _verification_table(modes: Sequence[str], one: TemplateVerification) -> list
     header = (f"{far:.0e}".replace("e-0", "e-") for far in one.tar_at_far)
     return [
         Table(("1:1 TAR % at FAR", *header, "AUC", "EER %"), rows),
-        f"over {one.genuine_pairs:,} genuine and {one.impostor_pairs:,} impostor pairs; * at the point of the curve whose FAR is nearest, "
+        f"over {one.genuine_pairs:,} mated and {one.impostor_pairs:,} non-mated pairs; * at the point of the curve whose FAR is nearest, "
         "as the published scripts print it",
     ]
 

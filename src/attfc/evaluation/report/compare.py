@@ -30,10 +30,10 @@ from attfc.templates import macros_of
 __all__ = ["write_comparison_report"]
 
 _COUNTS = {
-    "genuine_pairs": "genuine pairs",
-    "impostor_pairs": "impostor pairs",
+    "genuine_pairs": "mated pairs",
+    "impostor_pairs": "non-mated pairs",
     "mated_probes": "mated probes",
-    "stranger_searches": "stranger searches",
+    "stranger_searches": "non-mated searches",
     "interval_identities": "identities behind the intervals",
 }
 _FIGURE_NAMES = {

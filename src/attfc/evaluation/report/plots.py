@@ -150,7 +150,7 @@ def roc_figure(scores: Float64, same: Bools, all_pairs: tuple[Float64, Float64, 
         for name, far, tar, count, colour, style in drawn:
             known, certain = far * count >= 1 - 1e-9, far >= CERTAIN_FALSE_ACCEPTS / count
             for part, line, width, label in (
-                (known & certain, style, 1.8, f"{name} ({count:,} impostor)"),
+                (known & certain, style, 1.8, f"{name} ({count:,} non-mated)"),
                 (known & ~certain, ":", 1.5, None),
             ):
                 shown: dict[str, Any] = {"color": colour, "linestyle": line, "linewidth": width, "label": label}
@@ -279,7 +279,7 @@ def score_figure(scores: Float64, same: Bools, threshold: float | None) -> str:
     low, high = float(scores.min()), float(scores.max())
     bins = np.linspace(low, high if high > low else low + 1e-6, 51).tolist()
     with _drawing() as axes:
-        for name, kind, colour in (("impostor", ~same, SECOND), ("genuine", same, FIRST)):
+        for name, kind, colour in (("non-mated", ~same, SECOND), ("mated", same, FIRST)):
             axes.hist(scores[kind], bins, density=True, color=colour, alpha=0.45, label=name, histtype="stepfilled")
             axes.hist(scores[kind], bins, density=True, color=colour, linewidth=1.4, histtype="step")
         if threshold is not None:
@@ -288,7 +288,7 @@ def score_figure(scores: Float64, same: Bools, threshold: float | None) -> str:
         _ticks(axes.yaxis, 5, _short)
         axes.set_ylim(top=axes.get_ylim()[1] * 1.05)
         _legend_above(axes, 3)
-        return _svg(axes, "histogram of the cosines of genuine and impostor pairs", "scores")
+        return _svg(axes, "histogram of the cosines of mated and non-mated pairs", "scores")
 
 
 def with_colours(svg: str) -> str:

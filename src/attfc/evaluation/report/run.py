@@ -116,10 +116,10 @@ class _Evaluation(Stated):
             for far, tar in self.tars((*place, "tar_at_far")).items():
                 if finite(tar) is not None:
                     few = float(far) * impostors < CERTAIN_FALSE_ACCEPTS - 1e-9
-                    more = f"{source}, {impostors:,.0f} impostor"
+                    more = f"{source}, {impostors:,.0f} non-mated"
                     found.append((few, -float(far) if few else float(far), far, (*place, "tar_at_far", far), more))
         if not found:
-            return "TAR at FAR", "–", "too few impostor pairs"
+            return "TAR at FAR", "–", "too few non-mated pairs"
         _, _, far, path, more = min(found, key=lambda one: one[:2])
         return f"TAR at FAR {float(far):g}", self(*path), more
 
@@ -173,7 +173,7 @@ def _curves(run: RunRecord) -> Iterator[Figure]:
     names = (("accuracy", "accuracy"), ("rank-one", "rank_one"), ("TAR at FAR 0.01", "tar"))
     lines = [(title, *evaluated[name]) for title, name in names if len(evaluated[name][0]) > 1]
     if lines:
-        svg = line_figure(lines, "figures over steps", key="evaluation", markers=True)
+        svg = line_figure(lines, "metrics over steps", key="evaluation", markers=True)
         yield Figure("Evaluation over steps", svg)
     others = sorted(run.train.keys() - NO_METRICS - CURVES.keys())
     curves = {**CURVES, **{name: name.replace("_", " ").capitalize() for name in others}}
@@ -214,8 +214,8 @@ def _hardest(run: RunRecord, store: Store | None) -> Iterator[tuple[str, list[tu
     """Title, pairs with their pictures, and the other pairs, of genuine and of impostor pairs."""
     pairs = _hardest_pairs(run, store)
     for kind, title in (
-        (True, "Genuine pairs with the lowest scores"),
-        (False, "Impostor pairs with the highest scores"),
+        (True, "Mated pairs with the lowest scores"),
+        (False, "Non-mated pairs with the highest scores"),
     ):
         of_kind = [pair for pair in pairs if pair.same == kind]
         pictured = [] if store is None else [(pair, _faces(pair, store)) for pair in of_kind[:SHOWN_PAIRS]]

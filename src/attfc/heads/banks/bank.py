@@ -6,13 +6,14 @@ What a bank costs says each kind, in numbers too (`memory`).
 """
 
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from attfc.config.choose import usual_negatives
+from attfc.config.profiles import usual_negatives
 from attfc.distributed import ALONE, Ranks
 from attfc.errors import UserError
 from attfc.heads.banks.rows_ahead import Ahead
@@ -24,6 +25,8 @@ __all__ = [
     "Batch",
     "Negatives",
     "Recalled",
+    "Trained",
+    "find_sorted",
     "last_occurrence",
     "merge_centers",
 ]
@@ -55,12 +58,14 @@ class Recalled(NamedTuple):
         center_BD: (B, D) float, of unit length; zeros for the others.
         last_BD: of a memory of images: the last embedding of each sample's own image, zeros for one not seen yet.
         others_BD: of a memory of images: the sum of the last embeddings of the identity's other images; `center_BD` is its direction.
+        trained_B: of a bank that trains rows: (B,) bool, whose center is one, with gradient.
     """
 
     found_B: Tensor
     center_BD: Tensor
     last_BD: Tensor | None = None
     others_BD: Tensor | None = None
+    trained_B: Tensor | None = None
 
 
 class Negatives(NamedTuple):
@@ -72,9 +77,22 @@ class Negatives(NamedTuple):
 
     def without(self, labels_B: Tensor) -> "Negatives":
         """Return the same rows, those of these identities labelled -1."""
-        sorted_B = labels_B.sort().values
-        place_S = torch.searchsorted(sorted_B, self.labels_S).clamp_max_(len(sorted_B) - 1)
-        return self._replace(labels_S=torch.where(sorted_B[place_S] == self.labels_S, EMPTY, self.labels_S))
+        of_these_S = find_sorted(labels_B.sort().values, self.labels_S)[1]
+        return self._replace(labels_S=torch.where(of_these_S, EMPTY, self.labels_S))
+
+
+class Trained(NamedTuple):
+    """Trained rows (T, D) of this rank, of unit length and with gradient, their labels int64 (T,), and those of all ranks, ascending."""
+
+    rows_TD: Tensor
+    labels_T: Tensor
+    every_label_T: Tensor
+
+
+def find_sorted(sorted_T: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Return where each label would stand among sorted ones, T >= 1, and whether it is there, both (B,)."""
+    place_B = torch.searchsorted(sorted_T, labels_B).clamp_max_(len(sorted_T) - 1)
+    return place_B, sorted_T[place_B] == labels_B
 
 
 def last_occurrence(labels_B: Tensor) -> Tensor:
@@ -175,8 +193,8 @@ class Bank(nn.Module):
         """
         raise NotImplementedError
 
-    def trained(self) -> tuple[Tensor, Tensor] | None:
-        """Return rows (T, D) with gradient, negatives of every step, and their labels int64 (T,), for a bank that trains some, in one process.
+    def trained(self) -> Trained | None:
+        """Return the rows that a bank trains, negatives of every step; None: it trains none.
 
         The batch's new centers of these identities do not join; `recall` gives the trained ones as theirs.
         """
@@ -212,7 +230,7 @@ class Bank(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
         for name, shard in self.row_shards().items():
-            own, saved = getattr(self, name), shard.take_block(state_dict, prefix + name)
+            own, saved = attrgetter(name)(self), shard.take_block(state_dict, prefix + name)
             if saved is not None and (saved.shape, saved.dtype) != (own.shape, own.dtype):
                 raise UserError(self._misfit(name, saved, own))
             if saved is not None:

@@ -59,11 +59,12 @@ class ShardedRows:
         return numbers_X[(numbers_X >= self.start) & (numbers_X < self.stop)]
 
     def read(self, block_NX: Tensor, numbers_B: Tensor) -> Tensor:
-        """Return rows as float32 on the device of the numbers, (B, X); zeros for those that are not in this block."""
+        """Return rows as float32 (float64 stays) on the device of the numbers, (B, X); zeros for those that are not in this block."""
+        wide = torch.promote_types(block_NX.dtype, torch.float32)
         if len(self) == 0:
-            return torch.zeros(numbers_B.shape[0], block_NX.shape[1], device=numbers_B.device)
+            return torch.zeros(numbers_B.shape[0], block_NX.shape[1], dtype=wide, device=numbers_B.device)
         place_B, ours_B = self.locate(numbers_B)
-        found_BX = block_NX.index_select(0, place_B.to(block_NX.device)).to(numbers_B.device).float()
+        found_BX = block_NX.index_select(0, place_B.to(block_NX.device)).to(numbers_B.device, wide)
         return torch.where(ours_B.unsqueeze(1), found_BX, 0.0)
 
     def write(self, block_NX: Tensor, numbers_B: Tensor, new_BX: Tensor) -> None:

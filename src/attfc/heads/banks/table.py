@@ -14,13 +14,15 @@ Source: our own; the draw is that of Partial FC (arXiv 2203.15565), without grad
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from attfc.config.option import Option
 from attfc.errors import UserError
-from attfc.heads.banks.bank import Batch, Negatives, Recalled, last_occurrence, merge_centers
+from attfc.heads.banks.bank import Batch, Negatives, Recalled, Trained, last_occurrence, merge_centers
+from attfc.heads.banks.frequent import FrequentRows
 from attfc.heads.banks.kept_rows import KeptRows
 from attfc.heads.banks.rows_ahead import gathered
 from attfc.heads.banks.sharded_rows import ShardedRows
@@ -40,6 +42,9 @@ class CenterTable(KeptRows):
             most 20,000. Those of the batch come on top.
         place, folder: where the rows live; `device`: they move with the module.
         seed: names the draws.
+        trained: T identities, those with the most images, have a trained row (`FrequentRows`) in place of a center made of embeddings; the head then
+            has a parameter, for an optimizer. Zeros stand for them in `rows`.
+        image_counts: (N,) whole numbers, the images of each identity, where some are trained.
 
     Buffer: `rows` (N, D) bfloat16, this rank's block of it: rounds a number by up to 0.4 %, less than one image moves a center. `seen` (N,) bool,
     whose row is not zeros, follows from it and is not saved.
@@ -57,6 +62,7 @@ class CenterTable(KeptRows):
     shown = ("identities", "embedding_size", "place")
     rows: Tensor
     seen: Tensor
+    frequent: FrequentRows | None
 
     @checked(identities="AttFC(..., identities=N)", embedding_size="AttFC(D, ...)", ranks="AttFC(..., ranks=...)")
     def __init__(
@@ -69,8 +75,17 @@ class CenterTable(KeptRows):
         ] = "host",
         folder: Folder = None,
         seed: int = 0,
+        trained: Annotated[
+            int,
+            Option(
+                "trained centers, for the people with the most images; those of all others are made of embeddings", ge=0
+            ),
+        ] = 0,
+        image_counts: npt.ArrayLike | None = None,
     ) -> None:
         super().__init__(share, count, place, folder, seed)
+        self.trained_count = trained
+        self.image_counts = image_counts
 
     def _take_memory(self, identities: int | None, images: int | None) -> None:
         super()._take_memory(identities, images)
@@ -82,6 +97,16 @@ class CenterTable(KeptRows):
         rows_ND = self.store.zeros(len(self.shard), self.embedding_size, dtype=torch.bfloat16)
         self.register_buffer("rows", rows_ND)
         self.register_buffer("seen", self.store.zeros(len(self.shard), dtype=torch.bool), persistent=False)
+        self.frequent = None
+        if self.trained_count:
+            counts, self.image_counts = self.image_counts, None
+            if counts is None or len(counts) != identities:  # type: ignore[arg-type]
+                given = "none" if counts is None else f"those of {len(counts)}"  # type: ignore[arg-type]
+                raise UserError(
+                    f"CenterTable(trained={self.trained_count}) trains rows of the identities with the most images, and got {given}: pass "
+                    f"image_counts, the number of images of each of the {identities} identities"
+                )
+            self.frequent = FrequentRows(self.trained_count, counts, self.embedding_size, self.ranks)
 
     def lookup(self, labels_B: Tensor) -> Tensor:
         """Return the centers as stored, float32 (B, D), zeros for who was not seen yet, and for rows of another rank.
@@ -105,8 +130,13 @@ class CenterTable(KeptRows):
 
     def recall(self, batch: Batch) -> Recalled:
         """Return the stored centers of this rank's samples."""
-        stored_BD = self.ranks.sum_own(self.lookup(batch.every_label_B))
-        return Recalled(stored_BD.any(dim=1), normalize(stored_BD, dim=1))
+        stored_BD = self.lookup(batch.every_label_B)
+        if self.frequent is None:
+            stored_BD = self.ranks.sum_own(stored_BD)
+            return Recalled(stored_BD.any(dim=1), normalize(stored_BD, dim=1))
+        stored_BD = self.ranks.own(self.ranks.sum(stored_BD + self.frequent.read(batch.every_label_B)))
+        trained_B = self.frequent.among(batch.labels_B)
+        return Recalled(stored_BD.any(dim=1), normalize(stored_BD, dim=1), trained_B=trained_B)
 
     @torch.no_grad()
     def negatives(self, every_label_B: Tensor) -> Negatives:
@@ -115,6 +145,10 @@ class CenterTable(KeptRows):
         Several ranks: of those drawn, the same on all ranks, the ones of this rank's block.
         """
         return Negatives(*self._drawn(every_label_B))
+
+    def trained(self) -> Trained | None:
+        """Return the trained rows, if there are any."""
+        return None if self.frequent is None else self.frequent.all()
 
     def update(self, batch: Batch, every_new_BD: Tensor, recalled: Recalled) -> None:
         """Keep the new centers, unless those of the table stay."""
@@ -144,7 +178,10 @@ class CenterTable(KeptRows):
             labels_B: (B,) int64, 0 <= label < N.
         """
         # Equal rows for equal labels: write order does not matter.
-        self._keep(labels_B, merge_centers(centers_BD, last_occurrence(labels_B)).to(self.rows.dtype))
+        new_BD = merge_centers(centers_BD, last_occurrence(labels_B)).to(self.rows.dtype)
+        if self.frequent is not None:
+            new_BD = torch.where(self.frequent.among(labels_B).unsqueeze(1), 0.0, new_BD)
+        self._keep(labels_B, new_BD)
 
     def write(self, labels_B: Tensor, new_BD: Tensor) -> None:  # type: ignore[override]
         """Keep rows, equal ones for equal labels."""
@@ -152,10 +189,15 @@ class CenterTable(KeptRows):
         self.shard.write(self.seen, labels_B, new_BD.any(dim=1))  # a network may embed an image as zeros
 
     def row_shards(self) -> dict[str, ShardedRows]:
-        """This rank's block."""
-        return {"rows": self.shard}
+        """This rank's block, and that of the trained rows."""
+        return {"rows": self.shard} | ({} if self.frequent is None else {"frequent.weight": self.frequent.shard})
 
     def _misfit(self, name: str, saved: Tensor, own: Tensor) -> str:
+        if name == "frequent.weight":
+            there, here = (f"{rows.shape[0]} trained rows of {rows.shape[1]} numbers" for rows in (saved, own))
+            return (
+                f"the checkpoint has {there}, and this head {here}: build it with CenterTable(trained={saved.shape[0]})"
+            )
         return (
             f"the checkpoint's table of centers holds {saved.shape[0]} identities of {saved.shape[1]} numbers ({saved.dtype}), this one "
             f"{own.shape[0]} of {own.shape[1]} ({own.dtype}): build the head with the checkpoint's identities and size"

@@ -121,8 +121,7 @@ class PackedStore(IndexedStore):
         """Return each image's bytes, compared with their checksum, or the error met; neighbours on disk come in one read.
 
         Images that begin at most 64 KiB after the end of the one before are read together, up to 1 MiB at once. The error is an
-        OSError (the shard is gone or cannot be read) or a BrokenImageError (other bytes than the checksum is of, or an index
-        that leads out of the shard).
+        OSError (the shard is gone or cannot be read) or a BrokenImageError (the checksum differs, or the index leads out of the shard).
 
         Raises:
             IndexError: a position outside 0 ... len - 1.

@@ -24,7 +24,7 @@ def read_index(path: str | os.PathLike[str], rec_bytes: int, progress: Progress 
         keys, offsets: int64 (n,), in rising order of the keys.
 
     Raises:
-        UserError: no such file, empty, a line that is not two whole numbers, an offset that is no multiple of 4 or beyond the
+        UserError: no such file, empty, a line that is not two whole numbers, an offset that is not a multiple of 4 or beyond the
             `.rec` file, a key or an offset that is listed twice.
     """
     parts = [np.zeros((2, 0), np.int64)]

@@ -242,7 +242,7 @@ def _ranges(listing: _Listing, rows: Int64, end: int) -> tuple[Int64, Int64]:
         rows,
         ~heads.imageless,
         lambda row: (
-            f"is no identity record: {int(heads.flags[row])} labels and {int(heads.image_bytes[row]):,} bytes of image "
+            f"is not an identity record: {int(heads.flags[row])} labels and {int(heads.image_bytes[row]):,} bytes of image "
             "instead of 2 and 0"
         ),
     )

@@ -56,7 +56,7 @@ def read_record_names(rec: Path, rec_bytes: int, numbers: Int64) -> tuple[NameTa
     with opened(path, "names cannot be read") as descriptor:
         head = read_head(path, descriptor)
         if not head.startswith(_FORMAT + "\t"):
-            return None, f"{path.name} is no list of identity names ('{_FORMAT}'): its numbers stand for the names"
+            return None, f"{path.name} is not a list of identity names ('{_FORMAT}'): its numbers stand for the names"
         if not head.endswith(f"\tbytes={rec_bytes}"):
             return None, f"{path.name} belongs to another {rec.name}: its numbers stand for the names"
         for block in line_blocks(path, descriptor):

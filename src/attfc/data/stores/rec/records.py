@@ -141,8 +141,8 @@ class RecordStore(IndexedStore):
     def read_many(self, positions: Sequence[int]) -> list[bytes | Exception]:
         """Return each record's image, or the error met; in the order of the file, which is checked for changes once.
 
-        The error is an OSError (the file cannot be read) or a BrokenImageError (the record is damaged, empty, of another
-        identity, or the file was changed since it was opened).
+        The error is an OSError where the file cannot be read. It is a BrokenImageError where the record is damaged, empty, or of another
+        identity, or the file was changed since it was opened.
 
         Raises:
             IndexError: a position outside 0 ... len - 1.
