@@ -241,7 +241,7 @@ def clean_data(
     """Look for broken images, copies, leakage, wrong labels, tiny identities; write an edit list. Deletes nothing.
 
     Args:
-        against: evaluation set: leave out everybody who is in it, with all their images; may be given several times
+        against: evaluation set: leave out everybody who is in it, with all their images; several are compared with each other too
         model: run or model folder: also look for wrong labels and for faces of --against
         people: model: also look for near copies, and for labels of the set that are one person
         merge: model: give labels that are one person one label; default: list them

@@ -43,8 +43,8 @@ class EvaluationOptions:
             F1 adds the mirror image; several joined by commas, or all
         embeddings: folder where ijbb and ijbc keep embeddings for the next time; default attfc/embeddings in the user's cache
         groups: file with a line per identity, name<TAB>group, for metrics of all-pairs within groups
-        attributes: table with a line per image (path, then columns such as camera or age; CSV or tabs), for metrics of held-out and
-            all-pairs within each value
+        attributes: table with a line per image (path, then columns such as camera or age; CSV or tabs), for metrics within each
+            value; not for .bin files
         far: all-pairs: false accept rate at which TAR is given; may be given several times, or with commas;
             default 1e-6,1e-5,1e-4
         budget_gib: memory that all-pairs may take for embeddings and scores, GiB
