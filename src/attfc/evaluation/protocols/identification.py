@@ -140,7 +140,7 @@ def _run(subject: Subject, name: str, paths: Sequence[str], attributes: Path | N
     counts = {"enrolled": "gallery_identities", "mated probes": "mated_probes", "strangers": "stranger_searches"}
     columns = rate_columns(result.found) | {title: Cell((figure,), "count") for title, figure in counts.items()}
     table = Table.of("1:N, %", columns, [(result.name, ())])
-    shown = [table, *noted((*result.notes, *(known.notes if known else ())))]
+    shown: list[str | Table] = [table, *noted((*result.notes, *(known.notes if known else ())))]
     outcome = Outcome({"store": path, **result.figures()}, result.samples(), shown, shared)
     if known is None:
         return outcome
