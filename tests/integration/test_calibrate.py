@@ -187,7 +187,19 @@ def test_compare_judges_models_at_their_operating_points(calibrated, tmp_path, m
     assert row["difference"]["interval"][0] < row["difference"]["interval"][1]
     figures = tmp_path / "e.json"
     status, said, err = run_main(
-        monkeypatch, capsys, "evaluate", calibrated, "all-pairs", others, "--resamples", 0, "--json", figures, *CPU
+        monkeypatch,
+        capsys,
+        "evaluate",
+        calibrated,
+        "all-pairs",
+        others,
+        "--far",
+        0.1,
+        "--resamples",
+        0,
+        "--json",
+        figures,
+        *CPU,
     )
     assert status == 0, err
     stated = json.loads(figures.read_text())["at_operating_point"]["all_pairs"]
