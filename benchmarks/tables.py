@@ -180,22 +180,23 @@ def center_table() -> str:
     return with_provenance(["", "flag, ms", "look, ms", "look / flag", "half of the pairs"], rows, record)
 
 
-def finetune(part: str) -> Callable[[], str]:
+def finetune(part: str, of: str = "finetune") -> Callable[[], str]:
     """A table of fine-tuning: eight ways on another style, two stages of one recipe, or what a frozen trunk saves."""
 
     def points(each: dict[str, Any]) -> str:
-        bounds = each["intervals"] if len(each["intervals"]) == 1 else []
-        return f"{100 * each['difference']:+.1f}" + "".join(
-            f" [{100 * low:+.1f}, {100 * high:+.1f}]" for low, high in bounds
-        )
+        low, high = each["interval"] if "interval" in each else each["intervals"][0]
+        return f"{100 * each['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
     def table() -> str:
-        record = load("finetune")
+        record = load(of)
         shown: list[dict[str, Any]] = record["results"][part]
         if part == "cost":
             rows = [[row["trunk"], f"{1000 * row['step_seconds']:.0f}", f"{row['kept_mib']:.0f}"] for row in shown]
             return with_provenance(["trunk", "a step, ms", "kept for backward, MiB"], rows, record)
-        places = {"here": "another style", "there": "everybody"}
+        places = {
+            "here": "another style" if of == "finetune" else "LFW",
+            "there": "everybody" if of == "finetune" else "web",
+        }
         rows = [
             [row["name"], *(cell for at in places for cell in (f"{100 * row[at]['mean']:.1f}", points(row[at])))]
             for row in shown
@@ -765,6 +766,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "freed_memory": freed_memory,
     "center_table": center_table,
     **{f"finetune {part}": finetune(part) for part in ("ways", "stages", "cost")},
+    "finetune faces": finetune("ways", "finetune_faces"),
     "optimizer_memory": optimizer_memory,
     "backbones": backbones,
     "synthetic": synthetic,

@@ -291,6 +291,13 @@ def test_look_alikes_under_other_names_in_other_encodings(tmp_path: Path) -> Non
     assert found.alike
     assert "other 0" not in found.alike
     assert seen == sorted(seen)
+    by_name = dataclasses.replace(shared, shared_labels=(0, 1, 30), shared_identities=3)
+    others = with_look_alikes(by_name, Embedder(Colours()), train, val, 60.0)
+    assert others.alike_names == found.alike_names[2:], "who is known by name is named once"
+    assert (
+        f"{len(others.alike_names)} more of 40 evaluation people look like training people: other 02"
+        in others.notes[-1]
+    )
     kept = found.to_dict()
     assert (kept["look_alikes"], kept["looked_at"]) == (found.look_alikes, (40, 120))
     assert "other 0" not in str(kept), "files name nobody"

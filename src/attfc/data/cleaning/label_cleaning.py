@@ -1,9 +1,7 @@
-"""Cleaning with embeddings: wrong labels, and people of the evaluation set.
+"""Wrong labels: images far from the robust center of their identity (`identity_centers`).
 
-Wrong labels: an image far from the robust center of its identity (`identity_centers`). Leakage: an identity of the training set whose
-center is that of an identity of the evaluation set. Both compare cosines with thresholds that depend on the model; docs/formats.md has
-measured ones. Own centers cost O(N D); nearest other centers O(outliers x identities x D) in blocked products on a
-device, overlap O(train identities x evaluation identities x D): never a matrix of all pairs.
+The threshold depends on the model; docs/formats.md has measured ones. Own centers cost O(N D), the nearest other centers
+O(outliers x identities x D) in blocked products on a device: never a matrix of all pairs.
 """
 
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ from attfc.data.cleaning.identity_centers import BLOCK_ROWS, center_blocks
 from attfc.errors import UserError
 from attfc.typing import Array, Float32, Int64, Progress
 
-__all__ = ["Mislabelled", "Overlap", "check_cosine", "closest_centers", "mislabelled", "overlap_by_embedding"]
+__all__ = ["Mislabelled", "check_cosine", "closest_centers", "mislabelled"]
 
 
 _QUERIES, _CENTERS = 4_096, 4_096  # rows of a block of cosines: 64 MiB
@@ -48,21 +46,6 @@ class Mislabelled:
     unclear: Int64
     compared: int
     quantiles: dict[float, float]
-
-
-@dataclass(frozen=True, eq=False)
-class Overlap:
-    """Identities of a training set that look like one of an evaluation set: rows of one (train, evaluation, cosine) each.
-
-    Attributes:
-        train: (n,) int64 rising.
-        evaluation: (n,) int64 the one whose center is closest.
-        cosines: (n,) float32.
-    """
-
-    train: Int64
-    evaluation: Int64
-    cosines: Float32
 
 
 def mislabelled(
@@ -142,36 +125,6 @@ def mislabelled(
     )
 
 
-def overlap_by_embedding(
-    train_centers: Array,
-    evaluation_centers: Array,
-    threshold: float = 0.7,
-    *,
-    device: torch.device | str = "cpu",
-    progress: Progress | None = None,
-) -> Overlap:
-    """Find the training identities whose center is close to one of the evaluation set.
-
-    Args:
-        train_centers: (I, D) of `identity_centers`; rows of length 0 match nothing.
-        evaluation_centers: (J, D) of the same model.
-        threshold: cosine from which two centers are one person. Centers of many images are closer than images: for a well-trained model
-            0.7 is the same person or a sibling. Identities of a single image in either set need a lower one.
-        device: where the products are computed, 4,096 x 4,096 at a time.
-        progress: called as (training identities done, training identities).
-
-    Returns:
-        For each identity at or above the threshold its closest one of the evaluation set.
-    """
-    check_cosine("threshold", threshold)
-    shapes = train_centers.shape, evaluation_centers.shape
-    if any(len(shape) != 2 for shape in shapes) or shapes[0][1] != shapes[1][1]:
-        raise UserError(f"centers of shape {shapes[0]} and {shapes[1]}: both must come from one model")
-    best, (closest,) = closest_centers(train_centers, None, evaluation_centers, device, progress=progress)
-    train = np.flatnonzero((closest >= threshold) & (best >= 0))
-    return Overlap(train, best[train], closest[train])
-
-
 _BINS = 2_001  # cosines -1 ... 1 in steps of 0.001
 _SHARES = (0.01, 0.05, 0.1, 0.25, 0.5)
 
@@ -239,6 +192,11 @@ def closest_centers(
     Returns:
         Place of the closest center, -1 if there is none; (ranks, rows) cosines, the highest first, -2 where there are fewer centers.
     """
+    shapes = embeddings.shape, centers_CD.shape
+    if any(len(shape) != 2 for shape in shapes) or shapes[0][1] != shapes[1][1]:
+        raise UserError(
+            f"embeddings of shape {shapes[0]} and centers of shape {shapes[1]}: both must come from one model"
+        )
     rows = np.arange(len(embeddings)) if rows is None else rows
     best, cosines = np.empty(len(rows), np.int64), np.empty((ranks, len(rows)), np.float32)
     for start in range(0, len(rows), _QUERIES):
