@@ -249,7 +249,8 @@ def _run(
     modes = TemplateMode.all() if mode.lower() == "all" else tuple(map(TemplateMode.parse, mode.split(",")))
     with subject.progress("pairs") as progress:
         lists = read_template_lists(one_path(name, paths, "the folder with loose_crop and meta"), name, progress)
-    known = None if attributes is None else read_attributes(attributes, _Faces(name, lists.faces.names))
+    images, image_F = np.unique(lists.faces.names, return_inverse=True)  # one may be in several templates
+    known = None if attributes is None else read_attributes(attributes, _Faces(name, images.tolist()))
     cache = embeddings or default_cache()
     with subject.progress("faces") as progress:
         results = evaluate_templates(
@@ -285,7 +286,9 @@ def _run(
     if known is None or pairs is None or one is None:
         return outcome
     sides = (pairs.first[one.scored], pairs.second[one.scored])
-    columns = {name: value_of_pairs(of, lists.faces.templates, sides) for name, of in known.columns.items()}
+    columns = {
+        column: value_of_pairs(of[image_F], lists.faces.templates, sides) for column, of in known.columns.items()
+    }
     fars = sorted(one.tar_at_far)[::2]
     cells = {f"TAR@{far:.0e} %".replace("e-0", "e-"): Cell(("tar_at_far", far_name(far))) for far in fars}
     for result in results:
