@@ -194,7 +194,7 @@ def test_compare_judges_models_at_their_operating_points(calibrated, tmp_path, m
         "all-pairs",
         others,
         "--far",
-        0.1,
+        0.5,
         "--resamples",
         0,
         "--json",
