@@ -48,6 +48,8 @@ from attfc.losses.streaming_pass import EMPTY
 
 __all__ = ["AttFC", "default_margin"]
 
+DISAGREES_BELOW = 0.1  # cosine of an image to the center of its label
+
 
 def default_margin(identities: int) -> Margin:
     """Return CosFace 0.4 at scale 32, or 64 from 50,000 identities on."""
@@ -66,17 +68,18 @@ class AttFC(Head):
         center: the rule: `OwnEmbedding` (default), `KeyAttention`, `Pairs` or `OtherImages`.
         negatives: the bank: `CenterTable` (default), `RecentCenters`, or `ImageMemory`, the default with `OtherImages` alone.
         stored: another bank that answers what is stored of an identity; default: the negatives.
-        in_batch: the batch's new centers of other identities join the negatives ("fixed"), and pass their gradient on to the embeddings that they are
-            made of ("push"), which are thereby pushed from the queries of other identities as a trained row would be. "none": they do not join.
-            They stand in for those identities' stored rows, each identity once; with a fifo bank they come on top. Of the query's own center no
-            gradient flows, nor of what is stored.
+        in_batch: "none": the batch's new centers of other identities are not negatives. "fixed": they are. "push": they are, and pass their
+            gradient on to the embeddings that they are made of. So queries of other identities push these embeddings away, as they would
+            push a trained row. These centers replace those identities' stored rows, each identity once; with a fifo bank they come on
+            top. The query's own center and stored centers pass no gradient on.
         filter_above, filtering, block_mib, ranks: as every head (`Head`).
 
     In `eval()` the loss is computed and nothing is kept.
 
-    `statistics()` gives, of the last step: `positive_cosine`, mean before the margin; `attention_entropy`, nats (log K: all keys weigh the same);
-    `positive_share`, of the samples, those that had a positive (the others count 0 in the loss; left out with `KeyAttention`, where all have one);
-    `stored_share`, those with a stored center; of a container: `fill` share, `center_age`, steps.
+    `statistics()` gives of the last step: `positive_cosine`, mean before the margin, and `attention_entropy`, nats (log K: all keys weigh the
+    same). `positive_share` is the share of samples that had a positive; the others count 0 in the loss. It is left out with `KeyAttention`,
+    where all have one. `stored_share`: those with a stored center. `disagreeing_share`: of those since the last call, how many lie at a cosine
+    below 0.1 to it, as images with a wrong label do. Of a container: `fill` share, and `center_age` in steps.
 
     Raises:
         UserError: parts that do not go together; an option out of its range.
@@ -119,8 +122,8 @@ class AttFC(Head):
         in_batch: Annotated[
             Literal["push", "fixed", "none"],
             Option(
-                "the centers of the other people in the batch are negatives too (fixed), with a gradient which moves the embeddings they are made of "
-                "away from other people (push)"
+                "centers of other people in the batch as negatives. fixed: without a gradient; push: with one, which moves the embeddings that "
+                "they are made of away from other people"
             ),
         ] = "push",
         filter_above: FilterAbove = None,
@@ -152,6 +155,7 @@ class AttFC(Head):
         self.takes_positions = remembers
         for bank in [negatives] if stored is None else [negatives, stored]:
             self.add_module(bank.state_name, bank.bind(embedding_size, identities, self.ranks, center.images))
+        self._looked_at: Tensor | None = None
 
     @property
     def negatives(self) -> Bank:
@@ -211,7 +215,7 @@ class AttFC(Head):
 
         Args:
             embedding_size: D, that of the backbone.
-            slots: C, the container's size; at least the batch size, more slots than identities are no fault.
+            slots: C, the container's size; at least the batch size, and it may exceed the number of identities.
             margin: default `CosFace` 0.4 at scale 64. The published code takes a margin's derivative as 1: for another margin pass
                 `gradient="straight_through"`, for `ArcFace` also `beyond_pi="wrap"`.
             ranks: see the class.
@@ -275,7 +279,7 @@ class AttFC(Head):
         )
         if proposal.has_positive_B is not None:
             loss_B = torch.where(proposal.has_positive_B, loss_B, 0.0)
-        self._note(cosine_B, recalled, proposal)
+        self._note(query_BD, cosine_B, recalled, proposal)
         if self.training:
             for bank in self.banks:
                 bank.update(batch, every_new_BD, recalled)
@@ -340,7 +344,7 @@ class AttFC(Head):
         return negatives, new_BD, new_labels_B
 
     @torch.no_grad()
-    def _note(self, cosine_B: Tensor, recalled: Recalled, proposal: Proposal) -> None:
+    def _note(self, query_BD: Tensor, cosine_B: Tensor, recalled: Recalled, proposal: Proposal) -> None:
         """Keep a few scalars of the step on the device; `statistics` turns them into numbers."""
         cosine_B, has_positive_B = cosine_B.detach(), proposal.has_positive_B
         self._last_step = dict(proposal.figures)
@@ -353,10 +357,19 @@ class AttFC(Head):
             self._last_step["positive_share"] = has_positive_B.float().mean()
         if self.center.uses_stored:
             self._last_step["stored_share"] = recalled.found_B.float().mean()
+            far_B = recalled.found_B & ((query_BD * recalled.center_BD).sum(dim=1) < DISAGREES_BELOW)
+            counts = torch.stack([far_B.sum(), recalled.found_B.sum()])
+            self._looked_at = counts if self._looked_at is None else self._looked_at + counts
+            self._last_step["disagreeing_share"] = self._looked_at[0] / self._looked_at[1].clamp_min(1)
         if recalled.trained_B is not None:
             self._last_step["trained_share"] = recalled.trained_B.float().mean()
             total = self.ranks.size * torch.where(recalled.trained_B, cosine_B, 0.0).sum()
             self._last_step["trained_cosine"] = total / self.ranks.gather(recalled.trained_B).sum().clamp_min(1)
+
+    def statistics(self) -> dict[str, float]:
+        """As every head; `disagreeing_share` begins anew."""
+        self._looked_at = None
+        return super().statistics()
 
     def footprint(self, batch: int, *, cached: bool = True) -> HeadMemory:
         """The banks, a pass over the negatives, what a step makes of queries and keys, and the rows that a bank trains."""
@@ -373,7 +386,7 @@ class AttFC(Head):
 
 
 def _refuse_strangers(center: CenterRule, negatives: Bank | None, stored: Bank | None) -> None:
-    """Refuse what is no part at all."""
+    """Refuse what is not a part at all."""
     for name, part, kind, example in (
         ("center", center, CenterRule, "a center rule, such as OwnEmbedding(share=...)"),
         ("negatives", negatives, Bank, "a bank, such as CenterTable(count=...)"),
