@@ -158,7 +158,7 @@ class OwnEmbedding(CenterRule):
     def __init__(
         self,
         share: StoredShare = 0.6,
-        memory: MemoryEpochs = 0.25,
+        memory: MemoryEpochs = 0.1,
         image_counts: npt.ArrayLike | None = None,
     ) -> None:
         super().__init__()

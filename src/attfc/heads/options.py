@@ -10,6 +10,7 @@ __all__ = [
     "DrawnCount",
     "DrawnShare",
     "FilterAbove",
+    "FilterGap",
     "Filtering",
     "Folder",
     "InitialRows",
@@ -35,6 +36,17 @@ Filtering = Annotated[
     Option(
         "what happens to these negatives: they leave the softmax (drop) or count with cosine 0 (zero, as arcface_torch)",
         acts="head.filter_above!=null",
+    ),
+]
+FilterGap = Annotated[
+    float | None,
+    Option(
+        "of those negatives, only the ones nearer to the image than its own center by more than this are taken for wrong labels",
+        unit="cosine",
+        null="all of them are",
+        acts="head.filter_above!=null",
+        ge=0,
+        lt=2,
     ),
 ]
 BlockMib = Annotated[float, Option("working memory for the pass over the class centers", unit="MiB", gt=0)]
