@@ -45,6 +45,7 @@ ATTFC = {
 }
 FULL = {
     "cosface": {},
+    "subcenters": {"subcenters": 3, "filter_above": 0.4},
     "adaface": {"margin": "adaface", "identities": 5},
     "filtered": {"filter_above": 0.1},
     "arcface zero": {"margin": "combined", "filter_above": 0.3, "filtering": "zero"},
@@ -52,6 +53,7 @@ FULL = {
 # At 0.4 a step sees 15 of 37 classes, at 0.01 as many as the batch.
 PARTIAL = {
     "cosface": {"share": 0.4},
+    "all rows move": {"share": 0.4, "unsampled": "move"},
     "adaface": {"share": 0.4, "margin": "adaface"},
     "of the batch": {"share": 0.01, "seed": 5},
     "of all": {"share": 1.0},
@@ -144,6 +146,7 @@ WHOLE = (
     "attfc int8 random",
     "attfc others",
     "full_fc cosface",
+    "full_fc subcenters",
     "partial_fc cosface",
     "dcq cosface",
     "dcp int8 random",

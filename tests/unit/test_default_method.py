@@ -6,7 +6,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from attfc.config import load_config
-from attfc.config.choose import Data, Machine, choose, usual_negatives
+from attfc.config.choose import Data, Machine, choose
+from attfc.config.profiles import usual_negatives
 from attfc.errors import UserError
 from attfc.heads import AttFC, CenterTable, FullFC, Head, OtherImages, OwnEmbedding, Pairs, PartialFC
 from attfc.heads.attfc import default_margin

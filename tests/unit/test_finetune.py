@@ -252,9 +252,7 @@ def test_centers_of_another_embedding_size_are_refused_in_one_line(base, tmp_pat
     run = run_of(base.config.data.root, tmp_path, "head=full_fc")
     checkpoint = save_checkpoint(tmp_path / "x-001" / "checkpoints", 1, {"head": {"weight": torch.ones(8, 7)}})
     record = StartRecord(source="x-001", kind="run", network="r6_tiny", weights={}, lineage=Lineage())
-    message = (
-        "start_from=x-001 keeps centers of 7 numbers, and the embeddings of this run have 16: set finetune.rows=fresh"
-    )
+    message = "start_from=x-001 keeps centers of 7 numbers, and those of this run have 16: set finetune.rows=fresh"
     with pytest.raises(UserError, match=message) as caught:
         take_rows(run, StartWeights(record, [], checkpoint, "full_fc", None))
     assert "\n" not in str(caught.value)

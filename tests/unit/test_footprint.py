@@ -122,6 +122,19 @@ def kept_bytes(identities: int, embedding_size: int, remembered: int | None = No
     return -(-remembered // ranks) * row + -(-identities // ranks) * 4 * (embedding_size + 1)
 
 
+def test_relatives_of_the_full_fc_say_theirs() -> None:
+    """Three rows per identity are three times the classes; 1,000 past embeddings are a larger batch, and are kept and copied."""
+    N, D, batch = 9_000, 64, 32
+    with torch.device("meta"):
+        subcenters = FullFC(D, N, CosFace(), subcenters=3).footprint(batch)
+        past = FullFC(D, N, CosFace(), past=1000).footprint(batch)
+    assert subcenters == head_memory("full_fc", 3 * N, batch, embedding_size=D)
+    larger = head_memory("full_fc", N, batch + 1000, embedding_size=D)
+    assert (past.rows, past.gradient) == (larger.rows, larger.gradient)
+    assert past.working == larger.working + 1000 * 4 * (4 * D + 4)
+    assert past.streamed == round(N * 1032 / 32)
+
+
 @pytest.mark.parametrize("ranks", [1, 4])
 @pytest.mark.parametrize("cached", [True, False])
 def test_heads_say_their_own_memory(ranks: int, cached: bool) -> None:

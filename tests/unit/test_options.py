@@ -126,7 +126,7 @@ def test_the_printed_configuration_leaves_out_what_does_nothing() -> None:
     printed = yaml.safe_load(commented_yaml(load_config("demo", ["head=full_fc", "eval.root=null"])))
     assert not {"center", "negatives", "stored", "in_batch", "key_encoder"} & set(printed)
     assert set(printed["eval"]) == {"root", "share"}
-    assert set(printed["head"]) == {"kind", "filter_above", "block_mib"}
+    assert set(printed["head"]) == {"kind", "subcenters", "past", "filter_above", "block_mib"}
     filtered = yaml.safe_load(commented_yaml(load_config("demo", ["head.filter_above=0.4"])))
     assert filtered["head"]["filtering"] == "drop"
     text = commented_yaml(load_config("demo"))

@@ -116,6 +116,9 @@ HEADS = {
         "key_encoder.momentum_schedule=ramp",
     ],
     "full_fc": ["head=full_fc", "optimizer.accumulation=2"],
+    "full_fc past": ["head=full_fc", "head.past=64"],
+    "full_fc subcenters": ["head=full_fc", "head.subcenters=3"],
+    "attfc groups": ["center=pairs", "center.group=4", "center.own=true", "center.share=0", *RECENT[:3]],
     "dcq": ["head=dcq"],
     "dcp": ["head=dcp", "head.dtype=int8", "head.filter_above=0.3"],
     "partial_fc": ["head=partial_fc", "head.share=0.5"],
@@ -202,7 +205,7 @@ def one_of_two() -> Iterator[Ranks]:
 
 
 @pytest.mark.skipif(not COLLECTIVES, reason="torch 2.9 and 2.10 have no collectives on the meta device")
-@pytest.mark.parametrize("name", [name for name in HEADS if name not in ("averaged keys", "augmented")])
+@pytest.mark.parametrize("name", [name for name in HEADS if name not in ("averaged keys", "augmented", "full_fc past")])
 def test_a_step_of_several_ranks_reads_nothing_from_the_device(one_of_two, name) -> None:
     config = load_config("demo", [*COMMON, *HEADS[name]])
     with torch.device("meta"):

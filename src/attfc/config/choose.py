@@ -11,26 +11,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from attfc.config.kinds import HOLDING_A_BATCH, PARTS, default_kind, model_of
+from attfc.config.profiles import usual_negatives, usual_scale
 from attfc.config.short_names import short_name
 
-__all__ = ["KEPT_SHARE", "USUAL_SHARE", "Choice", "Data", "Machine", "choose", "usual_negatives", "usual_scale"]
+__all__ = ["KEPT_SHARE", "Choice", "Data", "Machine", "choose"]
 
 KEPT_SHARE, FEWEST_WITH_PAIRS = 0.1, 20  # the second: people of two or more images, so that anybody is kept aside
-USUAL_SHARE = 0.1  # of the identities: negatives of a step, slots of a container
-
-
-def usual_negatives(identities: int) -> int:
-    """Return the centers drawn in a step unless told otherwise: a tenth of the identities, at least 1,000, at most 20,000, never more than there are.
-
-    >>> [usual_negatives(identities) for identities in (60, 9_000, 92_431, 2_000_000)]
-    [60, 1000, 9243, 20000]
-    """
-    return min(identities, max(1000, min(20_000, identities // 10)))
-
-
-def usual_scale(identities: int) -> int:
-    """Return the margin's scale: 32, or 64 from 50,000 identities on, as the published presets have it."""
-    return 32 if identities < 50_000 else 64
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from attfc.config.choose import usual_scale
 from attfc.config.option import Option
+from attfc.config.profiles import usual_scale
 from attfc.distributed import Ranks
 from attfc.errors import UserError
 from attfc.heads.banks.bank import (

@@ -1,7 +1,7 @@
 """Tables and figures of what was measured here, from its records and nothing else: the speed of the heads, and studies.
 
-A row of a study is a variant: mean and standard deviation over seeds, and the paired difference to the reference (same seeds). `-` in the speed
-tables is a size that was tried and did not fit. Colours are those of Okabe and Ito, and a grey; lines differ in dash and marker too. An SVG
+A row of a study is a variant: mean and standard deviation over seeds, and the paired difference to the reference (same seeds, same people). `-` in
+the speed tables is a size that was tried and did not fit. Colours are those of Okabe and Ito, and a grey; lines differ in dash and marker too. An SVG
 is a function of the records: no date, no random ids.
 """
 
@@ -11,8 +11,18 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from attfc.errors import UserError
+from attfc.lab.study_verdict import difference
 
-__all__ = ["FIGURES", "markdown_table", "speed_figure", "speed_tables", "spread", "study_figure", "study_table"]
+__all__ = [
+    "FIGURES",
+    "markdown_table",
+    "speed_figure",
+    "speed_tables",
+    "split_of",
+    "spread",
+    "study_figure",
+    "study_table",
+]
 
 FIGURES = {
     "vectors": {
@@ -23,10 +33,12 @@ FIGURES = {
     "faces": {
         "tar_at_far/0.01": "TAR at FAR 1e-2",
         "tar_at_far/0.001": "TAR at FAR 1e-3",
+        "person_balanced_tar_at_far/0.01": "each person alike, 1e-2",
+        "person_balanced_tar_at_far/0.001": "each person alike, 1e-3",
         "rank_one": "rank-1",
     },
 }
-"""Columns of a world's tables: name in the records -> title; the first is what variants are compared by."""
+"""Columns of a world's tables: name in the records -> title; the first is what variants are compared by where cells keep no hits of each person."""
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#777777")
 _DASHES = ("-", "--", "-.", ":")
@@ -75,19 +87,24 @@ def _svg(draw: Callable[[Any], None], size: tuple[float, float], font_size: floa
 
 
 def study_table(
-    records: list[Record], figures: dict[str, str], reference: str | None = None, split: str = "test"
+    records: list[Record], figures: dict[str, str], reference: str | None = None, split: str | None = None
 ) -> str:
-    """Return a Markdown table, a row a variant in the order of the records.
+    """Return Markdown: a table of figures, a row a variant in the order of the records, and one of verdicts against the reference.
 
     Args:
         records: of `study_records`.
-        figures: name in the records -> title of the column.
-        reference: the variant that the last column compares the first figure with.
-        split: "test", or "validation" where the world has one.
+        figures: name in the records -> title of the column; one that no record has is left out.
+        reference: the variant that the others are compared with. Cells that keep each person's hits give a second table, differences with
+            intervals and words (`study_verdict`); others a column, the paired difference of the first figure.
+        split: "all", "test" or "validation"; None: "all" where all records have it, else "test".
     """
-    compared = [] if reference is None else [f"{next(iter(figures.values()))}: less {reference}"]
+    groups = _by_variant(records)
+    split = split or split_of(records)
+    figures = {name: title for name, title in figures.items() if any(name in _found(each, split) for each in records)}
+    verdicts = "" if reference is None else _verdicts(groups, figures, reference, split)
+    first = next(iter(figures), "")
+    compared = [f"{figures[first]}: less {reference}"] if reference is not None and figures and not verdicts else []
     columns = ["variant", *figures.values(), *compared, "seeds", "steps", "s", "samples/s", "head, MiB"]
-    groups, first = _by_variant(records), next(iter(figures))
     of_seed = {record["seed"]: record["figures"][split][first] for record in _sound(groups.get(str(reference), []))}
     rows = []
     for variant, group in groups.items():
@@ -97,7 +114,7 @@ def study_table(
             continue
         found = {record["seed"]: record["figures"][split] for record in sound}
         row = [variant, *(spread([each[name] for each in found.values() if name in each]) for name in figures)]
-        if reference is not None:
+        if compared:
             differences = [each[first] - of_seed[seed] for seed, each in found.items() if seed in of_seed]
             row.append("" if variant == reference else spread(differences, "+.3f"))
         failed = len(group) - len(sound)
@@ -107,10 +124,33 @@ def study_table(
         held = [record["head_bytes"] for record in sound if "head_bytes" in record]
         rows.append([*row, f"{statistics.mean(held) / 2**20:,.1f}" if held else "-"])
     commits = sorted({str(record.get("commit"))[:10] for record in records})
-    return f"{markdown_table(columns, rows)}\n\n{len(records)} cells; commit {', '.join(commits)}."
+    return f"{markdown_table(columns, rows)}\n{verdicts}\n{len(records)} cells; commit {', '.join(commits)}."
 
 
-def study_figure(records: list[Record], figure: str, title: str, split: str = "test") -> str:
+def split_of(records: list[Record]) -> str:
+    """Return whose people a table shows: "all" where all cells have them, else "test"."""
+    return "all" if all("all" in record["figures"] for record in _sound(records)) else "test"
+
+
+def _found(record: Record, split: str) -> dict[str, float]:
+    found: dict[str, float] = record.get("figures", {}).get(split, {})
+    return found
+
+
+def _verdicts(groups: dict[str, list[Record]], figures: dict[str, str], reference: str, split: str) -> str:
+    """The table of differences, "" where no cells give one."""
+    rows = []
+    for variant, group in groups.items():
+        if variant != reference:
+            pair = _sound(group), _sound(groups.get(reference, []))
+            found = [difference(*pair, figure, split) for figure in figures]
+            if any(found):
+                rows.append([variant, *("-" if each is None else each.text() for each in found)])
+    titles = [f"less {reference}, points", *figures.values()]
+    return f"\n{markdown_table(titles, rows)}\n" if rows else ""
+
+
+def study_figure(records: list[Record], figure: str, title: str, split: str | None = None) -> str:
     """Return an SVG: the figure against seconds of training (mean of the curves), and at the end against the head's memory.
 
     Args:
@@ -125,6 +165,7 @@ def study_figure(records: list[Record], figure: str, title: str, split: str = "t
         raise UserError(
             f"no cell has {figure} along its run: give the study eval.every=... among its overrides, and run it again"
         )
+    split = split or split_of(drawn)
     curve_of = "validation people" if drawn[0]["world"]["kind"] == "vectors" else "all people kept aside"
 
     def draw(page: Any) -> None:

@@ -11,8 +11,8 @@ import torch
 from attfc.backbones import create_backbone
 from attfc.backbones.shapes import shapes_only
 from attfc.config import RunConfig, apply_overrides
-from attfc.config.choose import USUAL_SHARE
 from attfc.config.kinds import KINDS, PARTS, model_of
+from attfc.config.profiles import USUAL_SHARE
 from attfc.distributed import Ranks
 from attfc.errors import UserError
 from attfc.heads import AttFC, Head

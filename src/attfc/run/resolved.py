@@ -8,8 +8,8 @@ values never fail, however small the data set is.
 import math
 
 from attfc.config import RunConfig
-from attfc.config.choose import usual_negatives
 from attfc.config.kinds import HOLDING_A_BATCH
+from attfc.config.profiles import usual_negatives
 from attfc.errors import UserError
 
 __all__ = ["fewest_steps_notes", "identity_share", "queries_in_a_row", "resolve", "rows_as_negatives"]

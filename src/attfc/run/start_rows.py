@@ -50,9 +50,9 @@ def take_rows(run: "Run", start: "StartWeights") -> str | None:
     if theirs is None:
         return None
     size = saved[f"head/{theirs}"].size
-    if len(size) != 2 or size[1] != head.embedding_size:
+    if len(size) != 2 or size[1] != state[own].shape[1]:
         raise UserError(
-            f"start_from={start.record.source} keeps centers of {size[-1]} numbers, and the embeddings of this run have {head.embedding_size}: "
+            f"start_from={start.record.source} keeps centers of {size[-1]} numbers, and those of this run have {state[own].shape[1]}: "
             "set finetune.rows=fresh"
         )
     found = run.ranks.once(lambda: _labels_now(run, start, size[0]))

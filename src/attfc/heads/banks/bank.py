@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from attfc.config.choose import usual_negatives
+from attfc.config.profiles import usual_negatives
 from attfc.distributed import ALONE, Ranks
 from attfc.errors import UserError
 from attfc.heads.banks.rows_ahead import Ahead

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from attfc.config.choose import USUAL_SHARE
 from attfc.config.option import Option
+from attfc.config.profiles import USUAL_SHARE
 from attfc.errors import UserError
 from attfc.heads.banks.bank import Bank, Batch, Negatives, Recalled, last_occurrence, merge_centers
 from attfc.heads.banks.label_index import LabelIndex
