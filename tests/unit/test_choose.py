@@ -68,6 +68,7 @@ def test_promised_rows(name: str) -> None:
     assert found["optimizer.learning_rate"] == pytest.approx(rate)
     assert (found["margin.kind"], found["margin.scale"], found["margin.margin"]) == ("cosface", scale, 0.4)
     assert found["in_batch"] == ("push" if push else "fixed")
+    assert (found["center.memory"], found["head.filter_above"], found["head.filter_gap"]) == (0.1, 0.3, 0.2)
     assert (found["negatives.count"], found["negatives.place"]) == (negatives, place)
     assert found["schedule.warmup_epochs"] == (1.0 if machine.card else 0.5 if epochs >= 5 else epochs / 10)
     assert found["head.kind"] == "attfc"
@@ -99,6 +100,7 @@ def test_nobody_is_kept_aside_below_20_people_of_two_images_and_a_sentence_says_
     assert choose(Data(60, 1_240, 60), CPU, {"eval.root": "other"})[0].shown == "other"
 
 
+OF_OWN_EMBEDDING = ("center.memory", "head.filter_above", "head.filter_gap")
 DEPENDENTS = {
     "batch_size": (64, {"optimizer.learning_rate"}),
     "backbone.name": ("r50", {"optimizer.learning_rate"}),
@@ -110,7 +112,10 @@ DEPENDENTS = {
     "negatives.count": (500, set()),
     "negatives.place": ("device", set()),
     "start_from": ("weights", {"optimizer.learning_rate", "schedule.epochs", "schedule.warmup_epochs"}),
-    "head.kind": ("full_fc", {"negatives.count", "in_batch", "negatives.place"}),
+    "head.kind": ("full_fc", {"negatives.count", "in_batch", "negatives.place", *OF_OWN_EMBEDDING}),
+    "center.kind": ("key_attention", {"in_batch", *OF_OWN_EMBEDDING}),
+    "center.memory": (0.0, set()),
+    "head.filter_above": (None, set()),
 }
 
 

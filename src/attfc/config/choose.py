@@ -133,6 +133,20 @@ def _head(data: Data, machine: Machine, given: Mapping[str, Any], mean: float, b
     push = "push" if mean >= 4 and given.get("center.kind") != "key_attention" else "fixed"
     why = f"{mean:.1f} images per person; from 4 on, people of one batch also push each other away"
     row("batch's own centers", {"in_batch": push}, why)
+    if head == default_kind("head") and given.get("center.kind", "own_embedding") == "own_embedding":
+        row(
+            "center of many images",
+            {"center.memory": 0.1},
+            "averages this part of an epoch, where people have many",
+            "{:g}",
+        )
+        values = {"head.filter_above": 0.3, "head.filter_gap": 0.2}
+        row(
+            "wrong labels",
+            values,
+            "others that an image resembles so much, and more than its own center, are no negatives",
+            "{} + {}",
+        )
     size = people * 1024 / 2**30
     place = "device" if size <= machine.card / 10 else "host" if size <= machine.host_gib / 4 else "file"
     on_disk = given.get("negatives.place", place) == "file"

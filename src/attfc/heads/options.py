@@ -41,9 +41,9 @@ Filtering = Annotated[
 FilterGap = Annotated[
     float | None,
     Option(
-        "of those negatives, only the ones nearer to the image than its own center by more than this are taken for wrong labels",
+        "a negative is taken for a wrong label only if it is nearer to the image than its own center by more than this",
         unit="cosine",
-        null="all of them are",
+        null="whatever its own center is like",
         acts="head.filter_above!=null",
         ge=0,
         lt=2,
