@@ -113,7 +113,6 @@ DEPENDENTS = {
     "negatives.place": ("device", set()),
     "start_from": ("weights", {"optimizer.learning_rate", "schedule.epochs", "schedule.warmup_epochs"}),
     "head.kind": ("full_fc", {"negatives.count", "in_batch", "negatives.place", *OF_OWN_EMBEDDING}),
-    "center.kind": ("key_attention", {"in_batch", *OF_OWN_EMBEDDING}),
     "center.memory": (0.0, set()),
     "head.filter_above": (None, set()),
 }
@@ -137,7 +136,9 @@ def test_a_batch_of_half_the_size_has_half_the_rate_and_weights_to_start_from_a_
 
 def test_what_hangs_on_an_override_is_right_for_it() -> None:
     assert chosen(FACES60, CPU, head__kind="dcq")["head.count"] == 64  # a whole batch enters a container
-    assert chosen(FACES60, CPU, center__kind="key_attention")["in_batch"] == "fixed"
+    with_keys = chosen(FACES60, CPU, center__kind="key_attention")
+    assert with_keys["in_batch"] == "fixed"
+    assert not set(OF_OWN_EMBEDDING) & set(with_keys)
     assert chosen(TAIL, CPU, optimizer__name="adamw")["optimizer.learning_rate"] == pytest.approx(0.001)
     assert chosen(TAIL, CPU, margin__kind="arcface")["margin.margin"] == 0.5
     assert "negatives.count" not in chosen(TAIL, CPU, negatives__share=0.5)
