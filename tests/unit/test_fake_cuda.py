@@ -91,6 +91,9 @@ def test_a_key_encoder_follows_and_embeds(monkeypatch) -> None:
 
 HEADS: dict[str, Callable[[], Head]] = {
     "default": lambda: AttFC.default(D, N, negatives=CenterTable(place="device")),
+    "trained": lambda: AttFC.default(
+        D, N, negatives=CenterTable(place="device", trained=9, image_counts=range(N)), filter_above=0.3
+    ),
     "published": lambda: AttFC.published(D, 50),
     "keys, int8": lambda: AttFC(
         D,

@@ -22,6 +22,7 @@ from attfc.heads import (
 from attfc.heads.memory import HeadMemory
 from attfc.losses import CosFace
 from attfc.losses.streaming_pass import LARGEST_BLOCK
+from attfc.plan import NOTHING, HeadRates, plan_step
 
 HeadName = Literal["full_fc", "partial_fc", "attfc", "attfc, no key passes", "dcq", "dcp"]
 _ROW_BYTES = {"float32": lambda D: 4 * D, "bfloat16": lambda D: 2 * D, "int8": lambda D: D + 4}
@@ -202,3 +203,25 @@ def test_trained_rows_elsewhere_leave_the_device_their_sample() -> None:
         # The draw, five int64 per class, is made where the rows are; those of the step come whole, and not a block at a time.
         block = (8192 if cached else 10_000) * 512 * 4
         assert there.working == here.working + 10_000 * 512 * 4 - block - (0 if cached else 10_000 * 40)
+
+
+@pytest.mark.parametrize(("ranks", "cached"), [(1, True), (1, False), (4, False)])
+def test_trained_rows_of_a_table_are_on_the_device_with_their_gradient(ranks: int, cached: bool) -> None:
+    N, D, trained, batch = 90_000, 512, 1000, 32
+    with torch.device("meta"):
+        plain, mixed = (
+            AttFC.default(
+                D, N, ranks=Ranks(0, ranks), negatives=CenterTable(trained=count, image_counts=torch.zeros(N))
+            ).footprint(batch, cached=cached)
+            for count in (0, trained)
+        )
+    own = trained // ranks
+    assert mixed.rows == pytest.approx(plain.rows + own * D * 4, rel=1e-3)
+    assert (plain.gradient, mixed.gradient) == (0, own * D * 4)
+    # Rows of unit length and three gradients on the way to theirs; or, before them, float32 cosines and weights, and what is left out of them.
+    assert mixed.working - plain.working == max(4 * own * D * 4, own * D * 4 + own * batch * ranks * (4 + 4 + 4 + 1))
+    assert (mixed.streamed, mixed.dense, mixed.kind) == (plain.streamed, own, "container")
+    taken = [plan_step("", NOTHING, each, batch, rates=HeadRates(1.0, 0.0, 3.0, 0.0)) for each in (plain, mixed)]
+    assert taken[1].optimizer - taken[0].optimizer == own * D * 4  # momentum
+    assert taken[1].head_rows - taken[0].head_rows == pytest.approx(3 * own * D * 4, rel=2e-3)
+    assert taken[1].step_seconds - taken[0].step_seconds == 3.0 * own  # type: ignore[operator]

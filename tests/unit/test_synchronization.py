@@ -104,6 +104,7 @@ HEADS = {
     "attfc published": ["profile=published", "negatives.share=0.9"],
     "attfc stored": [*KEYS, *RECENT, "center.include_stored=true", "negatives.dtype=int8", "margin=adaface"],
     "attfc drawn": [*TABLE],
+    "attfc trained": [*TABLE, "negatives.trained=5"],
     "attfc query": [*RECENT, "negatives.dtype=bfloat16"],
     "attfc pairs": ["center=pairs", *RECENT[:3]],
     "attfc others": ["center=other_images", *TABLE],
@@ -209,7 +210,7 @@ def one_of_two() -> Iterator[Ranks]:
 def test_a_step_of_several_ranks_reads_nothing_from_the_device(one_of_two, name) -> None:
     config = load_config("demo", [*COMMON, *HEADS[name]])
     with torch.device("meta"):
-        head = build_head(config, 30, one_of_two, images=90)
+        head = build_head(config, 30, one_of_two, images=90, image_counts=[3] * 30)
         embeddings = torch.randn(4, config.backbone.embedding_size).requires_grad_()
         keys = torch.randn(4, head.keys_per_query, config.backbone.embedding_size)
         labels = torch.zeros(4, dtype=torch.int64)
