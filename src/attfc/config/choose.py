@@ -140,10 +140,10 @@ def _head(data: Data, machine: Machine, given: Mapping[str, Any], mean: float, b
             "averages this part of an epoch, where people have many",
             "{:g}",
         )
-        values = {"head.filter_above": 0.3, "head.filter_gap": 0.2}
+        filtered = {"head.filter_above": 0.3, "head.filter_gap": 0.2}
         row(
             "wrong labels",
-            values,
+            filtered,
             "others that an image resembles so much, and more than its own center, are no negatives",
             "{} + {}",
         )
