@@ -114,7 +114,7 @@ DEPENDENTS = {
     "start_from": ("weights", {"optimizer.learning_rate", "schedule.epochs", "schedule.warmup_epochs"}),
     "head.kind": ("full_fc", {"negatives.count", "in_batch", "negatives.place", *OF_OWN_EMBEDDING}),
     "center.memory": (0.0, set()),
-    "head.filter_above": (None, set()),
+    "head.filter_above": (None, {"head.filter_gap"}),
 }
 
 
