@@ -13,6 +13,7 @@ from typing import Any
 from attfc.evaluation.bootstrap import Interval
 from attfc.lab.pages import FIGURES, markdown_table, speed_tables, spread, study_figure, study_table
 from attfc.lab.study import read_study, study_records
+from attfc.lab.study_verdict import difference
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -578,7 +579,9 @@ STUDIES = {
     **dict.fromkeys(("vectors_options", "vectors_flip", "vectors_conflict"), "test"),
     **dict.fromkeys(("faces_heads", "faces_long", "faces_options", "faces_tail"), "test"),
     **dict.fromkeys(("faces_web_to_lfw", "faces_lfw_to_web", "synthetic_10k", "synthetic_30k"), "test"),
+    **dict.fromkeys(("faces_seeds", "faces_seeds_long", "faces_seeds_tail", "faces_seeds_web"), "all"),
 }
+BESIDE_OTHERS = ("faces_seeds", "faces_seeds_long", "faces_seeds_tail", "faces_seeds_web")  # seconds compare nothing
 DRAWN = ("faces_heads", "vectors_tail", "vectors_dense", "vectors_100k")
 
 
@@ -595,9 +598,42 @@ def grid(name: str, only: tuple[str, ...] = ()) -> Callable[[], str]:
         records = [record for record in grid_records(name) if not only or record["variant"] in only]
         if not records:
             raise FileNotFoundError(2, "no cells", f"benchmarks/results/studies/{name}")
-        return study_table(records, FIGURES[study.world.kind], study.reference, STUDIES[name])
+        timed = name not in BESIDE_OTHERS
+        return study_table(records, FIGURES[study.world.kind], study.reference, STUDIES[name], timed=timed)
 
     return table
+
+
+def border() -> str:
+    """Push against fixed, by how many images people have."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for record in grid_records("vectors_border"):
+        groups.setdefault(record["variant"], []).append(record)
+    figures = FIGURES["vectors"]
+    rows = []
+    for variant, push in groups.items():
+        people, _, kind = variant.rpartition(", ")
+        fixed = groups.get(f"{people}, fixed", [])
+        if kind != "push" or not fixed:
+            continue
+        found = [difference(push, fixed, figure, "test") for figure in figures]
+        first = next(iter(figures))
+        rates = (spread([each["figures"]["test"][first] for each in group]) for group in (fixed, push))
+        mean = push[0]["images"] / push[0]["identities"]
+        rows.append([people, f"{mean:.1f}", *rates, *("-" if each is None else each.text() for each in found)])
+    if not rows:
+        raise FileNotFoundError(2, "no cells", "benchmarks/results/studies/vectors_border")
+    title = next(iter(figures.values()))
+    columns = [
+        "images per person",
+        "mean",
+        f"{title}, fixed",
+        "push",
+        *(f"push less fixed: {t}" for t in figures.values()),
+    ]
+    cells = sum(map(len, groups.values()))
+    commits = sorted({str(record["commit"])[:10] for group in groups.values() for record in group})
+    return f"{markdown_table(columns, rows)}\n\n{cells} cells; commit {', '.join(commits)}."
 
 
 # README's table: study, variant, head.
@@ -732,6 +768,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "head_speed": head_speed,
     "planning": planning,
     "study final": study("final"),
+    "study vectors_border": border,
     "study faces_heads, heads": grid("faces_heads", MAIN_HEADS),
     "study tune": study("tune"),
     "study options": study("options"),
@@ -836,9 +873,11 @@ def main() -> None:
             path = ROOT / "docs" / "figures" / f"study_{name}.svg"
             path.parent.mkdir(exist_ok=True)
             path.write_text(study_figure(records, figure, title), encoding="utf-8")
-    import readme_figure  # beside this file
+    import pareto_figures  # both beside this file
+    import readme_figure
 
     (ROOT / "docs" / "figures" / "readme.svg").write_text(readme_figure.picture(), encoding="utf-8")
+    pareto_figures.main()
 
 
 if __name__ == "__main__":

@@ -48,6 +48,8 @@ from attfc.losses.streaming_pass import EMPTY, Streaming
 
 __all__ = ["AttFC", "default_margin"]
 
+DISAGREES_BELOW = 0.1  # cosine of an image to the center of its label
+
 
 def default_margin(identities: int) -> Margin:
     """Return CosFace 0.4 at scale 32, or 64 from 50,000 identities on."""
@@ -78,7 +80,8 @@ class AttFC(Head):
 
     `statistics()` gives, of the last step: `positive_cosine`, mean before the margin; `attention_entropy`, nats (log K: all keys weigh the same);
     `positive_share`, of the samples, those that had a positive (the others count 0 in the loss; left out with `KeyAttention`, where all have one);
-    `stored_share`, those with a stored center; of a container: `fill` share, `center_age`, steps.
+    `stored_share`, those with a stored center; `disagreeing_share`, of those since the last call, how many lie at a cosine below 0.1 to it, as images
+    with a wrong label do; of a container: `fill` share, `center_age`, steps.
 
     Raises:
         UserError: parts that do not go together; an option out of its range.
@@ -156,6 +159,7 @@ class AttFC(Head):
         self.takes_positions = remembers
         for bank in [negatives] if stored is None else [negatives, stored]:
             self.add_module(bank.state_name, bank.bind(embedding_size, identities, self.ranks, center.images))
+        self._looked_at: Tensor | None = None
 
     @property
     def negatives(self) -> Bank:
@@ -282,7 +286,7 @@ class AttFC(Head):
         )
         if proposal.has_positive_B is not None:
             loss_B = torch.where(proposal.has_positive_B, loss_B, 0.0)
-        self._note(cosine_B, recalled, proposal)
+        self._note(query_BD, cosine_B, recalled, proposal)
         if self.training:
             for bank in self.banks:
                 bank.update(batch, every_new_BD, recalled)
@@ -347,7 +351,7 @@ class AttFC(Head):
         return negatives, new_BD, new_labels_B
 
     @torch.no_grad()
-    def _note(self, cosine_B: Tensor, recalled: Recalled, proposal: Proposal) -> None:
+    def _note(self, query_BD: Tensor, cosine_B: Tensor, recalled: Recalled, proposal: Proposal) -> None:
         """Keep a few scalars of the step on the device; `statistics` turns them into numbers."""
         cosine_B, has_positive_B = cosine_B.detach(), proposal.has_positive_B
         self._last_step = dict(proposal.figures)
@@ -360,10 +364,19 @@ class AttFC(Head):
             self._last_step["positive_share"] = has_positive_B.float().mean()
         if self.center.uses_stored:
             self._last_step["stored_share"] = recalled.found_B.float().mean()
+            far_B = recalled.found_B & ((query_BD * recalled.center_BD).sum(dim=1) < DISAGREES_BELOW)
+            counts = torch.stack([far_B.sum(), recalled.found_B.sum()])
+            self._looked_at = counts if self._looked_at is None else self._looked_at + counts
+            self._last_step["disagreeing_share"] = self._looked_at[0] / self._looked_at[1].clamp_min(1)
         if recalled.trained_B is not None:
             self._last_step["trained_share"] = recalled.trained_B.float().mean()
             total = self.ranks.size * torch.where(recalled.trained_B, cosine_B, 0.0).sum()
             self._last_step["trained_cosine"] = total / self.ranks.gather(recalled.trained_B).sum().clamp_min(1)
+
+    def statistics(self) -> dict[str, float]:
+        """As every head; `disagreeing_share` begins anew."""
+        self._looked_at = None
+        return super().statistics()
 
     def footprint(self, batch: int, *, cached: bool = True) -> HeadMemory:
         """The banks, a pass over the negatives, what a step makes of queries and keys, and the rows that a bank trains."""
