@@ -114,7 +114,7 @@ DEPENDENTS = {
     "start_from": ("weights", {"optimizer.learning_rate", "schedule.epochs", "schedule.warmup_epochs"}),
     "head.kind": ("full_fc", {"negatives.count", "in_batch", "negatives.place", *OF_OWN_EMBEDDING}),
     "center.memory": (0.0, set()),
-    "head.filter_above": (None, {"head.filter_gap"}),
+    "head.filter_above": (0.5, set()),
 }
 
 
@@ -139,6 +139,7 @@ def test_what_hangs_on_an_override_is_right_for_it() -> None:
     with_keys = chosen(FACES60, CPU, center__kind="key_attention")
     assert with_keys["in_batch"] == "fixed"
     assert not set(OF_OWN_EMBEDDING) & set(with_keys)
+    assert "head.filter_gap" not in chosen(FACES60, CPU, head__filter_above=None)
     assert chosen(TAIL, CPU, optimizer__name="adamw")["optimizer.learning_rate"] == pytest.approx(0.001)
     assert chosen(TAIL, CPU, margin__kind="arcface")["margin.margin"] == 0.5
     assert "negatives.count" not in chosen(TAIL, CPU, negatives__share=0.5)

@@ -168,6 +168,8 @@ class OwnEmbedding(CenterRule):
             if not share or not memory or image_counts is None
             else torch.as_tensor(image_counts, dtype=torch.int32)
         )
+        if counts is not None and counts.device.type != "meta" and memory * int(counts.max()) <= 1 / (1 - share):
+            counts = None  # nobody has so many
         self.register_buffer("image_counts", counts, persistent=False)
 
     def forward(self, batch: Batch, present_BD: Tensor, recalled: Recalled) -> Proposal:
