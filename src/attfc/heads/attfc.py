@@ -2,8 +2,8 @@
 
 The head is put together from three choices: a center rule (`centers`: who is the positive, and what is kept), a bank of negatives (`banks`), and what
 the batch's own centers do. A step costs one streaming pass over the bank's rows (two matrix products forward, a multiply of B x D backward) and what
-the rule costs; memory is the bank. There are no parameters: the gradient flows into the embeddings alone, with in_batch="push" through the
-batch's own centers too. Not taken: a B x C matrix of logits, as in the published code.
+the rule costs; memory is the bank. There are no parameters, but for the rows that a table trains for frequent identities: the gradient flows into the
+embeddings alone, with in_batch="push" through the batch's own centers too. Not taken: a B x C matrix of logits, as in the published code.
 Several ranks share the rows of the banks. A step gathers labels, queries and new centers, fetches the stored rows of the own samples (where
 the rule uses them) and reduces three sums per query; backward needs nobody, because the rows carry no gradient. With "push" it gathers
 two numbers per query and adds up the gradients of the batch's centers.
