@@ -77,7 +77,7 @@ def chance_threshold(second: Float32, third: Float32, false_matches: float = 1.0
     >>> strangers = np.sort(np.random.default_rng(0).normal(0, 0.1, size=(1000, 500)).astype(np.float32), axis=1)
     >>> limit = chance_threshold(strangers[:, -2], strangers[:, -3])
     >>> int((strangers[:, -1] >= limit).sum())
-    1
+    2
     """
     known = third > -2
     if known.sum() < FEWEST:
