@@ -576,7 +576,9 @@ def planning() -> str:
 # Studies of `attfc study run` -> whose figures their table shows; cells in results/studies/NAME, settings in studies/NAME.yaml.
 STUDIES = {
     **dict.fromkeys(("vectors_tune", "faces_tune", "synthetic_tune"), "validation"),
-    **dict.fromkeys(("vectors_tail", "vectors_long", "vectors_dense", "vectors_100k", "vectors_1m"), "test"),
+    **dict.fromkeys(
+        ("vectors_tail", "vectors_long", "vectors_dense", "vectors_many", "vectors_100k", "vectors_1m"), "test"
+    ),
     **dict.fromkeys(("vectors_options", "vectors_flip", "vectors_conflict"), "test"),
     **dict.fromkeys(("faces_heads", "faces_long", "faces_options", "faces_tail"), "test"),
     **dict.fromkeys(("faces_web_to_lfw", "faces_lfw_to_web", "synthetic_10k", "synthetic_30k"), "test"),
