@@ -159,8 +159,7 @@ def roc_figure(scores: Float64, same: Bools, all_pairs: tuple[Float64, Float64, 
                 axes.plot(far[part], tar[part], drawstyle="steps-post", color=colour, linestyle=line, linewidth=width)
             if known.any():  # below its beginning, from where the curve rises
                 place = far[known][0], max(tar[known][0], 0.14)
-                offset = {"xytext": (0, -5), "textcoords": "offset points", "va": "top"}
-                axes.annotate(f"{name} ({count:,} non-mated)", place, color=colour, fontsize=9.5, **offset)
+                _write(axes, f"{name} ({count:,} non-mated)", place, (0, -5), colour, va="top")
         most = max(count for _, _, _, count, _, _ in drawn)
         left = 0.6 / most
         axes.axvspan(left, min(1.0, CERTAIN_FALSE_ACCEPTS / most), color=MUTED, alpha=0.10, linewidth=0)
@@ -290,22 +289,11 @@ def score_figure(scores: Float64, same: Bools, threshold: float | None) -> str:
                 scores[kind], bins, density=True, color=colour, linewidth=1.4, histtype="step"
             )
             peak = int(np.argmax(heights))
-            axes.annotate(
-                name,
-                (edges[peak], float(np.max(heights))),
-                xytext=(0, 3),
-                textcoords="offset points",
-                color=colour,
-                fontsize=9.5,
-            )
+            _write(axes, name, (float(edges[peak]), float(np.max(heights))), (0, 3), colour)
         axes.set_ylim(top=axes.get_ylim()[1] * (1.05 if threshold is None else 1.2))
         if threshold is not None:
             axes.axvline(threshold, color=INK, linewidth=1.2, linestyle="--")
-            place, offset = (
-                (threshold, axes.get_ylim()[1]),
-                {"xytext": (4, -4), "textcoords": "offset points", "va": "top"},
-            )
-            axes.annotate(f"threshold {threshold:.3f}", place, color=INK, fontsize=9.5, **offset)
+            _write(axes, f"threshold {threshold:.3f}", (threshold, axes.get_ylim()[1]), (4, -4), INK, va="top")
         axes.set(xlabel="cosine", ylabel="density")
         _ticks(axes.yaxis, 5, _short)
         return _svg(axes, "histogram of the cosines of mated and non-mated pairs", "scores")
@@ -392,12 +380,15 @@ def _label_ends(axes: "Axes", ends: Sequence[tuple[float, float, str, str]]) -> 
     for x, y, name, colour in sorted(ends, key=lambda end: end[1]):
         height = float(axes.transData.transform((x, y))[1])
         lowest = max(height, lowest + apart)
-        offset: dict[str, Any] = {
-            "xytext": (5, (lowest - height) * 72 / figure.dpi),
-            "textcoords": "offset points",
-            "va": "center",
-        }
-        axes.annotate(_cut(name), (x, y), color=colour, fontsize=9.5, annotation_clip=False, **offset)
+        offset = 5, (lowest - height) * 72 / figure.dpi
+        _write(axes, _cut(name), (x, y), offset, colour, va="center", annotation_clip=False)
+
+
+def _write(
+    axes: "Axes", text: str, place: tuple[float, float], offset: tuple[float, float], colour: str, **more: Any
+) -> None:
+    """Write a line's name beside a place of the figure, so many points away, in the line's colour."""
+    axes.annotate(text, place, offset, textcoords="offset points", color=colour, fontsize=9.5, **more)
 
 
 def _legend_above(axes: "Axes", columns: int, handlelength: float = 1.4) -> None:
