@@ -73,8 +73,8 @@ class AttFC(Head):
             push a trained row. These centers replace those identities' stored rows, each identity once; with a fifo bank they come on
             top. The query's own center and stored centers pass no gradient on.
         filter_above, filtering, block_mib, ranks: as every head (`Head`).
-        filter_gap: of the negatives above `filter_above`, those alone are taken for wrong labels that are nearer to the query than its own center by
-            more than this: the image does not fit its label, and fits another. None: all of them.
+        filter_gap: treat only those negatives above `filter_above` as wrong labels that are nearer to the query than its own center by more
+            than this. Such an image does not fit its label, and fits another. None: all of them.
 
     In `eval()` the loss is computed and nothing is kept.
 
