@@ -37,3 +37,6 @@ if (typeof Search !== "undefined") {
     Search.status.innerText = results.length ? `${results.length} places` : "All words have to stand in one section: try one word.";
   };
 }
+
+// Its name is what it shows: the word and the keys.
+document.querySelectorAll(".search-button-field").forEach((button) => button.removeAttribute("aria-label"));
