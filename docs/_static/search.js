@@ -39,4 +39,6 @@ if (typeof Search !== "undefined") {
 }
 
 // Its name is what it shows: the word and the keys.
-document.querySelectorAll(".search-button-field").forEach((button) => button.removeAttribute("aria-label"));
+document.querySelectorAll(".search-button-field").forEach((button) => {
+  button.setAttribute("aria-label", button.textContent.replace(/\s+/g, " ").trim());
+});
