@@ -13,6 +13,7 @@ from typing import Any
 from attfc.evaluation.bootstrap import Interval
 from attfc.lab.pages import FIGURES, markdown_table, speed_tables, spread, study_figure, study_table
 from attfc.lab.study import read_study, study_records
+from attfc.lab.study_verdict import difference
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -179,22 +180,23 @@ def center_table() -> str:
     return with_provenance(["", "flag, ms", "look, ms", "look / flag", "half of the pairs"], rows, record)
 
 
-def finetune(part: str) -> Callable[[], str]:
+def finetune(part: str, of: str = "finetune") -> Callable[[], str]:
     """A table of fine-tuning: eight ways on another style, two stages of one recipe, or what a frozen trunk saves."""
 
     def points(each: dict[str, Any]) -> str:
-        bounds = each["intervals"] if len(each["intervals"]) == 1 else []
-        return f"{100 * each['difference']:+.1f}" + "".join(
-            f" [{100 * low:+.1f}, {100 * high:+.1f}]" for low, high in bounds
-        )
+        low, high = each["interval"] if "interval" in each else each["intervals"][0]
+        return f"{100 * each['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
     def table() -> str:
-        record = load("finetune")
+        record = load(of)
         shown: list[dict[str, Any]] = record["results"][part]
         if part == "cost":
             rows = [[row["trunk"], f"{1000 * row['step_seconds']:.0f}", f"{row['kept_mib']:.0f}"] for row in shown]
             return with_provenance(["trunk", "a step, ms", "kept for backward, MiB"], rows, record)
-        places = {"here": "another style", "there": "everybody"}
+        places = {
+            "here": "another style" if of == "finetune" else "LFW",
+            "there": "everybody" if of == "finetune" else "web",
+        }
         rows = [
             [row["name"], *(cell for at in places for cell in (f"{100 * row[at]['mean']:.1f}", points(row[at])))]
             for row in shown
@@ -574,11 +576,15 @@ def planning() -> str:
 # Studies of `attfc study run` -> whose figures their table shows; cells in results/studies/NAME, settings in studies/NAME.yaml.
 STUDIES = {
     **dict.fromkeys(("vectors_tune", "faces_tune", "synthetic_tune"), "validation"),
-    **dict.fromkeys(("vectors_tail", "vectors_long", "vectors_dense", "vectors_100k", "vectors_1m"), "test"),
+    **dict.fromkeys(
+        ("vectors_tail", "vectors_long", "vectors_dense", "vectors_many", "vectors_100k", "vectors_1m"), "test"
+    ),
     **dict.fromkeys(("vectors_options", "vectors_flip", "vectors_conflict"), "test"),
     **dict.fromkeys(("faces_heads", "faces_long", "faces_options", "faces_tail"), "test"),
     **dict.fromkeys(("faces_web_to_lfw", "faces_lfw_to_web", "synthetic_10k", "synthetic_30k"), "test"),
+    **dict.fromkeys(("faces_seeds", "faces_seeds_long", "faces_seeds_tail", "faces_seeds_web"), "all"),
 }
+BESIDE_OTHERS = ("faces_seeds", "faces_seeds_long", "faces_seeds_tail", "faces_seeds_web")  # seconds compare nothing
 DRAWN = ("faces_heads", "vectors_tail", "vectors_dense", "vectors_100k")
 
 
@@ -595,9 +601,42 @@ def grid(name: str, only: tuple[str, ...] = ()) -> Callable[[], str]:
         records = [record for record in grid_records(name) if not only or record["variant"] in only]
         if not records:
             raise FileNotFoundError(2, "no cells", f"benchmarks/results/studies/{name}")
-        return study_table(records, FIGURES[study.world.kind], study.reference, STUDIES[name])
+        timed = name not in BESIDE_OTHERS
+        return study_table(records, FIGURES[study.world.kind], study.reference, STUDIES[name], timed=timed)
 
     return table
+
+
+def border() -> str:
+    """Push against fixed, by how many images people have."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for record in grid_records("vectors_border"):
+        groups.setdefault(record["variant"], []).append(record)
+    figures = FIGURES["vectors"]
+    rows = []
+    for variant, push in groups.items():
+        people, _, kind = variant.rpartition(", ")
+        fixed = groups.get(f"{people}, fixed", [])
+        if kind != "push" or not fixed:
+            continue
+        found = [difference(push, fixed, figure, "test") for figure in figures]
+        first = next(iter(figures))
+        rates = (spread([each["figures"]["test"][first] for each in group]) for group in (fixed, push))
+        mean = push[0]["images"] / push[0]["identities"]
+        rows.append([people, f"{mean:.1f}", *rates, *("-" if each is None else each.text() for each in found)])
+    if not rows:
+        raise FileNotFoundError(2, "no cells", "benchmarks/results/studies/vectors_border")
+    title = next(iter(figures.values()))
+    columns = [
+        "images per person",
+        "mean",
+        f"{title}, fixed",
+        "push",
+        *(f"push less fixed: {t}" for t in figures.values()),
+    ]
+    cells = sum(map(len, groups.values()))
+    commits = sorted({str(record["commit"])[:10] for group in groups.values() for record in group})
+    return f"{markdown_table(columns, rows)}\n\n{cells} cells; commit {', '.join(commits)}."
 
 
 # README's table: study, variant, head.
@@ -664,25 +703,29 @@ def percent(bounds: list[float | None], signed: bool = False) -> str:
     )
 
 
-def taught() -> str:
+def taught(name: str) -> Callable[[], str]:
     """Table of the runs of the teacher benchmark, each alone and against another."""
-    record = load("teacher")
-    titles = ["run", "figure", "mean over seeds", "against", "difference", "in each seed"]
-    names = {
-        "all_pairs tar_at_far 0.01": "TAR at FAR 1e-2",
-        "all_pairs person_balanced_tar_at_far 0.01": "the same, each person alike",
-        "rank_one": "rank-1",
-    }
-    rows = []
-    for row in record["results"]["alone"]:
-        for figure, name in names.items():
-            found = row["figures"][figure]
-            apart = ["-"] * 3
-            if found["against"] != row["run"]:
-                seeds = ", ".join(percent(each, signed=True) for each in found["differences"])
-                apart = [found["against"], percent(found["difference"], signed=True), seeds]
-            rows.append([row["run"], name, percent(found["mean"]), *apart])
-    return with_provenance(titles, rows, record)
+
+    def table() -> str:
+        record = load(name)
+        titles = ["run", "figure", "mean over seeds", "against", "difference", "in each seed"]
+        names = {
+            "all_pairs tar_at_far 0.01": "TAR at FAR 1e-2",
+            "all_pairs person_balanced_tar_at_far 0.01": "the same, each person alike",
+            "rank_one": "rank-1",
+        }
+        rows = []
+        for row in record["results"]["alone"]:
+            for figure, title in names.items():
+                found = row["figures"][figure]
+                apart = ["-"] * 3
+                if found["against"] != row["run"]:
+                    seeds = ", ".join(percent(each, signed=True) for each in found["differences"])
+                    apart = [found["against"], percent(found["difference"], signed=True), seeds]
+                rows.append([row["run"], title, percent(found["mean"]), *apart])
+        return with_provenance(titles, rows, record)
+
+    return table
 
 
 def taught_cross() -> str:
@@ -710,7 +753,15 @@ def taught_cross() -> str:
 def int8() -> str:
     """Table of what int8 costs, by the layers that stay float32."""
     record = load("int8")
-    titles = ["layers", "FMR", "FNMR float32, %", "FNMR int8, %", "lost at the threshold kept", "lost at equal FMR"]
+    titles = [
+        "network",
+        "layers",
+        "FMR",
+        "FNMR float32, %",
+        "FNMR int8, %",
+        "lost at the threshold kept",
+        "lost at equal FMR",
+    ]
     titles += ["float32, ms per face", "int8, ms per face", "float32, MiB", "int8, MiB"]
     rows = []
     for row in record["results"]:
@@ -719,12 +770,15 @@ def int8() -> str:
         times = [f"{row[name]:.2f}" for name in ("milliseconds_before", "milliseconds")]
         sizes = [f"{row[name] / 2**20:.1f}" for name in ("bytes_before", "bytes")]
         shown = [loss.text(2, percent=True) for loss in losses]
-        rows.append([row["layers"], f"{row['fmr']:g}", *rates, *shown, *times, *sizes])
+        of = record["config"] | row
+        network = f"{of['network']}, {of['image_size']} px"
+        rows.append([network, row["layers"], f"{row['fmr']:g}", *rates, *shown, *times, *sizes])
     return with_provenance(titles, rows, record)
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "teacher": taught,
+    "teacher": taught("teacher"),
+    "teacher longer": taught("teacher_longer"),
     "teacher cross": taught_cross,
     **{f"study {name}": grid(name) for name in STUDIES},
     "int8": int8,
@@ -732,6 +786,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "head_speed": head_speed,
     "planning": planning,
     "study final": study("final"),
+    "study vectors_border": border,
     "study faces_heads, heads": grid("faces_heads", MAIN_HEADS),
     "study tune": study("tune"),
     "study options": study("options"),
@@ -754,6 +809,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "freed_memory": freed_memory,
     "center_table": center_table,
     **{f"finetune {part}": finetune(part) for part in ("ways", "stages", "cost")},
+    "finetune faces": finetune("ways", "finetune_faces"),
     "optimizer_memory": optimizer_memory,
     "backbones": backbones,
     "synthetic": synthetic,
@@ -836,9 +892,11 @@ def main() -> None:
             path = ROOT / "docs" / "figures" / f"study_{name}.svg"
             path.parent.mkdir(exist_ok=True)
             path.write_text(study_figure(records, figure, title), encoding="utf-8")
-    import readme_figure  # beside this file
+    import pareto_figures  # both beside this file
+    import readme_figure
 
     (ROOT / "docs" / "figures" / "readme.svg").write_text(readme_figure.picture(), encoding="utf-8")
+    pareto_figures.main()
 
 
 if __name__ == "__main__":

@@ -249,7 +249,7 @@ def test_an_export_of_a_run_is_checked_on_the_faces_that_it_was_evaluated_on(
     assert "32 images of people\n" in checked_on("trained")
     people.rename(tmp_path / "gone")
     said = " ".join(checked_on("gone-hub").split())
-    assert "the images of the run cannot be opened" in said
+    assert "the run's images cannot be opened" in said
     assert "of synthetic faces" in said
 
 
@@ -515,11 +515,11 @@ def test_int8_that_costs_too_much_is_not_written(run: Path, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--int8",), "--int8 needs faces, and {run} has none at hand: give --calibration STORE"),
-        (("--int8", "--calibration", UNSEEN), "--int8 needs faces, and {run} has none at hand: give --check-images STORE"),
+        (("--int8",), "--int8 needs faces, and those of {run} were not found: give --calibration STORE"),
+        (("--int8", "--calibration", UNSEEN), "--int8 needs faces, and those of {run} were not found: give --check-images STORE"),
         (("--int8", "--half"), "--int8 needs --format onnx and no --half"),
         (("--int8", "--format", "hf"), "--int8 needs --format onnx and no --half"),
-        (("--int8", "--fmr", 2), "--fmr 2 is a rate between 0 and 1"),
+        (("--int8", "--fmr", 2), "--fmr 2 must lie between 0 and 1"),
         (("--int8", "--most-loss", -1), "--most-loss -1 from 0 to 100 percentage points"),
         (
             ("--int8", "--calibration", UNSEEN, "--check-images", PEOPLE, "--fmr", "1e-6"),

@@ -132,8 +132,8 @@ def test_published_takes_more_slots_than_identities_and_refuses_fewer_than_the_b
     with pytest.raises(UserError) as error:
         AttFC.published(SIZE, 20)(*batch(0, 20))
     assert str(error.value) == (
-        "container has 20 slots, which is smaller than the batch (128): raise count to at least 128, which may be more than there are "
-        "identities, or lower the batch to 20"
+        "container has 20 slots, which is smaller than the batch (128): raise count to at least 128 (it may exceed the "
+        "identities), or lower the batch to 20"
     )
     for slots, samples in ((128, 128), (20, 20)):  # both ways out
         head = AttFC.published(SIZE, slots)
@@ -180,3 +180,15 @@ def test_statistics_say_which_share_had_a_positive() -> None:
         others(embeddings, labels, positions_B=torch.arange(4))
         assert others.statistics()["positive_share"] == share
     assert others.statistics()["stored_share"] == 0.5  # the last two have no other image, but their own last embedding
+
+
+def test_disagreeing_share_counts_images_far_from_the_center_of_their_label_since_it_was_last_asked() -> None:
+    head = AttFC.default(4, identities=8)
+    axes = torch.eye(4)
+    head(axes[:2], torch.tensor([0, 1]))  # nobody has a center yet
+    assert head.statistics()["disagreeing_share"] == 0
+    head(axes[:2], torch.tensor([0, 1]))
+    head(axes[[2, 1, 3]], torch.tensor([0, 1, 5]))  # an image of another person under label 0; label 5 is new
+    assert head.statistics()["disagreeing_share"] == 0.25
+    head(axes[1:2], torch.tensor([1]))
+    assert head.statistics()["disagreeing_share"] == 0

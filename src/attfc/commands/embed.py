@@ -146,9 +146,7 @@ def verify(
     vectors = opened.embed(faces)
     cosine = float(vectors[0] @ vectors[1])
     notes += several_faces(faces)
-    thresholds, source, point = thresholds_of(
-        opened.facts.path, opened.facts.digest, evaluation, opened.facts.operating_point
-    )
+    thresholds, source, point = thresholds_of(opened.facts, evaluation)
     if evaluation is not None:
         notes.append(f"thresholds of {source}")
     print_notes(notes)
@@ -163,8 +161,9 @@ def verify(
         )
     elif thresholds:
         out.print(
-            "FAR (false accept rate): the share of pairs of different people that a threshold accepts,\n"
-            "here among the people of that evaluation. Other people have other rates.",
+            "FAR, the false accept rate, is the share of pairs of different people\n"
+            "that a threshold accepts, here among the people of that evaluation.\n"
+            "Other people have other rates.",
         )
     else:
         out.print(

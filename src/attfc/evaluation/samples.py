@@ -9,7 +9,7 @@ Every class computes its figures under any weights in one pass: with weights 1 t
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ class PairListSample:
         scores: (P,) float64. same: (P,) bool. fold: (P,) int64.
         first, second: (P,) int64 the identities of the two images, from 0.
         distances: (P,) squared distances for thresholds "grid"; empty for "exact".
-        fars: which TAR to give; those with fewer than 1 / FAR impostor pairs are left out.
+        fars: which TAR to give; those with fewer than 1 / FAR non-mated pairs are left out.
     """
 
     scores: Float64
@@ -59,11 +59,11 @@ class PairListSample:
 
     @functools.cached_property
     def carriers(self) -> int:
-        """How many identities have a genuine pair."""
+        """How many identities have a mated pair."""
         return len(np.unique(self.first[self.same]))
 
     def notes(self, title: str) -> list[str]:
-        """Say if one person holds most genuine pairs of the list (`Pairs.title`)."""
+        """Say if one person holds most mated pairs of the list (`Pairs.title`)."""
         return dominant_person(np.bincount(self.first[self.same]), title)
 
     def facts(self) -> dict[str, npt.NDArray[Any]]:
@@ -168,6 +168,11 @@ class SearchSample:
             "ranks": np.array(self.rank_limits),
             "FPIRs": np.array(self.fpirs),
         }
+
+    def probing(self, chosen: Bools) -> "SearchSample | None":
+        """Return the sample of some of the mated probes among the same strangers; None: of none."""
+        fields = ("ranks", "mates", "probe_identities", "probe_gallery")
+        return replace(self, **{name: getattr(self, name)[chosen] for name in fields}) if chosen.any() else None
 
     def figures(self, draw: IdentityDraw) -> dict[FigurePath, float]:
         """Return rank and tpir_at_fpir under the weights of a draw."""

@@ -2,8 +2,8 @@
 
 The head is put together from three choices: a center rule (`centers`: who is the positive, and what is kept), a bank of negatives (`banks`), and what
 the batch's own centers do. A step costs one streaming pass over the bank's rows (two matrix products forward, a multiply of B x D backward) and what
-the rule costs; memory is the bank. There are no parameters: the gradient flows into the embeddings alone, with in_batch="push" through the
-batch's own centers too. Not taken: a B x C matrix of logits, as in the published code.
+the rule costs; memory is the bank. There are no parameters, but for the rows that a table trains for frequent identities: the gradient flows into the
+embeddings alone, with in_batch="push" through the batch's own centers too. Not taken: a B x C matrix of logits, as in the published code.
 Several ranks share the rows of the banks. A step gathers labels, queries and new centers, fetches the stored rows of the own samples (where
 the rule uses them) and reduces three sums per query; backward needs nobody, because the rows carry no gradient. With "push" it gathers
 two numbers per query and adds up the gradients of the batch's centers.
@@ -41,12 +41,14 @@ from attfc.heads.centers import CenterRule, HeldCenter, KeyAttention, OtherImage
 from attfc.heads.checked import checked
 from attfc.heads.head import Head, margin_of_all
 from attfc.heads.memory import HeadMemory
-from attfc.heads.options import BlockMib, FilterAbove, Filtering
+from attfc.heads.options import BlockMib, FilterAbove, FilterGap, Filtering
 from attfc.losses.container_softmax import container_softmax
 from attfc.losses.margins import CosFace, Margin
-from attfc.losses.streaming_pass import EMPTY
+from attfc.losses.streaming_pass import EMPTY, Streaming
 
 __all__ = ["AttFC", "default_margin"]
+
+DISAGREES_BELOW = 0.1  # cosine of an image to the center of its label
 
 
 def default_margin(identities: int) -> Margin:
@@ -66,17 +68,20 @@ class AttFC(Head):
         center: the rule: `OwnEmbedding` (default), `KeyAttention`, `Pairs` or `OtherImages`.
         negatives: the bank: `CenterTable` (default), `RecentCenters`, or `ImageMemory`, the default with `OtherImages` alone.
         stored: another bank that answers what is stored of an identity; default: the negatives.
-        in_batch: the batch's new centers of other identities join the negatives ("fixed"), and pass their gradient on to the embeddings that they are
-            made of ("push"), which are thereby pushed from the queries of other identities as a trained row would be. "none": they do not join.
-            They stand in for those identities' stored rows, each identity once; with a fifo bank they come on top. Of the query's own center no
-            gradient flows, nor of what is stored.
+        in_batch: "none": the batch's new centers of other identities are not negatives. "fixed": they are. "push": they are, and pass their
+            gradient on to the embeddings that they are made of. So queries of other identities push these embeddings away, as they would
+            push a trained row. These centers replace those identities' stored rows, each identity once; with a fifo bank they come on
+            top. The query's own center and stored centers pass no gradient on.
         filter_above, filtering, block_mib, ranks: as every head (`Head`).
+        filter_gap: of the negatives above `filter_above`, those alone are taken for wrong labels that are nearer to the query than its own center by
+            more than this: the image does not fit its label, and fits another. None: all of them.
 
     In `eval()` the loss is computed and nothing is kept.
 
-    `statistics()` gives, of the last step: `positive_cosine`, mean before the margin; `attention_entropy`, nats (log K: all keys weigh the same);
-    `positive_share`, of the samples, those that had a positive (the others count 0 in the loss; left out with `KeyAttention`, where all have one);
-    `stored_share`, those with a stored center; of a container: `fill` share, `center_age`, steps.
+    `statistics()` gives of the last step: `positive_cosine`, mean before the margin, and `attention_entropy`, nats (log K: all keys weigh the
+    same). `positive_share` is the share of samples that had a positive; the others count 0 in the loss. It is left out with `KeyAttention`,
+    where all have one. `stored_share`: those with a stored center. `disagreeing_share`: of those since the last call, how many lie at a cosine
+    below 0.1 to it, as images with a wrong label do. Of a container: `fill` share, and `center_age` in steps.
 
     Raises:
         UserError: parts that do not go together; an option out of its range.
@@ -119,12 +124,13 @@ class AttFC(Head):
         in_batch: Annotated[
             Literal["push", "fixed", "none"],
             Option(
-                "the centers of the other people in the batch are negatives too (fixed), with a gradient which moves the embeddings they are made of "
-                "away from other people (push)"
+                "centers of other people in the batch as negatives. fixed: without a gradient; push: with one, which moves the embeddings that "
+                "they are made of away from other people"
             ),
         ] = "push",
         filter_above: FilterAbove = None,
         filtering: Filtering = "drop",
+        filter_gap: FilterGap = None,
         block_mib: BlockMib = 32.0,
         ranks: Ranks | None = None,
     ) -> None:
@@ -149,9 +155,11 @@ class AttFC(Head):
         self.identities = identities
         self.center = center
         self.in_batch = in_batch
+        self.filter_gap = filter_gap
         self.takes_positions = remembers
         for bank in [negatives] if stored is None else [negatives, stored]:
             self.add_module(bank.state_name, bank.bind(embedding_size, identities, self.ranks, center.images))
+        self._looked_at: Tensor | None = None
 
     @property
     def negatives(self) -> Bank:
@@ -211,7 +219,7 @@ class AttFC(Head):
 
         Args:
             embedding_size: D, that of the backbone.
-            slots: C, the container's size; at least the batch size, more slots than identities are no fault.
+            slots: C, the container's size; at least the batch size, and it may exceed the number of identities.
             margin: default `CosFace` 0.4 at scale 64. The published code takes a margin's derivative as 1: for another margin pass
                 `gradient="straight_through"`, for `ArcFace` also `beyond_pi="wrap"`.
             ranks: see the class.
@@ -260,6 +268,9 @@ class AttFC(Head):
         positive_B = margin_of_all(self.margin, cosine_B, norms_B, self.ranks)
         every_new_BD = self.ranks.gather(proposal.new_BD)
         negatives, extra_BD, extra_labels_B = self._negatives(batch, every_new_BD)
+        streaming: Streaming = {**self.streaming}
+        if (above := streaming.get("filtering_threshold")) is not None and self.filter_gap is not None:
+            streaming["filtering_threshold"] = (cosine_B.detach() + self.filter_gap).clamp_min(above)
         loss_B = container_softmax(
             query_BD,
             positive_B,
@@ -271,11 +282,11 @@ class AttFC(Head):
             extra_rows_ED=extra_BD,
             extra_labels_E=extra_labels_B,
             ranks=self.ranks,
-            **self.streaming,
+            **streaming,
         )
         if proposal.has_positive_B is not None:
             loss_B = torch.where(proposal.has_positive_B, loss_B, 0.0)
-        self._note(cosine_B, recalled, proposal)
+        self._note(query_BD, cosine_B, recalled, proposal)
         if self.training:
             for bank in self.banks:
                 bank.update(batch, every_new_BD, recalled)
@@ -340,7 +351,7 @@ class AttFC(Head):
         return negatives, new_BD, new_labels_B
 
     @torch.no_grad()
-    def _note(self, cosine_B: Tensor, recalled: Recalled, proposal: Proposal) -> None:
+    def _note(self, query_BD: Tensor, cosine_B: Tensor, recalled: Recalled, proposal: Proposal) -> None:
         """Keep a few scalars of the step on the device; `statistics` turns them into numbers."""
         cosine_B, has_positive_B = cosine_B.detach(), proposal.has_positive_B
         self._last_step = dict(proposal.figures)
@@ -353,10 +364,19 @@ class AttFC(Head):
             self._last_step["positive_share"] = has_positive_B.float().mean()
         if self.center.uses_stored:
             self._last_step["stored_share"] = recalled.found_B.float().mean()
+            far_B = recalled.found_B & ((query_BD * recalled.center_BD).sum(dim=1) < DISAGREES_BELOW)
+            counts = torch.stack([far_B.sum(), recalled.found_B.sum()])
+            self._looked_at = counts if self._looked_at is None else self._looked_at + counts
+            self._last_step["disagreeing_share"] = self._looked_at[0] / self._looked_at[1].clamp_min(1)
         if recalled.trained_B is not None:
             self._last_step["trained_share"] = recalled.trained_B.float().mean()
             total = self.ranks.size * torch.where(recalled.trained_B, cosine_B, 0.0).sum()
             self._last_step["trained_cosine"] = total / self.ranks.gather(recalled.trained_B).sum().clamp_min(1)
+
+    def statistics(self) -> dict[str, float]:
+        """As every head; `disagreeing_share` begins anew."""
+        self._looked_at = None
+        return super().statistics()
 
     def footprint(self, batch: int, *, cached: bool = True) -> HeadMemory:
         """The banks, a pass over the negatives, what a step makes of queries and keys, and the rows that a bank trains."""
@@ -373,7 +393,7 @@ class AttFC(Head):
 
 
 def _refuse_strangers(center: CenterRule, negatives: Bank | None, stored: Bank | None) -> None:
-    """Refuse what is no part at all."""
+    """Refuse what is not a part at all."""
     for name, part, kind, example in (
         ("center", center, CenterRule, "a center rule, such as OwnEmbedding(share=...)"),
         ("negatives", negatives, Bank, "a bank, such as CenterTable(count=...)"),

@@ -148,7 +148,7 @@ class OwnEmbedding(CenterRule):
 
     Args:
         share: of the stored center in the new one.
-        memory: part of an epoch that the mean covers where an identity has many images; 0: one share for all.
+        memory: part of an epoch that the mean covers where an identity has many images; 0: one share for all. `attfc train PATH` takes 0.1.
         image_counts: (N,) images of each identity, `store.identities.counts()`; without it there is one share for all.
     """
 
@@ -158,13 +158,18 @@ class OwnEmbedding(CenterRule):
     def __init__(
         self,
         share: StoredShare = 0.6,
-        memory: MemoryEpochs = 0.25,
+        memory: MemoryEpochs = 0.0,
         image_counts: npt.ArrayLike | None = None,
     ) -> None:
         super().__init__()
         self.share, self.memory = share, memory
-        given = share and memory and image_counts is not None
-        counts = torch.as_tensor(image_counts, dtype=torch.int32) if given else None
+        counts = (
+            None
+            if not share or not memory or image_counts is None
+            else torch.as_tensor(image_counts, dtype=torch.int32)
+        )
+        if counts is not None and counts.device.type != "meta" and memory * int(counts.max()) <= 1 / (1 - share):
+            counts = None  # nobody has so many
         self.register_buffer("image_counts", counts, persistent=False)
 
     def forward(self, batch: Batch, present_BD: Tensor, recalled: Recalled) -> Proposal:
@@ -217,7 +222,7 @@ class Pairs(CenterRule):
         """Return centers of the neighbours.
 
         Raises:
-            UserError: a number of queries that is no multiple of the group.
+            UserError: a number of queries that is not a multiple of the group.
         """
         labels_B, K = batch.labels_B, self.group
         if labels_B.shape[0] % K:
@@ -243,8 +248,8 @@ class Pairs(CenterRule):
 class OtherImages(CenterRule):
     """The mean of the remembered embeddings of the identity's other images is the positive. No key encoder; the head takes positions.
 
-    Embeddings are of at most an epoch ago. An image without others has its own as positive; one whose identity was not seen yet teaches
-    nothing. What is kept for the negatives is the mean with the query's own.
+    Embeddings are at most an epoch old. An image that is its identity's only one uses its own last embedding as positive. An identity seen for
+    the first time contributes no loss. What is kept for the negatives is the mean with the query's own.
 
     Args:
         images: M of the data set; positions are 0 to M - 1. An image stays with its identity.
@@ -299,8 +304,8 @@ def generative_class_center(
         query_BD: (B, D) float; any length; detached here, the weights carry no gradient.
         keys_BKD: (B, K, D) float on the same device; not normalized: longer keys weigh more.
         temperature: > 0, in units of cosine.
-        stored_BD: (B, D) the identities' stored centers, one more candidate each, given the mean length of the
-            sample's keys: at unit length it would vanish beside keys that are ten times as long.
+        stored_BD: (B, D) the identities' stored centers, one more candidate each, at the mean length of the sample's keys. At
+            unit length it would vanish beside keys that are ten times as long.
         stored_B: (B,) bool, who has a stored center; the others attend over their keys alone.
 
     Returns:

@@ -87,7 +87,11 @@ def _svg(draw: Callable[[Any], None], size: tuple[float, float], font_size: floa
 
 
 def study_table(
-    records: list[Record], figures: dict[str, str], reference: str | None = None, split: str | None = None
+    records: list[Record],
+    figures: dict[str, str],
+    reference: str | None = None,
+    split: str | None = None,
+    timed: bool = True,
 ) -> str:
     """Return Markdown: a table of figures, a row a variant in the order of the records, and one of verdicts against the reference.
 
@@ -97,6 +101,7 @@ def study_table(
         reference: the variant that the others are compared with. Cells that keep each person's hits give a second table, differences with
             intervals and words (`study_verdict`); others a column, the paired difference of the first figure.
         split: "all", "test" or "validation"; None: "all" where all records have it, else "test".
+        timed: whether to show seconds, which compare nothing where cells ran beside other work.
     """
     groups = _by_variant(records)
     split = split or split_of(records)
@@ -104,7 +109,8 @@ def study_table(
     verdicts = "" if reference is None else _verdicts(groups, figures, reference, split)
     first = next(iter(figures), "")
     compared = [f"{figures[first]}: less {reference}"] if reference is not None and figures and not verdicts else []
-    columns = ["variant", *figures.values(), *compared, "seeds", "steps", "s", "samples/s", "head, MiB"]
+    measures = {"steps": "steps", **({"seconds": "s", "samples_per_second": "samples/s"} if timed else {})}
+    columns = ["variant", *figures.values(), *compared, "seeds", *measures.values(), "head, MiB"]
     of_seed = {record["seed"]: record["figures"][split][first] for record in _sound(groups.get(str(reference), []))}
     rows = []
     for variant, group in groups.items():
@@ -119,7 +125,7 @@ def study_table(
             row.append("" if variant == reference else spread(differences, "+.3f"))
         failed = len(group) - len(sound)
         row.append(f"{len(sound)}" + (f" ({failed} failed)" if failed else ""))
-        means = (statistics.mean(each[key] for each in sound) for key in ("steps", "seconds", "samples_per_second"))
+        means = (statistics.mean(each[key] for each in sound) for key in measures)
         row += [f"{mean:,.0f}" for mean in means]
         held = [record["head_bytes"] for record in sound if "head_bytes" in record]
         rows.append([*row, f"{statistics.mean(held) / 2**20:,.1f}" if held else "-"])

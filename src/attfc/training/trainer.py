@@ -29,7 +29,7 @@ from attfc.training.checkpoints.sharded_state import ShardedState
 from attfc.training.interruption import Interrupted, resume_command, signals_call, stopped_unsaved
 from attfc.training.model_files import save_model
 from attfc.training.progress import RunLog, Stopwatch, figure_of, memory_mib
-from attfc.training.reports import StepReport
+from attfc.training.reports import LabelWatch, StepReport
 from attfc.training.run_folder import locked
 from attfc.training.step import TrainStep
 
@@ -95,6 +95,7 @@ class Trainer:
         self._average: float | None = None
         self._rate = 0.0  # that the last step used
         self._clock = Stopwatch()
+        self._label_watch = LabelWatch()
         self._stop = self._asked = False  # _asked: somebody's _stop, as all ranks know it
         take = self.take_step
         self.pair, self.head, self.optimizer = take.pair, take.head, take.optimizer
@@ -296,7 +297,10 @@ class Trainer:
 
     def _log_step(self, loss: float, images_per_second: float) -> None:
         self._average = loss if self._average is None else LOSS_SMOOTHING * self._average + (1 - LOSS_SMOOTHING) * loss
-        self.log.write("train", self.step, self._figures(loss, images_per_second))
+        figures = self._figures(loss, images_per_second)
+        self.log.write("train", self.step, figures)
+        if advice := self._label_watch.note(figures["epoch"], figures.get("disagreeing_share")):
+            self.log.say(advice)
 
     def _figures(self, loss: float, images_per_second: float | None) -> dict[str, Any]:
         """Return what is logged of the step that was taken last; the rate is the one that it used."""
