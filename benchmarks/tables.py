@@ -575,7 +575,7 @@ def planning() -> str:
 
 # Studies of `attfc study run` -> whose figures their table shows; cells in results/studies/NAME, settings in studies/NAME.yaml.
 STUDIES = {
-    **dict.fromkeys(("vectors_tune", "faces_tune", "synthetic_tune"), "validation"),
+    **dict.fromkeys(("vectors_tune", "faces_tune", "faces_trained_tune", "synthetic_tune"), "validation"),
     **dict.fromkeys(
         ("vectors_tail", "vectors_long", "vectors_dense", "vectors_many", "vectors_100k", "vectors_1m"), "test"
     ),
