@@ -1,4 +1,4 @@
-"""The site that `make site` built, in a headless Chromium from file://: search, width of a phone, nothing fetched. `make check` runs this behind it."""
+"""The site that `make site` built, in a headless Chromium from file://: search, width of a phone, nothing fetched. `make check` runs this."""
 
 from pathlib import Path
 
