@@ -582,9 +582,15 @@ STUDIES = {
     **dict.fromkeys(("vectors_options", "vectors_flip", "vectors_conflict"), "test"),
     **dict.fromkeys(("faces_heads", "faces_long", "faces_options", "faces_tail"), "test"),
     **dict.fromkeys(("faces_web_to_lfw", "faces_lfw_to_web", "synthetic_10k", "synthetic_30k"), "test"),
-    **dict.fromkeys(("faces_seeds", "faces_seeds_long", "faces_seeds_tail", "faces_seeds_web"), "all"),
+    **dict.fromkeys(("faces_seeds", "faces_seeds_long", "faces_seeds_tail", "faces_seeds_web", "faces_flip"), "all"),
 }
-BESIDE_OTHERS = ("faces_seeds", "faces_seeds_long", "faces_seeds_tail", "faces_seeds_web")  # seconds compare nothing
+BESIDE_OTHERS = (
+    "faces_seeds",
+    "faces_seeds_long",
+    "faces_seeds_tail",
+    "faces_seeds_web",
+    "faces_flip",
+)  # seconds compare nothing
 DRAWN = ("faces_heads", "vectors_tail", "vectors_dense", "vectors_100k")
 
 
