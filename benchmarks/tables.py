@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from attfc.config.describe import options_page
 from attfc.evaluation.bootstrap import Interval
 from attfc.lab.pages import FIGURES, markdown_table, speed_tables, spread, study_figure, study_table
 from attfc.lab.study import read_study, study_records
@@ -18,7 +17,7 @@ from attfc.lab.study_verdict import difference
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def study(name: str) -> Callable[[], str]:
@@ -853,8 +852,11 @@ def renewed(page: Path) -> str:
 
 
 def main() -> None:
-    """Refresh every table that has figures, the figures of studies, and the page of options."""
-    (ROOT / "docs" / "options.md").write_text(options_page(), encoding="utf-8")
+    """Refresh every table that has figures, the figures of studies, and the pages of options and commands."""
+    import reference  # beside this file
+
+    (ROOT / "docs" / "options.md").write_text(reference.options_page(), encoding="utf-8")
+    (ROOT / "docs" / "reference" / "commands.md").write_text(reference.commands_page(), encoding="utf-8")
     for page in PAGES:
         text = renewed(page)
         if text != page.read_text(encoding="utf-8"):

@@ -11,6 +11,7 @@ from .launch import on_ranks
 from .workers import IMAGES, STEPS, go_on, go_on_several
 
 FILE = {"place": "file", "folder": gettempdir()}
+COUNTS = {"count": 25, "image_counts": range(1, 61)}
 KEYS, OWN = ("keys", {"share": 0.8}), ("own", {"share": 0.8})
 
 
@@ -39,6 +40,8 @@ CASES: dict[str, tuple[str, dict[str, Any], torch.dtype, str]] = {
         torch.float64,
         "sgd",
     ),
+    "attfc trained": ("attfc", {"rule": OWN, "bank": ("table", {"trained": 13, **COUNTS})}, torch.float32, "sgd"),
+    "attfc one trained": ("attfc", {"rule": OWN, "bank": ("table", {"trained": 1, **COUNTS})}, torch.float32, "adamw"),
     "full_fc": ("full_fc", {}, torch.float64, "sgd"),
     "full_fc adamw": ("full_fc", {"identities": 6}, torch.float64, "adamw"),
     "partial_fc": ("partial_fc", {"share": 0.4}, torch.float64, "sgd"),

@@ -10,11 +10,13 @@ from .workers import IMAGES, full_state, full_states, refusals, run_head, run_he
 def attfc(
     rule: str = "keys", count: int = 41, policy: str = "unique", share: float = 0.8, in_batch: str = "fixed",
     bank: str = "recent", stored: str | None = None, dtype: str = "float32", initial: str = "empty",
-    include_stored: bool = False, own: dict[str, object] | None = None, **rest: object,
+    include_stored: bool = False, own: dict[str, object] | None = None, trained: int = 0, **rest: object,
 ) -> dict[str, object]:  # fmt: skip
     """Parts of an AttFC by name, as `workers.build` puts them together."""
     options = {"keys": {"share": share, "include_stored": include_stored}, "others": {"images": IMAGES}}
     slots = {"policy": policy, "dtype": dtype, "initial": initial} if bank == "recent" else {}
+    if trained:
+        slots = {"trained": trained, "image_counts": range(1, 61)}
     kept = {} if stored is None else {"stored": (stored, {})}
     rule_options = options.get(rule, own or {"share": share})
     return {"rule": (rule, rule_options), "bank": (bank, {"count": count, **slots}), "in_batch": in_batch} | kept | rest
@@ -40,9 +42,17 @@ ATTFC = {
     "others, two-way": attfc("others", bank="memory", count=25, in_batch="push"),
     "others, recent negatives": attfc("others", count=17),
     "table and keys": attfc(stored="table", include_stored=True, policy="fifo", count=17),
+    "trained": attfc("own", bank="table", count=25, in_batch="push", trained=13),
+    "trained, fixed": attfc("own", bank="table", count=25, in_batch="fixed", trained=13, margin="adaface"),
+    "trained, none": attfc(
+        "own", bank="table", count=25, in_batch="none", trained=30, filter_above=0.2, filtering="zero"
+    ),
+    "one trained": attfc("own", bank="table", count=25, in_batch="push", trained=1),  # on the first rank
+    "all trained": attfc("own", bank="table", count=25, in_batch="push", trained=99),
 }
 FULL = {
     "cosface": {},
+    "subcenters": {"subcenters": 3, "filter_above": 0.4},
     "adaface": {"margin": "adaface", "identities": 5},
     "filtered": {"filter_above": 0.1},
     "arcface zero": {"margin": "combined", "filter_above": 0.3, "filtering": "zero"},
@@ -50,6 +60,7 @@ FULL = {
 # At 0.4 a step sees 15 of 37 classes, at 0.01 as many as the batch.
 PARTIAL = {
     "cosface": {"share": 0.4},
+    "all rows move": {"share": 0.4, "unsampled": "move"},
     "adaface": {"share": 0.4, "margin": "adaface"},
     "of the batch": {"share": 0.01, "seed": 5},
     "of all": {"share": 1.0},
@@ -80,6 +91,7 @@ CASES = {
     **{f"dcq {name}": ("dcq", options, torch.float64) for name, options in DCQS.items()},
     **{f"dcp {name}": ("dcp", options, torch.float64) for name, options in DCPS.items()},
     "attfc in float32": ("attfc", ATTFC["tuned"], torch.float32),
+    "attfc trained in float32": ("attfc", ATTFC["trained"], torch.float32),
     "full_fc in float32": ("full_fc", {}, torch.float32),
     "partial_fc in float32": ("partial_fc", PARTIAL["cosface"], torch.float32),
     "partial_fc on the host": ("partial_fc", {"share": 0.4, "place": "host"}, torch.float32),
@@ -141,7 +153,10 @@ WHOLE = (
     "attfc drawn",
     "attfc int8 random",
     "attfc others",
+    "attfc trained",
+    "attfc one trained",
     "full_fc cosface",
+    "full_fc subcenters",
     "partial_fc cosface",
     "dcq cosface",
     "dcp int8 random",

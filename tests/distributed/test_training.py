@@ -16,6 +16,7 @@ from .workers import errors, fine_tuned, train, train_by_path, train_several
 # The others, and tighter: test_elastic_heads.py and test_torchrun_heads.py.
 HEADS = {
     "attfc": ["head=attfc"],
+    "trained": ["negatives.trained=9", "optimizer.accumulation=2"],
     "published": ["profile=published", "negatives.share=0.8", "negatives.dtype=int8", "key_encoder.momentum=0.9"],
     "sharded": ["head=full_fc", "optimizer.accumulation=2"],
     "replicated": ["head=full_fc", "distributed.rows=replicated"],

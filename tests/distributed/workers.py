@@ -28,6 +28,7 @@ from attfc.heads import (
     PartialFC,
     RecentCenters,
 )
+from attfc.heads.banks.frequent import FrequentRows
 from attfc.losses import AdaFace, CombinedMargin, CosFace
 from attfc.run.build import new_run
 from attfc.run.resuming import resume_run
@@ -86,7 +87,10 @@ def build(kind: str, options: dict[str, Any], dtype: torch.dtype) -> Head:
         parts = {"center": "rule", "negatives": "bank", "stored": "stored"}
         named = {part: PARTS[options[name][0]](**options[name][1]) for part, name in parts.items() if name in options}
         rest = {name: value for name, value in options.items() if name not in parts.values()}
-        return AttFC(D, identities=60, **named, **rest)
+        head = AttFC(D, identities=60, **named, **rest)
+        for frequent in [module for module in head.modules() if isinstance(module, FrequentRows)]:
+            frequent.to(dtype)
+        return head
     if kind in ("full_fc", "partial_fc"):
         return {"full_fc": FullFC, "partial_fc": PartialFC}[kind](D, identities, **options).to(dtype)
     return {"dcq": DCQ, "dcp": DCP}[kind](D, **options)
@@ -120,12 +124,12 @@ def run_head(kind: str, options: dict[str, Any], dtype: torch.dtype) -> dict[str
         gradients.append(ranks.gather(own_BD.grad) / ranks.size)
         figures.append(ranks.mean(torch.tensor(list(head.statistics().values()), dtype=torch.float64)))
         labels += [container.labels.clone() for container in containers]
-        if hasattr(head, "weight"):
-            weights.append(head.weight.grad.to_dense())
+        for weight in head.parameters():
+            weights.append(weight.grad.to_dense())
             with torch.no_grad():
-                head.weight -= weights[-1]
+                weight -= weights[-1]
     last = [container.rows.double() for container in containers]
-    last += [head.weight.detach()] if hasattr(head, "weight") else []
+    last += [weight.detach() for weight in head.parameters()]
     banks = head.banks if isinstance(head, AttFC) else []
     last += [bank.rows.double() for bank in banks if isinstance(bank, CenterTable | ImageMemory)]
     last += [bank.sums for bank in banks if isinstance(bank, ImageMemory)]

@@ -39,6 +39,7 @@ KEYS = ["center=key_attention", "center.share=0.6"]
 DRAWN = ["negatives.share=0.9"]
 HEADS = {
     "attfc drawn": [*DRAWN],
+    "attfc trained": [*DRAWN, "negatives.trained=9"],
     "partial_fc": ["head=partial_fc", "head.share=0.5"],
     "full_fc": ["head=full_fc", "optimizer.accumulation=2"],
     "attfc published": ["profile=published", "negatives.share=0.9"],
@@ -54,6 +55,7 @@ HEADS = {
 }
 PLACED = {
     "attfc drawn": "negatives",
+    "attfc trained": "negatives",
     "attfc others": "negatives",
     "partial_fc": "head",
     "partial_fc adamw": "head",

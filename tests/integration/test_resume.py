@@ -34,7 +34,10 @@ HEADS = {
         "key_encoder.momentum=0.9",
     ],
     "others": ["center=other_images", "negatives.share=0.3"],
+    "trained": ["negatives.trained=9", "optimizer.head_learning_rate_scale=2"],
     "full_fc": ["head=full_fc"],
+    "full_fc_past": ["head=full_fc", "head.past=40"],
+    "groups": ["center=pairs", "center.group=4", "center.own=true", "negatives=recent_centers"],
     "dcq": ["head=dcq"],
     # An epoch of its loader is three times as long.
     "dcp": ["head=dcp", "head.dtype=bfloat16", "schedule.max_steps=18"],
@@ -97,8 +100,11 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
         ("published", 7, 0),
         ("int8", 10, 0),
         ("others", 7, 1),
+        ("trained", 6, 0),
         ("full_fc", 5, 0),
         pytest.param("partial_fc", 6, 0, marks=pytest.mark.slow),  # partial_fc_adamw does all of it and more
+        ("full_fc_past", 6, 0),
+        ("groups", 3, 1),
         ("dcq", 7, 0),
         ("dcp", 6, 0),
         ("partial_fc_adamw", 4, 0),

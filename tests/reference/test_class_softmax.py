@@ -19,10 +19,10 @@ def ways(request, monkeypatch):
         monkeypatch.setattr(MODULE, "KEPT_MIB", 0)
 
 
-def dense(query_BD, weight_ND, labels_B, margin, norms_B=None, threshold=None, filtering="drop"):
+def dense(query_BD, weight_ND, labels_B, margin, norms_B=None, threshold=None, filtering="drop", subcenters=1):
     query_BD, weight_ND = query_BD.detach().double().requires_grad_(), weight_ND.detach().double().requires_grad_()
-    cosine_BN = query_BD @ normalize(weight_ND).T
-    own_BN = torch.nn.functional.one_hot(labels_B, len(weight_ND)).bool()
+    cosine_BN = (query_BD @ normalize(weight_ND).T).view(len(query_BD), -1, subcenters).amax(dim=2)
+    own_BN = torch.nn.functional.one_hot(labels_B, cosine_BN.shape[1]).bool()
     logits_BN = cosine_BN
     if threshold is not None:
         noisy_BN = (cosine_BN > threshold) & ~own_BN
@@ -99,6 +99,21 @@ def test_gradient_check_in_float64(margin):
         return class_softmax(normalize(raw_BD), weight, labels_B % 18, margin, norms_B=norms_B, block_mib=0.001)
 
     assert torch.autograd.gradcheck(loss, (query_BD.double().requires_grad_(), weight_ND))
+
+
+@pytest.mark.parametrize("filtering", [None, "drop", "zero"])
+@pytest.mark.parametrize("block_mib", [0.05, 32.0])
+def test_of_several_rows_of_a_class_the_nearest_counts(block_mib, filtering):
+    query_BD, weight_ND, labels_B = case()
+    labels_B, threshold = labels_B // 3, None if filtering is None else 0.25
+    expected = dense(query_BD, weight_ND, labels_B, ArcFace(), None, threshold, filtering, subcenters=3)
+    options = {} if filtering is None else {"filtering_threshold": threshold, "filtering": filtering}
+    mine = streamed(
+        query_BD.double(), weight_ND.double(), labels_B, ArcFace(), subcenters=3, block_mib=block_mib, **options
+    )
+    assert [relative_error(m, e) <= 1e-12 for m, e in zip(mine, expected, strict=True)] == [True] * 3
+    with pytest.raises(UserError, match="is outside 0 to 299: weight_ND has 900 rows, 3 per class"):
+        class_softmax(query_BD, weight_ND, labels_B + 300, ArcFace(), subcenters=3)
 
 
 def test_gradient_to_a_row_is_tangent_to_it():

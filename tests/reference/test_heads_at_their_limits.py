@@ -54,14 +54,14 @@ def test_partial_fc_at_rate_1_is_the_full_fc(dtype: torch.dtype, name: str, filt
 
 
 @pytest.mark.parametrize("threshold", [None, 0.15])
-@pytest.mark.parametrize("place", ["device", "host", "file"])
+@pytest.mark.parametrize("place", ["device", "host", "file", "device, all rows move"])
 def test_partial_fc_below_rate_1_is_a_dense_classifier_of_the_sampled_classes(
     place: str, threshold: float | None, tmp_path
 ) -> None:
     """Dense logits of the drawn columns, torch's autograd, SGD with momentum and decay written out, in float64."""
     head = PartialFC(
-        SIZE, IDENTITIES, CosFace(scale=16.0, margin=0.25), 0.4, seed=7, place=place,
-        folder=tmp_path if place == "file" else None, filter_above=threshold,
+        SIZE, IDENTITIES, CosFace(scale=16.0, margin=0.25), 0.4, seed=7, place=place.split(",")[0],
+        unsampled="move" if "," in place else "rest", folder=tmp_path if place == "file" else None, filter_above=threshold,
     )  # fmt: skip
     weight, momentum = head.weight.detach().double().clone(), torch.zeros(IDENTITIES, SIZE, dtype=torch.float64)
     draw = torch.Generator().manual_seed(1)
@@ -78,8 +78,10 @@ def test_partial_fc_below_rate_1_is_a_dense_classifier_of_the_sampled_classes(
             cosine = cosine.masked_fill((cosine > threshold) & ~target, -torch.inf)
         loss = cross_entropy(16.0 * torch.where(target, cosine - 0.25, cosine), target.int().argmax(1))
         loss.backward()
-        momentum[sampled] = 0.9 * momentum[sampled] + rows.grad + 0.05 * weight[sampled]
-        weight[sampled] -= 0.1 * momentum[sampled]
+        moved = torch.arange(IDENTITIES) if head.unsampled == "move" else sampled
+        gradient = torch.zeros_like(weight).index_copy_(0, sampled, rows.grad)
+        momentum[moved] = 0.9 * momentum[moved] + gradient[moved] + 0.05 * weight[moved]
+        weight[moved] -= 0.1 * momentum[moved]
         expected_losses.append(loss.detach())
         expected_gradients.append(embeddings.grad)
         expected_rows.append(weight.clone())

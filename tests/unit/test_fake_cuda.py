@@ -91,6 +91,9 @@ def test_a_key_encoder_follows_and_embeds(monkeypatch) -> None:
 
 HEADS: dict[str, Callable[[], Head]] = {
     "default": lambda: AttFC.default(D, N, negatives=CenterTable(place="device")),
+    "trained": lambda: AttFC.default(
+        D, N, negatives=CenterTable(place="device", trained=9, image_counts=range(N)), filter_above=0.3
+    ),
     "published": lambda: AttFC.published(D, 50),
     "keys, int8": lambda: AttFC(
         D,
@@ -110,6 +113,9 @@ HEADS: dict[str, Callable[[], Head]] = {
         in_batch="none",
     ),
     "pairs": lambda: AttFC(D, MARGIN, identities=N, center=Pairs(), negatives=RecentCenters(count=50)),
+    "groups": lambda: AttFC(
+        D, MARGIN, identities=N, center=Pairs(0.0, group=4, own=True), negatives=RecentCenters(count=50)
+    ),
     "other images": lambda: AttFC(
         D, MARGIN, identities=N, center=OtherImages(images=300), negatives=ImageMemory(place="device")
     ),
@@ -120,7 +126,10 @@ HEADS: dict[str, Callable[[], Head]] = {
     "dcp": lambda: DCP(D, MARGIN, count=50, dtype="int8"),
     "full_fc": lambda: FullFC(D, N, MARGIN),
     "full_fc, filtered": lambda: FullFC(D, N, MARGIN, filter_above=0.3),
+    "full_fc, subcenters": lambda: FullFC(D, N, MARGIN, subcenters=3),
+    "full_fc, past": lambda: FullFC(D, N, MARGIN, past=50),
     "partial_fc": lambda: PartialFC(D, N, MARGIN, share=0.5),
+    "partial_fc, all rows move": lambda: PartialFC(D, N, MARGIN, share=0.5, unsampled="move"),
 }
 
 

@@ -169,9 +169,12 @@ def test_resume_in_mid_run_is_bit_for_bit_and_compares_with_the_same_start(base,
 
 
 def rows(run: Run) -> dict[str, torch.Tensor]:
-    """What a head keeps, by name of the person; a table's rows as they are stored."""
+    """What a head keeps, by name of the person; a table's rows as they are stored, trained rows in float32."""
     state = run.trainer.head.state_dict()
-    matrix = state["weight" if "weight" in state else "table.rows"]
+    matrix = list(state["weight" if "weight" in state else "table.rows"])
+    for label, row in zip(state.get("table.frequent.labels", []), state.get("table.frequent.weight", []), strict=True):
+        assert not matrix[label].any(), "one of both"
+        matrix[label] = row
     return {run.store.identity_name(label): row.clone() for label, row in enumerate(matrix)}
 
 
@@ -179,15 +182,18 @@ HEADS = {
     "full_fc": ["head=full_fc"],
     "partial_fc": ["head=partial_fc", "head.share=0.5"],
     "attfc": ["head=attfc"],
+    "attfc trained": ["head=attfc", "negatives.trained=4"],
     "stored beside a container": ["negatives=recent_centers", "stored=center_table"],
 }
 
 
 @pytest.mark.parametrize("later", HEADS)
-@pytest.mark.parametrize("earlier", ["partial_fc", "attfc"])
+@pytest.mark.parametrize("earlier", ["partial_fc", "attfc", "attfc trained"])
 def test_the_same_people_keep_their_centers_by_name(base, tmp_path, earlier, later) -> None:
     """Oracle: the rows of both runs by name; others, fewer and more people shift every label."""
-    first = base if earlier == "partial_fc" else trained(run_of(base.config.data.root, tmp_path, "name=first"))
+    first = base
+    if earlier != "partial_fc":
+        first = trained(run_of(base.config.data.root, tmp_path, "name=first", *HEADS[earlier]))
     data = people(tmp_path / "more", ["person 0", *(f"person {letter}" for letter in "bcdfghxyz"), "17"])
     run = run_of(data, tmp_path, *HEADS[later], f"start_from={first.folder}")
     alone = run_of(data, tmp_path, *HEADS[later])
@@ -196,17 +202,18 @@ def test_the_same_people_keep_their_centers_by_name(base, tmp_path, earlier, lat
     for name, row in now.items():
         if name not in before:
             assert torch.equal(row, fresh[name])
-        elif (earlier == "attfc") == ("table.rows" in run.trainer.head.state_dict()):
-            assert torch.equal(row, before[name].to(row.dtype)), name
-        elif earlier == "attfc":  # a center becomes a trained row as long as the others
-            length = torch.stack(list(fresh.values())).norm(dim=1).mean()
+        elif before[name].dtype == row.dtype:  # both trained, or both of a table
+            assert torch.equal(row, before[name]), name
+        elif row.dtype == torch.float32:  # a center becomes a trained row as long as the others
+            length = torch.stack([each for each in fresh.values() if each.dtype == row.dtype]).norm(dim=1).mean()
             assert torch.allclose(row, normalize(before[name].float(), dim=0) * length, rtol=1e-5)
         else:
             assert torch.allclose(row.float(), normalize(before[name], dim=0), atol=4e-3)
     (note,) = [note for note in run.notes if "class centers" in note]
     assert note == f"class centers: 6 of the 11 people keep theirs from {first.folder}, 5 start fresh"
     if hasattr(run.trainer.head, "table"):
-        assert run.trainer.head.table.seen.tolist() == [name in before for name in now]
+        in_table = [now[name].dtype == torch.bfloat16 and name in before for name in now]
+        assert run.trainer.head.table.seen.tolist() == in_table
     trained(run)
     assert not any("class centers" in note for note in alone.notes)
     anew = run_of(data, tmp_path, *HEADS[later], f"start_from={first.folder}", "finetune.rows=fresh")
@@ -252,9 +259,7 @@ def test_centers_of_another_embedding_size_are_refused_in_one_line(base, tmp_pat
     run = run_of(base.config.data.root, tmp_path, "head=full_fc")
     checkpoint = save_checkpoint(tmp_path / "x-001" / "checkpoints", 1, {"head": {"weight": torch.ones(8, 7)}})
     record = StartRecord(source="x-001", kind="run", network="r6_tiny", weights={}, lineage=Lineage())
-    message = (
-        "start_from=x-001 keeps centers of 7 numbers, and the embeddings of this run have 16: set finetune.rows=fresh"
-    )
+    message = "start_from=x-001 keeps centers of 7 numbers, and those of this run have 16: set finetune.rows=fresh"
     with pytest.raises(UserError, match=message) as caught:
         take_rows(run, StartWeights(record, [], checkpoint, "full_fc", None))
     assert "\n" not in str(caught.value)

@@ -22,6 +22,7 @@ from attfc.heads import (
 from attfc.heads.memory import HeadMemory
 from attfc.losses import CosFace
 from attfc.losses.streaming_pass import LARGEST_BLOCK
+from attfc.plan import NOTHING, HeadRates, plan_step
 
 HeadName = Literal["full_fc", "partial_fc", "attfc", "attfc, no key passes", "dcq", "dcp"]
 _ROW_BYTES = {"float32": lambda D: 4 * D, "bfloat16": lambda D: 2 * D, "int8": lambda D: D + 4}
@@ -122,6 +123,19 @@ def kept_bytes(identities: int, embedding_size: int, remembered: int | None = No
     return -(-remembered // ranks) * row + -(-identities // ranks) * 4 * (embedding_size + 1)
 
 
+def test_relatives_of_the_full_fc_say_theirs() -> None:
+    """Three rows per identity are three times the classes; 1,000 past embeddings are a larger batch, and are kept and copied."""
+    N, D, batch = 9_000, 64, 32
+    with torch.device("meta"):
+        subcenters = FullFC(D, N, CosFace(), subcenters=3).footprint(batch)
+        past = FullFC(D, N, CosFace(), past=1000).footprint(batch)
+    assert subcenters == head_memory("full_fc", 3 * N, batch, embedding_size=D)
+    larger = head_memory("full_fc", N, batch + 1000, embedding_size=D)
+    assert (past.rows, past.gradient) == (larger.rows, larger.gradient)
+    assert past.working == larger.working + 1000 * 4 * (4 * D + 4)
+    assert past.streamed == round(N * 1032 / 32)
+
+
 @pytest.mark.parametrize("ranks", [1, 4])
 @pytest.mark.parametrize("cached", [True, False])
 def test_heads_say_their_own_memory(ranks: int, cached: bool) -> None:
@@ -189,3 +203,25 @@ def test_trained_rows_elsewhere_leave_the_device_their_sample() -> None:
         # The draw, five int64 per class, is made where the rows are; those of the step come whole, and not a block at a time.
         block = (8192 if cached else 10_000) * 512 * 4
         assert there.working == here.working + 10_000 * 512 * 4 - block - (0 if cached else 10_000 * 40)
+
+
+@pytest.mark.parametrize(("ranks", "cached"), [(1, True), (1, False), (4, False)])
+def test_trained_rows_of_a_table_are_on_the_device_with_their_gradient(ranks: int, cached: bool) -> None:
+    N, D, trained, batch = 90_000, 512, 1000, 32
+    with torch.device("meta"):
+        plain, mixed = (
+            AttFC.default(
+                D, N, ranks=Ranks(0, ranks), negatives=CenterTable(trained=count, image_counts=torch.zeros(N))
+            ).footprint(batch, cached=cached)
+            for count in (0, trained)
+        )
+    own = trained // ranks
+    assert mixed.rows == pytest.approx(plain.rows + own * D * 4, rel=1e-3)
+    assert (plain.gradient, mixed.gradient) == (0, own * D * 4)
+    # Rows of unit length and three gradients on the way to theirs; or, before them, float32 cosines and weights, and what is left out of them.
+    assert mixed.working - plain.working == max(4 * own * D * 4, own * D * 4 + own * batch * ranks * (4 + 4 + 4 + 1))
+    assert (mixed.streamed, mixed.dense, mixed.kind) == (plain.streamed, own, "container")
+    taken = [plan_step("", NOTHING, each, batch, rates=HeadRates(1.0, 0.0, 3.0, 0.0)) for each in (plain, mixed)]
+    assert taken[1].optimizer - taken[0].optimizer == own * D * 4  # momentum
+    assert taken[1].head_rows - taken[0].head_rows == pytest.approx(3 * own * D * 4, rel=2e-3)
+    assert taken[1].step_seconds - taken[0].step_seconds == 3.0 * own  # type: ignore[operator]

@@ -1,6 +1,8 @@
 """What options say about themselves: complete, true, and the same in a terminal, in docs/options.md and in `--print-config`."""
 
+import importlib.util
 import itertools
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,7 +26,6 @@ from attfc.config.describe import (
     commented_yaml,
     find_options,
     option_rows,
-    options_page,
     section_title,
     without_effect,
 )
@@ -59,9 +60,20 @@ def test_every_option_has_a_description_that_a_reader_understands() -> None:
     assert all(section_title(section) for section in {option.section for option in all_options()})
 
 
-def test_the_page_of_options_is_up_to_date() -> None:
-    page = ROOT / "docs" / "options.md"
-    assert page.read_text(encoding="utf-8") == options_page(), "run make docs"
+def test_the_pages_of_options_and_commands_are_up_to_date() -> None:
+    spec = importlib.util.spec_from_file_location("reference", ROOT / "benchmarks" / "reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    reference = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reference)
+    assert (ROOT / "docs" / "options.md").read_text(encoding="utf-8") == reference.options_page(), "run make docs"
+    commands = (ROOT / "docs" / "reference" / "commands.md").read_text(encoding="utf-8")
+    assert commands == reference.commands_page(), "run make docs"
+    sections = {option.section for option in all_options()}
+    assert set(reference.EXPLAINED) <= sections, "a page explains a section that is not there"
+    assert {command for use in USES.values() for command in use} <= set(
+        re.findall(r"^### `attfc (\w+)`", commands, re.M)
+    )
 
 
 def test_rows_fit_a_terminal_of_80_columns() -> None:
@@ -126,7 +138,7 @@ def test_the_printed_configuration_leaves_out_what_does_nothing() -> None:
     printed = yaml.safe_load(commented_yaml(load_config("demo", ["head=full_fc", "eval.root=null"])))
     assert not {"center", "negatives", "stored", "in_batch", "key_encoder"} & set(printed)
     assert set(printed["eval"]) == {"root", "share"}
-    assert set(printed["head"]) == {"kind", "filter_above", "block_mib"}
+    assert set(printed["head"]) == {"kind", "subcenters", "past", "filter_above", "block_mib"}
     filtered = yaml.safe_load(commented_yaml(load_config("demo", ["head.filter_above=0.4"])))
     assert filtered["head"]["filtering"] == "drop"
     text = commented_yaml(load_config("demo"))

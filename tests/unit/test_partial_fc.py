@@ -160,6 +160,20 @@ def test_accumulation_adds_the_gradients_of_two_draws() -> None:
     assert int(touched.sum()) > 18  # of two draws
 
 
+def test_rows_that_move_have_a_dense_gradient_and_are_on_the_device() -> None:
+    """Gradient accumulation adds to it; an epoch of draws later the rows that a step left out are not what they were."""
+    trained = head(unsampled="move")
+    optimizer = optimizer_of(trained)
+    train_step(trained, optimizer, 1, 2)
+    assert not trained.weight.grad.is_sparse
+    before = trained.weight.detach().clone()
+    train_step(trained, optimizer, 3)
+    assert bool((trained.weight != before).any(dim=1).all())
+    assert trained.footprint(6).gradient == trained.weight.nbytes + 18 * SIZE * 4
+    with pytest.raises(UserError, match="unsampled=move moves all rows in every step, and place=host brings"):
+        head(unsampled="move", place="host")
+
+
 def test_the_scaler_unscales_skips_and_lowers_its_scale() -> None:
     trained, plain = head(), head()
     optimizer, unscaled = optimizer_of(trained), optimizer_of(plain)

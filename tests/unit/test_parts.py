@@ -137,6 +137,9 @@ def test_a_former_spelling_is_refused_with_the_one_of_today() -> None:
 
 HEADS: dict[str, Any] = {
     "default": lambda: AttFC.default(SIZE, IDENTITIES),
+    "trained": lambda: AttFC.default(
+        SIZE, IDENTITIES, negatives=CenterTable(trained=5, image_counts=range(IDENTITIES))
+    ),
     "container": lambda: AttFC.published(SIZE, 16),
     "int8 beside a table": lambda: AttFC(
         SIZE, CosFace(), identities=IDENTITIES, center=KeyAttention(share=0.5), in_batch="fixed",

@@ -24,6 +24,9 @@ CPU = torch.device("cpu")
 PLACES = ["device", "host", "file"]
 PARTS: dict[str, Any] = {
     "drawn": lambda **place: {"negatives": CenterTable(count=12, **place)},
+    "trained": lambda **place: {
+        "negatives": CenterTable(count=12, trained=7, image_counts=range(IDENTITIES), **place)
+    },
     "beside": lambda **place: {"negatives": RecentCenters(count=15), "stored": CenterTable(**place)},
     "keys": lambda **place: {"center": KeyAttention(share=0.0), "in_batch": "fixed", "negatives": CenterTable(count=9, **place)},
     "images": lambda **place: {"center": OtherImages(IMAGES), "negatives": ImageMemory(count=12, **place)},

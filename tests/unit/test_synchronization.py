@@ -104,6 +104,7 @@ HEADS = {
     "attfc published": ["profile=published", "negatives.share=0.9"],
     "attfc stored": [*KEYS, *RECENT, "center.include_stored=true", "negatives.dtype=int8", "margin=adaface"],
     "attfc drawn": [*TABLE],
+    "attfc trained": [*TABLE, "negatives.trained=5"],
     "attfc query": [*RECENT, "negatives.dtype=bfloat16"],
     "attfc pairs": ["center=pairs", *RECENT[:3]],
     "attfc others": ["center=other_images", *TABLE],
@@ -116,6 +117,9 @@ HEADS = {
         "key_encoder.momentum_schedule=ramp",
     ],
     "full_fc": ["head=full_fc", "optimizer.accumulation=2"],
+    "full_fc past": ["head=full_fc", "head.past=64"],
+    "full_fc subcenters": ["head=full_fc", "head.subcenters=3"],
+    "attfc groups": ["center=pairs", "center.group=4", "center.own=true", "center.share=0", *RECENT[:3]],
     "dcq": ["head=dcq"],
     "dcp": ["head=dcp", "head.dtype=int8", "head.filter_above=0.3"],
     "partial_fc": ["head=partial_fc", "head.share=0.5"],
@@ -202,11 +206,11 @@ def one_of_two() -> Iterator[Ranks]:
 
 
 @pytest.mark.skipif(not COLLECTIVES, reason="torch 2.9 and 2.10 have no collectives on the meta device")
-@pytest.mark.parametrize("name", [name for name in HEADS if name not in ("averaged keys", "augmented")])
+@pytest.mark.parametrize("name", [name for name in HEADS if name not in ("averaged keys", "augmented", "full_fc past")])
 def test_a_step_of_several_ranks_reads_nothing_from_the_device(one_of_two, name) -> None:
     config = load_config("demo", [*COMMON, *HEADS[name]])
     with torch.device("meta"):
-        head = build_head(config, 30, one_of_two, images=90)
+        head = build_head(config, 30, one_of_two, images=90, image_counts=[3] * 30)
         embeddings = torch.randn(4, config.backbone.embedding_size).requires_grad_()
         keys = torch.randn(4, head.keys_per_query, config.backbone.embedding_size)
         labels = torch.zeros(4, dtype=torch.int64)

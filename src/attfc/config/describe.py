@@ -32,8 +32,8 @@ __all__ = [
     "commented_yaml",
     "find_options",
     "option_rows",
-    "options_page",
     "section_title",
+    "sections",
     "without_effect",
 ]
 
@@ -189,33 +189,6 @@ def commented_yaml(config: RunConfig) -> str:
         written = yaml.safe_dump({name: _value(values, option.key)}, sort_keys=False, allow_unicode=True, width=120)
         lines += [indent + line for line in written.splitlines()]
     return "\n".join(lines) + "\n"
-
-
-def options_page() -> str:
-    """The text of docs/options.md."""
-    lines = [
-        "# Options",
-        "",
-        "Every option of `attfc train`, made from the schema by `make docs`. `attfc options WORD` shows the same in a terminal.",
-        "An option is typed as `section.option=value`; in a YAML file it stands in its section. Short names are for the command line and Python.",
-        "A word given for `head`, `margin`, `center`, `negatives` or `stored` sets its kind: `head=full_fc` means `head.kind=full_fc`. "
-        "`center`, `negatives`, `stored` and `in_batch` are parts of `head.kind=attfc`. "
-        "`key_encoder` exists where keys are embedded: `center.kind=key_attention`, `head.kind=dcq|dcp`.",
-        "A default holds where neither a preset nor a file sets the option; `attfc train DATA` chooses some by itself.",
-        "`a|b` in a condition means one of these values.",
-        "",
-    ]
-    for section in sections():
-        lines += [f"## {section or 'The run itself'}", ""]
-        if section:
-            lines += [section_title(section), ""]
-        for option in all_options():
-            if option.section == section:
-                kind = option.takes.replace("|", "\\|")
-                lines.append(f"- **`{option.key}`** = `{as_typed(option.default)}` ({kind})  ")
-                lines.append(f"  {' '.join(option.rows())}")
-        lines.append("")
-    return "\n".join(lines[:-1]) + "\n"
 
 
 def option_rows(option: Option) -> list[str]:

@@ -380,8 +380,8 @@ class AttFC(Head):
         working += everyone * self.embedding_size * 4 * (self.keys_per_query + 6)
         trained = sum(rows.nbytes for rows in self.parameters())
         dense = trained // (4 * self.embedding_size)
-        # At unit length, among the extra rows, and the gradients of both; logits, weights, and which count.
-        working += 4 * trained + 13.0 * everyone * dense
+        # Backward: rows of unit length, and three gradients on the way to theirs; before it cosines, weights, and which count.
+        working += max(4 * trained, trained + 13.0 * everyone * dense)
         return HeadMemory(held + trained, trained, working, self.keys_per_query, streamed, "container", dense)
 
 
@@ -418,13 +418,12 @@ def _refuse_misfits(center: CenterRule, negatives: Bank, stored: Bank | None, in
         raise UserError(
             f"ImageMemory does not go with center={rule}, which remembers no images: take center=OtherImages(images=M), or CenterTable()"
         )
-    if any(isinstance(each, CenterTable) and each.trained_count for each in (negatives, stored)) and (
-        stored is not None or not isinstance(center, OwnEmbedding)
-    ):
+    trains = max(getattr(each, "trained_count", 0) for each in (negatives, stored))
+    if trains and (stored is not None or not isinstance(center, OwnEmbedding)):
         beside = f"center={rule}" if stored is None else f"stored={other}"
         raise UserError(
-            f"CenterTable(trained=...) does not go with {beside}: a trained row is its identity's center; "
-            "take center=OwnEmbedding() without another bank, or trained=0"
+            f"negatives.trained={trains} does not go with {beside}: a trained row is its identity's center; take "
+            "center=OwnEmbedding() without another bank, or negatives.trained=0"
         )
     if stored is not None and type(stored) is type(negatives):
         raise UserError(f"stored={other} beside negatives={bank}: one answers for both, leave stored out")

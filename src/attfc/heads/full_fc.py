@@ -5,13 +5,16 @@ logits, B x N, fit in 512 MiB; four, a block at a time, where they do not. Memor
 at 10 million identities and D = 512.
 Several ranks: data parallel, every rank has all rows and the gradients are averaged (the trainer's DistributedDataParallel; moves N x D numbers a
 step); or model parallel, each rank has a block of the rows and their momentum, and B x 2D numbers move (`ranks`).
-Source: ArcFace (arXiv 1801.07698); arcface_torch at sample rate 1.
+Source: ArcFace (arXiv 1801.07698); arcface_torch at sample rate 1. `subcenters`: Sub-center ArcFace (ECCV 2020). `past`: BroadFace
+(`past_embeddings`).
 """
 
-from typing import Any
+from typing import Annotated, Any
 
+import torch
 from torch import Tensor, nn
 
+from attfc.config.option import Option
 from attfc.distributed import Ranks
 from attfc.errors import UserError
 from attfc.heads.banks.row_store import RowStore, draw_rows
@@ -21,6 +24,7 @@ from attfc.heads.checked import checked
 from attfc.heads.head import Head, unit_length
 from attfc.heads.memory import HeadMemory, class_softmax_bytes
 from attfc.heads.options import BlockMib, FilterAbove, Filtering
+from attfc.heads.past_embeddings import PastEmbeddings
 from attfc.losses.class_softmax import class_softmax_and_cosine
 from attfc.losses.kept_memory import KeptMemory
 from attfc.losses.margins import Margin
@@ -34,6 +38,7 @@ class TrainedRows(Head):
     Args:
         identities: N; labels are 0 to N - 1.
         store: where the rows live.
+        subcenters: K rows per identity, one after the other in its row of `weight`.
 
     Attribute `shard`: the block of the rows that is this rank's `weight`.
     """
@@ -41,7 +46,9 @@ class TrainedRows(Head):
     identities: int
     instead_of_sharing = ""
 
-    def __init__(self, embedding_size: int, identities: int, margin: Margin, store: RowStore, **options: Any) -> None:
+    def __init__(
+        self, embedding_size: int, identities: int, margin: Margin, store: RowStore, subcenters: int = 1, **options: Any
+    ) -> None:
         super().__init__(embedding_size, margin, **options)
         if not 1 <= identities < 1 << 31:
             raise UserError(f"identities is {identities}: a classifier needs at least 1 identity and fewer than 2**31")
@@ -53,8 +60,9 @@ class TrainedRows(Head):
         self.identities = identities
         self.shard = ShardedRows.of(identities, self.ranks)
         self.rows = store
+        self.subcenters = subcenters
         self._gradient_memory = KeptMemory()
-        self.weight = nn.Parameter(store.zeros(len(self.shard), embedding_size))
+        self.weight = nn.Parameter(store.zeros(len(self.shard), subcenters * embedding_size))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -89,6 +97,7 @@ class TrainedRows(Head):
             self.margin,
             norms_B=norms_B,
             rows_N=rows_S,
+            subcenters=self.subcenters,
             ranks=self.ranks,
             first_class=first,
             memory=self._gradient_memory,
@@ -126,10 +135,13 @@ class FullFC(TrainedRows):
         embedding_size: D.
         identities: N; labels are 0 to N - 1.
         margin: margin on the right identity's cosine; owns the scale s.
+        subcenters: K trained rows per identity, of which the most similar to a query counts (Sub-center ArcFace, for wrong labels): K times the
+            memory and time.
+        past: M embeddings of past steps that train the rows too (BroadFace); in one process, with one row per identity. 0: none.
         filter_above, filtering, block_mib: as every head (`Head`).
         ranks: as every head; `weight` is then the block `shard` of the rows, whose gradient is that of the mean over all ranks.
 
-    `weight` (N, D) float32 is a parameter, normal with standard deviation 0.01 as in arcface_torch; not normalized in
+    `weight` (N, K D) float32 is a parameter, normal with standard deviation 0.01 as in arcface_torch; not normalized in
     storage, so weight decay shortens its rows and that raises their effective learning rate.
 
     >>> import torch
@@ -147,6 +159,13 @@ class FullFC(TrainedRows):
         identities: int,
         margin: Margin,
         *,
+        subcenters: Annotated[
+            int, Option("trained centers per person, of which the most similar to an image counts", ge=1)
+        ] = 1,
+        past: Annotated[
+            int,
+            Option("embeddings of past steps that train the centers as the batch does (BroadFace); 0: none", ge=0),
+        ] = 0,
         filter_above: FilterAbove = None,
         filtering: Filtering = "drop",
         block_mib: BlockMib = 32.0,
@@ -157,21 +176,60 @@ class FullFC(TrainedRows):
             identities,
             margin,
             RowStore(),
+            subcenters,
             filter_above=filter_above,
             filtering=filtering,
             block_mib=block_mib,
             ranks=ranks,
         )
+        if past and (self.ranks.size > 1 or subcenters > 1):
+            other = f"subcenters={subcenters}" if subcenters > 1 else f"{self.ranks.size} processes"
+            raise UserError(f"FullFC: past={past} goes with one process and one center per person, not with {other}")
+        self.past = PastEmbeddings(past, embedding_size) if past else None
+
+    def forward(
+        self,
+        embeddings_BD: Tensor,
+        labels_B: Tensor,
+        keys_BKD: Tensor | None = None,
+        ahead: dict[str, Ahead] | None = None,
+    ) -> Tensor:
+        """Return the mean loss of the batch, as `TrainedRows`; with `past`, its gradient to `weight` is that of the mean over past embeddings too."""
+        if self.past is None:
+            return super().forward(embeddings_BD, labels_B, keys_BKD, ahead)
+        query_BD, norms_B, _ = self._seen(embeddings_BD, labels_B)
+        past_PD, past_labels_P, past_norms_P = self.past.recalled(self.weight)
+        batch, everyone = len(labels_B), len(labels_B) + len(past_labels_P)
+        # The mean over everyone is taken once, and the network's share of it multiplied up to the mean over its batch.
+        still_BD = query_BD.detach()
+        drawn_BD = still_BD + everyone / batch * (query_BD - still_BD)
+        loss_X, cosine_X = class_softmax_and_cosine(
+            torch.cat([past_PD.to(query_BD.dtype), drawn_BD]),
+            self.weight,
+            torch.cat([past_labels_P, labels_B]),
+            self.margin,
+            norms_B=torch.cat([past_norms_P.to(norms_B.dtype), norms_B]),
+            memory=self._gradient_memory,
+            **self.streaming,
+        )
+        self._last_step = {"positive_cosine": cosine_X[-batch:].mean()}
+        if self.training:
+            self.past.keep(still_BD, labels_B, norms_B.detach(), self.weight)
+        loss = loss_X.mean()
+        return loss + (loss_X[-batch:].mean() - loss).detach()
 
     def footprint(self, batch: int, *, cached: bool = True) -> HeadMemory:
-        """Rows and their gradient."""
-        rows, size = len(self.shard), self.weight.nbytes
-        working = class_softmax_bytes(rows, batch * self.ranks.size, self.streaming["block_mib"], cached)
-        return HeadMemory(size, size, working, 0, rows, "dense")
+        """Rows and their gradient; past embeddings, and three copies of them in a step."""
+        rows, size, past = len(self.shard) * self.subcenters, self.weight.nbytes, self.past.count if self.past else 0
+        everyone = batch * self.ranks.size + past
+        working = class_softmax_bytes(rows, everyone, self.streaming["block_mib"], cached)
+        working += past * 4.0 * (4 * self.embedding_size + 4)
+        return HeadMemory(size, size, working, 0, round(rows * (batch + past) / batch), "dense")
 
     def _rows_of_step(
         self, labels_B: Tensor, ahead: dict[str, Ahead] | None
     ) -> tuple[Tensor, Tensor | None, Tensor, int]:
         if labels_B.device.type == "cpu":
             self._check_labels_below(self.ranks.gather(labels_B))
-        return self.weight, None, labels_B, self.shard.start
+        weight_ND = self.weight if self.subcenters == 1 else self.weight.view(-1, self.embedding_size)
+        return weight_ND, None, labels_B, self.shard.start

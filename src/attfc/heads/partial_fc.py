@@ -16,7 +16,8 @@ do not depend on the number of ranks, and a run goes on with another number of t
 the full FC moves; with the rows on a GPU the step waits once, for the number of rows drawn here. Not taken: a draw of r N / R classes on each rank
 (arcface_torch), which needs no such number, but is another draw for every number of ranks.
 Source: Partial FC (arXiv 2203.15565); arcface_torch, revision 7fadd42. Differs: the draw is a function of (seed, step) and not of a generator; a
-row that was not sampled rests, where PartialFC_V2 moves it by momentum and weight decay; round(r N) classes, there int(r n) of each rank's n.
+row that was not sampled rests, where PartialFC_V2 moves it by momentum and weight decay (`unsampled="move"`, at the price of an N x D gradient);
+round(r N) classes, there int(r n) of each rank's n.
 """
 
 from functools import cache
@@ -69,6 +70,8 @@ class PartialFC(DrawnRows, TrainedRows):
         margin: margin on the right identity's cosine; owns the scale s.
         share: r, share of the identities in a step. Fewer than the batch are never taken.
         place, folder: where rows and momentum live; default: on the device of the head.
+        unsampled: `move`: the gradient is dense, with zeros for the rows that were not sampled, so that any optimizer moves them by momentum and
+            weight decay. With `place="device"` alone.
         seed: names the draws; draw number t is a function of (seed, t).
         filter_above, filtering, block_mib: as every head (`Head`).
         ranks: as every head; `weight` is then the block `shard` of the rows, whose gradient is that of the mean over all ranks.
@@ -107,6 +110,10 @@ class PartialFC(DrawnRows, TrainedRows):
                 "folder on a fast disk for the trained centers and their momentum", null="none; place=file needs one"
             ),
         ] = None,
+        unsampled: Annotated[
+            Literal["rest", "move"],
+            Option("trained centers outside a step: rest, or move by momentum and weight decay, as in arcface_torch"),
+        ] = "rest",
         seed: int = 0,
         filter_above: FilterAbove = None,
         filtering: Filtering = "drop",
@@ -123,10 +130,15 @@ class PartialFC(DrawnRows, TrainedRows):
             block_mib=block_mib,
             ranks=ranks,
         )
+        if unsampled == "move" and place != "device":
+            raise UserError(
+                f"PartialFC: unsampled=move moves all rows in every step, and place={place} brings those of a step alone: take place=device"
+            )
         self.share = share
         self.place = place
+        self.unsampled = unsampled
         self.seed = seed
-        self.weight.register_post_accumulate_grad_hook(self._keep_coalesced)  # type: ignore[no-untyped-call]
+        self.weight.register_post_accumulate_grad_hook(self._say_of_gradient)  # type: ignore[no-untyped-call]
         self._sampled = 0
         _explain_refusals()
 
@@ -146,7 +158,8 @@ class PartialFC(DrawnRows, TrainedRows):
         # Rows from elsewhere; five int64 per class for the draw, where it is made, and its sort.
         working += (0 if here else small) + (sampled * 40 if cached or here else 0)
         held = self.weight.nbytes if self.rows.counts(cached) else 0
-        return HeadMemory(held, small, working, 0, sampled, "sampled")
+        gradient = small if self.unsampled == "rest" else self.weight.nbytes + small
+        return HeadMemory(held, gradient, working, 0, sampled, "sampled")
 
     def bring(self, labels_B: Tensor, positions_B: Tensor | None, device: torch.device) -> dict[str, Ahead]:
         """Start to bring the rows of the step from host memory or a file; after the optimizer's step of the batch before."""
@@ -206,14 +219,16 @@ class PartialFC(DrawnRows, TrainedRows):
             drawn = drawn_classes(self.identities, count, self.seed, number, torch.device("cpu"))
             self.rows.touch(self.shard.select(drawn[drawn < self.identities][:count]) - self.shard.start)
 
-    def _keep_coalesced(self, weight: nn.Parameter) -> None:
+    def _say_of_gradient(self, weight: nn.Parameter) -> None:
         """Say that the rows of the gradient are ascending and different: autograd forgets it, and finding out takes a sort.
 
-        After one backward they are; several (gradient accumulation) append their rows, and the optimizer adds them up.
+        After one backward they are; several (gradient accumulation) append their rows, and the optimizer adds them up. A dense one names all.
         """
         gradient = weight.grad
         if gradient is not None and gradient.is_sparse and gradient._nnz() == self._sampled:
             gradient._coalesced_(True)
+        if gradient is not None and self.unsampled == "move":
+            weight.grad = gradient.to_dense()
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, share={self.share:g}"

@@ -71,16 +71,14 @@ def run_vectors(
     head = build_head(config, len(index), images=index.images, image_counts=index.counts())
     pair = build_pair(config, VectorEncoder(world.size, config.backbone.embedding_size, width), head.keys_per_query)
     share = identity_share(config)
-    queries: IdentityMix | PairedQueries | None = IdentityMix(index, share, config.batch_size, seed) if share else None
-    if (group := queries_in_a_row(config)) > 1:
-        queries = PairedQueries(index, seed, group)
+    mix, group = IdentityMix(index, share, config.batch_size, seed) if share else None, queries_in_a_row(config)
     stream = QueryStream(
         index,
         head.keys_per_query,
         seed,
         distinct_keys=config.key_encoder is None or config.key_encoder.distinct_keys,
         sampling=config.data.sampling,
-        queries=queries,
+        queries=PairedQueries(index, seed, group) if group > 1 else mix,
     )
     optimizer = optimizer_of(config, pair, head)
     schedule, steps = schedule_of(config, optimizer, stream.epoch_length)

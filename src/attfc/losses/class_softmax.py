@@ -15,7 +15,9 @@ Over some rows of a weight (`rows_N`): a block of them is gathered at a time, fo
 cache; `block_mib` does not count it. Not taken: a copy of them all (N x D more memory, and slower on a processor, whose system has to find its
 pages).
 
-Source: ArcFace (1801.07698), eq. 3. Shapes: B queries, D dimensions, N classes, R rows of one block.
+Several rows per class (`subcenters`): the largest cosine of a query with them is that of the class; the others are left out of the sums.
+
+Source: ArcFace (1801.07698), eq. 3; Sub-center ArcFace (ECCV 2020). Shapes: B queries, D dimensions, N classes, R rows of one block, K per class.
 """
 
 from collections.abc import Iterator
@@ -51,6 +53,7 @@ def class_softmax(
     *,
     norms_B: Tensor | None = None,
     rows_N: Tensor | None = None,
+    subcenters: int = 1,
     ranks: Ranks = ALONE,
     first_class: int = 0,
     **streaming: Unpack[Streaming],
@@ -66,6 +69,7 @@ def class_softmax(
         norms_B: (B,) lengths of the embeddings before normalization, for margins that use them (AdaFace).
         rows_N: (N,) int64, ascending and all different: which rows of a larger weight, (..., D), the classes have. Its gradient is then
             sparse, of these rows. None: all, and a dense gradient.
+        subcenters: K rows in a row are of one class, of which the most similar counts for each query; there are K N rows then.
         ranks: where there are several, `weight_ND` is this rank's shard of the rows, in which row j is of class `first_class` + j;
             queries, labels and norms are its own share of the batch (all of equal size), and the loss is that over the rows of all ranks.
             The gradient of the shard is then divided by their number: that of the mean over ranks of their mean losses.
@@ -86,10 +90,13 @@ def class_softmax(
     """
     if ranks.size == 1:
         classes = len(weight_ND if rows_N is None else rows_N)
-        fix = f"weight_ND has {classes} rows, one per class; pass labels that it has rows for"
-        check_numbers(labels_B, classes, "label", fix)
+        each = "one" if subcenters == 1 else subcenters
+        fix = f"weight_ND has {classes} rows, {each} per class; pass labels that it has rows for"
+        check_numbers(labels_B, classes // subcenters, "label", fix)
     rest: dict[str, Any] = {"norms_B": norms_B, "rows_N": rows_N, "ranks": ranks, "first_class": first_class}
-    return class_softmax_and_cosine(query_BD, weight_ND, labels_B, margin, **rest, **streaming)[0]
+    return class_softmax_and_cosine(query_BD, weight_ND, labels_B, margin, subcenters=subcenters, **rest, **streaming)[
+        0
+    ]
 
 
 def class_softmax_and_cosine(
@@ -100,6 +107,7 @@ def class_softmax_and_cosine(
     *,
     norms_B: Tensor | None = None,
     rows_N: Tensor | None = None,
+    subcenters: int = 1,
     ranks: Ranks = ALONE,
     first_class: int = 0,
     memory: KeptMemory | None = None,
@@ -113,7 +121,7 @@ def class_softmax_and_cosine(
     refuse_empty(query_BD)
     with without_autocast(query_BD):
         loss_B, cosine_B = _ClassSoftmax.apply(
-            query_BD, weight_ND, labels_B, margin, norms_B, rows_N, streaming, ranks, first_class, memory
+            query_BD, weight_ND, labels_B, margin, norms_B, rows_N, streaming, ranks, first_class, subcenters, memory
         )
     return loss_B, cosine_B
 
@@ -136,14 +144,21 @@ class _ClassSoftmax(torch.autograd.Function):
         streaming: Streaming,
         ranks: Ranks,
         first_class: int,
+        subcenters: int,
         memory: KeptMemory | None,
     ) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(query_BD.dtype, torch.float32)
         query = ranks.gather(query_BD.detach().to(wide))
-        labels = ranks.gather(labels_B) - first_class
+        labels = (ranks.gather(labels_B) - first_class) * subcenters  # the first row of each
         norms = None if norms_B is None else ranks.gather(norms_B.detach())
         classes = _Classes(weight_ND, rows_N)
         here = None if ranks.size == 1 else (labels >= 0) & (labels < len(classes))  # None: all have their row here
+        # A label of another rank is no row of ours; below 0 it could be taken for one.
+        own_labels = labels if here is None else torch.where(here, labels, len(classes))
+        if subcenters > 1:
+            rows_of_each = (_target_rows(classes, labels + number, here, wide) for number in range(subcenters))
+            cosines_BK = ranks.sum(torch.stack([(query * rows_BD).sum(1) for rows_BD in rows_of_each], dim=1))
+            labels = labels + cosines_BK.argmax(1)  # its nearest
         target_BD = _target_rows(classes, labels, here, wide)
         cosine_B = ranks.sum((query * target_BD).sum(1))
         with torch.enable_grad():
@@ -152,9 +167,7 @@ class _ClassSoftmax(torch.autograd.Function):
             (slope_B,) = torch.autograd.grad(adjusted_B.sum(), leaf_B)
         adjusted_B = adjusted_B.detach().to(wide)
 
-        # A label of another rank is no row of ours; below 0 it could be taken for one.
-        own_labels = labels if here is None else torch.where(here, labels, len(classes))
-        rows = _Rows(query * margin.scale, own_labels, margin.scale, streaming, classes)
+        rows = _Rows(query * margin.scale, own_labels, margin.scale, streaming, classes, subcenters)
         size = (len(query), len(classes))
         keeps = ctx.needs_input_grad[1] and size[0] * size[1] * query.element_size() <= KEPT_MIB << 20
         kept_BN = query.new_empty(size) if keeps else None
@@ -163,7 +176,7 @@ class _ClassSoftmax(torch.autograd.Function):
         negatives = part.reduce(ranks)
         lse = negatives.log_sum_exp()
         distance_B = lse - margin.scale * adjusted_B
-        ctx.options = margin.scale, streaming, ranks, query_BD.dtype, memory
+        ctx.options = margin.scale, streaming, ranks, query_BD.dtype, subcenters, memory
         mean = None
         if ctx.needs_input_grad[0]:
             mean = ranks.sum_own(negatives.mean_row() - slope_B[:, None] * target_BD)
@@ -193,16 +206,16 @@ class _ClassSoftmax(torch.autograd.Function):
             cosine_B,
             mean_BD,
         ) = ctx.saved_tensors
-        scale, streaming, ranks, query_dtype, memory = ctx.options
+        scale, streaming, ranks, query_dtype, subcenters, memory = ctx.options
         pull_B = ranks.gather(gradient_B) * scale * distance_B.sigmoid()
         query_gradient = None if mean_BD is None else (ranks.own(pull_B)[:, None] * mean_BD).to(query_dtype)
         if not ctx.needs_input_grad[1]:
-            return query_gradient, *[None] * 9
+            return query_gradient, *[None] * 10
         if ranks.size > 1:
             pull_B = pull_B / ranks.size
         with without_autocast(query):
             classes = _Classes(weight_ND, rows_N)
-            rows = _Rows(query * scale, own_labels_B, scale, streaming, classes)
+            rows = _Rows(query * scale, own_labels_B, scale, streaming, classes, subcenters)
             shape = (len(classes), query.shape[1])
             gradient_ND = weight_ND.new_empty(shape) if memory is None else memory.empty(shape, weight_ND)
             rows.write_gradient(gradient_ND, inverse_N, kept_BN, lse_B, query * pull_B[:, None])
@@ -217,7 +230,7 @@ class _ClassSoftmax(torch.autograd.Function):
                 gradient_ND.index_add_(0, place_B, target.to(gradient_ND.dtype))
         if rows_N is not None:
             gradient_ND = gradient_of_rows(rows_N, gradient_ND, weight_ND.shape)
-        return query_gradient, gradient_ND, *[None] * 8
+        return query_gradient, gradient_ND, *[None] * 9
 
 
 @dataclass(frozen=True)
@@ -238,7 +251,8 @@ class _Classes:
 class _Rows:
     """The logits of all queries with the classes of one rank, a block of classes at a time, and the sums over them.
 
-    Left out (-inf) are each query's own class, and negatives with a cosine above `filtering_threshold`.
+    Left out (-inf) are each query's own class, rows of a class that are not its nearest to the query, and negatives with a cosine above
+    `filtering_threshold`. `labels_B`: the first row of each query's class.
     """
 
     scaled_BD: Tensor
@@ -246,6 +260,7 @@ class _Rows:
     scale: float
     streaming: Streaming
     classes: _Classes
+    subcenters: int
 
     def _blocks(
         self, inverse_N: Tensor, kept_BN: Tensor | None, *, forward: bool
@@ -254,13 +269,15 @@ class _Rows:
 
         `forward` writes `inverse_N` and the logits that are kept; later they are there.
         """
-        (B, D), wide = self.scaled_BD.shape, self.scaled_BD.dtype
+        (B, D), wide, K = self.scaled_BD.shape, self.scaled_BD.dtype, self.subcenters
         weight_ND, rows_N = self.classes.weight_ND, self.classes.rows_N
         threshold = self.streaming.get("filtering_threshold")
         bytes_a_row = self.scaled_BD.element_size() * (2 * B + (0 if weight_ND.dtype == wide else 2 * D))
         cached = self.scaled_BD.device.type == "cpu"
         buffer, own_RD = self.scaled_BD.new_empty(0), weight_ND.new_empty(0)
-        for block in row_blocks(len(inverse_N), bytes_a_row, self.streaming.get("block_mib", 32.0), cached=cached):
+        block_mib = self.streaming.get("block_mib", 32.0)
+        for part in row_blocks(len(inverse_N) // K, K * bytes_a_row, block_mib, cached=cached):
+            block = slice(K * part.start, K * part.stop)
             shape = (B, block.stop - block.start)
             if buffer.shape != shape:
                 buffer, own_RD = buffer.new_empty(shape), own_RD.new_empty(0)
@@ -276,7 +293,11 @@ class _Rows:
             filtered_BR = None
             if forward or kept_BN is None:
                 torch.mm(self.scaled_BD, rows_RD.T, out=logits_BR).mul_(inverse_N[block])
-                _leave_out_own(logits_BR, self.labels_B - block.start)
+                for number in range(K):
+                    _leave_out_own(logits_BR, self.labels_B + number - block.start)
+                if K > 1:
+                    of_class_BNK = logits_BR.view(B, -1, K)
+                    of_class_BNK.masked_fill_(of_class_BNK < of_class_BNK.amax(dim=2, keepdim=True), float("-inf"))
                 if threshold is not None:
                     filtered_BR = logits_BR > self.scale * threshold
                     logits_BR.masked_fill_(filtered_BR, float("-inf"))

@@ -110,6 +110,8 @@ def _replicated(config: RunConfig, ranks: Ranks) -> bool:
             "distributed.rows=replicated needs head.kind=full_fc, and this is partial_fc, whose gradient covers single rows: set "
             "distributed.rows=sharded"
         )
+    if config.head.get("past"):
+        raise UserError("head.past keeps the embeddings of one process: start one, or set head.past=0")
     return config.head.kind == "full_fc"
 
 

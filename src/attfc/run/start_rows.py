@@ -2,23 +2,26 @@
 
 So stages of one recipe go on where the last one stood: a sample of the negatives first, then all; a few people, then everybody. A name means the same
 person within one place (a folder, a file, a synthetic seed), and between places if it is more than a number, as in `attfc.evaluation.unseen`. Names
-that stand twice in a set are nobody's. Trained rows (`full_fc`, `partial_fc`) and the table of centers are taken over, each from the other too: a
-center gets the mean length of the new rows, a trained row its direction alone. Momentum, containers and memories of images are not. A checkpoint has
-no names, so the data of the earlier run are opened, unless its hashes say that the people and their order are the same.
+that stand twice in a set are nobody's. Trained rows (`full_fc`, `partial_fc`, those of frequent identities) and the table of centers are taken over,
+each from the other too: a center gets the mean length of the new rows, a trained row its direction alone. Momentum, containers and memories of images
+are not. A checkpoint has no names, so the data of the earlier run are opened, unless its hashes say that the people and their order are the same.
 
 Cost: two names per person in memory while they are compared; the rows come 65,536 at a time.
 """
 
+import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from attfc.data import Store
 from attfc.data.cleaning.evaluation_people import comparable_name
 from attfc.errors import UserError
 from attfc.evaluation.unseen import people_and_places
+from attfc.heads.banks.bank import find_sorted
 from attfc.heads.banks.sharded_rows import ShardedRows
 from attfc.run.data import open_data
 from attfc.run.saved import saved_configuration, with_found_data
@@ -32,7 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["take_rows"]
 
-ROWS = ("weight", "table.rows")  # a row per identity in the state of a head
+TABLE, FREQUENT, LABELS = "table.rows", "table.frequent.weight", "table.frequent.labels"
+ROWS = ("weight", TABLE, FREQUENT)  # in the state of a head: a row per identity, or, the last, per identity of LABELS
 
 
 def take_rows(run: "Run", start: "StartWeights") -> str | None:
@@ -42,17 +46,17 @@ def take_rows(run: "Run", start: "StartWeights") -> str | None:
         UserError: rows of another embedding size, or a damaged checkpoint.
     """
     head, checkpoint, state = run.trainer.head, start.checkpoint, run.trainer.head.state_dict()
-    own = next((name for name in ROWS if name in state), None)
-    if checkpoint is None or own is None or run.config.finetune.rows == "fresh" or run.config.teacher.centers:
+    own = [name for name in ROWS if name in state]
+    if checkpoint is None or not own or run.config.finetune.rows == "fresh" or run.config.teacher.centers:
         return None
     saved = read_manifest(checkpoint).tensors
-    theirs = next((name for name in ROWS if f"head/{name}" in saved), None)
-    if theirs is None:
+    theirs = [name for name in ROWS if f"head/{name}" in saved]
+    if not theirs:
         return None
-    size = saved[f"head/{theirs}"].size
-    if len(size) != 2 or size[1] != head.embedding_size:
+    size = saved[f"head/{theirs[0]}"].size
+    if len(size) != 2 or size[1] != state[own[0]].shape[1]:
         raise UserError(
-            f"start_from={start.record.source} keeps centers of {size[-1]} numbers, and the embeddings of this run have {head.embedding_size}: "
+            f"start_from={start.record.source} keeps centers of {size[-1]} numbers, and those of this run have {state[own[0]].shape[1]}: "
             "set finetune.rows=fresh"
         )
     found = run.ranks.once(lambda: _labels_now(run, start, size[0]))
@@ -60,19 +64,34 @@ def take_rows(run: "Run", start: "StartWeights") -> str | None:
         return f"all class centers start fresh: whose centers {start.record.source} has is not known ({found})"
     from attfc.training.checkpoints.storage import rows_of
 
-    now_M = torch.from_numpy(found)
-    shard, target_ND, taken = ShardedRows.of(len(run.store.identities), head.ranks), state[own], 0
-    length = target_ND.norm(dim=1).mean() if own == "weight" else 1.0
-    for first, rows_SD in rows_of(checkpoint, f"head/{theirs}"):
-        place_S, ours_S = shard.locate(now_M[first : first + len(rows_SD)])
-        ours_S &= rows_SD.any(dim=1)  # a table has rows of zeros for people whom it has not seen
-        found_SD = rows_SD[ours_S] if own == theirs else normalize(rows_SD[ours_S].float()) * length
-        target_ND[place_S[ours_S].to(target_ND.device)] = found_SD.to(target_ND)
-        taken += len(found_SD)
+    now_M, taken, people = torch.from_numpy(found), 0, len(run.store.identities)
+    frequent_T = state[LABELS].cpu() if FREQUENT in own else torch.empty(0, dtype=torch.int64)
+    lengths = {name: 1.0 if name == TABLE else state[name].norm(dim=1).mean() for name in own}
+    for mine, name in itertools.product(own, theirs):
+        shard = ShardedRows.of(len(frequent_T) if mine == FREQUENT else people, head.ranks)
+        whose_M = now_M
+        if name == FREQUENT:
+            whose_M = now_M[torch.cat([labels for _, labels in rows_of(checkpoint, f"head/{LABELS}")])]
+        numbers_M = _numbers(mine, whose_M, frequent_T)
+        for first, rows_SD in rows_of(checkpoint, f"head/{name}"):
+            place_S, ours_S = shard.locate(numbers_M[first : first + len(rows_SD)])
+            ours_S &= rows_SD.any(dim=1)  # the table's row is zeros for who was not seen yet, or has a trained row
+            alike = (mine == TABLE) == (name == TABLE)
+            found_SD = rows_SD[ours_S] if alike else normalize(rows_SD[ours_S].float()) * lengths[mine]
+            state[mine][place_S[ours_S].to(state[mine].device)] = found_SD.to(state[mine])
+            taken += len(found_SD)
     head.load_state_dict(state)  # what follows from the rows
     taken = int(head.ranks.sum(torch.tensor(float(taken), device=run.device)))
-    kept = f"{taken:,} of the {shard.rows:,} people keep theirs from {start.record.source}"
-    return f"class centers: {kept}, {shard.rows - taken:,} start fresh"
+    kept = f"{taken:,} of the {people:,} people keep theirs from {start.record.source}"
+    return f"class centers: {kept}, {people - taken:,} start fresh"
+
+
+def _numbers(name: str, labels_M: Tensor, frequent_T: Tensor) -> Tensor:
+    """Return which rows of a part of the head's state these people have, -1 for none: a trained row, or one of the table."""
+    if len(frequent_T) == 0:
+        return labels_M
+    place_M, trained_M = find_sorted(frequent_T, labels_M)
+    return torch.where(trained_M, place_M, -1) if name == FREQUENT else torch.where(trained_M, -1, labels_M)
 
 
 def _labels_now(run: "Run", start: "StartWeights", before: int) -> Int64 | str:

@@ -60,6 +60,7 @@ def open_store(
 
     Args:
         path_or_spec: one of
+
             - a folder `root/<identity>/<image>`;
             - `train.rec`, or the folder that holds it (MXNet RecordIO, both layouts);
             - a packed folder (`attfc data convert`);

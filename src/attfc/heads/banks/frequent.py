@@ -55,7 +55,10 @@ class FrequentRows(nn.Module):
     def read(self, labels_B: Tensor) -> Tensor:
         """Return rows as they are, (B, D), with gradient; zeros for who has none, and for those of another rank."""
         place_B, found_B = find_sorted(self.labels, labels_B)
-        return self.shard.read(self._weight(), torch.where(found_B, place_B, -1))
+        rows_TD = self._weight()
+        read_BD = self.shard.read(rows_TD, torch.where(found_B, place_B, -1))
+        # A rank without rows has its part in backward too: a gradient that it sums up with the others.
+        return read_BD if len(self.shard) else read_BD + rows_TD.sum()
 
     def all(self) -> Trained:
         """Return this rank's rows at unit length, with gradient."""
