@@ -6,7 +6,6 @@ Lightning saves what the head remembers with the module, because the head is a p
 knows its position in the data, and a DataModule saves it.
 """
 
-import logging
 import tempfile
 from pathlib import Path
 
@@ -15,7 +14,6 @@ import torch
 
 import attfc
 
-logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 people = attfc.open_store("synthetic:identities=60,images=8,seed=0")
 strangers = attfc.open_store("synthetic:identities=40,images=4,seed=0,first=1000")
 

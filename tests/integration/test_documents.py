@@ -44,7 +44,7 @@ def test_python_snippets_of_the_readme_run() -> None:
 
 def test_python_of_the_page_of_heads_trains() -> None:
     names: dict[str, Any] = {}
-    snippet, save, parts = python_of("heads.md")
+    snippet, save, parts, trained = python_of("heads.md")
     assert len([line for line in snippet.splitlines() if line.strip() and not line.startswith("import")]) < 15
     exec(compile(snippet, "heads.md", "exec"), names)
     assert names["head"].statistics()["positive_share"] == 1
@@ -53,6 +53,8 @@ def test_python_of_the_page_of_heads_trains() -> None:
         exec(compile(more, "heads.md", "exec"), names)
     assert names["again"].table.draws == names["head"].table.draws > 0
     assert names["with_a_table"].stored is names["with_a_table"].table
+    exec(compile(trained, "heads.md", "exec"), names)
+    assert [rows.shape for group in names["rows"].param_groups for rows in group["params"]] == [(10, 128)]
 
 
 def test_measured_tables_are_those_of_their_results(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -249,7 +249,7 @@ def test_an_export_of_a_run_is_checked_on_the_faces_that_it_was_evaluated_on(
     assert "32 images of people\n" in checked_on("trained")
     people.rename(tmp_path / "gone")
     said = " ".join(checked_on("gone-hub").split())
-    assert "the images of the run cannot be opened" in said
+    assert "the run's images cannot be opened" in said
     assert "of synthetic faces" in said
 
 

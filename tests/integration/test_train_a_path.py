@@ -152,7 +152,7 @@ def test_what_does_not_fit_is_cut_into_smaller_passes(people, monkeypatch) -> No
     config, rows = settled.config, settled.choices
     assert (config.batch_size, config.optimizer.accumulation) == (4, 4)  # 16 images per step, as chosen
     assert (rows[-1].what, rows[-1].shown) == ("cut to fit", "4 x 4")
-    assert rows[-1].why.startswith("passes of 16 do not fit ")
+    assert rows[-1].why.startswith("a batch of 16 does not fit ")
     settled = settle(read_words([people, "backbone=r18", "batch_size=16"]))
     typed, rows = settled.config, settled.choices
     assert (typed.batch_size, rows[-1].what) == (16, "scale, margin")

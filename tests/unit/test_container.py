@@ -114,7 +114,7 @@ def test_a_batch_larger_than_the_container_is_refused_with_both_values(policy: s
         container.enqueue(torch.zeros(1024, 2), torch.arange(1024))
     assert str(error.value) == (
         "container has 1000 slots, which is smaller than the batch (1024): "
-        "raise count to at least 1024, which may be more than there are identities, or lower the batch to 1000"
+        "raise count to at least 1024 (it may exceed the identities), or lower the batch to 1000"
     )
 
 

@@ -132,8 +132,8 @@ def test_published_takes_more_slots_than_identities_and_refuses_fewer_than_the_b
     with pytest.raises(UserError) as error:
         AttFC.published(SIZE, 20)(*batch(0, 20))
     assert str(error.value) == (
-        "container has 20 slots, which is smaller than the batch (128): raise count to at least 128, which may be more than there are "
-        "identities, or lower the batch to 20"
+        "container has 20 slots, which is smaller than the batch (128): raise count to at least 128 (it may exceed the "
+        "identities), or lower the batch to 20"
     )
     for slots, samples in ((128, 128), (20, 20)):  # both ways out
         head = AttFC.published(SIZE, slots)

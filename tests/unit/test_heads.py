@@ -189,7 +189,7 @@ def attfc(size: int = SIZE, margin: Margin | None = None, **options: object) -> 
         (
             (torch.zeros(33, 8), torch.arange(33), torch.zeros(33, 2, 8)),
             "container has 32 slots, which is smaller than the batch (33): "
-            "raise count to at least 33, which may be more than there are identities, or lower the batch to 32",
+            "raise count to at least 33 (it may exceed the identities), or lower the batch to 32",
         ),
     ],
 )

@@ -31,6 +31,7 @@ def rules(text: str, kind: str = "message", place: str = "page") -> list[str]:
         ("no model without a threshold", "help", "double negation"),
         ("it does not start unless a token is set", "docstring", "double negation"),
         ("FILE is no image", "message", "is not a"),
+        ("12 impostor pairs are too few", "message", "non-mated"),
         ("the flag is no longer read", "message", "history"),
         ("This used to be slow.", "docstring", "history"),
         ("The default is now 3.", "page", "history"),

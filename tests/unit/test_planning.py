@@ -70,6 +70,23 @@ def test_a_plan_of_remembered_images_wants_their_number() -> None:
     assert "the number of images is not known: add --images" in refused.output + str(refused.exception)
 
 
+def test_a_plan_of_trained_rows_counts_them_and_says_how_to_have_fewer() -> None:
+    """Beside every other head: that with keys has none, for they do not go together."""
+    asked = ["plan", "demo", "--identities", "50000", "--no-calibrate", "--memory", "0.1", "negatives.count=1000"]
+    plain, mixed = (CliRunner().invoke(app, [*asked, f"negatives.trained={count}"]) for count in (0, 5000))
+    memory = []  # parameters, gradients, optimizer, activations, rows, working
+    for plan in (plain, mixed):
+        assert plan.exit_code == 0, plan.output
+        lines = [line for line in plan.stdout.splitlines() if line.startswith("attfc, ")]
+        memory.append([[int(each.replace(",", "")) for each in line.split()[-6:]] for line in lines[2:]])
+    size = 5000 * load_config("demo").backbone.embedding_size * 4 / 2**20
+    assert memory[0][0] == memory[1][0]  # with keys
+    more = [now - before for before, now in zip(memory[0][1], memory[1][1], strict=True)]
+    assert more == pytest.approx([0, size, size, 0, size, 4 * size], abs=1.01)
+    assert "Its largest part is the head's rows" in mixed.stdout
+    assert ": lower negatives.trained, or keep them in a file: negatives.place=file" in mixed.stdout
+
+
 def test_a_plan_says_what_is_kept_besides_and_what_the_other_form_would_keep(tmp_path) -> None:
     asked = [
         "plan",

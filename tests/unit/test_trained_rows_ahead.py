@@ -157,7 +157,7 @@ def test_rows_brought_too_early_are_refused(tmp_path: Path, landings) -> None:
     def bring() -> dict[str, Any]:
         return head.bring(batch.labels, None, CPU)
 
-    message = "the rows brought are not those of this step: call bring for each batch, after the optimizer's step"
+    message = "bring fetched the rows of another step: call bring for each batch, after the optimizer's step"
     two = bring(), bring()
     loss = head(queries, batch.labels, ahead=two[0])
     with pytest.raises(UserError, match=message):

@@ -163,8 +163,9 @@ def verify(
         )
     elif thresholds:
         out.print(
-            "FAR (false accept rate): the share of pairs of different people that a threshold accepts,\n"
-            "here among the people of that evaluation. Other people have other rates.",
+            "FAR, the false accept rate, is the share of pairs of different people\n"
+            "that a threshold accepts, here among the people of that evaluation.\n"
+            "Other people have other rates.",
         )
     else:
         out.print(

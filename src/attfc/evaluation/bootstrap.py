@@ -1,11 +1,11 @@
 """How far a figure would move with other people of the same kind: bootstrap by identity, with weights instead of copies.
 
 An evaluation set is a sample of people. Its pairs are none: two pairs that share a person stand and fall together, so people are drawn again and not
-pairs. Drawing n identities with replacement gives each a weight w, how often it was drawn; a genuine pair of identity i counts w_i times, an
-impostor pair of i and j w_i w_j times (the vertex bootstrap), and every threshold is derived anew from the weighted scores. In identification each
+pairs. Drawing n identities with replacement gives each a weight w, how often it was drawn; a mated pair of identity i counts w_i times, an
+non-mated pair of i and j w_i w_j times (the vertex bootstrap), and every threshold is derived anew from the weighted scores. In identification each
 probe weighs as its identity.
 
-Product weights are right for what pairs share through a person, but count the chance of the single impostor pair three times (E w^4 - 1 = 3 for two
+Product weights are right for what pairs share through a person, but count the chance of the single non-mated pair three times (E w^4 - 1 = 3 for two
 independent weights of variance 1; no bootstrap of such arrays is exact, McCullagh 2000). The excess is known: a second bootstrap, of the single
 pairs, gives their variance V_pair, and the percentiles are drawn in to the estimate by sqrt(1 - 2 V_pair / V_identity), sqrt(1/3) at the least. For
 means that is the variance of Aronow, Samii and Assenova (2015).
@@ -62,7 +62,7 @@ class IdentityDraw:
         return self.weights[identities]
 
     def of_pairs(self, first: Int64, second: Int64, codes: Int64) -> Float64:
-        """Return the weights of impostor pairs, (K,): the product of two; one where a list calls two images of one identity an impostor pair.
+        """Return the weights of non-mated pairs, (K,): the product of two; one where a list calls two images of one identity a non-mated pair.
 
         `codes` tell pairs apart, in every order and list of them.
         """
@@ -71,20 +71,20 @@ class IdentityDraw:
         return weights
 
     def linear(self, counts_I: npt.NDArray[Any], pairs: float) -> float:
-        """Return the weight of so many impostor pairs to first order, from how many of them each identity is in.
+        """Return the weight of so many non-mated pairs to first order, from how many of them each identity is in.
 
         The sum of w_i + w_j - 1 over the pairs: the product without (w_i - 1)(w_j - 1).
         """
         return float(counts_I @ self.weights) - pairs
 
     def all_pairs(self, images_I: Float64) -> float:
-        """Return the weight of all impostor pairs of identities with so many images, the sum of w_i w_j m_i m_j over i < j."""
+        """Return the weight of all non-mated pairs of identities with so many images, the sum of w_i w_j m_i m_j over i < j."""
         weighted = self.weights * images_I
         return float((weighted.sum() ** 2 - (weighted**2).sum()) / 2)
 
 
 class PairDraw(IdentityDraw):
-    """Impostor pairs drawn again, each for itself (Poisson weights, a function of the number and the pair); each of n people stays."""
+    """Non-mated pairs drawn again, each for itself (Poisson weights, a function of the number and the pair); each of n people stays."""
 
     _CUMULATIVE = np.cumsum([math.exp(-1) / math.factorial(k) for k in range(12)])
 
@@ -115,7 +115,7 @@ class Sample(Protocol):
 
     @property
     def carriers(self) -> int:
-        """How many of them can show an error of the model: those with a genuine pair, those searched."""
+        """How many of them can show an error of the model: those with a mated pair, those searched."""
 
     def figures(self, draw: IdentityDraw) -> dict[FigurePath, float]:
         """Return the figures under the weights of a draw; NaN for one that the draw leaves without a pair."""
@@ -154,7 +154,7 @@ class Resampled:
     Attributes:
         values: figure -> its value over all people.
         by_identity: figure -> (R,) values with identities drawn again; NaN where a draw left nothing to score.
-        by_pair: figure -> (R',) values with impostor pairs drawn again.
+        by_pair: figure -> (R',) values with non-mated pairs drawn again.
         carriers: see `Sample`.
         confidence: of the intervals.
     """
@@ -283,7 +283,7 @@ def nested(intervals: Mapping[FigurePath, Interval]) -> dict[str, Any]:
 def linked_identities(count: int, first: Int64, second: Int64) -> Int64:
     """Number the groups of things that links join, directly or over others: (count,) int64, dense from 0.
 
-    For lists that name no people: two images of a genuine pair show one person. Two groups may still be one person, whom the list nowhere
+    For lists that name no people: two images of a mated pair show one person. Two groups may still be one person, whom the list nowhere
     compares.
 
     >>> linked_identities(5, np.array([0, 3]), np.array([1, 0])).tolist()

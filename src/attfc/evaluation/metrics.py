@@ -147,7 +147,7 @@ class Accepts:
 
     @property
     def area(self) -> float:
-        """P(genuine score > impostor score) + P(equal) / 2, from whole numbers (Mann-Whitney)."""
+        """P(mated score > non-mated score) + P(equal) / 2, from whole numbers (Mann-Whitney)."""
         twice_below = (
             2.0 * self.false[-1] - np.append(0.0, self.false[:-1]) - self.false
         )  # those below, and below or equal
@@ -159,12 +159,12 @@ class Accepts:
         return crossing(1.0 - (self.false[-1] - self.false) / self.false[-1], 1.0 - self.true / self.true[-1])
 
     def tar(self, far: float) -> float:
-        """Return the share of genuine pairs above the first impostor that stays out; see `tar_at_far`."""
+        """Return the share of mated pairs above the first non-mated score that stays out; see `tar_at_far`."""
         place = barred_place(self.false, far, self.false[-1])
         return 1.0 if place == len(self.false) else float(self.true[place - 1] / self.true[-1]) if place else 0.0
 
     def tar_at_far(self, fars: Sequence[float]) -> dict[float, float | None]:
-        """Return `tar`, None for a FAR that so few impostors cannot state."""
+        """Return `tar`, None for a FAR that so few non-mated pairs cannot state."""
         return {far: self.tar(far) if allowed_weight(far, self.false[-1]) else None for far in fars}
 
     def tar_at_nearest_far(self, fars: Sequence[float]) -> dict[float, float]:
@@ -270,7 +270,7 @@ def crossing(accepts: Float64, rejects: Float64) -> float:
 
 
 def _best_threshold(falling: Float64, signed: Float64) -> float:
-    """Return the best gap between scores that fall; weights are negative for impostors."""
+    """Return the best gap between scores that fall; weights are negative for non-mated pairs."""
     last = _last_of_value(falling)
     right = np.append(0.0, np.cumsum(signed)[last])  # less the impostors' weight, which is the same everywhere
     values = falling[last]
@@ -303,7 +303,7 @@ def roc(scores: npt.ArrayLike, same: npt.ArrayLike) -> Roc:
 
 
 def area_under_roc(scores: npt.ArrayLike, same: npt.ArrayLike) -> float:
-    """Return P(genuine score > impostor score) + P(equal) / 2, counted in integers (Mann-Whitney).
+    """Return P(mated score > non-mated score) + P(equal) / 2, counted in integers (Mann-Whitney).
 
     >>> area_under_roc([0.9, 0.5, 0.5, 0.1], [True, True, False, False])
     0.875

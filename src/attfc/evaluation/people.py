@@ -10,7 +10,7 @@ _LARGE_SHARE = 0.2
 
 
 def few_people(people: int) -> list[str]:
-    """Return a note if metrics rest on fewer than 20 people, those with a genuine pair or a mated probe."""
+    """Return a note if metrics rest on fewer than 20 people, those with a mated pair or a mated probe."""
     if people >= FEW_PEOPLE:
         return []
     return [f"{rests_on(people)}: too few to say how the model does on other people (at least {FEW_PEOPLE} are needed)"]
@@ -29,10 +29,10 @@ def heading_with_people(heading: str, people: object) -> str:
 
 
 def dominant_person(pairs_I: Int64, of: str) -> list[str]:
-    """Return a note if one identity holds more than a fifth of the genuine pairs, and more than others do.
+    """Return a note if one identity holds more than a fifth of the mated pairs, and more than others do.
 
     Args:
-        pairs_I: genuine pairs of each identity.
+        pairs_I: mated pairs of each identity.
         of: "all pairs", or `Pairs.title` of a list.
     """
     largest, total = int(pairs_I.max()), int(pairs_I.sum())

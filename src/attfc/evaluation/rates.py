@@ -1,4 +1,4 @@
-"""TAR at FAR: the rate of accepted genuine pairs at a rate of accepted impostors; which FARs a number of pairs can state.
+"""TAR at FAR: the rate of accepted mated pairs at a rate of accepted non-mated pairs; which FARs a number of pairs can state.
 
 What every metric of scored pairs requires of its arguments, refused in one line with the value. And the form in which results state metrics: plain
 JSON types, rates as text (`Figures`).
@@ -58,12 +58,12 @@ def plain(value: Any) -> Any:
 
 
 def pairs_needed(far: float) -> int:
-    """Return the least number of impostor pairs that can state a FAR: 1 / FAR, rounded up."""
+    """Return the least number of non-mated pairs that can state a FAR: 1 / FAR, rounded up."""
     return math.ceil(1.0 / far - _SLACK)
 
 
 def not_stated(rates: Mapping[float, object], impostors: int, what: str, of: str = "non-mated pairs") -> list[str]:
-    """Return a note for each rate that so many impostors cannot state: those whose value is None."""
+    """Return a note for each rate that so many non-mated pairs cannot state: those whose value is None."""
     return [
         f"{what} {far_name(rate)} is not stated: {impostors:,} {of}, at least {pairs_needed(rate):,} needed"
         for rate, value in rates.items()
@@ -79,17 +79,17 @@ def check_rates(fars: Sequence[float]) -> None:
 
 
 def allowed_weight(rate: float, total: float) -> int:
-    """Return how many of so many impostors may be accepted at a rate: rate x total, rounded down."""
+    """Return how many of so many non-mated pairs may be accepted at a rate: rate x total, rounded down."""
     return math.floor(rate * total + _SLACK)
 
 
 def barred_place(upto: Float64, rate: float, total: float) -> int:
-    """Return the place of the first impostor that stays out when `rate` of their weight may be accepted.
+    """Return the place of the first non-mated score that stays out when `rate` of their weight may be accepted.
 
     Args:
-        upto: weight of the 1, 2 ... highest impostor scores.
+        upto: weight of the 1, 2 ... highest non-mated scores.
         rate: FAR or FPIR.
-        total: weight of all impostors; some of the lowest may be missing in `upto`.
+        total: weight of all non-mated pairs; some of the lowest may be missing in `upto`.
     """
     return int(np.searchsorted(upto, allowed_weight(rate, total), side="right"))
 
@@ -97,18 +97,18 @@ def barred_place(upto: Float64, rate: float, total: float) -> int:
 def tar_at_far(
     scores: npt.ArrayLike, same: npt.ArrayLike, fars: Sequence[float] = FARS, *, impostor_pairs: int | None = None
 ) -> dict[float, float | None]:
-    """Return the share of genuine scores accepted at the laxest threshold whose share of accepted impostors is <= FAR.
+    """Return the share of mated scores accepted at the laxest threshold whose share of accepted non-mated pairs is <= FAR.
 
-    Of I impostor scores floor(FAR x I) may be accepted; a genuine pair is accepted when its score is above the next
-    impostor. Equal scores are accepted or rejected together. With fewer than 1 / FAR impostor pairs the value is
+    Of I non-mated scores floor(FAR x I) may be accepted; a mated pair is accepted when its score is above the next
+    non-mated one. Equal scores are accepted or rejected together. With fewer than 1 / FAR non-mated pairs the value is
     None: not a single false accept would be allowed, and the figure would be that of another FAR.
 
     Args:
         scores: (P,) similarities.
-        same: (P,) booleans, true where both images show one person. Or, if no booleans, (I,) the scores of the impostor pairs;
-            then `scores` are those of the genuine pairs.
+        same: (P,) booleans, true where both images show one person. Or, if no booleans, (I,) the scores of the non-mated pairs;
+            then `scores` are those of the mated pairs.
         fars: false accept rates in (0, 1].
-        impostor_pairs: how many impostor pairs were scored when only the highest are passed; a FAR that
+        impostor_pairs: how many non-mated pairs were scored when only the highest are passed; a FAR that
             reaches below the scores held is None as well.
 
     Raises:
@@ -135,7 +135,7 @@ def tar_at_far(
 def tar_of_kinds(
     genuine: npt.ArrayLike, impostors: npt.ArrayLike, fars: Sequence[float], impostor_pairs: int | None = None
 ) -> dict[float, float | None]:
-    """Return `tar_at_far` of genuine and impostor scores that are known to be numbers; -inf is never accepted."""
+    """Return `tar_at_far` of mated and non-mated scores that are known to be numbers; -inf is never accepted."""
     genuine_G = np.asarray(genuine, dtype=np.float64)
     highest = np.sort(np.asarray(impostors, dtype=np.float64))[::-1]
     total = highest.size if impostor_pairs is None else impostor_pairs

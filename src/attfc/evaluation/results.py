@@ -1,7 +1,7 @@
 """A model's result on a protocol with the scores behind its figures, for intervals, comparisons and curves; and the file that keeps it.
 
 `attfc evaluate ... --save FILE` writes a `.npz` (uncompressed, no pickle): the figures as JSON text, and the arrays of every sample. An all-pairs or
-template result keeps all genuine scores and the highest impostor scores, not all. Names of people and files are not in it; scores and numbers of
+template result keeps all mated scores and the highest non-mated scores, not all. Names of people and files are not in it; scores and numbers of
 identities are.
 
 A file from elsewhere is hostile until read: no pickle, no member larger than the file, headers checked before anything is allocated.
@@ -196,7 +196,7 @@ def stated_intervals(figures: Mapping[str, Any], place: FigurePath = ()) -> dict
 
 
 def stated_value(figures: Any, path: FigurePath, computed: float) -> float:
-    """Return a figure as `figures` state it. Below the impostor scores that it keeps one by one, a sample computes a figure only closely.
+    """Return a figure as `figures` state it. Below the non-mated scores that it keeps one by one, a sample computes a figure only closely.
 
     Where the two are further apart than 0.01 the file contradicts itself: the sample's figure is returned.
     """

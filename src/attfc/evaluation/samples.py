@@ -32,7 +32,7 @@ class PairListSample:
         scores: (P,) float64. same: (P,) bool. fold: (P,) int64.
         first, second: (P,) int64 the identities of the two images, from 0.
         distances: (P,) squared distances for thresholds "grid"; empty for "exact".
-        fars: which TAR to give; those with fewer than 1 / FAR impostor pairs are left out.
+        fars: which TAR to give; those with fewer than 1 / FAR non-mated pairs are left out.
     """
 
     scores: Float64
@@ -59,11 +59,11 @@ class PairListSample:
 
     @functools.cached_property
     def carriers(self) -> int:
-        """How many identities have a genuine pair."""
+        """How many identities have a mated pair."""
         return len(np.unique(self.first[self.same]))
 
     def notes(self, title: str) -> list[str]:
-        """Say if one person holds most genuine pairs of the list (`Pairs.title`)."""
+        """Say if one person holds most mated pairs of the list (`Pairs.title`)."""
         return dominant_person(np.bincount(self.first[self.same]), title)
 
     def facts(self) -> dict[str, npt.NDArray[Any]]:

@@ -1,6 +1,6 @@
 """The scores of lists too long to keep whole (IJB-C, MFR-ALL), with the identities behind them, ready to be weighted: see `samples`.
 
-TAR at FAR from all genuine scores and the highest impostor scores; of a list AUC and EER too, from the number of impostors above each genuine
+TAR at FAR from all mated scores and the highest non-mated scores; of a list AUC and EER too, from the number of non-mated pairs above each genuine
 score. Exact as far as the 262,144 highest. Further down it is interpolated between 200 ranks, and the weight of the pairs above a rank is taken
 from how many of them each identity is in: w_i w_j to first order, w_i + w_j - 1. The single pair weighs nothing there.
 """
@@ -29,19 +29,19 @@ _LANDING, _MOST_LANDINGS = 4096, 32
 
 @dataclass(frozen=True, eq=False)
 class TailSample:
-    """All genuine scores and the highest impostor scores of a long list.
+    """All mated scores and the highest non-mated scores of a long list.
 
     Attributes:
         genuine_scores: (G,) rising. genuine_identities: (G,) int64.
         impostor_scores: (M,) the highest, falling. impostor_first, impostor_second: (M,) their identities.
         impostor_codes: (M,) int64 which pair it is, the same number for every model.
         impostor_pairs: how many were scored in all.
-        deep_scores: (K,) thresholds further down, falling; deep_counts: (K,) impostor pairs above each; deep_identities: (K, n) how many of them an
+        deep_scores: (K,) thresholds further down, falling; deep_counts: (K,) non-mated pairs above each; deep_identities: (K, n) how many of them an
             identity is in. Empty where the highest scores are all.
-        identity_pairs: (n,) impostor pairs an identity is in.
+        identity_pairs: (n,) non-mated pairs an identity is in.
         identity_images: (n,) images, if all pairs of images were scored; else empty.
         fars: which TAR to give.
-        genuine_above, genuine_not_below: (G,) int64 impostor pairs that score above each genuine pair, and at least as high; empty where that is not
+        genuine_above, genuine_not_below: (G,) int64 non-mated pairs that score above each mated pair, and at least as high; empty where that is not
             known (all pairs): no AUC and no EER then.
     """
 
@@ -78,8 +78,8 @@ class TailSample:
             scores, same: (P,).
             first, second: (P,) identities from 0.
             codes: (P,) which pair of the list each is; None = all, in order.
-            fars: those with fewer than 1 / FAR impostor pairs are left out.
-            exact: how many of the highest impostor scores to keep one by one.
+            fars: those with fewer than 1 / FAR non-mated pairs are left out.
+            exact: how many of the highest non-mated scores to keep one by one.
         """
         impostor = np.flatnonzero(~same)
         rising, genuine_scores = np.sort(scores[impostor]), np.sort(scores[same])
@@ -104,14 +104,14 @@ class TailSample:
 
     @functools.cached_property
     def carriers(self) -> int:
-        """How many identities have a genuine pair."""
+        """How many identities have a mated pair."""
         return len(np.unique(self.genuine_identities))
 
     def facts(self) -> dict[str, npt.NDArray[Any]]:
         """Return how many pairs each identity is in, and the FARs."""
         return {
-            "genuine pairs of the identities": np.bincount(self.genuine_identities, minlength=self.identities),
-            "impostor pairs of the identities": self.identity_pairs,
+            "mated pairs of the identities": np.bincount(self.genuine_identities, minlength=self.identities),
+            "non-mated pairs of the identities": self.identity_pairs,
             "FARs": np.array(self.fars),
         }
 
@@ -143,7 +143,7 @@ class TailSample:
         return found
 
     def _threshold(self, falling: Float64, deep: Callable[[], Float64], allowed: int) -> float:
-        """The score of the first impostor that stays out when so much of their weight may be accepted."""
+        """The first non-mated score that stays out when so much of their weight may be accepted."""
         barred = int(np.searchsorted(falling, allowed, side="right"))
         if barred < len(falling):
             return float(self.impostor_scores[barred])
@@ -156,7 +156,7 @@ class TailSample:
     def _auc_and_eer(
         self, draw: IdentityDraw, falling: Float64, deep: Callable[[], Float64], total: float
     ) -> tuple[float, float]:
-        """As `metrics`, from the weight of the impostors above each genuine score. `falling` is the weight of the 1, 2 ... highest."""
+        """As `metrics`, from the weight of the non-mated pairs above each mated score. `falling` is the weight of the 1, 2 ... highest."""
         last = np.flatnonzero(np.append(self.genuine_scores[1:] != self.genuine_scores[:-1], True))
         upto = np.cumsum(draw.of(self.genuine_identities))[last]  # at the distinct genuine scores, rising
         above_D, with_equal_D = (
@@ -171,7 +171,7 @@ class TailSample:
         return auc, crossing(accepts[::-1].ravel(), rejects[::-1].ravel())
 
     def _weight_of_highest(self, counts: Int64, falling: Float64, deep: Callable[[], Float64], total: float) -> Float64:
-        """Weight of so many of the highest impostor scores: summed where these were kept, below it their number times the mean weight of one.
+        """Weight of so many of the highest non-mated scores: summed where these were kept, below it their number times the mean weight of one.
 
         The mean weight changes slowly with the rank, the number is exact: with weights 1 the figures are those of `metrics`.
         """
@@ -196,11 +196,11 @@ class TailSample:
 
     @functools.cached_property
     def _landings(self) -> dict[int, Float64]:
-        """Place in the genuine scores -> genuine pairs of each identity from there on; see `_accepted`."""
+        """Place in the mated scores -> mated pairs of each identity from there on; see `_accepted`."""
         return {}
 
     def _accepted(self, weights_I: Float64, threshold: float) -> float:
-        """Weight of the genuine pairs above a threshold, those of an identity weighing alike.
+        """Weight of the mated pairs above a threshold, those of an identity weighing alike.
 
         Thresholds of a FAR lie close together: counts per identity are kept for every 4,096th place, and only the pairs up to the next such place
         are weighted one by one.
@@ -221,7 +221,7 @@ def tail_of(
     exact: int,
     **facts: Any,
 ) -> TailSample:
-    """Return the sample of scored pairs of which only the highest impostor scores are kept.
+    """Return the sample of scored pairs of which only the highest non-mated scores are kept.
 
     Args:
         genuine: scores and identities.

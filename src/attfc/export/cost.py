@@ -112,7 +112,7 @@ def operating_threshold(before: AllPairs, terms: Terms) -> float:
     """Return the threshold of the operating point: the calibrated one, else that of all pairs of the people at hand.
 
     Raises:
-        UserError: they do not have 1 / FMR impostor pairs.
+        UserError: they do not have 1 / FMR non-mated pairs.
     """
     threshold = before.threshold_at_far[terms.fmr]
     if threshold is None:

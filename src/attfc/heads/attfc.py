@@ -2,8 +2,8 @@
 
 The head is put together from three choices: a center rule (`centers`: who is the positive, and what is kept), a bank of negatives (`banks`), and what
 the batch's own centers do. A step costs one streaming pass over the bank's rows (two matrix products forward, a multiply of B x D backward) and what
-the rule costs; memory is the bank. There are no parameters: the gradient flows into the embeddings alone, with in_batch="push" through the
-batch's own centers too. Not taken: a B x C matrix of logits, as in the published code.
+the rule costs; memory is the bank. There are no parameters, but for the rows that a table trains for frequent identities: the gradient flows into the
+embeddings alone, with in_batch="push" through the batch's own centers too. Not taken: a B x C matrix of logits, as in the published code.
 Several ranks share the rows of the banks. A step gathers labels, queries and new centers, fetches the stored rows of the own samples (where
 the rule uses them) and reduces three sums per query; backward needs nobody, because the rows carry no gradient. With "push" it gathers
 two numbers per query and adds up the gradients of the batch's centers.
@@ -68,18 +68,18 @@ class AttFC(Head):
         center: the rule: `OwnEmbedding` (default), `KeyAttention`, `Pairs` or `OtherImages`.
         negatives: the bank: `CenterTable` (default), `RecentCenters`, or `ImageMemory`, the default with `OtherImages` alone.
         stored: another bank that answers what is stored of an identity; default: the negatives.
-        in_batch: the batch's new centers of other identities join the negatives ("fixed"), and pass their gradient on to the embeddings that they are
-            made of ("push"), which are thereby pushed from the queries of other identities as a trained row would be. "none": they do not join.
-            They stand in for those identities' stored rows, each identity once; with a fifo bank they come on top. Of the query's own center no
-            gradient flows, nor of what is stored.
+        in_batch: "none": the batch's new centers of other identities are not negatives. "fixed": they are. "push": they are, and pass their
+            gradient on to the embeddings that they are made of. So queries of other identities push these embeddings away, as they would
+            push a trained row. These centers replace those identities' stored rows, each identity once; with a fifo bank they come on
+            top. The query's own center and stored centers pass no gradient on.
         filter_above, filtering, block_mib, ranks: as every head (`Head`).
 
     In `eval()` the loss is computed and nothing is kept.
 
-    `statistics()` gives, of the last step: `positive_cosine`, mean before the margin; `attention_entropy`, nats (log K: all keys weigh the same);
-    `positive_share`, of the samples, those that had a positive (the others count 0 in the loss; left out with `KeyAttention`, where all have one);
-    `stored_share`, those with a stored center; `disagreeing_share`, of those since the last call, how many lie at a cosine below 0.1 to it, as images
-    with a wrong label do; of a container: `fill` share, `center_age`, steps.
+    `statistics()` gives of the last step: `positive_cosine`, mean before the margin, and `attention_entropy`, nats (log K: all keys weigh the
+    same). `positive_share` is the share of samples that had a positive; the others count 0 in the loss. It is left out with `KeyAttention`,
+    where all have one. `stored_share`: those with a stored center. `disagreeing_share`: of those since the last call, how many lie at a cosine
+    below 0.1 to it, as images with a wrong label do. Of a container: `fill` share, and `center_age` in steps.
 
     Raises:
         UserError: parts that do not go together; an option out of its range.
@@ -122,8 +122,8 @@ class AttFC(Head):
         in_batch: Annotated[
             Literal["push", "fixed", "none"],
             Option(
-                "the centers of the other people in the batch are negatives too (fixed), with a gradient which moves the embeddings they are made of "
-                "away from other people (push)"
+                "centers of other people in the batch as negatives. fixed: without a gradient; push: with one, which moves the embeddings that "
+                "they are made of away from other people"
             ),
         ] = "push",
         filter_above: FilterAbove = None,
@@ -215,7 +215,7 @@ class AttFC(Head):
 
         Args:
             embedding_size: D, that of the backbone.
-            slots: C, the container's size; at least the batch size, more slots than identities are no fault.
+            slots: C, the container's size; at least the batch size, and it may exceed the number of identities.
             margin: default `CosFace` 0.4 at scale 64. The published code takes a margin's derivative as 1: for another margin pass
                 `gradient="straight_through"`, for `ArcFace` also `beyond_pi="wrap"`.
             ranks: see the class.
@@ -386,7 +386,7 @@ class AttFC(Head):
 
 
 def _refuse_strangers(center: CenterRule, negatives: Bank | None, stored: Bank | None) -> None:
-    """Refuse what is no part at all."""
+    """Refuse what is not a part at all."""
     for name, part, kind, example in (
         ("center", center, CenterRule, "a center rule, such as OwnEmbedding(share=...)"),
         ("negatives", negatives, Bank, "a bank, such as CenterTable(count=...)"),

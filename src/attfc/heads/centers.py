@@ -217,7 +217,7 @@ class Pairs(CenterRule):
         """Return centers of the neighbours.
 
         Raises:
-            UserError: a number of queries that is no multiple of the group.
+            UserError: a number of queries that is not a multiple of the group.
         """
         labels_B, K = batch.labels_B, self.group
         if labels_B.shape[0] % K:
@@ -243,8 +243,8 @@ class Pairs(CenterRule):
 class OtherImages(CenterRule):
     """The mean of the remembered embeddings of the identity's other images is the positive. No key encoder; the head takes positions.
 
-    Embeddings are of at most an epoch ago. An image without others has its own as positive; one whose identity was not seen yet teaches
-    nothing. What is kept for the negatives is the mean with the query's own.
+    Embeddings are at most an epoch old. An image that is its identity's only one uses its own last embedding as positive. An identity seen for
+    the first time contributes no loss. What is kept for the negatives is the mean with the query's own.
 
     Args:
         images: M of the data set; positions are 0 to M - 1. An image stays with its identity.
@@ -299,8 +299,8 @@ def generative_class_center(
         query_BD: (B, D) float; any length; detached here, the weights carry no gradient.
         keys_BKD: (B, K, D) float on the same device; not normalized: longer keys weigh more.
         temperature: > 0, in units of cosine.
-        stored_BD: (B, D) the identities' stored centers, one more candidate each, given the mean length of the
-            sample's keys: at unit length it would vanish beside keys that are ten times as long.
+        stored_BD: (B, D) the identities' stored centers, one more candidate each, at the mean length of the sample's keys. At
+            unit length it would vanish beside keys that are ten times as long.
         stored_B: (B,) bool, who has a stored center; the others attend over their keys alone.
 
     Returns:

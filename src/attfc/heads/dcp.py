@@ -202,8 +202,8 @@ class DCP(Head):
         return HeadMemory(2 * held, 0.0, working, 1, streamed, "pool")
 
     def statistics(self) -> dict[str, float]:
-        """Return, of the last step: `positive_cosine`, of the samples present with their newest slot, before the margin; `present_share`
-        of the samples; `hardest_cosine`, the absent samples' mean push; and of the pool: `fill` share, `center_age`, steps.
+        """Return of the last step: `positive_cosine`, of the samples present with their newest slot, before the margin; `present_share`
+        of the samples; `hardest_cosine`, the mean over the absent samples. Of the pool: `fill` share, and `center_age` in steps.
         """
         figures = super().statistics()
         if "center_age" in figures and self.enter_first not in (0, 1):

@@ -141,8 +141,8 @@ class FullFC(TrainedRows):
         filter_above, filtering, block_mib: as every head (`Head`).
         ranks: as every head; `weight` is then the block `shard` of the rows, whose gradient is that of the mean over all ranks.
 
-    `weight` (N, K D) float32 is a parameter, normal with standard deviation 0.01 as in arcface_torch; not normalized in
-    storage, so weight decay shortens its rows and that raises their effective learning rate.
+    `weight` (N, K D) float32 is a parameter, normal with standard deviation 0.01 as in arcface_torch. It is not normalized in
+    storage, so weight decay shortens its rows, which raises their effective learning rate.
 
     >>> import torch
     >>> head = FullFC(embedding_size=8, identities=100, margin=Margin(scale=16.0))

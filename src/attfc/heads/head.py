@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from attfc.distributed import Ranks
 from attfc.errors import UserError
@@ -73,6 +74,7 @@ class Head(nn.Module):
 
     takes_positions: bool = False
     identities: int | None
+    _rank: Tensor
 
     def __init__(
         self,
@@ -97,6 +99,9 @@ class Head(nn.Module):
             "filtering_threshold": filter_above, "filtering": filtering, "block_mib": block_mib
         }  # fmt: skip
         self.ranks = Ranks.world() if ranks is None else ranks
+        self._all_ranks, self._ranks_checked = ranks is None, self.ranks.size == 1
+        if self.ranks.size > 1:  # says whether somebody copied rank 0's buffers over ours
+            self.register_buffer("_rank", torch.tensor([self.ranks.rank]), persistent=False)
         self._last_step: dict[str, Tensor] = {}
 
     def forward(self, embeddings_BD: Tensor, labels_B: Tensor, keys_BKD: Tensor | None = None) -> Tensor:
@@ -148,6 +153,34 @@ class Head(nn.Module):
         state = self.state_dict()
         return state | {name: shard.gather(state[name], self.ranks) for name, shard in self.row_shards().items()}
 
+    def keep_apart(self, module: nn.Module) -> None:
+        """Have DistributedDataParallel leave this head alone where it will wrap `module`, of which the head is a part: each rank has rows of its own.
+
+        Call it before `module` is wrapped (in Lightning: in `configure_model`). A head that is not a part of the wrapped module does not need it.
+        """
+        names = {id(value): name for name, value in [*module.named_parameters(), *module.named_buffers()]}
+        shards = self.row_shards()
+        own = [*self.buffers(), *(value for name, value in self.named_parameters() if name in shards)]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(  # type: ignore[no-untyped-call]
+            module, [*getattr(module, "_ddp_params_and_buffers_to_ignore", []), *(names[id(value)] for value in own)]
+        )
+
+    def _check_ranks(self) -> None:
+        """Refuse to go on alone among others, or, in the first step, with the rows of another rank."""
+        if self._all_ranks and self.ranks.size != Ranks.world().size:
+            raise UserError(
+                f"this head was built for {self.ranks.size} process and is called in {Ranks.world().size}: build it after the process group "
+                "(in Lightning: in configure_model), or give it ranks=attfc.distributed.ALONE if each process is to have centers of its own"
+            )
+        if self._ranks_checked or self._rank.is_meta:
+            return
+        self._ranks_checked = True
+        if self.ranks.gather(self._rank).tolist() != list(range(self.ranks.size)):
+            raise UserError(
+                "each rank has rows of its own, and those of rank 0 were copied over the others': DistributedDataParallel does so to a head "
+                "inside the module that it wraps. Call head.keep_apart(module) before it is wrapped, or leave the head outside"
+            )
+
     @property
     def _named_banks(self) -> dict[str, Bank]:
         return {name: child for name, child in self.named_children() if isinstance(child, Bank)}
@@ -176,6 +209,7 @@ class Head(nn.Module):
 
     def _check_batch(self, embeddings_BD: Tensor, labels_B: Tensor) -> None:
         """Refuse wrong shapes and types in one line; negative labels are only seen where looking is free (CPU)."""
+        self._check_ranks()
         if embeddings_BD.dim() != 2 or embeddings_BD.shape[1] != self.embedding_size:
             raise UserError(
                 f"embeddings have shape {tuple(embeddings_BD.shape)}, the head expects (B, {self.embedding_size}): "

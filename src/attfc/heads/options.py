@@ -23,9 +23,9 @@ __all__ = [
 FilterAbove = Annotated[
     float | None,
     Option(
-        "negatives with a larger cosine than this are taken for wrong labels",
+        "negatives with a cosine above this are treated as wrongly labelled images of the same person",
         unit="cosine",
-        null="no negative is taken for a wrong label",
+        null="keep all negatives",
         gt=-1,
         le=1,
     ),
@@ -33,7 +33,7 @@ FilterAbove = Annotated[
 Filtering = Annotated[
     Literal["drop", "zero"],
     Option(
-        "what happens to these negatives: they leave the softmax (drop) or count with cosine 0 (zero, as arcface_torch)",
+        "what happens to these negatives. drop: they leave the softmax; zero: they count with cosine 0, as in arcface_torch",
         acts="head.filter_above!=null",
     ),
 ]
@@ -44,30 +44,30 @@ StoredShare = Annotated[
 MemoryEpochs = Annotated[
     float,
     Option(
-        "how much of an epoch the stored center of an identity with many images averages over; for others the share decides; 0: it decides for all",
+        "part of an epoch that the stored center of an identity with many images averages over; the share decides for others, and with 0 for all",
         unit="epochs",
         ge=0,
     ),
 ]
 DrawnShare = Annotated[
-    float | None, Option("share of the identities that is drawn per step", null="count says it", gt=0, le=1)
+    float | None, Option("centers drawn per step, as a share of the identities", null="use count", gt=0, le=1)
 ]
 DrawnCount = Annotated[
     int | None,
     Option(
-        "centers drawn per step", null="share says it; without one a tenth of the identities, 1,000 to 20,000", ge=1
+        "centers drawn per step",
+        null="use share; if that is null too, a tenth of the identities, 1,000 to 20,000",
+        ge=1,
     ),
 ]
-SlotShare = Annotated[float | None, Option("slots as a share of the identities", null="count says it", gt=0, le=1)]
+SlotShare = Annotated[float | None, Option("slots as a share of the identities", null="use count", gt=0, le=1)]
 SlotCount = Annotated[
     int | None,
-    Option("slots: how many centers it holds", null="share says it; without one a tenth of the identities", ge=1),
+    Option("slots: how many centers it holds", null="use share; if that is null too, a tenth of the identities", ge=1),
 ]
-RowType = Annotated[
-    Literal["float32", "bfloat16", "int8"], Option("how the container stores numbers: 4, 2 or 1 bytes each")
-]
+RowType = Annotated[Literal["float32", "bfloat16", "int8"], Option("type of the stored numbers: 4, 2 or 1 bytes each")]
 InitialRows = Annotated[
     Literal["empty", "random"],
-    Option("what unused slots hold: nothing, or random centers as negatives (as the published code)"),
+    Option("content of unused slots: nothing, or random centers as negatives (as in the published code)"),
 ]
-Folder = Annotated[str | Path | None, Option("folder on a fast disk for these rows", null="none; place=file needs one")]
+Folder = Annotated[str | Path | None, Option("folder on a fast disk for place=file", null="none; place=file needs one")]

@@ -196,7 +196,7 @@ class PartialFC(DrawnRows, TrainedRows):
             drawn = ahead["weight"]["drawn"].result()
             if drawn.moment != self._moment():
                 raise UserError(
-                    "PartialFC: the rows brought are not those of this step: call bring for each batch, after the optimizer's step of the one before"
+                    "PartialFC: bring fetched the rows of another step: call bring for each batch, after the optimizer's step of the one before"
                 )
         else:
             every_label_B = self.ranks.gather(labels_B)
@@ -254,5 +254,5 @@ def _refuse_by_name(optimizer: Optimizer, *_: Any) -> None:
             if "Adam" not in kind.__name__:
                 instead = "RowSGD(parameters, lr=..., momentum=..., weight_decay=...)"
             raise UserError(
-                f"torch.optim.{kind.__name__}{with_decay} cannot train rows with a sparse gradient, such as those of PartialFC: take attfc.{instead}"
+                f"torch.optim.{kind.__name__}{with_decay} cannot train rows with a sparse gradient, such as those of PartialFC: use attfc.{instead}"
             )

@@ -70,8 +70,8 @@ def class_softmax(
         rows_N: (N,) int64, ascending and all different: which rows of a larger weight, (..., D), the classes have. Its gradient is then
             sparse, of these rows. None: all, and a dense gradient.
         subcenters: K rows in a row are of one class, of which the most similar counts for each query; there are K N rows then.
-        ranks: where there are several, `weight_ND` is this rank's shard of the rows, in which row j is of class `first_class` + j;
-            queries, labels and norms are its own share of the batch (all of equal size), and the loss is that over the rows of all ranks.
+        ranks: where there are several, `weight_ND` is this rank's shard of the rows, in which row j is of class `first_class` + j.
+            Queries, labels and norms are its share of the batch, all shares of equal size. The loss is that over the rows of all ranks.
             The gradient of the shard is then divided by their number: that of the mean over ranks of their mean losses.
         first_class: see `ranks`.
         streaming: `Streaming`.

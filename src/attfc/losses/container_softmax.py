@@ -116,10 +116,10 @@ def container_softmax(
         row_scales_C: (C,) float32: row = int8 * scale.
         extra_rows_ED: (E, D) float, more negatives, such as the batch's own centers; with `extra_labels_E` (E,) int64. Unlike the
             container's rows they may ask for a gradient; it costs a product of B x E x D and B x E numbers, no blocks.
-        ranks: where there are several, the rows and the extra rows are this rank's shard of them, queries, positives and labels its own
-            share of the batch (all of equal size). The loss is that over the rows of all ranks. Forward gathers the queries and labels and
-            reduces (maximum, denominator, weighted sum); backward needs nobody, but for the gradient of the extra rows, which gathers
-            two numbers per query.
+        ranks: where there are several, the rows and the extra rows are this rank's shard of them. Queries, positives and labels are its
+            share of the batch, all shares of equal size. The loss is that over the rows of all ranks. Forward gathers the queries and
+            labels and reduces (maximum, denominator, weighted sum). Backward exchanges nothing, except that the gradient of the extra
+            rows gathers two numbers per query.
         streaming: `Streaming`.
 
     Returns:

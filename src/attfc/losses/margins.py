@@ -143,14 +143,14 @@ class AdaFace(Margin):
 
     z = clip(h (norm - mean) / std, -1, 1);  phi = cos(clip(theta - margin z, 0, pi)) - margin (1 + z)
 
-    Mean and std are running figures of the training batches (buffers `norm_mean` and `norm_std`, saved with the state; they start
-    at 20 and 100 as in the authors' code and move in training mode only).
+    Mean and std are running averages over the training batches, in the buffers `norm_mean` and `norm_std`, saved with the state.
+    They start at 20 and 100 as in the authors' code and move in training mode only.
 
     Args:
         scale: multiplies all logits.
         margin: m of the paper, radians in the angle and cosine units beside it.
         h: concentration; 0.333 puts about 68 % of the samples between -0.333 and 0.333.
-        averaging: share of the newest batch in the running figures, per step; 0.01 is the paper's momentum 0.99.
+        averaging: share of the newest batch in the running averages, per step; 0.01 is the paper's momentum 0.99.
         gradient: "exact" | "straight_through" (module docstring).
 
     Source: AdaFace (arXiv 2204.00964), eq. 11-14. Differs: a batch of one moves the mean but not the std, which it does not have.

@@ -140,7 +140,7 @@ class AgainstStart:
 
 
 def _people(path: str, store: Store | None) -> int:
-    """Return how many people a model can be judged on: those with two images, or the genuine pairs of a .bin, which names nobody."""
+    """Return how many people a model can be judged on: those with two images, or the mated pairs of a .bin, which names nobody."""
     if store is None:
         return int(np.count_nonzero(read_verification_set(Path(path)).same))
     return int(np.count_nonzero(store.identities.counts() >= 2))

@@ -77,6 +77,8 @@ def ways_to_save(config: RunConfig, device: torch.device) -> Ways:
         rows = " with gradients and optimizer state: head=attfc trains none"
     else:  # a container holds what a step works on, a table everybody
         rows = fewer if any(bank.kind == "recent_centers" for bank in banks.values()) or section == "head" else ""
+    if sized.get("trained"):
+        rows = fewer = ": lower negatives.trained"
     if outside:
         rows += f"{', or' if rows else ':'} keep them in a file: {outside}"
     return Ways(rows, f"{fewer}, or halve batch_size" if fewer else ": halve batch_size", outside)

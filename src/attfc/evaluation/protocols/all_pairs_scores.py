@@ -1,8 +1,8 @@
 """Every image against every other: exact TAR at FARs that a list of a few thousand pairs cannot state.
 
 The 1,624,305 images of MFR-ALL are 1.3e12 pairs (2.6e12 if (a, b) and (b, a) count as two; every rate is the same), of which
-FAR 1e-6 accepts 1.3 million impostors. Blocked matrix products over the upper triangle; every genuine score is kept, and of
-the impostors only those that can still be among the highest, above a threshold that rises as they come in. No histogram,
+FAR 1e-6 accepts 1.3 million non-mated pairs. Blocked matrix products over the upper triangle; every mated score is kept, and of
+the non-mated pairs only those that can still be among the highest, above a threshold that rises as they come in. No histogram,
 never the pair matrix.
 
 Exact means: the figures are those of the exact scores (`exact_scores`), with ties as ties, whatever the products were computed in. A product
@@ -15,8 +15,8 @@ list (about 0.0017); plus the accumulation's D 2^-24 / (1 - D 2^-24), four times
 instead of rounding; plus 2^-8 where the product comes out in bfloat16. Float32: the accumulation alone (3e-5 at D = 512).
 Each pair scored again is a check of the bound; a violation ends the evaluation.
 
-Time: N^2 D / 2 multiplications, then about 3 us a genuine pair and a kept impostor. Memory: N x D x 4 bytes, 24 bytes a
-genuine pair, 96 bytes x FAR an impostor pair; never more than `budget`.
+Time: N^2 D / 2 multiplications, then about 3 us per mated pair and kept non-mated pair. Memory: N x D x 4 bytes, 24 bytes per
+mated pair, 96 bytes x FAR per non-mated pair; never more than `budget`.
 
 Source: the protocol of MFR-ALL (InsightFace challenge), which scores all pairs of its test images; error bounds as in
 `exact_scores`.
@@ -90,11 +90,11 @@ class AllPairs(Figures):
     Attributes:
         identity_images: (identities,) images of each, identities in the order of the sorted labels.
         genuine_scores: (G,) float32, all of them, by identity.
-        top_impostors: (K,) float32, the highest impostor scores, falling; as many as the largest stated FAR needs.
+        top_impostors: (K,) float32, the highest non-mated scores, falling; as many as the largest stated FAR needs.
         top_labels: (K, 2) the two identities of each. top_codes: (K,) int64 which pair it is, by the place of its rows in `embeddings`.
         tar_at_far: over pairs; None for a FAR that cannot be stated; `notes` says why.
-        hardest_genuine: the lowest genuine scores. hardest_impostor: the highest impostor scores.
-        precision: what the products were computed in. verified: impostor pairs scored again exactly.
+        hardest_genuine: the lowest mated scores. hardest_impostor: the highest non-mated scores.
+        precision: what the products were computed in. verified: non-mated pairs scored again exactly.
     """
 
     identity_images: Int64
@@ -151,7 +151,7 @@ class AllPairs(Figures):
 
     @property
     def genuine_labels(self) -> Int64:
-        """(G,) the identity of each genuine pair."""
+        """(G,) the identity of each mated pair."""
         return np.repeat(np.arange(self.identities), _PairCounts(self.identity_images).genuine_I)
 
     @property
@@ -163,12 +163,12 @@ class AllPairs(Figures):
 
     @property
     def carriers(self) -> int:
-        """How many identities have a genuine pair."""
+        """How many identities have a mated pair."""
         return int((self.identity_images > 1).sum())
 
     @functools.cached_property
     def person_balanced_tar_at_far(self) -> dict[float, float | None]:
-        """TAR with each identity weighing alike: the mean, over those with a genuine pair, of the share of their pairs accepted.
+        """TAR with each identity weighing alike: the mean, over those with a mated pair, of the share of their pairs accepted.
 
         An identity of m images has m (m - 1) / 2 pairs, so that in `tar_at_far` a person weighs by the square of their images. The thresholds are
         the same.
@@ -180,7 +180,7 @@ class AllPairs(Figures):
         return found
 
     def accepted_pairs(self, threshold: float) -> Int64:
-        """Return how many genuine pairs score above a threshold, of each identity that has any: (carriers,)."""
+        """Return how many mated pairs score above a threshold, of each identity that has any: (carriers,)."""
         return np.add.reduceat(self.genuine_scores > threshold, self._genuine_starts[:-1], dtype=np.int64)
 
     @functools.cached_property
@@ -223,12 +223,12 @@ class _PairCounts:
         self.impostors = self.images * (self.images - 1) // 2 - self.genuine
 
     def wanted(self, far: float) -> int:
-        """Return how many of the highest impostor scores a FAR needs: with the threshold, and one for rounding."""
+        """Return how many of the highest non-mated scores a FAR needs: with the threshold, and one for rounding."""
         return min(self.impostors, math.floor(far * self.impostors) + 2)
 
 
 def bytes_needed(images: int, dimension: int, genuine_pairs: int, kept: int, device: str = "cpu") -> int:
-    """Return the least `budget` for a list, in bytes; `kept` is the number of impostor scores to keep, FAR x impostor pairs + 2."""
+    """Return the least `budget` for a list, in bytes; `kept` is the number of non-mated scores to keep, FAR x non-mated pairs + 2."""
     rows = 4 * images * dimension + 48 * images
     tile = 4 * min(ROWS[device], images) * min(COLUMNS[device], images)
     return rows + 24 * genuine_pairs + 3 * tile + _BYTES_SCRATCH + _BYTES_KEPT * kept
@@ -237,7 +237,7 @@ def bytes_needed(images: int, dimension: int, genuine_pairs: int, kept: int, dev
 def check_budget(
     budget: int, dimension: int, counts: npt.ArrayLike, device: torch.device | str | None = None, hardest: int = 12
 ) -> int:
-    """Return how many impostor scores a budget has room for; refuse one that has none, before anything is embedded.
+    """Return how many non-mated scores a budget has room for; refuse one that has none, before anything is embedded.
 
     Args:
         budget: bytes. dimension: of the embeddings.
@@ -288,8 +288,8 @@ def score_all_pairs(
         hardest: how many of the worst mated and non-mated pairs to name.
         block: rows of a tile; None = 1,024 on the CPU, 4,096 elsewhere.
         budget: bytes, for a copy of the embeddings, the tiles and all scores kept.
-        spare: keep so many times the impostor scores that the largest FAR needs: intervals look below its threshold.
-        precision: of the products; "auto" is float64 where more than 1 in 200 impostors are kept, else bfloat16 where the device gains
+        spare: keep so many times the non-mated scores that the largest FAR needs: intervals look below its threshold.
+        precision: of the products; "auto" is float64 where more than 1 in 200 non-mated pairs are kept, else bfloat16 where the device gains
             by it (`precision.fast_bfloat16`), else float32. The figures are the same.
         device: where to multiply; None = where the embeddings are.
         progress: called as (pairs done, pairs).
@@ -380,7 +380,7 @@ def score_groups(
         **options: of `score_all_pairs`.
 
     Returns:
-        Group -> its figures, by name; and notes: groups without genuine or impostor pairs, images in no group, identities in several groups.
+        Group -> its figures, by name; and notes: groups without mated or non-mated pairs, images in no group, identities in several groups.
     """
     group_N, label_N = np.asarray(groups, dtype=np.str_), np.asarray(labels)
     if group_N.shape != (len(embeddings),):

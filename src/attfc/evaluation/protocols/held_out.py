@@ -61,7 +61,7 @@ class HeldOutEvaluation(ImageEvaluation):
         pairs: the pairs scored, without those that use a broken image.
         skipped_pairs: how many those were.
         rank_one, all_pairs: None if not asked for or not possible; `notes` says why.
-        hardest: worst genuine, then worst impostor pairs; of all pairs if those were scored, else of the list.
+        hardest: worst mated, then worst non-mated pairs; of all pairs if those were scored, else of the list.
         pair_sample: the list of pairs with the identities behind it, for intervals.
         slices: all pairs within each value of each attribute; None without attributes.
     """
@@ -80,7 +80,7 @@ class HeldOutEvaluation(ImageEvaluation):
     def samples(self, exact: int = EXACT_IMPOSTORS) -> dict[FigurePath, list[Sample]]:
         """Return the scores behind the figures, by where these stand in `figures()`, for intervals by identity.
 
-        exact: how many of the highest impostor scores of all pairs are drawn one by one; fewer are quicker.
+        exact: how many of the highest non-mated scores of all pairs are drawn one by one; fewer are quicker.
         """
         ranked = [] if self.rank_one is None else [self.rank_one.sample()]
         found: dict[FigurePath, list[Sample]] = {(): [self.pair_sample, *ranked]}
@@ -90,7 +90,7 @@ class HeldOutEvaluation(ImageEvaluation):
 
     @property
     def people(self) -> int:
-        """How many people the figures rest on: those with a genuine pair, or found again by rank-one."""
+        """How many people the figures rest on: those with a mated pair, or found again by rank-one."""
         ranked = 0 if self.rank_one is None else self.rank_one.sample().carriers
         return max(self.pair_sample.carriers, ranked)
 
@@ -172,7 +172,7 @@ def evaluate_store(
         thresholds, fars: see `evaluate_scores`.
         rank_one, all_pairs: also identify, and score every image against every other.
         gallery_images: these two use the whole store, or whole identities drawn by `seed` up to so many images.
-        hardest: how many of the worst genuine and of the worst impostor pairs to name.
+        hardest: how many of the worst mated and of the worst non-mated pairs to name.
         attributes: from `read_attributes`: with all pairs also score those within each value of each.
         spare: see `score_all_pairs`; intervals of the all-pairs figures want 2.
         broken_limit: the largest share of broken images that is left out and counted; a larger one is an error.

@@ -1,4 +1,4 @@
-"""The highest impostor scores of all pairs of images, exactly: tiles of the matrix of products, of which few scores are kept.
+"""The highest non-mated scores of all pairs of images, exactly: tiles of the matrix of products, of which few scores are kept.
 
 A product in float32 or bfloat16 is off by at most `error` (a proven bound, see `all_pairs_scores`), so a pair is thrown away only when even
 product + error stays below the n-th highest lower bound found so far; all others are scored again exactly. Tiles in which many pairs pass (the
@@ -33,7 +33,7 @@ def highest_impostors(
     width: int,
     progress: Progress | None,
 ) -> tuple[Float32, Int64, int]:
-    """The `keep` highest impostor scores, falling, their pair numbers (row x N + column), and how many were scored again."""
+    """The `keep` highest non-mated scores, falling, their pair numbers (row x N + column), and how many were scored again."""
     images, on = len(rows_ND), rows_ND.device
     product = _Product(rows_ND, precision, height, width)
     kept = _Highest(keep, rows_ND, product.error)

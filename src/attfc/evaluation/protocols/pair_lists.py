@@ -227,20 +227,20 @@ def _look_up(at: str, line: str, images: _ImagesOfPerson) -> tuple[int, int, boo
 
 
 def generate_pairs(index: IdentityIndex, pairs: int = 6000, seed: int = 0, *, folds: int = 10) -> Pairs:
-    """Draw as many genuine as impostor pairs, none twice; the same for the same index, number and seed.
+    """Draw as many mated as non-mated pairs, none twice; the same for the same index, number and seed.
 
-    Genuine pairs are spread evenly: every identity with two images gives one before any gives a second. Impostor pairs
-    join two identities drawn evenly, an image of each drawn evenly. Genuine and impostor pairs alternate, and
+    Mated pairs are spread evenly: every identity with two images gives one before any gives a second. Non-mated pairs
+    join two identities drawn evenly, an image of each drawn evenly. Mated and non-mated pairs alternate, and
     every fold holds both.
 
     Args:
         index: the store's identities.
         pairs: how many in all; fewer come, with a note, when the images do not allow so many.
         seed: any integer >= 0.
-        folds: number of folds; no more than genuine pairs.
+        folds: number of folds; no more than mated pairs.
 
     Raises:
-        UserError: pairs < 4; fewer than 2 identities with images; fewer than 2 genuine pairs to be had.
+        UserError: pairs < 4; fewer than 2 identities with images; fewer than 2 mated pairs to be had.
     """
     if pairs < 4:
         raise UserError(f"pairs={pairs}: two mated and two non-mated pairs are the least, so use at least 4")

@@ -110,7 +110,7 @@ def pairs_of_set(verification_set: VerificationSet, folds: int = 10) -> Pairs:
 def identities_of_set(verification_set: VerificationSet) -> Int64:
     """Return who each image of a `.bin` set shows, as far as the set says: (2 P,) int64.
 
-    The files name nobody. Images of a genuine pair show one person, and so do images of equal bytes; one person may remain several
+    The files name nobody. Images of a mated pair show one person, and so do images of equal bytes; one person may remain several
     identities where no pair joins them. Intervals by these identities are then too narrow, less so than intervals by pairs.
     """
     digests = [hashlib.blake2b(encoded, digest_size=16).digest() for encoded in verification_set.encoded]

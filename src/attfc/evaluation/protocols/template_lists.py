@@ -103,7 +103,7 @@ class TemplateLists:
     def subjects_of(self, templates: Int64) -> Int64:
         """Return who templates show, numbered from 0, as far as the lists say.
 
-        Galleries and probes name subjects; templates of a genuine pair show one.
+        Galleries and probes name subjects; templates of a mated pair show one.
         """
         ids, subjects = self._subjects
         return subjects[np.searchsorted(ids, templates)]

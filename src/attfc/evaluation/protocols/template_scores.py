@@ -90,7 +90,7 @@ class TemplateVerification(Figures):
     Attributes:
         pairs, genuine_pairs, impostor_pairs: scored.
         skipped_genuine_pairs, skipped_impostor_pairs: pairs with a template that has no usable face.
-        tar_at_far: TAR at a FAR that does not exceed the one asked for; None where the impostor pairs are too few to state it.
+        tar_at_far: TAR at a FAR that does not exceed the one asked for; None where the non-mated pairs are too few to state it.
         tar_at_nearest_far: what the published scripts print, see `metrics.tar_at_nearest_far`.
         auc, eer: over all scored pairs.
         scores, same: (P,) of the pairs scored, in the order of the list.
@@ -123,7 +123,7 @@ def verify_templates(
     """Score a list of pairs of templates.
 
     Raises:
-        UserError: of the pairs whose templates have faces, all are genuine or all impostors.
+        UserError: of the pairs whose templates have faces, all are mated or all non-mated pairs.
     """
     first, second = templates.rows(pairs.first), templates.rows(pairs.second)
     scored = (first >= 0) & (second >= 0)

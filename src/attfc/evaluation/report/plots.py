@@ -141,7 +141,7 @@ def roc_figure(scores: Float64, same: Bools, all_pairs: tuple[Float64, Float64, 
 
     Args:
         scores, same: the list of pairs.
-        all_pairs: FAR, TAR and the number of impostor pairs of the all-pairs curve.
+        all_pairs: FAR, TAR and the number of non-mated pairs of the all-pairs curve.
     """
     drawn = [("pairs", *roc_of_list(scores, same), int((~same).sum()), SECOND, "--")]
     if all_pairs is not None and len(all_pairs[0]):
@@ -275,7 +275,7 @@ def group_figure(rates: Sequence[GroupRate], label: str, key: str, x_label: str)
 
 
 def score_figure(scores: Float64, same: Bools, threshold: float | None) -> str:
-    """Draw the densities of genuine and impostor scores, and the threshold."""
+    """Draw the densities of mated and non-mated scores, and the threshold."""
     low, high = float(scores.min()), float(scores.max())
     bins = np.linspace(low, high if high > low else low + 1e-6, 51).tolist()
     with _drawing() as axes:

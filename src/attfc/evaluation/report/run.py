@@ -190,7 +190,7 @@ def _tar_of(figures: Mapping[str, Any]) -> object:
 
 
 def _hardest_pairs(run: RunRecord, store: Store | None) -> list[Pair]:
-    """Worst genuine pairs first, then worst impostor pairs."""
+    """Worst mated pairs first, then worst non-mated pairs."""
     arrays = run.arrays
     columns = [f"hardest_{name}" for name in HARDEST]
     if all(name in arrays for name in columns):
@@ -211,7 +211,7 @@ def _hardest_pairs(run: RunRecord, store: Store | None) -> list[Pair]:
 
 
 def _hardest(run: RunRecord, store: Store | None) -> Iterator[tuple[str, list[tuple[Pair, list[str]]], list[Pair]]]:
-    """Title, pairs with their pictures, and the other pairs, of genuine and of impostor pairs."""
+    """Title, pairs with their pictures, and the other pairs, of mated and of non-mated pairs."""
     pairs = _hardest_pairs(run, store)
     for kind, title in (
         (True, "Mated pairs with the lowest scores"),

@@ -35,8 +35,8 @@ class ImageMemory(KeptRows):
     """Last embeddings of M images and their sums over N identities, for `OtherImages`; everything it holds is in its `state_dict`.
 
     Args:
-        share, count: centers (of all images of an identity) drawn as negatives in a step, of the identities or absolute; default: a tenth of the
-            identities, at least 1,000, at most 20,000. Those of the batch come on top.
+        share, count: centers (of all images of an identity) drawn as negatives per step, as a share of the identities or a number. Default: a
+            tenth of the identities, at least 1,000, at most 20,000. Those of the batch come on top.
         place, folder: where both live; `device`: they move with the module.
         seed: names the draws.
 
@@ -68,7 +68,7 @@ class ImageMemory(KeptRows):
         place: Annotated[
             Literal["device", "host", "file"],
             Option(
-                "where the embedding of every image is kept (2 bytes per number and image, 4 per number and identity)"
+                "where the embeddings of all images are kept (2 bytes per number and image, 4 per number and identity)"
             ),
         ] = "host",
         folder: Folder = None,
@@ -82,8 +82,8 @@ class ImageMemory(KeptRows):
             raise UserError("ImageMemory keeps a row per image: it goes with center=OtherImages(images=M)")
         if not self.ranks.size <= self.identities <= images:
             raise UserError(
-                f"the memory of images has {images} images of {identities} identities and {self.ranks.size} ranks that share its rows: it needs at "
-                "least one image per identity and one identity per rank"
+                f"the memory of images has {images} images, {identities} identities and {self.ranks.size} ranks: it needs at least one image per "
+                "identity and one identity per rank"
             )
         self.images = images
         self.image_shard = ShardedRows.of(images, self.ranks)

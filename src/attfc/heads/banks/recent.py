@@ -39,20 +39,20 @@ class RecentCenters(Bank):
     """Fixed-size store of class centers; everything it holds is in its `state_dict`.
 
     Args:
-        share, count: slots, of the identities or absolute; default: a tenth of the identities. A batch may not be larger; more slots than
-            identities are no fault.
+        share, count: slots, as a share of the identities or a number; default: a tenth of the identities. At least the batch size; there may
+            be more slots than identities.
         policy: `fifo` or `unique`.
         dtype: storage of the rows; all arithmetic is float32. int8 keeps a float32 scale per row (row = int8 * scale).
-        initial: `empty`: slots without a row are no negatives; `random` (published code): random unit rows that match
-            nobody stand in until they are overwritten, drawn from torch's global generator.
+        initial: `empty`: slots without a row are not negatives. `random` (published code): they hold random unit rows that match
+            nobody until they are overwritten, drawn from torch's global generator.
 
     Raises:
         UserError: unknown option, fewer than 1 slot or than ranks; in `load_state_dict`: another number of slots, size, dtype or policy.
 
-    Buffers: `rows` (C, D), `row_scales` float32 (C,) for int8 only, of both this rank's block, `labels` int64 (C,) (-1 empty, -2 random row),
-    `stamps` int64 (C,) last refresh, `pointer`, `fill`, `step`, `reach`, `policy_code` int64 scalars, and the index.
-    `reach` bounds the slots that may be filled; it is saved, because it decides how a pass is cut into blocks and so how its
-    sums round: without it a resumed run would not be the uninterrupted one bit for bit.
+    Buffers: `rows` (C, D), and for int8 `row_scales` float32 (C,), of both this rank's block. `labels` int64 (C,) (-1 empty, -2 random row),
+    `stamps` int64 (C,) last refresh. `pointer`, `fill`, `step`, `reach`, `policy_code` int64 scalars, and the index.
+    `reach` bounds the slots that may be filled. It decides how a pass is cut into blocks and so how its sums round. It is saved, so that
+    a resumed run equals the uninterrupted one bit for bit.
     """
 
     state_name = "container"
@@ -167,8 +167,8 @@ class RecentCenters(Bank):
         """Raise the error of a batch that is larger than the container."""
         if batch > self.slots:
             raise UserError(
-                f"container has {self.slots} slots, which is smaller than the batch ({batch}): raise count to at least {batch}, which may be more "
-                f"than there are identities, or lower the batch to {self.slots}"
+                f"container has {self.slots} slots, which is smaller than the batch ({batch}): raise count to at least {batch} (it may exceed the "
+                f"identities), or lower the batch to {self.slots}"
             )
 
     @torch.no_grad()
@@ -176,7 +176,7 @@ class RecentCenters(Bank):
         """Store a batch of centers, as one event.
 
         `fifo`: sample i takes slot (pointer + i) mod C. `unique`: identities of the batch that are stored are refreshed
-        first, so the batch never evicts one of its own; then each new identity takes the slot that was refreshed the
+        first, so the batch never evicts one of its own. Then each new identity takes the slot that was refreshed the
         longest ago (empty ones first). Several samples of one identity: the renormalized mean of their centers. Within
         a batch, recency follows the last sample of each identity.
 

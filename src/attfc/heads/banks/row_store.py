@@ -167,8 +167,8 @@ def _check_room(size: int) -> None:
     free = available_memory(swap=True)
     if free is not None and size > free:
         raise UserError(
-            f"rows of {size / 2**30:.2f} GiB do not fit the host memory, of which {free / 2**30:.2f} GiB are free: keep them in a file on a "
-            "fast disk (negatives.place=file, head.place=file); center=other_images keeps a row per image, center=own_embedding one per identity"
+            f"rows of {size / 2**30:.2f} GiB do not fit the host memory, of which {free / 2**30:.2f} GiB are free: keep them in a file on a fast "
+            "disk (negatives.place=file, head.place=file). center=other_images keeps a row per image, center=own_embedding one per identity"
         )
 
 
