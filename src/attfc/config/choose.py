@@ -129,9 +129,9 @@ def _head(data: Data, machine: Machine, given: Mapping[str, Any], mean: float, b
     push = "push" if mean >= 4 and given.get("center.kind") != "key_attention" else "fixed"
     why = f"{mean:.1f} images per person; from 4 on, people of one batch also push each other away"
     row("batch's own centers", {"in_batch": push}, why)
-    if bank == "center_table":
+    if bank == "center_table" and data.frequent:
         trained = min(data.frequent, max(1000, people // 6), 20_000)
-        why = f"{data.frequent:,} people have {FREQUENT} or more images; a trained row of 6,144 bytes each, at most 20,000"
+        why = f"{data.frequent:,} people have {FREQUENT} or more images; their centers are trained, 6,144 bytes each"
         row("trained centers", {"negatives.trained": trained}, why, "{:,}")
     size = people * 1024 / 2**30
     place = "device" if size <= machine.card / 10 else "host" if size <= machine.host_gib / 4 else "file"
