@@ -24,7 +24,8 @@ from common import write_result
 from attfc.data import open_store
 from attfc.data.cleaning.duplicates import find_duplicates, read_contents
 from attfc.data.cleaning.identity_centers import center_blocks, identity_centers
-from attfc.data.cleaning.label_cleaning import Mislabelled, mislabelled, overlap_by_embedding
+from attfc.data.cleaning.label_cleaning import Mislabelled, mislabelled
+from attfc.data.cleaning.same_people import alike
 from attfc.data.content_hash import equal_groups
 from attfc.evaluation import embed_store, evaluate_pairs, generate_pairs
 from attfc.training.model_files import load_model
@@ -144,7 +145,7 @@ def moves(embeddings: Float32, labels: Int64) -> list[dict[str, float]]:
 
 
 def leakage(embeddings: Float32, labels: Int64) -> list[dict[str, float]]:
-    """Recall and false alarms of `overlap_by_embedding`.
+    """Recall and false alarms of `alike`.
 
     People with at least 4 images. Every third is in both sets with half of the images each; the rest alternate between the sets.
     """
@@ -162,8 +163,8 @@ def leakage(embeddings: Float32, labels: Int64) -> list[dict[str, float]]:
         ours, theirs = (identity_centers(embeddings, side, len(people), 0.3) for side in (train, evaluation))
         leaked, in_train = np.arange(0, len(people), 3), np.unique(train[train >= 0])
         for threshold in (0.5, 0.6, 0.7, 0.8, 0.9, 0.95):
-            found = overlap_by_embedding(ours, theirs, threshold)
-            right = int((found.train == found.evaluation).sum())
+            found = alike(ours, theirs, threshold)
+            right = int((found.found == found.best[found.found]).sum())
             results.append(
                 {
                     "images_per_person": f"{low}-{high}" if high < 10_000 else f"{low}+",
@@ -171,7 +172,7 @@ def leakage(embeddings: Float32, labels: Int64) -> list[dict[str, float]]:
                     "leaked": len(leaked),
                     "found": right,
                     "others_in_train": len(in_train) - len(leaked),
-                    "others_dropped": int(np.setdiff1d(found.train, leaked).size),
+                    "others_dropped": int(np.setdiff1d(found.found, leaked).size),
                 }
             )
     return results

@@ -5,22 +5,28 @@ grey, darker, noisier, with wider poses, as an infrared camera at a door: 1,000 
 images equally often, but for `scratch, 4 x`. A second part goes on with the fine-tuned model on the same people, from AttFC to the full FC, with the
 centers of the first stage and with new ones.
 
-    python benchmarks/finetune.py --work FOLDER [--seeds 0 1 2] [--minutes 14]
+    python benchmarks/finetune.py --work FOLDER [--seeds 0 1 2] [--minutes 14] [--faces SOURCES]
+
+With --faces, real faces in four of the ways: SOURCES has list files of two collections, web.lst and lfw.lst, and val.lst of other people of the
+second. The first model learns from four fifths of the people of the first, is fine-tuned on the second, and is judged on val.lst and on the fifth
+kept aside.
 
 Cells that are in FOLDER are not computed again, and after --minutes the script leaves: call it until it says that all are there; then it writes
-results/finetune.json. One thread.
+results/finetune.json, or finetune_faces.json. One thread.
 """
 
 import argparse
 import functools
 import json
-import statistics
 import time
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from common import median_seconds_each, write_result
+from teacher import mean
 
 import attfc
 from attfc.config import load_config
@@ -36,7 +42,8 @@ from attfc.training.step import Inputs, TrainStep
 
 FIRST = "synthetic:identities=3000,images=10,seed=1"
 FIRST_EPOCHS, EPOCHS, STAGE_EPOCHS = 8, 3, 2
-FIGURE = ("all_pairs", "tar_at_far", "0.001")
+FIGURE, OF_FACES = ("all_pairs", "tar_at_far", "0.001"), ("all_pairs", "tar_at_far", "0.01")
+ON_FACES = ("fine-tuned", "scratch", "BatchNorm kept", "scratch, 4 x the epochs")
 COMMON = ["device=cpu", "threads=1", "precision.amp=none", "data.workers=0", "data.decoded_cache_mib=2000"]
 COMMON += ["log.tensorboard=false", "report.write=false", "backbone=r6_tiny", "batch_size=128", "checkpoint.every=0"]
 WAYS: dict[str, tuple[str, ...]] = {
@@ -51,6 +58,15 @@ WAYS: dict[str, tuple[str, ...]] = {
 }
 TRUNKS = {"trained": (), "frozen": ("finetune.trunk_rate=0",)}
 STAGES = {"centers of the first stage": "by_name", "new centers": "fresh"}
+
+
+class Data(NamedTuple):
+    """What the first model learns from, what it is fine-tuned on, and two sets of other people: like the latter, like the first."""
+
+    first: str
+    people: str
+    here: str
+    there: str
 
 
 class AnotherStyle(SyntheticFaces):
@@ -77,6 +93,18 @@ def draw(folder: Path, faces: SyntheticFaces) -> None:
     (folder / "done").touch()
 
 
+def split_faces(work: Path, sources: Path) -> Data:
+    """Write the people of the first collection into two lists, four fifths and one, and return what is trained and judged on."""
+    lines = (sources / "web.lst").read_text().splitlines(keepends=True)
+    people = sorted({line.split("\t")[1] for line in lines})
+    for name, aside in (("first", False), ("everybody", True)):
+        chosen = [line for line in lines if (people.index(line.split("\t")[1]) % 5 == 0) == aside]
+        (work / f"{name}.lst").write_text("".join(chosen))
+    return Data(
+        str(work / "first.lst"), str(sources / "lfw.lst"), str(sources / "val.lst"), str(work / "everybody.lst")
+    )
+
+
 def judge(model: Path, sets: dict[str, str], cell: Path) -> None:
     """Evaluate a model on sets, and keep figures and scores."""
     backbone = attfc.load(model, device="cpu").module
@@ -99,25 +127,28 @@ def carry_out(cell: Path, data: str, sets: dict[str, str], options: list[str]) -
     (cell / "cell.json").write_text(json.dumps(record))
 
 
-def cells(work: Path, seeds: list[int]) -> list[tuple[Path, str, dict[str, str], list[str]]]:
+def cells(
+    work: Path, seeds: list[int], data: Data, ways: Collection[str]
+) -> list[tuple[Path, str, dict[str, str], list[str]]]:
     """Return every cell: its folder, training data, sets to judge on, options; seed by seed."""
-    here, there = (str(work / name / "faces") for name in ("others", "everybody"))
+    _, people, here, there = data
     base = [f"epochs={FIRST_EPOCHS}", "lr=0.1", "head=partial_fc", "eval.share=0", "eval.root=null", "name=base"]
     both = {"here": here, "there": there}
-    found = [(work / "cells" / "base", FIRST, both, base)]
+    found = [(work / "cells" / "base", data.first, both, base)]
     start = f"start_from={work / 'cells' / 'base' / 'base-001'}"
     for seed in seeds:
-        common = [f"seed={seed}", f"eval.root={here}", "eval.generated_pairs=3000", "name=run"]
-        for name, options in WAYS.items():
+        common = [f"seed={seed}", f"eval.root={here}", "eval.generated_pairs=3000", "eval.look_alikes=0", "name=run"]
+        for name in ways:
+            options = WAYS[name]
             begins = [] if name.startswith("scratch") else [start, f"eval.also={there}"]
             epochs = [] if any(option.startswith("epochs=") for option in options) else [f"epochs={EPOCHS}"]
             cell = work / "cells" / f"{name}, seed {seed}"
-            found.append((cell, str(work / "people" / "faces"), both, [*common, *begins, *epochs, *options]))
+            found.append((cell, people, both, [*common, *begins, *epochs, *options]))
         first = f"start_from={work / 'cells' / f'fine-tuned, seed {seed}' / 'run-001'}"
-        for name, rows in STAGES.items():
+        for name, rows in STAGES.items() if len(ways) == len(WAYS) else ():
             cell = work / "cells" / f"{name}, seed {seed}"
             options = [*common, first, "head=full_fc", f"epochs={STAGE_EPOCHS}", f"finetune.rows={rows}"]
-            found.append((cell, str(work / "people" / "faces"), both, options))
+            found.append((cell, people, both, options))
     return found
 
 
@@ -144,26 +175,32 @@ def cost(batch: int = 128) -> list[dict[str, Any]]:
 
 
 @functools.cache
-def resampled(file: Path, seed: int) -> Resampled:
-    """Return the all-pairs figures of a cell, the people drawn again 400 times."""
-    return resample(read_result(file).samples[FIGURE[:1]][0], 400, seed=seed)
+def resampled(file: Path, figure: tuple[str, ...]) -> Resampled:
+    """Return an all-pairs figure of a cell, the people drawn again 400 times; the same people for every cell."""
+    drawn = resample(read_result(file).samples[figure[:1]][0], 400)
+    return replace(drawn, values={figure[1:]: drawn.values[figure[1:]]})
 
 
-def summary(work: Path, name: str, against: str, where: str, seeds: list[int]) -> dict[str, Any]:
-    """Return the figure of a way on a set, and its difference to another way, over the seeds; the same people are drawn for both."""
-    values, differences = [], []
-    for seed in seeds:
-        mine, theirs = (
-            resampled(work / "cells" / (each if each == "base" else f"{each}, seed {seed}") / f"{where}.npz", seed)
-            for each in (name, against)
-        )
-        values.append(mine.values[FIGURE[1:]])
-        differences.append(interval_of_difference(mine, theirs, FIGURE[1:]))
+def summary(
+    work: Path, name: str, against: str, where: str, seeds: list[int], figure: tuple[str, ...]
+) -> dict[str, Any]:
+    """Return the figure of a way on a set, and its difference to another way: of each seed, and of the mean over seeds."""
+    mine, theirs = (
+        [
+            resampled(work / "cells" / (each if each == "base" else f"{each}, seed {seed}") / f"{where}.npz", figure)
+            for seed in seeds
+        ]
+        for each in (name, against)
+    )
+    path = figure[1:]
+    pairs = [(mean(mine), mean(theirs)), *zip(mine, theirs, strict=True)]
+    difference, *each = (interval_of_difference(one, other, path) for one, other in pairs)
     return {
-        "tar": values,
-        "mean": statistics.mean(values),
-        "difference": statistics.mean(each.value for each in differences),
-        "intervals": [[each.low, each.high] for each in differences],
+        "tar": [one.values[path] for one in mine],
+        "mean": pairs[0][0].values[path],
+        "difference": difference.value,
+        "interval": [difference.low, difference.high],
+        "differences": [[one.value, one.low, one.high] for one in each],
     }
 
 
@@ -173,34 +210,45 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--minutes", type=float, default=1e9)
+    parser.add_argument("--faces", type=Path)
     asked = parser.parse_args()
     torch.set_num_threads(1)
     work, ends = asked.work.resolve(), time.monotonic() + 60 * asked.minutes
-    draw(work / "people", AnotherStyle(1000, 8, seed=3))
-    draw(work / "others", AnotherStyle(200, 8, seed=3, first_identity=5000))
-    draw(work / "everybody", SyntheticFaces(400, 6, seed=2))
-    todo = [each for each in cells(work, asked.seeds) if not (each[0] / "cell.json").exists()]
+    ways, figure = (tuple(WAYS), FIGURE) if asked.faces is None else (ON_FACES, OF_FACES)
+    if asked.faces is None:
+        draw(work / "people", AnotherStyle(1000, 8, seed=3))
+        draw(work / "others", AnotherStyle(200, 8, seed=3, first_identity=5000))
+        draw(work / "everybody", SyntheticFaces(400, 6, seed=2))
+        data = Data(FIRST, *(str(work / name / "faces") for name in ("people", "others", "everybody")))
+    else:
+        work.mkdir(parents=True, exist_ok=True)
+        data = split_faces(work, asked.faces)
+    todo = [each for each in cells(work, asked.seeds, data, ways) if not (each[0] / "cell.json").exists()]
     for number, cell in enumerate(todo):
         if time.monotonic() > ends:
             print(f"{len(todo) - number} cells are missing: call it again")
             return
         carry_out(*cell)
     rows: list[dict[str, Any]] = []
-    for name in ("base", *WAYS):
+    for name in ("base", *ways):
         record = json.loads(
             (work / "cells" / (name if name == "base" else f"{name}, seed 0") / "cell.json").read_text()
         )
         row = {"name": name, "options": record["options"][-2:], "steps": record["steps"]}
         row["train_seconds"] = record["train_seconds"]
-        row |= {where: summary(work, name, "base", where, asked.seeds) for where in ("here", "there")}
-        row["here against scratch"] = summary(work, name, "scratch", "here", asked.seeds)
+        row |= {where: summary(work, name, "base", where, asked.seeds, figure) for where in ("here", "there")}
+        row["here against scratch"] = summary(work, name, "scratch", "here", asked.seeds, figure)
         row["said"] = [line for each in record["against_start"].get("sets", []) for line in each["lines"]]
         rows.append(row)
+    config = {"seeds": asked.seeds, "first": Path(data.first).name, "epochs": EPOCHS, "figure": list(figure)}
+    if asked.faces is not None:
+        print(write_result("finetune_faces", config, {"ways": rows}))
+        return
     stages = [
-        {"name": name, **{where: summary(work, name, "fine-tuned", where, asked.seeds) for where in ("here", "there")}}
+        {"name": name}
+        | {where: summary(work, name, "fine-tuned", where, asked.seeds, figure) for where in ("here", "there")}
         for name in STAGES
     ]
-    config = {"seeds": asked.seeds, "first": FIRST, "epochs": EPOCHS, "figure": list(FIGURE)}
     print(write_result("finetune", config, {"ways": rows, "stages": stages, "cost": cost()}))
 
 

@@ -180,22 +180,23 @@ def center_table() -> str:
     return with_provenance(["", "flag, ms", "look, ms", "look / flag", "half of the pairs"], rows, record)
 
 
-def finetune(part: str) -> Callable[[], str]:
+def finetune(part: str, of: str = "finetune") -> Callable[[], str]:
     """A table of fine-tuning: eight ways on another style, two stages of one recipe, or what a frozen trunk saves."""
 
     def points(each: dict[str, Any]) -> str:
-        bounds = each["intervals"] if len(each["intervals"]) == 1 else []
-        return f"{100 * each['difference']:+.1f}" + "".join(
-            f" [{100 * low:+.1f}, {100 * high:+.1f}]" for low, high in bounds
-        )
+        low, high = each["interval"] if "interval" in each else each["intervals"][0]
+        return f"{100 * each['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
     def table() -> str:
-        record = load("finetune")
+        record = load(of)
         shown: list[dict[str, Any]] = record["results"][part]
         if part == "cost":
             rows = [[row["trunk"], f"{1000 * row['step_seconds']:.0f}", f"{row['kept_mib']:.0f}"] for row in shown]
             return with_provenance(["trunk", "a step, ms", "kept for backward, MiB"], rows, record)
-        places = {"here": "another style", "there": "everybody"}
+        places = {
+            "here": "another style" if of == "finetune" else "LFW",
+            "there": "everybody" if of == "finetune" else "web",
+        }
         rows = [
             [row["name"], *(cell for at in places for cell in (f"{100 * row[at]['mean']:.1f}", points(row[at])))]
             for row in shown
@@ -700,25 +701,29 @@ def percent(bounds: list[float | None], signed: bool = False) -> str:
     )
 
 
-def taught() -> str:
+def taught(name: str) -> Callable[[], str]:
     """Table of the runs of the teacher benchmark, each alone and against another."""
-    record = load("teacher")
-    titles = ["run", "figure", "mean over seeds", "against", "difference", "in each seed"]
-    names = {
-        "all_pairs tar_at_far 0.01": "TAR at FAR 1e-2",
-        "all_pairs person_balanced_tar_at_far 0.01": "the same, each person alike",
-        "rank_one": "rank-1",
-    }
-    rows = []
-    for row in record["results"]["alone"]:
-        for figure, name in names.items():
-            found = row["figures"][figure]
-            apart = ["-"] * 3
-            if found["against"] != row["run"]:
-                seeds = ", ".join(percent(each, signed=True) for each in found["differences"])
-                apart = [found["against"], percent(found["difference"], signed=True), seeds]
-            rows.append([row["run"], name, percent(found["mean"]), *apart])
-    return with_provenance(titles, rows, record)
+
+    def table() -> str:
+        record = load(name)
+        titles = ["run", "figure", "mean over seeds", "against", "difference", "in each seed"]
+        names = {
+            "all_pairs tar_at_far 0.01": "TAR at FAR 1e-2",
+            "all_pairs person_balanced_tar_at_far 0.01": "the same, each person alike",
+            "rank_one": "rank-1",
+        }
+        rows = []
+        for row in record["results"]["alone"]:
+            for figure, title in names.items():
+                found = row["figures"][figure]
+                apart = ["-"] * 3
+                if found["against"] != row["run"]:
+                    seeds = ", ".join(percent(each, signed=True) for each in found["differences"])
+                    apart = [found["against"], percent(found["difference"], signed=True), seeds]
+                rows.append([row["run"], title, percent(found["mean"]), *apart])
+        return with_provenance(titles, rows, record)
+
+    return table
 
 
 def taught_cross() -> str:
@@ -746,7 +751,15 @@ def taught_cross() -> str:
 def int8() -> str:
     """Table of what int8 costs, by the layers that stay float32."""
     record = load("int8")
-    titles = ["layers", "FMR", "FNMR float32, %", "FNMR int8, %", "lost at the threshold kept", "lost at equal FMR"]
+    titles = [
+        "network",
+        "layers",
+        "FMR",
+        "FNMR float32, %",
+        "FNMR int8, %",
+        "lost at the threshold kept",
+        "lost at equal FMR",
+    ]
     titles += ["float32, ms per face", "int8, ms per face", "float32, MiB", "int8, MiB"]
     rows = []
     for row in record["results"]:
@@ -755,12 +768,15 @@ def int8() -> str:
         times = [f"{row[name]:.2f}" for name in ("milliseconds_before", "milliseconds")]
         sizes = [f"{row[name] / 2**20:.1f}" for name in ("bytes_before", "bytes")]
         shown = [loss.text(2, percent=True) for loss in losses]
-        rows.append([row["layers"], f"{row['fmr']:g}", *rates, *shown, *times, *sizes])
+        of = record["config"] | row
+        network = f"{of['network']}, {of['image_size']} px"
+        rows.append([network, row["layers"], f"{row['fmr']:g}", *rates, *shown, *times, *sizes])
     return with_provenance(titles, rows, record)
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "teacher": taught,
+    "teacher": taught("teacher"),
+    "teacher longer": taught("teacher_longer"),
     "teacher cross": taught_cross,
     **{f"study {name}": grid(name) for name in STUDIES},
     "int8": int8,
@@ -791,6 +807,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "freed_memory": freed_memory,
     "center_table": center_table,
     **{f"finetune {part}": finetune(part) for part in ("ways", "stages", "cost")},
+    "finetune faces": finetune("ways", "finetune_faces"),
     "optimizer_memory": optimizer_memory,
     "backbones": backbones,
     "synthetic": synthetic,

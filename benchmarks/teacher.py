@@ -2,6 +2,8 @@
 
 Real faces, a folder per person; nobody of VAL is in TRAIN. Per seed, all with the same number of epochs, batches and images:
 `small` (r6_tiny) and `large` (r10_tiny) alone; `small` with `large` as its teacher; and r10_tiny made to fit the gallery of `small`, in three ways.
+`longer`: a teacher of 13 epochs. With --weights, `teacher.weight` is the one of these that is best for the first seed on people of TRAIN who are
+kept aside (give eval.share); VAL has no part in it.
 Each run has a folder under --work and is gone on with after an interruption; the figures are made when all are there. Intervals are by
 identity; those over seeds are of the mean over seeds, the same people drawn for each. Images and weights stay under --work.
 """
@@ -24,13 +26,17 @@ from attfc.evaluation.bootstrap import FigurePath, IdentityDraw, Interval, Resam
 from attfc.evaluation.cross import WAYS, evaluate_cross
 from attfc.export import load
 from attfc.run.build import new_run
+from attfc.run.data import open_data
 from attfc.run.resuming import resume_run
+from attfc.run.saved import saved_configuration, with_found_data
 
 RESAMPLES = 500
 RUNS: dict[str, list[str]] = {
     "small": ["backbone=r6_tiny"],
     "large": ["backbone=r10_tiny"],
     "small, taught": ["backbone=r6_tiny", "teacher=large"],
+    "large, longer": ["backbone=r10_tiny", "schedule.epochs=13"],
+    "small, taught longer": ["backbone=r6_tiny", "teacher=large, longer"],
     "new, fixed centers": [
         "backbone=r10_tiny",
         "head=attfc",
@@ -52,12 +58,14 @@ HELD_OUT = (
     (("all_pairs",), ("person_balanced_tar_at_far", "0.01")),
     ((), ("rank_one",)),
 )
+AGAINST = {"small, taught": "small", "small, taught longer": "small"}
 CROSS = ("tar_at_far", "0.01"), ("rank", "1"), ("tar_at_old_threshold",)
 
 
-def train(name: str, seed: int, options: argparse.Namespace) -> Path:
+def train(name: str, seed: int, options: argparse.Namespace, weight: float | None = None) -> Path:
     """Train a run, or go on with it; return its folder."""
     place = options.work / f"seed{seed}" / name.replace(", ", "_").replace(" ", "_")
+    place = place.with_name(place.name + ("" if weight is None else f"_{weight:g}"))
     folder = place / "run-001"
     model = folder / "model" / "model.safetensors"
     if model.is_file():
@@ -66,7 +74,8 @@ def train(name: str, seed: int, options: argparse.Namespace) -> Path:
     if any(folder.glob("checkpoints/step_*")):
         run = resume_run(folder, [])
     else:
-        asked = [*COMMON, *RUNS[name], f"schedule.epochs={options.epochs}", f"seed={seed}", *options.also]
+        asked = [*COMMON, f"schedule.epochs={options.epochs}", f"seed={seed}", *RUNS[name], *options.also]
+        asked += [] if weight is None else [f"teacher.weight={weight:g}"]
         kept = [each for each in asked if not each.startswith("teacher=")]
         kept += [
             f"teacher={train(each.partition('=')[2], seed, options)}" for each in asked if each.startswith("teacher=")
@@ -82,6 +91,19 @@ def train(name: str, seed: int, options: argparse.Namespace) -> Path:
         raise SystemExit(f"{run.stopped}: start this script again to go on")
     print(f"{name}, seed {seed}: {run.trainer.total_steps} steps, {time.monotonic() - began:.0f} s", flush=True)
     return folder
+
+
+def tune(name: str, options: argparse.Namespace) -> dict[float, float]:
+    """Return for each teacher.weight the person-balanced TAR at FAR 1e-2 on people of the training set who were kept aside."""
+    found = {}
+    for weight in options.weights:
+        folder = train(name, options.seeds[0], options, weight)
+        kept_aside = open_data(with_found_data(saved_configuration(folder), folder)[0])[1]
+        assert kept_aside is not None, "give eval.share=0.1"
+        figures = evaluate_store(Embedder(load(folder).module), kept_aside).figures()
+        found[weight] = figures["all_pairs"]["person_balanced_tar_at_far"]["0.01"]
+        print(f"{name}, weight {weight:g}: {found[weight]:.4f}", flush=True)
+    return found
 
 
 def mean(several: list[Resampled]) -> Resampled:
@@ -113,10 +135,16 @@ def main() -> None:
     parser.add_argument(
         "--runs", nargs="+", choices=RUNS, default=list(RUNS), help="those that the figures are made of"
     )
+    parser.add_argument("--weights", type=float, nargs="+", help="values of teacher.weight to choose from")
+    parser.add_argument("--output", default="teacher", help="name of the JSON")
     parser.add_argument("also", nargs="*", help="options of all runs, such as backbone.image_size=40")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    folders = {(name, seed): train(name, seed, options) for name in options.runs for seed in options.seeds}
+    tuned = {name: tune(name, options) for name in options.runs if name in AGAINST} if options.weights else {}
+    best = {name: max(found, key=found.__getitem__) for name, found in tuned.items()}
+    folders = {
+        (name, seed): train(name, seed, options, best.get(name)) for name in options.runs for seed in options.seeds
+    }
     store = open_store(str(options.val))
     embedders = {key: Embedder(load(folder).module) for key, folder in folders.items()}
 
@@ -137,7 +165,7 @@ def main() -> None:
         figures = {}
         for place, (over_seeds, *each) in alone[name].items():
             (path,) = over_seeds.values
-            other = {"small, taught": "small"}.get(name, "large")
+            other = AGAINST.get(name, next(each for each in options.runs if each.startswith("large")))
             against, *its = alone[other][place]
             figures[" ".join(place)] = {
                 "mean": plain(over_seeds.interval(path)),
@@ -146,9 +174,9 @@ def main() -> None:
                 "difference": plain(interval_of_difference(over_seeds, against, path)),
                 "differences": [plain(interval_of_difference(a, b, path)) for a, b in zip(each, its, strict=True)],
             }
-        rows.append({"run": name, "options": RUNS[name], "figures": figures})
+        rows.append({"run": name, "options": RUNS[name], "figures": figures, "tuned": tuned.get(name)})
     crossed = []
-    for name in [name for name in options.runs if name.startswith("new")] + ["large"]:
+    for name in [name for name in options.runs if name.startswith("new") or name == "large"]:
         several = [evaluate_cross(embedders[name, seed], embedders["small", seed], store) for seed in options.seeds]
         drawn = [each.resampled(RESAMPLES, 0.95, 0) for each in several]
         entry: dict[str, Any] = {"run": name, "old": "small", "figures": {}, "far_at_old_threshold": {}}
@@ -170,7 +198,7 @@ def main() -> None:
         **{"train": options.train.name, "val": options.val.name, "people": len(store.identities), "images": len(store)},
         "resamples": RESAMPLES,
     }
-    print(write_result("teacher", config, {"alone": rows, "cross": crossed}))
+    print(write_result(options.output, config, {"alone": rows, "cross": crossed}))
     print(json.dumps(crossed, indent=1))
 
 

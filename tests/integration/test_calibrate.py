@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -162,11 +163,52 @@ def test_exports_carry_it(calibrated, tmp_path, monkeypatch, capsys) -> None:
     assert f"at FAR 0.2, threshold {point['threshold']:.4f}" in said
 
 
-def test_compare_shows_operating_points(calibrated, tmp_path, monkeypatch, capsys) -> None:
+def test_compare_judges_models_at_their_operating_points(calibrated, tmp_path, monkeypatch, capsys) -> None:
+    others, file = "synthetic:identities=40,images=3,seed=11", tmp_path / "c.json"
     other = save_run(tmp_path / "other", seed=1)
+    common = (others, "--resamples", 20, *CPU)
+    status, said, err = run_main(monkeypatch, capsys, "compare", calibrated, other, "held-out", *common)
+    assert status == 0, err
+    assert "at operating point" not in said, "one model has none"
+    assert "A's operating point was measured on 64 people of" in said
+    assert run_main(monkeypatch, capsys, "calibrate", other, PEOPLE, "--fmr", 0.1, *CPU)[0] == 0
+    status, said, err = run_main(monkeypatch, capsys, "compare", calibrated, other, "held-out", *common, "--json", file)
+    assert status == 0, err
+    assert "at operating point all pairs" in said
+    assert "the operating points are of other FMRs" in said
+    assert all(len(line) <= 80 for line in said.splitlines() if not line.startswith(("A:", "B:", "note:", "[a, b]")))
+    found = {tuple(row["figure"]): row for row in json.loads(file.read_text())["differences"]}
+    row = found["at_operating_point", "all_pairs", "fnmr"]
+    scores, labels = all_scores(calibrated, others)
+    threshold = json.loads((calibrated / "model" / "operating_point.json").read_text())["threshold"]
+    genuine = scores[np.triu(labels[:, None] == labels, 1)]
+    assert row["a"]["value"] == pytest.approx(np.mean(genuine <= threshold), abs=1 / len(genuine))
+    assert row["a"]["value"] - row["b"]["value"] == pytest.approx(row["difference"]["value"])
+    assert row["difference"]["interval"][0] < row["difference"]["interval"][1]
+    figures = tmp_path / "e.json"
     status, said, err = run_main(
-        monkeypatch, capsys, *("compare", calibrated, other, "held-out", PEOPLE), *("--resamples", 20), *CPU
+        monkeypatch,
+        capsys,
+        "evaluate",
+        calibrated,
+        "all-pairs",
+        others,
+        "--far",
+        0.5,
+        "--resamples",
+        0,
+        "--json",
+        figures,
+        *CPU,
     )
     assert status == 0, err
-    (line,) = [line for line in said.splitlines() if line.startswith("A  ") and "64 people of" in line]
-    assert "0.2" in line
+    stated = json.loads(figures.read_text())["at_operating_point"]["all_pairs"]
+    impostors = scores[np.triu(labels[:, None] != labels, 1)]
+    assert stated["fmr"] == pytest.approx(np.mean(impostors > threshold), abs=2 / len(impostors))
+    assert re.search(rf"at the operating point +threshold +FNMR % +FMR\nall pairs +{threshold:.4f} ", said)
+
+
+def all_scores(run: Path, people: str) -> tuple[np.ndarray, np.ndarray]:
+    store = attfc.open_store(people)
+    rows = attfc.load(run, device="cpu").embed(store)
+    return rows @ rows.T, store.identities.labels()

@@ -5,10 +5,13 @@ import json
 import numpy as np
 import pytest
 
+import attfc
 from attfc.data import SyntheticFaces
 from attfc.data.conditions import parse_conditions
 from attfc.evaluation.embed import embed_store
 from attfc.evaluation.metrics import evaluate_pairs
+from attfc.evaluation.protocols.identification import identify_in_store
+from attfc.evaluation.protocols.pair_lists import read_pairs
 from attfc.evaluation.results import read_result
 from attfc.export import open_model
 
@@ -77,7 +80,8 @@ def test_what_a_condition_costs_is_a_comparison_of_a_model_with_itself(tmp_path,
         (("held-out", PATH, "--condition", "lowres=4"), "--condition lowres=4: lowres takes whole numbers from 8 to 96"),
         (("held-out", PATH, "--condition", "lowres=56"), "--condition lowres=56: the images have 56 pixels a side"),
         (("all-pairs", PATH, "--condition", "fog"), "--condition 'fog' is unknown"),
-        (("identify", PATH, "--attributes", "t.csv"), "--attributes is of the protocols held-out and all-pairs: leave it out of identify"),
+        (("lfw", PATH, "--attributes", "t.csv"), "--attributes names images, and lfw has none that have names: leave it out"),
+        (("pairs", "x.bin", "--attributes", "t.csv"), "--attributes names images, and those of a .bin file have no names"),
         (("held-out", PATH, "--attributes", "none.csv"), "none.csv: attributes cannot be read"),
     ],
 )  # fmt: skip
@@ -127,3 +131,42 @@ def test_slices_on_screen_and_several_models_at_once(tmp_path, models, monkeypat
     assert status == 1
     assert "are results already" in err
     assert np.all([name in err for name in ("0.npz", "1.npz", "2.npz")])
+
+
+def test_slices_of_searches_and_of_lists_of_pairs(tmp_path, models, monkeypatch, capsys) -> None:
+    store = SyntheticFaces(12, 4, seed=8)
+    camera = np.array(["phone", "gate", "gate", ""])[np.arange(48) % 4]
+    rows = [f"{store.where(n)},{value}" for n, value in enumerate(camera)]
+    (tmp_path / "t.csv").write_text("\n".join(["image,camera", *rows]) + "\n")
+    common = ("--attributes", tmp_path / "t.csv", *FEW, "--json", tmp_path / "f.json")
+    out = ran(monkeypatch, capsys, "evaluate", models[0], "identify", PATH, *common)
+    figures = json.loads((tmp_path / "f.json").read_text())
+    found = identify_in_store(attfc.load(models[0], device="cpu").module, store)
+    at_gate = camera[found.probes] == "gate"
+    gate = figures["slices"]["camera"]["gate"]
+    assert gate["rank"]["1"] == np.mean(found.found.probe_ranks[at_gate] <= 1)
+    assert (gate["rows"], gate["identities"]) == (at_gate.sum(), len(np.unique(found.found.probe_labels[at_gate])))
+    assert set(gate["intervals"]) == {"rank", "tpir_at_fpir"}
+    assert "note: camera: gate rests on" in out
+    names = [store.identity_name(label) for label in range(12)]
+    same = [f"{name}\t{i}\t{j}" for name in names for i, j in ((1, 2), (2, 3), (2, 4))]
+    around = zip(names, [*names[1:], names[0]], strict=True)
+    others = [f"{one}\t{i}\t{two}\t{j}" for one, two in around for i, j in ((2, 3), (1, 1), (2, 4))]
+    (tmp_path / "pairs.txt").write_text("\n".join(["36", *same, *others]) + "\n")
+    saved = tmp_path / "p.npz"
+    out = ran(
+        *(monkeypatch, capsys, "evaluate", models[0], "pairs", PATH, "--pairs", tmp_path / "pairs.txt", *common),
+        *("--save", saved),
+    )
+    assert "camera: phone is left out: it has not both kinds of rows" in out
+    (of,) = json.loads((tmp_path / "f.json").read_text())["sets"].values()
+    gate = of["slices"]["camera"]["gate"]
+    (sample,) = next(samples for place, samples in read_result(saved).samples.items() if "slices" not in place)
+    listed = read_pairs(tmp_path / "pairs.txt", store)
+    inside = (camera[listed.first] == "gate") & (camera[listed.second] == "gate")
+    scores = sample.scores  # type: ignore[attr-defined]
+    assert gate["rows"] == inside.sum() == 24
+    assert gate["auc"] == pytest.approx(np.mean(scores[inside & listed.same][:, None] > scores[inside & ~listed.same]))
+    page = tmp_path / "page.md"
+    ran(monkeypatch, capsys, "report", saved, "--output", page)
+    assert "| camera: gate |" in page.read_text()

@@ -166,6 +166,10 @@ def test_clean_compares_faces_of_any_number_of_sets(tmp_path, attfc) -> None:
             path = tmp_path / where / f"{where}{number}" / f"{image}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             scene.rotate(image).save(path, quality=90)
+        if number == 66:  # of both evaluation sets
+            path = tmp_path / "one" / "another name" / "x.jpg"
+            path.parent.mkdir(parents=True)
+            scene.save(path, quality=90)
         if number in (7, 55, 65):
             path = tmp_path / "train" / f"again{number}" / "x.jpg"
             path.parent.mkdir(parents=True)
@@ -197,6 +201,10 @@ def test_clean_compares_faces_of_any_number_of_sets(tmp_path, attfc) -> None:
     with Image.open(tmp_path / "pairs.png") as sheet:
         assert sheet.info["Software"] == "attfc"
     assert "pairs.png" in shown
+    assert " in two of the evaluation sets: " in shown
+    assert "'another name' of one = 'two66' of two" in shown
+    copies = attfc(*clean, "--against", tmp_path / "one", "--against", tmp_path / "two", "--no-broken")
+    assert "1 person is in two of the evaluation sets: 'another name' of one = 'two66' of two" in copies
     for option in (("--merge",), ("--sheet", tmp_path / "p.png")):
         assert f"{option[0]} compares faces: give --model RUN too" in attfc(*clean, *option, status=1)
 

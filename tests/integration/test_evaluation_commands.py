@@ -19,6 +19,7 @@ from attfc.evaluation.metrics import evaluate_pairs
 from attfc.evaluation.protocols.identification import choose_gallery
 from attfc.evaluation.protocols.pairs import identities_of_set
 from attfc.evaluation.protocols.search import identify
+from attfc.evaluation.protocols.template_lists import read_template_lists
 from attfc.evaluation.results import read_result, save_result
 
 from .commands import run_main
@@ -140,11 +141,38 @@ def test_templates_with_all_that_goes_wrong(tmp_path, templates, models, monkeyp
     assert "cannot be used, more than the limit of 0.01" in err
     ran(monkeypatch, capsys, "evaluate", models[1], "ijbc", root, *options, "--save", tmp_path / "other.npz")
     text = ran(monkeypatch, capsys, "compare", tmp_path / "one.npz", tmp_path / "other.npz", *FEW)
-    assert "modes N1D1F1 verification tar at far 0.1" in text
+    assert text.index("\nmodes N1D1F1 verification\n") < text.index("\ntar at far 0.1 ")
     assert "N0D0F0" not in text  # the other model was not evaluated in this mode
     page = tmp_path / "page.md"
     ran(monkeypatch, capsys, "report", tmp_path / "one.npz", tmp_path / "other.npz", "--output", page)
     assert "| Model | IJB-C(1E-4) | IJB-C(1E-5) |" in page.read_text()
+
+
+def test_slices_of_templates(tmp_path, templates, models, monkeypatch, capsys) -> None:
+    root = templates[0]
+    lists = read_template_lists(root, "ijbc")
+    faces = lists.faces
+    camera = {
+        name: ("phone", "gate")[int(number) % 2] for name, number in zip(faces.names, faces.templates, strict=True)
+    }
+    of_template: dict[int, set[str]] = {}
+    for name, number in zip(faces.names, faces.templates.tolist(), strict=True):
+        of_template.setdefault(number, set()).add(camera[name])
+    (tmp_path / "t.csv").write_text(
+        "\n".join(["image,camera", *(f"{name},{at}" for name, at in camera.items())]) + "\n"
+    )
+    ran(
+        *(monkeypatch, capsys, "evaluate", models[0], "ijbc", root, "--attributes", tmp_path / "t.csv", *FEW),
+        *("--embeddings", tmp_path / "cache", "--broken-limit", 0.1, "--json", tmp_path / "f.json"),
+    )
+    one = json.loads((tmp_path / "f.json").read_text())["modes"]["N1D1F1"]["verification"]
+    phone, gate = (one["slices"]["camera"][value] for value in ("phone", "gate"))
+    assert lists.pairs is not None
+    sides = zip(lists.pairs.first.tolist(), lists.pairs.second.tolist(), strict=True)
+    both = [len(of_template.get(one, set()) | of_template.get(other, set())) == 1 for one, other in sides]
+    assert 0.8 * sum(both) < phone["rows"] + gate["rows"] <= sum(both)  # some templates have no usable face
+    assert 0 < gate["auc"] <= 1
+    assert set(gate["intervals"]) >= {"auc", "eer"}
 
 
 def test_identification_of_a_store(tmp_path, models, monkeypatch, capsys) -> None:

@@ -655,5 +655,7 @@ def test_a_folder_killed_while_its_notes_are_removed(tmp_path: Path, monkeypatch
     done = convert_store(ListedStore(many()), tmp_path / "f", kind="folder")
     assert (done.images, done.left_out, done.continued_at) == (169, 11, 60)
     assert not [name for name in os.listdir(tmp_path / "f") if name.startswith(".")]
+    (tmp_path / "f" / ".attfc-converted").mkdir()  # killed a moment later: half of it is removed
     with pytest.raises(UserError, match="holds files already"):
         convert_store(ListedStore(many()), tmp_path / "f", kind="folder")
+    assert not (tmp_path / "f" / ".attfc-converted").exists()

@@ -4,6 +4,7 @@ import io
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -226,22 +227,25 @@ def test_a_name_with_a_line_break_stays_one_line_and_bytes_stay_bytes() -> None:
 
 def test_thresholds_are_those_of_the_model_that_was_evaluated_last(tmp_path) -> None:
     stated = {"all_pairs": {"threshold_at_far": {"0.1": 0.25, "0.01": 0.5, "1e-06": None}, "impostor_pairs": 300}}
-    model, of_run, far = tmp_path / "model", tmp_path / "evaluation.json", tmp_path / "far.json"
+    of_run, far = tmp_path / "evaluation.json", tmp_path / "far.json"
+    model, best = (
+        SimpleNamespace(path=tmp_path / name, digest="0" * 64, operating_point="") for name in ("model", "best")
+    )
     of_run.write_text(json.dumps({"step": 7, **stated}))
     known = {0.1: 0.25}  # 3 pairs of strangers passed the other: too few
-    assert thresholds_of(model, "0" * 64) == thresholds_of(model, "0" * 64, of_run) == (known, str(of_run), None)
-    assert thresholds_of(tmp_path / "best", "0" * 64) == ({}, "", None)  # of another step
+    assert thresholds_of(model) == thresholds_of(model, of_run) == (known, str(of_run), None)
+    assert thresholds_of(best) == ({}, "", None)  # of another step
     with pytest.raises(UserError, match=r"evaluation\.json is an evaluation of another model \(.*model\) than .*best"):
-        thresholds_of(tmp_path / "best", "0" * 64, of_run)
+        thresholds_of(best, of_run)
     of_run.write_text("[]")
-    assert thresholds_of(model, "0" * 64) == ({}, "", None)
+    assert thresholds_of(model) == ({}, "", None)
     with pytest.raises(UserError, match=r"evaluation\.json states no threshold that 30 pairs of different people"):
-        thresholds_of(model, "0" * 64, of_run)
+        thresholds_of(model, of_run)
 
     earlier = {"protocol": "all-pairs", **stated["all_pairs"]}  # as earlier versions wrote it
     far.write_text(json.dumps(earlier))
-    assert thresholds_of(model, "0" * 64, far) == (known, f"{far} (it does not say of which model)", None)
+    assert thresholds_of(model, far) == (known, f"{far} (it does not say of which model)", None)
     far.write_text(json.dumps({**earlier, "model_digest": "0" * 64}))
-    assert thresholds_of(model, "0" * 64, far) == (known, str(far), None)
+    assert thresholds_of(model, far) == (known, str(far), None)
     with pytest.raises(UserError, match=r"far\.json is an evaluation of another model \(0{64}\) than .* \(1{64}\)"):
-        thresholds_of(model, "1" * 64, far)
+        thresholds_of(SimpleNamespace(path=model.path, digest="1" * 64, operating_point=""), far)

@@ -13,7 +13,8 @@ from attfc.data import FolderStore
 from attfc.data.cleaning import label_cleaning
 from attfc.data.cleaning.clean import clean
 from attfc.data.cleaning.identity_centers import center_blocks, identity_centers
-from attfc.data.cleaning.label_cleaning import mislabelled, overlap_by_embedding
+from attfc.data.cleaning.label_cleaning import mislabelled
+from attfc.data.cleaning.same_people import alike
 from attfc.data.stores.edits import EditedStore
 from attfc.errors import UserError
 
@@ -219,15 +220,15 @@ def test_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
     evaluation = plane(2, 12, 88, 184, 0)
     evaluation[4] = 0
     seen: list[tuple[int, int]] = []
-    found = overlap_by_embedding(train, evaluation, cos(5), progress=lambda done, total: seen.append((done, total)))
-    assert list(zip(found.train.tolist(), found.evaluation.tolist(), strict=True)) == [(0, 0), (2, 2), (8, 1)]
-    assert found.cosines == pytest.approx([cos(2)] * 3, abs=1e-6)
+    found = alike(train, evaluation, cos(5), progress=lambda done, total: seen.append((done, total)))
+    assert found.found.tolist() == [0, 2, 8]
+    assert found.best[found.found].tolist() == [0, 2, 1]
+    assert found.cosines[found.found] == pytest.approx([cos(2)] * 3, abs=1e-6)
     assert seen == [(4, 9), (8, 9), (9, 9)]
-    assert overlap_by_embedding(train, evaluation, cos(1)).train.tolist() == []
-    assert overlap_by_embedding(train, evaluation[:0]).train.tolist() == []
-    everything = overlap_by_embedding(train, evaluation, -1)
-    assert 4 not in everything.train, "an identity without images is like nobody"
-    assert overlap_by_embedding(plane(180), np.stack([plane(0)[0], np.zeros(2)]), -1).evaluation.tolist() == [0]
+    assert alike(train, evaluation, cos(1)).found.tolist() == []
+    assert alike(train, evaluation[:0], 0.5).found.tolist() == []
+    assert 4 not in alike(train, evaluation, -1).found, "an identity without images is like nobody"
+    assert alike(plane(180), np.stack([plane(0)[0], np.zeros(2)]), -1).best.tolist() == [0]
 
 
 @pytest.mark.parametrize(
@@ -250,8 +251,8 @@ def test_what_does_not_fit(change: dict[str, object], message: str) -> None:
 
 
 def test_centers_of_two_models_are_not_compared() -> None:
-    with pytest.raises(UserError, match=r"shape \(3, 2\) and \(3, 4\): both must come from one model"):
-        overlap_by_embedding(np.zeros((3, 2)), np.zeros((3, 4)))
+    with pytest.raises(UserError, match=r"shape \(3, 2\) and centers of shape \(3, 4\): both must come from"):
+        alike(np.zeros((3, 2)), np.zeros((3, 4)))
     with pytest.raises(UserError, match="label 3 is beyond the last of 3"):
         identity_centers(plane(0), [3], 3, 0.5)
 

@@ -17,6 +17,7 @@ from attfc.run import planning
 from attfc.run.planning import Planner
 
 CPU = torch.device("cpu")
+MEASURED = planning.measured_encoder
 NETWORK = ["backbone.name=r10_tiny", "precision.amp=none"]
 
 
@@ -28,6 +29,15 @@ def measured() -> tuple[Encoder, None]:
 @pytest.fixture(autouse=True)
 def _measured_once(measured: tuple[Encoder, None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "measured_encoder", lambda config, device: measured)
+
+
+def test_a_frozen_trunk_keeps_nothing_for_backward(measured: tuple[Encoder, None]) -> None:
+    frozen, _ = MEASURED(load_config("demo", [*NETWORK, "finetune.trunk_rate=0"]), CPU)
+    whole = measured[0]
+    assert frozen.parameters == whole.parameters
+    assert 0 < frozen.trained < whole.trained
+    assert frozen.saved.per_image < 0.3 * whole.saved.per_image
+    assert frozen.backward.per_image < 0.3 * whole.backward.per_image
 
 
 def divided(gib: float, *typed: str, ranks: int = 1) -> int:

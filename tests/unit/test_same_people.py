@@ -54,23 +54,27 @@ def faces(people: npt.ArrayLike, seed: int = 0, noise: float = 0.6) -> Rows:
     return (directions[people] + drawn).astype(np.float32)
 
 
-def test_the_two_closest_centers_equal_a_full_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_closest_centers_equal_a_full_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("attfc.data.cleaning.label_cleaning._QUERIES", 7)
     monkeypatch.setattr("attfc.data.cleaning.label_cleaning._CENTERS", 5)
     rows, centers = faces(np.arange(40)), faces(np.arange(23), seed=1)
     rows[3], centers[4] = 0, 0
     own = np.arange(40) % 23
-    best, first, second = closest_centers(rows, None, centers, "cpu", own)
+    best, (first, second, third) = closest_centers(rows, None, centers, "cpu", own, ranks=3)
     unit = [part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-9) for part in (rows, centers)]
     scores = unit[0] @ unit[1].T
     scores[np.arange(40), own] = scores[:, 4] = -2
     scores[3] = -2
     assert np.allclose(first, np.sort(scores, axis=1)[:, -1], atol=1e-5)
     assert np.allclose(second, np.sort(scores, axis=1)[:, -2], atol=1e-5)
+    assert np.allclose(third, np.sort(scores, axis=1)[:, -3], atol=1e-5)
     known = np.arange(40) != 3
     assert (best[known] == scores.argmax(axis=1)[known]).all()
-    alone = closest_centers(rows, None, centers[:1], "cpu")
-    assert (alone[2] == -2).all()  # nobody is second of one
+    alone, (highest,) = closest_centers(rows, None, centers, "cpu", own)
+    assert (alone[known] == best[known]).all()
+    assert np.array_equal(highest, first)
+    few = closest_centers(rows, None, centers[:1], "cpu", ranks=3)[1]
+    assert (few[1:] == -2).all()  # nobody is second of one
 
 
 def test_the_threshold_lets_few_strangers_in_and_stays_below_the_planted() -> None:
@@ -86,9 +90,44 @@ def test_the_threshold_lets_few_strangers_in_and_stays_below_the_planted() -> No
         assert right.sum() == 2 * (people // 10), "both sides of every double"
         assert (~right).sum() <= 0.05 * len(doubled)
         assert len(found.borderline(5)) == 5
-    assert chance_threshold(np.full(19, 0.3, np.float32), 1.0) is None
+    assert chance_threshold(np.full(19, 0.3, np.float32), np.full(19, 0.3, np.float32)) is None
     assert alike(centers[:10], centers[:10], own=np.arange(10)).threshold == 0.7
     assert alike(centers, centers, 0.9, own=np.arange(len(centers))).threshold == 0.9
+
+
+def unit(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+WORLDS = {
+    "equally unlike": lambda own, draw: own,
+    "few directions": lambda own, draw: own * np.exp(-np.arange(own.shape[1]) / 16),
+    "a common direction": lambda own, draw: own + 6 * unit(draw.standard_normal((1, own.shape[1]))),
+    "families of ten": lambda own, draw: own + 0.65 * draw.standard_normal(own.shape)[np.arange(len(own)) // 10],
+    "eight regions, loose to tight": lambda own, draw: (
+        own
+        + (np.arange(8) / 6)[np.arange(len(own)) % 8, None]
+        * draw.standard_normal((8, own.shape[1]))[np.arange(len(own)) % 8]
+    ),
+}
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("labels", [1, 2, 3])
+def test_about_one_closest_stranger_reaches_the_threshold(world: str, labels: int) -> None:
+    """600 people, of whom 20 have `labels` labels, 30 times: how many rows are taken for another label of a person that they are not."""
+    draw = np.random.default_rng(3)
+    wrong, missed = [], []
+    for _ in range(30):
+        people = unit(WORLDS[world](draw.standard_normal((600, DIMENSIONS)), draw))
+        of = np.concatenate([np.arange(600), np.tile(np.arange(20), labels - 1)])
+        rows = unit(people[of] + 0.3 * unit(draw.standard_normal((len(of), DIMENSIONS)))).astype(np.float32)
+        found = alike(rows, rows, own=np.arange(len(rows)))
+        same = of[found.best] == of
+        wrong.append((~same[found.found]).sum())
+        missed.append((same & (found.cosines < found.threshold)).sum() / max(1, same.sum()))
+    assert 0.1 < np.mean(wrong) < 3.5
+    assert np.mean(missed) < 0.05 or "regions" in world
 
 
 @pytest.fixture(scope="module")
@@ -252,6 +291,13 @@ def test_look_alikes_under_other_names_in_other_encodings(tmp_path: Path) -> Non
     assert found.alike
     assert "other 0" not in found.alike
     assert seen == sorted(seen)
+    by_name = dataclasses.replace(shared, shared_labels=(0, 1, 30), shared_identities=3)
+    others = with_look_alikes(by_name, Embedder(Colours()), train, val, 60.0)
+    assert others.alike_names == found.alike_names[2:], "who is known by name is named once"
+    assert (
+        f"{len(others.alike_names)} more of 40 evaluation people look like training people: other 02"
+        in others.notes[-1]
+    )
     kept = found.to_dict()
     assert (kept["look_alikes"], kept["looked_at"]) == (found.look_alikes, (40, 120))
     assert "other 0" not in str(kept), "files name nobody"

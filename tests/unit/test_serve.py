@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ import attfc
 from attfc.commands.photos import serve as command
 from attfc.data import SyntheticFaces
 from attfc.errors import UserError
+from attfc.evaluation.operating_point.point import Probability
 from attfc.gallery import Gallery
 from attfc.serve import service as service_module
 from attfc.serve.metrics import Metrics
@@ -100,8 +102,17 @@ def test_scores_are_those_of_the_model(aligned: TestClient, model: attfc.FaceMod
         {"far": far, "threshold": at, "accepted": found["cosine"] > at} for far, at in ((0.01, 0.5), (0.1, 0.25))
     ]
     assert found["far"] == next((row["far"] for row in found["decisions"] if row["accepted"]), None)
+    assert found["same_person_probability"] is None
     crop = base64.b64decode(found["a"]["crop"].removeprefix("data:image/png;base64,"))
     assert Image.open(io.BytesIO(crop)).size == (SIZE, SIZE)
+
+
+def test_the_probability_is_that_of_the_operating_point(model: attfc.FaceModel, faces: list[bytes]) -> None:
+    curve = Probability(slope=8.0, offset=-2.0, brier=0.1)
+    with client(Service(model, THRESHOLDS, SimpleNamespace(probability=curve), align=False)) as asked:
+        found = asked.post("/verify", files={"a": faces[0], "b": faces[1]}).json()
+    expected = 1 / (1 + np.exp(-(8 * found["cosine"] - 2)))
+    assert found["same_person_probability"] == pytest.approx(expected)
 
 
 def test_a_photo_is_aligned_and_all_its_faces_are_told(

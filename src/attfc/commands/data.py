@@ -239,7 +239,7 @@ def clean_data(
     """Look for broken images, copies, leakage, wrong labels, tiny identities; write an edit list. Deletes nothing.
 
     Args:
-        against: evaluation set: leave out everybody who is in it, with all their images; repeatable
+        against: evaluation set: leave out everybody who is in it, with all their images; repeatable: several sets are also compared with each other
         model: run or model folder: also look for wrong labels and for faces of --against
         people: model: also look for near copies, and for labels that show the same person
         merge: model: merge labels that show the same person; default: list them

@@ -146,9 +146,7 @@ def verify(
     vectors = opened.embed(faces)
     cosine = float(vectors[0] @ vectors[1])
     notes += several_faces(faces)
-    thresholds, source, point = thresholds_of(
-        opened.facts.path, opened.facts.digest, evaluation, opened.facts.operating_point
-    )
+    thresholds, source, point = thresholds_of(opened.facts, evaluation)
     if evaluation is not None:
         notes.append(f"thresholds of {source}")
     print_notes(notes)

@@ -70,7 +70,7 @@ def export(
             if shown is None or faces is None:
                 missing = "--calibration" if shown is None else "--check-images"
                 raise UserError(f"--int8 needs faces, and those of {model} were not found: give {missing} STORE")
-            point = point_of(facts.path, facts.digest) if fmr is None else None
+            point = point_of(facts) if fmr is None else None
             fmr, threshold = (point.asked_fmr, point.threshold) if point is not None else (fmr or 1e-3, None)
             terms["int8"] = Terms(shown, faces, fmr, most_loss, bar, threshold)
         done = write(module, facts, output, half=half, check_images=store, **terms)

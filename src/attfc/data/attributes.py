@@ -9,17 +9,31 @@ import csv
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from attfc.data.stores.store import Store
 from attfc.data.text_lines import lines_of
 from attfc.errors import UserError
 
-__all__ = ["Attributes", "read_attributes"]
+__all__ = ["Attributes", "NamedImages", "common_value", "read_attributes"]
 
 MOST_VALUES, MOST_NUMBERS, BANDS = 20, 8, 4
+
+
+class NamedImages(Protocol):
+    """What is asked of a store or another set of images."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+
+    def where(self, position: int) -> str:
+        """Return the path of an image."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +49,7 @@ class Attributes:
     notes: tuple[str, ...] = ()
 
 
-def read_attributes(path: str | Path, store: Store) -> Attributes:
+def read_attributes(path: str | Path, store: NamedImages) -> Attributes:
     """Read a table of attributes and find its images in a store.
 
     Images that the table lacks, and rows that name no image, are counted in a note.
@@ -76,6 +90,15 @@ def read_attributes(path: str | Path, store: Store) -> Attributes:
         columns[name], more = _banded(texts)
         notes += [f"{name} {note}" for note in more]
     return Attributes(columns, tuple(notes))
+
+
+def common_value(first_N: npt.NDArray[np.str_], second_N: npt.NDArray[np.str_]) -> npt.NDArray[np.str_]:
+    """Return the value that both have, "" where they differ.
+
+    >>> common_value(np.array(["phone", "gate"]), np.array(["phone", ""])).tolist()
+    ['phone', '']
+    """
+    return np.where(first_N == second_N, first_N, "")
 
 
 def _rows(file: Path) -> tuple[list[str], list[list[str]], list[int]]:

@@ -269,14 +269,14 @@ def figure_at(figures: Any, path: FigurePath) -> Any:
     return figures
 
 
-def nested(intervals: Mapping[FigurePath, Interval]) -> dict[str, Any]:
-    """Return the bounds laid out as the figures are, for JSON: {"auc": [0.9, 0.95], "tar_at_far": {"0.001": [...]}}."""
+def nested(values: Mapping[FigurePath, Interval | float]) -> dict[str, Any]:
+    """Return bounds, or figures, laid out as figures are in JSON: {"auc": [0.9, 0.95], "tar_at_far": {"0.001": [...]}}."""
     laid: dict[str, Any] = {}
-    for path, interval in intervals.items():
+    for path, value in values.items():
         holder = laid
         for name in path[:-1]:
             holder = holder.setdefault(name, {})
-        holder[path[-1]] = interval.plain()
+        holder[path[-1]] = value.plain() if isinstance(value, Interval) else value
     return laid
 
 

@@ -9,7 +9,7 @@ Every class computes its figures under any weights in one pass: with weights 1 t
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -168,6 +168,11 @@ class SearchSample:
             "ranks": np.array(self.rank_limits),
             "FPIRs": np.array(self.fpirs),
         }
+
+    def probing(self, chosen: Bools) -> "SearchSample | None":
+        """Return the sample of some of the mated probes among the same strangers; None: of none."""
+        fields = ("ranks", "mates", "probe_identities", "probe_gallery")
+        return replace(self, **{name: getattr(self, name)[chosen] for name in fields}) if chosen.any() else None
 
     def figures(self, draw: IdentityDraw) -> dict[FigurePath, float]:
         """Return rank and tpir_at_fpir under the weights of a draw."""

@@ -47,8 +47,9 @@ class SharedPeople:
         same_data: both sets are the same data, not merely sets with people in common.
         checked: what was compared, or why nothing was.
         unknown: what remains unknown of earlier training (start weights from elsewhere); empty if nothing does.
-        examples: a few of the shared identities' names.
-        look_alikes: evaluation identities that look like a training identity (`run.trained_people`); None: not compared.
+        shared_labels: the labels of the shared identities.
+        examples: a few of their names.
+        look_alikes: other evaluation identities that look like a training identity (`run.trained_people`); None: not compared.
         looked_at: evaluation identities and training images that were compared by their faces.
         alike_names: the names of the look-alikes, for the screen.
     """
@@ -62,6 +63,7 @@ class SharedPeople:
     same_data: bool = False
     checked: str = ""
     unknown: str = ""
+    shared_labels: tuple[int, ...] = field(default=(), repr=False)
     examples: tuple[str, ...] = field(default=(), repr=False)
     look_alikes: int | None = None
     looked_at: tuple[int, int] = (0, 0)
@@ -112,8 +114,9 @@ class SharedPeople:
 
     def _alike(self, names: str) -> str:
         people, images = self.looked_at
+        more = "more " if self.shared_identities else ""
         return (
-            f"{self.look_alikes:,} of {people:,} evaluation people look like training people{names} ({images:,} training images compared by "
+            f"{self.look_alikes:,} {more}of {people:,} evaluation people look like training people{names} ({images:,} training images compared by "
             "this model; attfc data clean TRAINING --against EVALUATION --model RUN --sheet PAIRS.png looks closer)"
         )
 
@@ -128,7 +131,7 @@ class SharedPeople:
     def to_dict(self) -> dict[str, Any]:
         """Return counts and sentences as plain JSON types; no identity is named."""
         facts = asdict(self)
-        del facts["examples"], facts["alike_names"]
+        del facts["examples"], facts["alike_names"], facts["shared_labels"]
         if self.look_alikes is None:
             del facts["look_alikes"], facts["looked_at"]
         else:
@@ -162,6 +165,7 @@ def compare_with_training(
     shared_I = by_name_I | by_image_I
     synthetic = all(rendered(training, evaluation))
     named |= synthetic
+    labels = tuple(np.flatnonzero(shared_I).tolist())
     names = "seeds and numbers of synthetic people" if synthetic else "identity names"
     compared = [names if named else "", how if checked_images else ""]
     left = [
@@ -173,14 +177,15 @@ def compare_with_training(
     return SharedPeople(
         identities=len(evaluation.identities),
         images=len(evaluation),
-        shared_identities=int(shared_I.sum()) if any(compared) else None,
+        shared_identities=len(labels) if any(compared) else None,
         shared_names=int(by_name_I.sum()) if named else None,
         shared_images=shared_images if checked_images else None,
         checked_images=checked_images,
         same_data=same_places,
         checked=checked,
         unknown=unknown,
-        examples=tuple(evaluation.identity_name(int(label)) for label in np.flatnonzero(shared_I)[:_EXAMPLES]),
+        shared_labels=labels,
+        examples=tuple(map(evaluation.identity_name, labels[:_EXAMPLES])),
     )
 
 

@@ -175,7 +175,7 @@ def export_hub_folder(
                         f"{facts.path}: {name!r} is beyond float16's 65504: export it in float32, without --half"
                     )
         written = save_model(folder / "model", backbone, config)
-        point = point_of(facts.path, facts.digest)
+        point = point_of(facts)
         if point is not None:
             digest = replace(facts, path=written).digest
             point.model_copy(update={"digest": digest}).write(beside(written))
@@ -278,7 +278,7 @@ def _describe(proto: Any, facts: ModelFacts, precision: str) -> None:
         "training_data": root,
         "training_data_licence": licence,
         **({"start_weights": started} if started else {}),
-        **({METADATA: point.text()} if (point := point_of(facts.path, facts.digest)) else {}),
+        **({METADATA: point.text()} if (point := point_of(facts)) else {}),
     }
     del proto.metadata_props[:]
     for key, value in values.items():

@@ -160,7 +160,7 @@ class Gallery:
         path = Path(os.path.expanduser(folder))
         facts, when = model.facts, now()
         named = None if evaluation is None else Path(evaluation)
-        known, source, point = thresholds_of(facts.path, facts.digest, named, facts.operating_point)
+        known, source, point = thresholds_of(facts, named)
         if far is None and point is not None:
             far = point.asked_fmr
         if far is not None and far not in known:

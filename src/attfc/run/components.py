@@ -142,20 +142,20 @@ def _data_name(config: RunConfig) -> str:
 
 
 def build_backbone(config: RunConfig) -> nn.Module:
-    """Build the network with fresh weights; one that wants other colours than ours stands behind their conversion."""
+    """Build the network with fresh weights, behind a conversion if it wants other colours than ours; a trunk of rate 0 takes no gradient."""
     backbone = config.backbone
     network = create_backbone(
         backbone.name, embedding_size=backbone.embedding_size, image_size=backbone.image_size, **backbone.options
     )
+    if config.finetune.trunk_rate == 0:
+        for parameter in trunk_of(network):
+            parameter.requires_grad_(False)
     wants = {"colour_order": backbone.colour_order, "mean": backbone.mean, "std": backbone.std}
     return fed_as(network, Colours.read(wants, "backbone"))
 
 
 def build_pair(config: RunConfig, backbone: nn.Module, keys_per_query: int) -> MomentumPair:
-    """Put the query encoder and, for a head that takes keys, its key encoder together; a trunk of rate 0 takes no gradient."""
-    if config.finetune.trunk_rate == 0:
-        for parameter in trunk_of(backbone):
-            parameter.requires_grad_(False)
+    """Put the query encoder and, for a head that takes keys, its key encoder together."""
     keys = config.key_encoder or KeyEncoderConfig()
     return MomentumPair(
         backbone,

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 
-from attfc.backbones import create_backbone
 from attfc.backbones.shapes import shapes_only
 from attfc.config import RunConfig, apply_overrides
 from attfc.config.kinds import KINDS, PARTS, model_of
@@ -18,7 +17,7 @@ from attfc.errors import UserError
 from attfc.heads import AttFC, Head
 from attfc.plan import Encoder, HeadRates, Plan, Ways, measure_encoder, plan_step, way_to_save
 from attfc.precision import AMP_DTYPES, best_autocast_dtype
-from attfc.run.components import build_head
+from attfc.run.components import build_backbone, build_head
 from attfc.run.resolved import identity_share, rows_as_negatives
 from attfc.training.optimizers import steps_in_place
 
@@ -86,10 +85,7 @@ def ways_to_save(config: RunConfig, device: torch.device) -> Ways:
 
 def measured_encoder(config: RunConfig, device: torch.device) -> tuple[Encoder, torch.dtype | None]:
     """Run the network on small batches; return its cost, and the type that it computes in (None: float32)."""
-    backbone, amp = config.backbone, config.precision.amp
-    network = create_backbone(
-        backbone.name, embedding_size=backbone.embedding_size, image_size=backbone.image_size, **backbone.options
-    )
+    network, amp = build_backbone(config), config.precision.amp
     dtype = best_autocast_dtype(device) if amp == "auto" else AMP_DTYPES[amp]
     encoder = measure_encoder(
         network.to(device),

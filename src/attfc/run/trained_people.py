@@ -2,7 +2,7 @@
 
 Names and files say nothing where a set was named and encoded anew; faces do. The first images of as many people as the time allows are
 embedded, of both sets, and centers and images of the evaluation compared with centers of the training (`cleaning.same_people`), at a
-threshold that one second closest center reaches in ten evaluations. A find is a hint, not a proof; `attfc data clean --against --model` looks at
+threshold that one closest stranger reaches in ten evaluations. A find is a hint, not a proof; `attfc data clean --against --model` looks at
 everybody. A faster machine sees more people, so it is said how many images were compared. Not for rendered faces, whose numbers tell.
 """
 
@@ -110,7 +110,7 @@ def with_look_alikes(
     seconds: float,
     progress: Progress | None = None,
 ) -> SharedPeople:
-    """Return what is known of the people, with how many of the evaluation look like people of the training.
+    """Return what is known of the people, with how many others of the evaluation look like people of the training.
 
     Args:
         shared: what names and files say.
@@ -119,7 +119,7 @@ def with_look_alikes(
         seconds: to spend on it, half of them for either set at most; 0: return `shared`.
         progress: called as (hundredths of the time spent, 100).
     """
-    if seconds <= 0 or any(rendered(training, evaluation)):
+    if seconds <= 0 or any(rendered(training, evaluation)) or len(shared.shared_labels) == shared.identities:
         return shared
     alone = dataclasses.replace(embedder, flip=False, workers=0, ranks=ALONE)
     begun = time.monotonic()
@@ -134,6 +134,7 @@ def with_look_alikes(
     if not by_center.by_chance:  # fewer than 20 people: nothing says what strangers reach
         return shared
     found = np.union1d(people[by_center.found], their_labels[by_image.found])
+    found = np.setdiff1d(found, shared.shared_labels)
     return dataclasses.replace(
         shared,
         look_alikes=len(found),

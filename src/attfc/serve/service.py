@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from attfc.data.images import BrokenImageError, decode_image
 from attfc.errors import UserError
+from attfc.evaluation.operating_point.point import OperatingPoint
 from attfc.evaluation.report.thresholds import lowest_far
 from attfc.export import FaceModel
 from attfc.gallery.gallery import Gallery, named, strangers_named
@@ -89,12 +90,14 @@ class Verified(BaseModel):
         cosine: -1 to 1.
         far: the lowest stated false accept rate at which they are accepted as one person; None: at none, or none is known.
         decisions: at each stated rate.
+        same_person_probability: by the model's operating point, where both are as likely before the photos are seen; None: it has none.
         notes: what one should know of the score.
     """
 
     cosine: float
     far: float | None
     decisions: list[Decision]
+    same_person_probability: float | None
     a: Photo
     b: Photo
     notes: list[str]
@@ -143,7 +146,7 @@ class Service:
 
     Args:
         model: of `attfc.load`.
-        thresholds: FAR -> cosine of `thresholds_of`; empty: none is known.
+        thresholds, point: of `thresholds_of`; empty, None: none is known.
         align: photos come in, and a face is looked for; False: aligned faces do.
         detector: an ONNX file; None: the default.
         gallery: folder of one; None: there is no search.
@@ -156,12 +159,14 @@ class Service:
         self,
         model: FaceModel,
         thresholds: Mapping[float, float],
+        point: OperatingPoint | None = None,
         *,
         align: bool = True,
         detector: Path | None = None,
         gallery: Path | None = None,
     ) -> None:
         self.model, self.thresholds, self.align = model, dict(sorted(thresholds.items())), align
+        self.point = point
         self.gallery, self._detector_file, self._of_thread = gallery, detector, threading.local()
         self.digest = model.facts.digest
         if gallery is not None:
@@ -234,6 +239,7 @@ class Service:
             cosine=cosine,
             far=lowest_far(cosine, self.thresholds),
             decisions=[Decision(far=far, threshold=at, accepted=cosine > at) for far, at in self.thresholds.items()],
+            same_person_probability=None if self.point is None else self.point.probability.at(cosine),
             a=both[0][1],
             b=both[1][1],
             notes=[] if self.thresholds else [NO_THRESHOLD],

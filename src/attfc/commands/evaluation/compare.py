@@ -72,7 +72,7 @@ def compare(
             )
     _print_differences(results, found, asked.confidence, resamples)
     points = [result.figures.get("operating_point") for result in results]
-    _print_points(points)
+    notes += _print_points(points)
     for note in notes:
         out.print(f"note: {note}")
     listed = [[difference.plain() for difference in differences] for differences in found]
@@ -95,13 +95,13 @@ def compare(
     )
 
 
-def _print_points(points: list[Any]) -> None:
-    """Print the operating points that `attfc calibrate` found of the models, of those that have one."""
+def _print_points(points: list[Any]) -> list[str]:
+    """Print the operating points that `attfc calibrate` found of the models, of those that have one; return notes."""
     if not any(points):
-        return
-    rows = []
+        return []
+    rows, notes = [], []
     for number, point in enumerate(points):
-        cells = ["-"] * 5
+        cells = ["-"] * 4
         if point:
             value, low, high = (f"{100 * point['fnmr'][key]:.2f}" for key in ("value", "low", "high"))
             cells = [
@@ -109,11 +109,14 @@ def _print_points(points: list[Any]) -> None:
                 f"{point['asked_fmr']:g}",
                 f"{point['fmr_upper']:.2g}",
                 f"{value} [{low}, {high}]",
-                f"{point['people']:,} people of {point['store']}",
             ]
+            people = f"{point['people']:,} people of {point['store']}"
+            notes.append(f"{_letter(number)}'s operating point was measured on {people}")
         rows.append([_letter(number), *cells])
-    header = ("operating point", "threshold", "FMR", "95 % below", "FNMR, %", "measured on")
-    print_table(Table(header, rows, words=(0, 5)))
+    print_table(Table(("operating point", "threshold", "FMR", "95 % below", "FNMR, %"), rows))
+    if len({point["asked_fmr"] for point in points if point}) > 1:
+        notes.append("the operating points are of other FMRs: a lower FNMR at a higher FMR is no gain")
+    return notes
 
 
 def _letter(number: int) -> str:
@@ -173,13 +176,16 @@ def _print_differences(
     for number, result in enumerate(results):
         out.print(f"{_letter(number)}: {result.model}")
     for number, differences in enumerate(found, start=1):
-        rows = []
+        rows: dict[str, list[tuple[str, ...]]] = {}
         for each in differences:
-            name, signed = " ".join(each.path).replace("_", " "), each.difference.text(4)
+            name = each.path[-2:] if each.path[-1].replace("e-", "").replace(".", "").isdigit() else each.path[-1:]
+            place, signed = each.path[: -len(name)], each.difference.text(4)
             signed = signed if signed.startswith("-") else f"+{signed}"
-            rows.append((name, each.one.text(4), each.other.text(4), signed, "*" if each.clear else ""))
+            cells = (f"{each.one.value:.4f}", f"{each.other.value:.4f}", signed, "*" if each.clear else "")
+            rows.setdefault(" ".join(place).replace("_", " "), []).append((" ".join(name).replace("_", " "), *cells))
         other = _letter(number)
-        print_table(Table(("metric", "A", other, f"A - {other}", ""), rows))
+        header = ("metric", "A", other, f"A - {other}", "")
+        print_table(*(Table(header, of, title=place) for place, of in rows.items()))
     whom = "both" if len(results) == 2 else "all"
     out.print(
         f"[a, b]: {100 * confidence:g} % interval, {resamples:,} bootstrap resamples of identities, the same for {whom}; "

@@ -91,6 +91,7 @@ def evaluate_model(
     path: Path, protocol: str, paths: list[str], asked: EvaluationOptions, keep_scores: bool
 ) -> "tuple[EvaluationResult, Outcome, str]":
     """Open a model, run a protocol on it, and return the model's digest too; nothing is printed but notes about the model."""
+    from attfc.evaluation.operating_point.judging import judged_at
     from attfc.evaluation.operating_point.point import point_of
     from attfc.evaluation.protocols import find_protocol
     from attfc.evaluation.results import EvaluationResult
@@ -100,11 +101,12 @@ def evaluate_model(
     subject, facts = open_subject(path, asked)
     point = None
     try:
-        point = point_of(facts.path, facts.digest, facts.operating_point)
+        point = point_of(facts)
     except UserError as error:  # a model that was trained further is evaluated all the same
         print_notes([str(error)])
     outcome = found.run(subject, protocol, paths, **options)
     if point is not None:
+        outcome = judged_at(point, outcome)
         outcome.figures["operating_point"] = point.summary()
     if asked.conditions:
         outcome.figures["condition"] = ", ".join(map(str, asked.conditions))

@@ -43,8 +43,8 @@ class EvaluationOptions:
             detector score; F1 adds the mirror image
         embeddings: folder where ijbb and ijbc keep embeddings for the next run; default: attfc/embeddings in the user's cache
         groups: file with a line per identity, name<TAB>group, for metrics of all-pairs within each group
-        attributes: table with a line per image (path, then columns such as camera or age; CSV or tabs). Gives metrics of held-out and
-            all-pairs within each value
+        attributes: table with a line per image (path, then columns such as camera or age; CSV or tabs). Gives metrics within each
+            value; not for .bin files
         far: all-pairs: false accept rates (FAR) at which the true accept rate (TAR) is given; repeatable, or joined by commas;
             default: 1e-6,1e-5,1e-4
         budget_gib: memory that all-pairs may use for embeddings and scores, GiB

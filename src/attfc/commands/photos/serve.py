@@ -78,8 +78,8 @@ def serve(
     from attfc.serve.web import LOOPBACK, Limits, create_app
 
     opened = open_with_notes(model, model_is, device)
-    thresholds = thresholds_of(opened.facts.path, opened.facts.digest, evaluation, opened.facts.operating_point).of_far
-    service = Service(opened, thresholds, align=align, detector=detector, gallery=gallery)
+    thresholds, _, point = thresholds_of(opened.facts, evaluation)
+    service = Service(opened, thresholds, point, align=align, detector=detector, gallery=gallery)
     cores = os.cpu_count() or 1
     limits = Limits(upload_mib << 20, seconds, at_once, workers or min(cores, 4))
     torch.set_num_threads(max(1, cores // limits.workers))

@@ -12,10 +12,16 @@ import numpy as np
 import torch
 
 from attfc.data.cleaning.duplicates import AcrossIdentities, Contents, find_duplicates, read_contents
-from attfc.data.cleaning.evaluation_people import leave_out_copied_people, leave_out_named_people, note_people
+from attfc.data.cleaning.evaluation_people import (
+    leave_out_copied_people,
+    leave_out_named_people,
+    note_people,
+    note_people_of_several,
+)
 from attfc.data.cleaning.findings import CleaningReport, Findings, small_identities
 from attfc.data.cleaning.label_cleaning import check_cosine, mislabelled
 from attfc.data.cleaning.people import Faces
+from attfc.data.stores.combined import CombinedStore
 from attfc.data.stores.store import Store
 from attfc.errors import UserError
 from attfc.typing import Array, Bools, Progress
@@ -54,7 +60,8 @@ def clean(
         duplicates: what to do with equal images across identities (`find_duplicates`); None: do not look for copies.
         fewest: leave out identities with fewer images than this; 1: none.
         against: the evaluation set, whose people must not be in the training set. Left out with all their images are identities
-            that hold the same bytes as one of its images (unless duplicates is None) or match by name or embedding.
+            that hold the same bytes as one of its images (unless duplicates is None) or match by name or embedding. A `CombinedStore`: a note says
+            who is in several of its sets.
         names: compare identity names with those of `against`; names that are mere numbers are not compared.
         embeddings: (N, D) of all images of the store, in order (zeros for broken ones): looks for wrong labels.
         against_embeddings: (M, D) of `against`, of the same model: looks for its people by their centers.
@@ -188,14 +195,16 @@ def _leave_out_evaluated(
     faces: Faces | None,
     images_too: bool,
 ) -> None:
-    before = findings.labels.copy()
+    before, alike = findings.labels.copy(), np.zeros((0, 2), np.int64)
     if contents is not None and theirs is not None:
         leave_out_copied_people(findings, contents, against, theirs)
     if names:
         leave_out_named_people(findings, against)
     if faces is not None and faces.their_embeddings is not None:
-        faces.leave_out_people(images_too)
+        alike = faces.leave_out_people(images_too)
     note_people(findings, before, against)
+    if isinstance(against, CombinedStore):
+        note_people_of_several(findings, against, theirs, alike)
 
 
 def _leave_out_small(findings: Findings, fewest: int) -> None:

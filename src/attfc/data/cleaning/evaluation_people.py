@@ -12,6 +12,7 @@ import numpy as np
 
 from attfc.data.cleaning.duplicates import Contents
 from attfc.data.cleaning.findings import Findings
+from attfc.data.stores.combined import CombinedStore
 from attfc.data.stores.store import Store
 from attfc.typing import Int64
 
@@ -21,6 +22,7 @@ __all__ = [
     "leave_out_named_people",
     "normal_name",
     "note_people",
+    "note_people_of_several",
     "overlap_by_name",
 ]
 
@@ -124,3 +126,33 @@ def note_people(findings: Findings, labels_before: Int64, against: Store) -> Non
         f"{len(people):,} people are in {against.name} too and are left out with all their images, {len(gone):,} in all: "
         f"{', '.join(shown)}{more}"
     )
+
+
+def note_people_of_several(findings: Findings, against: CombinedStore, theirs: Contents | None, alike: Int64) -> None:
+    """Add to the report who is in several evaluation sets, by name, copied images or faces. Nothing is changed: these sets are not what is cleaned.
+
+    Args:
+        theirs: contents of the evaluation sets, if copies are looked for. alike: (n, 2) labels of them that look like one person.
+    """
+    index = against.identities
+    set_of, _ = against.source_of(index.positions_of_slots(np.minimum(index.offsets[:-1], len(against) - 1)))
+    first: dict[str, int] = {}
+    named = [(first.setdefault(name, label), label) for name, label in _names(against, numbers=False)]
+    copied = np.zeros((0, 2), np.int64)
+    if theirs is not None:
+        order = np.flatnonzero(theirs.sound)
+        order = order[np.argsort(theirs.hashes[order], kind="stable")]
+        again = np.flatnonzero(theirs.hashes[order[1:]] == theirs.hashes[order[:-1]])
+        copied = against.labels(np.stack([order[again], order[again + 1]], axis=1))
+    pairs = np.sort(np.concatenate([np.array(named, np.int64).reshape(-1, 2), copied, alike]), axis=1)
+    pairs = np.unique(pairs[set_of[pairs[:, 0]] != set_of[pairs[:, 1]]], axis=0)
+    if not len(pairs):
+        return
+
+    def said(label: int) -> str:
+        return f"{against.identity_name(label)!r} of {against.names[set_of[label]]}"
+
+    shown = [f"{said(one)} = {said(other)}" for one, other in pairs[:_LISTED].tolist()]
+    more = f" and {len(pairs) - _LISTED:,} more" if len(pairs) > _LISTED else ""
+    verb = "people are" if len(pairs) > 1 else "person is"
+    findings.note(f"{len(pairs):,} {verb} in two of the evaluation sets: {', '.join(shown)}{more}")

@@ -1,9 +1,7 @@
-"""Cleaning with embeddings: wrong labels, and people of the evaluation set.
+"""Wrong labels: images far from the robust center of their identity (`identity_centers`).
 
-Wrong labels: an image far from the robust center of its identity (`identity_centers`). Leakage: an identity of the training set whose
-center is that of an identity of the evaluation set. Both compare cosines with thresholds that depend on the model; docs/formats.md has
-measured ones. Own centers cost O(N D); nearest other centers O(outliers x identities x D) in blocked products on a
-device, overlap O(train identities x evaluation identities x D): never a matrix of all pairs.
+The threshold depends on the model; docs/formats.md has measured ones. Own centers cost O(N D), the nearest other centers
+O(outliers x identities x D) in blocked products on a device: never a matrix of all pairs.
 """
 
 from dataclasses import dataclass
@@ -17,10 +15,10 @@ from attfc.data.cleaning.identity_centers import BLOCK_ROWS, center_blocks
 from attfc.errors import UserError
 from attfc.typing import Array, Float32, Int64, Progress
 
-__all__ = ["Mislabelled", "Overlap", "check_cosine", "closest_centers", "mislabelled", "overlap_by_embedding"]
+__all__ = ["Mislabelled", "check_cosine", "closest_centers", "mislabelled"]
 
 
-_QUERIES, _CENTERS = 4_096, 16_384  # rows of a block of cosines: 256 MiB
+_QUERIES, _CENTERS = 4_096, 4_096  # rows of a block of cosines: 64 MiB
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,21 +46,6 @@ class Mislabelled:
     unclear: Int64
     compared: int
     quantiles: dict[float, float]
-
-
-@dataclass(frozen=True, eq=False)
-class Overlap:
-    """Identities of a training set that look like one of an evaluation set: rows of one (train, evaluation, cosine) each.
-
-    Attributes:
-        train: (n,) int64 rising.
-        evaluation: (n,) int64 the one whose center is closest.
-        cosines: (n,) float32.
-    """
-
-    train: Int64
-    evaluation: Int64
-    cosines: Float32
 
 
 def mislabelled(
@@ -142,36 +125,6 @@ def mislabelled(
     )
 
 
-def overlap_by_embedding(
-    train_centers: Array,
-    evaluation_centers: Array,
-    threshold: float = 0.7,
-    *,
-    device: torch.device | str = "cpu",
-    progress: Progress | None = None,
-) -> Overlap:
-    """Find the training identities whose center is close to one of the evaluation set.
-
-    Args:
-        train_centers: (I, D) of `identity_centers`; rows of length 0 match nothing.
-        evaluation_centers: (J, D) of the same model.
-        threshold: cosine from which two centers are one person. Centers of many images are closer than images: for a well-trained model
-            0.7 is the same person or a sibling. Identities of a single image in either set need a lower one.
-        device: where the products are computed, 4,096 x 16,384 at a time.
-        progress: called as (training identities done, training identities).
-
-    Returns:
-        For each identity at or above the threshold its closest one of the evaluation set.
-    """
-    check_cosine("threshold", threshold)
-    shapes = train_centers.shape, evaluation_centers.shape
-    if any(len(shape) != 2 for shape in shapes) or shapes[0][1] != shapes[1][1]:
-        raise UserError(f"centers of shape {shapes[0]} and {shapes[1]}: both must come from one model")
-    best, closest, _ = closest_centers(train_centers, None, evaluation_centers, device, progress=progress)
-    train = np.flatnonzero((closest >= threshold) & (best >= 0))
-    return Overlap(train, best[train], closest[train])
-
-
 _BINS = 2_001  # cosines -1 ... 1 in steps of 0.001
 _SHARES = (0.01, 0.05, 0.1, 0.25, 0.5)
 
@@ -212,7 +165,7 @@ def _nearest_other(
     """Return the label of the closest center that is not of the row's own label, and its cosine; -1, NaN if there is none."""
     # labels_C rises: the place of the own center, or -1 where that identity has none.
     place = np.minimum(np.searchsorted(labels_C, own), len(labels_C) - 1)
-    best, cosines, _ = closest_centers(
+    best, (cosines,) = closest_centers(
         embeddings, rows, centers_CD, device, np.where(labels_C[place] == own, place, -1)
     )
     found = best >= 0
@@ -226,32 +179,41 @@ def closest_centers(
     device: torch.device | str,
     excluded: Int64 | None = None,
     progress: Progress | None = None,
-) -> tuple[Int64, Float32, Float32]:
-    """Find the closest center of some rows, 4,096 x 16,384 cosines at a time (256 MiB).
+    ranks: int = 1,
+) -> tuple[Int64, Float32]:
+    """Find the closest centers of some rows, 4,096 x 4,096 cosines at a time (64 MiB).
 
     Args:
         embeddings: (N, D) of any length. rows: which of them; None: all.
         centers_CD: (C, D); rows of length 0 are near nobody.
         excluded: the place of a center that does not count, for each of the rows; -1: none.
+        ranks: how many cosines of each row to return.
 
     Returns:
-        Place and cosine of the closest center, -1 and -2 if there is none, and the cosine of the second closest, -2 likewise.
+        Place of the closest center, -1 if there is none; (ranks, rows) cosines, the highest first, -2 where there are fewer centers.
     """
+    shapes = embeddings.shape, centers_CD.shape
+    if any(len(shape) != 2 for shape in shapes) or shapes[0][1] != shapes[1][1]:
+        raise UserError(
+            f"embeddings of shape {shapes[0]} and centers of shape {shapes[1]}: both must come from one model"
+        )
     rows = np.arange(len(embeddings)) if rows is None else rows
-    best, cosines = np.empty(len(rows), np.int64), np.empty((2, len(rows)), np.float32)
+    best, cosines = np.empty(len(rows), np.int64), np.empty((ranks, len(rows)), np.float32)
     for start in range(0, len(rows), _QUERIES):
         part = slice(start, start + _QUERIES)
         queries_BD = _unit_tensor(embeddings[rows[part]], torch.device(device))
-        best[part], cosines[:, part] = _two_best(queries_BD, centers_CD, None if excluded is None else excluded[part])
+        own = None if excluded is None else excluded[part]
+        best[part], cosines[:, part] = _closest(queries_BD, centers_CD, own, ranks)
         if progress is not None:
             progress(min(start + _QUERIES, len(rows)), len(rows))
-    return best, cosines[0], cosines[1]
+    return best, cosines
 
 
-def _two_best(queries_BD: torch.Tensor, centers_CD: Array, excluded: Int64 | None = None) -> tuple[Int64, Float32]:
-    """Return the place of the closest center of length > 0, -1 if there is none, and (2, B) cosines of it and the second closest."""
-    best = torch.full((len(queries_BD),), -1, dtype=torch.int64, device=queries_BD.device)
-    first, second = torch.full((2, len(queries_BD)), -2.0, device=queries_BD.device)
+def _closest(
+    queries_BD: torch.Tensor, centers_CD: Array, excluded: Int64 | None, ranks: int
+) -> tuple[Int64, npt.NDArray[np.float32]]:
+    best_B = torch.full((len(queries_BD),), -1, dtype=torch.int64, device=queries_BD.device)
+    highest_BR = torch.full((len(queries_BD), ranks), -2.0, device=queries_BD.device)
     for start in range(0, len(centers_CD), _CENTERS):
         block_CD = _unit_tensor(centers_CD[start : start + _CENTERS], queries_BD.device)
         scores_BC = queries_BD @ block_CD.T
@@ -259,11 +221,12 @@ def _two_best(queries_BD: torch.Tensor, centers_CD: Array, excluded: Int64 | Non
         if excluded is not None:
             hit = np.flatnonzero((excluded >= start) & (excluded < start + len(block_CD)))
             scores_BC[torch.from_numpy(hit), torch.from_numpy(excluded[hit] - start)] = -2.0
-        values, places = scores_BC.max(dim=1)
-        scores_BC.scatter_(1, places[:, None], -2.0)
-        second = torch.maximum(torch.minimum(values, first), torch.maximum(second, scores_BC.amax(dim=1)))
-        best = torch.where(values > first, places + start, best)
-        first = torch.maximum(values, first)
-    nobody = (queries_BD == 0).all(dim=1)
-    cosines = torch.stack([first, second]).masked_fill(nobody, -2.0)
-    return best.cpu().numpy(), cosines.cpu().numpy()
+        if ranks == 1:  # several times faster than topk
+            values_BR, places_BR = scores_BC.max(dim=1, keepdim=True)
+        else:
+            values_BR, places_BR = scores_BC.topk(min(ranks, len(block_CD)), dim=1)
+        best_B = torch.where(values_BR[:, 0] > highest_BR[:, 0], places_BR[:, 0] + start, best_B)
+        highest_BR = torch.cat([highest_BR, values_BR], dim=1).topk(ranks, dim=1).values
+        del scores_BC  # else two blocks are held
+    highest_BR[(queries_BD == 0).all(dim=1)] = -2.0
+    return best_B.cpu().numpy(), highest_BR.T.cpu().numpy()

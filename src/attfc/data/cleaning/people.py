@@ -13,6 +13,7 @@ import torch
 from attfc.data.cleaning.findings import PAIR_IMAGES, Findings, Pair
 from attfc.data.cleaning.identity_centers import identity_centers
 from attfc.data.cleaning.same_people import Alike, alike, near_copies
+from attfc.data.stores.combined import CombinedStore
 from attfc.data.stores.store import Store
 from attfc.typing import Array, Int64
 
@@ -104,8 +105,12 @@ class Faces:
                 lambda i: f"moved to {self.findings.name(head[self.findings.before[positions[i]]])}, the same person",
             )
 
-    def leave_out_people(self, images_too: bool) -> None:
-        """Leave out people of the evaluation set; `images_too`: and single images of them under other labels."""
+    def leave_out_people(self, images_too: bool) -> Int64:
+        """Leave out people of the evaluation set; `images_too`: and single images of them under other labels.
+
+        Returns:
+            (n, 2) labels of the evaluation set that look like one person, where it is of several sets.
+        """
         against, theirs = self.against, self.their_embeddings
         assert against is not None
         assert theirs is not None
@@ -136,8 +141,14 @@ class Faces:
                 f"{against.identity_name(int(whom[found[i]]))!r} of {against.name}"
             ),
         )
+        if isinstance(against, CombinedStore):
+            own = np.arange(len(their_centers))
+            doubled = alike(their_centers, their_centers, self.threshold, own=own, device=self.device)
+            both = np.stack([doubled.found, doubled.best[doubled.found]], axis=1)
+        else:
+            both = np.zeros((0, 2), np.int64)
         if not images_too:
-            return
+            return both
         images = alike(self.embeddings, their_centers, self.threshold, device=self.device)
         single = images.found[~people[self.findings.before[images.found]]]
         self.findings.leave_out(
@@ -148,6 +159,7 @@ class Faces:
             ),
             again=True,
         )
+        return both
 
     def _keep(self, found: Alike, rows: Int64, *, between: bool) -> None:
         surest = rows[np.argsort(-found.cosines[rows], kind="stable")]

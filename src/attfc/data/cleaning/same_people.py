@@ -1,10 +1,17 @@
 """One person under two labels, of one set or of two: the closest center of each center or image, and what score chance alone gives.
 
-A fixed cosine means another thing for each model. Here the data set the threshold. The *second* closest center is a stranger's, also where the
-closest is the same person under another label. Of these cosines the highest fifth is fitted: what lies above a high quantile falls off
-exponentially (peaks over threshold, as in Scheirer et al., "Meta-Recognition", 2011), so one mean says which cosine few strangers of
-so many rows reach. Measured on real faces and generated vectors: docs/formats.md. Cost: rows x centers x D products, 256 MiB at a
-time, 20 bytes per row.
+A fixed cosine means another thing for each model. Here the data set the threshold. The height of a stranger, -log(1 - cosine^2), falls off
+exponentially; exactly so where directions are uniform on a sphere. Two facts follow, however many strangers are near a row:
+
+1. The gap from the highest of them to the next is exponential too, and so on downwards (Renyi, "On the theory of order statistics", 1953): the
+   median gap from the first to the third says how fast they fall off.
+2. Given the third, the first reaches a height t with the probability 2 y - y^2, where y = exp((third - t) / scale).
+
+The *third* closest center is a stranger's, also where a person has three labels. The threshold is where these probabilities sum to the false
+matches that are allowed. Each row is judged by its own neighbourhood, so people who are alike in groups are no trouble. What it cannot tell:
+two people who resemble each other and nobody else are found as one, and a person under four labels or more raises the threshold.
+Rates in generated worlds: `tests/unit/test_same_people.py`; on faces and vectors: docs/formats.md. Cost: rows x centers x D
+products, 64 MiB at a time, 28 bytes per row.
 
 Not taken: all pairs of images, images per person times the work.
 """
@@ -19,13 +26,13 @@ import torch
 from attfc.data.cleaning.identity_centers import unit_rows
 from attfc.data.cleaning.label_cleaning import closest_centers
 from attfc.data.stores.store import Store
-from attfc.typing import Array, Float32, Int64, Progress
+from attfc.typing import Array, Float32, Float64, Int64, Progress
 
 __all__ = ["Alike", "alike", "chance_threshold", "near_copies"]
 
 FEWEST = 20
 """Fewer rows say nothing about chance."""
-_TAIL = 0.2
+_MEDIAN_GAP = -math.log(1 - math.sqrt(0.5))  # of the logarithm of the least of two uniform numbers
 _SIDE, _SAME_EMBEDDING, _SAME_PIXELS = 32, 0.9, 0.97
 _ROWS = 4_096
 
@@ -58,30 +65,36 @@ class Alike:
         return near[np.argsort(-self.cosines[near], kind="stable")]
 
 
-def chance_threshold(second: Float32, false_matches: float) -> float | None:
-    """Return the cosine that about `false_matches` of so many second closest centers reach, from the tail of their distribution.
-
-    The second closest is a stranger's, whoever the closest is. The closest of strangers reaches it more often: below, 25 times in 1,000 and not
-    once, where all are equally unlike; on faces, which are not, precision is what `benchmarks/trusted_sets.py` measures.
+def chance_threshold(first: Float32, third: Float32, false_matches: float = 1.0) -> float | None:
+    """Return the cosine that the closest strangers of about `false_matches` of all rows reach.
 
     Args:
-        second: (N,) cosine of each row's second closest center; -2: none.
-        false_matches: how many second closest centers may reach it.
+        first: (N,) cosine of each row's closest center, which may be the same person. third: (N,) of the third closest; -2: none.
+        false_matches: above 0, at most 1.
 
     Returns:
-        At most 1; None: fewer than 20 rows have a second closest center.
+        At most 1; None: fewer than 20 rows have a third closest center.
 
-    >>> strangers = np.random.default_rng(0).normal(0, 0.1, size=(1000, 500))
-    >>> limit = chance_threshold(np.sort(strangers, axis=1)[:, -2].astype(np.float32), 1.0)
-    >>> float(np.mean(strangers.max(axis=1) >= limit))
-    0.025
+    >>> strangers = np.sort(np.random.default_rng(0).normal(0, 0.1, size=(1000, 500)).astype(np.float32), axis=1)
+    >>> limit = chance_threshold(strangers[:, -1], strangers[:, -3])
+    >>> int((strangers[:, -1] >= limit).sum())
+    1
     """
-    known = second[second > -2].astype(np.float64)
-    if len(known) < FEWEST:
+    known = third > -2
+    if known.sum() < FEWEST:
         return None
-    high = float(np.quantile(known, 1 - _TAIL))
-    excess = float(np.mean(known[known >= high] - high))
-    return min(1.0, high + excess * math.log(max(1.0, _TAIL * len(known) / false_matches)))
+    highest, lowest = _height(first[known]), _height(third[known])
+    scale = max(float(np.median(highest - lowest)) / _MEDIAN_GAP, 1e-9)
+    top = float(lowest.max())
+    powers = np.exp((lowest - top) / scale)
+    once, twice = float(powers.sum()), float(np.square(powers).sum())
+    reached = top + scale * math.log((once + math.sqrt(once**2 - false_matches * twice)) / false_matches)
+    return math.sqrt(-math.expm1(-reached)) if reached > 0 else -math.sqrt(math.expm1(-reached))
+
+
+def _height(cosines: Float32) -> Float64:
+    wide = np.clip(cosines.astype(np.float64), -1, 0.9999)
+    return -np.log1p(-wide * np.abs(wide))
 
 
 def alike(
@@ -107,10 +120,10 @@ def alike(
         device: where the products are computed.
         progress: called as (rows done, rows).
     """
-    best, cosines, second = closest_centers(rows_ND, None, centers_CD, device, own, progress)
-    chance = chance_threshold(second, false_matches) if threshold is None else None
+    best, cosines = closest_centers(rows_ND, None, centers_CD, device, own, progress, 1 if threshold is not None else 3)
+    chance = chance_threshold(cosines[0], cosines[2], false_matches) if threshold is None else None
     used = threshold if threshold is not None else otherwise if chance is None else chance
-    return Alike(best, cosines, used, chance is not None)
+    return Alike(best, cosines[0], used, chance is not None)
 
 
 def near_copies(

@@ -94,7 +94,11 @@ class FolderWriter(ContinuedWriter):
     def _check_entries(self, entries: set[str]) -> None:
         if (self.folder / _DONE / UNFINISHED).exists():  # killed on its very last step: that step is done again
             os.replace(self.folder / _DONE, self.folder / _WORK)
-        elif entries and _WORK not in entries:
+            return
+        if _DONE in entries:  # killed while it was removed
+            shutil.rmtree(self.folder / _DONE)
+            entries.remove(_DONE)
+        if entries and _WORK not in entries:
             raise UserError(
                 f"{self.folder}: holds files already ({printable(os.fsencode(min(entries)))} ...): give a folder that is empty or "
                 "does not exist yet"

@@ -7,7 +7,7 @@ model is refused, for its threshold means nothing here. An ONNX file carries the
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -19,6 +19,7 @@ __all__ = [
     "METADATA",
     "Estimate",
     "GroupRates",
+    "ModelFile",
     "OperatingPoint",
     "Probability",
     "beside",
@@ -168,6 +169,22 @@ class OperatingPoint(_Part):
         write_json_whole(path, self.model_dump(mode="json"))
 
 
+class ModelFile(Protocol):
+    """What is asked of a model: `ModelFacts` has it."""
+
+    @property
+    def path(self) -> Path:
+        """Its folder or file."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of its weights."""
+
+    @property
+    def operating_point(self) -> str:
+        """The point in the metadata of an ONNX file, or nothing."""
+
+
 def beside(model: Path) -> Path:
     """Return where the operating point of a model lies: in its folder, or beside its file.
 
@@ -191,21 +208,17 @@ def read_point(text: str | bytes, where: Path | str) -> OperatingPoint:
         ) from None
 
 
-def point_of(model: Path, digest: str, stated: str = "") -> OperatingPoint | None:
-    """Return a model's operating point; None: it has none.
-
-    Args:
-        model, digest: its folder or file, and the SHA-256 of its weights.
-        stated: what an ONNX file has in its metadata; a file beside it goes first.
+def point_of(model: ModelFile) -> OperatingPoint | None:
+    """Return a model's operating point, of the file beside it or else of its metadata; None: it has none.
 
     Raises:
         UserError: damaged, too large, or of another model.
     """
-    path = beside(model)
+    path, stated = beside(model.path), model.operating_point
     if not path.exists():
-        return read_point(stated, f"{model}, its metadata") if stated else None
+        return read_point(stated, f"{model.path}, its metadata") if stated else None
     with path.open("rb") as file:
         text = file.read(LARGEST + 1)
     if len(text) > LARGEST:
         raise UserError(f"{path} is larger than {LARGEST:,} bytes: no operating point has that")
-    return read_point(text, path).check(digest, path)
+    return read_point(text, path).check(model.digest, path)

@@ -10,18 +10,20 @@ Sources: see `search`.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from torch import nn
 
+from attfc.data.attributes import read_attributes
 from attfc.data.index import IdentityIndex
 from attfc.data.stores.store import Store
 from attfc.errors import UserError
 from attfc.evaluation.bootstrap import FigurePath, Sample
 from attfc.evaluation.embed import Embedder, ImageEvaluation
 from attfc.evaluation.people import few_people
-from attfc.evaluation.protocols.protocol import Board, Cell, Outcome, Protocol, Subject, Table, noted
+from attfc.evaluation.protocols.protocol import Board, Cell, Outcome, Protocol, Subject, Table, noted, with_slices
 from attfc.evaluation.protocols.search import Identification, identify, rate_columns, search_sample
 from attfc.typing import Int64, Progress
 
@@ -30,10 +32,14 @@ __all__ = ["PROTOCOL", "StoreIdentification", "choose_gallery", "identify_in_sto
 
 @dataclass(frozen=True, eq=False)
 class StoreIdentification(ImageEvaluation):
-    """What `identify_in_store` found: the figures and curves, and the wall time of the search beside what `ImageEvaluation` has."""
+    """What `identify_in_store` found: the figures and curves, and the wall time of the search beside what `ImageEvaluation` has.
+
+    `probes`: (mated probes,) int64, their positions in the store.
+    """
 
     found: Identification
     search_seconds: float
+    probes: Int64
 
     STATED: ClassVar = ("search_seconds",)
 
@@ -122,11 +128,13 @@ def identify_in_store(
         notes=(*few_people(len(np.unique(found.probe_labels))), *notes, *found.notes),
         found=found,
         search_seconds=time.perf_counter() - start,
+        probes=positions[sides[1]][np.isin(searched_M, enrolled_N)],
     )
 
 
-def _run(subject: Subject, name: str, paths: Sequence[str], **options: Any) -> Outcome:
+def _run(subject: Subject, name: str, paths: Sequence[str], attributes: Path | None, **options: Any) -> Outcome:
     path, store, shared = subject.open_store(name, paths)
+    known = read_attributes(attributes, store) if attributes is not None else None
     with subject.progress("faces") as progress:
         result = identify_in_store(subject.embedder, store, progress=progress, **options)
     counts = {
@@ -136,7 +144,12 @@ def _run(subject: Subject, name: str, paths: Sequence[str], **options: Any) -> O
     }
     columns = rate_columns(result.found) | {title: Cell((figure,), "count") for title, figure in counts.items()}
     table = Table.of("1:N, %", columns, [(result.name, ())])
-    return Outcome({"store": path, **result.figures()}, result.samples(), [table, *noted(result.notes)], shared)
+    shown: list[str | Table] = [table, *noted((*result.notes, *(known.notes if known else ())))]
+    outcome = Outcome({"store": path, **result.figures()}, result.samples(), shown, shared)
+    if known is None:
+        return outcome
+    values = {column: of[result.probes] for column, of in known.columns.items()}
+    return with_slices(outcome, (), values, search_sample([result.found]).probing, rate_columns(result.found))
 
 
 def _board(protocol: str, data: str, place: FigurePath) -> Board:
@@ -146,7 +159,7 @@ def _board(protocol: str, data: str, place: FigurePath) -> Board:
 PROTOCOL = Protocol(
     ("identify",),
     _run,
-    ("enrolled", "enrolled_images", "seed", "broken_limit"),
+    ("attributes", "enrolled", "enrolled_images", "seed", "broken_limit"),
     _board,
     without_pairs="searches images, not pairs: leave out --pairs",
 )

@@ -7,6 +7,7 @@ another set.
 Sources: LFW protocol (Huang et al. 2007); the `.bin` sets of InsightFace.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import nn
 
+from attfc.data.attributes import Attributes, common_value, read_attributes
 from attfc.data.stores.verification_sets import VerificationSet, read_verification_set
 from attfc.errors import UserError, nearest
 from attfc.evaluation.bootstrap import FigurePath, linked_identities
@@ -23,12 +25,23 @@ from attfc.evaluation.embed import Embedder, ImageEvaluation, ImageSource
 from attfc.evaluation.metrics import PairScores, Thresholds, evaluate_scores, fold_numbers
 from attfc.evaluation.people import few_people
 from attfc.evaluation.protocols.pair_lists import Pairs, read_pairs
-from attfc.evaluation.protocols.protocol import Board, Cell, Outcome, Protocol, Subject, Table, one_path
+from attfc.evaluation.protocols.protocol import (
+    Board,
+    Cell,
+    Outcome,
+    Protocol,
+    Subject,
+    Table,
+    noted,
+    one_path,
+    with_slices,
+)
 from attfc.evaluation.rates import FARS
 from attfc.evaluation.samples import PairListSample
+from attfc.evaluation.tail_sample import TailSample
 from attfc.evaluation.unit_rows import cosine_of_pairs, squared_distances_of_pairs, unit_rows
 from attfc.evaluation.unseen import SharedPeople
-from attfc.typing import Int64, Progress
+from attfc.typing import Bools, Int64, Progress
 
 __all__ = [
     "KNOWN_SETS",
@@ -63,6 +76,20 @@ class PairEvaluation(ImageEvaluation):
     sample: PairListSample | None
 
     STATED: ClassVar = ("skipped_pairs",)
+
+    def slice_of(self, chosen_P: Bools) -> TailSample | None:
+        """Return the sample of some of the pairs; None: they are of one kind, or their people are not known."""
+        of = self.sample
+        if of is None or len(np.unique(of.same[chosen_P])) < 2:
+            return None
+        return TailSample.of_list(
+            of.scores[chosen_P],
+            of.same[chosen_P],
+            of.first[chosen_P],
+            of.second[chosen_P],
+            codes=np.flatnonzero(chosen_P),
+            fars=of.fars,
+        )
 
     def figures(self) -> dict[str, Any]:
         """Return the figures as plain JSON types, FARs as text, unknown figures as None."""
@@ -206,13 +233,20 @@ def _files(paths: Sequence[str]) -> Iterator[Path]:
             raise UserError(f"{path} is no .bin file and no folder of them: for a store of images add --pairs FILE")
 
 
-def _run(subject: Subject, name: str, paths: Sequence[str], pairs: Path | None, **options: Any) -> Outcome:
+def _run(
+    subject: Subject, name: str, paths: Sequence[str], pairs: Path | None, attributes: Path | None, **options: Any
+) -> Outcome:
     """Evaluate a store with a list of pairs, or sets of pairs: files and folders of them."""
     if pairs is None:
+        if attributes is not None:
+            raise UserError(
+                "--attributes names images, and those of a .bin file have no names: give a store and --pairs"
+            )
         return _evaluate(subject, _sets(list(_files(paths))), **options)
     _, store, shared = subject.open_store(name, paths)
     listed = read_pairs(pairs, store, broken_limit=options["broken_limit"])
-    return _evaluate(subject, [(store, listed, store.labels)], str(pairs), shared, **options)
+    known = read_attributes(attributes, store) if attributes is not None else None
+    return _evaluate(subject, [(store, listed, store.labels)], str(pairs), shared, known, **options)
 
 
 def _run_named_sets(subject: Subject, name: str, paths: Sequence[str], **options: Any) -> Outcome:
@@ -225,6 +259,7 @@ def _evaluate(
     lists: Iterable[Listed],
     pairs_file: str | None = None,
     shared: SharedPeople | None = None,
+    attributes: Attributes | None = None,
     *,
     thresholds: Thresholds | None,
     broken_limit: float,
@@ -250,15 +285,28 @@ def _evaluate(
             concerned.setdefault(note, []).append(result.name)
     sets = {result.name: result.figures() for result in results}
     table = Table.of("set", _COLUMNS, [(name, ("sets", name)) for name in sets])
-    return Outcome(
+    outcome = Outcome(
         {"thresholds": thresholds, "pairs_file": pairs_file, "sets": sets},
         {("sets", result.name): [result.sample] for result in results if result.sample is not None},
         # Notes below: a figure with skipped pairs is not that of the whole set.
         [table, *(f"{', '.join(of)}: {note}" for note, of in concerned.items())],
         shared,
     )
+    if attributes is None:
+        return outcome
+    (result,) = results
+    outcome = dataclasses.replace(outcome, shown=[*outcome.shown, *noted(attributes.notes)])
+    sides = (result.pairs.first, result.pairs.second)
+    columns = {name: common_value(*(values[side] for side in sides)) for name, values in attributes.columns.items()}
+    return with_slices(outcome, ("sets", result.name), columns, result.slice_of, _OF_SLICES)
 
 
+_OF_SLICES = {
+    "TAR@1e-3 %": Cell(("tar_at_far", "0.001")),
+    "TAR@1e-2 %": Cell(("tar_at_far", "0.01")),
+    "AUC": Cell(("auc",), "share"),
+    "EER %": Cell(("eer",)),
+}
 _COLUMNS = {
     "pairs": Cell(("pairs",), "count"),
     "accuracy %": Cell(("accuracy",)),
@@ -277,7 +325,9 @@ def board_of_pairs(protocol: str, data: str, place: FigurePath) -> Board:
     return Board(("sets", place[1]), f"{name}: pairs", ((name, ("accuracy",)),))
 
 
-PROTOCOL = Protocol(("pairs",), _run, ("pairs", "thresholds", "broken_limit"), board_of_pairs, family="pairs")
+PROTOCOL = Protocol(
+    ("pairs",), _run, ("pairs", "attributes", "thresholds", "broken_limit"), board_of_pairs, family="pairs"
+)
 NAMED_SETS = Protocol(
     tuple(KNOWN_SETS),
     _run_named_sets,

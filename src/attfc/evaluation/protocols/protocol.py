@@ -12,14 +12,18 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from attfc.data.stores.store import Store
 from attfc.errors import UserError
-from attfc.evaluation.bootstrap import FigurePath, Interval, Sample, figure_at
+from attfc.evaluation.bootstrap import FigurePath, IdentityDraw, Interval, Sample, figure_at, nested
 from attfc.evaluation.embed import Embedder
+from attfc.evaluation.people import few_people
 from attfc.evaluation.unseen import SharedPeople
 from attfc.typing import Progress
 
-__all__ = ["Board", "Cell", "Listing", "Outcome", "Protocol", "Subject", "Table", "noted", "one_path"]
+__all__ = ["Board", "Cell", "Listing", "Outcome", "Protocol", "Subject", "Table", "noted", "one_path", "with_slices"]
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,40 @@ class Outcome:
         return [] if self.shared is None else self.shared.notes
 
 
+def with_slices(
+    outcome: Outcome,
+    place: FigurePath,
+    columns: Mapping[str, npt.NDArray[np.str_]],
+    sample_of: Callable[[npt.NDArray[np.bool_]], Sample | None],
+    shown: Mapping[str, Cell],
+) -> Outcome:
+    """Return an outcome with the figures, samples and tables of its slices: the rows, pairs or probes, that have a value of an attribute.
+
+    Args:
+        place: of the figures that are sliced; the slices stand there under `slices`, by column and value.
+        columns: the value of each row, "" = none. sample_of: the sample of chosen rows; None: they give no figures.
+        shown: columns of the tables, beside rows and people.
+    """
+    samples, tables = dict(outcome.samples), [*outcome.shown]
+    found = figure_at(outcome.figures, place).setdefault("slices", {})
+    for column, value_N in columns.items():
+        lines = []
+        for value in np.unique(value_N[value_N != ""]).tolist():
+            sample = sample_of(value_N == value)
+            if sample is None:
+                tables.append(f"note: {column}: {value} is left out: it has not both kinds of rows")
+                continue
+            figures = nested(sample.figures(IdentityDraw(np.ones(sample.identities))))
+            counts = {"rows": int((value_N == value).sum()), "identities": sample.carriers}
+            found.setdefault(column, {})[value] = counts | figures
+            samples[*place, "slices", column, value] = [sample]
+            lines.append((value, (*place, "slices", column, value)))
+            tables += [f"note: {column}: {value} {note}" for note in few_people(sample.carriers)]
+        counted = {"rows": Cell(("rows",), "count"), "people": Cell(("identities",), "count")}
+        tables += [Table.of(" ".join((*place, column)), {**counted, **shown}, lines)] if lines else []
+    return dataclasses.replace(outcome, samples=samples, shown=tables)
+
+
 def noted(notes: Sequence[str]) -> list[str]:
     """Return notes as lines for the screen."""
     return [f"note: {note}" for note in notes]
@@ -171,7 +209,7 @@ class Protocol:
         refused = {
             "pairs": f"{name} {self.without_pairs}",
             "groups": f"--groups is of the protocol all-pairs: leave it out of {name}",
-            "attributes": f"--attributes is of the protocols held-out and all-pairs: leave it out of {name}",
+            "attributes": f"--attributes names images, and {name} has none that have names: leave it out",
             "fars": f"--far is an option of the protocol all-pairs: leave it out of {name}",
         }
         for option, refusal in refused.items():

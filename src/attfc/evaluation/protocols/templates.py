@@ -15,14 +15,26 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 from torch import nn
 
+from attfc.data.attributes import common_value, read_attributes
 from attfc.errors import UserError
 from attfc.evaluation.bootstrap import FigurePath, Sample
 from attfc.evaluation.embed import BrokenImage, Embedder, check_broken_limit
 from attfc.evaluation.embedding_cache import FaceEmbeddings, default_cache
 from attfc.evaluation.people import few_people
-from attfc.evaluation.protocols.protocol import Board, Cell, Outcome, Protocol, Subject, Table, noted, one_path
+from attfc.evaluation.protocols.protocol import (
+    Board,
+    Cell,
+    Outcome,
+    Protocol,
+    Subject,
+    Table,
+    noted,
+    one_path,
+    with_slices,
+)
 from attfc.evaluation.protocols.search import rate_columns, search_sample
 from attfc.evaluation.protocols.template_faces import embed_faces
 from attfc.evaluation.protocols.template_lists import (
@@ -41,7 +53,7 @@ from attfc.evaluation.protocols.template_scores import (
 )
 from attfc.evaluation.rates import Figures, far_name
 from attfc.evaluation.tail_sample import TailSample
-from attfc.typing import Int64, Progress
+from attfc.typing import Bools, Int64, Progress
 
 __all__ = [
     "PROTOCOL",
@@ -109,17 +121,58 @@ class TemplateEvaluation(Figures):
             "notes": self.notes,
         }
 
+    def slice_of(self, chosen_P: Bools) -> TailSample | None:
+        """Return the sample of some of the pairs scored; None: they are of one kind."""
+        one, pairs = self.verification, self.lists.pairs
+        if one is None or pairs is None or len(np.unique(one.same[chosen_P])) < 2:
+            return None
+        places = np.flatnonzero(one.scored)[chosen_P]
+        first, second = (self.lists.subjects_of(side[places]) for side in (pairs.first, pairs.second))
+        scores, same, fars = one.scores[chosen_P], one.same[chosen_P], tuple(one.tar_at_far)
+        return TailSample.of_list(scores, same, first, second, codes=places, fars=fars)
+
     def samples(self) -> dict[FigurePath, list[Sample]]:
         """Return the scores behind the 1:1 and 1:N figures, by where these stand in `figures()`, for intervals by subject."""
         found: dict[FigurePath, list[Sample]] = {}
-        one, pairs = self.verification, self.lists.pairs
-        if one is not None and pairs is not None:
-            first, second = (self.lists.subjects_of(side[one.scored]) for side in (pairs.first, pairs.second))
-            codes, fars = np.flatnonzero(one.scored), tuple(one.tar_at_far)
-            found["verification",] = [TailSample.of_list(one.scores, one.same, first, second, codes=codes, fars=fars)]
+        if self.verification is not None and (every := self.slice_of(np.ones(self.verification.pairs, np.bool_))):
+            found["verification",] = [every]
         if self.search is not None:
             found["search",] = [search_sample(list(self.search.galleries.values()))]
         return found
+
+
+@dataclass(frozen=True)
+class _Faces:
+    """The faces of a folder by name, as `read_attributes` wants images."""
+
+    name: str
+    names: Sequence[str]
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self.names)
+
+    def where(self, position: int) -> str:
+        """Return the name of one."""
+        return self.names[position]
+
+
+def value_of_pairs(
+    value_F: npt.NDArray[np.str_], template_F: Int64, sides: tuple[Int64, Int64]
+) -> npt.NDArray[np.str_]:
+    """Return the value that all faces of both templates of a pair have, "" if they differ or one is not known.
+
+    >>> faces, templates = np.array(["phone", "phone", "gate", ""]), np.array([5, 5, 7, 7])
+    >>> value_of_pairs(faces, templates, (np.array([5, 5]), np.array([5, 7]))).tolist()
+    ['phone', '']
+    """
+    values, code_F = np.unique(value_F, return_inverse=True)
+    order = np.argsort(template_F, kind="stable")
+    ids, starts = np.unique(template_F[order], return_index=True)
+    least, most = (way.reduceat(code_F[order], starts) for way in (np.minimum, np.maximum))
+    value_T = np.where(least == most, values[least], "")
+    first_P, second_P = (value_T[np.searchsorted(ids, side)] for side in sides)
+    return common_value(first_P, second_P)
 
 
 def evaluate_templates(
@@ -189,12 +242,15 @@ def _run(
     paths: Sequence[str],
     mode: str,
     embeddings: Path | None,
+    attributes: Path | None,
     keep_scores: bool,
     **options: Any,
 ) -> Outcome:
     modes = TemplateMode.all() if mode.lower() == "all" else tuple(map(TemplateMode.parse, mode.split(",")))
     with subject.progress("pairs") as progress:
         lists = read_template_lists(one_path(name, paths, "the folder with loose_crop and meta"), name, progress)
+    images, image_F = np.unique(lists.faces.names, return_inverse=True)  # one may be in several templates
+    known = None if attributes is None else read_attributes(attributes, _Faces(name, images.tolist()))
     cache = embeddings or default_cache()
     with subject.progress("faces") as progress:
         results = evaluate_templates(
@@ -225,7 +281,20 @@ def _run(
     if first.search is not None:
         shown.append(_search_table(list(figures["modes"]), first.search))
     notes = dict.fromkeys(note for result in results for note in result.notes)
-    return Outcome(figures, samples, [*shown, *noted(list(notes))])
+    outcome = Outcome(figures, samples, [*shown, *noted([*notes, *(known.notes if known else ())])])
+    pairs, one = lists.pairs, first.verification
+    if known is None or pairs is None or one is None:
+        return outcome
+    sides = (pairs.first[one.scored], pairs.second[one.scored])
+    columns = {
+        column: value_of_pairs(of[image_F], lists.faces.templates, sides) for column, of in known.columns.items()
+    }
+    fars = sorted(one.tar_at_far)[::2]
+    cells = {f"TAR@{far:.0e} %".replace("e-0", "e-"): Cell(("tar_at_far", far_name(far))) for far in fars}
+    for result in results:
+        place = ("modes", str(result.mode), "verification")
+        outcome = with_slices(outcome, place, columns, result.slice_of, {**cells, "EER %": Cell(("eer",))})
+    return outcome
 
 
 def _verification_table(modes: Sequence[str], one: TemplateVerification) -> list[str | Table]:
@@ -266,7 +335,7 @@ def _board(protocol: str, data: str, place: FigurePath) -> Board:
 PROTOCOL = Protocol(
     tuple(SET_NAMES),
     _run,
-    ("mode", "embeddings", "broken_limit", "keep_scores"),
+    ("mode", "embeddings", "attributes", "broken_limit", "keep_scores"),
     _board,
     without_pairs="brings its own pairs: leave out --pairs",
 )

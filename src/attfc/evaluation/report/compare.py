@@ -17,6 +17,7 @@ import numpy as np
 
 from attfc.errors import UserError
 from attfc.evaluation.bootstrap import FigurePath, IdentityDraw, Interval, Sample, figure_at
+from attfc.evaluation.operating_point.judging import AT_POINT
 from attfc.evaluation.protocols import board_of
 from attfc.evaluation.protocols.protocol import Board
 from attfc.evaluation.report.curves import HINTS, curves_of
@@ -85,7 +86,7 @@ def write_comparison_report(path: str | os.PathLike[str], results: Sequence[Eval
             for note in texts(group.figures.get("interval_notes"))
         ]
         shown = parts.groups(*_group_table(groups), _group_figures(groups, f"g{number}"), once_each(notes))
-        sections.append((f"{board.title}: groups", shown))
+        sections.append((f"{board.title}: groups and slices", shown))
     title, line = "Models side by side", ", ".join(models)
     return write_page(target, f"{title}: {line} · attfc", title, line, [*sections, ("", parts.legend())])
 
@@ -154,7 +155,7 @@ def _boards(results: Sequence[EvaluationResult], names: Mapping[str, str]) -> li
     boards: dict[FigurePath, _Board] = {}
     for result in results:
         for place, samples in result.samples.items():
-            if place[:1] in (("groups",), ("slices",)):
+            if not {"groups", "slices", AT_POINT}.isdisjoint(place):
                 continue
             found = board_of(result.protocol, Path(result.paths[0]).name if result.paths else "?", place)
             if condition := result.condition:
@@ -166,7 +167,11 @@ def _boards(results: Sequence[EvaluationResult], names: Mapping[str, str]) -> li
             if name in board.entries:
                 raise UserError(f"{found.title}: two results of {result.model}: pass one of them")
             board.entries[name] = _Entry(samples, holder)
-            if place == ("all_pairs",) and (groups := _mapping(result.figures.get("groups"))):
+            of_all = result.figures if place == ("all_pairs",) else holder if place else {}
+            groups = dict(_mapping(of_all.get("groups")))
+            for column, values in _mapping(of_all.get("slices")).items():
+                groups |= {f"{column}: {value}": slice_ for value, slice_ in _mapping(values).items()}
+            if groups:
                 board.groups[name] = groups
             board.notes.extend((name, note) for note in notes_of_result(result.figures, holder))
     return list(boards.values())

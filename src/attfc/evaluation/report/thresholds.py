@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from attfc.errors import UserError
-from attfc.evaluation.operating_point.point import OperatingPoint, beside, point_of, read_point
+from attfc.evaluation.operating_point.point import ModelFile, OperatingPoint, beside, point_of, read_point
 
 __all__ = ["Thresholds", "lowest_far", "thresholds_of"]
 
@@ -38,13 +38,12 @@ class Thresholds(NamedTuple):
         return Thresholds({point.asked_fmr: point.threshold}, str(source), point)
 
 
-def thresholds_of(model: Path, digest: str, evaluation: Path | None = None, stated: str = "") -> Thresholds:
+def thresholds_of(model: ModelFile, evaluation: Path | None = None) -> Thresholds:
     """Return the thresholds of a model: of the file that the user names, else its operating point, else the last evaluation of its run.
 
     Args:
-        model, digest: the model's folder or file, and the SHA-256 of its weights.
+        model: as `point_of` takes it.
         evaluation: of `attfc evaluate MODEL all-pairs FOLDER --json FILE`, or of `attfc calibrate`; None: what lies beside the model.
-        stated: the operating point in the metadata of an ONNX file.
 
     Raises:
         OSError: the evaluation cannot be read.
@@ -53,22 +52,22 @@ def thresholds_of(model: Path, digest: str, evaluation: Path | None = None, stat
     if evaluation is not None:
         known, of, point = _read(evaluation)
         if point is not None:
-            return Thresholds.of(point.check(digest, evaluation), evaluation)
+            return Thresholds.of(point.check(model.digest, evaluation), evaluation)
         if of is None:
             return Thresholds(known, f"{evaluation} (it does not say of which model)")
-        if of != digest and os.path.realpath(of) != os.path.realpath(model):
+        if of != model.digest and os.path.realpath(of) != os.path.realpath(model.path):
             raise UserError(
-                f"{evaluation} is an evaluation of another model ({of}) than {model} ({digest}), whose scores differ: evaluate this one, "
-                f"attfc evaluate {model} all-pairs FOLDER --json far.json"
+                f"{evaluation} is an evaluation of another model ({of}) than {model.path} ({model.digest}), whose scores differ: evaluate this one, "
+                f"attfc evaluate {model.path} all-pairs FOLDER --json far.json"
             )
         return Thresholds(known, str(evaluation))
-    point = point_of(model, digest, stated)
+    point, path = point_of(model), model.path
     if point is not None:
-        return Thresholds.of(point, beside(model) if beside(model).exists() else model)
-    if model.name != "model":  # best/ is of another step than evaluation.json
+        return Thresholds.of(point, beside(path) if beside(path).exists() else path)
+    if path.name != "model":  # best/ is of another step than evaluation.json
         return Thresholds({}, "")
     try:
-        return Thresholds(_read(model.parent / EVALUATION)[0], str(model.parent / EVALUATION))
+        return Thresholds(_read(path.parent / EVALUATION)[0], str(path.parent / EVALUATION))
     except (OSError, UserError):
         return Thresholds({}, "")
 
