@@ -21,10 +21,10 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "examples.md"
-LIMIT_SECONDS = 170
+LIMIT_SECONDS = 400  # of one example; 40 at most on two idle cores
 NOTEBOOK = """
 import sys, nbclient, nbformat
-notebook = nbclient.NotebookClient(nbformat.read(sys.argv[1], as_version=4), timeout=150, kernel_name="python3").execute()
+notebook = nbclient.NotebookClient(nbformat.read(sys.argv[1], as_version=4), timeout=300, kernel_name="python3").execute()
 print(*(out["text"] for out in notebook.cells[-1]["outputs"] if out["output_type"] == "stream"))
 """
 
@@ -114,7 +114,7 @@ def main(arguments: list[str]) -> int:
         PAGE.write_text(page(), encoding="utf-8")
         return 0
     chosen = [each for each in EXAMPLES if not arguments or each.path.stem in arguments or each.path.name in arguments]
-    failed = 0
+    failed = int(not chosen)
     with ThreadPoolExecutor(int(os.environ.get("JOBS", "2"))) as pool:
         for example, seconds, status, output in pool.map(run, chosen):
             lines = output.strip().splitlines()
@@ -123,7 +123,7 @@ def main(arguments: list[str]) -> int:
             print(
                 f"{'FAILED' if status or not lines else 'ok'} {example.path.name} {seconds:.0f} s: {said}", flush=True
             )
-    print(f"{len(chosen) - failed} passed, {failed} failed")
+    print(f"{max(len(chosen) - failed, 0)} passed, {failed} failed")
     return failed
 
 

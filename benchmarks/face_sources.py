@@ -4,10 +4,12 @@
     attfc study run benchmarks/studies/faces_tail.yaml --faces ~/.cache/attfc/sources
 
 `train.lst` and `val.lst` hold everything. `lfw.lst` and `web.lst` hold the two sources of train/ apart: images of Labeled Faces in the Wild are named
-`Person_Name_0001.jpg`, those of the web collections `0001.jpg`. A person is in one of them only, or the script stops.
+`Person_Name_0001.jpg`, those of the web collections `0001.jpg`. A person is in one of them only, or the script stops. `flip.lst` holds the images of
+train/, 4 of 10 of them under the name of another of its people.
 """
 
 import argparse
+import random
 from pathlib import Path
 
 from attfc.errors import UserError
@@ -29,10 +31,23 @@ def main() -> None:
             f"{arguments.faces}: {min(both).name} is in both sources: a test across them would see its people"
         )
     arguments.output.mkdir(parents=True, exist_ok=True)
-    for name, images in {"train": train, "val": val, "lfw": lfw, "web": web}.items():
-        lines = "".join(f"{image}\t{image.parent.name}\n" for image in images)
+    flipped = dict(zip(train, flipped_names([image.parent.name for image in train]), strict=True))
+    lists = {"train": train, "val": val, "lfw": lfw, "web": web, "flip": train}
+    for name, images in lists.items():
+        names = [flipped[image] if name == "flip" else image.parent.name for image in images]
+        lines = "".join(f"{image}\t{name}\n" for image, name in zip(images, names, strict=True))
         (arguments.output / f"{name}.lst").write_text(lines, encoding="utf-8")
-        print(f"{name}.lst: {len({image.parent for image in images}):,} people, {len(images):,} images")
+        print(f"{name}.lst: {len(set(names)):,} people, {len(images):,} images")
+
+
+def flipped_names(names: list[str], share: float = 0.4) -> list[str]:
+    """Give that share of the images the name of another person at random; a function of the names alone."""
+    rng, people = random.Random(0), sorted(set(names))
+    found = []
+    for name in names:
+        other = people[rng.randrange(len(people) - 1)]
+        found.append(name if rng.random() >= share else other if other != name else people[-1])
+    return found
 
 
 def images_of(folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""All pairs of your own embeddings: exact TAR at FAR with a 95 % interval by identity, rank-1, and identification with strangers.
+"""All pairs of your own embeddings: exact true accept rate (TAR) at a false accept rate (FAR) with intervals by identity, rank-1, identification.
 
 $ python examples/all_pairs_of_your_embeddings.py
 

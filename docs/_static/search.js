@@ -37,3 +37,8 @@ if (typeof Search !== "undefined") {
     Search.status.innerText = results.length ? `${results.length} places` : "All words have to stand in one section: try one word.";
   };
 }
+
+// Its name is what it shows: the word and the keys.
+document.querySelectorAll(".search-button-field").forEach((button) => {
+  button.setAttribute("aria-label", button.textContent.replace(/\s+/g, " ").trim());
+});

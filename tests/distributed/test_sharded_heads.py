@@ -38,7 +38,9 @@ ATTFC = {
     "others": attfc("others", bank="memory", count=25),
     "drawn, two-way": attfc("own", bank="table", count=25, in_batch="push"),
     "batch, two-way": attfc("pairs", count=17, in_batch="push", policy="fifo"),
-    "share by images": attfc("own", bank="table", count=25, in_batch="push", own=BY_IMAGES),
+    "share by images": attfc(
+        "own", bank="table", count=25, in_batch="push", own=BY_IMAGES, filter_above=0.2, filter_gap=0.1
+    ),
     "others, two-way": attfc("others", bank="memory", count=25, in_batch="push"),
     "others, recent negatives": attfc("others", count=17),
     "table and keys": attfc(stored="table", include_stored=True, policy="fifo", count=17),

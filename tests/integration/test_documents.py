@@ -12,6 +12,7 @@ import pytest
 import typer
 from pydantic import BaseModel
 
+import attfc
 from attfc.cli import app
 from attfc.config import RunConfig, load_config, preset_names
 from attfc.config.arguments import read_words
@@ -168,6 +169,17 @@ def test_python_snippets_of_the_other_data_pages_run(
     assert run_in_order(page) == snippets
 
 
+@pytest.mark.parametrize("page", sorted(page for page in PAGES if page.startswith("how-to/") and python_of(page)))
+def test_python_of_the_how_to_pages_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_in_order(page) >= 1
+
+
+def test_the_api_page_has_every_public_name() -> None:
+    shown = set(re.findall(r"^\.\. auto\w+:: (\w+)", PAGES["reference/api.md"], flags=re.MULTILINE))
+    assert shown == set(attfc.__all__)
+
+
 # Commands and configuration keys, wherever a page names them.
 
 
@@ -255,7 +267,7 @@ def test_configuration_keys_of_the_documents_exist() -> None:
     checked = 0
     for page, text in PAGES.items():
         for section, key in re.findall(r"`(\w+)\.(\w+)(?:=[^`]*)?`", text):
-            if section in sections and key not in ("html", "json", "mdb"):  # those are files
+            if section in sections and key not in ("html", "json", "mdb", "pt"):  # those are files
                 assert key in sections[section], f"{page}: there is no {section}.{key}"
                 checked += 1
     assert checked >= 30

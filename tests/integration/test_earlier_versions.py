@@ -67,7 +67,6 @@ def as_0_1_saved_it(folder: Path, source: str) -> None:
 @pytest.mark.parametrize(("source", "rule"), [("query", "own_embedding"), ("keys", "key_attention")])
 def test_a_run_of_0_1_with_a_slot_for_everyone_goes_on_in_its_container(source: str, rule: str, tmp_path: Path) -> None:
     typed = [f"center={rule}", "center.share=0.6", "negatives=recent_centers", "negatives.policy=unique"]
-    typed += ["center.memory=0"] if source == "query" else []
     run = new_run(load_config("demo", [*TINY, *typed, "eval.root=null", f"output={tmp_path}"]))
     run.trainer.train()
     as_0_1_saved_it(run.folder, source)

@@ -515,11 +515,11 @@ def test_int8_that_costs_too_much_is_not_written(run: Path, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--int8",), "--int8 needs faces, and {run} has none at hand: give --calibration STORE"),
-        (("--int8", "--calibration", UNSEEN), "--int8 needs faces, and {run} has none at hand: give --check-images STORE"),
+        (("--int8",), "--int8 needs faces, and those of {run} were not found: give --calibration STORE"),
+        (("--int8", "--calibration", UNSEEN), "--int8 needs faces, and those of {run} were not found: give --check-images STORE"),
         (("--int8", "--half"), "--int8 needs --format onnx and no --half"),
         (("--int8", "--format", "hf"), "--int8 needs --format onnx and no --half"),
-        (("--int8", "--fmr", 2), "--fmr 2 is a rate between 0 and 1"),
+        (("--int8", "--fmr", 2), "--fmr 2 must lie between 0 and 1"),
         (("--int8", "--most-loss", -1), "--most-loss -1 from 0 to 100 percentage points"),
         (
             ("--int8", "--calibration", UNSEEN, "--check-images", PEOPLE, "--fmr", "1e-6"),

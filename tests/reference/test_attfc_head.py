@@ -37,7 +37,9 @@ class SlowAttFC:
     def __init__(
         self, slots: int, scale: float, m: float, *, temperature=1.0, include_stored=False, share=0.0,
         policy="fifo", in_batch="none", source="keys", filter_above=None, filtering="drop", memory=0.0,
+        filter_gap=None,
     ) -> None:  # fmt: skip
+        self.gap = filter_gap
         self.memory = memory
         self.slots, self.scale, self.m, self.temperature = slots, scale, m, temperature
         self.include, self.blend, self.policy = include_stored, share, policy
@@ -94,10 +96,13 @@ class SlowAttFC:
                 losses.append(0.0 * query.sum())
                 continue
             logits = [self.scale * (query @ positive - self.m)]
+            threshold = (
+                self.threshold if self.gap is None else max(self.threshold, float(query.detach() @ positive) + self.gap)
+            )
             for other, row in negatives:
                 if other != label:
                     cosine = query @ row
-                    if self.threshold is not None and cosine > self.threshold:
+                    if threshold is not None and cosine > threshold:
                         if self.filtering == "drop":
                             continue
                         cosine = 0.0 * cosine
@@ -135,6 +140,8 @@ CASES: list[dict] = [
     ),
     {"policy": "unique", "source": "query", "in_batch": "push", "filter_above": 0.2},
     {"policy": "unique", "source": "query", "share": 0.5, "memory": 0.3, "in_batch": "push"},
+    {"policy": "unique", "source": "query", "share": 0.5, "in_batch": "push", "filter_above": 0.2, "filter_gap": 0.1},
+    {"policy": "fifo", "in_batch": "fixed", "filter_above": 0.2, "filter_gap": 0.1, "filtering": "zero"},
     {"temperature": 0.1},
     {"policy": "unique", "filter_above": 0.3, "in_batch": "fixed"},
     {"policy": "fifo", "filter_above": 0.2, "filtering": "zero"},

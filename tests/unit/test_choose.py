@@ -68,6 +68,7 @@ def test_promised_rows(name: str) -> None:
     assert found["optimizer.learning_rate"] == pytest.approx(rate)
     assert (found["margin.kind"], found["margin.scale"], found["margin.margin"]) == ("cosface", scale, 0.4)
     assert found["in_batch"] == ("push" if push else "fixed")
+    assert (found["center.memory"], found["head.filter_above"], found["head.filter_gap"]) == (0.1, 0.3, 0.2)
     assert (found["negatives.count"], found["negatives.place"]) == (negatives, place)
     assert found["schedule.warmup_epochs"] == (1.0 if machine.card else 0.5 if epochs >= 5 else epochs / 10)
     assert found["head.kind"] == "attfc"
@@ -99,6 +100,7 @@ def test_nobody_is_kept_aside_below_20_people_of_two_images_and_a_sentence_says_
     assert choose(Data(60, 1_240, 60), CPU, {"eval.root": "other"})[0].shown == "other"
 
 
+OF_OWN_EMBEDDING = ("center.memory", "head.filter_above", "head.filter_gap")
 DEPENDENTS = {
     "batch_size": (64, {"optimizer.learning_rate"}),
     "backbone.name": ("r50", {"optimizer.learning_rate"}),
@@ -110,7 +112,9 @@ DEPENDENTS = {
     "negatives.count": (500, set()),
     "negatives.place": ("device", set()),
     "start_from": ("weights", {"optimizer.learning_rate", "schedule.epochs", "schedule.warmup_epochs"}),
-    "head.kind": ("full_fc", {"negatives.count", "in_batch", "negatives.place"}),
+    "head.kind": ("full_fc", {"negatives.count", "in_batch", "negatives.place", *OF_OWN_EMBEDDING}),
+    "center.memory": (0.0, set()),
+    "head.filter_above": (0.5, set()),
 }
 
 
@@ -148,7 +152,10 @@ def test_a_batch_of_half_the_size_has_half_the_rate_and_weights_to_start_from_a_
 
 def test_what_hangs_on_an_override_is_right_for_it() -> None:
     assert chosen(FACES60, CPU, head__kind="dcq")["head.count"] == 64  # a whole batch enters a container
-    assert chosen(FACES60, CPU, center__kind="key_attention")["in_batch"] == "fixed"
+    with_keys = chosen(FACES60, CPU, center__kind="key_attention")
+    assert with_keys["in_batch"] == "fixed"
+    assert not set(OF_OWN_EMBEDDING) & set(with_keys)
+    assert "head.filter_gap" not in chosen(FACES60, CPU, head__filter_above=None)
     assert chosen(TAIL, CPU, optimizer__name="adamw")["optimizer.learning_rate"] == pytest.approx(0.001)
     assert chosen(TAIL, CPU, margin__kind="arcface")["margin.margin"] == 0.5
     assert "negatives.count" not in chosen(TAIL, CPU, negatives__share=0.5)

@@ -194,3 +194,16 @@ def test_a_value_of_another_type_is_refused_in_one_line(build: Any, message: str
 def test_a_message_names_no_option_that_the_rule_lacks() -> None:
     with pytest.raises(UserError, match="center=Pairs uses no stored centers: set its share, or leave stored out"):
         AttFC.default(8, 9, center=Pairs(share=0.0), negatives=RecentCenters(count=9), stored=CenterTable())
+
+
+def test_a_share_by_images_is_not_saved_takes_four_bytes_each_and_goes_where_nobody_has_many() -> None:
+    def head(center: OwnEmbedding) -> AttFC:
+        return AttFC.default(SIZE, IDENTITIES, center=center)
+
+    plain, many = head(OwnEmbedding()), head(OwnEmbedding(memory=0.5, image_counts=range(1, IDENTITIES + 1)))
+    assert many.state_dict().keys() == plain.state_dict().keys()
+    assert many.footprint(8).rows - plain.footprint(8).rows == 4 * IDENTITIES
+    few = OwnEmbedding(memory=0.1, image_counts=[25] * IDENTITIES)  # 2.5 images, as the share of 0.6 says
+    assert few.image_counts is None
+    assert OwnEmbedding(share=0.0, memory=0.5, image_counts=range(IDENTITIES)).image_counts is None
+    assert OwnEmbedding(memory=0.5).image_counts is None

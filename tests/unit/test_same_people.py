@@ -130,6 +130,17 @@ def test_about_one_closest_stranger_reaches_the_threshold(world: str, labels: in
     assert np.mean(missed) < 0.05 or "regions" in world
 
 
+def test_the_threshold_holds_where_most_people_have_two_labels() -> None:
+    draw = np.random.default_rng(4)
+    people = unit(draw.standard_normal((400, DIMENSIONS)))
+    of = np.concatenate([np.arange(400), np.arange(300)])
+    rows = unit(people[of] + 0.3 * unit(draw.standard_normal((700, DIMENSIONS)))).astype(np.float32)
+    found = alike(rows, rows, own=np.arange(700))
+    same = of[found.best] == of
+    assert same[found.found].all()
+    assert len(found.found) == 600
+
+
 @pytest.fixture(scope="module")
 def planted() -> tuple[Named, Rows, Named, Rows]:
     """A training set of 300 people, and 40 people to evaluate on.

@@ -133,6 +133,12 @@ def _head(data: Data, machine: Machine, given: Mapping[str, Any], mean: float, b
         trained = min(data.frequent, max(1000, people // 6), 20_000)
         why = f"{data.frequent:,} people have {FREQUENT} or more images; their centers are trained, 6,144 bytes each"
         row("trained centers", {"negatives.trained": trained}, why, "{:,}")
+    if head == default_kind("head") and given.get("center.kind", "own_embedding") == "own_embedding":
+        why = "of a person's images are in a center, and at least 2.5 of them"
+        row("centers average", {"center.memory": 0.1}, why, "{:g} epochs")
+        if given.get("head.filter_above", 0) is not None:
+            why = "a negative nearer than this, and by the gap nearer than an image's own center, is left out"
+            row("wrong labels", {"head.filter_above": 0.3, "head.filter_gap": 0.2}, why, "above {:g}, gap {}")
     size = people * 1024 / 2**30
     place = "device" if size <= machine.card / 10 else "host" if size <= machine.host_gib / 4 else "file"
     on_disk = given.get("negatives.place", place) == "file"

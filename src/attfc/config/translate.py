@@ -12,7 +12,7 @@ Saved runs of 0.1 come in two generations. Those without `eval.share`, the older
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from attfc.config.kinds import KINDS, common_options, default_kind, kind_in, model_of, takes_keys
+from attfc.config.kinds import KINDS, common_options, default_kind, model_of, takes_keys
 from attfc.config.overrides import as_typed, dotted, nested
 from attfc.config.profiles import profile_values
 from attfc.config.schema import RunConfig, described_fields
@@ -104,7 +104,7 @@ def translate(
     """
     sections = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
     if "format" in sections or _is_new(sections):
-        return _with_fixed_share(sections) if saved else sections
+        return sections
     first = saved and isinstance(sections.get("eval"), dict) and "share" not in sections["eval"]
     backbone = sections.get("backbone")
     if first and isinstance(backbone, dict) and backbone.get("name") in OLD_VIT:
@@ -125,15 +125,7 @@ def translate(
     for section, part in nested(_written(_new(old), flat, profile).items()).items():
         both = isinstance(kept.get(section), dict) and isinstance(part, dict)
         kept[section] = part | kept[section] if both else part
-    return _with_fixed_share({"format": FORMAT, **({"profile": profile} if profile else {}), **kept})
-
-
-def _with_fixed_share(sections: dict[str, Any]) -> dict[str, Any]:
-    """Say that one share of the stored center is that of all, where a version wrote nothing else."""
-    kind = kind_in(sections, "center")
-    if kind_in(sections, "head") != "attfc" or "memory" not in model_of("center", str(kind)).model_fields:
-        return sections
-    return {**sections, "center": {"memory": 0.0, **(sections.get("center") or {})}}
+    return {"format": FORMAT, **({"profile": profile} if profile else {}), **kept}
 
 
 def _is_new(sections: Mapping[str, Any]) -> bool:

@@ -41,10 +41,10 @@ from attfc.heads.centers import CenterRule, HeldCenter, KeyAttention, OtherImage
 from attfc.heads.checked import checked
 from attfc.heads.head import Head, margin_of_all
 from attfc.heads.memory import HeadMemory
-from attfc.heads.options import BlockMib, FilterAbove, Filtering
+from attfc.heads.options import BlockMib, FilterAbove, FilterGap, Filtering
 from attfc.losses.container_softmax import container_softmax
 from attfc.losses.margins import CosFace, Margin
-from attfc.losses.streaming_pass import EMPTY
+from attfc.losses.streaming_pass import EMPTY, Streaming
 
 __all__ = ["AttFC", "default_margin"]
 
@@ -73,6 +73,8 @@ class AttFC(Head):
             push a trained row. These centers replace those identities' stored rows, each identity once; with a fifo bank they come on
             top. The query's own center and stored centers pass no gradient on.
         filter_above, filtering, block_mib, ranks: as every head (`Head`).
+        filter_gap: treat only those negatives above `filter_above` as wrong labels that are nearer to the query than its own center by more
+            than this. Such an image does not fit its label, and fits another. None: all of them.
 
     In `eval()` the loss is computed and nothing is kept.
 
@@ -128,6 +130,7 @@ class AttFC(Head):
         ] = "push",
         filter_above: FilterAbove = None,
         filtering: Filtering = "drop",
+        filter_gap: FilterGap = None,
         block_mib: BlockMib = 32.0,
         ranks: Ranks | None = None,
     ) -> None:
@@ -152,6 +155,7 @@ class AttFC(Head):
         self.identities = identities
         self.center = center
         self.in_batch = in_batch
+        self.filter_gap = filter_gap
         self.takes_positions = remembers
         for bank in [negatives] if stored is None else [negatives, stored]:
             self.add_module(bank.state_name, bank.bind(embedding_size, identities, self.ranks, center.images))
@@ -264,6 +268,9 @@ class AttFC(Head):
         positive_B = margin_of_all(self.margin, cosine_B, norms_B, self.ranks)
         every_new_BD = self.ranks.gather(proposal.new_BD)
         negatives, extra_BD, extra_labels_B = self._negatives(batch, every_new_BD)
+        streaming: Streaming = {**self.streaming}
+        if (above := streaming.get("filtering_threshold")) is not None and self.filter_gap is not None:
+            streaming["filtering_threshold"] = (cosine_B.detach() + self.filter_gap).clamp_min(above)
         loss_B = container_softmax(
             query_BD,
             positive_B,
@@ -275,7 +282,7 @@ class AttFC(Head):
             extra_rows_ED=extra_BD,
             extra_labels_E=extra_labels_B,
             ranks=self.ranks,
-            **self.streaming,
+            **streaming,
         )
         if proposal.has_positive_B is not None:
             loss_B = torch.where(proposal.has_positive_B, loss_B, 0.0)

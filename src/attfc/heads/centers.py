@@ -148,7 +148,7 @@ class OwnEmbedding(CenterRule):
 
     Args:
         share: of the stored center in the new one.
-        memory: part of an epoch that the mean covers where an identity has many images; 0: one share for all.
+        memory: part of an epoch that the mean covers where an identity has many images; 0: one share for all. `attfc train PATH` takes 0.1.
         image_counts: (N,) images of each identity, `store.identities.counts()`; without it there is one share for all.
     """
 
@@ -158,13 +158,18 @@ class OwnEmbedding(CenterRule):
     def __init__(
         self,
         share: StoredShare = 0.6,
-        memory: MemoryEpochs = 0.25,
+        memory: MemoryEpochs = 0.0,
         image_counts: npt.ArrayLike | None = None,
     ) -> None:
         super().__init__()
         self.share, self.memory = share, memory
-        given = share and memory and image_counts is not None
-        counts = torch.as_tensor(image_counts, dtype=torch.int32) if given else None
+        counts = (
+            None
+            if not share or not memory or image_counts is None
+            else torch.as_tensor(image_counts, dtype=torch.int32)
+        )
+        if counts is not None and counts.device.type != "meta" and memory * int(counts.max()) <= 1 / (1 - share):
+            counts = None  # nobody has so many
         self.register_buffer("image_counts", counts, persistent=False)
 
     def forward(self, batch: Batch, present_BD: Tensor, recalled: Recalled) -> Proposal:

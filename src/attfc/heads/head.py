@@ -170,7 +170,7 @@ class Head(nn.Module):
         if self._all_ranks and self.ranks.size != Ranks.world().size:
             raise UserError(
                 f"this head was built for {self.ranks.size} process and is called in {Ranks.world().size}: build it after the process group "
-                "(in Lightning: in configure_model), or give it ranks=attfc.distributed.ALONE if each process is to have centers of its own"
+                "(in Lightning: in configure_model). Or pass ranks=attfc.distributed.ALONE, if each process shall have centers of its own"
             )
         if self._ranks_checked or self._rank.is_meta:
             return

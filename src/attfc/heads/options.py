@@ -10,6 +10,7 @@ __all__ = [
     "DrawnCount",
     "DrawnShare",
     "FilterAbove",
+    "FilterGap",
     "Filtering",
     "Folder",
     "InitialRows",
@@ -35,6 +36,17 @@ Filtering = Annotated[
     Option(
         "what happens to these negatives. drop: they leave the softmax; zero: they count with cosine 0, as in arcface_torch",
         acts="head.filter_above!=null",
+    ),
+]
+FilterGap = Annotated[
+    float | None,
+    Option(
+        "a negative is taken for a wrong label only if it is nearer to the image than its own center by more than this",
+        unit="cosine",
+        null="whatever its own center is like",
+        acts="head.filter_above!=null",
+        ge=0,
+        lt=2,
     ),
 ]
 BlockMib = Annotated[float, Option("working memory for the pass over the class centers", unit="MiB", gt=0)]

@@ -42,7 +42,9 @@ class _ContainerSoftmax(torch.autograd.Function):
     ) -> Tensor:
         rows_CD, row_labels_C, row_scales_C = container
         query, labels = ranks.gather(query_BD.detach()), ranks.gather(labels_B)  # of all ranks
-        asked: dict[str, Any] = {"weighted_sum": ctx.needs_input_grad[0], **streaming}
+        threshold = streaming.get("filtering_threshold")
+        threshold = ranks.gather(threshold) if isinstance(threshold, Tensor) else threshold
+        asked: dict[str, Any] = {**streaming, "weighted_sum": ctx.needs_input_grad[0], "filtering_threshold": threshold}
         negatives = stream_negatives(query, rows_CD, row_labels_C, labels, scale, row_scales_C=row_scales_C, **asked)
         if extra_rows_ED is not None and extra_labels_E is not None:
             negatives = negatives.merge(stream_negatives(query, extra_rows_ED, extra_labels_E, labels, scale, **asked))
@@ -56,7 +58,7 @@ class _ContainerSoftmax(torch.autograd.Function):
             of_extra = query, labels, negatives.log_sum_exp(), extra_rows_ED, extra_labels_E
         ctx.save_for_backward(pull_B, mean_row_BD, *of_extra)
         ctx.dtypes = query_BD.dtype, positive_B.dtype
-        ctx.scale, ctx.threshold, ctx.ranks = scale, streaming.get("filtering_threshold"), ranks
+        ctx.scale, ctx.threshold, ctx.ranks = scale, threshold, ranks
         return softplus(distance_B)
 
     @staticmethod
@@ -77,7 +79,8 @@ class _ContainerSoftmax(torch.autograd.Function):
                 weights_BE = (ctx.scale * cosine_BE - log_sum_B[:, None]).exp_().mul_(pull_B[:, None])
                 left_out_BE = nobodys_negative(labels_E, labels_B)
                 if ctx.threshold is not None:
-                    left_out_BE |= cosine_BE > ctx.threshold
+                    threshold = ctx.threshold
+                    left_out_BE |= cosine_BE > (threshold[:, None] if isinstance(threshold, Tensor) else threshold)
                 extra_gradient_ED = (weights_BE.masked_fill_(left_out_BE, 0.0).T @ query_BD).to(rows_ED.dtype)
         return query_gradient_BD, positive_gradient_B, extra_gradient_ED, *[None] * 6
 

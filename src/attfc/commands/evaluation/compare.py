@@ -115,7 +115,7 @@ def _print_points(points: list[Any]) -> list[str]:
         rows.append([_letter(number), *cells])
     print_table(Table(("operating point", "threshold", "FMR", "95 % below", "FNMR, %"), rows))
     if len({point["asked_fmr"] for point in points if point}) > 1:
-        notes.append("the operating points are of other FMRs: a lower FNMR at a higher FMR is no gain")
+        notes.append("the operating points have different FMRs: a lower FNMR at a higher FMR is not a gain")
     return notes
 
 

@@ -3,8 +3,8 @@
 A fixed cosine means another thing for each model. Here the data set the threshold. The height of a stranger, -log(1 - cosine^2), falls off
 exponentially; exactly so where directions are uniform on a sphere. Two facts follow, however many strangers are near a row:
 
-1. The gap from the highest of them to the next is exponential too, and so on downwards (Renyi, "On the theory of order statistics", 1953): the
-   median gap from the first to the third says how fast they fall off.
+1. The gap from the j-th highest of them to the next is exponential too, with a mean of scale / j (Renyi, "On the theory of order statistics", 1953):
+   the median gap from the second to the third gives the scale, also where most people have two labels.
 2. Given the third, the first reaches a height t with the probability 2 y - y^2, where y = exp((third - t) / scale).
 
 The *third* closest center is a stranger's, also where a person has three labels. The threshold is where these probabilities sum to the false
@@ -32,7 +32,6 @@ __all__ = ["Alike", "alike", "chance_threshold", "near_copies"]
 
 FEWEST = 20
 """Fewer rows say nothing about chance."""
-_MEDIAN_GAP = -math.log(1 - math.sqrt(0.5))  # of the logarithm of the least of two uniform numbers
 _SIDE, _SAME_EMBEDDING, _SAME_PIXELS = 32, 0.9, 0.97
 _ROWS = 4_096
 
@@ -65,28 +64,28 @@ class Alike:
         return near[np.argsort(-self.cosines[near], kind="stable")]
 
 
-def chance_threshold(first: Float32, third: Float32, false_matches: float = 1.0) -> float | None:
+def chance_threshold(second: Float32, third: Float32, false_matches: float = 1.0) -> float | None:
     """Return the cosine that the closest strangers of about `false_matches` of all rows reach.
 
     Args:
-        first: (N,) cosine of each row's closest center, which may be the same person. third: (N,) of the third closest; -2: none.
+        second, third: (N,) cosine of each row's second and third closest center; -2: none.
         false_matches: above 0, at most 1.
 
     Returns:
         At most 1; None: fewer than 20 rows have a third closest center.
 
     >>> strangers = np.sort(np.random.default_rng(0).normal(0, 0.1, size=(1000, 500)).astype(np.float32), axis=1)
-    >>> limit = chance_threshold(strangers[:, -1], strangers[:, -3])
+    >>> limit = chance_threshold(strangers[:, -2], strangers[:, -3])
     >>> int((strangers[:, -1] >= limit).sum())
-    1
+    2
     """
     known = third > -2
     if known.sum() < FEWEST:
         return None
-    highest, lowest = _height(first[known]), _height(third[known])
-    scale = max(float(np.median(highest - lowest)) / _MEDIAN_GAP, 1e-9)
-    top = float(lowest.max())
-    powers = np.exp((lowest - top) / scale)
+    above, below = _height(second[known]), _height(third[known])
+    scale = max(2 * float(np.median(above - below)) / math.log(2), 1e-9)
+    top = float(below.max())
+    powers = np.exp((below - top) / scale)
     once, twice = float(powers.sum()), float(np.square(powers).sum())
     reached = top + scale * math.log((once + math.sqrt(once**2 - false_matches * twice)) / false_matches)
     return math.sqrt(-math.expm1(-reached)) if reached > 0 else -math.sqrt(math.expm1(-reached))
@@ -121,7 +120,7 @@ def alike(
         progress: called as (rows done, rows).
     """
     best, cosines = closest_centers(rows_ND, None, centers_CD, device, own, progress, 1 if threshold is not None else 3)
-    chance = chance_threshold(cosines[0], cosines[2], false_matches) if threshold is None else None
+    chance = chance_threshold(cosines[1], cosines[2], false_matches) if threshold is None else None
     used = threshold if threshold is not None else otherwise if chance is None else chance
     return Alike(best, cosines[0], used, chance is not None)
 

@@ -107,6 +107,7 @@ def line_figure(
     """
     with _drawing() as axes:
         strong = itertools.cycle(zip((FIRST, SECOND, THIRD, MUTED, INK), STYLES, MARKERS, strict=False))
+        ends: list[tuple[float, float, str, str]] = []
         for name, steps, values in lines:
             places = _thinned(steps, values)
             if name.startswith("_"):
@@ -114,7 +115,9 @@ def line_figure(
             else:
                 colour, style, marker = next(strong)
                 shown: dict[str, Any] = {"color": colour, "linestyle": style, "marker": marker if markers else None}
-                axes.plot(*places, label=name, linewidth=1.8, markersize=4, **shown)
+                axes.plot(*places, linewidth=1.8, markersize=4, **shown)
+                if places.size:
+                    ends.append((places[0, -1], places[1, -1], name, colour))
         if from_zero and axes.dataLim.y0 >= 0:
             axes.set_ylim(0, 1.08 * axes.dataLim.y1 if axes.dataLim.y1 > 0 else 1)
         from matplotlib.ticker import EngFormatter
@@ -122,8 +125,8 @@ def line_figure(
         _ticks(axes.xaxis, 6, EngFormatter(sep=""), integer=True)
         _ticks(axes.yaxis, 5, _short)
         axes.set_xlabel("step")
-        if sum(not name.startswith("_") for name, _, _ in lines) > 1:
-            axes.legend(loc="best")
+        if len(lines) > 1:
+            _label_ends(axes, ends)
         return _svg(axes, label, key)
 
 
@@ -149,18 +152,19 @@ def roc_figure(scores: Float64, same: Bools, all_pairs: tuple[Float64, Float64, 
     with _drawing() as axes:
         for name, far, tar, count, colour, style in drawn:
             known, certain = far * count >= 1 - 1e-9, far >= CERTAIN_FALSE_ACCEPTS / count
-            for part, line, width, label in (
-                (known & certain, style, 1.8, f"{name} ({count:,} non-mated)"),
-                (known & ~certain, ":", 1.5, None),
+            for part, line, width in (
+                (known & certain, style, 1.8),
+                (known & ~certain, ":", 1.5),
             ):
-                shown: dict[str, Any] = {"color": colour, "linestyle": line, "linewidth": width, "label": label}
-                axes.plot(far[part], tar[part], drawstyle="steps-post", **shown)
+                axes.plot(far[part], tar[part], drawstyle="steps-post", color=colour, linestyle=line, linewidth=width)
+            if known.any():  # below its beginning, from where the curve rises
+                place = far[known][0], max(tar[known][0], 0.14)
+                _write(axes, f"{name} ({count:,} non-mated)", place, (0, -5), colour, va="top")
         most = max(count for _, _, _, count, _, _ in drawn)
         left = 0.6 / most
         axes.axvspan(left, min(1.0, CERTAIN_FALSE_ACCEPTS / most), color=MUTED, alpha=0.10, linewidth=0)
         _rates_over_log(axes, left)
-        axes.set_xlabel("false accept rate")
-        _legend_above(axes, 3)
+        axes.set(xlabel="false accept rate", ylabel="true accept rate")
         return _svg(axes, "ROC: true accept rate over false accept rate, logarithmic", "roc")
 
 
@@ -280,14 +284,18 @@ def score_figure(scores: Float64, same: Bools, threshold: float | None) -> str:
     bins = np.linspace(low, high if high > low else low + 1e-6, 51).tolist()
     with _drawing() as axes:
         for name, kind, colour in (("non-mated", ~same, SECOND), ("mated", same, FIRST)):
-            axes.hist(scores[kind], bins, density=True, color=colour, alpha=0.45, label=name, histtype="stepfilled")
-            axes.hist(scores[kind], bins, density=True, color=colour, linewidth=1.4, histtype="step")
+            axes.hist(scores[kind], bins, density=True, color=colour, alpha=0.45, histtype="stepfilled")
+            heights, edges, _ = axes.hist(
+                scores[kind], bins, density=True, color=colour, linewidth=1.4, histtype="step"
+            )
+            peak = int(np.argmax(heights))
+            _write(axes, name, (float(edges[peak]), float(np.max(heights))), (0, 3), colour)
+        axes.set_ylim(top=axes.get_ylim()[1] * (1.05 if threshold is None else 1.2))
         if threshold is not None:
-            axes.axvline(threshold, color=INK, linewidth=1.2, linestyle="--", label=f"threshold {threshold:.3f}")
-        axes.set_xlabel("cosine")
+            axes.axvline(threshold, color=INK, linewidth=1.2, linestyle="--")
+            _write(axes, f"threshold {threshold:.3f}", (threshold, axes.get_ylim()[1]), (4, -4), INK, va="top")
+        axes.set(xlabel="cosine", ylabel="density")
         _ticks(axes.yaxis, 5, _short)
-        axes.set_ylim(top=axes.get_ylim()[1] * 1.05)
-        _legend_above(axes, 3)
         return _svg(axes, "histogram of the cosines of mated and non-mated pairs", "scores")
 
 
@@ -363,18 +371,38 @@ def _ticks(axis: "Axis", most: int, form: Any = None, integer: bool = False) -> 
         axis.set_major_formatter(form)
 
 
+def _label_ends(axes: "Axes", ends: Sequence[tuple[float, float, str, str]]) -> None:
+    """Write each line's name beside its end (x, y, name, colour), in its colour, apart from each other."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()
+    apart, lowest = 11.0 * figure.dpi / 72, -np.inf
+    for x, y, name, colour in sorted(ends, key=lambda end: end[1]):
+        height = float(axes.transData.transform((x, y))[1])
+        lowest = max(height, lowest + apart)
+        offset = 5, (lowest - height) * 72 / figure.dpi
+        _write(axes, _cut(name), (x, y), offset, colour, va="center", annotation_clip=False)
+
+
+def _write(
+    axes: "Axes", text: str, place: tuple[float, float], offset: tuple[float, float], colour: str, **more: Any
+) -> None:
+    """Write a line's name beside a place of the figure, so many points away, in the line's colour."""
+    axes.annotate(text, place, offset, textcoords="offset points", color=colour, fontsize=9.5, **more)
+
+
 def _legend_above(axes: "Axes", columns: int, handlelength: float = 1.4) -> None:
     axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=columns, handlelength=handlelength)
 
 
 @contextlib.contextmanager
-def _drawing(height: float = 3.1) -> Iterator["Axes"]:
+def _drawing(height: float = 2.9) -> Iterator["Axes"]:
     """Axes to draw on; the style holds until the end of the block, in which `_svg` is to be called."""
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_STYLE):
-        yield Figure(figsize=(5.6, height)).add_subplot()
+        yield Figure(figsize=(4.8, height)).add_subplot()
 
 
 def _svg(axes: "Axes", label: str, key: str) -> str:

@@ -154,9 +154,16 @@ def _scores(run: RunRecord) -> list[Figure]:
     curve, impostors = None, finite(figure_at(run.evaluation, ("all_pairs", "impostor_pairs")))
     if impostors and len(run.arrays.get("all_pairs_far", ())):
         curve = (run.arrays["all_pairs_far"], run.arrays["all_pairs_tar"], int(impostors))
+    scores, same = listed
+    title, cell, _ = _Evaluation(run.evaluation, " %").certain_tar()
+    tar = cell if isinstance(cell, str) else cell[0]
+    mated, others = (float(np.median(scores[kind])) for kind in (same, ~same))
     return [
-        Figure("True accepts over false accepts", roc_figure(*listed, curve), ROC_HINT),
-        Figure("Scores of the pairs", score_figure(*listed, finite(run.evaluation.get("threshold")))),
+        Figure(f"ROC: {title} is {tar}", roc_figure(*listed, curve), ROC_HINT),
+        Figure(
+            f"Mated pairs score {mated:.2f}, non-mated pairs {others:.2f} (medians)",
+            score_figure(*listed, finite(run.evaluation.get("threshold"))),
+        ),
     ]
 
 
@@ -166,22 +173,32 @@ def _curves(run: RunRecord) -> Iterator[Figure]:
     if losses[0] and averages[0]:
         lines = [("_loss", *losses), ("average", *averages)]
         svg = line_figure(lines, "loss over steps", key="loss")
-        yield Figure("Loss", svg, "faint: the step's loss; strong: its running average")
+        yield Figure(_ending("Loss", averages[1]), svg, "faint: the step's loss; strong: its running average")
     elif losses[0]:
-        yield Figure("Loss", line_figure([("loss", *losses)], "loss over steps", key="loss"))
+        yield Figure(_ending("Loss", losses[1]), line_figure([("loss", *losses)], "loss over steps", key="loss"))
     evaluated = columns_of({**record, "tar": _tar_of(record)} for record in run.evaluations)
     names = (("accuracy", "accuracy"), ("rank-one", "rank_one"), ("TAR at FAR 0.01", "tar"))
     lines = [(title, *evaluated[name]) for title, name in names if len(evaluated[name][0]) > 1]
     if lines:
         svg = line_figure(lines, "metrics over steps", key="evaluation", markers=True)
-        yield Figure("Evaluation over steps", svg)
+        ends = ", ".join(f"{title} {values[-1]:.3f}" for title, _, values in lines)
+        yield Figure(f"Evaluation over steps ends at {ends}", svg)
     others = sorted(run.train.keys() - NO_METRICS - CURVES.keys())
     curves = {**CURVES, **{name: name.replace("_", " ").capitalize() for name in others}}
     for place, (name, caption) in enumerate(curves.items()):
         steps, values = run.train[name]
         if steps and (name != "memory_mib" or max(values) >= 1.05 * min(values)):
             label = f"{caption} over steps"
-            yield Figure(caption, line_figure([(caption, steps, values)], label, key=f"train{place}", from_zero=True))
+            title = (
+                f"{caption}: {_number(statistics.median(values))} in the median" if name == "images_per_second" else ""
+            )
+            svg = line_figure([(caption, steps, values)], label, key=f"train{place}", from_zero=True)
+            yield Figure(title or _ending(caption, values), svg)
+
+
+def _ending(caption: str, values: Sequence[float]) -> str:
+    """What a curve shows, in a title."""
+    return f"{caption}: {_number(values[-1])} at the end, {_number(max(values))} at most"
 
 
 def _tar_of(figures: Mapping[str, Any]) -> object:
