@@ -58,6 +58,7 @@ check: setup
 	$(BIN)/python .ci/house.py
 	$(BIN)/python .ci/plain.py
 	@$(MAKE) --no-print-directory site
+	$(BIN)/pytest tests/integration/test_site.py
 
 bench: setup
 	@for script in $(BENCHMARKS); do echo "benchmarks/$$script.py"; $(BIN)/python benchmarks/$$script.py || exit 1; done

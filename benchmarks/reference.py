@@ -15,7 +15,8 @@ from attfc.config.overrides import as_typed
 
 __all__ = ["commands_page", "options_page"]
 
-EXPLAINED = {  # pages on which a section's options are explained, from docs/
+EXPLAINED = {  # pages on which a section's options, or one option, are explained, from docs/
+    "in_batch": "[the default form](method.md#the-default-form), with what it costs",
     "data": "[formats](formats.md#what-a-path-means), [datasets](datasets.md)",
     "teacher": "[a teacher](teacher.md)",
     "head": "[heads](heads.md)",
@@ -68,6 +69,8 @@ def options_page() -> str:
                     " ".join(option.rows()),
                     "",
                 ]
+                if option.key in EXPLAINED:
+                    lines += [f"Explained in: {EXPLAINED[option.key]}.", ""]
     return "\n".join(lines[:-1]) + "\n"
 
 

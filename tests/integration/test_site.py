@@ -1,0 +1,48 @@
+"""The site that `make site` built, in a headless Chromium from file://: search, width of a phone, nothing fetched. `make check` runs this."""
+
+from pathlib import Path
+
+import pytest
+
+from . import browser
+
+SITE = Path(__file__).resolve().parents[2] / "build" / "site"
+
+if browser.FOUND is None:
+    pytest.skip("needs a Chromium", allow_module_level=True)
+if not (SITE / "index.html").exists():
+    pytest.skip("needs build/site: make site", allow_module_level=True)
+
+
+def open_page(page: browser.Page, name: str) -> None:
+    page.ask("Page.navigate", url=(SITE / name).as_uri())
+    page.wait_for(f"location.pathname.endsWith({name!r}) && document.readyState == 'complete'")
+
+
+def test_the_search_finds_options_names_and_words_without_a_server(tmp_path: Path) -> None:
+    with browser.opened(tmp_path) as page:
+        for query, address, title in (
+            ("in_batch", "options.html#in-batch", "in_batch"),
+            ("CenterTable", "reference/api.html#attfc.CenterTable", "CenterTable"),
+            ("FNMR", "glossary.html#fnmr-false-non-match-rate", "FNMR, false non-match rate"),
+        ):
+            page.ask("Page.navigate", url=f"{(SITE / 'search.html').as_uri()}?q={query}")
+            page.wait_for(f"document.querySelector('input[name=q]')?.value == {query!r}")
+            page.wait_for("document.querySelector('#search-results li a')")
+            first = page.run("(a => [a.href, a.innerText])(document.querySelector('#search-results li a'))")
+            assert first[0].endswith(address), first
+            assert title in first[1]
+
+
+def test_pages_fit_a_phone_and_fetch_nothing(tmp_path: Path) -> None:
+    with browser.opened(tmp_path) as page:
+        page.look(390, 844, dark=True)
+        for name in ("index.html", "method.html", "heads.html", "options.html", "reference/api.html", "glossary.html"):
+            open_page(page, name)
+            assert page.run("document.documentElement.scrollWidth <= innerWidth"), name
+            assert page.run("[...document.images].every((image) => image.alt)"), name
+        asked = [
+            event["params"]["request"]["url"] for event in page.events if event["method"] == "Network.requestWillBeSent"
+        ]
+    assert len(asked) > 20
+    assert not [url for url in asked if not url.startswith(("file://", "data:", "about:"))]
