@@ -128,6 +128,22 @@ def test_an_override_moves_only_what_depends_on_it(key: str) -> None:
         assert after[key] == value
 
 
+def test_people_of_many_images_have_trained_centers_within_a_budget() -> None:
+    def trained(people: int, frequent: int, **typed: Any) -> int | None:
+        found: int | None = chosen(Data(people, 20 * people, people, frequent=frequent), CPU, **typed).get(
+            "negatives.trained"
+        )
+        return found
+
+    assert trained(2_286, 115) == 115
+    assert trained(92, 92) == 92  # everybody: a full classifier
+    assert trained(90_000, 80_000) == 15_000  # a sixth of the people: the trained rows take as much as the table
+    assert trained(2_000_000, 900_000) == 20_000
+    assert trained(2_286, 0) is None
+    assert trained(2_286, 115, negatives__kind="recent_centers") is None
+    assert trained(2_286, 115, negatives__trained=7) == 7
+
+
 def test_a_batch_of_half_the_size_has_half_the_rate_and_weights_to_start_from_a_tenth() -> None:
     assert chosen(TAIL, CPU, batch_size=64)["optimizer.learning_rate"] == pytest.approx(0.05)
     assert chosen(TAIL, CPU, start_from="run")["optimizer.learning_rate"] == pytest.approx(0.01)

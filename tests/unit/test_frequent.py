@@ -123,3 +123,10 @@ def test_what_cannot_be_is_refused_in_one_line(build: Any, message: str) -> None
         build()
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_trained_row_is_no_evidence_of_wrong_labels() -> None:
+    head = head_of(trained=IDENTITIES)
+    for _ in range(2):
+        head(torch.randn(4, SIZE), torch.arange(4))
+    assert head.statistics()["disagreeing_share"] == 0

@@ -14,20 +14,22 @@ from attfc.config.kinds import HOLDING_A_BATCH, PARTS, default_kind, model_of
 from attfc.config.profiles import usual_negatives, usual_scale
 from attfc.config.short_names import short_name
 
-__all__ = ["KEPT_SHARE", "Choice", "Data", "Machine", "choose"]
+__all__ = ["FREQUENT", "KEPT_SHARE", "Choice", "Data", "Machine", "choose"]
 
+FREQUENT = 20  # images, from which on a trained center is better than one made of embeddings
 KEPT_SHARE, FEWEST_WITH_PAIRS = 0.1, 20  # the second: people of two or more images, so that anybody is kept aside
 
 
 @dataclass(frozen=True)
 class Data:
-    """The training set, without the people kept aside, and those; `with_pairs`: people of two or more images in the whole set."""
+    """The training set without the people kept aside, its `frequent` people, and those kept; `with_pairs`: of the whole set, two or more images."""
 
     identities: int
     images: int
     with_pairs: int
     kept_people: int = 0
     kept_images: int = 0
+    frequent: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,17 +69,16 @@ def choose(data: Data, machine: Machine, given: Mapping[str, Any]) -> list[Choic
         return list(taken.values())
 
     if not card:
-        name = "r6_tiny" if images < 5_000 else "r10_tiny"
-        why = "small, for a processor; " + ("fewer than 5,000 images" if images < 5_000 else "5,000 images or more")
-    elif images < 100_000:
-        name, why = "r18", "fewer than 100,000 images"
+        name, limit = ("r6_tiny", "fewer than 5,000 images") if images < 5_000 else ("r10_tiny", "5,000 images or more")
+        why = f"small, for a processor; {limit}"
     elif images < 4_000_000:
-        name, why = "r50", "fewer than 4 million images"
+        name, limit = ("r18", "100,000") if images < 100_000 else ("r50", "4 million")
+        why = f"fewer than {limit} images"
     else:
         name, why = "r100" if card >= 14 else "r50", f"4 million images or more, {card} GiB"
-    starts = given.get("start_from") is not None
     (network,) = row("network", {"backbone.name": name}, why)
-    rows[-1] = replace(rows[-1], why=f"that of start_from={given['start_from']}") if starts else rows[-1]
+    if starts := given.get("start_from") is not None:
+        rows[-1] = replace(rows[-1], why=f"that of start_from={given['start_from']}")
     small = str(network).endswith("_tiny")
     per_step = 512 if card and images >= 100_000 else 2 ** int(math.log2(min(max(images / 16, 16), 128)))
     most = (512 if card >= 48 else 256 if card >= 14 and network != "r100" else 128) * machine.ranks
@@ -92,18 +93,16 @@ def choose(data: Data, machine: Machine, given: Mapping[str, Any]) -> list[Choic
     row("learning rate", {"optimizer.learning_rate": full * per_step / base / (10 if starts else 1)}, why, "{:g}")
     epochs = (40 if images < 100_000 else 20) if card else min(max(math.ceil(150_000 / max(images, 1)), 1), 25)
     why = "40 below 100,000 images, else 20" if card else "until 150,000 images were shown, at most 25"
-    values = {"schedule.epochs": epochs / 4 if starts else epochs}
-    (epochs,) = row("epochs", values, why + ", a quarter with start_from" * starts, "{:g}")
+    why += ", a quarter with start_from" * starts
+    (epochs,) = row("epochs", {"schedule.epochs": epochs / 4 if starts else epochs}, why, "{:g}")
     run = min(float(epochs), (given.get("schedule.max_steps") or math.inf) * per_step / images)
-    if run < epochs:
-        ends = f"; max_steps={given['schedule.max_steps']} ends it after {run:.3g}"
-        rows[-1] = replace(rows[-1], why=rows[-1].why + ends)
+    ends = f"; max_steps={given.get('schedule.max_steps')} ends it after {run:.3g}" if run < epochs else ""
+    rows[-1] = replace(rows[-1], why=rows[-1].why + ends)
     warmup = {"schedule.warmup_epochs": min(1.0 if card else 0.5, run / 10)}
     row("warm-up", warmup, ("an epoch" if card else "half an epoch") + ", at most a tenth of the run", "{:.3g} epochs")
     _head(data, machine, given, mean, int(batch), row)
-    margin: dict[str, Any] = {"margin.kind": "cosface", "margin.scale": usual_scale(people)}
-    if given.get("margin.kind") != "combined":
-        margin |= {"margin.margin": 0.5 if given.get("margin.kind") == "arcface" else 0.4}
+    kind, margin = given.get("margin.kind"), {"margin.kind": "cosface", "margin.scale": usual_scale(people)}
+    margin |= {} if kind == "combined" else {"margin.margin": 0.5 if kind == "arcface" else 0.4}
     why = "scale 32 below 50,000 identities, else 64"
     row("scale, margin", margin, why, ", ".join(["{} {:g}", *["{:g}"] * (len(margin) - 2)]))
     return rows
@@ -122,17 +121,18 @@ def _head(data: Data, machine: Machine, given: Mapping[str, Any], mean: float, b
     drawn = bank not in HOLDING_A_BATCH
     if f"{section}.share" not in given:
         count = max(usual_negatives(people), 0 if drawn else batch)
-        why = (
-            "everybody, since they are few"
-            if count == people
-            else "a tenth of the people, at least 1,000, at most 20,000"
-        )
+        few, many = "everybody, since they are few", "a tenth of the people, at least 1,000, at most 20,000"
+        why = few if count == people else many
         row("negatives", {f"{section}.count": count}, why, "{:,} per step")
     if not drawn:
         return
     push = "push" if mean >= 4 and given.get("center.kind") != "key_attention" else "fixed"
     why = f"{mean:.1f} images per person; from 4 on, people of one batch also push each other away"
     row("batch's own centers", {"in_batch": push}, why)
+    if bank == "center_table" and data.frequent:
+        trained = min(data.frequent, max(1000, people // 6), 20_000)
+        why = f"{data.frequent:,} people have {FREQUENT} or more images; their centers are trained, 6,144 bytes each"
+        row("trained centers", {"negatives.trained": trained}, why, "{:,}")
     if head == default_kind("head") and given.get("center.kind", "own_embedding") == "own_embedding":
         why = "of a person's images are in a center, and at least 2.5 of them"
         row("centers average", {"center.memory": 0.1}, why, "{:g} epochs")

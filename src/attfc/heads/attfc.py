@@ -364,8 +364,9 @@ class AttFC(Head):
             self._last_step["positive_share"] = has_positive_B.float().mean()
         if self.center.uses_stored:
             self._last_step["stored_share"] = recalled.found_B.float().mean()
-            far_B = recalled.found_B & ((query_BD * recalled.center_BD).sum(dim=1) < DISAGREES_BELOW)
-            counts = torch.stack([far_B.sum(), recalled.found_B.sum()])
+            made_B = recalled.found_B if recalled.trained_B is None else recalled.found_B & ~recalled.trained_B
+            far_B = made_B & ((query_BD * recalled.center_BD).sum(dim=1) < DISAGREES_BELOW)
+            counts = torch.stack([far_B.sum(), made_B.sum()])
             self._looked_at = counts if self._looked_at is None else self._looked_at + counts
             self._last_step["disagreeing_share"] = self._looked_at[0] / self._looked_at[1].clamp_min(1)
         if recalled.trained_B is not None:

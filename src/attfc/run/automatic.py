@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from attfc.config import Asked, RunConfig
-from attfc.config.choose import KEPT_SHARE, Choice, Data, Machine, choose
+from attfc.config.choose import FREQUENT, KEPT_SHARE, Choice, Data, Machine, choose
 from attfc.config.overrides import dotted
 from attfc.config.schema import described_fields
 from attfc.data import Store
@@ -71,6 +71,7 @@ def choose_configuration(
         len(store),
         with_pairs,
         *((0, 0) if kept is None else (len(kept.identities), len(kept))),
+        frequent=int(np.count_nonzero(store.identities.counts() >= FREQUENT)),
     )
     given = asked.given()
     rows = ranks.once(lambda: choose(data, machine, given))

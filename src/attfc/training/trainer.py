@@ -299,7 +299,7 @@ class Trainer:
         self._average = loss if self._average is None else LOSS_SMOOTHING * self._average + (1 - LOSS_SMOOTHING) * loss
         figures = self._figures(loss, images_per_second)
         self.log.write("train", self.step, figures)
-        if advice := self._label_watch.note(figures["epoch"], figures.get("disagreeing_share")):
+        if advice := self._label_watch.note(self.step, figures["epoch"], figures.get("disagreeing_share")):
             self.log.say(advice)
 
     def _figures(self, loss: float, images_per_second: float | None) -> dict[str, Any]:
