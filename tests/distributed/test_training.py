@@ -172,7 +172,7 @@ def test_two_ranks_fine_tune_as_one_does(runs, tmp_path) -> None:
     one = fine_tuned(options, str(tmp_path / "one"))
     two = on_ranks(2, fine_tuned, options, str(tmp_path / "two"))
     assert two[0][1:3] == two[1][1:3] == one[1:3]
-    assert "have theirs of" in one[1]
+    assert "keep theirs from" in one[1]
     assert losses(two[0][0]) == pytest.approx(losses(one[0]), rel=1e-4)
     for mine, theirs in zip(one[3], two[0][3], strict=True):
         assert mine["where"] == theirs["where"]

@@ -120,7 +120,7 @@ def test_keys_have_no_push_and_a_ratio_of_1_draws_everybody() -> None:
     assert keys.in_batch == "fixed"
     everyone, _ = resolve(load_config("demo"), 600)
     assert everyone.negatives is not None
-    assert everyone.negatives.options == {"share": None, "count": 600, "place": "host", "folder": None}
+    assert everyone.negatives.options == {"share": None, "count": 600, "place": "host", "folder": None, "trained": 0}
 
 
 def test_the_logged_rate_is_the_one_that_the_step_used(tmp_path: Path) -> None:

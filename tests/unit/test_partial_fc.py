@@ -386,17 +386,17 @@ def test_rows_that_the_host_has_no_memory_for_are_refused_before_they_are_writte
         (
             lambda groups: torch.optim.SGD(groups, lr=0.1, momentum=0.9, weight_decay=5e-4),
             "torch.optim.SGD with weight_decay=0.0005 cannot train rows with a sparse gradient, such as those of PartialFC: "
-            "take attfc.RowSGD(parameters, lr=..., momentum=..., weight_decay=...)",
+            "use attfc.RowSGD(parameters, lr=..., momentum=..., weight_decay=...)",
         ),
         (
             lambda groups: torch.optim.AdamW(groups, lr=0.001),
             "torch.optim.AdamW cannot train rows with a sparse gradient, such as those of PartialFC: "
-            "take attfc.RowAdamW(parameters, lr=..., weight_decay=...)",
+            "use attfc.RowAdamW(parameters, lr=..., weight_decay=...)",
         ),
         (
             lambda groups: torch.optim.RMSprop(groups),
             "torch.optim.RMSprop cannot train rows with a sparse gradient, such as those of PartialFC: "
-            "take attfc.RowSGD(parameters, lr=..., momentum=..., weight_decay=...)",
+            "use attfc.RowSGD(parameters, lr=..., momentum=..., weight_decay=...)",
         ),
     ],
 )

@@ -293,7 +293,7 @@ def test_damaged_embeddings_are_named(tmp_path, teacher) -> None:
     file = tmp_path / "cache" / record.embeddings / "mirror.npy"
     file.write_bytes(file.read_bytes()[:-4])
     with pytest.raises(
-        UserError, match=r"damaged embeddings \(mirror\.npy: .*\): delete that folder to have them made"
+        UserError, match=r"damaged embeddings \(mirror\.npy: .*\): delete that folder, and they are computed again"
     ):
         new_run(config(tmp_path, f"teacher={teacher}"))
 

@@ -366,7 +366,8 @@ class AttFC(Head):
             self._last_step["stored_share"] = recalled.found_B.float().mean()
             made_B = recalled.found_B if recalled.trained_B is None else recalled.found_B & ~recalled.trained_B
             far_B = made_B & ((query_BD * recalled.center_BD).sum(dim=1) < DISAGREES_BELOW)
-            counts = torch.stack([far_B.sum(), made_B.sum()])
+            # As above, the mean over ranks is the share of all ranks' samples.
+            counts = torch.stack([self.ranks.size * far_B.sum(), self.ranks.gather(made_B).sum()]).to(query_BD.dtype)
             self._looked_at = counts if self._looked_at is None else self._looked_at + counts
             self._last_step["disagreeing_share"] = self._looked_at[0] / self._looked_at[1].clamp_min(1)
         if recalled.trained_B is not None:
