@@ -88,7 +88,10 @@ class TrainedRows(Head):
             UserError: wrong shapes or types; a label out of range (seen on the CPU, where looking is free).
         """
         self._check_batch(embeddings_BD, labels_B)
-        query_BD, norms_B = unit_length(embeddings_BD)
+        return self._loss(*unit_length(embeddings_BD), labels_B, ahead)
+
+    def _loss(self, query_BD: Tensor, norms_B: Tensor, labels_B: Tensor, ahead: dict[str, Ahead] | None) -> Tensor:
+        """Return the loss of queries of unit length, whose embeddings had these norms."""
         weight_ND, rows_S, places_B, first = self._rows_of_step(labels_B, ahead)
         loss_B, cosine_B = class_softmax_and_cosine(
             query_BD,
@@ -187,25 +190,19 @@ class FullFC(TrainedRows):
             raise UserError(f"FullFC: past={past} goes with one process and one center per person, not with {other}")
         self.past = PastEmbeddings(past, embedding_size) if past else None
 
-    def forward(
-        self,
-        embeddings_BD: Tensor,
-        labels_B: Tensor,
-        keys_BKD: Tensor | None = None,
-        ahead: dict[str, Ahead] | None = None,
-    ) -> Tensor:
-        """Return the mean loss of the batch, as `TrainedRows`; with `past`, its gradient to `weight` is that of the mean over past embeddings too."""
+    def _loss(self, query_BD: Tensor, norms_B: Tensor, labels_B: Tensor, ahead: dict[str, Ahead] | None) -> Tensor:
+        """As `TrainedRows`; with `past`, the gradient to `weight` is that of the mean over past embeddings too."""
         if self.past is None:
-            return super().forward(embeddings_BD, labels_B, keys_BKD, ahead)
-        query_BD, norms_B, _ = self._seen(embeddings_BD, labels_B)
-        past_PD, past_labels_P, past_norms_P = self.past.recalled(self.weight)
+            return super()._loss(query_BD, norms_B, labels_B, ahead)
+        weight_ND = self._rows_of_step(labels_B, ahead)[0]
+        past_PD, past_labels_P, past_norms_P = self.past.recalled(weight_ND)
         batch, everyone = len(labels_B), len(labels_B) + len(past_labels_P)
         # The mean over everyone is taken once, and the network's share of it multiplied up to the mean over its batch.
         still_BD = query_BD.detach()
         drawn_BD = still_BD + everyone / batch * (query_BD - still_BD)
         loss_X, cosine_X = class_softmax_and_cosine(
             torch.cat([past_PD.to(query_BD.dtype), drawn_BD]),
-            self.weight,
+            weight_ND,
             torch.cat([past_labels_P, labels_B]),
             self.margin,
             norms_B=torch.cat([past_norms_P.to(norms_B.dtype), norms_B]),
@@ -214,7 +211,7 @@ class FullFC(TrainedRows):
         )
         self._last_step = {"positive_cosine": cosine_X[-batch:].mean()}
         if self.training:
-            self.past.keep(still_BD, labels_B, norms_B.detach(), self.weight)
+            self.past.keep(still_BD, labels_B, norms_B.detach(), weight_ND)
         loss = loss_X.mean()
         return loss + (loss_X[-batch:].mean() - loss).detach()
 
