@@ -353,27 +353,33 @@ class AttFC(Head):
     @torch.no_grad()
     def _note(self, query_BD: Tensor, cosine_B: Tensor, recalled: Recalled, proposal: Proposal) -> None:
         """Keep a few scalars of the step on the device; `statistics` turns them into numbers."""
-        cosine_B, has_positive_B = cosine_B.detach(), proposal.has_positive_B
+        cosine_B, has_positive_B, trained_B = cosine_B.detach(), proposal.has_positive_B, recalled.trained_B
         self._last_step = dict(proposal.figures)
+        made_B = recalled.found_B if trained_B is None else recalled.found_B & ~trained_B
+        counted = [made_B if each_B is None else each_B for each_B in (has_positive_B, made_B, trained_B)]
+        # Sums over the samples of all ranks: what a rank notes is its part, and the mean over ranks is the figure of all.
+        size, counts = self.ranks.size, torch.stack([each_B.sum() for each_B in counted])
+        positives, made, trained = (
+            self.ranks.sum(counts) if self.center.uses_stored or has_positive_B is not None else counts
+        )
         if has_positive_B is None:
             self._last_step["positive_cosine"] = cosine_B.mean()
         else:
-            # Of all ranks' samples that have a positive, as the mean over ranks of what each notes.
-            total = self.ranks.size * torch.where(has_positive_B, cosine_B, 0.0).sum()
-            self._last_step["positive_cosine"] = total / self.ranks.gather(has_positive_B).sum().clamp_min(1)
+            self._last_step["positive_cosine"] = (
+                size * torch.where(has_positive_B, cosine_B, 0.0).sum() / positives.clamp_min(1)
+            )
             self._last_step["positive_share"] = has_positive_B.float().mean()
         if self.center.uses_stored:
             self._last_step["stored_share"] = recalled.found_B.float().mean()
-            made_B = recalled.found_B if recalled.trained_B is None else recalled.found_B & ~recalled.trained_B
             far_B = made_B & ((query_BD * recalled.center_BD).sum(dim=1) < DISAGREES_BELOW)
-            # As above, the mean over ranks is the share of all ranks' samples.
-            counts = torch.stack([self.ranks.size * far_B.sum(), self.ranks.gather(made_B).sum()]).to(query_BD.dtype)
-            self._looked_at = counts if self._looked_at is None else self._looked_at + counts
+            looked_at = torch.stack([size * far_B.sum(), made]).to(query_BD.dtype)
+            self._looked_at = looked_at if self._looked_at is None else self._looked_at + looked_at
             self._last_step["disagreeing_share"] = self._looked_at[0] / self._looked_at[1].clamp_min(1)
-        if recalled.trained_B is not None:
-            self._last_step["trained_share"] = recalled.trained_B.float().mean()
-            total = self.ranks.size * torch.where(recalled.trained_B, cosine_B, 0.0).sum()
-            self._last_step["trained_cosine"] = total / self.ranks.gather(recalled.trained_B).sum().clamp_min(1)
+        if trained_B is not None:
+            self._last_step["trained_share"] = trained_B.float().mean()
+            self._last_step["trained_cosine"] = (
+                size * torch.where(trained_B, cosine_B, 0.0).sum() / trained.clamp_min(1)
+            )
 
     def statistics(self) -> dict[str, float]:
         """As every head; `disagreeing_share` begins anew."""
