@@ -301,12 +301,6 @@ def _evaluate(
     return with_slices(outcome, ("sets", result.name), columns, result.slice_of, _OF_SLICES)
 
 
-_OF_SLICES = {
-    "TAR@1e-3 %": Cell(("tar_at_far", "0.001")),
-    "TAR@1e-2 %": Cell(("tar_at_far", "0.01")),
-    "AUC": Cell(("auc",), "share"),
-    "EER %": Cell(("eer",)),
-}
 _COLUMNS = {
     "pairs": Cell(("pairs",), "count"),
     "accuracy %": Cell(("accuracy",)),
@@ -317,6 +311,7 @@ _COLUMNS = {
     "TAR@1e-2 %": Cell(("tar_at_far", "0.01")),
     "skipped": Cell(("skipped_pairs",), "count"),
 }
+_OF_SLICES = {name: _COLUMNS[name] for name in ("TAR@1e-3 %", "TAR@1e-2 %", "AUC", "EER %")}
 
 
 def board_of_pairs(protocol: str, data: str, place: FigurePath) -> Board:
