@@ -134,10 +134,10 @@ def _head(data: Data, machine: Machine, given: Mapping[str, Any], mean: float, b
         why = f"{data.frequent:,} people have {FREQUENT} or more images; their centers are trained, 6,144 bytes each"
         row("trained centers", {"negatives.trained": trained}, why, "{:,}")
     if head == default_kind("head") and given.get("center.kind", "own_embedding") == "own_embedding":
-        why = "of a person's images are in a center, and at least 2.5 of them"
+        why = "a center is a mean over this much of its person's images, at least 2.5 of them"
         row("centers average", {"center.memory": 0.1}, why, "{:g} epochs")
         if given.get("head.filter_above", 0) is not None:
-            why = "a negative nearer than this, and by the gap nearer than an image's own center, is left out"
+            why = "a negative is left out if it is nearer than this and, by the gap, nearer than the image's own center"
             row("wrong labels", {"head.filter_above": 0.3, "head.filter_gap": 0.2}, why, "above {:g}, gap {}")
     size = people * 1024 / 2**30
     place = "device" if size <= machine.card / 10 else "host" if size <= machine.host_gib / 4 else "file"
