@@ -75,7 +75,7 @@ def test_measured_tables_are_those_of_their_results(monkeypatch: pytest.MonkeyPa
         return record
 
     monkeypatch.setattr(tables, "load", changed)
-    page = ROOT / "docs" / "study.md"
+    page = ROOT / "docs" / "study" / "faces.md"
     assert tables.renewed(page) != page.read_text(encoding="utf-8")
 
 
