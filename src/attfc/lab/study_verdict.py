@@ -96,7 +96,8 @@ def difference(
     if any(of_one[number]["images"] != of_other[number]["images"] for number in seeds):
         raise UserError(f"{one[0]['variant']} and {other[0]['variant']} were judged on other people: no difference")
     folds = len({of_one[number]["images"] for number in seeds}) > 1
-    rng, people, columns = np.random.default_rng(seed), 0, []
+    rng, people = np.random.default_rng(seed), 0
+    columns: list[Float64] = []
     for number in seeds:
         if folds or not columns:
             count = len(unpacked(of_one[number]["images"]))
