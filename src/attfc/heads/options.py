@@ -41,8 +41,8 @@ Filtering = Annotated[
 FilterGap = Annotated[
     float | None,
     Option(
-        "from the second epoch on, an image is set aside if a negative above head.filter_above is nearer to it than its own center by more than "
-        "this: it counts 0 in the loss, and its center stays",
+        "set aside, from the second epoch on, images to which a negative above head.filter_above is nearer than their own center by more than "
+        "this; they count 0 in the loss, and their centers stay",
         unit="cosine",
         null="filter negatives, not images",
         acts="head.filter_above!=null",
