@@ -41,8 +41,8 @@ Filtering = Annotated[
 FilterGap = Annotated[
     float | None,
     Option(
-        "set aside, from the second epoch on, images to which a negative above head.filter_above is nearer than their own center by more than "
-        "this; they count 0 in the loss, and their centers stay",
+        "leave out an image if a negative above head.filter_above is nearer to it than its own center by more than this. It counts 0 in the "
+        "loss and its center stays; in the first epoch nobody is left out",
         unit="cosine",
         null="filter negatives, not images",
         acts="head.filter_above!=null",
