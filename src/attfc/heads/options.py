@@ -42,7 +42,7 @@ FilterGap = Annotated[
     float | None,
     Option(
         "leave out an image if a negative above head.filter_above is nearer to it than its own center by more than this. It counts 0 in the "
-        "loss and its center stays; in the first epoch nobody is left out",
+        "loss and its center stays. Nobody is left out in the first epoch, nor while fewer than a tenth would be",
         unit="cosine",
         null="filter negatives, not images",
         acts="head.filter_above!=null",
