@@ -63,8 +63,8 @@ class Head(nn.Module):
         keys_per_query: keys that the attention loader should deliver for each query; 0: the head takes none.
         filter_above: negatives with a cosine above it are taken for mislabelled images of the same identity; None: no filtering.
         filtering: what becomes of those, `drop` (out of the softmax) or `zero` (cosine 0, as in arcface_torch).
-        filter_gap: instead of negatives, filter images: one that is nearer to a negative above `filter_above` than to its own center by more than
-            this is set aside, if a tenth of all are. It counts 0 in the loss, and its center stays (`SetAside`). None: filter negatives.
+        filter_gap: filter images instead of negatives. An image is suspect that is nearer to a negative above `filter_above` than to its own center
+            by more than this. Where a tenth of all are, they count 0 in the loss and their centers stay (`SetAside`). None: filter negatives.
         images: of the data set; setting aside begins after the first epoch, None: at once.
         block_mib: temporary memory of the streaming passes, MiB.
         ranks: the processes that share the rows; each calls `forward` with its share of the batch, all of equal size, and gets the mean loss of that
