@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from attfc.data.text_lines import lines_of
 from attfc.errors import UserError
+from attfc.typing import Texts
 
 __all__ = ["Attributes", "NamedImages", "common_value", "read_attributes"]
 
@@ -45,7 +45,7 @@ class Attributes:
         notes: what a reader of the figures should know.
     """
 
-    columns: dict[str, npt.NDArray[np.str_]]
+    columns: dict[str, Texts]
     notes: tuple[str, ...] = ()
 
 
@@ -92,7 +92,7 @@ def read_attributes(path: str | Path, store: NamedImages) -> Attributes:
     return Attributes(columns, tuple(notes))
 
 
-def common_value(first_N: npt.NDArray[np.str_], second_N: npt.NDArray[np.str_]) -> npt.NDArray[np.str_]:
+def common_value(first_N: Texts, second_N: Texts) -> Texts:
     """Return the value that both have, "" where they differ.
 
     >>> common_value(np.array(["phone", "gate"]), np.array(["phone", ""])).tolist()
@@ -139,7 +139,7 @@ def _same(key: str, where: str) -> bool:
     return one == other or other.endswith(f"/{one}")
 
 
-def _banded(texts: npt.NDArray[np.str_]) -> tuple[npt.NDArray[np.str_], list[str]]:
+def _banded(texts: Texts) -> tuple[Texts, list[str]]:
     """Return the values of a column, cut into bands where they are many numbers; and what to say of it."""
     values, images = np.unique(texts[texts != ""], return_counts=True)
     if all(re.fullmatch(r"\d{4}-\d\d(-\d\d)?", value) for value in values.tolist()):

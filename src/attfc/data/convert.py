@@ -24,7 +24,7 @@ from attfc.data.stores.packed.packed_writer import PackedWriter
 from attfc.data.stores.store import Store
 from attfc.data.stores.writer import LEFT_OUT, StoreWriter
 from attfc.errors import UserError, nearest
-from attfc.typing import Progress
+from attfc.typing import PathLike, Progress
 
 __all__ = ["Conversion", "convert_store"]
 
@@ -66,7 +66,7 @@ class Conversion:
 
 def convert_store(
     store: Store,
-    destination: str | os.PathLike[str],
+    destination: PathLike,
     *,
     kind: str = "packed",
     progress: Progress | None = None,

@@ -20,7 +20,7 @@ from attfc.data.index import IdentityIndex
 from attfc.data.stores.folder import EXTENSIONS
 from attfc.data.stores.store import EncodedStore
 from attfc.errors import UserError
-from attfc.typing import Int64, Progress, UInt8
+from attfc.typing import Array, Int64, PathLike, Progress, UInt8
 
 __all__ = ["FaceList", "notes_of_images", "open_faces"]
 
@@ -111,7 +111,7 @@ class _MixedFaces(CombinedStore):
 def open_faces(
     images: Any,
     *,
-    cache: str | os.PathLike[str] | None = None,
+    cache: PathLike | None = None,
     progress: Progress | None = None,
 ) -> Store:
     """Open faces of any kind as one store, in the order given.
@@ -210,7 +210,7 @@ def _images_directly_in(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _checked(array: npt.NDArray[Any]) -> list[Face]:
+def _checked(array: Array) -> list[Face]:
     batch = array[None] if array.ndim == 3 else array
     if array.dtype != np.uint8 or batch.ndim != 4 or batch.shape[3] != 3 or 0 in batch.shape[1:]:
         raise UserError(

@@ -32,7 +32,7 @@ from attfc.export.face_list import FaceList, open_faces
 from attfc.export.face_model import FaceModel
 from attfc.gallery.database import Facts
 from attfc.gallery.templates import Template, TemplateStore, now
-from attfc.typing import Float32, Progress
+from attfc.typing import Float32, PathLike, Progress
 
 __all__ = ["Added", "Gallery", "Match", "Removed", "named", "plain", "strangers_named"]
 
@@ -136,11 +136,11 @@ class Gallery:
     @classmethod
     def create(
         cls,
-        folder: str | os.PathLike[str],
+        folder: PathLike,
         model: FaceModel,
         *,
         far: float | None = None,
-        evaluation: str | os.PathLike[str] | None = None,
+        evaluation: PathLike | None = None,
         flip: bool = True,
     ) -> "Gallery":
         """Make an empty gallery, or give one of the same model other thresholds.
@@ -202,7 +202,7 @@ class Gallery:
         self.facts = self._store.facts
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str], model: FaceModel | None = None) -> "Gallery":
+    def open(cls, folder: PathLike, model: FaceModel | None = None) -> "Gallery":
         """Open a gallery; nothing in it is executed, and what a killed process left is cleaned.
 
         Args:

@@ -33,7 +33,7 @@ from attfc.evaluation.protocols.protocol import Board, Cell, Outcome, Protocol, 
 from attfc.evaluation.rates import far_name
 from attfc.evaluation.samples import ShareSample
 from attfc.evaluation.tail_sample import EXACT_IMPOSTORS
-from attfc.typing import Int64, Progress
+from attfc.typing import Array, Int64, Progress, Texts
 
 __all__ = [
     "PROTOCOL",
@@ -57,7 +57,7 @@ class Groups:
         notes: what a reader of the figures should know.
     """
 
-    of_label: npt.NDArray[np.str_]
+    of_label: Texts
     source: str
     notes: tuple[str, ...] = ()
 
@@ -116,7 +116,7 @@ class Slices:
 
 
 def score_slices(
-    embeddings: npt.NDArray[Any] | Tensor,
+    embeddings: Array | Tensor,
     labels: npt.ArrayLike,
     everyone: AllPairs,
     attributes: Attributes | None,
@@ -179,7 +179,7 @@ class AllPairsEvaluation(ImageEvaluation):
 
 
 def rates_at_common_threshold(
-    everyone: AllPairs, group_of_identity: npt.NDArray[np.str_], groups: Mapping[str, AllPairs]
+    everyone: AllPairs, group_of_identity: Texts, groups: Mapping[str, AllPairs]
 ) -> dict[str, dict[float, tuple[float, float]]]:
     """Return, for each group and FAR, TAR and FAR within the group at the threshold that gives everyone this FAR.
 

@@ -31,7 +31,7 @@ from attfc.data.stores.rec.record_layouts import LabelSource, build_record_index
 from attfc.data.stores.rec.record_names import read_record_names
 from attfc.data.stores.store import IndexedStore
 from attfc.errors import UserError, nearest
-from attfc.typing import Int64, Progress
+from attfc.typing import Int64, PathLike, Progress
 
 __all__ = ["RecordStore", "digest_of"]
 
@@ -60,10 +60,10 @@ class RecordStore(IndexedStore):
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: PathLike,
         *,
         label_source: LabelSource = "identities",
-        cache: str | os.PathLike[str] | None = None,
+        cache: PathLike | None = None,
         progress: Progress | None = None,
     ) -> None:
         if label_source not in _SOURCES:
