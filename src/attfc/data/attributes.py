@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from attfc.data.text_lines import lines_of
+from attfc.data.text_lines import lines_in_utf8
 from attfc.errors import UserError
 from attfc.typing import Texts
 
@@ -105,11 +105,7 @@ def _rows(file: Path) -> tuple[list[str], list[list[str]], list[int]]:
     """Return the columns' names, the rows, each as long as these, and the line of each row."""
     names: list[str] = []
     rows, lines, divider = [], [], ","
-    for number, text in lines_of(file, "attributes"):
-        try:
-            line = text.decode("utf-8")
-        except UnicodeDecodeError:
-            raise UserError(f"{file} line {number} is not UTF-8 text: save it as UTF-8") from None
+    for number, line in lines_in_utf8(file, "attributes"):
         if not names:
             divider = "\t" if "\t" in line else ","
         fields = [field.strip() for field in next(csv.reader([line], delimiter=divider))]

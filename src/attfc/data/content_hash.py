@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from attfc.data.index import run_starts
 from attfc.data.stores.store import Store
 from attfc.typing import Bools, Int64, UInt64
 
@@ -43,7 +44,7 @@ def equal_groups(hashes: UInt64, usable: Bools | None = None) -> tuple[Int64, In
     order = np.arange(len(hashes)) if usable is None else np.flatnonzero(usable)
     order = order[np.argsort(hashes[order], kind="stable")]
     ordered = hashes[order]
-    starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1]))) if len(ordered) else order
+    starts = run_starts(ordered)
     lengths = np.diff(starts, append=len(ordered))
     repeated = lengths > 1
     return order, starts[repeated], lengths[repeated]

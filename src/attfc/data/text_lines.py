@@ -26,6 +26,7 @@ __all__ = [
     "blocks_of",
     "last_before",
     "line_blocks",
+    "lines_in_utf8",
     "lines_of",
     "open_regular",
     "opened",
@@ -170,6 +171,20 @@ def lines_of(path: Path, what: str) -> Iterator[tuple[int, bytes]]:
         text = block.data.tobytes()
         for number, start, end in zip(block.numbers.tolist(), block.starts.tolist(), block.ends.tolist(), strict=True):
             yield number, text[start:end]
+
+
+def lines_in_utf8(path: Path, what: str) -> Iterator[tuple[int, str]]:
+    """Return the number and text of each line as `lines_of` does, decoded.
+
+    Raises:
+        UserError: a line is not UTF-8; those of `blocks_of`.
+    """
+    for number, text in lines_of(path, what):
+        try:
+            line = text.decode("utf-8")
+        except UnicodeDecodeError:
+            raise UserError(f"{path} line {number} is not UTF-8 text: save it as UTF-8") from None
+        yield number, line
 
 
 def _split(path: str, block: bytes, offset: int, first_line: int) -> LineBlock:

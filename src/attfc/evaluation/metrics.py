@@ -17,7 +17,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -94,11 +94,6 @@ class PairScores(Figures):
     same: Bools = field(repr=False)
     fold: Int64 = field(repr=False)
     distances: Float64 | None = field(repr=False)
-
-    STATED: ClassVar = (
-        *("pairs", "genuine_pairs", "impostor_pairs", "accuracy", "accuracy_std", "fold_accuracies", "threshold"),
-        *("auc", "eer", "tar_at_far", "notes"),
-    )
 
     @property
     def std(self) -> float:

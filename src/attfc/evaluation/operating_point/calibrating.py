@@ -282,11 +282,11 @@ def _kinds_of_groups(tail: NonmatedTail, group_I: Texts | None, where: str) -> l
     return kinds
 
 
-def _curve_data(scores: Scores, among_I: Bools, draw_seed: int = 0) -> tuple[Float64, Bools, Float64, int]:
+def _curve_data(scores: Scores, among_I: Bools) -> tuple[Float64, Bools, Float64, int]:
     """Return scores, which are mated, weights and the number of people, for P(same person) of these people."""
     mated = np.flatnonzero(among_I[scores.mated_person])
     if len(mated) > SAMPLED:
-        mated = np.random.default_rng(draw_seed).choice(mated, SAMPLED, replace=False)
+        mated = np.random.default_rng(0).choice(mated, SAMPLED, replace=False)
     nonmated = among_I[scores.sampled_people].all(axis=0)
     both = np.concatenate([scores.mated[mated], scores.sampled[nonmated]])
     same = np.arange(len(both)) < len(mated)

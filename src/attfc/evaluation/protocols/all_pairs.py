@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from attfc.data.attributes import Attributes, read_attributes
 from attfc.data.stores.store import Store
-from attfc.data.text_lines import lines_of
+from attfc.data.text_lines import lines_in_utf8
 from attfc.errors import UserError
 from attfc.evaluation.bootstrap import FigurePath, Sample
 from attfc.evaluation.embed import Embedder, ImageEvaluation
@@ -218,11 +218,7 @@ def read_groups(path: str | Path, store: Store) -> Groups:
     names = [store.identity_name(label) for label in range(len(store.identities))]
     group_of = dict.fromkeys(names, "")
     strange, first_strange = 0, ""
-    for number, text in lines_of(file, "groups"):
-        try:
-            line = text.decode("utf-8")
-        except UnicodeDecodeError:
-            raise UserError(f"{file} line {number} is not UTF-8 text: save it as UTF-8") from None
+    for number, line in lines_in_utf8(file, "groups"):
         identity, _, group = (field.strip() for field in line.partition("\t"))
         if not identity or not group or "\t" in group:
             raise UserError(

@@ -8,7 +8,6 @@ Sources: Whitelam et al. 2017 (IJB-B), Maze et al. 2018 (IJB-C). Differs from th
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -110,11 +109,6 @@ class TemplateVerification(Figures):
     same: Bools = field(repr=False)
     scored: Bools = field(repr=False)
 
-    STATED: ClassVar = (
-        *("pairs", "genuine_pairs", "impostor_pairs", "skipped_genuine_pairs", "skipped_impostor_pairs"),
-        *("tar_at_far", "tar_at_nearest_far", "auc", "eer", "notes"),
-    )
-
 
 def verify_templates(
     templates: Templates, pairs: TemplatePairs, fars: Sequence[float] = TEMPLATE_FARS
@@ -179,11 +173,6 @@ class TemplateSearch(Figures):
     probes_without_face: int
     enrolled_without_face: int
     notes: tuple[str, ...]
-
-    STATED: ClassVar = (
-        *("rank", "tpir_at_fpir", "galleries", "published"),
-        *("probes_without_face", "enrolled_without_face", "notes"),
-    )
 
     @property
     def people(self) -> int:

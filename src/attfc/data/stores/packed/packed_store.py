@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attfc.data.images import BrokenImageError
-from attfc.data.index import IdentityIndex, checked_positions, offsets_of
+from attfc.data.index import IdentityIndex, checked_label, checked_positions, offsets_of
 from attfc.data.people.name_table import NameTable, printable
 from attfc.data.stores.image_files import MAX_FILE_BYTES
 from attfc.data.stores.packed.packed_format import (
@@ -207,9 +207,7 @@ class PackedStore(IndexedStore):
 
     def identity_name_bytes(self, label: int) -> bytes:
         """Return the identity's name as the source had it: file names need not be UTF-8."""
-        if not 0 <= label < self.about.identities:
-            raise IndexError(f"label {label} is not one of {self.about.identities} identities")
-        return self._entry(self._identity_names, label, PER_IDENTITY[1])
+        return self._entry(self._identity_names, checked_label(label, self.about.identities), PER_IDENTITY[1])
 
     def _entry(self, table: NameTable, number: int, file: str) -> bytes:
         begin, end = int(table.offsets[number]), int(table.offsets[number + 1])

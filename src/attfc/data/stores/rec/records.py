@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from attfc.data.images import BrokenImageError
-from attfc.data.index import IdentityIndex, checked_positions
+from attfc.data.index import IdentityIndex, checked_label, checked_positions
 from attfc.data.index_cache import IndexCache
 from attfc.data.people.name_table import NameTable, printable
 from attfc.data.stores.rec.record_file import (
@@ -185,8 +185,7 @@ class RecordStore(IndexedStore):
 
     def identity_name(self, label: int) -> str:
         """Return the identity's name where `train.names` has one, else its number in the file, which need not be dense."""
-        if not 0 <= label < len(self._index.numbers):
-            raise IndexError(f"label {label} is not one of {len(self._index.numbers)} identities")
+        checked_label(label, len(self._index.numbers))
         names, _ = self._names_and_note
         name = b"" if names is None else names[label]
         return printable(name) if name else str(int(self._index.numbers[label]))
