@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from attfc.errors import one_line
 from attfc.typing import Array
 
 __all__ = ["read_npz"]
@@ -36,7 +37,7 @@ def read_npz(file: Path, most_bytes: int | None = None) -> dict[str, Array]:
     except FileNotFoundError:
         raise
     except Exception as error:  # zlib, zipfile, struct and numpy each have their own, and numpy's include tokenize's
-        raise ValueError(" ".join(str(error).split())[:200] or type(error).__name__) from None
+        raise ValueError(one_line(error)[:200]) from None
 
 
 def _read(file: Path, most_bytes: int | None) -> dict[str, Array]:
