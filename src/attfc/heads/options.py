@@ -41,9 +41,10 @@ Filtering = Annotated[
 FilterGap = Annotated[
     float | None,
     Option(
-        "a negative is taken for a wrong label only if it is nearer to the image than its own center by more than this",
+        "set aside, from the second epoch on, images to which a negative above head.filter_above is nearer than their own center by more than "
+        "this; they count 0 in the loss, and their centers stay",
         unit="cosine",
-        null="whatever its own center is like",
+        null="filter negatives, not images",
         acts="head.filter_above!=null",
         ge=0,
         lt=2,
