@@ -155,7 +155,8 @@ class Gallery:
             flip: add the embedding of the mirror image, as evaluation does.
 
         Raises:
-            UserError: the folder holds something else; the evaluation is of another model, or does not state the rate.
+            UserError: the folder holds something else; the evaluation is of another model, of embeddings that differ in `flip`, or does not
+                state the rate.
         """
         path = Path(os.path.expanduser(folder))
         facts, when = model.facts, now()
@@ -163,6 +164,14 @@ class Gallery:
         known, source, point = thresholds_of(facts, named)
         if far is None and point is not None:
             far = point.asked_fmr
+        if flip != (point is None or point.flip):  # a threshold is one of embeddings made the same way
+            if far is not None and known:
+                there, here = ("without", "with") if flip else ("with", "without")
+                raise UserError(
+                    f"{source} states thresholds of embeddings {there} mirror images, and {'--flip' if flip else '--no-flip'} makes them {here}: "
+                    "leave it out, or give no --far and no operating point for scores alone"
+                )
+            known, source = {}, ""
         if far is not None and far not in known:
             stated = ", ".join(f"{rate:g}" for rate in sorted(known))
             raise UserError(

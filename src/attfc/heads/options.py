@@ -41,8 +41,8 @@ Filtering = Annotated[
 FilterGap = Annotated[
     float | None,
     Option(
-        "set aside, from the second epoch on, images to which a negative above head.filter_above is nearer than their own center by more than "
-        "this; they count 0 in the loss, and their centers stay",
+        "leave out images nearer to a negative above head.filter_above than to their own center, by more than this. They count 0 in the loss. "
+        "It begins with the second epoch, if a tenth of the images are so",
         unit="cosine",
         null="filter negatives, not images",
         acts="head.filter_above!=null",
