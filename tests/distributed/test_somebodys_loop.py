@@ -82,8 +82,8 @@ def test_the_state_of_one_rank_is_refused_by_another_and_that_of_all_is_taken() 
     first, second = on_ranks(2, saved_and_loaded)
     assert first == ["", ""]
     assert second == [
-        "this state is that of rank 0 of 2, with its part of the rows, and this is rank 1 of 2: "
-        "save head.full_state_dict() in place of state_dict(); any rank of any number loads it",
+        "this state has the part of the rows that rank 0 of 2 holds, and this is rank 1 of 2. "
+        "Save head.full_state_dict() in place of state_dict(): any rank of any number loads it",
         "",
     ]
 

@@ -23,9 +23,9 @@ from attfc.heads.banks.sharded_rows import ShardedRows
 from attfc.heads.checked import checked
 from attfc.heads.head import Head, unit_length
 from attfc.heads.memory import HeadMemory, class_softmax_bytes
-from attfc.heads.options import BlockMib, FilterAbove, Filtering
+from attfc.heads.options import BlockMib, FilterAbove, FilterGap, Filtering
 from attfc.heads.past_embeddings import PastEmbeddings
-from attfc.losses.class_softmax import class_softmax_and_cosine
+from attfc.losses.class_softmax import class_softmax_and_cosines
 from attfc.losses.kept_memory import KeptMemory
 from attfc.losses.margins import Margin
 
@@ -93,7 +93,7 @@ class TrainedRows(Head):
     def _loss(self, query_BD: Tensor, norms_B: Tensor, labels_B: Tensor, ahead: dict[str, Ahead] | None) -> Tensor:
         """Return the loss of queries of unit length, whose embeddings had these norms."""
         weight_ND, rows_S, places_B, first = self._rows_of_step(labels_B, ahead)
-        loss_B, cosine_B = class_softmax_and_cosine(
+        loss_B, cosine_B, nearest_B = class_softmax_and_cosines(
             query_BD,
             weight_ND,
             places_B,
@@ -107,7 +107,15 @@ class TrainedRows(Head):
             **self.streaming,
         )
         self._last_step = {"positive_cosine": cosine_B.mean()}
-        return loss_B.mean()
+        return self._counted(loss_B, cosine_B, nearest_B, len(labels_B)).mean()
+
+    def _counted(self, loss_X: Tensor, cosine_X: Tensor, nearest_X: Tensor, batch: int) -> Tensor:
+        """Return the losses without those of images that are set aside, and note how many of the batch, which stands last, are."""
+        if self.set_aside is None:
+            return loss_X
+        loss_X, aside_X = self.set_aside(loss_X, cosine_X, nearest_X, batch * self.ranks.size)
+        self._last_step["set_aside_share"] = aside_X[-batch:].float().mean()
+        return loss_X
 
     def _rows_of_step(
         self, labels_B: Tensor, ahead: dict[str, Ahead] | None
@@ -141,7 +149,7 @@ class FullFC(TrainedRows):
         subcenters: K trained rows per identity, of which the most similar to a query counts (Sub-center ArcFace, for wrong labels): K times the
             memory and time.
         past: M embeddings of past steps that train the rows too (BroadFace); in one process, with one row per identity. 0: none.
-        filter_above, filtering, block_mib: as every head (`Head`).
+        filter_above, filtering, filter_gap, images, block_mib: as every head (`Head`).
         ranks: as every head; `weight` is then the block `shard` of the rows. Its gradient is divided by the number of ranks already: that of the
             mean over all of them. A loop of your own averages the gradient of the network alone (`keep_apart`).
 
@@ -172,6 +180,8 @@ class FullFC(TrainedRows):
         ] = 0,
         filter_above: FilterAbove = None,
         filtering: Filtering = "drop",
+        filter_gap: FilterGap = None,
+        images: int | None = None,
         block_mib: BlockMib = 32.0,
         ranks: Ranks | None = None,
     ) -> None:
@@ -183,6 +193,8 @@ class FullFC(TrainedRows):
             subcenters,
             filter_above=filter_above,
             filtering=filtering,
+            filter_gap=filter_gap,
+            images=images,
             block_mib=block_mib,
             ranks=ranks,
         )
@@ -201,7 +213,7 @@ class FullFC(TrainedRows):
         # The mean over everyone is taken once, and the network's share of it multiplied up to the mean over its batch.
         still_BD = query_BD.detach()
         drawn_BD = still_BD + everyone / batch * (query_BD - still_BD)
-        loss_X, cosine_X = class_softmax_and_cosine(
+        loss_X, cosine_X, nearest_X = class_softmax_and_cosines(
             torch.cat([past_PD.to(query_BD.dtype), drawn_BD]),
             weight_ND,
             torch.cat([past_labels_P, labels_B]),
@@ -211,6 +223,7 @@ class FullFC(TrainedRows):
             **self.streaming,
         )
         self._last_step = {"positive_cosine": cosine_X[-batch:].mean()}
+        loss_X = self._counted(loss_X, cosine_X, nearest_X, batch)
         if self.training:
             self.past.keep(still_BD, labels_B, norms_B.detach(), weight_ND)
         loss = loss_X.mean()

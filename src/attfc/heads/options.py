@@ -41,9 +41,10 @@ Filtering = Annotated[
 FilterGap = Annotated[
     float | None,
     Option(
-        "a negative is taken for a wrong label only if it is nearer to the image than its own center by more than this",
+        "leave out an image if a negative above head.filter_above is nearer to it than its own center by more than this. It counts 0 in the "
+        "loss and its center stays; in the first epoch nobody is left out",
         unit="cosine",
-        null="whatever its own center is like",
+        null="filter negatives, not images",
         acts="head.filter_above!=null",
         ge=0,
         lt=2,

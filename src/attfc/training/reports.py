@@ -83,15 +83,15 @@ class LabelWatch:
     were single trial runs, on generated vectors and on faces, and no script repeats them.
 
     Args:
-        filter_above: that of the head. What to do about wrong labels depends on it: None, they are not filtered yet.
+        sets_aside: whether the head does so already with images that fit another person better.
 
     >>> watch = LabelWatch()
     >>> [watch.note(200 * epoch, epoch, 0.2) is not None for epoch in (0.8, 1.6, 1.9, 2.1, 2.5)]
     [False, False, False, True, False]
     """
 
-    def __init__(self, filter_above: float | None = None) -> None:
-        self.filter_above = filter_above
+    def __init__(self, sets_aside: bool = False) -> None:
+        self.sets_aside = sets_aside
         self._since, self._said = (0.0, 0.0), False
         self._shares: list[float] = []
 
@@ -113,7 +113,6 @@ class LabelWatch:
             return None
         found = f"{mean:.0%} of the images do not look like the others of their label (cosine to its center below 0.1): labels may be wrong. "
         listed = "`attfc data clean DATA --model RUN` lists them when the run is done"
-        if self.filter_above is None:
-            return f"{found}{listed}; head.filter_above=0.3 keeps such images from being pushed from their own person"
-        kept = f"head.filter_above={self.filter_above:g} keeps such images from being pushed from their own person"
-        return f"{found}{kept}, but they still count as their label. {listed}: train again without them"
+        if self.sets_aside:
+            return f"{found}Those that fit another person better are set aside, the others still count. {listed}: train again without them"
+        return f"{found}{listed}; head.filter_above=0.3 head.filter_gap=0.2 sets those aside that fit another person better"

@@ -98,7 +98,7 @@ class Trainer:
         self._stop = self._asked = False  # _asked: somebody's _stop, as all ranks know it
         take = self.take_step
         self.pair, self.head, self.optimizer = take.pair, take.head, take.optimizer
-        self._label_watch = LabelWatch(self.head.streaming["filtering_threshold"])
+        self._label_watch = LabelWatch(self.head.set_aside is not None)
         self.device, self.ranks = take.device, take.ranks
         self._sharded = ShardedState(self.head.row_shards(), self.head, self.optimizer, self.ranks)
 
