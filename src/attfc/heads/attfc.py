@@ -5,8 +5,7 @@ the batch's own centers do. A step costs one streaming pass over the bank's rows
 the rule costs; memory is the bank. There are no parameters, but for the rows that a table trains for frequent identities: the gradient flows into the
 embeddings alone, with in_batch="push" through the batch's own centers too. Not taken: a B x C matrix of logits, as in the published code.
 Several ranks share the rows of the banks. A step gathers labels, queries and new centers, fetches the stored rows of the own samples (where
-the rule uses them) and reduces three sums per query; backward needs nobody, because the rows carry no gradient. With "push" it gathers
-two numbers per query and adds up the gradients of the batch's centers.
+the rule uses them) and reduces three sums per query; backward needs nobody, but with "push": two numbers per query, and the centers' gradients.
 
 The eight steps (the backbones' are the trainer's): 1 queries of unit length; 2 the key encoder follows the query
 encoder; 3 keys embedded; 4 attention of the query over its keys; 5 the generative class center (GCC); 6 logits against
@@ -281,9 +280,10 @@ class AttFC(Head):
         )
         if (has_positive_B := proposal.has_positive_B) is not None:
             loss_B = torch.where(has_positive_B, loss_B, 0.0)
+            nearest_B = torch.where(has_positive_B, nearest_B, -1.0)
         self._note(query_BD, cosine_B, recalled, proposal)
         if self.set_aside is not None:
-            loss_B, aside_B = self.set_aside(loss_B, cosine_B, nearest_B, len(every_label_B))
+            loss_B, aside_B = self.set_aside(loss_B, cosine_B, nearest_B)
             self._last_step["set_aside_share"] = aside_B.float().mean()
             stays_B1, new_BD = (aside_B & recalled.found_B).unsqueeze(1), proposal.new_BD.detach()
             every_new_BD = self.ranks.gather(torch.where(stays_B1, recalled.center_BD.to(new_BD.dtype), new_BD))

@@ -107,15 +107,10 @@ class TrainedRows(Head):
             **self.streaming,
         )
         self._last_step = {"positive_cosine": cosine_B.mean()}
-        return self._counted(loss_B, cosine_B, nearest_B, len(labels_B)).mean()
-
-    def _counted(self, loss_X: Tensor, cosine_X: Tensor, nearest_X: Tensor, batch: int) -> Tensor:
-        """Return the losses without those of images that are set aside, and note how many of the batch, which stands last, are."""
-        if self.set_aside is None:
-            return loss_X
-        loss_X, aside_X = self.set_aside(loss_X, cosine_X, nearest_X, batch * self.ranks.size)
-        self._last_step["set_aside_share"] = aside_X[-batch:].float().mean()
-        return loss_X
+        if self.set_aside is not None:
+            loss_B, aside_B = self.set_aside(loss_B, cosine_B, nearest_B)
+            self._last_step["set_aside_share"] = aside_B.float().mean()
+        return loss_B.mean()
 
     def _rows_of_step(
         self, labels_B: Tensor, ahead: dict[str, Ahead] | None
@@ -198,8 +193,9 @@ class FullFC(TrainedRows):
             block_mib=block_mib,
             ranks=ranks,
         )
-        if past and (self.ranks.size > 1 or subcenters > 1):
+        if past and (self.ranks.size > 1 or subcenters > 1 or filter_gap is not None):
             other = f"subcenters={subcenters}" if subcenters > 1 else f"{self.ranks.size} processes"
+            other = other if filter_gap is None else f"filter_gap={filter_gap:g}"
             raise UserError(f"FullFC: past={past} goes with one process and one center per person, not with {other}")
         self.past = PastEmbeddings(past, embedding_size) if past else None
 
@@ -213,7 +209,7 @@ class FullFC(TrainedRows):
         # The mean over everyone is taken once, and the network's share of it multiplied up to the mean over its batch.
         still_BD = query_BD.detach()
         drawn_BD = still_BD + everyone / batch * (query_BD - still_BD)
-        loss_X, cosine_X, nearest_X = class_softmax_and_cosines(
+        loss_X, cosine_X, _ = class_softmax_and_cosines(
             torch.cat([past_PD.to(query_BD.dtype), drawn_BD]),
             weight_ND,
             torch.cat([past_labels_P, labels_B]),
@@ -223,7 +219,6 @@ class FullFC(TrainedRows):
             **self.streaming,
         )
         self._last_step = {"positive_cosine": cosine_X[-batch:].mean()}
-        loss_X = self._counted(loss_X, cosine_X, nearest_X, batch)
         if self.training:
             self.past.keep(still_BD, labels_B, norms_B.detach(), weight_ND)
         loss = loss_X.mean()

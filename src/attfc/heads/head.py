@@ -63,8 +63,8 @@ class Head(nn.Module):
         keys_per_query: keys that the attention loader should deliver for each query; 0: the head takes none.
         filter_above: negatives with a cosine above it are taken for mislabelled images of the same identity; None: no filtering.
         filtering: what becomes of those, `drop` (out of the softmax) or `zero` (cosine 0, as in arcface_torch).
-        filter_gap: instead of negatives, filter images: one that is nearer to a negative above `filter_above` than to its own center by more than
-            this is set aside. It counts 0 in the loss, and its center stays (`SetAside`). None: filter negatives.
+        filter_gap: filter images instead of negatives. An image is suspect that is nearer to a negative above `filter_above` than to its own center
+            by more than this. Where a tenth of all are, they count 0 in the loss and their centers stay (`SetAside`). None: filter negatives.
         images: of the data set; setting aside begins after the first epoch, None: at once.
         block_mib: temporary memory of the streaming passes, MiB.
         ranks: the processes that share the rows; each calls `forward` with its share of the batch, all of equal size, and gets the mean loss of that
@@ -108,10 +108,10 @@ class Head(nn.Module):
             )
         threshold = filter_above if filter_gap is None else None
         self.streaming: Streaming = {"filtering_threshold": threshold, "filtering": filtering, "block_mib": block_mib}
+        self.ranks = Ranks.world() if ranks is None else ranks
         self.set_aside: SetAside | None = None
         if filter_above is not None and filter_gap is not None:
-            self.set_aside = SetAside(filter_above, filter_gap, images or 0)
-        self.ranks = Ranks.world() if ranks is None else ranks
+            self.set_aside = SetAside(filter_above, filter_gap, images or 0, self.ranks)
         self._all_ranks, self._ranks_checked = ranks is None, self.ranks.size == 1
         if self.ranks.size > 1:  # says whether somebody copied rank 0's buffers over ours
             self.register_buffer("_rank", torch.tensor([self.ranks.rank]), persistent=False)

@@ -41,8 +41,8 @@ Filtering = Annotated[
 FilterGap = Annotated[
     float | None,
     Option(
-        "leave out an image if a negative above head.filter_above is nearer to it than its own center by more than this. It counts 0 in the "
-        "loss and its center stays; in the first epoch nobody is left out",
+        "leave out images nearer to a negative above head.filter_above than to their own center, by more than this. They count 0 in the loss. "
+        "It begins with the second epoch, if a tenth of the images are so",
         unit="cosine",
         null="filter negatives, not images",
         acts="head.filter_above!=null",
