@@ -60,6 +60,26 @@ def test_the_value_is_the_difference_of_the_figures_and_each_kind_weighs_people_
     assert values["rank_one"] == pytest.approx(80 / 260)
 
 
+def test_folds_hold_the_truth() -> None:
+    """Each seed judges people of its own, as many or not; persons and seeds both move the difference."""
+    rng, held, widths = np.random.default_rng(1), 0, []
+    for _ in range(200):
+        one, other = [], []
+        for seed, count in enumerate((100, 80, 90, 100, 70, 100)):
+            images = IMAGES[-count:]
+            pairs = images * (images - 1) // 2
+            ease, luck = rng.uniform(-0.2, 0.2, count), rng.normal(0, 0.02, 2)
+            sides = [rng.binomial(pairs, np.clip(0.5 + ease + luck[side], 0, 1)) for side in (0, 1)]
+            for cells, accepted in zip((one, other), sides, strict=True):
+                cells.append(cell("ab"[cells is other], seed, accepted, images, images))
+        found = difference(one, other, "person_balanced_tar_at_far/0.01", "all", resamples=200)
+        assert found is not None
+        held += found.low <= 0 <= found.high
+        widths.append(found.high - found.low)
+    assert 185 <= held <= 199
+    assert np.median(widths) < 0.16  # 2 x 1.96 x the true deviation of 0.032 is 0.127
+
+
 def test_equal_cells_are_level_without_a_width() -> None:
     cells = drawn("a", 0.5, np.random.default_rng(0))
     found = difference(cells, cells, FIGURE, "all")

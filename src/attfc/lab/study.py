@@ -9,7 +9,8 @@
       full_fc: [head=full_fc]
       attfc: []
 
-A variant may change the world too: `world.images=[2, 4]`. A line of FOLDER/cells.jsonl has all that a cell is and found. A cell that is there already
+A variant may change the world too: `world.images=[2, 4]`. `{seed}` in an override stands for the cell's seed, `{faces}` for the folder given: each
+seed can keep other people aside. A line of FOLDER/cells.jsonl has all that a cell is and found. A cell that is there already
 is not run again; one that was run with other settings stops the study before anything runs, because a table of two settings would say nothing. A cell
 that fails (a loss that is not finite, say) is a result too and stays in the tables.
 """
@@ -249,7 +250,8 @@ def _run_cell(cell: Cell, faces: str | None, threads: int) -> dict[str, Any]:
     from attfc.lab.study_cells import run_faces, run_vectors
 
     torch.set_num_threads(threads)
-    overrides = [override.replace("{faces}", faces or "") for override in cell.overrides]
+    seed = str(cell.seed)
+    overrides = [override.replace("{faces}", faces or "").replace("{seed}", seed) for override in cell.overrides]
     if cell.world["kind"] == "vectors":
         options = {name: value for name, value in cell.world.items() if name not in ("kind", "width")}
         world = VectorWorld(**{**options, "images": tuple(options["images"])})
