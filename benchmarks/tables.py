@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from attfc.evaluation.bootstrap import Interval
-from attfc.lab.pages import FIGURES, markdown_table, speed_tables, spread, study_figure, study_table
+from attfc.lab.pages import FIGURES, markdown_table, speed_figure, speed_tables, spread, study_figure, study_table
 from attfc.lab.study import read_study, study_records
 from attfc.lab.study_verdict import difference
 
@@ -847,11 +847,6 @@ def summed_up(figure: dict[str, Any] | None) -> str:
     return f"{figure['mean']:.3f}" + (f" ± {figure['std']:.3f}" if figure["std"] is not None else "")
 
 
-def processor(record: dict[str, Any]) -> str:
-    """The machine that a cell of a study ran on."""
-    return str(record["environment"]["machine"]["processor"])
-
-
 def provenance(record: dict[str, Any]) -> str:
     """Where the figures come from, in a line."""
     where = record["environment"]
@@ -895,18 +890,16 @@ def main() -> None:
         # Rows that show another rate are for the table.
         records = [record for record in grid_records(name) if ", rate " not in record["variant"]]
         if records:
-            records = [
-                record for record in records if processor(record) == processor(records[0])
-            ]  # seconds are compared
             figure, title = next(iter(FIGURES[records[0]["world"]["kind"]].items()))
             path = ROOT / "docs" / "figures" / f"study_{name}.svg"
             path.parent.mkdir(exist_ok=True)
             path.write_text(study_figure(records, figure, title), encoding="utf-8")
-    import pareto_figures  # both beside this file
-    import readme_figure
+    speed = load("head_speed")
+    drawn = speed_figure(speed["config"]["settings"], speed["config"]["columns"], speed["results"])
+    (ROOT / "docs" / "head_speed.svg").write_text(drawn, encoding="utf-8")
+    import study_figures  # beside this file
 
-    (ROOT / "docs" / "figures" / "readme.svg").write_text(readme_figure.picture(), encoding="utf-8")
-    pareto_figures.main()
+    study_figures.main()
 
 
 if __name__ == "__main__":

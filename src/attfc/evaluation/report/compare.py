@@ -236,8 +236,10 @@ class _Group(Stated):
         super().__init__(group)
         people = group.get("identities")
         self.name, self.model, self.people = name, model, count_text(people if isinstance(people, int) else None)
-        stated = {(kind, at): finite(rate) for kind in _OF_GROUPS for at, rate in _rates(group.get(kind))}
-        self.own = {path: rate for path, rate in stated.items() if rate is not None}
+        self.own: dict[FigurePath, float] = {}
+        for kind in _OF_GROUPS:
+            stated = {(kind, at): finite(rate) for at, rate in _rates(group.get(kind))}
+            self.own.update({path: rate for path, rate in stated.items() if rate is not None})
         self.shared: dict[FigurePath, tuple[float, float]] = {}
         for far, rates in _rates(group.get("at_common_threshold")):
             tar, within = (finite(_mapping(rates).get(kind)) for kind in ("tar", "far"))

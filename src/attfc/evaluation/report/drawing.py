@@ -149,16 +149,24 @@ def ticks(axis: "Axis", most: int, form: Any = None, integer: bool = False) -> N
 
 
 def label_ends(axes: "Axes", ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Write each line's name beside its end (x, y, name, colour), in its colour, apart from each other."""
+    """Write each line's name beside its end (x, y, name, colour), in its colour, apart from each other and from other ends."""
     figure = axes.get_figure(root=True)
     assert figure is not None
     figure.draw_without_rendering()
-    apart, lowest = 11.0 * figure.dpi / 72, -np.inf
-    for x, y, name, colour in sorted(ends, key=lambda end: end[1]):
-        height = float(axes.transData.transform((x, y))[1])
-        lowest = max(height, lowest + apart)
-        offset = 5, (lowest - height) * 72 / figure.dpi
-        write(axes, cut(name), (x, y), offset, colour, va="center", annotation_clip=False)
+    places = [axes.transData.transform(end[:2]) * 72 / figure.dpi for end in ends]
+    lowest = -np.inf
+    for number in sorted(range(len(ends)), key=lambda number: float(places[number][1])):
+        x, y, name, colour = ends[number]
+        lines = textwrap.wrap(cut(name, 48), 26)
+        long, tall = 9.0 * max(map(len, lines)), 5.5 * len(lines)  # names make the axes narrower
+        across = [other - places[number] for other in places]
+        before = any(0 < right < long and abs(up) < 6 for right, up in across)
+        height = float(places[number][1])
+        middle = max(height, lowest + tall)
+        lowest = middle + tall
+        offset = -6 if before else 5, middle - height
+        side = "right" if before else "left"
+        write(axes, "\n".join(lines), (x, y), offset, colour, va="center", ha=side, annotation_clip=False)
 
 
 def write(

@@ -116,9 +116,10 @@ def roc_figure(scores: Float64, same: Bools, all_pairs: tuple[Float64, Float64, 
                 (known & ~certain, ":", 1.5),
             ):
                 axes.plot(far[part], tar[part], drawstyle="steps-post", color=colour, linestyle=line, linewidth=width)
-            if known.any():  # below its beginning, from where the curve rises
-                place = far[known][0], max(tar[known][0], 0.14)
-                write(axes, f"{name} ({count:,} non-mated)", place, (0, -5), colour, va="top")
+            if known.any():  # below where it can be trusted, from where on it rises
+                place = int(np.argmax(certain if certain.any() else known))
+                at = float(far[place]), max(float(tar[place]), 0.14)
+                write(axes, f"{name} ({count:,} non-mated)", at, (5, -5), colour, va="top")
         most = max(count for _, _, _, count, _, _ in drawn)
         left = 0.6 / most
         axes.axvspan(left, min(1.0, CERTAIN_FALSE_ACCEPTS / most), color=MUTED, alpha=0.10, linewidth=0)

@@ -94,7 +94,8 @@ def read_run(folder: str | os.PathLike[str]) -> RunRecord:
     except ValueError:
         config = None  # shown as it stands; nothing but the heading needs it parsed
     finished = (root / "model" / "model.safetensors").is_file()
-    point, faults = None, ()
+    point: OperatingPoint | None = None
+    faults: tuple[str, ...] = ()
     try:
         point = point_of(_Model(root / "model")) if finished else None
     except UserError as error:  # a model that was trained further has its report all the same
