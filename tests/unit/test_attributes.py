@@ -1,5 +1,6 @@
 """Tables of image attributes, and the slices they give: against counting pair by pair, and every way in which a table can be wrong."""
 
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,48 @@ def test_an_image_may_be_named_by_a_longer_or_a_shorter_path(tmp_path) -> None:
     assert found.notes == ("t.csv: 69 of 72 images are not in it",)
 
 
+class Named:
+    """Images that have names alone."""
+
+    name = "named"
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def where(self, position: int) -> str:
+        return self.names[position]
+
+
+def test_people_whose_files_have_equal_names_take_no_longer(tmp_path) -> None:
+    # Each row beside each image of its file's name would be 400 million comparisons.
+    faces = Named([f"/data/person {n}/0.jpg" for n in range(20_000)])
+    rows = [f"person {n}/0.jpg,{n % 3}" for n in range(20_000)]
+    found = read_attributes(table(tmp_path / "t.csv", "path,camera", rows), faces)
+    assert found.columns["camera"].tolist() == [str(n % 3) for n in range(20_000)]
+    assert found.notes == ()
+
+
+def test_a_name_is_found_however_its_letters_are_composed(tmp_path) -> None:
+    faces = Named([f"/Bilder/Zoë {n}.jpg" for n in range(3)])
+    rows = [unicodedata.normalize("NFD", f"Zoë {n}.jpg,{n}") for n in range(3)]
+    found = read_attributes(table(tmp_path / "t.csv", "path,camera", rows), faces)
+    assert found.columns["camera"].tolist() == ["0", "1", "2"]
+
+
+def test_what_is_not_a_number_is_not_known_and_long_texts_are_no_slices(tmp_path) -> None:
+    rows = [
+        f"{STORE.where(n)},{'NaN' if n % 9 == 0 else n},{'nan' if n < 3 else 'no'},{'x' * n * 10}" for n in range(72)
+    ]
+    attributes = read_attributes(table(tmp_path / "t.csv", "path,age,glasses,remark", rows), STORE)
+    assert np.unique(attributes.columns["age"]).tolist() == ["", "1 to 17", "19 to 35", "37 to 53", "55 to 71"]
+    assert np.unique(attributes.columns["glasses"]).tolist() == ["", "no"]
+    assert attributes.notes == ("remark has 61 values of more than 100 characters: these are no slices",)
+    assert attributes.columns["remark"].itemsize <= 400
+
+
 @pytest.mark.parametrize(
     ("header", "rows", "message"),
     [
@@ -147,6 +190,7 @@ def test_an_image_may_be_named_by_a_longer_or_a_shorter_path(tmp_path) -> None:
         ("image,age", ["elsewhere.jpg,1"], "names no image of .*: it has 'elsewhere.jpg', the store has 'identity 0/sample 0'"),
         ("image,age", [], "names no image of .*: it has nothing, the store"),
         ("image,age", ["identity 0/sample 0,1", "a/identity 0/sample 0,2"], "lines 2 and 3 both name identity 0/sample 0"),
+        ("image,age", ["identity 0/sample 0,1\ridentity 0/sample 1,1"], "line 2 has a CR within it: end lines with LF or CR LF"),
         ("", [], "is empty: write image<TAB>camera"),
     ],
 )  # fmt: skip

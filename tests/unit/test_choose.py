@@ -12,9 +12,14 @@ from hypothesis import strategies as st
 from attfc.backbones import create_backbone
 from attfc.backbones.shapes import shapes_only
 from attfc.config import Asked
+from attfc.config.arguments import read_words
 from attfc.config.choose import Data, Machine, choose
+from attfc.config.kinds import KINDS
+from attfc.config.overrides import dotted
 from attfc.data.people.kept_aside import people_kept_aside
-from attfc.run.build import new_run
+from attfc.heads import AttFC
+from attfc.heads.centers import OtherImages
+from attfc.run.build import new_run, settle
 
 CPU = Machine("cpu", 24, 24)
 
@@ -163,6 +168,37 @@ def test_what_hangs_on_an_override_is_right_for_it() -> None:
     assert (one_pass["optimizer.accumulation"], one_pass["optimizer.learning_rate"]) == (1, pytest.approx(0.1))
     together = chosen(MS1MV3, card(8, ranks=4))
     assert (together["batch_size"], together["optimizer.accumulation"]) == (512, 1)
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        *([f"{section}={kind}"] for section in ("head", "center", "margin") for kind in KINDS[section]),
+        ["negatives=recent_centers"],
+        ["center=pairs", "center.group=4", "negatives=center_table"],
+        ["center=other_images", "negatives=recent_centers"],
+        ["teacher.model=somewhere", "teacher.centers=fixed"],
+    ],
+    ids=" ".join,
+)
+def test_a_row_of_the_table_is_what_the_run_has(typed: list[str]) -> None:
+    settled = settle(read_words(["synthetic:identities=30,images=4-30", *typed]))
+    values = dotted(settled.config.model_dump(mode="json"))
+    assert {key: values[key] for row in settled.choices for key in row.values} == {
+        key: value for row in settled.choices for key, value in row.values.items()
+    }
+    fixed = "teacher.centers=fixed" in typed  # they are a teacher's: the head refuses to train some of them
+    assert bool(settled.config.negatives and settled.config.negatives.get("trained")) == (
+        not fixed and values.get("center.kind") == "own_embedding" and "recent_centers" not in str(typed)
+    )
+
+
+def test_the_memory_of_images_is_counted_by_image() -> None:
+    rows = {row.what: row for row in choose(WEBFACE, card(80), {"center.kind": "other_images"})}
+    assert rows["memory of images"].values["negatives.place"] == "file"  # 44 GiB, more than a quarter of the host's
+    assert f"{(1024 * WEBFACE.images + 2052 * WEBFACE.identities) / 2**20:,.1f} MiB" in rows["memory of images"].why
+    head = AttFC.default(512, 30, center=OtherImages(200))
+    assert head.stored.memory_bytes() == 1024 * 200 + 2052 * 30
 
 
 def test_a_table_that_fits_no_memory_lies_in_a_file_beside_the_runs() -> None:

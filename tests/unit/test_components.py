@@ -66,5 +66,9 @@ def test_misfits_and_small_banks_are_refused_before_the_data_are_opened() -> Non
         assert first_configuration(asked).in_batch == "push"
     with pytest.raises(UserError, match=r"^negatives\.count=5 is smaller than batch_size=128, "):
         new_run(read_preset("demo", ["center=key_attention", "negatives=recent_centers", "negatives.count=5", nowhere]))
+    with pytest.raises(
+        UserError, match=r"^head\.past=5 is smaller than batch_size=128, .*: set head\.past=128 or more"
+    ):
+        new_run(read_preset("demo", ["head=full_fc", "head.past=5", nowhere]))
     with pytest.raises(UserError, match=r"/nowhere/faces"):
         new_run(read_preset("demo", [nowhere]))

@@ -129,22 +129,26 @@ def _head(data: Data, machine: Machine, given: Mapping[str, Any], mean: float, b
     push = "push" if mean >= 4 and given.get("center.kind") != "key_attention" else "fixed"
     why = f"{mean:.1f} images per person; from 4 on, people of one batch also push each other away"
     row("batch's own centers", {"in_batch": push}, why)
-    if bank == "center_table" and data.frequent:
+    center, given_centers = given.get("center.kind", default_kind("center")), given.get("teacher.centers") is not None
+    blended = center == "own_embedding" and not given_centers
+    if bank == "center_table" and blended and data.frequent:
         trained = min(data.frequent, max(1000, people // 6), 20_000)
         why = f"{data.frequent:,} people have {FREQUENT} or more images; their centers are trained, 6,144 bytes each"
         row("trained centers", {"negatives.trained": trained}, why, "{:,}")
-    if head == default_kind("head") and given.get("center.kind", "own_embedding") == "own_embedding":
+    if blended:
         why = "a center is a mean over this much of its person's images, at least 2.5 of them"
         row("centers average", {"center.memory": 0.1}, why, "{:g} epochs")
-        if given.get("head.filter_above", 0) is not None:
-            why = "a negative is left out if it is nearer than this and, by the gap, nearer than the image's own center"
-            row("wrong labels", {"head.filter_above": 0.3, "head.filter_gap": 0.2}, why, "above {:g}, gap {}")
-    size = people * 1024 / 2**30
+    if center == "own_embedding" and given.get("head.filter_above", 0) is not None:
+        why = "from the second epoch on, an image is left out if it fits another person's center so much better than its own"
+        row("wrong labels", {"head.filter_above": 0.3, "head.filter_gap": 0.2}, why, "above {:g}, gap {}")
+    of_images = center == "other_images"
+    size = (data.images * 1024 + people * 2052 if of_images else people * 1024) / 2**30
     place = "device" if size <= machine.card / 10 else "host" if size <= machine.host_gib / 4 else "file"
     on_disk = given.get("negatives.place", place) == "file"
     values = {"negatives.place": place, **({"negatives.folder": given.get("output", "runs")} if on_disk else {})}
-    why = f"1,024 bytes per person: {max(size * 1024, 0.1):,.1f} MiB"
-    row("table of centers", values, why, " in ".join(["{}"] * len(values)))
+    why = "1,024 bytes per image, 2,052 per person" if of_images else "1,024 bytes per person"
+    why += f": {max(size * 1024, 0.1):,.1f} MiB"
+    row("memory of images" if of_images else "table of centers", values, why, " in ".join(["{}"] * len(values)))
 
 
 def _kept(data: Data, given: Mapping[str, Any]) -> Choice:

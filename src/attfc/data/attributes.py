@@ -2,24 +2,27 @@
 
 The first line names the columns, the first column names the image: its path, or as much of the end of it as tells it from the others. Columns are
 divided by tabs, or by commas where the first line has no tab. A column of more than 8 numbers, or years of dates, is cut into four bands of about
-as many images each. The table is read in one pass and stays in memory.
+as many images each. `nan` stands for a value that is not known. The table is read in one pass and stays in memory; time is linear in rows and images.
 """
 
 import csv
 import re
+import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from attfc.data.text_lines import lines_of
+from attfc.data.text_lines import lines_in_utf8
 from attfc.errors import UserError
+from attfc.typing import Texts
 
 __all__ = ["Attributes", "NamedImages", "common_value", "read_attributes"]
 
 MOST_VALUES, MOST_NUMBERS, BANDS = 20, 8, 4
+LONGEST = 100  # characters of a value
 
 
 class NamedImages(Protocol):
@@ -45,7 +48,7 @@ class Attributes:
         notes: what a reader of the figures should know.
     """
 
-    columns: dict[str, npt.NDArray[np.str_]]
+    columns: dict[str, Texts]
     notes: tuple[str, ...] = ()
 
 
@@ -60,22 +63,18 @@ def read_attributes(path: str | Path, store: NamedImages) -> Attributes:
     """
     file = Path(path)
     names, rows, lines = _rows(file)
-    by_end: dict[str, list[int]] = {}
-    for row, (key, *_) in enumerate(rows):
-        by_end.setdefault(_end(key), []).append(row)
-    row_of = np.full(len(store), -1)
     image_of: dict[int, int] = {}
-    for image in range(len(store)):
-        where = store.where(image)
-        found = [row for row in by_end.get(_end(where), ()) if _same(rows[row][0], where)]
-        if len(found) > 1:
-            raise UserError(f"{file}: lines {lines[found[0]]} and {lines[found[1]]} both name {where}: leave one out")
-        if found and found[0] in image_of:
+    row_of = np.full(len(store), -1)
+    for row, image in _matches([row[0] for row in rows], store):
+        if row_of[image] >= 0:
+            one, other = sorted((lines[row_of[image]], lines[row]))
+            raise UserError(f"{file}: lines {one} and {other} both name {store.where(image)}: leave one out")
+        if row in image_of:
+            one, other = sorted((image_of[row], image))
             raise UserError(
-                f"{file} line {lines[found[0]]}: {rows[found[0]][0]!r} may be {store.where(image_of[found[0]])} or {where}: write more of the path"
+                f"{file} line {lines[row]}: {rows[row][0]!r} may be {store.where(one)} or {store.where(other)}: write more of the path"
             )
-        if found:
-            row_of[image], image_of[found[0]] = found[0], image
+        row_of[image], image_of[row] = row, image
     if not image_of:
         example = repr(rows[0][0]) if rows else "nothing"
         raise UserError(f"{file} names no image of {store.name}: it has {example}, the store has {store.where(0)!r}")
@@ -86,13 +85,16 @@ def read_attributes(path: str | Path, store: NamedImages) -> Attributes:
         notes.append(f"{file.name}: {lacking:,} of {len(store):,} images are not in it")
     columns = {}
     for number, name in enumerate(names[1:], start=1):
-        texts = np.array([*(row[number] for row in rows), ""], dtype=np.str_)[row_of]
-        columns[name], more = _banded(texts)
+        values = [row[number] for row in rows]
+        if long := sum(len(value) > LONGEST for value in values):
+            notes.append(f"{name} has {long:,} values of more than {LONGEST} characters: these are no slices")
+        known = [value if len(value) <= LONGEST and value.lower() != "nan" else "" for value in values]
+        columns[name], more = _banded(np.array([*known, ""], dtype=np.str_)[row_of])
         notes += [f"{name} {note}" for note in more]
     return Attributes(columns, tuple(notes))
 
 
-def common_value(first_N: npt.NDArray[np.str_], second_N: npt.NDArray[np.str_]) -> npt.NDArray[np.str_]:
+def common_value(first_N: Texts, second_N: Texts) -> Texts:
     """Return the value that both have, "" where they differ.
 
     >>> common_value(np.array(["phone", "gate"]), np.array(["phone", ""])).tolist()
@@ -105,14 +107,13 @@ def _rows(file: Path) -> tuple[list[str], list[list[str]], list[int]]:
     """Return the columns' names, the rows, each as long as these, and the line of each row."""
     names: list[str] = []
     rows, lines, divider = [], [], ","
-    for number, text in lines_of(file, "attributes"):
-        try:
-            line = text.decode("utf-8")
-        except UnicodeDecodeError:
-            raise UserError(f"{file} line {number} is not UTF-8 text: save it as UTF-8") from None
+    for number, line in lines_in_utf8(file, "attributes"):
         if not names:
             divider = "\t" if "\t" in line else ","
-        fields = [field.strip() for field in next(csv.reader([line], delimiter=divider))]
+        try:
+            fields = [field.strip() for field in next(csv.reader([line], delimiter=divider))]
+        except csv.Error:
+            raise UserError(f"{file} line {number} has a CR within it: end lines with LF or CR LF") from None
         if not names:
             names = fields
             if len(names) < 2 or not all(names) or len(set(names)) < len(names):
@@ -129,17 +130,36 @@ def _rows(file: Path) -> tuple[list[str], list[list[str]], list[int]]:
     return names, rows, lines
 
 
-def _end(path: str) -> str:
-    return path.replace("\\", "/").rpartition("/")[2]
+def _matches(keys: list[str], store: NamedImages) -> Iterator[tuple[int, int]]:
+    """Return each row and image of which one's path is the end of the other's, or equal."""
+    rows: dict[str, list[int]] = {}
+    for row, key in enumerate(keys):
+        rows.setdefault(_path(key), []).append(row)
+    images: dict[str, list[int]] = {}
+    for image in range(len(store)):
+        path = _path(store.where(image))
+        images.setdefault(path, []).append(image)
+        for end in _ends(path):
+            yield from ((row, image) for row in rows.get(end, ()))
+    for path, those in rows.items():
+        for end in _ends(path):
+            if end != path:
+                yield from ((row, image) for row in those for image in images.get(end, ()))
 
 
-def _same(key: str, where: str) -> bool:
-    """Whether one of two paths is the end of the other."""
-    one, other = sorted((key.replace("\\", "/").removeprefix("./"), where.replace("\\", "/")), key=len)
-    return one == other or other.endswith(f"/{one}")
+def _path(text: str) -> str:
+    """Return a path with / and composed letters, as every system writes it."""
+    return unicodedata.normalize("NFC", text.replace("\\", "/")).removeprefix("./")
 
 
-def _banded(texts: npt.NDArray[np.str_]) -> tuple[npt.NDArray[np.str_], list[str]]:
+def _ends(path: str) -> Iterator[str]:
+    """Return a path, and what is left of it without its first folders."""
+    while path:
+        yield path
+        path = path.partition("/")[2]
+
+
+def _banded(texts: Texts) -> tuple[Texts, list[str]]:
     """Return the values of a column, cut into bands where they are many numbers; and what to say of it."""
     values, images = np.unique(texts[texts != ""], return_counts=True)
     if all(re.fullmatch(r"\d{4}-\d\d(-\d\d)?", value) for value in values.tolist()):

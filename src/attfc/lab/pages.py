@@ -182,7 +182,7 @@ class Panel(NamedTuple):
     x_title: str
     y_title: str
     lines: Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[float]]]
-    shape: Callable[[Any], None] = lambda axes: None
+    shape: Callable[[Any], object] = lambda axes: None
 
 
 def panels_figure(names: Sequence[str], panels: Sequence[Panel], title: str, below: str) -> str:
@@ -205,7 +205,7 @@ def panels_figure(names: Sequence[str], panels: Sequence[Panel], title: str, bel
     return own_file(svg, title, below)
 
 
-def study_figure(records: list[Record], figure: str, title: str, split: str | None = None) -> str:
+def study_figure(records: list[Record], figure: str, title: str) -> str:
     """Return an SVG: the figure along training, of the best variant of each head, four at most, with the memory of the head.
 
     Along seconds where all of these ran undisturbed on one kind of machine, else along steps.
@@ -222,7 +222,7 @@ def study_figure(records: list[Record], figure: str, title: str, split: str | No
         raise UserError(
             f"no cell has {figure} along its run: give the study eval.every=... among its overrides, and run it again"
         )
-    split = split or split_of(drawn)
+    split = split_of(drawn)
     groups = _by_variant(drawn)
     best: dict[str, str] = {}
     for variant in sorted(groups, key=lambda variant: _on_others(groups[variant], figure)):
@@ -361,7 +361,7 @@ def speed_figure(settings: dict[str, Any], columns: dict[str, str], results: dic
     fit = [(cell["samples_per_second"], cell["peak_bytes"], name) for name, cell in sizes[most].items() if cell["fits"]]
     told = [f"{rate:,.0f} samples/s in {held / 2**30:.1f} GiB with {columns[name]}" for rate, held, name in sorted(fit)]
     title = f"{most:,} identities: {'; '.join(dict.fromkeys([*told[::-1][:1], *told[:1]])) or 'nothing fits'}"
-    below = f"Measured {_where(mode, settings)}. A line ends where the head no longer fits in {budget:g} GiB."
+    below = f"Measured {_where(mode, settings)}. A line ends at the largest size that fits in {budget:g} GiB."
     return panels_figure([*columns.values()], panels, title, below)
 
 

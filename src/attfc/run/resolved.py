@@ -38,9 +38,14 @@ def resolve(config: RunConfig, identities: int) -> tuple[RunConfig, list[str]]:
     """Return the configuration as it is built for that many identities, and notes about what had to give way.
 
     Raises:
-        UserError: a container of a typed size that is smaller than the batch.
+        UserError: a container of a typed size, or a memory of past embeddings, that is smaller than the batch.
     """
     notes: list[str] = []
+    if 0 < (past := config.head.get("past", 0)) < config.batch_size:
+        raise UserError(
+            f"head.past={past} is smaller than batch_size={config.batch_size}, and a whole batch enters at once: set head.past={config.batch_size} "
+            "or more, or head.past=0"
+        )
     section = "negatives" if config.negatives is not None else "head"
     bank, count = getattr(config, section), rows_as_negatives(config, identities)
     if count is None:

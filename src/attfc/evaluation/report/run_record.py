@@ -6,7 +6,6 @@ error with its file and line, except the last line of metrics.jsonl, which a kil
 
 import hashlib
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,13 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy.typing as npt
-
 from attfc.config.safe_yaml import read_yaml, read_yaml_text
 from attfc.errors import UserError
 from attfc.evaluation.npz_file import read_npz
 from attfc.evaluation.operating_point.point import OperatingPoint, point_of
 from attfc.evaluation.results import finite
+from attfc.typing import Array, PathLike
 
 __all__ = ["RunRecord", "at_fault", "columns_of", "read_run"]
 
@@ -52,7 +50,7 @@ class RunRecord:
     evaluations: list[dict[str, Any]]
     broken: list[dict[str, Any]]
     evaluation: dict[str, Any]
-    arrays: dict[str, npt.NDArray[Any]]
+    arrays: dict[str, Array]
     config_text: str
     config: dict[str, Any]
     environment: dict[str, Any]
@@ -75,7 +73,7 @@ class _Model(NamedTuple):
             return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_run(folder: str | os.PathLike[str]) -> RunRecord:
+def read_run(folder: PathLike) -> RunRecord:
     """Read a run folder.
 
     Raises:
@@ -199,7 +197,7 @@ def _content(path: Path, most: int) -> bytes:
     return data
 
 
-def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+def _read_arrays(path: Path) -> dict[str, Array]:
     if not path.is_file():
         return {}
     try:
