@@ -82,20 +82,20 @@ def test_four_models_are_drawn_and_named_and_all_are_in_the_tables(page: str) ->
         texts = re.findall(r"<text[^>]*>(.*?)</text>", svg)
         assert [f"m{number}.onnx" in texts for number in range(5)] == [True] * 4 + [False]
     assert page.count("the first 4 of 5 models") == 5
-    assert page.count("<td>m4.onnx</td>") == 1
+    assert page.count('<th scope="row">m4.onnx</th>') == 1
     assert 'class="number">m4.onnx</th>' in page
 
 
 def test_the_page_shows_operating_points_with_intervals_and_slices_of_searches(page: str) -> None:
-    row = re.search(r"<tr><td>FNMR at the operating point, %</td>(.*?)</tr>", page, flags=re.DOTALL)
+    row = re.search(r'<tr><th scope="row">FNMR at the operating point, %</th>(.*?)</tr>', page, flags=re.DOTALL)
     assert row is not None
     cells = re.findall(r"<td.*?</td>", row[1], flags=re.DOTALL)
     assert [bool(re.search(r'\d\.\d\d<br><span class="interval">\[', cell)) for cell in cells] == [
         *(False, True, False, False, False)
     ]
-    assert "<td>FMR at the operating point</td>" in page
+    assert '<th scope="row">FMR at the operating point</th>' in page
     assert "people: identification: groups and slices" in page
-    assert page.count("<td>age: young</td>") == 5
+    assert page.count('<th scope="row">age: young</th>') == 5
     assert re.search(r"<figcaption>TPIR at FPIR 0.1: [\d.]+ % for age: \w+ \(m3.onnx\) to ", page)
 
 

@@ -203,7 +203,7 @@ def _figure_table(board: _Board) -> Rows:
     if any(entry.at_point.figures for entry in entries):
         rows.append(("FNMR at the operating point, %", [entry.at_point("fnmr") for entry in entries]))
         rows += [(name, [share_text(entry.at_point.number(key)) for entry in entries]) for name, key in AT_IT.items()]
-    return ["", *board.entries], rows
+    return ["metric", *board.entries], rows
 
 
 def _figure_name(path: FigurePath) -> str:
