@@ -33,8 +33,8 @@ FIGURES = {
     "faces": {
         "tar_at_far/0.01": "TAR at FAR 1e-2",
         "tar_at_far/0.001": "TAR at FAR 1e-3",
-        "person_balanced_tar_at_far/0.01": "each person alike, 1e-2",
-        "person_balanced_tar_at_far/0.001": "each person alike, 1e-3",
+        "person_balanced_tar_at_far/0.01": "person-balanced, 1e-2",
+        "person_balanced_tar_at_far/0.001": "person-balanced, 1e-3",
         "rank_one": "rank-1",
     },
 }
