@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ChecksumFile",
+    "cache_home",
     "crc32_of",
     "first_fault",
     "lock",
@@ -103,6 +104,11 @@ def read_json(path: Path, most: int, too_large: str, damaged: str = "is damaged"
         return json.loads(data)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} {damaged}: {str(error)[:100]}") from None
+
+
+def cache_home() -> Path:
+    """Return the user's cache folder: $XDG_CACHE_HOME or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"))
 
 
 def first_fault(error: "ValidationError") -> str:

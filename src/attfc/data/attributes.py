@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from attfc.data.text_lines import lines_of
+from attfc.data.text_lines import lines_in_utf8
 from attfc.errors import UserError
+from attfc.typing import Texts
 
 __all__ = ["Attributes", "NamedImages", "common_value", "read_attributes"]
 
@@ -48,7 +48,7 @@ class Attributes:
         notes: what a reader of the figures should know.
     """
 
-    columns: dict[str, npt.NDArray[np.str_]]
+    columns: dict[str, Texts]
     notes: tuple[str, ...] = ()
 
 
@@ -94,7 +94,7 @@ def read_attributes(path: str | Path, store: NamedImages) -> Attributes:
     return Attributes(columns, tuple(notes))
 
 
-def common_value(first_N: npt.NDArray[np.str_], second_N: npt.NDArray[np.str_]) -> npt.NDArray[np.str_]:
+def common_value(first_N: Texts, second_N: Texts) -> Texts:
     """Return the value that both have, "" where they differ.
 
     >>> common_value(np.array(["phone", "gate"]), np.array(["phone", ""])).tolist()
@@ -107,11 +107,7 @@ def _rows(file: Path) -> tuple[list[str], list[list[str]], list[int]]:
     """Return the columns' names, the rows, each as long as these, and the line of each row."""
     names: list[str] = []
     rows, lines, divider = [], [], ","
-    for number, text in lines_of(file, "attributes"):
-        try:
-            line = text.decode("utf-8")
-        except UnicodeDecodeError:
-            raise UserError(f"{file} line {number} is not UTF-8 text: save it as UTF-8") from None
+    for number, line in lines_in_utf8(file, "attributes"):
         if not names:
             divider = "\t" if "\t" in line else ","
         try:
@@ -163,7 +159,7 @@ def _ends(path: str) -> Iterator[str]:
         path = path.partition("/")[2]
 
 
-def _banded(texts: npt.NDArray[np.str_]) -> tuple[npt.NDArray[np.str_], list[str]]:
+def _banded(texts: Texts) -> tuple[Texts, list[str]]:
     """Return the values of a column, cut into bands where they are many numbers; and what to say of it."""
     values, images = np.unique(texts[texts != ""], return_counts=True)
     if all(re.fullmatch(r"\d{4}-\d\d(-\d\d)?", value) for value in values.tolist()):

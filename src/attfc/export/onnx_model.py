@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from attfc.errors import UserError, first_line
 from attfc.export.colours import COLOUR_KEYS, OURS, Colours
 from attfc.training.model_files import LARGEST_EMBEDDING, LARGEST_IMAGE
-from attfc.typing import Float32, Float64
+from attfc.typing import Array, Float32, Float64
 
 __all__ = ["OnnxFacts", "OnnxModel"]
 
@@ -170,7 +169,7 @@ class OnnxModel(nn.Module):
         rows = [self._run(images[start : start + step], step) for start in range(0, len(images), step)]
         return torch.from_numpy(np.concatenate(rows)).to(x.device)
 
-    def _run(self, images: npt.NDArray[Any], step: int) -> Float32:
+    def _run(self, images: Array, step: int) -> Float32:
         count = len(images)
         if self.facts.batch is not None and count < step:
             images = np.concatenate([images, np.zeros((step - count, *images.shape[1:]), images.dtype)])

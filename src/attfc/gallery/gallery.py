@@ -32,7 +32,7 @@ from attfc.export.face_list import FaceList, open_faces
 from attfc.export.face_model import FaceModel
 from attfc.gallery.database import Facts
 from attfc.gallery.templates import Template, TemplateStore, now
-from attfc.typing import Float32, Progress
+from attfc.typing import Float32, PathLike, Progress
 
 __all__ = ["Added", "Gallery", "Match", "Removed", "named", "plain", "strangers_named"]
 
@@ -136,11 +136,11 @@ class Gallery:
     @classmethod
     def create(
         cls,
-        folder: str | os.PathLike[str],
+        folder: PathLike,
         model: FaceModel,
         *,
         far: float | None = None,
-        evaluation: str | os.PathLike[str] | None = None,
+        evaluation: PathLike | None = None,
         flip: bool = True,
     ) -> "Gallery":
         """Make an empty gallery, or give one of the same model other thresholds.
@@ -155,7 +155,8 @@ class Gallery:
             flip: add the embedding of the mirror image, as evaluation does.
 
         Raises:
-            UserError: the folder holds something else; the evaluation is of another model, or does not state the rate.
+            UserError: the folder holds something else; the evaluation is of another model, of embeddings that differ in `flip`, or does not
+                state the rate.
         """
         path = Path(os.path.expanduser(folder))
         facts, when = model.facts, now()
@@ -163,6 +164,14 @@ class Gallery:
         known, source, point = thresholds_of(facts, named)
         if far is None and point is not None:
             far = point.asked_fmr
+        if flip != (point is None or point.flip):  # a threshold is one of embeddings made the same way
+            if far is not None and known:
+                there, here = ("without", "with") if flip else ("with", "without")
+                raise UserError(
+                    f"{source} states thresholds of embeddings {there} mirror images, and {'--flip' if flip else '--no-flip'} makes them {here}: "
+                    "leave it out, or give no --far and no operating point for scores alone"
+                )
+            known, source = {}, ""
         if far is not None and far not in known:
             stated = ", ".join(f"{rate:g}" for rate in sorted(known))
             raise UserError(
@@ -202,7 +211,7 @@ class Gallery:
         self.facts = self._store.facts
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str], model: FaceModel | None = None) -> "Gallery":
+    def open(cls, folder: PathLike, model: FaceModel | None = None) -> "Gallery":
         """Open a gallery; nothing in it is executed, and what a killed process left is cleaned.
 
         Args:

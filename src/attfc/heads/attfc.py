@@ -392,7 +392,8 @@ class AttFC(Head):
         held = sum(bank.footprint(everyone, block_mib, cached)[0] for bank in self.banks)
         held += sum(buffer.nbytes for buffer in self.center.buffers())
         _, working, streamed = self.negatives.footprint(everyone, block_mib, cached)
-        working += everyone * self.embedding_size * 4 * (self.keys_per_query + 6)
+        beside = self.keys_per_query + getattr(self.center, "group", 0)  # a query's keys, or the others of its group
+        working += everyone * self.embedding_size * 4 * (beside + 6)
         trained = sum(rows.nbytes for rows in self.parameters())
         dense = trained // (4 * self.embedding_size)
         # Backward: rows of unit length, and three gradients on the way to theirs; before it cosines, weights, and which count.

@@ -156,7 +156,7 @@ def _verdicts(groups: dict[str, list[Record]], figures: dict[str, str], referenc
     return f"\n{markdown_table(titles, rows)}\n" if rows else ""
 
 
-def study_figure(records: list[Record], figure: str, title: str, split: str | None = None) -> str:
+def study_figure(records: list[Record], figure: str, title: str) -> str:
     """Return an SVG: the figure against seconds of training (mean of the curves), and at the end against the head's memory.
 
     Args:
@@ -171,7 +171,7 @@ def study_figure(records: list[Record], figure: str, title: str, split: str | No
         raise UserError(
             f"no cell has {figure} along its run: give the study eval.every=... among its overrides, and run it again"
         )
-    split = split or split_of(drawn)
+    split = split_of(drawn)
     curve_of = "validation people" if drawn[0]["world"]["kind"] == "vectors" else "all people kept aside"
 
     def draw(page: Any) -> None:

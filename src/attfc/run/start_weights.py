@@ -31,6 +31,7 @@ from attfc.training.checkpoints.checkpoint import latest_checkpoint, load_checkp
 from attfc.training.model_files import WEIGHTS
 from attfc.training.momentum import MomentumPair
 from attfc.training.run_folder import run_of
+from attfc.typing import PathLike
 
 __all__ = [
     "RECORD",
@@ -174,7 +175,7 @@ def read_start(config: RunConfig, asked: Collection[str] = ()) -> tuple[RunConfi
     return config.model_copy(update={"backbone": backbone}), start
 
 
-def lineage(start_from: str | os.PathLike[str], seen: frozenset[Path] = frozenset()) -> Lineage:
+def lineage(start_from: PathLike, seen: frozenset[Path] = frozenset()) -> Lineage:
     """Say which people stand behind the weights of `start_from`: the data of the earlier runs, the newest first.
 
     Args:

@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from attfc.data.loader import AttentionLoader, Batch
 from attfc.distributed import lost_rank
-from attfc.errors import UserError
+from attfc.errors import UserError, one_line
 from attfc.training.checkpoints.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
 from attfc.training.checkpoints.random_state import rng_state, set_rng_state
 from attfc.training.checkpoints.sharded_state import ShardedState
@@ -285,9 +285,8 @@ class Trainer:
             self.best = -math.inf if own["best"] is None else float(own["best"])
             set_rng_state(state["rng"])
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
-            reason = " ".join(str(error).split())[:300]
             raise UserError(
-                f"the checkpoint does not fit this network, head or optimizer: {reason}; resume with the run's own configuration"
+                f"the checkpoint does not fit this network, head or optimizer: {one_line(error)[:300]}; resume with the run's own configuration"
             ) from None
         self.ranks.draw_apart(self.step)
         return rate

@@ -6,7 +6,6 @@ Figures of a Markdown page are SVG files in a folder beside it.
 """
 
 import itertools
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from attfc.evaluation.report.plots import GroupRate, curve_figure, group_figure,
 from attfc.evaluation.results import EvaluationResult, finite, once_each, stated_value
 from attfc.files import write_text_whole
 from attfc.templates import macros_of
+from attfc.typing import PathLike
 
 __all__ = ["write_comparison_report"]
 
@@ -55,7 +55,7 @@ Rows = tuple[list[str], list[tuple[str, list[Cell]]]]
 """Header of a table, and name and cells of its rows."""
 
 
-def write_comparison_report(path: str | os.PathLike[str], results: Sequence[EvaluationResult]) -> Path:
+def write_comparison_report(path: PathLike, results: Sequence[EvaluationResult]) -> Path:
     """Write a page that sets results side by side, in one piece, over an older one.
 
     Args:

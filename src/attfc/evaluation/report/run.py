@@ -6,7 +6,6 @@ them: people in a data set did not agree to be in a report. What a run has not g
 
 import base64
 import io
-import os
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from attfc.evaluation.report.plots import CERTAIN_FALSE_ACCEPTS, line_figure, ro
 from attfc.evaluation.report.run_record import RunRecord, at_fault, columns_of, read_run
 from attfc.evaluation.results import finite
 from attfc.templates import macros_of
-from attfc.typing import Bools, Float64, UInt8
+from attfc.typing import Bools, Float64, PathLike, UInt8
 
 __all__ = ["write_report"]
 
@@ -47,7 +46,7 @@ class Pair(NamedTuple):
     names: Sequence[str]
 
 
-def write_report(run_folder: str | os.PathLike[str], store: Store | None = None, pictures: bool = False) -> Path:
+def write_report(run_folder: PathLike, store: Store | None = None, pictures: bool = False) -> Path:
     """Write `report.html` into a run folder, in one piece, over an older one.
 
     Args:

@@ -5,7 +5,6 @@ error with its file and line, except the last line of metrics.jsonl, which a kil
 """
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy.typing as npt
-
 from attfc.config.safe_yaml import read_yaml, read_yaml_text
 from attfc.errors import UserError
 from attfc.evaluation.npz_file import read_npz
 from attfc.evaluation.results import finite
+from attfc.typing import Array, PathLike
 
 __all__ = ["RunRecord", "at_fault", "columns_of", "read_run"]
 
@@ -49,7 +47,7 @@ class RunRecord:
     evaluations: list[dict[str, Any]]
     broken: list[dict[str, Any]]
     evaluation: dict[str, Any]
-    arrays: dict[str, npt.NDArray[Any]]
+    arrays: dict[str, Array]
     config_text: str
     config: dict[str, Any]
     environment: dict[str, Any]
@@ -57,7 +55,7 @@ class RunRecord:
     torn: bool
 
 
-def read_run(folder: str | os.PathLike[str]) -> RunRecord:
+def read_run(folder: PathLike) -> RunRecord:
     """Read a run folder.
 
     Raises:
@@ -172,7 +170,7 @@ def _content(path: Path, most: int) -> bytes:
     return data
 
 
-def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+def _read_arrays(path: Path) -> dict[str, Array]:
     if not path.is_file():
         return {}
     try:

@@ -10,7 +10,6 @@ import contextlib
 import itertools
 import json
 import math
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -39,6 +38,7 @@ from torch.futures import Future
 from attfc.errors import UserError
 from attfc.files import ChecksumFile, sync
 from attfc.training.checkpoints.manifest import DTYPES, Chunk, Manifest, SavedFile, SavedTensor, read_manifest
+from attfc.typing import PathLike
 
 __all__ = ["FolderReader", "FolderWriter", "rows_of"]
 
@@ -82,7 +82,7 @@ def _quiet_and_unwrapped() -> Iterator[None]:
 class _Stateless:
     """What DCP asks of a storage that knows its folder and keeps nothing between calls."""
 
-    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+    def reset(self, checkpoint_id: PathLike | None = None) -> None:
         """Nothing is kept."""
 
     def prepare_local_plan(self, plan: Any) -> Any:
@@ -90,7 +90,7 @@ class _Stateless:
         return plan
 
     @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+    def validate_checkpoint_id(cls, checkpoint_id: PathLike) -> bool:
         """DCP asks this only where it has to guess the storage."""
         return False
 
