@@ -147,7 +147,7 @@ def class_softmax() -> str:
         rows[-1] += [
             text for cell in cells for text in (f"{cell['seconds']:.2f}", f"{cell['times_three_products']:.2f}")
         ]
-    titles = ["", *(text for size in sizes for text in (f"{size:,} rows, s", "times the products"))]
+    titles = ["way", *(text for size in sizes for text in (f"{size:,} rows, s", "times the products"))]
     return with_provenance(titles, rows, record)
 
 
@@ -178,7 +178,7 @@ def center_table() -> str:
         shown = (1000 * row["flag"], 1000 * row["look"], row["ratio"], *row["ratio_quartiles"])
         flag, look, ratio, low, high = (f"{figure:.2f}" for figure in shown)
         rows.append([what, flag, look, ratio, f"{low} to {high}"])
-    return with_provenance(["", "flag, ms", "look, ms", "look / flag", "half of the pairs"], rows, record)
+    return with_provenance(["what", "flag, ms", "look, ms", "look / flag", "half of the pairs"], rows, record)
 
 
 def finetune(part: str, of: str = "finetune") -> Callable[[], str]:
@@ -209,7 +209,7 @@ def finetune(part: str, of: str = "finetune") -> Callable[[], str]:
             for row, each in zip(rows, shown, strict=True):
                 row.insert(3, points(each["here against scratch"]))
         seeds = len(record["config"]["seeds"])
-        return f"{with_provenance(['', *titles], rows, record)} {seeds} seed{'s' * (seeds > 1)}."
+        return f"{with_provenance(['model', *titles], rows, record)} {seeds} seed{'s' * (seeds > 1)}."
 
     return table
 
@@ -365,7 +365,7 @@ def all_pairs(name: str) -> Callable[[], str]:
             "products in": config["precision"],
             "MFR-ALL, by arithmetic": f"{whole['pairs']:,} pairs at this wall time: {whole['hours']:.1f} h; not run",
         }
-        lines = ["| | |", "| --- | --- |", *(f"| {what} | {text} |" for what, text in rows.items())]
+        lines = ["| quantity | measured |", "| --- | --- |", *(f"| {what} | {text} |" for what, text in rows.items())]
         return "\n".join([*lines, "", provenance(record)])
 
     return table
@@ -537,7 +537,10 @@ def head_speed() -> str:
     results = record["results"]
     measured = results.get("ratios") or results["targets"]  # as an earlier version named them
     tables = speed_tables(record["config"]["settings"], record["config"]["columns"], {**results, "ratios": []})
-    lines = [tables.partition("| compared |")[0] + "| promised | at most | measured | |", "| --- | --- | --- | --- |"]
+    lines = [
+        tables.partition("| compared |")[0] + "| promised | at most | measured | kept? |",
+        "| --- | --- | --- | --- |",
+    ]
     for row in measured:
         most = next(most for words, most in PROMISED.items() if row["what"].startswith(words))
         verdict = "met" if row["measured"] <= most else f"**missed** by {row['measured'] - most:.3g}"

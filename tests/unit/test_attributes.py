@@ -163,6 +163,10 @@ def test_people_whose_files_have_equal_names_take_no_longer(tmp_path) -> None:
     assert found.notes == ()
 
 
+def test_without_a_table_nothing_is_known() -> None:
+    assert read_attributes(None, STORE) is None
+
+
 def test_a_name_is_found_however_its_letters_are_composed(tmp_path) -> None:
     faces = Named([f"/Bilder/Zoë {n}.jpg" for n in range(3)])
     rows = [unicodedata.normalize("NFD", f"Zoë {n}.jpg,{n}") for n in range(3)]

@@ -52,8 +52,8 @@ class Attributes:
     notes: tuple[str, ...] = ()
 
 
-def read_attributes(path: str | Path, store: NamedImages) -> Attributes:
-    """Read a table of attributes and find its images in a store.
+def read_attributes(path: str | Path | None, store: NamedImages) -> Attributes | None:
+    """Read a table of attributes and find its images in a store; None where there is no table.
 
     Images that the table lacks, and rows that name no image, are counted in a note.
 
@@ -61,6 +61,8 @@ def read_attributes(path: str | Path, store: NamedImages) -> Attributes:
         UserError: no such file, not UTF-8, no column beside the image's, two of one name, a row with more fields than columns; a row that
             names two images or an image of two rows; no row that names an image of the store.
     """
+    if path is None:
+        return None
     file = Path(path)
     names, rows, lines = _rows(file)
     image_of: dict[int, int] = {}

@@ -95,10 +95,10 @@ class Trainer:
         self._average: float | None = None
         self._rate = 0.0  # that the last step used
         self._clock = Stopwatch()
-        self._label_watch = LabelWatch()
         self._stop = self._asked = False  # _asked: somebody's _stop, as all ranks know it
         take = self.take_step
         self.pair, self.head, self.optimizer = take.pair, take.head, take.optimizer
+        self._label_watch = LabelWatch(self.head.set_aside is not None)
         self.device, self.ranks = take.device, take.ranks
         self._sharded = ShardedState(self.head.row_shards(), self.head, self.optimizer, self.ranks)
 

@@ -326,7 +326,7 @@ def _run(
 ) -> Outcome:
     path, store, shared = subject.open_store(name, paths)
     listed = read_groups(groups, store) if groups is not None else None
-    known = read_attributes(attributes, store) if attributes is not None else None
+    known = read_attributes(attributes, store)
     with subject.progress("faces, then pairs") as progress:
         result = evaluate_all_pairs(
             subject.embedder,

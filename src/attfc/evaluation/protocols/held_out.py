@@ -301,7 +301,7 @@ def _run(
         subject.embedder,
         store,
         pairs=read_pairs(pairs, store, broken_limit=options["broken_limit"]) if pairs is not None else None,
-        attributes=read_attributes(attributes, store) if attributes is not None else None,
+        attributes=read_attributes(attributes, store),
         thresholds=thresholds or "exact",
         spare=SPARE_FOR_INTERVALS if keep_scores else 1.0,
         **options,

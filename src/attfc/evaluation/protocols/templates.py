@@ -247,7 +247,7 @@ def _run(
     with subject.progress("pairs") as progress:
         lists = read_template_lists(one_path(name, paths, "the folder with loose_crop and meta"), name, progress)
     images, image_F = np.unique(lists.faces.names, return_inverse=True)  # one may be in several templates
-    known = None if attributes is None else read_attributes(attributes, _Faces(name, images.tolist()))
+    known = read_attributes(attributes, _Faces(name, images.tolist()))
     cache = embeddings or default_cache()
     with subject.progress("faces") as progress:
         results = evaluate_templates(

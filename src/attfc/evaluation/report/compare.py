@@ -196,7 +196,7 @@ def _figure_table(board: _Board) -> Rows:
         counts = [count if isinstance(count := entry.figures.get(key), int) else None for entry in entries]
         if any(count is not None for count in counts):
             rows.append((name, [*map(count_text, counts)]))
-    return ["", *board.entries], rows
+    return ["metric", *board.entries], rows
 
 
 def _figure_name(path: FigurePath) -> str:
