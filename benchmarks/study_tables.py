@@ -242,7 +242,11 @@ def worlds() -> str:
     return f"{markdown_table(columns, rows)}\n\n{origin(shown)}"
 
 
-METRICS = {BALANCED: "person-balanced, 1e\u20112", REAL: "TAR, 1e\u20112", SIMULATED: "TAR, 1e\u20114"}  # hyphens that do not break
+METRICS = {
+    BALANCED: "person-balanced, 1e\u20112",
+    REAL: "TAR, 1e\u20112",
+    SIMULATED: "TAR, 1e\u20114",
+}  # hyphens that do not break
 
 
 class Part(NamedTuple):
