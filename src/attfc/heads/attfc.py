@@ -22,15 +22,7 @@ from attfc.config.option import Option
 from attfc.config.profiles import usual_scale
 from attfc.distributed import Ranks
 from attfc.errors import UserError
-from attfc.heads.banks.bank import (
-    Bank,
-    Batch,
-    Negatives,
-    Recalled,
-    find_sorted,
-    last_occurrence,
-    merge_centers,
-)
+from attfc.heads.banks.bank import Bank, Batch, Negatives, Recalled, find_sorted, last_occurrence, merge_centers
 from attfc.heads.banks.images import ImageMemory
 from attfc.heads.banks.kept_rows import KeptRows
 from attfc.heads.banks.recent import RecentCenters
