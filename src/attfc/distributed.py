@@ -263,7 +263,7 @@ def join_ranks(device: torch.device, timeout_seconds: float = 600.0) -> Ranks:
         raise UserError(f"cannot reach the other ranks at {place}: {reason[:300]}") from None
     except (dist.DistError, ValueError) as error:
         raise UserError(
-            f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} could not join at {place}: {' '.join(str(error).split())[:300]}"
+            f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} could not join at {place}: {one_line(error)[:300]}"
         ) from None
     return Ranks.world()
 

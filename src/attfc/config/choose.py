@@ -143,7 +143,7 @@ def _head(data: Data, machine: Machine, given: Mapping[str, Any], mean: float, b
         )
         row("centers average", {"center.memory": 0.1}, why, "last {:g} epochs")
     if center == "own_embedding" and given.get("head.filter_above", 0) is not None:
-        why = "from the second epoch on, an image is left out if it fits another person's center so much better than its own"
+        why = "from the second epoch on, if a tenth fit another person's center so much better than their own, these images are left out"
         row("wrong labels", {"head.filter_above": 0.3, "head.filter_gap": 0.2}, why, "above {:g}, gap {}")
     of_images = center == "other_images"
     size = (data.images * 1024 + people * 2052 if of_images else people * 1024) / 2**30

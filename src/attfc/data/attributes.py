@@ -89,7 +89,7 @@ def read_attributes(path: str | Path | None, store: NamedImages) -> Attributes |
     for number, name in enumerate(names[1:], start=1):
         values = [row[number] for row in rows]
         if long := sum(len(value) > LONGEST for value in values):
-            notes.append(f"{name} has {long:,} values of more than {LONGEST} characters: these are no slices")
+            notes.append(f"{name} has {long:,} values of more than {LONGEST} characters: these are not slices")
         known = [value if len(value) <= LONGEST and value.lower() != "nan" else "" for value in values]
         columns[name], more = _banded(np.array([*known, ""], dtype=np.str_)[row_of])
         notes += [f"{name} {note}" for note in more]

@@ -21,7 +21,7 @@ from attfc.backbones import create_backbone
 from attfc.backbones.shapes import shapes_only
 from attfc.config import RunConfig, load_config
 from attfc.config.schema import BackboneConfig, DataConfig, Section
-from attfc.errors import UserError
+from attfc.errors import UserError, one_line
 from attfc.export.colours import COLOUR_KEYS, Colours
 from attfc.export.model_inputs import STATE_DICTS, ModelFacts, open_model
 from attfc.export.origins import training_data_of
@@ -118,7 +118,7 @@ class StartWeights:
         except RuntimeError as error:
             raise UserError(
                 f"start_from={source} does not fit {self.record.network} with the backbone.options of this run: "
-                f"{' '.join(str(error).split())[:200]}; leave backbone.options out"
+                f"{one_line(error)[:200]}; leave backbone.options out"
             ) from None
         return [taken, *self.notes]
 

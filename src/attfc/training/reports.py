@@ -114,5 +114,5 @@ class LabelWatch:
         found = f"{mean:.0%} of the images do not look like the others of their label (cosine to its center below 0.1): labels may be wrong. "
         listed = "`attfc data clean DATA --model RUN` lists them when the run is done"
         if self.sets_aside:
-            return f"{found}Those that fit another person better are set aside, the others still count. {listed}: train again without them"
+            return f"{found}Those that fit another person better are set aside if they are a tenth or more. {listed}: train again without them"
         return f"{found}{listed}; head.filter_above=0.3 head.filter_gap=0.2 sets those aside that fit another person better"

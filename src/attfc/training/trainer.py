@@ -132,7 +132,7 @@ class Trainer:
             if self.ranks.size == 1 or not lost_rank(error):
                 raise
             raise UserError(
-                f"rank {self.ranks.rank} lost another rank at step {self.step + 1} ({' '.join(str(error).split())[:200]}): that rank's own "
+                f"rank {self.ranks.rank} lost another rank at step {self.step + 1} ({one_line(error)[:200]}): that rank's own "
                 f"message says why; the checkpoints saved so far are intact: {resume_command(self.run_folder)}"
             ) from error
 
