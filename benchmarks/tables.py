@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from attfc.evaluation.bootstrap import Interval
-from attfc.lab.pages import markdown_table, speed_tables, spread
+from attfc.lab.pages import markdown_table, speed_figure, speed_tables, spread
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import study_tables  # beside this file
@@ -807,11 +807,12 @@ def main() -> None:
         if text != page.read_text(encoding="utf-8"):
             page.write_text(text, encoding="utf-8")
             print(f"{page.relative_to(ROOT)}: renewed")
-    import pareto_figures  # both beside this file
-    import readme_figure
+    speed = load("head_speed")
+    drawn = speed_figure(speed["config"]["settings"], speed["config"]["columns"], speed["results"])
+    (ROOT / "docs" / "head_speed.svg").write_text(drawn, encoding="utf-8")
+    import study_figures  # beside this file
 
-    (ROOT / "docs" / "figures" / "readme.svg").write_text(readme_figure.picture(), encoding="utf-8")
-    pareto_figures.main()
+    study_figures.main()
 
 
 if __name__ == "__main__":

@@ -177,7 +177,7 @@ def export_hub_folder(
         written = save_model(folder / "model", backbone, config)
         point = point_of(facts)
         if point is not None:
-            digest = replace(facts, path=written).digest
+            digest = replace(facts, path=written, external=()).digest
             point.model_copy(update={"digest": digest}).write(beside(written))
         (written / "README.md").write_text(model_card(facts, precision, point), encoding="utf-8")
         return written

@@ -61,7 +61,7 @@ class OnnxFacts:
     def __init__(self, path: Path) -> None:
         self.path = path = Path(path)
         model = _parse(path)
-        _check_external(path, model)
+        self.external = _check_external(path, model)
         graph = model.graph
         weights = {tensor.name for tensor in graph.initializer}
         inputs = [value for value in graph.input if value.name not in weights]
@@ -206,9 +206,9 @@ def _parse(path: Path) -> Any:
     return model
 
 
-def _check_external(path: Path, model: Any) -> None:
-    """Refuse weights that are kept anywhere but in plain files of the model's own folder."""
-    folder, total = path.parent.resolve(), 0
+def _check_external(path: Path, model: Any) -> tuple[Path, ...]:
+    """Return the other files that hold weights, sorted; refuse any but plain files of the model's own folder."""
+    folder, total, found = path.parent.resolve(), 0, set()
     for tensor in _tensors(model):
         if tensor.data_location != EXTERNAL:
             continue
@@ -229,6 +229,8 @@ def _check_external(path: Path, model: Any) -> None:
         total += length or target.stat().st_size
         if total > LARGEST_WEIGHTS:
             raise UserError(f"{path}: its weights have more than {LARGEST_WEIGHTS:,} bytes: no face network has that")
+        found.add(target)
+    return tuple(sorted(found))
 
 
 def _tensors(message: Any) -> Iterator[Any]:

@@ -379,13 +379,12 @@ class AttFC(Head):
         return super().statistics()
 
     def footprint(self, batch: int, *, cached: bool = True) -> HeadMemory:
-        """The banks, a pass over the negatives, what a step makes of queries and keys, and the rows that a bank trains."""
+        """The banks, a pass over the negatives, what a step makes of queries, keys and groups, and the rows that a bank trains."""
         everyone, block_mib = batch * self.ranks.size, self.streaming["block_mib"]
         held = sum(bank.footprint(everyone, block_mib, cached)[0] for bank in self.banks)
         held += sum(buffer.nbytes for buffer in self.center.buffers())
         _, working, streamed = self.negatives.footprint(everyone, block_mib, cached)
-        beside = self.keys_per_query + getattr(self.center, "group", 0)  # a query's keys, or the others of its group
-        working += everyone * self.embedding_size * 4 * (beside + 6)
+        working += everyone * self.embedding_size * 4 * (self.keys_per_query + getattr(self.center, "group", 0) + 6)
         trained = sum(rows.nbytes for rows in self.parameters())
         dense = trained // (4 * self.embedding_size)
         # Backward: rows of unit length, and three gradients on the way to theirs; before it cosines, weights, and which count.
