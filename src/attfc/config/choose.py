@@ -136,7 +136,7 @@ def _head(data: Data, machine: Machine, given: Mapping[str, Any], mean: float, b
         why = f"{data.frequent:,} people have {FREQUENT} or more images; their centers are trained, 6,144 bytes each"
         row("trained centers", {"negatives.trained": trained}, why, "{:,}")
     if blended:
-        why = "a center is a mean over this much of its person's images, at least 2.5 of them"
+        why = "a center is a mean over this much of its person's images, and at least over the last two or three"
         row("centers average", {"center.memory": 0.1}, why, "{:g} epochs")
     if center == "own_embedding" and given.get("head.filter_above", 0) is not None:
         why = "a negative is left out if it is nearer than this and, by the gap, nearer than the image's own center"
@@ -163,5 +163,7 @@ def _kept(data: Data, given: Mapping[str, Any]) -> Choice:
         if data.kept_people < FEWEST_WITH_PAIRS:
             why += f"; too few to judge a model, which takes {FEWEST_WITH_PAIRS}: give others (eval.root=)"
         return Choice("kept aside", {"eval.share": share}, f"{data.kept_people:,} people", why)
+    if not data.with_pairs:
+        people = "nobody has two or more images, from which a model learns what one person looks like"
     why = "as given" if share == 0 else f"{people}, {FEWEST_WITH_PAIRS} are needed; give eval.root=OTHER_PEOPLE"
     return Choice("kept aside", {"eval.share": share}, "nobody", f"no evaluation: {why}")
