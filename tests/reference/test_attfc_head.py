@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from attfc.heads import AttFC, FullFC, KeyAttention, OwnEmbedding, RecentCenters
+from attfc.heads import AttFC, FullFC, KeyAttention, OwnEmbedding, PartialFC, RecentCenters
 from attfc.losses import ArcFace, CosFace, Margin, container_softmax
 
 SIZE = 6
@@ -39,7 +39,7 @@ class SlowAttFC:
         policy="fifo", in_batch="none", source="keys", filter_above=None, filtering="drop", memory=0.0,
         filter_gap=None,
     ) -> None:  # fmt: skip
-        self.gap = filter_gap
+        self.gap, self.aside, self.suspect_share = filter_gap, 0, 0.0
         self.memory = memory
         self.slots, self.scale, self.m, self.temperature = slots, scale, m, temperature
         self.include, self.blend, self.policy = include_stored, share, policy
@@ -89,26 +89,36 @@ class SlowAttFC:
         elif self.in_batch:
             negatives = negatives + list(zip(labels, new, strict=True))
 
-        losses = []
+        losses, kept, suspects = [], [], 0
         for query, label, center in zip(queries, labels, new, strict=True):
+            kept.append(center.detach())
             positive = self.stored(label) if self.source == "query" else center
             if positive is None:
                 losses.append(0.0 * query.sum())
                 continue
             logits = [self.scale * (query @ positive - self.m)]
-            threshold = (
-                self.threshold if self.gap is None else max(self.threshold, float(query.detach() @ positive) + self.gap)
-            )
+            still = query.detach()
+            cosines = [float(still @ row.detach()) for other, row in negatives if other != label]
+            limit = 2.0 if self.gap is None else max(self.threshold, float(still @ positive.detach()) + self.gap)
+            suspects += max([-2.0, *cosines]) > limit
+            if max([-2.0, *cosines]) > limit and self.suspect_share >= 0.1:
+                losses.append(0.0 * query.sum())
+                kept[-1] = kept[-1] if self.stored(label) is None else self.stored(label)
+                self.aside += 1
+                continue
             for other, row in negatives:
                 if other != label:
                     cosine = query @ row
-                    if threshold is not None and cosine > threshold:
+                    if self.threshold is not None and self.gap is None and cosine > self.threshold:
                         if self.filtering == "drop":
                             continue
                         cosine = 0.0 * cosine
                     logits.append(self.scale * cosine)
             losses.append(torch.logsumexp(torch.stack(logits), 0) - logits[0])
 
+        self.suspect_share = suspects / len(labels)
+        together = {y: [g for z, g in zip(labels, kept, strict=True) if z == y] for y in means}
+        means = {y: sum(gs) / (sum(gs)).norm() for y, gs in together.items()}  # type: ignore[union-attr,arg-type]
         if self.policy == "unique":
             for label in labels:  # identities that are here already are refreshed before anyone is evicted
                 if label in self.pool:
@@ -119,7 +129,7 @@ class SlowAttFC:
             while len(self.pool) > self.slots:
                 self.pool.popitem(last=False)
         else:
-            self.ring.extend(zip(labels, [center.detach() for center in new], strict=True))
+            self.ring.extend(zip(labels, kept, strict=True))
         return torch.stack(losses).mean()
 
 
@@ -141,7 +151,7 @@ CASES: list[dict] = [
     {"policy": "unique", "source": "query", "in_batch": "push", "filter_above": 0.2},
     {"policy": "unique", "source": "query", "share": 0.5, "memory": 0.3, "in_batch": "push"},
     {"policy": "unique", "source": "query", "share": 0.5, "in_batch": "push", "filter_above": 0.2, "filter_gap": 0.1},
-    {"policy": "fifo", "in_batch": "fixed", "filter_above": 0.2, "filter_gap": 0.1, "filtering": "zero"},
+    {"policy": "fifo", "share": 0.5, "in_batch": "fixed", "filter_above": 0.2, "filter_gap": 0.1},
     {"temperature": 0.1},
     {"policy": "unique", "filter_above": 0.3, "in_batch": "fixed"},
     {"policy": "fifo", "filter_above": 0.2, "filtering": "zero"},
@@ -172,6 +182,7 @@ def test_attfc_equals_the_slow_loop(options: dict) -> None:
         mine = sorted(zip(row_labels[filled].tolist(), rows[filled][:, 0].tolist(), strict=True))
         assert [y for y, _ in mine] == [y for y, _ in held]
         assert [x for _, x in mine] == pytest.approx([x for _, x in held], abs=2e-4)
+    assert (slow.aside > 0) == ("filter_gap" in options)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 2e-2), ("int8", 2e-2)])
@@ -216,6 +227,37 @@ def test_full_fc_equals_dense_autograd(margin: Margin, threshold: float | None, 
     torch.testing.assert_close(head.weight.grad.double(), weight.grad, rtol=1e-4, atol=1e-4)
     mean_target = (normalize(dense) @ normalize(weight).T)[target].mean().item()
     assert head.statistics()["positive_cosine"] == pytest.approx(mean_target, abs=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "options"), [(FullFC, {}), (PartialFC, {"share": 1.0})])
+def test_rows_learn_nothing_of_images_that_are_set_aside(kind: type, options: dict) -> None:
+    """From the second epoch on, once a tenth are suspect: loss and gradients are those of the other images alone, divided by all."""
+    torch.manual_seed(0)
+    identities, samples, margin = 37, 40, CosFace(scale=16.0, margin=0.3)
+    filtered = kind(SIZE, identities, margin, filter_above=0.2, filter_gap=0.3, images=samples, **options)
+    plain = kind(SIZE, identities, margin, **options)
+    plain.load_state_dict({"weight": filtered.weight.detach()}, strict=False)
+    plain.eval()
+    weight = normalize(filtered.weight.detach())
+    # The first epoch; a step that finds out how many are suspect; one that sets them aside; one without; one after it, when few were.
+    for number, wrong in enumerate((True, True, True, False, True)):
+        labels = torch.randint(0, identities, (samples,))
+        embeddings = torch.randn(samples, SIZE) if wrong else weight[labels] + 0.01
+        embeddings.requires_grad_()
+        cosine = normalize(embeddings.detach()) @ weight.T
+        own = cosine[torch.arange(samples), labels]
+        nearest = cosine.scatter(1, labels.unsqueeze(1), -2.0).amax(1)
+        suspect = (nearest > 0.2) & (nearest > own + 0.3)
+        assert (0.1 < suspect.float().mean() < 0.95) == wrong
+        stays = ~suspect if number == 2 else torch.ones_like(suspect)
+        loss = filtered(embeddings, labels)
+        expected = plain(embeddings[stays], labels[stays]) * stays.float().mean()
+        torch.testing.assert_close(loss, expected)
+        mine = torch.autograd.grad(loss, [embeddings, filtered.weight])
+        its = torch.autograd.grad(expected, [embeddings, plain.weight])
+        for one, other in zip(mine, its, strict=True):
+            torch.testing.assert_close(one.to_dense(), other.to_dense(), rtol=1e-4, atol=1e-6)
+        assert filtered.statistics()["set_aside_share"] == pytest.approx(1 - stays.float().mean().item())
 
 
 @pytest.mark.parametrize("policy", ["fifo", "unique"])

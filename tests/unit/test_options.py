@@ -233,8 +233,10 @@ def others(values: dict[str, Any], option: Option) -> Iterator[str]:
         yield f"{option.key}={str(not value).lower()}"
     elif " | " in option.takes:
         yield from (f"{option.key}={choice}" for choice in option.takes.split(" | ") if choice not in (value, "file"))
-    elif isinstance(value, int | float):
-        yield f"{option.key}={value + 1 if isinstance(value, int) else value * 0.75 + 0.01}"
+    elif isinstance(value, int):
+        yield from (f"{option.key}={value + more}" for more in (1, 1000))
+    elif isinstance(value, float):
+        yield f"{option.key}={value * 0.75 + 0.01}"
     elif value is None and option.takes.startswith("number"):
         yield f"{option.key}=0.3"
 

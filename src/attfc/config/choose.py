@@ -139,7 +139,7 @@ def _head(data: Data, machine: Machine, given: Mapping[str, Any], mean: float, b
         why = "a center is a mean over this much of its person's images, and at least over the last two or three"
         row("centers average", {"center.memory": 0.1}, why, "{:g} epochs")
     if center == "own_embedding" and given.get("head.filter_above", 0) is not None:
-        why = "a negative is left out if it is nearer than this and, by the gap, nearer than the image's own center"
+        why = "from the second epoch on, an image is left out if it fits another person's center so much better than its own"
         row("wrong labels", {"head.filter_above": 0.3, "head.filter_gap": 0.2}, why, "above {:g}, gap {}")
     of_images = center == "other_images"
     size = (data.images * 1024 + people * 2052 if of_images else people * 1024) / 2**30

@@ -63,7 +63,8 @@ def read_attributes(path: str | Path, store: NamedImages) -> Attributes:
     """
     file = Path(path)
     names, rows, lines = _rows(file)
-    row_of, image_of = np.full(len(store), -1), {}
+    image_of: dict[int, int] = {}
+    row_of = np.full(len(store), -1)
     for row, image in _matches([row[0] for row in rows], store):
         if row_of[image] >= 0:
             one, other = sorted((lines[row_of[image]], lines[row]))

@@ -5,8 +5,7 @@ the batch's own centers do. A step costs one streaming pass over the bank's rows
 the rule costs; memory is the bank. There are no parameters, but for the rows that a table trains for frequent identities: the gradient flows into the
 embeddings alone, with in_batch="push" through the batch's own centers too. Not taken: a B x C matrix of logits, as in the published code.
 Several ranks share the rows of the banks. A step gathers labels, queries and new centers, fetches the stored rows of the own samples (where
-the rule uses them) and reduces three sums per query; backward needs nobody, because the rows carry no gradient. With "push" it gathers
-two numbers per query and adds up the gradients of the batch's centers.
+the rule uses them) and reduces three sums per query; backward needs nobody, but with "push": two numbers per query, and the centers' gradients.
 
 The eight steps (the backbones' are the trainer's): 1 queries of unit length; 2 the key encoder follows the query
 encoder; 3 keys embedded; 4 attention of the query over its keys; 5 the generative class center (GCC); 6 logits against
@@ -42,9 +41,9 @@ from attfc.heads.checked import checked
 from attfc.heads.head import Head, margin_of_all
 from attfc.heads.memory import HeadMemory
 from attfc.heads.options import BlockMib, FilterAbove, FilterGap, Filtering
-from attfc.losses.container_softmax import container_softmax
+from attfc.losses.container_softmax import container_softmax_and_nearest
 from attfc.losses.margins import CosFace, Margin
-from attfc.losses.streaming_pass import EMPTY, Streaming
+from attfc.losses.streaming_pass import EMPTY
 
 __all__ = ["AttFC", "default_margin"]
 
@@ -72,16 +71,15 @@ class AttFC(Head):
             gradient on to the embeddings that they are made of. So queries of other identities push these embeddings away, as they would
             push a trained row. These centers replace those identities' stored rows, each identity once; with a fifo bank they come on
             top. The query's own center and stored centers pass no gradient on.
-        filter_above, filtering, block_mib, ranks: as every head (`Head`).
-        filter_gap: treat only those negatives above `filter_above` as wrong labels that are nearer to the query than its own center by more
-            than this. Such an image does not fit its label, and fits another. None: all of them.
+        filter_above, filtering, filter_gap, images, block_mib, ranks: as every head (`Head`). With `OtherImages` an image that is set aside is
+            remembered all the same.
 
     In `eval()` the loss is computed and nothing is kept.
 
     `statistics()` gives of the last step: `positive_cosine`, mean before the margin, and `attention_entropy`, nats (log K: all keys weigh the
     same). `positive_share` is the share of samples that had a positive; the others count 0 in the loss. It is left out with `KeyAttention`,
     where all have one. `stored_share`: those with a stored center. `disagreeing_share`: of those since the last call, how many lie at a cosine
-    below 0.1 to it, as images with a wrong label do. Of a container: `fill` share, and `center_age` in steps.
+    below 0.1 to it, as images with a wrong label do. `set_aside_share`: see `filter_gap`. Of a container: `fill` share, and `center_age` in steps.
 
     Raises:
         UserError: parts that do not go together; an option out of its range.
@@ -131,6 +129,7 @@ class AttFC(Head):
         filter_above: FilterAbove = None,
         filtering: Filtering = "drop",
         filter_gap: FilterGap = None,
+        images: int | None = None,
         block_mib: BlockMib = 32.0,
         ranks: Ranks | None = None,
     ) -> None:
@@ -142,6 +141,8 @@ class AttFC(Head):
             keys_per_query=center.keys_per_query,
             filter_above=filter_above,
             filtering=filtering,
+            filter_gap=filter_gap,
+            images=images,
             block_mib=block_mib,
             ranks=ranks,
         )
@@ -155,7 +156,6 @@ class AttFC(Head):
         self.identities = identities
         self.center = center
         self.in_batch = in_batch
-        self.filter_gap = filter_gap
         self.takes_positions = remembers
         for bank in [negatives] if stored is None else [negatives, stored]:
             self.add_module(bank.state_name, bank.bind(embedding_size, identities, self.ranks, center.images))
@@ -265,28 +265,28 @@ class AttFC(Head):
         present_BD = query_BD if self.in_batch == "push" else query_BD.detach()
         proposal = self.center(batch, present_BD, recalled)
         cosine_B = (query_BD * proposal.positive_BD).sum(dim=1)
-        positive_B = margin_of_all(self.margin, cosine_B, norms_B, self.ranks)
         every_new_BD = self.ranks.gather(proposal.new_BD)
         negatives, extra_BD, extra_labels_B = self._negatives(batch, every_new_BD)
-        streaming: Streaming = {**self.streaming}
-        if (above := streaming.get("filtering_threshold")) is not None and self.filter_gap is not None:
-            streaming["filtering_threshold"] = (cosine_B.detach() + self.filter_gap).clamp_min(above)
-        loss_B = container_softmax(
+        loss_B, nearest_B = container_softmax_and_nearest(
             query_BD,
-            positive_B,
-            negatives.rows_SD,
-            negatives.labels_S,
+            margin_of_all(self.margin, cosine_B, norms_B, self.ranks),
+            (negatives.rows_SD, negatives.labels_S, negatives.scales_S),
             labels_B,
             self.margin.scale,
-            row_scales_C=negatives.scales_S,
             extra_rows_ED=extra_BD,
             extra_labels_E=extra_labels_B,
             ranks=self.ranks,
-            **streaming,
+            **self.streaming,
         )
-        if proposal.has_positive_B is not None:
-            loss_B = torch.where(proposal.has_positive_B, loss_B, 0.0)
+        if (has_positive_B := proposal.has_positive_B) is not None:
+            loss_B = torch.where(has_positive_B, loss_B, 0.0)
+            nearest_B = torch.where(has_positive_B, nearest_B, -1.0)
         self._note(query_BD, cosine_B, recalled, proposal)
+        if self.set_aside is not None:
+            loss_B, aside_B = self.set_aside(loss_B, cosine_B, nearest_B)
+            self._last_step["set_aside_share"] = aside_B.float().mean()
+            stays_B1, new_BD = (aside_B & recalled.found_B).unsqueeze(1), proposal.new_BD.detach()
+            every_new_BD = self.ranks.gather(torch.where(stays_B1, recalled.center_BD.to(new_BD.dtype), new_BD))
         if self.training:
             for bank in self.banks:
                 bank.update(batch, every_new_BD, recalled)

@@ -23,9 +23,9 @@ from attfc.heads.banks.sharded_rows import ShardedRows
 from attfc.heads.checked import checked
 from attfc.heads.head import Head, unit_length
 from attfc.heads.memory import HeadMemory, class_softmax_bytes
-from attfc.heads.options import BlockMib, FilterAbove, Filtering
+from attfc.heads.options import BlockMib, FilterAbove, FilterGap, Filtering
 from attfc.heads.past_embeddings import PastEmbeddings
-from attfc.losses.class_softmax import class_softmax_and_cosine
+from attfc.losses.class_softmax import class_softmax_and_cosines
 from attfc.losses.kept_memory import KeptMemory
 from attfc.losses.margins import Margin
 
@@ -93,7 +93,7 @@ class TrainedRows(Head):
     def _loss(self, query_BD: Tensor, norms_B: Tensor, labels_B: Tensor, ahead: dict[str, Ahead] | None) -> Tensor:
         """Return the loss of queries of unit length, whose embeddings had these norms."""
         weight_ND, rows_S, places_B, first = self._rows_of_step(labels_B, ahead)
-        loss_B, cosine_B = class_softmax_and_cosine(
+        loss_B, cosine_B, nearest_B = class_softmax_and_cosines(
             query_BD,
             weight_ND,
             places_B,
@@ -107,6 +107,9 @@ class TrainedRows(Head):
             **self.streaming,
         )
         self._last_step = {"positive_cosine": cosine_B.mean()}
+        if self.set_aside is not None:
+            loss_B, aside_B = self.set_aside(loss_B, cosine_B, nearest_B)
+            self._last_step["set_aside_share"] = aside_B.float().mean()
         return loss_B.mean()
 
     def _rows_of_step(
@@ -141,7 +144,7 @@ class FullFC(TrainedRows):
         subcenters: K trained rows per identity, of which the most similar to a query counts (Sub-center ArcFace, for wrong labels): K times the
             memory and time.
         past: M embeddings of past steps that train the rows too (BroadFace); in one process, with one row per identity. 0: none.
-        filter_above, filtering, block_mib: as every head (`Head`).
+        filter_above, filtering, filter_gap, images, block_mib: as every head (`Head`).
         ranks: as every head; `weight` is then the block `shard` of the rows, whose gradient is that of the mean over all ranks.
 
     `weight` (N, K D) float32 is a parameter, normal with standard deviation 0.01 as in arcface_torch. It is not normalized in
@@ -171,6 +174,8 @@ class FullFC(TrainedRows):
         ] = 0,
         filter_above: FilterAbove = None,
         filtering: Filtering = "drop",
+        filter_gap: FilterGap = None,
+        images: int | None = None,
         block_mib: BlockMib = 32.0,
         ranks: Ranks | None = None,
     ) -> None:
@@ -182,11 +187,14 @@ class FullFC(TrainedRows):
             subcenters,
             filter_above=filter_above,
             filtering=filtering,
+            filter_gap=filter_gap,
+            images=images,
             block_mib=block_mib,
             ranks=ranks,
         )
-        if past and (self.ranks.size > 1 or subcenters > 1):
+        if past and (self.ranks.size > 1 or subcenters > 1 or filter_gap is not None):
             other = f"subcenters={subcenters}" if subcenters > 1 else f"{self.ranks.size} processes"
+            other = other if filter_gap is None else f"filter_gap={filter_gap:g}"
             raise UserError(f"FullFC: past={past} goes with one process and one center per person, not with {other}")
         self.past = PastEmbeddings(past, embedding_size) if past else None
 
@@ -200,7 +208,7 @@ class FullFC(TrainedRows):
         # The mean over everyone is taken once, and the network's share of it multiplied up to the mean over its batch.
         still_BD = query_BD.detach()
         drawn_BD = still_BD + everyone / batch * (query_BD - still_BD)
-        loss_X, cosine_X = class_softmax_and_cosine(
+        loss_X, cosine_X, _ = class_softmax_and_cosines(
             torch.cat([past_PD.to(query_BD.dtype), drawn_BD]),
             weight_ND,
             torch.cat([past_labels_P, labels_B]),

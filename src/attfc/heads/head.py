@@ -21,6 +21,7 @@ from attfc.heads.banks.rows_ahead import Ahead
 from attfc.heads.banks.sharded_rows import ShardedRows
 from attfc.heads.banks.table import CenterTable
 from attfc.heads.memory import HeadMemory
+from attfc.heads.set_aside import SetAside
 from attfc.losses.margins import Margin
 from attfc.losses.numbers import check_numbers
 from attfc.losses.streaming_pass import Filtering, Streaming
@@ -62,6 +63,9 @@ class Head(nn.Module):
         keys_per_query: keys that the attention loader should deliver for each query; 0: the head takes none.
         filter_above: negatives with a cosine above it are taken for mislabelled images of the same identity; None: no filtering.
         filtering: what becomes of those, `drop` (out of the softmax) or `zero` (cosine 0, as in arcface_torch).
+        filter_gap: filter images instead of negatives. An image is suspect that is nearer to a negative above `filter_above` than to its own center
+            by more than this. Where a tenth of all are, they count 0 in the loss and their centers stay (`SetAside`). None: filter negatives.
+        images: of the data set; setting aside begins after the first epoch, None: at once.
         block_mib: temporary memory of the streaming passes, MiB.
         ranks: the processes that share the rows; each calls `forward` with its share of the batch, all of equal size, and gets the mean loss of that
             share. The mean of these over ranks is the loss that one process has for the whole batch. None: all processes of torch.distributed.
@@ -84,6 +88,8 @@ class Head(nn.Module):
         keys_per_query: int = 0,
         filter_above: float | None = None,
         filtering: Filtering = "drop",
+        filter_gap: float | None = None,
+        images: int | None = None,
         block_mib: float = 32.0,
         ranks: Ranks | None = None,
     ) -> None:
@@ -95,10 +101,17 @@ class Head(nn.Module):
         self.embedding_size = embedding_size
         self.margin = margin
         self.keys_per_query = keys_per_query
-        self.streaming: Streaming = {
-            "filtering_threshold": filter_above, "filtering": filtering, "block_mib": block_mib
-        }  # fmt: skip
+        if filter_gap is not None and filter_above is None:
+            raise UserError(
+                f"{type(self).__name__}: filter_gap={filter_gap:g} sets images aside that are near to a negative: set filter_above, "
+                "how near that is"
+            )
+        threshold = filter_above if filter_gap is None else None
+        self.streaming: Streaming = {"filtering_threshold": threshold, "filtering": filtering, "block_mib": block_mib}
         self.ranks = Ranks.world() if ranks is None else ranks
+        self.set_aside: SetAside | None = None
+        if filter_above is not None and filter_gap is not None:
+            self.set_aside = SetAside(filter_above, filter_gap, images or 0, self.ranks)
         self._all_ranks, self._ranks_checked = ranks is None, self.ranks.size == 1
         if self.ranks.size > 1:  # says whether somebody copied rank 0's buffers over ours
             self.register_buffer("_rank", torch.tensor([self.ranks.rank]), persistent=False)

@@ -41,9 +41,10 @@ Filtering = Annotated[
 FilterGap = Annotated[
     float | None,
     Option(
-        "a negative is taken for a wrong label only if it is nearer to the image than its own center by more than this",
+        "leave out images nearer to a negative above head.filter_above than to their own center, by more than this. They count 0 in the loss. "
+        "It begins with the second epoch, if a tenth of the images are so",
         unit="cosine",
-        null="whatever its own center is like",
+        null="filter negatives, not images",
         acts="head.filter_above!=null",
         ge=0,
         lt=2,

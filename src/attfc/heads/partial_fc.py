@@ -38,7 +38,7 @@ from attfc.heads.banks.rows_ahead import Ahead, Arriving, gathered, to_device
 from attfc.heads.checked import checked
 from attfc.heads.full_fc import TrainedRows
 from attfc.heads.memory import HeadMemory, class_softmax_bytes
-from attfc.heads.options import BlockMib, FilterAbove, Filtering
+from attfc.heads.options import BlockMib, FilterAbove, FilterGap, Filtering
 from attfc.losses.margins import Margin
 
 __all__ = ["PartialFC"]
@@ -73,7 +73,7 @@ class PartialFC(DrawnRows, TrainedRows):
         unsampled: `move`: the gradient is dense, with zeros for the rows that were not sampled, so that any optimizer moves them by momentum and
             weight decay. With `place="device"` alone.
         seed: names the draws; draw number t is a function of (seed, t).
-        filter_above, filtering, block_mib: as every head (`Head`).
+        filter_above, filtering, filter_gap, images, block_mib: as every head (`Head`).
         ranks: as every head; `weight` is then the block `shard` of the rows, whose gradient is that of the mean over all ranks.
 
     Raises:
@@ -117,6 +117,8 @@ class PartialFC(DrawnRows, TrainedRows):
         seed: int = 0,
         filter_above: FilterAbove = None,
         filtering: Filtering = "drop",
+        filter_gap: FilterGap = None,
+        images: int | None = None,
         block_mib: BlockMib = 32.0,
         ranks: Ranks | None = None,
     ) -> None:
@@ -127,6 +129,8 @@ class PartialFC(DrawnRows, TrainedRows):
             RowStore(place, folder),
             filter_above=filter_above,
             filtering=filtering,
+            filter_gap=filter_gap,
+            images=images,
             block_mib=block_mib,
             ranks=ranks,
         )

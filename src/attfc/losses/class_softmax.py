@@ -36,7 +36,7 @@ from attfc.losses.numbers import check_numbers
 from attfc.losses.streaming_pass import NOTHING, NegativeSum, Streaming, refuse_empty, row_blocks
 from attfc.precision import without_autocast
 
-__all__ = ["KEPT_MIB", "class_softmax", "class_softmax_and_cosine", "gradient_of_rows"]
+__all__ = ["KEPT_MIB", "class_softmax", "class_softmax_and_cosines", "gradient_of_rows"]
 
 KEPT_MIB = 512
 """Logits up to this size are kept from forward to backward: those of 1,048,576 classes at a batch of 128."""
@@ -94,12 +94,11 @@ def class_softmax(
         fix = f"weight_ND has {classes} rows, {each} per class; pass labels that it has rows for"
         check_numbers(labels_B, classes // subcenters, "label", fix)
     rest: dict[str, Any] = {"norms_B": norms_B, "rows_N": rows_N, "ranks": ranks, "first_class": first_class}
-    return class_softmax_and_cosine(query_BD, weight_ND, labels_B, margin, subcenters=subcenters, **rest, **streaming)[
-        0
-    ]
+    rest["subcenters"] = subcenters
+    return class_softmax_and_cosines(query_BD, weight_ND, labels_B, margin, **rest, **streaming)[0]
 
 
-def class_softmax_and_cosine(
+def class_softmax_and_cosines(
     query_BD: Tensor,
     weight_ND: Tensor,
     labels_B: Tensor,
@@ -112,18 +111,19 @@ def class_softmax_and_cosine(
     first_class: int = 0,
     memory: KeptMemory | None = None,
     **streaming: Unpack[Streaming],
-) -> tuple[Tensor, Tensor]:
-    """Return the loss of `class_softmax` and, without gradient, each query's cosine with its own class, before the margin; both (B,).
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the loss of `class_softmax` and, without gradient, each query's cosines with its own class, before the margin, and with the nearest
+    other; all (B,).
 
     Args:
         memory: where the rows' gradient is made; None: in new memory.
     """
     refuse_empty(query_BD)
     with without_autocast(query_BD):
-        loss_B, cosine_B = _ClassSoftmax.apply(
+        loss_B, cosine_B, nearest_B = _ClassSoftmax.apply(
             query_BD, weight_ND, labels_B, margin, norms_B, rows_N, streaming, ranks, first_class, subcenters, memory
         )
-    return loss_B, cosine_B
+    return loss_B, cosine_B, nearest_B
 
 
 def gradient_of_rows(rows_S: Tensor, values_SD: Tensor, shape: torch.Size) -> Tensor:
@@ -146,7 +146,7 @@ class _ClassSoftmax(torch.autograd.Function):
         first_class: int,
         subcenters: int,
         memory: KeptMemory | None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         wide = torch.promote_types(query_BD.dtype, torch.float32)
         query = ranks.gather(query_BD.detach().to(wide))
         labels = (ranks.gather(labels_B) - first_class) * subcenters  # the first row of each
@@ -184,13 +184,13 @@ class _ClassSoftmax(torch.autograd.Function):
             query, weight_ND, rows_N, labels, own_labels, here, inverse_N, kept_BN, lse, distance_B, slope_B, cosine_B,
             mean,
         )  # fmt: skip
-        own_distance_B, own_cosine_B = ranks.own(distance_B), ranks.own(cosine_B).clone()
-        ctx.mark_non_differentiable(own_cosine_B)
-        return softplus(own_distance_B), own_cosine_B
+        own_cosine_B, nearest_B = ranks.own(cosine_B).clone(), ranks.own(negatives.maximum_B) / margin.scale
+        ctx.mark_non_differentiable(own_cosine_B, nearest_B)
+        return softplus(ranks.own(distance_B)), own_cosine_B, nearest_B
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient_B: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient_B: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         (
             query,
             weight_ND,

@@ -21,7 +21,7 @@ from attfc.errors import UserError
 from attfc.losses.streaming_pass import Streaming, nobodys_negative, stream_negatives
 from attfc.precision import without_autocast
 
-__all__ = ["container_softmax", "softplus"]
+__all__ = ["container_softmax", "container_softmax_and_nearest", "softplus"]
 
 
 class _ContainerSoftmax(torch.autograd.Function):
@@ -39,12 +39,10 @@ class _ContainerSoftmax(torch.autograd.Function):
         scale: float,
         streaming: Streaming,
         ranks: Ranks,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         rows_CD, row_labels_C, row_scales_C = container
         query, labels = ranks.gather(query_BD.detach()), ranks.gather(labels_B)  # of all ranks
-        threshold = streaming.get("filtering_threshold")
-        threshold = ranks.gather(threshold) if isinstance(threshold, Tensor) else threshold
-        asked: dict[str, Any] = {**streaming, "weighted_sum": ctx.needs_input_grad[0], "filtering_threshold": threshold}
+        asked: dict[str, Any] = {**streaming, "weighted_sum": ctx.needs_input_grad[0]}
         negatives = stream_negatives(query, rows_CD, row_labels_C, labels, scale, row_scales_C=row_scales_C, **asked)
         if extra_rows_ED is not None and extra_labels_E is not None:
             negatives = negatives.merge(stream_negatives(query, extra_rows_ED, extra_labels_E, labels, scale, **asked))
@@ -58,12 +56,14 @@ class _ContainerSoftmax(torch.autograd.Function):
             of_extra = query, labels, negatives.log_sum_exp(), extra_rows_ED, extra_labels_E
         ctx.save_for_backward(pull_B, mean_row_BD, *of_extra)
         ctx.dtypes = query_BD.dtype, positive_B.dtype
-        ctx.scale, ctx.threshold, ctx.ranks = scale, threshold, ranks
-        return softplus(distance_B)
+        ctx.scale, ctx.threshold, ctx.ranks = scale, streaming.get("filtering_threshold"), ranks
+        nearest_B = negatives.maximum_B / scale
+        ctx.mark_non_differentiable(nearest_B)
+        return softplus(distance_B), nearest_B
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient_B: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient_B: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
         pull_B, mean_row_BD, *of_extra = ctx.saved_tensors
         query_dtype, positive_dtype = ctx.dtypes
         pull_B = pull_B * gradient_B
@@ -79,8 +79,7 @@ class _ContainerSoftmax(torch.autograd.Function):
                 weights_BE = (ctx.scale * cosine_BE - log_sum_B[:, None]).exp_().mul_(pull_B[:, None])
                 left_out_BE = nobodys_negative(labels_E, labels_B)
                 if ctx.threshold is not None:
-                    threshold = ctx.threshold
-                    left_out_BE |= cosine_BE > (threshold[:, None] if isinstance(threshold, Tensor) else threshold)
+                    left_out_BE |= cosine_BE > ctx.threshold
                 extra_gradient_ED = (weights_BE.masked_fill_(left_out_BE, 0.0).T @ query_BD).to(rows_ED.dtype)
         return query_gradient_BD, positive_gradient_B, extra_gradient_ED, *[None] * 6
 
@@ -137,11 +136,36 @@ def container_softmax(
     >>> container_softmax(query, positive, rows, row_labels, torch.tensor([3]), 64.0)  # one rival, just as near: log 2
     tensor([0.6931])
     """
+    extra: dict[str, Any] = {"extra_rows_ED": extra_rows_ED, "extra_labels_E": extra_labels_E}
+    rows = rows_CD, row_labels_C, row_scales_C
+    return container_softmax_and_nearest(
+        query_BD, positive_B, rows, labels_B, scale, **extra, ranks=ranks, **streaming
+    )[0]
+
+
+def container_softmax_and_nearest(
+    query_BD: Tensor,
+    positive_B: Tensor,
+    rows: tuple[Tensor, Tensor, Tensor | None],
+    labels_B: Tensor,
+    scale: float,
+    *,
+    extra_rows_ED: Tensor | None = None,
+    extra_labels_E: Tensor | None = None,
+    ranks: Ranks = ALONE,
+    **streaming: Unpack[Streaming],
+) -> tuple[Tensor, Tensor]:
+    """Return the loss of `container_softmax` and, without gradient, the cosine of each query's nearest negative; both (B,).
+
+    Args:
+        rows: the container's rows, their labels and their scales.
+
+    Where there is no negative at all the second is far below -1; negatives that were filtered are none.
+    """
     if (extra_rows_ED is None) != (extra_labels_E is None):
         raise UserError("extra_rows_ED and extra_labels_E belong together: got one of them")
-    container = rows_CD, row_labels_C, row_scales_C
     with without_autocast(query_BD):
-        loss_B: Tensor = _ContainerSoftmax.apply(
-            query_BD, positive_B, extra_rows_ED, container, extra_labels_E, labels_B, scale, streaming, ranks
+        loss_B, nearest_B = _ContainerSoftmax.apply(
+            query_BD, positive_B, extra_rows_ED, rows, extra_labels_E, labels_B, scale, streaming, ranks
         )
-    return loss_B
+    return loss_B, nearest_B

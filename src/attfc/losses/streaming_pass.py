@@ -47,12 +47,12 @@ class Streaming(TypedDict, total=False):
 
     Attributes:
         block_mib: memory for one block's work, MiB (32); the block is smaller where it would leave the cache.
-        filtering_threshold: negatives with a cosine above it are presumed wrong labels; None: none are. Of containers also one per query, (B,).
+        filtering_threshold: negatives with a cosine above it are presumed wrong labels; None: none are.
         filtering: what becomes of those: left out of the softmax ("drop"), or taken with cosine 0 and no gradient ("zero", as arcface_torch).
     """
 
     block_mib: float
-    filtering_threshold: float | Tensor | None
+    filtering_threshold: float | None
     filtering: Filtering
 
 
@@ -117,7 +117,7 @@ def stream_negatives(
     row_scales_C: Tensor | None = None,
     weighted_sum: bool = True,
     block_mib: float = 32.0,
-    filtering_threshold: float | Tensor | None = None,
+    filtering_threshold: float | None = None,
     filtering: Filtering = "drop",
 ) -> NegativeSum:
     """Sum exp(s q.w) and exp(s q.w) w over the rows of other identities, a block of rows at a time, without gradient.
@@ -150,8 +150,6 @@ def stream_negatives(
         total_BD = pass_.query_BD.new_zeros(B, D if weighted_sum else 0)
         sorted_labels_B = labels_B.sort().values
 
-        if isinstance(filtering_threshold, Tensor):
-            filtering_threshold = filtering_threshold[:, None]
         bytes_a_row = pass_.bytes_a_row(rows_CD, row_scales_C)
         for block in row_blocks(rows_CD.shape[0], bytes_a_row, block_mib, first=pass_.first_rows, cached=pass_.on_cpu):
             row_labels_R = row_labels_C[block]

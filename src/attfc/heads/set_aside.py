@@ -1,0 +1,61 @@
+"""Images that seem to carry somebody else's name: which of a step do, and leave it.
+
+An image is suspect where the nearest negative is above a cosine and nearer than the image's own center by more than a gap: it does not fit its name,
+and fits another. Set aside, it counts 0 in the loss, and its identity's center stays. Nobody is set aside in the first epoch, because an
+untrained network finds most images nearer to another center than to their own; nor while fewer than a tenth of the images are suspect: then
+labels are good, and these images hard.
+
+The nearest negative falls out of the softmax, so the cost is a few numbers per image, and over ranks one. Not taken: to keep the image and leave out
+the one negative that fits it; the image goes on pulling its center, and the network, towards the wrong person (docs/decisions.md).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from attfc.distributed import Ranks
+
+__all__ = ["SUSPECT_SHARE", "SetAside"]
+
+SUSPECT_SHARE = 0.1
+"""Of images that are suspect, from which on they are set aside; correct labels of real faces had 0.05 to 0.09, 40 % of wrong ones 0.19 to 0.28."""
+OF_AN_EPOCH = 0.25  # over which the share is averaged
+
+
+class SetAside(nn.Module):
+    """Decides for each image of a step whether it is set aside: `losses, aside = rule(loss_B, cosine_B, nearest_B)`.
+
+    Args:
+        above: cosine of the nearest negative, at least.
+        gap: by how much it is nearer than the image's own center.
+        images: of an epoch; 0: it begins at once, with the share of the step before.
+        ranks: the processes that have a part of the batch each.
+    """
+
+    seen: Tensor
+    share: Tensor
+
+    def __init__(self, above: float, gap: float, images: int, ranks: Ranks) -> None:
+        super().__init__()
+        self.above, self.gap, self.images, self.ranks = above, gap, images, ranks
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("share", torch.zeros((), dtype=torch.float32))
+
+    def forward(self, loss_B: Tensor, cosine_B: Tensor, nearest_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the losses, 0 for those that are set aside, and which these are, (B,) bool.
+
+        Args:
+            cosine_B, nearest_B: (B,) of the image with its own center, before the margin, and with the nearest negative.
+        """
+        suspect_B = nearest_B > (cosine_B.detach() + self.gap).clamp_min(self.above)
+        begun = self.seen >= self.images
+        aside_B = suspect_B & begun & (self.share >= SUSPECT_SHARE)
+        if self.training:
+            everyone = len(loss_B) * self.ranks.size
+            step = min(1.0, everyone / (OF_AN_EPOCH * max(self.images, 1)))
+            share = self.ranks.sum(suspect_B.sum()) / everyone
+            self.share = torch.where(begun, self.share + step * (share - self.share), self.share)
+            self.seen = self.seen + everyone
+        return torch.where(aside_B, 0.0, loss_B), aside_B
+
+    def extra_repr(self) -> str:
+        return f"above={self.above:g}, gap={self.gap:g}, images={self.images}"
