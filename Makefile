@@ -90,7 +90,7 @@ site: setup
 	@echo "open build/site/index.html"
 
 links: site
-	@if $(BIN)/python -c "import socket; socket.create_connection(('pypi.org', 443), 5)" 2>/dev/null; \
+	@if $(BIN)/python -c "import socket; socket.create_connection(('github.com', 443), 5)" 2>/dev/null; \
 	then $(BIN)/python -m sphinx -q -b linkcheck -d build/doctrees docs build/links; else echo "no network: links to elsewhere were not tried"; fi
 
 format: setup

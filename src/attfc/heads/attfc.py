@@ -22,15 +22,7 @@ from attfc.config.option import Option
 from attfc.config.profiles import usual_scale
 from attfc.distributed import Ranks
 from attfc.errors import UserError
-from attfc.heads.banks.bank import (
-    Bank,
-    Batch,
-    Negatives,
-    Recalled,
-    find_sorted,
-    last_occurrence,
-    merge_centers,
-)
+from attfc.heads.banks.bank import Bank, Batch, Negatives, Recalled, find_sorted, last_occurrence, merge_centers
 from attfc.heads.banks.images import ImageMemory
 from attfc.heads.banks.kept_rows import KeptRows
 from attfc.heads.banks.recent import RecentCenters
@@ -387,12 +379,12 @@ class AttFC(Head):
         return super().statistics()
 
     def footprint(self, batch: int, *, cached: bool = True) -> HeadMemory:
-        """The banks, a pass over the negatives, what a step makes of queries and keys, and the rows that a bank trains."""
+        """The banks, a pass over the negatives, what a step makes of queries, keys and groups, and the rows that a bank trains."""
         everyone, block_mib = batch * self.ranks.size, self.streaming["block_mib"]
         held = sum(bank.footprint(everyone, block_mib, cached)[0] for bank in self.banks)
         held += sum(buffer.nbytes for buffer in self.center.buffers())
         _, working, streamed = self.negatives.footprint(everyone, block_mib, cached)
-        working += everyone * self.embedding_size * 4 * (self.keys_per_query + 6)
+        working += everyone * self.embedding_size * 4 * (self.keys_per_query + getattr(self.center, "group", 0) + 6)
         trained = sum(rows.nbytes for rows in self.parameters())
         dense = trained // (4 * self.embedding_size)
         # Backward: rows of unit length, and three gradients on the way to theirs; before it cosines, weights, and which count.
