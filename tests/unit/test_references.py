@@ -111,6 +111,18 @@ def test_names_in_the_docstrings_of_the_package_exist() -> None:
     assert checked > 300
 
 
+def test_paths_in_the_commands_of_messages_are_quoted() -> None:
+    """What a message says to type works as it stands, also for a folder with a space in its name."""
+    verbs = "train --resume|evaluate|compare|calibrate|report|export|verify|gallery [a-z]+"
+    checked = 0
+    for name, text in TEXTS.items():
+        if name.startswith("src/") and name.endswith(".py"):
+            for command, path in re.findall(rf"(attfc (?:{verbs}) )\{{([^}}]*)", text):
+                assert path.startswith("shlex."), f"{name}: {command}{{{path}}}"
+                checked += 1
+    assert checked > 5
+
+
 def test_names_of_attfc_in_the_pages_exist() -> None:
     checked = 0
     for page, text in TEXTS.items():

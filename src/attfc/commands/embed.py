@@ -1,6 +1,7 @@
 """`attfc embed` and `attfc verify`: embeddings of aligned faces as a file, and two faces compared."""
 
 import io
+import shlex
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
@@ -169,7 +170,7 @@ def verify(
         out.print(
             "No threshold is known for this model, so the cosine alone decides nothing.\n"
             "To get one, calibrate it on people it was not trained on:\n"
-            f"attfc calibrate {model} FOLDER --fmr 1e-4",
+            f"attfc calibrate {shlex.quote(str(model))} FOLDER --fmr 1e-4",
         )
     write_json(
         json_file,

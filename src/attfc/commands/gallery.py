@@ -1,5 +1,6 @@
 """`attfc gallery create|add|remove|search|stats`: people whom a model can name, kept in a folder."""
 
+import shlex
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -223,7 +224,8 @@ def search(
         )
     else:
         out.print(
-            f"\nNo threshold was chosen, so the cosine alone decides nothing: attfc gallery create {gallery} {facts.model} --far 1e-4"
+            "\nNo threshold was chosen, so the cosine alone decides nothing: "
+            f"attfc gallery create {shlex.join([str(gallery), facts.model])} --far 1e-4"
         )
         if not known:
             out.print(f"None is known: {NO_THRESHOLD}")

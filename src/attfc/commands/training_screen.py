@@ -5,6 +5,7 @@ evaluation.json.
 """
 
 import os
+import shlex
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -108,7 +109,7 @@ class RunScreen:
         lines += [f"model   {folder / 'model'}", *([f"report  {run.report}"] if run.report else [])]
         few = bool(evaluation and evaluation.last and few_people(evaluation.last["people"]))
         judges = f"   # {FEW_PEOPLE} of them or more, to judge the model" if few else ""
-        lines.append(f"next    attfc evaluate {folder} held-out OTHER_PEOPLE{judges}")
+        lines.append(f"next    attfc evaluate {shlex.quote(str(folder))} held-out OTHER_PEOPLE{judges}")
         for line in lines:
             out.print(line)
 

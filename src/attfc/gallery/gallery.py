@@ -12,6 +12,7 @@ Source: Whitelam et al. 2017 (templates); Grother et al., NIST FRVT part 2 (iden
 
 import hashlib
 import os
+import shlex
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -178,7 +179,8 @@ class Gallery:
             raise UserError(
                 f"no threshold of FAR {far:g} is known"
                 + (f": {source} states {stated}; choose one of these" if known else " for this model")
-                + f", or give a larger evaluation: attfc evaluate {facts.path} all-pairs FOLDER --json far.json, then --evaluation far.json"
+                + f", or give a larger evaluation: attfc evaluate {shlex.quote(str(facts.path))} all-pairs FOLDER --json far.json, "
+                "then --evaluation far.json"
             )
         made = Facts(
             model=plain(os.path.abspath(facts.path)),

@@ -1,5 +1,6 @@
 """`attfc compare`: models on the same protocol, figure by figure, the first against each other one, the same people drawn again for both."""
 
+import shlex
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -163,7 +164,7 @@ def _results(
                 (f"{result.protocol} {' '.join(result.paths)}" for result in kept.values()), "held-out OTHER_PEOPLE"
             )
             raise UserError(
-                f"{path} is a model: say on which protocol and data, e.g. attfc compare {' '.join(map(str, models))} {example}"
+                f"{path} is a model: say on which protocol and data, e.g. attfc compare {shlex.join(map(str, models))} {example}"
             )
         err.print(f"evaluating {path}")
         found.append(evaluate_model(path, protocol, paths, asked, keep_scores=True)[0])

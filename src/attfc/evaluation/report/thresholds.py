@@ -6,6 +6,7 @@ people or more passed its threshold; of fewer the rate is not known. `thresholds
 
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,7 +60,7 @@ def thresholds_of(model: ModelFile, evaluation: Path | None = None) -> Threshold
         if of != model.digest and os.path.realpath(of) != os.path.realpath(model.path):
             raise UserError(
                 f"{evaluation} is an evaluation of another model ({of}) than {model.path} ({model.digest}), whose scores differ: evaluate this one, "
-                f"attfc evaluate {model.path} all-pairs FOLDER --json far.json"
+                f"attfc evaluate {shlex.quote(str(model.path))} all-pairs FOLDER --json far.json"
             )
         return Thresholds(known, f"{evaluation}{rests}")
     point, path = point_of(model), model.path
