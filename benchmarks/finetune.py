@@ -8,7 +8,7 @@ centers of the first stage and with new ones.
     python benchmarks/finetune.py --work FOLDER [--seeds 0 1 2] [--minutes 14] [--faces SOURCES]
 
 With --faces, real faces in four of the ways: SOURCES has list files of two collections, web.lst and lfw.lst, and val.lst of other people of the
-second. The first model learns from four fifths of the people of the first, is fine-tuned on the second, and is judged on val.lst and on the fifth
+second. The first model learns from three quarters of the people of the first, is fine-tuned on the second, and is judged on val.lst and on the fourth
 kept aside.
 
 Cells that are in FOLDER are not computed again, and after --minutes the script leaves: call it until it says that all are there; then it writes
@@ -94,11 +94,11 @@ def draw(folder: Path, faces: SyntheticFaces) -> None:
 
 
 def split_faces(work: Path, sources: Path) -> Data:
-    """Write the people of the first collection into two lists, four fifths and one, and return what is trained and judged on."""
+    """Write the people of the first collection into two lists, three quarters and one, and return what is trained and judged on."""
     lines = (sources / "web.lst").read_text().splitlines(keepends=True)
     people = sorted({line.split("\t")[1] for line in lines})
     for name, aside in (("first", False), ("everybody", True)):
-        chosen = [line for line in lines if (people.index(line.split("\t")[1]) % 5 == 0) == aside]
+        chosen = [line for line in lines if (people.index(line.split("\t")[1]) % 4 == 0) == aside]
         (work / f"{name}.lst").write_text("".join(chosen))
     return Data(
         str(work / "first.lst"), str(sources / "lfw.lst"), str(sources / "val.lst"), str(work / "everybody.lst")

@@ -144,7 +144,7 @@ class AttFC(Head):
         if remembers and stored is None and isinstance(negatives, RecentCenters):
             stored = ImageMemory()
         stored = None if stored is negatives else stored
-        _refuse_misfits(center, negatives, stored, in_batch)
+        _refuse_misfits(center, negatives, stored, in_batch, identities)
         self.identities = identities
         self.center = center
         self.in_batch = in_batch
@@ -403,8 +403,16 @@ def _refuse_strangers(center: CenterRule, negatives: Bank | None, stored: Bank |
             raise UserError(f"AttFC: {name} is {part!r}: give {example}")
 
 
-def _refuse_misfits(center: CenterRule, negatives: Bank, stored: Bank | None, in_batch: str) -> None:
+def _refuse_misfits(
+    center: CenterRule, negatives: Bank, stored: Bank | None, in_batch: str, identities: int | None
+) -> None:
     """Refuse parts that do not go together."""
+    counts = center.image_counts if isinstance(center, OwnEmbedding) else None
+    if counts is not None and len(counts) != identities:
+        raise UserError(
+            f"OwnEmbedding(image_counts=...) has the images of {len(counts)} identities, and the head {identities} identities: "
+            "pass the number of images of each"
+        )
     rule, bank, other = (type(part).__name__ for part in (center, negatives, stored))
     if in_batch == "push" and isinstance(center, KeyAttention):
         raise UserError(
