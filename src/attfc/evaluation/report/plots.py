@@ -329,7 +329,7 @@ def _label_dots(axes: "Axes", dots: Sequence[tuple[float, float, str, str]], *, 
     places = [axes.transData.transform(dot[:2]) * 72 / figure.dpi - (left, bottom) for dot in dots]
     across, heights = places[0][0], [float(place[1]) for place in places]
     long, tall = 5.2 * max(len(cut(name)) for _, _, name, _ in dots), 12.0 * (len(dots) - 1)
-    aside, toward = min(across + 20, width - long), 0.0
+    aside, toward = max(min(across + 20, width - long), across + 9), 0.0
     start = min(heights) - 14 if rising else max(heights) + 14 + tall
     if rising and start - tall < 4 and across > long + 20:
         aside, start, toward = across - 20 - long, min(max(heights) + 14 + tall, height - 4), 1.0
