@@ -17,7 +17,7 @@ from PIL import Image
 
 from attfc.data.stores.store import Store
 from attfc.errors import UserError
-from attfc.evaluation.bootstrap import FigurePath, figure_at
+from attfc.evaluation.bootstrap import FigurePath, figure_at, in_words
 from attfc.evaluation.report import people
 from attfc.evaluation.report.page import Cell, Figure, Stated, count_text, texts, write_page
 from attfc.evaluation.report.plots import CERTAIN_FALSE_ACCEPTS, line_figure, roc_figure, score_figure
@@ -34,7 +34,13 @@ ROC_HINT = "dotted: fewer than 30 false accepts, uncertain; shaded: so for every
 PICTURE_SIZE = 112
 NO_METRICS = {"epoch", "loss", "loss_average", "seconds", "step", "kind"}
 """What the log holds beside the curves that are drawn one by one."""
-CURVES = {"learning_rate": "Learning rate", "images_per_second": "Images per second", "memory_mib": "Memory, MiB"}
+CURVES = {
+    **{"learning_rate": "Learning rate", "images_per_second": "Images per second", "memory_mib": "Memory, MiB"},
+    **{"positive_cosine": "Cosine with the own center", "positive_share": "Share of images with a center"},
+    **{"stored_share": "Share of images with a stored center", "set_aside_share": "Share of images set aside"},
+    **{"disagreeing_share": "Share of images far from their own center"},
+    **{"trained_cosine": "Cosine with the trained center", "trained_share": "Share of images with a trained center"},
+}
 HARDEST = ("same", "scores", "first", "second", "first_where", "second_where")
 
 
@@ -64,7 +70,14 @@ def write_report(run_folder: str | os.PathLike[str], store: Store | None = None,
     folder = Path(run_folder)
     run = read_run(folder)
     evaluation, log = "evaluation.json or evaluation.npz", "metrics.jsonl"
-    formats = {"count": count_text, "number": _number, "duration": _duration, "mebibytes": _mebibytes, "texts": texts}
+    formats = {
+        "in_words": in_words,
+        "count": count_text,
+        "number": _number,
+        "duration": _duration,
+        "mebibytes": _mebibytes,
+        "texts": texts,
+    }
     parts = macros_of(
         Path(__file__).with_name("run.html"),
         **{"run": run, "figures": run.evaluation, "stated": _Evaluation(run.evaluation, " %"), "people": people},
@@ -135,7 +148,7 @@ class _Evaluation(Stated):
                 ],
             )
         for key in ("genuine_pairs", "impostor_pairs"):
-            yield key.replace("_", " "), [count_text(self.number(*path[:-1], key)) for path in tars]
+            yield in_words((key,)), [count_text(self.number(*path[:-1], key)) for path in tars]
 
 
 def _list_of_pairs(run: RunRecord) -> tuple[Float64, Bools] | None:
@@ -187,7 +200,7 @@ def _curves(run: RunRecord) -> Iterator[Figure]:
     curves = {**CURVES, **{name: name.replace("_", " ").capitalize() for name in others}}
     for place, (name, caption) in enumerate(curves.items()):
         steps, values = run.train[name]
-        if steps and (name != "memory_mib" or max(values) >= 1.05 * min(values)):
+        if steps and max(values) > (1.05 if name == "memory_mib" else 1) * min(values):
             label = f"{caption} over steps"
             title = (
                 f"{caption}: {_number(statistics.median(values))} in the median" if name == "images_per_second" else ""
