@@ -70,12 +70,12 @@ gpu: $(if $(GPU_PYTHON),,setup)
 	$(or $(GPU_PYTHON),$(BIN)/python) benchmarks/gpu.py $(addprefix --only ,$(PART)) $(GPU_OPTIONS)
 
 study: setup
-	@for study in vectors_tune vectors_tail vectors_long vectors_dense vectors_options vectors_flip vectors_conflict vectors_100k vectors_1m; do $(BIN)/attfc study run benchmarks/studies/$$study.yaml -o benchmarks/results/studies/$$study --parallel $(JOBS) || exit 1; done
+	@for study in vectors_tune vectors_tail vectors_long vectors_dense vectors_many vectors_border vectors_options vectors_flip vectors_conflict vectors_100k vectors_1m; do $(BIN)/attfc study run benchmarks/studies/$$study.yaml -o benchmarks/results/studies/$$study --parallel $(JOBS) || exit 1; done
 	@if test -d $(FACES)/../val; then $(BIN)/python benchmarks/face_sources.py $(FACES)/.. $(SOURCES) || exit 1; \
 	test -d $(SOURCES)/synthetic_val || $(BIN)/attfc data convert synthetic:identities=3000,images=4,seed=1,first=1000000 $(SOURCES)/synthetic_val || exit 1; \
 	test -d $(SOURCES)/synthetic_10k || $(BIN)/attfc data convert synthetic:identities=10000,images=2-20,seed=1 $(SOURCES)/synthetic_10k || exit 1; \
 	test -d $(SOURCES)/synthetic_30k || $(BIN)/attfc data convert synthetic:identities=30000,images=2-20,seed=1 $(SOURCES)/synthetic_30k || exit 1; \
-	for study in faces_tune faces_heads faces_long faces_options faces_tail faces_web_to_lfw faces_lfw_to_web synthetic_tune synthetic_10k synthetic_30k; do $(BIN)/attfc study run benchmarks/studies/$$study.yaml -o benchmarks/results/studies/$$study --faces $(SOURCES) --parallel $(JOBS) || exit 1; done; \
+	for study in faces_tune faces_trained_tune faces_heads faces_seeds faces_folds faces_long faces_seeds_long faces_options faces_tail faces_seeds_tail faces_flip faces_web_to_lfw faces_lfw_to_web synthetic_tune synthetic_10k synthetic_30k; do $(BIN)/attfc study run benchmarks/studies/$$study.yaml -o benchmarks/results/studies/$$study --faces $(SOURCES) --parallel $(JOBS) || exit 1; done; \
 	else echo "studies of faces left out: make study FACES=FOLDER/train, with FOLDER/val beside it (person/*.jpg)"; fi
 	$(BIN)/python benchmarks/tables.py
 
@@ -90,7 +90,7 @@ site: setup
 	@echo "open build/site/index.html"
 
 links: site
-	@if $(BIN)/python -c "import socket; socket.create_connection(('pypi.org', 443), 5)" 2>/dev/null; \
+	@if $(BIN)/python -c "import socket; socket.create_connection(('github.com', 443), 5)" 2>/dev/null; \
 	then $(BIN)/python -m sphinx -q -b linkcheck -d build/doctrees docs build/links; else echo "no network: links to elsewhere were not tried"; fi
 
 format: setup

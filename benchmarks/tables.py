@@ -6,14 +6,16 @@ and says so, so nobody has to run every benchmark to refresh one.
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from attfc.evaluation.bootstrap import Interval
-from attfc.lab.pages import FIGURES, markdown_table, speed_tables, spread, study_figure, study_table
-from attfc.lab.study import read_study, study_records
-from attfc.lab.study_verdict import difference
+from attfc.lab.pages import markdown_table, speed_figure, speed_tables, spread
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import study_tables  # beside this file
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -33,12 +35,11 @@ def study(name: str) -> Callable[[], str]:
             "all_pairs/tar_at_far/0.001": "all pairs: 1e-3",
             "rank_one": "rank-1",
         }
-        titles = [*columns.values(), "steps", "s", "images/s"]
-        rows = []
-        for row in record["results"]:
-            cells = [row["name"], *(summed_up(row.get(path)) for path in columns), row["steps"]]
-            rows.append([*cells, f"{row['train_seconds']:.0f}", f"{row['images_per_second']:.0f}"])
-        return with_provenance(["variant", *titles], rows, record)
+        rows = [
+            [row["name"].replace("ratio", "share"), *(summed_up(row.get(path)) for path in columns), row["steps"]]
+            for row in record["results"]
+        ]
+        return with_provenance(["variant", *columns.values(), "steps"], rows, record)
 
     return table
 
@@ -146,7 +147,7 @@ def class_softmax() -> str:
         rows[-1] += [
             text for cell in cells for text in (f"{cell['seconds']:.2f}", f"{cell['times_three_products']:.2f}")
         ]
-    titles = ["", *(text for size in sizes for text in (f"{size:,} rows, s", "times the products"))]
+    titles = ["way", *(text for size in sizes for text in (f"{size:,} rows, s", "times the products"))]
     return with_provenance(titles, rows, record)
 
 
@@ -177,7 +178,7 @@ def center_table() -> str:
         shown = (1000 * row["flag"], 1000 * row["look"], row["ratio"], *row["ratio_quartiles"])
         flag, look, ratio, low, high = (f"{figure:.2f}" for figure in shown)
         rows.append([what, flag, look, ratio, f"{low} to {high}"])
-    return with_provenance(["", "flag, ms", "look, ms", "look / flag", "half of the pairs"], rows, record)
+    return with_provenance(["what", "flag, ms", "look, ms", "look / flag", "half of the pairs"], rows, record)
 
 
 def finetune(part: str, of: str = "finetune") -> Callable[[], str]:
@@ -208,7 +209,7 @@ def finetune(part: str, of: str = "finetune") -> Callable[[], str]:
             for row, each in zip(rows, shown, strict=True):
                 row.insert(3, points(each["here against scratch"]))
         seeds = len(record["config"]["seeds"])
-        return f"{with_provenance(['', *titles], rows, record)} {seeds} seed{'s' * (seeds > 1)}."
+        return f"{with_provenance(['model', *titles], rows, record)} {seeds} seed{'s' * (seeds > 1)}."
 
     return table
 
@@ -364,7 +365,7 @@ def all_pairs(name: str) -> Callable[[], str]:
             "products in": config["precision"],
             "MFR-ALL, by arithmetic": f"{whole['pairs']:,} pairs at this wall time: {whole['hours']:.1f} h; not run",
         }
-        lines = ["| | |", "| --- | --- |", *(f"| {what} | {text} |" for what, text in rows.items())]
+        lines = ["| quantity | measured |", "| --- | --- |", *(f"| {what} | {text} |" for what, text in rows.items())]
         return "\n".join([*lines, "", provenance(record)])
 
     return table
@@ -536,7 +537,10 @@ def head_speed() -> str:
     results = record["results"]
     measured = results.get("ratios") or results["targets"]  # as an earlier version named them
     tables = speed_tables(record["config"]["settings"], record["config"]["columns"], {**results, "ratios": []})
-    lines = [tables.partition("| compared |")[0] + "| promised | at most | measured | |", "| --- | --- | --- | --- |"]
+    lines = [
+        tables.partition("| compared |")[0] + "| promised | at most | measured | kept? |",
+        "| --- | --- | --- | --- |",
+    ]
     for row in measured:
         most = next(most for words, most in PROMISED.items() if row["what"].startswith(words))
         verdict = "met" if row["measured"] <= most else f"**missed** by {row['measured'] - most:.3g}"
@@ -573,78 +577,6 @@ def planning() -> str:
     )
 
 
-# Studies of `attfc study run` -> whose figures their table shows; cells in results/studies/NAME, settings in studies/NAME.yaml.
-STUDIES = {
-    **dict.fromkeys(("vectors_tune", "faces_tune", "faces_trained_tune", "synthetic_tune"), "validation"),
-    **dict.fromkeys(
-        ("vectors_tail", "vectors_long", "vectors_dense", "vectors_many", "vectors_100k", "vectors_1m"), "test"
-    ),
-    **dict.fromkeys(("vectors_options", "vectors_flip", "vectors_conflict"), "test"),
-    **dict.fromkeys(("faces_heads", "faces_long", "faces_options", "faces_tail"), "test"),
-    **dict.fromkeys(("faces_web_to_lfw", "faces_lfw_to_web", "synthetic_10k", "synthetic_30k"), "test"),
-    **dict.fromkeys(("faces_seeds", "faces_seeds_long", "faces_seeds_tail", "faces_seeds_web", "faces_flip"), "all"),
-}
-BESIDE_OTHERS = (
-    "faces_seeds",
-    "faces_seeds_long",
-    "faces_seeds_tail",
-    "faces_seeds_web",
-    "faces_flip",
-)  # seconds compare nothing
-DRAWN = ("faces_heads", "vectors_tail", "vectors_dense", "vectors_100k")
-
-
-def grid_records(name: str) -> list[dict[str, Any]]:
-    """The cells of a study, in the order of its variants."""
-    return study_records(read_study(ROOT / "benchmarks" / "studies" / f"{name}.yaml"), RESULTS / "studies" / name)
-
-
-def grid(name: str, only: tuple[str, ...] = ()) -> Callable[[], str]:
-    """Table of a study run by `attfc study run`; `only` these variants."""
-
-    def table() -> str:
-        study = read_study(ROOT / "benchmarks" / "studies" / f"{name}.yaml")
-        records = [record for record in grid_records(name) if not only or record["variant"] in only]
-        if not records:
-            raise FileNotFoundError(2, "no cells", f"benchmarks/results/studies/{name}")
-        timed = name not in BESIDE_OTHERS
-        return study_table(records, FIGURES[study.world.kind], study.reference, STUDIES[name], timed=timed)
-
-    return table
-
-
-def border() -> str:
-    """Push against fixed, by how many images people have."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for record in grid_records("vectors_border"):
-        groups.setdefault(record["variant"], []).append(record)
-    figures = FIGURES["vectors"]
-    rows = []
-    for variant, push in groups.items():
-        people, _, kind = variant.rpartition(", ")
-        fixed = groups.get(f"{people}, fixed", [])
-        if kind != "push" or not fixed:
-            continue
-        found = [difference(push, fixed, figure, "test") for figure in figures]
-        first = next(iter(figures))
-        rates = (spread([each["figures"]["test"][first] for each in group]) for group in (fixed, push))
-        mean = push[0]["images"] / push[0]["identities"]
-        rows.append([people, f"{mean:.1f}", *rates, *("-" if each is None else each.text() for each in found)])
-    if not rows:
-        raise FileNotFoundError(2, "no cells", "benchmarks/results/studies/vectors_border")
-    title = next(iter(figures.values()))
-    columns = [
-        "images per person",
-        "mean",
-        f"{title}, fixed",
-        "push",
-        *(f"push less fixed: {t}" for t in figures.values()),
-    ]
-    cells = sum(map(len, groups.values()))
-    commits = sorted({str(record["commit"])[:10] for group in groups.values() for record in group})
-    return f"{markdown_table(columns, rows)}\n\n{cells} cells; commit {', '.join(commits)}."
-
-
 # README's table: study, variant, head.
 SHOWN = (
     ("faces_seeds", "attfc, trained 94", "`attfc`, 94 trained centers"),
@@ -664,9 +596,7 @@ def readme() -> str:
         "vectors_100k": ("simulated", "test", "tar_at_far/0.0001", "1e-4"),
     }
     for name, variant, head in SHOWN:
-        group = [record for record in grid_records(name) if record["variant"] == variant]
-        if not group:
-            raise FileNotFoundError(2, "no cells", f"benchmarks/results/studies/{name}")
+        group = [record for record in study_tables.records_of(name) if record["variant"] == variant]
         kind, split, figure, far = worlds[name]
         figures = [record["figures"][split] for record in group]
         cells = [
@@ -696,13 +626,6 @@ def gpu(part: str) -> Callable[[], str]:
         return gpu_page.TABLES[f"gpu {part}"](record)
 
     return table
-
-
-# Of the real faces' table.
-MAIN_HEADS = (
-    *("full_fc", "partial_fc 0.1", "published", "attfc"),
-    *("attfc, two-way", "attfc, two-way, rate 0.05", "attfc, others, two-way, rate 0.05"),
-)
 
 
 def percent(bounds: list[float | None], signed: bool = False) -> str:
@@ -790,14 +713,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "teacher": taught("teacher"),
     "teacher longer": taught("teacher_longer"),
     "teacher cross": taught_cross,
-    **{f"study {name}": grid(name) for name in STUDIES},
+    **study_tables.TABLES,
     "int8": int8,
     "readme": readme,
     "head_speed": head_speed,
     "planning": planning,
     "study final": study("final"),
-    "study vectors_border": border,
-    "study faces_heads, heads": grid("faces_heads", MAIN_HEADS),
     "study tune": study("tune"),
     "study options": study("options"),
     "study singles": study("singles"),
@@ -847,11 +768,6 @@ def summed_up(figure: dict[str, Any] | None) -> str:
     return f"{figure['mean']:.3f}" + (f" ± {figure['std']:.3f}" if figure["std"] is not None else "")
 
 
-def processor(record: dict[str, Any]) -> str:
-    """The machine that a cell of a study ran on."""
-    return str(record["environment"]["machine"]["processor"])
-
-
 def provenance(record: dict[str, Any]) -> str:
     """Where the figures come from, in a line."""
     where = record["environment"]
@@ -891,22 +807,12 @@ def main() -> None:
         if text != page.read_text(encoding="utf-8"):
             page.write_text(text, encoding="utf-8")
             print(f"{page.relative_to(ROOT)}: renewed")
-    for name in DRAWN:
-        # Rows that show another rate are for the table.
-        records = [record for record in grid_records(name) if ", rate " not in record["variant"]]
-        if records:
-            records = [
-                record for record in records if processor(record) == processor(records[0])
-            ]  # seconds are compared
-            figure, title = next(iter(FIGURES[records[0]["world"]["kind"]].items()))
-            path = ROOT / "docs" / "figures" / f"study_{name}.svg"
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(study_figure(records, figure, title), encoding="utf-8")
-    import pareto_figures  # both beside this file
-    import readme_figure
+    speed = load("head_speed")
+    drawn = speed_figure(speed["config"]["settings"], speed["config"]["columns"], speed["results"])
+    (ROOT / "docs" / "head_speed.svg").write_text(drawn, encoding="utf-8")
+    import study_figures  # beside this file
 
-    (ROOT / "docs" / "figures" / "readme.svg").write_text(readme_figure.picture(), encoding="utf-8")
-    pareto_figures.main()
+    study_figures.main()
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ def new_training():
     backbone = attfc.create_backbone("r6_tiny", embedding_size=64, image_size=32)
     head = attfc.AttFC.default(64, identities=len(people.identities))
     loader = attfc.AttentionLoader(people, batch_size=16, image_size=32)
-    optimizer = torch.optim.SGD(backbone.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    parameters = [*backbone.parameters(), *head.parameters()]  # some heads have centers to train
+    optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=5e-4)
     return {"backbone": backbone, "head": head, "loader": loader, "optimizer": optimizer}
 
 

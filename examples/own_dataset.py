@@ -40,7 +40,8 @@ faces = YourFaces(rows)
 backbone = attfc.create_backbone("r6_tiny", embedding_size=64, image_size=32)
 head = attfc.AttFC.default(64, identities=len(faces.label_of))
 augment = attfc.Augment()
-optimizer = torch.optim.SGD(backbone.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+parameters = [*backbone.parameters(), *head.parameters()]  # some heads have centers to train
+optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=5e-4)
 for _ in range(2):
     for images, labels in torch.utils.data.DataLoader(faces, batch_size=16, shuffle=True, drop_last=True):
         seeds = torch.randint(2**62, labels.shape)

@@ -20,7 +20,8 @@ backbone = attfc.create_backbone(
 )  # timm's smallest, made for tests
 head = attfc.AttFC.default(64, identities=len(people.identities))
 loader, augment = attfc.AttentionLoader(people, batch_size=16, image_size=32), attfc.Augment()
-optimizer = torch.optim.SGD(backbone.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+parameters = [*backbone.parameters(), *head.parameters()]  # some heads have centers to train
+optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=5e-4)
 
 for batch in loader.batches(until_step=60):
     loss = head(backbone(augment(batch.queries, batch.seeds[:, 0])), batch.labels)

@@ -47,7 +47,7 @@ class Recognition(lightning.LightningModule):
         return loss
 
     def configure_optimizers(self):
-        return torch.optim.SGD(self.backbone.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+        return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
 
 
 def train(steps, save=None, start=None):

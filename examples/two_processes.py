@@ -24,7 +24,8 @@ head = attfc.AttFC.default(64, identities=len(people.identities)).to(accelerator
 rank, ranks = accelerator.process_index, accelerator.num_processes
 loader = attfc.AttentionLoader(people, batch_size=8, image_size=32, rank=rank, ranks=ranks)  # 8 on each
 augment = attfc.Augment()
-optimizer = torch.optim.SGD(plain.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+parameters = [*plain.parameters(), *head.parameters()]  # some heads have centers to train
+optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=5e-4)
 backbone, optimizer = accelerator.prepare(plain, optimizer)
 
 losses = []

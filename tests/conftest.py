@@ -15,6 +15,10 @@ import torch
 from attfc.data import SyntheticFaces
 
 torch.set_num_threads(1)
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # a shell's background job inherits it so, and processes of tests would too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 RENDERED: dict[tuple[int, int, int], bytes] = {}
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
-from attfc.errors import UserError
+from attfc.errors import UserError, one_line
 
 __all__ = [
     "ALONE",
@@ -254,7 +254,7 @@ def join_ranks(device: torch.device, timeout_seconds: float = 600.0) -> Ranks:
             device_id=device if device.type == "cuda" else None,
         )
     except dist.DistNetworkError as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         if "EADDRINUSE" in reason:
             raise UserError(
                 f"the port of MASTER_ADDR:MASTER_PORT = {place} is in use: choose another "
@@ -263,7 +263,7 @@ def join_ranks(device: torch.device, timeout_seconds: float = 600.0) -> Ranks:
         raise UserError(f"cannot reach the other ranks at {place}: {reason[:300]}") from None
     except (dist.DistError, ValueError) as error:
         raise UserError(
-            f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} could not join at {place}: {' '.join(str(error).split())[:300]}"
+            f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} could not join at {place}: {one_line(error)[:300]}"
         ) from None
     return Ranks.world()
 

@@ -6,7 +6,7 @@ The command line turns a `UserError` into one line on stderr and exit status 1; 
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["UserError", "first_line", "nearest"]
+__all__ = ["UserError", "first_line", "nearest", "one_line"]
 
 
 class UserError(ValueError):
@@ -18,6 +18,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
     known = {each.lower(): each for each in known}
     close = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.5)
     return f"; did you mean {known[close[0]]!r}?" if close else ""
+
+
+def one_line(error: BaseException) -> str:
+    """Return all that an exception says, on one line; its kind where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def first_line(error: BaseException) -> str:

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ChecksumFile",
+    "cache_home",
     "crc32_of",
     "first_fault",
     "lock",
     "read_at",
+    "read_bounded",
     "read_json",
     "replacing",
     "sync",
@@ -80,29 +82,46 @@ def write_json_whole(path: Path, values: Mapping[str, Any]) -> None:
     write_text_whole(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path, most: int, too_large: str, damaged: str = "is damaged") -> Any:
-    """Read a JSON file of at most `most` bytes, which may come from a stranger.
+def read_bounded(path: Path, most: int, too_large: str) -> bytes:
+    """Read a file of at most `most` bytes, which may come from a stranger; a device or a pipe, which might never end, is not opened.
 
     Args:
         too_large: said of a larger one: "no checkpoint of attfc writes that".
-        damaged: said of one that is no JSON, before its reason.
 
     Raises:
-        UserError: missing, unreadable, too large, or no JSON.
+        UserError: missing, not a file, unreadable, or too large.
     """
     if not path.is_file():
-        raise UserError(f"{path} is missing")
+        raise UserError(f"{path} is not a file" if path.exists() else f"{path} is missing")
     try:
         with path.open("rb") as file:
             data = file.read(most + 1)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     if len(data) > most:
-        raise UserError(f"{path} is larger than {most} bytes: {too_large}")
+        raise UserError(f"{path} is larger than {most:,} bytes: {too_large}")
+    return data
+
+
+def read_json(path: Path, most: int, too_large: str, damaged: str = "is damaged") -> Any:
+    """Read a JSON file as `read_bounded` does.
+
+    Args:
+        damaged: said of one that is no JSON, before its reason.
+
+    Raises:
+        UserError: those of `read_bounded`, or no JSON.
+    """
+    data = read_bounded(path, most, too_large)
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} {damaged}: {str(error)[:100]}") from None
+
+
+def cache_home() -> Path:
+    """Return the user's cache folder: $XDG_CACHE_HOME or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"))
 
 
 def first_fault(error: "ValidationError") -> str:

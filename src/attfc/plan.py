@@ -406,7 +406,7 @@ def advice(plans: Sequence[Plan], identities: int, images: int | None = None, me
             f"attfc: people have {images / identities:.1f} images each, too few to train a center for each of them "
             "(docs/study.md, where people have few samples). center=key_attention embeds more images per step and gains a little accuracy."
         )
-    level = "docs/study.md, 2,360 identities of real faces: attfc with center=own_embedding at a tenth of the rows equals full_fc over all pairs"
+    level = "docs/study.md, 2,360 identities of real faces: attfc with a tenth of the rows is not shown to differ from full_fc over all pairs"
     if "full_fc" in fitting and identities < 200_000:
         return f"full_fc: it fits, it is the reference, and below some hundred thousand identities its rows cost little ({level})."
     if "partial_fc" in fitting and "attfc" in fitting:

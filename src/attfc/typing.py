@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Array", "Bools", "Float32", "Float64", "Int64", "PathLike", "Progress", "UInt8", "UInt64"]
+__all__ = ["Array", "Bools", "Float32", "Float64", "Int64", "PathLike", "Progress", "Texts", "UInt8", "UInt64"]
 
 Array = NDArray[Any]
 Bools = NDArray[np.bool_]
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
+Texts = NDArray[np.str_]
 UInt8 = NDArray[np.uint8]
 UInt64 = NDArray[np.uint64]
 

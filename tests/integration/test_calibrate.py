@@ -1,6 +1,7 @@
 """`attfc calibrate` as a user types it: the file beside the model, and who reads it."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -144,6 +145,17 @@ def test_that_of_another_model_or_a_damaged_one_is_refused(calibrated, tmp_path,
     )
     assert status == 1  # what lies beside the model is not looked at then, what is named is
     assert "is the operating point of another model" in err
+    beside.unlink()
+    os.mkfifo(beside)
+    for said in (
+        "is not a file",
+        "is missing",
+    ):  # a pipe is not waited for, and a link to nothing is not an evaluation's thresholds
+        status, _, err = run_main(monkeypatch, capsys, "verify", other, *faces, *CPU)
+        assert status == 1
+        assert f"{beside} {said}" in err
+        beside.unlink()
+        beside.symlink_to(tmp_path / "gone.json")
 
 
 def test_exports_carry_it(calibrated, tmp_path, monkeypatch, capsys) -> None:

@@ -75,7 +75,7 @@ def test_measured_tables_are_those_of_their_results(monkeypatch: pytest.MonkeyPa
         return record
 
     monkeypatch.setattr(tables, "load", changed)
-    page = ROOT / "docs" / "study.md"
+    page = ROOT / "docs" / "study" / "faces.md"
     assert tables.renewed(page) != page.read_text(encoding="utf-8")
 
 
@@ -315,3 +315,18 @@ def test_presets_for_a_processor_take_two_steps(tmp_path, preset) -> None:
     run.trainer.train()
     assert run.trainer.step == 2
     assert (run.folder / "model" / "model.safetensors").exists()
+
+
+def test_the_study_is_short_and_its_numbers_lead_to_their_tables() -> None:
+    text = re.sub(
+        r"<!-- table.*?<!-- end -->|^```.*?^```|^#.*?$", "", PAGES["study.md"], flags=re.DOTALL | re.MULTILINE
+    )
+    assert 1000 < len(re.sub(r"\]\([^)]*\)", "]", text).split()) <= 4000
+    assert PAGES["study.md"].count("<!-- table ") == 3
+    assert text.count("![") == 2
+    judged = re.sub(r"### Words.*?## Results", "", PAGES["study.md"], flags=re.DOTALL)
+    judged = re.sub(r"<!-- table.*?<!-- end -->|!\[.*?\]\(.*?\)|^#.*?$", "", judged, flags=re.DOTALL | re.MULTILINE)
+    names = re.compile(r"`[^`]*`|\]\([^)]*\)|rank-1|FAR 1e-\d|[Tt]able \d", flags=re.IGNORECASE)
+    for sentence in re.split(r"(?<=[.])\**\s+|\n\s*\n|\n- ", judged):
+        if re.search(r"\d|(?<!in )\bpoints?\b", names.sub("]", sentence)):
+            assert "](" in sentence, sentence

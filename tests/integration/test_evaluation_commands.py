@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import re
-from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -336,8 +335,8 @@ def test_report_of_several_models(tmp_path, models, monkeypatch, capsys) -> None
     assert len(drawn) == 5  # ROC, DET, CMC, DIR, groups
     for part in drawn:
         ElementTree.fromstring(part.replace("xlink:", ""))
-        assert "var(--m1)" in part
-        assert "var(--m2)" in part
+        assert "var(--first)" in part
+        assert "var(--second)" in part
     for part in drawn[:-1]:
         assert part.count("stroke-dasharray") >= 1  # the second model is told apart without its colour
     of_groups = json.loads(str(np.load(files[0])["facts"].tobytes(), "utf-8"))["figures"]["groups"]
@@ -360,14 +359,15 @@ def test_report_of_several_models(tmp_path, models, monkeypatch, capsys) -> None
     assert "identities=56,images=6,seed=8(1E-6)" in text.replace("<wbr>", "")
     markdown = tmp_path / "page.md"
     ran(monkeypatch, capsys, "report", *files, "--output", markdown)
-    pictures = re.findall(r"!\[\w+\]\(<(.*?)>\)", markdown.read_text())
+    pictures = re.findall(r"!\[(.*)\]\(<(page_figures/\d\d\.svg)>\)", markdown.read_text())
     assert len(pictures) == 5
-    assert f"![Groups](<page_figures/{Path(pictures[-1]).name}>)" in markdown.read_text()
     assert r"\<b\>old\</b\> \$\_\$" in markdown.read_text()
-    for picture in pictures:
+    for title, picture in pictures:
         drawn = (tmp_path / picture).read_text()
-        ElementTree.fromstring(drawn)
+        words = " ".join(ElementTree.fromstring(drawn).itertext())
+        assert " ".join(title.replace("\\", "").split()) in " ".join(words.split())  # the file states its result
         assert "var(--" not in drawn
+        assert "@media (prefers-color-scheme: dark)" in drawn
     status, _, err = run_main(monkeypatch, capsys, "report", *files, files[0], "--output", page, "--force")
     assert status == 1
     assert "two results of" in err

@@ -46,7 +46,7 @@ def test_a_folder_becomes_a_judged_model(people, tmp_path, monkeypatch, capsys) 
     assert err.startswith(f"attfc: opening {people} ...")
     assert "kept aside 4 people" in said  # 8 would hold more than a fifth of all images
     assert "network r6_tiny small, for a processor; fewer than 5,000 images" in said
-    assert "learning rate 0.0125 0.1 for 128 images per step" in said
+    assert "learning rate 0.0125 0.1 for 128 images per step, in proportion" in said
     assert "attfc on r6_tiny, 20 people, 80 images, 4 steps of 16 on cpu" in said
     lines = out.strip().splitlines()
     assert len(lines) <= 12

@@ -229,6 +229,15 @@ def test_full_fc_equals_dense_autograd(margin: Margin, threshold: float | None, 
     assert head.statistics()["positive_cosine"] == pytest.approx(mean_target, abs=1e-5)
 
 
+def test_a_checkpoint_made_before_images_were_set_aside_is_taken_up() -> None:
+    """Its own first epoch begins then: a run saved with `filter_gap`, which left out negatives alone, goes on."""
+    head = AttFC.default(4, 10, filter_above=0.3, filter_gap=0.2)
+    state = head.state_dict()
+    before = {name: value for name, value in state.items() if not name.startswith("set_aside")}
+    assert len(before) == len(state) - 2
+    head.load_state_dict(before)
+
+
 @pytest.mark.parametrize(("kind", "options"), [(FullFC, {}), (PartialFC, {"share": 1.0})])
 def test_rows_learn_nothing_of_images_that_are_set_aside(kind: type, options: dict) -> None:
     """From the second epoch on, once a tenth are suspect: loss and gradients are those of the other images alone, divided by all."""

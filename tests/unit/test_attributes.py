@@ -163,6 +163,10 @@ def test_people_whose_files_have_equal_names_take_no_longer(tmp_path) -> None:
     assert found.notes == ()
 
 
+def test_without_a_table_nothing_is_known() -> None:
+    assert read_attributes(None, STORE) is None
+
+
 def test_a_name_is_found_however_its_letters_are_composed(tmp_path) -> None:
     faces = Named([f"/Bilder/Zoë {n}.jpg" for n in range(3)])
     rows = [unicodedata.normalize("NFD", f"Zoë {n}.jpg,{n}") for n in range(3)]
@@ -177,7 +181,7 @@ def test_what_is_not_a_number_is_not_known_and_long_texts_are_no_slices(tmp_path
     attributes = read_attributes(table(tmp_path / "t.csv", "path,age,glasses,remark", rows), STORE)
     assert np.unique(attributes.columns["age"]).tolist() == ["", "1 to 17", "19 to 35", "37 to 53", "55 to 71"]
     assert np.unique(attributes.columns["glasses"]).tolist() == ["", "no"]
-    assert attributes.notes == ("remark has 61 values of more than 100 characters: these are no slices",)
+    assert attributes.notes == ("remark has 61 values of more than 100 characters: these are not slices",)
     assert attributes.columns["remark"].itemsize <= 400
 
 

@@ -13,6 +13,7 @@ from attfc.heads import AttFC, CenterTable, FullFC, Head, OtherImages, OwnEmbedd
 from attfc.heads.attfc import default_margin
 from attfc.losses import CosFace
 from attfc.run.components import build_head
+from attfc.training.reports import LabelWatch
 
 SIZE = 16
 BATCH = 128
@@ -192,3 +193,16 @@ def test_disagreeing_share_counts_images_far_from_the_center_of_their_label_sinc
     assert head.statistics()["disagreeing_share"] == 0.25
     head(axes[1:2], torch.tensor([1]))
     assert head.statistics()["disagreeing_share"] == 0
+
+
+def test_advice_on_wrong_labels_names_nothing_that_the_run_has_already() -> None:
+    for sets_aside, advice in (
+        (False, "head.filter_above=0.3 head.filter_gap=0.2"),
+        (True, "train again without them"),
+    ):
+        watch = LabelWatch(sets_aside)
+        said = [watch.note(200 * epoch, epoch, 0.2) for epoch in (0.8, 1.6, 1.9, 2.1)]
+        assert said[:3] == [None] * 3
+        assert advice in said[3]
+        assert "`attfc data clean DATA --model RUN`" in said[3]
+        assert ("head.filter" in said[3]) == (not sets_aside)

@@ -25,6 +25,14 @@ def test_an_example_is_short_and_asserts_something(example) -> None:
     assert example.command.split()[-1] == f"examples/{example.path.name}"
 
 
+@pytest.mark.parametrize("example", examples.EXAMPLES, ids=lambda each: each.path.name)
+def test_a_loop_trains_any_head_that_is_put_in_place_of_the_default(example) -> None:
+    """That has no parameters; those of others would stay as they were drawn, and no error says so."""
+    code = "\n".join(text for kind, text in example.cells if kind == "code")
+    if "AttFC" in code and "torch.optim" in code:
+        assert re.search(r"head\.parameters\(\)|self\.parameters\(\)", code)
+
+
 def test_the_page_shows_the_files_as_they_are() -> None:
     assert len(examples.EXAMPLES) >= 2
     assert examples.PAGE.read_text(encoding="utf-8") == examples.page(), "run make docs"

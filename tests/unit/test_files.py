@@ -71,7 +71,7 @@ def test_json_comes_back_and_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     write_json_whole(tmp_path / "file.json", {"name": "Jürgen \udcff", "count": 3})
     assert read_json(tmp_path / "file.json", 1000, "")["count"] == 3
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(UserError, match="pipe is missing"):
+    with pytest.raises(UserError, match="pipe is not a file"):
         read_json(tmp_path / "pipe", 1000, "")
 
 

@@ -16,13 +16,14 @@ from attfc.heads import (
     ImageMemory,
     KeyAttention,
     OtherImages,
+    Pairs,
     PartialFC,
     RecentCenters,
 )
 from attfc.heads.memory import HeadMemory
 from attfc.losses import CosFace
 from attfc.losses.streaming_pass import LARGEST_BLOCK
-from attfc.plan import NOTHING, HeadRates, plan_step
+from attfc.plan import NOTHING, HeadRates, _Live, plan_step
 
 HeadName = Literal["full_fc", "partial_fc", "attfc", "attfc, no key passes", "dcq", "dcp"]
 _ROW_BYTES = {"float32": lambda D: 4 * D, "bfloat16": lambda D: 2 * D, "int8": lambda D: D + 4}
@@ -191,6 +192,23 @@ def test_memory_of_a_pool_a_table_and_a_memory_of_images_is_their_own() -> None:
         table.footprint(128, cached=False).rows == alone.footprint(128, cached=False).rows
     )  # on the host, and so elsewhere
     assert ImageMemory().bind(64, 9000, images=70_001).memory_bytes() == kept_bytes(9000, 64, 70_001)
+
+
+def test_a_group_takes_a_product_with_each_of_its_others() -> None:
+    """`Pairs` multiplies a query by K embeddings of its group, (B, K, D) float32, before their sum."""
+    D, batch = 64, 512
+
+    def working(group: int) -> float:
+        head = AttFC.default(D, 1000, center=Pairs(group=group), negatives=RecentCenters(count=512))
+        return head.footprint(batch).working
+
+    assert working(64) - working(4) == batch * 60 * D * 4
+    head = AttFC.default(D, 1000, center=Pairs(group=64), negatives=RecentCenters(count=512))
+    embeddings, labels = torch.randn(batch, D, requires_grad=True), torch.arange(8).repeat_interleave(64)
+    with _Live() as live:
+        live.peak = start = live.now
+        head(embeddings, labels).backward()
+    assert batch * 64 * D * 4 <= live.peak - start <= head.footprint(batch).working
 
 
 def test_trained_rows_elsewhere_leave_the_device_their_sample() -> None:

@@ -8,7 +8,16 @@ import torch
 
 from attfc.config import load_config
 from attfc.errors import UserError
-from attfc.heads import AttFC, CenterTable, ImageMemory, KeyAttention, OtherImages, Pairs, RecentCenters
+from attfc.heads import (
+    AttFC,
+    CenterTable,
+    ImageMemory,
+    KeyAttention,
+    OtherImages,
+    OwnEmbedding,
+    Pairs,
+    RecentCenters,
+)
 from attfc.losses import CosFace
 from attfc.run.components import build_head
 from attfc.training.optimizers import parameter_groups
@@ -87,6 +96,10 @@ def test_a_configuration_trains_those_with_the_most_images_of_its_data() -> None
         (
             lambda: AttFC.default(SIZE, 9, negatives=CenterTable(trained=3, image_counts=COUNTS)),
             "and got those of 12: pass image_counts, the number of images of each of the 9 identities",
+        ),
+        (
+            lambda: AttFC.default(SIZE, 9, center=OwnEmbedding(memory=1.0, image_counts=COUNTS)),
+            "OwnEmbedding(image_counts=...) has the images of 12 identities, and the head 9 identities: pass the number of images of each",
         ),
         *(
             (lambda rule=rule: AttFC.default(SIZE, 9, center=rule(), negatives=CenterTable(trained=3), in_batch="none"), message)

@@ -206,6 +206,17 @@ def test_thresholds_can_come_later_and_have_to_be_stated(model, tmp_path) -> Non
         Gallery.create(tmp_path / "g", model, flip=False)
 
 
+def test_thresholds_of_embeddings_with_mirror_images_are_not_those_of_others(model, tmp_path) -> None:
+    with pytest.raises(
+        UserError, match=r"evaluation\.json states thresholds of embeddings with mirror images, and --no-flip"
+    ):
+        Gallery.create(tmp_path / "g", model, far=0.01, flip=False)
+    with Gallery.create(tmp_path / "g", model, flip=False) as gallery:
+        assert (gallery.facts.threshold_at_far, gallery.facts.thresholds_of) == ([], "")
+    with Gallery.create(tmp_path / "with", model) as gallery:
+        assert [far for far, _ in gallery.facts.threshold_at_far] == [0.01, 0.1]
+
+
 @pytest.fixture
 def folder(store) -> Path:
     """A gallery of three people, closed."""

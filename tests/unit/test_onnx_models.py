@@ -1,5 +1,6 @@
 """ONNX files made by hand: fed as they say, refused in one line where they are no face network or reach out of their folder."""
 
+import hashlib
 import os
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 
 from attfc.errors import UserError
 from attfc.export import onnx_model, open_model
+from attfc.export.model_inputs import contents_digest
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -271,6 +273,18 @@ def test_weights_beside_the_file_are_read(tmp_path):
     path = written(tmp_path / "a.onnx", first=[("Add", np.zeros((3, 1, 1)))], edit=edit)
     rows, _ = embedded(path)
     assert_close(rows, fed(127.5, 127.5) + torch.arange(3.0).repeat_interleave(16))
+
+
+def test_a_digest_is_of_the_weights_beside_the_file_too(tmp_path):
+    path = written(tmp_path / "a.onnx", first=[("Add", np.zeros((3, 1, 1)))], edit=kept_in("weights.bin", length=12))
+    digests = set()
+    for weights in (0.0, 1.0):
+        np.full(3, weights, dtype=np.float32).tofile(tmp_path / "weights.bin")
+        module, facts = open_model(path)
+        digests |= {facts.digest, contents_digest(module, facts)}
+    assert len(digests) == 4, "other weights, and the digest of these"
+    plain = written(tmp_path / "b.onnx", first=[("Add", np.zeros((3, 1, 1)))])
+    assert open_model(plain)[1].digest == hashlib.sha256(plain.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize(

@@ -43,3 +43,11 @@ def test_a_terminal_is_drawn_twice_a_second_and_at_the_end(monkeypatch, clock, s
     drawn = shown(monkeypatch, clock, Terminal(), seconds)
     assert 2 <= drawn.count("/1024") <= most
     assert "1024/1024" in drawn
+
+
+@pytest.mark.parametrize("file", [io.StringIO(), Terminal()], ids=["a pipe", "a terminal"])
+def test_text_of_a_strangers_file_moves_no_cursor(file: io.StringIO) -> None:
+    Screen(file=file, soft_wrap=True, highlight=False, markup=False, _environ={"TERM": "dumb"}).print(
+        "\x1b[31mred\x1b]0;title\x07 \x9b2J\r of Ärger\nin two lines"
+    )
+    assert file.getvalue() == "\\x1b[31mred\\x1b]0;title\\x07 \\x9b2J\\x0d of Ärger\nin two lines\n"

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from attfc.lab.study import read_study, run_study, study_records
 from attfc.lab.study_cells import _head_bytes_of, evaluate_faces, evaluate_vectors, run_faces, run_vectors
 from attfc.lab.study_people import unpacked
 from attfc.lab.vectors import VectorEncoder, VectorWorld
+from attfc.training.interruption import Interrupted
 
 TINY = VectorWorld(identities=60, images=(2, 6), test_identities=30)
 QUICK = ["batch_size=32", "backbone.embedding_size=16", "schedule.epochs=1"]
@@ -402,6 +404,12 @@ def test_a_study_that_is_ended_ends_its_cells(
     if name != "SIGKILL":
         assert "ended with 0 of 2 cells there; the same command goes on with the others" in said
         assert "Traceback" not in said
+
+
+def test_a_cell_that_is_interrupted_tells_the_process_that_started_it() -> None:
+    """A pool pickles what a cell raises; what cannot be made anew breaks the pool with a TypeError."""
+    found = pickle.loads(pickle.dumps(Interrupted("stopped in step 3", 2, saved=False)))  # noqa: S301  our own
+    assert (str(found), found.step, found.saved) == ("stopped in step 3", 2, False)
 
 
 def trains(pid: int) -> bool:

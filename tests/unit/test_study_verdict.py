@@ -122,8 +122,8 @@ def test_the_table_has_the_balanced_column_and_the_verdicts() -> None:
     rng = np.random.default_rng(0)
     records = [*drawn("full_fc", 0.5, rng), *drawn("attfc", 0.8, rng)]
     table = study_table(records, FIGURES["faces"], "full_fc")
-    assert "| variant | TAR at FAR 1e-2 | each person alike, 1e-2 | rank-1 | seeds |" in table
-    assert "| less full_fc, points | TAR at FAR 1e-2 | each person alike, 1e-2 | rank-1 |" in table
+    assert "| variant | TAR at FAR 1e-2 | person-balanced, 1e-2 | rank-1 | seeds |" in table
+    assert "| less full_fc, points | TAR at FAR 1e-2 | person-balanced, 1e-2 | rank-1 |" in table
     assert "ahead |" in table.splitlines()[7]
     without = [{key: value for key, value in record.items() if key != "people"} for record in records]
     assert "points" not in study_table(without, FIGURES["faces"], "full_fc")

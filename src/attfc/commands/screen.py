@@ -18,6 +18,7 @@ from rich.console import Console
 __all__ = ["Table", "err", "out", "print_markdown", "print_table"]
 
 GAP = "  "
+CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 
 
 class Screen(Console):
@@ -29,7 +30,11 @@ class Screen(Console):
         return self.is_terminal and not self.is_dumb_terminal and self.file.isatty()
 
     def print(self, *objects: Any, soft_wrap: bool | None = None, **options: Any) -> None:
-        """Print as rich does; `soft_wrap=True` leaves the lines of text as they are, for what is to be copied."""
+        """Print as rich does; `soft_wrap=True` leaves the lines of text as they are, for what is to be copied.
+
+        Control characters of text, which may come from a stranger's file, are written as escapes: they move no cursor and colour nothing.
+        """
+        objects = tuple(each.translate(CONTROL) if isinstance(each, str) else each for each in objects)
         if soft_wrap is None and self.is_terminal and all(isinstance(each, str) for each in objects):
             objects = (wrapped(options.get("sep", " ").join(objects), self.width),)
         super().print(*objects, soft_wrap=soft_wrap, **options)

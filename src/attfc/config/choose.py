@@ -84,35 +84,37 @@ def choose(data: Data, machine: Machine, given: Mapping[str, Any]) -> list[Choic
     most = (512 if card >= 48 else 256 if card >= 14 and network != "r100" else 128) * machine.ranks
     accumulation = int(given.get("optimizer.accumulation", 1 if "batch_size" in given else math.ceil(per_step / most)))
     whole = math.ceil(max(per_step // accumulation, 2 * machine.ranks) / machine.ranks) * machine.ranks
-    why = f"{images:,} images" + (f"; passes of {most} fit {card} GiB" if card and per_step > most else "")
+    why = f"{images:,} images" if card and images >= 100_000 else f"at most a 16th of {images:,} images, but 16 to 128"
+    why += f"; passes of {most} fit {card} GiB" if card and per_step > most else ""
     values = {"batch_size": whole, "optimizer.accumulation": accumulation}
     batch, accumulation = row("images per step", values, why, "{} x {}" if accumulation > 1 else "{}")
     per_step = int(batch) * int(accumulation)
     base, full = 128 if small else 512, 0.001 if given.get("optimizer.name") == "adamw" else 0.1
-    why = f"{full:g} for {base} images per step" + ", a tenth with start_from" * starts
+    why = f"{full:g} for {base} images per step, in proportion" + ", a tenth with start_from" * starts
     row("learning rate", {"optimizer.learning_rate": full * per_step / base / (10 if starts else 1)}, why, "{:g}")
     epochs = (40 if images < 100_000 else 20) if card else min(max(math.ceil(150_000 / max(images, 1)), 1), 25)
-    why = "40 below 100,000 images, else 20" if card else "until 150,000 images were shown, at most 25"
+    why = "40 below 100,000 images, else 20" if card else "passes over all images: until 150,000 were shown, at most 25"
     why += ", a quarter with start_from" * starts
     (epochs,) = row("epochs", {"schedule.epochs": epochs / 4 if starts else epochs}, why, "{:g}")
     run = min(float(epochs), (given.get("schedule.max_steps") or math.inf) * per_step / images)
     ends = f"; max_steps={given.get('schedule.max_steps')} ends it after {run:.3g}" if run < epochs else ""
     rows[-1] = replace(rows[-1], why=rows[-1].why + ends)
     warmup = {"schedule.warmup_epochs": min(1.0 if card else 0.5, run / 10)}
-    row("warm-up", warmup, ("an epoch" if card else "half an epoch") + ", at most a tenth of the run", "{:.3g} epochs")
+    why = f"the learning rate rises for {'an epoch' if card else 'half an epoch'}, at most a tenth of the run"
+    row("warm-up", warmup, why, "{:.3g} epochs")
     _head(data, machine, given, mean, int(batch), row)
     kind, margin = given.get("margin.kind"), {"margin.kind": "cosface", "margin.scale": usual_scale(people)}
     margin |= {} if kind == "combined" else {"margin.margin": 0.5 if kind == "arcface" else 0.4}
-    why = "scale 32 below 50,000 identities, else 64"
+    why = "those of the loss; scale 32 below 50,000 people, else 64"
     row("scale, margin", margin, why, ", ".join(["{} {:g}", *["{:g}"] * (len(margin) - 2)]))
     return rows
 
 
 def _head(data: Data, machine: Machine, given: Mapping[str, Any], mean: float, batch: int, row: Any) -> None:
     """Add the rows of the head: who gives the negatives, where the centers lie, and what the batch's own centers do."""
-    people, why = data.identities, "centers are made of embeddings, no row is trained"
+    people, why = data.identities, "it pulls faces to their person's center, a mean of embeddings"
     if people <= 200_000 and mean >= 6 and people * 6144 / 2**30 <= (machine.card or machine.host_gib) / 4:
-        why = f"full_fc is worth a try too: {mean:.0f} images per person, and its rows fit"
+        why += f"; full_fc is worth a try too, which trains the centers: {mean:.0f} images per person, and they fit"
     (head,) = row("head", {"head.kind": default_kind("head")}, why)
     section = "negatives" if "negatives" in PARTS.get(head, ()) else "head"
     if section == "head" and "count" not in model_of("head", head).model_fields:
@@ -122,7 +124,7 @@ def _head(data: Data, machine: Machine, given: Mapping[str, Any], mean: float, b
     if f"{section}.share" not in given:
         count = max(usual_negatives(people), 0 if drawn else batch)
         few, many = "everybody, since they are few", "a tenth of the people, at least 1,000, at most 20,000"
-        why = few if count == people else many
+        why = f"centers of others, from which a face is pushed away: {few if count == people else many}"
         row("negatives", {f"{section}.count": count}, why, "{:,} per step")
     if not drawn:
         return
@@ -133,13 +135,13 @@ def _head(data: Data, machine: Machine, given: Mapping[str, Any], mean: float, b
     blended = center == "own_embedding" and not given_centers
     if bank == "center_table" and blended and data.frequent:
         trained = min(data.frequent, max(1000, people // 6), 20_000)
-        why = f"{data.frequent:,} people have {FREQUENT} or more images; their centers are trained, 6,144 bytes each"
+        why = f"{data.frequent:,} people have {FREQUENT} or more images; trained centers are better for them, 6,144 bytes each"
         row("trained centers", {"negatives.trained": trained}, why, "{:,}")
     if blended:
-        why = "a center is a mean over this much of its person's images, and at least over the last two or three"
-        row("centers average", {"center.memory": 0.1}, why, "{:g} epochs")
+        why = "a center is the mean of what its person's images gave in this time, at least the last two or three; older ones fade"
+        row("centers average", {"center.memory": 0.1}, why, "last {:g} epochs")
     if center == "own_embedding" and given.get("head.filter_above", 0) is not None:
-        why = "from the second epoch on, an image is left out if it fits another person's center so much better than its own"
+        why = "from the second epoch on, if a tenth fit another person's center so much better than their own, these images are left out"
         row("wrong labels", {"head.filter_above": 0.3, "head.filter_gap": 0.2}, why, "above {:g}, gap {}")
     of_images = center == "other_images"
     size = (data.images * 1024 + people * 2052 if of_images else people * 1024) / 2**30
@@ -147,7 +149,7 @@ def _head(data: Data, machine: Machine, given: Mapping[str, Any], mean: float, b
     on_disk = given.get("negatives.place", place) == "file"
     values = {"negatives.place": place, **({"negatives.folder": given.get("output", "runs")} if on_disk else {})}
     why = "1,024 bytes per image, 2,052 per person" if of_images else "1,024 bytes per person"
-    why += f": {max(size * 1024, 0.1):,.1f} MiB"
+    why = f"where they are kept; {why}: {max(size * 1024, 0.1):,.1f} MiB"
     row("memory of images" if of_images else "table of centers", values, why, " in ".join(["{}"] * len(values)))
 
 
@@ -159,9 +161,9 @@ def _kept(data: Data, given: Mapping[str, Any]) -> Choice:
     if data.kept_people:
         by_rule = {round(share * data.with_pairs): f"{share:.0%} of them", 8: "at least 8", 1000: "at most 1,000"}
         how = by_rule.get(data.kept_people, "at most a fifth of all images")
-        why = f"{data.kept_images:,} images, to judge the model on; {people}; {how} (eval.share=)"
+        why = f"never trained on: their {data.kept_images:,} images judge the model; {people}; {how} (eval.share=)"
         if data.kept_people < FEWEST_WITH_PAIRS:
-            why += f"; too few to judge a model, which takes {FEWEST_WITH_PAIRS}: give others (eval.root=)"
+            why += f"; a sound verdict takes {FEWEST_WITH_PAIRS} people: give others (eval.root=)"
         return Choice("kept aside", {"eval.share": share}, f"{data.kept_people:,} people", why)
     if not data.with_pairs:
         people = "nobody has two or more images, from which a model learns what one person looks like"

@@ -264,6 +264,7 @@ def _fit(values: dict[str, Any], typed: Mapping[str, Any]) -> None:
     fitting = banks_beside(center)
     if "kind" not in (typed.get("negatives") or {}) and kind_in(values, "negatives") not in fitting:
         values["negatives"] = {**values.get("negatives", {}), "kind": fitting[0]}
+    # A table has trained centers beside every rule, so no kind lacks the option. Who names another rule wants it to make the centers.
     if center != "own_embedding" and "trained" not in (typed.get("negatives") or {}):
         values["negatives"] = {name: each for name, each in values.get("negatives", {}).items() if name != "trained"}
     stored = values.get("stored") and kind_in(values, "stored")

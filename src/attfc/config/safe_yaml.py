@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from attfc.errors import one_line
+
 __all__ = ["read_yaml", "read_yaml_text"]
 
 MAX_BYTES = 256 * 1024
@@ -68,7 +70,7 @@ def read_yaml(text: str) -> Any:
         raise ValueError(_NESTED) from None
     except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         # Beside YAMLError, of tags and numbers that are none (!!int x, !!timestamp y) PyYAML makes Python's own errors.
-        raise ValueError(" ".join(str(error).split())[:300] or "it cannot be read") from None
+        raise ValueError(one_line(error)[:300]) from None
     finally:
         if loader is not None:
             loader.dispose()

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from attfc.data.text_lines import lines_of
+from attfc.data.text_lines import lines_in_utf8
 from attfc.errors import UserError
+from attfc.typing import Texts
 
 __all__ = ["Attributes", "NamedImages", "common_value", "read_attributes"]
 
@@ -48,12 +48,12 @@ class Attributes:
         notes: what a reader of the figures should know.
     """
 
-    columns: dict[str, npt.NDArray[np.str_]]
+    columns: dict[str, Texts]
     notes: tuple[str, ...] = ()
 
 
-def read_attributes(path: str | Path, store: NamedImages) -> Attributes:
-    """Read a table of attributes and find its images in a store.
+def read_attributes(path: str | Path | None, store: NamedImages) -> Attributes | None:
+    """Read a table of attributes and find its images in a store; None where there is no table.
 
     Images that the table lacks, and rows that name no image, are counted in a note.
 
@@ -61,6 +61,8 @@ def read_attributes(path: str | Path, store: NamedImages) -> Attributes:
         UserError: no such file, not UTF-8, no column beside the image's, two of one name, a row with more fields than columns; a row that
             names two images or an image of two rows; no row that names an image of the store.
     """
+    if path is None:
+        return None
     file = Path(path)
     names, rows, lines = _rows(file)
     image_of: dict[int, int] = {}
@@ -87,14 +89,14 @@ def read_attributes(path: str | Path, store: NamedImages) -> Attributes:
     for number, name in enumerate(names[1:], start=1):
         values = [row[number] for row in rows]
         if long := sum(len(value) > LONGEST for value in values):
-            notes.append(f"{name} has {long:,} values of more than {LONGEST} characters: these are no slices")
+            notes.append(f"{name} has {long:,} values of more than {LONGEST} characters: these are not slices")
         known = [value if len(value) <= LONGEST and value.lower() != "nan" else "" for value in values]
         columns[name], more = _banded(np.array([*known, ""], dtype=np.str_)[row_of])
         notes += [f"{name} {note}" for note in more]
     return Attributes(columns, tuple(notes))
 
 
-def common_value(first_N: npt.NDArray[np.str_], second_N: npt.NDArray[np.str_]) -> npt.NDArray[np.str_]:
+def common_value(first_N: Texts, second_N: Texts) -> Texts:
     """Return the value that both have, "" where they differ.
 
     >>> common_value(np.array(["phone", "gate"]), np.array(["phone", ""])).tolist()
@@ -107,11 +109,7 @@ def _rows(file: Path) -> tuple[list[str], list[list[str]], list[int]]:
     """Return the columns' names, the rows, each as long as these, and the line of each row."""
     names: list[str] = []
     rows, lines, divider = [], [], ","
-    for number, text in lines_of(file, "attributes"):
-        try:
-            line = text.decode("utf-8")
-        except UnicodeDecodeError:
-            raise UserError(f"{file} line {number} is not UTF-8 text: save it as UTF-8") from None
+    for number, line in lines_in_utf8(file, "attributes"):
         if not names:
             divider = "\t" if "\t" in line else ","
         try:
@@ -163,7 +161,7 @@ def _ends(path: str) -> Iterator[str]:
         path = path.partition("/")[2]
 
 
-def _banded(texts: npt.NDArray[np.str_]) -> tuple[npt.NDArray[np.str_], list[str]]:
+def _banded(texts: Texts) -> tuple[Texts, list[str]]:
     """Return the values of a column, cut into bands where they are many numbers; and what to say of it."""
     values, images = np.unique(texts[texts != ""], return_counts=True)
     if all(re.fullmatch(r"\d{4}-\d\d(-\d\d)?", value) for value in values.tolist()):

@@ -7,12 +7,13 @@ encoding is not found: that takes embeddings.
 
 import hashlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
+from attfc.data.index import run_starts
+from attfc.data.loading.workers import in_workers
 from attfc.data.stores.store import Store
 from attfc.typing import Bools, Int64, UInt64
 
@@ -43,31 +44,16 @@ def equal_groups(hashes: UInt64, usable: Bools | None = None) -> tuple[Int64, In
     order = np.arange(len(hashes)) if usable is None else np.flatnonzero(usable)
     order = order[np.argsort(hashes[order], kind="stable")]
     ordered = hashes[order]
-    starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1]))) if len(ordered) else order
+    starts = run_starts(ordered)
     lengths = np.diff(starts, append=len(ordered))
     repeated = lengths > 1
     return order, starts[repeated], lengths[repeated]
-
-
-_worker_examine: Callable[[range], Any] | None = None
-
-
-def _start_worker(examine: Callable[[range], Any]) -> None:
-    global _worker_examine
-    _worker_examine = examine
-
-
-def _examine_in_worker(positions: range) -> Any:
-    assert _worker_examine is not None
-    return _worker_examine(positions)
 
 
 def examine_chunks(
     store: Store, examine: Callable[[Store, range], Found], *, chunk: int = 256, workers: int = 0
 ) -> Iterator[Found]:
     """Yield `examine(store, positions)` for chunks of all positions, in order, a few ahead of the reader.
-
-    A slow reader holds back the workers, not the memory.
 
     Args:
         store: any store.
@@ -80,17 +66,5 @@ def examine_chunks(
     """
     total = len(store)
     chunks = (range(start, min(start + chunk, total)) for start in range(0, total, chunk))
-    if workers < 1:
-        yield from map(partial(examine, store), chunks)
-        return
-    with ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(partial(examine, store),)) as pool:
-        waiting: list[Future[Found]] = []
-        try:
-            for positions in chunks:
-                waiting.append(pool.submit(_examine_in_worker, positions))
-                if len(waiting) > 4 * workers:
-                    yield waiting.pop(0).result()
-            for future in waiting:
-                yield future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    start = partial(partial, examine, store)  # once in each process: the store is not sent with every chunk
+    return map(start(), chunks) if workers < 1 else in_workers(start, chunks, workers)

@@ -16,6 +16,7 @@ from typing import Any, cast
 import numpy as np
 
 from attfc.data.images import BrokenImageError, decode_image, reason_of
+from attfc.data.index import spread
 from attfc.data.stores.folder import EXTENSIONS, FolderStore, refuse_links_out
 from attfc.data.stores.folder_writer import FolderWriter
 from attfc.data.stores.list_file import ListStore
@@ -24,7 +25,7 @@ from attfc.data.stores.packed.packed_writer import PackedWriter
 from attfc.data.stores.store import Store
 from attfc.data.stores.writer import LEFT_OUT, StoreWriter
 from attfc.errors import UserError, nearest
-from attfc.typing import Progress
+from attfc.typing import PathLike, Progress
 
 __all__ = ["Conversion", "convert_store"]
 
@@ -66,7 +67,7 @@ class Conversion:
 
 def convert_store(
     store: Store,
-    destination: str | os.PathLike[str],
+    destination: PathLike,
     *,
     kind: str = "packed",
     progress: Progress | None = None,
@@ -241,7 +242,7 @@ def source_digest(store: Store) -> str:
     index = store.identities
     hasher = hashlib.blake2b(f"{index.images} {len(index)} ".encode(), digest_size=16)
     hasher.update(np.ascontiguousarray(index.offsets, dtype="<i8").tobytes())
-    positions = np.unique(np.linspace(0, len(store) - 1, min(_SAMPLES, len(store)), dtype=np.int64))
+    positions = spread(len(store), _SAMPLES)
     for position, label in zip(positions.tolist(), store.labels(positions).tolist(), strict=True):
         hasher.update(f"{position} {label} {store.where(position)}\0".encode("utf-8", "backslashreplace"))
     return hasher.hexdigest()

@@ -28,6 +28,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from attfc.errors import one_line
 from attfc.typing import UInt8
 
 __all__ = [
@@ -256,5 +257,4 @@ def _decoding(quiet: bool) -> Iterator[None]:
     except (BrokenImageError, MemoryError):
         raise
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise BrokenImageError(f"cannot be decoded ({reason[:200]})") from error
+        raise BrokenImageError(f"cannot be decoded ({one_line(error)[:200]})") from error

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from attfc.errors import UserError
 from attfc.typing import Array, Int64, PathLike
 
-__all__ = ["IdentityIndex", "checked_label", "checked_positions", "offsets_of", "open_array"]
+__all__ = ["IdentityIndex", "checked_label", "checked_positions", "offsets_of", "open_array", "run_starts", "spread"]
 
 _OFFSETS = "offsets.npy"
 _ITEMS = "items.npy"
@@ -80,6 +80,20 @@ def offsets_of(counts: npt.ArrayLike) -> Int64:
     array([0, 2, 5])
     """
     return np.append(0, np.cumsum(counts, dtype=np.int64))
+
+
+def run_starts(ordered: Array) -> Int64:
+    """Return where each run of equal values begins: [5, 5, 7] gives [0, 2]."""
+    return np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)])
+
+
+def spread(total: int, count: int) -> Int64:
+    """Return up to `count` positions of 0 ... total - 1, evenly apart, the first and the last among them.
+
+    >>> spread(9, 3), spread(2, 3)
+    (array([0, 4, 8]), array([0, 1]))
+    """
+    return np.unique(np.linspace(0, total - 1, min(count, total), dtype=np.int64))
 
 
 class IdentityIndex:

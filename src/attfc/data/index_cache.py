@@ -25,7 +25,7 @@ import numpy as np
 from attfc.data.index import IdentityIndex, open_array
 from attfc.data.people.name_table import NameTable
 from attfc.errors import UserError
-from attfc.files import sync
+from attfc.files import cache_home, sync
 from attfc.typing import Int64, PathLike
 
 __all__ = ["RACY_NS", "IndexCache", "Tables", "read_about"]
@@ -144,8 +144,8 @@ class IndexCache:
         if cache is not None:
             self.place = Path(os.path.abspath(cache)) / key
         else:
-            home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-            self.place = Path(home) / "attfc" / key if os.path.isabs(home) else None
+            home = cache_home()
+            self.place = home / "attfc" / key if home.is_absolute() else None
 
     def get(
         self,

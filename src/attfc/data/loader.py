@@ -30,7 +30,7 @@ from attfc.data.loading.decoded_cache import DecodedCache
 from attfc.data.sampling.identity_mix import IdentityMix
 from attfc.data.sampling.query_stream import QueryStream, queries_of
 from attfc.data.stores.store import Store
-from attfc.errors import UserError
+from attfc.errors import UserError, one_line
 
 __all__ = ["AttentionLoader", "Batch"]
 
@@ -270,7 +270,7 @@ class AttentionLoader:
             self.close()
             if self.workers and is_worker_death(error):
                 raise UserError(
-                    f"a loader worker died ({' '.join(str(error).split()) or type(error).__name__}), most often for lack of "
+                    f"a loader worker died ({one_line(error)}), most often for lack of "
                     f"memory: lower workers ({self.workers}) or batch_size ({self.batch_size}), or give /dev/shm more room"
                 ) from error
             raise

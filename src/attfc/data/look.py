@@ -9,9 +9,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from attfc.data.images import BrokenImageError, image_size, reason_of
+from attfc.data.index import spread
 from attfc.data.stores.store import Store
 
 __all__ = ["ImageSizes", "image_sizes"]
@@ -54,7 +53,7 @@ def image_sizes(store: Store, count: int = 200) -> ImageSizes:
     >>> image_sizes(SyntheticFaces(3, 2)).sizes
     {'112 x 112': 6}
     """
-    positions = np.unique(np.linspace(0, len(store) - 1, min(count, len(store)), dtype=np.int64)).tolist()
+    positions = spread(len(store), count).tolist()
     found: Counter[tuple[int, int]] = Counter()
     example: str | None = None
     for position, encoded in zip(positions, store.read_many(positions), strict=True):

@@ -17,7 +17,7 @@ import numpy as np
 
 from attfc.errors import UserError
 from attfc.files import read_at
-from attfc.typing import Bools, Int64, UInt8
+from attfc.typing import Bools, Int64, PathLike, UInt8
 
 __all__ = [
     "BLANK",
@@ -26,6 +26,7 @@ __all__ = [
     "blocks_of",
     "last_before",
     "line_blocks",
+    "lines_in_utf8",
     "lines_of",
     "open_regular",
     "opened",
@@ -100,7 +101,7 @@ def open_regular(path: str | bytes | os.PathLike[str]) -> int:
 
 
 @contextlib.contextmanager
-def opened(path: str | os.PathLike[str], failure: str = "cannot be read") -> Iterator[int]:
+def opened(path: PathLike, failure: str = "cannot be read") -> Iterator[int]:
     """Give the descriptor of a file that `open_regular` opens.
 
     Args:
@@ -119,7 +120,7 @@ def opened(path: str | os.PathLike[str], failure: str = "cannot be read") -> Ite
         raise UserError(f"{os.fspath(path)}: {failure} ({error.strerror or error})") from None
 
 
-def line_blocks(path: str | os.PathLike[str], descriptor: int) -> Iterator[LineBlock]:
+def line_blocks(path: PathLike, descriptor: int) -> Iterator[LineBlock]:
     """Read a text file block by block, from its beginning.
 
     Line ends are LF or CR LF; blanks are spaces, tabs, vertical tabs and form feeds. A UTF-8 byte order mark is skipped.
@@ -170,6 +171,20 @@ def lines_of(path: Path, what: str) -> Iterator[tuple[int, bytes]]:
         text = block.data.tobytes()
         for number, start, end in zip(block.numbers.tolist(), block.starts.tolist(), block.ends.tolist(), strict=True):
             yield number, text[start:end]
+
+
+def lines_in_utf8(path: Path, what: str) -> Iterator[tuple[int, str]]:
+    """Return the number and text of each line as `lines_of` does, decoded.
+
+    Raises:
+        UserError: a line is not UTF-8; those of `blocks_of`.
+    """
+    for number, text in lines_of(path, what):
+        try:
+            line = text.decode("utf-8")
+        except UnicodeDecodeError:
+            raise UserError(f"{path} line {number} is not UTF-8 text: save it as UTF-8") from None
+        yield number, line
 
 
 def _split(path: str, block: bytes, offset: int, first_line: int) -> LineBlock:
@@ -225,20 +240,20 @@ def _refuse_nul(lines: LineBlock, first_line: int) -> None:
         )
 
 
-def _refuse_long(path: str | os.PathLike[str], newlines: Int64, cut: int, first_line: int) -> None:
+def _refuse_long(path: PathLike, newlines: Int64, cut: int, first_line: int) -> None:
     lengths = np.diff(np.concatenate([[-1], newlines, [cut]]))
     if int(lengths.max()) > MAX_LINE_BYTES:
         raise UserError(_too_long(path, first_line + int((lengths > MAX_LINE_BYTES).argmax())))
 
 
-def _too_long(path: str | os.PathLike[str], line: int) -> str:
+def _too_long(path: PathLike, line: int) -> str:
     return (
         f"{os.fspath(path)}: line {line} is longer than {MAX_LINE_BYTES:,} bytes: "
         "no list, or its lines do not end in LF or CR LF"
     )
 
 
-def read_head(path: str | os.PathLike[str], descriptor: int) -> str:
+def read_head(path: PathLike, descriptor: int) -> str:
     """Return the first line, without its line end.
 
     Raises:

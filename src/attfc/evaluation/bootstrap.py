@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attfc.errors import UserError
-from attfc.typing import Float64, Int64
+from attfc.typing import Array, Float64, Int64
 
 __all__ = [
     "FigurePath",
@@ -71,7 +71,7 @@ class IdentityDraw:
         weights *= np.where(first == second, 1.0, self.weights[second])
         return weights
 
-    def linear(self, counts_I: npt.NDArray[Any], pairs: float) -> float:
+    def linear(self, counts_I: Array, pairs: float) -> float:
         """Return the weight of so many non-mated pairs to first order, from how many of them each identity is in.
 
         The sum of w_i + w_j - 1 over the pairs: the product without (w_i - 1)(w_j - 1).
@@ -102,7 +102,7 @@ class PairDraw(IdentityDraw):
         uniform = (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
         return np.searchsorted(self._CUMULATIVE, uniform, side="right").astype(np.float64)
 
-    def linear(self, counts_I: npt.NDArray[Any], pairs: float) -> float:
+    def linear(self, counts_I: Array, pairs: float) -> float:
         """Return the number of pairs: where they are so many, the single one does not matter."""
         return pairs
 
@@ -121,7 +121,7 @@ class Sample(Protocol):
     def figures(self, draw: IdentityDraw) -> dict[FigurePath, float]:
         """Return the figures under the weights of a draw; NaN for one that the draw leaves without a pair."""
 
-    def facts(self) -> dict[str, npt.NDArray[Any]]:
+    def facts(self) -> dict[str, Array]:
         """Return what two samples must have in common for their resamples to be the same people, and their figures comparable."""
 
 

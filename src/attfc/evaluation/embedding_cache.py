@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from attfc.errors import UserError
-from attfc.files import lock, write_json_whole
+from attfc.files import cache_home, lock, write_json_whole
 from attfc.typing import Float32, Progress
 
 __all__ = ["CacheKey", "FaceEmbeddings", "cached_embeddings", "default_cache", "model_digest", "open_embeddings"]
@@ -104,8 +104,7 @@ def model_digest(model: nn.Module) -> str:
 
 def default_cache() -> Path:
     """Return `attfc/embeddings` in the user's cache folder ($XDG_CACHE_HOME or ~/.cache)."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(home) / "attfc" / "embeddings"
+    return cache_home() / "attfc" / "embeddings"
 
 
 def cached_embeddings(

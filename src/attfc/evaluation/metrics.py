@@ -17,7 +17,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,7 @@ from attfc.evaluation.rates import (
     not_stated,
 )
 from attfc.evaluation.unit_rows import cosine_of_pairs, squared_distances_of_pairs, unit_rows
-from attfc.typing import Bools, Float64, Int64
+from attfc.typing import Array, Bools, Float64, Int64
 
 __all__ = [
     "Accepts",
@@ -95,11 +95,6 @@ class PairScores(Figures):
     fold: Int64 = field(repr=False)
     distances: Float64 | None = field(repr=False)
 
-    STATED: ClassVar = (
-        *("pairs", "genuine_pairs", "impostor_pairs", "accuracy", "accuracy_std", "fold_accuracies", "threshold"),
-        *("auc", "eer", "tar_at_far", "notes"),
-    )
-
     @property
     def std(self) -> float:
         """Standard deviation of the accuracy over the folds."""
@@ -128,12 +123,12 @@ def _last_of_value(sorted_P: Float64) -> Int64:
 class Accepts:
     """Weight of false and of true accepts at the distinct scores, falling; the last is that of all pairs, and neither is 0."""
 
-    scores: npt.NDArray[Any]
+    scores: Array
     false: Float64
     true: Float64
 
     @staticmethod
-    def of(scores_P: npt.NDArray[Any], same_P: Bools) -> "Accepts":
+    def of(scores_P: Array, same_P: Bools) -> "Accepts":
         """Return what is accepted at every distinct score, the pairs that score at least that, each pair once.
 
         Each kind is sorted by itself and the two are merged, which is faster than sorting the places of all pairs.
@@ -395,7 +390,7 @@ def evaluate_scores(
 
 
 def evaluate_pairs(
-    embeddings: npt.NDArray[Any] | Tensor,
+    embeddings: Array | Tensor,
     same: npt.ArrayLike,
     folds: int | npt.ArrayLike = 10,
     *,

@@ -7,10 +7,11 @@ together hold no more than the caller allows, and each header is compared with t
 import math
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+
+from attfc.errors import one_line
+from attfc.typing import Array
 
 __all__ = ["read_npz"]
 
@@ -18,7 +19,7 @@ _MOST_MEMBERS = 10_000
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
-def read_npz(file: Path, most_bytes: int | None = None) -> dict[str, npt.NDArray[Any]]:
+def read_npz(file: Path, most_bytes: int | None = None) -> dict[str, Array]:
     """Return all arrays by name.
 
     Args:
@@ -36,12 +37,12 @@ def read_npz(file: Path, most_bytes: int | None = None) -> dict[str, npt.NDArray
     except FileNotFoundError:
         raise
     except Exception as error:  # zlib, zipfile, struct and numpy each have their own, and numpy's include tokenize's
-        raise ValueError(" ".join(str(error).split())[:200] or type(error).__name__) from None
+        raise ValueError(one_line(error)[:200]) from None
 
 
-def _read(file: Path, most_bytes: int | None) -> dict[str, npt.NDArray[Any]]:
+def _read(file: Path, most_bytes: int | None) -> dict[str, Array]:
     size = file.stat().st_size
-    found: dict[str, npt.NDArray[Any]] = {}
+    found: dict[str, Array] = {}
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         allowed = (zipfile.ZIP_STORED,) if most_bytes is None else (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)

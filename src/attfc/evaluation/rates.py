@@ -4,6 +4,7 @@ What every metric of scored pairs requires of its arguments, refused in one line
 JSON types, rates as text (`Figures`).
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -38,14 +39,16 @@ def far_name(far: float) -> str:
     return f"{far:g}"
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class Figures:
-    """A result that states some of its attributes, those named in `STATED`, as they stand in JSON files."""
+    """A result that states some of its attributes as they stand in JSON files: those named in `STATED`, else the fields of its `repr`."""
 
-    STATED: ClassVar[tuple[str, ...]]
+    STATED: ClassVar[tuple[str, ...]] = ()
 
     def figures(self) -> dict[str, Any]:
         """Return the figures: plain JSON types, rates as text, unknown figures as None."""
-        return {name: plain(getattr(self, name)) for name in self.STATED}
+        names = self.STATED or [field.name for field in dataclasses.fields(self) if field.repr]
+        return {name: plain(getattr(self, name)) for name in names}
 
 
 def plain(value: Any) -> Any:

@@ -10,14 +10,12 @@ A file from elsewhere is hostile until read: no pickle, no member larger than th
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from attfc.errors import UserError
 from attfc.evaluation.bootstrap import (
@@ -39,7 +37,7 @@ from attfc.evaluation.protocols.held_out import HeldOutEvaluation
 from attfc.evaluation.samples import PairListSample, SearchSample, ShareSample
 from attfc.evaluation.tail_sample import TailSample
 from attfc.files import written_whole
-from attfc.typing import Progress
+from attfc.typing import Array, PathLike, Progress
 
 __all__ = [
     "Difference",
@@ -307,13 +305,13 @@ def _check_comparable(
             )
 
 
-def save_result(path: str | os.PathLike[str], result: EvaluationResult) -> None:
+def save_result(path: PathLike, result: EvaluationResult) -> None:
     """Write a result in one piece, over an older one.
 
     Raises:
         UserError: it cannot be written.
     """
-    arrays: dict[str, npt.NDArray[Any]] = {}
+    arrays: dict[str, Array] = {}
     listed: list[dict[str, Any]] = []
     for place, samples in result.samples.items():
         for sample in samples:
@@ -331,7 +329,7 @@ def save_result(path: str | os.PathLike[str], result: EvaluationResult) -> None:
         np.savez(file, facts=np.frombuffer(text, dtype=np.uint8), **arrays)  # type: ignore[arg-type]
 
 
-def read_result(path: str | os.PathLike[str]) -> EvaluationResult:
+def read_result(path: PathLike) -> EvaluationResult:
     """Read a result.
 
     Raises:
@@ -367,7 +365,7 @@ def read_result(path: str | os.PathLike[str]) -> EvaluationResult:
         ) from None
 
 
-def _sample(number: int, entry: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> Sample:
+def _sample(number: int, entry: dict[str, Any], arrays: dict[str, Array]) -> Sample:
     kind = _KINDS[entry["kind"]]
     values: dict[str, Any] = {}
     for one in dataclasses.fields(kind):

@@ -10,7 +10,6 @@ Every class computes its figures under any weights in one pass: with weights 1 t
 import functools
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +18,7 @@ from attfc.evaluation.bootstrap import FigurePath, IdentityDraw
 from attfc.evaluation.metrics import PairScores, ScoredPairs
 from attfc.evaluation.people import dominant_person
 from attfc.evaluation.rates import FARS, barred_place, far_name, pairs_needed
-from attfc.typing import Bools, Float64, Int64
+from attfc.typing import Array, Bools, Float64, Int64
 
 __all__ = ["PairListSample", "SearchSample", "ShareSample"]
 
@@ -66,7 +65,7 @@ class PairListSample:
         """Say if one person holds most mated pairs of the list (`Pairs.title`)."""
         return dominant_person(np.bincount(self.first[self.same]), title)
 
-    def facts(self) -> dict[str, npt.NDArray[Any]]:
+    def facts(self) -> dict[str, Array]:
         """Return the pairs, their identities and folds, and the FARs."""
         return {
             "pairs": self.same,
@@ -117,7 +116,7 @@ class ShareSample:
         """The same."""
         return self.identities
 
-    def facts(self) -> dict[str, npt.NDArray[Any]]:
+    def facts(self) -> dict[str, Array]:
         """Return who is searched."""
         return {"probes": self.probe_identities}
 
@@ -160,7 +159,7 @@ class SearchSample:
         """How many identities have a mated probe."""
         return len(np.unique(self.probe_identities))
 
-    def facts(self) -> dict[str, npt.NDArray[Any]]:
+    def facts(self) -> dict[str, Array]:
         """Return who is searched where, and the figures given."""
         return {
             "probes": np.stack([self.probe_identities, self.probe_gallery]),

@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from attfc.evaluation.bootstrap import FigurePath, IdentityDraw
 from attfc.evaluation.metrics import crossing
 from attfc.evaluation.rates import allowed_weight, far_name, pairs_needed
-from attfc.typing import Bools, Float32, Float64, Int64
+from attfc.typing import Array, Bools, Float32, Float64, Int64
 
 __all__ = ["EXACT_IMPOSTORS", "TailSample", "tail_of"]
 
@@ -63,7 +62,7 @@ class TailSample:
 
     @staticmethod
     def of_list(
-        scores: npt.NDArray[Any],
+        scores: Array,
         same: Bools,
         first: Int64,
         second: Int64,
@@ -107,7 +106,7 @@ class TailSample:
         """How many identities have a mated pair."""
         return len(np.unique(self.genuine_identities))
 
-    def facts(self) -> dict[str, npt.NDArray[Any]]:
+    def facts(self) -> dict[str, Array]:
         """Return how many pairs each identity is in, and the FARs."""
         return {
             "mated pairs of the identities": np.bincount(self.genuine_identities, minlength=self.identities),
@@ -216,8 +215,8 @@ class TailSample:
 
 
 def tail_of(
-    genuine: tuple[npt.NDArray[Any], Int64],
-    impostors: tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], Int64],
+    genuine: tuple[Array, Int64],
+    impostors: tuple[Array, Array, Array, Int64],
     exact: int,
     **facts: Any,
 ) -> TailSample:

@@ -1,15 +1,13 @@
 """Embeddings at unit length, and plain cosines and distances of pairs of them; `exact_scores` has scores that are the same everywhere."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from attfc.errors import UserError
-from attfc.typing import Float64, Int64
+from attfc.typing import Array, Float64, Int64
 
 __all__ = ["cosine_of_pairs", "squared_distances_of_pairs", "unit_rows", "unit_tensor", "unusable_rows"]
 
@@ -17,7 +15,7 @@ _CHUNK = 16_384  # rows at a time
 _PAIRS = 65_536  # pairs at a time
 
 
-def unit_rows(vectors: npt.NDArray[Any] | Tensor) -> Float64:
+def unit_rows(vectors: Array | Tensor) -> Float64:
     """Return the rows at length 1, in float64 on the CPU.
 
     Raises:
@@ -39,13 +37,13 @@ def unit_rows(vectors: npt.NDArray[Any] | Tensor) -> Float64:
     return np.asarray(scaled / np.linalg.norm(scaled, axis=1, keepdims=True), dtype=np.float64)
 
 
-def _float64(vectors: npt.NDArray[Any] | Tensor) -> Float64:
+def _float64(vectors: Array | Tensor) -> Float64:
     if isinstance(vectors, Tensor):
         vectors = vectors.detach().to("cpu", torch.float64).numpy()
     return np.asarray(vectors, dtype=np.float64)
 
 
-def unusable_rows(embeddings: npt.NDArray[Any] | Tensor) -> Int64:
+def unusable_rows(embeddings: Array | Tensor) -> Int64:
     """Return the rows that have no direction: NaN, infinity or all zeros. (N, D) -> rising row numbers."""
     usable_N = np.empty(len(embeddings), dtype=np.bool_)
     for start in range(0, len(embeddings), _CHUNK):
@@ -55,7 +53,7 @@ def unusable_rows(embeddings: npt.NDArray[Any] | Tensor) -> Int64:
 
 
 def unit_tensor(
-    embeddings: npt.NDArray[Any] | Tensor,
+    embeddings: Array | Tensor,
     device: torch.device | str | None = None,
     order: Int64 | None = None,
 ) -> Tensor:
@@ -91,18 +89,18 @@ def unit_tensor(
     return rows_MD
 
 
-def cosine_of_pairs(unit_ND: npt.NDArray[Any], first_P: Int64, second_P: Int64) -> Float64:
+def cosine_of_pairs(unit_ND: Array, first_P: Int64, second_P: Int64) -> Float64:
     """Return the cosines of pairs of unit rows, (P,) float64, 65,536 pairs at a time."""
     return _of_pairs(unit_ND, first_P, second_P, lambda left, right: np.einsum("pd,pd->p", left, right))
 
 
-def squared_distances_of_pairs(unit_ND: npt.NDArray[Any], first_P: Int64, second_P: Int64) -> Float64:
+def squared_distances_of_pairs(unit_ND: Array, first_P: Int64, second_P: Int64) -> Float64:
     """Return |a - b|^2 of pairs of rows, (P,) float64, from the differences as the published scripts do, not as 2 - 2 cos."""
     return _of_pairs(unit_ND, first_P, second_P, lambda left, right: np.sum(np.square(left - right), axis=1))
 
 
 def _of_pairs(
-    unit_ND: npt.NDArray[Any], first_P: Int64, second_P: Int64, measure: Callable[[Float64, Float64], Float64]
+    unit_ND: Array, first_P: Int64, second_P: Int64, measure: Callable[[Float64, Float64], Float64]
 ) -> Float64:
     found = np.empty(len(first_P), dtype=np.float64)
     for start in range(0, len(first_P), _PAIRS):

@@ -14,10 +14,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from attfc.data.index import spread
 from attfc.data.stores.store import Store
 from attfc.data.stores.synthetic import SyntheticFaces
 from attfc.errors import UserError, first_line
@@ -177,7 +177,7 @@ def export_hub_folder(
         written = save_model(folder / "model", backbone, config)
         point = point_of(facts)
         if point is not None:
-            digest = replace(facts, path=written).digest
+            digest = replace(facts, path=written, external=()).digest
             point.model_copy(update={"digest": digest}).write(beside(written))
         (written / "README.md").write_text(model_card(facts, precision, point), encoding="utf-8")
         return written
@@ -309,7 +309,7 @@ def _saved(proto: Any, path: Path) -> Path:
 def _images(store: Store | None, size: int, most: int = CHECK_IMAGES) -> tuple[Tensor, str]:
     """Return up to `most` images (N, 3, S, S), RGB in [-1, 1], spread over the store."""
     source = SyntheticFaces(CHECK_IMAGES // 2, 2, seed=0) if store is None else store
-    positions = np.unique(np.linspace(0, len(source) - 1, min(most, len(source))).astype(np.int64))
+    positions = spread(len(source), most)
     if not len(positions):
         raise UserError(f"{source.name}: no images to check the export with")
     images = source.images(positions, size)

@@ -16,11 +16,11 @@ from PIL import Image, ImageOps
 
 from attfc.data import CombinedStore, Store, open_store
 from attfc.data.images import BrokenImageError, image_facts
-from attfc.data.index import IdentityIndex
+from attfc.data.index import IdentityIndex, spread
 from attfc.data.stores.folder import EXTENSIONS
 from attfc.data.stores.store import EncodedStore
-from attfc.errors import UserError
-from attfc.typing import Int64, Progress, UInt8
+from attfc.errors import UserError, one_line
+from attfc.typing import Array, Int64, PathLike, Progress, UInt8
 
 __all__ = ["FaceList", "notes_of_images", "open_faces"]
 
@@ -79,7 +79,7 @@ class FaceList(EncodedStore):
             stream = io.BytesIO()
             (image if lossless == "PNG" or image.mode == "RGB" else image.convert("RGB")).save(stream, lossless)
         except (OSError, ValueError, SyntaxError) as error:
-            raise BrokenImageError(" ".join(str(error).split())[:200]) from None
+            raise BrokenImageError(one_line(error)[:200]) from None
         return stream.getvalue(), position
 
     def labels(self, positions: npt.ArrayLike) -> Int64:
@@ -111,7 +111,7 @@ class _MixedFaces(CombinedStore):
 def open_faces(
     images: Any,
     *,
-    cache: str | os.PathLike[str] | None = None,
+    cache: PathLike | None = None,
     progress: Progress | None = None,
 ) -> Store:
     """Open faces of any kind as one store, in the order given.
@@ -169,7 +169,7 @@ def open_faces(
 
 def notes_of_images(store: Store, image_size: int) -> list[str]:
     """Look at up to 64 images and say what does not look like an aligned face: not square, or far larger than the model's input."""
-    positions = np.unique(np.linspace(0, len(store) - 1, min(LOOKED_AT, len(store))).astype(np.int64)).tolist()
+    positions = spread(len(store), LOOKED_AT).tolist()
     oblong, large, first = 0, 0, ""
     most = max(2 * image_size, 224)
     for position in positions:
@@ -210,7 +210,7 @@ def _images_directly_in(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _checked(array: npt.NDArray[Any]) -> list[Face]:
+def _checked(array: Array) -> list[Face]:
     batch = array[None] if array.ndim == 3 else array
     if array.dtype != np.uint8 or batch.ndim != 4 or batch.shape[3] != 3 or 0 in batch.shape[1:]:
         raise UserError(

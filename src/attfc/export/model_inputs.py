@@ -44,6 +44,7 @@ class ModelFacts:
             started from.
         notes: what a reader of its figures should know: what was assumed, converted or removed.
         operating_point: of an ONNX file, the JSON text in its metadata.
+        external: of an ONNX file, the other files that hold its weights.
     """
 
     path: Path
@@ -56,13 +57,13 @@ class ModelFacts:
     training_data: Any
     notes: tuple[str, ...]
     operating_point: str = ""
+    external: tuple[Path, ...] = ()
 
     @cached_property
     def digest(self) -> str:
-        """The SHA-256 of its file: of the weights, or the graph."""
+        """The SHA-256 of its file: of the weights, or the graph with the weights that it keeps in other files."""
         path = self.path / WEIGHTS if self.path.is_dir() else self.path
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return _hash_of((path, *self.external), "sha256").hex()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the facts as plain JSON types."""
@@ -109,8 +110,17 @@ def contents_digest(module: nn.Module, facts: ModelFacts) -> str:
     key = CacheKey(facts.network, facts.colours, sorted(facts.options.items()))
     if facts.kind != "ONNX":
         return key.add("weights", model_digest(module).encode()).digest
-    with facts.path.open("rb") as file:
-        return key.add("file", hashlib.file_digest(file, "blake2b").digest()).digest
+    return key.add("file", _hash_of((facts.path, *facts.external), "blake2b")).digest
+
+
+def _hash_of(paths: Iterable[Path], kind: str) -> bytes:
+    """Return the hash of files, one after the other."""
+    hasher = hashlib.new(kind)
+    for path in paths:
+        with path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                hasher.update(piece)
+    return hasher.digest()
 
 
 def open_model(
@@ -203,7 +213,7 @@ def _open_onnx(path: Path, said: Mapping[str, Any], device: str) -> tuple[nn.Mod
         notes = (*notes, f"the file runs batches of {facts.batch} only: images are fed in such batches")
     network = metadata.get("network", model.name)
     module, found = _found(path, "ONNX", network, model, colours, _training_data(stated, said), notes)
-    return module, replace(found, operating_point=metadata.get(METADATA, ""))
+    return module, replace(found, operating_point=metadata.get(METADATA, ""), external=facts.external)
 
 
 def _found(

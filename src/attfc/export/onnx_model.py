@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from attfc.errors import UserError, first_line
 from attfc.export.colours import COLOUR_KEYS, OURS, Colours
 from attfc.training.model_files import LARGEST_EMBEDDING, LARGEST_IMAGE
-from attfc.typing import Float32, Float64
+from attfc.typing import Array, Float32, Float64
 
 __all__ = ["OnnxFacts", "OnnxModel"]
 
@@ -62,7 +61,7 @@ class OnnxFacts:
     def __init__(self, path: Path) -> None:
         self.path = path = Path(path)
         model = _parse(path)
-        _check_external(path, model)
+        self.external = _check_external(path, model)
         graph = model.graph
         weights = {tensor.name for tensor in graph.initializer}
         inputs = [value for value in graph.input if value.name not in weights]
@@ -170,7 +169,7 @@ class OnnxModel(nn.Module):
         rows = [self._run(images[start : start + step], step) for start in range(0, len(images), step)]
         return torch.from_numpy(np.concatenate(rows)).to(x.device)
 
-    def _run(self, images: npt.NDArray[Any], step: int) -> Float32:
+    def _run(self, images: Array, step: int) -> Float32:
         count = len(images)
         if self.facts.batch is not None and count < step:
             images = np.concatenate([images, np.zeros((step - count, *images.shape[1:]), images.dtype)])
@@ -207,9 +206,9 @@ def _parse(path: Path) -> Any:
     return model
 
 
-def _check_external(path: Path, model: Any) -> None:
-    """Refuse weights that are kept anywhere but in plain files of the model's own folder."""
-    folder, total = path.parent.resolve(), 0
+def _check_external(path: Path, model: Any) -> tuple[Path, ...]:
+    """Return the other files that hold weights, sorted; refuse any but plain files of the model's own folder."""
+    folder, total, found = path.parent.resolve(), 0, set()
     for tensor in _tensors(model):
         if tensor.data_location != EXTERNAL:
             continue
@@ -230,6 +229,8 @@ def _check_external(path: Path, model: Any) -> None:
         total += length or target.stat().st_size
         if total > LARGEST_WEIGHTS:
             raise UserError(f"{path}: its weights have more than {LARGEST_WEIGHTS:,} bytes: no face network has that")
+        found.add(target)
+    return tuple(sorted(found))
 
 
 def _tensors(message: Any) -> Iterator[Any]:

@@ -30,13 +30,14 @@ from attfc.evaluation.report.thresholds import lowest_far, thresholds_of
 from attfc.evaluation.unit_rows import unit_tensor
 from attfc.export.face_list import FaceList, open_faces
 from attfc.export.face_model import FaceModel
-from attfc.gallery.database import Facts
+from attfc.gallery.database import DATABASE, Facts
 from attfc.gallery.templates import Template, TemplateStore, now
-from attfc.typing import Float32, Progress
+from attfc.typing import Float32, PathLike, Progress
 
 __all__ = ["Added", "Gallery", "Match", "Removed", "named", "plain", "strangers_named"]
 
 LONGEST_NAME = 200  # characters
+NewImages = tuple[str, list[tuple[int, bytes]]]  # a person's name, and position and digest of images that are new to it
 AT_ONCE = 2048  # images of whole people that are embedded, then added in one transaction
 
 
@@ -136,11 +137,11 @@ class Gallery:
     @classmethod
     def create(
         cls,
-        folder: str | os.PathLike[str],
+        folder: PathLike,
         model: FaceModel,
         *,
         far: float | None = None,
-        evaluation: str | os.PathLike[str] | None = None,
+        evaluation: PathLike | None = None,
         flip: bool = True,
     ) -> "Gallery":
         """Make an empty gallery, or give one of the same model other thresholds.
@@ -155,7 +156,8 @@ class Gallery:
             flip: add the embedding of the mirror image, as evaluation does.
 
         Raises:
-            UserError: the folder holds something else; the evaluation is of another model, or does not state the rate.
+            UserError: the folder holds something else; the evaluation is of another model, of embeddings that differ in `flip`, or does not
+                state the rate.
         """
         path = Path(os.path.expanduser(folder))
         facts, when = model.facts, now()
@@ -163,6 +165,14 @@ class Gallery:
         known, source, point = thresholds_of(facts, named)
         if far is None and point is not None:
             far = point.asked_fmr
+        if flip != (point is None or point.flip):  # a threshold is one of embeddings made the same way
+            if far is not None and known:
+                there, here = ("without", "with") if flip else ("with", "without")
+                raise UserError(
+                    f"{source} states thresholds of embeddings {there} mirror images, and {'--flip' if flip else '--no-flip'} makes them {here}: "
+                    "leave it out, or give no --far and no operating point for scores alone"
+                )
+            known, source = {}, ""
         if far is not None and far not in known:
             stated = ", ".join(f"{rate:g}" for rate in sorted(known))
             raise UserError(
@@ -184,7 +194,8 @@ class Gallery:
             created=when,
             changed=when,
         )
-        if (path / "gallery.sqlite").is_file() and (path / "gallery.sqlite").stat().st_size:
+        database = path / DATABASE
+        if database.is_file() and database.stat().st_size:
             gallery = cls.open(path, model)
             gallery._renew(made)
             return gallery
@@ -202,7 +213,7 @@ class Gallery:
         self.facts = self._store.facts
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str], model: FaceModel | None = None) -> "Gallery":
+    def open(cls, folder: PathLike, model: FaceModel | None = None) -> "Gallery":
         """Open a gallery; nothing in it is executed, and what a killed process left is cleaned.
 
         Args:
@@ -282,10 +293,8 @@ class Gallery:
         done, asked = Added(), len(store)
         looked = 0
         for people in _some_at_a_time(self._new_images(store, name, done)):
-            positions = [position for _, images_of in people for position, _ in images_of]
-            if positions:
-                self._embed(store, people, positions, Embedder.of(self._embedder(batch_size, workers)), done)
-            looked += len(positions)
+            self._embed(store, people, Embedder.of(self._embedder(batch_size, workers)), done)
+            looked += sum(len(images_of) for _, images_of in people)
             if progress is not None:
                 progress(min(looked + done.known + len(done.left_out), asked), asked)
         if not done.templates and not done.known:
@@ -299,8 +308,8 @@ class Gallery:
             raise UserError(f"{self.folder} was opened without a model: images need one, {self.facts.model}")
         return Embedder(self.model.module, batch_size, self.facts.flip, self.model.device, workers)
 
-    def _new_images(self, store: Store, name: str | None, done: Added) -> Iterator[tuple[str, list[tuple[int, bytes]]]]:
-        """Yield each person with (position, digest) of the images that are new to it."""
+    def _new_images(self, store: Store, name: str | None, done: Added) -> Iterator[NewImages]:
+        """Yield each person who has any."""
         labels = (
             [(name, np.arange(len(store)))]
             if name is not None
@@ -325,15 +334,8 @@ class Gallery:
             if new:
                 yield person, new
 
-    def _embed(
-        self,
-        store: Store,
-        people: Sequence[tuple[str, list[tuple[int, bytes]]]],
-        positions: Sequence[int],
-        embedder: Embedder,
-        done: Added,
-    ) -> None:
-        found = embedder.embed(store, positions)
+    def _embed(self, store: Store, people: Sequence[NewImages], embedder: Embedder, done: Added) -> None:
+        found = embedder.embed(store, [position for _, images in people for position, _ in images])
         done.left_out += found.left_out
         owner_N = np.repeat(np.arange(len(people)), [len(images) for _, images in people])
         if not found.valid.any():
@@ -430,11 +432,9 @@ class Gallery:
         return {**self._store.counts(), **self.facts.model_dump(mode="json"), "threshold": self.facts.threshold}
 
 
-def _some_at_a_time(
-    people: Iterable[tuple[str, list[tuple[int, bytes]]]],
-) -> Iterator[list[tuple[str, list[tuple[int, bytes]]]]]:
+def _some_at_a_time(people: Iterable[NewImages]) -> Iterator[list[NewImages]]:
     """Yield people together until they have AT_ONCE images."""
-    waiting: list[tuple[str, list[tuple[int, bytes]]]] = []
+    waiting: list[NewImages] = []
     for person in people:
         waiting.append(person)
         if sum(len(images) for _, images in waiting) >= AT_ONCE:

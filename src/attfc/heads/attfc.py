@@ -22,15 +22,7 @@ from attfc.config.option import Option
 from attfc.config.profiles import usual_scale
 from attfc.distributed import Ranks
 from attfc.errors import UserError
-from attfc.heads.banks.bank import (
-    Bank,
-    Batch,
-    Negatives,
-    Recalled,
-    find_sorted,
-    last_occurrence,
-    merge_centers,
-)
+from attfc.heads.banks.bank import Bank, Batch, Negatives, Recalled, find_sorted, last_occurrence, merge_centers
 from attfc.heads.banks.images import ImageMemory
 from attfc.heads.banks.kept_rows import KeptRows
 from attfc.heads.banks.recent import RecentCenters
@@ -152,7 +144,7 @@ class AttFC(Head):
         if remembers and stored is None and isinstance(negatives, RecentCenters):
             stored = ImageMemory()
         stored = None if stored is negatives else stored
-        _refuse_misfits(center, negatives, stored, in_batch)
+        _refuse_misfits(center, negatives, stored, in_batch, identities)
         self.identities = identities
         self.center = center
         self.in_batch = in_batch
@@ -387,12 +379,12 @@ class AttFC(Head):
         return super().statistics()
 
     def footprint(self, batch: int, *, cached: bool = True) -> HeadMemory:
-        """The banks, a pass over the negatives, what a step makes of queries and keys, and the rows that a bank trains."""
+        """The banks, a pass over the negatives, what a step makes of queries, keys and groups, and the rows that a bank trains."""
         everyone, block_mib = batch * self.ranks.size, self.streaming["block_mib"]
         held = sum(bank.footprint(everyone, block_mib, cached)[0] for bank in self.banks)
         held += sum(buffer.nbytes for buffer in self.center.buffers())
         _, working, streamed = self.negatives.footprint(everyone, block_mib, cached)
-        working += everyone * self.embedding_size * 4 * (self.keys_per_query + 6)
+        working += everyone * self.embedding_size * 4 * (self.keys_per_query + getattr(self.center, "group", 0) + 6)
         trained = sum(rows.nbytes for rows in self.parameters())
         dense = trained // (4 * self.embedding_size)
         # Backward: rows of unit length, and three gradients on the way to theirs; before it cosines, weights, and which count.
@@ -411,8 +403,16 @@ def _refuse_strangers(center: CenterRule, negatives: Bank | None, stored: Bank |
             raise UserError(f"AttFC: {name} is {part!r}: give {example}")
 
 
-def _refuse_misfits(center: CenterRule, negatives: Bank, stored: Bank | None, in_batch: str) -> None:
+def _refuse_misfits(
+    center: CenterRule, negatives: Bank, stored: Bank | None, in_batch: str, identities: int | None
+) -> None:
     """Refuse parts that do not go together."""
+    counts = center.image_counts if isinstance(center, OwnEmbedding) else None
+    if counts is not None and len(counts) != identities:
+        raise UserError(
+            f"OwnEmbedding(image_counts=...) has the images of {len(counts)} identities, and the head {identities} identities: "
+            "pass the number of images of each"
+        )
     rule, bank, other = (type(part).__name__ for part in (center, negatives, stored))
     if in_batch == "push" and isinstance(center, KeyAttention):
         raise UserError(

@@ -145,7 +145,8 @@ class FullFC(TrainedRows):
             memory and time.
         past: M embeddings of past steps that train the rows too (BroadFace); in one process, with one row per identity. 0: none.
         filter_above, filtering, filter_gap, images, block_mib: as every head (`Head`).
-        ranks: as every head; `weight` is then the block `shard` of the rows, whose gradient is that of the mean over all ranks.
+        ranks: as every head; `weight` is then the block `shard` of the rows. Its gradient is divided by the number of ranks already: that of the
+            mean over all of them. A loop of your own averages the gradient of the network alone (`keep_apart`).
 
     `weight` (N, K D) float32 is a parameter, normal with standard deviation 0.01 as in arcface_torch. It is not normalized in
     storage, so weight decay shortens its rows, which raises their effective learning rate.

@@ -166,6 +166,21 @@ class Head(nn.Module):
         state = self.state_dict()
         return state | {name: shard.gather(state[name], self.ranks) for name, shard in self.row_shards().items()}
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        # torch.save keeps the metadata; an entry more would keep states of other versions from loading.
+        if self.row_shards():
+            getattr(destination, "_metadata", {}).get(prefix[:-1], {})["rank"] = self.ranks.rank, self.ranks.size
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        own = (self.ranks.rank, self.ranks.size)
+        if (saved := args[0].get("rank", own)) != own:
+            raise UserError(
+                f"this state has the part of the rows that rank {saved[0]} of {saved[1]} holds, and this is rank {own[0]} of {own[1]}. "
+                "Save head.full_state_dict() in place of state_dict(): any rank of any number loads it"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def keep_apart(self, module: nn.Module) -> None:
         """Have DistributedDataParallel leave this head alone where it will wrap `module`, of which the head is a part: each rank has rows of its own.
 

@@ -57,5 +57,10 @@ class SetAside(nn.Module):
             self.seen = self.seen + everyone
         return torch.where(aside_B, 0.0, loss_B), aside_B
 
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
+        for name, own in self.named_buffers():  # a checkpoint made before images were set aside: its first epoch is now
+            state_dict.setdefault(prefix + name, own)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def extra_repr(self) -> str:
         return f"above={self.above:g}, gap={self.gap:g}, images={self.images}"

@@ -1,27 +1,49 @@
 """Tables and figures of what was measured here, from its records and nothing else: the speed of the heads, and studies.
 
 A row of a study is a variant: mean and standard deviation over seeds, and the paired difference to the reference (same seeds, same people). `-` in
-the speed tables is a size that was tried and did not fit. Colours are those of Okabe and Ito, and a grey; lines differ in dash and marker too. An SVG
-is a function of the records: no date, no random ids.
+the speed tables is a size that was tried and did not fit. Figures are drawn as those of the reports are, with their result as a title, and show four
+series at most. An SVG is a function of the records: no date, no random ids.
 """
 
-import io
+import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from attfc.errors import UserError
+from attfc.evaluation.report.drawing import (
+    INK,
+    MARKERS,
+    MOST_SERIES,
+    MUTED,
+    SERIES,
+    STYLES,
+    drawing,
+    label_ends,
+    own_file,
+    svg_of,
+    write,
+)
 from attfc.lab.study_verdict import difference
 
 __all__ = [
     "FIGURES",
+    "Panel",
+    "curve_of",
+    "end_of",
+    "in_1_2_5",
     "markdown_table",
+    "panels_figure",
     "speed_figure",
     "speed_tables",
     "split_of",
     "spread",
     "study_figure",
     "study_table",
+    "undisturbed",
 ]
 
 FIGURES = {
@@ -33,17 +55,12 @@ FIGURES = {
     "faces": {
         "tar_at_far/0.01": "TAR at FAR 1e-2",
         "tar_at_far/0.001": "TAR at FAR 1e-3",
-        "person_balanced_tar_at_far/0.01": "each person alike, 1e-2",
-        "person_balanced_tar_at_far/0.001": "each person alike, 1e-3",
+        "person_balanced_tar_at_far/0.01": "person-balanced, 1e-2",
+        "person_balanced_tar_at_far/0.001": "person-balanced, 1e-3",
         "rank_one": "rank-1",
     },
 }
 """Columns of a world's tables: name in the records -> title; the first is what variants are compared by where cells keep no hits of each person."""
-
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#777777")
-_DASHES = ("-", "--", "-.", ":")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-_COLUMN_STYLES = (("#D55E00", "s", "-"), ("#E69F00", "^", "--"), ("#0072B2", "o", "-"), ("#009E73", "D", "-."))
 
 Record = dict[str, Any]
 
@@ -69,21 +86,6 @@ def spread(values: Sequence[float], form: str = ".3f") -> str:
         return "-"
     mean = f"{statistics.mean(values):{form}}"
     return f"{mean} ± {statistics.stdev(values):.3f}" if len(values) > 1 else mean
-
-
-def _svg(draw: Callable[[Any], None], size: tuple[float, float], font_size: float = 10.0) -> str:
-    """Return what `draw` puts on a new figure of that size in inches."""
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context({"svg.hashsalt": "attfc", "svg.fonttype": "none", "font.size": font_size}):
-        page = Figure(figsize=size, layout="constrained")
-        FigureCanvasSVG(page)
-        draw(page)
-        out = io.StringIO()
-        page.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
 def study_table(
@@ -156,61 +158,130 @@ def _verdicts(groups: dict[str, list[Record]], figures: dict[str, str], referenc
     return f"\n{markdown_table(titles, rows)}\n" if rows else ""
 
 
-def study_figure(records: list[Record], figure: str, title: str, split: str | None = None) -> str:
-    """Return an SVG: the figure against seconds of training (mean of the curves), and at the end against the head's memory.
+def undisturbed(records: list[Record]) -> list[Record]:
+    """Return the cells whose seconds can be compared: of one kind of processor, that of most, with no more load than it has cores."""
+    machines = [record.get("environment", {}).get("machine", {}) for record in records]
+    quiet = [
+        (machine.get("processor"), record)
+        for machine, record in zip(machines, records, strict=True)
+        if record.get("load_average", math.inf) <= machine.get("cores", 0) + 0.5
+    ]
+    most = Counter(processor for processor, _ in quiet).most_common(1)
+    return [record for processor, record in quiet if processor == most[0][0]]
+
+
+class Panel(NamedTuple):
+    """One panel of a figure.
+
+    Attributes:
+        x_title, y_title: of its axes; panels of one y title share its scale.
+        lines: name of a series -> its x, its y, and the standard deviation of y.
+        shape: what is done to the axes beside.
+    """
+
+    x_title: str
+    y_title: str
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[float]]]
+    shape: Callable[[Any], object] = lambda axes: None
+
+
+def panels_figure(names: Sequence[str], panels: Sequence[Panel], title: str, below: str) -> str:
+    """Return an SVG file of panels one below the other, the same series (four at most) in each, named where they end."""
+    with drawing(0.2 + 2.5 * len(panels), panels=len(panels)) as drawn:
+        first: dict[str, Any] = {}
+        for panel, axes in zip(panels, np.atleast_1d(drawn).tolist(), strict=True):
+            if first.setdefault(panel.y_title, axes) is not axes:
+                axes.sharey(first[panel.y_title])
+            for name, colour, line, marker in zip(names, SERIES, STYLES, MARKERS, strict=False):
+                xs, ys, spreads = panel.lines[name]
+                bars = list(spreads) if any(spreads) else None
+                axes.errorbar(xs, ys, bars, color=colour, linestyle=line, marker=marker, markersize=4, capsize=3)
+            axes.set(xlabel=panel.x_title, ylabel=panel.y_title)
+            panel.shape(axes)
+        for panel, axes in zip(panels, np.atleast_1d(drawn).tolist(), strict=True):
+            drawn_lines = [(*panel.lines[name], name, colour) for name, colour in zip(names, SERIES, strict=False)]
+            label_ends(axes, [(xs[-1], ys[-1], name, colour) for xs, ys, _, name, colour in drawn_lines if xs])
+        svg = svg_of(axes, title, "figure")
+    return own_file(svg, title, below)
+
+
+def study_figure(records: list[Record], figure: str, title: str) -> str:
+    """Return an SVG: the figure along training, of the best variant of each head, four at most, with the memory of the head.
+
+    Along seconds where all of these ran undisturbed on one kind of machine, else along steps.
 
     Args:
         records: of `study_records`. The curve is on validation people in the vector world, on all people kept aside with faces.
-        figure: such as "tar_at_far/0.0001".
+        figure: such as "tar_at_far/0.0001". title: its name.
 
     Raises:
         UserError: no cell has the figure along its run: faces without `eval.every`.
     """
-    drawn = [record for record in records if any(figure in point for point in record.get("curve", []))]
+    drawn = [record for record in _sound(records) if any(figure in point for point in record.get("curve", []))]
     if not drawn:
         raise UserError(
             f"no cell has {figure} along its run: give the study eval.every=... among its overrides, and run it again"
         )
-    split = split or split_of(drawn)
-    curve_of = "validation people" if drawn[0]["world"]["kind"] == "vectors" else "all people kept aside"
+    split = split_of(drawn)
+    groups = _by_variant(drawn)
+    best: dict[str, str] = {}
+    for variant in sorted(groups, key=lambda variant: _on_others(groups[variant], figure)):
+        best[_head_of(groups[variant][0])] = variant  # the last one is the best
+    ends = {variant: end_of(groups[variant], figure, split) for variant in best.values()}
+    shown = sorted(ends, key=lambda variant: -ends[variant][1])[:MOST_SERIES]
+    told = [f"{variant} {ends[variant][1]:.1f} %" for variant in shown]
+    shown.sort(key=lambda variant: _head_of(groups[variant][0]))
+    names = {variant: f"{variant} ({ends[variant][0]:.1f} MiB)" for variant in shown}
+    cells = [record for variant in shown for record in groups[variant]]
+    timed = len(undisturbed(cells)) == len(cells)
+    lines = {
+        name: (*curve_of(groups[variant], figure, "seconds" if timed else "step"), ())
+        for variant, name in names.items()
+    }
+    people = "validation people" if drawn[0]["world"]["kind"] == "vectors" else _SPLITS["all"]
+    below = f"Curves: {people}. Title: {_SPLITS[split]}, at the end. The best variant of each head, and the memory of the head."
+    panel = Panel(
+        f"{'seconds' if timed else 'steps'} of training", f"{title}, %", lines, in_1_2_5 if timed else lambda axes: None
+    )
+    return panels_figure([*names.values()], [panel], f"{title}: {', '.join(told)}", below)
 
-    def draw(page: Any) -> None:
-        from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-        time_axes, memory_axes = page.subplots(1, 2)
-        for number, (variant, group) in enumerate(_by_variant(drawn).items()):
-            sound = _sound(group)
-            if not sound:
-                continue
-            turn, place = divmod(number, len(_COLOURS))
-            style = {
-                "color": _COLOURS[place],
-                "marker": _MARKERS[place],
-                "linestyle": _DASHES[(number + turn) % len(_DASHES)],
-                "markersize": 4,
-                "markerfacecolor": "white" if turn % 2 else None,  # the ninth is like the first, but hollow
-                "label": variant,
-            }
-            points = list(zip(*([p for p in record["curve"] if figure in p] for record in sound), strict=False))
-            seconds, rates = (
-                [statistics.mean(point[key] for point in each) for each in points] for key in ("seconds", figure)
-            )
-            time_axes.plot(seconds, rates, **style)
-            ends = [record["figures"][split][figure] for record in sound]
-            memory = statistics.mean(record["head_bytes"] for record in sound) / 2**20
-            error = statistics.stdev(ends) if len(ends) > 1 else 0.0
-            memory_axes.errorbar(memory, statistics.mean(ends), yerr=error, capsize=3, **style)
-        time_axes.set(xlabel="seconds of training", ylabel=f"{title}, {curve_of}")
-        memory_axes.set(xlabel="memory of the head, MiB", ylabel=f"{title}, test people")
-        for axes in (time_axes, memory_axes):
-            axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-            axes.xaxis.set_minor_formatter(NullFormatter())
-            axes.grid(visible=True, alpha=0.3)
-        page.legend(*time_axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+_SPLITS = {"test": "test people", "validation": "validation people", "all": "all people kept aside"}
 
-    return _svg(draw, (9.5, 4.0), font_size=9)
+
+def _on_others(group: list[Record], figure: str) -> float:
+    """A figure at the end by which a variant is chosen: of the validation people, where the cells have them."""
+    return float(statistics.mean(record["figures"].get("validation", record["curve"][-1])[figure] for record in group))
+
+
+def curve_of(group: list[Record], figure: str, x_name: str) -> tuple[list[float], list[float]]:
+    """Return means over the cells of a variant along their runs: "step" or "seconds", and the figure in percent."""
+    points = list(zip(*([p for p in record["curve"] if figure in p] for record in group), strict=False))
+    xs, rates = ([statistics.mean(point[key] for point in each) for each in points] for key in (x_name, figure))
+    return xs, [100 * rate for rate in rates]
+
+
+def end_of(group: list[Record], figure: str, split: str) -> tuple[float, float, float]:
+    """Return the memory of a variant's head in MiB, the mean of its figure in percent, and the standard deviation over seeds."""
+    rates = [100 * record["figures"][split][figure] for record in group]
+    memory = statistics.mean(record["head_bytes"] for record in group) / 2**20
+    return memory, statistics.mean(rates), statistics.stdev(rates) if len(rates) > 1 else 0.0
+
+
+def _head_of(record: Record) -> str:
+    """The head of a cell; its variant where the record does not tell."""
+    head = record.get("config", {}).get("head", {})
+    return str(head.get("kind") or head.get("name") or record["variant"])
+
+
+def in_1_2_5(axes: Any) -> None:
+    """Make x logarithmic, over few powers of ten."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=20))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _by_variant(records: list[Record]) -> dict[str, list[Record]]:
@@ -266,43 +337,41 @@ def _by_mode(results: dict[str, Any]) -> dict[str, dict[int, dict[str, Record]]]
 
 
 def speed_figure(settings: dict[str, Any], columns: dict[str, str], results: dict[str, Any]) -> str:
-    """Return the figure as SVG: samples per second above, memory below, a column for heads alone and one with the network."""
-    modes = _by_mode(results)
+    """Return the figure as SVG: samples per second above, memory below, against identities; with the network where it was measured."""
+    mode, sizes = list(_by_mode(results).items())[-1]
     budget = settings["budget_gib"]
 
-    def draw(page: Any) -> None:
-        grid = page.subplots(2, len(modes), sharex=True, sharey="row", squeeze=False)
-        for (speed, memory), (mode, sizes) in zip(grid.T, modes.items(), strict=True):
-            for (column, title), (colour, marker, dash) in zip(columns.items(), _COLUMN_STYLES, strict=True):
-                cells = {size: row[column] for size, row in sizes.items() if row[column]["fits"]}
-                style = {"color": colour, "marker": marker, "linestyle": dash, "markersize": 5, "linewidth": 1.8}
-                speed.plot([*cells], [cell["samples_per_second"] for cell in cells.values()], label=title, **style)
-                memory.plot([*cells], [cell["peak_bytes"] / 2**20 for cell in cells.values()], **style)
-            memory.axhline(budget * 1024, color="#555555", linewidth=1, linestyle=":")
-            memory.text(
-                0.02, budget * 1024 * 0.93, f"budget {budget:g} GiB",
-                transform=memory.get_yaxis_transform(), color="#555555", fontsize=9, va="top",
-            )  # fmt: skip
-            speed.set_title(_where(mode, settings), fontsize=11)
-            memory.set_xlabel("identities")
-            _logarithmic(speed)
-            _logarithmic(memory)
-        grid[0, 0].set_ylabel(f"samples/s (batch {settings['batch']})")
-        grid[1, 0].set_ylabel("peak memory, MiB")
-        handles = grid[0, 0].get_legend_handles_labels()
-        page.legend(*handles, loc="outside lower center", ncols=2 * len(modes), frameon=False)
+    def lines(key: str, unit: float) -> dict[str, tuple[list[float], list[float], list[float]]]:
+        fit = {column: {size: row[column] for size, row in sizes.items() if row[column]["fits"]} for column in columns}
+        return {columns[name]: ([*of], [cell[key] / unit for cell in of.values()], []) for name, of in fit.items()}
 
-    return _svg(draw, (4.6 * len(modes) + 0.6, 6.2))
+    def shape(axes: Any) -> None:
+        _logarithmic(axes, [*sizes])
+
+    def bounded(axes: Any) -> None:
+        shape(axes)
+        axes.axhline(budget * 1024, color=MUTED, linewidth=1, linestyle=":")
+        write(axes, f"budget {budget:g} GiB", (min(sizes), budget * 1024), (0, -4), INK, va="top")
+
+    panels = (
+        Panel("", f"samples/s (batch {settings['batch']})", lines("samples_per_second", 1), shape),
+        Panel("identities", "peak memory, MiB", lines("peak_bytes", 2**20), bounded),
+    )
+    most = max(sizes, key=lambda size: (sum(cell["fits"] for cell in sizes[size].values()), size))
+    fit = [(cell["samples_per_second"], cell["peak_bytes"], name) for name, cell in sizes[most].items() if cell["fits"]]
+    told = [f"{rate:,.0f} samples/s in {held / 2**30:.1f} GiB with {columns[name]}" for rate, held, name in sorted(fit)]
+    title = f"{most:,} identities: {'; '.join(dict.fromkeys([*told[::-1][:1], *told[:1]])) or 'nothing fits'}"
+    below = f"Measured {_where(mode, settings)}. A line ends at the largest size that fits in {budget:g} GiB."
+    return panels_figure([*columns.values()], panels, title, below)
 
 
-def _logarithmic(axes: Any) -> None:
+def _logarithmic(axes: Any, sizes: Sequence[int]) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     axes.set(xscale="log", yscale="log")
-    axes.xaxis.set_major_locator(FixedLocator([10**5, 10**6, 10**7, 10**8]))
+    decades = range(math.floor(math.log10(min(sizes))), math.ceil(math.log10(max(sizes))) + 1)
+    axes.xaxis.set_major_locator(FixedLocator([10.0**power for power in decades]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e6:g} M"))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
-    axes.grid(color="#dddddd", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlim(min(sizes) / 1.3, max(sizes) * 1.3)

@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from attfc.config import load_config
 from attfc.config.safe_yaml import read_yaml, read_yaml_text
-from attfc.errors import UserError, nearest
+from attfc.errors import UserError, nearest, one_line
 from attfc.files import write_text_whole
 from attfc.lab.children import children_end_too, lead_group, leave_at_sigterm
 from attfc.lab.vectors import VectorWorld
@@ -96,7 +96,7 @@ def read_study(path: Path) -> Study:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}): give a study's YAML file") from None
     except ValueError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"{path} is not valid YAML: {one_line(error)[:200]}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} holds {type(values).__name__}, expected a mapping with world, seeds and variants")
     try:

@@ -22,12 +22,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from attfc.errors import UserError
 from attfc.evaluation.operating_point.bounds import student_quantile
 from attfc.lab.study_people import unpacked
-from attfc.typing import Float64
+from attfc.typing import Array, Float64
 
 __all__ = ["FEWEST_SEEDS", "Difference", "difference"]
 
@@ -127,8 +126,8 @@ def _interval(whole_S: Float64, found_RS: Float64, shares_RS: Float64, people: i
 def _rates(people: dict[str, Any], figure: str, weights_RP: Float64) -> Float64:
     """A figure under each row of weights of the people, (R,)."""
     images_P = unpacked(people["images"])
-    hits_P: npt.NDArray[Any]
-    of_P: npt.NDArray[Any]
+    hits_P: Array
+    of_P: Array
     if figure == "rank_one":
         hits_P, of_P = unpacked(people["rank_one"]), images_P
     else:

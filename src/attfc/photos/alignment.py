@@ -30,12 +30,11 @@ ARCFACE_TEMPLATE: Float64 = np.array(
 _LEAST_SPREAD = 1e-3  # pixels: landmarks that all lie on one point have no size
 
 
-def similarity_to_template(landmarks: npt.ArrayLike, template: npt.ArrayLike = ARCFACE_TEMPLATE) -> Float64:
+def similarity_to_template(landmarks: npt.ArrayLike) -> Float64:
     """Return the similarities that take landmarks to the template with the least squared error.
 
     Args:
         landmarks: (N, 5, 2) or (5, 2): x, y in pixels.
-        template: (5, 2).
 
     Returns:
         (N, 2, 3) or (2, 3) float64: the matrix M of `template = M @ (x, y, 1)`. NaN where the landmarks are not finite or lie
@@ -46,8 +45,7 @@ def similarity_to_template(landmarks: npt.ArrayLike, template: npt.ArrayLike = A
     True
     """
     points = np.asarray(landmarks, dtype=np.float64)
-    goal = np.asarray(template, dtype=np.float64)
-    w = goal[..., 0] + 1j * goal[..., 1]
+    w = ARCFACE_TEMPLATE[:, 0] + 1j * ARCFACE_TEMPLATE[:, 1]
     with np.errstate(all="ignore"):  # landmarks that are not finite: NaN comes out, and is meant to
         z = points[..., 0] + 1j * points[..., 1]
         z_mean, w_mean = z.mean(axis=-1, keepdims=True), w.mean()

@@ -10,17 +10,17 @@ behind it: `a/b.jpg.1.jpg`. Faces are JPEG, quality 95, without chroma subsampli
 
 import contextlib
 import os
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from attfc.data.images import BrokenImageError, reason_of
+from attfc.data.loading.workers import in_workers
 from attfc.errors import UserError
 from attfc.files import read_json, write_json_whole, written_whole
 from attfc.photos.detector import Detector
@@ -75,6 +75,10 @@ class _Work:
     policy: Policy
     boxes: Mapping[str, Sequence[float]] | None
 
+    def start(self) -> Callable[[Photo], list[Row]]:
+        """Open the detector and return the function of a photo."""
+        return partial(self.rows_of, detector=open_detector(self.detector))
+
     def rows_of(self, photo: Photo, detector: Detector) -> list[Row]:
         """Align a photo, write its faces and return its rows.
 
@@ -124,20 +128,6 @@ def _row(face: AlignedFace, name: str, facts: dict[str, Any]) -> Row:
     places = dict(zip(PLACES, (*face.box.tolist(), *face.landmarks.ravel().tolist()), strict=True))
     measures = {key: getattr(face, key) for key in MEASURES}
     return Row(**facts, aligned=name, **places, **measures)
-
-
-_worker: tuple[_Work, Detector] | None = None
-
-
-def _start_worker(work: _Work) -> None:
-    global _worker
-    _worker = work, open_detector(work.detector)
-
-
-def _rows_in_worker(photo: Photo) -> list[Row]:
-    assert _worker is not None
-    work, detector = _worker
-    return work.rows_of(photo, detector)
 
 
 def align_folder(
@@ -208,21 +198,12 @@ def _rows(work: _Work, photos: list[Photo], detector: Detector, workers: int) ->
     if workers < 1:
         yield from (work.rows_of(photo, detector) for photo in photos)
         return
-    with ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(work,)) as pool:
-        waiting: deque[Future[list[Row]]] = deque()
-        try:
-            for photo in photos:
-                waiting.append(pool.submit(_rows_in_worker, photo))
-                if len(waiting) > 4 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        except BrokenProcessPool:
-            raise UserError(
-                "a worker process was killed, most likely for its memory: run the same command again with fewer --workers"
-            ) from None
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    try:
+        yield from in_workers(work.start, photos, workers)
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker process was killed, most likely for its memory: run the same command again with fewer --workers"
+        ) from None
 
 
 def _without_clashes(photos: list[Photo], policy: Policy) -> Iterator[Photo]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from attfc.data.images import MAX_PIXELS, BrokenImageError, TooLargeImageError, decode_image
 from attfc.data.stores.image_files import MAX_FILE_BYTES
+from attfc.errors import one_line
 from attfc.typing import UInt8
 
 __all__ = ["Photo", "decode_photo", "list_photos", "read_photo"]
@@ -120,4 +121,4 @@ def _decode_heic(encoded: bytes) -> UInt8:
     except (ValueError, OSError, RuntimeError, SyntaxError) as error:
         if isinstance(error, BrokenImageError):
             raise
-        raise BrokenImageError(f"cannot be decoded ({' '.join(str(error).split())[:200]})") from error
+        raise BrokenImageError(f"cannot be decoded ({one_line(error)[:200]})") from error

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from attfc.data.index import spread
 from attfc.data.stores.store import Store
 from attfc.photos.alignment import ARCFACE_TEMPLATE, TEMPLATE_SIZE
 from attfc.photos.detector import Detector
@@ -44,7 +45,7 @@ class TemplateCheck:
 
 def check_template(store: Store, detector: Detector, count: int = 64) -> TemplateCheck:
     """Find the face in up to `count` pictures, spread evenly over a store, and compare its landmarks with the template."""
-    positions = np.unique(np.linspace(0, len(store) - 1, min(count, len(store)), dtype=np.int64))
+    positions = spread(len(store), count)
     images = store.images(positions, TEMPLATE_SIZE)
     distances, looked_at = [], 0
     for row, pixels in enumerate(images.pixels):

@@ -21,7 +21,7 @@ from attfc.backbones import create_backbone
 from attfc.backbones.shapes import shapes_only
 from attfc.config import RunConfig, load_config
 from attfc.config.schema import BackboneConfig, DataConfig, Section
-from attfc.errors import UserError
+from attfc.errors import UserError, one_line
 from attfc.export.colours import COLOUR_KEYS, Colours
 from attfc.export.model_inputs import STATE_DICTS, ModelFacts, open_model
 from attfc.export.origins import training_data_of
@@ -31,6 +31,7 @@ from attfc.training.checkpoints.checkpoint import latest_checkpoint, load_checkp
 from attfc.training.model_files import WEIGHTS
 from attfc.training.momentum import MomentumPair
 from attfc.training.run_folder import run_of
+from attfc.typing import PathLike
 
 __all__ = [
     "RECORD",
@@ -117,7 +118,7 @@ class StartWeights:
         except RuntimeError as error:
             raise UserError(
                 f"start_from={source} does not fit {self.record.network} with the backbone.options of this run: "
-                f"{' '.join(str(error).split())[:200]}; leave backbone.options out"
+                f"{one_line(error)[:200]}; leave backbone.options out"
             ) from None
         return [taken, *self.notes]
 
@@ -174,7 +175,7 @@ def read_start(config: RunConfig, asked: Collection[str] = ()) -> tuple[RunConfi
     return config.model_copy(update={"backbone": backbone}), start
 
 
-def lineage(start_from: str | os.PathLike[str], seen: frozenset[Path] = frozenset()) -> Lineage:
+def lineage(start_from: PathLike, seen: frozenset[Path] = frozenset()) -> Lineage:
     """Say which people stand behind the weights of `start_from`: the data of the earlier runs, the newest first.
 
     Args:

@@ -23,6 +23,7 @@ from torch import Tensor
 from attfc.config.schema import Section
 from attfc.data import Store
 from attfc.data.cleaning.identity_centers import center_blocks
+from attfc.data.index import spread
 from attfc.distributed import Ranks
 from attfc.errors import UserError
 from attfc.evaluation import Embedder, generate_pairs
@@ -237,7 +238,7 @@ def _key(facts: ModelFacts, embedder: Embedder, store: Store) -> CacheKey:
     for start in range(0, len(store), NAMES):
         names = "\0".join(map(store.where, range(start, min(start + NAMES, len(store)))))
         key.add("names", names.encode("utf-8", "surrogateescape"))
-    looked_at = np.unique(np.linspace(0, len(store) - 1, LOOKED_AT).astype(np.int64)).tolist()
+    looked_at = spread(len(store), LOOKED_AT).tolist()
     for encoded in store.read_many(looked_at):
         key.add("image", b"broken" if isinstance(encoded, Exception) else encoded)
     return key

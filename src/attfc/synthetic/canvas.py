@@ -9,13 +9,14 @@ and v down from the point between the eyes, in pixels of the template; depths to
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from attfc.random_streams import INCREMENT, mix64, normal
 from attfc.synthetic.face_parameters import F32, Conditions, Table, Traits, each_field
+from attfc.typing import Array
 
 __all__ = [
     "F32",
@@ -209,7 +210,7 @@ class Canvas:
         """Return the window of "left eye", "right eye", "nose" or "mouth"."""
         return self.window(*WINDOWS[name])
 
-    def some(self, flags: npt.NDArray[Any], rows: slice = _ALL) -> Iterator["Canvas"]:
+    def some(self, flags: Array, rows: slice = _ALL) -> Iterator["Canvas"]:
         """Yield the flagged images as one canvas, if there are any: copies, which then take the places of the images."""
         chosen = np.flatnonzero(flags)
         if not len(chosen):

@@ -6,18 +6,16 @@ Both files may come from a stranger: nothing in them is executed, sizes are boun
 any memory is taken. Each file is replaced by one rename, the weights first: a crash leaves the old or the new weights, never half of them.
 """
 
-import contextlib
 import json
 import math
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -26,9 +24,10 @@ from attfc.backbones.shapes import shapes_only
 from attfc.errors import UserError
 from attfc.files import read_json, replacing
 from attfc.training.checkpoints.checkpoint import latest_checkpoint
+from attfc.training.checkpoints.storage import open_weights
 from attfc.training.interruption import resume_command
 
-__all__ = ["check_colours", "load_model", "model_folder", "open_weights", "save_model"]
+__all__ = ["check_colours", "load_model", "model_folder", "save_model"]
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 MAX_CONFIG_BYTES = 2**20
@@ -131,20 +130,6 @@ def load_model(folder: Path, *, any_colours: bool = False) -> tuple[nn.Module, d
         backbone = create_backbone(network, **sizes, **options)
     backbone.load_state_dict(tensors, strict=True)
     return backbone.eval(), config
-
-
-@contextlib.contextmanager
-def open_weights(path: Path) -> Iterator[Any]:
-    """Open a safetensors file, with safetensors' own `get_tensor` and the like.
-
-    Raises:
-        UserError: it is damaged, or is none; also while it is read.
-    """
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged or no safetensors file: {str(error)[:200]}") from None
 
 
 def model_folder(folder: Path) -> Path:

@@ -82,12 +82,16 @@ class LabelWatch:
     The border lies between what sets with right labels and sets with a tenth of wrong ones showed in the second half of the second epoch. These
     were single trial runs, on generated vectors and on faces, and no script repeats them.
 
+    Args:
+        sets_aside: whether the head does so already with images that fit another person better.
+
     >>> watch = LabelWatch()
     >>> [watch.note(200 * epoch, epoch, 0.2) is not None for epoch in (0.8, 1.6, 1.9, 2.1, 2.5)]
     [False, False, False, True, False]
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sets_aside: bool = False) -> None:
+        self.sets_aside = sets_aside
         self._since, self._said = (0.0, 0.0), False
         self._shares: list[float] = []
 
@@ -107,8 +111,8 @@ class LabelWatch:
         mean = sum(self._shares) / len(self._shares)
         if mean < DISAGREEING_SHARE:
             return None
-        return (
-            f"{mean:.0%} of the images do not look like the others of their label (cosine to its center below 0.1): labels may be wrong. "
-            "`attfc data clean DATA --model RUN` lists them when the run is done; head.filter_above=0.3 keeps such images from being "
-            "pushed from their own person"
-        )
+        found = f"{mean:.0%} of the images do not look like the others of their label (cosine to its center below 0.1): labels may be wrong. "
+        listed = "`attfc data clean DATA --model RUN` lists them when the run is done"
+        if self.sets_aside:
+            return f"{found}Those that fit another person better are set aside if they are a tenth or more. {listed}: train again without them"
+        return f"{found}{listed}; head.filter_above=0.3 head.filter_gap=0.2 sets those aside that fit another person better"

@@ -21,7 +21,7 @@ from typing import Any, Protocol, get_args
 
 from pydantic import BaseModel
 
-from attfc.errors import UserError
+from attfc.errors import UserError, one_line
 from attfc.files import write_json_whole
 
 __all__ = ["TRACKERS", "TensorBoard", "Tracker", "open_trackers", "refuse_missing", "shared_settings"]
@@ -90,9 +90,8 @@ def open_trackers(names: Sequence[str], run_folder: Path, settings: Mapping[str,
         except Exception as error:  # whatever a foreign package raises, the user asked for it and must hear
             for other in opened:
                 other.close()
-            reason = " ".join(str(error).split())[:300]
             raise UserError(
-                f"log.{name}=true: {name} cannot be opened ({reason}); {kind.ADVICE}, or leave log.{name} out"
+                f"log.{name}=true: {name} cannot be opened ({one_line(error)[:300]}); {kind.ADVICE}, or leave log.{name} out"
             ) from error
         known[name] = tracker.key
         opened.append(_Careful(name, tracker))
@@ -125,8 +124,8 @@ class _Careful:
                 getattr(self._tracker, what)(*arguments)
         except Exception as error:  # a foreign package: a network that is gone has many names
             self._works = False
-            reason = " ".join(str(error).split())[:200]
-            print(f"note: {self._name} failed ({reason}) and gets nothing more; metrics.jsonl has all", file=sys.stderr)
+            said = f"note: {self._name} failed ({one_line(error)[:200]}) and gets nothing more; metrics.jsonl has all"
+            print(said, file=sys.stderr)
 
     def log(self, step: int, numbers: dict[str, float]) -> None:
         self._try("log", step, numbers)

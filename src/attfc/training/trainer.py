@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from attfc.data.loader import AttentionLoader, Batch
 from attfc.distributed import lost_rank
-from attfc.errors import UserError
+from attfc.errors import UserError, one_line
 from attfc.training.checkpoints.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
 from attfc.training.checkpoints.random_state import rng_state, set_rng_state
 from attfc.training.checkpoints.sharded_state import ShardedState
@@ -95,10 +95,10 @@ class Trainer:
         self._average: float | None = None
         self._rate = 0.0  # that the last step used
         self._clock = Stopwatch()
-        self._label_watch = LabelWatch()
         self._stop = self._asked = False  # _asked: somebody's _stop, as all ranks know it
         take = self.take_step
         self.pair, self.head, self.optimizer = take.pair, take.head, take.optimizer
+        self._label_watch = LabelWatch(self.head.set_aside is not None)
         self.device, self.ranks = take.device, take.ranks
         self._sharded = ShardedState(self.head.row_shards(), self.head, self.optimizer, self.ranks)
 
@@ -132,7 +132,7 @@ class Trainer:
             if self.ranks.size == 1 or not lost_rank(error):
                 raise
             raise UserError(
-                f"rank {self.ranks.rank} lost another rank at step {self.step + 1} ({' '.join(str(error).split())[:200]}): that rank's own "
+                f"rank {self.ranks.rank} lost another rank at step {self.step + 1} ({one_line(error)[:200]}): that rank's own "
                 f"message says why; the checkpoints saved so far are intact: {resume_command(self.run_folder)}"
             ) from error
 
@@ -285,9 +285,8 @@ class Trainer:
             self.best = -math.inf if own["best"] is None else float(own["best"])
             set_rng_state(state["rng"])
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
-            reason = " ".join(str(error).split())[:300]
             raise UserError(
-                f"the checkpoint does not fit this network, head or optimizer: {reason}; resume with the run's own configuration"
+                f"the checkpoint does not fit this network, head or optimizer: {one_line(error)[:300]}; resume with the run's own configuration"
             ) from None
         self.ranks.draw_apart(self.step)
         return rate

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from attfc.data.index import run_starts
 from attfc.errors import UserError
 from attfc.typing import Array, Bools, Float32, Int64, Progress
 
@@ -86,7 +87,7 @@ def center_blocks(
     if len(ordered) and bool((ordered[1:] < ordered[:-1]).any()):
         order = np.argsort(ordered, kind="stable")
         rows, ordered = rows[order], ordered[order]
-    starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1]))) if len(ordered) else rows
+    starts = run_starts(ordered)
     names, ends = ordered[starts], np.append(starts[1:], len(ordered))
     first = 0
     while first < len(names):
@@ -109,13 +110,11 @@ def identity_centers(
     threshold: float,
     *,
     dtype: npt.DTypeLike = np.float32,
-    block_rows: int = BLOCK_ROWS,
-    progress: Progress | None = None,
 ) -> Array:
     """Return the center of every identity: (identities, D), unit length, zeros for one without a usable image.
 
     Args:
-        embeddings, labels, threshold, block_rows, progress: of `center_blocks`; labels 0 ... identities - 1 or negative.
+        embeddings, labels, threshold: of `center_blocks`; labels 0 ... identities - 1 or negative.
         dtype: of the result; float16 halves the 4 GB of 2 million identities.
 
     >>> identity_centers(np.array([[2.0, 0.0], [3.0, 0.0], [0.0, 1.0]]), [0, 0, 2], 3, 0.5).tolist()
@@ -125,7 +124,7 @@ def identity_centers(
     if highest >= identities:
         raise UserError(f"label {highest} is beyond the last of {identities} identities")
     centers = np.zeros((identities, embeddings.shape[1] if embeddings.ndim == 2 else 0), dtype)
-    for block in center_blocks(embeddings, labels, threshold, block_rows=block_rows, progress=progress):
+    for block in center_blocks(embeddings, labels, threshold):
         centers[block.labels] = block.centers
     return centers
 
@@ -185,7 +184,7 @@ class _Block:
             chosen = np.flatnonzero(kept[span])
             if len(chosen):
                 owner = self.identity[span][chosen]
-                starts = np.flatnonzero(np.concatenate(([True], owner[1:] != owner[:-1])))
+                starts = run_starts(owner)
                 sums_ID[owner[starts]] += np.add.reduceat(unit_ND[chosen], starts, axis=0)
         squares_I = np.einsum("id,id->i", sums_ID, sums_ID)
         cosines = np.empty(len(self.rows), np.float32)

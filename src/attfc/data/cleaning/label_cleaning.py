@@ -209,9 +209,7 @@ def closest_centers(
     return best, cosines
 
 
-def _closest(
-    queries_BD: torch.Tensor, centers_CD: Array, excluded: Int64 | None, ranks: int
-) -> tuple[Int64, npt.NDArray[np.float32]]:
+def _closest(queries_BD: torch.Tensor, centers_CD: Array, excluded: Int64 | None, ranks: int) -> tuple[Int64, Float32]:
     best_B = torch.full((len(queries_BD),), -1, dtype=torch.int64, device=queries_BD.device)
     highest_BR = torch.full((len(queries_BD), ranks), -2.0, device=queries_BD.device)
     for start in range(0, len(centers_CD), _CENTERS):

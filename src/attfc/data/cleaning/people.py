@@ -5,7 +5,7 @@ centers (2 x D bytes per identity) and what `same_people` holds; never all embed
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -68,11 +68,11 @@ class Faces:
             else:
                 first, second = np.concatenate([first, second]), np.concatenate([second, first])
             positions, rows = np.unique(first, return_index=True)
-            self.findings.leave_out("near_copy", positions, self._copy_of(store, second[rows]))
+            self._leave_out_copies(positions, second[rows])
 
-    @staticmethod
-    def _copy_of(store: Store, originals: Int64) -> "Any":
-        return lambda i: f"near copy of {store.where(int(originals[i]))}"
+    def _leave_out_copies(self, positions: Int64, originals: Int64) -> None:
+        where = self.findings.store.where
+        self.findings.leave_out("near_copy", positions, lambda i: f"near copy of {where(int(originals[i]))}")
 
     def find_doubles(self, merge: bool) -> None:
         """Find labels of the training set that are one person; `merge`: give them the label with the most images."""
@@ -82,9 +82,9 @@ class Faces:
         self._keep(found, rows, between=False)
         if not len(rows):
             return
-        head = _groups(
-            rows, found.best[rows], len(centers), np.bincount(_own(self.findings.labels), minlength=len(centers))
-        )
+        labels = self.findings.labels
+        images = np.bincount(labels[labels >= 0], minlength=len(centers))
+        head = _groups(rows, found.best[rows], images)
         moved = np.flatnonzero(head != np.arange(len(centers)))
         names = [
             f"{self.findings.name(label)} = {self.findings.name(head[label])}" for label in moved[:_NAMED].tolist()
@@ -96,12 +96,11 @@ class Faces:
             + ("" if merge else "; --merge gives both one label")
         )
         if merge:
-            of = self.findings.labels
-            positions = np.flatnonzero(np.isin(of, moved))
+            positions = np.flatnonzero(np.isin(labels, moved))
             self.findings.move(
                 "one_person",
                 positions,
-                head[of[positions]],
+                head[labels[positions]],
                 lambda i: f"moved to {self.findings.name(head[self.findings.before[positions[i]]])}, the same person",
             )
 
@@ -187,13 +186,9 @@ class Faces:
         )
 
 
-def _own(labels: Int64) -> Int64:
-    return labels[labels >= 0]
-
-
-def _groups(one: Int64, two: Int64, count: int, images: Int64) -> Int64:
+def _groups(one: Int64, two: Int64, images: Int64) -> Int64:
     """Return for each label the label with the most images among all that are joined to it."""
-    head = np.arange(count)
+    head = np.arange(len(images))
 
     def root(label: int) -> int:
         while head[label] != label:
@@ -205,4 +200,4 @@ def _groups(one: Int64, two: Int64, count: int, images: Int64) -> Int64:
         if (images[first], -first) < (images[second], -second):
             first, second = second, first
         head[second] = first
-    return np.array([root(label) for label in range(count)])
+    return np.array([root(label) for label in range(len(images))])

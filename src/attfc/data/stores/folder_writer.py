@@ -16,6 +16,7 @@ from attfc.data.people.name_table import printable
 from attfc.data.stores.folder import EXTENSIONS
 from attfc.data.stores.writer import LEFT_OUT, UNFINISHED, ContinuedWriter
 from attfc.errors import UserError
+from attfc.typing import PathLike
 
 __all__ = ["FolderWriter", "extension_of", "safe_name"]
 
@@ -74,7 +75,7 @@ class FolderWriter(ContinuedWriter):
 
     def __init__(
         self,
-        folder: str | os.PathLike[str],
+        folder: PathLike,
         *,
         source_digest: str,
         identity_names: list[bytes],

@@ -17,7 +17,7 @@ from attfc.data.people.name_table import NameTable, printable
 from attfc.data.stores.store import IndexedStore
 from attfc.errors import UserError
 from attfc.files import read_at
-from attfc.typing import Int64
+from attfc.typing import Int64, PathLike
 
 __all__ = ["MAX_FILE_BYTES", "ImageFiles", "read_image"]
 
@@ -30,7 +30,7 @@ class ImageFiles(IndexedStore):
 
     _tables: Tables
 
-    def __init__(self, source: str | os.PathLike[str], root: str | os.PathLike[str]) -> None:
+    def __init__(self, source: PathLike, root: PathLike) -> None:
         self.path = Path(os.path.abspath(source))
         self.root = Path(os.path.abspath(root))
         self._prefix = os.path.join(os.fsencode(self.root), b"")

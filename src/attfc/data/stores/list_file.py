@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from attfc.data.index import IdentityIndex, checked_positions, offsets_of
+from attfc.data.index import IdentityIndex, checked_positions, offsets_of, spread
 from attfc.data.index_cache import RACY_NS, IndexCache, Tables
 from attfc.data.people.name_table import NameTable, printable
 from attfc.data.stores.image_files import ImageFiles, read_image
@@ -134,7 +134,7 @@ class ListStore(ImageFiles):
 
     def refuse_missing(self) -> None:
         """Raise UserError if none of ten images, spread over the list, is there: the list then stands in the wrong place."""
-        looked_at = np.unique(np.linspace(0, len(self) - 1, 10, dtype=np.int64)).tolist()
+        looked_at = spread(len(self), 10).tolist()
         if any(os.path.isfile(self.image_path(position)) for position in looked_at):
             return
         rec = self.path.with_suffix(".rec")

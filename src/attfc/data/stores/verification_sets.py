@@ -11,7 +11,7 @@ import os
 import pickle
 import re
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from attfc.data.stores.restricted_pickle import describe
 from attfc.data.stores.store import EncodedStore, Store
 from attfc.errors import UserError
 from attfc.files import replacing
-from attfc.typing import Bools
+from attfc.typing import Bools, PathLike, Progress
 
 __all__ = ["VerificationSet", "make_verification_set", "read_verification_set", "write_verification_set"]
 
@@ -69,7 +69,7 @@ class VerificationSet(EncodedStore):
         return f"VerificationSet({self.name!r}, {len(self.same):,} pairs, {int(self.same.sum()):,} of one person)"
 
 
-def read_verification_set(path: str | os.PathLike[str], *, max_bytes: int = MAX_FILE_BYTES) -> VerificationSet:
+def read_verification_set(path: PathLike, *, max_bytes: int = MAX_FILE_BYTES) -> VerificationSet:
     """Read a `.bin` file. Nothing in it is executed, and no image is decoded.
 
     Args:
@@ -90,7 +90,7 @@ def read_verification_set(path: str | os.PathLike[str], *, max_bytes: int = MAX_
     return VerificationSet(_name(path), encoded, same, Path(path))
 
 
-def read_plain_pickle(path: str | os.PathLike[str], *, max_bytes: int = MAX_FILE_BYTES) -> object:
+def read_plain_pickle(path: PathLike, *, max_bytes: int = MAX_FILE_BYTES) -> object:
     """Return what a pickle holds: lists, tuples, bytes, str, int, bool, None and `PlainArray`, nested in any way.
 
     Python 2's `str` comes as bytes, and so does `bytearray`. Lists may hold themselves. Protocols 0 to 5.
@@ -153,7 +153,7 @@ def _hint(path: Path) -> str:
     return f"; {printable(os.fsencode(path.parent))} holds {shown}" if others else ""
 
 
-def write_verification_set(path: str | os.PathLike[str], encoded: Sequence[bytes], same: npt.ArrayLike) -> None:
+def write_verification_set(path: PathLike, encoded: Sequence[bytes], same: npt.ArrayLike) -> None:
     """Write a `.bin` file that this library and InsightFace's scripts read (Python 3.4 or newer).
 
     The file appears whole or not at all; one of that name is replaced. An image that occurs several times as the same
@@ -189,8 +189,8 @@ def make_verification_set(
     store: Store,
     positions: npt.ArrayLike,
     same: npt.ArrayLike,
-    path: str | os.PathLike[str],
-    progress: Callable[[int, int], None] | None = None,
+    path: PathLike,
+    progress: Progress | None = None,
 ) -> VerificationSet:
     """Write pairs of a store's images as a `.bin` file; the bytes of the images stay as they are.
 
@@ -245,7 +245,7 @@ def _sound(store: Store, position: int) -> bytes:
     return encoded
 
 
-def _name(path: str | os.PathLike[str]) -> str:
+def _name(path: PathLike) -> str:
     return printable(os.fsencode(os.path.basename(path))).removesuffix(".bin")
 
 

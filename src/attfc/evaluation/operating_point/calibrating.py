@@ -15,7 +15,6 @@ import math
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from attfc.errors import UserError
 from attfc.evaluation.operating_point.bounds import RULE_OF_THREE, freedom_of, rate_bounds
@@ -24,7 +23,7 @@ from attfc.evaluation.operating_point.nonmated import FalseMatches, NonmatedTail
 from attfc.evaluation.operating_point.point import Estimate, GroupRates, Probability
 from attfc.evaluation.operating_point.scores import SAMPLED, Scores
 from attfc.evaluation.people import few_people
-from attfc.typing import Bools, Float64, Int64, Progress
+from attfc.typing import Bools, Float64, Int64, Progress, Texts
 
 __all__ = ["SPLITS", "calibrate_scores", "check_groups", "check_people", "people_needed"]
 
@@ -70,7 +69,7 @@ def check_people(people: int, fmr: float, where: str, dependence: float = 0.0) -
     )
 
 
-def check_groups(group_I: npt.NDArray[np.str_], where: str) -> list[str]:
+def check_groups(group_I: Texts, where: str) -> list[str]:
     """Return the names of the groups; refuse one of a single person."""
     names, counts = np.unique(group_I[group_I != ""], return_counts=True)
     if (counts < 2).any():
@@ -97,7 +96,7 @@ def calibrate_scores(
     fmr: float,
     *,
     where: str,
-    group_I: npt.NDArray[np.str_] | None = None,
+    group_I: Texts | None = None,
     splits: int = SPLITS,
     seed: int = 0,
     progress: Progress | None = None,
@@ -216,7 +215,7 @@ class _Kind:
         apart_I: the group of each member, whose own pairs are left out; None: none are.
     """
 
-    def __init__(self, name: str, of_K: Bools, member_I: Bools, apart_I: npt.NDArray[np.str_] | None = None) -> None:
+    def __init__(self, name: str, of_K: Bools, member_I: Bools, apart_I: Texts | None = None) -> None:
         self.name, self.of_K, self.member_I, self.apart_I = name, of_K, member_I, apart_I
         self.matched = self.compared = self.rejected = self.known = 0.0
 
@@ -271,7 +270,7 @@ class _Kind:
         return Estimate(value=value, low=low, high=high)
 
 
-def _kinds_of_groups(tail: NonmatedTail, group_I: npt.NDArray[np.str_] | None, where: str) -> list[_Kind]:
+def _kinds_of_groups(tail: NonmatedTail, group_I: Texts | None, where: str) -> list[_Kind]:
     """Return the pairs within each group and those across groups."""
     if group_I is None:
         return []
@@ -284,11 +283,11 @@ def _kinds_of_groups(tail: NonmatedTail, group_I: npt.NDArray[np.str_] | None, w
     return kinds
 
 
-def _curve_data(scores: Scores, among_I: Bools, draw_seed: int = 0) -> tuple[Float64, Bools, Float64, int]:
+def _curve_data(scores: Scores, among_I: Bools) -> tuple[Float64, Bools, Float64, int]:
     """Return scores, which are mated, weights and the number of people, for P(same person) of these people."""
     mated = np.flatnonzero(among_I[scores.mated_person])
     if len(mated) > SAMPLED:
-        mated = np.random.default_rng(draw_seed).choice(mated, SAMPLED, replace=False)
+        mated = np.random.default_rng(0).choice(mated, SAMPLED, replace=False)
     nonmated = among_I[scores.sampled_people].all(axis=0)
     both = np.concatenate([scores.mated[mated], scores.sampled[nonmated]])
     same = np.arange(len(both)) < len(mated)

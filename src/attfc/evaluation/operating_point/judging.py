@@ -4,16 +4,18 @@
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from attfc.evaluation.bootstrap import FigurePath, Sample
+from attfc.evaluation.bootstrap import FigurePath, Sample, figure_at
 from attfc.evaluation.operating_point.point import OperatingPoint
 from attfc.evaluation.protocols.protocol import Cell, Outcome, Table
 from attfc.evaluation.samples import PairListSample, ShareSample
 from attfc.evaluation.tail_sample import TailSample
 
-__all__ = ["AT_POINT", "judged_at"]
+__all__ = ["AT_POINT", "at_point_of", "judged_at"]
 
 AT_POINT = "at_operating_point"
 
@@ -38,7 +40,7 @@ def judged_at(point: OperatingPoint, outcome: Outcome) -> Outcome:
                 impostors, pairs = sample.impostor_scores, sample.impostor_pairs
             else:
                 continue
-            name = " ".join(place) or "pairs"
+            name = _named(place)
             missed, accepted = genuine <= point.threshold, int((impostors > point.threshold).sum())
             known = accepted < len(impostors) or len(impostors) == pairs
             figures[name] = {"threshold": point.threshold, "fnmr": float(np.mean(missed))}
@@ -52,3 +54,13 @@ def judged_at(point: OperatingPoint, outcome: Outcome) -> Outcome:
         "at the operating point", columns, [(name.replace("_", " "), (AT_POINT, name)) for name in figures]
     )
     return dataclasses.replace(outcome, samples={**outcome.samples, **samples}, shown=[*outcome.shown, table])
+
+
+def at_point_of(figures: Mapping[str, Any], place: FigurePath) -> dict[str, Any]:
+    """Return what figures of any origin state at the operating point for the pairs whose figures stand at a place; empty: nothing."""
+    found = figure_at(figures, (AT_POINT, _named(place)))
+    return found if isinstance(found, dict) else {}
+
+
+def _named(place: FigurePath) -> str:
+    return " ".join(place) or "pairs"

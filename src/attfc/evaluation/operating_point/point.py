@@ -6,13 +6,14 @@ model is refused, for its threshold means nothing here. An ONNX file carries the
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from attfc.errors import UserError
-from attfc.files import first_fault, write_json_whole
+from attfc.files import first_fault, read_bounded, write_json_whole
 
 __all__ = [
     "FILE",
@@ -215,10 +216,7 @@ def point_of(model: ModelFile) -> OperatingPoint | None:
         UserError: damaged, too large, or of another model.
     """
     path, stated = beside(model.path), model.operating_point
-    if not path.exists():
+    if not os.path.lexists(path):
         return read_point(stated, f"{model.path}, its metadata") if stated else None
-    with path.open("rb") as file:
-        text = file.read(LARGEST + 1)
-    if len(text) > LARGEST:
-        raise UserError(f"{path} is larger than {LARGEST:,} bytes: no operating point has that")
+    text = read_bounded(path, LARGEST, "no operating point has that")
     return read_point(text, path).check(model.digest, path)

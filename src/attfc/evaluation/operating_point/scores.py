@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -17,7 +16,7 @@ from attfc.evaluation.exact_scores import pair_scores
 from attfc.evaluation.operating_point.nonmated import NonmatedTail
 from attfc.evaluation.protocols.all_pairs_scores import score_all_pairs
 from attfc.evaluation.unit_rows import unit_tensor
-from attfc.typing import Float64, Int64
+from attfc.typing import Array, Float64, Int64
 
 __all__ = ["SAMPLED", "Scores", "scores_of_people"]
 
@@ -62,7 +61,7 @@ class Scores:
 
 
 def scores_of_people(
-    vectors_ND: npt.NDArray[Any] | Tensor,
+    vectors_ND: Array | Tensor,
     labels_N: Int64,
     fmr: float,
     images_of: dict[int, int] | None = None,
@@ -102,7 +101,7 @@ def scores_of_people(
     return Scores(tail, mated, person_of[pairs.genuine_labels], images_I, sampled, people)
 
 
-def _sampled_nonmated(vectors_ND: npt.NDArray[Any] | Tensor, person_N: Int64, seed: int) -> tuple[Float64, Int64]:
+def _sampled_nonmated(vectors_ND: Array | Tensor, person_N: Int64, seed: int) -> tuple[Float64, Int64]:
     """Return scores of pairs of images of two people, every pair of people as likely, and who they are."""
     draw = np.random.default_rng([seed, 3])
     present, counts = np.unique(person_N, return_counts=True)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from attfc.data.attributes import Attributes, read_attributes
 from attfc.data.stores.store import Store
-from attfc.data.text_lines import lines_of
+from attfc.data.text_lines import lines_in_utf8
 from attfc.errors import UserError
 from attfc.evaluation.bootstrap import FigurePath, Sample, in_words
 from attfc.evaluation.embed import Embedder, ImageEvaluation
@@ -33,7 +33,7 @@ from attfc.evaluation.protocols.protocol import Board, Cell, Outcome, Protocol, 
 from attfc.evaluation.rates import far_name
 from attfc.evaluation.samples import ShareSample
 from attfc.evaluation.tail_sample import EXACT_IMPOSTORS
-from attfc.typing import Int64, Progress
+from attfc.typing import Array, Int64, Progress, Texts
 
 __all__ = [
     "PROTOCOL",
@@ -57,7 +57,7 @@ class Groups:
         notes: what a reader of the figures should know.
     """
 
-    of_label: npt.NDArray[np.str_]
+    of_label: Texts
     source: str
     notes: tuple[str, ...] = ()
 
@@ -116,7 +116,7 @@ class Slices:
 
 
 def score_slices(
-    embeddings: npt.NDArray[Any] | Tensor,
+    embeddings: Array | Tensor,
     labels: npt.ArrayLike,
     everyone: AllPairs,
     attributes: Attributes | None,
@@ -179,7 +179,7 @@ class AllPairsEvaluation(ImageEvaluation):
 
 
 def rates_at_common_threshold(
-    everyone: AllPairs, group_of_identity: npt.NDArray[np.str_], groups: Mapping[str, AllPairs]
+    everyone: AllPairs, group_of_identity: Texts, groups: Mapping[str, AllPairs]
 ) -> dict[str, dict[float, tuple[float, float]]]:
     """Return, for each group and FAR, TAR and FAR within the group at the threshold that gives everyone this FAR.
 
@@ -218,11 +218,7 @@ def read_groups(path: str | Path, store: Store) -> Groups:
     names = [store.identity_name(label) for label in range(len(store.identities))]
     group_of = dict.fromkeys(names, "")
     strange, first_strange = 0, ""
-    for number, text in lines_of(file, "groups"):
-        try:
-            line = text.decode("utf-8")
-        except UnicodeDecodeError:
-            raise UserError(f"{file} line {number} is not UTF-8 text: save it as UTF-8") from None
+    for number, line in lines_in_utf8(file, "groups"):
         identity, _, group = (field.strip() for field in line.partition("\t"))
         if not identity or not group or "\t" in group:
             raise UserError(
@@ -330,7 +326,7 @@ def _run(
 ) -> Outcome:
     path, store, shared = subject.open_store(name, paths)
     listed = read_groups(groups, store) if groups is not None else None
-    known = read_attributes(attributes, store) if attributes is not None else None
+    known = read_attributes(attributes, store)
     with subject.progress("faces, then pairs") as progress:
         result = evaluate_all_pairs(
             subject.embedder,

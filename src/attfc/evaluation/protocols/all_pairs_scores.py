@@ -50,7 +50,7 @@ from attfc.evaluation.rates import (
 from attfc.evaluation.tail_sample import EXACT_IMPOSTORS, TailSample, tail_of
 from attfc.evaluation.unit_rows import unit_tensor
 from attfc.precision import fast_bfloat16, float32_products, without_autocast
-from attfc.typing import Float32, Float64, Int64, Progress
+from attfc.typing import Array, Float32, Float64, Int64, Progress
 
 __all__ = [
     "ALL_PAIRS_FARS",
@@ -264,7 +264,7 @@ def _kind(device: torch.device | str | None) -> str:
 
 
 def score_all_pairs(
-    embeddings: npt.NDArray[Any] | Tensor,
+    embeddings: Array | Tensor,
     labels: npt.ArrayLike,
     *,
     fars: Sequence[float] = FARS,
@@ -368,7 +368,7 @@ def _notes(tars: dict[float, float | None], made: _PairCounts, dimension: int, k
 
 
 def score_groups(
-    embeddings: npt.NDArray[Any] | Tensor, labels: npt.ArrayLike, groups: npt.ArrayLike, **options: Any
+    embeddings: Array | Tensor, labels: npt.ArrayLike, groups: npt.ArrayLike, **options: Any
 ) -> tuple[dict[str, AllPairs], tuple[str, ...]]:
     """Score all pairs within each group of images (children, a race), as MFR reports them.
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -33,7 +32,7 @@ from attfc.evaluation.rates import FARS
 from attfc.evaluation.samples import PairListSample
 from attfc.evaluation.tail_sample import EXACT_IMPOSTORS
 from attfc.evaluation.unit_rows import cosine_of_pairs
-from attfc.typing import Float64, Int64
+from attfc.typing import Array, Float64, Int64
 
 __all__ = ["PROTOCOL", "HardestPair", "HeldOutEvaluation", "evaluate_store", "gallery_of", "positions_of"]
 
@@ -109,7 +108,7 @@ class HeldOutEvaluation(ImageEvaluation):
             "notes": [*few_people(self.people), *self.pair_sample.notes(self.pairs.title), *self.notes],
         }
 
-    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+    def arrays(self) -> dict[str, Array]:
         """Return the arrays of a run folder's `evaluation.npz`; none needs pickle.
 
         scores, same, first, second, fold: (P,) the list of pairs. all_pairs_far, all_pairs_tar: points of the ROC over
@@ -135,7 +134,7 @@ _HARDEST = {
 }
 
 
-def _columns(prefix: str, rows: Iterable[tuple[Any, ...]], kinds: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
+def _columns(prefix: str, rows: Iterable[tuple[Any, ...]], kinds: Mapping[str, Any]) -> dict[str, Array]:
     """Rows as arrays, one per column, whose names and types are given in order."""
     columns = list(zip(*rows, strict=True)) or [()] * len(kinds)
     return {
@@ -302,7 +301,7 @@ def _run(
         subject.embedder,
         store,
         pairs=read_pairs(pairs, store, broken_limit=options["broken_limit"]) if pairs is not None else None,
-        attributes=read_attributes(attributes, store) if attributes is not None else None,
+        attributes=read_attributes(attributes, store),
         thresholds=thresholds or "exact",
         spare=SPARE_FOR_INTERVALS if keep_scores else 1.0,
         **options,

@@ -134,7 +134,7 @@ def identify_in_store(
 
 def _run(subject: Subject, name: str, paths: Sequence[str], attributes: Path | None, **options: Any) -> Outcome:
     path, store, shared = subject.open_store(name, paths)
-    known = read_attributes(attributes, store) if attributes is not None else None
+    known = read_attributes(attributes, store)
     with subject.progress("faces") as progress:
         result = identify_in_store(subject.embedder, store, progress=progress, **options)
     counts = {

@@ -7,7 +7,6 @@ Source: the file format of Labeled Faces in the Wild (pairs.txt, pairsDevTest.tx
 """
 
 import dataclasses
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from attfc.data.index import IdentityIndex
 from attfc.data.stores.store import Store
 from attfc.errors import UserError, nearest
 from attfc.evaluation.embed import Embeddings
-from attfc.typing import Bools, Int64
+from attfc.typing import Bools, Int64, PathLike
 
 __all__ = ["Pairs", "generate_pairs", "read_pairs"]
 
@@ -143,7 +142,7 @@ def _few(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers[:6])) + (" ..." if len(numbers) > 6 else "")
 
 
-def read_pairs(path: str | os.PathLike[str], store: Store, *, folds: int = 10, broken_limit: float = 0.01) -> Pairs:
+def read_pairs(path: PathLike, store: Store, *, folds: int = 10, broken_limit: float = 0.01) -> Pairs:
     """Read an LFW pair list and find its images in a store.
 
     The first line is `folds<TAB>n`: n pairs of each kind per fold, fold after fold. Or it is `n` alone: n mated pairs, then n non-mated

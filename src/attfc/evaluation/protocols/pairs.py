@@ -245,7 +245,7 @@ def _run(
         return _evaluate(subject, _sets(list(_files(paths))), **options)
     _, store, shared = subject.open_store(name, paths)
     listed = read_pairs(pairs, store, broken_limit=options["broken_limit"])
-    known = read_attributes(attributes, store) if attributes is not None else None
+    known = read_attributes(attributes, store)
     return _evaluate(subject, [(store, listed, store.labels)], str(pairs), shared, known, **options)
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from attfc.data.stores.store import Store
 from attfc.errors import UserError
@@ -21,7 +20,7 @@ from attfc.evaluation.bootstrap import FigurePath, IdentityDraw, Interval, Sampl
 from attfc.evaluation.embed import Embedder
 from attfc.evaluation.people import few_people
 from attfc.evaluation.unseen import SharedPeople
-from attfc.typing import Progress
+from attfc.typing import Bools, Progress, Texts
 
 __all__ = ["Board", "Cell", "Outcome", "Protocol", "Subject", "Table", "noted", "one_path", "with_slices"]
 
@@ -120,8 +119,8 @@ class Outcome:
 def with_slices(
     outcome: Outcome,
     place: FigurePath,
-    columns: Mapping[str, npt.NDArray[np.str_]],
-    sample_of: Callable[[npt.NDArray[np.bool_]], Sample | None],
+    columns: Mapping[str, Texts],
+    sample_of: Callable[[Bools], Sample | None],
     shown: Mapping[str, Cell],
 ) -> Outcome:
     """Return an outcome with the figures, samples and tables of its slices: the rows, pairs or probes, that have a value of an attribute.

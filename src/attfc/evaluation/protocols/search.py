@@ -23,7 +23,7 @@ from attfc.evaluation.protocols.protocol import Cell
 from attfc.evaluation.rates import Figures, far_name, not_stated, tar_of_kinds
 from attfc.evaluation.samples import SearchSample, ShareSample
 from attfc.evaluation.unit_rows import unit_tensor
-from attfc.typing import Bools, Float64, Int64
+from attfc.typing import Array, Bools, Float64, Int64
 
 __all__ = ["Identification", "RankOne", "identify", "rank_one", "rate_columns", "search_sample"]
 
@@ -52,9 +52,9 @@ class Identification(Figures):
     tpir_at_fpir: dict[float, float | None]
     probe_ranks: Int64
     mate_scores: Float64
-    probe_labels: npt.NDArray[Any]
+    probe_labels: Array
     stranger_scores: Float64
-    stranger_labels: npt.NDArray[Any]
+    stranger_labels: Array
     notes: tuple[str, ...]
 
     STATED: ClassVar = (
@@ -95,7 +95,7 @@ def search_sample(searches: Sequence[Identification]) -> SearchSample:
     labels, number = np.unique(np.concatenate([*probes, *strangers]), return_inverse=True)
     mated = sum(map(len, probes))
 
-    def numbered(parts: list[npt.NDArray[Any]]) -> Int64:
+    def numbered(parts: list[Array]) -> Int64:
         return np.repeat(np.arange(len(parts)), [len(part) for part in parts])
 
     def stated(rates: list[Mapping[Any, float | None]]) -> tuple[Any, ...]:
@@ -122,9 +122,9 @@ def rate_columns(found: Any) -> dict[str, Cell]:
 
 
 def identify(
-    gallery_ND: npt.NDArray[Any] | Tensor,
+    gallery_ND: Array | Tensor,
     gallery_labels: npt.ArrayLike,
-    probe_MD: npt.NDArray[Any] | Tensor,
+    probe_MD: Array | Tensor,
     probe_labels: npt.ArrayLike,
     ranks: Sequence[int] = (1, 5, 10),
     fpirs: Sequence[float] = (0.01, 0.1),
@@ -204,7 +204,7 @@ def identify(
 
 def _mates(
     gallery_ND: Tensor, gallery_labels: npt.ArrayLike, probe_MD: Tensor, probe_labels: npt.ArrayLike
-) -> tuple[int, Int64, npt.NDArray[Any], Int64]:
+) -> tuple[int, Int64, Array, Int64]:
     """Return how many identities are enrolled, that of each gallery row, the probes' labels, and the identity of each, -1 for none."""
     if gallery_ND.shape[1] != probe_MD.shape[1]:
         raise UserError(
@@ -258,7 +258,7 @@ def _search(
 
 
 def rank_one(
-    embeddings: npt.NDArray[Any] | Tensor,
+    embeddings: Array | Tensor,
     labels: npt.ArrayLike,
     *,
     block: int = 1024,

@@ -17,16 +17,14 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from attfc.data.text_lines import LineBlock, blocks_of, lines_of
 from attfc.errors import UserError
 from attfc.evaluation.bootstrap import linked_identities
 from attfc.photos.alignment import similarity_to_template
-from attfc.typing import Bools, Float64, Int64, Progress
+from attfc.typing import Array, Bools, Float64, Int64, PathLike, Progress
 
 __all__ = ["FaceList", "SubjectList", "TemplateLists", "TemplatePairs", "read_template_lists"]
 
@@ -123,7 +121,7 @@ class TemplateLists:
         return ids, np.unique(linked[: len(ids)], return_inverse=True)[1].astype(np.int64)
 
 
-def read_template_lists(folder: str | os.PathLike[str], name: str, progress: Progress | None = None) -> TemplateLists:
+def read_template_lists(folder: PathLike, name: str, progress: Progress | None = None) -> TemplateLists:
     """Read the lists of a folder in the released layout.
 
     Counted and noted: faces without landmarks, landmarks without a face, landmarks that fit no similarity, landmarks or detector scores that
@@ -211,9 +209,7 @@ def _read_faces(points_file: Path, template_file: Path, faults: _Faults) -> Face
     return FaceList(kept_names, landmarks, scores, members[:, 0].copy(), members[:, 1].copy(), unusable)
 
 
-def _read_rows(
-    path: Path, columns: int, number: Callable[[bytes], float], what: str
-) -> tuple[list[str], npt.NDArray[Any]]:
+def _read_rows(path: Path, columns: int, number: Callable[[bytes], float], what: str) -> tuple[list[str], Array]:
     """Return the names of a list, which may hold blanks, and the numbers behind them, (lines, columns)."""
     names: list[str] = []
     rows: list[list[float]] = []

@@ -11,7 +11,6 @@ import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from attfc.errors import UserError
 from attfc.evaluation.unit_rows import unit_tensor
-from attfc.typing import Int64
+from attfc.typing import Array, Int64
 
 __all__ = ["TemplateMode", "Templates", "pool_templates"]
 
@@ -89,11 +88,11 @@ class Templates:
 
 
 def pool_templates(
-    image_ND: npt.NDArray[Any],
+    image_ND: Array,
     templates: npt.ArrayLike,
     medias: npt.ArrayLike,
     *,
-    mirror: npt.NDArray[Any] | None = None,
+    mirror: Array | None = None,
     weights: npt.ArrayLike | None = None,
     usable: npt.ArrayLike | None = None,
     normalize: bool = False,

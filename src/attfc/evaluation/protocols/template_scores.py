@@ -8,10 +8,8 @@ Sources: Whitelam et al. 2017 (IJB-B), Maze et al. 2018 (IJB-C). Differs from th
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -22,7 +20,7 @@ from attfc.evaluation.protocols.search import Identification, identify
 from attfc.evaluation.protocols.template_lists import SubjectList, TemplatePairs
 from attfc.evaluation.protocols.template_pooling import Templates
 from attfc.evaluation.rates import Figures, not_stated
-from attfc.typing import Bools, Float32, Int64
+from attfc.typing import Array, Bools, Float32, Int64
 
 __all__ = [
     "FPIRS",
@@ -73,12 +71,12 @@ def score_template_pairs(vectors_TD: Tensor, first_P: Int64, second_P: Int64) ->
     return scores
 
 
-def _dense(rows_P: Int64, total: int) -> tuple[Int64, npt.NDArray[Any]]:
+def _dense(rows_P: Int64, total: int) -> tuple[Int64, Array]:
     """Return the rows that occur, rising, and for each of `rows_P` its place among them, in as few bits as it takes."""
     present = np.zeros(total, dtype=np.bool_)
     present[rows_P] = True
     found: Int64 = np.flatnonzero(present).astype(np.int64)
-    place: npt.NDArray[Any] = np.zeros(total, dtype=np.uint16 if len(found) < 2**16 else np.int64)
+    place: Array = np.zeros(total, dtype=np.uint16 if len(found) < 2**16 else np.int64)
     place[found] = np.arange(len(found))
     return found, place[rows_P]
 
@@ -110,11 +108,6 @@ class TemplateVerification(Figures):
     scores: Float32 = field(repr=False)
     same: Bools = field(repr=False)
     scored: Bools = field(repr=False)
-
-    STATED: ClassVar = (
-        *("pairs", "genuine_pairs", "impostor_pairs", "skipped_genuine_pairs", "skipped_impostor_pairs"),
-        *("tar_at_far", "tar_at_nearest_far", "auc", "eer", "notes"),
-    )
 
 
 def verify_templates(
@@ -180,11 +173,6 @@ class TemplateSearch(Figures):
     probes_without_face: int
     enrolled_without_face: int
     notes: tuple[str, ...]
-
-    STATED: ClassVar = (
-        *("rank", "tpir_at_fpir", "galleries", "published"),
-        *("probes_without_face", "enrolled_without_face", "notes"),
-    )
 
     @property
     def people(self) -> int:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 from torch import nn
 
 from attfc.data.attributes import common_value, read_attributes
@@ -53,7 +52,7 @@ from attfc.evaluation.protocols.template_scores import (
 )
 from attfc.evaluation.rates import Figures, far_name
 from attfc.evaluation.tail_sample import TailSample
-from attfc.typing import Bools, Int64, Progress
+from attfc.typing import Bools, Int64, Progress, Texts
 
 __all__ = [
     "PROTOCOL",
@@ -157,9 +156,7 @@ class _Faces:
         return self.names[position]
 
 
-def value_of_pairs(
-    value_F: npt.NDArray[np.str_], template_F: Int64, sides: tuple[Int64, Int64]
-) -> npt.NDArray[np.str_]:
+def value_of_pairs(value_F: Texts, template_F: Int64, sides: tuple[Int64, Int64]) -> Texts:
     """Return the value that all faces of both templates of a pair have, "" if they differ or one is not known.
 
     >>> faces, templates = np.array(["phone", "phone", "gate", ""]), np.array([5, 5, 7, 7])
@@ -250,7 +247,7 @@ def _run(
     with subject.progress("pairs") as progress:
         lists = read_template_lists(one_path(name, paths, "the folder with loose_crop and meta"), name, progress)
     images, image_F = np.unique(lists.faces.names, return_inverse=True)  # one may be in several templates
-    known = None if attributes is None else read_attributes(attributes, _Faces(name, images.tolist()))
+    known = read_attributes(attributes, _Faces(name, images.tolist()))
     cache = embeddings or default_cache()
     with subject.progress("faces") as progress:
         results = evaluate_templates(

@@ -6,7 +6,6 @@ Figures of a Markdown page are SVG files in a folder beside it.
 """
 
 import itertools
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,16 +16,18 @@ import numpy as np
 
 from attfc.errors import UserError
 from attfc.evaluation.bootstrap import FigurePath, IdentityDraw, Interval, Sample, figure_at
-from attfc.evaluation.operating_point.judging import AT_POINT
+from attfc.evaluation.operating_point.judging import AT_POINT, at_point_of
 from attfc.evaluation.protocols import board_of
 from attfc.evaluation.protocols.protocol import Board
-from attfc.evaluation.report.curves import HINTS, curves_of
-from attfc.evaluation.report.page import Cell, Figure, Stated, count_text, texts, write_page
+from attfc.evaluation.report.curves import HINTS, curves_of, result_of
+from attfc.evaluation.report.drawing import MOST_SERIES, own_file
+from attfc.evaluation.report.page import AT_IT, Cell, Figure, Stated, count_text, share_text, texts, write_page
 from attfc.evaluation.report.people import notes_of_result
-from attfc.evaluation.report.plots import GroupRate, curve_figure, group_figure, with_colours
+from attfc.evaluation.report.plots import GroupRate, curve_figure, group_figure
 from attfc.evaluation.results import EvaluationResult, finite, once_each, stated_value
 from attfc.files import write_text_whole
 from attfc.templates import macros_of
+from attfc.typing import PathLike
 
 __all__ = ["write_comparison_report"]
 
@@ -47,7 +48,8 @@ _FIGURE_NAMES = {
     "tpir_at_fpir": "TPIR at FPIR {}, %",
     "rank": "rank {}, %",
 }
-_SHOWN_GROUPS = 40
+_OF_GROUPS = ("tar_at_far", "tpir_at_fpir", "rank")
+_SHOWN_GROUPS, _MOST_RANK = 40, 1000
 
 Columns = Sequence[tuple[str, FigurePath]]
 """Name and figure of a board's columns in the summary."""
@@ -55,7 +57,7 @@ Rows = tuple[list[str], list[tuple[str, list[Cell]]]]
 """Header of a table, and name and cells of its rows."""
 
 
-def write_comparison_report(path: str | os.PathLike[str], results: Sequence[EvaluationResult]) -> Path:
+def write_comparison_report(path: PathLike, results: Sequence[EvaluationResult]) -> Path:
     """Write a page that sets results side by side, in one piece, over an older one.
 
     Args:
@@ -97,8 +99,8 @@ def _beside(target: Path) -> Callable[[Figure], str]:
 
     def kept(figure: Figure) -> str:
         folder.mkdir(exist_ok=True)
-        file = folder / f"{next(numbers):02d}_{figure.caption.lower()}.svg"
-        write_text_whole(file, with_colours(figure.svg))
+        file = folder / f"{next(numbers):02d}.svg"
+        write_text_whole(file, own_file(figure.svg, figure.caption))
         return f"{folder.name}/{file.name}"
 
     return kept
@@ -115,11 +117,11 @@ def _names(models: Iterable[str]) -> dict[str, str]:
 
 
 class _Entry(Stated):
-    """What a model did on a board: samples, the figures as stated, and those of the samples."""
+    """What a model did on a board: samples, the figures as stated, those of the samples, and those at its operating point."""
 
-    def __init__(self, samples: Sequence[Sample], holder: Mapping[str, Any]) -> None:
+    def __init__(self, samples: Sequence[Sample], holder: Mapping[str, Any], at_point: Mapping[str, Any]) -> None:
         super().__init__(holder)
-        self.samples = samples
+        self.samples, self.at_point = samples, Stated(at_point)
         self.values: dict[FigurePath, float] = {}
         for sample in samples:
             found = sample.figures(IdentityDraw(np.ones(sample.identities)))
@@ -166,8 +168,10 @@ def _boards(results: Sequence[EvaluationResult], names: Mapping[str, str]) -> li
             name = names[result.model]
             if name in board.entries:
                 raise UserError(f"{found.title}: two results of {result.model}: pass one of them")
-            board.entries[name] = _Entry(samples, holder)
-            of_all = result.figures if place == ("all_pairs",) else holder if place else {}
+            board.entries[name] = _Entry(samples, holder, at_point_of(result.figures, place))
+            of_all = result.figures if place == ("all_pairs",) else holder
+            if not place and "all_pairs" in result.figures:
+                of_all = {}  # a list of pairs beside all pairs, whose groups and slices those are
             groups = dict(_mapping(of_all.get("groups")))
             for column, values in _mapping(of_all.get("slices")).items():
                 groups |= {f"{column}: {value}": slice_ for value, slice_ in _mapping(values).items()}
@@ -196,7 +200,10 @@ def _figure_table(board: _Board) -> Rows:
         counts = [count if isinstance(count := entry.figures.get(key), int) else None for entry in entries]
         if any(count is not None for count in counts):
             rows.append((name, [*map(count_text, counts)]))
-    return ["", *board.entries], rows
+    if any(entry.at_point.figures for entry in entries):
+        rows.append(("FNMR at the operating point, %", [entry.at_point("fnmr") for entry in entries]))
+        rows += [(name, [share_text(entry.at_point.number(key)) for entry in entries]) for name, key in AT_IT.items()]
+    return ["metric", *board.entries], rows
 
 
 def _figure_name(path: FigurePath) -> str:
@@ -204,19 +211,24 @@ def _figure_name(path: FigurePath) -> str:
 
 
 def _figures(board: _Board, key: str) -> list[Figure]:
-    """Draw every curve that the board's scores allow."""
-    found = curves_of({model: entry.samples for model, entry in board.entries.items()})
+    """Draw every curve that the board's scores allow, of the first four models."""
+    drawn = itertools.islice(board.entries.items(), MOST_SERIES)
+    found = curves_of({model: entry.samples for model, entry in drawn})
     return [
-        Figure(kind.upper(), curve_figure(curves, f"{board.title}, {kind.upper()}", f"{key}{kind}", kind), HINTS[kind])
+        Figure(
+            title := result_of(kind, curves),
+            curve_figure(curves, f"{board.title}: {title}", f"{key}{kind}", kind),
+            "; ".join([HINTS[kind], *_left_out([*board.entries])]),
+        )
         for kind, curves in found.items()
     ]
 
 
 class _Group(Stated):
-    """A group of people as a model's file states it.
+    """A group of people, or a slice of images, as a model's file states it.
 
     Attributes:
-        own: FAR -> TAR at the group's own threshold.
+        own: rate's path -> the rate at the group's own threshold.
         shared: FAR -> TAR and FAR of the group at everyone's threshold.
     """
 
@@ -224,50 +236,77 @@ class _Group(Stated):
         super().__init__(group)
         people = group.get("identities")
         self.name, self.model, self.people = name, model, count_text(people if isinstance(people, int) else None)
-        tars = {far: finite(tar) for far, tar in _rates(group.get("tar_at_far"))}
-        self.own = {far: tar for far, tar in tars.items() if tar is not None}
-        self.shared: dict[str, tuple[float, float]] = {}
+        self.own: dict[FigurePath, float] = {}
+        for kind in _OF_GROUPS:
+            stated = {(kind, at): finite(rate) for at, rate in _rates(group.get(kind))}
+            self.own.update({path: rate for path, rate in stated.items() if rate is not None})
+        self.shared: dict[FigurePath, tuple[float, float]] = {}
         for far, rates in _rates(group.get("at_common_threshold")):
             tar, within = (finite(_mapping(rates).get(kind)) for kind in ("tar", "far"))
             if tar is not None and within is not None:
-                self.shared[far] = (tar, within)
+                self.shared["tar_at_far", far] = (tar, within)
 
-    def cells(self, far: str) -> tuple[Cell, Cell]:
-        """Return the rates at everyone's threshold, and at its own with the interval."""
-        common = f"{100 * self.shared[far][0]:.2f} (FAR {self.shared[far][1]:.2g})" if far in self.shared else "–"
-        return common, self.cell(("tar_at_far", far), self.own.get(far))
+    def cells(self, path: FigurePath, common: bool) -> list[Cell]:
+        """Return the rate at its own threshold with the interval, before it, where asked for, both rates at everyone's threshold."""
+        found = self.shared.get(path)
+        shared = "–" if found is None else f"{100 * found[0]:.2f} (FAR {found[1]:.2g})"
+        return [*([shared] if common else []), self.cell(path, self.own.get(path))]
 
-    def rate(self, far: str) -> GroupRate:
+    def rate(self, path: FigurePath) -> GroupRate:
         """Return what is drawn of it."""
-        bounds = self.intervals.get(("tar_at_far", far)) or Interval(0.0, None, None)
-        shared, _ = self.shared.get(far, (None, None))
-        return GroupRate(self.name, self.model, self.own.get(far), bounds.low, bounds.high, shared)
+        bounds = self.intervals.get(path) or Interval(0.0, None, None)
+        shared, _ = self.shared.get(path, (None, None))
+        return GroupRate(self.name, self.model, self.own.get(path), bounds.low, bounds.high, shared)
 
 
 def _group_table(groups: Sequence[_Group]) -> Rows:
-    fars = sorted({far for group in groups for far in (*group.own, *group.shared)}, key=float)
+    paths = {path for group in groups for path in (*group.own, *group.shared)}
+    common = {path: any(path in group.shared for group in groups) for path in sorted(paths, key=_strictness)}
     rows = [
-        (group.name, [group.model, *(cell for far in fars for cell in group.cells(far)), group.people])
+        (group.name, [group.model, *(cell for each in common.items() for cell in group.cells(*each)), group.people])
         for group in groups
     ]
-    return ["Group", "Model", *(f"{of}, {far}" for far in fars for of in ("common", "own")), "identities"], rows
+    titles = [
+        title
+        for path, shared in common.items()
+        for title in ((f"common, {path[1]}", f"own, {path[1]}") if shared else (_figure_name(path),))
+    ]
+    return ["Group", "Model", *titles, "identities"], rows
+
+
+def _strictness(path: FigurePath) -> tuple[int, float]:
+    return _OF_GROUPS.index(path[0]), float(path[1])
 
 
 def _group_figures(groups: Sequence[_Group], key: str) -> list[Figure]:
-    """Draw TAR by group, at the strictest of the FARs that most groups state; nothing where no group states any."""
-    stated = [far for group in groups for far in group.own]
+    """Draw a rate by group, at the strictest of the places that most groups state; nothing where no group states any."""
+    models = list(dict.fromkeys(group.model for group in groups))
+    drawn = [group for group in groups if group.model in models[:MOST_SERIES]]
+    stated = [path for group in drawn for path in group.own]
     if not stated:
         return []
-    far = max(dict.fromkeys(stated), key=lambda far: (stated.count(far), -float(far)))
-    lowest: dict[str, float] = {}
-    for group in groups:
-        lowest[group.name] = min(lowest.get(group.name, 2.0), group.own.get(far, 2.0))
-    shown = sorted(lowest, key=lowest.__getitem__)[:_SHOWN_GROUPS]
-    rates = [group.rate(far) for group in groups if group.name in shown]
-    svg = group_figure(rates, f"true accept rate by group at FAR {far}", key=key, x_label=f"TAR at FAR {far}, %")
-    hint = "filled: at the group's own threshold, with its interval; hollow: at everyone's threshold"
-    more = f"; the {_SHOWN_GROUPS} groups with the lowest TAR" if len(shown) < len(lowest) else ""
-    return [Figure("Groups", svg, hint + more)]
+    path = min(dict.fromkeys(stated), key=lambda path: (-stated.count(path), *_strictness(path)))
+    rates = sorted((group.own[path], group.name, group.model) for group in drawn if path in group.own)
+    shown = list(dict.fromkeys(name for _, name, _ in rates))
+    several = len(models) > 1
+    ends = [f"{100 * rate:.1f} % for {name}" + (f" ({model})" if several else "") for rate, name, model in rates]
+    title, number = _figure_name(path), len({group.name for group in groups})
+    caption = f"{title.removesuffix(', %')}: {' to '.join(dict.fromkeys((ends[0], ends[-1])))}"
+    svg = group_figure(
+        [group.rate(path) for group in drawn if group.name in shown[:_SHOWN_GROUPS]], caption, key=key, x_label=title
+    )
+    hints = (
+        ["filled: at the group's own threshold, with its interval; hollow: at everyone's threshold"]
+        if any(group.shared for group in drawn)
+        else []
+    )
+    hints += [f"the {_SHOWN_GROUPS} groups with the lowest rate"] if number > _SHOWN_GROUPS else []
+    return [Figure(caption, svg, "; ".join([*hints, *_left_out(models)]))]
+
+
+def _left_out(models: Sequence[str]) -> list[str]:
+    """Say that not every model is drawn."""
+    return [f"the first {MOST_SERIES} of {len(models)} models"] if len(models) > MOST_SERIES else []
 
 
 def _mapping(value: Any) -> dict[str, Any]:
@@ -277,5 +316,5 @@ def _mapping(value: Any) -> dict[str, Any]:
 def _rates(value: Any) -> Iterator[tuple[str, Any]]:
     """The entries of a mapping whose names are rates."""
     for text, entry in _mapping(value).items():
-        if re.fullmatch(r"[0-9]+(\.[0-9]+)?(e-[0-9]+)?", text) is not None and 0 < float(text) <= 1:
+        if re.fullmatch(r"[0-9]+(\.[0-9]+)?(e-[0-9]+)?", text) is not None and 0 < float(text) <= _MOST_RANK:
             yield text, entry

@@ -8,23 +8,36 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from attfc.evaluation.bootstrap import Sample
-from attfc.evaluation.report.plots import CERTAIN_FALSE_ACCEPTS, Curve, CurveKind, roc_of_list
+from attfc.evaluation.report.plots import CERTAIN_FALSE_ACCEPTS, Curve, CurveKind, read_at, roc_of_list
 from attfc.evaluation.samples import PairListSample, SearchSample
 from attfc.evaluation.tail_sample import TailSample
 from attfc.typing import Float64, Int64
 
-__all__ = ["HINTS", "curves_of"]
+__all__ = ["HINTS", "curves_of", "result_of"]
 
 _POINTS = 400
 _CMC_RANKS = 50
 _PALE = "pale: fewer than 30 errors, uncertain"
 HINTS: dict[CurveKind, str] = {
-    "roc": _PALE,
-    "det": f"{_PALE}; axes in normal deviates",
-    "cmc": "probes whose person is enrolled",
-    "dir": _PALE,
+    "roc": f"ROC: FAR is the share of non-mated pairs accepted; {_PALE}",
+    "det": f"DET: the same as errors, lower is better, axes in normal deviates; {_PALE}",
+    "cmc": "CMC: probes whose person is enrolled",
+    "dir": f"DIR: FPIR is the share of strangers taken for somebody; {_PALE}",
 }
 """What a reader of a figure should know."""
+_RESULTS: dict[CurveKind, str] = {
+    "roc": "Mated pairs accepted at FAR {:g}",
+    "det": "Mated pairs rejected at FAR {:g}",
+    "cmc": "Probes found at rank {:g}",
+    "dir": "Probes found at FPIR {:g}",
+}
+
+
+def result_of(kind: CurveKind, curves: Sequence[Curve]) -> str:
+    """Return what a figure of these curves shows, the best first, as its title."""
+    place = read_at(curves, kind)
+    rates = sorted(((curve.at(place), curve.name) for curve in curves), reverse=kind != "det")
+    return f"{_RESULTS[kind].format(place)}: {', '.join(f'{name} {100 * rate:.1f} %' for rate, name in rates)}"
 
 
 def curves_of(samples: Mapping[str, Sequence[Sample]]) -> dict[CurveKind, list[Curve]]:

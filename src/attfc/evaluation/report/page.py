@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from attfc.evaluation.bootstrap import FigurePath, figure_at
+from attfc.evaluation.report.drawing import DARK, LIGHT, PRINT
 from attfc.evaluation.results import finite, stated_intervals
 from attfc.files import write_text_whole
 from attfc.templates import filled_in
 
-__all__ = ["Cell", "Figure", "Stated", "count_text", "texts", "write_page"]
+__all__ = ["AT_IT", "Cell", "Figure", "Stated", "count_text", "share_text", "texts", "write_page"]
 
+_PALETTES = {"light": LIGHT, "dark": DARK, "print": PRINT}
 Cell = str | tuple[str, str]
 """Text, and with it the interval that stands below."""
+AT_IT = {"FMR at the operating point": "fmr", "threshold of the operating point": "threshold"}
+"""What is stated at an operating point beside FNMR."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ def write_page(
     """
     layout = Path(__file__).with_name(f"page{target.suffix}")
     shown = [(heading, body.strip()) for heading, body in sections if body.strip()]
-    text = filled_in(layout, title=title, name=name, line=line, state=state, sections=shown)
+    text = filled_in(layout, title=title, name=name, line=line, state=state, sections=shown, **_PALETTES)
     if target.suffix == ".md":
         text = re.sub(r"\n{3,}", "\n\n", text)
     write_text_whole(target, text.rstrip() + "\n")
@@ -79,6 +83,11 @@ class Stated:
 def count_text(value: float | None) -> str:
     """Return a number of things, a dash where it is unknown."""
     return "–" if value is None else f"{value:,.0f}"
+
+
+def share_text(value: float | None) -> str:
+    """Return a share or a cosine, a dash where it is unknown."""
+    return "–" if value is None else f"{value:.4g}"
 
 
 def texts(value: Any) -> list[str]:

@@ -6,7 +6,6 @@ them: people in a data set did not agree to be in a report. What a run has not g
 
 import base64
 import io
-import os
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,14 +16,15 @@ from PIL import Image
 
 from attfc.data.stores.store import Store
 from attfc.errors import UserError
-from attfc.evaluation.bootstrap import FigurePath, figure_at, in_words
+from attfc.evaluation.bootstrap import FigurePath, Interval, figure_at, in_words
+from attfc.evaluation.operating_point.judging import AT_POINT
 from attfc.evaluation.report import people
-from attfc.evaluation.report.page import Cell, Figure, Stated, count_text, texts, write_page
+from attfc.evaluation.report.page import AT_IT, Cell, Figure, Stated, count_text, share_text, texts, write_page
 from attfc.evaluation.report.plots import CERTAIN_FALSE_ACCEPTS, line_figure, roc_figure, score_figure
 from attfc.evaluation.report.run_record import RunRecord, at_fault, columns_of, read_run
 from attfc.evaluation.results import finite
 from attfc.templates import macros_of
-from attfc.typing import Bools, Float64, UInt8
+from attfc.typing import Bools, Float64, PathLike, UInt8
 
 __all__ = ["write_report"]
 
@@ -53,7 +53,7 @@ class Pair(NamedTuple):
     names: Sequence[str]
 
 
-def write_report(run_folder: str | os.PathLike[str], store: Store | None = None, pictures: bool = False) -> Path:
+def write_report(run_folder: PathLike, store: Store | None = None, pictures: bool = False) -> Path:
     """Write `report.html` into a run folder, in one piece, over an older one.
 
     Args:
@@ -89,6 +89,11 @@ def write_report(run_folder: str | os.PathLike[str], store: Store | None = None,
     drawn = (
         ("", parts.summary, f"{log}, {evaluation}"),
         (people.people_title(run.evaluation), lambda: parts.verification(_scores(run)), evaluation),
+        (
+            "At the operating point",
+            lambda: parts.at_point(list(_at_point(run))),
+            "operating_point.json or evaluation.json",
+        ),
         ("Against the start model", lambda: parts.against(against) if against else "", "evaluation.json"),
         ("Training", lambda: parts.training(list(_curves(run))), log),
         ("Hardest pairs", lambda: parts.hardest(list(_hardest(run, store if pictures else None))), evaluation),
@@ -117,7 +122,7 @@ class _Evaluation(Stated):
     """The figures of an evaluation."""
 
     def tars(self, path: FigurePath) -> dict[str, Any]:
-        """FAR -> TAR as they stand at a place."""
+        """FAR -> TAR, or whatever stands at a place by name."""
         found = figure_at(self.figures, path)
         return found if isinstance(found, dict) else {}
 
@@ -149,6 +154,24 @@ class _Evaluation(Stated):
             )
         for key in ("genuine_pairs", "impostor_pairs"):
             yield in_words((key,)), [count_text(self.number(*path[:-1], key)) for path in tars]
+
+
+def _at_point(run: RunRecord) -> Iterator[tuple[str, Cell]]:
+    """Name and cell of what the model's operating point says, and of what an evaluation found at it."""
+    if point := run.point:
+        calibrated = Stated({}, " %")
+        calibrated.intervals["fnmr",] = Interval(point.fnmr.value, point.fnmr.low, point.fnmr.high)
+        low, high = (share_text(bound) for bound in point.threshold_interval)
+        yield "threshold (cosine)", (f"{point.threshold:.4f}", f"[{low}, {high}]")
+        yield "FMR asked for", share_text(point.asked_fmr)
+        yield "FMR, two people taken for one", (share_text(point.fmr), f"95 % sure below {point.fmr_upper:.2g}")
+        yield "FNMR, one person not recognised", calibrated.cell(("fnmr",), point.fnmr.value)
+        yield "measured on", f"{point.people:,} people of {point.store}"
+    stated = _Evaluation(run.evaluation, " %")
+    for name in stated.tars((AT_POINT,)):
+        yield f"FNMR of this evaluation, {name.replace('_', ' ')}", stated(AT_POINT, name, "fnmr")
+        for title, key in AT_IT.items():
+            yield f"{title}, {name.replace('_', ' ')}", share_text(stated.number(AT_POINT, name, key))
 
 
 def _list_of_pairs(run: RunRecord) -> tuple[Float64, Bools] | None:

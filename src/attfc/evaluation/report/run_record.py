@@ -4,21 +4,21 @@ Every piece may be missing (a run that was not evaluated, or was interrupted); a
 error with its file and line, except the last line of metrics.jsonl, which a kill may have torn.
 """
 
+import hashlib
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy.typing as npt
+from typing import Any, NamedTuple
 
 from attfc.config.safe_yaml import read_yaml, read_yaml_text
 from attfc.errors import UserError
 from attfc.evaluation.npz_file import read_npz
+from attfc.evaluation.operating_point.point import OperatingPoint, point_of
 from attfc.evaluation.results import finite
+from attfc.typing import Array, PathLike
 
 __all__ = ["RunRecord", "at_fault", "columns_of", "read_run"]
 
@@ -42,6 +42,7 @@ class RunRecord:
         environment: environment.json, else empty.
         finished: the trained model was written.
         torn: the last line of metrics.jsonl was cut short and left out.
+        point: the operating point beside the trained model. faults: why there is none although its file is there.
     """
 
     name: str
@@ -49,15 +50,30 @@ class RunRecord:
     evaluations: list[dict[str, Any]]
     broken: list[dict[str, Any]]
     evaluation: dict[str, Any]
-    arrays: dict[str, npt.NDArray[Any]]
+    arrays: dict[str, Array]
     config_text: str
     config: dict[str, Any]
     environment: dict[str, Any]
     finished: bool
     torn: bool
+    point: OperatingPoint | None
+    faults: tuple[str, ...]
 
 
-def read_run(folder: str | os.PathLike[str]) -> RunRecord:
+class _Model(NamedTuple):
+    """The model that a run trained, as `point_of` takes it."""
+
+    path: Path
+    operating_point: str = ""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of its weights."""
+        with (self.path / "model.safetensors").open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_run(folder: PathLike) -> RunRecord:
     """Read a run folder.
 
     Raises:
@@ -75,6 +91,13 @@ def read_run(folder: str | os.PathLike[str]) -> RunRecord:
         config = read_yaml(config_text)
     except ValueError:
         config = None  # shown as it stands; nothing but the heading needs it parsed
+    finished = (root / "model" / "model.safetensors").is_file()
+    point: OperatingPoint | None = None
+    faults: tuple[str, ...] = ()
+    try:
+        point = point_of(_Model(root / "model")) if finished else None
+    except UserError as error:  # a model that was trained further has its report all the same
+        faults = (str(error),)
     return RunRecord(
         name=root.resolve().name,
         train=columns_of(kinds["train"]),
@@ -85,8 +108,10 @@ def read_run(folder: str | os.PathLike[str]) -> RunRecord:
         config_text=config_text,
         config=config if isinstance(config, dict) else {},
         environment=_read_object(root / "environment.json"),
-        finished=(root / "model" / "model.safetensors").is_file(),
+        finished=finished,
         torn=torn,
+        point=point,
+        faults=faults,
     )
 
 
@@ -172,7 +197,7 @@ def _content(path: Path, most: int) -> bytes:
     return data
 
 
-def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+def _read_arrays(path: Path) -> dict[str, Array]:
     if not path.is_file():
         return {}
     try:

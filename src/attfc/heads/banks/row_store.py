@@ -39,6 +39,7 @@ T = TypeVar("T")
 RowPlace = Literal["device", "host", "file"]
 
 _PAGE = 4096  # bytes; larger pages hold more rows, which does no harm
+STD = 0.01  # of the rows of a classifier at the beginning
 DRAWN_ROWS = 1 << 16  # at once, where a rank keeps its own of all rows; times D, a multiple of 16
 
 
@@ -181,19 +182,19 @@ def _reserve(descriptor: int, size: int) -> None:
 
 
 @torch.no_grad()
-def draw_rows(weight: Tensor, shard: ShardedRows, std: float = 0.01) -> None:
+def draw_rows(weight: Tensor, shard: ShardedRows) -> None:
     """Fill the rows `shard` of a classifier from torch's global generator: normal, around 0.
 
     Every rank draws the rows of all and keeps its own, so they are those of one process, and the generators stay alike. Time O(N D),
     memory of a block of rows.
     """
     if len(shard) == shard.rows:
-        nn.init.normal_(weight, std=std)
+        nn.init.normal_(weight, std=STD)
         return
     start = 0
     while start < shard.rows:  # numbers are drawn 16 at a time, an odd rest otherwise: only the last call may have one
         stop = start + DRAWN_ROWS if shard.rows - start >= 2 * DRAWN_ROWS else shard.rows
-        draft = nn.init.normal_(weight.new_empty(stop - start, weight.shape[1]), std=std)
+        draft = nn.init.normal_(weight.new_empty(stop - start, weight.shape[1]), std=STD)
         first, last = max(start, shard.start), min(stop, shard.stop)
         if first < last:
             weight[first - shard.start : last - shard.start] = draft[first - start : last - start]

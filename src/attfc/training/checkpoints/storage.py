@@ -10,7 +10,6 @@ import contextlib
 import itertools
 import json
 import math
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -39,8 +38,9 @@ from torch.futures import Future
 from attfc.errors import UserError
 from attfc.files import ChecksumFile, sync
 from attfc.training.checkpoints.manifest import DTYPES, Chunk, Manifest, SavedFile, SavedTensor, read_manifest
+from attfc.typing import PathLike
 
-__all__ = ["FolderReader", "FolderWriter", "rows_of"]
+__all__ = ["FolderReader", "FolderWriter", "open_weights", "rows_of"]
 
 T = TypeVar("T")
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -82,7 +82,7 @@ def _quiet_and_unwrapped() -> Iterator[None]:
 class _Stateless:
     """What DCP asks of a storage that knows its folder and keeps nothing between calls."""
 
-    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+    def reset(self, checkpoint_id: PathLike | None = None) -> None:
         """Nothing is kept."""
 
     def prepare_local_plan(self, plan: Any) -> Any:
@@ -90,7 +90,7 @@ class _Stateless:
         return plan
 
     @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+    def validate_checkpoint_id(cls, checkpoint_id: PathLike) -> bool:
         """DCP asks this only where it has to guess the storage."""
         return False
 
@@ -226,14 +226,11 @@ class FolderReader(_Stateless, StorageReader):
             by_file.setdefault(self._places[item.storage_index].file, []).append(item)
         for name, items in by_file.items():
             path = self.folder / name
-            try:
-                with safe_open(str(path), framework="pt") as file:
-                    for item in items:
-                        target = planner.resolve_tensor(item)
-                        target.detach().copy_(self._box(file, item, path))
-                        planner.commit_tensor(item, target)
-            except SafetensorError as error:
-                raise UserError(f"{path} is damaged: {str(error)[:200]}") from None
+            with open_weights(path) as file:
+                for item in items:
+                    target = planner.resolve_tensor(item)
+                    target.detach().copy_(self._box(file, item, path))
+                    planner.commit_tensor(item, target)
         return _done(None)
 
     def _box(self, file: Any, item: Any, path: Path) -> Tensor:
@@ -254,6 +251,20 @@ class FolderReader(_Stateless, StorageReader):
         return part
 
 
+@contextlib.contextmanager
+def open_weights(path: Path) -> Iterator[Any]:
+    """Open a safetensors file, with safetensors' own `get_tensor` and the like.
+
+    Raises:
+        UserError: it is damaged, or is none; also while it is read.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged or no safetensors file: {str(error)[:200]}") from None
+
+
 def rows_of(folder: Path, name: str, at_once: int = 1 << 16) -> Iterator[tuple[int, Tensor]]:
     """Yield a matrix of a checkpoint a few rows at a time, each part after the number of its first row; checksums are not looked at.
 
@@ -262,13 +273,10 @@ def rows_of(folder: Path, name: str, at_once: int = 1 << 16) -> Iterator[tuple[i
     """
     saved = read_manifest(folder).tensors[name]
     for chunk in saved.chunks:
-        try:
-            with safe_open(str(folder / chunk.file), framework="pt") as file:
-                entry = file.get_slice(_stored_name(name, saved.size, chunk))
-                for start in range(0, chunk.sizes[0], at_once):
-                    yield chunk.offsets[0] + start, entry[start : start + at_once]
-        except SafetensorError as error:
-            raise UserError(f"{folder / chunk.file} is damaged: {str(error)[:200]}") from None
+        with open_weights(folder / chunk.file) as file:
+            entry = file.get_slice(_stored_name(name, saved.size, chunk))
+            for start in range(0, chunk.sizes[0], at_once):
+                yield chunk.offsets[0] + start, entry[start : start + at_once]
 
 
 def _done(result: T) -> Future[T]:

@@ -9,12 +9,12 @@ in a process. Here every page number, place and length is compared with the file
 1 us per key; nothing is written, no lock file is made.
 """
 
-import os
 import struct
 from collections.abc import Iterator
 
 from attfc.data.stores.rec.record_file import BadRecordError, RecordFile
 from attfc.errors import UserError
+from attfc.typing import PathLike
 
 __all__ = ["LmdbFile"]
 
@@ -41,7 +41,7 @@ class LmdbFile(RecordFile):
         UserError: no such file, or no LMDB file.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: PathLike) -> None:
         super().__init__(path)
         self.page_size = 0
         metas = [self._meta(0)]

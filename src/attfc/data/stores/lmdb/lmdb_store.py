@@ -21,7 +21,7 @@ from attfc.data.stores.rec.record_file import BadRecordError
 from attfc.data.stores.rec.record_index import IGNORED, RecordIndex
 from attfc.data.stores.rec.records import RecordStore, digest_of
 from attfc.errors import UserError
-from attfc.typing import Int64, Progress
+from attfc.typing import Int64, PathLike, Progress
 
 __all__ = ["LmdbStore"]
 
@@ -47,9 +47,9 @@ class LmdbStore(RecordStore):
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: PathLike,
         *,
-        cache: str | os.PathLike[str] | None = None,
+        cache: PathLike | None = None,
         progress: Progress | None = None,
     ) -> None:
         found = Path(os.path.abspath(path))

@@ -1,11 +1,10 @@
 """Whether a packed folder is whole: every image and every index file against its checksum. About 1 GB/s on one core."""
 
-import os
 from dataclasses import dataclass, field
 
 from attfc.data.stores.packed.packed_format import file_crc32
 from attfc.data.stores.packed.packed_store import PackedStore
-from attfc.typing import Progress
+from attfc.typing import PathLike, Progress
 
 __all__ = ["PackedCheck", "verify_packed"]
 
@@ -35,7 +34,7 @@ class PackedCheck:
         return not self.damaged and not self.files
 
 
-def verify_packed(path: str | os.PathLike[str] | PackedStore, progress: Progress | None = None) -> PackedCheck:
+def verify_packed(path: PathLike | PackedStore, progress: Progress | None = None) -> PackedCheck:
     """Read every image and every index file of a packed folder and compare their checksums.
 
     Args:

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attfc.data.images import BrokenImageError
-from attfc.data.index import IdentityIndex, checked_positions, offsets_of
+from attfc.data.index import IdentityIndex, checked_label, checked_positions, offsets_of
 from attfc.data.people.name_table import NameTable, printable
 from attfc.data.stores.image_files import MAX_FILE_BYTES
 from attfc.data.stores.packed.packed_format import (
@@ -47,6 +47,7 @@ from attfc.data.stores.packed.packed_format import (
 from attfc.data.stores.store import IndexedStore
 from attfc.errors import UserError
 from attfc.files import read_at
+from attfc.typing import Array, Int64, PathLike
 
 __all__ = ["PackedStore"]
 
@@ -66,7 +67,7 @@ class PackedStore(IndexedStore):
             damaged or of another size than `packed.json` says.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: PathLike) -> None:
         self.path = Path(os.path.abspath(path))
         self._open(read_about(self.path), trusted=False)
 
@@ -191,7 +192,7 @@ class PackedStore(IndexedStore):
             )
         return shard
 
-    def byte_lengths(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def byte_lengths(self, positions: Int64) -> Int64:
         """Return the byte length of encoded images."""
         return np.asarray(self._ends[positions + 1] - self._ends[positions], np.int64)
 
@@ -206,9 +207,7 @@ class PackedStore(IndexedStore):
 
     def identity_name_bytes(self, label: int) -> bytes:
         """Return the identity's name as the source had it: file names need not be UTF-8."""
-        if not 0 <= label < self.about.identities:
-            raise IndexError(f"label {label} is not one of {self.about.identities} identities")
-        return self._entry(self._identity_names, label, PER_IDENTITY[1])
+        return self._entry(self._identity_names, checked_label(label, self.about.identities), PER_IDENTITY[1])
 
     def _entry(self, table: NameTable, number: int, file: str) -> bytes:
         begin, end = int(table.offsets[number]), int(table.offsets[number + 1])
@@ -230,7 +229,7 @@ class PackedStore(IndexedStore):
         """Return the identity's name in printable form."""
         return printable(self.identity_name_bytes(label))
 
-    def identity_names(self, labels: npt.NDArray[np.int64]) -> NameTable:
+    def identity_names(self, labels: Int64) -> NameTable:
         """Return the names of many identities as the source had them."""
         return self._identity_names.take(labels)
 
@@ -272,7 +271,7 @@ class _ShardFile:
             os.close(self.descriptor)
 
 
-def _map_array(path: Path, dtype: npt.DTypeLike, count: int) -> npt.NDArray[Any]:
+def _map_array(path: Path, dtype: npt.DTypeLike, count: int) -> Array:
     """Map an array of exactly this type and length, read-only. Its header is compared, not parsed."""
     check_size(path, HEADER_BYTES + count * np.dtype(dtype).itemsize)
     with open(path, "rb") as file:

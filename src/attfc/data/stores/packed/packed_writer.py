@@ -32,6 +32,7 @@ from attfc.data.stores.packed.packed_format import (
 from attfc.data.stores.writer import LEFT_OUT, UNFINISHED, ContinuedWriter, replace_json
 from attfc.errors import UserError
 from attfc.files import crc32_of, sync, sync_folder
+from attfc.typing import PathLike
 
 __all__ = ["PackedWriter"]
 
@@ -65,7 +66,7 @@ class PackedWriter(ContinuedWriter):
 
     def __init__(
         self,
-        folder: str | os.PathLike[str],
+        folder: PathLike,
         *,
         source: str,
         source_digest: str,

@@ -7,12 +7,12 @@ import numpy as np
 from attfc.data.stores.rec.record_file import FRAME
 from attfc.data.text_lines import LineBlock, line_blocks, opened, whole_numbers
 from attfc.errors import UserError
-from attfc.typing import Float32, Int64, Progress
+from attfc.typing import Float32, Int64, PathLike, Progress
 
 __all__ = ["doubled", "read_index", "rising"]
 
 
-def read_index(path: str | os.PathLike[str], rec_bytes: int, progress: Progress | None = None) -> tuple[Int64, Int64]:
+def read_index(path: PathLike, rec_bytes: int, progress: Progress | None = None) -> tuple[Int64, Int64]:
     """Read an `.idx` file.
 
     Args:

@@ -25,7 +25,7 @@ from attfc.data.stores.image_files import MAX_FILE_BYTES
 from attfc.data.text_lines import open_regular
 from attfc.errors import UserError
 from attfc.files import read_at
-from attfc.typing import Bools, Float32, Int64, Progress
+from attfc.typing import Bools, Float32, Int64, PathLike, Progress
 
 __all__ = [
     "FIRST",
@@ -132,7 +132,7 @@ class RecordFile:
         UserError: no such file, or it cannot be read.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: PathLike) -> None:
         self.path = Path(os.path.abspath(path))
         self._descriptor = -1
         try:

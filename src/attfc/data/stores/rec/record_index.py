@@ -15,7 +15,7 @@ from attfc.data.index import IdentityIndex, open_array
 from attfc.data.index_cache import read_about
 from attfc.data.people.name_table import printable
 from attfc.errors import UserError
-from attfc.typing import Int64
+from attfc.typing import Array, Int64
 
 __all__ = ["IGNORED", "RecordIndex", "open_record_index", "save_record_index"]
 
@@ -66,7 +66,7 @@ def save_record_index(found: RecordIndex, draft: Path) -> None:
     """Write an index into an existing folder."""
     found.index.save(draft)
     each = len(found.keys) == found.index.images
-    arrays: dict[str, npt.NDArray[Any]] = {
+    arrays: dict[str, Array] = {
         "record_offsets": found.offsets,
         "record_spans": found.spans,
         "numbers": found.numbers,

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from attfc.data.index import IdentityIndex, offsets_of
+from attfc.data.index import IdentityIndex, offsets_of, spread
 from attfc.data.people.name_table import printable
 from attfc.data.stores.rec.idx_file import doubled, read_index, rising
 from attfc.data.stores.rec.record_file import RecordFile, RecordHeads
@@ -318,7 +318,7 @@ def _own_labels_agree(listing: _Listing, kept: Int64, rows: Int64, offsets: Int6
     Raises:
         UserError: an identity whose images have different labels, or two identities with the same.
     """
-    sampled = np.unique(np.linspace(0, len(kept) - 1, _SAMPLED_IDENTITIES, dtype=np.int64))
+    sampled = spread(len(kept), _SAMPLED_IDENTITIES)
     numbers, ends = kept[sampled], np.concatenate([rows[offsets[sampled]], rows[offsets[sampled + 1] - 1]])
     own = listing.heads(ends).first
     first, last = np.split(own, 2)

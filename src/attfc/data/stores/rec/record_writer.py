@@ -32,6 +32,7 @@ from attfc.data.stores.rec.record_names import write_record_names
 from attfc.data.stores.writer import LEFT_OUT, StoreWriter
 from attfc.errors import UserError
 from attfc.files import replacing
+from attfc.typing import PathLike
 
 __all__ = ["RecordSetWriter", "RecordWriter", "frames", "pack_payload"]
 
@@ -89,7 +90,7 @@ class RecordWriter:
 
     """
 
-    def __init__(self, path_rec: str | os.PathLike[str], path_idx: str | os.PathLike[str]) -> None:
+    def __init__(self, path_rec: PathLike, path_idx: PathLike) -> None:
         self.path_rec, self.path_idx = Path(os.path.abspath(path_rec)), Path(os.path.abspath(path_idx))
         self.size = 0
         self._keys = array("q")
@@ -164,9 +165,7 @@ class RecordSetWriter(StoreWriter):
     again = " and start again"
     drafts = (".train.*.part",)  # the folder may hold other things
 
-    def __init__(
-        self, folder: str | os.PathLike[str], source: str, identities: int, names: Callable[[int], str] | None
-    ) -> None:
+    def __init__(self, folder: PathLike, source: str, identities: int, names: Callable[[int], str] | None) -> None:
         super().__init__(Path(os.path.abspath(folder)))
         self.source, self._names = source, names
         rec, idx = self.folder / "train.rec", self.folder / "train.idx"

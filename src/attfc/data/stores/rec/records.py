@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from attfc.data.images import BrokenImageError
-from attfc.data.index import IdentityIndex, checked_positions
+from attfc.data.index import IdentityIndex, checked_label, checked_positions
 from attfc.data.index_cache import IndexCache
 from attfc.data.people.name_table import NameTable, printable
 from attfc.data.stores.rec.record_file import (
@@ -31,7 +31,7 @@ from attfc.data.stores.rec.record_layouts import LabelSource, build_record_index
 from attfc.data.stores.rec.record_names import read_record_names
 from attfc.data.stores.store import IndexedStore
 from attfc.errors import UserError, nearest
-from attfc.typing import Int64, Progress
+from attfc.typing import Int64, PathLike, Progress
 
 __all__ = ["RecordStore", "digest_of"]
 
@@ -60,10 +60,10 @@ class RecordStore(IndexedStore):
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: PathLike,
         *,
         label_source: LabelSource = "identities",
-        cache: str | os.PathLike[str] | None = None,
+        cache: PathLike | None = None,
         progress: Progress | None = None,
     ) -> None:
         if label_source not in _SOURCES:
@@ -185,8 +185,7 @@ class RecordStore(IndexedStore):
 
     def identity_name(self, label: int) -> str:
         """Return the identity's name where `train.names` has one, else its number in the file, which need not be dense."""
-        if not 0 <= label < len(self._index.numbers):
-            raise IndexError(f"label {label} is not one of {len(self._index.numbers)} identities")
+        checked_label(label, len(self._index.numbers))
         names, _ = self._names_and_note
         name = b"" if names is None else names[label]
         return printable(name) if name else str(int(self._index.numbers[label]))
