@@ -223,7 +223,7 @@ def _curves(run: RunRecord) -> Iterator[Figure]:
     curves = {**CURVES, **{name: name.replace("_", " ").capitalize() for name in others}}
     for place, (name, caption) in enumerate(curves.items()):
         steps, values = run.train[name]
-        if steps and max(values) > (1.05 if name == "memory_mib" else 1) * min(values):
+        if steps and (name != "memory_mib" or max(values) >= 1.05 * min(values)):
             label = f"{caption} over steps"
             title = (
                 f"{caption}: {_number(statistics.median(values))} in the median" if name == "images_per_second" else ""
