@@ -25,6 +25,9 @@ def test_the_search_finds_options_names_and_words_without_a_server(tmp_path: Pat
             ("in_batch", "options.html#in-batch", "in_batch"),
             ("CenterTable", "reference/api.html#attfc.CenterTable", "CenterTable"),
             ("FNMR", "glossary.html#fnmr-false-non-match-rate", "FNMR, false non-match rate"),
+            ("noisy labels", "how-to/noisy-labels.html", "Wrong labels"),
+            ("memory is short", "how-to/out-of-memory.html", "Out of memory"),
+            ("negatives.in_batch_gradient", "options.html#in-batch", "in_batch"),  # its name in 0.1
         ):
             page.ask("Page.navigate", url=f"{(SITE / 'search.html').as_uri()}?q={query}")
             page.wait_for(f"document.querySelector('input[name=q]')?.value == {query!r}")
@@ -37,7 +40,16 @@ def test_the_search_finds_options_names_and_words_without_a_server(tmp_path: Pat
 def test_pages_fit_a_phone_and_fetch_nothing(tmp_path: Path) -> None:
     with browser.opened(tmp_path) as page:
         page.look(390, 844, dark=True)
-        for name in ("index.html", "method.html", "heads.html", "options.html", "reference/api.html", "glossary.html"):
+        for name in (
+            "index.html",
+            "method.html",
+            "heads.html",
+            "study.html",
+            "study/faces.html",
+            "options.html",
+            "reference/api.html",
+            "glossary.html",
+        ):
             open_page(page, name)
             assert page.run("document.documentElement.scrollWidth <= innerWidth"), name
             assert page.run("[...document.images].every((image) => image.alt)"), name
