@@ -203,7 +203,7 @@ WHERE = (  # of several variants of AttFC the first with cells; of the settings 
     Where("simulated, 1 to 6, longer", "vectors_long", ("attfc, rate 0.2",), SIMULATED, ("", ", rate 0.1", ", rate 0.3")),
     Where("simulated, 1 to 6, more people", "vectors_100k", ("attfc 0.1",), SIMULATED),
     Where("simulated, 2 to 20 samples", "vectors_dense", (FILTERED, "attfc, two-way"), SIMULATED),
-    Where("simulated, 2 to 200 samples", "vectors_many", (MEMORY + FILTER, MEMORY), SIMULATED),
+    Where("simulated, 2 to 200 samples", "vectors_many", ("attfc, two-way, as chosen", MEMORY + FILTER, MEMORY), SIMULATED),
     Where("simulated, 4 of 10 labels wrong", "vectors_flip", (FILTERED, "attfc, two-way"), SIMULATED, FILTERS),
     Where("simulated, half under two labels", "vectors_conflict", (FILTERED, "attfc, two-way"), SIMULATED, FILTERS),
 )  # fmt: skip

@@ -1,21 +1,40 @@
 // Finds sections, names and terms, and shows where the words stand, in place of Sphinx's search of whole pages. Works from file://: nothing is fetched.
 "use strict";
 
+const SMALL = new Set("a an and are by can do does for how i if in is it my of on or the to what when which with".split(" "));
+const withoutSmall = (words) => words.filter((word) => word && !SMALL.has(word));
+
+// Sections with all words; where there is none, those with most of their parts: "in_batch_gradient" has "batch" and "gradient".
 function foundSections(query) {
-  const words = query.toLowerCase().split(/\s+/).filter(Boolean);
-  const whole = words.join(" ");
+  const low = query.toLowerCase();
+  const words = withoutSmall(low.split(/\s+/));
+  const found = sectionsWith(words, low, words.length);
+  if (found.length) return found;
+  const parts = withoutSmall(low.split(/[^\p{L}\p{N}]+/u));
+  for (let least = parts.length; least > 0; least--) {
+    const some = sectionsWith(parts, low, least);
+    if (some.length) return some;
+  }
+  return [];
+}
+
+function sectionsWith(words, query, least) {
+  const whole = query.trim().replace(/\s+/g, " ");
   const found = [];
   for (const [page, anchor, pageTitle, title, text] of SECTIONS) {
     const low = title.toLowerCase();
     const lowText = text.toLowerCase();
-    if (!words.length || !words.every((word) => low.includes(word) || lowText.includes(word))) continue;
+    const address = anchor ? "" : page.replaceAll("-", " ");
+    const has = (word) => low.includes(word) || lowText.includes(word) || address.includes(word);
+    if (!words.length || words.filter(has).length < least) continue;
     let score = page === "glossary" ? 3 : 0;
     const names = low.split(/[,.\s]+/);
     if (low === whole || low.split(", ").includes(whole) || low.split(".").pop() === whole) score += 60;
-    else if (low.includes(whole)) score += 20;
+    else if (low.includes(whole) || (low.length > 4 && whole.includes(low))) score += 20;
+    else if (words.length > 1 && lowText.includes(whole)) score += 6;
     for (const word of words) {
       if (names.includes(word)) score += 12;
-      else if (low.includes(word)) score += 8;
+      else if (low.includes(word) || address.includes(word)) score += 8;
       score += Math.min(4, lowText.split(word).length - 1);
     }
     const place = lowText.indexOf(words.find((word) => lowText.includes(word)) ?? "");
@@ -34,7 +53,7 @@ if (typeof Search !== "undefined") {
     results.reverse().forEach((result) => _displayItem(result, [], []));
     Search.stopPulse();
     Search.title.innerText = results.length ? "Found" : "Nothing found";
-    Search.status.innerText = results.length ? `${results.length} places` : "All words have to stand in one section: try one word.";
+    Search.status.innerText = results.length ? `${results.length} places` : "No section has any of these words.";
   };
 }
 

@@ -25,6 +25,9 @@ def test_the_search_finds_options_names_and_words_without_a_server(tmp_path: Pat
             ("in_batch", "options.html#in-batch", "in_batch"),
             ("CenterTable", "reference/api.html#attfc.CenterTable", "CenterTable"),
             ("FNMR", "glossary.html#fnmr-false-non-match-rate", "FNMR, false non-match rate"),
+            ("noisy labels", "how-to/noisy-labels.html", "Wrong labels"),
+            ("memory is short", "how-to/out-of-memory.html", "Out of memory"),
+            ("negatives.in_batch_gradient", "options.html#in-batch", "in_batch"),  # its name in 0.1
         ):
             page.ask("Page.navigate", url=f"{(SITE / 'search.html').as_uri()}?q={query}")
             page.wait_for(f"document.querySelector('input[name=q]')?.value == {query!r}")

@@ -79,7 +79,7 @@ def test_fewer_images_than_a_batch_and_fewer_than_20_steps_are_said_before_the_s
     assert run.notes == [
         "the warm-up of 3 steps does not fit a run of 2: it takes 0",
         "20 images are fewer than the 128 of one step, so each step sees images twice: set batch_size=4",
-        "the run has 2 steps, fewer than 20: it can hardly learn; set schedule.epochs=128 or more, or batch_size=4",
+        "the run has 2 steps, fewer than 20: it can hardly learn; set epochs=128 or more, or batch_size=4",
     ]
     again = run_on(2, 10, tmp_path, "data.decoded_cache_mib=0", "batch_size=4")
     assert again.notes == []

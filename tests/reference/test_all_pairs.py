@@ -136,7 +136,7 @@ def test_one_person_who_holds_most_pairs_is_said_and_weighs_as_much_as_the_other
     found = score_all_pairs(rows, labels, fars=(0.01,))
     assert found.notes == (
         "all pairs: one person holds 80.4 % of the mated pairs, so TAR is largely theirs: "
-        "see the person-balanced TAR, in which each person weighs alike",
+        "see the TAR with each person alike",
     )
     tar, balanced = found.tar_at_far[0.01], found.person_balanced_tar_at_far[0.01]
     assert tar > 0.85 > 0.6 > balanced

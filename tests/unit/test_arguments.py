@@ -97,7 +97,7 @@ def test_advice_about_a_short_run_names_the_key_that_makes_it_short() -> None:
     config = read_words(["demo", "batch_size=32"]).resolve()
     assert fewest_steps_notes(config, 3200, 100) == []
     (by_epochs,) = fewest_steps_notes(config, 320, 10)
-    assert by_epochs.endswith("set schedule.epochs=2 or more")
+    assert by_epochs.endswith("set epochs=2 or more")
     config.schedule.max_steps = 1_000  # not what makes it short
     assert fewest_steps_notes(config, 320, 10) == [by_epochs]
     config.schedule.max_steps = 10
@@ -134,7 +134,9 @@ def test_several_processes_choose_for_the_smallest_of_them() -> None:
 def test_people_of_one_image_are_not_counted_as_people_to_keep_aside() -> None:
     store = SyntheticFaces(30, 1)
     _, rows = choose_configuration(read_words(["synthetic:identities=30,images=1,seed=0"]), store, None, CPU, ALONE)
-    assert rows[0].why.startswith("no evaluation: 0 people have two or more images, 20 are needed")
+    assert rows[0].why.startswith(
+        "no evaluation: nobody has two or more images, from which a model learns what one person looks like, 20 are needed"
+    )
     with pytest.raises(UserError, match=r"holds too few images to train on \(1\): at least 2 images of 2 people are"):
         choose_configuration(read_words(["synthetic"]), SyntheticFaces(1, 1), None, CPU, ALONE)
 

@@ -156,7 +156,7 @@ def test_models_that_give_nonsense_are_refused() -> None:
         with pytest.raises(UserError, match=rf"painted: the embedding of painted/2.png has {what} \(1 of 32 images\)"):
             embed_store(model, PaintedStore())
     embed_store(model, PaintedStore(broken=(2,)))  # what a model makes of a broken image is nobody's business
-    with pytest.raises(UserError, match="Linear has no image_size attribute: pass image_size"):
+    with pytest.raises(UserError, match="Linear has no image_size attribute: set it to the side"):
         embed_store(nn.Linear(1, 1), PaintedStore())
     with pytest.raises(UserError, match="no images to embed"):
         embed_store(Flat(), PaintedStore(), [])

@@ -201,7 +201,7 @@ def test_images_that_do_not_look_aligned_are_noted() -> None:
     assert notes_of_images(open_faces([square, square]), 112) == []
     (note,) = notes_of_images(open_faces([square, oblong, large]), 112)
     assert note.startswith(
-        "of 3 images looked at, 1 not square (the central square is taken) and 1 larger than 224 pixels: array 1 has 80 x 100 pixels"
+        "of 3 images looked at, 1 is not square (the central square is taken) and 1 is larger than 224 pixels: array 1 has 80 x 100 pixels"
     )
 
 

@@ -1,6 +1,7 @@
 """Labels that are one person, near copies, people of other sets: planted into embeddings whose answer is known, and into small pictures."""
 
 import dataclasses
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -211,6 +212,21 @@ def picture(seed: int, shift: int = 0) -> Image.Image:
 def save(path: Path, image: Image.Image, quality: int = 95) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, "JPEG", quality=quality)
+
+
+def test_a_person_of_many_copies_takes_no_memory_of_all_their_pairs(tmp_path: Path) -> None:
+    """A picture that says "not available", saved anew for each: 90,000 pairs of 32 x 32 pixels would be 700 MB."""
+    save(tmp_path / "ann" / "000.jpg", picture(0))
+    for number in range(1, 300):
+        (tmp_path / "ann" / f"{number:03}.jpg").symlink_to("000.jpg")
+    store = FolderStore(tmp_path, cache=tmp_path / "cache")
+    labels, embeddings = store.identities.labels(), np.ones((300, DIMENSIONS), dtype=np.float32)
+    tracemalloc.start()
+    first, _ = near_copies((store, store), (embeddings, embeddings), (labels, labels))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(first) == 300 * 299
+    assert most < 250 << 20
 
 
 def test_near_copies_agree_in_pixels_not_only_in_embeddings(tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def verify(
     elif thresholds:
         out.print(
             "FAR, the false accept rate, is the share of pairs of different people\n"
-            "that a threshold accepts, here among the people of that evaluation.\n"
+            f"that a threshold accepts, here among the people of\n{source}.\n"
             "Other people have other rates.",
         )
     else:

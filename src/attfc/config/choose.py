@@ -138,9 +138,7 @@ def _head(data: Data, machine: Machine, given: Mapping[str, Any], mean: float, b
         why = f"{data.frequent:,} people have {FREQUENT} or more images; trained centers are better for them, 6,144 bytes each"
         row("trained centers", {"negatives.trained": trained}, why, "{:,}")
     if blended:
-        why = (
-            "a center is the mean of what its person's images gave in this time, at least 2.5 of them; older ones fade"
-        )
+        why = "a center is the mean of what its person's images gave in this time, at least the last two or three; older ones fade"
         row("centers average", {"center.memory": 0.1}, why, "last {:g} epochs")
     if center == "own_embedding" and given.get("head.filter_above", 0) is not None:
         why = "from the second epoch on, if a tenth fit another person's center so much better than their own, these images are left out"
@@ -167,5 +165,7 @@ def _kept(data: Data, given: Mapping[str, Any]) -> Choice:
         if data.kept_people < FEWEST_WITH_PAIRS:
             why += f"; a sound verdict takes {FEWEST_WITH_PAIRS} people: give others (eval.root=)"
         return Choice("kept aside", {"eval.share": share}, f"{data.kept_people:,} people", why)
+    if not data.with_pairs:
+        people = "nobody has two or more images, from which a model learns what one person looks like"
     why = "as given" if share == 0 else f"{people}, {FEWEST_WITH_PAIRS} are needed; give eval.root=OTHER_PEOPLE"
     return Choice("kept aside", {"eval.share": share}, "nobody", f"no evaluation: {why}")

@@ -206,6 +206,7 @@ def _refuse_no_kind(layer: Mapping[str, Any], origin: str) -> None:
         kind = part.get("kind", default_kind(section)) if isinstance(part, Mapping) else part
         if not isinstance(kind, str) or kind not in kinds:
             near = nearest(kind, kinds) if isinstance(kind, str) else ""
+            near = "".join(f"; {kind} is a {other}: {other}={kind}" for other in KINDS if kind in KINDS[other]) or near
             raise UserError(f"configuration {origin}: {section}.kind={kind!r}: choose one of {', '.join(kinds)}{near}")
 
 

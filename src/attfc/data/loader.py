@@ -297,10 +297,10 @@ class AttentionLoader:
             return
         if self._broken_seen > self.broken_limit * self._images_seen:
             self.close()
-            listed = "; ".join(f"{where}: {reason}" for _, where, reason in self._examples)
+            listed = "; ".join(dict.fromkeys(f"{where}: {reason}" for _, where, reason in self._examples))
             raise UserError(
                 f"{self.store.name}: {self._broken_seen} of {self._images_seen} images seen are broken, more than broken_limit = "
-                f"{self.broken_limit:g} ({listed}): repair or remove them, or raise broken_limit"
+                f"{self.broken_limit:g} ({listed}): repair or remove them, or raise data.broken_limit"
             )
 
 

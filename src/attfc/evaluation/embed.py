@@ -258,7 +258,9 @@ class Embedder:
             raise UserError(f"{source.name}: no images to embed")
         size = getattr(self.model, "image_size", None) if self.image_size is None else self.image_size
         if not isinstance(size, int):
-            raise UserError(f"{type(self.model).__name__} has no image_size attribute: pass image_size=112")
+            raise UserError(
+                f"{type(self.model).__name__} has no image_size attribute: set it to the side that the network takes, as in model.image_size = 112"
+            )
         rows_of = self._rows_in_memory if kept is None else partial(self._rows_on_disk, kept)
         raw_ND, broken = rows_of(source, positions_N, size, progress)
         raw_ND[list(broken)] = 0.0

@@ -40,5 +40,5 @@ def dominant_person(pairs_I: Int64, of: str) -> list[str]:
         return []
     return [
         f"{of}: one person holds {100 * largest / total:.1f} % of the mated pairs, so TAR is largely theirs"
-        + (": see the person-balanced TAR, in which each person weighs alike" if of == "all pairs" else "")
+        + (": see the TAR with each person alike" if of == "all pairs" else "")
     ]

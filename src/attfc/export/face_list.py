@@ -184,12 +184,12 @@ def notes_of_images(store: Store, image_size: int) -> list[str]:
     if not first:
         return []
     what = " and ".join(
-        [f"{oblong} not square (the central square is taken)"] * bool(oblong)
-        + [f"{large} larger than {most} pixels"] * bool(large)
+        [f"{oblong} {'is' if oblong == 1 else 'are'} not square (the central square is taken)"] * bool(oblong)
+        + [f"{large} {'is' if large == 1 else 'are'} larger than {most} pixels"] * bool(large)
     )
     return [
         f"of {len(positions)} images looked at, {what}: {first}; the model is made for faces aligned to the ArcFace template, "
-        f"{image_size} x {image_size}, and its embeddings of whole photos say little"
+        f"{image_size} x {image_size}, and its embeddings of whole photos say little. --align finds and aligns the faces"
     ]
 
 

@@ -83,7 +83,7 @@ def fewest_steps_notes(config: RunConfig, images: int, steps: int) -> list[str]:
             way = f"set schedule.max_steps={FEWEST_STEPS} or more, or null"
         else:
             epochs = math.ceil(FEWEST_STEPS * per_step / images)
-            way = f"set schedule.epochs={epochs} or more" + (f", or batch_size={smaller}" if per_step > smaller else "")
+            way = f"set epochs={epochs} or more" + (f", or batch_size={smaller}" if per_step > smaller else "")
         notes.append(
             f"the run has {steps} step{'s' * (steps != 1)}, fewer than {FEWEST_STEPS}: it can hardly learn; {way}"
         )

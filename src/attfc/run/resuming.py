@@ -169,5 +169,5 @@ def _longer(run: Run) -> str:
         longer.append(f"schedule.max_steps={more}")
     images = run.config.batch_size * run.config.optimizer.accumulation
     if schedule.epochs * trainer.loader.epoch_length < more * images:
-        longer.append(f"schedule.epochs={math.ceil(more * images / trainer.loader.epoch_length)}")
+        longer.append(f"epochs={math.ceil(more * images / trainer.loader.epoch_length)}")
     return f"{resume_command(run.folder)} {' '.join(longer)}"

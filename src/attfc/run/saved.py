@@ -31,7 +31,10 @@ def saved_configuration(folder: Path, overrides: Iterable[str] = ()) -> RunConfi
     """
     path = folder / "config.yaml"
     if not path.is_file():
-        raise UserError(f"{folder} is not a run: it has no config.yaml")
+        raise UserError(
+            f"{folder} {'is not a run: it has no config.yaml' if folder.is_dir() else 'is no folder of a run'}: a run is a folder such as "
+            "runs/faces-001, and --resume last takes the newest"
+        )
     checkpoint = latest_checkpoint(folder / "checkpoints")
     tensors = () if checkpoint is None else read_manifest(checkpoint).tensors
     asked = read_preset(str(path), list(overrides), partial(translate, tensors=tensors, saved=True))

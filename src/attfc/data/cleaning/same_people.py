@@ -33,7 +33,11 @@ __all__ = ["Alike", "alike", "chance_threshold", "near_copies"]
 FEWEST = 20
 """Fewer rows say nothing about chance."""
 _SIDE, _SAME_EMBEDDING, _SAME_PIXELS = 32, 0.9, 0.97
-_ROWS = 4_096
+_ROWS, _PRODUCTS, _PAIRS = (
+    4_096,
+    1 << 24,
+    1 << 14,
+)  # at once: images of a person, cosines, pairs whose pictures are compared
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,8 +148,9 @@ def near_copies(
     found: list[Int64] = [np.zeros((0, 2), np.int64)]
     for one, two in _in_both(*groups):
         others_MD = unit_rows(embeddings[1], two)
-        for start in range(0, len(one), _ROWS):
-            rows = one[start : start + _ROWS]
+        step = max(1, min(_ROWS, _PRODUCTS // len(two)))
+        for start in range(0, len(one), step):
+            rows = one[start : start + step]
             close = np.argwhere(unit_rows(embeddings[0], rows) @ others_MD.T >= _SAME_EMBEDDING)
             pairs = np.stack([rows[close[:, 0]], two[close[:, 1]]], axis=1)
             found.append(_same_pixels(stores, pairs[pairs[:, 0] != pairs[:, 1]] if itself else pairs))
@@ -176,6 +181,11 @@ def _same_pixels(stores: tuple[Store, Store], pairs: Int64) -> Int64:
         flat -= flat.mean(axis=1, keepdims=True)
         grey.append(flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6))
         places.append(place)
-    agree = np.einsum("np,np->n", grey[0][places[0]], grey[1][places[1]]) >= _SAME_PIXELS
+    agree = np.concatenate(
+        [
+            np.einsum("np,np->n", grey[0][places[0][some]], grey[1][places[1][some]]) >= _SAME_PIXELS
+            for some in (slice(start, start + _PAIRS) for start in range(0, len(pairs), _PAIRS))
+        ]
+    )
     same: Int64 = pairs[agree]
     return same

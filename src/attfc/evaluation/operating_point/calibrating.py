@@ -65,6 +65,7 @@ def check_people(people: int, fmr: float, where: str, dependence: float = 0.0) -
     raise UserError(
         f"{where} has {people:,} people, too few for FMR {fmr:g}: that needs about {needed:,}{shared} half to choose the threshold, half to "
         f"measure; these people support --fmr {_rounded_up(supported):g} or higher"
+        + ("" if dependence else ", if none of them matches unusually many others")
     )
 
 

@@ -52,14 +52,8 @@ class Pairs:
 
     @property
     def title(self) -> str:
-        """How a sentence names the list: whose it is, or that it was drawn and how to give another."""
-        drawn = self.source.startswith(_GENERATED)
-        whose = (
-            "drawn from these people (for others: --pairs FILE, in training eval.pairs=FILE)"
-            if drawn
-            else f"of {self.source}"
-        )
-        return f"the {len(self):,} pairs {whose}"
+        """How a sentence names the list: whose it is, or that it was drawn."""
+        return f"the {len(self):,} pairs " + ("drawn" if self.source.startswith(_GENERATED) else f"of {self.source}")
 
     def positions(self) -> Int64:
         """Return every position that occurs, once, rising."""

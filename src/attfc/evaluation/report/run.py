@@ -139,8 +139,8 @@ class _Evaluation(Stated):
                     for path, tar in tars.items()
                 ],
             )
-        for key in ("genuine_pairs", "impostor_pairs"):
-            yield key.replace("_", " "), [count_text(self.number(*path[:-1], key)) for path in tars]
+        for key, name in (("genuine_pairs", "mated pairs"), ("impostor_pairs", "non-mated pairs")):
+            yield name, [count_text(self.number(*path[:-1], key)) for path in tars]
 
 
 def _at_point(run: RunRecord) -> Iterator[tuple[str, Cell]]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from attfc.errors import UserError
 from attfc.evaluation.operating_point.point import ModelFile, OperatingPoint, beside, point_of, read_point
+from attfc.evaluation.people import FEW_PEOPLE, rests_on
 
 __all__ = ["Thresholds", "lowest_far", "thresholds_of"]
 
@@ -50,40 +51,43 @@ def thresholds_of(model: ModelFile, evaluation: Path | None = None) -> Threshold
         UserError: it is of another model, or holds no threshold that 30 pairs of strangers or more passed.
     """
     if evaluation is not None:
-        known, of, point = _read(evaluation)
+        known, of, point, rests = _read(evaluation)
         if point is not None:
             return Thresholds.of(point.check(model.digest, evaluation), evaluation)
         if of is None:
-            return Thresholds(known, f"{evaluation} (it does not say of which model)")
+            return Thresholds(known, f"{evaluation}{rests} (it does not say of which model)")
         if of != model.digest and os.path.realpath(of) != os.path.realpath(model.path):
             raise UserError(
                 f"{evaluation} is an evaluation of another model ({of}) than {model.path} ({model.digest}), whose scores differ: evaluate this one, "
                 f"attfc evaluate {model.path} all-pairs FOLDER --json far.json"
             )
-        return Thresholds(known, str(evaluation))
+        return Thresholds(known, f"{evaluation}{rests}")
     point, path = point_of(model), model.path
     if point is not None:
         return Thresholds.of(point, beside(path) if beside(path).exists() else path)
     if path.name != "model":  # best/ is of another step than evaluation.json
         return Thresholds({}, "")
     try:
-        return Thresholds(_read(path.parent / EVALUATION)[0], str(path.parent / EVALUATION))
+        known, _, _, rests = _read(path.parent / EVALUATION)
+        return Thresholds(known, f"{path.parent / EVALUATION}{rests}")
     except (OSError, UserError):
         return Thresholds({}, "")
 
 
-def _read(file: Path) -> tuple[dict[float, float], str | None, OperatingPoint | None]:
-    """Return the thresholds of a file; whose they are, a digest, a run's model, or None where it says neither; and the operating point it is."""
-    of = None
+def _read(file: Path) -> tuple[dict[float, float], str | None, OperatingPoint | None, str]:
+    """Return the thresholds of a file; whose they are, a digest, a run's model, or None where it says neither; the operating point it is; how few
+    people it rests on."""
+    of, rests = None, ""
     try:
         with file.open("rb") as opened:
             text = opened.read(LARGEST)
         found: Any = json.loads(text)
         if "asked_fmr" in found:
-            return {}, None, read_point(text, file)
+            return {}, None, read_point(text, file), ""
         of = found.get("model_digest") or (str(file.parent / "model") if "step" in found else None)
         found = found.get("all_pairs", found)
-        stated, strangers = found["threshold_at_far"], int(found["impostor_pairs"])
+        stated, strangers, people = found["threshold_at_far"], int(found["impostor_pairs"]), found.get("identities")
+        rests = f", which {rests_on(people)}" if isinstance(people, int) and people < FEW_PEOPLE else ""
         sure = {float(far): value for far, value in stated.items() if value is not None}
         known = {far: float(value) for far, value in sure.items() if far * strangers >= FEWEST_ACCEPTED}
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
@@ -93,7 +97,7 @@ def _read(file: Path) -> tuple[dict[float, float], str | None, OperatingPoint | 
             f"{file} states no threshold that {FEWEST_ACCEPTED} pairs of different people or more passed: take a file of "
             "attfc evaluate MODEL all-pairs FOLDER --json FILE, on more people"
         )
-    return known, None if of is None else str(of), None
+    return known, None if of is None else str(of), None, rests
 
 
 def lowest_far(score: float, thresholds: Mapping[float, float]) -> float | None:
