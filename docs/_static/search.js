@@ -61,3 +61,8 @@ if (typeof Search !== "undefined") {
 document.querySelectorAll(".search-button-field").forEach((button) => {
   button.setAttribute("aria-label", button.textContent.replace(/\s+/g, " ").trim());
 });
+
+// The theme leaves what unfolds the pages below a page without a name.
+document.querySelectorAll("li > details > summary").forEach((button) => {
+  button.setAttribute("aria-label", `Pages below ${button.closest("li").querySelector("a").textContent.trim()}`);
+});

@@ -53,6 +53,8 @@ def test_pages_fit_a_phone_and_fetch_nothing(tmp_path: Path) -> None:
             open_page(page, name)
             assert page.run("document.documentElement.scrollWidth <= innerWidth"), name
             assert page.run("[...document.images].every((image) => image.alt)"), name
+            named = "[...document.querySelectorAll('summary, button')].every((each) => each.ariaLabel || each.textContent.trim())"
+            assert page.run(named), name
         asked = [
             event["params"]["request"]["url"] for event in page.events if event["method"] == "Network.requestWillBeSent"
         ]
