@@ -61,7 +61,7 @@ def test_pairs_with_intervals_from_bin_files(tmp_path, models, monkeypatch, caps
     assert f"{100 * lfw['accuracy']:.2f} [{100 * lfw['intervals']['accuracy'][0]:.2f}, " in out
     assert "90 % interval, 40 bootstrap resamples of identities" in out
     assert figures["uncertainty"]["confidence"] == 0.9
-    note = f"the intervals of accuracy, auc, eer, tar at far rest on {lfw['interval_identities']} identities: with fewer than 30"
+    note = f"the intervals of accuracy, AUC, EER, TAR at FAR rest on {lfw['interval_identities']} identities: with fewer than 30"
     assert lfw["interval_notes"] == [f"{note} they tend to be too narrow"]
     assert f": {note}" in out
     people = identities_of_set(found)
@@ -140,7 +140,7 @@ def test_templates_with_all_that_goes_wrong(tmp_path, templates, models, monkeyp
     assert "cannot be used, more than the limit of 0.01" in err
     ran(monkeypatch, capsys, "evaluate", models[1], "ijbc", root, *options, "--save", tmp_path / "other.npz")
     text = ran(monkeypatch, capsys, "compare", tmp_path / "one.npz", tmp_path / "other.npz", *FEW)
-    assert text.index("\nmodes N1D1F1 verification\n") < text.index("\ntar at far 0.1 ")
+    assert text.index("\nmodes N1D1F1 verification\n") < text.index("\nTAR at FAR 0.1 ")
     assert "N0D0F0" not in text  # the other model was not evaluated in this mode
     page = tmp_path / "page.md"
     ran(monkeypatch, capsys, "report", tmp_path / "one.npz", tmp_path / "other.npz", "--output", page)
@@ -195,7 +195,7 @@ def test_identification_of_a_store(tmp_path, models, monkeypatch, capsys) -> Non
     assert figures["tpir_at_fpir"]["0.01"] is None
     assert "TPIR at FPIR 0.01 is not stated: 72 searches" in out
     assert set(figures["intervals"]) == {"rank", "tpir_at_fpir"}
-    note = "the intervals of rank, tpir at fpir rest on 12 identities: with fewer than 30 they tend to be too narrow"
+    note = "the intervals of rank, TPIR at FPIR rest on 12 identities: with fewer than 30 they tend to be too narrow"
     assert figures["interval_notes"] == [note]
     assert f"note: {note}" in out.splitlines()
 
@@ -214,8 +214,7 @@ def test_compare_embeds_both_or_reads_what_was_kept(tmp_path, models, monkeypatc
     found = json.loads((tmp_path / "c.json").read_text())
     assert len(found["notes"]) == 3  # the list of pairs, rank-one, all pairs
     assert (
-        "the intervals of rank one rest on 12 identities: with fewer than 30 they tend to be too narrow"
-        in found["notes"]
+        "the intervals of rank-1 rest on 12 identities: with fewer than 30 they tend to be too narrow" in found["notes"]
     )
     assert [line.removeprefix("note: ") for line in kept.splitlines() if line.startswith("note: ")] == found["notes"]
     named = {tuple(row["figure"]): row for row in found["differences"]}
@@ -343,7 +342,7 @@ def test_report_of_several_models(tmp_path, models, monkeypatch, capsys) -> None
     of_groups = json.loads(str(np.load(files[0])["facts"].tobytes(), "utf-8"))["figures"]["groups"]
     assert len(of_groups) == 2
     note = (
-        "the intervals of tar at far, person balanced tar at far rest on 28 identities: "
+        "the intervals of TAR at FAR, TAR of each person alike at FAR rest on 28 identities: "
         "with fewer than 30 they tend to be too narrow"
     )
     for group in of_groups.values():

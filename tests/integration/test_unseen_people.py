@@ -96,7 +96,7 @@ def test_evaluate_says_what_the_run_knows_of_its_people(overlapping, tmp_path, m
     shown, unseen = evaluated(run, "held-out", overlap)
     assert "on identities, some of which were trained on; rests on 8 people" in shown
     shown, unseen = evaluated(run, "held-out", others)
-    assert shown.startswith("on unseen identities pairs")  # 24 people: no remark on their number
+    assert shown.startswith("on unseen identities (24 people, 72 images) pairs")  # no remark on their number
     assert unseen["warning"] is None
     (tmp_path / "bare").symlink_to(run / "model")
     shown, unseen = evaluated(tmp_path / "bare", "held-out", others)

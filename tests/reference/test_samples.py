@@ -254,7 +254,7 @@ def test_without_an_error_the_bound_is_that_of_so_many_people() -> None:
     assert interval.low == pytest.approx(0.025 ** (1 / 30))
     alone = resample(ShareSample("rank_one", np.array([True, False]), np.zeros(2, np.int64)), 50)
     assert alone.interval(("rank_one",)).plain() is None
-    assert "the intervals of rank one rest on 1 identity: with fewer than 30" in alone.notes()[0]
+    assert "the intervals of rank-1 rest on 1 identity: with fewer than 30" in alone.notes()[0]
     assert resample(sample, 50).notes() == ()  # 30 people
 
 

@@ -15,10 +15,7 @@ from attfc.commands.screen import Table, err, out, print_markdown, print_table
 from attfc.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from attfc.data import Store
-    from attfc.evaluation.bootstrap import FigurePath, Interval
 
 __all__ = [
     "AlignOption",
@@ -38,7 +35,6 @@ __all__ = [
     "err",
     "open_with_bar",
     "out",
-    "print_figures",
     "print_markdown",
     "print_notes",
     "print_table",
@@ -163,40 +159,6 @@ def open_with_bar(path: str, **options: Any) -> "Store":
 
     with progress_bar("index") as bar:
         return open_store(path, **options, progress=bar)
-
-
-def print_figures(
-    figures: "Mapping[str, Any]",
-    intervals: "Mapping[FigurePath, Interval] | None" = None,
-    heading: str = "on unseen identities",
-) -> None:
-    """Print whom an evaluation is of and its figures as a table; nested ones with their path as name, intervals beside them."""
-    known = intervals or {}
-    out.print(heading)
-    rows = []
-
-    def gather(values: "Mapping[str, Any]", path: "FigurePath") -> None:
-        for name, value in values.items():
-            place = (*path, name)
-            bounds = ""
-            if isinstance(value, dict):
-                if name not in ("intervals", "uncertainty"):
-                    gather(value, place)
-                continue
-            if isinstance(value, float):
-                shown = f"{value:.4f}"
-                if place in known:
-                    bounds = known[place].text(4).split(" ", 1)[1]
-            elif value is None or isinstance(value, bool):
-                shown = "-" if value is None else str(value)
-            elif isinstance(value, int):
-                shown = f"{value:,}"
-            else:
-                continue
-            rows.append((" ".join(place).replace("_", " "), shown, *([bounds] if known else [])))
-
-    gather(figures, ())
-    print_table(Table(("", "", *([""] if known else [])), rows))
 
 
 def write_json(path: Path | None, values: dict[str, Any]) -> None:

@@ -38,6 +38,7 @@ __all__ = [
     "Sample",
     "figure_at",
     "identity_draws",
+    "in_words",
     "interval_of_difference",
     "linked_identities",
     "nested",
@@ -183,7 +184,7 @@ class Resampled:
         """Say what a reader of the intervals should know."""
         if self.carriers >= FEW_IDENTITIES or not self.values:
             return ()
-        figures = ", ".join(dict.fromkeys(path[0].replace("_", " ") for path in self.values))
+        figures = ", ".join(dict.fromkeys(in_words(path[:1]) for path in self.values))
         people = "1 identity" if self.carriers == 1 else f"{self.carriers} identities"
         return (
             f"the intervals of {figures} rest on {people}: with fewer than {FEW_IDENTITIES} they tend to be too narrow",
@@ -256,6 +257,22 @@ def check_resampling(resamples: int, confidence: float) -> None:
         raise UserError(f"resamples={resamples}: an interval needs at least 20 of them, or 0 for none")
     if not 0.5 <= confidence < 1:
         raise UserError(f"confidence={confidence} is not a confidence: use a number from 0.5 to below 1, e.g. 0.95")
+
+
+_WORDS = {
+    **{"auc": "AUC", "eer": "EER", "tar_at_far": "TAR at FAR", "rank_one": "rank-1"},
+    **{"person_balanced_tar_at_far": "TAR of each person alike at FAR", "threshold_at_far": "threshold at FAR"},
+    **{"genuine_pairs": "mated pairs", "impostor_pairs": "non-mated pairs", "tpir_at_fpir": "TPIR at FPIR"},
+}
+
+
+def in_words(path: FigurePath) -> str:
+    """Return the place of a figure in the words of docs/glossary.md.
+
+    >>> in_words(("all_pairs", "tar_at_far", "0.01"))
+    'all pairs TAR at FAR 0.01'
+    """
+    return " ".join(_WORDS.get(name, name.replace("_", " ")) for name in path)
 
 
 def figure_at(figures: Any, path: FigurePath) -> Any:

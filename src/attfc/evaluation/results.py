@@ -26,6 +26,7 @@ from attfc.evaluation.bootstrap import (
     Sample,
     check_resampling,
     figure_at,
+    in_words,
     interval_of_difference,
     nested,
     resample,
@@ -146,7 +147,7 @@ def _intervals(resampled: Mapping[FigurePath, Sequence[Resampled]]) -> dict[Figu
 
 def _notes(resampled: Mapping[FigurePath, Sequence[Resampled]]) -> list[str]:
     return once_each(
-        (" ".join(place).replace("_", " "), note)
+        (in_words(place), note)
         for place, several in resampled.items()
         for note in dict.fromkeys(note for one in several for note in one.notes())
     )

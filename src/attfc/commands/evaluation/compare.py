@@ -174,6 +174,8 @@ def _results(
 def _print_differences(
     results: "list[EvaluationResult]", found: "list[list[Difference]]", confidence: float, resamples: int
 ) -> None:
+    from attfc.evaluation.bootstrap import in_words
+
     for number, result in enumerate(results):
         out.print(f"{_letter(number)}: {result.model}")
     for number, differences in enumerate(found, start=1):
@@ -183,7 +185,7 @@ def _print_differences(
             place, signed = each.path[: -len(name)], each.difference.text(4)
             signed = signed if signed.startswith("-") else f"+{signed}"
             cells = (f"{each.one.value:.4f}", f"{each.other.value:.4f}", signed, "*" if each.clear else "")
-            rows.setdefault(" ".join(place).replace("_", " "), []).append((" ".join(name).replace("_", " "), *cells))
+            rows.setdefault(in_words(place), []).append((in_words(name), *cells))
         other = _letter(number)
         header = ("metric", "A", other, f"A - {other}", "")
         print_table(*(Table(header, of, title=place) for place, of in rows.items()))

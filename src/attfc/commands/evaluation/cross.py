@@ -94,8 +94,8 @@ def _print(columns: "dict[str, dict[FigurePath, Interval]]", signed: bool = Fals
         sign = "+" if signed and interval.value >= 0 else ""
         return sign + interval.text(1, percent=True) + " *" * (signed and (low > 0 or high < 0))
 
+    from attfc.evaluation.bootstrap import in_words
+
     paths = next(iter(columns.values()))
-    rows = [
-        (" ".join(path).replace("_", " "), *(cell(figures[path]) for figures in columns.values())) for path in paths
-    ]
+    rows = [(in_words(path), *(cell(figures[path]) for figures in columns.values())) for path in paths]
     print_table(Table(("", *columns), rows))

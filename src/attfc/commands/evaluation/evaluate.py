@@ -14,7 +14,6 @@ from attfc.commands.common import (
     NaturalOption,
     Table,
     out,
-    print_figures,
     print_notes,
     print_table,
     progress_bar,
@@ -115,13 +114,9 @@ def evaluate_model(
 
 
 def _show(outcome: "Outcome", intervals: "Mapping[FigurePath, Interval]") -> None:
-    from attfc.evaluation.protocols.protocol import Listing
-
     for part in outcome.shown:
         if isinstance(part, str):
             out.print(part)
-        elif isinstance(part, Listing):
-            print_figures(part.figures, intervals, part.heading)
         else:
             rows = []
             for row in part.rows:

@@ -18,7 +18,7 @@ from attfc.data.attributes import Attributes, read_attributes
 from attfc.data.stores.store import Store
 from attfc.data.text_lines import lines_in_utf8
 from attfc.errors import UserError
-from attfc.evaluation.bootstrap import FigurePath, Sample
+from attfc.evaluation.bootstrap import FigurePath, Sample, in_words
 from attfc.evaluation.embed import Embedder, ImageEvaluation
 from attfc.evaluation.people import few_people
 from attfc.evaluation.protocols.all_pairs_scores import (
@@ -353,7 +353,7 @@ def _tables(result: AllPairsEvaluation) -> list[Table]:
         for title, metric in ((name, "tar_at_far"), ("  each person alike", "person_balanced_tar_at_far")):
             rows.append([title, *(Cell((*place, metric, far_name(far))) for far in fars)])
         rows[-2] += [Cell((*place, count), "count") for count in counts]
-    header = ("TAR % at FAR", *map(far_name, fars), *(count.replace("_", " ") for count in counts))
+    header = ("TAR % at FAR", *map(far_name, fars), *(in_words((count,)) for count in counts))
     tables = [Table(header, rows)]
     stated = [far for far in fars if result.everyone.threshold_at_far[far] is not None]
     if result.groups and stated:

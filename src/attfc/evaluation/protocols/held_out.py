@@ -18,14 +18,14 @@ from torch import nn
 from attfc.data.attributes import Attributes, read_attributes
 from attfc.data.stores.store import Store
 from attfc.errors import UserError
-from attfc.evaluation.bootstrap import FigurePath, Sample
+from attfc.evaluation.bootstrap import FigurePath, Sample, in_words
 from attfc.evaluation.embed import Embedder, Embeddings, ImageEvaluation
 from attfc.evaluation.metrics import PairScores, Thresholds, evaluate_scores
 from attfc.evaluation.people import few_people, heading_with_people
 from attfc.evaluation.protocols.all_pairs import Slices, score_slices
 from attfc.evaluation.protocols.all_pairs_scores import SPARE_FOR_INTERVALS, AllPairs, score_all_pairs
 from attfc.evaluation.protocols.pair_lists import Pairs, generate_pairs, read_pairs
-from attfc.evaluation.protocols.protocol import Board, Listing, Outcome, Protocol, Subject, noted
+from attfc.evaluation.protocols.protocol import Board, Cell, Outcome, Protocol, Subject, Table, noted
 from attfc.evaluation.protocols.search import RankOne
 from attfc.evaluation.protocols.search import rank_one as identify
 from attfc.evaluation.rates import FARS
@@ -307,11 +307,40 @@ def _run(
         **options,
     )
     figures = result.figures()
-    listed = {name: value for name, value in figures.items() if name != "slices"}
-    listing = Listing(heading_with_people(shared.heading, result.people), listed)
-    tables = [] if result.slices is None else result.slices.tables()
+    heading = f"{heading_with_people(shared.heading, result.people)} ({figures['people']:,} people, {figures['images']:,} images)"
+    tables = [*_tables(figures), *(() if result.slices is None else result.slices.tables())]
     facts = {"store": path, "pairs_file": str(pairs) if pairs else None}
-    return Outcome({**facts, **figures}, result.samples(), [listing, *tables, *noted(figures["notes"])], shared)
+    return Outcome({**facts, **figures}, result.samples(), [heading, *tables, *noted(figures["notes"])], shared)
+
+
+def _tables(figures: Mapping[str, Any]) -> list[Table]:
+    """What the list of pairs and all pairs say at each FAR, then the figures that need none."""
+    columns: dict[str, FigurePath] = {"pairs": ()}
+    if figures.get("all_pairs"):
+        columns |= {"all pairs": ("all_pairs",), "each person alike": ("all_pairs",)}
+    tars = ["tar_at_far", "tar_at_far", "person_balanced_tar_at_far"][: len(columns)]
+    rows: list[list[str | Cell]] = [
+        [
+            f"TAR at FAR {far}",
+            *(Cell((*place, tar, far), "share") for place, tar in zip(columns.values(), tars, strict=True)),
+        ]
+        for far in figures["tar_at_far"]
+    ]
+    rows += [
+        [in_words((count,)), *(Cell((*place, count), "count") for place in columns.values())]
+        for count in ("genuine_pairs", "impostor_pairs")
+    ]
+    single = {
+        "accuracy": "accuracy of pairs",
+        "threshold": "its threshold (cosine)",
+        "auc": "AUC",
+        "eer": "EER",
+        "rank_one": "rank-1",
+    }
+    return [
+        Table(("", *columns), rows),
+        Table(("", ""), [[words, Cell((name,), "share")] for name, words in single.items()]),
+    ]
 
 
 def _board(protocol: str, data: str, place: FigurePath) -> Board:

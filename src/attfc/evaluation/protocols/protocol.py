@@ -22,7 +22,7 @@ from attfc.evaluation.people import few_people
 from attfc.evaluation.unseen import SharedPeople
 from attfc.typing import Bools, Progress, Texts
 
-__all__ = ["Board", "Cell", "Listing", "Outcome", "Protocol", "Subject", "Table", "noted", "one_path", "with_slices"]
+__all__ = ["Board", "Cell", "Outcome", "Protocol", "Subject", "Table", "noted", "one_path", "with_slices"]
 
 
 @dataclass(frozen=True)
@@ -91,14 +91,6 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Listing:
-    """All figures, one below the other, under a heading."""
-
-    heading: str
-    figures: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
 class Outcome:
     """What a protocol found.
 
@@ -110,7 +102,7 @@ class Outcome:
 
     figures: dict[str, Any]
     samples: Mapping[FigurePath, Sequence[Sample]]
-    shown: Sequence[str | Table | Listing]
+    shown: Sequence[str | Table]
     shared: SharedPeople | None = None
 
     def __post_init__(self) -> None:

@@ -300,7 +300,7 @@ def _group_figures(groups: Sequence[_Group], key: str) -> list[Figure]:
         if any(group.shared for group in drawn)
         else []
     )
-    hints += [f"the {_SHOWN_GROUPS} groups with the lowest rate"] if number > _SHOWN_GROUPS else []
+    hints += [f"the {_SHOWN_GROUPS} groups with the lowest {title.split()[0]}"] if number > _SHOWN_GROUPS else []
     return [Figure(caption, svg, "; ".join([*hints, *_left_out(models)]))]
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from attfc.data.stores.store import Store
 from attfc.errors import UserError
-from attfc.evaluation.bootstrap import FigurePath, Interval, figure_at
+from attfc.evaluation.bootstrap import FigurePath, Interval, figure_at, in_words
 from attfc.evaluation.operating_point.judging import AT_POINT
 from attfc.evaluation.report import people
 from attfc.evaluation.report.page import AT_IT, Cell, Figure, Stated, count_text, share_text, texts, write_page
@@ -34,7 +34,13 @@ ROC_HINT = "dotted: fewer than 30 false accepts, uncertain; shaded: so for every
 PICTURE_SIZE = 112
 NO_METRICS = {"epoch", "loss", "loss_average", "seconds", "step", "kind"}
 """What the log holds beside the curves that are drawn one by one."""
-CURVES = {"learning_rate": "Learning rate", "images_per_second": "Images per second", "memory_mib": "Memory, MiB"}
+CURVES = {
+    **{"learning_rate": "Learning rate", "images_per_second": "Images per second", "memory_mib": "Memory, MiB"},
+    **{"positive_cosine": "Cosine with the own center", "positive_share": "Share of images with a center"},
+    **{"stored_share": "Share of images with a stored center", "set_aside_share": "Share of images set aside"},
+    **{"disagreeing_share": "Share of images far from their own center"},
+    **{"trained_cosine": "Cosine with the trained center", "trained_share": "Share of images with a trained center"},
+}
 HARDEST = ("same", "scores", "first", "second", "first_where", "second_where")
 
 
@@ -64,7 +70,14 @@ def write_report(run_folder: PathLike, store: Store | None = None, pictures: boo
     folder = Path(run_folder)
     run = read_run(folder)
     evaluation, log = "evaluation.json or evaluation.npz", "metrics.jsonl"
-    formats = {"count": count_text, "number": _number, "duration": _duration, "mebibytes": _mebibytes, "texts": texts}
+    formats = {
+        "in_words": in_words,
+        "count": count_text,
+        "number": _number,
+        "duration": _duration,
+        "mebibytes": _mebibytes,
+        "texts": texts,
+    }
     parts = macros_of(
         Path(__file__).with_name("run.html"),
         **{"run": run, "figures": run.evaluation, "stated": _Evaluation(run.evaluation, " %"), "people": people},
@@ -139,8 +152,8 @@ class _Evaluation(Stated):
                     for path, tar in tars.items()
                 ],
             )
-        for key, name in (("genuine_pairs", "mated pairs"), ("impostor_pairs", "non-mated pairs")):
-            yield name, [count_text(self.number(*path[:-1], key)) for path in tars]
+        for key in ("genuine_pairs", "impostor_pairs"):
+            yield in_words((key,)), [count_text(self.number(*path[:-1], key)) for path in tars]
 
 
 def _at_point(run: RunRecord) -> Iterator[tuple[str, Cell]]:
