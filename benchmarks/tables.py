@@ -583,6 +583,7 @@ SHOWN = (
     ("faces_seeds", "full_fc", "`full_fc`"),
     ("faces_flip", "attfc, as chosen", "`attfc`, as `attfc train` sets it"),
     ("faces_flip", "full_fc", "`full_fc`"),
+    ("faces_flip", "full_fc, filter 0.3, gap 0.2", "`full_fc`, the same filter"),
     ("vectors_100k", "attfc 0.1", "`attfc`"),
     ("vectors_100k", "full_fc", "`full_fc`"),
     ("vectors_100k", "partial_fc 0.1", "`partial_fc`, 10 %"),

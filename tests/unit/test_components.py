@@ -7,6 +7,7 @@ import pytest
 
 from attfc.config import Asked, load_config, read_preset
 from attfc.config.kinds import KINDS
+from attfc.distributed import Ranks
 from attfc.errors import UserError
 from attfc.run.automatic import first_configuration
 from attfc.run.build import new_run
@@ -72,3 +73,11 @@ def test_misfits_and_small_banks_are_refused_before_the_data_are_opened() -> Non
         new_run(read_preset("demo", ["head=full_fc", "head.past=5", nowhere]))
     with pytest.raises(UserError, match=r"/nowhere/faces"):
         new_run(read_preset("demo", [nowhere]))
+
+
+def test_a_replicated_head_sets_aside_after_its_own_share_of_an_epoch() -> None:
+    filtered = ["head=full_fc", "head.filter_above=0.3", "head.filter_gap=0.2"]
+    for typed, images in ((["distributed.rows=replicated"], 50), ([], 100)):
+        head = build_head(load_config("demo", [*filtered, *typed]), 10, Ranks(0, 2), images=100)
+        assert head.set_aside is not None
+        assert head.set_aside.images == images

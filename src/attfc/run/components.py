@@ -118,13 +118,14 @@ def _replicated(config: RunConfig, ranks: Ranks) -> bool:
 def _put_together(
     config: RunConfig, identities: int, ranks: Ranks, images: int | None, image_counts: npt.ArrayLike | None
 ) -> Head:
+    alone = _replicated(config, ranks)
     supplied: dict[str, Any] = {
         "embedding_size": config.backbone.embedding_size,
         "identities": identities,
-        "images": images,
+        "images": images // ranks.size if alone and images is not None else images,  # those that this copy sees
         "image_counts": image_counts,
         "seed": config.seed,
-        "ranks": ALONE if _replicated(config, ranks) else ranks,
+        "ranks": ALONE if alone else ranks,
         "in_batch": config.in_batch,
     }
     parts = {section: getattr(config, section) for section in KINDS if section != "head"}
