@@ -144,7 +144,7 @@ def test_print_config_is_yaml_that_trains(tmp_path, monkeypatch, capsys) -> None
         (["train", "demo", "backbone.name=r51"], "r51"),
         (["train", "demo", "device=nonsense"], "device='nonsense' cannot be used here"),
         (["train", "demo", "eval.pairs=/no/pairs.txt"], "/no/pairs.txt"),
-        (["train", "--resume", "/nowhere"], "is not a run"),
+        (["train", "--resume", "/nowhere"], "is no folder of a run"),
         (["data", "inspect", "/nowhere"], "/nowhere"),
         (["evaluate", "/nowhere", "held-out", "synthetic:identities=4,images=2"], "/nowhere"),
         (["evaluate", "/nowhere", "ijbz", "synthetic:identities=4,images=2"], "unknown protocol 'ijbz'"),

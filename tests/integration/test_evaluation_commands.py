@@ -237,7 +237,7 @@ def test_compare_embeds_both_or_reads_what_was_kept(tmp_path, models, monkeypatc
         (("0.npz", "none.npz"), "no such file"),
         (
             ("0.npz", str(models[1])),
-            f"{models[1]} is a model: say on which protocol and data, e.g. attfc compare {tmp_path / '0.npz'} {models[1]} held-out {path}",
+            f"{models[1]} is a model: say on which protocol and data, e.g. attfc compare {tmp_path / '0.npz'} '{models[1]}' held-out {path}",
         ),
         ((str(models[0]), str(models[1])), f"{models[0]} is a model: say on which protocol and data"),
         (("0.npz", "1.npz", "held-out", path), "are results already"),
@@ -342,7 +342,7 @@ def test_report_of_several_models(tmp_path, models, monkeypatch, capsys) -> None
     of_groups = json.loads(str(np.load(files[0])["facts"].tobytes(), "utf-8"))["figures"]["groups"]
     assert len(of_groups) == 2
     note = (
-        "the intervals of TAR at FAR, TAR of each person alike at FAR rest on 28 identities: "
+        "the intervals of TAR at FAR, person-balanced TAR at FAR rest on 28 identities: "
         "with fewer than 30 they tend to be too narrow"
     )
     for group in of_groups.values():

@@ -193,7 +193,7 @@ def test_evaluation_of_a_model_that_sees_the_colour() -> None:
     assert more["interval_identities"] == 12
     assert len(more["interval_notes"]) == 3  # the list of pairs, rank-one, all pairs
     assert any(
-        note.startswith("all pairs: the intervals of TAR at FAR, TAR of each person alike at FAR rest on 12 identities")
+        note.startswith("all pairs: the intervals of TAR at FAR, person-balanced TAR at FAR rest on 12 identities")
         for note in more["interval_notes"]
     )
     assert more["uncertainty"]["seed"] == 1

@@ -205,8 +205,10 @@ def _refuse_no_kind(layer: Mapping[str, Any], origin: str) -> None:
             continue
         kind = part.get("kind", default_kind(section)) if isinstance(part, Mapping) else part
         if not isinstance(kind, str) or kind not in kinds:
-            near = nearest(kind, kinds) if isinstance(kind, str) else ""
-            near = "".join(f"; {kind} is a {other}: {other}={kind}" for other in KINDS if kind in KINDS[other]) or near
+            near = ""
+            if isinstance(kind, str):
+                elsewhere = (f"; {kind} is a {other}: {other}={kind}" for other in KINDS if kind in KINDS[other])
+                near = "".join(elsewhere) or nearest(kind, kinds)
             raise UserError(f"configuration {origin}: {section}.kind={kind!r}: choose one of {', '.join(kinds)}{near}")
 
 

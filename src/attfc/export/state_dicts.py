@@ -22,7 +22,7 @@ from attfc.backbones import backbone_names, create_backbone
 from attfc.backbones.shapes import shapes_only
 from attfc.errors import UserError, first_line, nearest
 from attfc.export.torch_pickle import RefusedNamesError, check_pickle
-from attfc.training.checkpoints.storage import open_weights
+from attfc.training.checkpoints.weights import open_weights
 
 __all__ = ["UnknownNetworkError", "read_state_dict", "recognise_network"]
 

@@ -408,7 +408,7 @@ def _refuse_misfits(
 ) -> None:
     """Refuse parts that do not go together."""
     counts = center.image_counts if isinstance(center, OwnEmbedding) else None
-    if counts is not None and len(counts) != identities:
+    if counts is not None and identities not in (None, len(counts)):
         raise UserError(
             f"OwnEmbedding(image_counts=...) has the images of {len(counts)} identities, and the head {identities} identities: "
             "pass the number of images of each"

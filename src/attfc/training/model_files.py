@@ -24,7 +24,7 @@ from attfc.backbones.shapes import shapes_only
 from attfc.errors import UserError
 from attfc.files import read_json, replacing
 from attfc.training.checkpoints.checkpoint import latest_checkpoint
-from attfc.training.checkpoints.storage import open_weights
+from attfc.training.checkpoints.weights import open_weights
 from attfc.training.interruption import resume_command
 
 __all__ = ["check_colours", "load_model", "model_folder", "save_model"]

@@ -88,7 +88,7 @@ def _read(file: Path) -> tuple[dict[float, float], str | None, OperatingPoint | 
         of = found.get("model_digest") or (str(file.parent / "model") if "step" in found else None)
         found = found.get("all_pairs", found)
         stated, strangers, people = found["threshold_at_far"], int(found["impostor_pairs"]), found.get("identities")
-        rests = f", which {rests_on(people)}" if isinstance(people, int) and people < FEW_PEOPLE else ""
+        rests = f",\nwhich {rests_on(people)}" if isinstance(people, int) and people < FEW_PEOPLE else ""
         sure = {float(far): value for far, value in stated.items() if value is not None}
         known = {far: float(value) for far, value in sure.items() if far * strangers >= FEWEST_ACCEPTED}
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError):

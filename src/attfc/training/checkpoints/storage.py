@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
@@ -38,9 +37,10 @@ from torch.futures import Future
 from attfc.errors import UserError
 from attfc.files import ChecksumFile, sync
 from attfc.training.checkpoints.manifest import DTYPES, Chunk, Manifest, SavedFile, SavedTensor, read_manifest
+from attfc.training.checkpoints.weights import open_weights
 from attfc.typing import PathLike
 
-__all__ = ["FolderReader", "FolderWriter", "open_weights", "rows_of"]
+__all__ = ["FolderReader", "FolderWriter", "rows_of"]
 
 T = TypeVar("T")
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -249,20 +249,6 @@ class FolderReader(_Stateless, StorageReader):
         box = tuple(slice(start, start + n) for start, n in zip(item.storage_offsets, item.lengths, strict=True))
         part: Tensor = entry[box]
         return part
-
-
-@contextlib.contextmanager
-def open_weights(path: Path) -> Iterator[Any]:
-    """Open a safetensors file, with safetensors' own `get_tensor` and the like.
-
-    Raises:
-        UserError: it is damaged, or is none; also while it is read.
-    """
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged or no safetensors file: {str(error)[:200]}") from None
 
 
 def rows_of(folder: Path, name: str, at_once: int = 1 << 16) -> Iterator[tuple[int, Tensor]]:
