@@ -188,7 +188,9 @@ def test_compare_judges_models_at_their_operating_points(calibrated, tmp_path, m
     assert status == 0, err
     assert "at operating point all pairs" in said
     assert "the operating points have different FMRs" in said
-    assert not [line for line in said.splitlines() if len(line) > 80 and not line.startswith(("A:", "B:", "note:", "[a, b]"))]
+    assert not [
+        line for line in said.splitlines() if len(line) > 80 and not line.startswith(("A:", "B:", "note:", "[a, b]"))
+    ]
     found = {tuple(row["figure"]): row for row in json.loads(file.read_text())["differences"]}
     row = found["at_operating_point", "all_pairs", "fnmr"]
     scores, labels = all_scores(calibrated, others)
