@@ -61,6 +61,7 @@ def test_resolved_configuration_reads_back_equal() -> None:
         ("optimizer.learning_rat=0.1", "unknown key 'optimizer.learning_rat'; did you mean 'optimizer.learning_rate'?"),
         ("momentum_schedule=ramp", "did you mean 'key_encoder.momentum_schedule'?"),
         ("centr.share=0.1", "unknown key 'centr'; did you mean 'center'?"),
+        ("teachr=x", "unknown key 'teachr'; did you mean 'teacher'?"),
         ("batch_size=many", "batch_size='many'"),
         ("batch_size=0", "batch_size=0"),
         ("optimizer.learning_rate=.nan", "optimizer.learning_rate=nan"),

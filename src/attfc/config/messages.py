@@ -106,7 +106,7 @@ def keys_like(key: str, most: int = 3) -> list[str]:
     if last in SHORT_NAMES:
         return [SHORT_NAMES[last]]
     same = [name for name in known if name.split(".")[-1] == last]
-    far = ([*RunConfig.model_fields, *SHORT_NAMES], list(known))
+    far = (list({**dict.fromkeys(RunConfig.model_fields), **SHORT_NAMES}), list(known))
     near = same or next(filter(None, (_spelled_like(last, keys, _FAR_ALIKE) for keys in far)), [])
     return (near or ([] if section else _worded_like(last, list(known))))[:most]
 
