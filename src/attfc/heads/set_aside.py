@@ -17,7 +17,7 @@ from attfc.distributed import Ranks
 __all__ = ["SUSPECT_SHARE", "SetAside"]
 
 SUSPECT_SHARE = 0.1
-"""Of images that are suspect, from which on they are set aside; correct labels of real faces had 0.05 to 0.09, 40 % of wrong ones 0.19 to 0.28."""
+"""Of images that are suspect, from which on they are set aside."""
 OF_AN_EPOCH = 0.25  # over which the share is averaged
 
 
