@@ -5,8 +5,9 @@
 
 `train.lst` and `val.lst` hold everything. `lfw.lst` and `web.lst` hold the two sources of train/ apart: images of Labeled Faces in the Wild are named
 `Person_Name_0001.jpg`, those of the web collections `0001.jpg`. A person is in one of them only, or the script stops. `flip.lst` holds the images of
-train/, 4 of 10 of them under the name of another of its people. `fold0.lst` to `fold5.lst` cross-validate over the people of Labeled Faces in the
-Wild, those of val/ too: `fold0_val.lst` has a sixth of them, `fold0.lst` all others and the web collections.
+train/, 4 of 10 of them under the name of another of its people. `fold0.lst` to `fold17.lst` cross-validate over the people of Labeled Faces in the
+Wild, those of val/ too, three times: `fold0_val.lst` has a sixth of them, as `fold6_val.lst` and `fold12_val.lst` have, and `fold0.lst` all others
+and the web collections.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from attfc.errors import UserError
 
-FOLDS = 6
+FOLDS, SEEDS = 6, 18
 
 
 def main() -> None:
@@ -38,10 +39,10 @@ def main() -> None:
     lists = {"train": train, "val": val, "lfw": lfw, "web": web, "flip": train}
     people = sorted({image.parent.name for image in [*lfw, *val]})
     random.Random(0).shuffle(people)
-    for fold in range(FOLDS):
-        aside = {*people[fold::FOLDS]}
-        lists[f"fold{fold}"] = [image for image in [*train, *val] if image.parent.name not in aside]
-        lists[f"fold{fold}_val"] = [image for image in [*lfw, *val] if image.parent.name in aside]
+    for seed in range(SEEDS):
+        aside = {*people[seed % FOLDS :: FOLDS]}
+        lists[f"fold{seed}"] = [image for image in [*train, *val] if image.parent.name not in aside]
+        lists[f"fold{seed}_val"] = [image for image in [*lfw, *val] if image.parent.name in aside]
     for name, images in lists.items():
         names = [flipped[image] if name == "flip" else image.parent.name for image in images]
         lines = "".join(f"{image}\t{name}\n" for image, name in zip(images, names, strict=True))

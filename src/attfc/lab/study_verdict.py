@@ -7,8 +7,9 @@ in to the variance 2 (V_s + V_p) - V, at least the larger of V_s and V_p. Few se
 Student's t is against the normal distribution, degrees of freedom after Satterthwaite. In simulations of 3 and 5 seeds 93 to
 98 % of the intervals held the truth.
 
-Where each seed keeps other people aside (folds), people are drawn within their fold. The spread of the folds then has the people's in it already:
-the variance is V_s, at least V_p.
+Where seeds keep other people aside (folds), people are drawn within their fold; equal numbers of images are the same people. Where several seeds judge
+each fold, seeds are drawn within it too, and all is as above. With one seed a fold, the spread of the folds has the people's in it already: the
+variance is V_s, at least V_p.
 
 Thresholds are those of all impostor pairs and stay: how far the impostors of other people would move them is not in the interval.
 
@@ -94,29 +95,40 @@ def difference(
         return None
     if any(of_one[number]["images"] != of_other[number]["images"] for number in seeds):
         raise UserError(f"{one[0]['variant']} and {other[0]['variant']} were judged on other people: no difference")
-    folds = len({of_one[number]["images"] for number in seeds}) > 1
     rng, people = np.random.default_rng(seed), 0
-    columns: list[Float64] = []
+    weights: dict[str, Float64] = {}
+    columns: dict[str, list[Float64]] = {}
     for number in seeds:
-        if folds or not columns:
-            count = len(unpacked(of_one[number]["images"]))
+        fold = of_one[number]["images"]
+        if fold not in weights:
+            count = len(unpacked(fold))
             weights_RP = rng.multinomial(count, np.full(count, 1 / count), size=resamples).astype(np.float64)
-            weights_RP = np.concatenate([np.ones((1, count)), weights_RP])
+            weights[fold] = np.concatenate([np.ones((1, count)), weights_RP])
             people += count
-        columns.append(_rates(of_one[number], figure, weights_RP) - _rates(of_other[number], figure, weights_RP))
-    found_RS, draws = np.stack(columns, axis=1), len(seeds) - 1
-    shares_RS = rng.multinomial(draws, np.full(len(seeds), 1 / len(seeds)), size=resamples) / draws
-    return _interval(found_RS[0], found_RS[1:], shares_RS, people, folds)
+        each = [_rates(cells[number], figure, weights[fold]) for cells in (of_one, of_other)]
+        columns.setdefault(fold, []).append(each[0] - each[1])
+    folds = [np.stack(of_fold, axis=1) for of_fold in columns.values()]
+    alone = min(found_RS.shape[1] for found_RS in folds) == 1
+    if alone:
+        folds = [np.stack([found_RS.mean(axis=1) for found_RS in folds], axis=1)]
+    return _interval(folds, rng, people, alone)
 
 
-def _interval(whole_S: Float64, found_RS: Float64, shares_RS: Float64, people: int, folds: bool) -> Difference:
-    value, both_R = float(whole_S.mean()), (found_RS * shares_RS).sum(axis=1)
-    of_seeds, of_people = float(np.var(shares_RS @ whole_S)), float(np.var(found_RS.mean(axis=1)))
+def _interval(folds: list[Float64], rng: np.random.Generator, people: int, alone: bool) -> Difference:
+    """`folds`: of each the difference (1 + R, S), all people once and then drawn R times; `alone`: the columns are folds of one seed each."""
+    resamples = len(folds[0]) - 1
+    drawn = [(size - 1, np.full(size, 1 / size)) for size in (fold_RS.shape[1] for fold_RS in folds)]
+    shares = [rng.multinomial(draws, even, size=resamples) / draws for draws, even in drawn]
+    value = float(np.mean([fold_RS[0].mean() for fold_RS in folds]))
+    pairs = list(zip(folds, shares, strict=True))
+    both_R = np.mean([(fold_RS[1:] * shares_RS).sum(axis=1) for fold_RS, shares_RS in pairs], axis=0)
+    of_seeds = float(np.var(np.mean([shares_RS @ fold_RS[0] for fold_RS, shares_RS in pairs], axis=0)))
+    of_people = float(np.var(np.mean([fold_RS[1:].mean(axis=1) for fold_RS in folds], axis=0)))
     total = float(np.var(both_R))
     if total == 0.0:
         return Difference(value, value, value)
-    variance = max(of_seeds, of_people) if folds else max(2 * (of_seeds + of_people) - total, of_seeds, of_people)
-    freedom = variance**2 / (of_seeds**2 / (len(whole_S) - 1) + of_people**2 / (people - 1))
+    variance = max(of_seeds, of_people) if alone else max(2 * (of_seeds + of_people) - total, of_seeds, of_people)
+    freedom = variance**2 / (of_seeds**2 / sum(draws for draws, _ in drawn) + of_people**2 / (people - 1))
     wider = student_quantile(0.975, freedom) / student_quantile(0.975, 1e6)
     scale = math.sqrt(variance / total) * wider
     low, high = np.quantile(both_R, [0.025, 0.975])
