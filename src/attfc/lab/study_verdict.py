@@ -7,8 +7,8 @@ in to the variance 2 (V_s + V_p) - V, at least the larger of V_s and V_p. Few se
 Student's t is against the normal distribution, degrees of freedom after Satterthwaite. In simulations of 3 and 5 seeds 93 to
 98 % of the intervals held the truth.
 
-Where seeds keep other people aside (folds), people are drawn within their fold; equal numbers of images are the same people. Where several seeds judge
-each fold, seeds are drawn within it too, and all is as above. With one seed a fold, the spread of the folds has the people's in it already: the
+Where seeds keep other people aside (folds), people are drawn within their fold; equal numbers of images are the same people. Where several seeds
+judge each fold, seeds are drawn within it too, and all is as above. With one seed a fold, the spread of the folds has the people's in it already: the
 variance is V_s, at least V_p.
 
 Thresholds are those of all impostor pairs and stay: how far the impostors of other people would move them is not in the interval.
