@@ -5,6 +5,7 @@ pass no gradient on. Seconds are shown where all cells of a table ran on one pro
 A row of the paper's tables whose cells are missing is left out, and said.
 """
 
+import json
 import re
 import statistics
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 from attfc.lab.pages import FIGURES, markdown_table, spread, study_table
 from attfc.lab.study import read_study, study_records
-from attfc.lab.study_verdict import difference
+from attfc.lab.study_verdict import FEWEST_SEEDS, difference
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDIES = ROOT / "benchmarks" / "results" / "studies"
@@ -49,9 +50,15 @@ def shown_name(record: Record) -> str:
     'attfc 0.01, fixed'
     >>> shown_name({"variant": "attfc, two-way, rate 0.05", "overrides": ["in_batch=push"]})
     'attfc, rate 0.05'
+    >>> shown_name({"variant": "attfc, as chosen", "overrides": ["negatives.share=0.1"]})
+    'attfc, as chosen, share 0.1'
+    >>> shown_name({"variant": "attfc, as chosen, 1,000 negatives", "overrides": ["negatives.count=1000"]})
+    'attfc, as chosen'
     """
     name = str(record["variant"]).replace(", two-way", "").replace(", no keys", "").replace("nobody", "attfc")
-    name = name.replace("share by images", "memory 0.25").replace("ratio", "share")
+    name = name.replace("share by images", "memory 0.25").replace("ratio", "share").replace(", 1,000 negatives", "")
+    if "as chosen" in name and "negatives.share=0.1" in record["overrides"]:
+        name += ", share 0.1"
     if name.startswith("attfc") and "in_batch=fixed" in record["overrides"] and "fixed" not in name:
         name = re.sub(r"attfc( [\d.]+)?", r"\g<0>, fixed", name, count=1)
     return name
@@ -136,14 +143,14 @@ HEADS = {
     "faces_folds": {
         "full_fc": "full classifier, six folds",
         "partial_fc 0.1": "Partial FC, 10 % of the rows",
-        "attfc, as chosen": "AttFC as chosen: 117 trained centers",
+        "attfc, as chosen, 1,000 negatives": "AttFC as chosen: 117 trained centers",
         "attfc": "AttFC, no trained centers",
     },
     "faces_seeds": {
         "full_fc": "full classifier, five seeds",
         "partial_fc 0.1": "Partial FC, 10 % of the rows",
         "partial_fc 0.1, all rows move": "the same, all rows move",
-        "attfc, as chosen": "AttFC as chosen: 115 trained centers",
+        "attfc, as chosen, 1,000 negatives": "AttFC as chosen: 115 trained centers",
         "attfc, trained 94": "AttFC, 94 trained centers",
         "attfc": "AttFC, no trained centers",
         "attfc, fixed": "the same without the push",
@@ -187,25 +194,26 @@ class Where(NamedTuple):
 
 
 BALANCED, REAL, SIMULATED = "person_balanced_tar_at_far/0.01", "tar_at_far/0.01", "tar_at_far/0.0001"
-FILTER, MEMORY = ", filter 0.3, gap 0.2", "attfc, two-way, memory 0.1"
+FILTER = ", filter 0.3, gap 0.2"
 FILTERED = f"attfc, two-way{FILTER}"
 FILTERS = ("", ", filter 0.4", ", filter 0.6", FILTER)
+CHOSEN = ("attfc, as chosen, 1,000 negatives", "attfc, as chosen")
 WHERE = (  # of several variants of AttFC the first with cells; of the settings of a classifier the one with the highest mean
-    Where("real, six folds", "faces_folds", ("attfc, as chosen",), BALANCED),
-    Where("real, long tail", "faces_seeds", ("attfc, as chosen", "attfc, trained 94"), BALANCED),
-    Where("real, long tail, longer", "faces_seeds_long", ("attfc, as chosen",), BALANCED),
-    Where("real, few images each", "faces_seeds_tail", ("attfc, as chosen",), BALANCED),
+    Where("real, six folds", "faces_folds", CHOSEN, BALANCED),
+    Where("real, long tail", "faces_seeds", CHOSEN, BALANCED),
+    Where("real, long tail, longer", "faces_seeds_long", CHOSEN, BALANCED),
+    Where("real, few images each", "faces_seeds_tail", CHOSEN, BALANCED),
     Where("real, few images each, three seeds", "faces_tail", ("attfc",), REAL),
     Where("real, few people of many images", "faces_web_to_lfw", ("attfc, two-way",), REAL),
-    Where("real, 4 of 10 labels wrong", "faces_flip", ("attfc, as chosen", "attfc"), BALANCED, FILTERS),
-    Where("rendered, 2 to 20 images", "synthetic_10k", ("attfc, two-way",), REAL),
-    Where("simulated, 1 to 6 samples", "vectors_tail", ("attfc, no keys",), SIMULATED),
+    Where("real, 4 of 10 labels wrong", "faces_flip", CHOSEN, BALANCED, FILTERS),
+    Where("rendered, 2 to 20 images", "synthetic_10k", (*CHOSEN, "attfc, two-way"), REAL),
+    Where("simulated, 1 to 6 samples", "vectors_tail", (*CHOSEN, "attfc, no keys"), SIMULATED),
     Where("simulated, 1 to 6, longer", "vectors_long", ("attfc, rate 0.2",), SIMULATED, ("", ", rate 0.1", ", rate 0.3")),
-    Where("simulated, 1 to 6, more people", "vectors_100k", ("attfc 0.1",), SIMULATED),
-    Where("simulated, 2 to 20 samples", "vectors_dense", (FILTERED, "attfc, two-way"), SIMULATED),
-    Where("simulated, 2 to 200 samples", "vectors_many", ("attfc, two-way, as chosen", MEMORY + FILTER, MEMORY), SIMULATED),
-    Where("simulated, 4 of 10 labels wrong", "vectors_flip", (FILTERED, "attfc, two-way"), SIMULATED, FILTERS),
-    Where("simulated, half under two labels", "vectors_conflict", (FILTERED, "attfc, two-way"), SIMULATED, FILTERS),
+    Where("simulated, 1 to 6, more people", "vectors_100k", (*CHOSEN, "attfc 0.1"), SIMULATED),
+    Where("simulated, 2 to 20 samples", "vectors_dense", (*CHOSEN, FILTERED), SIMULATED),
+    Where("simulated, 2 to 200 samples", "vectors_many", CHOSEN, SIMULATED),
+    Where("simulated, 4 of 10 labels wrong", "vectors_flip", (*CHOSEN, FILTERED), SIMULATED, FILTERS),
+    Where("simulated, half under two labels", "vectors_conflict", (*CHOSEN, FILTERED), SIMULATED, FILTERS),
 )  # fmt: skip
 
 
@@ -308,10 +316,25 @@ def mebibytes(group: Sequence[Record]) -> str:
     return f"{statistics.mean(record['head_bytes'] for record in group) / 2**20:.1f}"
 
 
+def cost() -> str:
+    """Real faces over seeds: memory and time of each head beside what it reaches."""
+    measured = json.loads((STUDIES.parent / "study_seconds.json").read_text(encoding="utf-8"))
+    groups, rows = by_variant(records_of(measured["config"]["study"])), []
+    for row in measured["results"]:
+        if len(group := groups.get(row["variant"], [])) >= FEWEST_SEEDS:
+            rates = (spread([each["figures"]["all"][figure] for each in group]) for figure in (BALANCED, "rank_one"))
+            rows.append([shown_name(group[0]), mebibytes(group), f"{row['times_reference']:.2f}", *rates, len(group)])
+    columns = ["variant", "head, MiB", "a step, full_fc = 1", METRICS[BALANCED], "rank-1", "seeds"]
+    made = measured["environment"]
+    where = f"`benchmarks/results/study_seconds.json`: {made['processor']}, one thread, processor time, commit {made['commit'][:10]}."
+    return f"{markdown_table(columns, rows)}\n\n{where} {origin([cell for group in groups.values() for cell in group])}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     **{f"study {name}": grid(name) for name in SPLITS if name != "vectors_border"},
     "study vectors_border": border,
     "study heads": heads,
     "study worlds": worlds,
     "study parts": parts,
+    "study cost": cost,
 }

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from attfc.config import load_config
+from attfc.config.choose import FREQUENT, Data, Machine, choose
 from attfc.data import open_store
 from attfc.errors import UserError
 from attfc.evaluation import embed_store
@@ -478,3 +479,25 @@ def test_cells_of_other_settings_and_damaged_ones_are_refused(grid: Path, tmp_pa
     (tmp_path / "out/cells.jsonl").write_text('{"variant": "a", "seed": 0}\n' + "[" * 100_000)
     with pytest.raises(UserError, match=r"cells\.jsonl line 2: damaged"):
         study_records(read_study(grid), tmp_path / "out")
+
+
+STUDIES = Path(__file__).parents[2] / "benchmarks" / "studies"
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("vectors_*.yaml")), ids=lambda path: path.stem)
+def test_as_chosen_is_what_the_command_chooses(path: Path) -> None:
+    """A table's "as chosen" has the head's options that `attfc train PATH` would pick for these people."""
+    study = read_study(path)
+    options = {key: value for key, value in study.world.model_dump().items() if key not in ("kind", "width")}
+    counts = np.diff(VectorWorld(**options | {"images": tuple(options["images"])}).labelled().offsets)
+    frequent = int((counts >= FREQUENT).sum())
+    data = Data(len(counts), int(counts.sum()), int((counts > 1).sum()), frequent=frequent)
+    chosen = {key: value for row in choose(data, Machine("cpu", 16, 16), {}) for key, value in row.values.items()}
+    heads = [
+        f"{key}={value}" for key, value in chosen.items() if key.startswith(("negatives.", "center.", "head.f", "in_"))
+    ]
+    for name, overrides in study.variants.items():
+        if "as chosen" in name and "negatives.share=0.1" not in overrides:  # those with a share say so in their tables
+            given = [study.preset, [*study.overrides, *overrides]]
+            found, expected = load_config(*given), load_config(given[0], [*given[1], *heads])
+            assert found.model_dump() == expected.model_dump(), name
