@@ -1,7 +1,7 @@
 """What a training step of each head of a study of faces costs: processor seconds of the whole step, the heads in turns in one process.
 
-The cells of a study may have shared their machine, so their seconds are no measure. Here every variant of STUDY takes the same kind of step on as many
-people: augmentation, passes, head, optimizer. Decoding is not in it. The ratio to the reference is that of the medians.
+The cells of a study may have shared their machine, so their seconds are no measure. Here every variant of STUDY takes the same kind of step on as
+many people: augmentation, passes, head, optimizer. Decoding is not in it. The ratio to the reference is that of the medians.
 
     python benchmarks/study_seconds.py [benchmarks/studies/faces_seeds.yaml] [--repeats 30]
 """
