@@ -46,14 +46,15 @@ FIGURE, OF_FACES = ("all_pairs", "tar_at_far", "0.001"), ("all_pairs", "tar_at_f
 ON_FACES = ("fine-tuned", "scratch", "BatchNorm kept", "scratch, 4 x the epochs")
 COMMON = ["device=cpu", "threads=1", "precision.amp=none", "data.workers=0", "data.decoded_cache_mib=2000"]
 COMMON += ["log.tensorboard=false", "report.write=false", "backbone=r6_tiny", "batch_size=128", "checkpoint.every=0"]
+ADAPTED = "finetune.batch_norm=adapted"
 WAYS: dict[str, tuple[str, ...]] = {
-    "fine-tuned": (),
+    "fine-tuned": (ADAPTED,),
     "scratch": ("lr=0.1",),
-    "trunk frozen": ("finetune.trunk_rate=0",),
+    "trunk frozen": ("finetune.trunk_rate=0", ADAPTED),
     "BatchNorm kept": ("finetune.batch_norm=kept",),
-    "trunk at a tenth of the rate": ("finetune.trunk_rate=0.1",),
+    "trunk at a tenth of the rate": ("finetune.trunk_rate=0.1", ADAPTED),
     "trunk frozen, BatchNorm kept": ("finetune.trunk_rate=0", "finetune.batch_norm=kept"),
-    "ten times the rate": ("lr=0.1",),
+    "ten times the rate": ("lr=0.1", ADAPTED),
     "scratch, 4 x the epochs": ("lr=0.1", f"epochs={4 * EPOCHS}"),
 }
 TRUNKS = {"trained": (), "frozen": ("finetune.trunk_rate=0",)}
@@ -147,7 +148,7 @@ def cells(
         first = f"start_from={work / 'cells' / f'fine-tuned, seed {seed}' / 'run-001'}"
         for name, rows in STAGES.items() if len(ways) == len(WAYS) else ():
             cell = work / "cells" / f"{name}, seed {seed}"
-            options = [*common, first, "head=full_fc", f"epochs={STAGE_EPOCHS}", f"finetune.rows={rows}"]
+            options = [*common, first, "head=full_fc", f"epochs={STAGE_EPOCHS}", f"finetune.rows={rows}", ADAPTED]
             found.append((cell, people, both, options))
     return found
 

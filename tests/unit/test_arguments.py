@@ -122,6 +122,15 @@ def test_saved_runs_of_0_1_are_told_by_the_option_that_they_lack() -> None:
     assert translate(table, tensors=["head/table.rows"], saved=True)["negatives"] == drawn | {"kind": "center_table"}
 
 
+def test_fine_tuning_before_there_was_a_choice_adapted_its_statistics() -> None:
+    adapted = {"batch_norm": "adapted"}
+    old, saved = {"head": {"name": "full_fc"}, "start_from": "base.pt"}, {"format": 2, "start_from": "base.pt"}
+    assert translate(old)["finetune"] == translate(saved, saved=True)["finetune"] == adapted
+    chosen = saved | {"finetune": {"batch_norm": "kept"}}
+    assert translate(chosen, saved=True)["finetune"] == {"batch_norm": "kept"}
+    assert "finetune" not in translate(saved) | translate(old | {"start_from": None})
+
+
 def test_several_processes_choose_for_the_smallest_of_them() -> None:
     class Two(Ranks):
         def objects(self, said):

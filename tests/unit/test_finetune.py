@@ -287,7 +287,7 @@ def test_published_weights_take_the_same_options(tmp_path) -> None:
     ("option", "message"),
     [
         ("finetune.trunk_rate=0", "finetune.trunk_rate=0.0 needs start weights: set start_from="),
-        ("finetune.batch_norm=kept", "finetune.batch_norm=kept needs start weights"),
+        ("finetune.batch_norm=adapted", "finetune.batch_norm=adapted needs start weights"),
         ("finetune.rows=fresh", "finetune.rows=fresh needs start weights"),
         ("eval.also=faces", "eval.also=faces needs start weights: set start_from=RUN_OR_WEIGHTS, or"),
         ("finetune.trunk_rate=1.5", "finetune.trunk_rate"),

@@ -154,8 +154,8 @@ class DistributedConfig(Section):
 class FinetuneConfig(Section):
     """What is kept of the start weights (start_from)."""
 
-    batch_norm: Literal["adapted", "kept"] = option(
-        "adapted", "statistics of BatchNorm: adapted to the new images, or kept from the start weights", acts=STARTS
+    batch_norm: Literal["kept", "adapted"] = option(
+        "kept", "statistics of BatchNorm: kept from the start weights, or adapted to the new images", acts=STARTS
     )
     trunk_rate: Share = option(
         1.0, "share of the learning rate for all layers before the network's last matrix; 0 freezes them: less time and memory", acts=STARTS

@@ -103,7 +103,10 @@ def translate(
         saved: they are the `config.yaml` of a run, which names every option.
     """
     sections = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
-    if "format" in sections or _is_new(sections):
+    is_new = "format" in sections or _is_new(sections)
+    if sections.get("start_from") and (saved or not is_new):
+        sections.setdefault("finetune", {"batch_norm": "adapted"})  # written before there was a choice
+    if is_new:
         return sections
     first = saved and isinstance(sections.get("eval"), dict) and "share" not in sections["eval"]
     backbone = sections.get("backbone")

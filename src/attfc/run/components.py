@@ -164,7 +164,7 @@ def build_pair(config: RunConfig, backbone: nn.Module, keys_per_query: int) -> M
         schedule=keys.momentum_schedule,
         batch_norm=keys.batch_norm,
         keys=keys_per_query > 0,
-        keep_statistics=config.finetune.batch_norm == "kept",
+        keep_statistics=config.start_from is not None and config.finetune.batch_norm == "kept",
     )
 
 
