@@ -74,7 +74,7 @@ class Edits:
             raise UserError(
                 f"edits about {self.images} images of {self.identities} identities: counts from 0 are needed"
             )
-        if not bool((positions[1:] > positions[:-1]).all()):
+        if not (positions[1:] > positions[:-1]).all():
             raise UserError("edits: positions must rise, each listed once")
         for place in (*positions[:1].tolist(), *positions[-1:].tolist()):
             if not 0 <= place < self.images:
@@ -181,7 +181,7 @@ def _parse(path: PathLike, block: LineBlock, images: int, comments: bool) -> tup
         return end
 
     def refuse(wrong: Bools, what: str) -> None:
-        if bool(wrong.any()):
+        if wrong.any():
             row = int(wrong.argmax())
             shown = printable(block.text(row)[:80])
             raise UserError(
