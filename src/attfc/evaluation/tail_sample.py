@@ -186,8 +186,7 @@ class TailSample:
 
     def _deep_weights(self, draw: IdentityDraw) -> Float64:
         rows = zip(self.deep_identities, self.deep_counts, strict=True)
-        rising: Float64 = np.maximum.accumulate(np.array([draw.linear(row, float(pairs)) for row, pairs in rows]))
-        return rising
+        return np.maximum.accumulate(np.array([draw.linear(row, float(pairs)) for row, pairs in rows]))
 
     @functools.cached_property
     def _genuine_pairs(self) -> Float64:

@@ -36,7 +36,9 @@ def people_of(store: Store) -> dict[str, Any]:
     return {
         "identities": len(index),
         "images": len(store),
-        "images_per_identity": hashlib.blake2b(np.ascontiguousarray(index.offsets, "<i8"), digest_size=8).hexdigest(),
+        "images_per_identity": hashlib.blake2b(
+            np.ascontiguousarray(index.offsets, "<i8").data, digest_size=8
+        ).hexdigest(),
         "names": [_hash_of_names(store, start, stop) for start, stop in _blocks(len(index))],
     }
 

@@ -342,8 +342,7 @@ class EditedStore(StoreView):
         asked = checked_positions(positions, self._length)
         if self._left is not None:
             return np.asarray(self._left[asked], np.int64)
-        moved: Int64 = asked + np.searchsorted(self._gaps, asked, side="right")
-        return moved
+        return asked + np.searchsorted(self._gaps, asked, side="right")
 
     def source_of(self, positions: npt.ArrayLike) -> tuple[Int64, Int64]:
         """Return 0, the number of the one store, and `positions_in_store`."""
