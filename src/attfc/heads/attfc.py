@@ -275,8 +275,7 @@ class AttFC(Head):
             nearest_B = torch.where(has_positive_B, nearest_B, -1.0)
         self._note(query_BD, cosine_B, recalled, proposal)
         if self.set_aside is not None:
-            loss_B, aside_B = self.set_aside(loss_B, cosine_B, nearest_B)
-            self._last_step["set_aside_share"] = aside_B.float().mean()
+            loss_B, aside_B = self.set_aside(loss_B, cosine_B, nearest_B, self._last_step)
             stays_B1, new_BD = (aside_B & recalled.found_B).unsqueeze(1), proposal.new_BD.detach()
             every_new_BD = self.ranks.gather(torch.where(stays_B1, recalled.center_BD.to(new_BD.dtype), new_BD))
         if self.training:
