@@ -261,6 +261,7 @@ class Part(NamedTuple):
     other: str
 
 
+THOUSAND = "attfc, as chosen, 1,000 negatives"
 TAIL, HALF = "simulated, 1 to 6", "simulated, 1 to 6, 5 epochs"
 PARTS = (
     Part("two key passes in place of none", HALF, "vectors_options", "K = 2", "attfc"),
@@ -280,8 +281,8 @@ PARTS = (
     Part("the push", "real, long tail", "faces_seeds", "attfc", "attfc, fixed"),
     Part("a center averages a tenth of an epoch", "real, long tail", "faces_seeds", "attfc, memory 0.1", "attfc"),
     Part("a center averages a tenth of an epoch", "simulated, 2 to 200", "vectors_many", "attfc, two-way, memory 0.1", "attfc, two-way"),
-    Part("a tenth of the people as negatives, not 1,000", "real, six folds", "faces_folds", "attfc, as chosen", "attfc, as chosen, 1,000 negatives"),
-    Part("a tenth of the people as negatives, not 1,000", "simulated, 2 to 200", "vectors_many", "attfc, two-way, as chosen", "attfc, as chosen, 1,000 negatives"),
+    Part("a tenth of the people, not 1,000, as negatives", "real, six folds", "faces_folds", CHOSEN[0], THOUSAND),
+    Part("a tenth of the people, not 1,000, as negatives", "simulated, 2 to 200", "vectors_many", CHOSEN[1], THOUSAND),
     Part("115 trained centers", "real, long tail", "faces_seeds", "attfc, memory 0.1, trained 115", "attfc, memory 0.1"),
     Part("the filter of wrong labels", "real, clean labels", "faces_seeds", "attfc, memory 0.1, filtered", "attfc, memory 0.1"),
     Part("the filter of wrong labels", "simulated, clean labels", "vectors_dense", FILTERED, "attfc, two-way"),
