@@ -5,7 +5,9 @@ import platform
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from attfc.typing import Json
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +31,7 @@ def available_memory(swap: bool = False) -> int | None:
         return None
 
 
-def environment(device: "torch.device") -> dict[str, Any]:
+def environment(device: "torch.device") -> Json:
     """Versions and machine, as `environment.json` keeps them."""
     import torch
 

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attfc.errors import UserError
-from attfc.typing import Array, Float64, Int64
+from attfc.typing import Array, Float64, Int64, Json
 
 __all__ = [
     "FigurePath",
@@ -292,9 +292,9 @@ def figure_at(figures: Any, path: FigurePath) -> Any:
     return figures
 
 
-def nested(values: Mapping[FigurePath, Interval | float]) -> dict[str, Any]:
+def nested(values: Mapping[FigurePath, Interval | float]) -> Json:
     """Return bounds, or figures, laid out as figures are in JSON: {"auc": [0.9, 0.95], "tar_at_far": {"0.001": [...]}}."""
-    laid: dict[str, Any] = {}
+    laid: Json = {}
     for path, value in values.items():
         holder = laid
         for name in path[:-1]:

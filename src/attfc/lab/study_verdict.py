@@ -20,14 +20,13 @@ Cost: a product (resamples x people) (people x seeds) per figure. Sources: Owen 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from attfc.errors import UserError
 from attfc.evaluation.operating_point.bounds import student_quantile
 from attfc.lab.study_people import unpacked
-from attfc.typing import Array, Float64
+from attfc.typing import Array, Float64, Json
 
 __all__ = ["FEWEST_SEEDS", "Difference", "difference"]
 
@@ -63,8 +62,8 @@ class Difference:
 
 
 def difference(
-    one: Sequence[dict[str, Any]],
-    other: Sequence[dict[str, Any]],
+    one: Sequence[Json],
+    other: Sequence[Json],
     figure: str,
     split: str,
     resamples: int = 2000,
@@ -135,7 +134,7 @@ def _interval(folds: list[Float64], rng: np.random.Generator, people: int, alone
     return Difference(value, value + scale * (float(low) - value), value + scale * (float(high) - value))
 
 
-def _rates(people: dict[str, Any], figure: str, weights_RP: Float64) -> Float64:
+def _rates(people: Json, figure: str, weights_RP: Float64) -> Float64:
     """A figure under each row of weights of the people, (R,)."""
     images_P = unpacked(people["images"])
     hits_P: Array

@@ -26,12 +26,13 @@ from attfc.files import read_json, replacing
 from attfc.training.checkpoints.checkpoint import latest_checkpoint
 from attfc.training.checkpoints.weights import open_weights
 from attfc.training.interruption import resume_command
+from attfc.typing import Json
 
 __all__ = ["check_colours", "load_model", "model_folder", "save_model"]
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 MAX_CONFIG_BYTES = 2**20
-COLOURS: dict[str, Any] = {"colour_order": "RGB", "mean": 127.5, "std": 127.5}
+COLOURS: Json = {"colour_order": "RGB", "mean": 127.5, "std": 127.5}
 NETWORK = re.compile(r"(timm:)?[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 LARGEST_EMBEDDING, LARGEST_IMAGE, LARGEST_COLOUR = 65_536, 4_096, 1e6
 
@@ -87,7 +88,7 @@ def save_model(folder: Path, backbone: nn.Module, config: Mapping[str, Any] | No
     return folder
 
 
-def load_model(folder: Path, *, any_colours: bool = False) -> tuple[nn.Module, dict[str, Any]]:
+def load_model(folder: Path, *, any_colours: bool = False) -> tuple[nn.Module, Json]:
     """Build the backbone of ``folder/config.json`` and fill it from ``folder/model.safetensors``.
 
     Args:
@@ -166,7 +167,7 @@ def check_colours(values: Mapping[str, Any], where: str) -> None:
                 )
 
 
-def _check_config(config: dict[str, Any], where: str, any_colours: bool) -> None:
+def _check_config(config: Json, where: str, any_colours: bool) -> None:
     for name in ("network", "embedding_size", "image_size", *COLOURS):
         if name not in config:
             raise UserError(f"{where} has no {name!r}")

@@ -33,7 +33,7 @@ from attfc.evaluation.protocols.protocol import Board, Cell, Outcome, Protocol, 
 from attfc.evaluation.rates import far_name
 from attfc.evaluation.samples import ShareSample
 from attfc.evaluation.tail_sample import EXACT_IMPOSTORS
-from attfc.typing import Array, Int64, Progress, Texts
+from attfc.typing import Array, Int64, Json, Progress, Texts
 
 __all__ = [
     "PROTOCOL",
@@ -75,13 +75,13 @@ class Slices:
     thresholds: Mapping[float, float]
     notes: tuple[str, ...]
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> Json:
         """Return column -> value -> figures, with TAR and FAR at everyone's thresholds; a FAR beyond the scores kept is None."""
         return {
             column: {value: self._slice(of) for value, of in values.items()} for column, values in self.found.items()
         }
 
-    def _slice(self, of: AllPairs) -> dict[str, Any]:
+    def _slice(self, of: AllPairs) -> Json:
         common = {}
         for far, threshold in self.thresholds.items():
             accepted, kept = int((of.top_impostors > threshold).sum()), len(of.top_impostors)
@@ -161,7 +161,7 @@ class AllPairsEvaluation(ImageEvaluation):
 
     STATED: ClassVar = ("scoring_seconds",)
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> Json:
         """Return the figures as plain JSON types, FARs as text, unknown figures as None."""
         groups = {name: found.figures() for name, found in self.groups.items()}
         for name, rates in self.at_common_threshold.items():

@@ -32,7 +32,7 @@ from attfc.evaluation.rates import FARS
 from attfc.evaluation.samples import PairListSample
 from attfc.evaluation.tail_sample import EXACT_IMPOSTORS
 from attfc.evaluation.unit_rows import cosine_of_pairs
-from attfc.typing import Array, Float64, Int64
+from attfc.typing import Array, Float64, Int64, Json
 
 __all__ = ["PROTOCOL", "HardestPair", "HeldOutEvaluation", "evaluate_store", "gallery_of", "positions_of"]
 
@@ -93,7 +93,7 @@ class HeldOutEvaluation(ImageEvaluation):
         ranked = 0 if self.rank_one is None else self.rank_one.sample().carriers
         return max(self.pair_sample.carriers, ranked)
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> Json:
         """Return the figures in the form of a run folder's `evaluation.json`: plain JSON types, unknown ones as None."""
         found, seconds = super().figures(), self.embeddings.seconds
         return {

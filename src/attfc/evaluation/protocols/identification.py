@@ -25,7 +25,7 @@ from attfc.evaluation.embed import Embedder, ImageEvaluation
 from attfc.evaluation.people import few_people
 from attfc.evaluation.protocols.protocol import Board, Cell, Outcome, Protocol, Subject, Table, noted, with_slices
 from attfc.evaluation.protocols.search import Identification, identify, rate_columns, search_sample
-from attfc.typing import Int64, Progress
+from attfc.typing import Int64, Json, Progress
 
 __all__ = ["PROTOCOL", "StoreIdentification", "choose_gallery", "identify_in_store"]
 
@@ -43,7 +43,7 @@ class StoreIdentification(ImageEvaluation):
 
     STATED: ClassVar = ("search_seconds",)
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> Json:
         """Return the figures as plain JSON types, rates as text, unknown figures as None."""
         return {**self.found.figures(), **super().figures()}
 

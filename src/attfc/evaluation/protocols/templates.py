@@ -52,7 +52,7 @@ from attfc.evaluation.protocols.template_scores import (
 )
 from attfc.evaluation.rates import Figures, far_name
 from attfc.evaluation.tail_sample import TailSample
-from attfc.typing import Bools, Int64, Progress, Texts
+from attfc.typing import Bools, Int64, Json, Progress, Texts
 
 __all__ = [
     "PROTOCOL",
@@ -105,7 +105,7 @@ class TemplateEvaluation(Figures):
             notes.append(f"{len(self.empty):,} templates have no usable face, the first is {self.empty[0]}")
         return [*notes, *(note for part in (self.verification, self.search) if part is not None for note in part.notes)]
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> Json:
         """Return the figures as plain JSON types, rates as text, unknown figures as None."""
         return {
             "mode": str(self.mode),
