@@ -379,7 +379,7 @@ def _sample(number: int, entry: Json, arrays: dict[str, Array]) -> Sample:
     if "same" in values and not 1 == values["same"].ndim == values["scores"].ndim:
         raise ValueError(f"sample {number} has no row of scores")
     if not 1 <= sample.identities <= _MOST_IDENTITIES or any(
-        values[name].size and (int(values[name].min()) < 0 or int(values[name].max()) >= sample.identities)
+        values[name].size and (values[name].min() < 0 or values[name].max() >= sample.identities)
         for name in values
         if name in ("first", "second")
         or (name.endswith(("_identities", "_first", "_second")) and values[name].dtype.kind in "iu")

@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 
 from attfc.config.option import Option
 from attfc.errors import UserError
-from attfc.heads.banks.bank import Batch, Negatives, Recalled, last_occurrence
+from attfc.heads.banks.bank import Batch, Recalled, last_occurrence
 from attfc.heads.banks.kept_rows import KeptRows
 from attfc.heads.banks.sharded_rows import ShardedRows
 from attfc.heads.checked import checked
@@ -102,7 +102,7 @@ class ImageMemory(KeptRows):
 
     @torch.no_grad()
     def read_drawn(self, device: torch.device, labels_B: Tensor, number: int) -> tuple[Tensor, ...]:
-        """Return the centers drawn and their labels."""
+        """Return the centers (of all images, unit length) drawn and their labels."""
         drawn_S = self._draw(labels_B, number)
         sums_SX = self.sums.index_select(0, drawn_S - self.shard.start)
         return normalize(sums_SX[:, :-1], dim=1), torch.where(sums_SX[:, -1] > 0.5, drawn_S, EMPTY)
@@ -126,14 +126,6 @@ class ImageMemory(KeptRows):
         last_BD, sums_BX = (self.ranks.sum_own(each) for each in kept)
         others_BD, found_B = self.others(last_BD, sums_BX)
         return Recalled(found_B, normalize(others_BD.to(batch.query_BD.dtype), dim=1), last_BD, others_BD)
-
-    @torch.no_grad()
-    def negatives(self, every_label_B: Tensor) -> Negatives:
-        """Return the centers (of all images) of the batch's identities and of random others, unit length; who was not seen yet has the label -1.
-
-        Several ranks: of those drawn, the same on all ranks, the ones of this rank's block.
-        """
-        return Negatives(*self._drawn(every_label_B))
 
     def update(self, batch: Batch, every_new_BD: Tensor, recalled: Recalled) -> None:
         """Keep the queries' embeddings."""
