@@ -36,6 +36,7 @@ __all__ = [
     "PairDraw",
     "Resampled",
     "Sample",
+    "Samples",
     "figure_at",
     "identity_draws",
     "in_words",
@@ -123,6 +124,10 @@ class Sample(Protocol):
 
     def facts(self) -> dict[str, Array]:
         """Return what two samples must have in common for their resamples to be the same people, and their figures comparable."""
+
+
+Samples = dict[FigurePath, list[Sample]]
+"""What figures were made of, by the place of their group."""
 
 
 @dataclass(frozen=True)

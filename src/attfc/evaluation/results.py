@@ -24,6 +24,7 @@ from attfc.evaluation.bootstrap import (
     Interval,
     Resampled,
     Sample,
+    Samples,
     check_resampling,
     figure_at,
     in_words,
@@ -343,7 +344,7 @@ def read_result(path: PathLike) -> EvaluationResult:
         facts = json.loads(arrays.pop("facts").tobytes().decode("utf-8"))
         if facts["format"] != _FORMAT:
             raise UserError(f"{file} is {str(facts['format'])[:40]!r}, not {_FORMAT!r}: evaluate again with --save")
-        samples: dict[FigurePath, list[Sample]] = {}
+        samples: Samples = {}
         for number, entry in enumerate(facts["samples"]):
             sample = _sample(number, entry, arrays)
             figures = sample.figures(IdentityDraw(np.ones(sample.identities)))

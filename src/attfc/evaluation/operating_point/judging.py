@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from attfc.evaluation.bootstrap import FigurePath, Sample, figure_at
+from attfc.evaluation.bootstrap import FigurePath, Samples, figure_at
 from attfc.evaluation.operating_point.point import OperatingPoint
 from attfc.evaluation.protocols.protocol import Cell, Outcome, Table
 from attfc.evaluation.samples import PairListSample, ShareSample
@@ -26,7 +26,7 @@ def judged_at(point: OperatingPoint, outcome: Outcome) -> Outcome:
 
     FMR is None where the threshold lies below the impostor scores that were kept.
     """
-    samples: dict[FigurePath, list[Sample]] = {}
+    samples: Samples = {}
     figures: dict[str, dict[str, float | None]] = {}
     for place, several in outcome.samples.items():
         if "slices" in place or "groups" in place:

@@ -19,7 +19,7 @@ from torch import nn
 
 from attfc.data.attributes import common_value, read_attributes
 from attfc.errors import UserError
-from attfc.evaluation.bootstrap import FigurePath, Sample
+from attfc.evaluation.bootstrap import FigurePath, Samples
 from attfc.evaluation.embed import BrokenImage, Embedder, check_broken_limit
 from attfc.evaluation.embedding_cache import FaceEmbeddings, default_cache
 from attfc.evaluation.people import few_people
@@ -130,9 +130,9 @@ class TemplateEvaluation(Figures):
         scores, same, fars = one.scores[chosen_P], one.same[chosen_P], tuple(one.tar_at_far)
         return TailSample.of_list(scores, same, first, second, codes=places, fars=fars)
 
-    def samples(self) -> dict[FigurePath, list[Sample]]:
+    def samples(self) -> Samples:
         """Return the scores behind the 1:1 and 1:N figures, by where these stand in `figures()`, for intervals by subject."""
-        found: dict[FigurePath, list[Sample]] = {}
+        found: Samples = {}
         if self.verification is not None and (every := self.slice_of(np.ones(self.verification.pairs, np.bool_))):
             found["verification",] = [every]
         if self.search is not None:
