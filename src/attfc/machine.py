@@ -5,9 +5,7 @@ import platform
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from attfc.typing import Json
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +29,7 @@ def available_memory(swap: bool = False) -> int | None:
         return None
 
 
-def environment(device: "torch.device") -> Json:
+def environment(device: "torch.device") -> dict[str, Any]:
     """Versions and machine, as `environment.json` keeps them."""
     import torch
 
