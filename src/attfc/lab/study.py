@@ -21,6 +21,7 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -196,6 +197,10 @@ def run_study(
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 there = len(_records(folder, cells))
                 said(f"ended with {there} of {len(cells)} cells there; the same command goes on with the others")
+            if isinstance(error, BrokenProcessPool):
+                raise UserError(
+                    "the process of a cell was ended from outside, for want of memory perhaps: the same command goes on, with a smaller --parallel"
+                ) from None
             raise
     return _records(folder, cells)
 

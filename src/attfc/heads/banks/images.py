@@ -149,14 +149,14 @@ class ImageMemory(KeptRows):
         """Keep the embeddings of a batch, and end the step: the next draw is another. An image twice in the batch: the last counts.
 
         Args:
-            embeddings_BD: (B, D) float, unit length.
+            embeddings_BD: (B, D) float, unit length; zeros: of an image not seen yet, nothing is kept.
             last_BD: (B, D) of `lookup`, from before the batch; several ranks: summed up and gathered.
             labels_B, positions_B: (B,) int64.
         """
         last_B = last_occurrence(positions_B)
         embeddings_BD = embeddings_BD[last_B].to(self.rows.dtype)
         counts_B = last_B == torch.arange(last_B.shape[0], device=last_B.device)
-        new_B = ~last_BD.any(dim=1, keepdim=True)
+        new_B = embeddings_BD.any(dim=1, keepdim=True) & ~last_BD.any(dim=1, keepdim=True)
         change_BX = torch.cat([embeddings_BD.float() - last_BD, new_B.float()], dim=1) * counts_B.unsqueeze(1)
         self._keep(labels_B, positions_B, embeddings_BD, change_BX)
 
