@@ -38,6 +38,8 @@ from attfc.lab.vectors import VectorWorld
 __all__ = ["Cell", "Study", "read_study", "run_study", "study_records"]
 
 CELLS = "cells.jsonl"
+MEASURES = ("steps", "seconds", "samples_per_second")
+"""What a cell has, beside its figures, if it did not fail."""
 
 
 class _Strict(BaseModel):
@@ -242,8 +244,11 @@ def _kept(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             record = json.loads(text)
             if not isinstance(record, dict) or not {"variant", "seed"} <= set(record):
                 raise ValueError("no cell of a study")
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}: damaged ({str(error)[:100]}): delete it and run the study again") from None
+            if "failed" not in record:
+                figures = record["figures"]["test"], *record["figures"].values(), {key: record[key] for key in MEASURES}
+                sum(float(value) for each in figures for value in each.values())
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(f"{where}: damaged ({one_line(error)[:100]}): delete it and run the study again") from None
         yield where, record
 
 
