@@ -59,7 +59,7 @@ def shown_name(record: Record) -> str:
     name = name.replace("share by images", "memory 0.25").replace("ratio", "share").replace(", 1,000 negatives", "")
     if "as chosen" in name and "negatives.share=0.1" in record["overrides"]:
         name += ", share 0.1"
-    if name.startswith("attfc") and "in_batch=fixed" in record["overrides"] and "fixed" not in name:
+    if name.startswith("attfc") and "in_batch=fixed" in record["overrides"] and not re.search("fixed|as chosen", name):
         name = re.sub(r"attfc( [\d.]+)?", r"\g<0>, fixed", name, count=1)
     return name
 

@@ -122,7 +122,7 @@ def permute(indices: Int64, size: int | Int64, key: int | NDArray[np.uint64]) ->
         return np.zeros(shape, dtype=np.int64)
     if sizes.min() < 1 or sizes.max() > _LARGEST:
         raise ValueError(f"permutation size must lie in 1 ... 2^62, got {int(sizes.min())} ... {int(sizes.max())}")
-    if index.min() < 0 or bool((index >= sizes).any()):
+    if index.min() < 0 or (index >= sizes).any():
         worst = int(np.argmax((index < 0) | (index >= sizes)))
         raise ValueError(f"index {int(index[worst])} is outside the permutation of [0, {int(sizes[worst])})")
 

@@ -51,7 +51,7 @@ def equal_groups(hashes: UInt64, usable: Bools | None = None) -> tuple[Int64, In
 
 
 def examine_chunks(
-    store: Store, examine: Callable[[Store, range], Found], *, chunk: int = 256, workers: int = 0
+    store: Store, examine: Callable[[Store, range], Found], *, chunk: int, workers: int
 ) -> Iterator[Found]:
     """Yield `examine(store, positions)` for chunks of all positions, in order, a few ahead of the reader.
 

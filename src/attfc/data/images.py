@@ -36,6 +36,7 @@ __all__ = [
     "ImageFacts",
     "TooLargeImageError",
     "decode_image",
+    "encode_image",
     "image_facts",
     "image_size",
     "reason_of",
@@ -111,6 +112,13 @@ def decode_image(encoded: bytes, size: int | None = None) -> UInt8:
         image.load()
         image = _to_rgb(_upright(image))
         return np.asarray(image) if size is None or image.size == (size, size) else _squared(image, size)
+
+
+def encode_image(pixels: UInt8, kind: str, **options: int) -> bytes:
+    """Return the file of uint8 (height, width, 3) RGB pixels; `options` of the kind ("JPEG", "PNG", "BMP") are those of Pillow."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, kind, **options)
+    return stream.getvalue()
 
 
 def image_facts(encoded: bytes) -> ImageFacts:

@@ -171,7 +171,7 @@ class IdentityIndex:
         counts = np.bincount(label_of, minlength=high + 1 if identities is None else identities)
         if identities is None and counts.size and int(counts.min()) == 0:
             raise UserError(_gap_message(f"label {int(counts.argmin())} has no image"))
-        if bool((label_of[1:] >= label_of[:-1]).all()):
+        if (label_of[1:] >= label_of[:-1]).all():
             return cls(offsets_of(counts))
         return cls(offsets_of(counts), np.argsort(label_of, kind="stable").astype(np.int64, copy=False))
 
@@ -307,7 +307,7 @@ def _contradiction(offsets: Int64, items: Int64 | None) -> str | None:
         return f"offsets run over {ends} but there are {images} images"
     for start in range(0, len(offsets), _BLOCK):  # no array of their size beside them
         block = offsets[start : start + _BLOCK + 1]
-        if bool((block[1:] < block[:-1]).any()):
+        if (block[1:] < block[:-1]).any():
             return f"offsets fall at identity {start + int((block[1:] < block[:-1]).argmax())}"
     return None
 

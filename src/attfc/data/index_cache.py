@@ -136,7 +136,7 @@ class IndexCache:
         cache: the folder to use; None: `attfc` in the user's cache folder ($XDG_CACHE_HOME or ~/.cache).
     """
 
-    def __init__(self, source: Path, kind: str, digest: str, *, cache: PathLike | None = None) -> None:
+    def __init__(self, source: Path, kind: str, digest: str, *, cache: PathLike | None) -> None:
         self.digest = digest
         key = f"{kind}-" + hashlib.blake2b(os.fsencode(os.path.realpath(source)), digest_size=8).hexdigest()
         self._mode = 0o777 if cache is not None else 0o700  # a folder that was named may be meant for several users

@@ -78,7 +78,7 @@ class LineBlock:
 
     def refuse(self, wrong: Bools, what: str) -> None:
         """Raise a UserError that names the first of the lines that are `wrong`: bool (n,)."""
-        if bool(wrong.any()):
+        if wrong.any():
             raise UserError(f"{self.where(int(wrong.argmax()))} {what}")
 
 

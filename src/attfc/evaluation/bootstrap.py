@@ -260,9 +260,15 @@ def check_resampling(resamples: int, confidence: float) -> None:
 
 
 _WORDS = {
-    **{"auc": "AUC", "eer": "EER", "tar_at_far": "TAR at FAR", "rank_one": "rank-1"},
-    **{"person_balanced_tar_at_far": "person-balanced TAR at FAR", "threshold_at_far": "threshold at FAR"},
-    **{"genuine_pairs": "mated pairs", "impostor_pairs": "non-mated pairs", "tpir_at_fpir": "TPIR at FPIR"},
+    "auc": "AUC",
+    "eer": "EER",
+    "tar_at_far": "TAR at FAR",
+    "rank_one": "rank-1",
+    "person_balanced_tar_at_far": "person-balanced TAR at FAR",
+    "threshold_at_far": "threshold at FAR",
+    "genuine_pairs": "mated pairs",
+    "impostor_pairs": "non-mated pairs",
+    "tpir_at_fpir": "TPIR at FPIR",
 }
 
 

@@ -21,12 +21,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from attfc.data.attributes import NamedImages
 from attfc.data.conditions import Condition
 from attfc.data.stores.store import Images
 from attfc.distributed import ALONE, Ranks
 from attfc.errors import UserError
 from attfc.evaluation.embedding_cache import Batch, CacheKey, FaceEmbeddings, cached_embeddings
 from attfc.evaluation.rates import Figures
+from attfc.evaluation.unit_rows import fault_of
 from attfc.precision import autocast
 from attfc.typing import Bools, Float32, Int64, Progress, UInt8
 
@@ -47,18 +49,8 @@ BrokenImage = tuple[int, str, str]
 """(position, where, reason) of an image that could not be used."""
 
 
-class ImageSource(Protocol):
+class ImageSource(NamedImages, Protocol):
     """What embedding needs of a store or a verification set."""
-
-    @property
-    def name(self) -> str:
-        """Short name for messages."""
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-
-    def where(self, position: int) -> str:
-        """Return which image this is, for messages."""
 
     def images(self, positions: npt.ArrayLike, size: int, out: UInt8 | None = None) -> Images:
         """Return decoded RGB images; broken ones black and named."""
@@ -403,8 +395,3 @@ def check_broken_limit(broken_limit: float) -> None:
 def usable_lengths(norms_N: Tensor) -> Tensor:
     """Return (N,) true where an embedding of such a length has a direction."""
     return torch.isfinite(norms_N) & (norms_N > 0)
-
-
-def fault_of(length: float | Tensor) -> str:
-    """Return what is wrong with an embedding of a length that is not usable."""
-    return "length 0" if length == 0 else "NaN or infinity"

@@ -48,6 +48,7 @@ __all__ = [
     "evaluate_pairs",
     "evaluate_scores",
     "fold_numbers",
+    "last_of_value",
     "roc",
     "tar_at_nearest_far",
 ]
@@ -114,7 +115,7 @@ def fold_numbers(pairs: int, folds: int) -> Int64:
     return np.sort(np.arange(pairs, dtype=np.int64) % folds)
 
 
-def _last_of_value(sorted_P: Float64) -> Int64:
+def last_of_value(sorted_P: Float64) -> Int64:
     """Of equal neighbours the last."""
     return np.flatnonzero(np.append(sorted_P[1:] != sorted_P[:-1], True))
 
@@ -136,7 +137,7 @@ class Accepts:
         genuine = np.sort(scores_P[same_P])
         rising = np.concatenate([genuine, np.sort(scores_P[~same_P])])
         falling = np.argsort(rising, kind="stable")[::-1]
-        last = _last_of_value(rising[falling])
+        last = last_of_value(rising[falling])
         true = np.cumsum(falling < len(genuine))[last].astype(np.float64)
         return Accepts(rising[falling[last]], last + 1 - true, true)
 
@@ -191,7 +192,7 @@ class ScoredPairs:
 
     @functools.cached_property
     def _last(self) -> Int64:
-        return _last_of_value(self._scores_P[self._falling])
+        return last_of_value(self._scores_P[self._falling])
 
     def accepts(self, weights_P: Float64) -> Accepts:
         """Return what is accepted at every distinct score, the pairs that score at least that."""
@@ -266,7 +267,7 @@ def crossing(accepts: Float64, rejects: Float64) -> float:
 
 def _best_threshold(falling: Float64, signed: Float64) -> float:
     """Return the best gap between scores that fall; weights are negative for non-mated pairs."""
-    last = _last_of_value(falling)
+    last = last_of_value(falling)
     right = np.append(0.0, np.cumsum(signed)[last])  # less the impostors' weight, which is the same everywhere
     values = falling[last]
     best = np.flatnonzero(right == right.max())

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from attfc.evaluation.bootstrap import FigurePath, IdentityDraw
-from attfc.evaluation.metrics import crossing
+from attfc.evaluation.metrics import crossing, last_of_value
 from attfc.evaluation.rates import allowed_weight, far_name, pairs_needed
 from attfc.typing import Array, Bools, Float32, Float64, Int64
 
@@ -156,7 +156,7 @@ class TailSample:
         self, draw: IdentityDraw, falling: Float64, deep: Callable[[], Float64], total: float
     ) -> tuple[float, float]:
         """As `metrics`, from the weight of the non-mated pairs above each mated score. `falling` is the weight of the 1, 2 ... highest."""
-        last = np.flatnonzero(np.append(self.genuine_scores[1:] != self.genuine_scores[:-1], True))
+        last = last_of_value(self.genuine_scores)
         upto = np.cumsum(draw.of(self.genuine_identities))[last]  # at the distinct genuine scores, rising
         above_D, with_equal_D = (
             np.minimum(self._weight_of_highest(counts[last], falling, deep, total) / total, 1.0)
@@ -186,8 +186,7 @@ class TailSample:
 
     def _deep_weights(self, draw: IdentityDraw) -> Float64:
         rows = zip(self.deep_identities, self.deep_counts, strict=True)
-        rising: Float64 = np.maximum.accumulate(np.array([draw.linear(row, float(pairs)) for row, pairs in rows]))
-        return rising
+        return np.maximum.accumulate(np.array([draw.linear(row, float(pairs)) for row, pairs in rows]))
 
     @functools.cached_property
     def _genuine_pairs(self) -> Float64:

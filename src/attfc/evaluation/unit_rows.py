@@ -9,7 +9,7 @@ from torch import Tensor
 from attfc.errors import UserError
 from attfc.typing import Array, Float64, Int64
 
-__all__ = ["cosine_of_pairs", "squared_distances_of_pairs", "unit_rows", "unit_tensor", "unusable_rows"]
+__all__ = ["cosine_of_pairs", "fault_of", "squared_distances_of_pairs", "unit_rows", "unit_tensor", "unusable_rows"]
 
 _CHUNK = 16_384  # rows at a time
 _PAIRS = 65_536  # pairs at a time
@@ -28,13 +28,17 @@ def unit_rows(vectors: Array | Tensor) -> Float64:
     peak = np.abs(rows).max(axis=1, initial=0.0, keepdims=True)
     bad = np.flatnonzero(~(np.isfinite(peak) & (peak > 0)))
     if bad.size:
-        what = "length 0" if peak[bad[0], 0] == 0 else "NaN or infinity"
         raise UserError(
-            f"embedding {bad[0]} has {what} ({bad.size} of {len(rows)} embeddings are unusable): "
+            f"embedding {bad[0]} has {fault_of(peak[bad[0], 0])} ({bad.size} of {len(rows)} embeddings are unusable): "
             "check the model for divergence, lower the learning rate or take an earlier checkpoint"
         )
     scaled = rows / peak
     return np.asarray(scaled / np.linalg.norm(scaled, axis=1, keepdims=True), dtype=np.float64)
+
+
+def fault_of(length: float | Tensor) -> str:
+    """Return what is wrong with an embedding of a length that is not usable."""
+    return "length 0" if length == 0 else "NaN or infinity"
 
 
 def _float64(vectors: Array | Tensor) -> Float64:

@@ -170,7 +170,7 @@ def export_hub_folder(
         if half:
             backbone = copy.deepcopy(backbone).half()
             for name, value in backbone.state_dict().items():
-                if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                if value.is_floating_point() and not torch.isfinite(value).all():
                     raise UserError(
                         f"{facts.path}: {name!r} is beyond float16's 65504: export it in float32, without --half"
                     )
@@ -199,7 +199,7 @@ def _export(
     images, images_from = _images(check_images, facts.image_size)
     with torch.no_grad():
         expected: Tensor = model.eval()(images).double()
-    if not bool(torch.isfinite(expected).all()) or not bool((torch.linalg.vector_norm(expected, dim=1) > 0).all()):
+    if not torch.isfinite(expected).all() or not (torch.linalg.vector_norm(expected, dim=1) > 0).all():
         raise UserError(
             "the model gives NaN, infinity or zeros on the images to check with: it has diverged, there is nothing to export"
         )

@@ -55,7 +55,7 @@ class FaceList(EncodedStore):
         first: number of the first one in messages, where it is part of a longer list.
     """
 
-    def __init__(self, items: Sequence[Face], first: int = 0) -> None:
+    def __init__(self, items: Sequence[Face], first: int) -> None:
         self.items, self.first = list(items), first
         self.name = "1 image" if len(self.items) == 1 else f"{len(self.items):,} images"
         self.identities = IdentityIndex(np.arange(len(self.items) + 1, dtype=np.int64))

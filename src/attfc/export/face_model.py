@@ -123,7 +123,7 @@ class FaceModel:
             )
         exact_ND = vectors_ND.astype(np.float64)
         lengths_N = np.linalg.norm(exact_ND, axis=1, keepdims=True)
-        if not bool((np.isfinite(lengths_N) & (lengths_N > 0)).all()):
+        if not (np.isfinite(lengths_N) & (lengths_N > 0)).all():
             raise UserError(
                 "an embedding has length 0, NaN or infinity, so it has no direction to compare: leave it out"
             )

@@ -2,8 +2,8 @@
 
 onnxruntime's static quantization: pairs of QuantizeLinear and DequantizeLinear around each product, weights per channel, activations by the smallest
 and largest value that some faces of the calibration set show. BatchNorm is folded into convolutions first where it follows one. PReLU and sums stay
-float32, and so does the first convolution, which sees the pixels: it is small, and in int8 it lost more matches than all others. The layer that
-makes the embedding is most of a small network's bytes and lost nothing (`benchmarks/int8.py`).
+float32, and so does the first convolution, which sees the pixels: it is small, and residual networks lost a little less so. The layer that makes
+the embedding is most of a small network's bytes and lost nothing (`benchmarks/int8.py`).
 
 Source: onnxruntime's quantization guide. What int8 costs in accuracy is measured on faces (`cost`), never assumed.
 """

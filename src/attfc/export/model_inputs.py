@@ -177,7 +177,7 @@ def _open_folder(folder: Path, said: Mapping[str, Any]) -> tuple[nn.Module, Mode
 def _open_state_dict(path: Path, said: Mapping[str, Any]) -> tuple[nn.Module, ModelFacts]:
     tensors, notes = read_state_dict(path)
     size = said.get("image_size")
-    _check_number("image_size", size)
+    _check_image_size(size)
     backbone = recognise_network(path, tensors, said.get("network"), size)
     _agree(str(path), {"embedding_size": backbone.embedding_size}, said)
     name = str(backbone.name)
@@ -194,7 +194,7 @@ def _open_onnx(path: Path, said: Mapping[str, Any], device: str) -> tuple[nn.Mod
     size = facts.image_size if facts.image_size is not None else said.get("image_size")
     if size is None:
         raise UserError(f"{path} takes images of any size: say which it was trained on, image_size=112")
-    _check_number("image_size", size)
+    _check_image_size(size)
     _agree(str(path), {"image_size": size}, said)
     _agree(f"{path}, {facts.stated_by}", facts.stated, said)
     colours, notes = _said_colours(
@@ -264,9 +264,9 @@ def _agree(where: str, stated: Mapping[str, Any], said: Mapping[str, Any]) -> No
             raise UserError(f"{where}: {key} is {value!r}, you said {given!r}: leave it out, or correct the model")
 
 
-def _check_number(key: str, value: Any) -> None:
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 4_096):
-        raise UserError(f"{key} {str(value)[:80]!r} is not a whole number of pixels from 1 to 4096")
+def _check_image_size(size: Any) -> None:
+    if size is not None and (not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= 4_096):
+        raise UserError(f"image_size {str(size)[:80]!r} is not a whole number of pixels from 1 to 4096")
 
 
 def _training_data(stated: Any, said: Mapping[str, Any]) -> Any:

@@ -131,7 +131,7 @@ class OnnxModel(nn.Module):
         UserError: onnxruntime cannot load or run it, what comes out is not one row per image, or a fixed batch is more than memory is for.
     """
 
-    def __init__(self, facts: OnnxFacts, image_size: int, device: str = "cpu") -> None:
+    def __init__(self, facts: OnnxFacts, image_size: int, device: str) -> None:
         super().__init__()
         self.path, self.facts, self.image_size = facts.path, facts, image_size
         self.name = f"onnx:{self.path.name}"
@@ -273,9 +273,9 @@ def _largest_pixel(graph: Any) -> int | None:
     if len(kinds) < 2 or not factor.all():
         return None
     centre = -offset / factor
-    if bool(((centre >= 32) & (centre <= 224)).all()):
+    if ((centre >= 32) & (centre <= 224)).all():
         return 255
-    return 1 if bool(((centre >= 0.25) & (centre <= 0.75)).all()) else None
+    return 1 if ((centre >= 0.25) & (centre <= 0.75)).all() else None
 
 
 def _small_constants(graph: Any) -> dict[str, Float64]:
@@ -294,7 +294,7 @@ def _small_constants(graph: Any) -> dict[str, Float64]:
             values = np.asarray(numpy_helper.to_array(tensor), dtype=np.float64).ravel()
         except Exception:  # damaged, or not of numbers: onnxruntime says so, if the graph uses it
             continue
-        if bool(np.isfinite(values).all()):
+        if np.isfinite(values).all():
             found[name] = values
     return found
 

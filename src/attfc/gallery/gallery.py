@@ -372,8 +372,7 @@ class Gallery:
             raise UserError(
                 f"a float array of shape {vectors.shape} holds no embeddings of this gallery: give (N, {self.facts.embedding_size})"
             )
-        unit: Float32 = unit_tensor(rows).numpy()
-        return unit
+        return unit_tensor(rows).numpy()
 
     def remove(self, names: str | Iterable[str]) -> list[Removed]:
         """Remove people, all or none, and erase their vectors, names and paths from every file of the gallery.

@@ -60,10 +60,7 @@ class VectorFiles:
     def __init__(self, folder: Path, size: int) -> None:
         self.paths, self.size = [folder / name for name in VECTORS], size
         self._types = [np.dtype(("<f4", (size,))), np.dtype(("i1", (size,))), np.dtype(("<f4", (2,)))]
-        self._mapped = self._empty()
-
-    def _empty(self) -> Rows:
-        return Rows(*(np.empty(0, kind) for kind in self._types))
+        self._mapped = Rows(*(np.empty(0, kind) for kind in self._types))
 
     def rows(self, slots: int) -> Rows:
         """Return the first `slots` slots and those up to the next multiple of GROUP, mapped.

@@ -349,8 +349,6 @@ def attend(
     cosines_BK = (query_BD.unsqueeze(1) * candidates_BKD).sum(dim=2) / lengths_BK.clamp_min(1e-12)
     logits_BK = cosines_BK / temperature
     if stored_BD is not None and stored_B is not None:
-        absent_BK = torch.zeros_like(logits_BK, dtype=torch.bool)
-        absent_BK[:, -1] = ~stored_B
-        logits_BK = logits_BK.masked_fill(absent_BK, -math.inf)
+        logits_BK[:, -1].masked_fill_(~stored_B, -math.inf)
     weights_BK = logits_BK.softmax(dim=1)
     return normalize((weights_BK.unsqueeze(2) * candidates_BKD).sum(dim=1), dim=1), weights_BK

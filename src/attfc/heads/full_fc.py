@@ -108,8 +108,7 @@ class TrainedRows(Head):
         )
         self._last_step = {"positive_cosine": cosine_B.mean()}
         if self.set_aside is not None:
-            loss_B, aside_B = self.set_aside(loss_B, cosine_B, nearest_B)
-            self._last_step["set_aside_share"] = aside_B.float().mean()
+            loss_B, _ = self.set_aside(loss_B, cosine_B, nearest_B, self._last_step)
         return loss_B.mean()
 
     def _rows_of_step(

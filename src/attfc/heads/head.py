@@ -135,7 +135,7 @@ class Head(nn.Module):
     def _known_labels(self, labels_B: Tensor) -> Tensor | None:
         """Return the labels of all ranks, checked; None where the host has none, cannot exchange them, or `forward` says what is wrong with them."""
         fit = labels_B.device.type == "cpu" and labels_B.dtype == torch.int64 and labels_B.dim() == 1 and len(labels_B)
-        if not (fit and bool((labels_B >= 0).all()) and self.ranks.reach_hosts):
+        if not (fit and (labels_B >= 0).all() and self.ranks.reach_hosts):
             return None
         every_label_B = self.ranks.gather(labels_B)
         self._check_labels_below(every_label_B)
@@ -256,7 +256,7 @@ class Head(nn.Module):
                 f"labels are {labels_B.dtype}, not torch.int64: convert them with labels.long() "
                 f"(float32 would merge identities above 2**24)"
             )
-        if labels_B.device.type == "cpu" and bool((labels_B < 0).any()):
+        if labels_B.device.type == "cpu" and (labels_B < 0).any():
             raise UserError(f"a label is {int(labels_B.min())}: labels count from 0, negative ones are reserved")
 
     def _check_labels_below(self, every_label_B: Tensor) -> None:

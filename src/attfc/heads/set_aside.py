@@ -25,7 +25,7 @@ OF_AN_EPOCH = 0.25  # over which the share is averaged
 
 
 class SetAside(nn.Module):
-    """Decides for each image of a step whether it is set aside: `losses, aside = rule(loss_B, cosine_B, nearest_B)`.
+    """Decides for each image of a step whether it is set aside: `losses, aside = rule(loss_B, cosine_B, nearest_B, figures)`.
 
     Args:
         above: cosine of the nearest negative, at least.
@@ -43,15 +43,19 @@ class SetAside(nn.Module):
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
         self.register_buffer("share", torch.zeros((), dtype=torch.float32))
 
-    def forward(self, loss_B: Tensor, cosine_B: Tensor, nearest_B: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, loss_B: Tensor, cosine_B: Tensor, nearest_B: Tensor, figures: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """Return the losses, 0 for those that are set aside, and which these are, (B,) bool.
 
         Args:
             cosine_B, nearest_B: (B,) of the image with its own center, before the margin, and with the nearest negative.
+            figures: of the step; the share of the images that are set aside joins them.
         """
         suspect_B = nearest_B > (cosine_B.detach() + self.gap).clamp_min(self.above)
         begun = self.seen >= self.images
         aside_B = suspect_B & begun & (self.share >= SUSPECT_SHARE)
+        figures["set_aside_share"] = aside_B.float().mean()
         if self.training:
             everyone = len(loss_B) * self.ranks.size
             step = min(1.0, everyone / (OF_AN_EPOCH * max(self.images, 1)))

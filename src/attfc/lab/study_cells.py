@@ -209,8 +209,13 @@ def run_faces(preset: str, overrides: list[str], seed: int, threads: int) -> dic
         )
     with tempfile.TemporaryDirectory(prefix="attfc-study-") as scratch:
         fixed = [
-            *(f"output={scratch}", f"seed={seed}", f"threads={threads}", "eval.pairs=null"),
-            *("report.write=false", "log.tensorboard=false", "checkpoint.every=0"),
+            f"output={scratch}",
+            f"seed={seed}",
+            f"threads={threads}",
+            "eval.pairs=null",
+            "report.write=false",
+            "log.tensorboard=false",
+            "checkpoint.every=0",
             f"log.every={config.eval.every}" if config.eval.every else "eval.root=null",
         ]
         started = time.perf_counter()

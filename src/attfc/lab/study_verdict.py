@@ -148,5 +148,4 @@ def _rates(people: dict[str, Any], figure: str, weights_RP: Float64) -> Float64:
         hits_P, of_P = unpacked(people["accepted"][figure.partition("/")[2]]), images_P * (images_P - 1) // 2
     if figure.startswith("person_balanced"):
         hits_P, of_P = hits_P / of_P, np.ones(len(of_P))
-    rates_R: Float64 = (weights_RP @ hits_P) / (weights_RP @ of_P)
-    return rates_R
+    return (weights_RP @ hits_P) / (weights_RP @ of_P)

@@ -149,10 +149,7 @@ class VectorWorld:
             nuisances += np.float32(self.view_scale) * _normals(self.nuisance, self.seed, _VIEW, views)
         latents = _normals(self.latent, self.seed, _LATENT, persons)
         first, second = self._map
-        seen: Float32 = (
-            np.tanh(np.concatenate([latents, np.float32(self.nuisance_scale) * nuisances], axis=1) @ first) @ second
-        )
-        return seen
+        return np.tanh(np.concatenate([latents, np.float32(self.nuisance_scale) * nuisances], axis=1) @ first) @ second
 
     @cached_property
     def _people(self) -> IdentityIndex:

@@ -22,6 +22,6 @@ def check_numbers(numbers_B: Tensor, count: int, what: str, fix: str, ranks: Ran
     if numbers_B.device.type != "cpu":
         return
     outside_B = (numbers_B < 0) | (numbers_B >= count)
-    if bool(outside_B.any()):
+    if outside_B.any():
         error = UserError if ranks.size == 1 else AgreedError
         raise error(f"{what} {int(numbers_B[outside_B][0])} is outside 0 to {count - 1}: {fix}")

@@ -203,7 +203,7 @@ def _left_out(row_labels_R: Tensor, labels_B: Tensor, sorted_labels_B: Tensor) -
     columns_H = ((sorted_labels_B[place_R] == row_labels_R) | empty_R).nonzero()[:, 0]
     if len(columns_H) == 0:
         return None
-    if len(columns_H) == len(row_labels_R) and bool(empty_R.all()):
+    if len(columns_H) == len(row_labels_R) and empty_R.all():
         return "all"
     return columns_H, (row_labels_R[columns_H] == labels_B[:, None]) | empty_R[columns_H]
 
@@ -219,9 +219,7 @@ def refuse_empty(query_BD: Tensor) -> None:
         raise UserError(f"query_BD is empty, {tuple(query_BD.shape)}: a loss needs at least 1 query")
 
 
-def row_blocks(
-    rows: int, bytes_a_row: int, block_mib: float, *, first: int = 0, cached: bool = True
-) -> Iterator[slice]:
+def row_blocks(rows: int, bytes_a_row: int, block_mib: float, *, first: int = 0, cached: bool) -> Iterator[slice]:
     """Yield slices that cut the rows into blocks whose work, `bytes_a_row`, fits in `block_mib`.
 
     Args:
@@ -313,7 +311,7 @@ class _Pass:
         """Take the new maximum as the next reference; False if this block deserved a better one than it had."""
         if not self.relative:
             return True
-        good = self.first or not bool((maximum_B - self.reference_B > FARTHEST).any())
+        good = self.first or not (maximum_B - self.reference_B > FARTHEST).any()
         self.first = False
         self.reference_B = torch.where(maximum_B > NOTHING / 2, maximum_B + LEAD, 0.0)
         return good

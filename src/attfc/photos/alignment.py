@@ -133,5 +133,4 @@ def sample_bilinear(pixels: UInt8, x: Float64, y: Float64) -> UInt8:
     upper += (shifted(1) - upper) * share_x
     lower += (shifted(wide + 1) - lower) * share_x
     upper += (lower - upper) * share_y
-    face: UInt8 = (upper[..., :channels] + np.float32(0.5)).astype(np.uint8)
-    return face
+    return (upper[..., :channels] + np.float32(0.5)).astype(np.uint8)

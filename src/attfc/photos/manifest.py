@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 from attfc.errors import UserError
@@ -167,9 +166,7 @@ class Manifest:
         """Return itself."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Give the folder to others."""
         with contextlib.suppress(OSError):  # a full disk was said already
             self._file.close()

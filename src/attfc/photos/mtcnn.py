@@ -86,15 +86,13 @@ class Mtcnn:
         shrink = min(1.0, LONGEST / max(photo.size))
         if shrink < 1:
             photo = photo.resize([max(1, round(side * shrink)) for side in photo.size], Image.Resampling.BILINEAR)
-        boxes, _ = self._proposed(photo)
-        boxes, _ = self._refined(photo, boxes)
-        boxes, landmarks, scores = self._judged(photo, boxes)
+        boxes, landmarks, scores = self._judged(photo, self._refined(photo, self._proposed(photo)))
         scale = np.array(pixels.shape[1::-1]) / photo.size
         # Edges and centers of pixels lie half a pixel apart, before the photo was shrunk and after.
         return Faces(boxes * [*scale, *scale] - 0.5, landmarks * scale - 0.5, scores)
 
-    def _proposed(self, photo: Image.Image) -> tuple[Float64, Float64]:
-        """Slide P-net over the pyramid; return square boxes and their scores."""
+    def _proposed(self, photo: Image.Image) -> Float64:
+        """Slide P-net over the pyramid; return square boxes."""
         found: list[tuple[Float64, Float64, Float64]] = []
         scale = FIELD / SMALLEST
         while min(photo.size) * scale >= FIELD:
@@ -108,20 +106,20 @@ class Mtcnn:
             found.append((boxes[kept], scores[kept], shifts[0, columns[kept], rows[kept]].astype(np.float64)))
             scale *= FACTOR
         if not found:
-            return np.zeros((0, 4)), np.zeros(0)
+            return np.zeros((0, 4))
         boxes, scores, moves = (np.concatenate(part) for part in zip(*found, strict=True))
         kept = suppress(boxes, scores, 0.7)[:MOST_CANDIDATES]
-        return _squared(_shifted(boxes[kept], moves[kept])), scores[kept]
+        return _squared(_shifted(boxes[kept], moves[kept]))
 
-    def _refined(self, photo: Image.Image, boxes: Float64) -> tuple[Float64, Float64]:
-        """Ask R-net about square boxes; return those that stay, square again, and their scores."""
+    def _refined(self, photo: Image.Image, boxes: Float64) -> Float64:
+        """Ask R-net about square boxes; return those that stay, square again."""
         if not len(boxes):
-            return boxes, np.zeros(0)
+            return boxes
         moves, chances = self._run(1, _crops(photo, boxes, 24))
         scores = chances[:, 1].astype(np.float64)
         sure = np.flatnonzero(scores >= THRESHOLDS[1])
         sure = sure[suppress(boxes[sure], scores[sure], 0.7)]
-        return _squared(_shifted(boxes[sure], moves[sure])), scores[sure]
+        return _squared(_shifted(boxes[sure], moves[sure]))
 
     def _judged(self, photo: Image.Image, boxes: Float64) -> tuple[Float64, Float64, Float64]:
         """Ask O-net about square boxes; return those that stay, their landmarks and scores."""

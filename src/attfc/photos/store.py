@@ -3,14 +3,13 @@
 Cost: that of `attfc align` at each reading; nothing is kept. To read photos often, align them into a folder first.
 """
 
-import io
 import os
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
+from attfc.data.images import encode_image
 from attfc.data.stores.store import EncodedStore, Store, StoreView
 from attfc.photos.detector import Detector
 from attfc.photos.faces import align_faces
@@ -35,7 +34,7 @@ class AlignedPhotos(StoreView):
         UserError: as `open_detector`.
     """
 
-    def __init__(self, photos: Store, detector: Path | None = None) -> None:
+    def __init__(self, photos: Store, detector: Path | None) -> None:
         self.photos, self._path, self.stores = photos, detector, (photos,)
         self.name, self.identities = photos.name, photos.identities
         self.several: dict[int, int] = {}
@@ -63,9 +62,7 @@ class AlignedPhotos(StoreView):
         (face,) = align_faces(decode_photo(encoded), detector)
         if face.faces > 1:
             self.several[position] = face.faces
-        stream = io.BytesIO()
-        Image.fromarray(face.pixels).save(stream, "BMP")
-        return stream.getvalue(), label
+        return encode_image(face.pixels, "BMP"), label
 
     read_many, images = EncodedStore.read_many, EncodedStore.images  # aligned, not as the store below has them
 

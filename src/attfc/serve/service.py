@@ -6,16 +6,14 @@ removed meanwhile are seen, and no thread keeps a mapped file of somebody who wa
 """
 
 import base64
-import io
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from PIL import Image
 from pydantic import BaseModel
 
-from attfc.data.images import BrokenImageError, decode_image
+from attfc.data.images import BrokenImageError, decode_image, encode_image
 from attfc.errors import UserError
 from attfc.evaluation.operating_point.point import OperatingPoint
 from attfc.evaluation.report.thresholds import lowest_far
@@ -191,9 +189,7 @@ class Service:
         except BrokenImageError as error:
             raise type(error)(f"{which}: {error}") from None
         if crops:
-            stream = io.BytesIO()
-            Image.fromarray(pixels).save(stream, "PNG")
-            seen.crop = f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+            seen.crop = f"data:image/png;base64,{base64.b64encode(encode_image(pixels, 'PNG')).decode()}"
         return pixels, seen
 
     def _aligned(self, encoded: bytes, take: Taken) -> tuple[UInt8, Photo]:

@@ -108,7 +108,7 @@ def bump(x2: F32) -> F32:
     return inside
 
 
-def ridge(x: F32, width: Number = 1.0) -> F32:
+def ridge(x: F32, width: Number) -> F32:
     """Return the bump across a line: x is the distance from it, 0 from `width` on."""
     return bump((x / width) ** 2)
 

@@ -173,8 +173,7 @@ def _float32(**arrays: Float64) -> dict[str, F32]:
 
 def _uniforms(keys_N: U64, purpose: int, count: int) -> Float64:
     """(N, count) float64 in [0, 1)."""
-    drawn: Float64 = uniform(hash_words(keys_N[:, None], purpose, np.arange(count))).astype(np.float64)
-    return drawn
+    return uniform(hash_words(keys_N[:, None], purpose, np.arange(count))).astype(np.float64)
 
 
 def _normals(keys_N: U64, purpose: int, count: int) -> Float64:

@@ -36,7 +36,9 @@ def people_of(store: Store) -> dict[str, Any]:
     return {
         "identities": len(index),
         "images": len(store),
-        "images_per_identity": _hash(np.ascontiguousarray(index.offsets, "<i8").tobytes()),
+        "images_per_identity": hashlib.blake2b(
+            np.ascontiguousarray(index.offsets, "<i8").data, digest_size=8
+        ).hexdigest(),
         "names": [_hash_of_names(store, start, stop) for start, stop in _blocks(len(index))],
     }
 
@@ -92,7 +94,3 @@ def _hash_of_names(store: Store, start: int, stop: int) -> str:
         hasher.update(np.diff(names.offsets).astype("<i8").tobytes())
         hasher.update(names.data.tobytes())
     return hasher.hexdigest()
-
-
-def _hash(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=8).hexdigest()

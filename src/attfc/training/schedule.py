@@ -5,7 +5,6 @@ parameter group. Sources: cosine without restarts, arXiv 1608.03983; polynomial 
 before April 2023 (1 since); warm-up, arXiv 1706.02677.
 """
 
-import functools
 import math
 from typing import Literal
 
@@ -75,6 +74,5 @@ def build_schedule(
     Raises:
         UserError: as `learning_rate_factor`, at once and not in mid-run: LambdaLR asks for the first factor.
     """
-    factor = functools.partial(learning_rate_factor, total=total, warmup=warmup, kind=kind, power=power, final=final)
     # A plain function: LambdaLR would store a callable object's attributes in its state, and a resume would take up the old schedule.
-    return LambdaLR(optimizer, lambda step: factor(step))
+    return LambdaLR(optimizer, lambda step: learning_rate_factor(step, total, warmup, kind, power, final))

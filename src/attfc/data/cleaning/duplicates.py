@@ -127,8 +127,6 @@ def find_duplicates(
     store: Store,
     *,
     across: AcrossIdentities = "drop_all",
-    workers: int = 0,
-    progress: Progress | None = None,
     contents: Contents | None = None,
     labels: npt.ArrayLike | None = None,
 ) -> Duplicates:
@@ -139,7 +137,6 @@ def find_duplicates(
             them, the default: nothing says which label is right, one image less costs little, and a wrong label teaches
             the model that one face is two people. "keep_first": all but the first, where the order means trust. "report": none, but
             copies within each of the identities.
-        workers, progress: of `read_contents`.
         contents: of `read_contents`, if the store was read already.
         labels: (N,) the labels to compare; negative: not part of it; None: the store's.
     """
@@ -148,7 +145,7 @@ def find_duplicates(
             f"duplicates={across!r}: one of {', '.join(get_args(AcrossIdentities))}{nearest(across, get_args(AcrossIdentities))}"
         )
     if contents is None:
-        contents = read_contents(store, decode=False, workers=workers, progress=progress)
+        contents = read_contents(store, decode=False)
     label_of = store.identities.labels() if labels is None else np.asarray(labels, np.int64)
     order, starts, lengths = equal_groups(contents.hashes, contents.sound & (label_of >= 0))
     # Members of all groups one after the other, with the number of their group.

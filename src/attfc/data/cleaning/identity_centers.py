@@ -84,7 +84,7 @@ def center_blocks(
         raise UserError(f"embeddings are {embeddings.dtype}: float16 or float32 rows are needed")
     rows = np.flatnonzero(label_of >= 0)
     ordered = label_of[rows].astype(np.int64, copy=False)
-    if len(ordered) and bool((ordered[1:] < ordered[:-1]).any()):
+    if len(ordered) and (ordered[1:] < ordered[:-1]).any():
         order = np.argsort(ordered, kind="stable")
         rows, ordered = rows[order], ordered[order]
     starts = run_starts(ordered)
@@ -209,7 +209,7 @@ def unit_rows(embeddings: Array, rows: Int64) -> Float32:
     taken = embeddings[int(rows[0]) : int(rows[-1]) + 1] if contiguous else embeddings[rows]
     unit_ND = np.array(taken, dtype=np.float32)  # always a copy: it is divided in place
     lengths = np.sqrt(np.einsum("nd,nd->n", unit_ND, unit_ND))
-    if not bool(np.isfinite(lengths).all()):
+    if not np.isfinite(lengths).all():
         row = int(rows[int(np.isfinite(lengths).argmin())])
         raise UserError(f"the embedding in row {row} is not finite: embed again with an earlier or a float32 model")
     unit_ND /= np.maximum(lengths, np.finfo(np.float32).tiny)[:, None]

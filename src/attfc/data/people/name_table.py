@@ -71,7 +71,7 @@ class NameTable:
         starts = self.offsets[labels]
         lengths = self.offsets[labels + 1] - starts
         offsets = offsets_of(lengths)
-        if len(labels) and bool((starts[1:] == starts[:-1] + lengths[:-1]).all()):  # the usual case
+        if len(labels) and (starts[1:] == starts[:-1] + lengths[:-1]).all():  # the usual case
             return NameTable(self.data[int(starts[0]) : int(starts[0]) + int(offsets[-1])], offsets)
         places = np.repeat(starts - offsets[:-1], lengths) + np.arange(int(offsets[-1]), dtype=np.int64)
         return NameTable(self.data[places], offsets)

@@ -68,7 +68,7 @@ class IdentityMix:
         """Queries in an epoch."""
         counts = identities.counts()
         # Edits may leave an identity without an image: it keeps its label and is not drawn.
-        self._drawn: Int64 | None = None if bool(counts.all()) else np.flatnonzero(counts).astype(np.int64, copy=False)
+        self._drawn: Int64 | None = None if counts.all() else np.flatnonzero(counts).astype(np.int64, copy=False)
         self._identities = len(identities) if self._drawn is None else len(self._drawn)
 
     def query_slots(self, numbers: Int64) -> Int64:

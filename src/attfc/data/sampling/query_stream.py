@@ -198,5 +198,4 @@ class QueryStream:
 def mirror_seeds(key_seeds: Int64, query_seeds: Int64) -> Int64:
     """Return key seeds whose flip is the opposite of the query's and whose other augmentations stay their own."""
     own = key_seeds & ~np.int64(FLIP_LANE) & ~np.int64(OPPOSITE_FLIP)
-    mirrored: Int64 = own | (query_seeds & np.int64(FLIP_LANE)) | np.int64(OPPOSITE_FLIP)
-    return mirrored
+    return own | (query_seeds & np.int64(FLIP_LANE)) | np.int64(OPPOSITE_FLIP)

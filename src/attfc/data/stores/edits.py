@@ -74,7 +74,7 @@ class Edits:
             raise UserError(
                 f"edits about {self.images} images of {self.identities} identities: counts from 0 are needed"
             )
-        if not bool((positions[1:] > positions[:-1]).all()):
+        if not (positions[1:] > positions[:-1]).all():
             raise UserError("edits: positions must rise, each listed once")
         for place in (*positions[:1].tolist(), *positions[-1:].tolist()):
             if not 0 <= place < self.images:
@@ -181,7 +181,7 @@ def _parse(path: PathLike, block: LineBlock, images: int, comments: bool) -> tup
         return end
 
     def refuse(wrong: Bools, what: str) -> None:
-        if bool(wrong.any()):
+        if wrong.any():
             row = int(wrong.argmax())
             shown = printable(block.text(row)[:80])
             raise UserError(
@@ -342,8 +342,7 @@ class EditedStore(StoreView):
         asked = checked_positions(positions, self._length)
         if self._left is not None:
             return np.asarray(self._left[asked], np.int64)
-        moved: Int64 = asked + np.searchsorted(self._gaps, asked, side="right")
-        return moved
+        return asked + np.searchsorted(self._gaps, asked, side="right")
 
     def source_of(self, positions: npt.ArrayLike) -> tuple[Int64, Int64]:
         """Return 0, the number of the one store, and `positions_in_store`."""

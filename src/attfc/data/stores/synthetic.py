@@ -10,14 +10,13 @@ Cost: see benchmarks/results/synthetic.json (about 2 ms per image on one core, m
 index, 8 bytes per image and 8 bytes per identity, built when first asked for.
 """
 
-import io
 from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
+from attfc.data.images import encode_image
 from attfc.data.index import IdentityIndex, checked_label, checked_positions, offsets_of
 from attfc.data.people.name_table import NameTable
 from attfc.data.stores.store import EncodedStore
@@ -25,7 +24,7 @@ from attfc.errors import UserError, nearest
 from attfc.random_streams import below, hash_words
 from attfc.synthetic.face_parameters import identity_keys, identity_traits, sample_conditions, sample_keys
 from attfc.synthetic.face_renderer import render_faces
-from attfc.typing import Int64, UInt8
+from attfc.typing import Int64
 
 __all__ = ["SyntheticFaces", "open_synthetic"]
 
@@ -144,7 +143,10 @@ class SyntheticFaces(EncodedStore):
         traits = identity_traits(keys)
         conditions = sample_conditions(sample_keys(keys, samples_N), traits)
         pixels = render_faces(traits, conditions)
-        return [_jpeg(image, int(quality)) for image, quality in zip(pixels, conditions.quality, strict=True)]
+        return [
+            encode_image(image, "JPEG", quality=int(quality))
+            for image, quality in zip(pixels, conditions.quality, strict=True)
+        ]
 
     def _split(self, positions: npt.ArrayLike) -> tuple[Int64, Int64]:
         """Label and sample number of each position."""
@@ -169,12 +171,6 @@ class SyntheticFaces(EncodedStore):
     def __repr__(self) -> str:
         """Return the specification."""
         return f"SyntheticFaces({self.name!r})"
-
-
-def _jpeg(pixels: UInt8, quality: int) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "JPEG", quality=quality)
-    return stream.getvalue()
 
 
 _SPEC = {"identities": 1000, "images": 20, "seed": 0, "first": 0}

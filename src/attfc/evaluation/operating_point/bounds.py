@@ -30,8 +30,7 @@ def beta_quantile(share: float, a: float, b: float) -> float:
 
     # The density of the logit l is exp(a l - (a + b) log(1 + e^l)): smooth, with one peak at log(a / b), tails exp(a l) and exp(-b l).
     def log_density(logit: Float64) -> Float64:
-        rising: Float64 = a * logit - (a + b) * np.logaddexp(0.0, logit)
-        return rising
+        return a * logit - (a + b) * np.logaddexp(0.0, logit)
 
     peak, spread = math.log(a / b), 12.0 / math.sqrt(1.0 / (1.0 / a + 1.0 / b))
     logits = np.linspace(peak - spread - 30.0 / a * (a < 4), peak + spread + 30.0 / b * (b < 4), _GRID)

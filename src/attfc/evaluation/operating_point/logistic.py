@@ -49,5 +49,4 @@ def _even(weights: Float64, same: Bools) -> Float64:
 
 
 def _chance(logit: Float64) -> Float64:
-    chance: Float64 = 1.0 / (1.0 + np.exp(-np.clip(logit, -500.0, 500.0)))
-    return chance
+    return 1.0 / (1.0 + np.exp(-np.clip(logit, -500.0, 500.0)))

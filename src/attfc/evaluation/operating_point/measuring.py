@@ -24,7 +24,7 @@ from attfc.typing import Progress
 __all__ = ["Measuring", "check_request"]
 
 
-def check_request(store: Store, fmr: float, groups: Groups | None = None) -> None:
+def check_request(store: Store, fmr: float, groups: Groups | None) -> None:
     """Refuse, before anything is embedded, an FMR that the people of a store cannot support, and a group of one person."""
     present = store.identities.counts() > 0
     check_people(int(present.sum()), fmr, store.name)

@@ -78,8 +78,7 @@ class NonmatedTail:
 
     def within(self, chosen_I: Bools) -> Bools:
         """Return (K,) true for pairs of two chosen people."""
-        both: Bools = chosen_I[self.first] & chosen_I[self.second]
-        return both
+        return chosen_I[self.first] & chosen_I[self.second]
 
     def threshold(self, fmr: float, chosen_I: Bools) -> float:
         """Return the lowest score above which the pairs of chosen people have at most this FMR."""

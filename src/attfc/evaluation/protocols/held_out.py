@@ -129,8 +129,12 @@ class HeldOutEvaluation(ImageEvaluation):
 
 
 _HARDEST = {
-    **{"same": np.bool_, "scores": np.float64, "first": np.int64, "second": np.int64},
-    **{"first_where": np.str_, "second_where": np.str_},
+    "same": np.bool_,
+    "scores": np.float64,
+    "first": np.int64,
+    "second": np.int64,
+    "first_where": np.str_,
+    "second_where": np.str_,
 }
 
 

@@ -58,8 +58,13 @@ class Identification(Figures):
     notes: tuple[str, ...]
 
     STATED: ClassVar = (
-        *("gallery_identities", "gallery_rows", "mated_probes", "stranger_searches"),
-        *("rank", "tpir_at_fpir", "notes"),
+        "gallery_identities",
+        "gallery_rows",
+        "mated_probes",
+        "stranger_searches",
+        "rank",
+        "tpir_at_fpir",
+        "notes",
     )
 
     @property

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from attfc.data.images import BrokenImageError, decode_image
+from attfc.data.images import BrokenImageError, decode_image, reason_of
 from attfc.data.text_lines import open_regular
 from attfc.errors import UserError
-from attfc.evaluation.embed import Embedder, fault_of, usable_lengths
+from attfc.evaluation.embed import Embedder, usable_lengths
 from attfc.evaluation.embedding_cache import Batch, CacheKey, FaceEmbeddings, cached_embeddings, model_digest
 from attfc.evaluation.protocols.template_lists import FaceList
+from attfc.evaluation.unit_rows import fault_of
 from attfc.photos.alignment import warp_face
 from attfc.typing import Float64, Progress
 
@@ -39,7 +40,7 @@ class FaceImages(Dataset[AlignedBatch]):
         folder: loose_crop. faces: the list. size: side in pixels. batch_size: faces an item. start: the first face of item 0.
     """
 
-    def __init__(self, folder: Path, faces: FaceList, size: int, batch_size: int, start: int = 0) -> None:
+    def __init__(self, folder: Path, faces: FaceList, size: int, batch_size: int, start: int) -> None:
         self.folder, self.size, self.batch_size, self.start = folder, size, batch_size, start
         self.names, self.landmarks, self.unusable = faces.names, faces.landmarks, faces.unusable
 
@@ -63,10 +64,8 @@ class FaceImages(Dataset[AlignedBatch]):
                 if _check_landmarks(self.landmarks[face], crop.shape[1], crop.shape[0]):
                     outside.append(face)
                 pixels[face - first] = warp_face(crop, self.landmarks[face], self.size)
-            except BrokenImageError as error:
-                broken[face] = str(error)
-            except OSError as error:
-                broken[face] = f"cannot be read ({error.strerror or error})"
+            except (OSError, BrokenImageError) as error:
+                broken[face] = reason_of(error)
         return torch.from_numpy(pixels), broken, outside
 
     def _read(self, name: str) -> bytes:
@@ -98,8 +97,8 @@ def embed_faces(
     faces: FaceList,
     cache: Path,
     *,
-    model_key: str | None = None,
-    progress: Progress | None = None,
+    model_key: str | None,
+    progress: Progress | None,
 ) -> FaceEmbeddings:
     """Return the embeddings of all faces and of their mirror images, from the cache as far as they are there.
 

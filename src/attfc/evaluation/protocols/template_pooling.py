@@ -17,7 +17,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from attfc.errors import UserError
-from attfc.evaluation.unit_rows import unit_tensor
+from attfc.evaluation.unit_rows import fault_of, unit_tensor
 from attfc.typing import Array, Int64
 
 __all__ = ["TemplateMode", "Templates", "pool_templates"]
@@ -140,10 +140,9 @@ def pool_templates(
         norms_B = np.sqrt(np.einsum("nd,nd->n", rows_BD, rows_BD))
         bad = np.flatnonzero(~(np.isfinite(norms_B) & (norms_B > 0)))
         if bad.size:
-            what = "length 0" if norms_B[bad[0]] == 0 else "NaN or infinity"
             raise UserError(
-                f"the embedding of face {rows[bad[0]]} (template {template_N[rows[bad[0]]]}) has {what}: the model has diverged, or the face should "
-                "be left out"
+                f"the embedding of face {rows[bad[0]]} (template {template_N[rows[bad[0]]]}) has "
+                f"{fault_of(norms_B[bad[0]])}: the model has diverged, or the face should be left out"
             )
         rows_BD *= (factor_S[begin:end] / norms_B if normalize else factor_S[begin:end])[:, None]
         np.add.reduceat(rows_BD, bounds[first:last] - begin, axis=0, out=sums_TD[first:last])

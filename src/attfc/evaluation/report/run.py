@@ -5,15 +5,14 @@ them: people in a data set did not agree to be in a report. What a run has not g
 """
 
 import base64
-import io
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
+from attfc.data.images import encode_image
 from attfc.data.stores.store import Store
 from attfc.errors import UserError
 from attfc.evaluation.bootstrap import FigurePath, Interval, figure_at, in_words
@@ -35,11 +34,16 @@ PICTURE_SIZE = 112
 NO_METRICS = {"epoch", "loss", "loss_average", "seconds", "step", "kind"}
 """What the log holds beside the curves that are drawn one by one."""
 CURVES = {
-    **{"learning_rate": "Learning rate", "images_per_second": "Images per second", "memory_mib": "Memory, MiB"},
-    **{"positive_cosine": "Cosine with the own center", "positive_share": "Share of images with a center"},
-    **{"stored_share": "Share of images with a stored center", "set_aside_share": "Share of images set aside"},
-    **{"disagreeing_share": "Share of images far from their own center"},
-    **{"trained_cosine": "Cosine with the trained center", "trained_share": "Share of images with a trained center"},
+    "learning_rate": "Learning rate",
+    "images_per_second": "Images per second",
+    "memory_mib": "Memory, MiB",
+    "positive_cosine": "Cosine with the own center",
+    "positive_share": "Share of images with a center",
+    "stored_share": "Share of images with a stored center",
+    "set_aside_share": "Share of images set aside",
+    "disagreeing_share": "Share of images far from their own center",
+    "trained_cosine": "Cosine with the trained center",
+    "trained_share": "Share of images with a trained center",
 }
 HARDEST = ("same", "scores", "first", "second", "first_where", "second_where")
 
@@ -70,18 +74,19 @@ def write_report(run_folder: PathLike, store: Store | None = None, pictures: boo
     folder = Path(run_folder)
     run = read_run(folder)
     evaluation, log = "evaluation.json or evaluation.npz", "metrics.jsonl"
-    formats = {
-        "in_words": in_words,
-        "count": count_text,
-        "number": _number,
-        "duration": _duration,
-        "mebibytes": _mebibytes,
-        "texts": texts,
-    }
     parts = macros_of(
         Path(__file__).with_name("run.html"),
-        **{"run": run, "figures": run.evaluation, "stated": _Evaluation(run.evaluation, " %"), "people": people},
-        **{"median": statistics.median, **formats},
+        run=run,
+        figures=run.evaluation,
+        stated=_Evaluation(run.evaluation, " %"),
+        people=people,
+        median=statistics.median,
+        in_words=in_words,
+        count=count_text,
+        number=_number,
+        duration=_duration,
+        mebibytes=_mebibytes,
+        texts=texts,
     )
     with at_fault(folder, f"{log}, environment.json or config.yaml"):
         line, state = _heading(run)
@@ -289,9 +294,7 @@ def _faces(pair: Pair, store: Store) -> list[str]:
 
 
 def _picture(pixels: UInt8) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=88)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    return f"data:image/jpeg;base64,{base64.b64encode(encode_image(pixels, 'JPEG', quality=88)).decode('ascii')}"
 
 
 def _environment(run: RunRecord) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from attfc.errors import UserError
 from attfc.evaluation.npz_file import read_npz
 from attfc.evaluation.operating_point.point import OperatingPoint, point_of
 from attfc.evaluation.results import finite
+from attfc.files import read_bounded
 from attfc.typing import Array, PathLike
 
 __all__ = ["RunRecord", "at_fault", "columns_of", "read_run"]
@@ -26,6 +27,7 @@ Columns = defaultdict[str, tuple[list[float], list[float]]]
 """Steps and values of each field of a log; empty for a field that it lacks."""
 
 _MOST_JSON_BYTES, _MOST_LOG_BYTES = 64 * 2**20, 2**30
+_REMOVE = "no run writes that, remove it"
 _LEAST_UNPACKED = 64 * 2**20
 
 
@@ -147,7 +149,7 @@ def columns_of(records: Iterable[Mapping[str, Any]]) -> Columns:
 
 
 def _read_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
-    lines = _content(path, _MOST_LOG_BYTES).split(b"\n") if path.is_file() else []
+    lines = read_bounded(path, _MOST_LOG_BYTES, _REMOVE).split(b"\n") if path.is_file() else []
     records: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -169,7 +171,7 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(_content(path, _MOST_JSON_BYTES))
+        value = json.loads(read_bounded(path, _MOST_JSON_BYTES, _REMOVE))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({str(error)[:200]}): remove it, or evaluate again") from None
     if not isinstance(value, dict):
@@ -184,17 +186,6 @@ def _read_config(path: Path) -> str:
         return read_yaml_text(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}): remove it, or put back the run's own") from None
-
-
-def _content(path: Path, most: int) -> bytes:
-    try:
-        with path.open("rb") as file:
-            data = file.read(most + 1)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-    if len(data) > most:
-        raise UserError(f"{path}: has more than {most:,} bytes, which no run writes: remove it")
-    return data
 
 
 def _read_arrays(path: Path) -> dict[str, Array]:

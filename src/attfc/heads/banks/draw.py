@@ -17,6 +17,7 @@ import math
 import torch
 from torch import Tensor
 
+from attfc.heads.banks.bank import find_sorted
 from attfc.random_streams import INCREMENT, scramble_tensor, signed
 
 __all__ = ["draw_classes", "drawn_classes"]
@@ -80,8 +81,7 @@ def draw_classes(labels_B: Tensor, classes: int, count: int, seed: int, number: 
     drawn_M = drawn_classes(classes, count, seed, number, labels_B.device)
     again_B = torch.zeros_like(sorted_B, dtype=torch.bool)
     again_B[1:] = sorted_B[1:] == sorted_B[:-1]
-    place_M = torch.searchsorted(sorted_B, drawn_M).clamp_max_(len(sorted_B) - 1)
-    wanted_M = (drawn_M < classes) & (sorted_B[place_M] != drawn_M)
+    wanted_M = (drawn_M < classes) & ~find_sorted(sorted_B, drawn_M)[1]
     # The batch's classes first, then the draw until there are `count`: one write each, the rest goes to a bin at the end.
     wanted = torch.cat([~again_B, wanted_M])
     place = wanted.cumsum(0) - 1

@@ -91,10 +91,9 @@ class ImageMemory(KeptRows):
         self.register_buffer("rows", rows_MD)
         self.register_buffer("sums", self.store.zeros(len(self.shard), self.embedding_size + 1))
 
-    def lookup(self, labels_B: Tensor, positions_B: Tensor) -> tuple[Tensor, Tensor]:
+    def lookup(self, labels_B: Tensor, positions_B: Tensor) -> tuple[Tensor, ...]:
         """Return what is kept: float32 (B, D) last embeddings and (B, D + 1) sums; zeros for who was not seen yet, and for rows of another rank."""
-        last_BD, sums_BX = self._stored(labels_B, positions_B)
-        return last_BD, sums_BX
+        return self._stored(labels_B, positions_B)
 
     def read_stored(self, device: torch.device, labels_B: Tensor, positions_B: Tensor | None) -> tuple[Tensor, ...]:
         """Return embeddings and sums, as `lookup`."""

@@ -101,14 +101,10 @@ class KeptRows(DrawnRows, Bank):
             sent = to_device(read(labels_B.to(next(self.buffers()).device)), labels_B.device)
         return sent.here()
 
-    def _apart(self, labels_B: Tensor) -> bool:
-        """Whether the rows live on another device."""
-        return labels_B.device != next(self.buffers()).device
-
     def _keep(self, labels_B: Tensor, *kept: Tensor) -> None:
         """End the step: `write` now, or where the rows are not on the device, when a copy has come."""
         self.draws += 1
-        if self._apart(labels_B):
+        if labels_B.device != next(self.buffers()).device:
             copy = to_host((labels_B, *kept))
             self.store.thread.later(lambda: self._write_copy(copy))
         else:

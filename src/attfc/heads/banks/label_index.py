@@ -83,7 +83,7 @@ class LabelIndex(nn.Module):
         place_B = torch.full_like(slots_B, self.positions)
         pending_B = wanted_B
         for _ in range(self.rounds):
-            if labels_B.device.type == "cpu" and not bool(pending_B.any()):
+            if labels_B.device.type == "cpu" and not pending_B.any():
                 break  # mostly after the first round; elsewhere looking would wait for the device
             first_B = torch.where(self.table[window_BP] == FREE, probe_P, self.probes).amin(dim=1)
             claim_B = window_BP.gather(1, first_B.clamp_max(self.probes - 1).unsqueeze(1)).squeeze(1)

@@ -131,11 +131,12 @@ class CenterTable(KeptRows):
     def recall(self, batch: Batch) -> Recalled:
         """Return the stored centers of this rank's samples."""
         stored_BD = self.lookup(batch.every_label_B)
+        trained_B = None
         if self.frequent is None:
             stored_BD = self.ranks.sum_own(stored_BD)
-            return Recalled(stored_BD.any(dim=1), normalize(stored_BD, dim=1))
-        stored_BD = self.ranks.own(self.ranks.sum(stored_BD + self.frequent.read(batch.every_label_B)))
-        trained_B = self.frequent.among(batch.labels_B)
+        else:
+            stored_BD = self.ranks.own(self.ranks.sum(stored_BD + self.frequent.read(batch.every_label_B)))
+            trained_B = self.frequent.among(batch.labels_B)
         return Recalled(stored_BD.any(dim=1), normalize(stored_BD, dim=1), trained_B=trained_B)
 
     @torch.no_grad()

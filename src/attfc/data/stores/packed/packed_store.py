@@ -87,7 +87,7 @@ class PackedStore(IndexedStore):
         self._checksums = _map_array(folder / CHECKSUMS, np.uint32, about.images)
         self._identity_names = _map_names(folder, "identity", about.identities)
         self._image_names = _map_names(folder, "image", about.images) if about.image_names else None
-        if not trusted and not bool((offsets[1:] > offsets[:-1]).all()):
+        if not trusted and not (offsets[1:] > offsets[:-1]).all():
             at = int((offsets[1:] <= offsets[:-1]).argmax())
             raise UserError(f"{folder / OFFSETS}: identity {at} has no image: {RESTORE}")
         if int(offsets[-1]) != about.images:

@@ -105,7 +105,7 @@ def open_record_index(folder: Path) -> RecordIndex:
     images, identities = found.index.images, len(found.index)
     lengths = [len(found.offsets), len(found.spans), len(found.numbers), len(found.keys)]
     fits = lengths in ([images, images, identities, images], [images, images, identities, identities])
-    if not fits or not bool((found.index.counts() > 0).all()):
+    if not fits or not (found.index.counts() > 0).all():
         raise UserError(
             f"{folder}: damaged record index (its arrays contradict each other); delete it to have it rebuilt"
         )

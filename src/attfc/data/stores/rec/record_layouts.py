@@ -99,8 +99,8 @@ def build_record_index(
     file: RecordFile,
     idx: Path,
     *,
-    label_source: LabelSource = "identities",
-    progress: Progress | None = None,
+    label_source: LabelSource,
+    progress: Progress | None,
 ) -> RecordIndex:
     """Make the index of a file.
 
@@ -323,9 +323,9 @@ def _own_labels_agree(listing: _Listing, kept: Int64, rows: Int64, offsets: Int6
     own = listing.heads(ends).first
     first, last = np.split(own, 2)
     advice = 'label_source="images" takes each image\'s own label instead'
-    if bool((first == numbers).all() and (last == numbers).all()):
+    if (first == numbers).all() and (last == numbers).all():
         return True
-    if len(kept) > 1 and bool((own == own[0]).all()):
+    if len(kept) > 1 and (own == own[0]).all():
         listing.notes.append(f"all images have the own label {own[0]:g}: the identity records alone say whose they are")
         return False
     split, again, agree = np.flatnonzero(first != last), doubled(first), first == numbers
