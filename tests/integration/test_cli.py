@@ -196,6 +196,15 @@ def test_what_the_system_refuses_is_one_line(monkeypatch, capsys, error, said) -
     assert err.startswith(said)
 
 
+def test_a_model_that_could_not_be_saved_is_refused_before_the_training(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("attfc.training.model_files.LARGEST_EMBEDDING", 100)
+    asked = ("train", "demo", *TINY, "backbone.embedding_size=128", f"output={tmp_path / 'runs'}")
+    status, _, err = run_main(monkeypatch, capsys, *asked)
+    assert status == 1
+    assert err.endswith("error: the model: embedding_size 128 is not a whole number from 1 to 100\n")
+    assert not (tmp_path / "runs").exists()
+
+
 def train_on(folder: Path, tmp_path: Path, *more: str) -> list[object]:
     return [
         "train",
