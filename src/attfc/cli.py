@@ -76,7 +76,7 @@ def main() -> None:
             raise
         rank = os.environ.get("RANK", "0")
         text = str(error)
-        if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        if isinstance(error, OSError) and error.strerror and isinstance(error.filename, str | bytes | os.PathLike):
             text = f"{os.fsdecode(error.filename)}: {error.strerror}"
         if rank == "0" or type(error).__name__ != "AgreedError":  # attfc.distributed's: rank 0 says it for all
             err.print(f"error: {text}" if rank == "0" else f"error on rank {rank}: {text}")

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from attfc import cli
+from attfc.commands.common import write_json
 from attfc.config import load_config
 from attfc.run.components import build_head
 
@@ -194,6 +195,15 @@ def test_what_the_system_refuses_is_one_line(monkeypatch, capsys, error, said) -
     status, _, err = run_main(monkeypatch, capsys, "backbones")
     assert status == 1
     assert err.startswith(said)
+
+
+def test_json_goes_through_a_link_and_takes_names_that_are_no_text(tmp_path) -> None:
+    link, real = tmp_path / "link.json", tmp_path / "real.json"
+    real.touch()
+    link.symlink_to(real)
+    write_json(link, {"person": "\udcff"})
+    assert link.is_symlink()
+    assert json.loads(real.read_text()) == {"person": "\udcff"}
 
 
 def test_a_model_that_could_not_be_saved_is_refused_before_the_training(tmp_path, monkeypatch, capsys) -> None:

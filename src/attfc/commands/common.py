@@ -15,7 +15,7 @@ from typer import Option
 
 from attfc.commands.screen import Table, err, out, print_markdown, print_table
 from attfc.errors import UserError
-from attfc.files import write_text_whole, written_whole
+from attfc.files import written_whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -187,11 +187,12 @@ def save_sheet(sheet: "Image", path: Path) -> None:
 
     written_by = PngInfo()
     written_by.add_text("Software", "attfc")
-    with written_whole(path) as file:
+    with written_whole(path.resolve()) as file:
         sheet.save(file, "PNG", pnginfo=written_by)
 
 
 def write_json(path: Path | None, values: dict[str, Any]) -> None:
     """Write what `--json FILE` asks for; nothing without it."""
     if path is not None:
-        write_text_whole(path, json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n")
+        text = json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n"
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")  # in place: it may be a link, or /dev/stdout
