@@ -46,7 +46,7 @@ def same_steps(head: AttFC, built: Head, identities: int, steps: int = 5) -> Non
     assert losses[0] > 0
 
 
-@pytest.mark.parametrize(("identities", "negatives"), [(60, 60), (3000, 1000), (12_000, 1200)])
+@pytest.mark.parametrize(("identities", "negatives"), [(60, 60), (900, 200), (3000, 300), (12_000, 1200)])
 def test_default_is_what_the_configuration_builds(identities: int, negatives: int) -> None:
     overrides = [f"backbone.embedding_size={SIZE}", "margin.scale=32", f"negatives.count={negatives}", "seed=3"]
     built = build_head(load_config("ms1mv3_attfc_r50", [*overrides, "margin=cosface", "margin.margin=0.4"]), identities)
@@ -62,7 +62,7 @@ def test_published_is_what_its_profile_builds() -> None:
 
 
 def test_default_numbers_follow_the_identities() -> None:
-    expected = {2: (2, 32), 1000: (1000, 32), 49_999: (4999, 32), 50_000: (5000, 64), 1_000_000: (20_000, 64)}
+    expected = {2: (2, 32), 1000: (200, 32), 49_999: (4999, 32), 50_000: (5000, 64), 1_000_000: (20_000, 64)}
     for identities, (negatives, scale) in expected.items():
         head = AttFC.default(2, identities)
         assert isinstance(head.center, OwnEmbedding)

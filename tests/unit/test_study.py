@@ -513,11 +513,13 @@ def test_as_chosen_is_what_the_command_chooses(path: Path) -> None:
     frequent = int((counts >= FREQUENT).sum())
     data = Data(len(counts), int(counts.sum()), int((counts > 1).sum()), frequent=frequent)
     chosen = {key: value for row in choose(data, Machine("cpu", 16, 16), {}) for key, value in row.values.items()}
-    heads = [
-        f"{key}={value}" for key, value in chosen.items() if key.startswith(("negatives.", "center.", "head.f", "in_"))
-    ]
+    count = chosen.pop("negatives.count")
+    parts = ("negatives.", "center.", "head.f", "in_")
+    heads = [f"{key}={value}" for key, value in chosen.items() if key.startswith(parts)]
     for name, overrides in study.variants.items():
-        if "as chosen" in name and "negatives.share=0.1" not in overrides:  # those with a share say so in their tables
-            given = [study.preset, [*study.overrides, *overrides]]
-            found, expected = load_config(*given), load_config(given[0], [*given[1], *heads])
+        if name.endswith("as chosen"):
+            found = load_config(study.preset, [*study.overrides, *overrides])
+            expected = load_config(study.preset, [*study.overrides, *overrides, *heads])
             assert found.model_dump() == expected.model_dump(), name
+            drawn = found.negatives.count or found.negatives.share * len(counts)
+            assert drawn == pytest.approx(count, abs=1), name

@@ -36,7 +36,7 @@ class ImageMemory(KeptRows):
 
     Args:
         share, count: centers (of all images of an identity) drawn as negatives per step, as a share of the identities or a number. Default: a
-            tenth of the identities, at least 1,000, at most 20,000. Those of the batch come on top.
+            tenth of the identities, at least 200, at most 20,000. Those of the batch come on top.
         place, folder: where both live; `device`: they move with the module.
         seed: names the draws.
 
