@@ -104,13 +104,13 @@ def readme(cells: Cells) -> str:
 
 
 FACES: Series = {
-    "AttFC": ("attfc", "attfc, trained 94", "attfc, as chosen, 1,000 negatives", "attfc, trained 262"),
+    "AttFC": ("attfc", "attfc, trained 94", "attfc, as chosen", "attfc, trained 262"),
     "full classifier": ("full_fc",),
     "Partial FC, 10 %": ("partial_fc 0.1",),
     "DCQ": ("dcq, 2,300 centers",),
     "Prototype Memory": ("prototype memory",),
 }
-CHOSEN = ("attfc, as chosen, 1,000 negatives", "attfc, as chosen")
+CHOSEN = ("attfc, as chosen", "attfc, trained 94")
 WORDS = {
     "ahead": "AttFC is ahead of the full classifier",
     "behind": "AttFC is behind the full classifier",

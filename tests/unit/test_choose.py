@@ -47,8 +47,8 @@ GLINT, WEBFACE = data(360_232, 17_091_657, 360_232), data(2_059_906, 42_474_557,
 # kept, network, batch, accumulation, epochs, steps, rate, scale, push, negatives, table
 GOLDEN = {
     "60 people": (FACES60, CPU, 8, "r6_tiny", 64, 1, 25, 419, 0.05, 32, True, 52, "host"),
-    "tail": (TAIL, CPU, 170, "r10_tiny", 128, 1, 13, 1_229, 0.1, 32, False, 1_000, "host"),
-    "faces112": (FACES112, card(24), 74, "r18", 128, 1, 40, 5_728, 0.025, 32, True, 1_000, "device"),
+    "tail": (TAIL, CPU, 170, "r10_tiny", 128, 1, 13, 1_229, 0.1, 32, False, 517, "host"),
+    "faces112": (FACES112, card(24), 74, "r18", 128, 1, 40, 5_728, 0.025, 32, True, 228, "device"),
     "MS1MV3": (MS1MV3, card(8), 1_000, "r50", 128, 4, 20, 200_159, 0.1, 64, True, 9_243, "device"),
     "Glint360K": (GLINT, card(24), 1_000, "r100", 128, 4, 20, 665_789, 0.1, 64, True, 20_000, "device"),
     "WebFace42M, 8 GiB": (WEBFACE, card(8), 1_000, "r50", 128, 4, 20, 1_658_356, 0.1, 64, True, 20_000, "host"),

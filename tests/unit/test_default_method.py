@@ -1,5 +1,7 @@
 """`AttFC.default` and `AttFC.published`: what the configuration builds, for any number of identities and any batch."""
 
+import json
+
 import pytest
 import torch
 from torch import Tensor
@@ -44,7 +46,7 @@ def same_steps(head: AttFC, built: Head, identities: int, steps: int = 5) -> Non
     assert losses[0] > 0
 
 
-@pytest.mark.parametrize(("identities", "negatives"), [(60, 60), (3000, 1000), (12_000, 1200)])
+@pytest.mark.parametrize(("identities", "negatives"), [(60, 60), (900, 200), (3000, 300), (12_000, 1200)])
 def test_default_is_what_the_configuration_builds(identities: int, negatives: int) -> None:
     overrides = [f"backbone.embedding_size={SIZE}", "margin.scale=32", f"negatives.count={negatives}", "seed=3"]
     built = build_head(load_config("ms1mv3_attfc_r50", [*overrides, "margin=cosface", "margin.margin=0.4"]), identities)
@@ -60,7 +62,7 @@ def test_published_is_what_its_profile_builds() -> None:
 
 
 def test_default_numbers_follow_the_identities() -> None:
-    expected = {2: (2, 32), 1000: (1000, 32), 49_999: (4999, 32), 50_000: (5000, 64), 1_000_000: (20_000, 64)}
+    expected = {2: (2, 32), 1000: (200, 32), 49_999: (4999, 32), 50_000: (5000, 64), 1_000_000: (20_000, 64)}
     for identities, (negatives, scale) in expected.items():
         head = AttFC.default(2, identities)
         assert isinstance(head.center, OwnEmbedding)
@@ -206,3 +208,16 @@ def test_advice_on_wrong_labels_names_nothing_that_the_run_has_already() -> None
         assert advice in said[3]
         assert "`attfc data clean DATA --model RUN`" in said[3]
         assert ("head.filter" in said[3]) == (not sets_aside)
+
+
+def test_a_resumed_run_says_the_advice_on_wrong_labels_no_second_time() -> None:
+    watch, again = LabelWatch(), LabelWatch()
+    early = [watch.note(200 * epoch, epoch, 0.2) for epoch in (0.8, 1.6, 1.9)]
+    again.load_state_dict(json.loads(json.dumps(watch.state_dict())))
+    assert again.state_dict()["shares"] == [0.2], "what was seen counts after the resume"
+    assert early == [None] * 3
+    assert again.note(420, 2.1, 0.2) is not None
+    watch.load_state_dict(again.state_dict())
+    assert [watch.note(200 * epoch, epoch, 0.2) for epoch in (2.2, 2.3)] == [None, None]
+    watch.load_state_dict({})  # of a checkpoint of an earlier version
+    assert watch.note(500, 2.5, 0.2) is not None

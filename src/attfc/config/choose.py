@@ -123,7 +123,7 @@ def _head(data: Data, machine: Machine, given: Mapping[str, Any], mean: float, b
     drawn = bank not in HOLDING_A_BATCH
     if f"{section}.share" not in given:
         count = max(usual_negatives(people), 0 if drawn else batch)
-        few, many = "everybody, since they are few", "a tenth of the people, at least 1,000, at most 20,000"
+        few, many = "everybody, since they are few", "a tenth of the people, at least 200, at most 20,000"
         why = f"centers of others, from which a face is pushed away: {few if count == people else many}"
         row("negatives", {f"{section}.count": count}, why, "{:,} per step")
     if not drawn:

@@ -20,12 +20,12 @@ def profile_values(name: str) -> dict[str, Any]:
 
 
 def usual_negatives(identities: int) -> int:
-    """Return the centers drawn in a step unless told otherwise: a tenth of the identities, at least 1,000, at most 20,000, never more than there are.
+    """Return the centers drawn in a step unless told otherwise: a tenth of the identities, at least 200, at most 20,000, never more than there are.
 
     >>> [usual_negatives(identities) for identities in (60, 9_000, 92_431, 2_000_000)]
-    [60, 1000, 9243, 20000]
+    [60, 900, 9243, 20000]
     """
-    return min(identities, max(1000, min(20_000, identities // 10)))
+    return min(identities, max(200, min(20_000, identities // 10)))
 
 
 def usual_scale(identities: int) -> int:

@@ -69,7 +69,7 @@ DrawnCount = Annotated[
     int | None,
     Option(
         "centers drawn per step",
-        null="use share; if that is null too, a tenth of the identities, 1,000 to 20,000",
+        null="use share; if that is null too, a tenth of the identities, 200 to 20,000",
         ge=1,
     ),
 ]

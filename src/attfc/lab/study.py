@@ -21,6 +21,7 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -38,6 +39,8 @@ from attfc.typing import Json
 __all__ = ["Cell", "Study", "read_study", "run_study", "study_records"]
 
 CELLS = "cells.jsonl"
+MEASURES = ("steps", "seconds", "samples_per_second")
+"""What a cell has, beside its figures, if it did not fail."""
 
 
 class _Strict(BaseModel):
@@ -197,6 +200,10 @@ def run_study(
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 there = len(_records(folder, cells))
                 said(f"ended with {there} of {len(cells)} cells there; the same command goes on with the others")
+            if isinstance(error, BrokenProcessPool):
+                raise UserError(
+                    "the process of a cell was ended from outside, for want of memory perhaps: the same command goes on, with a smaller --parallel"
+                ) from None
             raise
     return _records(folder, cells)
 
@@ -238,8 +245,11 @@ def _kept(folder: Path) -> Iterator[tuple[str, Json]]:
             record = json.loads(text)
             if not isinstance(record, dict) or not {"variant", "seed"} <= set(record):
                 raise ValueError("no cell of a study")
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}: damaged ({str(error)[:100]}): delete it and run the study again") from None
+            if "failed" not in record:
+                figures = record["figures"]["test"], *record["figures"].values(), {key: record[key] for key in MEASURES}
+                sum(float(value) for each in figures for value in each.values())
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(f"{where}: damaged ({one_line(error)[:100]}): delete it and run the study again") from None
         yield where, record
 
 

@@ -245,6 +245,7 @@ class Trainer:
                 "best": None if math.isinf(self.best) else self.best,
                 "average": self._average,
                 "seconds": self._clock.seconds,
+                "labels": self._label_watch.state_dict(),
             },
         }
 
@@ -284,6 +285,7 @@ class Trainer:
             own = state["trainer"]
             self.step, self._average, self._clock.seconds = int(own["step"]), own["average"], float(own["seconds"])
             self.best = -math.inf if own["best"] is None else float(own["best"])
+            self._label_watch.load_state_dict(own.get("labels", {}))
             set_rng_state(state["rng"])
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
             raise UserError(

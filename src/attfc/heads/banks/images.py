@@ -36,7 +36,7 @@ class ImageMemory(KeptRows):
 
     Args:
         share, count: centers (of all images of an identity) drawn as negatives per step, as a share of the identities or a number. Default: a
-            tenth of the identities, at least 1,000, at most 20,000. Those of the batch come on top.
+            tenth of the identities, at least 200, at most 20,000. Those of the batch come on top.
         place, folder: where both live; `device`: they move with the module.
         seed: names the draws.
 
@@ -140,14 +140,14 @@ class ImageMemory(KeptRows):
         """Keep the embeddings of a batch, and end the step: the next draw is another. An image twice in the batch: the last counts.
 
         Args:
-            embeddings_BD: (B, D) float, unit length.
+            embeddings_BD: (B, D) float, unit length; zeros: of an image not seen yet, nothing is kept.
             last_BD: (B, D) of `lookup`, from before the batch; several ranks: summed up and gathered.
             labels_B, positions_B: (B,) int64.
         """
         last_B = last_occurrence(positions_B)
         embeddings_BD = embeddings_BD[last_B].to(self.rows.dtype)
         counts_B = last_B == torch.arange(last_B.shape[0], device=last_B.device)
-        new_B = ~last_BD.any(dim=1, keepdim=True)
+        new_B = embeddings_BD.any(dim=1, keepdim=True) & ~last_BD.any(dim=1, keepdim=True)
         change_BX = torch.cat([embeddings_BD.float() - last_BD, new_B.float()], dim=1) * counts_B.unsqueeze(1)
         self._keep(labels_B, positions_B, embeddings_BD, change_BX)
 

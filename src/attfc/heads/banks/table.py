@@ -38,7 +38,7 @@ class CenterTable(KeptRows):
     """The latest center of each of N identities; everything it holds is in its `state_dict`.
 
     Args:
-        share, count: centers drawn as negatives in a step, of the identities or absolute; default: a tenth of the identities, at least 1,000, at
+        share, count: centers drawn as negatives in a step, of the identities or absolute; default: a tenth of the identities, at least 200, at
             most 20,000. Those of the batch come on top.
         place, folder: where the rows live; `device`: they move with the module.
         seed: names the draws.
