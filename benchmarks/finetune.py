@@ -31,7 +31,7 @@ from teacher import mean
 import attfc
 from attfc.config import load_config
 from attfc.data import SyntheticFaces, open_store
-from attfc.data.stores.synthetic import _jpeg
+from attfc.data.images import encode_image
 from attfc.evaluation import Embedder, evaluate_store
 from attfc.evaluation.bootstrap import Resampled, interval_of_difference, resample
 from attfc.evaluation.results import EvaluationResult, read_result, save_result
@@ -79,7 +79,9 @@ class AnotherStyle(SyntheticFaces):
         c = sample_conditions(sample_keys(keys, samples_N), traits)
         other = c._replace(saturation=0 * c.saturation, brightness=0.6 * c.brightness, noise=3 * c.noise + 0.02)
         pixels = render_faces(traits, other._replace(yaw=1.4 * c.yaw, pitch=1.4 * c.pitch, light_x=1.6 * c.light_x))
-        return [_jpeg(image, int(quality)) for image, quality in zip(pixels, c.quality, strict=True)]
+        return [
+            encode_image(image, "JPEG", quality=int(quality)) for image, quality in zip(pixels, c.quality, strict=True)
+        ]
 
 
 def draw(folder: Path, faces: SyntheticFaces) -> None:

@@ -26,7 +26,7 @@ from attfc.commands.common import err, out
 from attfc.commands.evaluation import calibrate, compare, evaluate, report
 from attfc.commands.help import Commands, CommandsByUse
 from attfc.commands.photos import align, serve
-from attfc.errors import UserError
+from attfc.errors import UserError, first_line
 
 __all__ = ["app", "main"]
 
@@ -75,17 +75,26 @@ def main() -> None:
         if debug:
             raise
         rank = os.environ.get("RANK", "0")
+        text = str(error)
+        if isinstance(error, OSError) and error.strerror and isinstance(error.filename, str | bytes | os.PathLike):
+            text = f"{os.fsdecode(error.filename)}: {error.strerror}"
         if rank == "0" or type(error).__name__ != "AgreedError":  # attfc.distributed's: rank 0 says it for all
-            err.print(f"error: {error}" if rank == "0" else f"error on rank {rank}: {error}")
+            err.print(f"error: {text}" if rank == "0" else f"error on rank {rank}: {text}")
         sys.exit(1)
-    except RuntimeError as error:
-        if debug or type(error).__name__ != "OutOfMemoryError":  # torch's, without importing torch to name it
+    except (RuntimeError, MemoryError) as error:
+        if debug or not _of_memory(error):
             raise
         err.print(
-            f"error: {str(error).splitlines()[0]} Try half the batch_size with twice the optimizer.accumulation, "
+            f"error: {first_line(error)} Try half the batch_size with twice the optimizer.accumulation, "
             "precision.amp=bfloat16, or backbone.options={checkpointing: true}",
         )
         sys.exit(1)
+
+
+def _of_memory(error: Exception) -> bool:
+    """Whether memory ran out: NumPy's error, or one of torch, known without importing it."""
+    names = {each.__name__ for each in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "DefaultCPUAllocator" in str(error)
 
 
 def _refuse_flags(arguments: list[str]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Array", "Bools", "Float32", "Float64", "Int64", "PathLike", "Progress", "Texts", "UInt8", "UInt64"]
+__all__ = ["Array", "Bools", "Float32", "Float64", "Int64", "Json", "PathLike", "Progress", "Texts", "UInt8", "UInt64"]
 
 Array = NDArray[Any]
 Bools = NDArray[np.bool_]
@@ -17,6 +17,9 @@ Int64 = NDArray[np.int64]
 Texts = NDArray[np.str_]
 UInt8 = NDArray[np.uint8]
 UInt64 = NDArray[np.uint64]
+
+Json = dict[str, Any]
+"""A JSON object: what a file, a record or an answer holds, by name."""
 
 PathLike = str | os.PathLike[str]
 

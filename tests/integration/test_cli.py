@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from attfc import cli
+from attfc.commands.common import write_json
 from attfc.config import load_config
 from attfc.run.components import build_head
 
@@ -48,6 +50,7 @@ def test_train_evaluate_and_report_on_a_folder(tmp_path, face_folder, monkeypatc
     assert "data:image/jpeg;base64," in (run / "report.html").read_text()
     figures = json.loads((run / "evaluation.json").read_text())
     assert 0.0 <= figures["accuracy"] <= 1.0
+    assert figures["flip"] is True
     low, high = figures["intervals"]["eer"]
     assert low <= figures["eer"] <= high
     assert f"[{low:.4f}, {high:.4f}]" in done.stdout
@@ -149,6 +152,11 @@ def test_print_config_is_yaml_that_trains(tmp_path, monkeypatch, capsys) -> None
         (["evaluate", "/nowhere", "held-out", "synthetic:identities=4,images=2"], "/nowhere"),
         (["evaluate", "/nowhere", "ijbz", "synthetic:identities=4,images=2"], "unknown protocol 'ijbz'"),
         (["data", "preview", "synthetic:identites=4"], "identites"),
+        (["train", "demo", "batch_size=9999999999999"], "batch_size=9999999999999: input should be less than or equal"),
+        (["train", "demo", "epochs", "=", "3"], "options are written without spaces around the sign"),
+        (["train", "demo", "output=/dev/null"], "name a folder that you may write into"),
+        (["backbones", "--json", "/dev/null/b.json"], "/dev/null/b.json cannot be written (/dev/null: File exists)"),
+        (["study", "table", "/nowhere.yaml"], "/nowhere.yaml"),
     ],
 )
 def test_a_fault_of_the_input_is_one_line_and_status_1(tmp_path, monkeypatch, capsys, arguments, message) -> None:
@@ -160,6 +168,51 @@ def test_a_fault_of_the_input_is_one_line_and_status_1(tmp_path, monkeypatch, ca
     assert last.startswith("error: ")
     assert [line for line in before if not line.startswith("attfc: ")] == []  # beside what was going to be done
     assert not (tmp_path / "runs").exists()  # nothing half-made is left
+
+
+def test_a_folder_that_begins_with_a_dash_is_reached_with_a_dot(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "-faces").mkdir()
+    status, _, err = run_main(monkeypatch, capsys, "train", "-faces")
+    assert status == 2
+    assert err == "error: -faces is there, but a word that begins with a dash is taken for an option: write ./-faces\n"
+    assert "no images" in run_main(monkeypatch, capsys, "train", "./-faces")[2]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (FileNotFoundError(2, "No such file or directory", "a.txt"), "error: a.txt: No such file or directory\n"),
+        (MemoryError("Unable to allocate 9 TiB\nmore"), "error: Unable to allocate 9 TiB Try half the batch_size"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "error: DefaultCPUAllocator: can't allocate"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(monkeypatch, capsys, error, said) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", refuse)
+    status, _, err = run_main(monkeypatch, capsys, "backbones")
+    assert status == 1
+    assert err.startswith(said)
+
+
+def test_json_goes_through_a_link_and_takes_names_that_are_no_text(tmp_path) -> None:
+    link, real = tmp_path / "link.json", tmp_path / "real.json"
+    real.touch()
+    link.symlink_to(real)
+    write_json(link, {"person": "\udcff"})
+    assert link.is_symlink()
+    assert json.loads(real.read_text()) == {"person": "\udcff"}
+
+
+def test_a_model_that_could_not_be_saved_is_refused_before_the_training(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("attfc.training.model_files.LARGEST_EMBEDDING", 100)
+    asked = ("train", "demo", *TINY, "backbone.embedding_size=128", f"output={tmp_path / 'runs'}")
+    status, _, err = run_main(monkeypatch, capsys, *asked)
+    assert status == 1
+    assert err.endswith("error: the model: embedding_size 128 is not a whole number from 1 to 100\n")
+    assert not (tmp_path / "runs").exists()
 
 
 def train_on(folder: Path, tmp_path: Path, *more: str) -> list[object]:

@@ -281,6 +281,10 @@ def test_make_bin_is_what_pickle_reads(kinds, tmp_path, attfc) -> None:
     encoded, same = pickle.loads((tmp_path / "mine.bin").read_bytes())  # noqa: S301  (made here, a line above)
     assert (encoded, same) == (found.encoded, [True, True, False, False, True, True, False, False])
     assert encoded[0] == store.read(0)[0]
+    attfc("data", "make-bin", kinds["packed"], pairs, tmp_path / "mine.bin")  # its own file is replaced
+    told = attfc("data", "make-bin", kinds["packed"], pairs, pairs, status=1)
+    assert f"{pairs} exists and is not what this option writes" in told
+    assert pairs.read_text("utf-8").startswith("2\t2\n")
 
 
 def test_sources_with_weights_train_and_keep_their_weights_on_resume(kinds, tmp_path, attfc) -> None:

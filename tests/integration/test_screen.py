@@ -9,6 +9,8 @@ import pytest
 
 from attfc import load
 from attfc.commands import screen
+from attfc.commands.training_screen import print_choices
+from attfc.config.choose import Choice
 from attfc.gallery import Gallery
 from attfc.lab import head_speed
 
@@ -217,3 +219,18 @@ def test_a_page_that_is_there_is_not_overwritten_unasked(places, tmp_path, monke
     assert page.read_text() == "mine"
     assert run_main(monkeypatch, capsys, "report", result, "--output", page, "--force")[0] == 0
     assert page.read_text() != "mine"
+
+
+@pytest.mark.parametrize(("columns", "most"), [(None, 80), ("60", 60), ("wide", 80), ("400", 400)])
+def test_the_table_of_choices_fits_where_nobody_looks_too(columns, most, monkeypatch, capsys) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    why = (
+        "their images judge the model; they are never trained on, and a sound verdict takes more of them (eval.share=)"
+    )
+    print_choices([Choice("kept aside", {"eval.share": 0.1}, "{:g} of all", why)])
+    lines = capsys.readouterr().err.splitlines()
+    assert max(map(len, lines)) <= most
+    assert len(lines) == 2 or most < 100
+    assert not figures(why) - figures(" ".join(lines))

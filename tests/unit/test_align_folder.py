@@ -157,6 +157,12 @@ def test_refused_photos_are_shown_when_asked(photos: Path, tmp_path: Path) -> No
     assert CliRunner().invoke(app, [*arguments, "--refused", str(picture)]).exit_code == 0
     with Image.open(picture) as sheet:
         assert sheet.size == (164, 190)  # one photo, which cannot be decoded
+    assert CliRunner().invoke(app, [*arguments, "--refused", str(picture)]).exit_code == 0, "its own is replaced"
+    photo = next(photos.rglob("*.jpg"))
+    before = photo.read_bytes()
+    result = CliRunner().invoke(app, [*arguments, "--refused", str(photo)])
+    assert "exists and is not what this option writes" in str(result.exception)
+    assert photo.read_bytes() == before
     result = CliRunner().invoke(app, [*arguments[:2], "-o", str(tmp_path / "out"), "--faces", "centrl"])
     assert "--faces centrl: use one of largest, central, all, box; did you mean 'central'?" in str(result.exception)
     result = CliRunner().invoke(app, [*arguments, "--faces", "box"])

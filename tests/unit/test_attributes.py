@@ -196,6 +196,7 @@ def test_what_is_not_a_number_is_not_known_and_long_texts_are_no_slices(tmp_path
         ("image,age", ["identity 0/sample 0,1", "a/identity 0/sample 0,2"], "lines 2 and 3 both name identity 0/sample 0"),
         ("image,age", ["identity 0/sample 0,1\ridentity 0/sample 1,1"], "line 2 has a CR within it: end lines with LF or CR LF"),
         ("", [], "is empty: write image<TAB>camera"),
+        ("identity 0/sample 0,gate", ["identity 1/sample 0,phone"], "first line names an image, 'identity 0/sample 0', where"),
     ],
 )  # fmt: skip
 def test_a_table_that_is_wrong_is_refused_in_one_line(tmp_path, header: str, rows: list[str], message: str) -> None:

@@ -419,6 +419,9 @@ def test_a_key_of_0_1_that_says_nothing_is_told_so(typed) -> None:
         ("format: 2\ncenter: [pairs]", "center.kind=['pairs']: choose one of own_embedding"),
         ("format: 2\nhead: {kind: {a: 1}}", "head.kind={'a': 1}: choose one of attfc"),
         ("format: 2\nprofile: [published]", "profile=['published'] is unknown"),
+        ("profile: foo", "profile='foo' is unknown: choose one of published"),
+        ("1: 2\nseed: 3", "x.yaml holds the key 1, which is not a name, expected a mapping of sections"),
+        ("backbone: {mean: [1, 2]}", "backbone.mean=[1, 2]: input should be one number, or three"),
         (
             "format: 2\nhead: {name: full_fc}",
             "x.yaml: head.name=full_fc: the spelling of attfc 0.1; write head=full_fc",

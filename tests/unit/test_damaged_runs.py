@@ -159,7 +159,7 @@ def test_odd_values_in_json_make_a_report_or_one_line(run):
 
 def test_a_configuration_that_is_no_text_is_named(run):
     (run / "config.yaml").write_bytes(b"\xff")
-    assert "config.yaml: cannot be read ('utf-8' codec" in reported(run, "config.yaml")
+    assert "config.yaml: cannot be read (byte 1 is not UTF-8 text: save it as UTF-8)" in reported(run, "config.yaml")
     (run / "config.yaml").write_text("a: &a [*a]")  # shown as it stands
     assert reported(run, "config.yaml") is None
 

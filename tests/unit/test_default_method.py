@@ -1,5 +1,7 @@
 """`AttFC.default` and `AttFC.published`: what the configuration builds, for any number of identities and any batch."""
 
+import json
+
 import pytest
 import torch
 from torch import Tensor
@@ -206,3 +208,16 @@ def test_advice_on_wrong_labels_names_nothing_that_the_run_has_already() -> None
         assert advice in said[3]
         assert "`attfc data clean DATA --model RUN`" in said[3]
         assert ("head.filter" in said[3]) == (not sets_aside)
+
+
+def test_a_resumed_run_says_the_advice_on_wrong_labels_no_second_time() -> None:
+    watch, again = LabelWatch(), LabelWatch()
+    early = [watch.note(200 * epoch, epoch, 0.2) for epoch in (0.8, 1.6, 1.9)]
+    again.load_state_dict(json.loads(json.dumps(watch.state_dict())))
+    assert again.state_dict()["shares"] == [0.2], "what was seen counts after the resume"
+    assert early == [None] * 3
+    assert again.note(420, 2.1, 0.2) is not None
+    watch.load_state_dict(again.state_dict())
+    assert [watch.note(200 * epoch, epoch, 0.2) for epoch in (2.2, 2.3)] == [None, None]
+    watch.load_state_dict({})  # of a checkpoint of an earlier version
+    assert watch.note(500, 2.5, 0.2) is not None

@@ -242,6 +242,18 @@ def test_thresholds_are_those_of_the_model_that_was_evaluated_last(tmp_path) -> 
     with pytest.raises(UserError, match=r"evaluation\.json states no threshold that 30 pairs of different people"):
         thresholds_of(model, of_run)
 
+    damaged = [
+        ('{"0.1": NaN}', "300"),
+        ('{"0.1": 7}', "300"),
+        ('{"-1": 0.2}', "300"),
+        (f'{{"0.1": 1{"0" * 400}}}', "300"),
+        ('{"0.1": 0.2}', "1e999"),
+    ]
+    for rates, pairs in damaged:
+        far.write_text(f'{{"threshold_at_far": {rates}, "impostor_pairs": {pairs}}}')
+        with pytest.raises(UserError, match=r"far\.json (is damaged: its threshold|states no threshold)"):
+            thresholds_of(model, far)
+
     earlier = {"protocol": "all-pairs", **stated["all_pairs"]}  # as earlier versions wrote it
     far.write_text(json.dumps(earlier))
     assert thresholds_of(model, far) == (known, f"{far} (it does not say of which model)", None)

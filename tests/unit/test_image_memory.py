@@ -202,3 +202,24 @@ def test_what_cannot_be() -> None:
         attfc(CenterTable())
     with pytest.raises(UserError, match="it needs at least one image per identity"):
         ImageMemory().bind(SIZE, 4, images=3)
+
+
+def test_of_an_image_that_is_set_aside_what_was_remembered_stays() -> None:
+    """One seen before keeps its embedding, one never seen stays unseen; the sums are those of the rows."""
+    head = attfc(filter_above=0.2, filter_gap=0.1)  # begins at the second step: `images` of an epoch is 0
+    everybody = torch.arange(IMAGES)
+    mine = normalize(torch.randn(IDENTITIES, SIZE), dim=1)
+    seen = everybody[(COUNTS.cumsum(0) - 1)[4] != everybody]  # the last image of identity 4 was never seen
+    for _ in range(2):
+        head(mine[LABELS[seen]], LABELS[seen], positions_B=seen)
+    before = head.memory.rows.clone(), head.memory.sums.clone()
+    wrong = everybody[LABELS == 4]
+    at = torch.cat([wrong, everybody[LABELS == 7]])
+    strange = torch.cat([mine[5].expand(len(wrong), SIZE), normalize(mine[7] + 0.1, dim=0).expand(4, SIZE)])
+    assert not head.memory.rows[wrong[-1]].any()
+    head.set_aside.share.fill_(0.5)
+    head(strange, LABELS[at], positions_B=at)
+    assert head.statistics()["set_aside_share"] == pytest.approx(len(wrong) / len(at))
+    assert torch.equal(head.memory.rows[wrong], before[0][wrong])
+    assert torch.equal(head.memory.sums[4], before[1][4])
+    assert not torch.equal(head.memory.rows[LABELS == 7], before[0][LABELS == 7])

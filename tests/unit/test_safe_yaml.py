@@ -28,6 +28,8 @@ HOSTILE = {
     "!!python/object/apply:os.system [ls]": "could not determine a constructor",
     "name: \0": "special characters are not allowed",
     "#" * 300_000: "300,000 characters",
+    "data: {root: a}\nseed: 1\ndata: {licence: b}\n": "key 'data' stands twice in one section",
+    "optimizer: {momentum: 0.9, momentum: 0.8}": "key 'momentum' stands twice",
 }
 
 
@@ -72,7 +74,9 @@ def test_files_that_are_none_are_refused_without_waiting(tmp_path) -> None:
         with pytest.raises(UserError, match=rf"cannot read configuration .*{name}\.yaml: it is not a regular file"):
             load_config(str(tmp_path / f"{name}.yaml"))
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe")
-    with pytest.raises(UserError, match=r"cannot read configuration .*bytes\.yaml: 'utf-8' codec"):
+    with pytest.raises(
+        UserError, match=r"cannot read configuration .*bytes\.yaml: byte 1 is not UTF-8 text: save it as UTF-8"
+    ):
         load_config(str(tmp_path / "bytes.yaml"))
 
 

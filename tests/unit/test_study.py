@@ -10,6 +10,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from attfc.config.choose import FREQUENT, Data, Machine, choose
 from attfc.data import open_store
 from attfc.errors import UserError
 from attfc.evaluation import embed_store
+from attfc.lab import study as study_module
 from attfc.lab.pages import FIGURES, study_figure, study_table
 from attfc.lab.study import read_study, run_study, study_records
 from attfc.lab.study_cells import _head_bytes_of, evaluate_faces, evaluate_vectors, run_faces, run_vectors
@@ -476,9 +478,27 @@ def test_cells_of_other_settings_and_damaged_ones_are_refused(grid: Path, tmp_pa
     (tmp_path / "out/full_fc.seed0.json").unlink()
     with pytest.raises(UserError, match=r"cells\.jsonl line 1: was run with another overrides .*: delete it, or"):
         study_records(read_study(grid), tmp_path / "out")
-    (tmp_path / "out/cells.jsonl").write_text('{"variant": "a", "seed": 0}\n' + "[" * 100_000)
-    with pytest.raises(UserError, match=r"cells\.jsonl line 2: damaged"):
-        study_records(read_study(grid), tmp_path / "out")
+    sound = '{"variant": "a", "seed": 0, "failed": "x"}\n'
+    rest = '"steps": 1, "seconds": 1, "samples_per_second": 1}'
+    for damaged, why in (
+        ("[" * 100_000, ""),
+        ('{"variant": "a", "seed": 0}', r" \('figures'\)"),
+        ('{"variant": "a", "seed": 0, "figures": {}, ' + rest, r" \('test'\)"),
+        ('{"variant": "a", "seed": 0, "figures": {"test": {"rank_one": "x"}}, ' + rest, r" \(could not convert"),
+        ('{"variant": "a", "seed": 0, "figures": {"test": {}}, "steps": 3}', r" \('seconds'\)"),
+    ):
+        (tmp_path / "out/cells.jsonl").write_text(sound + damaged)
+        with pytest.raises(UserError, match=r"cells\.jsonl line 2: damaged" + why):
+            study_records(read_study(grid), tmp_path / "out")
+
+
+def test_a_cell_whose_process_is_ended_from_outside_is_one_sentence(grid: Path, tmp_path: Path, monkeypatch) -> None:
+    def ended(running: object) -> None:
+        raise BrokenProcessPool("A process in the process pool was terminated abruptly")
+
+    monkeypatch.setattr(study_module, "as_completed", ended)
+    with pytest.raises(UserError, match=r"ended from outside, for want of memory perhaps: the same command goes on"):
+        run_study(read_study(grid), tmp_path / "out", said=lambda line: None)
 
 
 STUDIES = Path(__file__).parents[2] / "benchmarks" / "studies"

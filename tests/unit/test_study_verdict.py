@@ -109,6 +109,14 @@ def test_equal_cells_are_level_without_a_width() -> None:
     assert found.word == "level"
 
 
+def test_one_person_gives_no_interval() -> None:
+    one, other = (
+        [cell(name, seed, PAIRS[:1] - (seed + more) % 3, IMAGES[:1], IMAGES[:1]) for seed in range(5)]
+        for more, name in enumerate("ab")
+    )
+    assert difference(one, other, FIGURE, "all") is None
+
+
 def test_intervals_hold_the_truth() -> None:
     """Persons, seeds, and both together move the difference of two variants of equal rates; nominal 95 % of 200 intervals."""
     rng, held = np.random.default_rng(0), 0

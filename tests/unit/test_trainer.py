@@ -17,7 +17,7 @@ from attfc.training.momentum import MomentumPair
 from attfc.training.optimizers import build_optimizer, parameter_groups
 from attfc.training.progress import RunLog
 from attfc.training.schedule import build_schedule
-from attfc.training.step import Augmented, TrainStep
+from attfc.training.step import Augmented, Inputs, TrainStep
 from attfc.training.trainer import Trainer
 
 
@@ -181,3 +181,18 @@ def test_a_state_with_anything_anywhere_is_taken_up_or_refused_in_one_line(tmp_p
         with contextlib.suppress(UserError):
             trainer.load_state_dict(replaced(state, place, odd))
     trainer.load_state_dict(state)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_kept_statistics_are_not_averaged_over_ranks(monkeypatch, kept) -> None:
+    """They are equal on all, and the mean of three equal numbers would round."""
+    averaged: list[object] = []
+    monkeypatch.setattr(
+        "attfc.training.step.average_running_statistics", lambda modules, ranks: averaged.extend(modules)
+    )
+    pair = MomentumPair(torch.nn.BatchNorm1d(3), keys=False, keep_statistics=kept)
+    head = FullFC(3, 4, CosFace())
+    step = TrainStep(pair, head, torch.optim.SGD([*pair.parameters(), *head.parameters()], lr=0.1))
+    pair.train()
+    step([Inputs(torch.randn(4, 3), torch.arange(4))])
+    assert averaged == ([] if kept else [pair])

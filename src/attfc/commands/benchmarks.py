@@ -6,12 +6,13 @@ from typing import Annotated, Any
 from typer import Option
 
 from attfc.commands.common import (
+    CHART,
     DeviceOption,
-    FileOption,
     JsonOption,
     PositiveOption,
     err,
     print_markdown,
+    replaces,
     write_json,
 )
 from attfc.commands.help import Commands
@@ -43,8 +44,8 @@ def heads(
     steps: SeveralOption = 9,
     device: DeviceOption = "auto",
     json_file: JsonOption = None,
-    markdown: FileOption = None,
-    figure: FileOption = None,
+    markdown: Annotated[Path | None, Option(dir_okay=False, callback=replaces(b"Samples/s"))] = None,
+    figure: Annotated[Path | None, Option(dir_okay=False, callback=CHART)] = None,
 ) -> None:
     """Measure samples per second and memory of the heads for growing numbers of identities; `-`: does not fit.
 

@@ -1,7 +1,9 @@
 """What the commands share: consoles and tables (`screen`), options, a progress bar, tables of figures, `--json`."""
 
+import errno
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -13,11 +15,16 @@ from typer import Option
 
 from attfc.commands.screen import Table, err, out, print_markdown, print_table
 from attfc.errors import UserError
+from attfc.files import written_whole
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from attfc.data import Store
 
 __all__ = [
+    "CHART",
+    "SHEET",
     "AlignOption",
     "BatchSizeOption",
     "CacheOption",
@@ -40,18 +47,28 @@ __all__ = [
     "print_table",
     "progress_bar",
     "replaces",
+    "save_sheet",
     "working",
     "write_json",
 ]
 
 
 def replaces(mark: bytes) -> Callable[[Path | None], Path | None]:
-    """Return the callback of an option that names a file to write: a file that is there is replaced only if it has `mark` near its beginning.
+    """Return the callback of an option that names a file to write: its folder is made, and a file that is there has `mark` near its beginning.
 
     It is asked while options are read, so that nothing is computed for a file that cannot be written.
     """
 
     def check(path: Path | None) -> Path | None:
+        if path is not None:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if not os.access(path.parent, os.W_OK):
+                    raise PermissionError(errno.EACCES, "you may not write there", path.parent)
+            except OSError as error:
+                raise UserError(
+                    f"{path} cannot be written ({error.filename}: {error.strerror}): name another place"
+                ) from None
         if path is not None and path.is_file():
             with path.open("rb") as file:
                 beginning = file.read(64)
@@ -63,6 +80,9 @@ def replaces(mark: bytes) -> Callable[[Path | None], Path | None]:
 
     return check
 
+
+CHART, SHEET = replaces(b"<svg"), replaces(b"Software\0attfc")
+"""Callbacks of options for a chart (SVG) and for a sheet that `save_sheet` writes."""
 
 JsonOption = Annotated[
     Path | None,
@@ -161,8 +181,18 @@ def open_with_bar(path: str, **options: Any) -> "Store":
         return open_store(path, **options, progress=bar)
 
 
+def save_sheet(sheet: "Image", path: Path) -> None:
+    """Write a sheet of pictures as PNG, in one piece, with a mark by which `SHEET` knows it."""
+    from PIL.PngImagePlugin import PngInfo
+
+    written_by = PngInfo()
+    written_by.add_text("Software", "attfc")
+    with written_whole(path.resolve()) as file:
+        sheet.save(file, "PNG", pnginfo=written_by)
+
+
 def write_json(path: Path | None, values: dict[str, Any]) -> None:
     """Write what `--json FILE` asks for; nothing without it."""
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+        text = json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n"
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")  # in place: it may be a link, or /dev/stdout

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import Argument, Option
 
 from attfc.commands.common import (
+    SHEET,
     CacheOption,
     JsonOption,
     NaturalOption,
@@ -16,14 +17,13 @@ from attfc.commands.common import (
     print_notes,
     progress_bar,
     replaces,
+    save_sheet,
     write_json,
 )
 from attfc.commands.help import Commands
 from attfc.errors import UserError
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from attfc.data import Store
 
 __all__ = ["app"]
@@ -40,7 +40,7 @@ EditListOption = Annotated[
         callback=replaces(b"# attfc edits"),
     ),
 ]
-PreviewOption = Annotated[Path, Option("--output", "-o", dir_okay=False, callback=replaces(b"Software\0attfc"))]
+PreviewOption = Annotated[Path, Option("--output", "-o", dir_okay=False, callback=SHEET)]
 SourceArgument = Annotated[
     str,
     Argument(
@@ -121,15 +121,7 @@ def preview_data(
     from attfc.data import contact_sheet
 
     store = _open(path, edits, label_source, cache)
-    _save_sheet(contact_sheet(store, identities=identities, images=images, seed=seed), output)
-
-
-def _save_sheet(sheet: "Image", output: Path) -> None:
-    from PIL.PngImagePlugin import PngInfo
-
-    written_by = PngInfo()
-    written_by.add_text("Software", "attfc")
-    sheet.save(output, "PNG", pnginfo=written_by)
+    save_sheet(contact_sheet(store, identities=identities, images=images, seed=seed), output)
     out.print(str(output), soft_wrap=True)
 
 
@@ -219,7 +211,7 @@ def clean_data(
     model: Path | None = None,
     people: bool = True,
     merge: bool = False,
-    sheet: Annotated[Path | None, Option(dir_okay=False, callback=replaces(b"Software\0attfc"))] = None,
+    sheet: Annotated[Path | None, Option(dir_okay=False, callback=SHEET)] = None,
     fewest: PositiveOption = 1,
     broken: bool = True,
     duplicates: Literal["drop_all", "keep_first", "report", "ignore"] = "drop_all",
@@ -289,7 +281,8 @@ def clean_data(
     uses = " ".join(f"--edits {one}" for one in lists)
     out.print(f"edit list: {output}   use it with data.edits=[{', '.join(map(str, lists))}] or {uses}")
     if sheet is not None:
-        _save_sheet(report.sheet(store, evaluation), sheet)
+        save_sheet(report.sheet(store, evaluation), sheet)
+        out.print(str(sheet), soft_wrap=True)
     write_json(json_file, {**report.to_dict(), "edits": str(output)})
 
 
@@ -339,7 +332,7 @@ def noise_data(
 def make_bin(
     path: SourceArgument,
     pairs: Annotated[Path, Argument(dir_okay=False)],
-    output: Annotated[Path, Argument(metavar="OUT", dir_okay=False)],
+    output: Annotated[Path, Argument(metavar="OUT", dir_okay=False, callback=replaces(b"\x80\x04"))],
     edits: EditsOption = None,
     cache: CacheOption = None,
 ) -> None:

@@ -1,5 +1,6 @@
 """`attfc options`: what can be set, from the place where it is described; and what a shell may complete."""
 
+import os
 import textwrap
 from typing import Annotated, Any
 
@@ -82,6 +83,8 @@ def written_as_flag(words: list[str], flags: set[str]) -> str | None:
         near = [name] if name in SHORT_NAMES else keys_like(name, most=1)
         follows = words[number + 1] if number + 1 < len(words) else ""
         value = value or (follows if follows and not follows.startswith("-") and "=" not in follows else "VALUE")
+        if os.path.exists(word):
+            return f"{word} is there, but a word that begins with a dash is taken for an option: write ./{word}"
         write = f"write {near[0]}={value}" if near else "as KEY=VALUE; attfc options lists them"
         return f"there is no {flag}: options of a run are written without dashes{'; ' if near else ', '}{write}"
     return None

@@ -2,10 +2,12 @@
 
 On a terminal a sentence is broken between words. A table is tried in three forms, and the first that fits is taken: as it is; with headers and text
 in several lines and intervals below their figures; a block of `name  value` lines for each row. No form cuts a figure.
-Where the output is not a terminal, every row is one line however long: what reads a pipe depends on no window's width.
+Where the output is not a terminal, every row is one line however long: what reads a pipe depends on no window's width. A table of sentences
+(`fits`) is for people there too.
 """
 
 import itertools
+import os
 import re
 import textwrap
 from collections.abc import Container, Sequence
@@ -108,19 +110,24 @@ def _stacked(cell: str) -> list[str]:
     return cell.replace(" [", "\n[").split("\n")
 
 
-def print_table(*tables: Table, to: Screen = out) -> None:
-    """Print tables of the same columns below each other, aligned, each after its title; see the module for how they fit."""
+def print_table(*tables: Table, to: Screen = out, fits: bool = False) -> None:
+    """Print tables of the same columns below each other, aligned, each after its title; see the module for how they fit.
+
+    fits: one of sentences, which nothing parses: where it is no terminal it fits into COLUMNS, or 80 characters.
+    """
     columns = [
         _Column(header, [row[place] for table in tables for row in table.rows], place not in tables[0].words)
         for place, header in enumerate(tables[0].header)
     ]
     gaps = len(GAP) * (len(columns) - 1)
     widths = [column.longest for column in columns]
-    if to.is_terminal and sum(widths) + gaps > to.width:
+    columns_set = os.environ.get("COLUMNS", "")
+    most = to.width if to.is_terminal else int(columns_set) if columns_set.isdecimal() else 80
+    if (to.is_terminal or fits) and sum(widths) + gaps > most:
         widths = [column.least for column in columns]
-        spare = to.width - gaps - sum(widths)
+        spare = most - gaps - sum(widths)
         if spare < 0:
-            _print_blocks(tables, columns, to)
+            _print_blocks(tables, columns, to, most)
             return
         _widen(widths, columns, spare)
     _print_line(tables[0].header, widths, columns, to, style="bold")
@@ -155,7 +162,7 @@ def _print_line(
         to.print(line.rstrip(), style=style, soft_wrap=True)
 
 
-def _print_blocks(tables: Sequence[Table], columns: Sequence[_Column], to: Screen) -> None:
+def _print_blocks(tables: Sequence[Table], columns: Sequence[_Column], to: Screen, width: int) -> None:
     """Print a block of lines for each row; a cell whose column has no header stands behind the one before it."""
     names = max(cell_len(column.header) for column in columns)
     for table in tables:
@@ -168,7 +175,7 @@ def _print_blocks(tables: Sequence[Table], columns: Sequence[_Column], to: Scree
                 if not column.header and block:
                     block[-1][1][-1] = f"{block[-1][1][-1]} {cell}".rstrip()
                 elif cell:
-                    block.append((column.header, column.lines(cell, to.width - names - len(GAP))))
+                    block.append((column.header, column.lines(cell, width - names - len(GAP))))
             for name, lines in block:
                 space = " " * (names - cell_len(name)) + GAP
                 to.print((name + space + f"\n{' ' * names}{GAP}".join(lines)).rstrip(), soft_wrap=True)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from attfc.commands.common import FileOption, PositiveOption, err, print_markdown
+from attfc.commands.common import CHART, PositiveOption, err, print_markdown
 from attfc.commands.help import Commands
 
 __all__ = ["app"]
@@ -53,7 +53,11 @@ def run(
 
 
 @app.command()
-def table(study: StudyArgument, output: FolderOption = None, figure: FileOption = None) -> None:
+def table(
+    study: StudyArgument,
+    output: FolderOption = None,
+    figure: Annotated[Path | None, Option(dir_okay=False, callback=CHART)] = None,
+) -> None:
     """Print the table of a study's cells as Markdown.
 
     Args:

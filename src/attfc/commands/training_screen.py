@@ -24,7 +24,7 @@ _FINISH_NOTES = 1
 def print_choices(choices: "list[Choice]") -> None:
     """Print what was chosen from the data and the machine, a row each with its reason; words wrap, nothing is cut off."""
     rows = [(choice.what, choice.shown, choice.why) for choice in choices]
-    print_table(Table(("chosen", "", "why (change any with key=value)"), rows, words=(0, 1, 2)), to=err)
+    print_table(Table(("chosen", "", "why (change any with key=value)"), rows, words=(0, 1, 2)), to=err, fits=True)
 
 
 def train(data: str | os.PathLike[str], *overrides: str, **short: Any) -> "Run":

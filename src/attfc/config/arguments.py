@@ -31,14 +31,15 @@ def read_words(words: Iterable[str | os.PathLike[str]]) -> Asked:
     data: str | None = None
     overrides: list[str] = []
     presets = preset_names()
+    words = list(words)
+    if "=" in words:
+        raise UserError("options are written without spaces around the sign: epochs=3, not epochs = 3")
     for each in words:
         if not isinstance(each, str | os.PathLike):
             raise UserError(
                 f"train() takes data as a path or synthetic:..., and options as texts such as 'epochs=5', not {type(each).__name__}"
             )
         word = os.fspath(each)
-        if word == "=":
-            raise UserError("options are written without spaces around the sign: epochs=3, not epochs = 3")
         if word in presets or (word.endswith((".yaml", ".yml")) and "=" not in word and not Path(word).is_dir()):
             if preset is not None:
                 raise UserError(f"{preset} and {word} are two configurations: give one of them")

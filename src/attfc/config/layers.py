@@ -183,10 +183,10 @@ def _read_values(preset: str) -> dict[str, Any]:
         raise UserError(f"{preset} is not valid YAML: {error}") from None
     if values is None:
         values = {}
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise UserError(
-            f"{preset} holds {type(values).__name__}, expected a mapping of sections such as data, backbone, head"
-        )
+    odd = [key for key in values if not isinstance(key, str)] if isinstance(values, dict) else []
+    if not isinstance(values, dict) or odd:
+        found = f"the key {odd[0]!r}, which is not a name" if odd else type(values).__name__
+        raise UserError(f"{preset} holds {found}, expected a mapping of sections such as data, backbone, head")
     return values
 
 

@@ -54,8 +54,14 @@ def explain(error: ValidationError, origin: str) -> str:
         location = fault["loc"]
         if location and location[0] in KINDS:  # the kind stands between the section and its option
             location = (location[0], *location[2:])
+        if PIXEL_VALUES in location:
+            continue
+        if one_or_three := location[-1:] == ("float",):
+            location = location[:-1]
         place = ".".join(map(str, location))
-        if fault["type"] == "extra_forbidden":
+        if one_or_three:
+            lines.append(f"{place}={_shortened(fault['input'])}: input should be one number, or three")
+        elif fault["type"] == "extra_forbidden":
             lines.append(f"unknown key {place!r}{_nearest_key(place)}")
         elif fault["type"] == "value_error":
             lines.append(str(fault["ctx"]["error"]))
@@ -66,6 +72,7 @@ def explain(error: ValidationError, origin: str) -> str:
     return f"configuration {origin}: " + "; ".join(dict.fromkeys(lines))
 
 
+PIXEL_VALUES = "tuple[float, float, float]"  # pydantic's name for the other thing that such an option may be
 _SUPPLIED = {"identities": "the data", "images": "the data", "ranks": "the processes that torchrun starts"}
 
 

@@ -5,6 +5,7 @@ ValueError. Here a text has at most 256 KiB, all values that its anchors stand f
 """
 
 import stat
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,10 @@ def read_yaml_text(path: Path) -> str:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise ValueError(f"it is longer than the {MAX_BYTES:,} bytes that are read")
-    return data.decode("utf-8-sig")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start + 1} is not UTF-8 text: save it as UTF-8") from None
 
 
 def _count(node: yaml.Node, known: dict[int, int]) -> int:
@@ -103,6 +107,9 @@ def _count(node: yaml.Node, known: dict[int, int]) -> int:
     below: list[yaml.Node] = []
     if isinstance(node, yaml.MappingNode):
         below = [entry for pair in node.value for entry in pair]
+        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise ValueError(f"key {twice[0]!r} stands twice in one section, and only one would count: join them")
     elif isinstance(node, yaml.SequenceNode):
         below = node.value
     known[number] = 1 + sum(_count(entry, known) for entry in below)

@@ -38,6 +38,7 @@ else:
 
 __all__ = ["RunConfig", "Section", "SourceConfig", "described_fields", "models_of"]
 
+BatchSize = Annotated[int, Field(ge=1, le=500_000)]
 PixelValues = float | tuple[float, float, float]
 STARTS = "start_from!=null"
 EVALUATES = "eval.root!=null or eval.share!=0"
@@ -277,7 +278,7 @@ class EvalConfig(Section):
     )
     all_pairs: bool = option(True, "also compare every two images, which low false accept rates need", acts=EVALUATES)
     flip: bool = option(True, "add the embedding of the mirror image", acts=EVALUATES)
-    batch_size: Positive = option(256, "images per forward pass of the evaluation", unit="images", acts=EVALUATES)
+    batch_size: BatchSize = option(256, "images per forward pass of the evaluation", unit="images", acts=EVALUATES)
     look_alikes: NotNegative = option(
         20, "longest search for evaluation people who look like training people; 0: none", unit="s", acts=EVALUATES
     )
@@ -330,7 +331,7 @@ class RunConfig(Section):
     threads: Positive | None = option(
         None, "processor threads of the training process", unit="threads", null="torch's default"
     )
-    batch_size: Positive = option(128, "images per batch, over all processes", unit="images")
+    batch_size: BatchSize = option(128, "images per batch, over all processes", unit="images")
     start_from: str | None = option(
         None,
         "weights to start from: a run, a model folder, .safetensors, .pt or .pth; they set network, input size and colours",

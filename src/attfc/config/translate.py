@@ -124,7 +124,8 @@ def translate(
         if old["center.source"] != "others":
             old["center.table"] = "none"
     kept = {key: value for key, value in sections.items() if value != {} or key == "backbone"}
-    kept.pop("profile", None)
+    if kept.get("profile") in ("tuned", "published"):
+        del kept["profile"]
     for section, part in nested(_written(_new(old), flat, profile).items()).items():
         both = isinstance(kept.get(section), dict) and isinstance(part, dict)
         kept[section] = part | kept[section] if both else part

@@ -59,7 +59,7 @@ def read_attributes(path: str | Path | None, store: NamedImages) -> Attributes |
 
     Raises:
         UserError: no such file, not UTF-8, no column beside the image's, two of one name, a row with more fields than columns; a row that
-            names two images or an image of two rows; no row that names an image of the store.
+            names two images or an image of two rows; no row that names an image of the store, or a first line that names one.
     """
     if path is None:
         return None
@@ -67,7 +67,11 @@ def read_attributes(path: str | Path | None, store: NamedImages) -> Attributes |
     names, rows, lines = _rows(file)
     image_of: dict[int, int] = {}
     row_of = np.full(len(store), -1)
-    for row, image in _matches([row[0] for row in rows], store):
+    for row, image in _matches([*(row[0] for row in rows), names[0]], store):
+        if row == len(rows):
+            raise UserError(
+                f"{file}: its first line names an image, {names[0][:80]!r}, where the columns are due: write image<TAB>camera<TAB>... above it"
+            )
         if row_of[image] >= 0:
             one, other = sorted((lines[row_of[image]], lines[row]))
             raise UserError(f"{file}: lines {one} and {other} both name {store.where(image)}: leave one out")

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from attfc.data.stores.packed.packed_writer import PackedWriter
 from attfc.data.stores.store import Store
 from attfc.data.stores.writer import LEFT_OUT, StoreWriter
 from attfc.errors import UserError, nearest
-from attfc.typing import PathLike, Progress
+from attfc.typing import Json, PathLike, Progress
 
 __all__ = ["Conversion", "convert_store"]
 
@@ -133,7 +133,7 @@ def _writer(store: Store, target: Path, kind: str, check: bool, shard_bytes: int
         from attfc.data.stores.rec.record_writer import RecordSetWriter  # not needed by those who pack
 
         return RecordSetWriter(target, store.name, len(store.identities), store.identity_name if keep_names else None)
-    same: dict[str, Any] = {"source_digest": source_digest(store), "options": {"check": check}}
+    same: Json = {"source_digest": source_digest(store), "options": {"check": check}}
     if kind == "folder":
         names = [identity_name_bytes(store, label) for label in range(len(store.identities))]
         return FolderWriter(target, identity_names=names, **same)

@@ -60,7 +60,7 @@ def checked_positions(positions: npt.ArrayLike, images: int, of: str = "store", 
         IndexError: one outside 0 ... images - 1.
     """
     asked = np.asarray(positions, dtype=np.int64)
-    if asked.size and not 0 <= int(asked.min()) <= int(asked.max()) < images:
+    if asked.size and not 0 <= asked.min() <= asked.max() < images:
         article = "an" if of == "index" else "a"
         raise IndexError(f"{what} {int(asked.min())} ... {int(asked.max())} of {article} {of} of {images} images")
     return asked
@@ -153,7 +153,7 @@ class IdentityIndex:
                 f"labels are {raw.dtype} of shape {raw.shape}: a row of integers is needed "
                 "(float32 labels collide above 16,777,216)"
             )
-        if raw.size and raw.dtype.kind == "u" and int(raw.max()) > np.iinfo(np.int64).max:
+        if raw.size and raw.dtype.kind == "u" and raw.max() > np.iinfo(np.int64).max:
             raise UserError(f"label {int(raw.max())} does not fit into int64")
         label_of = raw.astype(np.int64, copy=False)
         low, high = (int(label_of.min()), int(label_of.max())) if label_of.size else (0, -1)
@@ -169,7 +169,7 @@ class IdentityIndex:
                 _gap_message(f"label {high} among {label_of.size} images leaves identities without an image")
             )
         counts = np.bincount(label_of, minlength=high + 1 if identities is None else identities)
-        if identities is None and counts.size and int(counts.min()) == 0:
+        if identities is None and counts.size and counts.min() == 0:
             raise UserError(_gap_message(f"label {int(counts.argmin())} has no image"))
         if (label_of[1:] >= label_of[:-1]).all():
             return cls(offsets_of(counts))
@@ -242,7 +242,7 @@ class IdentityIndex:
         return positions
 
     def _check_range(self, positions: Int64) -> None:
-        if positions.size and (int(positions.min()) < 0 or int(positions.max()) >= self._images):
+        if positions.size and (positions.min() < 0 or positions.max() >= self._images):
             raise UserError(
                 f"{self._source}: items hold positions {int(positions.min())} ... {int(positions.max())} but there are "
                 f"{self._images} images; delete it to have it rebuilt"
@@ -302,7 +302,7 @@ def _contradiction(offsets: Int64, items: Int64 | None) -> str | None:
         if array is not None and (array.dtype != np.int64 or array.ndim != 1):
             return f"{name} are {array.dtype} of shape {array.shape} instead of a row of int64"
     images = len(items) if items is not None else int(offsets[-1]) if len(offsets) else 0
-    if len(offsets) == 0 or int(offsets[0]) != 0 or int(offsets[-1]) != images:
+    if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != images:
         ends = f"{int(offsets[0])} ... {int(offsets[-1])}" if len(offsets) else "nothing"
         return f"offsets run over {ends} but there are {images} images"
     for start in range(0, len(offsets), _BLOCK):  # no array of their size beside them

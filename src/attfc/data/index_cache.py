@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import ClassVar, Self, TypeVar
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from attfc.data.index import IdentityIndex, open_array
 from attfc.data.people.name_table import NameTable
 from attfc.errors import UserError
 from attfc.files import cache_home, sync
-from attfc.typing import Int64, PathLike
+from attfc.typing import Int64, Json, PathLike
 
 __all__ = ["RACY_NS", "IndexCache", "Tables", "read_about"]
 
@@ -38,7 +38,7 @@ RACY_NS = 2_000_000_000
 _FORGOTTEN_SECONDS = 86_400
 
 
-def read_about(folder: Path, kind: str, read: Callable[[dict[str, Any]], T]) -> T:
+def read_about(folder: Path, kind: str, read: Callable[[Json], T]) -> T:
     """Return what `read` makes of the index in a folder, given its `about.json`.
 
     Raises:
@@ -94,7 +94,7 @@ class Tables:
         return tables
 
     @classmethod
-    def _read(cls, folder: Path, about: dict[str, Any]) -> Self:
+    def _read(cls, folder: Path, about: Json) -> Self:
         return cls(
             IdentityIndex.open(folder, consecutive=bool(about.get("consecutive", cls.consecutive))),
             open_array(folder / "numbers.npy", np.int64)

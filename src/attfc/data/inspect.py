@@ -7,7 +7,6 @@ capped, counts are not.
 
 from collections import Counter
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from attfc.data.cleaning.duplicates import Contents, Examined, read_contents
 from attfc.data.cleaning.findings import first_of
 from attfc.data.content_hash import equal_groups
 from attfc.data.stores.store import Store
-from attfc.typing import Int64, Progress
+from attfc.typing import Int64, Json, Progress
 
 __all__ = ["BrokenFile", "StoreReport", "inspect_store"]
 
@@ -62,7 +61,7 @@ class StoreReport:
     duplicates_across: tuple[tuple[str, ...], ...]
     ignored: dict[str, int]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Return plain values for JSON."""
         return asdict(self)
 
@@ -157,7 +156,7 @@ def _histogram(counts: Int64) -> tuple[tuple[int, int | None, int], ...]:
     return tuple(row for row in zip(_BIN_STARTS, lasts, identities.tolist(), strict=True) if row[2])
 
 
-def _duplicates(store: Store, contents: Contents, limit: int) -> dict[str, Any]:
+def _duplicates(store: Store, contents: Contents, limit: int) -> Json:
     """Return the report's fields about duplicates: images beyond the first of their group, and the first groups."""
     order, starts, lengths = equal_groups(contents.hashes, contents.sound)
     surplus = Counter[str]()

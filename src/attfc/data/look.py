@@ -7,11 +7,11 @@ Aligned faces are square and of one size. What a header cannot show is whether e
 import math
 from collections import Counter
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from attfc.data.images import BrokenImageError, image_size, reason_of
 from attfc.data.index import spread
 from attfc.data.stores.store import Store
+from attfc.typing import Json
 
 __all__ = ["ImageSizes", "image_sizes"]
 
@@ -41,7 +41,7 @@ class ImageSizes:
     example: str | None = None
     advice: str | None = None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Return plain values for JSON."""
         return asdict(self)
 

@@ -242,7 +242,7 @@ def _refuse_nul(lines: LineBlock, first_line: int) -> None:
 
 def _refuse_long(path: PathLike, newlines: Int64, cut: int, first_line: int) -> None:
     lengths = np.diff(np.concatenate([[-1], newlines, [cut]]))
-    if int(lengths.max()) > MAX_LINE_BYTES:
+    if lengths.max() > MAX_LINE_BYTES:
         raise UserError(_too_long(path, first_line + int((lengths > MAX_LINE_BYTES).argmax())))
 
 

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attfc.errors import UserError
-from attfc.typing import Array, Float64, Int64
+from attfc.typing import Array, Float64, Int64, Json
 
 __all__ = [
     "FigurePath",
@@ -36,6 +36,7 @@ __all__ = [
     "PairDraw",
     "Resampled",
     "Sample",
+    "Samples",
     "figure_at",
     "identity_draws",
     "in_words",
@@ -123,6 +124,10 @@ class Sample(Protocol):
 
     def facts(self) -> dict[str, Array]:
         """Return what two samples must have in common for their resamples to be the same people, and their figures comparable."""
+
+
+Samples = dict[FigurePath, list[Sample]]
+"""What figures were made of, by the place of their group."""
 
 
 @dataclass(frozen=True)
@@ -292,9 +297,9 @@ def figure_at(figures: Any, path: FigurePath) -> Any:
     return figures
 
 
-def nested(values: Mapping[FigurePath, Interval | float]) -> dict[str, Any]:
+def nested(values: Mapping[FigurePath, Interval | float]) -> Json:
     """Return bounds, or figures, laid out as figures are in JSON: {"auc": [0.9, 0.95], "tar_at_far": {"0.001": [...]}}."""
-    laid: dict[str, Any] = {}
+    laid: Json = {}
     for path, value in values.items():
         holder = laid
         for name in path[:-1]:

@@ -30,7 +30,7 @@ from attfc.evaluation.embedding_cache import Batch, CacheKey, FaceEmbeddings, ca
 from attfc.evaluation.rates import Figures
 from attfc.evaluation.unit_rows import fault_of
 from attfc.precision import autocast
-from attfc.typing import Bools, Float32, Int64, Progress, UInt8
+from attfc.typing import Bools, Float32, Int64, Json, Progress, UInt8
 
 __all__ = [
     "BrokenImage",
@@ -108,7 +108,7 @@ class ImageEvaluation(Figures):
         """(position, where, reason) of the images that could not be used."""
         return self.embeddings.left_out
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> Json:
         """Return the figures as plain JSON types, rates as text, unknown figures as None."""
         return {
             **super().figures(),

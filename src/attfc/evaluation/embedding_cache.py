@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from attfc.errors import UserError
 from attfc.files import cache_home, lock, write_json_whole
-from attfc.typing import Float32, Progress
+from attfc.typing import Float32, Json, Progress
 
 __all__ = ["CacheKey", "FaceEmbeddings", "cached_embeddings", "default_cache", "model_digest", "open_embeddings"]
 
@@ -151,7 +151,7 @@ def _fill(
     partial: Path, rows: int, size: int, embed: Callable[[int], Iterable[Batch]], progress: Progress | None
 ) -> int:
     state_file = partial / "state.json"
-    state: dict[str, Any] = {"rows": 0, "broken": {}, "remarked": [], "seconds": 0.0}
+    state: Json = {"rows": 0, "broken": {}, "remarked": [], "seconds": 0.0}
     if state_file.exists():
         state = _read_state(state_file)
     else:
@@ -231,7 +231,7 @@ def open_embeddings(folder: Path, rows: int, size: int, reused: int = 0) -> Face
     )
 
 
-def _read_state(path: Path) -> dict[str, Any]:
+def _read_state(path: Path) -> Json:
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(state["rows"], int) or not isinstance(state["broken"], dict) or state["rows"] < 0:

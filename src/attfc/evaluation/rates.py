@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attfc.errors import UserError
-from attfc.typing import Bools, Float64
+from attfc.typing import Bools, Float64, Json
 
 __all__ = [
     "FARS",
@@ -45,7 +45,7 @@ class Figures:
 
     STATED: ClassVar[tuple[str, ...]] = ()
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> Json:
         """Return the figures: plain JSON types, rates as text, unknown figures as None."""
         names = self.STATED or [field.name for field in dataclasses.fields(self) if field.repr]
         return {name: plain(getattr(self, name)) for name in names}

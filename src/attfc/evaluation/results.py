@@ -24,6 +24,7 @@ from attfc.evaluation.bootstrap import (
     Interval,
     Resampled,
     Sample,
+    Samples,
     check_resampling,
     figure_at,
     in_words,
@@ -37,7 +38,7 @@ from attfc.evaluation.protocols.held_out import HeldOutEvaluation
 from attfc.evaluation.samples import PairListSample, SearchSample, ShareSample
 from attfc.evaluation.tail_sample import TailSample
 from attfc.files import written_whole
-from attfc.typing import Array, PathLike, Progress
+from attfc.typing import Array, Json, PathLike, Progress
 
 __all__ = [
     "Difference",
@@ -74,7 +75,7 @@ class EvaluationResult:
     model: str
     protocol: str
     paths: tuple[str, ...]
-    figures: dict[str, Any] = field(repr=False)
+    figures: Json = field(repr=False)
     samples: Mapping[FigurePath, Sequence[Sample]] = field(repr=False)
 
     @property
@@ -120,7 +121,7 @@ def add_intervals(
     return _intervals(resampled), _notes(resampled)
 
 
-def figures_with_intervals(found: HeldOutEvaluation, seed: int = 0) -> dict[str, Any]:
+def figures_with_intervals(found: HeldOutEvaluation, seed: int = 0) -> Json:
     """Return the figures of a held-out evaluation and beside them 95 % intervals by identity, for the end of a run: 400 resamples, a few seconds.
 
     `intervals` is laid out as the figures are, those of all pairs within it under `all_pairs`.
@@ -165,7 +166,7 @@ def once_each(notes: Iterable[tuple[str, str]]) -> list[str]:
     return [f"{', '.join(filter(None, names))}: {note}" if any(names) else note for note, names in named.items()]
 
 
-def _method(resamples: int, confidence: float, seed: int) -> dict[str, Any]:
+def _method(resamples: int, confidence: float, seed: int) -> Json:
     method = "bootstrap by identity (docs/evaluation.md)"
     return {"method": method, "confidence": confidence, "resamples": resamples, "seed": seed}
 
@@ -234,7 +235,7 @@ class Difference:
         low, high = self.difference.low, self.difference.high
         return low is not None and high is not None and (low > 0 or high < 0)
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> Json:
         """Return it as plain JSON types, for `--json` and evaluation.json."""
         intervals = {"a": self.one, "b": self.other, "difference": self.difference}
         stated = {name: {"value": each.value, "interval": each.plain()} for name, each in intervals.items()}
@@ -312,10 +313,10 @@ def save_result(path: PathLike, result: EvaluationResult) -> None:
         UserError: it cannot be written.
     """
     arrays: dict[str, Array] = {}
-    listed: list[dict[str, Any]] = []
+    listed: list[Json] = []
     for place, samples in result.samples.items():
         for sample in samples:
-            settings: dict[str, Any] = {}
+            settings: Json = {}
             for one in dataclasses.fields(sample):  # type: ignore[arg-type]  # all of `samples` are dataclasses
                 value = getattr(sample, one.name)
                 if isinstance(value, np.ndarray):
@@ -343,7 +344,7 @@ def read_result(path: PathLike) -> EvaluationResult:
         facts = json.loads(arrays.pop("facts").tobytes().decode("utf-8"))
         if facts["format"] != _FORMAT:
             raise UserError(f"{file} is {str(facts['format'])[:40]!r}, not {_FORMAT!r}: evaluate again with --save")
-        samples: dict[FigurePath, list[Sample]] = {}
+        samples: Samples = {}
         for number, entry in enumerate(facts["samples"]):
             sample = _sample(number, entry, arrays)
             figures = sample.figures(IdentityDraw(np.ones(sample.identities)))
@@ -365,7 +366,7 @@ def read_result(path: PathLike) -> EvaluationResult:
         ) from None
 
 
-def _sample(number: int, entry: dict[str, Any], arrays: dict[str, Array]) -> Sample:
+def _sample(number: int, entry: Json, arrays: dict[str, Array]) -> Sample:
     kind = _KINDS[entry["kind"]]
     values: dict[str, Any] = {}
     for one in dataclasses.fields(kind):
@@ -379,7 +380,7 @@ def _sample(number: int, entry: dict[str, Any], arrays: dict[str, Array]) -> Sam
     if "same" in values and not 1 == values["same"].ndim == values["scores"].ndim:
         raise ValueError(f"sample {number} has no row of scores")
     if not 1 <= sample.identities <= _MOST_IDENTITIES or any(
-        values[name].size and (int(values[name].min()) < 0 or int(values[name].max()) >= sample.identities)
+        values[name].size and (values[name].min() < 0 or values[name].max() >= sample.identities)
         for name in values
         if name in ("first", "second")
         or (name.endswith(("_identities", "_first", "_second")) and values[name].dtype.kind in "iu")

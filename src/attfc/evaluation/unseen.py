@@ -14,7 +14,6 @@ training image (an `lstat` each in folders and lists). Faces are compared by `ru
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -22,7 +21,7 @@ from attfc.data.cleaning.evaluation_people import comparable_name
 from attfc.data.content_hash import content_hash
 from attfc.data.stores.store import EncodedStore, Store, origins
 from attfc.data.stores.synthetic import SyntheticFaces
-from attfc.typing import Bools, Int64, Progress, UInt64
+from attfc.typing import Bools, Int64, Json, Progress, UInt64
 
 __all__ = ["SharedPeople", "compare_with_training", "not_compared", "people_and_places", "rendered"]
 
@@ -128,7 +127,7 @@ class SharedPeople:
         alike = [self._alike(f": {names}{f' and {more:,} more' if more > 0 else ''}")] if self.look_alikes else []
         return [*filter(None, [self.screen_note]), *alike]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Return counts and sentences as plain JSON types; no identity is named."""
         facts = asdict(self)
         del facts["examples"], facts["alike_names"], facts["shared_labels"]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from attfc.training.model_files import check_colours
+from attfc.typing import Json
 
 __all__ = ["COLOUR_KEYS", "OURS", "Colours", "FedAs", "fed_as"]
 
@@ -40,7 +41,7 @@ class Colours:
         mean, std = (value if isinstance(value, list | tuple) else [value] * 3 for value in check)
         return cls(values["colour_order"], *((float(a), float(b), float(c)) for a, b, c in (mean, std)))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Return "colour_order", "mean" and "std" as a configuration holds them: one number where all three are equal."""
         return {"colour_order": self.order, "mean": _one(self.mean), "std": _one(self.std)}
 

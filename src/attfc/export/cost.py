@@ -23,7 +23,7 @@ from attfc.evaluation.protocols.held_out import gallery_of
 from attfc.evaluation.rates import far_name, pairs_needed
 from attfc.evaluation.results import EvaluationResult, compare_results
 from attfc.evaluation.samples import ShareSample
-from attfc.typing import Progress
+from attfc.typing import Json, Progress
 
 __all__ = ["Cost", "Terms", "measure_cost", "operating_threshold"]
 
@@ -99,7 +99,7 @@ class Cost:
             f"{self.bytes / 2**20:.1f} MiB (float32 {self.bytes_before / 2**20:.1f})"
         )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Return it as plain JSON types."""
         losses = {
             name: {"value": each.value, "interval": each.plain()}

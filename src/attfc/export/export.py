@@ -31,6 +31,7 @@ from attfc.export.model_inputs import ModelFacts, open_model
 from attfc.export.origins import start_weights_text, training_data_of
 from attfc.files import replacing
 from attfc.training.model_files import save_model
+from attfc.typing import Json
 
 __all__ = ["OPSET", "Exported", "export_hub_folder", "export_onnx"]
 
@@ -64,7 +65,7 @@ class Exported:
     norm_error: float
     cost: Cost | None = None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Return it as plain JSON types."""
         return {**asdict(self), "path": str(self.path), "cost": self.cost and self.cost.to_dict()}
 

@@ -7,7 +7,6 @@ it reached (from the run's evaluation.json, if there is one) and what nobody has
 import json
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import yaml
 from torch import nn
@@ -18,6 +17,7 @@ from attfc.export.face_model import load
 from attfc.export.model_inputs import ModelFacts
 from attfc.export.origins import licences, start_weights_text, training_data_of
 from attfc.templates import filled_in
+from attfc.typing import Json
 
 __all__ = ["from_pretrained", "model_card"]
 
@@ -80,7 +80,7 @@ def model_card(facts: ModelFacts, precision: str, point: OperatingPoint | None =
     )
 
 
-def _evaluation(folder: Path) -> dict[str, Any]:
+def _evaluation(folder: Path) -> Json:
     """Return a run's evaluation.json, beside the model's folder; empty if there is none that can be read."""
     try:
         with (folder.parent / "evaluation.json").open("rb") as file:

@@ -22,6 +22,7 @@ from attfc.export.colours import COLOUR_KEYS, OURS, Colours, fed_as
 from attfc.export.onnx_model import OnnxFacts, OnnxModel
 from attfc.export.state_dicts import read_state_dict, recognise_network
 from attfc.training.model_files import CONFIG, WEIGHTS, load_model, model_folder
+from attfc.typing import Json
 
 __all__ = ["ModelFacts", "contents_digest", "open_model", "read_statements"]
 
@@ -65,7 +66,7 @@ class ModelFacts:
         path = self.path / WEIGHTS if self.path.is_dir() else self.path
         return _hash_of((path, *self.external), "sha256").hex()
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Return the facts as plain JSON types."""
         return {
             "path": str(self.path),

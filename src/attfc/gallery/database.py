@@ -11,7 +11,7 @@ import contextlib
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from attfc.errors import UserError, first_line
 from attfc.files import first_fault
 from attfc.gallery.vectors import VECTORS
+from attfc.typing import Json
 
 __all__ = ["DATABASE", "Facts", "connect", "create_tables", "read_facts", "transaction", "write_facts"]
 
@@ -66,7 +67,7 @@ class Facts(BaseModel):
     digest: str = Field(pattern="^[0-9a-f]{64}$")
     embedding_size: int = Field(ge=1, le=65_536)
     image_size: int = Field(ge=1, le=4096)
-    colours: dict[str, Any]
+    colours: Json
     flip: bool
     far: float | None = None
     threshold_at_far: list[tuple[float, float]] = []

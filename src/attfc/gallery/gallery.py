@@ -33,7 +33,7 @@ from attfc.export.face_list import FaceList, open_faces
 from attfc.export.face_model import FaceModel
 from attfc.gallery.database import DATABASE, Facts
 from attfc.gallery.templates import Template, TemplateStore, now
-from attfc.typing import Float32, PathLike, Progress
+from attfc.typing import Float32, Json, PathLike, Progress
 
 __all__ = ["Added", "Gallery", "Match", "Removed", "named", "plain", "strangers_named"]
 
@@ -427,7 +427,7 @@ class Gallery:
         """
         self._store.check(progress)
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> Json:
         """Return what the gallery is of and how much is in it, as plain JSON types."""
         self.facts = self._store.facts
         return {**self._store.counts(), **self.facts.model_dump(mode="json"), "threshold": self.facts.threshold}

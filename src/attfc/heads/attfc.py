@@ -276,8 +276,8 @@ class AttFC(Head):
         self._note(query_BD, cosine_B, recalled, proposal)
         if self.set_aside is not None:
             loss_B, aside_B = self.set_aside(loss_B, cosine_B, nearest_B, self._last_step)
-            stays_B1, new_BD = (aside_B & recalled.found_B).unsqueeze(1), proposal.new_BD.detach()
-            every_new_BD = self.ranks.gather(torch.where(stays_B1, recalled.center_BD.to(new_BD.dtype), new_BD))
+            batch, new_BD = self.set_aside.kept(aside_B, batch, proposal.new_BD.detach(), recalled)
+            every_new_BD = self.ranks.gather(new_BD)
         if self.training:
             for bank in self.banks:
                 bank.update(batch, every_new_BD, recalled)

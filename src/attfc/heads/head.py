@@ -220,10 +220,7 @@ class Head(nn.Module):
 
     def statistics(self) -> dict[str, float]:
         """Return figures of the last step and of its banks for the log; the only place that waits for the device."""
-        figures = {
-            name: float(value) if value.device.type != "meta" else float("nan")
-            for name, value in self._last_step.items()
-        }
+        figures = {name: float("nan") if value.is_meta else float(value) for name, value in self._last_step.items()}
         for bank in self._named_banks.values():
             figures |= bank.statistics()
         return figures

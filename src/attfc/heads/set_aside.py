@@ -1,18 +1,21 @@
 """Images that seem to carry somebody else's name: which of a step do, and leave it.
 
 An image is suspect where the nearest negative is above a cosine and nearer than the image's own center by more than a gap: it does not fit its name,
-and fits another. Set aside, it counts 0 in the loss, and its identity's center stays. Nobody is set aside in the first epoch, because an
-untrained network finds most images nearer to another center than to their own; nor while fewer than a tenth of the images are suspect: then
+and fits another. Set aside, it counts 0 in the loss, and what is stored of it and its identity stays. Nobody is set aside in the first epoch, because
+an untrained network finds most images nearer to another center than to their own; nor while fewer than a tenth of the images are suspect: then
 labels are good, and these images hard.
 
 The nearest negative falls out of the softmax, so the cost is a few numbers per image, and over ranks one. Not taken: to keep the image and leave out
 the one negative that fits it; the image goes on pulling its center, and the network, towards the wrong person (docs/decisions.md).
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from attfc.distributed import Ranks
+from attfc.heads.banks.bank import Batch, Recalled
 
 __all__ = ["SUSPECT_SHARE", "SetAside"]
 
@@ -60,6 +63,15 @@ class SetAside(nn.Module):
             self.share = torch.where(begun, self.share + step * (share - self.share), self.share)
             self.seen = self.seen + everyone
         return torch.where(aside_B, 0.0, loss_B), aside_B
+
+    def kept(self, aside_B: Tensor, batch: Batch, new_BD: Tensor, recalled: Recalled) -> tuple[Batch, Tensor]:
+        """Return the batch and the new centers (B, D) as banks are to keep them: of what is set aside, that which is stored stays."""
+        stays_B1 = (aside_B & recalled.found_B).unsqueeze(1)
+        new_BD = torch.where(stays_B1, recalled.center_BD.to(new_BD.dtype), new_BD)
+        if recalled.last_BD is not None:
+            kept_BD = torch.where(aside_B.unsqueeze(1), recalled.last_BD, batch.query_BD.detach())
+            batch = replace(batch, query_BD=kept_BD)
+        return batch, new_BD
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
         for name, own in self.named_buffers():  # a checkpoint made before images were set aside: its first epoch is now

@@ -35,6 +35,7 @@ from attfc.precision import best_autocast_dtype
 from attfc.training.momentum import MomentumPair
 from attfc.training.optimizers import build_optimizer, parameter_groups
 from attfc.training.step import Inputs, TrainStep, head_alone
+from attfc.typing import Json
 
 __all__ = [
     "Case",
@@ -233,7 +234,7 @@ class Training:
         return time.perf_counter()
 
 
-def measure(case: Case, rehearsal: bool = False, build: Callable[[], Head] | None = None) -> dict[str, Any]:
+def measure(case: Case, rehearsal: bool = False, build: Callable[[], Head] | None = None) -> Json:
     """Measure one case in this process, which should have done nothing before: the limit stays, and the peak counts from here.
 
     Args:
@@ -281,7 +282,7 @@ def measure(case: Case, rehearsal: bool = False, build: Callable[[], Head] | Non
     }
 
 
-def measure_in_turns(cases: dict[str, Case], rounds: int) -> dict[str, Any]:
+def measure_in_turns(cases: dict[str, Case], rounds: int) -> Json:
     """Time several cases in this process in turns, so that a busy moment meets all alike.
 
     Returns:

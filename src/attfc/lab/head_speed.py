@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -25,6 +24,7 @@ from attfc.lab.children import in_child
 from attfc.lab.head_cell import Case, build_head, measure, measure_in_turns
 from attfc.plan import NOTHING, Encoder, measure_encoder, plan_step
 from attfc.precision import best_autocast_dtype
+from attfc.typing import Json
 
 __all__ = ["IDENTITIES", "Sweep", "ratios", "run_sweep"]
 
@@ -84,7 +84,7 @@ class Sweep:
         )
 
 
-def run_sweep(sweep: Sweep, lines: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def run_sweep(sweep: Sweep, lines: Path, say: Callable[[str], None]) -> Json:
     """Measure every cell and the ratios; a cell that stands in `lines` already is not measured again.
 
     Args:
@@ -102,7 +102,7 @@ def run_sweep(sweep: Sweep, lines: Path, say: Callable[[str], None]) -> dict[str
     done = _read(lines)
     encoder = _encoder(sweep)
 
-    def once(key: dict[str, Any], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def once(key: Json, work: Callable[[], Json]) -> Json:
         name = json.dumps(key, sort_keys=True)
         if name not in done:
             done[name] = work()
@@ -110,8 +110,8 @@ def run_sweep(sweep: Sweep, lines: Path, say: Callable[[str], None]) -> dict[str
                 file.write(json.dumps({"key": key, "found": done[name]}) + "\n")
         return done[name]
 
-    cells: list[dict[str, Any]] = []
-    turns: dict[str, Any] = {}
+    cells: list[Json] = []
+    turns: Json = {}
     for mode in ("head",) if sweep.network is None else ("head", "network"):
         for identities, column in product(sweep.identities, sweep.columns()):
             case = sweep.case(column, identities, mode)
@@ -128,7 +128,7 @@ def run_sweep(sweep: Sweep, lines: Path, say: Callable[[str], None]) -> dict[str
     return {"cells": cells, "in_turns": turns, "ratios": ratios(sweep, cells, turns)}
 
 
-def _read(lines: Path) -> dict[str, dict[str, Any]]:
+def _read(lines: Path) -> dict[str, Json]:
     if not lines.exists():
         return {}
     done = {}
@@ -150,7 +150,7 @@ def _encoder(sweep: Sweep) -> Encoder:
     return measure_encoder(network, size, device=device, autocast_dtype=best_autocast_dtype(device))
 
 
-def _planned(case: Case, encoder: Encoder) -> dict[str, Any]:
+def _planned(case: Case, encoder: Encoder) -> Json:
     """Return what the planner says of a case."""
     on_card = case.device.startswith("cuda")
     with torch.device("meta"):
@@ -160,7 +160,7 @@ def _planned(case: Case, encoder: Encoder) -> dict[str, Any]:
     return {"peak_bytes": plan.peak, "fits": plan.fits}
 
 
-def _try(case: Case, rehearsal: bool) -> dict[str, Any]:
+def _try(case: Case, rehearsal: bool) -> Json:
     """Measure a case in a child; a library of it that gives up under the limit (abort, segmentation fault) did not fit either."""
     try:
         return in_child(measure, case, rehearsal)
@@ -175,7 +175,7 @@ def _try(case: Case, rehearsal: bool) -> dict[str, Any]:
         raise
 
 
-def _line(cell: dict[str, Any]) -> str:
+def _line(cell: Json) -> str:
     case = cell["case"]
     where = f"{case['identities']:>11,} {cell['column']:<12} {case['network'] or 'head only':<10}"
     if not cell["fits"]:
@@ -184,7 +184,7 @@ def _line(cell: dict[str, Any]) -> str:
     return f"{where} {cell['samples_per_second']:9.1f} samples/s {cell['peak_bytes'] / 2**20:9,.0f} MiB (planned: {planned:,.0f})"
 
 
-def _compared(sweep: Sweep, cells: list[dict[str, Any]]) -> dict[str, dict[str, Case]]:
+def _compared(sweep: Sweep, cells: list[Json]) -> dict[str, dict[str, Case]]:
     """Return the pairs to be timed in turns: AttFC at the ends of the sizes, and against Partial FC where that still fits."""
     ends = {f"{n:,}": sweep.case(FIXED, n, limited=False) for n in (min(sweep.identities), max(sweep.identities))}
     compared = {"fixed container": ends} if len(ends) == 2 else {}
@@ -194,7 +194,7 @@ def _compared(sweep: Sweep, cells: list[dict[str, Any]]) -> dict[str, dict[str, 
     return compared
 
 
-def _peaks(cells: list[dict[str, Any]], column: str) -> dict[int, float]:
+def _peaks(cells: list[Json], column: str) -> dict[int, float]:
     """Return the peak memory of a head alone by the number of identities, where it fits."""
     return {
         cell["case"]["identities"]: cell["peak_bytes"]
@@ -203,7 +203,7 @@ def _peaks(cells: list[dict[str, Any]], column: str) -> dict[int, float]:
     }
 
 
-def ratios(sweep: Sweep, cells: list[dict[str, Any]], turns: dict[str, Any]) -> list[dict[str, Any]]:
+def ratios(sweep: Sweep, cells: list[Json], turns: Json) -> list[Json]:
     """Return what the measured figures say when compared: `what` and `measured`; what to hope for is the reader's matter."""
     found: dict[str, float] = {}
     name, memory, partial_fc = sweep.columns(), _peaks(cells, FIXED), _peaks(cells, "partial_fc")

@@ -28,6 +28,7 @@ from attfc.evaluation.report.drawing import (
     write,
 )
 from attfc.lab.study_verdict import difference
+from attfc.typing import Json
 
 __all__ = [
     "FIGURES",
@@ -62,7 +63,7 @@ FIGURES = {
 }
 """Columns of a world's tables: name in the records -> title; the first is what variants are compared by where cells keep no hits of each person."""
 
-Record = dict[str, Any]
+Record = Json
 
 
 def markdown_table(titles: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
@@ -188,7 +189,7 @@ class Panel(NamedTuple):
 def panels_figure(names: Sequence[str], panels: Sequence[Panel], title: str, below: str) -> str:
     """Return an SVG file of panels one below the other, the same series (four at most) in each, named where they end."""
     with drawing(0.2 + 2.5 * len(panels), panels=len(panels)) as drawn:
-        first: dict[str, Any] = {}
+        first: Json = {}
         for panel, axes in zip(panels, np.atleast_1d(drawn).tolist(), strict=True):
             if first.setdefault(panel.y_title, axes) is not axes:
                 axes.sharey(first[panel.y_title])
@@ -295,7 +296,7 @@ def _sound(group: list[Record]) -> list[Record]:
     return [record for record in group if "failed" not in record]
 
 
-def speed_tables(settings: dict[str, Any], columns: dict[str, str], results: dict[str, Any]) -> str:
+def speed_tables(settings: Json, columns: dict[str, str], results: Json) -> str:
     """Return the tables in Markdown: samples per second, memory, with a network the price of the key passes; then the ratios.
 
     Args:
@@ -324,11 +325,11 @@ def speed_tables(settings: dict[str, Any], columns: dict[str, str], results: dic
     return "\n".join([*tables, markdown_table(["compared", "measured"], ratios)])
 
 
-def _where(mode: str, settings: dict[str, Any]) -> str:
+def _where(mode: str, settings: Json) -> str:
     return "heads alone" if mode == "head" else f"with {settings['network']}"
 
 
-def _by_mode(results: dict[str, Any]) -> dict[str, dict[int, dict[str, Record]]]:
+def _by_mode(results: Json) -> dict[str, dict[int, dict[str, Record]]]:
     """Cells by mode, number of identities and column."""
     found: dict[str, dict[int, dict[str, Record]]] = {}
     for cell in results["cells"]:
@@ -336,7 +337,7 @@ def _by_mode(results: dict[str, Any]) -> dict[str, dict[int, dict[str, Record]]]
     return found
 
 
-def speed_figure(settings: dict[str, Any], columns: dict[str, str], results: dict[str, Any]) -> str:
+def speed_figure(settings: Json, columns: dict[str, str], results: Json) -> str:
     """Return the figure as SVG: samples per second above, memory below, against identities; with the network where it was measured."""
     mode, sizes = list(_by_mode(results).items())[-1]
     budget = settings["budget_gib"]

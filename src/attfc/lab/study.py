@@ -21,6 +21,7 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -33,10 +34,13 @@ from attfc.errors import UserError, nearest, one_line
 from attfc.files import write_text_whole
 from attfc.lab.children import children_end_too, lead_group, leave_at_sigterm
 from attfc.lab.vectors import VectorWorld
+from attfc.typing import Json
 
 __all__ = ["Cell", "Study", "read_study", "run_study", "study_records"]
 
 CELLS = "cells.jsonl"
+MEASURES = ("steps", "seconds", "samples_per_second")
+"""What a cell has, beside its figures, if it did not fail."""
 
 
 class _Strict(BaseModel):
@@ -80,7 +84,7 @@ class Cell(_Strict):
     study: str
     variant: str
     seed: int
-    world: dict[str, Any]
+    world: Json
     preset: str
     overrides: list[str]
 
@@ -126,7 +130,7 @@ def _cells(study: Study) -> list[Cell]:
     ]
 
 
-def _settled(study: Study, variant: str) -> tuple[dict[str, Any], list[str]]:
+def _settled(study: Study, variant: str) -> tuple[Json, list[str]]:
     """The world of a variant, and the overrides that are for `attfc train`."""
     world, overrides = study.world.model_dump(mode="json"), list(study.overrides)
     for override in study.variants[variant]:
@@ -147,7 +151,7 @@ def run_study(
     parallel: int = 1,
     threads: int = 1,
     said: Callable[[str], object] = print,
-) -> list[dict[str, Any]]:
+) -> list[Json]:
     """Run what is missing of a study, cell by cell, and return all records, those of earlier calls included.
 
     Args:
@@ -196,11 +200,15 @@ def run_study(
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 there = len(_records(folder, cells))
                 said(f"ended with {there} of {len(cells)} cells there; the same command goes on with the others")
+            if isinstance(error, BrokenProcessPool):
+                raise UserError(
+                    "the process of a cell was ended from outside, for want of memory perhaps: the same command goes on, with a smaller --parallel"
+                ) from None
             raise
     return _records(folder, cells)
 
 
-def study_records(study: Study, folder: Path) -> list[dict[str, Any]]:
+def study_records(study: Study, folder: Path) -> list[Json]:
     """Return the records of a study's cells that are there, by variant and seed.
 
     Raises:
@@ -210,7 +218,7 @@ def study_records(study: Study, folder: Path) -> list[dict[str, Any]]:
     return sorted(_records(folder, _cells(study)), key=lambda record: (order[record["variant"]], record["seed"]))
 
 
-def _records(folder: Path, cells: Sequence[Cell]) -> list[dict[str, Any]]:
+def _records(folder: Path, cells: Sequence[Cell]) -> list[Json]:
     there = {(record["variant"], record["seed"]): (where, record) for where, record in _kept(folder)}
     records = []
     for cell in cells:
@@ -226,7 +234,7 @@ def _records(folder: Path, cells: Sequence[Cell]) -> list[dict[str, Any]]:
     return records
 
 
-def _kept(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _kept(folder: Path) -> Iterator[tuple[str, Json]]:
     """Yield the cells of a folder, each with its place: the files of attfc 0.1, one a cell, then the lines of cells.jsonl."""
     places = [(str(path), path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.seed*.json"))]
     if (folder / CELLS).exists():
@@ -237,12 +245,15 @@ def _kept(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             record = json.loads(text)
             if not isinstance(record, dict) or not {"variant", "seed"} <= set(record):
                 raise ValueError("no cell of a study")
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}: damaged ({str(error)[:100]}): delete it and run the study again") from None
+            if "failed" not in record:
+                figures = record["figures"]["test"], *record["figures"].values(), {key: record[key] for key in MEASURES}
+                sum(float(value) for each in figures for value in each.values())
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(f"{where}: damaged ({one_line(error)[:100]}): delete it and run the study again") from None
         yield where, record
 
 
-def _run_cell(cell: Cell, faces: str | None, threads: int) -> dict[str, Any]:
+def _run_cell(cell: Cell, faces: str | None, threads: int) -> Json:
     """In a child process: train one cell."""
     leave_at_sigterm()
     import torch
@@ -267,7 +278,7 @@ def _run_cell(cell: Cell, faces: str | None, threads: int) -> dict[str, Any]:
     }
 
 
-def _commit() -> dict[str, Any]:
+def _commit() -> Json:
     """The commit of the source at hand, if it is a checkout."""
     try:
         asked = {"cwd": Path(__file__).parent, "capture_output": True, "text": True, "check": True, "timeout": 30}
@@ -278,7 +289,7 @@ def _commit() -> dict[str, Any]:
     return {"commit": commit, "commit_dirty": bool(dirty)}
 
 
-def _summary(record: dict[str, Any]) -> str:
+def _summary(record: Json) -> str:
     if "failed" in record:
         return f"failed: {record['failed']}"
     figures = record["figures"]["test"]

@@ -15,7 +15,6 @@ import tempfile
 import time
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +39,7 @@ from attfc.run.components import build_backbone, build_head, build_pair, optimiz
 from attfc.run.data import open_held_out, open_training_data
 from attfc.run.resolved import identity_share, queries_in_a_row
 from attfc.training.step import Inputs, TrainStep, head_alone
-from attfc.typing import Int64
+from attfc.typing import Int64, Json
 
 __all__ = ["evaluate_faces", "evaluate_vectors", "run_faces", "run_vectors"]
 
@@ -49,7 +48,7 @@ FARS, FACE_FARS = (1e-3, 1e-4, 1e-5), (1e-2, 1e-3, 1e-4)
 
 def run_vectors(
     world: VectorWorld, preset: str, overrides: list[str], seed: int, width: int = 256, points: int = 8
-) -> dict[str, Any]:
+) -> Json:
     """Train once in the vector world.
 
     Args:
@@ -85,7 +84,7 @@ def run_vectors(
     take_step = TrainStep(
         pair, head, optimizer, lambda numbers_B: _observed(world, stream, numbers_B), clip=config.optimizer.clip
     )
-    record: dict[str, Any] = {
+    record: Json = {
         "config": config.model_dump(mode="json"),
         "identities": len(index),
         "images": index.images,
@@ -189,7 +188,7 @@ def _head_bytes(head: Head, optimizer: torch.optim.Optimizer) -> int:
     return sum(tensor.nbytes for tensor in kept if isinstance(tensor, Tensor))
 
 
-def run_faces(preset: str, overrides: list[str], seed: int, threads: int) -> dict[str, Any]:
+def run_faces(preset: str, overrides: list[str], seed: int, threads: int) -> Json:
     """Train once with `attfc train PRESET`, and evaluate on the people of `eval.root`: half of them for validation, the others for the test.
 
     Args:
@@ -247,7 +246,7 @@ def run_faces(preset: str, overrides: list[str], seed: int, threads: int) -> dic
         }
 
 
-def evaluate_faces(model: nn.Module, held_out: Store) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
+def evaluate_faces(model: nn.Module, held_out: Store) -> tuple[dict[str, dict[str, float]], Json]:
     """Return TAR at FAR over all pairs of images and rank-1, of all people and of two halves that a checksum of their names tells apart.
 
     Args:
@@ -269,7 +268,7 @@ def evaluate_faces(model: nn.Module, held_out: Store) -> tuple[dict[str, dict[st
     return {**figures, "all": figures_of(*everybody)}, {"all": people_of(*everybody)}
 
 
-def _of_run(folder: Path) -> dict[str, Any]:
+def _of_run(folder: Path) -> Json:
     config = load_config(str(folder / "config.yaml"))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     curve = [{key: value for key, value in line.items() if key != "kind"} for line in lines if line["kind"] == "train"]

@@ -7,13 +7,12 @@ cell for 2,000 people, where plain lists take 17.
 
 import base64
 import zlib
-from typing import Any
 
 import numpy as np
 
 from attfc.evaluation.protocols.all_pairs_scores import AllPairs
 from attfc.evaluation.protocols.search import RankOne
-from attfc.typing import Int64
+from attfc.typing import Int64, Json
 
 __all__ = ["figures_of", "packed", "people_of", "unpacked"]
 
@@ -28,7 +27,7 @@ def figures_of(pairs: AllPairs, search: RankOne) -> dict[str, float]:
     return {**stated, "rank_one": search.rate}
 
 
-def people_of(pairs: AllPairs, search: RankOne) -> dict[str, Any]:
+def people_of(pairs: AllPairs, search: RankOne) -> Json:
     """Return counts of each person with two or more images, by the order of the labels, `packed`.
 
     {"images": of each person, "accepted": {"0.01": genuine pairs accepted, ...}, "rank_one": images found}

@@ -20,14 +20,13 @@ Cost: a product (resamples x people) (people x seeds) per figure. Sources: Owen 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from attfc.errors import UserError
 from attfc.evaluation.operating_point.bounds import student_quantile
 from attfc.lab.study_people import unpacked
-from attfc.typing import Array, Float64
+from attfc.typing import Array, Float64, Json
 
 __all__ = ["FEWEST_SEEDS", "Difference", "difference"]
 
@@ -63,14 +62,14 @@ class Difference:
 
 
 def difference(
-    one: Sequence[dict[str, Any]],
-    other: Sequence[dict[str, Any]],
+    one: Sequence[Json],
+    other: Sequence[Json],
     figure: str,
     split: str,
     resamples: int = 2000,
     seed: int = 0,
 ) -> Difference | None:
-    """Return `one` less `other`, or None with fewer than `FEWEST_SEEDS` common seeds whose cells keep each person's hits.
+    """Return `one` less `other`, or None with fewer than `FEWEST_SEEDS` common seeds whose cells keep each person's hits, or one person.
 
     Args:
         one, other: cells of two variants.
@@ -108,6 +107,8 @@ def difference(
         each = [_rates(cells[number], figure, weights[fold]) for cells in (of_one, of_other)]
         columns.setdefault(fold, []).append(each[0] - each[1])
     folds = [np.stack(of_fold, axis=1) for of_fold in columns.values()]
+    if people < 2:
+        return None
     alone = min(found_RS.shape[1] for found_RS in folds) == 1
     if alone:
         folds = [np.stack([found_RS.mean(axis=1) for found_RS in folds], axis=1)]
@@ -125,9 +126,9 @@ def _interval(folds: list[Float64], rng: np.random.Generator, people: int, alone
     of_seeds = float(np.var(np.mean([shares_RS @ fold_RS[0] for fold_RS, shares_RS in pairs], axis=0)))
     of_people = float(np.var(np.mean([fold_RS[1:].mean(axis=1) for fold_RS in folds], axis=0)))
     total = float(np.var(both_R))
-    if total == 0.0:
-        return Difference(value, value, value)
     variance = max(of_seeds, of_people) if alone else max(2 * (of_seeds + of_people) - total, of_seeds, of_people)
+    if total == 0.0 or variance == 0.0:
+        return Difference(value, value, value)
     freedom = variance**2 / (of_seeds**2 / sum(draws for draws, _ in drawn) + of_people**2 / (people - 1))
     wider = student_quantile(0.975, freedom) / student_quantile(0.975, 1e6)
     scale = math.sqrt(variance / total) * wider
@@ -135,7 +136,7 @@ def _interval(folds: list[Float64], rng: np.random.Generator, people: int, alone
     return Difference(value, value + scale * (float(low) - value), value + scale * (float(high) - value))
 
 
-def _rates(people: dict[str, Any], figure: str, weights_RP: Float64) -> Float64:
+def _rates(people: Json, figure: str, weights_RP: Float64) -> Float64:
     """A figure under each row of weights of the people, (R,)."""
     images_P = unpacked(people["images"])
     hits_P: Array

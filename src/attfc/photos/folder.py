@@ -15,7 +15,6 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -28,7 +27,7 @@ from attfc.photos.faces import AlignedFace, NoFaceError, Policy, align_faces
 from attfc.photos.manifest import MEASURES, PLACES, Manifest, Row
 from attfc.photos.opening import open_detector
 from attfc.photos.reading import Photo, list_photos, read_photo
-from attfc.typing import Progress
+from attfc.typing import Json, Progress
 
 __all__ = ["Alignment", "align_folder", "read_boxes"]
 
@@ -60,7 +59,7 @@ class Alignment:
     gone: int
     refused: tuple[Row, ...] = field(repr=False)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Return plain values for JSON."""
         return {**vars(self), "refused": [{"photo": row.photo, "reason": row.reason} for row in self.refused]}
 
@@ -85,7 +84,7 @@ class _Work:
         Raises:
             UserError: a face cannot be written.
         """
-        facts: dict[str, Any] = {"photo": photo.name, "bytes": photo.bytes, "modified_ns": photo.modified_ns}
+        facts: Json = {"photo": photo.name, "bytes": photo.bytes, "modified_ns": photo.modified_ns}
         try:
             if photo.fault:
                 raise BrokenImageError(photo.fault)
@@ -124,7 +123,7 @@ def _aligned_name(photo: str, number: int) -> str:
     return photo if photo.endswith(".jpg") else f"{photo}.jpg"
 
 
-def _row(face: AlignedFace, name: str, facts: dict[str, Any]) -> Row:
+def _row(face: AlignedFace, name: str, facts: Json) -> Row:
     places = dict(zip(PLACES, (*face.box.tolist(), *face.landmarks.ravel().tolist()), strict=True))
     measures = {key: getattr(face, key) for key in MEASURES}
     return Row(**facts, aligned=name, **places, **measures)
@@ -226,7 +225,7 @@ def _check_places(photos: Path, output: Path) -> None:
         )
 
 
-def _check_settings(output: Path, settings: dict[str, Any]) -> None:
+def _check_settings(output: Path, settings: Json) -> None:
     """Note in the output how it is made, or check that it was made so."""
     path = output / SETTINGS
     if path.exists():

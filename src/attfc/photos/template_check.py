@@ -5,7 +5,6 @@ Cost: some 0.03 s per picture looked at. It is not a proof: other templates diff
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from attfc.data.index import spread
 from attfc.data.stores.store import Store
 from attfc.photos.alignment import ARCFACE_TEMPLATE, TEMPLATE_SIZE
 from attfc.photos.detector import Detector
+from attfc.typing import Json
 
 __all__ = ["TemplateCheck", "check_template"]
 
@@ -38,7 +38,7 @@ class TemplateCheck:
     distance: float | None
     advice: str | None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Return plain values for JSON."""
         return asdict(self)
 

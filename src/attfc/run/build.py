@@ -50,6 +50,7 @@ from attfc.run.teacher import TEACHER, Teacher, open_teacher
 from attfc.run.trained_people import compare_with_run
 from attfc.training.batch_norm import synchronize_batch_norm
 from attfc.training.interruption import Interrupted
+from attfc.training.model_files import to_save
 from attfc.training.people import people_of
 from attfc.training.progress import RunLog
 from attfc.training.run_folder import fresh_folder, remove_unsaved
@@ -215,6 +216,12 @@ def assemble(asked: Asked, folder: Path | None, progress: Progress | None, start
         )
     ).to(device)
     backbone = build_backbone(config)
+    model_config: dict[str, Any] = {
+        "network": config.backbone.name,
+        "options": config.backbone.options,
+        "training_data": training_data(config, start),
+    }
+    to_save(backbone, model_config)  # refused now, not when it is trained
     image_size = int(getattr(backbone, "image_size", 112))
     if config.precision.channels_last:
         backbone = backbone.to(memory_format=torch.channels_last)
@@ -251,11 +258,7 @@ def assemble(asked: Asked, folder: Path | None, progress: Progress | None, start
         loader,
         total_steps,
         folder or Path(),
-        model_config={
-            "network": config.backbone.name,
-            "options": config.backbone.options,
-            "training_data": training_data(config, start) | teacher.origin,
-        },
+        model_config=model_config | {"training_data": model_config["training_data"] | teacher.origin},
         accumulation=config.optimizer.accumulation,
         checkpoint_every=config.checkpoint.every,
         keep_checkpoints=config.checkpoint.keep,

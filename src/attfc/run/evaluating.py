@@ -21,6 +21,7 @@ from attfc.precision import AMP_DTYPES
 from attfc.run.against_start import AgainstStart
 from attfc.run.start_weights import Lineage
 from attfc.run.trained_people import with_look_alikes
+from attfc.training.checkpoints.checkpoint import latest_checkpoint
 from attfc.training.interruption import resume_command
 from attfc.training.trainer import Evaluation
 from attfc.typing import Progress
@@ -122,9 +123,15 @@ def evaluation_of(run: "Run", pairs: Pairs, behind: Mapping[str, Lineage]) -> Ev
                 broken_limit=config.data.broken_limit,
             )
         except UserError as error:
+            saved = latest_checkpoint(run.folder / "checkpoints") is not None
             raise UserError(
-                f"the evaluation at step {step:,} failed: {error}. The training is saved up to the last checkpoint: fix that, or raise "
-                f"data.broken_limit, and go on with {resume_command(run.folder)}"
+                f"the evaluation at step {step:,} failed: {error}. "
+                + (
+                    "The training is saved up to the last checkpoint: fix that, or raise "
+                    f"data.broken_limit, and go on with {resume_command(run.folder)}"
+                    if saved
+                    else "Nothing was saved so far: fix that, and start again"
+                )
             ) from error
 
     def begin(model: nn.Module) -> str:
@@ -153,7 +160,9 @@ def evaluation_of(run: "Run", pairs: Pairs, behind: Mapping[str, Lineage]) -> Ev
         run.intervals = stated_intervals(written)
         unseen = {} if run.shared is None else {"unseen": run.shared.to_dict()}
         compared = {"against_start": run.against_start} if run.against_start else {}
-        write_json_whole(run.folder / "evaluation.json", {"step": step, **written, **unseen, **compared})
+        write_json_whole(
+            run.folder / "evaluation.json", {"step": step, "flip": config.eval.flip, **written, **unseen, **compared}
+        )
         arrays: dict[str, Any] = result.arrays()
         with written_whole(run.folder / "evaluation.npz") as file:
             np.savez_compressed(file, **arrays)

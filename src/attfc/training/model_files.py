@@ -26,12 +26,13 @@ from attfc.files import read_json, replacing
 from attfc.training.checkpoints.checkpoint import latest_checkpoint
 from attfc.training.checkpoints.weights import open_weights
 from attfc.training.interruption import resume_command
+from attfc.typing import Json
 
-__all__ = ["check_colours", "load_model", "model_folder", "save_model"]
+__all__ = ["check_colours", "load_model", "model_folder", "save_model", "to_save"]
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 MAX_CONFIG_BYTES = 2**20
-COLOURS: dict[str, Any] = {"colour_order": "RGB", "mean": 127.5, "std": 127.5}
+COLOURS: Json = {"colour_order": "RGB", "mean": 127.5, "std": 127.5}
 NETWORK = re.compile(r"(timm:)?[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 LARGEST_EMBEDDING, LARGEST_IMAGE, LARGEST_COLOUR = 65_536, 4_096, 1e6
 
@@ -54,20 +55,7 @@ def save_model(folder: Path, backbone: nn.Module, config: Mapping[str, Any] | No
         UserError: it could not be written; a model that was there stands.
     """
     folder = Path(folder)
-    backbone = getattr(backbone, "_orig_mod", backbone)  # what torch.compile(module) wraps
-    if colours := getattr(backbone, "colours", None):  # `FedAs`: the network behind it is saved, and says what it wants
-        backbone, config = cast(nn.Module, backbone.model), {**(config or {}), **colours.to_dict()}
-    written = {
-        "network": str(getattr(backbone, "name", "")),
-        "options": {},
-        "training_data": "unknown",
-        **COLOURS,
-        **(config or {}),
-        "embedding_size": int(getattr(backbone, "embedding_size", 0)),
-        "image_size": int(getattr(backbone, "image_size", 0)),
-        "attfc": metadata.version("attfc"),
-    }
-    _check_config(written, "the configuration to save", any_colours=True)
+    backbone, written = to_save(backbone, config)
     text = json.dumps(written, indent=2, ensure_ascii=False) + "\n"
     # Copies: tensors that share memory (tied weights) stand for themselves in the file.
     tensors = {
@@ -87,7 +75,30 @@ def save_model(folder: Path, backbone: nn.Module, config: Mapping[str, Any] | No
     return folder
 
 
-def load_model(folder: Path, *, any_colours: bool = False) -> tuple[nn.Module, dict[str, Any]]:
+def to_save(backbone: nn.Module, config: Mapping[str, Any] | None) -> tuple[nn.Module, Json]:
+    """Return the network whose weights `save_model` would write, and config.json; asked before a training too, whose model must be savable.
+
+    Raises:
+        UserError: no model can be of that, such as an embedding of 100,000 numbers.
+    """
+    backbone = getattr(backbone, "_orig_mod", backbone)  # what torch.compile(module) wraps
+    if colours := getattr(backbone, "colours", None):  # `FedAs`: the network behind it is saved, and says what it wants
+        backbone, config = cast(nn.Module, backbone.model), {**(config or {}), **colours.to_dict()}
+    written = {
+        "network": str(getattr(backbone, "name", "")),
+        "options": {},
+        "training_data": "unknown",
+        **COLOURS,
+        **(config or {}),
+        "embedding_size": int(getattr(backbone, "embedding_size", 0)),
+        "image_size": int(getattr(backbone, "image_size", 0)),
+        "attfc": metadata.version("attfc"),
+    }
+    _check_config(written, "the model", any_colours=True)
+    return backbone, written
+
+
+def load_model(folder: Path, *, any_colours: bool = False) -> tuple[nn.Module, Json]:
     """Build the backbone of ``folder/config.json`` and fill it from ``folder/model.safetensors``.
 
     Args:
@@ -166,7 +177,7 @@ def check_colours(values: Mapping[str, Any], where: str) -> None:
                 )
 
 
-def _check_config(config: dict[str, Any], where: str, any_colours: bool) -> None:
+def _check_config(config: Json, where: str, any_colours: bool) -> None:
     for name in ("network", "embedding_size", "image_size", *COLOURS):
         if name not in config:
             raise UserError(f"{where} has no {name!r}")

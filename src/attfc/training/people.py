@@ -17,6 +17,7 @@ from attfc.data.people.identity_names import names_of
 from attfc.data.people.name_table import printable
 from attfc.data.stores.store import Store
 from attfc.training.checkpoints.manifest import STATE, read_state
+from attfc.typing import Json
 
 __all__ = ["first_difference", "people_of", "saved_people"]
 
@@ -25,7 +26,7 @@ FEWEST_NAMES = 16  # in a block: a hash of fewer could be guessed from a list of
 NAMES_AT_ONCE = 1 << 16
 
 
-def people_of(store: Store) -> dict[str, Any]:
+def people_of(store: Store) -> Json:
     """Return the counts of a store, a hash of the images per identity, and the hashes of its names in blocks.
 
     >>> from attfc.data import SyntheticFaces
@@ -43,7 +44,7 @@ def people_of(store: Store) -> dict[str, Any]:
     }
 
 
-def saved_people(checkpoint: Path) -> dict[str, Any]:
+def saved_people(checkpoint: Path) -> Json:
     """Read what a checkpoint says of its people; without hashes, or empty, where an earlier version wrote it.
 
     Raises:

@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from attfc.files import sync, written_whole
 from attfc.training.trackers import TensorBoard, Tracker, shared_numbers
+from attfc.typing import Json
 
 __all__ = ["RunLog", "Stopwatch", "figure_of", "memory_mib"]
 
@@ -66,7 +67,7 @@ class ProgressLine:
         )
         self._task = self.bar.add_task("train", total=total_steps, completed=first_step, figures="")
 
-    def update(self, step: int, figures: dict[str, Any] | None = None) -> None:
+    def update(self, step: int, figures: Json | None = None) -> None:
         """Move to a step and show its figures (the same keys as a `train` record); None: those that are shown stay."""
         self.bar.update(self._task, completed=step)
         if figures is None:
@@ -134,7 +135,7 @@ class RunLog:
             finally:
                 self._open = None
 
-    def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
+    def write(self, kind: str, step: int, values: Json) -> None:
         """Append one record, with null for NaN and infinity (JSON has neither).
 
         Trackers get the numbers of train and evaluation as ``kind/name``; the progress line shows those of train.
@@ -149,7 +150,7 @@ class RunLog:
             if kind == "train":
                 line.update(step, values)
 
-    def show(self, step: int, figures: dict[str, Any] | None = None) -> None:
+    def show(self, step: int, figures: Json | None = None) -> None:
         """Move the bar to a step, with new figures if there are any."""
         if self._open:
             self._open[2].update(step, figures)
@@ -208,7 +209,7 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _flat(figures: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+def _flat(figures: Json, prefix: str = "") -> Iterator[tuple[str, float]]:
     """Yield the numbers of an evaluation by name, those of nested figures with the outer name before them."""
     for name, value in figures.items():
         if isinstance(value, dict):
@@ -217,7 +218,7 @@ def _flat(figures: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, floa
             yield prefix + name, float(value)
 
 
-def figure_of(figures: dict[str, Any], name: str) -> float | None:
+def figure_of(figures: Json, name: str) -> float | None:
     """Return a finite number of an evaluation by that name; None: there is none."""
     value = dict(_flat(figures)).get(name)
     return value if value is not None and math.isfinite(value) else None

@@ -116,3 +116,13 @@ class LabelWatch:
         if self.sets_aside:
             return f"{found}Those that fit another person better are set aside if they are a tenth or more. {listed}: train again without them"
         return f"{found}{listed}; head.filter_above=0.3 head.filter_gap=0.2 sets those aside that fit another person better"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what it has seen, so that a resumed run goes on watching and says nothing twice."""
+        return {"since": self._since, "said": self._said, "shares": self._shares}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a saved state; that of an earlier version is empty."""
+        step, epoch = map(float, state.get("since", self._since))
+        self._since, self._said = (step, epoch), bool(state.get("said", False))
+        self._shares = [float(share) for share in state.get("shares", [])]

@@ -105,7 +105,9 @@ def fresh_folder(output: Path, name: str) -> Path:
                 folder.mkdir()
                 return folder
     except OSError as error:
-        raise UserError(f"cannot make the run's folder in output={output}: {error.strerror or error}") from None
+        raise UserError(
+            f"cannot make the run's folder in output={output}: {error.strerror or error}; name a folder that you may write into"
+        ) from None
     raise UserError(f"output={output} holds 100,000 runs named {safe}: choose another name=")
 
 

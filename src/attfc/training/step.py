@@ -145,8 +145,10 @@ class TrainStep:
         norm = nn.utils.clip_grad_norm_(list(self.pair.query.parameters()), self.clip or math.inf)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        # A replicated head has figures of its rank's share too (AdaFace's norms); one in shards saw the whole batch.
-        average_running_statistics([self.pair] if self._scoring is self.head else [self.pair, self.head], self.ranks)
+        # A replicated head has figures of its rank's share too (AdaFace's norms); one in shards saw the whole batch. Kept statistics are equal,
+        # and their mean over three ranks would round.
+        own = [] if self._scoring is self.head else [self.head]
+        average_running_statistics(own if self.pair.keep_statistics else [self.pair, *own], self.ranks)
         # A gradient that is not finite makes the loss so too, and a run stops before the weights are saved. With a scaler
         # it is no fault: that step was skipped and the next is scaled down.
         return total if self.scaler.is_enabled() else total + 0.0 * norm

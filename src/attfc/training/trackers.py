@@ -23,6 +23,7 @@ from pydantic import BaseModel
 
 from attfc.errors import UserError, one_line
 from attfc.files import write_json_whole
+from attfc.typing import Json
 
 __all__ = ["TRACKERS", "TensorBoard", "Tracker", "open_trackers", "refuse_missing", "shared_settings"]
 
@@ -157,7 +158,7 @@ class _Wandb:
 
     ADVICE = "run wandb login, or set WANDB_MODE=offline"
 
-    def __init__(self, run_folder: Path, settings: dict[str, Any], key: str | None) -> None:
+    def __init__(self, run_folder: Path, settings: Json, key: str | None) -> None:
         import wandb
 
         self.key = key or uuid.uuid4().hex[:16]
@@ -194,7 +195,7 @@ class _MLflow:
 
     ADVICE = "set MLFLOW_TRACKING_URI to your server, or to sqlite:///mlflow.db"
 
-    def __init__(self, run_folder: Path, settings: dict[str, Any], key: str | None) -> None:
+    def __init__(self, run_folder: Path, settings: Json, key: str | None) -> None:
         from mlflow import MlflowClient
         from mlflow.entities import Metric, Param
 

@@ -32,6 +32,7 @@ from attfc.training.progress import RunLog, Stopwatch, figure_of, memory_mib
 from attfc.training.reports import LabelWatch, StepReport
 from attfc.training.run_folder import locked
 from attfc.training.step import TrainStep
+from attfc.typing import Json
 
 __all__ = ["Evaluation", "Interrupted", "Trainer"]
 
@@ -50,12 +51,12 @@ class Evaluation:
         begin: called with the query encoder on all ranks before the first step of the run; returns a line to say.
     """
 
-    evaluate: Callable[[nn.Module, int], dict[str, Any]]
+    evaluate: Callable[[nn.Module, int], Json]
     every: int = 0
     best_by: str = "accuracy"
     on: str = "on unseen identities"
     begin: Callable[[nn.Module], str] | None = None
-    last: dict[str, Any] | None = None
+    last: Json | None = None
 
 
 @dataclass
@@ -81,13 +82,13 @@ class Trainer:
     loader: AttentionLoader
     total_steps: int
     run_folder: Path
-    model_config: dict[str, Any]
+    model_config: Json
     accumulation: int = 1
     evaluation: Evaluation | None = None
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
     log: RunLog = field(default_factory=RunLog)
-    people: dict[str, Any] = field(default_factory=dict)
+    people: Json = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.step, self.best = 0, -math.inf
@@ -244,6 +245,7 @@ class Trainer:
                 "best": None if math.isinf(self.best) else self.best,
                 "average": self._average,
                 "seconds": self._clock.seconds,
+                "labels": self._label_watch.state_dict(),
             },
         }
 
@@ -283,6 +285,7 @@ class Trainer:
             own = state["trainer"]
             self.step, self._average, self._clock.seconds = int(own["step"]), own["average"], float(own["seconds"])
             self.best = -math.inf if own["best"] is None else float(own["best"])
+            self._label_watch.load_state_dict(own.get("labels", {}))
             set_rng_state(state["rng"])
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
             raise UserError(
@@ -301,7 +304,7 @@ class Trainer:
         if advice := self._label_watch.note(self.step, figures["epoch"], figures.get("disagreeing_share")):
             self.log.say(advice)
 
-    def _figures(self, loss: float, images_per_second: float | None) -> dict[str, Any]:
+    def _figures(self, loss: float, images_per_second: float | None) -> Json:
         """Return what is logged of the step that was taken last; the rate is the one that it used."""
         said = self.ranks.objects((self.take_step.statistics(), memory_mib(self.device)))
         return {

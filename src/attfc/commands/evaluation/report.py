@@ -44,17 +44,14 @@ def report(
             "to write one run's own report into its folder: attfc report RUN"
         )
     from attfc.config import load_config
-    from attfc.data import open_store
     from attfc.evaluation import write_report
+    from attfc.run.data import open_data
 
     run, store = paths[0], None
     if pictures:
-        config = load_config(str(run / "config.yaml"))
-        if config.eval.root is None:
-            raise UserError(
-                f"{run} was not evaluated (eval.root is not set), so there are no pairs to picture: leave out --pictures"
-            )
-        store = open_store(config.eval.root, cache=config.eval.index_cache)
+        store = open_data(load_config(str(run / "config.yaml")))[1]
+        if store is None:
+            raise UserError(f"{run} was not evaluated, so there are no pairs to picture: leave out --pictures")
     was_there = (run / "report.html").exists()
     written = write_report(run, store=store, pictures=pictures)
     if was_there:  # it is made of the run's files and of nothing else, so no work is lost; it is said all the same

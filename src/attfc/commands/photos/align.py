@@ -6,9 +6,18 @@ from typing import Annotated
 
 from typer import Argument, BadParameter, Option
 
-from attfc.commands.common import FileOption, JsonOption, err, out, print_notes, progress_bar, write_json
+from attfc.commands.common import (
+    SHEET,
+    FileOption,
+    JsonOption,
+    err,
+    out,
+    print_notes,
+    progress_bar,
+    save_sheet,
+    write_json,
+)
 from attfc.errors import UserError, nearest
-from attfc.files import written_whole
 
 __all__ = ["align"]
 
@@ -22,7 +31,7 @@ def align(
     boxes: FileOption = None,
     detector: FileOption = None,
     workers: Annotated[int | None, Option(min=0)] = None,
-    refused: Annotated[Path | None, Option(dir_okay=False, metavar="FILE.png")] = None,
+    refused: Annotated[Path | None, Option(dir_okay=False, metavar="FILE.png", callback=SHEET)] = None,
     version: Annotated[bool, Option("--version")] = False,
     json_file: JsonOption = None,
 ) -> None:
@@ -79,8 +88,7 @@ def align(
     if refused is not None and done.refused:
         from attfc.photos.sheet import refused_sheet
 
-        with written_whole(refused) as file:
-            refused_sheet(photos, done.refused).save(file, "PNG")
+        save_sheet(refused_sheet(photos, done.refused), refused)
         out.print(f"{refused}: photos without an aligned face")
     write_json(json_file, {"photos_folder": str(photos), "output": str(output), **done.to_dict()})
     if not done.aligned:

@@ -5,7 +5,6 @@ Nothing is deleted: every store honours an edit list. Memory: 9 bytes per image,
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +14,7 @@ from attfc.data.preview import draw_sheet
 from attfc.data.stores.edits import LEFT_OUT, Edits
 from attfc.data.stores.store import Store
 from attfc.errors import UserError
-from attfc.typing import Int64
+from attfc.typing import Int64, Json
 
 __all__ = ["PAIR_IMAGES", "REASONS", "CleaningReport", "Findings", "Pair", "first_of", "small_identities"]
 
@@ -99,7 +98,7 @@ class CleaningReport:
     pairs: tuple[Pair, ...] = ()
     borderline: tuple[Pair, ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Return plain values for JSON, without the edits themselves."""
         facts = {**vars(self), "changes": len(self.edits), "pairs": [vars(pair) for pair in self.pairs]}
         del facts["edits"], facts["borderline"]

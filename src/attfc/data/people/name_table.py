@@ -3,13 +3,14 @@
 Some 20 bytes a name instead of a Python string of 60 in every process. Names are bytes: file names need not be UTF-8.
 """
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from attfc.data.index import offsets_of, open_array
-from attfc.typing import Int64, UInt8
+from attfc.typing import Int64, PathLike, UInt8
 
 __all__ = ["NameTable", "printable"]
 
@@ -88,9 +89,9 @@ class NameTable:
         return fit and not any(bool((self.data == byte).any()) for byte in forbidden)
 
 
-def printable(name: bytes) -> str:
+def printable(name: bytes | PathLike) -> str:
     """Return a file name for messages: bytes that are not UTF-8 and control characters are written as escapes."""
-    text = name.decode("utf-8", "backslashreplace")
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

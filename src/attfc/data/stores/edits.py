@@ -359,7 +359,7 @@ class EditedStore(StoreView):
         return self._dense(labels)
 
     def _dense(self, edited: Int64) -> Int64:
-        if not len(self._used) or int(self._used[-1]) == len(self._used) - 1:
+        if not len(self._used) or self._used[-1] == len(self._used) - 1:
             return edited
         return np.searchsorted(self._used, edited).astype(np.int64, copy=False)
 

@@ -114,7 +114,7 @@ class _FolderTables(Tables):
             and self.paths.sound()
             and bool((self.index.counts() > 0).all())
             and bool((links[1:] > links[:-1]).all())
-            and 0 <= int(links.min(initial=0)) <= int(links.max(initial=0)) < self.index.images
+            and 0 <= links.min(initial=0) <= links.max(initial=0) < self.index.images
             and len(self.ignored) == len(_IGNORED)
         )
 
@@ -341,4 +341,4 @@ def _nothing_found(root: Path, in_folders: dict[str, int], unread: dict[str, int
     if not folders.listed and ignored["files_beside_folders"]:
         hint = "; put the images of each person into a folder of their own"
     hint += f"; not read: {_counted(unread)} (convert to .jpg or .png)" if unread else ""
-    return f"{printable(os.fsencode(root))}: no images: {expected}; found {seen or 'an empty folder'}{hint}"
+    return f"{printable(root)}: no images: {expected}; found {seen or 'an empty folder'}{hint}"

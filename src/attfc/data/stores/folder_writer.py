@@ -101,7 +101,7 @@ class FolderWriter(ContinuedWriter):
             entries.remove(_DONE)
         if entries and _WORK not in entries:
             raise UserError(
-                f"{self.folder}: holds files already ({printable(os.fsencode(min(entries)))} ...): give a folder that is empty or "
+                f"{self.folder}: holds files already ({printable(min(entries))} ...): give a folder that is empty or "
                 "does not exist yet"
             )
 

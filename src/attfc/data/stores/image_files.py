@@ -36,11 +36,6 @@ class ImageFiles(IndexedStore):
         self._prefix = os.path.join(os.fsencode(self.root), b"")
 
     @property
-    def name(self) -> str:
-        """The source's own name."""
-        return printable(os.fsencode(self.path.name or str(self.path)))
-
-    @property
     def identities(self) -> IdentityIndex:
         """The identity index."""
         return self._tables.index

@@ -58,7 +58,7 @@ class _ListTables(Tables):
         return (
             super().sound()
             and len(self.labels) == len(paths)
-            and int(paths.offsets[-1]) == len(paths.data)
+            and paths.offsets[-1] == len(paths.data)
             and (not isinstance(known, NameTable) or known.sound(forbidden=b"\0"))
         )
 
@@ -117,7 +117,7 @@ class ListStore(ImageFiles):
         """
         labels = np.asarray(self._tables.labels[checked_positions(positions, len(self), "list")])
         # Here and not at the start: to look through a cached index of 42 M images takes a second.
-        if labels.size and not (int(labels.min()) >= 0 and int(labels.max()) < len(self.identities)):
+        if labels.size and not 0 <= labels.min() <= labels.max() < len(self.identities):
             raise UserError(f"{self.cache}: damaged list index (a label out of range); delete it to have it rebuilt")
         return labels
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from attfc.data.images import BrokenImageError, decode_image, reason_of
 from attfc.data.index import IdentityIndex
+from attfc.data.people.name_table import printable
 from attfc.typing import Int64, UInt8
 
 __all__ = ["EncodedStore", "Images", "IndexedStore", "Store", "StoreView", "images_array", "origins"]
@@ -139,14 +140,10 @@ class EncodedStore:
                     raise encoded
                 pixels[row] = decode_image(encoded, size)
             except (OSError, BrokenImageError) as error:
-                reasons[row] = reason_of(error)
-        for row in reasons:
-            pixels[row] = 0
+                pixels[row], reasons[row] = 0, reason_of(error)
         first = rows[places]
         again = np.flatnonzero(first != np.arange(len(asked)))
         pixels[again] = pixels[first[again]]
-        if not reasons:
-            return Images(pixels)
         return Images(pixels, {row: reasons[origin] for row, origin in enumerate(first.tolist()) if origin in reasons})
 
     def __getstate__(self) -> dict[str, Any]:
@@ -156,9 +153,14 @@ class EncodedStore:
 
 
 class IndexedStore(EncodedStore):
-    """Gives a store at a `path` that has an identity index its length, its labels and its representation."""
+    """Gives a store at a `path` that has an identity index its name, its length, its labels and its representation."""
 
     path: Path
+
+    @property
+    def name(self) -> str:
+        """The own name of the file or folder."""
+        return printable(self.path.name or self.path)
 
     @property
     def identities(self) -> IdentityIndex:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from attfc.data.images import BrokenImageError, decode_image
+from attfc.data.images import BrokenImageError, decode_image, reason_of
 from attfc.data.index import checked_positions
 from attfc.data.people.name_table import printable
 from attfc.data.stores.plain_pickle import PlainArray, PlainUnpickler
@@ -80,7 +80,7 @@ def read_verification_set(path: PathLike, *, max_bytes: int = MAX_FILE_BYTES) ->
         UserError: no such file, not a pickle, cut short or with something after its end. A pickle that asks for anything but
             lists, bytes, numbers and arrays. Not (images, same), counts that do not fit, or no pairs.
     """
-    shown = printable(os.fsencode(path))
+    shown = printable(path)
     content = read_plain_pickle(path, max_bytes=max_bytes)
     if not isinstance(content, tuple | list) or len(content) != 2:
         raise UserError(f"{shown}: holds {describe(content)}: a verification set is a tuple (images, same or not)")
@@ -103,7 +103,7 @@ def read_plain_pickle(path: PathLike, *, max_bytes: int = MAX_FILE_BYTES) -> obj
         UserError: no such file, not a pickle, cut short, something after its end, a name or an instruction that plain data has no
             use for; with the byte offset.
     """
-    shown = printable(os.fsencode(path))
+    shown = printable(path)
     try:
         mode = os.stat(path).st_mode
         if not stat.S_ISREG(mode):  # before opening: a pipe would wait for its writer
@@ -149,8 +149,8 @@ def _hint(path: Path) -> str:
         others = sorted(other.name for other in path.parent.iterdir() if other.suffix == ".bin")
     except OSError:
         return ""
-    shown = ", ".join(printable(os.fsencode(name)) for name in others[:8])
-    return f"; {printable(os.fsencode(path.parent))} holds {shown}" if others else ""
+    shown = ", ".join(printable(name) for name in others[:8])
+    return f"; {printable(path.parent)} holds {shown}" if others else ""
 
 
 def write_verification_set(path: PathLike, encoded: Sequence[bytes], same: npt.ArrayLike) -> None:
@@ -167,7 +167,7 @@ def write_verification_set(path: PathLike, encoded: Sequence[bytes], same: npt.A
     Raises:
         UserError: counts that do not fit, no pairs, an image that is not bytes, or the file cannot be written.
     """
-    shown = printable(os.fsencode(path))
+    shown = printable(path)
     target = Path(os.path.abspath(path))
     for number, image in enumerate(encoded):
         if not isinstance(image, bytes):
@@ -209,14 +209,14 @@ def make_verification_set(
     Raises:
         UserError: positions outside the store, counts that do not fit, an image that is broken, or the file cannot be written.
     """
-    shown = printable(os.fsencode(path))
+    shown = printable(path)
     pairs = np.asarray(positions)
     if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype.kind not in "iu":
         raise UserError(
             f"{shown}: positions are {pairs.dtype} of shape {pairs.shape}: whole numbers (pairs, 2) are needed"
         )
     _check_counts(shown, pairs.size, len(np.asarray(same)))
-    if int(pairs.min()) < 0 or int(pairs.max()) >= len(store):
+    if pairs.min() < 0 or pairs.max() >= len(store):
         raise UserError(
             f"{shown}: positions {pairs.min()} ... {pairs.max()}, but {store.name} has images 0 ... {len(store) - 1}: "
             "use the store that the pairs were made for"
@@ -237,16 +237,15 @@ def _sound(store: Store, position: int) -> bytes:
         encoded, _ = store.read(position)
         decode_image(encoded)
     except (OSError, BrokenImageError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise UserError(
-            f"{store.name}: {store.where(position)}: {reason}: a verification set must be whole; repair the image or leave "
+            f"{store.name}: {store.where(position)}: {reason_of(error)}: a verification set must be whole; repair the image or leave "
             "its pairs out"
         ) from None
     return encoded
 
 
 def _name(path: PathLike) -> str:
-    return printable(os.fsencode(os.path.basename(path))).removesuffix(".bin")
+    return printable(os.path.basename(path)).removesuffix(".bin")
 
 
 def _check_counts(shown: str, images: int, pairs: int) -> None:

@@ -13,11 +13,12 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import BinaryIO, ClassVar
 
 from attfc.data.stores.image_files import MAX_FILE_BYTES
 from attfc.errors import UserError
 from attfc.files import lock, replacing, sync, sync_folder
+from attfc.typing import Json
 
 __all__ = ["LEFT_OUT", "UNFINISHED", "ContinuedWriter", "StoreWriter", "replace_json"]
 
@@ -29,7 +30,7 @@ _SYNC_SECONDS = 60.0
 _CONTINUES = "give the same command again, it continues where it stopped"
 
 
-def replace_json(path: Path, content: dict[str, Any]) -> None:
+def replace_json(path: Path, content: Json) -> None:
     """Write JSON that is on the disk, under its name, when this returns. Raises OSError."""
     with replacing(path) as file:
         file.write(json.dumps(content, indent=1).encode() + b"\n")
@@ -177,7 +178,7 @@ class ContinuedWriter(StoreWriter):
 
     counts: ClassVar[tuple[str, ...]] = ("done", "images", "identities", "left_out_images", "left_out_identities")
 
-    def __init__(self, folder: Path, work: Path, begun_with: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, work: Path, begun_with: Json) -> None:
         super().__init__(folder)
         self._work, self._unfinished, self._begun_with = work, work / UNFINISHED, begun_with
         self._files: dict[str, BinaryIO] = {}  # those that grow now

@@ -12,7 +12,6 @@ Cost: all pairs of images once, then a pass over the highest scores per split.
 """
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -23,7 +22,7 @@ from attfc.evaluation.operating_point.nonmated import FalseMatches, NonmatedTail
 from attfc.evaluation.operating_point.point import Estimate, GroupRates, Probability
 from attfc.evaluation.operating_point.scores import SAMPLED, Scores
 from attfc.evaluation.people import few_people
-from attfc.typing import Bools, Float64, Int64, Progress, Texts
+from attfc.typing import Bools, Float64, Int64, Json, Progress, Texts
 
 __all__ = ["SPLITS", "calibrate_scores", "check_groups", "check_people", "people_needed"]
 
@@ -100,7 +99,7 @@ def calibrate_scores(
     splits: int = SPLITS,
     seed: int = 0,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> Json:
     """Choose a threshold and measure it on other people.
 
     Args:

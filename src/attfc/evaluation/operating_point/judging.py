@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from attfc.evaluation.bootstrap import FigurePath, Sample, figure_at
+from attfc.evaluation.bootstrap import FigurePath, Samples, figure_at
 from attfc.evaluation.operating_point.point import OperatingPoint
 from attfc.evaluation.protocols.protocol import Cell, Outcome, Table
 from attfc.evaluation.samples import PairListSample, ShareSample
 from attfc.evaluation.tail_sample import TailSample
+from attfc.typing import Json
 
 __all__ = ["AT_POINT", "at_point_of", "judged_at"]
 
@@ -25,7 +26,7 @@ def judged_at(point: OperatingPoint, outcome: Outcome) -> Outcome:
 
     FMR is None where the threshold lies below the impostor scores that were kept.
     """
-    samples: dict[FigurePath, list[Sample]] = {}
+    samples: Samples = {}
     figures: dict[str, dict[str, float | None]] = {}
     for place, several in outcome.samples.items():
         if "slices" in place or "groups" in place:
@@ -56,7 +57,7 @@ def judged_at(point: OperatingPoint, outcome: Outcome) -> Outcome:
     return dataclasses.replace(outcome, samples={**outcome.samples, **samples}, shown=[*outcome.shown, table])
 
 
-def at_point_of(figures: Mapping[str, Any], place: FigurePath) -> dict[str, Any]:
+def at_point_of(figures: Mapping[str, Any], place: FigurePath) -> Json:
     """Return what figures of any origin state at the operating point for the pairs whose figures stand at a place; empty: nothing."""
     found = figure_at(figures, (AT_POINT, _named(place)))
     return found if isinstance(found, dict) else {}

@@ -8,12 +8,13 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from attfc.errors import UserError
 from attfc.files import first_fault, read_bounded, write_json_whole
+from attfc.typing import Json
 
 __all__ = [
     "FILE",
@@ -141,7 +142,7 @@ class OperatingPoint(_Part):
             f"FNMR (one person not recognised) {100 * self.fnmr.value:.2f} %; on {self.people:,} people of {self.store}"
         )
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> Json:
         """Return what stands beside other figures of the model, as plain JSON types."""
         return self.model_dump(
             mode="json", include={"threshold", "asked_fmr", "fmr", "fmr_upper", "fnmr", "people", "store"}

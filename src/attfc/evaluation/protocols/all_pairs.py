@@ -18,7 +18,7 @@ from attfc.data.attributes import Attributes, read_attributes
 from attfc.data.stores.store import Store
 from attfc.data.text_lines import lines_in_utf8
 from attfc.errors import UserError
-from attfc.evaluation.bootstrap import FigurePath, Sample, in_words
+from attfc.evaluation.bootstrap import FigurePath, Samples, in_words
 from attfc.evaluation.embed import Embedder, ImageEvaluation
 from attfc.evaluation.people import few_people
 from attfc.evaluation.protocols.all_pairs_scores import (
@@ -33,7 +33,7 @@ from attfc.evaluation.protocols.protocol import Board, Cell, Outcome, Protocol, 
 from attfc.evaluation.rates import far_name
 from attfc.evaluation.samples import ShareSample
 from attfc.evaluation.tail_sample import EXACT_IMPOSTORS
-from attfc.typing import Array, Int64, Progress, Texts
+from attfc.typing import Array, Int64, Json, Progress, Texts
 
 __all__ = [
     "PROTOCOL",
@@ -75,13 +75,13 @@ class Slices:
     thresholds: Mapping[float, float]
     notes: tuple[str, ...]
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> Json:
         """Return column -> value -> figures, with TAR and FAR at everyone's thresholds; a FAR beyond the scores kept is None."""
         return {
             column: {value: self._slice(of) for value, of in values.items()} for column, values in self.found.items()
         }
 
-    def _slice(self, of: AllPairs) -> dict[str, Any]:
+    def _slice(self, of: AllPairs) -> Json:
         common = {}
         for far, threshold in self.thresholds.items():
             accepted, kept = int((of.top_impostors > threshold).sum()), len(of.top_impostors)
@@ -90,9 +90,9 @@ class Slices:
             common[far_name(far)] = {"tar": tar, "far": accepted / of.impostor_pairs if known else None}
         return {**of.figures(), "at_common_threshold": common}
 
-    def samples(self, exact: int = EXACT_IMPOSTORS) -> dict[FigurePath, list[Sample]]:
+    def samples(self, exact: int = EXACT_IMPOSTORS) -> Samples:
         """Return the scores behind the figures, by where these stand in those of the evaluation."""
-        samples: dict[FigurePath, list[Sample]] = {}
+        samples: Samples = {}
         for column, values in self.found.items():
             for value, of in values.items():
                 place, carriers = ("slices", column, value), np.unique(of.genuine_labels, return_inverse=True)[1]
@@ -161,7 +161,7 @@ class AllPairsEvaluation(ImageEvaluation):
 
     STATED: ClassVar = ("scoring_seconds",)
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> Json:
         """Return the figures as plain JSON types, FARs as text, unknown figures as None."""
         groups = {name: found.figures() for name, found in self.groups.items()}
         for name, rates in self.at_common_threshold.items():
@@ -170,11 +170,11 @@ class AllPairsEvaluation(ImageEvaluation):
         slices = {} if self.slices is None else {"slices": self.slices.figures()}
         return {"all_pairs": self.everyone.figures(), "groups": groups, **slices, **super().figures()}
 
-    def samples(self) -> dict[FigurePath, list[Sample]]:
+    def samples(self) -> Samples:
         """Return the scores behind the figures, by where these stand in `figures()`, for intervals by identity."""
         holders: dict[FigurePath, AllPairs] = {("all_pairs",): self.everyone}
         holders.update({("groups", name): found for name, found in self.groups.items()})
-        found: dict[FigurePath, list[Sample]] = {path: [of.sample()] for path, of in holders.items() if of.stated}
+        found: Samples = {path: [of.sample()] for path, of in holders.items() if of.stated}
         return found if self.slices is None else {**found, **self.slices.samples()}
 
 

@@ -18,7 +18,7 @@ from torch import nn
 from attfc.data.attributes import Attributes, read_attributes
 from attfc.data.stores.store import Store
 from attfc.errors import UserError
-from attfc.evaluation.bootstrap import FigurePath, Sample, in_words
+from attfc.evaluation.bootstrap import FigurePath, Samples, in_words
 from attfc.evaluation.embed import Embedder, Embeddings, ImageEvaluation
 from attfc.evaluation.metrics import PairScores, Thresholds, evaluate_scores
 from attfc.evaluation.people import few_people, heading_with_people
@@ -32,7 +32,7 @@ from attfc.evaluation.rates import FARS
 from attfc.evaluation.samples import PairListSample
 from attfc.evaluation.tail_sample import EXACT_IMPOSTORS
 from attfc.evaluation.unit_rows import cosine_of_pairs
-from attfc.typing import Array, Float64, Int64
+from attfc.typing import Array, Float64, Int64, Json
 
 __all__ = ["PROTOCOL", "HardestPair", "HeldOutEvaluation", "evaluate_store", "gallery_of", "positions_of"]
 
@@ -76,13 +76,13 @@ class HeldOutEvaluation(ImageEvaluation):
 
     STATED: ClassVar = ("all_pairs", "people")
 
-    def samples(self, exact: int = EXACT_IMPOSTORS) -> dict[FigurePath, list[Sample]]:
+    def samples(self, exact: int = EXACT_IMPOSTORS) -> Samples:
         """Return the scores behind the figures, by where these stand in `figures()`, for intervals by identity.
 
         exact: how many of the highest non-mated scores of all pairs are drawn one by one; fewer are quicker.
         """
         ranked = [] if self.rank_one is None else [self.rank_one.sample()]
-        found: dict[FigurePath, list[Sample]] = {(): [self.pair_sample, *ranked]}
+        found: Samples = {(): [self.pair_sample, *ranked]}
         if self.all_pairs is not None and self.all_pairs.stated:
             found["all_pairs",] = [self.all_pairs.sample(exact)]
         return found if self.slices is None else {**found, **self.slices.samples(exact)}
@@ -93,7 +93,7 @@ class HeldOutEvaluation(ImageEvaluation):
         ranked = 0 if self.rank_one is None else self.rank_one.sample().carriers
         return max(self.pair_sample.carriers, ranked)
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> Json:
         """Return the figures in the form of a run folder's `evaluation.json`: plain JSON types, unknown ones as None."""
         found, seconds = super().figures(), self.embeddings.seconds
         return {

@@ -20,12 +20,12 @@ from attfc.data.attributes import read_attributes
 from attfc.data.index import IdentityIndex
 from attfc.data.stores.store import Store
 from attfc.errors import UserError
-from attfc.evaluation.bootstrap import FigurePath, Sample
+from attfc.evaluation.bootstrap import FigurePath, Samples
 from attfc.evaluation.embed import Embedder, ImageEvaluation
 from attfc.evaluation.people import few_people
 from attfc.evaluation.protocols.protocol import Board, Cell, Outcome, Protocol, Subject, Table, noted, with_slices
 from attfc.evaluation.protocols.search import Identification, identify, rate_columns, search_sample
-from attfc.typing import Int64, Progress
+from attfc.typing import Int64, Json, Progress
 
 __all__ = ["PROTOCOL", "StoreIdentification", "choose_gallery", "identify_in_store"]
 
@@ -43,11 +43,11 @@ class StoreIdentification(ImageEvaluation):
 
     STATED: ClassVar = ("search_seconds",)
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> Json:
         """Return the figures as plain JSON types, rates as text, unknown figures as None."""
         return {**self.found.figures(), **super().figures()}
 
-    def samples(self) -> dict[FigurePath, list[Sample]]:
+    def samples(self) -> Samples:
         """Return the searches behind the figures, for intervals by identity."""
         return {(): [search_sample([self.found])]}
 

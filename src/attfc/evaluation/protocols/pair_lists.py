@@ -241,7 +241,7 @@ def generate_pairs(index: IdentityIndex, pairs: int = 6000, seed: int = 0, *, fo
     with_images = int((counts > 0).sum())
     if with_images < 2:
         raise UserError(f"{with_images} identity has images: non-mated pairs need at least 2 identities")
-    if int(counts.max()) < 2:
+    if counts.max() < 2:
         raise UserError(
             f"none of {len(counts):,} identities has 2 images: mated pairs need one that has; "
             "evaluate on a store with several images per identity"
@@ -269,7 +269,7 @@ def _draw_genuine(index: IdentityIndex, counts: Int64, each: int, rng: np.random
     low, high = 0, int(to_have.max())
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if int(np.minimum(to_have, middle).sum()) <= each else (low, middle - 1)
+        low, high = (middle, high) if np.minimum(to_have, middle).sum() <= each else (low, middle - 1)
     quota = np.minimum(to_have, low)
     more = np.flatnonzero(to_have > low)[: each - int(quota.sum())]
     quota[more] += 1

@@ -41,7 +41,7 @@ from attfc.evaluation.samples import PairListSample
 from attfc.evaluation.tail_sample import TailSample
 from attfc.evaluation.unit_rows import cosine_of_pairs, squared_distances_of_pairs, unit_rows
 from attfc.evaluation.unseen import SharedPeople
-from attfc.typing import Bools, Int64, Progress
+from attfc.typing import Bools, Int64, Json, Progress
 
 __all__ = [
     "KNOWN_SETS",
@@ -91,7 +91,7 @@ class PairEvaluation(ImageEvaluation):
             fars=of.fars,
         )
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> Json:
         """Return the figures as plain JSON types, FARs as text, unknown figures as None."""
         return {**self.scores.figures(), "pair_source": self.pairs.source, **super().figures()}
 

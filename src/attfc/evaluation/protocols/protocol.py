@@ -20,7 +20,7 @@ from attfc.evaluation.bootstrap import FigurePath, IdentityDraw, Interval, Sampl
 from attfc.evaluation.embed import Embedder
 from attfc.evaluation.people import few_people
 from attfc.evaluation.unseen import SharedPeople
-from attfc.typing import Bools, Progress, Texts
+from attfc.typing import Bools, Json, Progress, Texts
 
 __all__ = ["Board", "Cell", "Outcome", "Protocol", "Subject", "Table", "noted", "one_path", "with_slices"]
 
@@ -100,7 +100,7 @@ class Outcome:
         shared: whether the people were trained on, where the protocol is of a store.
     """
 
-    figures: dict[str, Any]
+    figures: Json
     samples: Mapping[FigurePath, Sequence[Sample]]
     shown: Sequence[str | Table]
     shared: SharedPeople | None = None

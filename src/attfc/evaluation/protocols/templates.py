@@ -19,7 +19,7 @@ from torch import nn
 
 from attfc.data.attributes import common_value, read_attributes
 from attfc.errors import UserError
-from attfc.evaluation.bootstrap import FigurePath, Sample
+from attfc.evaluation.bootstrap import FigurePath, Samples
 from attfc.evaluation.embed import BrokenImage, Embedder, check_broken_limit
 from attfc.evaluation.embedding_cache import FaceEmbeddings, default_cache
 from attfc.evaluation.people import few_people
@@ -52,7 +52,7 @@ from attfc.evaluation.protocols.template_scores import (
 )
 from attfc.evaluation.rates import Figures, far_name
 from attfc.evaluation.tail_sample import TailSample
-from attfc.typing import Bools, Int64, Progress, Texts
+from attfc.typing import Bools, Int64, Json, Progress, Texts
 
 __all__ = [
     "PROTOCOL",
@@ -105,7 +105,7 @@ class TemplateEvaluation(Figures):
             notes.append(f"{len(self.empty):,} templates have no usable face, the first is {self.empty[0]}")
         return [*notes, *(note for part in (self.verification, self.search) if part is not None for note in part.notes)]
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> Json:
         """Return the figures as plain JSON types, rates as text, unknown figures as None."""
         return {
             "mode": str(self.mode),
@@ -130,9 +130,9 @@ class TemplateEvaluation(Figures):
         scores, same, fars = one.scores[chosen_P], one.same[chosen_P], tuple(one.tar_at_far)
         return TailSample.of_list(scores, same, first, second, codes=places, fars=fars)
 
-    def samples(self) -> dict[FigurePath, list[Sample]]:
+    def samples(self) -> Samples:
         """Return the scores behind the 1:1 and 1:N figures, by where these stand in `figures()`, for intervals by subject."""
-        found: dict[FigurePath, list[Sample]] = {}
+        found: Samples = {}
         if self.verification is not None and (every := self.slice_of(np.ones(self.verification.pairs, np.bool_))):
             found["verification",] = [every]
         if self.search is not None:

@@ -27,7 +27,7 @@ from attfc.evaluation.report.plots import GroupRate, curve_figure, group_figure
 from attfc.evaluation.results import EvaluationResult, finite, once_each, stated_value
 from attfc.files import write_text_whole
 from attfc.templates import macros_of
-from attfc.typing import PathLike
+from attfc.typing import Json, PathLike
 
 __all__ = ["write_comparison_report"]
 
@@ -147,7 +147,7 @@ class _Board:
     groups: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     notes: list[tuple[str, str]] = field(default_factory=list)
 
-    def each_group(self) -> list[tuple[str, str, dict[str, Any]]]:
+    def each_group(self) -> list[tuple[str, str, Json]]:
         """Return (group, model, its JSON), group after group."""
         names = dict.fromkeys(name for groups in self.groups.values() for name in groups)
         return [(name, model, _mapping(groups.get(name))) for name in names for model, groups in self.groups.items()]
@@ -232,7 +232,7 @@ class _Group(Stated):
         shared: FAR -> TAR and FAR of the group at everyone's threshold.
     """
 
-    def __init__(self, name: str, model: str, group: dict[str, Any]) -> None:
+    def __init__(self, name: str, model: str, group: Json) -> None:
         super().__init__(group)
         people = group.get("identities")
         self.name, self.model, self.people = name, model, count_text(people if isinstance(people, int) else None)
@@ -309,7 +309,7 @@ def _left_out(models: Sequence[str]) -> list[str]:
     return [f"the first {MOST_SERIES} of {len(models)} models"] if len(models) > MOST_SERIES else []
 
 
-def _mapping(value: Any) -> dict[str, Any]:
+def _mapping(value: Any) -> Json:
     return value if isinstance(value, dict) else {}
 
 

@@ -23,7 +23,7 @@ from attfc.evaluation.report.plots import CERTAIN_FALSE_ACCEPTS, line_figure, ro
 from attfc.evaluation.report.run_record import RunRecord, at_fault, columns_of, read_run
 from attfc.evaluation.results import finite
 from attfc.templates import macros_of
-from attfc.typing import Bools, Float64, PathLike, UInt8
+from attfc.typing import Bools, Float64, Json, PathLike, UInt8
 
 __all__ = ["write_report"]
 
@@ -126,7 +126,7 @@ def _heading(run: RunRecord) -> tuple[str, str]:
 class _Evaluation(Stated):
     """The figures of an evaluation."""
 
-    def tars(self, path: FigurePath) -> dict[str, Any]:
+    def tars(self, path: FigurePath) -> Json:
         """FAR -> TAR, or whatever stands at a place by name."""
         found = figure_at(self.figures, path)
         return found if isinstance(found, dict) else {}
@@ -297,7 +297,7 @@ def _picture(pixels: UInt8) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(encode_image(pixels, 'JPEG', quality=88)).decode('ascii')}"
 
 
-def _environment(run: RunRecord) -> dict[str, Any]:
+def _environment(run: RunRecord) -> Json:
     """Title -> facts about the machine and what ran on it."""
     plain = {name: value for name, value in run.environment.items() if not isinstance(value, dict | list)}
     return {

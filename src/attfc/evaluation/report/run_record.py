@@ -19,7 +19,7 @@ from attfc.evaluation.npz_file import read_npz
 from attfc.evaluation.operating_point.point import OperatingPoint, point_of
 from attfc.evaluation.results import finite
 from attfc.files import read_bounded
-from attfc.typing import Array, PathLike
+from attfc.typing import Array, Json, PathLike
 
 __all__ = ["RunRecord", "at_fault", "columns_of", "read_run"]
 
@@ -49,13 +49,13 @@ class RunRecord:
 
     name: str
     train: Columns
-    evaluations: list[dict[str, Any]]
-    broken: list[dict[str, Any]]
-    evaluation: dict[str, Any]
+    evaluations: list[Json]
+    broken: list[Json]
+    evaluation: Json
     arrays: dict[str, Array]
     config_text: str
-    config: dict[str, Any]
-    environment: dict[str, Any]
+    config: Json
+    environment: Json
     finished: bool
     torn: bool
     point: OperatingPoint | None
@@ -85,7 +85,7 @@ def read_run(folder: PathLike) -> RunRecord:
     if not any((root / name).is_file() for name in ("config.yaml", "metrics.jsonl", "evaluation.json")):
         raise UserError(f"{root} is not a run: it has none of config.yaml, metrics.jsonl, evaluation.json")
     records, torn = _read_lines(root / "metrics.jsonl")
-    kinds: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    kinds: defaultdict[str, list[Json]] = defaultdict(list)
     for record in records:
         kinds[str(record.get("kind"))].append(record)
     config_text = _read_config(root / "config.yaml")
@@ -148,9 +148,9 @@ def columns_of(records: Iterable[Mapping[str, Any]]) -> Columns:
     return found
 
 
-def _read_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
+def _read_lines(path: Path) -> tuple[list[Json], bool]:
     lines = read_bounded(path, _MOST_LOG_BYTES, _REMOVE).split(b"\n") if path.is_file() else []
-    records: list[dict[str, Any]] = []
+    records: list[Json] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -167,7 +167,7 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
     return records, False
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> Json:
     if not path.is_file():
         return {}
     try:

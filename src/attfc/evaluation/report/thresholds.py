@@ -89,10 +89,14 @@ def _read(file: Path) -> tuple[dict[float, float], str | None, OperatingPoint | 
         found = found.get("all_pairs", found)
         stated, strangers, people = found["threshold_at_far"], int(found["impostor_pairs"]), found.get("identities")
         rests = f",\nwhich {rests_on(people)}" if isinstance(people, int) and people < FEW_PEOPLE else ""
-        sure = {float(far): value for far, value in stated.items() if value is not None}
-        known = {far: float(value) for far, value in sure.items() if far * strangers >= FEWEST_ACCEPTED}
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
-        known = {}
+        sure = {float(far): float(value) for far, value in stated.items() if value is not None}
+        known = {far: value for far, value in sure.items() if far * strangers >= FEWEST_ACCEPTED}
+    except (ValueError, OverflowError, RecursionError, KeyError, TypeError, AttributeError):
+        sure, known = {}, {}
+    if odd := [
+        f"{value:g} at FAR {far:g}" for far, value in sure.items() if not (0 <= far <= 1 and abs(value) <= 1.0001)
+    ]:
+        raise UserError(f"{file} is damaged: its threshold {odd[0]} cannot be, of a cosine and a rate; evaluate again")
     if not known:
         raise UserError(
             f"{file} states no threshold that {FEWEST_ACCEPTED} pairs of different people or more passed: take a file of "

@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 
 from attfc.config.option import Option
 from attfc.errors import UserError
-from attfc.heads.banks.bank import Batch, Negatives, Recalled, last_occurrence
+from attfc.heads.banks.bank import Batch, Recalled, last_occurrence
 from attfc.heads.banks.kept_rows import KeptRows
 from attfc.heads.banks.sharded_rows import ShardedRows
 from attfc.heads.checked import checked
@@ -102,7 +102,7 @@ class ImageMemory(KeptRows):
 
     @torch.no_grad()
     def read_drawn(self, device: torch.device, labels_B: Tensor, number: int) -> tuple[Tensor, ...]:
-        """Return the centers drawn and their labels."""
+        """Return the centers (of all images, unit length) drawn and their labels."""
         drawn_S = self._draw(labels_B, number)
         sums_SX = self.sums.index_select(0, drawn_S - self.shard.start)
         return normalize(sums_SX[:, :-1], dim=1), torch.where(sums_SX[:, -1] > 0.5, drawn_S, EMPTY)
@@ -127,14 +127,6 @@ class ImageMemory(KeptRows):
         others_BD, found_B = self.others(last_BD, sums_BX)
         return Recalled(found_B, normalize(others_BD.to(batch.query_BD.dtype), dim=1), last_BD, others_BD)
 
-    @torch.no_grad()
-    def negatives(self, every_label_B: Tensor) -> Negatives:
-        """Return the centers (of all images) of the batch's identities and of random others, unit length; who was not seen yet has the label -1.
-
-        Several ranks: of those drawn, the same on all ranks, the ones of this rank's block.
-        """
-        return Negatives(*self._drawn(every_label_B))
-
     def update(self, batch: Batch, every_new_BD: Tensor, recalled: Recalled) -> None:
         """Keep the queries' embeddings."""
         assert recalled.last_BD is not None
@@ -148,14 +140,14 @@ class ImageMemory(KeptRows):
         """Keep the embeddings of a batch, and end the step: the next draw is another. An image twice in the batch: the last counts.
 
         Args:
-            embeddings_BD: (B, D) float, unit length.
+            embeddings_BD: (B, D) float, unit length; zeros: of an image not seen yet, nothing is kept.
             last_BD: (B, D) of `lookup`, from before the batch; several ranks: summed up and gathered.
             labels_B, positions_B: (B,) int64.
         """
         last_B = last_occurrence(positions_B)
         embeddings_BD = embeddings_BD[last_B].to(self.rows.dtype)
         counts_B = last_B == torch.arange(last_B.shape[0], device=last_B.device)
-        new_B = ~last_BD.any(dim=1, keepdim=True)
+        new_B = embeddings_BD.any(dim=1, keepdim=True) & ~last_BD.any(dim=1, keepdim=True)
         change_BX = torch.cat([embeddings_BD.float() - last_BD, new_B.float()], dim=1) * counts_B.unsqueeze(1)
         self._keep(labels_B, positions_B, embeddings_BD, change_BX)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attfc.errors import UserError
-from attfc.heads.banks.bank import Bank
+from attfc.heads.banks.bank import Bank, Negatives
 from attfc.heads.banks.draw import draw_classes
 from attfc.heads.banks.row_store import DrawnRows, RowPlace, RowStore
 from attfc.heads.banks.rows_ahead import Ahead, Arriving, to_device, to_host
@@ -65,15 +65,24 @@ class KeptRows(DrawnRows, Bank):
         if self.place == "device":
             return {}
         number = self.draws
-        reads = {
-            "stored": (lambda: self.read_stored(device, labels_B, positions_B)) if stored else None,
-            "drawn": (lambda: self.read_drawn(device, labels_B, number)) if drawn else None,
-        }
-        return {
-            name: self.store.ahead(lambda read=read: to_device(read(), device), device)  # type: ignore[misc]
-            for name, read in reads.items()
-            if read is not None
-        }
+        ahead: Ahead = {}
+        if stored:
+            ahead["stored"] = self.store.ahead(
+                lambda: to_device(self.read_stored(device, labels_B, positions_B), device), device
+            )
+        if drawn:
+            ahead["drawn"] = self.store.ahead(
+                lambda: to_device(self.read_drawn(device, labels_B, number), device), device
+            )
+        return ahead
+
+    @torch.no_grad()
+    def negatives(self, every_label_B: Tensor) -> Negatives:
+        """Return the rows of the batch's identities and of random others; who was not seen yet has the label -1.
+
+        Several ranks: of those drawn, the same on all ranks, the ones of this rank's block.
+        """
+        return Negatives(*self._drawn(every_label_B))
 
     def settle(self) -> None:
         """Wait until everything is written that was to be kept."""
@@ -101,10 +110,14 @@ class KeptRows(DrawnRows, Bank):
             sent = to_device(read(labels_B.to(next(self.buffers()).device)), labels_B.device)
         return sent.here()
 
+    def _apart(self, labels_B: Tensor) -> bool:
+        """Whether the rows live on another device."""
+        return labels_B.device != next(self.buffers()).device
+
     def _keep(self, labels_B: Tensor, *kept: Tensor) -> None:
         """End the step: `write` now, or where the rows are not on the device, when a copy has come."""
         self.draws += 1
-        if labels_B.device != next(self.buffers()).device:
+        if self._apart(labels_B):
             copy = to_host((labels_B, *kept))
             self.store.thread.later(lambda: self._write_copy(copy))
         else:

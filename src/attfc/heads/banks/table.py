@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 
 from attfc.config.option import Option
 from attfc.errors import UserError
-from attfc.heads.banks.bank import Batch, Negatives, Recalled, Trained, last_occurrence, merge_centers
+from attfc.heads.banks.bank import Batch, Recalled, Trained, last_occurrence, merge_centers
 from attfc.heads.banks.frequent import FrequentRows
 from attfc.heads.banks.kept_rows import KeptRows
 from attfc.heads.banks.rows_ahead import gathered
@@ -138,14 +138,6 @@ class CenterTable(KeptRows):
             stored_BD = self.ranks.own(self.ranks.sum(stored_BD + self.frequent.read(batch.every_label_B)))
             trained_B = self.frequent.among(batch.labels_B)
         return Recalled(stored_BD.any(dim=1), normalize(stored_BD, dim=1), trained_B=trained_B)
-
-    @torch.no_grad()
-    def negatives(self, every_label_B: Tensor) -> Negatives:
-        """Return the centers of the batch's identities and of random others, as stored; who was not seen yet has the label -1.
-
-        Several ranks: of those drawn, the same on all ranks, the ones of this rank's block.
-        """
-        return Negatives(*self._drawn(every_label_B))
 
     def trained(self) -> Trained | None:
         """Return the trained rows, if there are any."""

@@ -75,7 +75,7 @@ class LmdbStore(RecordStore):
         """Return "faces.lmdb key KEY"."""
         checked_positions(position, len(self))
         file = self.path.parent if self.path.name == _DATA else self.path
-        return f"{printable(os.fsencode(file.name))} key {self._index.key(position)}"
+        return f"{printable(file.name)} key {self._index.key(position)}"
 
 
 def _index(file: LmdbFile, progress: Progress | None) -> RecordIndex:

@@ -90,23 +90,18 @@ class PackedStore(IndexedStore):
         if not trusted and not (offsets[1:] > offsets[:-1]).all():
             at = int((offsets[1:] <= offsets[:-1]).argmax())
             raise UserError(f"{folder / OFFSETS}: identity {at} has no image: {RESTORE}")
-        if int(offsets[-1]) != about.images:
+        if offsets[-1] != about.images:
             raise UserError(
-                f"{folder / OFFSETS}: offsets run over 0 ... {int(offsets[-1])} but {ABOUT} says {about.images} images: {RESTORE}"
+                f"{folder / OFFSETS}: offsets run over 0 ... {offsets[-1]} but {ABOUT} says {about.images} images: {RESTORE}"
             )
         self._index = IdentityIndex(offsets, source=folder / OFFSETS, folder=folder)
         self._starts: list[int] = offsets_of(about.shards).tolist()
-        if (int(self._ends[0]), int(self._ends[-1])) != (0, self._starts[-1]):
+        if (self._ends[0], self._ends[-1]) != (0, self._starts[-1]):
             raise UserError(
-                f"{folder / ENDS}: runs over bytes {int(self._ends[0])} ... {int(self._ends[-1])} but the shards hold "
+                f"{folder / ENDS}: runs over bytes {self._ends[0]} ... {self._ends[-1]} but the shards hold "
                 f"{self._starts[-1]}: {RESTORE}"
             )
         self._files: list[_ShardFile | None] = [None] * min(len(about.shards), _OPEN_SHARDS)
-
-    @property
-    def name(self) -> str:
-        """The folder's own name."""
-        return printable(os.fsencode(self.path.name or str(self.path)))
 
     @property
     def identities(self) -> IdentityIndex:

@@ -97,7 +97,7 @@ class PackedWriter(ContinuedWriter):
             )
         if entries:
             raise UserError(
-                f"{self.folder}: holds other files ({printable(os.fsencode(min(entries)))} ...): give a folder that is empty or "
+                f"{self.folder}: holds other files ({printable(min(entries))} ...): give a folder that is empty or "
                 "does not exist yet"
             )
 

@@ -6,7 +6,6 @@ Kept: 12 bytes per image, 8 more for the key in im2rec files, and 24 bytes per i
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +14,7 @@ from attfc.data.index import IdentityIndex, open_array
 from attfc.data.index_cache import read_about
 from attfc.data.people.name_table import printable
 from attfc.errors import UserError
-from attfc.typing import Array, Int64
+from attfc.typing import Array, Int64, Json
 
 __all__ = ["IGNORED", "RecordIndex", "open_record_index", "save_record_index"]
 
@@ -85,7 +84,7 @@ def open_record_index(folder: Path) -> RecordIndex:
         UserError: it is damaged: it may have come with somebody's data set.
     """
 
-    def read(about: dict[str, Any]) -> RecordIndex:
+    def read(about: Json) -> RecordIndex:
         return RecordIndex(
             IdentityIndex.open(folder, consecutive=True),
             open_array(folder / "record_offsets.npy", np.int64),

@@ -155,7 +155,7 @@ def _rounded(numbers: Int64) -> Int64:
 
 def _record_zero(listing: _Listing) -> tuple[int, int] | None:
     """Return [A, B) of the InsightFace layout, exact, or None for the other one."""
-    if int(listing.keys[0]) != 0:
+    if listing.keys[0] != 0:
         return None
     head = listing.heads(np.zeros(1, np.int64))
     if not head.imageless[0]:
@@ -203,7 +203,7 @@ def _insightface(listing: _Listing, first: int, end: int, label_source: LabelSou
             'is the .idx of another file? label_source="images" does without them'
         )
     firsts, lasts = _ranges(listing, identity_rows, first)
-    if int(lasts.max()) >= _EXACT:
+    if lasts.max() >= _EXACT:
         firsts, lasts = _redraw(listing, firsts, lasts, first)
     kept = np.flatnonzero(firsts != lasts)
     if not kept.size:
@@ -333,7 +333,7 @@ def _own_labels_agree(listing: _Listing, kept: Int64, rows: Int64, offsets: Int6
         pair, whose = split[0] + np.array([0, len(agree)]), f"images of one identity ({numbers[split[0]]})"
     elif again is not None:
         pair, whose = again, "images of two identities"
-    elif 2 * int(agree.sum()) < len(agree):
+    elif 2 * agree.sum() < len(agree):
         listing.notes.append("the images' own labels number the identities in another way than the identity records do")
         return False
     else:  # there are some that do not agree

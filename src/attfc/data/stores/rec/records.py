@@ -110,7 +110,7 @@ class RecordStore(IndexedStore):
     def name(self) -> str:
         """The folder's name for `train.rec` and `data.mdb`, else the file's."""
         name = self.folder.name if self.path.name in ("train.rec", "data.mdb") and self.folder.name else self.path.stem
-        return printable(os.fsencode(name))
+        return printable(name)
 
     @property
     def identities(self) -> IdentityIndex:
@@ -180,7 +180,7 @@ class RecordStore(IndexedStore):
     def where(self, position: int) -> str:
         """Return "train.rec record KEY at byte OFFSET"."""
         checked_positions(position, len(self))
-        name = printable(os.fsencode(self.path.name))
+        name = printable(self.path.name)
         return f"{name} record {self._index.key(position)} at byte {int(self._index.offsets[position])}"
 
     def identity_name(self, label: int) -> str:
