@@ -36,7 +36,7 @@ from attfc.data.stores.packed.packed_format import ABOUT, FORMAT, VERSION, file_
 from attfc.data.stores.packed.packed_store import PackedStore
 from attfc.data.stores.rec.record_file import MAGIC
 from attfc.data.stores.rec.record_index import RecordIndex, save_record_index
-from attfc.data.stores.rec.records import RecordStore, _digest
+from attfc.data.stores.rec.records import RecordStore, digest_of
 from attfc.random_streams import permute
 
 IMAGE_BYTES = 5_000
@@ -192,7 +192,7 @@ def forge_record_index(folder: Path, counts: np.ndarray) -> None:
     status = rec.stat()
     offsets = np.concatenate([[0], np.cumsum(counts)])
     target = (
-        folder / ".attfc-index-train.rec" / _digest([rec, rec.with_suffix(".idx"), folder / "property"], "identities")
+        folder / ".attfc-index-train.rec" / digest_of([rec, rec.with_suffix(".idx"), folder / "property"], "identities")
     )
     target.mkdir(parents=True)
     index = IdentityIndex(offsets)

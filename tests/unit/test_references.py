@@ -1,6 +1,8 @@
 """Whatever the repository refers to exists: files, pages, modules and names of `attfc`."""
 
+import ast
 import importlib
+import importlib.util
 import io
 import re
 import tokenize
@@ -136,3 +138,14 @@ def test_names_of_attfc_in_the_pages_exist() -> None:
                 found = getattr(found, part) if hasattr(found, part) else importlib.import_module(path)
             checked += 1
     assert checked > 10
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_benchmarks_import_what_is_there(path: Path) -> None:
+    """No test runs most of them, and what they import of the library may be private."""
+    imports = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.ImportFrom)]
+    for node in imports:
+        if (node.module or "").partition(".")[0] == "attfc":
+            module = importlib.import_module(node.module or "")
+            for name in (alias.name for alias in node.names):
+                assert hasattr(module, name) or importlib.util.find_spec(f"{node.module}.{name}"), name
