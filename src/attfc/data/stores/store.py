@@ -157,7 +157,7 @@ class IndexedStore(EncodedStore):
 
     path: Path
 
-    @property
+    @cached_property  # which a store of one's own may set
     def name(self) -> str:
         """The own name of the file or folder."""
         return printable(self.path.name or self.path)

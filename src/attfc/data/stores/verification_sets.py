@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from attfc.data.images import BrokenImageError, decode_image, reason_of
+from attfc.data.images import BrokenImageError, decode_image
 from attfc.data.index import checked_positions
 from attfc.data.people.name_table import printable
 from attfc.data.stores.plain_pickle import PlainArray, PlainUnpickler
@@ -237,8 +237,9 @@ def _sound(store: Store, position: int) -> bytes:
         encoded, _ = store.read(position)
         decode_image(encoded)
     except (OSError, BrokenImageError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise UserError(
-            f"{store.name}: {store.where(position)}: {reason_of(error)}: a verification set must be whole; repair the image or leave "
+            f"{store.name}: {store.where(position)}: {reason}: a verification set must be whole; repair the image or leave "
             "its pairs out"
         ) from None
     return encoded
