@@ -102,6 +102,19 @@ def test_folds_that_some_seeds_have_not_judged_yet_are_as_their_means() -> None:
     assert found.value == pytest.approx(np.mean([by_seed[[0, 3]].mean(), by_seed[1], by_seed[2]]))
 
 
+def test_seeds_alone_give_the_width_of_students_t() -> None:
+    """All people alike: the interval is that of a mean of five numbers, a little short, as percentiles of five numbers are."""
+    images = np.full(100, 30)
+    one, other = (
+        [cell(name, seed, np.full(100, 200 + step * seed), images, images) for seed in range(5)]
+        for name, step in (("a", 4), ("b", 0))
+    )
+    found = difference(one, other, "person_balanced_tar_at_far/0.01", "all", resamples=5000)
+    by_t = 2 * 2.776 * np.std(4 * np.arange(5) / 435, ddof=1) / np.sqrt(5)
+    assert found is not None
+    assert 0.86 * by_t < found.high - found.low < by_t
+
+
 def test_equal_cells_are_level_without_a_width() -> None:
     cells = drawn("a", 0.5, np.random.default_rng(0))
     found = difference(cells, cells, FIGURE, "all")
