@@ -25,7 +25,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from attfc.data.index import IdentityIndex, checked_positions
+from attfc.data.index import IdentityIndex
 from attfc.data.index_cache import RACY_NS, IndexCache, Tables
 from attfc.data.people.name_table import NameTable, printable
 from attfc.data.stores.image_files import ImageFiles, read_image
@@ -205,7 +205,8 @@ class FolderStore(ImageFiles):
 
     def _path_and_label(self, position: int) -> tuple[bytes, int]:
         tables = self._tables
-        checked_positions(position, len(self))
+        if not 0 <= position < len(self):
+            raise IndexError(f"position {position} of {len(self)} images")
         label = int(tables.index.offsets.searchsorted(position, side="right")) - 1
         return self._prefix + tables.identities[label] + b"/" + tables.paths[position], label
 

@@ -146,7 +146,8 @@ class ListStore(ImageFiles):
         )
 
     def _listed(self, position: int) -> bytes:
-        checked_positions(position, len(self), "list")
+        if not 0 <= position < len(self):
+            raise IndexError(f"position {position} of {len(self)} images")
         paths = self._tables.paths
         start, end = int(paths.offsets[position]), int(paths.offsets[position + 1])
         if not 0 <= start < end <= min(len(paths.data), start + MAX_LINE_BYTES):
