@@ -483,6 +483,49 @@ def test_an_inherited_stored_bank_goes_where_it_no_longer_fits(tmp_path) -> None
     assert load_config(str(path)).stored is None
 
 
+@pytest.mark.parametrize(
+    ("text", "taken"),
+    [  # what tells the versions apart: nothing, an option of today, one of 0.1, the line
+        ("batch_size: 64", "negatives.share=0.1"),
+        ("profile: published\nmargin: {scale: 32}", "negatives.share=0.1"),
+        ("data: {root: faces}\nstart_from: w.pt", "finetune.batch_norm=adapted negatives.share=0.1"),
+        ("negatives: {count: 100}", None),
+        ("center: {memory: 0.1}\nstart_from: w.pt", None),
+        ("finetune: {batch_norm: kept}\nstart_from: w.pt", None),
+        ("head: full_fc\nstart_from: w.pt", None),
+        ("head: {name: attfc}", None),
+        ("profile: tuned", None),
+        ("container: {ratio: 0.3}", None),
+        ("format: 2\nstart_from: w.pt", None),
+    ],
+)
+def test_a_file_that_may_be_of_either_version_is_read_as_0_1_with_a_note(tmp_path, text: str, taken: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    notes = read_preset(str(path)).notes
+    assert read_words([str(path), "synthetic:identities=9,images=2,seed=0"]).notes == notes
+    if taken is None:
+        assert notes == ()
+        return
+    said = f"{path} has no line 'format: 2', so it is read as attfc 0.1 did, with {taken}: add the line for the defaults of today"
+    assert notes == (said,)
+    config = load_config(str(path))
+    for each in taken.split():
+        key, _, value = each.partition("=")
+        assert str(dotted(config.model_dump(mode="json"))[key]) == value
+    path.write_text(f"format: 2\n{text}")  # as the note says
+    assert read_preset(str(path)).notes == ()
+    assert load_config(str(path), ["start_from=null"]) != load_config(str(path), ["start_from=null", *taken.split()])
+
+
+def test_an_option_of_today_alone_says_that_a_file_is_of_today(tmp_path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("negatives: {count: 100}\nstart_from: w.pt")  # 0.1 had no such option
+    config = load_config(str(path))
+    assert (config.negatives.get("share"), config.negatives.get("count")) == (None, 100)
+    assert config.finetune.batch_norm == "kept"
+
+
 def test_the_spelling_that_a_message_gives_is_accepted() -> None:
     with pytest.raises(UserError) as caught:
         load_config("demo", ["center=key_attention", "negatives.source=container"])

@@ -177,6 +177,7 @@ def _asked_for(words: list[str], identities: int | None, images: int | None) -> 
         print_choices(settled.choices)
         print_notes(settled.notes)
         return settled.config, identities or len(settled.store.identities), images or len(settled.store)
+    print_notes(asked.notes)
     config = asked.resolve()
     known = _known_size(next(word for word in words if "=" not in word), config)
     if identities is None or (images is None and known is None):

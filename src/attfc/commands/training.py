@@ -40,6 +40,7 @@ def train(
         asked = read_words(given)
         config = asked.resolve()  # what cannot be is refused before anything is opened
         if print_config and not asked.automatic:
+            print_notes(asked.notes)
             if config.start_from is not None:
                 from attfc.run.automatic import with_start_weights
 

@@ -7,6 +7,7 @@ A word is, in this order: the name of a preset (`./demo` for a folder of that na
 import os
 import shlex
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,15 +67,12 @@ def read_words(words: Iterable[str | os.PathLike[str]]) -> Asked:
     if data is not None:
         if named:
             raise UserError(f"{data} and {min(named)}= both name the data: leave one of them out")
-        asked = Asked(
-            {**asked.values, "data": {**_section(asked.values, "data"), "root": data}}, asked.overrides, asked.origin
-        )
+        asked = replace(asked, values={**asked.values, "data": {**_section(asked.values, "data"), "root": data}})
     elif preset is None and not named:
         raise UserError(
             "no data and no preset: write attfc train FOLDER (or a .rec, or a packed set); attfc presets lists the presets"
         )
-    automatic = data is not None or preset is None
-    return Asked(asked.values, asked.overrides, asked.origin, automatic)
+    return replace(asked, automatic=data is not None or preset is None)
 
 
 def short_overrides(short: Mapping[str, Any]) -> list[str]:

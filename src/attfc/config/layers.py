@@ -6,7 +6,8 @@ or a path to a YAML file), the overrides. Five rules beside a plain merge of map
 2. A typed option that the final kind lacks is refused, and one that is inherited is dropped.
 3. A word in place of a section is its kind. Sections that the head is not put together from are absent; typed ones are refused.
 4. A profile that is typed replaces the parts of AttFC, but not their sizes, over the preset too.
-5. A file without `format: 2` is read as attfc 0.1 wrote it (`translate`); a key of 0.1 that is typed is refused with its spelling of today.
+5. A file without `format: 2` is read as attfc 0.1 wrote it (`translate`), with a note where no option tells the versions apart. A key of 0.1
+   that is typed is refused with its spelling of today.
 """
 
 import dataclasses
@@ -37,7 +38,7 @@ from attfc.config.overrides import dotted, nested, parse_overrides
 from attfc.config.profiles import PROFILES, profile_values
 from attfc.config.safe_yaml import read_yaml, read_yaml_text
 from attfc.config.schema import RunConfig
-from attfc.config.translate import FORMAT, refuse_old_spelling, translate
+from attfc.config.translate import FORMAT, refuse_old_spelling, taken_as_old, translate
 from attfc.errors import UserError, nearest
 
 __all__ = ["Asked", "apply_overrides", "config_to_yaml", "load_config", "preset_names", "read_preset"]
@@ -61,12 +62,14 @@ class Asked:
         overrides: `key=value` texts.
         origin: names the values in errors.
         automatic: what nobody asked for is chosen from the data and the machine (`attfc.config.choose`).
+        notes: what a reader of the file should know.
     """
 
     values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     overrides: tuple[str, ...] = ()
     origin: str = "of the command line"
     automatic: bool = False
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, config: "RunConfig | Asked") -> "Asked":
@@ -139,7 +142,10 @@ def read_preset(
     Raises:
         UserError: unknown preset, unreadable YAML.
     """
-    return Asked(translated(_read_values(preset)), tuple(overrides or []), preset)
+    values = _read_values(preset)
+    old = taken_as_old(values)
+    note = f"{preset} has no line 'format: 2', so it is read as attfc 0.1 did, with {' '.join(old)}: add the line for the defaults of today"
+    return Asked(translated(values), tuple(overrides or []), preset, notes=(note,) * bool(old))
 
 
 def load_config(preset: str, overrides: list[str] | None = None) -> RunConfig:

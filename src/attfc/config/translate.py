@@ -18,7 +18,7 @@ from attfc.config.profiles import profile_values
 from attfc.config.schema import RunConfig, described_fields
 from attfc.errors import UserError, nearest
 
-__all__ = ["FORMAT", "new_spelling", "refuse_old_spelling", "translate"]
+__all__ = ["FORMAT", "new_spelling", "refuse_old_spelling", "taken_as_old", "translate"]
 
 FORMAT = 2
 OLD_VIT = {
@@ -90,6 +90,13 @@ _FOLLOWING = {name: f"key_encoder.{name}" for name in ("momentum", "momentum_sch
 GONE = frozenset(_OLD).difference(described_fields())
 """Keys that 0.1 had and this version has not."""
 
+_SAME = {
+    "head.filtering",
+    "head.block_mib",
+    "margin.scale",
+}  # options of its parts that are not in _OLD: they have their name and default of today
+_OLD_SECTIONS = {"container", "keys", "attention"}
+
 
 def translate(
     values: Mapping[str, Any], identities: int | None = None, tensors: Collection[str] = (), *, saved: bool = False
@@ -132,14 +139,30 @@ def translate(
     return {"format": FORMAT, **({"profile": profile} if profile else {}), **kept}
 
 
+def taken_as_old(values: Mapping[str, Any]) -> list[str]:
+    """Return, as they are typed, the defaults of 0.1 that a file gets without `format: 2` and without any option that tells the versions apart."""
+    if "format" in values or _has_old_options(values) or _is_new(values):
+        return []
+    flat = dotted(values)
+    added = {key: value for key, value in dotted(translate(values)).items() if key not in flat and key != "format"}
+    return [f"{key}={as_typed(value)}" for key, value in added.items()]
+
+
 def _is_new(sections: Mapping[str, Any]) -> bool:
     """Whether values without `format` name anything that only this version has."""
-    old_shape = any(name in sections for name in ("container", "keys", "attention"))
     words = any(isinstance(sections.get(section), str) for section in KINDS)
-    parts = [sections[section] for section in KINDS if isinstance(sections.get(section), dict)]
-    return not old_shape and (
-        words or "in_batch" in sections or "stored" in sections or any("kind" in part for part in parts)
-    )
+    kinds = any("kind" in sections[section] for section in KINDS if isinstance(sections.get(section), dict))
+    if words or kinds or "in_batch" in sections or "stored" in sections:
+        return not _OLD_SECTIONS & sections.keys()
+    parts = (*KINDS, "key_encoder", "finetune", "teacher")
+    known = {key for key in described_fields() if key.partition(".")[0] in parts}
+    return bool(dotted(sections).keys() & known - _OLD.keys() - _SAME) and not _has_old_options(sections)
+
+
+def _has_old_options(sections: Mapping[str, Any]) -> bool:
+    """Whether values name anything that only 0.1 had."""
+    gone = GONE & dotted(sections).keys()
+    return bool(gone or _OLD_SECTIONS & sections.keys()) or sections.get("profile") == "tuned"
 
 
 def _kept_a_container(old: Mapping[str, Any], identities: int | None, tensors: Collection[str]) -> bool:

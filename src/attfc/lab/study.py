@@ -28,7 +28,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from attfc.config import load_config
+from attfc.config import read_preset
 from attfc.config.safe_yaml import read_yaml, read_yaml_text
 from attfc.errors import UserError, nearest, one_line
 from attfc.files import write_text_whole
@@ -170,10 +170,15 @@ def run_study(
     if unknown:
         raise UserError(f"{study.name} has no variant {unknown[0]!r}: it has {', '.join(study.variants)}")
     cells = [cell for cell in _cells(study) if not only or cell.variant in only]
+    notes: list[str] = []
     for cell in cells:
-        load_config(cell.preset, cell.overrides)
+        asked = read_preset(cell.preset, cell.overrides)
+        asked.resolve()
+        notes += asked.notes
         if faces is None and any("{faces}" in override for override in cell.overrides):
             raise UserError(f"{study.name}, {cell.variant}: an override names {{faces}}: say where with --faces FOLDER")
+    for note in dict.fromkeys(notes):
+        said(f"note: {note}")
     done = {(record["variant"], record["seed"]) for record in _records(folder, cells)}
     missing = [cell for cell in cells if (cell.variant, cell.seed) not in done]
     said(f"{study.name}: {len(cells)} cells, {len(done)} there, {len(missing)} to run")

@@ -179,7 +179,7 @@ def settle(asked: Asked, progress: Progress | None = None) -> Settled:
         amp = next(name for name, dtype in AMP_DTYPES.items() if dtype == best_autocast_dtype(device))
         config = config.model_copy(update={"precision": config.precision.model_copy(update={"amp": amp})})
     config, notes = ranks.together(lambda: resolve(config, len(store.identities)))
-    notes += without_effect(asked, config)
+    notes = [*asked.notes, *notes, *without_effect(asked, config)]
     for each in (store, held_out):
         notes += getattr(each, "notes", ())
     if asked.automatic and not isinstance(store, SyntheticFaces):
