@@ -60,6 +60,17 @@ app.add_typer(benchmarks.app, name="bench")
 app.add_typer(study.app, name="study")
 
 
+_TAKE_LESS = {
+    "--batch-size": "a smaller --batch-size",
+    "--batch": "a smaller --batch",
+    "--budget-gib": "a smaller --budget-gib",
+    "--identities": "a smaller --identities",
+    "--parallel": "--parallel 1",
+    "--workers": "fewer --workers",
+}
+"""Options of commands that bound their memory, and what to do with them."""
+
+
 def main() -> None:
     """Run the command line; ``--debug`` anywhere shows tracebacks."""
     arguments = sys.argv[1:]
@@ -84,10 +95,7 @@ def main() -> None:
     except (RuntimeError, MemoryError) as error:
         if debug or not _of_memory(error):
             raise
-        err.print(
-            f"error: {first_line(error)} Try half the batch_size with twice the optimizer.accumulation, "
-            "precision.amp=bfloat16, or backbone.options={checkpointing: true}",
-        )
+        err.print(f"error: {first_line(error).rstrip('. ')}. {_less_memory(arguments, error)}")
         sys.exit(1)
 
 
@@ -95,6 +103,23 @@ def _of_memory(error: Exception) -> bool:
     """Whether memory ran out: NumPy's error, or one of torch, known without importing it."""
     names = {each.__name__ for each in type(error).__mro__}
     return bool(names & {"MemoryError", "OutOfMemoryError"}) or "DefaultCPUAllocator" in str(error)
+
+
+def _less_memory(arguments: list[str], error: Exception) -> str:
+    """Return what to try where memory ran out: options that the command typed has, and none that --resume refuses."""
+    found = typer.main.get_command(app)
+    for word in arguments:
+        if isinstance(found, typer.core.TyperGroup) and word in found.commands:
+            found = found.commands[word]
+    if any(parameter.name == "words" for parameter in found.params):  # options of a run
+        resumed = any(word.partition("=")[0] == "--resume" for word in arguments)
+        new = "half the batch_size with twice the optimizer.accumulation, backbone.options={checkpointing: true}, "
+        return f"Try {'' if resumed else new}precision.amp=bfloat16, or a smaller eval.batch_size"
+    flags = {name for parameter in found.params for name in parameter.opts}
+    ways = [way for flag, way in _TAKE_LESS.items() if flag in flags]
+    if "CUDA" in str(error) and "--device" in flags:
+        ways.append("--device cpu")
+    return f"Try {' or '.join(ways)}" if ways else "Close other programs, or take a machine with more memory"
 
 
 def _refuse_flags(arguments: list[str]) -> None:

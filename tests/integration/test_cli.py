@@ -5,13 +5,16 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from PIL import Image
 
 from attfc import cli
 from attfc.commands.common import write_json
 from attfc.config import load_config
+from attfc.config.schema import described_fields
 from attfc.run.components import build_head
 
 from .commands import attfc, run_main
@@ -183,18 +186,51 @@ def test_a_folder_that_begins_with_a_dash_is_reached_with_a_dot(tmp_path, monkey
     ("error", "said"),
     [
         (FileNotFoundError(2, "No such file or directory", "a.txt"), "error: a.txt: No such file or directory\n"),
-        (MemoryError("Unable to allocate 9 TiB\nmore"), "error: Unable to allocate 9 TiB Try half the batch_size"),
+        (MemoryError("Unable to allocate 9 TiB\nmore"), "error: Unable to allocate 9 TiB. Close other programs, or"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "error: DefaultCPUAllocator: can't allocate"),
     ],
 )
 def test_what_the_system_refuses_is_one_line(monkeypatch, capsys, error, said) -> None:
-    def refuse(*arguments: object, **options: object) -> None:
-        raise error
-
-    monkeypatch.setattr(cli, "app", refuse)
+    refuse_with(error, monkeypatch)
     status, _, err = run_main(monkeypatch, capsys, "backbones")
     assert status == 1
     assert err.startswith(said)
+
+
+def refuse_with(error: Exception, monkeypatch) -> None:
+    """Let every command end so."""
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(type(cli.app), "__call__", refuse)
+
+
+def leaves(group: Any, *words: str) -> dict[tuple[str, ...], Any]:
+    """Every command by the words that call it."""
+    if not hasattr(group, "commands"):
+        return {words: group}
+    found: dict[tuple[str, ...], Any] = {}
+    for name, each in group.commands.items():
+        found |= leaves(each, *words, name)
+    return found
+
+
+def test_advice_for_lack_of_memory_names_options_that_the_command_has(monkeypatch, capsys) -> None:
+    commands = leaves(typer.main.get_command(cli.app))
+    refuse_with(RuntimeError("CUDA: DefaultCPUAllocator: can't allocate memory"), monkeypatch)
+    said = {words: run_main(monkeypatch, capsys, *words)[2] for words in commands}
+    for words, command in commands.items():
+        flags = {name for parameter in command.params for name in parameter.opts}
+        assert set(re.findall(r"--[a-z-]+", said[words])) <= flags, words
+        keys = re.findall(r"[a-z]+\.[a-z_]+|\bbatch_size", said[words])
+        assert bool(keys) == (words in {("train",), ("plan",)}), words
+        assert set(keys) <= described_fields().keys()
+    assert said[("embed",)].endswith("Try a smaller --batch-size or fewer --workers or --device cpu\n")
+    assert said[("align",)].endswith("Try fewer --workers\n")
+    assert said[("data", "convert")].endswith("Close other programs, or take a machine with more memory\n")
+    resumed = run_main(monkeypatch, capsys, "train", "--resume", "last")[2]  # which keeps its batch_size and network
+    assert resumed.endswith("Try precision.amp=bfloat16, or a smaller eval.batch_size\n")
 
 
 def test_json_goes_through_a_link_and_takes_names_that_are_no_text(tmp_path) -> None:
