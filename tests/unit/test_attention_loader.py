@@ -334,6 +334,14 @@ def test_too_many_broken_images_stop_the_run(workers: int) -> None:
     assert loader.step >= 6  # one broken image in the first few is no verdict
 
 
+def test_a_broken_image_counts_once_however_often_it_is_drawn() -> None:
+    """A person of one image is drawn often by `sampling_mix`, and a small set many times over: neither is another broken image."""
+    store = TinyStore([1, 9, 30, 60], broken=(int(np.flatnonzero(TinyStore([1, 9, 30, 60]).label_of == 1)[0]),))
+    loader = AttentionLoader(store, 10, 1, image_size=1, broken_limit=0.01)
+    assert sum(len(batch.broken) for batch in take(loader, 200)) > 20
+    assert len(loader.state_dict()["broken"]) == 1
+
+
 def test_a_limit_of_zero_stops_at_the_first_broken_image_and_of_one_never() -> None:
     with pytest.raises(UserError, match="broken_limit = 0 "):
         take(AttentionLoader(TinyStore(COUNTS, broken=(3,)), 7, 0, image_size=1, broken_limit=0.0), 7)

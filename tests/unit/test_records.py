@@ -139,7 +139,7 @@ def test_whose_labels_count(tmp_path: Path) -> None:
     write(tmp_path, insightface(own))
     expected = (
         r"train\.rec: record 1 at byte 40, and record 3 at byte \d+, images of two identities by the identity records, have "
-        r'the own labels 2 and 2: label_source="images" takes each image\'s own label instead'
+        r"the own labels 2 and 2: data.label_source=images takes each image\'s own label instead"
     )
     with pytest.raises(UserError, match=expected):
         RecordStore(tmp_path)
@@ -179,7 +179,7 @@ def test_one_odd_own_label_is_damage_and_not_another_numbering(tmp_path: Path) -
     rewrite_idx(tmp_path, lambda lines: [lines[0], lines[1], f"2\t{offsets[3]}", f"3\t{offsets[2]}", *lines[4:]])
     expected = (
         rf"train\.rec: record 2 at byte {offsets[3]}: its own label is 2, but the identity records count it to identity 1, and "
-        r'most others agree with theirs: damaged, or is the \.idx of another file\? label_source="images" takes'
+        r"most others agree with theirs: damaged, or is the \.idx of another file\? data.label_source=images takes"
     )
     with pytest.raises(UserError, match=expected):
         RecordStore(tmp_path)
@@ -614,12 +614,12 @@ def test_the_largest_label_is_taken_and_costs_nothing(tmp_path: Path) -> None:
         (
             [(1, 4), (3, 5), (5, 7)],
             8,
-            'its range of images [3, 5) overlaps that of record 7, [1, 4): label_source="images"',
+            "its range of images [3, 5) overlaps that of record 7, [1, 4): data.label_source=images",
         ),
         (
             [(4, 5), (1, 4), (5, 7)],
             8,
-            'its range of images [1, 4) stands after that of record 7, [4, 5): label_source="images"',
+            "its range of images [1, 4) stands after that of record 7, [4, 5): data.label_source=images",
         ),
         ([(1, 4), (5, 4), (5, 7)], 8, "its identity owns images [5, 4), which is not a range within 1 ... 6"),
         ([(0, 4), (4, 5), (5, 7)], 7, "its identity owns images [0, 4), which is not a range within 1 ... 6"),

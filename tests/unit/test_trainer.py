@@ -13,6 +13,7 @@ from attfc.data import AttentionLoader, Augment, SyntheticFaces
 from attfc.errors import UserError
 from attfc.heads import AttFC, FullFC, Head, KeyAttention, RecentCenters
 from attfc.losses import CosFace
+from attfc.training.checkpoints.checkpoint import latest_checkpoint
 from attfc.training.momentum import MomentumPair
 from attfc.training.optimizers import build_optimizer, parameter_groups
 from attfc.training.progress import RunLog
@@ -102,6 +103,35 @@ def test_accumulation_consumes_exactly_its_batches(tmp_path) -> None:
     trainer.checkpoint_every = 0
     trainer.train()
     assert trainer.loader.state_dict() == make_state_after(tmp_path, 12)
+
+
+def test_data_that_end_the_run_cost_no_step(tmp_path, monkeypatch) -> None:
+    whole = make_trainer(tmp_path / "whole", accumulation=2)
+    whole.run_folder.mkdir()
+    whole.train()
+
+    stopped = make_trainer(tmp_path / "stopped", accumulation=2)
+    stopped.run_folder.mkdir()
+    judge, judged = AttentionLoader._judge, itertools.count()
+
+    def too_many_broken(loader: AttentionLoader, broken: object) -> None:
+        if next(judged) == 5:  # the second batch of the third step
+            raise UserError("too many are broken")
+        judge(loader, broken)
+
+    monkeypatch.setattr(AttentionLoader, "_judge", too_many_broken)
+    with pytest.raises(
+        UserError,
+        match=r"too many are broken; saved at step 2; go on with: attfc train --resume .*stopped$",
+    ):
+        stopped.train()
+    monkeypatch.undo()
+
+    resumed = make_trainer(tmp_path / "stopped", accumulation=2)
+    resumed.load(latest_checkpoint(tmp_path / "stopped" / "checkpoints"))
+    resumed.train()
+    for expected, found in zip(trained(whole), trained(resumed), strict=True):
+        assert torch.equal(expected, found)
 
 
 def make_state_after(folder: Path, batches: int) -> dict[str, object]:

@@ -17,7 +17,7 @@ import math
 import weakref
 import zlib
 from collections.abc import Iterator
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -141,7 +141,8 @@ class AttentionLoader:
         self._iterator: Iterator[Decoded | Failure] | None = None
         self._closes_at_exit = False
         self._counts_crc32: int | None = None
-        self._samples_seen = self._steps = self._images_seen = self._broken_seen = 0
+        self._samples_seen = self._steps = self._images_seen = 0
+        self._broken_seen: set[int] = set()  # positions: an image that is drawn often is still one broken image
         self._examples: list[Broken] = []
 
     def __len__(self) -> int:
@@ -178,7 +179,7 @@ class AttentionLoader:
         while self._steps < until_step:
             yield self._next()
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Return the position: it counts batches that were yielded, not those that workers hold ready.
 
         `samples_seen` counts over all ranks, so the state of any rank resumes any number of ranks. The counts of images are
@@ -190,7 +191,7 @@ class AttentionLoader:
             "samples_seen": self._samples_seen,
             "steps": self._steps,
             "images_seen": self._images_seen,
-            "broken_seen": self._broken_seen,
+            "broken": sorted(self._broken_seen),
             "images": self.store.identities.images,
             "images_per_identity_crc32": self._counts_crc32,
             "epoch_length": self.epoch_length,
@@ -198,7 +199,7 @@ class AttentionLoader:
             **self._mixed,
         }
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken; batch size, ranks, workers and keys may differ; with an `identity_share` not the batch of
         all ranks.
 
@@ -221,7 +222,10 @@ class AttentionLoader:
                 )
         self.close()
         self._samples_seen, self._steps = int(state["samples_seen"]), int(state["steps"])
-        self._images_seen, self._broken_seen = int(state["images_seen"]), int(state["broken_seen"])
+        self._images_seen, self._broken_seen = (
+            int(state["images_seen"]),
+            {int(position) for position in state.get("broken", ())},
+        )
 
     def close(self) -> None:
         """Stop the workers; iterating again starts new ones at the same place."""
@@ -283,23 +287,24 @@ class AttentionLoader:
         self._samples_seen += self.batch_size * self._ranks
         self._steps += 1
         self._images_seen += decoded.images
-        self._broken_seen += len(decoded.broken)
+        self._broken_seen.update(position for position, _, _ in decoded.broken)
         self._judge(decoded.broken)
         return decoded.batch()
 
     def _judge(self, broken: tuple[Broken, ...]) -> None:
-        """Stop when more than `broken_limit` of the images seen were broken."""
+        """Stop when more than `broken_limit` of the images seen are broken; each counts once, however often it was drawn."""
         if not broken:
             return
         self._examples = [*self._examples, *broken][:3]
         enough = min(self.store.identities.images, _JUDGED_AFTER / max(self.broken_limit, 1e-9))
         if self.broken_limit > 0 and self._images_seen < enough:
             return
-        if self._broken_seen > self.broken_limit * self._images_seen:
+        seen = min(self._images_seen, self.store.identities.images)
+        if len(self._broken_seen) > self.broken_limit * seen:
             self.close()
             listed = "; ".join(dict.fromkeys(f"{where}: {reason}" for _, where, reason in self._examples))
             raise UserError(
-                f"{self.store.name}: {self._broken_seen} of {self._images_seen} images seen are broken, more than broken_limit = "
+                f"{self.store.name}: {len(self._broken_seen)} of {seen} images seen are broken, more than broken_limit = "
                 f"{self.broken_limit:g} ({listed}): repair or remove them, or raise data.broken_limit"
             )
 

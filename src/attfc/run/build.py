@@ -331,7 +331,7 @@ def _check_batch(config: RunConfig, size: int) -> None:
 def _compare(what: str, own: dict[str, Any], ranks: Ranks) -> None:
     """Refuse ranks that differ from rank 0, naming the first difference."""
     said = ranks.objects(own)
-    counts = ("samples_seen", "steps", "images_seen", "broken_seen")
+    counts = ("samples_seen", "steps", "images_seen", "broken")
     for number, values in enumerate(said):
         for key in sorted(said[0].keys() | values.keys()):
             if key not in counts and values.get(key) != said[0].get(key):

@@ -12,7 +12,7 @@ import contextlib
 import math
 import signal
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,8 +109,8 @@ class Trainer:
         Raises:
             Interrupted: SIGTERM or Ctrl-C; the state is saved, unless it came before the first step was done, or twice. A run folder in
                 which nothing was saved is removed.
-            UserError: another process trains in the run folder; a loss that is not finite, or too many broken images: the last
-                checkpoint stands.
+            UserError: another process trains in the run folder. A loss that is not finite: the last checkpoint stands. Too many broken
+                images, or a worker that died: the state before them is saved.
         """
         self._first_step = self.step
         first = self.ranks.rank == 0
@@ -149,7 +149,7 @@ class Trainer:
         self.pair.train()
         self.head.train()
         while self.step < self.total_steps:
-            group = [next(batches) for _ in range(self.accumulation)]
+            group = self._next_group(batches, report)
             loss = self.train_step(group)
             self.step += 1
             report, before = StepReport(self.step, loss, group, self._stop, self.ranks), report
@@ -184,6 +184,23 @@ class Trainer:
         self._export("model")
         if self.evaluation is not None:
             self.run_evaluation()
+
+    def _next_group(self, batches: Iterator[Batch], report: StepReport | None) -> list[Batch]:
+        """Return the batches of the next step. Where the data end the run, save what is trained: one process can, at the step before."""
+        place = self.loader.state_dict()
+        try:
+            return [next(batches) for _ in range(self.accumulation)]
+        except UserError as error:
+            if self.step == 0 or self.ranks.size > 1:
+                raise
+            if report is not None:
+                self._hear(report)
+            if self.step > self._first_step:
+                self.loader.load_state_dict(place)
+                self.save()
+            raise UserError(
+                f"{error}; saved at step {self.step:,}; go on with: {resume_command(self.run_folder)}"
+            ) from error
 
     def train_step(self, batches: list[Batch]) -> Tensor:
         """Take one step over `batches` and move the schedule; returns the loss as `TrainStep` does."""

@@ -37,6 +37,7 @@ __all__ = ["EXTENSIONS", "FolderStore", "refuse_links_out"]
 
 EXTENSIONS = (b".jpg", b".jpeg", b".png", b".webp", b".bmp")
 # Read, they would move the positions and labels of sets that have them beside their images: they are named instead.
+_NO_FILE = "no file"  # an image's name, and no file behind it
 _JPEG_BY_OTHER_NAMES = (".jfif", ".jpe", ".jif")
 _UNREAD = (
     *_JPEG_BY_OTHER_NAMES,
@@ -96,7 +97,7 @@ class _FolderTables(Tables):
     source = "folder"
     path_kind = "file"
     rows = ("entries", "links")
-    counts: ClassVar = {"ignored": _IGNORED, "unread": _UNREAD}
+    counts: ClassVar = {"ignored": _IGNORED, "unread": (*_UNREAD, _NO_FILE)}
     consecutive = True
 
     identities: NameTable
@@ -169,12 +170,19 @@ class FolderStore(ImageFiles):
 
     @property
     def notes(self) -> list[str]:
-        """Sentences about pictures that are not read, and about links."""
-        unread = self._tables.unread
-        notes = []
+        """Sentences about pictures and folders that are not read, and about links."""
+        unread, notes = self._tables.unread, []
         for renamed, advice in ((True, "JPEG under another name: rename to .jpg"), (False, "convert to .jpg or .png")):
-            found = {end: count for end, count in unread.items() if (end in _JPEG_BY_OTHER_NAMES) == renamed}
+            found = {
+                end: n for end, n in unread.items() if end != _NO_FILE and (end in _JPEG_BY_OTHER_NAMES) == renamed
+            }
             notes += [f"not read: {_counted(found)} ({advice})"] if found else []
+        for count, what in (
+            (unread.get(_NO_FILE, 0), "links that lead nowhere, named like images"),
+            (self._ignored["deeper_folders"], "folders inside a person's folder: move their images up"),
+            (self._ignored["empty_folders"], "folders without an image in them"),
+        ):
+            notes += [f"left out: {count:,} {what}"] if count else []
         links = len(self._tables.links)
         return notes + ([f"images reached by symbolic links: {links:,} of {len(self):,}"] if links else [])
 
@@ -320,8 +328,8 @@ def _scan_folder(
                 else:
                     ignored["other_files"] += 1
                     ending = os.path.splitext(entry.name)[1].lower().decode("ascii", "replace")
-                    if ending in _UNREAD:
-                        unread[ending] += 1
+                    if ending in _UNREAD or entry.name.lower().endswith(EXTENSIONS):
+                        unread[ending if ending in _UNREAD else _NO_FILE] += 1
     except OSError as error:
         # Skipping it would lose an identity and shift every label after it.
         where = f"{printable(root)}/{printable(folder)}"
@@ -338,8 +346,12 @@ def _nothing_found(root: Path, in_folders: dict[str, int], unread: dict[str, int
     ignored = in_folders | {"files_beside_folders": folders.beside["files_beside_folders"]}
     expected = "expected root/<identity>/<image> with " + ", ".join(sorted(e.decode() for e in EXTENSIONS))
     seen = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in ignored.items() if count)
-    hint = "; are the identities one folder further down?" if ignored["deeper_folders"] else ""
+    hint = ""
+    if ignored["deeper_folders"]:
+        hint = "; if the people are one folder further down, give that folder; if it sorts one person's images, move them up"
     if not folders.listed and ignored["files_beside_folders"]:
         hint = "; put the images of each person into a folder of their own"
+    gone, unread = unread.get(_NO_FILE, 0), {end: count for end, count in unread.items() if end != _NO_FILE}
     hint += f"; not read: {_counted(unread)} (convert to .jpg or .png)" if unread else ""
+    hint += f"; {gone:,} are links that lead nowhere, named like images" if gone else ""
     return f"{printable(root)}: no images: {expected}; found {seen or 'an empty folder'}{hint}"

@@ -31,6 +31,7 @@ __all__ = ["LabelSource", "build_record_index"]
 
 LabelSource = Literal["identities", "images"]
 
+_BY_IMAGES = "data.label_source=images takes each image's own label instead (attfc data: --label-source images)"
 _EXACT = 1 << 24
 """Whole numbers below it have a float32 of their own. (Tests set a lower one.)"""
 
@@ -200,7 +201,7 @@ def _insightface(listing: _Listing, first: int, end: int, label_source: LabelSou
     if lacking is not None:
         raise UserError(
             f"{listing.where(0)}: says that identity records have keys {first} ... {end - 1}, but {lacking} is not listed: "
-            'is the .idx of another file? label_source="images" does without them'
+            f"is the .idx of another file? {_BY_IMAGES}"
         )
     firsts, lasts = _ranges(listing, identity_rows, first)
     if lasts.max() >= _EXACT:
@@ -265,7 +266,7 @@ def _ranges(listing: _Listing, rows: Int64, end: int) -> tuple[Int64, Int64]:
         how = "overlaps" if lasts[row] > firsts[before] else "stands after"
         return (
             f"its range of images [{firsts[row]}, {lasts[row]}) {how} that of record {listing.keys[rows[before]]}, "
-            f'[{firsts[before]}, {lasts[before]}): label_source="images" takes each image\'s own label instead'
+            f"[{firsts[before]}, {lasts[before]}): {_BY_IMAGES}"
         )
 
     listing.refuse(rows[owners[1:]], firsts[owners[1:]] < lasts[owners[:-1]], contradiction)
@@ -284,13 +285,12 @@ def _redraw(listing: _Listing, firsts: Int64, lasts: Int64, end: int) -> tuple[I
     own, sound = _whole(listing.heads(rows, listing.progress).first, 1 << 24)
     sound &= (own >= begin) & (own < len(firsts))
     sound[1:] &= own[1:] >= own[:-1]
-    advice = 'label_source="images" takes each image\'s own label'
     listing.refuse(
         rows,
         ~sound,
         lambda _: (
             f"keys above {_EXACT:,} are rounded in the identity records, and this image's own label is not the next of "
-            f"{begin} ... {len(firsts) - 1}: {advice}"
+            f"{begin} ... {len(firsts) - 1}: {_BY_IMAGES}"
         ),
     )
     counts = np.bincount(own - begin, minlength=len(firsts) - begin)
@@ -302,7 +302,7 @@ def _redraw(listing: _Listing, firsts: Int64, lasts: Int64, end: int) -> tuple[I
         ~fits & (counts > 0),
         lambda place: (
             f"its range [{firsts[begin + place]}, {lasts[begin + place]}) is not where images have label {begin + place}, "
-            f"[{exact_firsts[place]}, {exact_lasts[place]}): {advice}"
+            f"[{exact_firsts[place]}, {exact_lasts[place]}): {_BY_IMAGES}"
         ),
     )
     return np.concatenate([firsts[:begin], exact_firsts]), np.concatenate([lasts[:begin], exact_lasts])
@@ -322,7 +322,6 @@ def _own_labels_agree(listing: _Listing, kept: Int64, rows: Int64, offsets: Int6
     numbers, ends = kept[sampled], np.concatenate([rows[offsets[sampled]], rows[offsets[sampled + 1] - 1]])
     own = listing.heads(ends).first
     first, last = np.split(own, 2)
-    advice = 'label_source="images" takes each image\'s own label instead'
     if (first == numbers).all() and (last == numbers).all():
         return True
     if len(kept) > 1 and (own == own[0]).all():
@@ -342,13 +341,13 @@ def _own_labels_agree(listing: _Listing, kept: Int64, rows: Int64, offsets: Int6
             ~agree,
             lambda place: (
                 f"its own label is {first[place]:g}, but the identity records count it to identity {numbers[place]}, and most "
-                f"others agree with theirs: damaged, or is the .idx of another file? {advice}"
+                f"others agree with theirs: damaged, or is the .idx of another file? {_BY_IMAGES}"
             ),
         )
     row, other = ends[pair]
     raise UserError(
         f"{listing.where(row)}, and record {listing.keys[other]} at byte {listing.offsets[other]}, {whose} by the identity "
-        f"records, have the own labels {own[pair[0]]:g} and {own[pair[1]]:g}: {advice}"
+        f"records, have the own labels {own[pair[0]]:g} and {own[pair[1]]:g}: {_BY_IMAGES}"
     )
 
 
