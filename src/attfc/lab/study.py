@@ -18,6 +18,7 @@ that fails (a loss that is not finite, say) is a result too and stays in the tab
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -34,6 +35,7 @@ from attfc.errors import UserError, nearest, one_line
 from attfc.files import write_text_whole
 from attfc.lab.children import children_end_too, lead_group, leave_at_sigterm
 from attfc.lab.vectors import VectorWorld
+from attfc.training.interruption import Interrupted
 from attfc.typing import Json
 
 __all__ = ["Cell", "Study", "read_study", "run_study", "study_records"]
@@ -259,8 +261,22 @@ def _kept(folder: Path) -> Iterator[tuple[str, Json]]:
 
 
 def _run_cell(cell: Cell, faces: str | None, threads: int) -> Json:
-    """In a child process: train one cell."""
+    """In a child process: train one cell. One that is stopped ends its process: in place of one that answers, a pool would start the next cell."""
     leave_at_sigterm()
+    try:
+        found = _found(cell, faces, threads)
+    except (SystemExit, Interrupted):
+        os._exit(128 + signal.SIGTERM)
+    return {
+        **cell.model_dump(mode="json"),
+        "threads": threads,
+        **_commit(),
+        "load_average": os.getloadavg()[0],
+        **found,
+    }
+
+
+def _found(cell: Cell, faces: str | None, threads: int) -> Json:
     import torch
 
     from attfc.lab.study_cells import run_faces, run_vectors
@@ -271,16 +287,8 @@ def _run_cell(cell: Cell, faces: str | None, threads: int) -> Json:
     if cell.world["kind"] == "vectors":
         options = {name: value for name, value in cell.world.items() if name not in ("kind", "width")}
         world = VectorWorld(**{**options, "images": tuple(options["images"])})
-        found = run_vectors(world, cell.preset, overrides, cell.seed, cell.world["width"])
-    else:
-        found = run_faces(cell.preset, overrides, cell.seed, threads)
-    return {
-        **cell.model_dump(mode="json"),
-        "threads": threads,
-        **_commit(),
-        "load_average": os.getloadavg()[0],
-        **found,
-    }
+        return run_vectors(world, cell.preset, overrides, cell.seed, cell.world["width"])
+    return run_faces(cell.preset, overrides, cell.seed, threads)
 
 
 def _commit() -> Json:

@@ -27,10 +27,6 @@ class Interrupted(Exception):
         self.step = step
         self.saved = saved
 
-    def __reduce__(self) -> tuple[type["Interrupted"], tuple[str, int, bool]]:
-        """Return what makes it anew: a process pool gives it to its parent."""
-        return type(self), (str(self), self.step, self.saved)
-
 
 def resume_command(folder: Path) -> str:
     """Return what to type to go on with a run."""
