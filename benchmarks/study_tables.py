@@ -27,7 +27,7 @@ SPLITS = {
     **dict.fromkeys(("vectors_tune", "faces_tune", "faces_trained_tune", "synthetic_tune"), "validation"),
     **dict.fromkeys(("vectors_tail", "vectors_long", "vectors_dense", "vectors_many"), "test"),
     **dict.fromkeys(("vectors_100k", "vectors_1m", "vectors_options", "vectors_flip", "vectors_conflict"), "test"),
-    **dict.fromkeys(("faces_heads", "faces_long", "faces_options", "faces_tail", "vectors_border"), "test"),
+    **dict.fromkeys(("faces_heads", "faces_long", "faces_options", "faces_tail"), "test"),
     **dict.fromkeys(("faces_web_to_lfw", "faces_lfw_to_web", "synthetic_10k", "synthetic_30k"), "test"),
     **dict.fromkeys(
         ("faces_folds", "faces_seeds", "faces_seeds_long", "faces_seeds_tail", "faces_seeds_web", "faces_flip"), "all"
@@ -77,22 +77,26 @@ def grid(name: str) -> Callable[[], str]:
     return table
 
 
-def border() -> str:
-    """Push against fixed, by how many images people have."""
-    groups = by_variant(records_of("vectors_border"))
-    figures = FIGURES["vectors"]
-    first, title = next(iter(figures.items()))
-    rows = []
-    for variant, push in groups.items():
-        people, _, kind = variant.rpartition(", ")
-        fixed = groups.get(f"{people}, fixed", [])
-        if kind == "push" and fixed:
-            rates = (spread([each["figures"]["test"][first] for each in group]) for group in (fixed, push))
-            mean = push[0]["images"] / push[0]["identities"]
-            rows.append([people, f"{mean:.1f}", *rates, *(apart(push, fixed, figure, "test") for figure in figures)])
-    columns = ["images per person", "mean", f"{title}, fixed", "push"]
-    columns += [f"push less fixed: {each}" for each in figures.values()]
-    return f"{markdown_table(columns, rows)}\n\n{origin([cell for group in groups.values() for cell in group])}"
+def border(name: str, with_it: str, without: str) -> Callable[[], str]:
+    """Table of a study of one option, on against off (how the names of its variants end), by how many images people have."""
+
+    def table() -> str:
+        groups = by_variant(records_of(name))
+        figures = FIGURES["vectors"]
+        first, title = next(iter(figures.items()))
+        rows = []
+        for variant, one in groups.items():
+            people, _, kind = variant.rpartition(", ")
+            other = groups.get(f"{people}, {without}", [])
+            if kind == with_it and other:
+                rates = (spread([each["figures"]["test"][first] for each in group]) for group in (other, one))
+                mean = one[0]["images"] / one[0]["identities"]
+                rows.append([people, f"{mean:.1f}", *rates, *(apart(one, other, figure, "test") for figure in figures)])
+        columns = ["images per person", "mean", f"{title}, {without}", with_it]
+        columns += [f"{with_it} less {without}: {each}" for each in figures.values()]
+        return f"{markdown_table(columns, rows)}\n\n{origin([cell for group in groups.values() for cell in group])}"
+
+    return table
 
 
 def by_variant(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -327,8 +331,9 @@ def cost() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    **{f"study {name}": grid(name) for name in SPLITS if name != "vectors_border"},
-    "study vectors_border": border,
+    **{f"study {name}": grid(name) for name in SPLITS},
+    "study vectors_border": border("vectors_border", "push", "fixed"),
+    "study vectors_trained": border("vectors_trained", "trained", "made"),
     "study heads": heads,
     "study worlds": worlds,
     "study parts": parts,
