@@ -28,6 +28,7 @@ SPLITS = {
     **dict.fromkeys(("vectors_tail", "vectors_long", "vectors_dense", "vectors_many"), "test"),
     **dict.fromkeys(("vectors_100k", "vectors_1m", "vectors_options", "vectors_flip", "vectors_conflict"), "test"),
     **dict.fromkeys(("faces_heads", "faces_long", "faces_options", "faces_tail"), "test"),
+    **dict.fromkeys(("vectors_border", "vectors_trained"), "test"),
     **dict.fromkeys(("faces_web_to_lfw", "faces_lfw_to_web", "synthetic_10k", "synthetic_30k"), "test"),
     **dict.fromkeys(
         ("faces_folds", "faces_seeds", "faces_seeds_long", "faces_seeds_tail", "faces_seeds_web", "faces_flip"), "all"
