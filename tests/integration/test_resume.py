@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import attfc
 from attfc.config import load_config
 from attfc.errors import UserError
 from attfc.run.build import new_run
@@ -209,11 +210,11 @@ def test_resume_without_a_checkpoint_says_so(tmp_path) -> None:
 
 def test_nan_loss_stops_with_step_positions_and_advice(tmp_path, monkeypatch) -> None:
     run = new_run(load_config("demo", [*TINY, f"output={tmp_path}", "head=full_fc"]))
-    original = TrainStep.loss
+    original, trainer = TrainStep.loss, run.trainer
 
     def poisoned(self, batch):
         loss = original(self, batch)
-        return loss * float("nan") if run.trainer.step == 5 else loss
+        return loss * float("nan") if trainer.step == 5 else loss
 
     monkeypatch.setattr(TrainStep, "loss", poisoned)
     with pytest.raises(
@@ -222,8 +223,38 @@ def test_nan_loss_stops_with_step_positions_and_advice(tmp_path, monkeypatch) ->
         run.trainer.train()
     assert "optimizer.learning_rate" in str(caught.value)
     resumed = resume_run(run.folder, [])
-    assert resumed.trainer.step == 4  # the checkpoint before it stands
+    trainer = resumed.trainer
+    assert trainer.step == 4  # the checkpoint before it stands
     assert all(parameter.isfinite().all() for parameter in resumed.trainer.pair.query.parameters())
+    with pytest.raises(UserError):
+        resumed.train()
+    records = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [record for record in records if record["kind"] == "error"] == [
+        records[-1]
+    ]  # that of the first time is gone
+    assert records[-1] == {"kind": "error", "step": 7, "message": str(caught.value)}
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_run_that_fails_before_its_first_record_leaves_what_others_put_there(
+    tmp_path, monkeypatch, capsys, kept: bool
+) -> None:
+    folder = tmp_path / "demo-001"
+
+    def fails(self, batch):
+        if kept:
+            (folder / "notes.txt").write_text("mine")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(TrainStep, "loss", fails)
+    with pytest.raises(UserError) as caught:
+        attfc.train("demo", *TINY, f"output={tmp_path}")
+    assert str(caught.value) == (
+        f"cannot write into {folder}: No space left on device; nothing was saved so far: make room or permission there, then start the run again"
+    )
+    assert (folder / "notes.txt").is_file() == folder.exists() == kept
+    said = f"{folder} is removed: the run failed before its first record\n"
+    assert capsys.readouterr().err.endswith(said) != kept
 
 
 def test_a_signal_during_an_evaluation_saves_that_step(tmp_path) -> None:

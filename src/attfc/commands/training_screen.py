@@ -58,6 +58,9 @@ def train(data: str | os.PathLike[str], *overrides: str, **short: Any) -> "Run":
 class RunScreen:
     """Speaks for a run; of several ranks, rank 0 alone."""
 
+    def __init__(self) -> None:
+        self._run: Run | None = None
+
     def __enter__(self) -> "RunScreen":
         return self
 
@@ -65,6 +68,8 @@ class RunScreen:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         err.quiet = out.quiet = False  # an error of any rank is said
+        if error is not None and self._run is not None and self._run.ranks.rank == 0 and not self._run.folder.exists():
+            err.print(f"{self._run.folder} is removed: the run failed before its first record")
 
     def begin(self, make: "Callable[[Callable[[int, int], None]], Run]", resumed: bool = False) -> "Run":
         """Put a run together and say what it will do."""
@@ -78,6 +83,7 @@ class RunScreen:
 
             remove_unsaved(run.folder)
             raise
+        self._run = run
         return run
 
     def _announce(self, run: "Run", resumed: bool) -> None:

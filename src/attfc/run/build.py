@@ -53,7 +53,7 @@ from attfc.training.interruption import Interrupted
 from attfc.training.model_files import to_save
 from attfc.training.people import people_of
 from attfc.training.progress import RunLog
-from attfc.training.run_folder import fresh_folder, remove_unsaved
+from attfc.training.run_folder import fresh_folder, remove_unrecorded, remove_unsaved
 from attfc.training.step import Augmented, TrainStep
 from attfc.training.trackers import TRACKERS, open_trackers, refuse_missing, shared_settings
 from attfc.training.trainer import Trainer
@@ -104,7 +104,10 @@ class Run(Settled):
         return load(self.folder)
 
     def train(self) -> "Run":
-        """Train from wherever the run stands, and write its report; `interrupted` says whether it was stopped."""
+        """Train from wherever the run stands, and write its report; `interrupted` says whether it was stopped.
+
+        The folder of a new run that fails before its first record is removed.
+        """
         try:
             self.trainer.train()
         except Interrupted as stop:
@@ -112,6 +115,10 @@ class Run(Settled):
             if not stop.saved:
                 leave_ranks()
                 return self
+        except Exception:
+            if self.ranks.rank == 0:
+                remove_unrecorded(self.folder)
+            raise
         if self.config.report.write and self.ranks.rank == 0:
             self.report = write_report(self.folder, store=self.held_out, pictures=self.config.report.pictures)
         self.ranks.barrier()  # torchrun ends all ranks as soon as one has left

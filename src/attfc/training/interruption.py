@@ -11,7 +11,7 @@ from types import FrameType
 from attfc.training.checkpoints.checkpoint import latest_checkpoint
 from attfc.training.run_folder import remove_unsaved
 
-__all__ = ["Interrupted", "resume_command", "signals_call", "stopped_unsaved"]
+__all__ = ["Interrupted", "resume_command", "signals_call", "stopped_unsaved", "way_on"]
 
 
 class Interrupted(Exception):
@@ -31,6 +31,13 @@ class Interrupted(Exception):
 def resume_command(folder: Path) -> str:
     """Return what to type to go on with a run."""
     return f"attfc train --resume {shlex.quote(str(folder))}"
+
+
+def way_on(folder: Path, first: str = "") -> str:
+    """Return what is saved of a run that failed, and what to do, `first` before all."""
+    if latest_checkpoint(folder / "checkpoints") is None:
+        return f"nothing was saved so far: {first}start the run again"
+    return f"the checkpoints saved so far are intact: {first}{resume_command(folder)}"
 
 
 def stopped_unsaved(folder: Path, step: int, rank: int) -> Interrupted:

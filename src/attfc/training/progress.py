@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from attfc.errors import one_line
 from attfc.files import sync, written_whole
 from attfc.training.trackers import TensorBoard, Tracker, shared_numbers
 from attfc.typing import Json
@@ -149,6 +150,12 @@ class RunLog:
                 tracker.log(step, shared_numbers(kind, values))
             if kind == "train":
                 line.update(step, values)
+
+    def fail(self, step: int, error: Exception) -> None:
+        """Record why the run ended, after what it recorded before; where that is nothing, or the disk is full, nothing."""
+        if self._open and self._open[0].tell():
+            with contextlib.suppress(OSError):
+                self.write("error", step, {"message": one_line(error)})
 
     def show(self, step: int, figures: Json | None = None) -> None:
         """Move the bar to a step, with new figures if there are any."""

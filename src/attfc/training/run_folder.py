@@ -18,11 +18,11 @@ from attfc.files import lock
 from attfc.training.checkpoints.checkpoint import latest_checkpoint
 from attfc.training.checkpoints.manifest import MANIFEST
 
-__all__ = ["fresh_folder", "locked", "newest_run", "remove_unsaved", "run_of"]
+__all__ = ["fresh_folder", "locked", "newest_run", "remove_unrecorded", "remove_unsaved", "run_of"]
 
 LOCK = ".lock"
 UNSAVED = {"config.yaml", "environment.json", "metrics.jsonl", "tensorboard", "checkpoints", ".started_in", LOCK,
-           "start_weights.json", "start_here.npz", "start_there.npz"}  # fmt: skip
+           "start_weights.json", "start_here.npz", "start_there.npz", "teacher.json"}  # fmt: skip
 """What a run writes before its first checkpoint."""
 
 _held: set[TextIO] = set()
@@ -127,3 +127,9 @@ def remove_unsaved(folder: Path) -> bool:
         return False
     shutil.rmtree(folder, ignore_errors=True)
     return not folder.exists()
+
+
+def remove_unrecorded(folder: Path) -> bool:
+    """Remove the folder of a run that failed, as `remove_unsaved`; False: it stays, also where metrics.jsonl says anything of the run."""
+    log = folder / "metrics.jsonl"
+    return not (log.is_file() and log.stat().st_size) and remove_unsaved(folder)

@@ -26,7 +26,7 @@ from attfc.errors import UserError, one_line
 from attfc.training.checkpoints.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
 from attfc.training.checkpoints.random_state import rng_state, set_rng_state
 from attfc.training.checkpoints.sharded_state import ShardedState
-from attfc.training.interruption import Interrupted, resume_command, signals_call, stopped_unsaved
+from attfc.training.interruption import Interrupted, resume_command, signals_call, stopped_unsaved, way_on
 from attfc.training.model_files import save_model
 from attfc.training.progress import RunLog, Stopwatch, figure_of, memory_mib
 from attfc.training.reports import LabelWatch, StepReport
@@ -121,20 +121,25 @@ class Trainer:
                 self.log.opened(self.run_folder, self.step, self.total_steps) if first else contextlib.nullcontext(),
                 contextlib.closing(self.loader),
             ):
-                self._run()
+                try:
+                    self._run()
+                except Exception as error:
+                    if not isinstance(error, Interrupted):
+                        self.log.fail(self.step + 1, error)
+                    raise
         except KeyboardInterrupt:
             raise stopped_unsaved(self.run_folder, self.step, self.ranks.rank) from None
         except OSError as error:
             raise UserError(
-                f"cannot write into {self.run_folder}: {error.strerror or error}; the checkpoints saved so far are intact: "
-                f"make room or permission there, then {resume_command(self.run_folder)}"
+                f"cannot write into {self.run_folder}: {error.strerror or error}; "
+                f"{way_on(self.run_folder, 'make room or permission there, then ')}"
             ) from error
         except RuntimeError as error:
             if self.ranks.size == 1 or not lost_rank(error):
                 raise
             raise UserError(
                 f"rank {self.ranks.rank} lost another rank at step {self.step + 1} ({one_line(error)[:200]}): that rank's own "
-                f"message says why; the checkpoints saved so far are intact: {resume_command(self.run_folder)}"
+                f"message says why; {way_on(self.run_folder)}"
             ) from error
 
     def _run(self) -> None:
