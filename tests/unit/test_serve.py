@@ -5,6 +5,7 @@ import base64
 import io
 import json
 import re
+import shutil
 import socket
 import sys
 import threading
@@ -105,6 +106,26 @@ def test_scores_are_those_of_the_model(aligned: TestClient, model: attfc.FaceMod
     assert found["same_person_probability"] is None
     crop = base64.b64decode(found["a"]["crop"].removeprefix("data:image/png;base64,"))
     assert Image.open(io.BytesIO(crop)).size == (SIZE, SIZE)
+
+
+def test_a_gallery_of_equal_weights_and_other_colours_is_refused(
+    model: attfc.FaceModel, faces: list[bytes], tmp_path: Path
+) -> None:
+    same = tmp_path / "model"
+    shutil.copytree(model.facts.path, same)
+    config = json.loads((same / "config.json").read_text())
+    (same / "config.json").write_text(json.dumps(config | {"colour_order": "BGR"}))
+    other = attfc.load(same, device="cpu")
+    assert other.facts.digest == model.facts.digest
+    folder = tmp_path / "gallery"
+    Gallery.create(folder, model).close()
+    service = Service(model, THRESHOLDS, align=False, gallery=folder)
+    assert service.search(faces[0]).nearest == []
+    shutil.rmtree(folder)
+    Gallery.create(folder, other).close()
+    for refused in (lambda: service.search(faces[0]), lambda: Gallery.open(folder, model), service.about):
+        with pytest.raises(UserError, match=r"is another model than that of .*: its colours are .*RGB.*, not .*BGR"):
+            refused()
 
 
 def test_the_probability_is_that_of_the_operating_point(model: attfc.FaceModel, faces: list[bytes]) -> None:

@@ -245,8 +245,9 @@ class Gallery:
         for key, value in theirs.items():
             if value != getattr(own, key):
                 shown = [str(each)[:12] if key == "digest" else str(each) for each in (value, getattr(own, key))]
+                verb = "are" if key == "colours" else "is"
                 raise UserError(
-                    f"{facts.path} is another model than that of {self.folder}, {own.model}: its {key.replace('_', ' ')} is {shown[0]}, "
+                    f"{facts.path} is another model than that of {self.folder}, {own.model}: its {key.replace('_', ' ')} {verb} {shown[0]}, "
                     f"not {shown[1]}. Their embeddings cannot be compared: take that model, or make a gallery with this one"
                 )
         self.model = model

@@ -14,7 +14,6 @@ from typing import Literal
 from pydantic import BaseModel
 
 from attfc.data.images import BrokenImageError, decode_image, encode_image
-from attfc.errors import UserError
 from attfc.evaluation.operating_point.point import OperatingPoint
 from attfc.evaluation.report.thresholds import lowest_far
 from attfc.export import FaceModel
@@ -256,11 +255,7 @@ class Service:
 
     def _opened(self) -> Gallery:
         assert self.gallery is not None
-        opened = Gallery.open(self.gallery)
-        if opened.facts.digest != self.digest:
-            opened.close()
-            raise UserError(f"{self.gallery} is another model's by now")
-        return opened
+        return Gallery.open(self.gallery, self.model)  # by now it may be another model's
 
     def about(self) -> About:
         """Return what is served."""
