@@ -1,6 +1,7 @@
 """`attfc calibrate` as a user types it: the file beside the model, and who reads it."""
 
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 import attfc
+from attfc.errors import UserError
+from attfc.evaluation.operating_point.point import read_point
 from attfc.training.model_files import save_model
 
 from .commands import run_main
@@ -116,6 +119,61 @@ def test_verify_and_galleries_go_by_it(calibrated, tmp_path, monkeypatch, capsys
     assert "at FAR 0.1, threshold 0.2500" in said
     status, said, _ = run("verify", calibrated, *faces, "--evaluation", tmp_path / "mine.json")
     assert f"at FAR 0.2, threshold {point['threshold']:.4f}" in said
+
+
+GROUP = {
+    **{"name": "a", "people": 40, "comparisons": 780, "false_matches": 9},
+    **{"fmr": 0.1, "fmr_upper": 0.2, "fnmr": None},
+}
+CONTRADICTIONS = [  # what somebody writes into a real file, and what is said of it
+    ("threshold", 1.5, "threshold: Input should be less than or equal to 1.0001, not 1.5"),
+    ("threshold", math.nan, "threshold: Input should be a finite number, not nan"),
+    ("threshold_interval", [0.5, 0.25], "threshold_interval=0.5, 0.25: its lower end comes first"),
+    ("asked_fmr", 0, "asked_fmr: Input should be greater than 0, not 0"),
+    ("fmr", -0.1, "fmr: Input should be greater than or equal to 0, not -0.1"),
+    ("fmr_upper", 0.001, "fmr_upper=0.001 is below fmr=0.1"),
+    ("fnmr.value", 1, "fnmr: high=0."),
+    ("fnmr.low", 1, "fnmr: low=1 is above value="),
+    ("fnmr.high", 0, "fnmr: high=0 is below value="),
+    ("people", 65, "comparisons=2016, and people=65 make 2080 pairs"),
+    ("people", -64, "people: Input should be greater than or equal to 0, not -64"),
+    ("comparisons", 2015, "comparisons=2015, and people=64 make 2016 pairs"),
+    ("mated_people", 65, "mated_people=65 are more than people=64"),
+    ("images", 100, "people=64 with mated_people=64 need 128 images, and images=100 with failures=0 leave 100"),
+    ("failures", 129, "failures=129 are more than images=128"),
+    ("failures", 10, "need 128 images, and images=128 with failures=10 leave 118"),
+    ("false_matches", 10**9, "false_matches=1000000000 are more than the pairs of images="),
+    ("worth", 0, "worth: Input should be greater than 0, not 0"),
+    ("probability.brier", 2, "probability.brier: Input should be less than or equal to 1, not 2"),
+    ("probability.slope", math.inf, "probability.slope: Input should be a finite number, not inf"),
+    ("worst_over_geometric_mean", 0.5, "worst_over_geometric_mean: Input should be greater than or equal to 0.999"),
+    ("splits", 0, "splits: Input should be greater than or equal to 1, not 0"),
+    ("confidence", 1, "confidence: Input should be less than 1, not 1"),
+    ("people_needed", [[0.1, -5]], "people_needed.0.1: Input should be greater than or equal to 0, not -5"),
+    ("groups", [GROUP, GROUP], "groups have 80 people, and people=64"),
+    ("groups", [GROUP | {"fmr_upper": 0}], "groups.0: fmr_upper=0 is below fmr=0.1"),
+    ("groups", [GROUP | {"comparisons": 781}], "groups.0: comparisons=781, and people=40 make 780 pairs"),
+    ("across", GROUP | {"people": 65}, "across.people=65 are more than people=64"),
+]
+
+
+def test_a_field_that_contradicts_another_is_one_error(calibrated) -> None:
+    path = calibrated / "model" / "operating_point.json"
+    real = path.read_text()
+    assert read_point(real, path).people == 64
+    for field, value, said in CONTRADICTIONS:
+        edited = json.loads(real)
+        assert 1 not in (edited["fnmr"]["value"], edited["fnmr"]["high"])
+        edited["fmr"] = 0.1
+        *outer, last = field.split(".")
+        (edited[outer[0]] if outer else edited)[last] = value
+        with pytest.raises(UserError) as caught:
+            read_point(json.dumps(edited), path)
+        text = str(caught.value)
+        assert text.startswith(f"{path} is not an operating point: ")
+        assert said in text
+        assert text.endswith("; make it with attfc calibrate")
+        assert "\n" not in text
 
 
 def test_that_of_another_model_or_a_damaged_one_is_refused(calibrated, tmp_path, monkeypatch, capsys) -> None:

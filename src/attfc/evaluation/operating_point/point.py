@@ -8,9 +8,9 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from attfc.errors import UserError
 from attfc.files import first_fault, read_bounded, write_json_whole
@@ -38,6 +38,19 @@ Cosine = Annotated[float, Field(ge=-1.0001, le=1.0001)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Text = Annotated[str, Field(max_length=LONGEST)]
 
+_ROUNDING = 1e-3  # a bound is computed to 1e-4 of itself
+
+
+def _refuse(*faults: tuple[bool, str]) -> None:
+    """Raise ValueError for the first fault that is there; pydantic adds its place in the file."""
+    for there, fault in faults:
+        if there:
+            raise ValueError(fault)
+
+
+def _is_below(bound: float, rate: float) -> bool:
+    return bound < rate * (1 - _ROUNDING)
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
@@ -49,6 +62,15 @@ class Estimate(_Part):
     value: Share
     low: Share
     high: Share
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        value, low, high = self.value, self.low, self.high
+        _refuse(
+            (_is_below(value, low), f"low={low:g} is above value={value:g}"),
+            (_is_below(high, value), f"high={high:g} is below value={value:g}"),
+        )
+        return self
 
 
 class GroupRates(_Part):
@@ -67,6 +89,15 @@ class GroupRates(_Part):
     fmr: Share
     fmr_upper: Share
     fnmr: Estimate | None
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        people, pairs = self.people, self.people * (self.people - 1) // 2
+        _refuse(
+            (_is_below(self.fmr_upper, self.fmr), f"fmr_upper={self.fmr_upper:g} is below fmr={self.fmr:g}"),
+            (self.comparisons > pairs, f"comparisons={self.comparisons}, and people={people} make {pairs} pairs"),
+        )
+        return self
 
 
 class Probability(_Part):
@@ -113,7 +144,7 @@ class OperatingPoint(_Part):
     mated_people: Count
     flip: bool
     aligned: bool
-    asked_fmr: Share
+    asked_fmr: float = Field(gt=0, le=1)
     threshold: Cosine
     threshold_interval: tuple[Cosine | None, Cosine | None]
     fmr: Share
@@ -127,12 +158,38 @@ class OperatingPoint(_Part):
     probability: Probability
     groups: tuple[GroupRates, ...] = Field(default=(), max_length=10_000)
     across: GroupRates | None = None
-    worst_over_geometric_mean: float | None = None
-    splits: Count
+    worst_over_geometric_mean: float | None = Field(default=None, ge=1 - _ROUNDING)
+    splits: int = Field(ge=1, le=2**53)
     seed: Count
-    confidence: Share
-    people_needed: tuple[tuple[float, int], ...] = Field(default=(), max_length=100)
+    confidence: float = Field(gt=0, lt=1)
+    people_needed: tuple[tuple[Share, Count], ...] = Field(default=(), max_length=100)
     notes: tuple[Text, ...] = Field(default=(), max_length=1000)
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        people, images, mated, failures = self.people, self.images, self.mated_people, self.failures
+        pairs, used = people * (people - 1) // 2, images if self.failures_counted else images - failures
+        grouped, across = sum(group.people for group in self.groups), self.across.people if self.across else 0
+        low, high = self.threshold_interval
+        needed = f"people={people} with mated_people={mated} need {people + mated} images"
+        _refuse(
+            (self.comparisons != pairs, f"comparisons={self.comparisons}, and people={people} make {pairs} pairs"),
+            (failures > images, f"failures={failures} are more than images={images}"),
+            (mated > people, f"mated_people={mated} are more than people={people}"),
+            (people + mated > used, f"{needed}, and images={images} with failures={failures} leave {used}"),
+            (
+                self.false_matches > images**2 // 2,
+                f"false_matches={self.false_matches} are more than the pairs of images={images}",
+            ),
+            (_is_below(self.fmr_upper, self.fmr), f"fmr_upper={self.fmr_upper:g} is below fmr={self.fmr:g}"),
+            (
+                low is not None and high is not None and low > high,
+                f"threshold_interval={low}, {high}: its lower end comes first",
+            ),
+            (grouped > people, f"groups have {grouped} people, and people={people}"),
+            (across > people, f"across.people={across} are more than people={people}"),
+        )
+        return self
 
     @property
     def sentence(self) -> str:
