@@ -116,6 +116,8 @@ def _less_memory(arguments: list[str], error: Exception) -> str:
         new = "half the batch_size with twice the optimizer.accumulation, backbone.options={checkpointing: true}, "
         return f"Try {'' if resumed else new}precision.amp=bfloat16, or a smaller eval.batch_size"
     flags = {name for parameter in found.params for name in parameter.opts}
+    if "--far" in flags and "--mode" in flags and "all-pairs" not in arguments:
+        flags.discard("--budget-gib")  # evaluate and compare: of that protocol alone
     ways = [way for flag, way in _TAKE_LESS.items() if flag in flags]
     if "CUDA" in str(error) and "--device" in flags:
         ways.append("--device cpu")

@@ -206,6 +206,45 @@ def refuse_with(error: Exception, monkeypatch) -> None:
     monkeypatch.setattr(type(cli.app), "__call__", refuse)
 
 
+IDLE = {
+    "evaluate m held-out s --enrolled 0.3": "--enrolled is an option of identify: leave it out of held-out",
+    "evaluate m identify s --generated-pairs 10": "--generated-pairs is an option of held-out: leave it out of identify",
+    "evaluate m all-pairs s --mode all": "--mode is an option of ijbb or ijbc: leave it out of all-pairs",
+    "compare a b held-out s --budget-gib 1": "--budget-gib is an option of all-pairs: leave it out of held-out",
+    "data clean s --move": "--move compares faces: give --model RUN too",
+    "data clean s --threshold 0.2": "--threshold compares faces: give --model RUN too",
+    "data clean s --margin 0": "--margin compares faces: give --model RUN too",
+    "data clean s --no-people": "--no-people compares faces: give --model RUN too",
+    "data clean s --model m --move-threshold 0.9": "--move-threshold is for --move: add it, or leave both out",
+    "data noise s flip --share 0.1 -o OUT.tsv --parts 3": "--parts is for conflict, which splits identities: leave it out with flip",
+    "data convert s OUT --to rec --shard-mib 5": "--shard-mib is for packed folders: leave it out with --to rec",
+    "data convert s OUT --to folder --no-names": "--no-names is for packed folders and .rec files: leave it out with --to folder",
+    "export m OUT.onnx --fmr 0.1": "--fmr is for --int8: add it, or leave both out",
+    "export m OUT.onnx --calibration s": "--calibration is for --int8: add it, or leave both out",
+    "export m OUT.onnx --int8 --most-loss -1": "--most-loss -1: give percentage points from 0 to 100, such as --most-loss 0.2",
+    "report . --pictures": ". is not a run: it has no config.yaml: a run is a folder such as runs/faces-001, and --resume last takes the newest",
+    "export m OUT.onnx --int8 --fmr 7": "--fmr 7 is not a false match rate: give a number above 0 and below 1, such as --fmr 1e-3",
+}
+
+
+def test_an_option_that_does_nothing_here_is_refused_before_anything_is_opened(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    for typed, said in IDLE.items():
+        status, _, err = run_main(monkeypatch, capsys, *typed.split(" "))
+        assert (status, err) == (1, f"error: {said}\n"), typed
+    assert not [*tmp_path.iterdir()]
+
+
+def test_help_has_whole_sentences_and_plain_names_of_arguments(monkeypatch, capsys) -> None:
+    group = typer.main.get_command(cli.app)
+    for words in [(), *((name,) for name, each in group.commands.items() if hasattr(each, "commands"))]:
+        assert "..." not in run_main(monkeypatch, capsys, *words, "--help")[1].replace("[ARGS]...", "")
+    for words in leaves(group):
+        usage = run_main(monkeypatch, capsys, *words, "--help")[1].splitlines()[0]
+        assert "...}" not in usage
+        assert "[[" not in usage
+
+
 def leaves(group: Any, *words: str) -> dict[tuple[str, ...], Any]:
     """Every command by the words that call it."""
     if not hasattr(group, "commands"):
@@ -226,6 +265,10 @@ def test_advice_for_lack_of_memory_names_options_that_the_command_has(monkeypatc
         keys = re.findall(r"[a-z]+\.[a-z_]+|\bbatch_size", said[words])
         assert bool(keys) == (words in {("train",), ("plan",)}), words
         assert set(keys) <= described_fields().keys()
+    evaluating = [
+        run_main(monkeypatch, capsys, "evaluate", "m", protocol, "s")[2] for protocol in ("all-pairs", "ijbc")
+    ]
+    assert ["--budget-gib" in advice for advice in evaluating] == [True, False]
     assert said[("embed",)].endswith("Try a smaller --batch-size or fewer --workers or --device cpu\n")
     assert said[("align",)].endswith("Try fewer --workers\n")
     assert said[("data", "convert")].endswith("Close other programs, or take a machine with more memory\n")

@@ -519,8 +519,8 @@ def test_int8_that_costs_too_much_is_not_written(run: Path, tmp_path, monkeypatc
         (("--int8", "--calibration", UNSEEN), "--int8 needs faces, and those of {run} were not found: give --check-images STORE"),
         (("--int8", "--half"), "--int8 needs --format onnx and no --half"),
         (("--int8", "--format", "hf"), "--int8 needs --format onnx and no --half"),
-        (("--int8", "--fmr", 2), "--fmr 2 must lie between 0 and 1"),
-        (("--int8", "--most-loss", -1), "--most-loss -1 from 0 to 100 percentage points"),
+        (("--int8", "--fmr", 2), "--fmr 2 is not a false match rate: give a number above 0 and below 1"),
+        (("--int8", "--most-loss", -1), "--most-loss -1: give percentage points from 0 to 100"),
         (
             ("--int8", "--calibration", UNSEEN, "--check-images", PEOPLE, "--fmr", "1e-6"),
             "FMR 1e-06 needs at least 1,000,000 pairs of different people, and there are 6,960: give more people (--check-images)",

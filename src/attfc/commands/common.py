@@ -5,7 +5,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -46,6 +46,7 @@ __all__ = [
     "print_notes",
     "print_table",
     "progress_bar",
+    "refuse_idle",
     "replaces",
     "save_sheet",
     "working",
@@ -163,6 +164,18 @@ def print_notes(notes: Iterable[str]) -> None:
     """Print what a reader should know beside the results on stderr, a line each."""
     for note in notes:
         err.print(f"note: {note}")
+
+
+def refuse_idle(given: Mapping[str, object], why: str) -> None:
+    """Raise UserError for the first option that was given where it does nothing.
+
+    Args:
+        given: by option, what is true where it was given.
+        why: what the option is for, and the way out.
+    """
+    for option, there in given.items():
+        if there:
+            raise UserError(f"{option} {why}")
 
 
 def working(what: str) -> AbstractContextManager[object]:

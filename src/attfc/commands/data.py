@@ -16,6 +16,7 @@ from attfc.commands.common import (
     out,
     print_notes,
     progress_bar,
+    refuse_idle,
     replaces,
     save_sheet,
     write_json,
@@ -54,6 +55,7 @@ LabelSourceOption = Annotated[
     Option(help="for InsightFace's .rec: labels from the identity records, or from each image's header"),
 ]
 ShownOption = Annotated[int, Option(min=1, max=100)]
+SHARD_MIB, THRESHOLD, MOVE_THRESHOLD, PARTS = 1024, 0.3, 0.7, 2
 
 
 @app.command("inspect")
@@ -132,7 +134,7 @@ def convert_data(
     to: Literal["packed", "rec", "folder"] = "packed",
     check: bool = False,
     verify: bool = False,
-    shard_mib: PositiveOption = 1024,
+    shard_mib: PositiveOption = SHARD_MIB,
     follow_links: bool = False,
     names: bool = True,
     edits: EditsOption = None,
@@ -154,8 +156,13 @@ def convert_data(
     """
     from attfc.data import convert_store
 
-    if verify and to != "packed":
-        raise UserError(f"--verify compares checksums, which only packed folders have: leave it out with --to {to}")
+    if to != "packed":
+        refuse_idle(
+            {"--verify": verify}, f"compares checksums, which only packed folders have: leave it out with --to {to}"
+        )
+        refuse_idle({"--shard-mib": shard_mib != SHARD_MIB}, f"is for packed folders: leave it out with --to {to}")
+    if to == "folder":
+        refuse_idle({"--no-names": not names}, "is for packed folders and .rec files: leave it out with --to folder")
     store = _open(source, edits, label_source, cache)
     with progress_bar("convert") as bar:
         done = convert_store(
@@ -216,10 +223,10 @@ def clean_data(
     broken: bool = True,
     duplicates: Literal["drop_all", "keep_first", "report", "ignore"] = "drop_all",
     names: bool = True,
-    threshold: float = 0.3,
+    threshold: float = THRESHOLD,
     margin: float | None = None,
     move: bool = False,
-    move_threshold: float = 0.7,
+    move_threshold: float = MOVE_THRESHOLD,
     overlap_threshold: float | None = None,
     edits: EditsOption = None,
     label_source: LabelSourceOption = "identities",
@@ -250,6 +257,7 @@ def clean_data(
     from attfc.data import CombinedStore, write_edits
     from attfc.data.cleaning.clean import clean
 
+    _refuse_idle_cleaning(model, merge, sheet, people, threshold, margin, move, move_threshold, overlap_threshold)
     store = _open(path, edits, label_source, cache)
     others = [open_with_bar(each, cache=cache) for each in against or ()]
     evaluation = CombinedStore(others) if len(others) > 1 else others[0] if others else None
@@ -257,8 +265,6 @@ def clean_data(
     if model is not None:
         with_model = {"threshold": threshold, "people": people, "merge": merge}
         with_model |= _embedded(model, device, store, evaluation, workers)
-    elif merge or sheet is not None:
-        raise UserError(f"{'--merge' if merge else '--sheet'} compares faces: give --model RUN too")
     with progress_bar("clean") as bar:
         report = clean(
             store,
@@ -286,6 +292,28 @@ def clean_data(
     write_json(json_file, {**report.to_dict(), "edits": str(output)})
 
 
+def _refuse_idle_cleaning(
+    model: Path | None,
+    merge: bool,
+    sheet: Path | None,
+    people: bool,
+    threshold: float,
+    margin: float | None,
+    move: bool,
+    move_threshold: float,
+    overlap_threshold: float | None,
+) -> None:
+    """Raise UserError for an option of `attfc data clean` that does nothing without another."""
+    moves = {"--move-threshold": move_threshold != MOVE_THRESHOLD}
+    if model is None:
+        flags = {"--merge": merge, "--sheet": sheet, "--move": move, "--no-people": not people}
+        cosines = {"--margin": margin is not None, "--overlap-threshold": overlap_threshold is not None}
+        of_model = flags | cosines | moves | {"--threshold": threshold != THRESHOLD}
+        refuse_idle(of_model, "compares faces: give --model RUN too")
+    if not move:
+        refuse_idle(moves, "is for --move: add it, or leave both out")
+
+
 def _embedded(model: Path, device: str, store: "Store", evaluation: "Store | None", workers: int) -> dict[str, Any]:
     """Return what cleaning takes of a model: its device and the embeddings of the training set and of the evaluation set, if any."""
     from attfc.evaluation import embed_store
@@ -307,7 +335,7 @@ def noise_data(
     share: Annotated[float, Option()],
     output: EditListOption,
     seed: NaturalOption = 0,
-    parts: Annotated[int, Option(min=2)] = 2,
+    parts: Annotated[int, Option(min=2)] = PARTS,
     edits: EditsOption = None,
     label_source: LabelSourceOption = "identities",
     cache: CacheOption = None,
@@ -320,6 +348,8 @@ def noise_data(
         seed: seed for choosing what changes
         parts: conflict: number of labels a split identity gets
     """
+    if kind == "flip":
+        refuse_idle({"--parts": parts != PARTS}, "is for conflict, which splits identities: leave it out with flip")
     from attfc.data import conflict_noise, flip_noise, write_edits
 
     store = _open(path, edits, label_source, cache)

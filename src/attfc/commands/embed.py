@@ -44,7 +44,7 @@ ModelArgument = Annotated[
 
 def embed(
     model: ModelArgument,
-    images: Annotated[list[str], Argument(metavar="IMAGES...")],
+    images: Annotated[list[str], Argument(metavar="IMAGES")],
     output: Annotated[Path, Option("--output", "-o", dir_okay=False)],
     overwrite: bool = False,
     flip: bool = True,

@@ -6,13 +6,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from attfc.commands.common import JsonOption, ModelIsOption, open_with_bar, out, print_notes, progress_bar, write_json
+from attfc.commands.common import (
+    JsonOption,
+    ModelIsOption,
+    open_with_bar,
+    out,
+    print_notes,
+    progress_bar,
+    refuse_idle,
+    write_json,
+)
 from attfc.errors import UserError
 
 if TYPE_CHECKING:
     from attfc.data import Store
 
 __all__ = ["export"]
+
+MOST_LOSS = 0.2
 
 
 def export(
@@ -23,7 +34,7 @@ def export(
     int8: bool = False,
     calibration: str | None = None,
     fmr: float | None = None,
-    most_loss: float = 0.2,
+    most_loss: float = MOST_LOSS,
     check_images: str | None = None,
     model_is: ModelIsOption = None,
     json_file: JsonOption = None,
@@ -47,10 +58,15 @@ def export(
 
     if int8 and (half or format_name != "onnx"):
         raise UserError("--int8 needs --format onnx and no --half")
-    if not (0 < (1e-3 if fmr is None else fmr) < 1 and 0 <= most_loss <= 100):
+    if not int8:
+        of_int8 = {"--calibration": calibration, "--fmr": fmr is not None, "--most-loss": most_loss != MOST_LOSS}
+        refuse_idle(of_int8, "is for --int8: add it, or leave both out")
+    if fmr is not None and not 0 < fmr < 1:
         raise UserError(
-            f"--fmr {fmr or 0:g} must lie between 0 and 1, --most-loss {most_loss:g} from 0 to 100 percentage points"
+            f"--fmr {fmr:g} is not a false match rate: give a number above 0 and below 1, such as --fmr 1e-3"
         )
+    if not 0 <= most_loss <= 100:
+        raise UserError(f"--most-loss {most_loss:g}: give percentage points from 0 to 100, such as --most-loss 0.2")
     from attfc.evaluation.operating_point.point import point_of
     from attfc.export import export_hub_folder, export_onnx, open_model
     from attfc.export.cost import Terms

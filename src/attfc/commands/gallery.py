@@ -40,7 +40,7 @@ app = Commands(help="Keep templates of known people, and search photos for them.
 GalleryArgument = Annotated[
     Path, Argument(metavar="GALLERY", help="folder of the gallery", file_okay=False, show_default=False)
 ]
-ImagesArgument = Annotated[list[str], Argument(metavar="IMAGES...", show_default=False)]
+ImagesArgument = Annotated[list[str], Argument(metavar="IMAGES", show_default=False)]
 ModelOption = Annotated[Path | None, Option("--model", help="the gallery's model, if it was moved", show_default=False)]
 
 
@@ -143,7 +143,7 @@ def add(
 @app.command()
 def remove(
     gallery: GalleryArgument,
-    names: Annotated[list[str], Argument(metavar="NAME...", show_default=False)],
+    names: Annotated[list[str], Argument(metavar="NAME", show_default=False)],
     runs: FolderOption = None,
     json_file: JsonOption = None,
 ) -> None:

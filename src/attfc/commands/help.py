@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from typer import Typer
@@ -39,15 +39,34 @@ class _Described(TyperCommand):
         super().__init__(name, params=params, help=text, **options)
 
 
+class WholeSentences(TyperGroup):
+    """A group whose help has the whole first sentence of each command."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the list of commands."""
+        self.write_commands(ctx, formatter, "Commands", self.list_commands(ctx))
+
+    def write_commands(self, ctx: Any, formatter: Any, title: str, names: Iterable[str]) -> None:
+        """Write those of these commands that are not hidden, under a title."""
+        commands = [(name, self.get_command(ctx, name)) for name in names]
+        rows = [(name, each.get_short_help_str(1000)) for name, each in commands if each and not each.hidden]
+        if rows:
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
 class Commands(Typer):
     """Commands of which each takes the help of its options from its docstring."""
+
+    def __init__(self, cls: type[TyperGroup] = WholeSentences, **options: Any) -> None:
+        super().__init__(cls=cls, **options)
 
     def command(self, name: str | None = None, **options: Any) -> Callable[[Any], Any]:
         """Return the decorator that adds a command; see typer."""
         return super().command(name, cls=_Described, **options)
 
 
-class CommandsByUse(TyperGroup):
+class CommandsByUse(WholeSentences):
     """A group whose help lists its commands by use; a command without a use comes last."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
@@ -55,13 +74,7 @@ class CommandsByUse(TyperGroup):
         listed = {name for names in USES.values() for name in names}
         rest = tuple(name for name in self.list_commands(ctx) if name not in listed)
         for use, names in {**USES, "More": rest}.items():
-            commands = [(name, self.get_command(ctx, name)) for name in names]
-            rows = [
-                (name, command.get_short_help_str(1000)) for name, command in commands if command and not command.hidden
-            ]
-            if rows:
-                with formatter.section(use):
-                    formatter.write_dl(rows)
+            self.write_commands(ctx, formatter, use, names)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Write the examples, a line each."""

@@ -11,7 +11,7 @@ from attfc.commands.common import out
 __all__ = ["WORDS", "complete_word", "completions", "options", "written_as_flag"]
 
 
-def options(word: Annotated[str | None, Argument(metavar="[WORD]")] = None) -> None:
+def options(word: Annotated[str | None, Argument(metavar="WORD")] = None) -> None:
     """List the options of a run: meaning, default, and when each has an effect.
 
     Args:
@@ -19,12 +19,13 @@ def options(word: Annotated[str | None, Argument(metavar="[WORD]")] = None) -> N
     """
     from attfc.config.describe import all_options, find_options, option_rows, section_title
 
+    shown = find_options(word) if word else all_options()
     out.print(
         "A default holds where neither a preset nor a file sets the option.\n"
         "attfc train DATA chooses some by itself: add --print-config to see yours.",
     )
     section = None
-    for option in find_options(word) if word else all_options():
+    for option in shown:
         if option.section != section:
             section = option.section
             title = f"{section}: {section_title(section)}" if section else section_title(section)
@@ -37,7 +38,7 @@ def complete_word(ctx: Context, incomplete: str) -> list[str]:
     return completions(list(ctx.params.get("words") or ()), incomplete)
 
 
-WORDS: Any = Argument(metavar="[DATA | PRESET] [KEY=VALUE]...", autocompletion=complete_word)
+WORDS: Any = Argument(metavar="DATA | PRESET | KEY=VALUE", autocompletion=complete_word)
 """The argument that names data, or a preset, and options of a run."""
 
 

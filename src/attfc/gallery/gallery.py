@@ -178,8 +178,8 @@ class Gallery:
             stated = ", ".join(f"{rate:g}" for rate in sorted(known))
             raise UserError(
                 f"no threshold of FAR {far:g} is known"
-                + (f": {source} states {stated}; choose one of these" if known else " for this model")
-                + f", or give a larger evaluation: attfc evaluate {shlex.quote(str(facts.path))} all-pairs FOLDER --json far.json, "
+                + (f": {source} states {stated}; choose one of these, or" if known else " for this model:")
+                + f" give a larger evaluation: attfc evaluate {shlex.quote(str(facts.path))} all-pairs FOLDER --json far.json, "
                 "then --evaluation far.json"
             )
         made = Facts(

@@ -24,7 +24,7 @@ def compare(
     other: Annotated[Path, Argument(metavar="B")],
     asked: EvaluationOptions,
     protocol: Annotated[str | None, Argument()] = None,
-    paths: Annotated[list[str] | None, Argument(metavar="PATH...")] = None,
+    paths: Annotated[list[str] | None, Argument(metavar="PATH")] = None,
     resamples: int = 1000,
     cross: bool = False,
     json_file: JsonOption = None,
@@ -145,7 +145,7 @@ def _results(
 
     saved = [path.suffix == ".npz" for path in models]
     if protocol is not None:
-        find_protocol(protocol).taken(protocol, asked.for_protocols(keep_scores=True))
+        asked.taken_by(find_protocol(protocol), protocol, keep_scores=True)
         if all(saved):
             raise UserError(
                 f"{' and '.join(map(str, models))} are results already: leave out {protocol} {' '.join(paths)}".rstrip()

@@ -36,7 +36,7 @@ __all__ = ["evaluate", "evaluate_model"]
 def evaluate(
     model: Path,
     protocol: str,
-    paths: Annotated[list[str], Argument(metavar="PATH...")],
+    paths: Annotated[list[str], Argument(metavar="PATH")],
     asked: EvaluationOptions,
     resamples: NaturalOption = 1000,
     save: Annotated[Path | None, Option(dir_okay=False, callback=replaces(b"facts.npy"))] = None,
@@ -60,7 +60,7 @@ def evaluate(
     from attfc.evaluation.results import add_intervals, save_result
 
     keep_scores = resamples > 0 or save is not None
-    find_protocol(protocol).taken(protocol, asked.for_protocols(keep_scores))
+    asked.taken_by(find_protocol(protocol), protocol, keep_scores)
     if resamples > 0:
         check_resampling(resamples, asked.confidence)
     if save is not None and save.suffix != ".npz":
@@ -96,7 +96,7 @@ def evaluate_model(
     from attfc.evaluation.results import EvaluationResult
 
     found = find_protocol(protocol)
-    options = found.taken(protocol, asked.for_protocols(keep_scores))
+    options = asked.taken_by(found, protocol, keep_scores)
     subject, facts = open_subject(path, asked)
     point = None
     try:

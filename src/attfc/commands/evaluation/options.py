@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +23,7 @@ from attfc.errors import UserError
 
 if TYPE_CHECKING:
     from attfc.data.conditions import Condition
+    from attfc.evaluation.protocols.protocol import Protocol
 
 __all__ = ["EvaluationOptions", "takes_options"]
 
@@ -111,6 +112,26 @@ class EvaluationOptions:
         if self.thresholds not in (None, "grid", "exact"):
             raise UserError(f"--thresholds {self.thresholds} is unknown: use grid or exact")
         return {**vars(self), "fars": fars, "keep_scores": keep_scores}
+
+    def taken_by(self, protocol: "Protocol", name: str, keep_scores: bool) -> dict[str, Any]:
+        """Return the options of a protocol.
+
+        Raises:
+            UserError: one is given that only other protocols take.
+        """
+        from attfc.config.messages import one_of
+        from attfc.evaluation.protocols import PROTOCOLS
+
+        taken = protocol.taken(name, self.for_protocols(keep_scores))
+        for option in fields(self):
+            owners = [each for one in PROTOCOLS if option.name in one.options for each in one.names]
+            given = (
+                option.name != "seed" and getattr(self, option.name) != option.default
+            )  # the intervals have the seed too
+            if given and owners and option.name not in protocol.options:
+                flag = f"--{option.name.replace('_', '-')}"
+                raise UserError(f"{flag} is an option of {one_of(owners, quote='')}: leave it out of {name}")
+        return taken
 
 
 def takes_options(command: Callable[..., None]) -> Callable[..., None]:

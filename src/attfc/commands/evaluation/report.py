@@ -12,7 +12,7 @@ __all__ = ["report"]
 
 
 def report(
-    paths: Annotated[list[Path], Argument(metavar="RUN|RESULT...")],
+    paths: Annotated[list[Path], Argument(metavar="RUN|RESULT")],
     output: FileOption = None,
     pictures: bool = False,
     force: bool = False,
@@ -43,13 +43,13 @@ def report(
             f"{strange} is not a saved result: to compare models, give files of `attfc evaluate ... --save FILE.npz`; "
             "to write one run's own report into its folder: attfc report RUN"
         )
-    from attfc.config import load_config
     from attfc.evaluation import write_report
     from attfc.run.data import open_data
+    from attfc.run.saved import saved_configuration, with_found_data
 
     run, store = paths[0], None
     if pictures:
-        store = open_data(load_config(str(run / "config.yaml")))[1]
+        store = open_data(with_found_data(saved_configuration(run), run)[0])[1]
         if store is None:
             raise UserError(f"{run} was not evaluated, so there are no pairs to picture: leave out --pictures")
     was_there = (run / "report.html").exists()

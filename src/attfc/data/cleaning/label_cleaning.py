@@ -81,6 +81,8 @@ def mislabelled(
     """
     check_cosine("threshold", threshold)
     check_cosine("move_threshold", move_threshold)
+    if margin is not None and not 0 <= margin <= 2:
+        raise UserError(f"margin={margin}: a difference of two cosines from 0 to 2 is needed")
     if policy not in ("drop", "move"):
         raise UserError(f"policy={policy!r}: 'drop' or 'move'")
     label_of = np.asarray(labels, np.int64)
