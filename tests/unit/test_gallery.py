@@ -180,7 +180,9 @@ def test_another_model_is_refused(model, tmp_path) -> None:
         assert gallery.facts.threshold is None
         with pytest.raises(UserError, match=r"shape \(2, 25\) holds no embeddings of this gallery: give \(N, 24\)"):
             gallery.search(np.ones((2, 25)))
-    other = attfc.create_backbone("r6_tiny", embedding_size=NUMBERS, image_size=SIZE)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)  # whatever test came before: not the weights of `model`
+        other = attfc.create_backbone("r6_tiny", embedding_size=NUMBERS, image_size=SIZE)
     opened = attfc.load(save_model(tmp_path / "other", other), device="cpu")
     with pytest.raises(UserError, match=r"other is another model than that of .*: its digest is \w{12}, not \w{12}"):
         Gallery.open(tmp_path / "g", opened)
