@@ -99,7 +99,7 @@ class SlowAttFC:
             logits = [self.scale * (query @ positive - self.m)]
             still = query.detach()
             cosines = [float(still @ row.detach()) for other, row in negatives if other != label]
-            limit = 2.0 if self.gap is None else max(self.threshold, float(still @ positive.detach()) + self.gap)
+            limit = 2.0 if self.gap is None else max(self.threshold, float(still @ positive.detach()) + self.gap / 2)
             suspects += max([-2.0, *cosines]) > limit
             if max([-2.0, *cosines]) > limit and self.suspect_share >= 0.1:
                 losses.append(0.0 * query.sum())

@@ -143,3 +143,20 @@ def test_a_trained_row_is_no_evidence_of_wrong_labels() -> None:
     for _ in range(2):
         head(torch.randn(4, SIZE), torch.arange(4))
     assert head.statistics()["disagreeing_share"] == 0
+
+
+def test_an_image_is_set_aside_for_half_the_gap_where_its_own_center_is_made() -> None:
+    """Two images, each 0.15 nearer to another person's row than to its own center: one of a trained row, one of a stored center."""
+    bank = CenterTable(trained=2, image_counts=COUNTS, count=IDENTITIES)
+    head = AttFC(SIZE, CosFace(16.0), identities=IDENTITIES, negatives=bank, filter_above=0.3, filter_gap=0.2)
+    basis = torch.eye(SIZE)
+    with torch.no_grad():
+        bank.frequent.weight.copy_(basis[:2])  # of identities 1 and 3
+    bank.store_centers(basis[2:3], torch.tensor([0]))
+    head.set_aside.share.fill_(1.0)
+    far = torch.sqrt(torch.tensor(1 - 0.4**2 - 0.55**2))
+    of_trained = 0.4 * basis[0] + 0.55 * basis[1] + far * basis[5]  # label 1, near to 3
+    of_made = 0.4 * basis[2] + 0.55 * basis[1] + far * basis[6]  # label 0, near to 3
+    for embedding, label, aside in ((of_trained, 1, 0.0), (of_made, 0, 1.0)):
+        head.eval()(embedding[None], torch.tensor([label]))
+        assert head.statistics()["set_aside_share"] == aside

@@ -275,7 +275,8 @@ class AttFC(Head):
             nearest_B = torch.where(has_positive_B, nearest_B, -1.0)
         self._note(query_BD, cosine_B, recalled, proposal)
         if self.set_aside is not None:
-            loss_B, aside_B = self.set_aside(loss_B, cosine_B, nearest_B, self._last_step)
+            trained_B = False if recalled.trained_B is None else recalled.trained_B
+            loss_B, aside_B = self.set_aside(loss_B, cosine_B, nearest_B, self._last_step, trained_B)
             batch, new_BD = self.set_aside.kept(aside_B, batch, proposal.new_BD.detach(), recalled)
             every_new_BD = self.ranks.gather(new_BD)
         if self.training:

@@ -1,9 +1,10 @@
 """Images that seem to carry somebody else's name: which of a step do, and leave it.
 
 An image is suspect where the nearest negative is above a cosine and nearer than the image's own center by more than a gap: it does not fit its name,
-and fits another. Set aside, it counts 0 in the loss, and what is stored of it and its identity stays. Nobody is set aside in the first epoch, because
-an untrained network finds most images nearer to another center than to their own; nor while fewer than a tenth of the images are suspect: then
-labels are good, and these images hard.
+and fits another. Half the gap is enough where the own center is made of embeddings: a mean of a few is nearer to everybody than a trained row, which
+is pushed away from other people's images. Set aside, an image counts 0 in the loss, and what is stored of it and its identity stays. Nobody is set
+aside in the first epoch, because an untrained network finds most images nearer to another center than to their own; nor while fewer than a tenth of
+the images are suspect: then labels are good, and these images hard.
 
 The nearest negative falls out of the softmax, so the cost is a few numbers per image, and over ranks one. Not taken: to keep the image and leave out
 the one negative that fits it; the image goes on pulling its center, and the network, towards the wrong person (docs/decisions.md).
@@ -22,6 +23,7 @@ __all__ = ["SUSPECT_SHARE", "SetAside"]
 SUSPECT_SHARE = 0.1
 """Of images that are suspect, from which on they are set aside."""
 OF_AN_EPOCH = 0.25  # over which the share is averaged
+OF_MADE = 0.5  # of the gap, where the own center is made of embeddings
 
 
 class SetAside(nn.Module):
@@ -29,7 +31,7 @@ class SetAside(nn.Module):
 
     Args:
         above: cosine of the nearest negative, at least.
-        gap: by how much it is nearer than the image's own center.
+        gap: by how much it is nearer than the image's own center, if that is trained; half of it, if it is made of embeddings.
         images: of an epoch; 0: it begins at once, with the share of the step before.
         ranks: the processes that have a part of the batch each.
     """
@@ -44,15 +46,22 @@ class SetAside(nn.Module):
         self.register_buffer("share", torch.zeros((), dtype=torch.float32))
 
     def forward(
-        self, loss_B: Tensor, cosine_B: Tensor, nearest_B: Tensor, figures: dict[str, Tensor]
+        self,
+        loss_B: Tensor,
+        cosine_B: Tensor,
+        nearest_B: Tensor,
+        figures: dict[str, Tensor],
+        trained_B: Tensor | bool = True,
     ) -> tuple[Tensor, Tensor]:
         """Return the losses, 0 for those that are set aside, and which these are, (B,) bool.
 
         Args:
             cosine_B, nearest_B: (B,) of the image with its own center, before the margin, and with the nearest negative.
             figures: of the step; the share of the images that are set aside joins them.
+            trained_B: whose own center is trained, (B,) bool, or all of them, or none.
         """
-        suspect_B = nearest_B > (cosine_B.detach() + self.gap).clamp_min(self.above)
+        gap = self.gap * (OF_MADE + (1 - OF_MADE) * trained_B)
+        suspect_B = nearest_B > (cosine_B.detach() + gap).clamp_min(self.above)
         begun = self.seen >= self.images
         aside_B = suspect_B & begun & (self.share >= SUSPECT_SHARE)
         figures["set_aside_share"] = aside_B.float().mean()
