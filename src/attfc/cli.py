@@ -4,6 +4,7 @@ Exit status: 0 done; 1 the input is at fault (one line on stderr, a traceback on
 compute a figure take ``--json FILE``. Heavy imports wait until a command needs them, so ``attfc --help`` answers at once.
 """
 
+import errno
 import os
 import sys
 from typing import Annotated
@@ -69,6 +70,16 @@ _TAKE_LESS = {
     "--workers": "fewer --workers",
 }
 """Options of commands that bound their memory, and what to do with them."""
+_REMEDY = {
+    errno.EACCES: "; take another place, or have the permission changed",
+    errno.EROFS: "; take a place that can be written to",
+    errno.ENOSPC: "; make room there, or take a place on another disk",
+    errno.EDQUOT: "; make room there, or take a place on another disk",
+    errno.ENAMETOOLONG: "; give a shorter name",
+    errno.EISDIR: "; that is a folder: name a file",
+    errno.ENOTDIR: "; a part of that path is a file: name another one",
+}
+"""What to do about a failure of the system that a command has no better words for."""
 
 
 def main() -> None:
@@ -88,7 +99,7 @@ def main() -> None:
         rank = os.environ.get("RANK", "0")
         text = str(error)
         if isinstance(error, OSError) and error.strerror and isinstance(error.filename, str | bytes | os.PathLike):
-            text = f"{os.fsdecode(error.filename)}: {error.strerror}"
+            text = f"{os.fsdecode(error.filename)}: {error.strerror}{_REMEDY.get(error.errno or 0, '')}"
         if rank == "0" or type(error).__name__ != "AgreedError":  # attfc.distributed's: rank 0 says it for all
             err.print(f"error: {text}" if rank == "0" else f"error on rank {rank}: {text}")
         sys.exit(1)

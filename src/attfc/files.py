@@ -4,11 +4,12 @@ Cost: `replacing` waits for the disk (some milliseconds on an SSD). `crc32_of` r
 """
 
 import contextlib
+import errno
 import json
 import os
 import threading
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
@@ -21,6 +22,7 @@ __all__ = [
     "ChecksumFile",
     "cache_home",
     "crc32_of",
+    "entry_is",
     "first_fault",
     "lock",
     "read_at",
@@ -191,6 +193,16 @@ def lock(file: IO[Any] | int) -> bool:
     except OSError:
         pass
     return True
+
+
+def entry_is(kind: Callable[[], bool]) -> bool:
+    """Return whether an entry of a folder is of a kind, as `entry.is_dir` says it; a link to itself is of none, as one to nothing."""
+    try:
+        return kind()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+        raise
 
 
 _turn = threading.Lock()

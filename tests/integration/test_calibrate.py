@@ -119,6 +119,26 @@ def test_verify_and_galleries_go_by_it(calibrated, tmp_path, monkeypatch, capsys
     assert "at FAR 0.1, threshold 0.2500" in said
     status, said, _ = run("verify", calibrated, *faces, "--evaluation", tmp_path / "mine.json")
     assert f"at FAR 0.2, threshold {point['threshold']:.4f}" in said
+    assert "trained on" not in said
+
+
+def test_rates_of_people_who_were_trained_on_say_so_wherever_they_are_used(
+    calibrated, tmp_path, monkeypatch, capsys
+) -> None:
+    faces, file = two_faces(tmp_path), calibrated / "model" / "operating_point.json"
+    point = json.loads(file.read_text())
+    warning = "24 of 64 evaluation identities were trained on (24 by name): the metrics are not those of unseen people"
+    file.write_text(json.dumps(point | {"notes": ["another note", warning]}))
+    status, said, _ = run_main(monkeypatch, capsys, "verify", calibrated, *faces, *CPU)
+    assert status == 0
+    assert warning in " ".join(said.split())
+    assert "another note" not in said
+    file.unlink()
+    stated = {"threshold_at_far": {"0.1": 0.25, "0.001": 0.5}, "impostor_pairs": 300_000}
+    unseen = {"warning": warning, "shared_identities": 24}
+    (calibrated / "evaluation.json").write_text(json.dumps({"all_pairs": stated, "unseen": unseen}))
+    status, said, _ = run_main(monkeypatch, capsys, "verify", calibrated, *faces, *CPU)
+    assert "evaluation.json, of whose people 24 were trained on." in " ".join(said.split())
 
 
 GROUP = {

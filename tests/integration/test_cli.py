@@ -1,5 +1,6 @@
 """The commands as a user types them: on a folder of faces, and with everything that can be wrong."""
 
+import errno
 import json
 import re
 import subprocess
@@ -186,6 +187,10 @@ def test_a_folder_that_begins_with_a_dash_is_reached_with_a_dot(tmp_path, monkey
     ("error", "said"),
     [
         (FileNotFoundError(2, "No such file or directory", "a.txt"), "error: a.txt: No such file or directory\n"),
+        (
+            OSError(errno.EROFS, "Read-only file system", "a/b"),
+            "error: a/b: Read-only file system; take a place that can be written to\n",
+        ),
         (MemoryError("Unable to allocate 9 TiB\nmore"), "error: Unable to allocate 9 TiB. Close other programs, or"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "error: DefaultCPUAllocator: can't allocate"),
     ],

@@ -202,6 +202,40 @@ def test_a_signal_while_a_resumed_run_has_done_nothing_keeps_what_was_saved(tmp_
         resumed.trainer.train()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_last_step_or_evaluation_ends_at_once_and_the_evaluation_is_made_up_for(
+    tmp_path, monkeypatch, number
+) -> None:
+    judged = ("eval.root=synthetic:identities=20,images=2,first=500", "eval.look_alikes=0")
+    run = trained(tmp_path, *judged)
+    assert finished(resume_run(run.folder, [])) is not None
+    evaluate = Trainer.run_evaluation
+
+    def interrupted_evaluation(trainer: Trainer) -> str:
+        os.kill(os.getpid(), number)
+        return evaluate(trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "run_evaluation", interrupted_evaluation)
+        with pytest.raises(Interrupted) as stop:
+            resume_run(run.folder, ["schedule.max_steps=4"]).trainer.train()
+    command = f"attfc train --resume {run.folder}"
+    assert str(stop.value) == f"stopped in the evaluation; all 4 steps are saved; go on with: {command}"
+    resumed = resume_run(run.folder, [])
+    assert finished(resumed) is None  # its evaluation.json is of step 2
+    resumed.trainer.train()
+    assert finished(resume_run(run.folder, [])) is not None
+
+    with monkeypatch.context() as patch:
+        signalled(patch, number, step=6)
+        with pytest.raises(Interrupted, match=f"saved at step 6; go on with: {command}"):
+            resume_run(run.folder, ["schedule.max_steps=6"]).trainer.train()
+    resumed = resume_run(run.folder, [])
+    assert finished(resumed) is None
+    resumed.trainer.train()
+    assert finished(resume_run(run.folder, [])) is not None
+
+
 def test_the_command_says_that_a_run_is_finished_and_finds_the_last(tmp_path, monkeypatch, capsys) -> None:
     run = trained(tmp_path)
     status, _, err = run_main(monkeypatch, capsys, "train", "--resume", "last", f"output={tmp_path / 'runs'}")

@@ -272,6 +272,15 @@ class Break:
         return self.original(*arguments, **options)
 
 
+def test_where_nothing_was_saved_before_there_is_nothing_to_resume(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("attfc.training.checkpoints.checkpoint._write_durably", full)
+    with pytest.raises(UserError, match=r"nothing was saved before: make room .* there, then begin the run again$"):
+        save_checkpoint(tmp_path, 7, small(7))
+
+
 @pytest.mark.parametrize("same_step", [True, False])
 @pytest.mark.parametrize(
     ("error", "expected"),

@@ -173,6 +173,7 @@ def test_a_broken_image_is_named(model, files, tmp_path) -> None:
         model.embed([files[0], tmp_path / "bad.jpg"])
     with pytest.raises(UserError, match=r"bad\.jpg cannot be embedded: .*, and 1 more of 3 images"):
         model.embed([files[0], tmp_path / "bad.jpg", tmp_path / "bad.jpg"])
+    (tmp_path / "itself.jpg").symlink_to(tmp_path / "itself.jpg")
     (tmp_path / "person").mkdir()
     with pytest.raises(UserError, match=r"holds images and folders, and it is open which are meant"):
         model.embed(tmp_path)

@@ -111,9 +111,12 @@ def test_photos_are_listed_in_order_and_links_out_are_named(tmp_path: Path) -> N
     (root / "out.jpg").symlink_to(tmp_path / "secret.jpg")
     (root / "up").symlink_to(tmp_path)
     (root / "round").symlink_to(root)
+    for link in ("itself.jpg", "itself"):
+        (root / link).symlink_to(root / link)
     (root / "twin.jpg").symlink_to(root / "a.jpg")
     assert [(photo.name, photo.fault) for photo in list_photos(root)] == [
         ("a.jpg", ""),
+        ("itself.jpg", "a link to a folder, or to nothing, is not followed"),
         ("out.jpg", "a link that leads out of the folder is not followed"),
         ("round", "a link to a folder, or to nothing, is not followed"),
         ("twin.jpg", ""),

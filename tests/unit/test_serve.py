@@ -225,6 +225,7 @@ def test_malformed_requests_are_refused_and_leave_the_gallery_as_it_was(
         (form, part.replace(b'; filename="f"', b"") + b"x\r\n--x--\r\n"),
         (form, part.replace(b'; name="photo"', b"") + b"x\r\n--x--\r\n"),
         (form, 9 * (part + b"x\r\n") + b"--x--\r\n"),
+        (form, 2 * (part + b"x\r\n") + b"--x--\r\n"),
         ({"content-type": b"multipart/form-data; boundary=\xff"}, part),
         ({"content-type": "multipart/form-data; boundary=" + 300 * "x"}, part),
     ):

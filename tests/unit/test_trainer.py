@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,21 @@ def test_data_that_end_the_run_cost_no_step(tmp_path, monkeypatch) -> None:
     resumed.train()
     for expected, found in zip(trained(whole), trained(resumed), strict=True):
         assert torch.equal(expected, found)
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_told_after_one_step(tmp_path, monkeypatch) -> None:
+    sizes = iter([0, 1 << 20])  # a file system that states no size, then a small one
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(total=next(sizes), free=1 << 20))
+    make_trainer(tmp_path).train()
+    again = make_trainer(tmp_path)
+    with pytest.raises(
+        UserError, match=r"a checkpoint takes \d+\.\d MiB, and 1\.0 MiB are free in .*: make room there, or"
+    ):
+        again.train()
+    assert again.step == 1
+    momentum = again.optimizer.state[trained(again)[0]]["momentum_buffer"]
+    assert momentum.numel() == trained(again)[0].numel()  # what is not there before the first step is counted
 
 
 def make_state_after(folder: Path, batches: int) -> dict[str, object]:

@@ -56,6 +56,7 @@ def train(
         from attfc.run.automatic import with_start_weights
         from attfc.run.build import new_run, settle
         from attfc.run.resuming import finished, resume_run
+        from attfc.training.interruption import resume_command
 
         if print_config:
             settled = settle(with_start_weights(asked)[0])
@@ -76,7 +77,9 @@ def train(
             run.train()
             screen.finish(run)
     except KeyboardInterrupt:
-        err.print("stopped" if began else "stopped before the first step: nothing was saved")
+        # Training tells of itself: what is left are the report and the figures on the screen.
+        resumes = f"stopped before the report was done; go on with: {resume_command(run.folder)}" if began else ""
+        err.print(resumes or "stopped before the first step: nothing was saved")
         raise Exit(130) from None
     if run.interrupted:
         raise Exit(130)

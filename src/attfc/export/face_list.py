@@ -20,6 +20,7 @@ from attfc.data.index import IdentityIndex, spread
 from attfc.data.stores.folder import EXTENSIONS
 from attfc.data.stores.store import EncodedStore
 from attfc.errors import UserError, one_line
+from attfc.files import entry_is
 from attfc.typing import Array, Int64, PathLike, Progress, UInt8
 
 __all__ = ["FaceList", "notes_of_images", "open_faces"]
@@ -201,8 +202,10 @@ def _is_several(images: Any) -> bool:
 def _images_directly_in(folder: Path) -> list[Path]:
     with os.scandir(folder) as entries:
         shown = [entry for entry in entries if not entry.name.startswith(".")]
-        names = sorted(entry.name for entry in shown if entry.name.lower().endswith(IMAGE_FILES) and entry.is_file())
-        if names and any(entry.is_dir() for entry in shown):
+        names = sorted(
+            entry.name for entry in shown if entry.name.lower().endswith(IMAGE_FILES) and entry_is(entry.is_file)
+        )
+        if names and any(entry_is(entry.is_dir) for entry in shown):
             raise UserError(
                 f"{folder} holds images and folders, and it is open which are meant: name the folders, or the images ({folder / '*'}"
                 f"{Path(names[0]).suffix})"

@@ -37,7 +37,7 @@ from attfc.typing import Float32, Json, PathLike, Progress
 
 __all__ = ["Added", "Gallery", "Match", "Removed", "named", "plain", "strangers_named"]
 
-LONGEST_NAME = 200  # characters
+LONGEST_NAME = 4 * 255  # characters: the name of any folder, its bytes written as escapes
 NewImages = tuple[str, list[tuple[int, bytes]]]  # a person's name, and position and digest of images that are new to it
 AT_ONCE = 2048  # images of whole people that are embedded, then added in one transaction
 
@@ -119,7 +119,7 @@ def _source(store: Store, position: int) -> str:
 def _checked_name(name: str) -> str:
     said = plain(name)
     if not said.strip() or len(said) > LONGEST_NAME:
-        raise UserError(f"{said[:40]!r} is not a name: use 1 to {LONGEST_NAME} characters")
+        raise UserError(f"{said[:40]!r} is not a name: use 1 to {LONGEST_NAME:,} characters")
     return said
 
 
@@ -178,9 +178,13 @@ class Gallery:
             stated = ", ".join(f"{rate:g}" for rate in sorted(known))
             raise UserError(
                 f"no threshold of FAR {far:g} is known"
-                + (f": {source} states {stated}; choose one of these, or" if known else " for this model:")
-                + f" give a larger evaluation: attfc evaluate {shlex.quote(str(facts.path))} all-pairs FOLDER --json far.json, "
-                "then --evaluation far.json"
+                + (
+                    f": {source} states {stated}; choose one of these, or measure it"
+                    if known
+                    else " for this model: measure it"
+                )
+                + " on more people, none of whom was trained on: "
+                f"attfc evaluate {shlex.quote(str(facts.path))} all-pairs FOLDER --far {far:g} --json far.json, then --evaluation far.json"
             )
         made = Facts(
             model=plain(os.path.abspath(facts.path)),

@@ -15,6 +15,7 @@ import numpy as np
 from attfc.data.images import MAX_PIXELS, BrokenImageError, TooLargeImageError, decode_image
 from attfc.data.stores.image_files import MAX_FILE_BYTES
 from attfc.errors import one_line
+from attfc.files import entry_is
 from attfc.typing import UInt8
 
 __all__ = ["Photo", "decode_photo", "list_photos", "read_photo"]
@@ -62,14 +63,14 @@ def list_photos(root: Path) -> Iterator[Photo]:
                 folders.append(f"{name}/")
                 continue
             is_photo = entry.name.lower().endswith(_READ + _NOT_READ)
-            if entry.is_symlink() and (is_photo or entry.is_dir()):
+            if entry.is_symlink() and (is_photo or entry_is(entry.is_dir)):
                 if not os.path.join(os.path.realpath(entry.path), "").startswith(top):
                     yield Photo(name, 0, 0, "a link that leads out of the folder is not followed")
                     continue
-                if entry.is_dir() or not os.path.exists(entry.path):
+                if entry_is(entry.is_dir) or not os.path.exists(entry.path):
                     yield Photo(name, 0, 0, "a link to a folder, or to nothing, is not followed")
                     continue
-            if is_photo and entry.is_file():
+            if is_photo and entry_is(entry.is_file):
                 facts = entry.stat()
                 yield Photo(name, facts.st_size, facts.st_mtime_ns)
         waiting += reversed(folders)

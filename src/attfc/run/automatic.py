@@ -64,6 +64,7 @@ def choose_configuration(
     if len(store) < 2:
         raise UserError(
             f"{store.name} holds too few images to train on ({len(store)}): at least 2 images of 2 people are needed"
+            + "".join(f"; {note}" for note in getattr(store, "notes", ()))
         )
     with_pairs = sum(int(np.count_nonzero(each.identities.counts() >= 2)) for each in (store, kept) if each is not None)
     counts = store.identities.counts()

@@ -3,6 +3,7 @@
 The state itself is taken up by `Trainer.load` from what `attfc.training.checkpoints` wrote.
 """
 
+import json
 import math
 import os
 import shlex
@@ -135,11 +136,25 @@ def finished(run: Run) -> str | None:
         written.append(folder / "evaluation.json")
     if run.config.report.write:
         written.append(folder / "report.html")
-    if trainer.step < trainer.total_steps or not all(path.is_file() for path in written):
+    if trainer.step < trainer.total_steps or not all(path.is_file() for path in written) or _stale(run):
         return None
     return (
         f"{folder} is finished: all {max(trainer.step, trainer.total_steps):,} steps are done. To train longer: {_longer(run)}\n"
         f"model: {folder / 'model'}" + (f"   report: {folder / 'report.html'}" if run.config.report.write else "")
+    )
+
+
+def _stale(run: Run) -> bool:
+    """Whether evaluation or report are of an earlier end of the run, which was trained longer and interrupted before they were made again."""
+    evaluation, report = run.folder / "evaluation.json", run.folder / "report.html"
+    if run.trainer.evaluation is None:
+        return False
+    try:
+        step = json.loads(evaluation.read_bytes()).get("step", run.trainer.step)
+    except (OSError, ValueError, RecursionError, AttributeError):
+        return True
+    return bool(step != run.trainer.step) or (
+        run.config.report.write and report.stat().st_mtime_ns < evaluation.stat().st_mtime_ns
     )
 
 

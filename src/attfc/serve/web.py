@@ -158,7 +158,7 @@ def files_of(content_type: str, body: bytes) -> dict[str, bytes]:
     """Return the files of a form by the names of their fields, from memory: nothing is written anywhere.
 
     Raises:
-        ValueError: it is not a form, or has more than MOST_PARTS parts.
+        ValueError: it is not a form, has more than MOST_PARTS parts, or two files of one name.
     """
     kind, options = parse_options_header(content_type)
     if kind != b"multipart/form-data":
@@ -197,7 +197,10 @@ def files_of(content_type: str, body: bytes) -> dict[str, bytes]:
     for headers, content in begun[:ended]:
         _, said = parse_options_header(headers.get(b"content-disposition"))
         if b"filename" in said:
-            files[said.get(b"name", b"").decode("latin-1")] = bytes(content)
+            field = said.get(b"name", b"").decode("latin-1")
+            if field in files:  # an answer about one of two photos would not say which
+                raise ValueError(field)
+            files[field] = bytes(content)
     return files
 
 

@@ -40,10 +40,12 @@ def way_on(folder: Path, first: str = "") -> str:
     return f"the checkpoints saved so far are intact: {first}{resume_command(folder)}"
 
 
-def stopped_unsaved(folder: Path, step: int, rank: int) -> Interrupted:
+def stopped_unsaved(folder: Path, step: int, total_steps: int, rank: int) -> Interrupted:
     """Return what to raise where a run ends without saving its last steps; rank 0 removes the folder of one that saved nothing at all."""
     last = latest_checkpoint(folder / "checkpoints")
-    if last is not None:
+    if last is not None and step >= total_steps:
+        text = f"stopped in the evaluation; all {step:,} steps are saved; go on with: {resume_command(folder)}"
+    elif last is not None:
         text = (
             f"stopped in step {step + 1:,}, which is not saved; go on from {last.name} with: {resume_command(folder)}"
         )

@@ -23,7 +23,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from attfc.data.loader import AttentionLoader, Batch
 from attfc.distributed import lost_rank
 from attfc.errors import UserError, one_line
-from attfc.training.checkpoints.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
+from attfc.training.checkpoints.checkpoint import (
+    load_checkpoint,
+    prune_checkpoints,
+    refuse_without_room,
+    save_checkpoint,
+)
 from attfc.training.checkpoints.random_state import rng_state, set_rng_state
 from attfc.training.checkpoints.sharded_state import ShardedState
 from attfc.training.interruption import Interrupted, resume_command, signals_call, stopped_unsaved, way_on
@@ -96,6 +101,7 @@ class Trainer:
         self._average: float | None = None
         self._rate = 0.0  # that the last step used
         self._clock = Stopwatch()
+        self._all_saved = False
         self._stop = self._asked = False  # _asked: somebody's _stop, as all ranks know it
         take = self.take_step
         self.pair, self.head, self.optimizer = take.pair, take.head, take.optimizer
@@ -128,7 +134,7 @@ class Trainer:
                         self.log.fail(self.step + 1, error)
                     raise
         except KeyboardInterrupt:
-            raise stopped_unsaved(self.run_folder, self.step, self.ranks.rank) from None
+            raise stopped_unsaved(self.run_folder, self.step, self.total_steps, self.ranks.rank) from None
         except OSError as error:
             raise UserError(
                 f"cannot write into {self.run_folder}: {error.strerror or error}; "
@@ -165,6 +171,8 @@ class Trainer:
             saves = self._due(self.checkpoint_every) or last
             evaluates = self.evaluation is not None and self._due(self.evaluation.every) and not last
             shows = self.step == self._first_step + 1  # the bar has a loss from the first step on
+            if shows:  # the optimizer has its state now
+                self._refuse_without_room()
             if loss.device.type == "cpu" or logs or saves or evaluates or shows:
                 self._hear(report)
             if logs:
@@ -183,10 +191,13 @@ class Trainer:
                 with clock.paused():
                     self._hear(report)
                     self.save()
-            if stop and not last:
+            if stop and (not last or self.evaluation is not None):
                 text = f"saved at step {self.step:,}; go on with: {resume_command(self.run_folder)}"
                 raise Interrupted(text, self.step, saved=True)
         self._export("model")
+        self._all_saved = True
+        if self._stop and self.ranks.size == 1 and self.evaluation is not None:  # asked while the model was written
+            raise KeyboardInterrupt
         if self.evaluation is not None:
             self.run_evaluation()
 
@@ -244,6 +255,10 @@ class Trainer:
         path = save_checkpoint(folder, self.step, self.state_dict(), self._sharded.spread)
         prune_checkpoints(folder, self.keep_checkpoints)
         return path
+
+    def _refuse_without_room(self) -> None:
+        state = self.state_dict()
+        self.ranks.once(lambda: refuse_without_room(self.run_folder, state))
 
     def load(self, checkpoint: Path) -> float:
         """Take up a checkpoint, written by any number of ranks; of what is in shards, read this rank's own.
@@ -354,8 +369,9 @@ class Trainer:
                 self.log.write("broken", report.step, {"position": position, "where": where, "reason": reason})
 
     def _ask_to_stop(self, number: int) -> None:
-        """SIGTERM and the first Ctrl-C ask the loop to save and leave. A second Ctrl-C ends at once, and so does any signal before a step is done."""
-        nothing_done = self.ranks.size == 1 and self.step == self._first_step
-        if nothing_done or (self._stop and number == signal.SIGINT):
+        """SIGTERM and the first Ctrl-C ask the loop to save and leave. A second Ctrl-C ends at once. So does any signal where nothing is to be
+        saved: before a step is done, and in the last evaluation."""
+        nothing_to_save = self.ranks.size == 1 and (self.step == self._first_step or self._all_saved)
+        if nothing_to_save or (self._stop and number == signal.SIGINT):
             raise KeyboardInterrupt
         self._stop = True

@@ -83,6 +83,7 @@ def calibrate(
     check_request(people, fmr, listed)
     opened = open_with_notes(model, model_is, device)
     shared = shared_with_run(model, people)
+    print_notes([shared.screen_note] if shared.warning and shared.screen_note else [])  # before hours of embedding
     faces, notes = faces_of(people, opened.facts.image_size, align, detector)
     embedder = Embedder(opened.module, batch_size, device=opened.device, workers=workers)
     measuring = Measuring(fmr, listed, count_failures, splits, seed, broken_limit, int(budget_gib * 2**30))
@@ -99,7 +100,7 @@ def calibrate(
     path = output or beside(opened.facts.path)
     point.write(path)
     _show(point)
-    print_notes(point.notes)
+    print_notes([note for note in point.notes if note != shared.warning])
     taken = (
         "verify, gallery, serve and export use it"
         if output is None

@@ -12,13 +12,11 @@ file in place changes nothing that is indexed. Folders modified within 2 s of th
 their clock: their entries are counted again at the next opening.
 """
 
-import errno
 import hashlib
 import os
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -31,6 +29,7 @@ from attfc.data.people.name_table import NameTable, printable
 from attfc.data.stores.image_files import ImageFiles, read_image
 from attfc.data.stores.store import Store, origins
 from attfc.errors import UserError
+from attfc.files import entry_is
 from attfc.typing import Int64, PathLike, Progress
 
 __all__ = ["EXTENSIONS", "FolderStore", "refuse_links_out"]
@@ -248,7 +247,7 @@ def _list_folders(root: Path) -> _Folders:
             for entry in entries:
                 if entry.name.startswith(b"."):
                     beside["hidden"] += entry.name != b".attfc-index"
-                elif _is(entry.is_dir):
+                elif entry_is(entry.is_dir):
                     status = entry.stat()
                     found.append((entry.name, status.st_mtime_ns, status.st_size, entry.is_symlink()))
                 else:
@@ -299,16 +298,6 @@ def _scan(root: Path, folders: _Folders, progress: Progress | None) -> _FolderTa
     )
 
 
-def _is(kind: Callable[[], bool]) -> bool:
-    """Whether an entry is of this kind; a link to itself is of none, as one to nothing."""
-    try:
-        return kind()
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            return False
-        raise
-
-
 def _scan_folder(
     root: bytes, folder: bytes, ignored: dict[str, int], unread: Counter[str]
 ) -> tuple[int, list[tuple[bytes, bool]]]:
@@ -321,9 +310,9 @@ def _scan_folder(
                 count += 1
                 if entry.name.startswith(b"."):
                     ignored["hidden"] += 1
-                elif entry.name.lower().endswith(EXTENSIONS) and _is(entry.is_file):
+                elif entry.name.lower().endswith(EXTENSIONS) and entry_is(entry.is_file):
                     images.append((entry.name, entry.is_symlink()))
-                elif _is(entry.is_dir):
+                elif entry_is(entry.is_dir):
                     ignored["deeper_folders"] += 1
                 else:
                     ignored["other_files"] += 1

@@ -15,6 +15,7 @@ from attfc.data.stores.rec.record_layouts import LabelSource
 from attfc.data.stores.store import Store
 from attfc.data.stores.writer import UNFINISHED
 from attfc.errors import UserError, nearest
+from attfc.files import entry_is
 from attfc.typing import PathLike, Progress
 
 __all__ = ["open_store"]
@@ -100,7 +101,7 @@ def _kind_at(spec: str, path: Path) -> _Kind:
     if path.is_dir():
         marks = tuple(mark for kind in _KINDS for mark in kind.inside if mark)
         with os.scandir(path) as entries:
-            names = {entry.name for entry in entries if entry.name.endswith(marks) and entry.is_file()}
+            names = {entry.name for entry in entries if entry.name.endswith(marks) and entry_is(entry.is_file)}
         ends = {name[name.rfind(".") :] for name in names}
         return next(kind for kind in _KINDS if any(not mark or mark in names | ends for mark in kind.inside))
     for kind in _KINDS:

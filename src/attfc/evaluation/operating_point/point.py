@@ -197,6 +197,7 @@ class OperatingPoint(_Part):
         return (
             f"FMR (two people taken for one) {self.asked_fmr:g}, 95 % sure below {self.fmr_upper:.2g}; "
             f"FNMR (one person not recognised) {100 * self.fnmr.value:.2f} %; on {self.people:,} people of {self.store}"
+            + "".join(f"; {note}" for note in self.notes if "were trained on" in note)
         )
 
     def summary(self) -> Json:

@@ -164,7 +164,9 @@ def read_pairs(path: PathLike, store: Store, *, folds: int = 10, broken_limit: f
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 text (byte {error.start}): pass the pair list of LFW's form") from None
+        raise UserError(
+            f"{file}: not UTF-8 text (byte {error.start}): a pair list of LFW's form is text; save it as UTF-8"
+        ) from None
     header = lines[0].split() if lines else []
     if len(header) not in (1, 2) or not all(word.isdecimal() and int(word) > 0 for word in header):
         shown = lines[0][:60] if lines else "nothing"

@@ -86,9 +86,12 @@ def _read(file: Path) -> tuple[dict[float, float], str | None, OperatingPoint | 
         if "asked_fmr" in found:
             return {}, None, read_point(text, file), ""
         of = found.get("model_digest") or (str(file.parent / "model") if "step" in found else None)
+        unseen = found.get("unseen") or {}
         found = found.get("all_pairs", found)
         stated, strangers, people = found["threshold_at_far"], int(found["impostor_pairs"]), found.get("identities")
         rests = f",\nwhich {rests_on(people)}" if isinstance(people, int) and people < FEW_PEOPLE else ""
+        if isinstance(shared := unseen.get("shared_identities"), int) and shared:
+            rests += f",\nof whose people {shared:,} were trained on"
         sure = {float(far): float(value) for far, value in stated.items() if value is not None}
         known = {far: value for far, value in sure.items() if far * strangers >= FEWEST_ACCEPTED}
     except (ValueError, OverflowError, RecursionError, KeyError, TypeError, AttributeError):

@@ -41,7 +41,7 @@ from attfc.training.checkpoints.manifest import (
 )
 from attfc.training.checkpoints.state_tree import join_state, split_state
 
-__all__ = ["latest_checkpoint", "load_checkpoint", "prune_checkpoints", "save_checkpoint"]
+__all__ = ["latest_checkpoint", "load_checkpoint", "prune_checkpoints", "refuse_without_room", "save_checkpoint"]
 
 # A save of a step that is there already moves the old one to .step_N.old for an instant; it counts as a checkpoint until the new one is in place.
 _WHOLE = re.compile(r"step_([0-9]{9,})|\.step_([0-9]{9,})\.old")
@@ -262,7 +262,26 @@ def _failure(error: OSError, final: Path, needed: int) -> str:
         existing = next(parent for parent in (final.parent, *final.parent.parents) if parent.exists())
         free = shutil.disk_usage(existing).free
         reason += f" (needs {needed / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free)"
-    return f"cannot save checkpoint {final}: {reason}; what was saved before is untouched: make room or permission there, then resume the run"
+    earlier = latest_checkpoint(final.parent) is not None
+    saved = "what was saved before is untouched" if earlier else "nothing was saved before"
+    then = "then resume the run" if earlier else "then begin the run again"
+    return f"cannot save checkpoint {final}: {reason}; {saved}: make room or permission there, {then}"
+
+
+def refuse_without_room(folder: Path, state: Mapping[str, Any]) -> None:
+    """Refuse to go on where the disk has no room for one checkpoint of `state`; of several ranks' rows, for this rank's.
+
+    Raises:
+        UserError: it has not. A file system that states no size is taken to have it.
+    """
+    needed = sum(tensor.numel() * tensor.itemsize for tensor in split_state(state)[1].values())
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    disk = shutil.disk_usage(existing)
+    if disk.total and disk.free < needed:
+        raise UserError(
+            f"a checkpoint takes {needed / 2**20:,.1f} MiB, and {disk.free / 2**20:,.1f} MiB are free in {existing}: make room there, "
+            "or begin the run with output=FOLDER on another disk"
+        )
 
 
 def _write_durably(path: Path, data: bytes) -> None:
