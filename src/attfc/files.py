@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 __all__ = [
+    "LONGEST_NAME",
     "ChecksumFile",
     "cache_home",
     "crc32_of",
@@ -36,6 +37,8 @@ __all__ = [
     "written_whole",
 ]
 
+LONGEST_NAME = 255  # bytes of a file's name, on most file systems
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
@@ -47,6 +50,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         OSError: it could not be written (disk full, no permission ...).
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    if len(os.fsencode(draft.name)) > LONGEST_NAME:
+        draft = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.{os.getpid()}.part")
     try:
         with draft.open("w+b", buffering=1 << 20) as file:
             yield file

@@ -115,6 +115,20 @@ def test_the_run_goes_on_over_every_bad_file(tmp_path: Path, monkeypatch: pytest
     assert not list((tmp_path / "out").rglob("*secret*"))
 
 
+def test_the_longest_names_are_aligned_and_longer_ones_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_module, "open_detector", lambda path: THREE)
+    root, fits, too_long = tmp_path / "photos", "n" * 251 + ".jpg", "m" * 251 + ".png"
+    root.mkdir()
+    for name in (fits, too_long, "z.jpg"):
+        Image.new("RGB", (340, 320)).save(root / name)
+    align_folder(root, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.jpg")) == [fits, "z.jpg"]
+    manifest = (tmp_path / "out" / "manifest.tsv").read_text()
+    assert "the name of its face would have more than 255 bytes: give it a shorter one" in manifest
+
+
 def test_a_full_disk_is_one_error_and_leaves_nothing_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, out = tmp_path / "photos", tmp_path / "out"
     root.mkdir()

@@ -21,7 +21,7 @@ from PIL import Image
 from attfc.data.images import BrokenImageError, reason_of
 from attfc.data.loading.workers import in_workers
 from attfc.errors import UserError
-from attfc.files import read_json, write_json_whole, written_whole
+from attfc.files import LONGEST_NAME, read_json, write_json_whole, written_whole
 from attfc.photos.detector import Detector
 from attfc.photos.faces import AlignedFace, NoFaceError, Policy, align_faces
 from attfc.photos.manifest import MEASURES, PLACES, Manifest, Row
@@ -91,6 +91,11 @@ class _Work:
             box = None if self.boxes is None else self.boxes.get(photo.name)
             if self.policy == "box" and box is None:
                 raise NoFaceError("no box is given for it")
+            longest = _aligned_name(photo.name, 99 if self.policy == "all" else 0)
+            if len(os.fsencode(os.path.basename(longest))) > LONGEST_NAME:
+                raise BrokenImageError(
+                    f"the name of its face would have more than {LONGEST_NAME} bytes: give it a shorter one"
+                )
             faces = align_faces(read_photo(self.photos / photo.name), detector, self.policy, box)
         except (OSError, BrokenImageError) as error:
             return [Row(**facts, reason=reason_of(error))]
