@@ -70,7 +70,7 @@ gpu: $(if $(GPU_PYTHON),,setup)
 	$(or $(GPU_PYTHON),$(BIN)/python) benchmarks/gpu.py $(addprefix --only ,$(PART)) $(GPU_OPTIONS)
 
 study: setup
-	@for study in vectors_tune vectors_tail vectors_long vectors_dense vectors_many vectors_border vectors_options vectors_flip vectors_conflict vectors_100k vectors_1m; do $(BIN)/attfc study run benchmarks/studies/$$study.yaml -o benchmarks/results/studies/$$study --parallel $(JOBS) || exit 1; done
+	@for study in vectors_tune vectors_tail vectors_long vectors_dense vectors_many vectors_border vectors_trained vectors_options vectors_flip vectors_conflict vectors_100k vectors_1m; do $(BIN)/attfc study run benchmarks/studies/$$study.yaml -o benchmarks/results/studies/$$study --parallel $(JOBS) || exit 1; done
 	@if test -d $(FACES)/../val; then $(BIN)/python benchmarks/face_sources.py $(FACES)/.. $(SOURCES) || exit 1; \
 	test -d $(SOURCES)/synthetic_val || $(BIN)/attfc data convert synthetic:identities=3000,images=4,seed=1,first=1000000 $(SOURCES)/synthetic_val || exit 1; \
 	test -d $(SOURCES)/synthetic_10k || $(BIN)/attfc data convert synthetic:identities=10000,images=2-20,seed=1 $(SOURCES)/synthetic_10k || exit 1; \
