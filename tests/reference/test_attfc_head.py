@@ -99,9 +99,10 @@ class SlowAttFC:
             logits = [self.scale * (query @ positive - self.m)]
             still = query.detach()
             cosines = [float(still @ row.detach()) for other, row in negatives if other != label]
-            limit = 2.0 if self.gap is None else max(self.threshold, float(still @ positive.detach()) + self.gap / 2)
-            suspects += max([-2.0, *cosines]) > limit
-            if max([-2.0, *cosines]) > limit and self.suspect_share >= 0.1:
+            own, nearest = float(still @ positive.detach()), max([-2.0, *cosines])
+            whole, half = (2.0 if self.gap is None else max(self.threshold, own + self.gap / n) for n in (1, 2))
+            suspects += nearest > whole
+            if nearest > half and self.suspect_share >= 0.1:
                 losses.append(0.0 * query.sum())
                 kept[-1] = kept[-1] if self.stored(label) is None else self.stored(label)
                 self.aside += 1

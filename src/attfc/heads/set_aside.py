@@ -1,10 +1,10 @@
 """Images that seem to carry somebody else's name: which of a step do, and leave it.
 
 An image is suspect where the nearest negative is above a cosine and nearer than the image's own center by more than a gap: it does not fit its name,
-and fits another. Half the gap is enough where the own center is made of embeddings: a mean of a few is nearer to everybody than a trained row, which
-is pushed away from other people's images. Set aside, an image counts 0 in the loss, and what is stored of it and its identity stays. Nobody is set
-aside in the first epoch, because an untrained network finds most images nearer to another center than to their own; nor while fewer than a tenth of
-the images are suspect: then labels are good, and these images hard.
+and fits another. Set aside, it counts 0 in the loss, and what is stored of it and its identity stays. Nobody is set aside in the first epoch, because
+an untrained network finds most images nearer to another center than to their own; nor while fewer than a tenth of the images are suspect: then
+labels are good, and these images hard. From then on half the gap is enough where the own center is made of embeddings: a mean of a few is nearer to
+everybody than a trained row, which is pushed away from other people's images.
 
 The nearest negative falls out of the softmax, so the cost is a few numbers per image, and over ranks one. Not taken: to keep the image and leave out
 the one negative that fits it; the image goes on pulling its center, and the network, towards the wrong person (docs/decisions.md).
@@ -60,10 +60,10 @@ class SetAside(nn.Module):
             figures: of the step; the share of the images that are set aside joins them.
             trained_B: whose own center is trained, (B,) bool, or all of them, or none.
         """
-        gap = self.gap * (OF_MADE + (1 - OF_MADE) * trained_B)
-        suspect_B = nearest_B > (cosine_B.detach() + gap).clamp_min(self.above)
+        cosine_B, gap_of_each = cosine_B.detach(), self.gap * (OF_MADE + (1 - OF_MADE) * trained_B)
+        suspect_B = nearest_B > (cosine_B + self.gap).clamp_min(self.above)
         begun = self.seen >= self.images
-        aside_B = suspect_B & begun & (self.share >= SUSPECT_SHARE)
+        aside_B = (nearest_B > (cosine_B + gap_of_each).clamp_min(self.above)) & begun & (self.share >= SUSPECT_SHARE)
         figures["set_aside_share"] = aside_B.float().mean()
         if self.training:
             everyone = len(loss_B) * self.ranks.size
