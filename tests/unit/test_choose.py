@@ -13,7 +13,7 @@ from attfc.backbones import create_backbone
 from attfc.backbones.shapes import shapes_only
 from attfc.config import Asked
 from attfc.config.arguments import read_words
-from attfc.config.choose import OFTEN, Data, Machine, choose
+from attfc.config.choose import Data, Machine, choose
 from attfc.config.kinds import KINDS
 from attfc.config.overrides import dotted
 from attfc.data.people.kept_aside import people_kept_aside
@@ -135,8 +135,9 @@ def test_an_override_moves_only_what_depends_on_it(key: str) -> None:
 
 def test_people_of_many_images_have_trained_centers_within_a_budget() -> None:
     def trained(people: int, frequent: int, **typed: Any) -> int | None:
-        facts = Data(people, 20 * people, people, frequent=dict.fromkeys(OFTEN, frequent))
-        found: int | None = chosen(facts, CPU, **typed).get("negatives.trained")
+        found: int | None = chosen(Data(people, 20 * people, people, frequent=frequent), CPU, **typed).get(
+            "negatives.trained"
+        )
         return found
 
     assert trained(2_286, 115) == 115
@@ -146,24 +147,6 @@ def test_people_of_many_images_have_trained_centers_within_a_budget() -> None:
     assert trained(2_286, 0) is None
     assert trained(2_286, 115, negatives__kind="recent_centers") is None
     assert trained(2_286, 115, negatives__trained=7) == 7
-
-
-@pytest.mark.parametrize(
-    ("typed", "images"),
-    [
-        ({"schedule.epochs": 40}, 7),
-        ({"schedule.epochs": 13.2}, 7),
-        ({"schedule.epochs": 8}, 11),
-        ({"schedule.epochs": 4.4}, 20),
-        ({"schedule.epochs": 1}, 20),
-        ({"schedule.epochs": 40, "schedule.max_steps": 1184}, 11),  # 148 steps show all images once
-    ],
-)
-def test_a_center_is_trained_where_the_run_shows_its_person_often_enough(typed: dict[str, Any], images: int) -> None:
-    facts = Data(2_360, 148 * 128, 741, frequent={border: 1000 - border for border in OFTEN})
-    (row,) = (row for row in choose(facts, CPU, {"batch_size": 128, **typed}) if "negatives.trained" in row.values)
-    assert row.values["negatives.trained"] == 1000 - images
-    assert f"{1000 - images} people have {images} or more images" in row.why
 
 
 def test_a_batch_of_half_the_size_has_half_the_rate_and_weights_to_start_from_a_tenth() -> None:

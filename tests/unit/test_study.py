@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from attfc.config import load_config
-from attfc.config.choose import OFTEN, Data, Machine, choose
+from attfc.config.choose import FREQUENT, Data, Machine, choose
 from attfc.data import open_store
 from attfc.errors import UserError
 from attfc.evaluation import embed_store
@@ -518,10 +518,9 @@ def test_as_chosen_is_what_the_command_chooses(path: Path) -> None:
     study = read_study(path)
     options = {key: value for key, value in study.world.model_dump().items() if key not in ("kind", "width")}
     counts = np.diff(VectorWorld(**options | {"images": tuple(options["images"])}).labelled().offsets)
-    frequent = {images: int((counts >= images).sum()) for images in OFTEN}
+    frequent = int((counts >= FREQUENT).sum())
     data = Data(len(counts), int(counts.sum()), int((counts > 1).sum()), frequent=frequent)
-    given = {"schedule.epochs": load_config(study.preset, study.overrides).schedule.epochs}
-    chosen = {key: value for row in choose(data, Machine("cpu", 16, 16), given) for key, value in row.values.items()}
+    chosen = {key: value for row in choose(data, Machine("cpu", 16, 16), {}) for key, value in row.values.items()}
     count = chosen.pop("negatives.count")
     parts = ("negatives.", "center.", "head.f", "in_")
     heads = [f"{key}={value}" for key, value in chosen.items() if key.startswith(parts)]

@@ -7,33 +7,29 @@ Every row can be overridden, and an override moves only the rows that depend on 
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from attfc.config.kinds import HOLDING_A_BATCH, PARTS, default_kind, model_of
 from attfc.config.profiles import usual_negatives, usual_scale
 from attfc.config.short_names import short_name
 
-__all__ = ["KEPT_SHARE", "OFTEN", "Choice", "Data", "Machine", "choose"]
+__all__ = ["FREQUENT", "KEPT_SHARE", "Choice", "Data", "Machine", "choose"]
 
-# Visits that make a trained center better than one made of embeddings: a person's images times epochs, but at least, and at most, so many images.
-VISITS, OFTEN = 88, range(7, 21)
+FREQUENT = 20  # images, from which on a trained center is better than one made of embeddings
 KEPT_SHARE, FEWEST_WITH_PAIRS = 0.1, 20  # the second: people of two or more images, so that anybody is kept aside
 
 
 @dataclass(frozen=True)
 class Data:
-    """The training set without the people kept aside, and those kept; `with_pairs`: people of two or more images, of the whole set.
-
-    Attribute `frequent`: how many people have n or more images, by n, for each of `OFTEN`; missing numbers count as nobody.
-    """
+    """The training set without the people kept aside, its `frequent` people, and those kept; `with_pairs`: of the whole set, two or more images."""
 
     identities: int
     images: int
     with_pairs: int
     kept_people: int = 0
     kept_images: int = 0
-    frequent: Mapping[int, int] = field(default_factory=dict)
+    frequent: int = 0
 
 
 @dataclass(frozen=True)
@@ -106,7 +102,7 @@ def choose(data: Data, machine: Machine, given: Mapping[str, Any]) -> list[Choic
     warmup = {"schedule.warmup_epochs": min(1.0 if card else 0.5, run / 10)}
     why = f"the learning rate rises for {'an epoch' if card else 'half an epoch'}, at most a tenth of the run"
     row("warm-up", warmup, why, "{:.3g} epochs")
-    _head(data, machine, given, mean, int(batch), run, row)
+    _head(data, machine, given, mean, int(batch), row)
     kind, margin = given.get("margin.kind"), {"margin.kind": "cosface", "margin.scale": usual_scale(people)}
     margin |= {} if kind == "combined" else {"margin.margin": 0.5 if kind == "arcface" else 0.4}
     why = "those of the loss; scale 32 below 50,000 people, else 64"
@@ -114,9 +110,7 @@ def choose(data: Data, machine: Machine, given: Mapping[str, Any]) -> list[Choic
     return rows
 
 
-def _head(
-    data: Data, machine: Machine, given: Mapping[str, Any], mean: float, batch: int, run: float, row: Any
-) -> None:
+def _head(data: Data, machine: Machine, given: Mapping[str, Any], mean: float, batch: int, row: Any) -> None:
     """Add the rows of the head: who gives the negatives, where the centers lie, and what the batch's own centers do."""
     people, why = data.identities, "it pulls faces to their person's center, a mean of embeddings"
     if people <= 200_000 and mean >= 6 and people * 6144 / 2**30 <= (machine.card or machine.host_gib) / 4:
@@ -139,10 +133,9 @@ def _head(
     row("batch's own centers", {"in_batch": push}, why)
     center, given_centers = given.get("center.kind", default_kind("center")), given.get("teacher.centers") is not None
     blended = center == "own_embedding" and not given_centers
-    often = min(max(math.ceil(VISITS / run), OFTEN[0]), OFTEN[-1]) if run else OFTEN[-1]
-    if bank == "center_table" and blended and (frequent := data.frequent.get(often)):
-        trained = min(frequent, max(1000, people // 6), 20_000)
-        why = f"{frequent:,} people have {often} or more images; trained centers are better for them, 6,144 bytes each"
+    if bank == "center_table" and blended and data.frequent:
+        trained = min(data.frequent, max(1000, people // 6), 20_000)
+        why = f"{data.frequent:,} people have {FREQUENT} or more images; trained centers are better for them, 6,144 bytes each"
         row("trained centers", {"negatives.trained": trained}, why, "{:,}")
     if blended:
         why = "a center is the mean of what its person's images gave in this time, at least the last two or three; older ones fade"

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from attfc.config import Asked, RunConfig
-from attfc.config.choose import KEPT_SHARE, OFTEN, Choice, Data, Machine, choose
+from attfc.config.choose import FREQUENT, KEPT_SHARE, Choice, Data, Machine, choose
 from attfc.config.overrides import dotted
 from attfc.config.schema import described_fields
 from attfc.data import Store
@@ -67,13 +67,12 @@ def choose_configuration(
             + "".join(f"; {note}" for note in getattr(store, "notes", ()))
         )
     with_pairs = sum(int(np.count_nonzero(each.identities.counts() >= 2)) for each in (store, kept) if each is not None)
-    counts = store.identities.counts()
     data = Data(
         len(store.identities),
         len(store),
         with_pairs,
         *((0, 0) if kept is None else (len(kept.identities), len(kept))),
-        frequent={images: int(np.count_nonzero(counts >= images)) for images in OFTEN},
+        frequent=int(np.count_nonzero(store.identities.counts() >= FREQUENT)),
     )
     given = asked.given()
     rows = ranks.once(lambda: choose(data, machine, given))
