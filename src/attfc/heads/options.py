@@ -41,8 +41,8 @@ Filtering = Annotated[
 FilterGap = Annotated[
     float | None,
     Option(
-        "leave out images nearer to a negative above head.filter_above than to their own center, by more than this. They count 0 in the loss. "
-        "It begins with the second epoch, if a tenth of the images are so. From then on half of it is enough if the own center is made of embeddings",
+        "leave out images nearer to a negative above head.filter_above than to their own center, by more than this. It begins with the second epoch, "
+        "if a tenth of the images are so. Then half of it counts for centers made of embeddings",
         unit="cosine",
         null="filter negatives, not images",
         acts="head.filter_above!=null",
