@@ -259,13 +259,17 @@ def _is_whole(path: Path) -> bool:
 def _failure(error: OSError, final: Path, needed: int) -> str:
     reason = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        existing = next(parent for parent in (final.parent, *final.parent.parents) if parent.exists())
-        free = shutil.disk_usage(existing).free
+        free = shutil.disk_usage(_there(final.parent)).free
         reason += f" (needs {needed / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free)"
     earlier = latest_checkpoint(final.parent) is not None
     saved = "what was saved before is untouched" if earlier else "nothing was saved before"
     then = "then resume the run" if earlier else "then begin the run again"
     return f"cannot save checkpoint {final}: {reason}; {saved}: make room or permission there, {then}"
+
+
+def _there(folder: Path) -> Path:
+    """Return the folder, or the nearest one above it that is there."""
+    return next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
 
 
 def refuse_without_room(folder: Path, state: Mapping[str, Any]) -> None:
@@ -275,7 +279,7 @@ def refuse_without_room(folder: Path, state: Mapping[str, Any]) -> None:
         UserError: it has not. A file system that states no size is taken to have it.
     """
     needed = sum(tensor.numel() * tensor.itemsize for tensor in split_state(state)[1].values())
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    existing = _there(folder)
     disk = shutil.disk_usage(existing)
     if disk.total and disk.free < needed:
         raise UserError(
