@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from attfc.config import RunConfig, load_config
+from attfc.data.index import IdentityIndex
 from attfc.data.sampling.identity_mix import IdentityMix
 from attfc.data.sampling.paired_queries import PairedQueries
 from attfc.data.sampling.query_stream import QueryStream
@@ -47,7 +49,13 @@ FARS, FACE_FARS = (1e-3, 1e-4, 1e-5), (1e-2, 1e-3, 1e-4)
 
 
 def run_vectors(
-    world: VectorWorld, preset: str, overrides: list[str], seed: int, width: int = 256, points: int = 8
+    world: VectorWorld,
+    preset: str,
+    overrides: list[str],
+    seed: int,
+    width: int = 256,
+    points: int = 8,
+    order: Callable[[IdentityIndex, Head], PairedQueries] | None = None,
 ) -> Json:
     """Train once in the vector world.
 
@@ -57,6 +65,7 @@ def run_vectors(
         seed: of the encoder's weights, the stream and the head.
         width: of the encoder's hidden layers.
         points: evaluations on the validation people, spread evenly over the steps.
+        order: makes the order of samples of the training set and the head; default: what the configuration says.
 
     Returns:
         "config", "steps", "seconds" of training, "samples_per_second", "curve" [{step, seconds, loss, tar_at_far/..}], "figures"
@@ -69,15 +78,16 @@ def run_vectors(
     meter = ResidentPeak()
     head = build_head(config, len(index), images=index.images, image_counts=index.counts())
     pair = build_pair(config, VectorEncoder(world.size, config.backbone.embedding_size, width), head.keys_per_query)
-    share = identity_share(config)
-    mix, group = IdentityMix(index, share, config.batch_size, seed) if share else None, queries_in_a_row(config)
+    share, group = identity_share(config), queries_in_a_row(config)
+    mix = IdentityMix(index, share, config.batch_size, seed) if share else None
+    queries = PairedQueries(index, seed, group) if group > 1 else mix
     stream = QueryStream(
         index,
         head.keys_per_query,
         seed,
         distinct_keys=config.key_encoder is None or config.key_encoder.distinct_keys,
         sampling=config.data.sampling,
-        queries=PairedQueries(index, seed, group) if group > 1 else mix,
+        queries=order(index, head) if order else queries,
     )
     optimizer = optimizer_of(config, pair, head)
     schedule, steps = schedule_of(config, optimizer, stream.epoch_length)
