@@ -25,7 +25,7 @@ from attfc.config import RunConfig, load_config
 from attfc.data.index import IdentityIndex
 from attfc.data.sampling.identity_mix import IdentityMix
 from attfc.data.sampling.paired_queries import PairedQueries
-from attfc.data.sampling.query_stream import QueryStream
+from attfc.data.sampling.query_stream import Queries, QueryStream
 from attfc.data.stores.store import Store
 from attfc.errors import UserError
 from attfc.evaluation.embed import embed_store
@@ -55,7 +55,7 @@ def run_vectors(
     seed: int,
     width: int = 256,
     points: int = 8,
-    order: Callable[[IdentityIndex, Head], PairedQueries] | None = None,
+    order: Callable[[IdentityIndex, Head], Queries] | None = None,
 ) -> Json:
     """Train once in the vector world.
 
@@ -78,17 +78,7 @@ def run_vectors(
     meter = ResidentPeak()
     head = build_head(config, len(index), images=index.images, image_counts=index.counts())
     pair = build_pair(config, VectorEncoder(world.size, config.backbone.embedding_size, width), head.keys_per_query)
-    share, group = identity_share(config), queries_in_a_row(config)
-    mix = IdentityMix(index, share, config.batch_size, seed) if share else None
-    queries = PairedQueries(index, seed, group) if group > 1 else mix
-    stream = QueryStream(
-        index,
-        head.keys_per_query,
-        seed,
-        distinct_keys=config.key_encoder is None or config.key_encoder.distinct_keys,
-        sampling=config.data.sampling,
-        queries=order(index, head) if order else queries,
-    )
+    stream = _stream(config, index, head, seed, order(index, head) if order else None)
     optimizer = optimizer_of(config, pair, head)
     schedule, steps = schedule_of(config, optimizer, stream.epoch_length)
     take_step = TrainStep(
@@ -134,6 +124,23 @@ def run_vectors(
         record["figures"] = {split: figures_of(*of_split) for split, of_split in scores.items()}
         record["people"] = {"test": people_of(*scores["test"])}
     return record
+
+
+def _stream(config: RunConfig, index: IdentityIndex, head: Head, seed: int, queries: Queries | None) -> QueryStream:
+    """The samples of a run, in the order that the configuration says unless `queries` is one."""
+    share, group = identity_share(config), queries_in_a_row(config)
+    if queries is None and group > 1:
+        queries = PairedQueries(index, seed, group)
+    elif queries is None and share:
+        queries = IdentityMix(index, share, config.batch_size, seed)
+    return QueryStream(
+        index,
+        head.keys_per_query,
+        seed,
+        distinct_keys=config.key_encoder is None or config.key_encoder.distinct_keys,
+        sampling=config.data.sampling,
+        queries=queries,
+    )
 
 
 def _observed(world: VectorWorld, stream: QueryStream, numbers_B: Int64) -> Inputs:

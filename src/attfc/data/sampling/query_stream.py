@@ -23,7 +23,7 @@ from attfc.errors import UserError, nearest
 from attfc.random_streams import below, hash_words, permute
 from attfc.typing import Int64
 
-__all__ = ["SAMPLINGS", "QueryStream", "Samples", "mirror_seeds", "queries_of"]
+__all__ = ["SAMPLINGS", "Queries", "QueryStream", "Samples", "mirror_seeds", "queries_of"]
 
 SAMPLINGS = ("each_once", "with_replacement")
 
