@@ -516,8 +516,7 @@ STUDIES = Path(__file__).parents[2] / "benchmarks" / "studies"
 def test_as_chosen_is_what_the_command_chooses(path: Path) -> None:
     """A table's "as chosen" has the head's options that `attfc train PATH` would pick for these people."""
     study = read_study(path)
-    options = {key: value for key, value in study.world.model_dump().items() if key not in ("kind", "width")}
-    counts = np.diff(VectorWorld(**options | {"images": tuple(options["images"])}).labelled().offsets)
+    counts = np.diff(study.world.made().labelled().offsets)
     frequent = int((counts >= FREQUENT).sum())
     data = Data(len(counts), int(counts.sum()), int((counts > 1).sum()), frequent=frequent)
     chosen = {key: value for row in choose(data, Machine("cpu", 16, 16), {}) for key, value in row.values.items()}

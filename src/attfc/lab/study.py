@@ -53,6 +53,10 @@ class _Vectors(_Strict):
     kind: Literal["vectors"]
     width: Annotated[int, Field(ge=1)] = 256
 
+    def made(self) -> VectorWorld:
+        """Return the world."""
+        return VectorWorld(**self.model_dump(exclude={"kind", "width"}))
+
 
 VectorsSection = create_model(
     "VectorsSection",
@@ -285,9 +289,8 @@ def _found(cell: Cell, faces: str | None, threads: int) -> Json:
     seed = str(cell.seed)
     overrides = [override.replace("{faces}", faces or "").replace("{seed}", seed) for override in cell.overrides]
     if cell.world["kind"] == "vectors":
-        options = {name: value for name, value in cell.world.items() if name not in ("kind", "width")}
-        world = VectorWorld(**{**options, "images": tuple(options["images"])})
-        return run_vectors(world, cell.preset, overrides, cell.seed, cell.world["width"])
+        section = VectorsSection.model_validate(cell.world)
+        return run_vectors(section.made(), cell.preset, overrides, cell.seed, section.width)
     return run_faces(cell.preset, overrides, cell.seed, threads)
 
 
