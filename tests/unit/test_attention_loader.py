@@ -369,6 +369,18 @@ def test_the_verdict_on_broken_images_is_the_same_after_a_resume() -> None:
     assert second.state_dict() == whole.state_dict()
 
 
+def test_a_group_that_fails_is_taken_back_whole() -> None:
+    store = TinyStore([100] * 10, broken=tuple(range(0, 1000, 20)))
+    loader = AttentionLoader(store, 50, 2, image_size=1, broken_limit=0.02)
+    loader.group(3), loader.group(3)
+    place = loader.state_dict()
+    for _ in range(2):  # the verdict stands
+        with pytest.raises(UserError, match="images seen are broken"):
+            loader.group(3)
+        assert loader.state_dict() | {"broken": None} == place | {"broken": None}
+    assert len(loader.state_dict()["broken"]) > len(place["broken"])
+
+
 def test_a_worker_that_dies_is_a_clear_error() -> None:
     loader = AttentionLoader(TinyStore(COUNTS, deadly=tuple(range(49))), 4, 1, image_size=1, workers=1)
     with pytest.raises(UserError, match=r"a loader worker died .* lower workers \(1\) or batch_size \(4\)") as caught:

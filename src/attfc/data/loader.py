@@ -179,6 +179,19 @@ class AttentionLoader:
         while self._steps < until_step:
             yield self._next()
 
+    def group(self, count: int) -> list[Batch]:
+        """Return the next batches, across epochs. If one of them fails, the place is before all of them, so what is saved then can go on.
+
+        Raises:
+            UserError: the data end it: too many broken images, or workers that died.
+        """
+        place = self._samples_seen, self._steps, self._images_seen
+        try:
+            return [self._next() for _ in range(count)]
+        except UserError:
+            self._samples_seen, self._steps, self._images_seen = place
+            raise
+
     def state_dict(self) -> dict[str, Any]:
         """Return the position: it counts batches that were yielded, not those that workers hold ready.
 

@@ -12,7 +12,7 @@ import contextlib
 import math
 import signal
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,6 @@ class Trainer:
             ) from error
 
     def _run(self) -> None:
-        batches = self.loader.batches(self.loader.step + (self.total_steps - self.step) * self.accumulation)
         clock = self._clock
         clock.start()
         logged = clock.seconds, self.step
@@ -160,7 +159,7 @@ class Trainer:
         self.pair.train()
         self.head.train()
         while self.step < self.total_steps:
-            group = self._next_group(batches, report)
+            group = self._next_group(report)
             loss = self.train_step(group)
             self.step += 1
             report, before = StepReport(self.step, loss, group, self._stop, self.ranks), report
@@ -201,18 +200,16 @@ class Trainer:
         if self.evaluation is not None:
             self.run_evaluation()
 
-    def _next_group(self, batches: Iterator[Batch], report: StepReport | None) -> list[Batch]:
+    def _next_group(self, report: StepReport | None) -> list[Batch]:
         """Return the batches of the next step. Where the data end the run, save what is trained: one process can, at the step before."""
-        place = self.loader.state_dict()
         try:
-            return [next(batches) for _ in range(self.accumulation)]
+            return self.loader.group(self.accumulation)
         except UserError as error:
             if self.step == 0 or self.ranks.size > 1:
                 raise
             if report is not None:
                 self._hear(report)
             if self.step > self._first_step:
-                self.loader.load_state_dict(place)
                 self.save()
             raise UserError(
                 f"{error}; saved at step {self.step:,}; go on with: {resume_command(self.run_folder)}"
