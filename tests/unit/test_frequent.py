@@ -160,3 +160,6 @@ def test_an_image_is_set_aside_for_half_the_gap_where_its_own_center_is_made() -
     for embedding, label, aside in ((of_trained, 1, 0.0), (of_made, 0, 1.0)):
         head.eval()(embedding[None], torch.tensor([label]))
         assert head.statistics()["set_aside_share"] == aside
+    head.train()(of_made[None], torch.tensor([0]))
+    assert head.statistics()["set_aside_share"] == 1
+    assert head.set_aside.share == 0  # who is set aside is judged by the half, whether there are enough of them by the whole
