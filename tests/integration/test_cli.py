@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -25,8 +26,9 @@ from .conftest import TINY
 def test_train_evaluate_and_report_on_a_folder(tmp_path, face_folder, monkeypatch, capsys) -> None:
     cache = tmp_path / "cache"
     done = attfc(
-        *("train", "demo", *TINY, f"data.root={face_folder}", f"eval.root={face_folder}", f"data.index_cache={cache}"),
+        *("train", "demo", *TINY, f"data.root={face_folder}", f"eval.root={os.path.relpath(face_folder)}"),
         *(
+            f"data.index_cache={cache}",
             f"eval.index_cache={cache}",
             f"output={tmp_path}",
             "data.workers=1",
@@ -67,6 +69,12 @@ def test_train_evaluate_and_report_on_a_folder(tmp_path, face_folder, monkeypatc
     assert repeated["rank_one"] == pytest.approx(figures["rank_one"], abs=0.05)  # the run evaluated in bfloat16
     status, _, err = run_main(monkeypatch, capsys, "report", run)
     assert (status, err) == (0, "note: the run's earlier report is replaced\n")
+    assert "data:image/jpeg" not in (run / "report.html").read_text()
+    moved = run.rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)  # eval.root is relative to where the run was started
+    status, _, err = run_main(monkeypatch, capsys, "report", moved, "--pictures")
+    assert status == 0, err
+    assert "data:image/jpeg;base64," in (moved / "report.html").read_text()
 
 
 def test_inspect_counts_and_names_what_is_broken(tmp_path, face_folder, monkeypatch, capsys) -> None:
