@@ -75,7 +75,7 @@ study: setup
 	test -d $(SOURCES)/synthetic_val || $(BIN)/attfc data convert synthetic:identities=3000,images=4,seed=1,first=1000000 $(SOURCES)/synthetic_val || exit 1; \
 	test -d $(SOURCES)/synthetic_10k || $(BIN)/attfc data convert synthetic:identities=10000,images=2-20,seed=1 $(SOURCES)/synthetic_10k || exit 1; \
 	test -d $(SOURCES)/synthetic_30k || $(BIN)/attfc data convert synthetic:identities=30000,images=2-20,seed=1 $(SOURCES)/synthetic_30k || exit 1; \
-	for study in faces_tune faces_trained_tune faces_heads faces_seeds faces_folds faces_long faces_seeds_long faces_options faces_tail faces_seeds_tail faces_flip faces_web_to_lfw faces_lfw_to_web synthetic_tune synthetic_10k synthetic_30k; do $(BIN)/attfc study run benchmarks/studies/$$study.yaml -o benchmarks/results/studies/$$study --faces $(SOURCES) --parallel $(JOBS) || exit 1; done; \
+	for study in faces_tune faces_trained_tune faces_heads faces_seeds faces_folds faces_folds_long faces_long faces_seeds_long faces_options faces_tail faces_seeds_tail faces_flip faces_web_to_lfw faces_lfw_to_web synthetic_tune synthetic_10k synthetic_30k; do $(BIN)/attfc study run benchmarks/studies/$$study.yaml -o benchmarks/results/studies/$$study --faces $(SOURCES) --parallel $(JOBS) || exit 1; done; \
 	else echo "studies of faces left out: make study FACES=FOLDER/train, with FOLDER/val beside it (person/*.jpg)"; fi
 	$(BIN)/python benchmarks/tables.py
 

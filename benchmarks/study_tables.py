@@ -31,7 +31,16 @@ SPLITS = {
     **dict.fromkeys(("vectors_border", "vectors_trained"), "test"),
     **dict.fromkeys(("faces_web_to_lfw", "faces_lfw_to_web", "synthetic_10k", "synthetic_30k"), "test"),
     **dict.fromkeys(
-        ("faces_folds", "faces_seeds", "faces_seeds_long", "faces_seeds_tail", "faces_seeds_web", "faces_flip"), "all"
+        (
+            "faces_folds",
+            "faces_folds_long",
+            "faces_seeds",
+            "faces_seeds_long",
+            "faces_seeds_tail",
+            "faces_seeds_web",
+            "faces_flip",
+        ),
+        "all",
     ),
 }
 
@@ -199,6 +208,7 @@ FILTERS = ("", ", filter 0.4", ", filter 0.6", FILTER)
 CHOSEN, THOUSAND = "attfc, as chosen", "attfc, as chosen, 1,000 negatives"
 WHERE = (  # of several variants of AttFC the first with cells; of the settings of a classifier the one with the highest mean
     Where("real, six folds", "faces_folds", (CHOSEN,), BALANCED),
+    Where("real, six folds, longer", "faces_folds_long", (CHOSEN,), BALANCED),
     Where("real, long tail", "faces_seeds", (CHOSEN,), BALANCED),
     Where("real, long tail, longer", "faces_seeds_long", (CHOSEN,), BALANCED),
     Where("real, few images each", "faces_seeds_tail", (CHOSEN,), BALANCED),
