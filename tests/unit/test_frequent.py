@@ -162,6 +162,4 @@ def test_an_image_is_set_aside_for_half_the_gap_where_its_own_center_is_made() -
         assert head.statistics()["set_aside_share"] == aside
     head.train()(of_made[None], torch.tensor([0]))
     assert head.statistics()["set_aside_share"] == 1
-    assert (
-        head.set_aside.share == 0
-    )  # who is set aside is judged by the half, whether there are enough of them by the whole
+    assert head.set_aside.share == 0  # by the half is judged who is set aside, by the whole whether enough are

@@ -29,6 +29,7 @@ from attfc.data.loading.decode import Batch, Batches, Broken, Decoded, Failure, 
 from attfc.data.loading.decoded_cache import DecodedCache
 from attfc.data.sampling.identity_mix import IdentityMix
 from attfc.data.sampling.query_stream import QueryStream, queries_of
+from attfc.data.stores.combined import CombinedStore
 from attfc.data.stores.store import Store
 from attfc.errors import UserError, one_line
 
@@ -115,13 +116,14 @@ class AttentionLoader:
         if decoded_cache is not None:
             decoded_cache.check(store, image_size)
         queries = queries_of(
-            store,
+            store.identities,
             seed,
             batch_size,
             ranks,
             sampling=sampling,
             identity_share=identity_share,
             group=group if paired else 1,
+            sources=store if isinstance(store, CombinedStore) else None,
         )
         stream = QueryStream(
             store.identities, keys_per_query, seed, distinct_keys=distinct_keys, sampling=sampling, queries=queries
@@ -142,7 +144,8 @@ class AttentionLoader:
         self._closes_at_exit = False
         self._counts_crc32: int | None = None
         self._samples_seen = self._steps = self._images_seen = 0
-        self._broken_seen: set[int] = set()  # positions: an image that is drawn often is still one broken image
+        # Positions, in the order seen: an image that is drawn often is still one broken image.
+        self._broken_seen: dict[int, None] = {}
         self._examples: list[Broken] = []
 
     def __len__(self) -> int:
@@ -185,11 +188,12 @@ class AttentionLoader:
         Raises:
             UserError: the data end it: too many broken images, or workers that died.
         """
-        place = self._samples_seen, self._steps, self._images_seen
+        place, broken = (self._samples_seen, self._steps, self._images_seen), len(self._broken_seen)
         try:
             return [self._next() for _ in range(count)]
         except UserError:
             self._samples_seen, self._steps, self._images_seen = place
+            self._broken_seen = dict.fromkeys(list(self._broken_seen)[:broken])
             raise
 
     def state_dict(self) -> dict[str, Any]:
@@ -235,10 +239,8 @@ class AttentionLoader:
                 )
         self.close()
         self._samples_seen, self._steps = int(state["samples_seen"]), int(state["steps"])
-        self._images_seen, self._broken_seen = (
-            int(state["images_seen"]),
-            {int(position) for position in state.get("broken", ())},
-        )
+        self._images_seen = int(state["images_seen"])
+        self._broken_seen = dict.fromkeys(map(int, state.get("broken", ())))
 
     def close(self) -> None:
         """Stop the workers; iterating again starts new ones at the same place."""
@@ -300,7 +302,7 @@ class AttentionLoader:
         self._samples_seen += self.batch_size * self._ranks
         self._steps += 1
         self._images_seen += decoded.images
-        self._broken_seen.update(position for position, _, _ in decoded.broken)
+        self._broken_seen |= dict.fromkeys(position for position, _, _ in decoded.broken)
         self._judge(decoded.broken)
         return decoded.batch()
 

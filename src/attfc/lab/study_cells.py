@@ -23,9 +23,7 @@ from torch import Tensor, nn
 
 from attfc.config import RunConfig, load_config
 from attfc.data.index import IdentityIndex
-from attfc.data.sampling.identity_mix import IdentityMix
-from attfc.data.sampling.paired_queries import PairedQueries
-from attfc.data.sampling.query_stream import Queries, QueryStream
+from attfc.data.sampling.query_stream import Queries, QueryStream, queries_of
 from attfc.data.stores.store import Store
 from attfc.errors import UserError
 from attfc.evaluation.embed import embed_store
@@ -128,11 +126,15 @@ def run_vectors(
 
 def _stream(config: RunConfig, index: IdentityIndex, head: Head, seed: int, queries: Queries | None) -> QueryStream:
     """The samples of a run, in the order that the configuration says unless `queries` is one."""
-    share, group = identity_share(config), queries_in_a_row(config)
-    if queries is None and group > 1:
-        queries = PairedQueries(index, seed, group)
-    elif queries is None and share:
-        queries = IdentityMix(index, share, config.batch_size, seed)
+    if queries is None:
+        queries = queries_of(
+            index,
+            seed,
+            config.batch_size,
+            sampling=config.data.sampling,
+            identity_share=identity_share(config),
+            group=queries_in_a_row(config),
+        )
     return QueryStream(
         index,
         head.keys_per_query,

@@ -17,7 +17,6 @@ from attfc.data.sampling.identity_mix import IdentityMix
 from attfc.data.sampling.paired_queries import PairedQueries
 from attfc.data.sampling.weighted_epochs import EachImageOnce, WeightedEpochs
 from attfc.data.stores.combined import CombinedStore
-from attfc.data.stores.store import Store
 from attfc.data.transforms import FLIP_LANE, OPPOSITE_FLIP
 from attfc.errors import UserError, nearest
 from attfc.random_streams import below, hash_words, permute
@@ -52,14 +51,25 @@ Queries = EachImageOnce | WeightedEpochs | IdentityMix | PairedQueries
 
 
 def queries_of(
-    store: Store, seed: int, batch_size: int, ranks: int, *, sampling: str, identity_share: float, group: int
+    identities: IdentityIndex,
+    seed: int,
+    batch_size: int,
+    ranks: int = 1,
+    *,
+    sampling: str,
+    identity_share: float,
+    group: int,
+    sources: CombinedStore | None = None,
 ) -> Queries | None:
-    """Return which images of a store are queries, where that is not every image once per epoch (`AttentionLoader`).
+    """Return which images are queries, where that is not every image once per epoch (`AttentionLoader`).
+
+    Args:
+        sources: the store, if it has several.
 
     Raises:
         UserError: choices that do not go together.
     """
-    weighted = store.weighted_epochs(seed) if isinstance(store, CombinedStore) and store.has_weights else None
+    weighted = sources.weighted_epochs(seed) if sources is not None and sources.has_weights else None
     if group > 1:
         for clash, name in (
             (identity_share != 0, f"identity_share = {identity_share:g}"),
@@ -79,15 +89,15 @@ def queries_of(
             raise UserError(
                 f"queries in {kind}, and it is {batch_size} a rank: take {batch_size + group - batch_size % group}"
             )
-        return PairedQueries(store.identities, seed, group)
+        return PairedQueries(identities, seed, group)
     if identity_share == 0:
         return weighted
-    if isinstance(store, CombinedStore) and 0 in store.weights:
+    if sources is not None and 0 in sources.weights:
         raise UserError(
-            f"{store.name}: a source has weight 0 and identity_share = {identity_share:g} draws identities of all sources: "
+            f"{sources.name}: a source has weight 0 and identity_share = {identity_share:g} draws identities of all sources: "
             "leave the source out"
         )
-    return IdentityMix(store.identities, identity_share, batch_size * ranks, seed, images=weighted)
+    return IdentityMix(identities, identity_share, batch_size * ranks, seed, images=weighted)
 
 
 class QueryStream:
